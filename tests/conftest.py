@@ -1,0 +1,159 @@
+"""Fixtures for every room: users, scratch directories, and the machine's set-up.
+
+    scratch        a directory of the test on a real disk filesystem, which every user can enter; removed afterwards
+    ordinary_user  somebody without privileges, with a home, a runtime directory and subordinate ids
+    root_user      root; skips when the tests do not run as root
+    user           both of the above, one after the other (parameter "root", "ordinary")
+    transport      each transport, one after the other (parameter "pyfuse3", "kernel")
+    as_user        runs one command as the ordinary user
+    expect_log     announces a warning in the log, which otherwise fails the test (tests.support.logcheck)
+    readable_code  for other users' PYTHONPATH: the checkout, or a copy of it when it is below a closed directory
+    debian         `debian(user)`: a Debian root filesystem for that user's containers, unpacked once per run
+
+`tests.support.mounts.mounted` mounts a union; `tests.support.process.run` runs a child process that cannot hang.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.support import machine, mounts, rootfs, users
+from tests.support import scratch as scratch_dirs
+
+pytest_plugins = ["tests.support.logcheck", "tests.support.report"]
+
+# A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure
+# is made small but not explained: explaining traces every line, which takes longer than the guard allows.
+hypothesis.settings.register_profile(
+    "unionfs",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain],
+)
+hypothesis.settings.load_profile("unionfs")
+
+
+def pytest_configure() -> None:
+    """Being told to end (as by timeout(1)) is an interrupt: fixtures clean up."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def run_dir() -> Iterator[Path]:
+    """The directory of this run of the tests. What dead runs left, mounts included, is removed first."""
+    for swept in scratch_dirs.sweep_dead_runs():
+        print(f"removed what an aborted run left: {swept}")
+    with scratch_dirs.run_dir() as run:
+        yield run
+        left = users.left_after(lambda: scratch_dirs.processes_below(run))
+        assert left == {}, "the tests are over, but commands that they started still run"
+
+
+@pytest.fixture(scope="session")
+def readable_code(run_dir: Path) -> Path:
+    """The directory with our packages and the tests that every user can read: the checkout, or a copy of it."""
+    return users.readable_code(run_dir)
+
+
+@pytest.fixture
+def scratch(run_dir: Path) -> Iterator[Path]:
+    """An empty directory for this test. What is mounted below it afterwards is detached before it is removed."""
+    directory = Path(tempfile.mkdtemp(prefix="test-", dir=run_dir))
+    directory.chmod(0o755)
+    yield directory
+    scratch_dirs.remove(directory)
+
+
+@pytest.fixture(scope="session")
+def fuse_device() -> Path:
+    """/dev/fuse, open to everybody: where it is not, root mends that here (tests.support.machine)."""
+    try:
+        return machine.open_fuse_device()
+    except machine.NoFuseError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def root_user(run_dir: Path) -> users.User:
+    """Root itself."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    home = run_dir / "root-home"
+    home.mkdir(mode=0o700)
+    return users.current_user(home)
+
+
+@pytest.fixture(scope="session")
+def ordinary_user(run_dir: Path) -> Iterator[users.User]:
+    """A user made for this run; or, when the tests do not run as root, the user who runs them."""
+    if os.geteuid() != 0:
+        home = run_dir / "home"
+        home.mkdir(mode=0o755)
+        yield users.current_user(home)
+        return
+    try:
+        with users.new_ordinary_user(run_dir) as made:
+            yield made
+            left = users.left_after(lambda: users.processes_of(made.name))
+            assert left == {}, "the tests are over, but commands of their ordinary user still run"
+    except users.CannotMakeUserError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(params=["root", "ordinary"])
+def user(request: pytest.FixtureRequest) -> users.User:
+    """Root, then an ordinary user."""
+    chosen: users.User = request.getfixturevalue("root_user" if request.param == "root" else "ordinary_user")
+    return chosen
+
+
+@pytest.fixture(params=mounts.TRANSPORTS)
+def transport(request: pytest.FixtureRequest, fuse_device: Path) -> str:
+    """Each transport by name, with /dev/fuse at hand."""
+    name = str(request.param)
+    if not mounts.has_transport(name):
+        pytest.skip(f"the {name} transport is not part of this version")
+    return name
+
+
+@pytest.fixture(scope="session")
+def debian_tar() -> Path:
+    """The tar of a minimal Debian with python3, apt, dpkg, useradd and su; made once per machine."""
+    try:
+        return rootfs.debian_tar()
+    except rootfs.NoRootfsError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def debian(run_dir: Path, debian_tar: Path) -> Callable[[users.User], Path]:
+    """`debian(user)`: a Debian root filesystem owned as that user's containers need it.
+
+    One per user and run: treat it as a read-only layer. A test that wants to write to a tree of its own unpacks one
+    with tests.support.rootfs.unpack, or better, puts an upper over this one.
+    """
+    trees: dict[str, Path] = {}
+
+    def tree_of(user: users.User) -> Path:
+        if user.name not in trees:
+            try:
+                trees[user.name] = rootfs.unpack(debian_tar, run_dir / f"debian-{user.name}", user)
+            except rootfs.NoRootfsError as why:
+                pytest.skip(str(why))
+        return trees[user.name]
+
+    return tree_of
+
+
+@pytest.fixture
+def as_user(ordinary_user: users.User) -> Callable[..., object]:
+    """`as_user(argv, ...)`: see users.User.run."""
+    return ordinary_user.run

@@ -1,0 +1,52 @@
+"""What a test run may mend on the machine by itself: the door to FUSE.
+
+A machine without udev and systemd, such as a bare chroot, lacks what these put in place elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+_FUSE = Path("/dev/fuse")
+_FUSE_DEVICE = os.makedev(10, 229)  # FUSE_MINOR in <linux/miscdevice.h>
+_EVERYBODY_MAY = 0o666  # as udev makes it on every distribution
+_MTAB = Path("/etc/mtab")  # fusermount3 looks a mount up there before it unmounts it
+
+
+class NoFuseError(Exception):
+    """FUSE cannot be used here; the message says why and what would help."""
+
+
+def open_fuse_device() -> Path:
+    """/dev/fuse, open to everybody, on a machine where everybody can unmount. What is missing, root mends.
+
+    Raises: NoFuseError when this process may not mend it.
+    """
+    if os.geteuid() == 0:
+        _mend()
+    if not os.path.lexists(_MTAB):
+        raise NoFuseError("/etc/mtab does not exist (as root: ln -s ../proc/self/mounts /etc/mtab)")
+    if not _FUSE.exists():
+        raise NoFuseError("/dev/fuse does not exist (as root: modprobe fuse)")
+    if stat.S_IMODE(_FUSE.stat().st_mode) & _EVERYBODY_MAY != _EVERYBODY_MAY:
+        raise NoFuseError("/dev/fuse is closed to ordinary users (as root: chmod 666 /dev/fuse)")
+    return _FUSE
+
+
+def _mend() -> None:
+    if not os.path.lexists(_MTAB):
+        _MTAB.symlink_to("../proc/self/mounts")  # as systemd-tmpfiles makes it
+    if not _FUSE.exists():
+        if not _kernel_has_fuse():
+            subprocess.run(["modprobe", "fuse"], capture_output=True, check=False, timeout=30)
+        if _kernel_has_fuse() and not _FUSE.exists():
+            os.mknod(_FUSE, stat.S_IFCHR | _EVERYBODY_MAY, _FUSE_DEVICE)
+    if _FUSE.exists() and stat.S_IMODE(_FUSE.stat().st_mode) & _EVERYBODY_MAY != _EVERYBODY_MAY:
+        _FUSE.chmod(_EVERYBODY_MAY)
+
+
+def _kernel_has_fuse() -> bool:
+    return "\tfuse\n" in Path("/proc/filesystems").read_text()

@@ -1,0 +1,137 @@
+"""The tests' own guards do guard: users, time limits, sweeping, and the watch on the log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import mountinfo, process
+from tests.support import scratch as scratch_dirs
+from tests.support.users import CHECKOUT, User, processes_of
+
+
+def test_an_ordinary_user_is_nobody_special_and_can_run_the_command(ordinary_user: User, scratch: Path) -> None:
+    assert ordinary_user.uid != 0
+    status = ordinary_user.run(["cat", "/proc/self/status"]).stdout
+    assert "CapEff:\t0000000000000000" in status
+    secret = scratch / "secret"
+    secret.touch(mode=0o600)
+    secret.chmod(0o000)
+    assert ordinary_user.run(["cat", secret], check=False).returncode == 1
+    assert ordinary_user.unionfs("--version").stdout.startswith("unionfs ")
+
+
+def test_a_user_owns_what_it_is_given(user: User, scratch: Path) -> None:
+    (scratch / "tree").mkdir()
+    (scratch / "tree" / "link").symlink_to("/etc/passwd")
+    user.own(scratch / "tree")
+    assert os.lstat(scratch / "tree" / "link").st_uid == user.uid
+    assert user.run(["mkdir", scratch / "tree" / "mine"]).returncode == 0
+    assert os.stat("/etc/passwd").st_uid == 0
+
+
+def test_a_child_that_hangs_is_ended_with_its_children_and_what_it_said_is_told(ordinary_user: User) -> None:
+    with pytest.raises(process.ChildError, match=r"did not end within 1 s(.|\n)*before the hang"):
+        ordinary_user.run(["sh", "-c", "echo before the hang; sleep 1000 & wait"], timeout_s=1)
+    assert "sleep 1000" not in processes_of(ordinary_user.name).values()
+
+
+def test_a_child_that_fails_is_an_error_unless_asked_otherwise(ordinary_user: User) -> None:
+    with pytest.raises(process.ChildError, match="ended with 7"):
+        ordinary_user.run(["sh", "-c", "exit 7"])
+    assert ordinary_user.run(["sh", "-c", "exit 7"], check=False).returncode == 7
+
+
+def test_output_that_is_not_utf8_comes_back_whole(ordinary_user: User) -> None:
+    assert os.fsencode(ordinary_user.run(["printf", "%b", r"a\0377b"]).stdout) == b"a\xffb"
+
+
+def test_what_an_aborted_run_left_is_swept_and_a_live_run_is_not(root_user: User, run_dir: Path) -> None:
+    dead = Path(tempfile.mkdtemp(prefix="run-", dir=scratch_dirs.base_dir()))
+    (dead / "mnt").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", dead / "mnt"], check=True)
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", f"{dead}/x"])
+    dead.with_name(dead.name + ".lock").touch()
+    swept = scratch_dirs.sweep_dead_runs()
+    assert f"{dead} (1 mounts, 1 processes)" in swept
+    assert left.wait(30) == -signal.SIGKILL
+    assert not dead.exists()
+    assert not dead.with_name(dead.name + ".lock").exists()
+    assert mountinfo.mount_at(dead / "mnt") is None
+    assert run_dir.is_dir()
+
+
+def test_a_tree_deeper_than_a_path_may_be_long_is_removed(scratch: Path) -> None:
+    top = scratch / "deep"
+    top.mkdir()
+    directory_fd = os.open(top, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d" * 50, dir_fd=directory_fd)
+        below_fd = os.open("d" * 50, os.O_RDONLY, dir_fd=directory_fd)
+        os.close(directory_fd)
+        directory_fd = below_fd
+    os.close(directory_fd)
+    scratch_dirs.remove(top)
+    assert not top.exists()
+
+
+def test_mountpoints_with_odd_names_are_found(root_user: User, scratch: Path) -> None:
+    odd = scratch / "a b\n\\c\udcff"
+    odd.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "odd", odd], check=True)
+    found = mountinfo.mount_at(odd)
+    assert found is not None
+    assert found.fstype == "tmpfs"
+    assert mountinfo.unmount_below(scratch) == [odd]
+    assert mountinfo.mount_at(odd) is None
+
+
+def test_an_unexpected_warning_fails_a_test_and_an_announced_one_does_not(scratch: Path) -> None:
+    (scratch / "test_it.py").write_text(
+        "import logging\n"
+        "def test_loud(): logging.getLogger('a').warning('nobody said so')\n"
+        "def test_announced(expect_log):\n"
+        "    with expect_log('said [s]o'): logging.getLogger('a').error('somebody said so')\n"
+        "def test_announced_in_vain(expect_log):\n"
+        "    with expect_log('said so'): logging.getLogger('a').info('said so')\n"
+        "def test_quiet(): logging.getLogger('a').info('nobody minds')\n"
+    )
+    said = _pytest_with("tests.support.logcheck", scratch).stdout
+    assert "2 failed, 2 passed" in said
+    assert "a WARNING: nobody said so" in said
+    assert "no log record of level WARNING or above matches 'said so'" in said
+
+
+def test_the_report_counts_by_transport_and_user(scratch: Path) -> None:
+    (scratch / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture(params=['root', 'ordinary'])\n"
+        "def user(request): return request.param\n"
+        "@pytest.mark.transport('pyfuse3')\n"
+        "def test_both(user): assert user\n"
+        "@pytest.mark.transport('pyfuse3')\n"
+        "@pytest.mark.runs_as('ordinary')\n"
+        "@pytest.mark.xfail(reason='a known gap')\n"
+        "def test_gap(): assert False\n"
+        "@pytest.mark.runs_as('ordinary')\n"
+        "def test_skipped(): pytest.skip('no reason at all')\n"
+    )
+    report = _pytest_with("tests.support.report", scratch).stdout
+    rows = [line.split() for line in report.splitlines()]
+    assert ["pyfuse3", "root", "1", "0", "0", "0"] in rows
+    assert ["pyfuse3", "ordinary", "1", "0", "1", "0"] in rows
+    assert ["no", "mount", "ordinary", "0", "0", "0", "1"] in rows
+    assert "skipped 1: no reason at all" in report
+    assert "xfailed 1: a known gap" in report
+
+
+def _pytest_with(plugin: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own over `directory`, with no settings of ours and one of our plugins."""
+    options = ["-p", plugin, "-p", "no:cacheprovider", "-c", "/dev/null", "-q", "--color=no"]
+    return process.run([sys.executable, "-m", "pytest", *options, directory], cwd=CHECKOUT, check=False)

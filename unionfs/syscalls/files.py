@@ -1,0 +1,122 @@
+"""System calls on files that `os` lacks: openat2, renameat2, fallocate, fchmodat2, utimensat, syncfs, FICLONE."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+RENAME_NOREPLACE: Final = 1  # rename(2)
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+RESOLVE_NO_XDEV: Final = 0x01  # openat2(2)
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
+RWF_NOWAIT: Final = 0x08  # preadv2(2)
+
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+UTIME_NOW: Final = (1 << 30) - 1  # utimensat(2)
+UTIME_OMIT: Final = (1 << 30) - 2
+
+_FICLONE: Final = 0x40049409  # ioctl_ficlonerange(2)
+_SYS_OPENAT2: Final = 437  # the same number on every architecture (new system calls since Linux 5.0)
+_SYS_FCHMODAT2: Final = 452
+
+
+def _fail(name: bytes | str | None = None) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), os.fsdecode(name) if name is not None else None)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_libc.syscall.restype = ctypes.c_long
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64))
+
+
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open `path` beneath `dir_fd` with RESOLVE_* restrictions (openat2(2)). ENOSYS before Linux 5.6, ELOOP at a
+    symlink."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    fd: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        raise _fail(path)
+    return fd
+
+
+def renameat2(src_fd: int, src: bytes, dst_fd: int, dst: bytes, flags: int) -> None:
+    """Rename with flags (rename(2)). EINVAL when the filesystem lacks a flag."""
+    if _libc.renameat2(src_fd, src, dst_fd, dst, flags) < 0:
+        raise _fail(src)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Manipulate the space of a file (fallocate(2)); `mode` holds FALLOC_FL_* bits."""
+    if _libc.fallocate64(fd, mode, offset, length) < 0:
+        raise _fail()
+
+
+def syncfs(fd: int) -> None:
+    """Write the whole filesystem of `fd` to its device (syncfs(2))."""
+    if _libc.syncfs(fd) < 0:
+        raise _fail()
+
+
+def ficlone(dst_fd: int, src_fd: int) -> None:
+    """Make `dst_fd` share all data of `src_fd` (FICLONE). EOPNOTSUPP, EXDEV or EINVAL where reflinks cannot be had."""
+    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+
+def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
+    """Change the mode of `name` without following a symlink (fchmodat2(2), else through /proc/self/fd). EOPNOTSUPP on
+    a link."""
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_FCHMODAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(name),
+        ctypes.c_uint(mode),
+        ctypes.c_uint(AT_SYMLINK_NOFOLLOW),
+    )
+    if result == 0:
+        return
+    if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        raise _fail(name)
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), os.fsdecode(name))
+        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+    finally:
+        os.close(fd)
+
+
+def set_times(dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) on (seconds, nanoseconds) pairs; the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
+    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0:
+        raise _fail(name)

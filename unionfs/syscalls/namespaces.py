@@ -1,0 +1,179 @@
+"""System calls on what surrounds a process: its namespaces, its root, its capabilities, and what becomes of it.
+
+Each acts on the calling process (strictly: thread) only. Numbers are those of <linux/sched.h>, <linux/prctl.h> and
+<linux/capability.h>.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final, NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+_libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+CLONE_NEWNS: Final = 0x00020000  # unshare(2)
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+_PR_CAPBSET_READ: Final = 23
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_GET_NO_NEW_PRIVS: Final = 39
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+_CAPABILITY_VERSION_3: Final = 0x20080522  # capget(2)
+_HIGHEST_CAPABILITY: Final = 63  # two words of 32 bits; the kernel refuses numbers it does not know
+
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # keyctl(2)
+_SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+
+
+class Capabilities(NamedTuple):
+    """The sets of a process that capset(2) handles, as masks: bit N is capability number N."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by CLONE_NEW* for new ones (unshare(2)).
+
+    EPERM when this user may not, ENOSPC when user.max_*_namespaces is reached, EINVAL when the kernel lacks a kind.
+    """
+    _check(_libc.unshare(flags))
+
+
+def setns(fd: int, kinds: int = 0) -> None:
+    """Enter the namespace that `fd` refers to, or those of the process of a pidfd (setns(2))."""
+    _check(_libc.setns(fd, kinds))
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make the mount `new_root` the root, and put the old one at `put_old` (pivot_root(2))."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def sethostname(name: str) -> None:
+    """Name this machine, as its UTS namespace sees it (sethostname(2)). EINVAL above 64 bytes."""
+    raw = os.fsencode(name)
+    _check(_libc.sethostname(raw, len(raw)), name)
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Have `signal` sent to this process when its parent ends. Forgotten when credentials change: call again then."""
+    _prctl(_PR_SET_PDEATHSIG, signal)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether others of the same user may look into this process through /proc and ptrace. exec(2) sets it again."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_child_subreaper() -> None:
+    """Become the parent of descendants whose own parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_no_new_privileges() -> None:
+    """From now on set-id bits and file capabilities give nothing to this process and its descendants."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def has_no_new_privileges() -> bool:
+    """Whether set_no_new_privileges was called, by this process or an ancestor."""
+    return bool(_libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
+
+
+def set_process_name(name: str) -> None:
+    """What `ps` shows as this process' command, at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(os.fsencode(name)[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def set_command_line(text: str) -> None:
+    """Overwrite the arguments and the environment that /proc/PID/cmdline and /proc/PID/environ show, with `text`.
+
+    They lie in one piece of this process' memory (proc_pid_stat(5), fields 48 to 51). `os.environ` is a copy and stays.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[48 - 3]), int(fields[51 - 3])
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, os.fsencode(text)[: end - start - 1], min(len(os.fsencode(text)), end - start - 1))
+
+
+def capget() -> Capabilities:
+    """The capabilities of this process (capget(2))."""
+    header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()
+    _check(_libc.capget(ctypes.byref(header), data))
+    low, high = data
+    return Capabilities(
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def capset(capabilities: Capabilities) -> None:
+    """Set the capabilities of this process (capset(2)). EPERM when the permitted set would grow."""
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    data = (_Data * 2)(*(_Data(*(mask >> shift & 0xFFFFFFFF for mask in capabilities)) for shift in (0, 32)))
+    _check(_libc.capset(ctypes.byref(header), data))
+
+
+def limit_bounding_set(kept: int) -> None:
+    """Drop from the bounding set what is not in the mask `kept` (capabilities(7)). EPERM without CAP_SETPCAP."""
+    for number in range(_HIGHEST_CAPABILITY + 1):
+        present = _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)
+        if present < 0:
+            return  # EINVAL: the kernel knows none of this number or above
+        if present and not kept >> number & 1:
+            _prctl(_PR_CAPBSET_DROP, number)
+
+
+def clear_ambient_set() -> None:
+    """Empty the ambient set (capabilities(7))."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+
+
+def join_new_session_keyring() -> bool:
+    """Leave the session keyring for an empty one (keyctl(2)). False where the kernel has none or will not."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        return False
+    return bool(_libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None) >= 0)
+
+
+def _prctl(option: int, argument: int) -> None:
+    _check(_libc.prctl(option, argument, 0, 0, 0))
+
+
+def _check(result: int, name: str | None = None) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
