@@ -1,0 +1,15 @@
+"""The union itself: directories in, directories out.
+
+Owns the semantics: which branch answers, what a whiteout hides, when a file is copied up and how that survives a crash.
+Knows branches, markers and system calls. Does not know FUSE, trio, threads, argument parsing or images.
+
+Rules of the room:
+
+1. Everything is synchronous. State (nodes, listings) is touched on one thread only, so a function is a critical
+section. What may block for long (copying bytes, fsync) is a function over file descriptors that has no access to
+nodes. 2. Files are named by `(dirfd, name)`, never by a host path, and symlinks are never followed: nothing in a
+layer can lead outside its branch. 3. Expected failures are `OSError`. With several branches, the error of the first
+branch that decides wins. 4. There is no open-file state: a request names a node, descriptors are a cache that can be
+dropped at any time. 5. Lower branches are never written. In the upper, things are built aside in `work/` and renamed
+into place.
+"""

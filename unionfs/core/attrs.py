@@ -1,0 +1,85 @@
+"""The values that cross the core's door: attributes, entries, changes. Neutral: no transport's types.
+
+Times are nanoseconds since the epoch, negative before 1970; sizes are bytes; `blocks` counts 512-byte units (stat(2)).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+ROOT: Final = 1
+"""Node id of the union's root directory, as FUSE_ROOT_ID in <linux/fuse.h>. Never forgotten."""
+
+NOW: Final = -1 << 63
+"""In a time field of AttrChange: the current time, taken by the filesystem (UTIME_NOW in utimensat(2))."""
+
+
+class Attrs(NamedTuple):
+    """What stat(2) tells of a node. `ino` is the stable number shown to users, never the node id."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Entry(NamedTuple):
+    """The answer to a lookup or a creation. The caller owes one `forget` for each Entry it was given."""
+
+    nodeid: int
+    attrs: Attrs
+
+
+class AttrChange(NamedTuple):
+    """What setattr is to change; None leaves a field as it is.
+
+    `kill_priv` asks that set-id bits and file capabilities are dropped along with a size change, as truncate(2) does
+    for a caller without CAP_FSETID.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    kill_priv: bool = False
+
+
+class DirEntry(NamedTuple):
+    """One line of a merged listing. `cookie` resumes the listing after this entry; `kind` holds the S_IFMT bits."""
+
+    name: bytes
+    cookie: int
+    ino: int
+    kind: int
+
+
+class FsStats(NamedTuple):
+    """What statvfs(3) tells of the filesystem that new files go to."""
+
+    bsize: int
+    frsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    namemax: int
+
+
+class Caller(NamedTuple):
+    """Who asks. `umask` is applied by the core when the parent has no default ACL (umask(2), acl(5))."""
+
+    uid: int
+    gid: int
+    pid: int = 0
+    umask: int = 0

@@ -1,0 +1,230 @@
+"""One branch: a directory tree held by a descriptor of its root, reached only by `(dirfd, name)`.
+
+Owns the way from a branch's root to any directory in it, however deep, and the places in it that must not be touched
+(mountpoints, the union's own directories). Does not know whiteouts, nodes or which branch is above which.
+
+A `BranchDir` names its directory by its parent and its own name, so it stays right when the directory is renamed, and
+its descriptor can be closed and opened again at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from unionfs.core.fds import FdCache, FileFd
+from unionfs.syscalls import files
+
+_DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_CHUNK: Final = 3500  # bytes of a path opened at once; below PATH_MAX (4096) with the longest name added
+
+
+class Mask:
+    """A place in a branch that is shown as an empty directory (a leaf) or leads to such places (not a leaf)."""
+
+    __slots__ = ("leaf", "below")
+
+    def __init__(self) -> None:
+        self.leaf = False  # set once by Branch.hide
+        self.below: dict[bytes, Mask] = {}  # extended by Branch.hide only
+
+
+class SealedStat(NamedTuple):
+    """The attributes of a place that is not to be touched: an empty directory of root's."""
+
+    st_mode: int
+    st_ino: int
+    st_dev: int
+    st_nlink: int
+    st_uid: int
+    st_gid: int
+    st_rdev: int
+    st_size: int
+    st_blocks: int
+    st_blksize: int
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+
+Stat = os.stat_result | SealedStat
+
+
+class Branch:
+    """A directory tree in a union."""
+
+    def __init__(self, path: str, fds: FdCache, *, writable: bool) -> None:
+        """Open the root. Raises OSError as open(2) does; ENOTDIR if it is not a directory."""
+        self.path = path  # immutable: as the user named it, for messages only
+        self.fds = fds  # immutable
+        self.writable = writable  # immutable
+        self.root = BranchDir(self, None, b"")
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.root.held = FileFd(fd)  # never in the cache: the way back in after the path has gone (a detached mount)
+        st = os.fstat(fd)
+        self.dev = st.st_dev  # immutable
+        self.ino = st.st_ino  # immutable: of the root directory
+        self.fsid = b"%x" % os.fstatvfs(fd).f_fsid  # immutable: survives a reboot where the filesystem has a UUID
+        self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
+        self.index = 0  # set once by core.lower: position among the lowers, 0 = top
+        self.masks: Mask | None = None  # changed by `hide` only
+
+    def hide(self, components: tuple[bytes, ...]) -> None:
+        """Show the directory at `components` below the root as an empty one and never touch it."""
+        if not components:
+            return
+        if self.masks is None:
+            self.masks = Mask()
+        here = self.masks
+        for name in components:
+            here = here.below.setdefault(name, Mask())
+        here.leaf = True
+        self.root.mask = self.masks
+
+
+class BranchDir:
+    """A directory of a branch."""
+
+    __slots__ = ("branch", "parent", "name", "held", "mask", "sealed", "has_xattr_whiteouts")
+
+    def __init__(self, branch: Branch, parent: BranchDir | None, name: bytes) -> None:
+        self.branch = branch  # immutable
+        self.parent = parent  # None for the root; changed by a rename of an upper directory only
+        self.name = name  # likewise
+        self.held: FileFd | None = None  # an O_PATH descriptor; belongs to the cache, except the root's
+        self.mask: Mask | None = None  # places below that are not to be touched
+        self.sealed = False  # set once: nothing in this directory may be touched, it shows as empty
+        self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
+
+    def fd(self) -> int:
+        """A descriptor (O_PATH) of the directory, valid until the cache's hand has passed twice: use it at once.
+
+        Raises: ENOENT if the directory has gone, ENOTDIR or ELOOP if something else stands there now.
+        """
+        held = self.held
+        if held is not None:
+            held.used = True
+            return held.fd
+        return self._open().fd
+
+    def _open(self) -> FileFd:
+        names: list[bytes] = []
+        at: BranchDir = self
+        while at.held is None:
+            names.append(at.name)
+            assert at.parent is not None, "the root is always held"
+            at = at.parent
+        start = at.held
+        assert start is not None
+        if len(names) == 1:
+            held = FileFd(os.open(names[0], _DIR_FLAGS, dir_fd=start.fd))
+        else:
+            held = start
+            names.reverse()
+            for chunk in _chunks(names):
+                held = FileFd(_open_beneath(held.fd, chunk))
+        self.branch.fds.keep(self, held)
+        return held
+
+    def child(self, name: bytes) -> BranchDir:
+        """The directory `name` below this one. Nothing is opened or checked."""
+        child = BranchDir(self.branch, self, name)
+        mask = self.mask
+        if mask is not None:
+            child.mask = mask.below.get(name)
+            child.sealed = child.mask is not None and child.mask.leaf
+        return child
+
+    def is_sealed(self, name: bytes) -> bool:
+        """Whether `name` below this directory must not be touched."""
+        mask = self.mask
+        if mask is None:
+            return False
+        below = mask.below.get(name)
+        return below is not None and below.leaf
+
+    def stat(self) -> Stat:
+        """Attributes of the directory itself."""
+        if self.sealed:
+            return self.sealed_stat()
+        held = self.held
+        if held is not None:
+            held.used = True
+            return os.fstat(held.fd)
+        assert self.parent is not None
+        return os.stat(self.name, dir_fd=self.parent.fd(), follow_symlinks=False)
+
+    def sealed_stat(self) -> SealedStat:
+        """What a sealed place shows. Its number is derived from the place, high enough not to meet a real one."""
+        assert self.parent is not None
+        ino = (1 << 54) | (hash((id(self.branch) & 0xFFFF, self.name)) & ((1 << 53) - 1))
+        root = self.branch.root.stat()
+        return SealedStat(
+            stat.S_IFDIR | 0o755, ino, self.branch.dev, 2, 0, 0, 0, 0, 0, 4096,
+            root.st_mtime_ns, root.st_mtime_ns, root.st_mtime_ns,
+        )  # fmt: skip
+
+    def is_elsewhere(self, st: os.stat_result, name: bytes) -> bool:
+        """Whether the directory `name` with attributes `st` belongs to another mount than the branch does.
+
+        A different st_dev alone does not say so: a btrfs subvolume has its own.
+        """
+        if st.st_dev == self.branch.dev:
+            return False
+        try:
+            os.close(files.openat2(self.fd(), name, os.O_PATH | os.O_NOFOLLOW, files.RESOLVE_NO_XDEV))
+        except OSError:
+            return True
+        return False
+
+    def scan(self) -> Iterator[os.DirEntry[str]]:
+        """The entries of the directory as readdir(3) gives them, marks included, without "." and ".."."""
+        if self.sealed:
+            return
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd())
+        try:
+            with os.scandir(fd) as entries:
+                yield from entries
+        finally:
+            os.close(fd)
+
+    def path_components(self) -> tuple[bytes, ...]:
+        """Names from the branch's root down to this directory."""
+        names: list[bytes] = []
+        at: BranchDir | None = self
+        while at is not None and at.parent is not None:
+            names.append(at.name)
+            at = at.parent
+        return tuple(reversed(names))
+
+
+def _chunks(names: list[bytes]) -> Iterator[list[bytes]]:
+    """Split a chain of names into runs whose joined path stays below PATH_MAX."""
+    run: list[bytes] = []
+    size = 0
+    for name in names:
+        if run and size + len(name) + 1 > _PATH_CHUNK:
+            yield run
+            run, size = [], 0
+        run.append(name)
+        size += len(name) + 1
+    if run:
+        yield run
+
+
+def _open_beneath(fd: int, names: list[bytes]) -> int:
+    """Open the directory that `names` lead to from `fd`, following no symlink on the way."""
+    try:
+        return files.openat2(
+            fd, b"/".join(names), os.O_PATH | os.O_DIRECTORY, files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS
+        )
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    at = FileFd(os.open(names[0], _DIR_FLAGS, dir_fd=fd))
+    for name in names[1:]:
+        at = FileFd(os.open(name, _DIR_FLAGS, dir_fd=at.fd))
+    return os.dup(at.fd)

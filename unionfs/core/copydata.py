@@ -1,0 +1,112 @@
+"""Copy the bytes of one descriptor to another as cheaply as the filesystem can, keeping holes. Knows only
+descriptors.
+
+A reflink where the filesystem shares extents, else copy_file_range over the data between the holes, else read and
+write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.syscalls import files
+
+_CHUNK: Final = 8 << 20  # bytes between two looks at whether somebody cancelled
+_BUFFER: Final = 1 << 20
+_SMALL: Final = 64 << 10  # one read and one write beat finding out what the filesystem can do
+_NOT_HERE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
+
+
+class CancelledError(OSError):
+    """The copy was asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EINTR, os.strerror(errno.EINTR))
+
+
+class Copy:
+    """One copy of `length` bytes from the start of `src_fd` to the empty file `dst_fd`. May run in any thread."""
+
+    def __init__(self, src_fd: int, dst_fd: int, length: int) -> None:
+        self.src_fd = src_fd  # immutable
+        self.dst_fd = dst_fd  # immutable
+        self.length = length  # immutable
+        self.cancelled = False  # set from any thread, read between chunks
+        self.copied = 0  # bytes of data moved
+        self.reflinked = False  # set by run: no data were moved, the extents are shared
+
+    def run(self) -> None:
+        """Copy. Raises OSError: ENOSPC, EIO, EDQUOT, EINTR when cancelled."""
+        st = os.fstat(self.src_fd)
+        sparse = st.st_blocks * 512 < st.st_size
+        if self.length <= _SMALL and not sparse:
+            self._read_write(0, self.length)
+            return
+        if self.length >= st.st_size and self._reflink():
+            return
+        for start, end in self._extents() if sparse else [(0, self.length)]:
+            self._copy_range(start, end)
+        os.ftruncate(self.dst_fd, self.length)
+
+    def _reflink(self) -> bool:
+        try:
+            files.ficlone(self.dst_fd, self.src_fd)
+        except OSError as exc:
+            if exc.errno in _NOT_HERE:
+                return False
+            raise
+        self.reflinked = True
+        return True
+
+    def _extents(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of the data between the holes (lseek(2), SEEK_DATA)."""
+        at = 0
+        while at < self.length:
+            try:
+                start = os.lseek(self.src_fd, at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    return
+                yield at, self.length  # a filesystem that cannot tell: all of it is data
+                return
+            end = os.lseek(self.src_fd, start, os.SEEK_HOLE)
+            if start < self.length:
+                yield start, min(end, self.length)
+            at = end
+
+    def _copy_range(self, start: int, end: int) -> None:
+        at = start
+        while at < end:
+            self._check()
+            try:
+                moved = os.copy_file_range(self.src_fd, self.dst_fd, min(_CHUNK, end - at), at, at)
+            except OSError as exc:
+                if exc.errno not in _NOT_HERE:
+                    raise
+                moved = 0
+            if moved == 0:  # not supported here, or a filesystem that has sizes but no ranges (procfs)
+                self._read_write(at, end)
+                return
+            at += moved
+            self.copied += moved
+
+    def _read_write(self, start: int, end: int) -> None:
+        at = start
+        while at < end:
+            self._check()
+            data = os.pread(self.src_fd, min(_BUFFER, end - at), at)
+            if not data:
+                return
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self.dst_fd, view, at)
+                at += written
+                view = view[written:]
+            self.copied += len(data)
+
+    def _check(self) -> None:
+        if self.cancelled:
+            raise CancelledError

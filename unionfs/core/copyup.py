@@ -1,0 +1,402 @@
+"""Copy-up: bring an object, and the directories above it, to the upper before it is changed.
+
+Begin (open both sides), copy the bytes (any thread), commit (give it the attributes, rename it into place): nothing
+is visible before the rename, so a crash leaves only junk in the staging directory. The mtime of the directory it is
+placed in is put back, since users changed nothing there.
+
+Knows nodes and branches. The kinds of copy: a file with its data, a directory without its content, anything else made
+anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from unionfs import markers
+from unionfs.core import inodes, names
+from unionfs.core.branch import BranchDir, SealedStat, Stat
+from unionfs.core.copydata import Copy
+from unionfs.core.fds import FileFd
+from unionfs.core.marks import proc_path
+from unionfs.core.node import DirNode, FileNode
+from unionfs.core.tree import Tree, refuse
+from unionfs.syscalls import files
+
+INLINE_MAX: Final = 1 << 20
+"""Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
+
+_LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
+"""Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
+
+
+class CopyUp:
+    """A copy-up under way. Made by `begin`; `copy` may run in any thread; then `commit` or `abort` on the union's
+    thread."""
+
+    def __init__(self, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat) -> None:
+        self.node = node  # immutable
+        self.leaf = leaf  # immutable: the name in the staging directory
+        self.st = st  # immutable: attributes of the lower object
+        self.dst = dst  # immutable
+        self.src = src  # immutable; None when there are no bytes to copy
+        self.length = length  # immutable
+        self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
+
+    def copy(self) -> None:
+        """Copy the data. Raises OSError; EINTR after `cancel`."""
+        if self.length:
+            self._copy.run()
+
+    def cancel(self) -> None:
+        """Make a running `copy` stop soon. May be called from any thread."""
+        self._copy.cancelled = True
+
+    @property
+    def copied(self) -> int:
+        """Bytes of data moved so far; shared extents do not count."""
+        return self._copy.copied
+
+    @property
+    def reflinked(self) -> bool:
+        """Whether the data are shared with the lower file instead of copied."""
+        return self._copy.reflinked
+
+
+def needs_copy(node: FileNode) -> bool:
+    """Whether the node has to be copied up before it can be changed."""
+    return not node.is_up or (node.links is not None and node.links.data is not None)
+
+
+def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
+    """A copy-up that is worth a worker thread, or None: nothing to do, or so little that `ensure` does it at once.
+
+    `size`: the file is about to be truncated to this size, so no more bytes than that are copied. Raises EROFS and what
+    open(2) raises.
+    """
+    if not needs_copy(node):
+        return None
+    require_upper(tree)
+    st = tree.stat(node)
+    if not stat.S_ISREG(st.st_mode) or _length(st, size) <= INLINE_MAX:
+        return None
+    return _open(tree, node, st, size)
+
+
+def ensure(tree: Tree, node: FileNode, size: int | None = None) -> None:
+    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before."""
+    if not needs_copy(node):
+        return
+    require_upper(tree)
+    st = tree.stat(node)
+    if not stat.S_ISREG(st.st_mode):
+        _make_special(tree, node, st)
+        return
+    job = _open(tree, node, st, size)
+    try:
+        job.copy()
+    except BaseException:
+        abort(tree, job)
+        raise
+    commit(tree, job)
+
+
+def _length(st: Stat, size: int | None) -> int:
+    return st.st_size if size is None else min(size, st.st_size)
+
+
+def _open(tree: Tree, node: FileNode, st: Stat, size: int | None) -> CopyUp:
+    length = _length(st, size)
+    src = tree.read_fd(node) if length else None
+    leaf = tree.staging.new_name()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    dst = FileFd(os.open(leaf, flags, 0o600, dir_fd=tree.staging.fd()), writable=True)
+    return CopyUp(node, src, dst, leaf, length, st)
+
+
+def abort(tree: Tree, job: CopyUp) -> None:
+    """Give up a copy-up; nothing of it stays."""
+    tree.staging.dispose(job.leaf)
+
+
+def commit(tree: Tree, job: CopyUp) -> None:
+    """Make the copy the node's object. Raises OSError with everything as it was before.
+
+    Somebody else may have copied the node up, renamed it or removed its last name since `begin`: what counts is now.
+    """
+    node = job.node
+    if not needs_copy(node):
+        abort(tree, job)
+        return
+    try:
+        source: str | int = job.src.fd if job.src is not None else -1
+        opened = _open_path(node.home, node.leaf) if job.src is None or _has_other_data(node) else None
+        try:
+            if opened is not None:
+                source = proc_path(opened.fd)
+            give_attributes(tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd)
+        finally:
+            opened = None
+        if job.length < job.st.st_size:
+            os.utime(job.dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
+        if tree.options.durability == "strict":
+            os.fsync(job.dst.fd)
+        _publish_file(tree, node, job.leaf, job.st)
+    except BaseException:
+        abort(tree, job)
+        raise
+    if not node.is_dead:
+        tree.fds.keep(node, job.dst)
+
+
+def _has_other_data(node: FileNode) -> bool:
+    return node.links is not None and node.links.data is not None
+
+
+def _open_path(place: BranchDir, leaf: bytes) -> FileFd:
+    return FileFd(os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd()))
+
+
+def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
+    """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
+    staging = tree.staging
+    key = node.links.key if node.links is not None else None
+    if node.is_dead and key is not None and tree.links.remaining(key, 0) > 0:
+        # names that nobody has looked up yet lead to the same inode: the index keeps it for them
+        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
+        tree.links.add(key, staging.fd(), leaf, new.st_ino)
+        staging.dispose(leaf)
+        _moved(tree, node, tree.links.place, key)
+        tree.nodes.register_inode(node, (new.st_dev, new.st_ino))
+        return
+    if node.is_dead:
+        orphan = staging.orphan_name(node.nodeid)
+        os.rename(leaf, orphan, src_dir_fd=staging.fd(), dst_dir_fd=staging.fd())
+        _moved(tree, node, staging.here, orphan)
+        return
+    if node.is_up:  # a metacopy file of the upper: the whole one takes its place
+        place, name = node.home, node.leaf
+        staging.publish(leaf, place, name)
+        _moved(tree, node, place, name)
+        return
+    parent = node.parent
+    ensure_dir(tree, parent)
+    up = parent.upper
+    assert up is not None
+    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or not stat.S_ISREG(st.st_mode) else None
+    before = up.stat()
+    new_ino = 0  # what a listing shows is the origin's number anyway
+    if key is not None:
+        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
+        new_ino = new.st_ino
+        if st.st_nlink > 1:
+            tree.links.announce(key, st.st_nlink, 2)
+        tree.links.add(key, staging.fd(), leaf, new_ino)
+        node.rare().key = key
+    try:
+        staging.publish(leaf, up, node.name)
+    except OSError:
+        if key is not None:
+            tree.links.withdraw(key)
+        raise
+    _moved(tree, node, up, node.name)
+    names.copied_up(tree, parent, node.name, stat.S_IFMT(st.st_mode), new_ino)
+    tree.restore_times(up.fd(), before)
+    if key is not None:
+        tree.nodes.register_inode(node, (up.branch.dev, new_ino))
+        if st.st_nlink > 1:
+            tree.links.cover(key, st.st_nlink)
+    if tree.options.durability == "strict":
+        _sync_dir(up)
+
+
+def _moved(tree: Tree, node: FileNode, home: BranchDir, leaf: bytes) -> None:
+    node.home, node.leaf = home, leaf
+    node.held = None  # it leads to the lower file; opened anew at the next use, so every user sees the same data
+    if node.links is not None:
+        node.links.data = None
+
+
+def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
+    """Make a symlink, fifo, socket or device like the lower one. EPERM for devices that we may not make (mknod(2))."""
+    staging = tree.staging
+    leaf = staging.new_name()
+    if stat.S_ISLNK(st.st_mode):
+        os.symlink(os.readlink(node.leaf, dir_fd=node.home.fd()), leaf, dir_fd=staging.fd())
+    else:
+        os.mknod(leaf, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=staging.fd())
+    try:
+        src = _open_path(node.home, node.leaf)
+        give_attributes(tree, proc_path(src.fd), node.home, st, staging.here, leaf)
+        _publish_file(tree, node, leaf, st)
+    except BaseException:
+        staging.dispose(leaf)
+        raise
+
+
+def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
+    """Bring a directory and all above it to the upper, and say where it is there. Raises EROFS, ENOSPC ..."""
+    up = directory.upper
+    if up is not None:
+        return up
+    missing: list[DirNode] = []
+    at: DirNode | None = directory
+    while at is not None and at.upper is None:
+        missing.append(at)
+        at = at.parent if not at.dead else None
+    for each in reversed(missing):
+        up = _copy_dir(tree, each)
+    assert up is not None
+    return up
+
+
+def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
+    staging = tree.staging
+    assert node.low is not None
+    st = node.low.stat()
+    leaf = staging.new_name()
+    os.mkdir(leaf, 0o700, dir_fd=staging.fd())
+    try:
+        lower = node.low.stack[0]
+        source = proc_path(lower.fd()) if not lower.sealed else -1
+        give_attributes(tree, source, lower, st, staging.here, leaf)
+        mode = stat.S_IMODE(st.st_mode)
+        late_mode = tree.euid != 0 and not mode & stat.S_IWUSR
+        if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
+            files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)
+        if node.dead:
+            up, name = staging.here, staging.orphan_name(node.nodeid)
+        else:
+            assert node.parent is not None
+            assert node.parent.upper is not None
+            up, name = node.parent.upper, node.name
+        before = up.stat()
+        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
+        staging.publish(leaf, up, name)
+    except BaseException:
+        staging.dispose(leaf)
+        raise
+    node.upper = up.child(name)
+    names.learn_empty(tree, node)
+    if late_mode:
+        files.chmod_nofollow(up.fd(), name, mode)
+    if node.dead or node.parent is None:
+        return node.upper
+    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)
+    tree.restore_times(up.fd(), before)
+    if tree.options.durability == "strict":
+        _sync_dir(up)
+    return node.upper
+
+
+def _sync_dir(place: BranchDir) -> None:
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd())
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def give_attributes(
+    tree: Tree, source: str | int, lower: BranchDir, st: Stat, place: BranchDir, leaf: bytes, fd: int | None = None
+) -> None:
+    """Make the new object `leaf` in `place` look like the one with attributes `st` (in or at `lower`): extended
+    attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls, `fd` the
+    new one if it is open."""
+    opened = _open_path(place, leaf) if fd is None else None
+    target: str | int = proc_path(opened.fd) if opened is not None else fd if fd is not None else -1
+    kind = stat.S_IFMT(st.st_mode)
+    sealed = isinstance(st, SealedStat)
+    late = []
+    for name in [] if sealed else _list_xattrs(source):
+        if markers.is_private_xattr(name):
+            continue
+        if name in _LATE_XATTRS:
+            late.append(name)
+        else:
+            _copy_xattr(source, target, name)
+    if kind in (stat.S_IFREG, stat.S_IFDIR) and not sealed and not lower.branch.writable:
+        os.setxattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
+    uid, gid = tree.owner(st, lower=True)
+    if (uid, gid) != (tree.euid, tree.egid):
+        os.chown(leaf, uid, gid, dir_fd=place.fd(), follow_symlinks=False)
+    if fd is not None:
+        os.fchmod(fd, stat.S_IMODE(st.st_mode))
+    elif kind != stat.S_IFLNK:
+        files.chmod_nofollow(place.fd(), leaf, stat.S_IMODE(st.st_mode))
+    for name in late:
+        _copy_xattr(source, target, name)
+    times = (st.st_atime_ns, st.st_mtime_ns)
+    if fd is not None:
+        os.utime(fd, ns=times)
+    else:
+        os.utime(leaf, ns=times, dir_fd=place.fd(), follow_symlinks=False)
+
+
+def _list_xattrs(source: str | int) -> list[str]:
+    try:
+        return os.listxattr(source)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            return []
+        raise
+
+
+def _copy_xattr(source: str | int, target: str | int, name: str) -> None:
+    """Copy one extended attribute. What this user may not set, or this filesystem has not, is left behind, as cp -a
+    does."""
+    try:
+        value = os.getxattr(source, name)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            return
+        raise
+    try:
+        os.setxattr(target, name, value)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise
+
+
+def give_name(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
+    """Make sure that the upper itself has an entry for this name of the node: a copy-up, or a link if the inode is up
+    already.
+
+    Preconditions: `name` in `parent` is a visible name of the node.
+    """
+    if needs_copy(node):
+        if (node.parent, node.name) != (parent, name):
+            _make_primary(node, parent, name)
+        ensure(tree, node)
+        return
+    up = ensure_dir(tree, parent)
+    try:
+        os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+        return
+    except FileNotFoundError:
+        pass
+    key = node.rare().key
+    st = tree.stat(node)
+    before = up.stat()
+    if key is not None:
+        tree.links.announce(key, 1, st.st_nlink + 1)
+    os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)
+    tree.restore_times(up.fd(), before)
+    if key is not None:
+        tree.links.cover(key, 1)
+    names.copied_up(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
+
+
+def _make_primary(node: FileNode, parent: DirNode, name: bytes) -> None:
+    """Let one of the node's known names be the one that it is copied up under."""
+    links = node.rare()
+    links.others = [pair for pair in links.others if pair != (parent, name)] + [(node.parent, node.name)]
+    node.parent, node.name = parent, name
+
+
+def require_upper(tree: Tree) -> None:
+    """Raise EROFS without an upper."""
+    if tree.upper is None:
+        refuse(errno.EROFS)

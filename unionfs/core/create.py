@@ -1,0 +1,284 @@
+"""Create: files of every kind, directories, symlinks, hard links, unnamed files.
+
+What needs nothing but its name is made in place, by one system call. What needs an owner, an opaque mark, or takes
+the place of a whiteout is built in the staging directory and renamed. A whiteout file `.wh.NAME` beside the new entry
+is removed last: the entry wins over it, so a crash in between shows the new state.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from unionfs import markers
+from unionfs.core import acl, copyup, lookup, marks, names
+from unionfs.core.attrs import Caller
+from unionfs.core.branch import BranchDir
+from unionfs.core.fds import FileFd
+from unionfs.core.lookup import Resolved
+from unionfs.core.node import DirNode, FileNode
+from unionfs.core.tree import Tree, refuse
+from unionfs.syscalls import files
+
+_PERM: Final = 0o7777
+
+
+def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
+    """Refuse a name that cannot be made. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
+    directory, EEXIST."""
+    lookup.check_name(name)
+    copyup.require_upper(tree)
+    if markers.is_reserved(name):
+        refuse(errno.EINVAL, name)
+    if parent.dead:
+        refuse(errno.ENOENT, name)
+    if name in parent.children:
+        refuse(errno.EEXIST, name)
+    if lookup.is_visible(tree, parent, name):
+        refuse(errno.EEXIST, name)
+
+
+def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
+    """Make anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
+    is refused with EPERM, since it would be a whiteout."""
+    kind = stat.S_IFMT(mode) or stat.S_IFREG
+    check_new_name(tree, parent, name)
+    if kind == stat.S_IFCHR and rdev == 0:
+        refuse(errno.EPERM, name)
+    if kind in (stat.S_IFDIR, stat.S_IFLNK):
+        refuse(errno.EINVAL, name)
+    up = copyup.ensure_dir(tree, parent)
+    held: FileFd | None = None
+    if _in_place(tree, up, caller):
+        tree.with_umask(caller.umask)
+        try:
+            if kind == stat.S_IFREG:
+                held = FileFd(_create(up.fd(), name, mode & _PERM), writable=True)
+            else:
+                os.mknod(name, kind | (mode & _PERM), rdev, dir_fd=up.fd())
+        except FileExistsError:
+            _require_whiteout(up, name)
+        else:
+            return _born(tree, parent, name, held)
+
+    def build(fd: int, leaf: bytes) -> None:
+        nonlocal held
+        if kind == stat.S_IFREG:
+            held = FileFd(_create(fd, leaf, 0o600), writable=True)
+        else:
+            os.mknod(leaf, kind | 0o600, rdev, dir_fd=fd)
+
+    _stage(tree, up, name, mode & _PERM, caller, build)
+    return _born(tree, parent, name, held)
+
+
+def _create(dir_fd: int, name: bytes, mode: int) -> int:
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+
+def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
+    """Make a symlink (symlink(2)). ENAMETOOLONG for a target of PATH_MAX or more, ENOENT for an empty one."""
+    check_new_name(tree, parent, name)
+    up = copyup.ensure_dir(tree, parent)
+    if _in_place(tree, up, caller):
+        try:
+            os.symlink(target, name, dir_fd=up.fd())
+            return _born(tree, parent, name, None)
+        except FileExistsError:
+            _require_whiteout(up, name)
+    _stage(tree, up, name, None, caller, lambda fd, leaf: os.symlink(target, leaf, dir_fd=fd))
+    return _born(tree, parent, name, None)
+
+
+def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Resolved:
+    """Make a directory (mkdir(2)). Over a name that the lowers have and the upper hides, it is opaque."""
+    check_new_name(tree, parent, name)
+    opaque = lookup.find_low(parent, name) is not None
+    up = copyup.ensure_dir(tree, parent)
+    made = False
+    if not opaque and _in_place(tree, up, caller):
+        tree.with_umask(caller.umask)
+        try:
+            os.mkdir(name, mode & _PERM, dir_fd=up.fd())
+            made = True
+        except FileExistsError:
+            _require_whiteout(up, name)
+    if not made:
+
+        def build(fd: int, leaf: bytes) -> None:
+            os.mkdir(leaf, 0o700, dir_fd=fd)
+            if opaque:
+                place = tree.staging.here.child(leaf)
+                marks.set_opaque(marks.proc_path(place.fd()), place.fd(), tree.options.whiteout)
+                tree.fds.drop(place)
+
+        _stage(tree, up, name, mode & _PERM, caller, build, is_dir=True)
+    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
+    node = DirNode(tree.nodes.new_id(), parent, name, up.child(name), None, ino)
+    tree.nodes.add(node)
+    _clear_whiteout(parent, name)
+    names.added(tree, parent, name, stat.S_IFDIR, st.st_ino)
+    names.learn_empty(tree, node)
+    return Resolved(node, st)
+
+
+def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
+    """Give a file one more name (link(2)). EMLINK as the branch limits it; a lower file is copied up first."""
+    check_new_name(tree, parent, name)
+    copyup.ensure(tree, node)
+    up = copyup.ensure_dir(tree, parent)
+    staging = tree.staging
+    try:
+        os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)
+    except FileExistsError:
+        _require_whiteout(up, name)
+        leaf = staging.new_name()
+        os.link(node.leaf, leaf, src_dir_fd=node.home.fd(), dst_dir_fd=staging.fd(), follow_symlinks=False)
+        os.rename(leaf, name, src_dir_fd=staging.fd(), dst_dir_fd=up.fd())
+    _clear_whiteout(parent, name)
+    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
+    tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
+    links = node.rare()
+    parent.children[name] = node
+    if links.dead:
+        links.dead = False
+        node.parent, node.name = parent, name
+        if node.home is staging.here:
+            waiting = node.leaf
+            node.home, node.leaf = up, name
+            staging.dispose(waiting)
+    else:
+        links.others.append((parent, name))
+
+
+def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> FileNode:
+    """Make a regular file without a name (open(2), O_TMPFILE). It waits where removed files do until it is linked or
+    forgotten."""
+    copyup.require_upper(tree)
+    up = copyup.ensure_dir(tree, parent)
+    staging = tree.staging
+    nodeid = tree.nodes.new_id()
+    leaf = staging.orphan_name(nodeid)
+    held = FileFd(_create(staging.fd(), leaf, 0o600), writable=True)
+    _give_owner_and_mode(tree, up, leaf, mode & _PERM, caller, is_dir=False)
+    st = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
+    node = FileNode(nodeid, parent, leaf, staging.here, leaf, tree.inodes.shown(up.branch.fs_index, st.st_ino))
+    node.rare().dead = True
+    tree.nodes.add(node)
+    tree.fds.keep(node, held)
+    return node
+
+
+# -- shared by the above ---------------------------------------------------------------------------------------------
+
+
+def _in_place(tree: Tree, up: BranchDir, caller: Caller) -> bool:
+    """Whether a new entry gets the right owner by itself."""
+    if caller.uid != tree.euid:
+        return False
+    return caller.gid == tree.egid or bool(up.stat().st_mode & stat.S_ISGID)
+
+
+def _require_whiteout(up: BranchDir, name: bytes) -> None:
+    """What stands in the way must be a whiteout, since the name is not visible. EEXIST otherwise."""
+    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    if not marks.is_whiteout(up, name, st):
+        refuse(errno.EEXIST, name)
+
+
+def _stage(
+    tree: Tree,
+    up: BranchDir,
+    name: bytes,
+    mode: int | None,
+    caller: Caller,
+    build: Callable[[int, bytes], None],
+    *,
+    is_dir: bool = False,
+) -> None:
+    """Build aside, give owner, mode and inherited ACL, rename into place over a whiteout or nothing."""
+    staging = tree.staging
+    leaf = staging.new_name()
+    try:
+        build(staging.fd(), leaf)
+        _give_owner_and_mode(tree, up, leaf, mode, caller, is_dir=is_dir)
+        place_over_whiteout(tree, leaf, up, name, is_dir=is_dir)
+    except BaseException:
+        staging.dispose(leaf)
+        raise
+
+
+def place_over_whiteout(tree: Tree, leaf: bytes, up: BranchDir, name: bytes, *, is_dir: bool) -> None:
+    """Rename `leaf` of the staging directory to `name`, where nothing or a whiteout stands."""
+    staging = tree.staging
+    try:
+        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_NOREPLACE)
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EEXIST, errno.EINVAL, errno.ENOSYS):
+            raise
+        if exc.errno == errno.EEXIST:
+            _require_whiteout(up, name)
+    if is_dir and _is_there(up, name):
+        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_EXCHANGE)
+        staging.dispose(leaf)
+    else:
+        os.rename(leaf, name, src_dir_fd=staging.fd(), dst_dir_fd=up.fd())
+
+
+def _is_there(up: BranchDir, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _give_owner_and_mode(
+    tree: Tree, up: BranchDir, leaf: bytes, mode: int | None, caller: Caller, *, is_dir: bool
+) -> None:
+    """Owner, group, mode and ACLs of a new object, as mkdir(2), open(2) and acl(5) have them. `mode` None: a
+    symlink."""
+    fd = tree.staging.fd()
+    parent = up.stat()
+    inherits = bool(parent.st_mode & stat.S_ISGID)
+    gid = parent.st_gid if inherits else caller.gid
+    if (caller.uid, gid) != (tree.euid, tree.egid):
+        os.chown(leaf, caller.uid, gid, dir_fd=fd, follow_symlinks=False)
+    if mode is None:
+        return
+    default = acl.read_default(marks.proc_path(up.fd()))
+    wanted = mode & ~caller.umask if default is None else mode
+    if is_dir and inherits:
+        wanted |= stat.S_ISGID
+    if default is not None:
+        wanted = acl.inherit(tree.staging.here, leaf, default, wanted, is_dir=is_dir)
+    files.chmod_nofollow(fd, leaf, wanted)
+
+
+def _clear_whiteout(parent: DirNode, name: bytes) -> None:
+    """Remove `.wh.NAME` if there can be one."""
+    up = parent.upper
+    assert up is not None
+    if parent.low is None or (parent.up_names is not None and name not in parent.hidden):
+        return
+    marks.clear_aufs_whiteout(up, name)
+
+
+def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Resolved:
+    """The node of what has just been made at `name`."""
+    _clear_whiteout(parent, name)
+    up = parent.upper
+    assert up is not None
+    st = os.fstat(held.fd) if held is not None else os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    node = FileNode(tree.nodes.new_id(), parent, name, up, name, tree.inodes.shown(up.branch.fs_index, st.st_ino))
+    tree.nodes.add(node)
+    if held is not None:
+        tree.fds.keep(node, held)
+    names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
+    return Resolved(node, st)

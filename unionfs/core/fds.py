@@ -1,0 +1,69 @@
+"""Descriptors as a cache: any of them may be closed at any time and opened again from its name.
+
+Owns the limit. Knows nothing of branches or nodes: an owner is any object with a `held` field.
+
+Eviction is second chance (clock): a descriptor used since the hand last passed is spared once, so the few descriptors
+that one operation needs are never closed under it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Protocol
+
+
+class FileFd:
+    """An open descriptor. It is closed when the last reference to the object goes, so a worker thread that holds the
+    object can go on using `fd` whatever the cache does meanwhile."""
+
+    __slots__ = ("fd", "used", "writable")
+
+    def __init__(self, fd: int, writable: bool = False) -> None:
+        self.fd = fd  # immutable
+        self.writable = writable  # immutable: opened O_RDWR
+        self.used = True  # set by the owner at each use, cleared by the clock's hand
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Owner(Protocol):
+    """Something that keeps a descriptor in the cache."""
+
+    held: FileFd | None
+
+
+class FdCache:
+    """All cached descriptors of one union. Invariant: every owner in the clock was given a `held` by `keep`."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit  # immutable: descriptors kept at most
+        self._clock: deque[Owner] = deque()  # owners in the order of the hand; one whose `held` is gone is skipped
+
+    def keep(self, owner: Owner, held: FileFd) -> None:
+        """Let `owner` hold `held`, closing others if there are too many."""
+        clock = self._clock
+        if owner.held is None:
+            clock.append(owner)
+        owner.held = held
+        while len(clock) > self.limit:
+            victim = clock.popleft()
+            kept = victim.held
+            if kept is None:
+                continue
+            if kept.used:
+                kept.used = False
+                clock.append(victim)
+            else:
+                victim.held = None
+
+    def drop(self, owner: Owner) -> None:
+        """Close what `owner` holds, if nobody else uses it."""
+        owner.held = None
+
+    def clear(self) -> None:
+        """Close everything that is cached."""
+        for owner in self._clock:
+            owner.held = None
+        self._clock.clear()

@@ -1,0 +1,179 @@
+"""The hard-link index: which upper inode a copied-up lower inode became, so that all its names stay one file.
+
+    work/index/KEY     a hard link to the upper inode that was copied up from a lower inode; KEY is the lower's
+                       filesystem, inode number and mtime in hexadecimal
+    work/index/KEY.n   a symlink whose target is how many of the lower inode's names still show through, or
+                       N?L    while one of them is given to the upper: N - 1 once the upper inode has L links
+                       N!P    while one of them is hidden: N - 1 once the upper has something, or a whiteout, at path P
+
+An entry is made for lower files with several names, and for symlinks, fifos, sockets and devices, which cannot carry
+an origin mark (xattr(7): user attributes are for files and directories only). Because it is a hard link, the upper
+inode's number cannot be used again while the entry is there. Knows the staging directory. Does not know nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from unionfs import markers
+from unionfs.core.branch import BranchDir
+from unionfs.core.staging import Staging
+
+_COUNT: Final = b".n"
+_PATH_MAX: Final = 4000  # bytes of a path that are announced; a symlink holds 4095
+
+
+class HardLinks:
+    """The index in memory and on disk."""
+
+    def __init__(self, staging: Staging, upper: BranchDir) -> None:
+        """Read the index, dropping entries that no name leads to any more. Raises OSError."""
+        self._staging = staging
+        self.place: BranchDir = staging.index
+        self._ino_of: dict[bytes, int] = {}  # key -> upper inode number
+        self._key_of: dict[int, bytes] = {}  # the reverse
+        self._remaining: dict[bytes, int] = {}  # key -> names of the lower inode that still show through
+        counts: dict[bytes, bytes] = {}
+        for entry in list(self.place.scan()):
+            name = os.fsencode(entry.name)
+            if name.endswith(_COUNT):
+                counts[name[: -len(_COUNT)]] = os.readlink(name, dir_fd=self.place.fd())
+            else:
+                self._ino_of[name] = entry.inode()
+        for key, text in counts.items():
+            self._remaining[key] = self._read_count(key, text, upper)
+            if not text.isdigit():  # what was announced is settled now, before links are made or removed again
+                self._write(key, b"%d" % self._remaining[key])
+        for key, ino in list(self._ino_of.items()):
+            self._key_of[ino] = key
+            self.drop_if_unused(key)
+        for key in [key for key in self._remaining if not self._remaining[key]]:
+            if key not in self._ino_of:
+                self._unlink(key + _COUNT)
+                del self._remaining[key]
+
+    def _read_count(self, key: bytes, target: bytes, upper: BranchDir) -> int:
+        count, mark, detail = target[:20].partition(b"?")
+        if mark and count.isdigit() and detail.isdigit():
+            return int(count) - (self._nlink(key) >= int(detail))
+        count, mark, path = target.partition(b"!")
+        if mark and count.isdigit():
+            return int(count) - _is_covered(upper, path)
+        return int(target) if target.isdigit() else 0
+
+    def _nlink(self, key: bytes) -> int:
+        try:
+            return os.stat(key, dir_fd=self.place.fd(), follow_symlinks=False).st_nlink
+        except FileNotFoundError:
+            return 0
+
+    def upper_ino(self, key: bytes) -> int | None:
+        """The upper inode that the lower inode `key` became, or None if it was not copied up."""
+        return self._ino_of.get(key)
+
+    def key_of(self, ino: int) -> bytes | None:
+        """The lower inode that the upper inode `ino` came from, if it is indexed."""
+        return self._key_of.get(ino)
+
+    def remaining(self, key: bytes, default: int) -> int:
+        """How many names of the lower inode still show through; `default` if nobody has counted yet."""
+        return self._remaining.get(key, default)
+
+    def add(self, key: bytes, dir_fd: int, name: bytes, ino: int) -> None:
+        """Enter the upper inode `ino`, found at (dir_fd, name), as what `key` became."""
+        with contextlib.suppress(FileExistsError):
+            os.link(name, key, src_dir_fd=dir_fd, dst_dir_fd=self.place.fd(), follow_symlinks=False)
+        self._ino_of[key] = ino
+        self._key_of[ino] = key
+
+    def announce(self, key: bytes, lower_nlink: int, upper_nlink: int) -> None:
+        """One name of the lower inode is about to be given to the upper, whose inode will then have `upper_nlink`
+        links."""
+        count = self._remaining.get(key, lower_nlink)
+        self._write(key, b"%d?%d" % (count, upper_nlink))
+        self._remaining[key] = count
+
+    def announce_hiding(self, key: bytes, lower_nlink: int, up: BranchDir, name: bytes) -> None:
+        """One name of the lower inode is about to be hidden by something that comes to `name` in `up` or beside it."""
+        count = self._remaining.get(key, lower_nlink)
+        path = b"/".join((*up.path_components(), name))
+        if len(path) <= _PATH_MAX:
+            self._write(key, b"%d!%s" % (count, path))
+            self._remaining[key] = count
+
+    def cover(self, key: bytes, lower_nlink: int) -> None:
+        """One name of the lower inode does not show through any more: it was hidden, or given to the upper.
+
+        Comes after the fact. Should the record fail, what was announced before still leads to the right count.
+        """
+        count = max(0, self._remaining.get(key, lower_nlink) - 1)
+        self._remaining[key] = count
+        with contextlib.suppress(OSError):
+            self._write(key, b"%d" % count)
+
+    def _write(self, key: bytes, text: bytes) -> None:
+        tmp = self._staging.new_name()
+        os.symlink(text, tmp, dir_fd=self._staging.fd())
+        os.rename(tmp, key + _COUNT, src_dir_fd=self._staging.fd(), dst_dir_fd=self.place.fd())
+
+    def drop_if_unused(self, key: bytes) -> bool:
+        """Remove the entry if the index is the only name left of its inode and no lower name shows through."""
+        if key not in self._ino_of or self._remaining.get(key, 0) > 0:
+            return False
+        try:
+            st = os.stat(key, dir_fd=self.place.fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            self._forget(key)
+            return True
+        if st.st_nlink > 1:
+            return False
+        self._unlink(key)
+        self._forget(key)
+        return True
+
+    def withdraw(self, key: bytes) -> None:
+        """The copy-up that entered `key` failed: take the entry out again. What was counted before stays."""
+        self._unlink(key)
+        ino = self._ino_of.pop(key, None)
+        if ino is not None:
+            self._key_of.pop(ino, None)
+
+    def remove(self, key: bytes) -> None:
+        """Take the entry out: nothing needs it any more."""
+        self._unlink(key)
+        self._forget(key)
+
+    def take(self, key: bytes, leaf: bytes) -> None:
+        """Move the entry's inode to `leaf` in the staging directory: its last name has gone but it is still in use."""
+        os.rename(key, leaf, src_dir_fd=self.place.fd(), dst_dir_fd=self._staging.fd())
+        self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        ino = self._ino_of.pop(key, None)
+        if ino is not None:
+            self._key_of.pop(ino, None)
+        if self._remaining.pop(key, None) is not None:
+            self._unlink(key + _COUNT)
+
+    def _unlink(self, name: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.place.fd())
+
+
+def _is_covered(upper: BranchDir, path: bytes) -> bool:
+    """Whether the upper has something at `path`, or a whiteout for it: then the lower's name does not show through."""
+    *above, name = path.split(b"/")
+    place = upper
+    for part in above:
+        place = place.child(part)
+    for candidate in (name, markers.whiteout_name(name)):
+        if candidate is None:
+            continue
+        try:
+            os.stat(candidate, dir_fd=place.fd(), follow_symlinks=False)
+        except OSError:
+            continue
+        return True
+    return False

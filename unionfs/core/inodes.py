@@ -1,0 +1,68 @@
+"""Stable inode numbers: what st_ino a user sees, before and after copy-up, and after a remount.
+
+A file shows the number of the object it came from: its own if it was made in the upper, the lower's if it was copied
+up. Where the branches are on several filesystems, the index of the filesystem goes into the upper byte, so numbers do
+not meet. Knows branches. Does not know nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from unionfs import markers
+from unionfs.core.branch import Branch, Stat
+from unionfs.core.marks import private_xattr, proc_path
+
+_FS_SHIFT: Final = 56
+_INO_MASK: Final = (1 << _FS_SHIFT) - 1
+
+
+class Inodes:
+    """The numbering of one union."""
+
+    def __init__(self, branches: Iterable[Branch]) -> None:
+        self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; set once
+        self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; set once
+        for branch in branches:
+            branch.fs_index = self._index_of_dev.setdefault(branch.dev, len(self._index_of_dev)) & 0xFF
+            self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
+
+    def shown(self, fs_index: int, ino: int) -> int:
+        """The number users see for inode `ino` of a filesystem. Never 0: readers of directories skip entries of
+        number 0."""
+        if fs_index == 0:
+            return ino or 1
+        return (fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK)
+
+    def of_origin(self, origin: bytes) -> int | None:
+        """The number that an origin mark gives, or None if it names a filesystem that is not in this union."""
+        fsid, _, ino = origin.partition(b"-")
+        index = self._index_of_fsid.get(fsid)
+        if index is None:
+            return None
+        try:
+            return self.shown(index, int(ino, 16))
+        except ValueError:
+            return None
+
+
+def origin_of(branch: Branch, st: Stat) -> bytes:
+    """The origin mark for an object of a lower."""
+    return b"%s-%x" % (branch.fsid, st.st_ino)
+
+
+def link_key(branch: Branch, st: Stat) -> bytes:
+    """What names a lower inode in the hard-link index: filesystem, inode, and its mtime, so that an inode number used
+    again after somebody replaced the lower does not bring the wrong file back."""
+    return b"%s-%x-%x" % (branch.fsid, st.st_ino, st.st_mtime_ns & 0xFFFFFFFFFFFFFFFF)
+
+
+def origin_of_key(key: bytes) -> bytes:
+    """The origin mark that belongs to a key of the hard-link index."""
+    return key.rpartition(b"-")[0]
+
+
+def read_origin(fd: int) -> bytes | None:
+    """The origin mark of the upper's object behind an O_PATH descriptor, or None."""
+    return private_xattr(proc_path(fd), markers.ORIGIN_XATTR, ours=True)

@@ -1,0 +1,94 @@
+"""The order of a merged listing, with cookies that stay valid while the directory changes.
+
+A cookie belongs to a name, not to a position: it is the name's hash (XXH3, 63 bits), and listings run in the order of
+cookies. So a reader can be resumed after any entry however many were added or removed, and also after the listing was
+dropped from memory, or by another daemon. Knows nothing of branches.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+FIRST: Final = 3
+"""The least cookie of an entry; 1 and 2 are "." and "..", 0 starts a listing (readdir in fuse.h, telldir(3))."""
+
+
+def cookie_of(name: bytes) -> int:
+    """A positive number of 63 bits, so that it fits off_t."""
+    return max(xxh3_64_intdigest(name) >> 1, FIRST)
+
+
+class Listing:
+    """The names of a directory in the order of their cookies.
+
+    Removing and adding are quick: a removed name stays in the arrays and is skipped, an added one waits in `fresh`
+    until somebody reads on.
+    """
+
+    __slots__ = ("cookies", "names", "gone", "fresh")
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self.cookies: array[int] = array("Q")  # ascending, without duplicates
+        self.names: list[bytes] = []  # names[i] has cookies[i]
+        self.gone: set[bytes] = set()  # in `names`, but no longer in the directory
+        self.fresh: list[bytes] = list(names)  # in the directory, not yet in `names`
+
+    def add(self, name: bytes) -> None:
+        """`name` is new in the directory."""
+        if name in self.gone:
+            self.gone.discard(name)
+        else:
+            self.fresh.append(name)
+
+    def discard(self, name: bytes) -> None:
+        """`name` has left the directory."""
+        if self.fresh and name in self.fresh:
+            self.fresh.remove(name)
+        else:
+            self.gone.add(name)
+
+    def after(self, cookie: int) -> Iterator[tuple[int, bytes]]:
+        """(cookie, name) of everything that comes after `cookie`.
+
+        Preconditions: the listing is not changed until the iterator is done with.
+        """
+        if self.fresh or len(self.gone) > len(self.names) // 2:
+            self._settle()
+        names, cookies, gone = self.names, self.cookies, self.gone
+        for index in range(bisect_right(cookies, cookie), len(names)):
+            name = names[index]
+            if name not in gone:
+                yield cookies[index], name
+
+    def _settle(self) -> None:
+        if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:
+            for name in self.fresh:
+                self._insert(name)
+            self.fresh.clear()
+            return
+        merged = [
+            (cookie, name) for cookie, name in zip(self.cookies, self.names, strict=True) if name not in self.gone
+        ]
+        merged.extend((cookie_of(name), name) for name in self.fresh)
+        merged.sort()
+        self.gone.clear()
+        self.fresh.clear()
+        self.cookies = array("Q")
+        previous = 0
+        for cookie, _ in merged:
+            previous = max(cookie, previous + 1)  # two names of one hash: the second moves up by one
+            self.cookies.append(previous)
+        self.names = [name for _, name in merged]
+
+    def _insert(self, name: bytes) -> None:
+        cookie = cookie_of(name)
+        index = bisect_left(self.cookies, cookie)
+        while index < len(self.cookies) and self.cookies[index] == cookie:
+            index, cookie = index + 1, cookie + 1
+        self.cookies.insert(index, cookie)
+        self.names.insert(index, name)

@@ -1,0 +1,282 @@
+"""Resolve one name in a merged directory: the upper first, then the union of the lowers.
+
+Owns the identity of nodes: one node for one file, under however many names it is met. Does not change any branch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from unionfs import markers
+from unionfs.core import inodes, marks
+from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.lower import Found
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.tree import Tree, refuse
+
+_SCAN_EVERY = 32
+
+
+class Resolved(NamedTuple):
+    """A node and the attributes its branch gave a moment ago."""
+
+    node: Node
+    st: Stat
+
+
+def check_name(name: bytes) -> None:
+    """Refuse names that cannot exist. ENAMETOOLONG above 255 bytes, EINVAL for what would lead elsewhere."""
+    if len(name) > markers.NAME_MAX:
+        refuse(errno.ENAMETOOLONG, name)
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        refuse(errno.EINVAL, name)
+
+
+def resolve(tree: Tree, parent: DirNode, name: bytes) -> Resolved:
+    """The node that `name` in `parent` is, made if it was not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
+    child = parent.children.get(name)
+    if child is not None:
+        return Resolved(child, tree.stat(child))
+    if len(name) > markers.NAME_MAX:
+        refuse(errno.ENAMETOOLONG, name)
+    if markers.is_reserved(name) or parent.dead:
+        refuse(errno.ENOENT, name)
+    st = upper_entry(tree, parent, name)
+    low = parent.low
+    if st is None:
+        found = low.find(name) if low is not None else None
+        if found is None or (parent.upper is not None and hides(tree, parent, name)):
+            refuse(errno.ENOENT, name)
+        return _from_low(tree, parent, name, found)
+    if not stat.S_ISDIR(st.st_mode):
+        assert parent.upper is not None
+        if marks.is_whiteout(parent.upper, name, st):
+            refuse(errno.ENOENT, name)
+        return _from_upper_file(tree, parent, name, st)
+    return _from_upper_dir(tree, parent, name, st)
+
+
+def is_visible(tree: Tree, parent: DirNode, name: bytes) -> bool:
+    """Whether `name` in `parent` exists, without making a node of it."""
+    if name in parent.children:
+        return True
+    st = upper_entry(tree, parent, name)
+    if st is not None:
+        assert parent.upper is not None
+        return not marks.is_whiteout(parent.upper, name, st)
+    if parent.low is None or parent.low.find(name) is None:
+        return False
+    return parent.upper is None or not hides(tree, parent, name)
+
+
+def find_low(parent: DirNode, name: bytes) -> Found | None:
+    """What the lowers alone have under `name`, whether the upper hides it or not."""
+    return parent.low.find(name) if parent.low is not None else None
+
+
+def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> os.stat_result | None:
+    """Attributes of the upper's own entry `name`, which may be a whiteout; None if there is none.
+
+    After a number of misses the directory's names are learnt, if they seem to be few enough to pay.
+    """
+    up = parent.upper
+    if up is None:
+        return None
+    names = parent.up_names
+    if names is not None:
+        parent.cached_use = True
+        if name not in names:
+            return None
+    try:
+        return os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    except FileNotFoundError:
+        pass
+    if names is None:
+        parent.wasted += 1
+        if parent.wasted % _SCAN_EVERY == 0 and parent.wasted * 64 >= up.stat().st_size:
+            tree.up_names(parent)
+    return None
+
+
+def hides(tree: Tree, parent: DirNode, name: bytes) -> bool:
+    """Whether the upper hides `name` of the lowers by a whiteout. Preconditions: the upper has the directory."""
+    up = parent.upper
+    assert up is not None
+    if parent.up_names is not None:
+        return name in parent.hidden
+    parent.wasted += 1
+    if marks.has_aufs_whiteout(up, name):
+        return True
+    try:
+        st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return marks.is_whiteout(up, name, st)
+
+
+def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolved:
+    if found.kind == stat.S_IFDIR:
+        assert found.low is not None
+        st: Stat = found.st if found.st is not None else found.low.stat()
+        ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)
+        directory = DirNode(tree.nodes.new_id(), parent, name, None, found.low, ino)
+        tree.nodes.add(directory)
+        return Resolved(directory, st)
+    st = found.st if found.st is not None else os.stat(found.name, dir_fd=found.place.fd(), follow_symlinks=False)
+    if st.st_nlink > 1:
+        linked = _known_link(tree, parent, name, found, st)
+        if linked is not None:
+            return linked
+    ino = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
+    node = FileNode(tree.nodes.new_id(), parent, name, found.place, found.name, ino)
+    if st.st_nlink > 1:
+        _register(tree, node, found.place, st)
+    tree.nodes.add(node)
+    return Resolved(node, st)
+
+
+def _register(tree: Tree, node: FileNode, place: BranchDir, st: Stat) -> None:
+    """Make a file with several names known by its inode."""
+    tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
+    if not place.branch.writable and tree.links_or_none is not None:
+        node.rare().key = inodes.link_key(place.branch, st)
+
+
+def _known_link(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
+    """If this name of a lower inode leads to a node we know, or to its copy in the upper: that one."""
+    indexed = _indexed(tree, parent, name, found, st)
+    if indexed is not None:
+        return indexed
+    node = tree.nodes.by_inode.get((st.st_dev, st.st_ino))
+    if node is None:
+        return None
+    _add_name(node, parent, name)
+    return Resolved(node, tree.stat(node))
+
+
+def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
+    """The copied-up inode that a lower one became, if the index has it."""
+    links = tree.links_or_none
+    if links is None:
+        return None
+    key = inodes.link_key(found.place.branch, st)
+    ino = links.upper_ino(key)
+    if ino is None:
+        return None
+    up_st = os.stat(key, dir_fd=links.place.fd(), follow_symlinks=False)
+    node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
+    if node is not None:
+        _add_name(node, parent, name)
+        return Resolved(node, up_st)
+    shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
+    node = FileNode(tree.nodes.new_id(), parent, name, links.place, key, shown)
+    node.rare().key = key
+    tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
+    tree.nodes.add(node)
+    return Resolved(node, up_st)
+
+
+def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
+    """The node was met under one more name."""
+    links = node.rare()
+    if links.dead:
+        links.dead = False
+        node.parent, node.name = parent, name
+    else:
+        links.others.append((parent, name))
+    parent.children[name] = node
+
+
+def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: os.stat_result) -> Resolved:
+    up = parent.upper
+    assert up is not None
+    key = None
+    if st.st_nlink > 1:
+        known = tree.nodes.by_inode.get((st.st_dev, st.st_ino))
+        if known is not None:
+            if known.is_dead and known.home is tree.staging.here:
+                tree.staging.dispose(known.leaf)
+                known.home, known.leaf = up, name
+                st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+            elif known.home is tree.links.place:
+                known.home, known.leaf = up, name
+            _add_name(known, parent, name)
+            return Resolved(known, st)
+        key = tree.links.key_of(st.st_ino)
+    ino, is_metacopy = _upper_marks(tree, up, name, st, key)
+    node = FileNode(tree.nodes.new_id(), parent, name, up, name, ino)
+    if key is not None:
+        node.rare().key = key
+    if st.st_nlink > 1:
+        tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
+    if is_metacopy:
+        _find_upper_metacopy_data(tree, parent, name, node)
+    tree.nodes.add(node)
+    return Resolved(node, st)
+
+
+def _find_upper_metacopy_data(tree: Tree, parent: DirNode, name: bytes, node: FileNode) -> None:
+    """An upper written by the kernel's overlay may hold attributes only: find the data beneath, or fail with EIO."""
+    assert parent.upper is not None
+    redirect = marks.metacopy_redirect(parent.upper, name)
+    components = markers.redirect_components(redirect) if redirect is not None else None
+    if components:
+        holder = tree.lowers.walk(components[:-1])
+        low, name = (holder.low if holder is not None else None), components[-1]
+    else:
+        low, name = parent.low, redirect or name
+    found = low.find(name) if low is not None else None
+    if low is None or found is None or found.kind != stat.S_IFREG:
+        refuse(errno.EIO, name)
+    node.rare().data = tree.lowers.data_place(low, found.place, found.name)
+
+
+def _upper_marks(tree: Tree, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> tuple[int, bool]:
+    """The number users see for an upper object, its origin's if it was copied up; and whether its data are
+    elsewhere."""
+    origin = None
+    is_metacopy = False
+    if key is not None:
+        origin = inodes.origin_of_key(key)
+    elif stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode):
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=up.fd())
+        try:
+            present = marks.xattr_names(fd)
+            if markers.ORIGIN_XATTR in present:
+                origin = inodes.read_origin(fd)
+            is_metacopy = stat.S_ISREG(st.st_mode) and any(mark in present for mark in markers.METACOPY_XATTRS)
+        finally:
+            os.close(fd)
+    shown = tree.inodes.of_origin(origin) if origin is not None else None
+    return (shown if shown is not None else tree.inodes.shown(up.branch.fs_index, st.st_ino)), is_metacopy
+
+
+def _from_upper_dir(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resolved:
+    assert parent.upper is not None
+    up = parent.upper.child(name)
+    low = None
+    seen = marks.read_dir_marks(up)
+    if seen.redirect is not None and not seen.opaque:
+        components = markers.redirect_components(seen.redirect)
+        found = tree.lowers.walk(components) if components is not None else find_low(parent, seen.redirect)
+        low = found.low if found is not None and found.kind == stat.S_IFDIR else None
+    elif not seen.opaque and parent.low is not None:
+        found = parent.low.find(name)
+        if found is not None and found.kind == stat.S_IFDIR and not _hidden_beside(tree, parent, name):
+            low = found.low
+    ino, _ = _upper_marks(tree, parent.upper, name, st, None)
+    node = DirNode(tree.nodes.new_id(), parent, name, up, low, ino)
+    tree.nodes.add(node)
+    return Resolved(node, st)
+
+
+def _hidden_beside(tree: Tree, parent: DirNode, name: bytes) -> bool:
+    """Whether `.wh.NAME` stands beside the upper's directory `name`: then the directory is not merged with what is
+    below."""
+    assert parent.upper is not None
+    if parent.up_names is not None:
+        return name in parent.hidden
+    return marks.has_aufs_whiteout(parent.upper, name)

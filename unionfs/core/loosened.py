@@ -1,0 +1,77 @@
+"""Work on an upper directory of our own whose mode forbids it.
+
+Copy-up puts a file into a directory of mode 0555, rmdir looks whether one of mode 0000 is empty, a mark has to be
+read: the kernel asked nothing of the directory's owner for that. Root and user-namespace root need nothing of
+this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from typing import Final
+
+from unionfs.core.branch import BranchDir
+
+_OWNER: Final = 0o700
+
+
+class Loosened:
+    """Within this context an upper directory can be read, searched and written by us, its owner, whatever its mode
+    says."""
+
+    def __init__(self, place: BranchDir) -> None:
+        self.place = place
+        self.mode: int | None = None  # the mode to restore
+
+    def __enter__(self) -> None:
+        if os.geteuid() == 0 or not self.place.branch.writable:
+            return
+        st = self.place.stat()
+        if st.st_uid == os.geteuid() and st.st_mode & _OWNER != _OWNER:
+            self.mode = stat.S_IMODE(st.st_mode)
+            os.chmod(f"/proc/self/fd/{self.place.fd()}", self.mode | _OWNER)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.mode is not None:
+            os.chmod(f"/proc/self/fd/{self.place.fd()}", self.mode)
+
+
+class LoosenedChain:
+    """As `Loosened`, for an upper directory and every directory above it: the way to a file that was opened before
+    one of them lost its search permission."""
+
+    def __init__(self, place: BranchDir) -> None:
+        self.chain: list[BranchDir] = []  # from the root down
+        at: BranchDir | None = place
+        while at is not None:
+            self.chain.append(at)
+            at = at.parent
+        self.chain.reverse()
+        self.stack = ExitStack()
+
+    def __enter__(self) -> None:
+        try:
+            for place in self.chain:
+                self.stack.enter_context(Loosened(place))
+        except BaseException:
+            self.stack.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.stack.close()
+
+
+def read_xattr_as_owner(path: str, name: str) -> bytes:
+    """Read a user attribute of an object of our own whose mode forbids it. Raises EACCES if it is not ours, ENODATA."""
+    st = os.stat(path)
+    if st.st_uid != os.geteuid() or stat.S_ISLNK(st.st_mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    mode = stat.S_IMODE(st.st_mode)
+    os.chmod(path, mode | stat.S_IRUSR)
+    try:
+        return os.getxattr(path, name)
+    finally:
+        os.chmod(path, mode)

@@ -1,0 +1,226 @@
+"""Whiteouts and opaque marks on a branch: find them, place them, clear them. The I/O side of `unionfs.markers`.
+
+Knows branches. Does not know nodes or which branch hides which. Reads every dialect; writes the one it is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import Final, NamedTuple
+
+from unionfs import markers
+from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.loosened import Loosened, read_xattr_as_owner
+
+AUFS = "aufs"
+OVERLAY = "overlay"
+
+
+_METACOPY_BLOCKS_MAX: Final = 128  # of 512 bytes
+
+
+class DirMarks(NamedTuple):
+    """What a directory's own marks say. `redirect` is None or a sane redirect value."""
+
+    opaque: bool
+    redirect: bytes | None
+
+
+NO_MARKS = DirMarks(False, None)
+
+
+def proc_path(fd: int) -> str:
+    """A path to the very object behind an O_PATH descriptor, for the calls that have no *at form (open(2), O_PATH)."""
+    return f"/proc/self/fd/{fd}"
+
+
+def read_dir_marks(place: BranchDir) -> DirMarks:
+    """The marks on and in the directory `place`."""
+    if place.sealed:
+        return NO_MARKS
+    fd = place.fd()
+    opaque = False
+    redirect = None
+    path = proc_path(fd)
+    try:
+        names = os.listxattr(path)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            raise
+        names = []
+    for name in names:
+        if name in markers.OPAQUE_XATTRS:
+            value = private_xattr(path, name, ours=place.branch.writable)
+            if value == b"y":
+                opaque = True
+            elif value == b"x":
+                place.has_xattr_whiteouts = True
+        elif name in markers.REDIRECT_XATTRS:
+            value = private_xattr(path, name, ours=place.branch.writable)
+            if value is not None and markers.is_sane_redirect(value):
+                redirect = value
+    if not opaque:
+        with Loosened(place):
+            opaque = _exists(fd, markers.OPAQUE_NAME)
+    return DirMarks(opaque, redirect)
+
+
+def private_xattr(path: str, name: str, *, ours: bool) -> bytes | None:
+    """One of the union's own attributes, or None. `ours`: on the upper's side, where the object's mode does not
+    stop us."""
+    try:
+        try:
+            return os.getxattr(path, name)
+        except PermissionError:
+            if not ours:
+                raise
+            return read_xattr_as_owner(path, name)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            return None
+        raise
+
+
+def _exists(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
+
+
+def has_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
+    """Whether `.wh.NAME` stands beside `name` in `place`."""
+    mark = markers.whiteout_name(name)
+    return mark is not None and not place.sealed and _exists(place.fd(), mark)
+
+
+def is_whiteout(place: BranchDir, name: bytes, st: os.stat_result) -> bool:
+    """Whether the entry `name` of `place` is itself a whiteout (device or attribute form)."""
+    if markers.is_whiteout_device(st):
+        return True
+    if place.has_xattr_whiteouts and st.st_size == 0 and stat.S_ISREG(st.st_mode):
+        return _has_any_xattr(place, name, markers.WHITEOUT_XATTRS)
+    return False
+
+
+def _has_any_xattr(place: BranchDir, name: bytes, wanted: tuple[str, ...]) -> bool:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
+    try:
+        return any(present in wanted for present in xattr_names(fd))
+    finally:
+        os.close(fd)
+
+
+def xattr_names(fd: int) -> list[str]:
+    """All extended attributes of the object behind an O_PATH descriptor; none where they are not supported."""
+    try:
+        return os.listxattr(proc_path(fd))
+    except OSError:
+        return []
+
+
+def is_metacopy(place: BranchDir, name: bytes) -> bool:
+    """Whether a regular file has only its attributes here and its data in a branch beneath."""
+    return _has_any_xattr(place, name, markers.METACOPY_XATTRS)
+
+
+def is_metacopy_fd(fd: int) -> bool:
+    """The same of an open file."""
+    try:
+        return any(present in markers.METACOPY_XATTRS for present in os.listxattr(fd))
+    except OSError:
+        return False
+
+
+def may_be_metacopy(st: Stat) -> bool:
+    """Whether it is worth asking: such a file occupies one block for attributes at most, of up to 64 KiB."""
+    return st.st_size > 0 and st.st_blocks <= _METACOPY_BLOCKS_MAX
+
+
+def metacopy_redirect(place: BranchDir, name: bytes) -> bytes | None:
+    """Where a metacopy file's data are, if not at the same path beneath."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
+    try:
+        for xattr in markers.REDIRECT_XATTRS:
+            value = private_xattr(proc_path(fd), xattr, ours=place.branch.writable)
+            if value is not None and markers.is_sane_redirect(value):
+                return value
+    finally:
+        os.close(fd)
+    return None
+
+
+def place_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
+    """Put `.wh.NAME` into `place`; False when that name would be too long. An entry `name` beside it stays visible."""
+    mark = markers.whiteout_name(name)
+    if mark is None:
+        return False
+    with contextlib.suppress(FileExistsError):
+        os.mknod(mark, stat.S_IFREG | 0o444, dir_fd=place.fd())
+    return True
+
+
+def clear_aufs_whiteout(place: BranchDir, name: bytes) -> None:
+    """Remove `.wh.NAME` from `place` if it is there. Never raises: the entry beside it, which made it superfluous, wins
+    over it anyway."""
+    mark = markers.whiteout_name(name)
+    if mark is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(mark, dir_fd=place.fd())
+
+
+def make_node_whiteout(dir_fd: int, name: bytes) -> bool:
+    """Make `name` a whiteout of the device form. False when this filesystem or user may not (mknod(2): EPERM)."""
+    try:
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+    except OSError as exc:
+        if exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+def set_opaque(path: str, dir_fd: int, dialect: str) -> None:
+    """Mark the directory opaque; `path` and `dir_fd` name the same directory, the latter may be O_PATH."""
+    if dialect == AUFS:
+        with contextlib.suppress(FileExistsError):
+            os.mknod(markers.OPAQUE_NAME, stat.S_IFREG | 0o444, dir_fd=dir_fd)
+    else:
+        set_opaque_xattr(path)
+
+
+def set_opaque_xattr(path: str) -> None:
+    """Mark the directory opaque by attribute: trusted.* where we may, as the kernel's overlay reads it, else user.*."""
+    set_trusted_or_user(path, "overlay.opaque", b"y")
+
+
+def set_trusted_or_user(path: str, suffix: str, value: bytes) -> None:
+    """Set `trusted.SUFFIX`, or `user.SUFFIX` without the privilege for it, and let no contradicting twin stay."""
+    try:
+        os.setxattr(path, "trusted." + suffix, value)
+    except PermissionError:
+        os.setxattr(path, "user." + suffix, value)
+        return
+    with contextlib.suppress(OSError):
+        os.removexattr(path, "user." + suffix)
+
+
+def clear_marks(dir_fd: int) -> None:
+    """Remove every mark from the directory `dir_fd` (not O_PATH), so that rmdir can succeed. Real entries are left
+    alone."""
+    with os.scandir(dir_fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if markers.is_reserved(name) or _is_mark(entry):
+                os.unlink(name, dir_fd=dir_fd)
+
+
+def _is_mark(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+        return False
+    st = entry.stat(follow_symlinks=False)
+    return markers.is_whiteout_device(st) or (stat.S_ISREG(st.st_mode) and st.st_size == 0)

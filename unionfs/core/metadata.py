@@ -1,0 +1,162 @@
+"""Attributes: mode, owner, size, times, and extended attributes with the union's own ones kept out of sight."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from unionfs import markers
+from unionfs.core import copyup, marks
+from unionfs.core.attrs import NOW, AttrChange
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.tree import Tree, refuse
+from unionfs.syscalls import files
+
+_NS = 1_000_000_000
+
+
+def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
+    """Change attributes (chmod(2), chown(2), truncate(2), utimensat(2)). EROFS, EPERM, EISDIR, EINVAL, ENOSPC,
+    EFBIG."""
+    copyup.require_upper(tree)
+    if change.size is not None:
+        if isinstance(node, DirNode):
+            refuse(errno.EISDIR)
+        _truncate(tree, node, change.size, kill_priv=change.kill_priv)
+    if isinstance(node, DirNode):
+        up = copyup.ensure_dir(tree, node)
+        dir_fd, name = (up.parent.fd(), up.name) if up.parent is not None else (up.fd(), b".")
+    else:
+        copyup.ensure(tree, node)
+        dir_fd, name = node.home.fd(), node.leaf
+    if change.uid is not None or change.gid is not None:
+        uid = change.uid if change.uid is not None else -1
+        gid = change.gid if change.gid is not None else -1
+        os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+    elif change.kill_priv and isinstance(node, FileNode) and change.size is None:
+        drop_privileges(tree, node)
+    if change.mode is not None:
+        held = node.held if isinstance(node, FileNode) else None
+        if held is not None:
+            os.fchmod(held.fd, stat.S_IMODE(change.mode))
+        else:
+            files.chmod_nofollow(dir_fd, name, stat.S_IMODE(change.mode))
+    if change.atime_ns is not None or change.mtime_ns is not None:
+        files.set_times(dir_fd, name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
+
+
+def _timespec(time_ns: int | None) -> tuple[int, int]:
+    if time_ns is None:
+        return 0, files.UTIME_OMIT
+    if time_ns == NOW:
+        return 0, files.UTIME_NOW
+    return divmod(time_ns, _NS)
+
+
+def _truncate(tree: Tree, node: FileNode, size: int, *, kill_priv: bool) -> None:
+    st = tree.stat(node)
+    if size < 0 or not stat.S_ISREG(st.st_mode):
+        refuse(errno.EINVAL)
+    cut_off_already = copyup.needs_copy(node) and size < st.st_size  # what is copied up is the truncated file
+    copyup.ensure(tree, node, size)
+    if not cut_off_already:
+        os.ftruncate(tree.write_fd(node).fd, size)
+    if kill_priv:
+        drop_privileges(tree, node)
+
+
+def drop_privileges(tree: Tree, node: FileNode) -> None:
+    """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by somebody
+    without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
+    st = tree.stat(node)
+    mode = stat.S_IMODE(st.st_mode)
+    cleared = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        cleared &= ~stat.S_ISGID
+    if cleared != mode:
+        files.chmod_nofollow(node.home.fd(), node.leaf, cleared)
+    if stat.S_ISREG(st.st_mode):
+        with contextlib.suppress(OSError):
+            os.removexattr(tree.write_fd(node).fd, "security.capability")
+
+
+@contextlib.contextmanager
+def _xattr_path(node: Node) -> Iterator[str]:
+    """A path to the very object for the xattr calls, which have no form that takes (dirfd, name) without following
+    links."""
+    if isinstance(node, DirNode):
+        place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
+        assert place is not None
+        yield marks.proc_path(place.fd())
+        return
+    fd = os.open(node.leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.home.fd())
+    try:
+        yield marks.proc_path(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_sealed(node: Node) -> bool:
+    return isinstance(node, DirNode) and node.upper is None and node.low is not None and node.low.stack[0].sealed
+
+
+def getxattr(node: Node, name: bytes) -> bytes:
+    """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
+    text = os.fsdecode(name)
+    if markers.is_private_xattr(text) or _is_sealed(node):
+        refuse(errno.ENODATA, name)
+    if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
+        return os.getxattr(node.held.fd, text)
+    with _xattr_path(node) as path:
+        return os.getxattr(path, text)
+
+
+def listxattr(node: Node) -> list[bytes]:
+    """The names of the extended attributes users may see (listxattr(2))."""
+    if _is_sealed(node):
+        return []
+    with _xattr_path(node) as path:
+        try:
+            listed = os.listxattr(path)
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:
+                return []
+            raise
+    return [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
+
+
+def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> None:
+    """Set an extended attribute (setxattr(2)); `flags` may be XATTR_CREATE or XATTR_REPLACE. EEXIST, ENODATA, ENOSPC,
+    EPERM for the union's own names."""
+    text = os.fsdecode(name)
+    if markers.is_private_xattr(text):
+        refuse(errno.EPERM, name)
+    _bring_up(tree, node)
+    with _xattr_path(node) as path:
+        os.setxattr(path, text, value, flags)
+
+
+def removexattr(tree: Tree, node: Node, name: bytes) -> None:
+    """Remove an extended attribute (removexattr(2)). ENODATA, EPERM for the union's own names."""
+    text = os.fsdecode(name)
+    if markers.is_private_xattr(text):
+        refuse(errno.EPERM, name)
+    copyup.require_upper(tree)
+    if not text.startswith("system.posix_acl_"):  # an ACL that is not there can be removed
+        if text.startswith("user.") and isinstance(node, FileNode) and not stat.S_ISREG(tree.stat(node).st_mode):
+            refuse(errno.EPERM, name)
+        getxattr(node, name)
+    _bring_up(tree, node)
+    with _xattr_path(node) as path:
+        os.removexattr(path, text)
+
+
+def _bring_up(tree: Tree, node: Node) -> None:
+    copyup.require_upper(tree)
+    if isinstance(node, DirNode):
+        copyup.ensure_dir(tree, node)
+    else:
+        copyup.ensure(tree, node)

@@ -1,0 +1,67 @@
+"""What in a branch must not be touched: other mounts (the union's own among them) and directories that the options
+hide.
+
+A daemon that looked at its own mountpoint would wait for itself for ever; one that looked at a dead network mount,
+nearly so. The places come from /proc/self/mountinfo (proc(5)) and never from looking at them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from unionfs.core.branch import Branch
+from unionfs.syscalls import mountinfo
+
+
+def _below(root: bytes, path: bytes) -> tuple[bytes, ...]:
+    """The names from `root` down to `path`; () if it is not below."""
+    prefix = root.rstrip(b"/") + b"/"
+    if not path.startswith(prefix):
+        return ()
+    return tuple(part for part in path[len(prefix) :].split(b"/") if part)
+
+
+def _root_path(branch: Branch) -> bytes:
+    return os.readlink(b"/proc/self/fd/%d" % branch.root.fd())
+
+
+def hide_paths(branch: Branch, paths: Iterable[str]) -> None:
+    """Seal the places of host paths that lie in the branch."""
+    root = _root_path(branch)
+    for path in paths:
+        branch.hide(_below(root, os.path.realpath(os.fsencode(path))))
+
+
+def hide_mounts(branch: Branch) -> None:
+    """Seal every directory of the branch on which something else is mounted now. Mounted files are left alone."""
+    try:
+        mounts = mountinfo.mounts()
+    except OSError:
+        return
+    root = _root_path(branch)
+    own = mountinfo.fd_mount_id(branch.root.fd())
+    for mount in mounts:
+        path = os.fsencode(mount.mountpoint)
+        components = _below(root, path) if mount.parent_id == own else ()
+        if components and _is_directory_there(path):
+            branch.hide(components)
+
+
+def _is_directory_there(path: bytes) -> bool:
+    """Whether the mountpoint is a directory, told by its parent's listing and so without touching the mount."""
+    parent, name = os.path.split(path)
+    try:
+        with os.scandir(parent) as entries:
+            return next((entry.is_dir(follow_symlinks=False) for entry in entries if entry.name == name), True)
+    except OSError:
+        return True
+
+
+def overflow_ids() -> tuple[int, int]:
+    """What the kernel shows for owners without a mapping (user_namespaces(7))."""
+    ids = []
+    for which in ("uid", "gid"):
+        with open(f"/proc/sys/kernel/overflow{which}", "rb") as file:
+            ids.append(int(file.read()))
+    return ids[0], ids[1]

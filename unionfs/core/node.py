@@ -1,0 +1,198 @@
+"""Nodes: the files and directories that the kernel knows, by the numbers it uses for them.
+
+Owns nodeid, nlookup and the tree of known names. Knows where a node's object is (a place in a branch), not how to
+find, change or copy it. A node lives while the kernel remembers it or a known child needs it; ids are never reused
+within a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from unionfs.core.attrs import ROOT
+from unionfs.core.branch import BranchDir
+from unionfs.core.fds import FileFd
+from unionfs.core.listing import Listing
+from unionfs.core.lower import LowDir
+
+InodeKey = tuple[int, int]
+"""(st_dev, st_ino) of the object that holds a file's data now."""
+
+
+class Links:
+    """What only few files need: several names, several branches' worth of identity, or no name any more."""
+
+    __slots__ = ("key", "inode", "others", "data", "dead")
+
+    def __init__(self) -> None:
+        self.key: bytes | None = None  # its entry in the hard-link index, once copied up; changed by copyup/remove
+        self.inode: InodeKey | None = None  # under which it stands in NodeTable.by_inode
+        self.others: list[tuple[DirNode, bytes]] = []  # known names besides (parent, name)
+        self.data: tuple[BranchDir, bytes] | None = None  # a metacopy file's data, until it is copied up
+        self.dead = False  # no name is left: it lives in the staging directory or in a lower until it is forgotten
+
+
+class FileNode:
+    """Anything that is not a directory."""
+
+    __slots__ = ("nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links")
+
+    def __init__(self, nodeid: int, parent: DirNode, name: bytes, home: BranchDir, leaf: bytes, ino: int) -> None:
+        self.nodeid = nodeid  # immutable
+        self.parent = parent  # one of its names (the last one it had, if dead); changed by rename and remove
+        self.name = name  # likewise
+        self.nlookup = 0  # changed by NodeTable and lookup only: +1 per Entry given out, -n per forget
+        self.home = home  # where the object is; copyup.commit moves it to the upper, rename and remove move it along
+        self.leaf = leaf  # its name there
+        self.ino = ino  # immutable: st_ino as users see it
+        self.held: FileFd | None = None  # belongs to the descriptor cache
+        self.links: Links | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the object is on the upper's side already."""
+        return self.home.branch.writable
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether no name is left."""
+        return self.links is not None and self.links.dead
+
+    def rare(self) -> Links:
+        """The rarely needed fields, made on first use."""
+        if self.links is None:
+            self.links = Links()
+        return self.links
+
+
+class DirNode:
+    """A directory: what the upper has of it, what the lowers have, and the children the kernel knows."""
+
+    __slots__ = (
+        "nodeid", "parent", "name", "nlookup", "ino", "upper", "low", "children", "dead",
+        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use",
+    )  # fmt: skip
+
+    def __init__(
+        self, nodeid: int, parent: DirNode | None, name: bytes, upper: BranchDir | None, low: LowDir | None, ino: int
+    ) -> None:
+        self.nodeid = nodeid  # immutable
+        self.parent = parent  # None for the root; changed by rename
+        self.name = name  # changed by rename
+        self.nlookup = 0  # as in FileNode
+        self.ino = ino  # immutable
+        self.upper = upper  # set once by copyup; its name and parent are changed by rename, its branch by remove
+        self.low = low  # the merged lowers beneath; None: nothing shows through. Cut off by rename only (full copy-up)
+        self.children: dict[bytes, FileNode | DirNode] = {}  # known names; every one of them keeps this node alive
+        self.dead = False  # removed: it lives in the staging directory or in a lower until it is forgotten
+        self.up_names: dict[bytes, int] | None = None  # the upper's entries: name -> ino << 4 | kind; None: not scanned
+        self.hidden: set[bytes] = set()  # names that the upper hides from below; right only while up_names is not None
+        self.order: Listing | None = None  # visible names; made by a listing, kept right while it exists
+        self.subdirs = -1  # visible subdirectories of a merged directory; -1: not counted
+        self.wasted = 0  # system calls that knowing up_names would have saved
+        self.cached_use = False  # belongs to the name cache
+
+    def remembered(self) -> int:
+        """How many names are remembered."""
+        count = len(self.up_names) if self.up_names is not None else 0
+        return count + (len(self.order.names) if self.order is not None else 0)
+
+    def forget_names(self) -> None:
+        """Drop what was remembered of the upper's names; it can be scanned again."""
+        self.up_names = None
+        self.hidden = set()
+        self.order = None
+        self.subdirs = -1
+        self.wasted = 0
+
+
+Node = FileNode | DirNode
+
+
+class NodeTable:
+    """All nodes of a union by id, and the files that may be met under several names by inode."""
+
+    def __init__(self) -> None:
+        self._next: int = ROOT  # only ever grows
+        self._nodes: dict[int, Node] = {}
+        self.by_inode: dict[InodeKey, FileNode] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def new_id(self) -> int:
+        """A number that no node has had."""
+        nodeid = self._next
+        self._next += 1
+        return nodeid
+
+    def add(self, node: Node) -> None:
+        """Take a new node in, and make it its parent's child unless it has no name (root, unnamed file)."""
+        self._nodes[node.nodeid] = node
+        if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
+            node.parent.children[node.name] = node
+
+    def get(self, nodeid: int) -> Node:
+        """The node. Raises ESTALE for a number that is not or no longer known."""
+        try:
+            return self._nodes[nodeid]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def file(self, nodeid: int) -> FileNode:
+        """The node, which must not be a directory. Raises ESTALE, EISDIR."""
+        node = self.get(nodeid)
+        if isinstance(node, DirNode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return node
+
+    def directory(self, nodeid: int) -> DirNode:
+        """The node, which must be a directory. Raises ESTALE, ENOTDIR."""
+        node = self.get(nodeid)
+        if isinstance(node, FileNode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    def find(self, nodeid: int) -> Node | None:
+        """The node, or None."""
+        return self._nodes.get(nodeid)
+
+    def register_inode(self, node: FileNode, key: InodeKey) -> None:
+        """Let other names of the same inode lead to `node`."""
+        links = node.rare()
+        if links.inode is not None and self.by_inode.get(links.inode) is node:
+            del self.by_inode[links.inode]
+        links.inode = key
+        self.by_inode[key] = node
+
+    def remove_unused(self, node: Node | None) -> list[Node]:
+        """Drop `node` if nothing needs it any more, and then each parent that only its children kept. Returns the
+        dropped."""
+        dropped: list[Node] = []
+        pending: list[Node] = [node] if node is not None else []
+        while pending:
+            at = pending.pop()
+            if at.nlookup > 0 or at.nodeid == ROOT or at.nodeid not in self._nodes:
+                continue
+            if isinstance(at, DirNode) and at.children:
+                continue
+            del self._nodes[at.nodeid]
+            dropped.append(at)
+            for parent, name in names_of(at):
+                if parent.children.get(name) is at:
+                    del parent.children[name]
+                pending.append(parent)
+            if isinstance(at, FileNode):
+                at.held = None
+                if at.links is not None and at.links.inode is not None and self.by_inode.get(at.links.inode) is at:
+                    del self.by_inode[at.links.inode]
+        return dropped
+
+
+def names_of(node: Node) -> list[tuple[DirNode, bytes]]:
+    """Every known (parent, name) of a node, the primary one first."""
+    names = [(node.parent, node.name)] if node.parent is not None else []
+    if isinstance(node, FileNode) and node.links is not None:
+        names.extend(node.links.others)
+    return names

@@ -1,0 +1,103 @@
+"""What a union is made of: branches and policies, as frozen values. Checks what can be seen without opening
+anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Final
+
+WHITEOUT_FORMATS: Final = ("aufs", "overlay")
+DURABILITIES: Final = ("strict", "normal", "volatile")
+LOWERS_MAX: Final = 65535
+"""More lowers than this are refused: a branch's position must fit the packed names of core.lower. The kernel allows
+500."""
+
+
+class OptionError(OSError):
+    """The union cannot be made from these branches. `str()` is a message for the user, `errno` the nearest errno."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.message = message  # immutable
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Branches and policies of one union. Paths are host paths; lowers stand top first."""
+
+    lowers: tuple[str, ...]
+    upper: str | None = None  # None: a read-only union
+    work: str | None = None  # needed with upper, on the same mount
+    whiteout: str = "aufs"  # the dialect that is written; all are read
+    durability: str = (
+        "normal"  # strict: copy-ups are on the device before they are visible; volatile: fsync does nothing
+    )
+    unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
+    skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
+    hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
+    names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
+    fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for combinations that can never work."""
+        if not self.lowers:
+            raise OptionError(errno.EINVAL, "no lower directory given")
+        if len(self.lowers) > LOWERS_MAX:
+            raise OptionError(errno.E2BIG, f"{len(self.lowers)} lower directories: more than {LOWERS_MAX}")
+        if self.whiteout not in WHITEOUT_FORMATS:
+            raise OptionError(
+                errno.EINVAL, f"whiteout format {self.whiteout!r}: not one of {', '.join(WHITEOUT_FORMATS)}"
+            )
+        if self.durability not in DURABILITIES:
+            raise OptionError(errno.EINVAL, f"durability {self.durability!r}: not one of {', '.join(DURABILITIES)}")
+        if self.upper is not None and self.work is None:
+            raise OptionError(errno.EINVAL, "an upper directory needs a work directory on the same filesystem (--work)")
+        if self.upper is None and self.work is not None:
+            raise OptionError(errno.EINVAL, "a work directory makes no sense without an upper directory (--upper)")
+
+
+def check_directory(role: str, path: str) -> str:
+    """The real path of a branch. Raises OptionError saying what is wrong with it."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        code = exc.errno or errno.EINVAL
+        raise OptionError(code, f"cannot use {path} as {role}: {os.strerror(code)}") from None
+    os.close(fd)
+    return os.path.realpath(path)
+
+
+def is_inside(path: str, container: str) -> bool:
+    """Whether the real path `path` is `container` or lies below it."""
+    return path == container or path.startswith(container.rstrip("/") + "/")
+
+
+def check_overlap(options: Options) -> None:
+    """Refuse branches that would change under each other. Raises OptionError.
+
+    The upper and work inside a lower are fine when they are hidden there (`hidden`), as for a view of the host's `/`.
+    """
+    if options.upper is None or options.work is None:
+        return
+    upper, work = os.path.realpath(options.upper), os.path.realpath(options.work)
+    hidden = [os.path.realpath(path) for path in options.hidden]
+    if is_inside(work, upper) or is_inside(upper, work):
+        raise OptionError(
+            errno.EINVAL, f"upper {options.upper} and work {options.work} overlap: use two separate directories"
+        )
+    for lower in options.lowers:
+        real = os.path.realpath(lower)
+        for role, path in (("upper", upper), ("work", work)):
+            if is_inside(real, path):
+                raise OptionError(
+                    errno.EINVAL, f"lower {lower} lies inside the {role} directory {path}: it would change underneath"
+                )
+            if is_inside(path, real) and not any(is_inside(path, place) for place in hidden):
+                raise OptionError(
+                    errno.EINVAL, f"{role} {path} lies inside the lower {lower}: it would show up in itself"
+                )

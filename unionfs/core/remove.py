@@ -1,0 +1,200 @@
+"""Remove: unlink and rmdir, and what happens to an object that is still in use when its last name goes.
+
+The whiteout comes first, then the entry leaves its name by one rename; so a crash shows the old state or the new one.
+A whiteout file beside an entry does not hide it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from unionfs.core import copyup, lookup, marks, names
+from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.loosened import LoosenedChain
+from unionfs.core.node import DirNode, FileNode
+from unionfs.core.tree import Tree, refuse
+from unionfs.syscalls import files
+
+
+def unlink(tree: Tree, parent: DirNode, name: bytes) -> None:
+    """Remove a name that is not a directory's (unlink(2)). ENOENT, EISDIR, EROFS."""
+    lookup.check_name(name)
+    copyup.require_upper(tree)
+    node, st = lookup.resolve(tree, parent, name)
+    if isinstance(node, DirNode):
+        tree.drop_unused(node)
+        refuse(errno.EISDIR, name)
+    low = lookup.find_low(parent, name)
+    up = copyup.ensure_dir(tree, parent) if low is not None else parent.upper
+    assert up is not None
+    leaf = tree.staging.orphan_name(node.nodeid)
+    entry = lookup.upper_entry(tree, parent, name)
+    keep = entry is not None and is_last_known(node, up, name)
+    if entry is None:
+        announce_hiding(tree, node, up, name, st)
+        hide_low(tree, up, name)
+    elif keep or low is not None:
+        take_away(tree, up, name, leaf, low is not None)
+    else:
+        os.unlink(name, dir_fd=up.fd())
+    names.removed(tree, parent, name, stat.S_IFMT(st.st_mode), hidden=low is not None)
+    if entry is not None and not keep:
+        tree.staging.dispose(leaf) if low is not None else None
+    name_gone(tree, node, parent, name, leaf if keep else None, st, was_low=entry is None)
+    tree.drop_unused(node)
+
+
+def announce_hiding(tree: Tree, node: FileNode, up: BranchDir, name: bytes, st: Stat) -> None:
+    """If the lower name that is about to be hidden is one of several of its inode, let the index know before."""
+    if node.links is not None and node.links.key is not None:
+        tree.links.announce_hiding(node.links.key, st.st_nlink, up, name)
+
+
+def is_last_known(node: FileNode, up: BranchDir, name: bytes) -> bool:
+    """Whether the node's object would be out of reach without this entry, as far as we know."""
+    return node.home is up and node.leaf == name and (node.links is None or not node.links.others)
+
+
+def name_gone(
+    tree: Tree, node: FileNode, parent: DirNode, name: bytes, orphan: bytes | None, st: Stat, *, was_low: bool
+) -> None:
+    """Let the node forget the name; if that was the last known one, its object waits as an orphan until it is
+    forgotten."""
+    parent.children.pop(name, None)
+    home_lost = node.home is parent.upper and node.leaf == name
+    if (node.parent, node.name) == (parent, name):
+        others = node.links.others if node.links is not None else []
+        if others:
+            node.parent, node.name = others.pop(0)
+        else:
+            node.rare().dead = True
+    elif node.links is not None:
+        node.links.others = [pair for pair in node.links.others if pair != (parent, name)]
+    key = node.links.key if node.links is not None else None
+    if orphan is not None:
+        node.home, node.leaf = tree.staging.here, orphan
+    elif home_lost:
+        _find_other_home(tree, node)
+    if key is not None and was_low:
+        tree.links.cover(key, st.st_nlink)
+    if key is not None and node.is_up:
+        with contextlib.suppress(OSError):  # the name is gone; what stays in the index is swept by the next mount
+            _release_index(tree, node, key)
+
+
+def _find_other_home(tree: Tree, node: FileNode) -> None:
+    """The entry that the node's object was reached by has gone, others are known: use one of them."""
+    for parent, name in [(node.parent, node.name), *(node.links.others if node.links is not None else [])]:
+        if parent.upper is None:
+            continue
+        try:
+            entry = lookup.upper_entry(tree, parent, name)
+        except PermissionError:
+            with LoosenedChain(parent.upper):  # a name in a directory that has lost its search permission is a name
+                entry = lookup.upper_entry(tree, parent, name)
+        if entry is not None:
+            node.home, node.leaf = parent.upper, name
+            return
+    key = node.links.key if node.links is not None else None
+    if key is not None and tree.links.upper_ino(key) is not None:
+        node.home, node.leaf = tree.links.place, key
+
+
+def _release_index(tree: Tree, node: FileNode, key: bytes) -> None:
+    """If no name leads to the indexed inode any more, take it out of the index; it may still be in use."""
+    if tree.links.remaining(key, 0) > 0:
+        return
+    if node.home is tree.links.place:
+        st = os.stat(key, dir_fd=tree.links.place.fd(), follow_symlinks=False)
+        if st.st_nlink > 1:
+            return
+        leaf = tree.staging.orphan_name(node.nodeid)
+        tree.links.take(key, leaf)
+        node.home, node.leaf = tree.staging.here, leaf
+        node.rare().dead = True
+        node.rare().key = None
+        return
+    if node.is_dead and node.home is tree.staging.here:
+        st = os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+        if st.st_nlink == 2:  # the orphan and the index
+            tree.links.remove(key)
+            node.rare().key = None
+
+
+def rmdir(tree: Tree, parent: DirNode, name: bytes) -> None:
+    """Remove an empty merged directory (rmdir(2)). ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
+    lookup.check_name(name)
+    copyup.require_upper(tree)
+    node, _ = lookup.resolve(tree, parent, name)
+    if isinstance(node, FileNode):
+        tree.drop_unused(node)
+        refuse(errno.ENOTDIR, name)
+    try:
+        if not is_empty(tree, node):
+            refuse(errno.ENOTEMPTY, name)
+        low = lookup.find_low(parent, name)
+        up = copyup.ensure_dir(tree, parent)
+        leaf = tree.staging.orphan_name(node.nodeid)
+        if node.upper is None:
+            hide_low(tree, up, name)
+        else:
+            take_away(tree, up, name, leaf, low is not None)
+            node.upper.parent, node.upper.name = tree.staging.here, leaf
+            node.upper.branch = tree.staging.branch
+        node.dead = True
+        parent.children.pop(name, None)
+        names.removed(tree, parent, name, stat.S_IFDIR, hidden=low is not None)
+    finally:
+        tree.drop_unused(node)
+
+
+def is_empty(tree: Tree, node: DirNode) -> bool:
+    """Whether a directory shows no entry."""
+    if tree.up_names(node):
+        return False
+    if node.low is None:
+        return True
+    return all(name in node.hidden for name, _, _ in node.low.listing())
+
+
+def hide_low(tree: Tree, up: BranchDir, name: bytes) -> None:
+    """Place a whiteout where the upper has no entry of that name."""
+    if tree.options.whiteout == marks.OVERLAY and marks.make_node_whiteout(up.fd(), name):
+        return
+    if marks.place_aufs_whiteout(up, name):
+        return
+    if not marks.make_node_whiteout(up.fd(), name):
+        refuse(errno.ENAMETOOLONG, name)
+
+
+def take_away(tree: Tree, up: BranchDir, name: bytes, leaf: bytes, whiteout: bool) -> None:
+    """Move the upper's entry `name` to `leaf` in the staging directory, leaving a whiteout if asked."""
+    staging = tree.staging
+    if whiteout and tree.options.whiteout == marks.OVERLAY and _exchange_for_whiteout(tree, up, name, leaf):
+        return
+    if whiteout and not marks.place_aufs_whiteout(up, name):
+        if not _exchange_for_whiteout(tree, up, name, leaf):
+            refuse(errno.ENAMETOOLONG, name)
+        return
+    try:
+        os.rename(name, leaf, src_dir_fd=up.fd(), dst_dir_fd=staging.fd())
+    except OSError:
+        if whiteout:
+            marks.clear_aufs_whiteout(up, name)
+        raise
+
+
+def _exchange_for_whiteout(tree: Tree, up: BranchDir, name: bytes, leaf: bytes) -> bool:
+    """Put a whiteout device in the entry's place in one step. False where such devices cannot be made."""
+    staging = tree.staging
+    if not marks.make_node_whiteout(staging.fd(), leaf):
+        return False
+    try:
+        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_EXCHANGE)
+    except OSError:
+        staging.dispose(leaf)
+        raise
+    return True

@@ -1,0 +1,166 @@
+"""The work directory: things are built here out of sight and renamed into place, and what is still in use though its
+name has gone waits here.
+
+    work/live-PID-XXXX/tN     being built by the daemon that holds a lock on the directory
+    work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
+    work/index/KEY            the hard-link index (see core.hardlinks)
+
+Each daemon builds in its own subdirectory: two daemons on one upper do not disturb each other, and what a dead one
+left is swept by the next. Knows branches and marks, not nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import Final
+
+from unionfs.core import marks
+from unionfs.core.branch import Branch, BranchDir
+from unionfs.core.fds import FdCache
+from unionfs.core.loosened import Loosened
+
+_LIVE: Final = b"live-"
+INDEX: Final = b"index"
+
+
+class Staging:
+    """One daemon's part of a work directory."""
+
+    def __init__(self, path: str, fds: FdCache) -> None:
+        """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
+        self.branch = Branch(path, fds, writable=True)
+        self.upper_in_use = False  # set once: another live daemon works here
+        self._serial = 0
+        root = self.branch.root
+        lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # nobody sweeps what another has made but not yet locked
+            self._sweep()
+            name = _LIVE + b"%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
+            os.mkdir(name, 0o700, dir_fd=root.fd())
+            self.here = root.child(name)
+            os.chmod(name, 0o700, dir_fd=root.fd())  # what is built here must not inherit a group (mkdir(2)) ...
+            with contextlib.suppress(OSError):  # ... nor an ACL from the work directory (acl(5))
+                os.removexattr(marks.proc_path(self.here.fd()), "system.posix_acl_default")
+            self._live_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.here.fd())
+            fcntl.flock(self._live_fd, fcntl.LOCK_EX)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(INDEX, 0o700, dir_fd=root.fd())
+        finally:
+            os.close(lock)
+        self.index = root.child(INDEX)
+
+    def _sweep(self) -> None:
+        root_fd = self.branch.root.fd()
+        for entry in list(self.branch.root.scan()):
+            name = os.fsencode(entry.name)
+            if not name.startswith(_LIVE) or not entry.is_dir(follow_symlinks=False):
+                continue
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.upper_in_use = True
+                continue
+            finally:
+                os.close(fd)
+            remove_tree(root_fd, name)
+
+    def fd(self) -> int:
+        """A descriptor of this daemon's own subdirectory."""
+        return self.here.fd()
+
+    def new_name(self) -> bytes:
+        """A name that nothing here has had."""
+        self._serial += 1
+        return b"t%x" % self._serial
+
+    @staticmethod
+    def orphan_name(nodeid: int) -> bytes:
+        """Where the object of node `nodeid` waits after its last name has gone."""
+        return b"o%x" % nodeid
+
+    def dispose(self, leaf: bytes) -> None:
+        """Remove something here: a file, a directory with marks in it, whatever is left of one. Never raises."""
+        try:
+            _remove(self.here.fd(), leaf)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            _warn("cannot remove %r from the work directory: %s", leaf, exc)
+
+    def publish(self, leaf: bytes, place: BranchDir, name: bytes, flags: int = 0) -> None:
+        """Rename `leaf` from here to `name` in `place`, an upper directory that may not be writable for its owner."""
+        with Loosened(place):
+            os.rename(leaf, name, src_dir_fd=self.here.fd(), dst_dir_fd=place.fd())
+
+    def close(self) -> None:
+        """Remove this daemon's subdirectory with all that is in it."""
+        try:
+            for entry in list(self.here.scan()):
+                self.dispose(os.fsencode(entry.name))
+            os.rmdir(self.here.name, dir_fd=self.branch.root.fd())
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.EROFS):
+                _warn("cannot clean the work directory %s: %s", self.branch.path, exc)
+        os.close(self._live_fd)
+
+
+def _remove(dir_fd: int, name: bytes) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except OSError as exc:
+        if exc.errno == errno.ENOTDIR:
+            raise
+        remove_tree(dir_fd, name)
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """Remove the directory `name` with everything in it, following nothing. Raises OSError.
+
+    Walks with one descriptor a level and without recursion in Python's stack growing beyond the depth of the tree.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if os.geteuid() != 0:
+        with contextlib.suppress(OSError):
+            os.chmod(name, 0o700, dir_fd=dir_fd)
+    stack = [(dir_fd, name, os.open(name, flags, dir_fd=dir_fd))]
+    try:
+        while stack:
+            parent_fd, own_name, fd = stack[-1]
+            subdirs = []
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    child = os.fsencode(entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        subdirs.append(child)
+                    else:
+                        os.unlink(child, dir_fd=fd)
+            if not subdirs:
+                stack.pop()
+                os.close(fd)
+                os.rmdir(own_name, dir_fd=parent_fd)
+                continue
+            child = subdirs[0]
+            if os.geteuid() != 0:
+                with contextlib.suppress(OSError):
+                    os.chmod(child, 0o700, dir_fd=fd)
+            stack.append((fd, child, os.open(child, flags, dir_fd=fd)))
+    finally:
+        for _, _, fd in stack:
+            os.close(fd)
+
+
+def _warn(message: str, *args: object) -> None:
+    """Log a warning. logging is imported when there is something to say: a mount waits for what is imported before."""
+    import logging
+
+    logging.getLogger(__name__).warning(message, *args)

@@ -1,0 +1,391 @@
+"""The state of one union: its branches, its nodes, its caches. What every operation works on.
+
+Opens and closes; holds no semantics beyond what belongs to all operations (attributes of a node, descriptors of its
+data).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import stat
+from typing import Final, NoReturn
+
+from unionfs.core import marks, mountpoints
+from unionfs.core.attrs import Attrs
+from unionfs.core.branch import Branch, BranchDir, Stat
+from unionfs.core.fds import FdCache, FileFd
+from unionfs.core.hardlinks import HardLinks
+from unionfs.core.inodes import Inodes
+from unionfs.core.loosened import Loosened, LoosenedChain
+from unionfs.core.lower import LowerTree
+from unionfs.core.marks import proc_path, read_dir_marks
+from unionfs.core.namecache import NameCache
+from unionfs.core.node import DirNode, FileNode, Node, NodeTable
+from unionfs.core.options import OptionError, Options, check_directory, check_overlap
+from unionfs.core.staging import Staging
+from unionfs.syscalls import mountinfo
+
+_FDS_MOST: Final = 16384
+_PROBE_XATTR: Final = "user.unionfs.probe"
+
+
+def refuse(code: int, name: bytes = b"") -> NoReturn:
+    """Raise the OSError for `code`."""
+    raise OSError(code, os.strerror(code), os.fsdecode(name))
+
+
+class Tree:
+    """Everything one union consists of. Lives on one thread."""
+
+    def __init__(self, options: Options) -> None:
+        """Open all branches. Raises OptionError."""
+        for lower in options.lowers:
+            check_directory("a lower", lower)
+            if not options.skip_unreadable and not os.access(lower, os.R_OK | os.X_OK, effective_ids=True):
+                raise OptionError(errno.EACCES, f"cannot read the lower {lower}: {os.strerror(errno.EACCES)}")
+        if options.upper is not None and options.work is not None:
+            check_directory("the upper", options.upper)
+            check_directory("the work directory", options.work)
+        check_overlap(options)
+        self.options = options  # immutable
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        free = max(64, soft - len(options.lowers) - 64)
+        self.fds = FdCache(options.fds_limit or min(_FDS_MOST, free // 2))
+        self.cache = NameCache(options.names_limit)
+        self.upper: Branch | None = None  # immutable
+        self._staging: Staging | None = None  # immutable
+        self._links: HardLinks | None = None  # immutable
+        lowers = [self._open_branch("a lower", path, writable=False) for path in options.lowers]
+        if options.upper is not None:
+            self.upper = self._open_branch("the upper", options.upper, writable=True)
+            self._staging = self._open_staging(self.upper)
+            self._links = HardLinks(self._staging, self.upper.root)
+        self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
+        if self._staging is not None and self.upper is not None:
+            self._staging.branch.fs_index = self.upper.fs_index
+        for branch in lowers:
+            mountpoints.hide_paths(branch, options.hidden)
+            mountpoints.hide_mounts(branch)
+        self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
+        self.nodes = NodeTable()
+        self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
+        self.euid = os.geteuid()  # immutable: whom files made in place belong to
+        self.egid = os.getegid()  # immutable
+        self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
+        self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
+        self.root = self._make_root()
+
+    def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
+        try:
+            return Branch(path, self.fds, writable=writable)
+        except OSError as exc:
+            raise OptionError(exc.errno or errno.EINVAL, f"cannot use {path} as {role}: {exc.strerror}") from None
+
+    def _open_staging(self, upper: Branch) -> Staging:
+        work = self.options.work
+        assert work is not None
+        if os.stat(work).st_dev != upper.dev or mountinfo.mount_id(work) != mountinfo.mount_id(upper.path):
+            raise OptionError(
+                errno.EXDEV,
+                f"work directory {work} is not on the same filesystem as the upper {upper.path}: "
+                "files are renamed from one to the other",
+            )
+        try:
+            staging = Staging(work, self.fds)
+        except OSError as exc:
+            code = exc.errno or errno.EIO
+            raise OptionError(code, f"cannot write in the work directory {work}: {os.strerror(code)}") from None
+        path = proc_path(staging.fd())
+        try:
+            os.setxattr(path, _PROBE_XATTR, b"y")
+            os.removexattr(path, _PROBE_XATTR)
+        except OSError as exc:
+            staging.close()
+            code = exc.errno or errno.EOPNOTSUPP
+            why = (
+                "has no user extended attributes" if code == errno.EOPNOTSUPP else f"refuses them: {os.strerror(code)}"
+            )
+            raise OptionError(
+                code,
+                f"cannot use {upper.path} as the upper: its filesystem {why}; "
+                "put upper and work on ext4, xfs, btrfs or tmpfs",
+            ) from None
+        try:
+            probe = staging.new_name()
+            os.mkdir(probe, 0o700, dir_fd=staging.fd())
+            os.rmdir(probe, dir_fd=staging.fd())
+            if not os.access(proc_path(upper.root.fd()), os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as exc:
+            staging.close()
+            code = exc.errno or errno.EIO
+            raise OptionError(code, f"cannot write in the upper {upper.path}: {os.strerror(code)}") from None
+        return staging
+
+    def _make_root(self) -> DirNode:
+        low = self.lowers.root
+        upper = self.upper.root if self.upper is not None else None
+        opaque = upper is not None and read_dir_marks(upper).opaque
+        top = low.stack[-1]  # the bottom stays the same whatever is stacked on it
+        ino = self.inodes.shown(top.branch.fs_index, top.branch.ino)
+        root = DirNode(self.nodes.new_id(), None, b"", upper, None if opaque else low, ino)
+        self.nodes.add(root)
+        return root
+
+    @property
+    def staging(self) -> Staging:
+        """The work directory. Raises EROFS when the union has no upper."""
+        if self._staging is None:
+            refuse(errno.EROFS)
+        return self._staging
+
+    @property
+    def links(self) -> HardLinks:
+        """The hard-link index. Raises EROFS when the union has no upper."""
+        if self._links is None:
+            refuse(errno.EROFS)
+        return self._links
+
+    @property
+    def links_or_none(self) -> HardLinks | None:
+        """The hard-link index, or None when the union has no upper."""
+        return self._links
+
+    @property
+    def upper_in_use(self) -> bool:
+        """Whether another live daemon uses the same work directory."""
+        return self._staging is not None and self._staging.upper_in_use
+
+    def close(self) -> None:
+        """Remove what only this daemon needed and let go of the branches. The tree cannot be used after."""
+        branches = list(self.lowers.branches)
+        if self._staging is not None and self.upper is not None:
+            self._staging.close()
+            branches += [self.upper, self._staging.branch]
+        self.fds.clear()
+        for branch in branches:
+            branch.root.held = None
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def stat(self, node: Node) -> Stat:
+        """Attributes of the node's object as its branch has them."""
+        if isinstance(node, FileNode):
+            try:
+                return os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+            except PermissionError:
+                if self.euid == 0 or not node.home.branch.writable:
+                    raise
+            with LoosenedChain(node.home):  # another of its names may be in a directory that can still be searched
+                return os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+        if node.upper is not None:
+            return node.upper.stat()
+        assert node.low is not None
+        return node.low.stat()
+
+    def owner(self, st: Stat, *, lower: bool) -> tuple[int, int]:
+        """Owner and group as users see them."""
+        uid, gid = st.st_uid, st.st_gid
+        if lower and self.overflow_ids is not None:
+            if uid == self.overflow_ids[0]:
+                uid = 0
+            if gid == self.overflow_ids[1]:
+                gid = 0
+        return uid, gid
+
+    def attrs(self, node: Node, st: Stat) -> Attrs:
+        """The node's attributes as users see them, given `st` from its branch."""
+        if isinstance(node, FileNode):
+            lower = not node.home.branch.writable
+            nlink = st.st_nlink if node.links is None else self._nlink(node, st)
+            if lower and node.links is not None and node.links.data is not None:
+                nlink = st.st_nlink
+        else:
+            lower = node.upper is None
+            nlink = 0 if node.dead else self._dir_nlink(node, st)
+        uid, gid = st.st_uid, st.st_gid
+        if lower and self.overflow_ids is not None:
+            uid, gid = self.owner(st, lower=True)
+        return Attrs(
+            node.ino, st.st_mode, nlink, uid, gid, st.st_rdev, st.st_size, st.st_blocks, st.st_blksize,
+            st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
+        )  # fmt: skip
+
+    def _nlink(self, node: FileNode, st: Stat) -> int:
+        """How many names of a file the union shows: the index and the staging directory hold links that are not
+        names."""
+        links = node.links
+        assert links is not None
+        if not node.is_up:
+            if links.key is not None and self._links is not None:
+                return self._links.remaining(links.key, st.st_nlink)
+            return 0 if links.dead else st.st_nlink
+        nlink = st.st_nlink
+        if self._staging is not None and node.home is self._staging.here:
+            nlink -= 1
+        if links.key is not None and self._links is not None:
+            nlink += self._links.remaining(links.key, 0) - 1
+        return max(0, nlink)
+
+    def _dir_nlink(self, node: DirNode, st: Stat) -> int:
+        if node.low is None:
+            return st.st_nlink
+        if node.upper is None:
+            return node.low.nlink(st)
+        if st.st_nlink < 2:
+            return st.st_nlink
+        if node.subdirs < 0:
+            low_count = node.low.nlink(node.low.stat()) - 2
+            if low_count <= 0 and node.up_names is None:
+                return st.st_nlink
+            node.subdirs = sum(1 for _, kind, _ in self.visible(node) if kind == stat.S_IFDIR)
+        return 2 + node.subdirs
+
+    # -- names of a directory --------------------------------------------------------------------------------------
+
+    def up_names(self, node: DirNode) -> dict[bytes, int]:
+        """The upper's real entries of a directory: name -> ino << 4 | kind >> 12. Also makes `node.hidden` right."""
+        names = node.up_names
+        if names is not None:
+            node.cached_use = True
+            return names
+        hidden: list[bytes] = []
+        names = {}
+        if node.upper is not None:
+            with Loosened(node.upper):
+                for name, kind, ino in self.lowers.entries(node.upper, hidden):
+                    names[name] = (ino << 4) | (kind >> 12)
+        node.up_names, node.hidden = names, set(hidden)
+        self.cache.add(node, len(names))
+        return names
+
+    def visible(self, node: DirNode) -> list[tuple[bytes, int, int]]:
+        """(name, kind, ino as shown or 0 if that takes a look at the file) of everything a directory shows."""
+        names = self.up_names(node)
+        shown = [(name, (code & 0xF) << 12, 0) for name, code in names.items()]
+        low = node.low
+        if low is not None:
+            hidden = node.hidden
+            for name, kind, ino in low.listing():
+                if name not in names and name not in hidden:
+                    shown.append((name, kind, ino))
+        return shown
+
+    def has_lowers_to_copy(self, node: DirNode) -> bool:
+        """Whether entries of the upper's directory may have been copied up, so that their numbers are their
+        origins'."""
+        return self.upper is not None and bool(self.lowers.branches)
+
+    # -- descriptors of data ---------------------------------------------------------------------------------------
+
+    def read_fd(self, node: FileNode) -> FileFd:
+        """A descriptor to read the node's data from. Raises what open(2) raises; EINVAL for what has no data."""
+        held = node.held
+        if held is not None:
+            held.used = True
+            return held
+        st = self._require_data(node)
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        if node.links is not None and node.links.data is not None:
+            held = self._open_lower(*node.links.data, flags)
+        elif node.home.branch.writable:
+            try:
+                held = FileFd(os.open(node.leaf, os.O_RDWR | flags, dir_fd=node.home.fd()), writable=True)
+            except PermissionError:
+                held = FileFd(self._open_as_owner(node, os.O_RDONLY | flags))
+        else:
+            held = self._open_lower(node.home, node.leaf, flags)
+            if marks.may_be_metacopy(st) and marks.is_metacopy_fd(held.fd):
+                del held  # so that an error below does not keep it open
+                if node.parent.low is None:
+                    refuse(errno.EIO, node.leaf)
+                node.rare().data = self.lowers.data_place(node.parent.low, node.home, node.leaf)
+                return self.read_fd(node)
+        self.fds.keep(node, held)
+        return held
+
+    @staticmethod
+    def _open_lower(place: BranchDir, leaf: bytes, flags: int) -> FileFd:
+        """Open a lower file without changing even its atime, where we may (open(2): O_NOATIME is for the owner)."""
+        try:
+            return FileFd(os.open(leaf, os.O_RDONLY | os.O_NOATIME | flags, dir_fd=place.fd()))
+        except PermissionError:
+            return FileFd(os.open(leaf, os.O_RDONLY | flags, dir_fd=place.fd()))
+
+    def _require_data(self, node: FileNode) -> Stat:
+        """EINVAL for a fifo, socket or device: opening the one on the branch would act on this machine's."""
+        st = self.stat(node)
+        if not stat.S_ISREG(st.st_mode):
+            refuse(errno.EINVAL, node.leaf)
+        return st
+
+    def write_fd(self, node: FileNode) -> FileFd:
+        """A descriptor to write the node's data to. Preconditions: the node is copied up."""
+        held = node.held
+        if held is not None and held.writable:
+            held.used = True
+            return held
+        self._require_data(node)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            fd = os.open(node.leaf, flags, dir_fd=node.home.fd())
+        except PermissionError:
+            fd = self._open_as_owner(node, flags)
+        held = FileFd(fd, writable=True)
+        self.fds.keep(node, held)
+        return held
+
+    def _open_as_owner(self, node: FileNode, flags: int) -> int:
+        """Open an upper file of our own whose mode forbids it.
+
+        Whoever opened it may: the kernel checked, at a time when the mode allowed it or because it was made by that
+        open (open(2): the mode of a new file applies only to later opens). We open anew for each descriptor we lost.
+        """
+        fd = node.home.fd()
+        st = os.stat(node.leaf, dir_fd=fd, follow_symlinks=False)
+        if not node.is_up or st.st_uid != self.euid or not stat.S_ISREG(st.st_mode):
+            refuse(errno.EACCES, node.leaf)
+        path_fd = os.open(node.leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            path = proc_path(path_fd)
+            os.chmod(path, stat.S_IMODE(st.st_mode) | 0o600)
+            try:
+                return os.open(path, flags & ~os.O_NOFOLLOW)
+            finally:
+                os.chmod(path, stat.S_IMODE(st.st_mode))
+        finally:
+            os.close(path_fd)
+
+    def with_umask(self, umask: int) -> None:
+        """Make what is created next obey `umask`, the way the branch's filesystem does it (default ACLs override
+        it)."""
+        if self._umask != umask:
+            os.umask(umask)
+            self._umask = umask
+
+    def drop_unused(self, node: Node | None) -> None:
+        """Forget a node that nothing needs, with what it kept in the staging directory."""
+        for dropped in self.nodes.remove_unused(node):
+            self._dispose(dropped)
+
+    def _dispose(self, node: Node) -> None:
+        staging = self._staging
+        if staging is None:
+            return
+        if isinstance(node, FileNode):
+            if node.is_dead and node.home is staging.here:
+                staging.dispose(node.leaf)
+        elif node.dead and node.upper is not None:
+            staging.dispose(node.upper.name)
+            node.upper.held = None
+
+    def restore_times(self, fd: int, st: Stat) -> None:
+        """Give the directory `fd` the times it had: placing a copied-up file in it is no change that users made.
+
+        What was placed is there already, so failing to do this is no failure of the copy-up.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=fd)

@@ -1,0 +1,332 @@
+"""The door of the core: one short method for each verb a transport needs.
+
+Node ids and names in, values out, OSError for failures. All methods run on one thread and never wait for anything but
+the branches' filesystems. Names are bytes without a slash. Every method may raise ESTALE for a node id it does not
+know, EIO when a branch fails; what else is said at the operation.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, TypeVar
+
+from unionfs import markers
+from unionfs.core import content, copyup, create, lookup, metadata, mountpoints, remove
+from unionfs.core import rename as rename_room
+from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats
+from unionfs.core.branch import BranchDir
+from unionfs.core.fds import FileFd
+from unionfs.core.listing import Listing
+from unionfs.core.lookup import Resolved
+from unionfs.core.loosened import LoosenedChain
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.options import Options
+from unionfs.core.tree import Tree, refuse
+from unionfs.syscalls import files
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _as_owner(method: Callable[Concatenate[Union, int, P], R]) -> Callable[Concatenate[Union, int, P], R]:
+    """Let a method reach a node although a directory above it has lost its search permission since the node was opened.
+
+    The kernel checked when it was opened, so such requests come for open files only. Root needs nothing of this.
+    """
+
+    @functools.wraps(method)
+    def guarded(self: Union, nodeid: int, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, nodeid, *args, **kwargs)
+        except PermissionError as exc:
+            place = self.place_if_ours(nodeid) if exc.errno == errno.EACCES else None
+            if place is None:
+                raise
+        with LoosenedChain(place):
+            return method(self, nodeid, *args, **kwargs)
+
+    return guarded
+
+
+class Union:
+    """N lowers and an upper as one tree."""
+
+    def __init__(self, options: Options) -> None:
+        """Open the branches. Raises OptionError with a message for the user."""
+        self._tree = Tree(options)
+        self._nodes = self._tree.nodes
+
+    @property
+    def options(self) -> Options:
+        """What the union was made of."""
+        return self._tree.options
+
+    @property
+    def upper_in_use(self) -> bool:
+        """Whether another live daemon was using the upper's work directory when this one started."""
+        return self._tree.upper_in_use
+
+    @property
+    def node_count(self) -> int:
+        """Nodes known now."""
+        return len(self._nodes)
+
+    def place_if_ours(self, nodeid: int) -> BranchDir | None:
+        """The upper directory that a node is in, if we are not root and could have locked ourselves out of it."""
+        node = self._nodes.find(nodeid)
+        if node is None or self._tree.euid == 0:
+            return None
+        place = node.home if isinstance(node, FileNode) else node.upper
+        return place if place is not None and place.branch.writable else None
+
+    def close(self) -> None:
+        """Remove this daemon's part of the work directory. Nothing may be called after."""
+        self._tree.close()
+
+    def learn_mounts(self) -> None:
+        """Look at the mount table again and hide mountpoints inside the lowers: call once the union itself is
+        mounted."""
+        for branch in self._tree.lowers.branches:
+            mountpoints.hide_mounts(branch)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """What `name` in `parent` is. ENOENT, ENOTDIR, ENAMETOOLONG, EACCES."""
+        node, st = lookup.resolve(self._tree, self._nodes.directory(parent), name)
+        node.nlookup += 1
+        return Entry(node.nodeid, self._tree.attrs(node, st))
+
+    def forget(self, nodeid: int, count: int = 1) -> None:
+        """The kernel forgot `count` of the entries it was given. Never raises."""
+        node = self._nodes.find(nodeid)
+        if node is None or nodeid == ROOT:
+            return
+        node.nlookup = max(0, node.nlookup - count)
+        if node.nlookup == 0:
+            self._tree.drop_unused(node)
+
+    def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
+        """The entries of a directory after `cookie` (0 starts), "." and ".." first. EACCES where a branch may not be
+        read.
+
+        The directory must not be changed while the iterator is in use; take what fits and start again at the last
+        cookie.
+        """
+        node = self._nodes.directory(nodeid)
+        if cookie < 1:
+            yield DirEntry(b".", 1, node.ino, stat.S_IFDIR)
+        if cookie < 2:
+            yield DirEntry(b"..", 2, node.parent.ino if node.parent is not None else node.ino, stat.S_IFDIR)
+        if node.dead:
+            return
+        tree = self._tree
+        if node.order is None:
+            names = [name for name, _, _ in tree.visible(node)]
+            node.order = Listing(names)
+            tree.cache.grow(node, len(names))
+        up_names = tree.up_names(node)
+        order = node.order
+        low = node.low
+        low_names = low.load() if low is not None else {}
+        for position, name in order.after(cookie):
+            code = up_names.get(name)
+            if code is not None:
+                yield DirEntry(name, position, self._shown_ino(node, name, code), (code & 0xF) << 12)
+                continue
+            code = low_names.get(name)
+            if code is None:
+                continue
+            assert low is not None
+            ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
+            yield DirEntry(
+                name, position, tree.inodes.shown(low.place_of(code).branch.fs_index, ino), (code & 0xF) << 12
+            )
+
+    def _shown_ino(self, parent: DirNode, name: bytes, code: int) -> int:
+        child = parent.children.get(name)
+        if child is not None:
+            return child.ino
+        if not self._tree.has_lowers_to_copy(parent):
+            assert parent.upper is not None
+            return self._tree.inodes.shown(parent.upper.branch.fs_index, code >> 4)
+        try:
+            resolved = lookup.resolve(self._tree, parent, name)
+        except OSError:
+            assert parent.upper is not None
+            return self._tree.inodes.shown(parent.upper.branch.fs_index, code >> 4)
+        ino = resolved.node.ino
+        self._tree.drop_unused(resolved.node)
+        return ino
+
+    def readlink(self, nodeid: int) -> bytes:
+        """The target of a symlink. EINVAL for anything else."""
+        node = self._nodes.get(nodeid)
+        if isinstance(node, DirNode):
+            refuse(errno.EINVAL)
+        return os.readlink(node.leaf, dir_fd=node.home.fd())
+
+    def _entry(self, node: Node) -> Entry:
+        node.nlookup += 1
+        return Entry(node.nodeid, self._tree.attrs(node, self._tree.stat(node)))
+
+    def _born(self, made: Resolved) -> Entry:
+        made.node.nlookup += 1
+        return Entry(made.node.nodeid, self._tree.attrs(made.node, made.st))
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        """Make a file, fifo, socket or device. EEXIST, EROFS, EPERM, EINVAL for reserved names, ENOSPC."""
+        return self._born(create.make_file(self._tree, self._nodes.directory(parent), name, mode, rdev, caller))
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory. Errors as `mknod`."""
+        return self._born(create.make_directory(self._tree, self._nodes.directory(parent), name, mode, caller))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symlink. Errors as `mknod`."""
+        return self._born(create.make_symlink(self._tree, self._nodes.directory(parent), name, target, caller))
+
+    @_as_owner
+    def link(self, nodeid: int, new_parent: int, new_name: bytes) -> Entry:
+        """Give a file one more name. EMLINK, EPERM for directories; else as `mknod`."""
+        node = self._nodes.get(nodeid)
+        if isinstance(node, DirNode):
+            refuse(errno.EPERM, new_name)
+        create.make_link(self._tree, node, self._nodes.directory(new_parent), new_name)
+        return self._entry(node)
+
+    def tmpfile(self, parent: int, mode: int, caller: Caller) -> Entry:
+        """Make a file without a name (O_TMPFILE)."""
+        return self._entry(create.make_unnamed(self._tree, self._nodes.directory(parent), mode, caller))
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of a file. ENOENT, EISDIR, EROFS."""
+        remove.unlink(self._tree, self._nodes.directory(parent), name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory. ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
+        remove.rmdir(self._tree, self._nodes.directory(parent), name)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """Rename; `flags` as renameat2(2). Errors of rename(2), never EXDEV."""
+        nodes = self._nodes
+        rename_room.rename(self._tree, nodes.directory(parent), name, nodes.directory(new_parent), new_name, flags)
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    @_as_owner
+    def getattr(self, nodeid: int) -> Attrs:
+        """Attributes of a node, also when its last name has gone."""
+        node = self._nodes.get(nodeid)
+        return self._tree.attrs(node, self._tree.stat(node))
+
+    @_as_owner
+    def setattr(self, nodeid: int, change: AttrChange) -> Attrs:
+        """Change attributes and return the new ones. EROFS, EPERM, EISDIR, EINVAL, ENOSPC, EFBIG."""
+        node = self._nodes.get(nodeid)
+        metadata.setattr_node(self._tree, node, change)
+        return self._tree.attrs(node, self._tree.stat(node))
+
+    @_as_owner
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
+        return metadata.getxattr(self._nodes.get(nodeid), name)
+
+    @_as_owner
+    def listxattr(self, nodeid: int) -> list[bytes]:
+        """Names of extended attributes, the union's own ones left out."""
+        return metadata.listxattr(self._nodes.get(nodeid))
+
+    @_as_owner
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute. EEXIST, ENODATA, EPERM, ENOSPC, EROFS."""
+        metadata.setxattr(self._tree, self._nodes.get(nodeid), name, value, flags)
+
+    @_as_owner
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        """Remove an extended attribute. ENODATA, EPERM, EROFS."""
+        metadata.removexattr(self._tree, self._nodes.get(nodeid), name)
+
+    def statfs(self) -> FsStats:
+        """The filesystem that new files go to (statvfs(3)); names may have 255 bytes."""
+        tree = self._tree
+        root = tree.upper.root if tree.upper is not None else tree.lowers.root.stack[0]
+        st = os.fstatvfs(root.fd())
+        return FsStats(
+            st.f_bsize, st.f_frsize, st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, markers.NAME_MAX
+        )
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    @_as_owner
+    def read(self, nodeid: int, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end."""
+        return content.read(self._tree, self._nodes.file(nodeid), offset, size)
+
+    @_as_owner
+    def write(self, nodeid: int, offset: int, data: bytes | memoryview, kill_priv: bool = False) -> int:
+        """Write at `offset` and say how much was written. EROFS, ENOSPC, EFBIG, EDQUOT."""
+        return content.write(self._tree, self._nodes.file(nodeid), offset, data, kill_priv=kill_priv)
+
+    @_as_owner
+    def read_fd(self, nodeid: int) -> FileFd:
+        """A descriptor of the node's data as it is now; a later copy-up leads to another one."""
+        return self._tree.read_fd(self._nodes.file(nodeid))
+
+    @_as_owner
+    def write_fd(self, nodeid: int) -> FileFd:
+        """A descriptor to write the node's data; copies the file up if need be."""
+        node = self._nodes.file(nodeid)
+        copyup.ensure(self._tree, node)
+        return self._tree.write_fd(node)
+
+    @_as_owner
+    def fallocate(self, nodeid: int, mode: int, offset: int, length: int) -> None:
+        """Manipulate space (fallocate(2)). EOPNOTSUPP, ENOSPC, EROFS."""
+        content.allocate(self._tree, self._nodes.file(nodeid), mode, offset, length)
+
+    @_as_owner
+    def lseek(self, nodeid: int, offset: int, whence: int) -> int:
+        """SEEK_DATA or SEEK_HOLE (lseek(2)). ENXIO, EINVAL."""
+        return content.seek(self._tree, self._nodes.file(nodeid), offset, whence)
+
+    def copy_file_range(self, src: int, src_offset: int, dst: int, dst_offset: int, length: int) -> int:
+        """Copy between two files of the union (copy_file_range(2)). EINVAL, ENOSPC, EROFS."""
+        nodes = self._nodes
+        return content.copy_range(self._tree, nodes.file(src), src_offset, nodes.file(dst), dst_offset, length)
+
+    @_as_owner
+    def fsync(self, nodeid: int, datasync: bool) -> None:
+        """Write a node through to the device, unless the union is volatile."""
+        content.fsync(self._tree, self._nodes.get(nodeid), datasync=datasync)
+
+    def syncfs(self) -> None:
+        """Write the upper's whole filesystem through to its device, unless the union is volatile."""
+        tree = self._tree
+        if tree.upper is None or tree.options.durability == "volatile":
+            return
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.upper.root.fd())
+        try:
+            files.syncfs(fd)
+        finally:
+            os.close(fd)
+
+    # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
+
+    def copyup_begin(self, nodeid: int, size: int | None = None) -> copyup.CopyUp | None:
+        """A copy-up worth a worker thread, or None if the coming change needs none or a quick one. `size`: the file
+        will be truncated to this. EROFS."""
+        node = self._nodes.get(nodeid)
+        return copyup.begin(self._tree, node, size) if isinstance(node, FileNode) else None
+
+    def copyup_commit(self, job: copyup.CopyUp) -> None:
+        """Make the copy the file. Raises with the old file in place: ENOSPC, EIO."""
+        copyup.commit(self._tree, job)
+
+    def copyup_abort(self, job: copyup.CopyUp) -> None:
+        """Give a copy-up up."""
+        copyup.abort(self._tree, job)
