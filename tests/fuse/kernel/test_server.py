@@ -1,0 +1,244 @@
+"""The loop and the device over a socket pair, which keeps messages apart as /dev/fuse does: the test is the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.core.trees import tree
+from tests.fuse.kernel import wire
+from unionfs.core.options import Options
+from unionfs.core.union import Union
+from unionfs.fuse.kernel import server
+from unionfs.fuse.kernel.device import Device, Gone
+from unionfs.fuse.kernel.handshake import negotiate
+from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
+from unionfs.fuse.options import ServeOptions
+
+
+class Kernel:
+    """The kernel's end: asks, and reads the answer."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.settimeout(60)
+        for end in (self.ours, self.theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+
+    def say(self, request: bytes) -> None:
+        self.ours.send(request)
+
+    def hear(self) -> wire.Reply:
+        return wire.reply(self.ours.recv(2 << 20))
+
+    def ask(self, request: bytes) -> wire.Reply:
+        self.say(request)
+        return self.hear()
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    made = Kernel()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def union(tmp_path: Path) -> Iterator[Union]:
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    made = Union(Options(
+        lowers=(str(tree(tmp_path / "lower", "f=hello d/a=1")),),
+        upper=str(tmp_path / "upper"),
+        work=str(tmp_path / "work"),
+        durability="normal",
+    ))  # fmt: skip
+    yield made
+    made.close()
+
+
+def while_serving(
+    kernel: Kernel, union: Union, talk: Callable[[], None], options: ServeOptions | None = None
+) -> Session:
+    """Serve in this thread while `talk` speaks as the kernel in another; it is ended by DESTROY."""
+    failed: list[BaseException] = []
+    session = Session(options or ServeOptions(), Tuning())
+
+    def speak() -> None:
+        try:
+            assert kernel.ask(wire.init()).error == 0
+            talk()
+        except BaseException as failure:  # noqa: BLE001  raised again in the main thread
+            failed.append(failure)
+        finally:
+            kernel.say(wire.request(wire.DESTROY, 0, unique=999))
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), session=session)
+    speaker.join()
+    if failed:
+        raise failed[0]
+    return session
+
+
+def test_a_conversation(kernel: Kernel, union: Union) -> None:
+    def talk() -> None:
+        node = wire.entry_out(kernel.ask(wire.request(wire.LOOKUP, body=b"f\0")).body).nodeid
+        assert kernel.ask(wire.read(node, 0, 4096)).body == b"hello"
+        assert kernel.ask(wire.write(node, 0, b"J")).error == 0
+        assert kernel.ask(wire.read(node, 0, 4096)).body == b"Jello"
+        assert kernel.ask(wire.request(wire.FSYNC, node, bytes(16))).error == 0
+
+    session = while_serving(kernel, union, talk)
+    assert session.messages == {"LOOKUP": 1, "READ": 2, "WRITE": 1, "FSYNC": 1, "INIT": 1, "DESTROY": 1}
+    assert kernel.hear()[:2] == (0, 999)
+
+
+def test_malformed_requests_do_not_end_it(
+    kernel: Kernel, union: Union, expect_log: Callable[[str], AbstractContextManager[list[str]]]
+) -> None:
+    def talk() -> None:
+        for request in (b"x", b"\0" * 39, wire.request(wire.FORGET, 1, b"")):
+            kernel.say(request)
+        assert kernel.ask(wire.request(wire.LOOKUP, body=b"no end")).error == errno.EIO
+        assert kernel.ask(wire.request(wire.SETATTR, body=bytes(3))).error == errno.EIO
+        assert kernel.ask(wire.request(wire.LOOKUP, body=b"f\0")).error == 0
+
+    with expect_log("malformed"):
+        while_serving(kernel, union, talk)
+
+
+def test_the_other_tasks_get_their_turn(kernel: Kernel, union: Union) -> None:
+    """However fast requests come, what runs beside the loop is not starved."""
+    turns = 0
+    rounds, at_once = 400, 50
+
+    def speak() -> None:
+        kernel.ask(wire.init())
+        request = wire.request(wire.GETATTR, 1, bytes(16))
+        for _ in range(rounds):
+            for _ in range(at_once):
+                kernel.say(request)
+            for _ in range(at_once):
+                kernel.hear()
+        kernel.say(wire.request(wire.DESTROY, 0))
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def main() -> None:
+        session = Session(ServeOptions(), Tuning())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            await server.serve_async(kernel.theirs.fileno(), union, session)
+            nursery.cancel_scope.cancel()
+        assert session.messages["GETATTR"] == rounds * at_once
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    trio.run(main)
+    speaker.join()
+    assert turns > 3
+
+
+def test_every_request_is_logged_when_asked_for(kernel: Kernel, union: Union, caplog: pytest.LogCaptureFixture) -> None:
+    def talk() -> None:
+        kernel.ask(wire.request(wire.UNLINK, body=b"nothing\0", unique=17))
+        kernel.ask(wire.request(wire.LOOKUP, body=b"f\0", unique=18))
+
+    with caplog.at_level("DEBUG", "unionfs.fuse.kernel.dispatch"):
+        while_serving(kernel, union, talk, ServeOptions(debug=True))
+    user = f"by uid {os.geteuid()} pid 1"
+    assert f"17 UNLINK node 1 {user}: ENOENT" in caplog.messages
+    assert f"18 LOOKUP node 1 {user}: 144 bytes" in caplog.messages
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_what_ends_it_is_told_as_it_was(
+    kernel: Kernel, union: Union, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    """Not wrapped in what trio makes of it: the daemon looks for its own exceptions."""
+
+    def torn(*_: object) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(union, "statfs", torn)
+    kernel.say(wire.init())
+    kernel.say(wire.request(wire.STATFS))
+    with pytest.raises(interrupt):
+        server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
+
+
+# -- the first exchange ----------------------------------------------------------------------------------------------
+
+
+def test_negotiating_before_serving(kernel: Kernel) -> None:
+    kernel.say(wire.init(40))
+    session = negotiate(kernel.theirs.fileno(), ServeOptions())
+    assert session.minor == 40
+    assert session.messages == {"INIT": 1}
+    assert struct.unpack_from("=II", kernel.hear().body) == (7, 40)
+
+
+def test_a_kernel_that_is_too_old_gets_its_answer(kernel: Kernel) -> None:
+    kernel.say(wire.init(26))
+    with pytest.raises(UnsupportedError, match=r"7\.26.*--transport pyfuse3"):
+        negotiate(kernel.theirs.fileno(), ServeOptions())
+    assert kernel.hear().error == errno.EPROTO
+
+
+def test_a_newer_major_version_is_asked_twice(kernel: Kernel) -> None:
+    kernel.say(wire.init(1, major=8))
+    kernel.say(wire.init(45))
+    assert negotiate(kernel.theirs.fileno(), ServeOptions()).minor == 45
+
+
+def test_nothing_goes_before_init(kernel: Kernel) -> None:
+    kernel.say(wire.request(wire.GETATTR, body=bytes(16)))
+    kernel.say(wire.init())
+    negotiate(kernel.theirs.fileno(), ServeOptions())
+    assert kernel.hear().error == errno.EIO
+
+
+# -- the device ------------------------------------------------------------------------------------------------------
+
+
+def test_a_descriptor_that_is_gone() -> None:
+    reading, writing = os.pipe()
+    device = Device(reading)
+    assert device.receive() == 0
+    assert not device.wait(0)
+    os.close(writing)
+    os.close(reading)
+    with pytest.raises(Gone):
+        device.receive()
+    with pytest.raises(Gone):
+        device.send(b"reply")
+
+
+def test_answers_the_kernel_refuses_and_answers_nobody_wants(fuse_device: Path) -> None:
+    """A descriptor that is not mounted yet takes nothing (EPERM), and that is not hidden."""
+    fd = os.open(fuse_device, os.O_RDWR)
+    try:
+        with pytest.raises(OSError) as caught:
+            Device(fd).send(b"reply" * 10)
+        assert caught.value.errno == errno.EPERM
+    finally:
+        os.close(fd)

@@ -1,0 +1,385 @@
+"""The daemon as a process: what it takes from its starter, when it leaves, and that nothing of it is left then."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.daemons import PATIENCE_S, daemon_of
+from tests.support import mounts
+from tests.support.mountinfo import detach, mount_at
+from tests.support.users import User
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Branches with a file in the lower, and where to mount them."""
+
+    user: User
+    transport: str
+    lower: Path
+    upper: Path
+    work: Path
+    mountpoint: Path
+    log: Path
+
+    def argv(self, *options: str, mountpoint: str | Path | None = None) -> list[str]:
+        return mounts.mount_argv(
+            [self.lower],
+            Path(mountpoint or self.mountpoint),
+            user=self.user,
+            transport=self.transport,
+            upper=self.upper,
+            work=self.work,
+            options=options,
+        )
+
+    def mount(self, *options: str) -> None:
+        self.user.run(self.argv("--log", os.fspath(self.log), *options))
+
+    def read(self, name: str = "file") -> str:
+        """Read a file of the union in a child process."""
+        return self.user.run(["cat", os.fspath(self.mountpoint / name)], timeout_s=PATIENCE_S).stdout
+
+    def litter(self) -> list[str]:
+        """What daemons have left in the work directory."""
+        return [name for name in os.listdir(self.work) if name.startswith("live-")]
+
+    def complaints(self) -> list[str]:
+        return mounts.complaints(self.log)
+
+
+def _place(scratch: Path, user: User, transport: str) -> Place:
+    if not mounts.has_transport(transport):
+        pytest.skip(f"the {transport} transport is not part of this version")
+    made = {name: scratch / name for name in ("lower", "upper", "work", "mnt")}
+    for directory in made.values():
+        directory.mkdir()
+    (made["lower"] / "file").write_text("content")
+    user.own(*made.values())
+    return Place(
+        user, transport, made["lower"], made["upper"], made["work"], made["mnt"], user.home / f"{scratch.name}.log"
+    )
+
+
+@pytest.fixture
+def place(scratch: Path, user: User, transport: str) -> Iterator[Place]:
+    """Root's, then an ordinary user's; on each transport."""
+    made = _place(scratch, user, transport)
+    yield made
+    while mount_at(made.mountpoint) is not None:
+        detach(made.mountpoint)
+
+
+@pytest.fixture
+def roots_place(scratch: Path, root_user: User, transport: str) -> Place:
+    return _place(scratch, root_user, transport)
+
+
+def test_it_keeps_nothing_of_its_starter(place: Place) -> None:
+    """Whoever reads our output, or any other pipe that we were given, gets the end of it when the command returns."""
+    read_fd, write_fd = os.pipe()
+    argv = [*place.user.prefix, *place.argv()]
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=place.user.home,
+        env=place.user.env,
+        pass_fds=[write_fd],
+    ) as command:
+        os.close(write_fd)
+        out, err = command.communicate(timeout=PATIENCE_S)
+    assert (command.returncode, out, err) == (0, b"", b"")
+    with daemon_of(place.mountpoint) as daemon:
+        assert select.select([read_fd], [], [], PATIENCE_S)[0]
+        assert os.read(read_fd, 1) == b""
+        os.close(read_fd)
+        held = daemon.descriptors()
+        assert [held[fd] for fd in (0, 1, 2)] == [os.devnull] * 3
+        assert os.readlink(f"/proc/{daemon.pid}/cwd") == "/"
+        assert os.getsid(daemon.pid) not in (os.getsid(0), command.pid)
+        limits = Path(f"/proc/{daemon.pid}/limits").read_text().splitlines()
+        soft, hard = next(line for line in limits if line.startswith("Max open files")).split()[3:5]
+        assert soft == hard
+
+
+def test_it_can_be_started_without_standard_descriptors(place: Place) -> None:
+    shell = 'exec "$@" 0<&- 1>&- 2>&-'
+    place.user.run(["sh", "-c", shell, "sh", *place.argv()])
+    with daemon_of(place.mountpoint) as daemon:
+        assert place.read() == "content"
+        assert [daemon.descriptors()[fd] for fd in (0, 1, 2)] == [os.devnull] * 3
+
+
+@pytest.mark.parametrize("how", ["plain", "lazy"])
+def test_it_leaves_when_unmounted_by_others(place: Place, how: str) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        assert place.read() == "content"
+        lazy = how == "lazy"
+        if place.user.kind == "root":
+            argv = ["umount", *(["--lazy"] if lazy else []), os.fspath(place.mountpoint)]
+        else:
+            argv = ["fusermount3", "-u", *(["-z"] if lazy else []), os.fspath(place.mountpoint)]
+        place.user.run(argv)
+        assert daemon.has_ended()
+    assert place.litter() == []
+    assert place.complaints() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_unmounts_when_told_to_leave(place: Place, number: signal.Signals) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        daemon.kill(number)
+        assert daemon.has_ended()
+        assert mount_at(place.mountpoint) is None
+    assert place.litter() == []
+    assert place.complaints() == []
+
+
+_READER = """
+import sys
+with open(sys.argv[1]) as file:
+    print("open", flush=True)
+    input()
+    print(file.read(), flush=True)
+    input()
+"""
+
+
+def test_users_may_finish_when_it_is_told_to_leave(place: Place) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        program = place.user.popen([sys.executable, "-I", "-S", "-c", _READER, os.fspath(place.mountpoint / "file")])
+        with program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            assert program.stdout.readline() == "open\n"
+            daemon.kill(signal.SIGTERM)
+            while mount_at(place.mountpoint) is not None:
+                assert not daemon.has_ended(0.01)
+            program.stdin.write("\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == "content\n"
+            daemon.kill(signal.SIGTERM)  # no more grace
+            assert daemon.has_ended()
+            program.stdin.close()
+            program.wait(PATIENCE_S)
+    assert place.litter() == []
+    assert place.complaints() == []
+
+
+def test_sighup_of_a_terminal_that_closes_does_not_end_it(place: Place) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        daemon.kill(signal.SIGHUP)
+        assert place.read() == "content"
+
+
+def test_sigusr1_shows_what_it_is_doing(place: Place) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        assert place.read() == "content"  # it serves, so it has prepared for the signal
+        daemon.kill(signal.SIGUSR1)
+        daemon.kill(signal.SIGTERM)
+        assert daemon.has_ended()
+    assert "most recent call first" in place.log.read_text()
+
+
+def test_a_killed_daemon_leaves_a_mount_that_can_be_removed(place: Place) -> None:
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        assert place.read() == "content"
+        daemon.kill(signal.SIGKILL)
+        assert daemon.has_ended()
+        reading = place.user.run(["cat", os.fspath(place.mountpoint / "file")], timeout_s=PATIENCE_S, check=False)
+        assert "Transport endpoint is not connected" in reading.stderr
+        refused = place.user.run(place.argv(), check=False)
+        assert f"unionfs umount {place.mountpoint}" in refused.stderr
+        place.user.unionfs("umount", place.mountpoint)
+        assert mount_at(place.mountpoint) is None
+    assert len(place.litter()) == 1
+    place.mount()
+    with daemon_of(place.mountpoint):
+        assert len(place.litter()) == 1  # the new one's; the dead one's has been swept
+        place.user.unionfs("umount", place.mountpoint)
+    assert place.litter() == []
+
+
+def test_it_serves_in_the_foreground_until_ctrl_c(place: Place) -> None:
+    program = place.user.popen(place.argv("--foreground"))
+    with program:
+        while mount_at(place.mountpoint) is None:
+            assert program.poll() is None
+        assert place.read() == "content"
+        assert program.poll() is None
+        os.killpg(program.pid, signal.SIGINT)
+        out, err = program.communicate(timeout=PATIENCE_S)
+    assert (program.returncode, out, err) == (0, "", "")
+    assert mount_at(place.mountpoint) is None
+    assert place.litter() == []
+
+
+_WITH_LIFELINE = """
+import os, sys
+from unionfs import daemon
+from unionfs.core.options import Options
+lower, mountpoint, transport = sys.argv[1:]
+read_fd, write_fd = os.pipe()
+options = Options(lowers=(lower,))
+pid = daemon.start(daemon.DaemonOptions(options, mountpoint, transport, lifeline_fd=read_fd))
+assert os.listdir(mountpoint) == ["file"]
+print(pid, flush=True)
+input()
+"""
+
+
+def test_it_leaves_with_the_holder_of_its_lifeline(place: Place) -> None:
+    argv = [sys.executable, "-c", _WITH_LIFELINE, *map(os.fspath, (place.lower, place.mountpoint)), place.transport]
+    program = place.user.popen(argv)
+    with program:
+        assert program.stdout is not None
+        pid = int(program.stdout.readline())
+        with daemon_of(place.mountpoint) as daemon:
+            assert daemon.pid == pid
+            assert not daemon.has_ended(0)
+            program.kill()
+            program.wait(PATIENCE_S)
+            assert daemon.has_ended()
+            assert mount_at(place.mountpoint) is None
+
+
+_IN_NAMESPACE = """
+set -e
+"$@"
+cat "$MOUNTPOINT/file"
+for process in /proc/[0-9]*; do
+    case $(cat "$process/comm" 2>/dev/null) in
+    unionfs:*) [ "$process/ns/user" -ef /proc/self/ns/user ] && echo "$process" ;;
+    esac
+done
+read wait
+"""
+
+
+def test_it_leaves_with_the_mount_namespace(ordinary_user: User, scratch: Path, transport: str) -> None:
+    """A daemon that stayed in the namespace would be the last one to keep it."""
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is missing (Debian package util-linux)")
+    place = _place(scratch, ordinary_user, transport)
+    argv = ["unshare", "--map-root-user", "--mount", "sh", "-c", _IN_NAMESPACE, "sh", *place.argv()]
+    program = place.user.popen(argv, env={"MOUNTPOINT": os.fspath(place.mountpoint)})
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        found = program.stdout.readline().removeprefix("content").strip()
+        pidfd = os.pidfd_open(int(found.removeprefix("/proc/")))
+        assert not select.select([pidfd], [], [], 0)[0]
+        program.stdin.close()
+        program.wait(PATIENCE_S)
+    try:
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    finally:
+        os.close(pidfd)
+    assert place.litter() == []
+
+
+def test_it_keeps_no_other_mount_busy(roots_place: Place, scratch: Path) -> None:
+    """A second daemon, whatever namespace it lives in, does not hold the mount of the first."""
+    place = roots_place
+    second = scratch / "second"
+    second.mkdir()
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        place.user.run(mounts.mount_argv([place.lower], second, user=place.user, transport=place.transport))
+        with daemon_of(second):
+            place.user.run(["umount", os.fspath(place.mountpoint)])
+            assert daemon.has_ended()
+
+
+_HAND_OVER = """
+import os, subprocess, sys
+from unionfs.fuse import mounting
+fd = mounting.mount_union(sys.argv[1], mounting.MountOptions())
+subprocess.run([*sys.argv[2:], f"/dev/fd/{fd}"], pass_fds=[fd], check=True)
+"""
+
+
+def test_it_serves_a_descriptor_that_was_mounted_for_it(roots_place: Place) -> None:
+    place = roots_place
+    argv = place.argv()[:-1]
+    place.user.run([sys.executable, "-c", _HAND_OVER, os.fspath(place.mountpoint), *argv])
+    try:
+        assert place.read() == "content"
+    finally:
+        place.user.run(["umount", os.fspath(place.mountpoint)])
+    while place.litter():  # it is not called after its connection, which it cannot know: wait for its last act
+        select.select([], [], [], 0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence", "hint"),
+    [
+        (["--log", "/missing/log"], "opening the log failed: /missing/log: No such file or directory", ""),
+        (["--lower", "/missing/lower"], "cannot use /missing/lower as a lower: No such file or directory", ""),
+    ],
+)
+def test_nothing_is_mounted_when_the_start_fails(place: Place, options: list[str], sentence: str, hint: str) -> None:
+    done = place.user.run(place.argv(*options), check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("unionfs: ")
+    assert sentence in done.stderr
+    assert hint in done.stderr
+    assert mount_at(place.mountpoint) is None
+    assert place.litter() == []
+
+
+_WITHOUT_TRANSPORT = """
+import sys
+sys.modules["trio"] = None  # as if it were not installed
+from unionfs import daemon
+from unionfs.core.options import Options
+lower, mountpoint, transport = sys.argv[1:]
+try:
+    daemon.start(daemon.DaemonOptions(Options(lowers=(lower,)), mountpoint, transport))
+except daemon.StartError as error:
+    print(error, error.hint, sep="\\n")
+"""
+
+
+def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place: Place) -> None:
+    place = roots_place
+    start = [sys.executable, "-c", _WITHOUT_TRANSPORT, os.fspath(place.lower), os.fspath(place.mountpoint)]
+    said = place.user.run([*start, place.transport]).stdout
+    assert said.splitlines()[0] == f"transport {place.transport} cannot be used: no Python module trio"
+    assert "pip install trio" in said
+    assert mount_at(place.mountpoint) is None
+    assert place.user.run([*start, "x"]).stdout.splitlines()[0] == "there is no transport 'x'"
+
+
+def test_two_daemons_on_one_upper_both_mount_and_the_second_says_so(place: Place, scratch: Path) -> None:
+    second = scratch / "second"
+    second.mkdir()
+    place.user.own(second)
+    place.mount()
+    with daemon_of(place.mountpoint):
+        done = place.user.run(place.argv(mountpoint=second))
+        assert "unionfs: warning: another live daemon uses the same upper directory" in done.stderr
+        with daemon_of(second) as daemon:
+            assert len(place.litter()) == 2
+            place.user.unionfs("umount", second)
+            assert daemon.has_ended(0)
+        assert place.read() == "content"
+        assert len(place.litter()) == 1

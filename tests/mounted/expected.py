@@ -1,0 +1,44 @@
+"""What a transport cannot do, and why. The one place for differences that are nobody's bug.
+
+An entry makes the check an expected failure; when the check starts to pass, the run fails until the entry is removed.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Final, NamedTuple
+
+from tests.mounted.subjects import Subject
+
+
+class Difference(NamedTuple):
+    """`subject` and `check` are shell patterns on Subject's text and the check's name."""
+
+    subject: str
+    check: str
+    reason: str
+
+
+_NO_FALLOCATE = "pyfuse3 has no fallocate request: EOPNOTSUPP"
+_UMASK_FIRST = "pyfuse3 cannot ask for FUSE_DONT_MASK: the kernel applies the umask before a default ACL can replace it"
+_UNREADABLE = "a daemon without privilege cannot read a lower file or directory of mode 0, so it cannot copy it up"
+
+DIFFERENCES: Final = (
+    Difference("pyfuse3-*", "data.fallocate_extends", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "data.fallocate_punches_and_zeroes", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "data.seek_*", "pyfuse3 has no lseek request: the kernel takes the whole file for data"),
+    Difference("pyfuse3-*", "opening.o_tmpfile_*", "pyfuse3 has no tmpfile request: EOPNOTSUPP"),
+    Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
+    Difference("pyfuse3-*", "acls.default_acls_replace_the_umask", _UMASK_FIRST),
+    Difference("pyfuse3-*", "acls.minimal_default_acls_replace_the_umask", _UMASK_FIRST),
+)
+
+
+def expected(subject: Subject, check: str) -> str | None:
+    """Why `check` must fail on `subject`, or None: it must pass."""
+    if subject.is_native:
+        return None
+    for difference in DIFFERENCES:
+        if fnmatchcase(str(subject), difference.subject) and fnmatchcase(check, difference.check):
+            return difference.reason
+    return None

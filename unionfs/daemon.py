@@ -1,0 +1,261 @@
+"""The process that serves a union: options become a core and a mount, then a transport serves until it is unmounted.
+
+Knows the core's door and the transports by name. Does not know command lines; prints nothing and raises StartError.
+
+The order matters: branches are opened and checked first, then the mount is made, then the caller is told, and only then
+the transport is imported, which takes longer than all the rest: requests wait in the kernel until it answers them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from unionfs.core.options import OptionError, Options
+from unionfs.core.union import Union
+from unionfs.fuse import mounting
+from unionfs.fuse.departure import Departure
+from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.mounting import MountError, MountOptions
+from unionfs.fuse.options import ServeOptions
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
+"""Name -> module with `serve(fd, union, *, options)`."""
+DEFAULT_TRANSPORT: Final = "kernel"
+
+_NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
+_UPPER_IN_USE: Final = "another live daemon uses the same upper directory: each may be confused by changes of the other"
+
+_FIRST_AFTER_STDIO: Final = 3
+
+Warn = Callable[[str], None]
+
+
+class StartError(Exception):
+    """The union could not be mounted; nothing is left mounted. `str()` is a sentence for users, `hint` what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """Everything a daemon is told. Immutable. Paths must be absolute: the daemon leaves the caller's directory."""
+
+    union: Options
+    mountpoint: str  # or /dev/fd/N, a descriptor mounted by somebody else
+    transport: str = DEFAULT_TRANSPORT
+    mount: MountOptions = field(default_factory=MountOptions)
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
+    log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
+    debug: bool = False  # log everything; without a log file, to the caller's stderr
+    lifeline_fd: int | None = None  # the daemon leaves at its end of file
+
+
+def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
+    """Mount in a new process that outlives this one, and return its pid as soon as the mount can be used.
+
+    The process belongs to nobody: a session of its own, the root as directory, no descriptor but what `options` names.
+    Raises: StartError.
+    """
+    read_fd, write_fd = map(_above_stdio, os.pipe())
+    child = os.fork()
+    if child == 0:
+        os.close(read_fd)
+        _in_child(options, _Report(write_fd))
+    os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        report = os.fsdecode(pipe.read())
+    with suppress(ChildProcessError):
+        os.waitpid(child, 0)
+    verdict, *fields = report.split("\0")
+    if verdict == "ready":
+        pid, warning = fields
+        if warning:
+            warn(warning)
+        return int(pid)
+    if verdict == "failed":
+        raise StartError(*fields)
+    raise StartError("the daemon ended before it was ready", "try --foreground --debug")
+
+
+def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
+    """Mount and serve in this process until the union is unmounted or a signal says to leave (fuse.departure).
+
+    Precondition: this is the only thread. Raises: StartError.
+    """
+    _serve(options, lambda warning: warn(warning) if warning else None)
+
+
+class _Report:
+    """The daemon's one message to its starter: NUL-separated `ready, pid, warning` or `failed, message, hint`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd: int | None = fd  # set once, to None, by `send`
+
+    def send(self, *fields: str) -> None:
+        """Send `fields`, if nothing was sent yet. BrokenPipeError when the starter has gone."""
+        if self.fd is not None:
+            fd, self.fd = self.fd, None
+            with open(fd, "wb", buffering=0) as pipe:
+                pipe.write(os.fsencode("\0".join(fields)))
+
+
+def _in_child(options: DaemonOptions, report: _Report) -> NoReturn:
+    """The life of the daemon process, from the fork to its exit."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)  # the daemon is nobody's child: its starter has nothing to reap
+        _let_go(options, report)
+        _serve(options, lambda warning: report.send("ready", str(os.getpid()), warning))
+        status = 0
+    except StartError as error:
+        report.send("failed", str(error), error.hint)
+    except BaseException as bug:  # noqa: BLE001 - somebody may be waiting to hear of it
+        report.send("failed", f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where")
+        _logger().exception("the daemon ends because of a bug")
+    finally:
+        os._exit(status)
+
+
+def _let_go(options: DaemonOptions, report: _Report) -> None:
+    """Drop whatever ties this process to its starter."""
+    os.umask(0)
+    keep = {report.fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
+    if options.debug and options.log is None:
+        keep.add(2)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd >= _FIRST_AFTER_STDIO and fd not in keep:
+            with suppress(OSError):  # the descriptor of the listing itself is closed already
+                os.close(fd)
+    null_fd = _above_stdio(os.open(os.devnull, os.O_RDWR))
+    out_fd = null_fd if options.log is None else _above_stdio(_open_log(options.log))
+    for fd, new_fd in ((0, null_fd), (1, null_fd), (2, out_fd)):
+        if fd not in keep:
+            os.dup2(new_fd, fd)
+    for fd in {null_fd, out_fd}:
+        os.close(fd)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _above_stdio(fd: int) -> int:
+    """`fd`, moved out of the way of descriptors 0 to 2 in case the caller had closed them."""
+    if fd >= _FIRST_AFTER_STDIO:
+        return fd
+    moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_AFTER_STDIO)
+    os.close(fd)
+    return moved
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"opening the log failed: {path}: {error.strerror}") from error
+
+
+def _serve(options: DaemonOptions, ready: Warn) -> None:
+    """Open, mount, tell `ready` (with a warning or ""), serve, tidy up."""
+    _check_transport(options.transport)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        mountpoint = mounting.check_mountpoint(options.mountpoint, may_cover_union=options.may_cover_union)
+        union = Union(options.union)
+    except MountError as error:
+        raise StartError(str(error), error.hint) from error
+    except OptionError as error:
+        raise StartError(f"mount failed: {options.mountpoint}: {error}") from error
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise StartError(f"mount failed: {options.mountpoint}: {why}") from error
+    try:
+        _mount_and_serve(options, mountpoint, union, ready)
+    finally:
+        union.close()
+
+
+def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, ready: Warn) -> None:
+    departure = Departure()
+    try:
+        fd = mounting.mount_union(mountpoint, options.mount)
+    except MountError as error:
+        raise StartError(str(error), error.hint) from error
+    mounted = Mounted(mountpoint)
+    serving = False
+    try:
+        os.chdir("/")
+        union.learn_mounts()
+        _show_in_process_list(mounted.connection)
+        ready(_UPPER_IN_USE if union.upper_in_use else "")
+        mounted.leave_namespace()
+        departure.listen(mounted, options.lifeline_fd)
+        _start_logging(options.debug)
+        transport = import_module(TRANSPORTS[options.transport])
+        serving = True
+        transport.serve(fd, union, options=options.serve)
+    except BaseException:
+        if departure.has_interrupted:
+            return
+        if not serving:  # else the transport has closed it
+            os.close(fd)
+        mounted.unmount()  # needs no answers from us, since the connection ended with its descriptor
+        raise
+    finally:
+        departure.over()
+
+
+def _start_logging(debug: bool) -> None:
+    """Log to stderr from here on. Late, because importing the logging module takes as long as mounting."""
+    import faulthandler
+    import logging
+
+    level = logging.DEBUG if debug else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
+
+
+def _logger() -> Logger:
+    import logging
+
+    return logging.getLogger(__name__)
+
+
+def _check_transport(name: str) -> None:
+    """Refuse a transport that cannot be imported while there is somebody to tell. Imports nothing heavy."""
+    if name not in TRANSPORTS:
+        raise StartError(f"there is no transport {name!r}", f"there are: {', '.join(TRANSPORTS)}")
+    for module in (*_NEEDED[name], TRANSPORTS[name]):
+        try:
+            found = find_spec(module)
+        except ImportError:
+            found = None
+        if found is None:
+            is_ours = module == TRANSPORTS[name]
+            hint = "" if is_ours else f"install it (pip install {module}), or choose another --transport"
+            raise StartError(f"transport {name} cannot be used: no Python module {module}", hint)
+
+
+def _show_in_process_list(connection: int | None) -> None:
+    """Name this process after its FUSE connection, so that `unionfs umount` finds it and people tell it from others."""
+    if connection is not None:
+        with suppress(OSError), open("/proc/self/comm", "w") as comm:
+            comm.write(mounting.process_name(connection))

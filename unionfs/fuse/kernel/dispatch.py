@@ -1,0 +1,344 @@
+"""One table: opcode -> how its request is decoded, which verb of the Union serves it, how the answer is encoded.
+
+Bytes in, bytes out; no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides what waits.
+
+What is quick is answered at once. What may take long is put on `slow`: reads that must wait for a disk as work for any
+thread, copy-ups as a `CopyUpJob` whose end is `finish`. While a file is being copied up, requests that would change it
+join the wait; everything else goes on, reading that very file too, which nobody has changed yet.
+A request that is malformed or meets a bug is answered EIO and leaves a line in the log; the next one is served as if
+nothing had happened.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from unionfs.core.attrs import Entry
+from unionfs.core.union import Union
+from unionfs.fuse.errors import errno_of
+from unionfs.fuse.kernel import abi, data, decode, encode, handlers
+from unionfs.fuse.kernel.abi import Op
+from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
+from unionfs.fuse.kernel.handlers import Reply
+from unionfs.fuse.kernel.session import MAX_WRITE, Session, UnsupportedError, Waiting
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[["Dispatcher", int, int, Head, memoryview, int], Reply]
+"""(dispatcher, unique, node id, header, request, its length) -> the whole reply; None: none, or not yet."""
+
+_in_header = abi.IN_HEADER.unpack_from
+
+
+class CopyUpJob(NamedTuple):
+    """`copy()` is to be run in a thread, then `Dispatcher.finish(job, error)` on the loop's."""
+
+    waiting: Waiting
+    copy: Callable[[], None]
+    commit: Callable[[], None]
+    abort: Callable[[], None]
+
+
+class Row(NamedTuple):
+    """How one opcode is served. A request shorter than `fixed` bytes behind its header is malformed."""
+
+    fixed: int
+    serve: Serve | None
+    """None: `error` is the answer, always."""
+    error: int = errno.ENOSYS
+    why: str = ""
+
+
+def _row(
+    layout: struct.Struct | None,
+    decoder: Callable[[Head, memoryview, int], tuple[Any, ...]],
+    verb: Callable[..., Any],
+    encoder: Callable[[Dispatcher, int, int, Any], bytes],
+    *,
+    extra: int = 0,
+    copies_up: Callable[[Dispatcher, int, tuple[Any, ...]], tuple[int, int | None]] | None = None,
+) -> Row:
+    """The common case. `extra`: bytes a request has at least beside its layout; `copies_up`: which file must be in the
+    upper branch first, and how many of its bytes will be wanted (None: all).
+    """
+
+    def serve(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+        return encoder(self, unique, nodeid, verb(self.union, nodeid, *decoder(head, buf, end)))
+
+    def serve_in_upper(
+        self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int
+    ) -> bytes | None:
+        args = decoder(head, buf, end)
+        if copies_up is not None and self.must_wait(unique, *copies_up(self, nodeid, args), buf):
+            return None
+        return encoder(self, unique, nodeid, verb(self.union, nodeid, *args))
+
+    return Row((layout.size if layout else 0) + extra, serve if copies_up is None else serve_in_upper)
+
+
+def _never(error: int, why: str) -> Row:
+    return Row(0, None, error, why)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _empty(self: Dispatcher, unique: int, nodeid: int, result: object) -> bytes:
+    return encode.empty(unique)
+
+
+def _entry(self: Dispatcher, unique: int, nodeid: int, entry: Entry) -> bytes:
+    return self.encoder.entry(unique, entry)
+
+
+def _opened(self: Dispatcher, unique: int, nodeid: int, entry: Entry) -> bytes:
+    return self.encoder.opened(unique, entry)
+
+
+def _statx(self: Dispatcher, unique: int, nodeid: int, attrs: Any) -> bytes:
+    return self.encoder.statx(unique, attrs)
+
+
+def _data(self: Dispatcher, unique: int, nodeid: int, payload: bytes) -> bytes:
+    return encode.data(unique, payload)
+
+
+def _sought(self: Dispatcher, unique: int, nodeid: int, offset: int) -> bytes:
+    return encode.sought(unique, offset)
+
+
+def _copied(self: Dispatcher, unique: int, nodeid: int, count: int) -> bytes:
+    return encode.written(unique, count)
+
+
+def _copied_64(self: Dispatcher, unique: int, nodeid: int, count: int) -> bytes:
+    return encode.copied_64(unique, count)
+
+
+def _stats(self: Dispatcher, unique: int, nodeid: int, stats: Any) -> bytes:
+    return encode.statfs(unique, stats)
+
+
+# -- which file a request needs in the upper branch ------------------------------------------------------------------
+
+
+def _itself(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
+    return nodeid, None
+
+
+def _the_linked(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
+    return args[0], None
+
+
+def _the_target(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
+    return args[1], None
+
+
+# -- verbs whose arguments come in another order on the wire ---------------------------------------------------------
+
+
+def _link(union: Union, new_parent: int, nodeid: int, name: bytes) -> Entry:
+    return union.link(nodeid, new_parent, name)
+
+
+def _syncfs(union: Union, nodeid: int) -> None:
+    union.syncfs()
+
+
+def _statfs(union: Union, nodeid: int) -> Any:
+    return union.statfs()
+
+
+_NAME: Final = 2  # the shortest name and its NUL
+_LOCKS: Final = "locks are not negotiated: the kernel keeps them itself, for all users of the mount"
+_DAX: Final = "a window for virtiofs, never negotiated"
+_NO_STATE: Final = "no open-file state: after the first ENOSYS the kernel opens by itself"
+
+TABLE: Final[dict[int, Row]] = {
+    Op.LOOKUP: Row(_NAME, handlers.lookup),
+    Op.FORGET: Row(abi.FORGET_IN.size, handlers.forget),
+    Op.BATCH_FORGET: Row(abi.BATCH_FORGET_IN.size, handlers.batch_forget),
+    Op.GETATTR: Row(abi.GETATTR_IN.size, handlers.getattr_),
+    Op.SETATTR: Row(abi.SETATTR_IN.size, handlers.setattr_),
+    Op.STATX: _row(abi.STATX_IN, decode.nothing, Union.getattr, _statx),
+    Op.READLINK: _row(None, decode.nothing, Union.readlink, _data),
+    Op.SYMLINK: _row(None, decode.symlink, Union.symlink, _entry, extra=_NAME + 1),
+    Op.MKNOD: Row(abi.MKNOD_IN.size + _NAME, handlers.mknod),
+    Op.MKDIR: _row(abi.MKDIR_IN, decode.mkdir, Union.mkdir, _entry, extra=_NAME),
+    Op.TMPFILE: _row(abi.CREATE_IN, decode.tmpfile, Union.tmpfile, _opened),
+    Op.UNLINK: _row(None, decode.name, Union.unlink, _empty, extra=_NAME),
+    Op.RMDIR: _row(None, decode.name, Union.rmdir, _empty, extra=_NAME),
+    Op.RENAME: Row(abi.RENAME_IN.size + 2 * _NAME, handlers.rename),
+    Op.RENAME2: Row(abi.RENAME2_IN.size + 2 * _NAME, handlers.rename2),
+    Op.LINK: _row(abi.LINK_IN, decode.link, _link, _entry, extra=_NAME, copies_up=_the_linked),
+    Op.READ: Row(abi.READ_IN.size, handlers.read),
+    Op.WRITE: Row(abi.WRITE_IN.size, handlers.write),
+    Op.FALLOCATE: _row(abi.FALLOCATE_IN, decode.fallocate, Union.fallocate, _empty, copies_up=_itself),
+    Op.LSEEK: _row(abi.LSEEK_IN, decode.lseek, Union.lseek, _sought),
+    Op.COPY_FILE_RANGE: _row(
+        abi.COPY_FILE_RANGE_IN, decode.copy_file_range, Union.copy_file_range, _copied, copies_up=_the_target
+    ),
+    Op.COPY_FILE_RANGE_64: _row(
+        abi.COPY_FILE_RANGE_IN, decode.copy_file_range, Union.copy_file_range, _copied_64, copies_up=_the_target
+    ),
+    Op.STATFS: _row(None, decode.nothing, _statfs, _stats),
+    Op.FSYNC: Row(abi.FSYNC_IN.size, handlers.fsync),
+    Op.FSYNCDIR: _row(abi.FSYNC_IN, decode.fsync, Union.fsync, _empty),
+    Op.SYNCFS: _row(abi.SYNCFS_IN, decode.nothing, _syncfs, _empty),
+    Op.SETXATTR: Row(abi.SETXATTR_IN_COMPAT.size + _NAME, handlers.setxattr),
+    Op.GETXATTR: Row(abi.GETXATTR_IN.size + _NAME, handlers.getxattr),
+    Op.LISTXATTR: Row(abi.GETXATTR_IN.size, handlers.listxattr),
+    Op.REMOVEXATTR: _row(None, decode.removexattr, Union.removexattr, _empty, extra=_NAME, copies_up=_itself),
+    Op.READDIR: Row(abi.READ_IN.size, handlers.readdir),
+    Op.READDIRPLUS: Row(abi.READ_IN.size, handlers.readdirplus),
+    Op.INIT: Row(abi.INIT_IN_COMPAT.size, handlers.init),
+    Op.DESTROY: Row(0, handlers.destroy),
+    Op.INTERRUPT: Row(abi.INTERRUPT_IN.size, handlers.interrupt),
+    Op.OPEN: _never(errno.ENOSYS, _NO_STATE),
+    Op.OPENDIR: _never(errno.ENOSYS, _NO_STATE),
+    Op.CREATE: _never(errno.ENOSYS, "no open-file state: the kernel sends MKNOD instead"),
+    Op.FLUSH: _never(errno.ENOSYS, "nothing is held back that a close could fail to write"),
+    Op.RELEASE: Row(0, handlers.done, why="no open-file state; sent for a TMPFILE at most"),
+    Op.RELEASEDIR: Row(0, handlers.done, why="no open-file state"),
+    Op.ACCESS: _never(errno.ENOSYS, "access rights are checked by the kernel (default_permissions)"),
+    Op.IOCTL: _never(errno.ENOTTY, "ENOSYS would be told to isatty(); no file flags are kept yet"),
+    Op.POLL: _never(errno.ENOSYS, "regular files are always ready; pipes and sockets are the kernel's"),
+    Op.BMAP: _never(errno.ENOSYS, "files have no blocks of a device"),
+    Op.GETLK: _never(errno.ENOSYS, _LOCKS),
+    Op.SETLK: _never(errno.ENOSYS, _LOCKS),
+    Op.SETLKW: _never(errno.ENOSYS, _LOCKS),
+    Op.SETUPMAPPING: _never(errno.ENOSYS, _DAX),
+    Op.REMOVEMAPPING: _never(errno.ENOSYS, _DAX),
+    Op.NOTIFY_REPLY: Row(0, handlers.no_reply, why="answers NOTIFY_RETRIEVE, which is never sent"),
+    Op.CUSE_INIT: _never(errno.ENOSYS, "character devices are none of ours"),
+}
+"""Every opcode of <linux/fuse.h>. One that is missing is newer than the header: ENOSYS, and the kernel stops asking."""
+
+
+class Dispatcher:
+    """Serves requests of one mount, one at a time, on one thread."""
+
+    def __init__(self, union: Union, session: Session) -> None:
+        self.union = union  # immutable
+        self.session = session  # immutable
+        self.encoder = session.encoder  # immutable
+        self.reader = data.Reader(MAX_WRITE)  # immutable
+        self.slow: list[data.Work | CopyUpJob | bytes] = []  # filled by handle and finish; emptied by who calls them
+        self.harmless: set[int] = set()
+        """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
+        self._counts = session.counts
+        self._waiting = session.waiting
+        rows = [TABLE.get(code) for code in range(len(self._counts))]
+        self._serve: list[Serve | None] = [row.serve if row else None for row in rows]
+        self._least = [BODY + row.fixed if row else BODY for row in rows]
+        self._errors = [row.error if row else errno.ENOSYS for row in rows]
+
+    def handle(self, buf: memoryview, end: int) -> Reply:
+        """Serve the request `buf[:end]`: its reply, or None when there is none, or when it comes later (see `slow`).
+
+        Raises: UnsupportedError, from INIT only.
+        """
+        if end < BODY:
+            log.error("malformed request: %d bytes are no header", end)
+            return None
+        opcode = _in_header(buf)[1]
+        if opcode < len(self._counts):
+            self._counts[opcode] += 1
+        return self._answer(buf, end)
+
+    def handle_and_log(self, buf: memoryview, end: int) -> Reply:
+        """As `handle`, with a line in the log for every request."""
+        reply = self.handle(buf, end)
+        if end >= BODY:
+            _length, opcode, unique, nodeid, uid, _gid, pid, *_ = _in_header(buf)
+            name = Op(opcode).name if opcode in TABLE else str(opcode)
+            outcome = "no reply yet"
+            if reply is not None:
+                length, error, _unique = abi.OUT_HEADER.unpack_from(reply)
+                outcome = errno.errorcode.get(-error, str(error)) if error else f"{length} bytes"
+            log.debug("%d %s node %d by uid %d pid %d: %s", unique, name, nodeid, uid, pid, outcome)
+        return reply
+
+    def _answer(self, buf: memoryview, end: int) -> Reply:
+        head = _in_header(buf)
+        length, opcode, unique, nodeid = head[:4]
+        serve = self._serve[opcode] if opcode < len(self._serve) else None
+        if serve is None:
+            return encode.error(unique, self._errors[opcode] if opcode < len(self._errors) else errno.ENOSYS)
+        without_extensions = end - head[7] * 8
+        try:
+            if length != end or without_extensions < self._least[opcode]:
+                raise MalformedError(f"{end} bytes where {length} are announced and {self._least[opcode]} needed")
+            reply: Reply = serve(self, unique, nodeid, head, buf, without_extensions)
+            return reply
+        except UnsupportedError:
+            raise
+        except MalformedError as exc:
+            log.error("malformed %s request: %s", Op(opcode).name, exc)
+            return None if opcode in _UNANSWERED else encode.error(unique, errno.EIO)
+        except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
+            return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
+
+    def forgotten(self, nodeid: int) -> None:
+        """The kernel dropped a node: nothing is to be remembered of it here either."""
+        if nodeid in self.harmless:
+            self.harmless.discard(nodeid)
+        if nodeid in self.encoder.set_id:
+            self.encoder.set_id.discard(nodeid)
+
+    def must_wait(self, unique: int, nodeid: int, size: int | None, buf: memoryview) -> bool:
+        """Whether the request has to wait until `nodeid` is copied up; if so it is kept and will be served in time.
+
+        Raises: what Union.copyup_begin raises.
+        """
+        waiting = self._waiting.get(nodeid) if self._waiting else None
+        if waiting is None:
+            copyup = self.union.copyup_begin(nodeid, size)
+            if copyup is None:
+                return False
+            waiting = self.session.hold(nodeid, copyup.cancel)
+            self.slow.append(
+                CopyUpJob(
+                    waiting,
+                    copyup.copy,
+                    partial(self.union.copyup_commit, copyup),
+                    partial(self.union.copyup_abort, copyup),
+                )
+            )
+        waiting.requests[unique] = bytes(buf[: _in_header(buf)[0]])
+        return True
+
+    def finish(self, job: CopyUpJob, error: Exception | None) -> list[bytes]:
+        """The copying ended, with `error` or without: commit it or undo it. The replies of those that waited.
+
+        Who waited is served as if the request had just come, so there may be something in `slow` afterwards.
+        """
+        waiting = job.waiting
+        given_up = waiting.given_up
+        try:
+            if error is None and not given_up:
+                job.commit()
+            else:
+                job.abort()
+        except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes the answer of those that wait
+            error = exc
+        replies = []
+        for unique, request in self.session.release(waiting).items():
+            if unique == given_up:
+                replies.append(encode.error(unique, errno.EINTR))
+            elif error is not None and not given_up:
+                replies.append(encode.error(unique, errno_of(error)))
+            else:
+                reply = self._answer(memoryview(request), len(request))
+                if reply is not None:
+                    replies.append(bytes(reply))
+        return replies
+
+
+_UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
+"""What the kernel wants no reply to, not even an error."""

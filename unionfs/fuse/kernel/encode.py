@@ -1,0 +1,218 @@
+"""What a Union verb returned, to the bytes of a reply; pure.
+
+Every function gives one whole message, out header included, so that an answer is one write(2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from unionfs.core.attrs import Attrs, Entry, FsStats
+from unionfs.fuse.kernel import abi
+
+_BILLION: Final = 1_000_000_000
+_IFMT: Final = 0o170000
+_IFREG: Final = 0o100000
+_HEADER: Final = abi.OUT_HEADER.size
+
+_out_header = abi.OUT_HEADER.pack
+_entry_reply = abi.ENTRY_REPLY.pack
+_attr_reply = abi.ATTR_REPLY.pack
+_write_reply = abi.WRITE_REPLY.pack
+
+_ENTRY_LEN: Final = abi.ENTRY_REPLY.size
+_ATTR_LEN: Final = abi.ATTR_REPLY.size
+
+
+def error(unique: int, code: int) -> bytes:
+    """The request failed with errno `code`."""
+    return _out_header(_HEADER, -code, unique)
+
+
+def empty(unique: int, _result: object = None) -> bytes:
+    """The request succeeded and there is nothing to tell."""
+    return _out_header(_HEADER, 0, unique)
+
+
+def data(unique: int, payload: bytes) -> bytes:
+    """READLINK, GETXATTR: the bytes themselves."""
+    return _out_header(_HEADER + len(payload), 0, unique) + payload
+
+
+def payload(unique: int, parts: list[bytes]) -> bytes:
+    """READDIR, READDIRPLUS: the lines of a listing."""
+    whole = b"".join(parts)
+    return _out_header(_HEADER + len(whole), 0, unique) + whole
+
+
+def data_header(unique: int, length: int) -> bytes:
+    """The header before `length` bytes that the caller sends along (writev(2))."""
+    return _out_header(_HEADER + length, 0, unique)
+
+
+def written(unique: int, count: int) -> bytes:
+    """WRITE, COPY_FILE_RANGE: how much was written."""
+    return _write_reply(24, 0, unique, count, 0)
+
+
+def copied_64(unique: int, count: int) -> bytes:
+    """COPY_FILE_RANGE_64."""
+    return _out_header(_HEADER + abi.COPY_FILE_RANGE_OUT.size, 0, unique) + abi.COPY_FILE_RANGE_OUT.pack(count)
+
+
+def xattr_size(unique: int, size: int) -> bytes:
+    """GETXATTR, LISTXATTR that asked for the size only."""
+    return _out_header(_HEADER + abi.GETXATTR_OUT.size, 0, unique) + abi.GETXATTR_OUT.pack(size, 0)
+
+
+def sought(unique: int, offset: int) -> bytes:
+    """LSEEK."""
+    return _out_header(_HEADER + abi.LSEEK_OUT.size, 0, unique) + abi.LSEEK_OUT.pack(offset)
+
+
+def statfs(unique: int, stats: FsStats) -> bytes:
+    """STATFS. The name length is what this engine lets through, whatever the branch could do."""
+    return _out_header(_HEADER + abi.STATFS_OUT.size, 0, unique) + abi.STATFS_OUT.pack(
+        stats.blocks, stats.bfree, stats.bavail, stats.files, stats.ffree,
+        stats.bsize, min(stats.namemax, abi.NAME_MAX), stats.frsize, 0,
+    )  # fmt: skip
+
+
+def xattr_list(names: Iterable[bytes]) -> bytes:
+    """The payload of LISTXATTR (listxattr(2)): each name with its NUL."""
+    return b"".join(name + b"\0" for name in names)
+
+
+def init_out(
+    minor: int, *, max_readahead: int, flags: int, max_background: int, max_write: int, max_pages: int
+) -> bytes:
+    """The payload of INIT. Times are told in nanoseconds; three quarters of max_background count as congestion."""
+    return abi.INIT_OUT.pack(
+        abi.VERSION, minor, max_readahead, flags & 0xFFFFFFFF, max_background, max_background * 3 // 4, max_write,
+        1, max_pages, 0, flags >> 32, 0, 0,
+    )  # fmt: skip
+
+
+def notify_inval_inode(nodeid: int, offset: int, length: int) -> bytes:
+    """Forget a node's attributes and its cached bytes from `offset` on (none if negative; length 0: to the end)."""
+    return _notify(abi.Notify.INVAL_INODE, abi.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, length))
+
+
+def notify_inval_entry(parent: int, name: bytes) -> bytes:
+    """Forget what `name` in `parent` was, or that it was missing."""
+    return _notify(abi.Notify.INVAL_ENTRY, abi.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
+
+
+def notify_delete(parent: int, child: int, name: bytes) -> bytes:
+    """`name` in `parent`, which was `child`, is gone; who watches it (inotify) is told."""
+    return _notify(abi.Notify.DELETE, abi.NOTIFY_DELETE_OUT.pack(parent, child, len(name), 0) + name + b"\0")
+
+
+def notify_resend() -> bytes:
+    """Ask for the requests that another daemon took and never answered."""
+    return _notify(abi.Notify.RESEND, b"")
+
+
+def _notify(code: abi.Notify, payload: bytes) -> bytes:
+    return _out_header(_HEADER + len(payload), code, 0) + payload
+
+
+class Encoder:
+    """The replies that carry a validity: for how long the kernel may believe names, missing names and attributes."""
+
+    __slots__ = ("_valid_ns", "_valid_s", "set_id")
+
+    def __init__(self, timeout_s: float) -> None:
+        self._valid_s = int(timeout_s)  # immutable
+        self._valid_ns = int((timeout_s - self._valid_s) * _BILLION)  # immutable
+        self.set_id: set[int] = set()
+        """Regular files that the kernel believes to have a set-id bit: replies add, the dispatcher removes."""
+
+    def entry(self, unique: int, entry: Entry) -> bytes:
+        """LOOKUP, MKNOD, MKDIR, SYMLINK, LINK."""
+        nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
+        if mode & 0o6000 and mode & _IFMT == _IFREG:
+            self.set_id.add(nodeid)
+        atime_s, atime_ns = divmod(atime, _BILLION)
+        mtime_s, mtime_ns = divmod(mtime, _BILLION)
+        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        return _entry_reply(
+            _ENTRY_LEN, 0, unique, nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
+            ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
+            mode, nlink, uid, gid, rdev, blksize, 0,
+        )  # fmt: skip
+
+    def missing(self, unique: int) -> bytes:
+        """LOOKUP of a name that is not there: node id 0 is ENOENT that may be remembered."""
+        return _entry_reply(
+            _ENTRY_LEN, 0, unique, 0, 0, self._valid_s, 0, self._valid_ns, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+
+    def attrs(self, unique: int, nodeid: int, attrs: Attrs) -> bytes:
+        """GETATTR, SETATTR."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
+        if mode & 0o6000 and mode & _IFMT == _IFREG:
+            self.set_id.add(nodeid)
+        atime_s, atime_ns = divmod(atime, _BILLION)
+        mtime_s, mtime_ns = divmod(mtime, _BILLION)
+        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        return _attr_reply(
+            _ATTR_LEN, 0, unique, self._valid_s, self._valid_ns, 0,
+            ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
+            mode, nlink, uid, gid, rdev, blksize, 0,
+        )  # fmt: skip
+
+    def opened(self, unique: int, entry: Entry) -> bytes:
+        """TMPFILE: an entry and an open file, whose handle means nothing here."""
+        return b"".join(
+            (
+                _out_header(_ENTRY_LEN + abi.OPEN_OUT.size, 0, unique),
+                self.entry(unique, entry)[_HEADER:],
+                abi.OPEN_OUT.pack(0, abi.FOPEN_KEEP_CACHE, 0),
+            )
+        )
+
+    def statx(self, unique: int, attrs: Attrs) -> bytes:
+        """STATX, with what stat(2) tells: the union keeps no birth time."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
+        return _out_header(_HEADER + abi.STATX_OUT.size, 0, unique) + abi.STATX_OUT.pack(
+            self._valid_s, self._valid_ns, 0,
+            abi.STATX_BASIC_STATS, blksize, 0, nlink, uid, gid, mode, 0, ino, size, blocks, 0,
+            *divmod(atime, _BILLION), 0, 0, 0, 0, *divmod(ctime, _BILLION), 0, *divmod(mtime, _BILLION), 0,
+            *_device(rdev), 0, 0,
+        )  # fmt: skip
+
+    def direntplus(self, entry: Entry | None, name: bytes, cookie: int, ino: int, kind: int) -> bytes:
+        """One line of READDIRPLUS, padded. Without an entry (node id 0) the kernel learns the name only."""
+        length = len(name)
+        packed = abi.DIRENTPLUS_NAMED[(length + 7) >> 3].pack
+        if entry is None:
+            return packed(
+                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                ino, cookie, length, kind >> 12, name,
+            )  # fmt: skip
+        nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
+        if mode & 0o6000 and mode & _IFMT == _IFREG:
+            self.set_id.add(nodeid)
+        atime_s, atime_ns = divmod(atime, _BILLION)
+        mtime_s, mtime_ns = divmod(mtime, _BILLION)
+        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        return packed(
+            nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
+            ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
+            mode, nlink, uid, gid, rdev, blksize, 0,
+            ino, cookie, length, mode >> 12, name,
+        )  # fmt: skip
+
+
+def dirent(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
+    """One line of READDIR, padded."""
+    length = len(name)
+    return abi.DIRENT_NAMED[(length + 7) >> 3].pack(ino, cookie, length, kind >> 12, name)
+
+
+def _device(rdev: int) -> tuple[int, int]:
+    """The 32 bits of the kernel's new_encode_dev, as (major, minor)."""
+    return (rdev & 0xFFF00) >> 8, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00)

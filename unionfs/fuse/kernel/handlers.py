@@ -1,0 +1,201 @@
+"""The requests with a shape of their own: what stands between their bytes and a verb of the Union, and back.
+
+One function for each, called by `dispatch` with the dispatcher itself, the unique, the node id, the header, the request
+and its length. The result is the whole reply, or None: there is none, or it comes later by way of `Dispatcher.slow`.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from unionfs.core.attrs import AttrChange
+from unionfs.fuse.kernel import abi, data, decode, encode, listing
+from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
+from unionfs.fuse.kernel.session import MAX_WRITE
+
+if TYPE_CHECKING:
+    from unionfs.fuse.kernel.dispatch import Dispatcher
+
+Reply = bytes | memoryview | None
+
+_read_in = abi.READ_IN.unpack_from
+_write_in = abi.WRITE_IN.unpack_from
+_written = encode.written
+
+_DATA: Final = BODY + abi.WRITE_IN.size
+_EXCHANGE: Final = 2  # RENAME_EXCHANGE, <linux/fs.h>
+_SELINUX: Final = b"security.selinux"
+_CAPABILITY: Final = b"security.capability"
+_ACL: Final = b"system.posix_acl_access"
+
+
+def init(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    return self.session.init(unique, buf, end)
+
+
+def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    name = decode.name_at(buf, BODY, end)
+    try:
+        entry = self.union.lookup(nodeid, name)
+    except FileNotFoundError:
+        return self.encoder.missing(unique)
+    return self.encoder.entry(unique, entry)
+
+
+def getattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    return self.encoder.attrs(unique, nodeid, self.union.getattr(nodeid))
+
+
+def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    name, mode, rdev, caller = decode.mknod(head, buf, end)
+    entry = self.union.mknod(nodeid, name, mode, rdev, caller)
+    if not mode & (stat.S_ISUID | stat.S_ISGID):
+        self.harmless.add(entry.nodeid)
+    return self.encoder.entry(unique, entry)
+
+
+def forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
+    self.union.forget(nodeid, decode.forget(head, buf, end)[0])
+    self.forgotten(nodeid)
+
+
+def batch_forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
+    for forgotten, count in decode.batch_forget(buf, end):
+        self.union.forget(forgotten, count)
+        self.forgotten(forgotten)
+
+
+def read(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    _fh, offset, size, _read_flags, _owner, _flags, _ = _read_in(buf, BODY)
+    outcome = self.reader.read(self.union.read_fd(nodeid), unique, offset, size)
+    if callable(outcome):
+        self.slow.append(outcome)
+        return None
+    return outcome
+
+
+def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    _fh, offset, size, flags, _owner, _flags, _ = _write_in(buf, BODY)
+    if _DATA + size != end:
+        raise MalformedError("a WRITE announces another size than it has")
+    if self.must_wait(unique, nodeid, None, buf):
+        return None
+    if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.harmless:
+        return _written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
+    # Every write by somebody without CAP_FSETID asks for this, which is everybody in a user namespace.
+    reply = _written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
+    self.harmless.add(nodeid)
+    if nodeid not in self.encoder.set_id:
+        return reply
+    # The kernel leaves it to us to clear the bits and would go on to believe in them: what it knows must go first.
+    self.encoder.set_id.discard(nodeid)
+    self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
+    return None
+
+
+def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    (change,) = decode.setattr_(head, buf, end)
+    if self.must_wait(unique, nodeid, change.size, buf):
+        return None
+    self.harmless.discard(nodeid)
+    return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
+
+
+def rename(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    return _renamed(self, unique, nodeid, buf, *decode.rename(head, buf, end))
+
+
+def rename2(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    return _renamed(self, unique, nodeid, buf, *decode.rename2(head, buf, end))
+
+
+def _renamed(
+    self: Dispatcher, unique: int, parent: int, buf: memoryview, name: bytes, to: int, new_name: bytes, flags: int = 0
+) -> Reply:
+    for at, what in [(parent, name), (to, new_name)] if flags & _EXCHANGE else [(parent, name)]:
+        moved = self.union.lookup(at, what).nodeid
+        try:
+            if self.must_wait(unique, moved, None, buf):
+                return None
+        finally:
+            self.union.forget(moved)
+    self.union.rename(parent, name, to, new_name, flags)
+    return encode.empty(unique)
+
+
+def fsync(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    (datasync,) = decode.fsync(head, buf, end)
+    if self.union.options.durability == "volatile":
+        return encode.empty(unique)
+    self.slow.append(partial(data.sync, self.union.read_fd(nodeid), unique, datasync))
+    return None
+
+
+def readdir(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    _fh, cookie, size, _read_flags, _owner, _flags, _ = _read_in(buf, BODY)
+    return encode.payload(unique, listing.readdir(self.union, nodeid, cookie, min(size, MAX_WRITE)))
+
+
+def readdirplus(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    _fh, cookie, size, _read_flags, _owner, _flags, _ = _read_in(buf, BODY)
+    return encode.payload(unique, listing.readdirplus(self.union, self.encoder, nodeid, cookie, min(size, MAX_WRITE)))
+
+
+def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    extended = bool(self.session.flags & abi.Init.SETXATTR_EXT)
+    name, value, flags, clear_sgid = decode.setxattr(buf, end, extended=extended)
+    if self.must_wait(unique, nodeid, None, buf):
+        return None
+    self.harmless.discard(nodeid)
+    self.union.setxattr(nodeid, name, value, flags)
+    if clear_sgid and name == _ACL:
+        mode = self.union.getattr(nodeid).mode
+        if mode & stat.S_ISGID:
+            self.union.setattr(nodeid, AttrChange(mode=stat.S_IMODE(mode) & ~stat.S_ISGID))
+    return encode.empty(unique)
+
+
+def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    size, name = decode.getxattr(buf, end)
+    if name == _CAPABILITY and nodeid in self.harmless:
+        return encode.error(unique, errno.ENODATA)
+    try:
+        return _xattr(unique, size, self.union.getxattr(nodeid, name))
+    except OSError as exc:
+        if exc.errno == errno.ENODATA and name == _SELINUX:
+            # ls(1) asks for it at every file until it hears that there are no labels here at all.
+            return encode.error(unique, errno.EOPNOTSUPP)
+        raise
+
+
+def listxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    size, _ = abi.GETXATTR_IN.unpack_from(buf, BODY)
+    return _xattr(unique, size, encode.xattr_list(self.union.listxattr(nodeid)))
+
+
+def _xattr(unique: int, room: int, value: bytes) -> bytes:
+    """getxattr(2): room 0 asks for the size, too little room is ERANGE."""
+    if not room:
+        return encode.xattr_size(unique, len(value))
+    return encode.data(unique, value) if len(value) <= room else encode.error(unique, errno.ERANGE)
+
+
+def interrupt(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes | None:
+    (interrupted,) = abi.INTERRUPT_IN.unpack_from(buf, BODY)
+    return encode.error(interrupted, errno.EINTR) if self.session.interrupt(interrupted) else None
+
+
+def destroy(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    self.session.over = True
+    return encode.empty(unique)
+
+
+def done(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    return encode.empty(unique)
+
+
+def no_reply(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
+    return None

@@ -1,0 +1,44 @@
+"""The first exchange on a new mount: INIT and its answer, before anything heavy is imported.
+
+The kernel asks as soon as the union is mounted. Who answers here knows before telling anybody that the mount is ready
+whether the engine can serve it at all.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from unionfs.fuse.kernel import abi, encode
+from unionfs.fuse.kernel.device import Device
+from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
+from unionfs.fuse.options import ServeOptions
+
+_WAIT_MS: Final = 10_000
+"""INIT comes with the mount: when it is this late, something else reads the descriptor, or nothing is mounted."""
+
+
+def negotiate(fd: int, options: ServeOptions, tuning: Tuning | None = None) -> Session:
+    """Answer INIT on `fd`: the session to serve with.
+
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common (it has its answer); Gone when
+    the mount has ended; TimeoutError.
+    """
+    device, session = Device(fd), Session(options, tuning or Tuning())
+    while not session.negotiated:
+        length = device.receive()
+        if not length:
+            if not device.wait(_WAIT_MS):
+                raise TimeoutError(errno.ETIMEDOUT, "the kernel did not ask to begin (FUSE_INIT)")
+            continue
+        opcode, unique = abi.IN_HEADER.unpack_from(device.request)[1:3]
+        if opcode != abi.Op.INIT:
+            device.send(encode.error(unique, errno.EIO))
+            continue
+        session.counts[opcode] += 1
+        try:
+            device.send(session.init(unique, device.request, length))
+        except UnsupportedError:
+            device.send(encode.error(unique, errno.EPROTO))
+            raise
+    return session

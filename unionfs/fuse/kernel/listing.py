@@ -1,0 +1,69 @@
+"""READDIR and READDIRPLUS: fill a reply with as many lines of a listing as fit.
+
+Knows the Union and the layout of a line. Keeps nothing between two requests: a cookie says where the next one begins.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from unionfs.core.attrs import Entry
+from unionfs.core.union import Union
+from unionfs.fuse.kernel import abi, encode
+
+_DIRENT: Final = abi.DIRENT.size
+_DIRENTPLUS: Final = abi.DIRENTPLUS.size
+_DOTS: Final = frozenset((b".", b".."))
+
+
+def readdir(union: Union, nodeid: int, cookie: int, size: int) -> list[bytes]:
+    """The lines after `cookie`, `size` bytes of them at most; none at the end.
+
+    Raises: what Union.readdir raises; EINVAL when not even one line fits.
+    """
+    lines: list[bytes] = []
+    room = size
+    for name, after, ino, kind in union.readdir(nodeid, cookie):
+        room -= _DIRENT + ((len(name) + 7) & ~7)
+        if room < 0:
+            break
+        lines.append(encode.dirent(name, after, ino, kind))
+    return _some(lines, room)
+
+
+def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int, size: int) -> list[bytes]:
+    """As `readdir`, every line with the entry that a lookup would give, and counted as one lookup each.
+
+    "." and "..", and what cannot be looked up, come without an entry and uncounted: the kernel asks when it wants to.
+    An error after the first line is left for the next request to meet, so that no counted entry is lost.
+    """
+    lines: list[bytes] = []
+    room = size
+    line = encoder.direntplus
+    lookup = union.lookup
+    try:
+        for name, after, ino, kind in union.readdir(nodeid, cookie):
+            room -= _DIRENTPLUS + ((len(name) + 7) & ~7)
+            if room < 0:
+                break
+            entry: Entry | None = None
+            if name not in _DOTS:
+                try:
+                    entry = lookup(nodeid, name)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    pass
+            lines.append(line(entry, name, after, ino, kind))
+    except OSError:
+        if not lines:
+            raise
+    return _some(lines, room)
+
+
+def _some(lines: list[bytes], room: int) -> list[bytes]:
+    if not lines and room < 0:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return lines

@@ -1,0 +1,183 @@
+"""The trio loop: the device's requests to the dispatcher, its answers back, slow work to threads.
+
+The loop's turn is a plain function that serves until nothing is left to read: no task switch stands between two
+requests. Somebody who waits for an answer is likely to ask again at once, so a turn lingers for a moment before it
+gives the thread back to trio, which costs several times what a request costs; it does so in any case after `_TURN_S`,
+for other tasks' sake.
+
+Work from `Dispatcher.slow` leaves the thread: a read that waits for a disk is answered by the thread that did it, a
+copy-up comes back to be committed here. Nothing but descriptors and reply bytes is touched over there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Final
+
+import trio
+
+from unionfs.core.union import Union
+from unionfs.fuse.kernel import abi, data, encode
+from unionfs.fuse.kernel.device import Device, Gone
+from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
+from unionfs.fuse.kernel.session import Session, Tuning
+from unionfs.fuse.options import ServeOptions
+
+log = logging.getLogger(__name__)
+
+_TURN_S: Final = 0.005
+"""The longest that a turn keeps the thread: what a task beside the loop may have to wait."""
+
+_LINGER_MS: Final = 1
+"""How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
+
+_THREADS: Final = 32
+"""Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
+
+
+def serve(
+    fd: int, union: Union, *, options: ServeOptions, tuning: Tuning | None = None, session: Session | None = None
+) -> None:
+    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
+
+    `session`: one that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common.
+    """
+    try:
+        trio.run(serve_async, fd, union, session or Session(options, tuning or Tuning()))
+    except (BaseExceptionGroup, trio.TrioInternalError) as exc:
+        raise _innermost(exc) from None
+    finally:
+        os.close(fd)
+
+
+async def serve_async(fd: int, union: Union, session: Session) -> None:
+    """As `serve`, beside other tasks of a trio program; `fd` stays open. The Union belongs to this thread."""
+    engine = _Engine(Device(fd), Dispatcher(union, session))
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                while not session.over:
+                    if engine.turn(nursery):
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await trio.lowlevel.wait_readable(fd)
+            except Gone:
+                pass
+            finally:
+                for waiting in session.waiting.values():
+                    waiting.cancel()
+    finally:
+        engine.join()
+
+
+def _innermost(exc: BaseException) -> BaseException:
+    """What really ended the loop, without trio's wrappers: a signal handler may raise anywhere, inside trio too."""
+    while True:
+        if isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+            exc = exc.exceptions[0]
+        elif isinstance(exc, trio.TrioInternalError) and exc.__cause__ is not None:
+            exc = exc.__cause__
+        else:
+            return exc
+
+
+class _Engine:
+    """One device and one dispatcher, and the work of theirs that is under way in threads."""
+
+    def __init__(self, device: Device, dispatcher: Dispatcher) -> None:
+        self._device = device  # immutable
+        self._dispatcher = dispatcher  # immutable
+        self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
+        self._copying = 0  # copy-ups under way; loop's thread only
+
+    @trio.lowlevel.enable_ki_protection  # being told to leave must not tear a request apart
+    def turn(self, nursery: trio.Nursery) -> bool:
+        """Serve what is there. Whether there may be more: False when it is time to sleep until the device is readable.
+
+        Raises: Gone.
+        """
+        device, dispatcher = self._device, self._dispatcher
+        receive, wait, request = device.receive, device.wait, device.request
+        send, slow, session = self._send, dispatcher.slow, dispatcher.session
+        handle = dispatcher.handle_and_log if session.options.debug else dispatcher.handle
+        end_of_turn = monotonic() + _TURN_S
+        served = 0
+        while not session.over:
+            length = receive()
+            if not length:
+                # A copy-up's end is told by trio: with one under way there is no lingering.
+                if not served or self._copying or monotonic() > end_of_turn:
+                    return False
+                if not wait(_LINGER_MS):
+                    return False
+                continue
+            reply = handle(request, length)
+            if reply is not None:
+                send(reply)
+            if slow:
+                self._start(nursery)
+            served += 1
+            if not served & 63 and monotonic() > end_of_turn:
+                return True
+        return True
+
+    async def _copy_up(self, job: CopyUpJob, nursery: trio.Nursery) -> None:
+        """Copy the bytes in a thread, commit here, and serve who waited."""
+        error: Exception | None = None
+        try:
+            await trio.to_thread.run_sync(job.copy)
+        except Exception as exc:  # noqa: BLE001  whatever it is, it becomes the answer of those that wait
+            error = exc
+        self._copying -= 1
+        replies = self._dispatcher.finish(job, error)
+        with suppress(Gone):
+            for reply in replies:
+                self._send(reply)
+            self._start(nursery)
+
+    def _start(self, nursery: trio.Nursery) -> None:
+        """Begin what the dispatcher left as slow."""
+        slow = self._dispatcher.slow
+        while slow:
+            item = slow.pop(0)
+            if isinstance(item, bytes):
+                self._send(item)
+            elif isinstance(item, CopyUpJob):
+                self._copying += 1
+                nursery.start_soon(self._copy_up, item, nursery)
+            elif self._threads.acquire(blocking=False):
+                trio.lowlevel.start_thread_soon(partial(self._read, item), lambda _outcome: None, "unionfs read")
+            else:
+                self._send(item())
+
+    def _read(self, work: data.Work) -> None:
+        """In a thread: wait for the disk, and answer."""
+        try:
+            self._send(work())
+        except Gone:
+            pass
+        except Exception:
+            log.exception("bug in a thread")
+        finally:
+            self._threads.release()
+
+    def _send(self, reply: bytes | memoryview) -> None:
+        """Answer. A reply the kernel finds malformed becomes EIO, else its caller would wait for ever."""
+        if self._device.send(reply):
+            return
+        _length, code, unique = abi.OUT_HEADER.unpack_from(reply)
+        log.error("the kernel refused an answer of %d bytes (errno %d)", len(reply), -code)
+        if unique:
+            self._device.send(encode.error(unique, errno.EIO))
+
+    def join(self) -> None:
+        """Wait for the threads: none may use the descriptor after this."""
+        for _ in range(_THREADS):
+            self._threads.acquire()

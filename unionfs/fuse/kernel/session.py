@@ -1,0 +1,181 @@
+"""What is true of one mount while it is served: what was negotiated, what was counted, who waits for a copy-up; pure.
+
+Knows the protocol. Does not know the union, and has no descriptor: INIT comes in and its answer goes out as bytes.
+
+States: fresh, then negotiated (by INIT, once), then over (by DESTROY). Before INIT nothing else is answered.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from unionfs.fuse.kernel import abi, encode
+from unionfs.fuse.kernel.abi import Init, Op
+from unionfs.fuse.kernel.decode import BODY, MalformedError
+from unionfs.fuse.options import ServeOptions
+
+MAX_WRITE: Final = 1 << 20
+"""One MiB a request: the most the kernel grants without a sysctl (fs.fuse.max_pages_limit = 256)."""
+
+PAGE: Final = 4096
+MAX_PAGES: Final = MAX_WRITE // PAGE
+REQUEST_ROOM: Final = MAX_WRITE + PAGE
+"""The read buffer: the largest WRITE and its headers."""
+
+_OPS: Final = 64
+"""Opcodes are counted in a list; the newest is 53."""
+
+_ALWAYS: Final = (
+    Init.ASYNC_READ  # several READs of one file at once: read-ahead overlaps with the reader
+    | Init.BIG_WRITES
+    | Init.MAX_PAGES
+    | Init.DONT_MASK  # the core applies the umask, or the parent's default ACL instead of it
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS  # lookups and listings of one directory need not wait for each other in the kernel
+    | Init.NO_OPEN_SUPPORT  # ENOSYS to OPEN and OPENDIR ends them, and implies KEEP_CACHE and CACHE_DIR
+    | Init.NO_OPENDIR_SUPPORT
+    | Init.HANDLE_KILLPRIV_V2  # saves a GETXATTR security.capability before every write
+    | Init.SETXATTR_EXT
+    | Init.CACHE_SYMLINKS
+    | Init.EXPLICIT_INVAL_DATA  # AUTO_INVAL_DATA would drop a file's pages when our own write has changed its mtime
+    | Init.ABORT_ERROR
+    | Init.HAS_IOCTL_DIR
+    | Init.DIRECT_IO_ALLOW_MMAP
+    | Init.HAS_RESEND
+    | Init.INIT_EXT
+)
+"""Asked for whenever offered. Left out on purpose: ATOMIC_O_TRUNC (the truncation would be lost with the OPEN),
+POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks serve one machine), SPLICE_* (replies are written, not spliced),
+EXPORT_SUPPORT (asks for "." of forgotten nodes; handles of cached files work without), SECURITY_CTX, CREATE_SUPP_GROUP,
+ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX (virtiofs), PASSTHROUGH (needs OPEN), OVER_IO_URING,
+REQUEST_TIMEOUT."""
+
+READDIRPLUS: Final = {
+    "always": Init.DO_READDIRPLUS,
+    "auto": Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO,
+    "never": Init(0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What only this engine can choose. The defaults are what the benchmarks favour."""
+
+    posix_acl: bool = True
+    readdirplus: str = "always"
+    """`always`: a listing brings every entry's attributes; `auto`: the kernel guesses who wants them; `never`."""
+    max_background: int = 64
+    """Read-ahead and direct I/O under way at once; the kernel's own default is 12."""
+
+
+class UnsupportedError(OSError):
+    """The kernel and this engine have no protocol in common. Says what to do instead."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Requests that cannot go on before a file is in the upper branch."""
+
+    nodeid: int  # immutable
+    cancel: Callable[[], None]  # immutable; ends the copying, from any thread
+    requests: dict[int, bytes] = field(default_factory=dict)  # unique -> request; Session only
+    given_up: int = 0  # the unique whose caller was the last to want it; Session.interrupt only
+
+
+class Session:
+    """One mount's connection to the kernel."""
+
+    def __init__(self, options: ServeOptions, tuning: Tuning) -> None:
+        self.options = options  # immutable
+        self.tuning = tuning  # immutable
+        self.encoder = encode.Encoder(options.timeout_s)  # immutable
+        self.minor = 0  # set once, by init
+        self.flags = Init(0)  # set once, by init
+        self.over = False  # set once, by DESTROY
+        self.counts = [0] * _OPS  # requests by opcode; Dispatcher only
+        self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
+
+    @property
+    def negotiated(self) -> bool:
+        """INIT has been answered."""
+        return self.minor != 0
+
+    @property
+    def messages(self) -> dict[str, int]:
+        """How many requests of each kind came, by the header's name without FUSE_; kinds that never came are absent."""
+        return {Op(code).name: count for code, count in enumerate(self.counts) if count}
+
+    def init(self, unique: int, request: memoryview, end: int) -> bytes:
+        """Answer INIT (the comment "Version negotiation" in <linux/fuse.h>).
+
+        Raises: UnsupportedError for a kernel older than 7.31, or of another major version.
+        """
+        if end < BODY + abi.INIT_IN_COMPAT.size:
+            raise MalformedError("INIT is too short")
+        major, minor, max_readahead, offered = abi.INIT_IN_COMPAT.unpack_from(request, BODY)
+        if major > abi.VERSION:
+            return encode.data(
+                unique, encode.init_out(abi.MINOR, max_readahead=0, flags=0, max_background=0, max_write=0, max_pages=0)
+            )
+        if major < abi.VERSION or minor < abi.MIN_MINOR:
+            raise UnsupportedError(
+                errno.EPROTONOSUPPORT,
+                f"the kernel speaks FUSE {major}.{minor}, the least served here is {abi.VERSION}.{abi.MIN_MINOR} "
+                "(Linux 5.4); --transport pyfuse3 serves older ones",
+            )
+        if offered & Init.INIT_EXT and end >= BODY + abi.INIT_IN.size:
+            offered |= abi.INIT_IN.unpack_from(request, BODY)[4] << 32
+        if not (offered & Init.NO_OPEN_SUPPORT and offered & Init.NO_OPENDIR_SUPPORT):
+            raise UnsupportedError(
+                errno.EPROTONOSUPPORT,
+                "the kernel cannot open files without asking; --transport pyfuse3 serves such kernels",
+            )
+        self.minor = min(minor, abi.MINOR)
+        self.flags = Init(offered) & self._wanted()
+        return encode.data(
+            unique,
+            encode.init_out(
+                self.minor,
+                max_readahead=min(max_readahead, MAX_WRITE),
+                flags=self.flags,
+                max_background=self.tuning.max_background,
+                max_write=MAX_WRITE,
+                max_pages=MAX_PAGES,
+            ),
+        )
+
+    def _wanted(self) -> Init:
+        wanted = _ALWAYS | READDIRPLUS[self.tuning.readdirplus]
+        if self.tuning.posix_acl:
+            wanted |= Init.POSIX_ACL
+        if self.options.writeback:
+            wanted |= Init.WRITEBACK_CACHE
+        return wanted
+
+    def hold(self, nodeid: int, cancel: Callable[[], None]) -> Waiting:
+        """From now on, requests may `join` the wait for `nodeid`."""
+        waiting = self.waiting[nodeid] = Waiting(nodeid, cancel)
+        return waiting
+
+    def release(self, waiting: Waiting) -> dict[int, bytes]:
+        """The wait is over: the requests to serve now, by unique."""
+        del self.waiting[waiting.nodeid]
+        return waiting.requests
+
+    def interrupt(self, unique: int) -> bool:
+        """The caller of `unique` got a signal (INTERRUPT). Whether it is to be answered with EINTR now.
+
+        The last one that waits for a copy-up ends the copying, and is answered when nothing of it is left behind.
+        An interrupt of anything else comes too late or concerns what is quick: the protocol allows to ignore it.
+        """
+        for waiting in self.waiting.values():
+            if unique in waiting.requests:
+                if len(waiting.requests) > 1:
+                    del waiting.requests[unique]
+                    return True
+                waiting.given_up = unique
+                waiting.cancel()
+        return False

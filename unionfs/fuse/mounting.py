@@ -1,0 +1,309 @@
+"""Obtain a mounted /dev/fuse descriptor, and unmount again.
+
+Knows mount(2), fusermount3(1) and inherited descriptors. Does not know what serves the mount.
+
+Root, be it the machine's or a user namespace's, mounts by itself; everybody else asks the setuid helper fusermount3,
+which hands the descriptor back through the socket named by _FUSE_COMMFD. A mountpoint of the form /dev/fd/N is a
+descriptor that somebody else has mounted already. Requests to a mount that nobody serves yet simply wait in the kernel.
+
+The mounted tree itself is never looked at here: the process that serves it would wait for itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from unionfs.syscalls import mountinfo
+from unionfs.syscalls.mounts import (
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    UMOUNT_NOFOLLOW,
+    mount,
+    umount2,
+)
+
+DEVICE: Final = "/dev/fuse"
+SUBTYPE: Final = "unionfs"
+FSTYPE: Final = f"fuse.{SUBTYPE}"
+HELPER: Final = "fusermount3"
+
+_INHERITED = re.compile(r"/dev/fd/([0-9]+)")
+_FUSE_DEVICE_NUMBER: Final = (10, 229)  # admin-guide/devices.txt
+_NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES)
+
+
+class MountError(OSError):
+    """Mounting or unmounting failed. `str()` is `WHAT failed: PATH: WHY`; `hint` says what to do, if that is known."""
+
+    def __init__(self, what: str, path: str, why: str, *, code: int = 0, hint: str = "") -> None:
+        super().__init__(code, why, path)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} failed: {self.filename}: {self.strerror}"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How the mount looks from outside. Immutable."""
+
+    source: str = SUBTYPE  # what df and mount show as the device
+    read_only: bool = False
+    allow_other: bool | None = None  # may other users enter; None: yes if root mounts, else no
+    suid: bool = True  # honour set-id bits; fusermount3 never does
+    dev: bool = False  # honour device files; fusermount3 never does
+    exec: bool = True
+
+
+def inherited_fd(mountpoint: str) -> int | None:
+    """N if `mountpoint` is /dev/fd/N, a descriptor that was mounted for us; else None."""
+    match = _INHERITED.fullmatch(mountpoint)
+    return int(match[1]) if match else None
+
+
+def resolve_mountpoint(path: str) -> str:
+    """`path` absolute and free of symlinks, without asking anything that may be mounted there."""
+    parent, name = os.path.split(os.path.abspath(path))
+    resolved = os.path.join(os.path.realpath(parent), name)
+    if mountinfo.topmost_at(resolved) is None and os.path.islink(resolved):
+        return os.path.realpath(resolved)
+    return resolved
+
+
+def check_mountpoint(path: str, *, may_cover_union: bool = False) -> str:
+    """The resolved mountpoint, if something can be mounted there.
+
+    Raises: MountError if it is missing, not a directory, or (unless `may_cover_union`) shows a union already.
+    """
+    inherited = inherited_fd(path)
+    if inherited is not None:
+        return path
+    mountpoint = resolve_mountpoint(path)
+    there = mountinfo.topmost_at(mountpoint)
+    if there is not None and there.fstype == FSTYPE and not may_cover_union:
+        hint = f"unmount it first: unionfs umount {path}"
+        raise MountError("mount", path, "a union is mounted there already", code=errno.EBUSY, hint=hint)
+    try:
+        mode = os.stat(mountpoint).st_mode
+    except OSError as error:
+        raise _bad_mountpoint(path, error) from error
+    if not stat.S_ISDIR(mode):
+        raise MountError("mount", path, "the mountpoint is not a directory", code=errno.ENOTDIR)
+    return mountpoint
+
+
+def mount_union(mountpoint: str, options: MountOptions) -> int:
+    """Mount at `mountpoint`, as check_mountpoint returned it, and return the descriptor on which its requests arrive.
+
+    Raises: MountError; then nothing is mounted.
+    """
+    inherited = inherited_fd(mountpoint)
+    if inherited is not None:
+        return _check_inherited(inherited, mountpoint)
+    if os.geteuid() == 0:
+        return _mount_directly(mountpoint, options)
+    return _mount_by_helper(mountpoint, options)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount what is seen at the resolved path `mountpoint`; `lazy` takes it away from view even while it is in use.
+
+    Raises: MountError with EBUSY if it is in use and not `lazy`.
+    """
+    if os.geteuid() != 0:
+        _unmount_by_helper(mountpoint, lazy=lazy)
+        return
+    try:
+        umount2(mountpoint, UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0))
+    except OSError as error:
+        raise MountError("umount", mountpoint, _unmount_reason(error), code=error.errno or 0) from error
+
+
+def connection_at(mountpoint: str) -> int | None:
+    """The number of the FUSE connection seen at `mountpoint`, as in /sys/fs/fuse/connections; None: no FUSE there."""
+    there = mountinfo.topmost_at(mountpoint)
+    return there.minor if there is not None and there.fstype.split(".")[0] in ("fuse", "fuseblk") else None
+
+
+def process_name(connection: int) -> str:
+    """What the process that serves a FUSE connection is called in /proc/PID/comm, which holds 15 bytes."""
+    return f"{SUBTYPE}:{connection}"
+
+
+def _bad_mountpoint(path: str, error: OSError) -> MountError:
+    code = error.errno or 0
+    if code == errno.ENOENT:
+        return MountError("mount", path, "the mountpoint does not exist", code=code, hint=f"make it: mkdir -p {path}")
+    if code == errno.ENOTCONN:
+        hint = f"remove what is left of it: unionfs umount {path}"
+        return MountError("mount", path, "a FUSE mount whose daemon has died is there", code=code, hint=hint)
+    return MountError("mount", path, error.strerror or str(error), code=code)
+
+
+def _check_inherited(fd: int, mountpoint: str) -> int:
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        why = "no such descriptor was handed over"
+        raise MountError("mount", mountpoint, why, code=error.errno or 0) from error
+    if not stat.S_ISCHR(status.st_mode) or (os.major(status.st_rdev), os.minor(status.st_rdev)) != _FUSE_DEVICE_NUMBER:
+        raise MountError("mount", mountpoint, f"the descriptor is not an open {DEVICE}", code=errno.EINVAL)
+    os.set_inheritable(fd, False)
+    return fd
+
+
+# -- root mounts by itself --
+
+
+def _mount_directly(mountpoint: str, options: MountOptions) -> int:
+    fd = _open_device()
+    flags = 0
+    if options.read_only:
+        flags |= MS_RDONLY
+    if not options.suid:
+        flags |= MS_NOSUID
+    if not options.dev:
+        flags |= MS_NODEV
+    if not options.exec:
+        flags |= MS_NOEXEC
+    # Documentation/filesystems/fuse.rst, "Mount options"; the root of a union is always a directory.
+    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    if options.allow_other is not False:
+        data += ",allow_other"
+    try:
+        mount(options.source, mountpoint, FSTYPE, flags, data)
+    except OSError as error:
+        os.close(fd)
+        raise _mount_refused(mountpoint, error) from error
+    return fd
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        why = error.strerror or str(error)
+        hint = ""
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            why = "the device does not exist"
+            hint = "load the kernel module, as root of the machine: modprobe fuse"
+        elif error.errno in _NOT_ALLOWED:
+            hint = f"as root of the machine: chmod 666 {DEVICE}"
+        raise MountError("opening", DEVICE, why, code=error.errno or 0, hint=hint) from error
+
+
+def _mount_refused(mountpoint: str, error: OSError) -> MountError:
+    why = error.strerror or str(error)
+    hint = ""
+    if error.errno in _NOT_ALLOWED:
+        hint = (
+            "root may mount only with CAP_SYS_ADMIN in the user namespace that owns the mount namespace; "
+            "a namespace of one's own has it: unshare --map-root-user --mount"
+        )
+    elif error.errno == errno.ENODEV:
+        why = "the kernel has no FUSE"
+        hint = "load the kernel module, as root of the machine: modprobe fuse"
+    return MountError("mount", mountpoint, why, code=error.errno or 0, hint=hint)
+
+
+def _unmount_reason(error: OSError) -> str:
+    if error.errno == errno.EINVAL:
+        return "nothing is mounted there, or it belongs to another user namespace"
+    return error.strerror or str(error)
+
+
+# -- everybody else asks fusermount3 --
+
+
+def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
+    import socket
+
+    words = [f"fsname={_escape(options.source)}", f"subtype={SUBTYPE}", "default_permissions"]
+    words.append("ro" if options.read_only else "rw")
+    if not options.exec:
+        words.append("noexec")
+    if options.allow_other:
+        words.append("allow_other")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        theirs.set_inheritable(True)
+        environment = {"_FUSE_COMMFD": str(theirs.fileno())}
+        complaint = _helper(["-o", ",".join(words), "--", mountpoint], environment, "mount", mountpoint)
+        theirs.close()
+        fds = [] if complaint else socket.recv_fds(ours, 1, 1)[1]
+    if not fds:
+        why = complaint or f"{HELPER} handed over no descriptor"
+        raise MountError("mount", mountpoint, why, code=_code_in(why), hint=_helper_hint(why))
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _unmount_by_helper(mountpoint: str, *, lazy: bool) -> None:
+    complaint = _helper(["-u", *(["-z"] if lazy else []), "--", mountpoint], {}, "umount", mountpoint)
+    if complaint:
+        raise MountError("umount", mountpoint, complaint, code=_code_in(complaint))
+
+
+def _helper(arguments: Sequence[str], environment: dict[str, str], what: str, path: str) -> str:
+    """Run fusermount3; what it complained about, empty if it succeeded."""
+    read_fd, write_fd = os.pipe()
+    try:
+        pid = os.posix_spawnp(
+            HELPER,
+            [HELPER, *arguments],
+            {**os.environ, "LC_ALL": "C", **environment},
+            file_actions=[(os.POSIX_SPAWN_DUP2, write_fd, 2)],
+            setsigmask=[],
+        )
+    except OSError as error:
+        os.close(read_fd)
+        hint = "install the package fuse3, or mount in a user namespace: unshare --map-root-user --mount"
+        why = f"{HELPER} cannot be run: {error.strerror}"
+        raise MountError(what, path, why, code=error.errno or 0, hint=hint) from error
+    finally:
+        os.close(write_fd)
+    with open(read_fd, encoding="utf-8", errors="replace") as pipe:
+        said = pipe.read()
+    try:
+        failed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
+    except ChildProcessError:
+        failed = bool(said)  # whoever started us ignores SIGCHLD, and the status went with it
+    lines = [line.removeprefix(f"{HELPER}: ").strip() for line in said.splitlines()]
+    return ("; ".join(filter(None, lines)) or f"{HELPER} failed") if failed else ""
+
+
+def _helper_hint(complaint: str) -> str:
+    if "user_allow_other" in complaint:
+        return "as root of the machine, add a line user_allow_other to /etc/fuse.conf"
+    if "no write access" in complaint:
+        return "an ordinary user may mount only on a directory that it owns"
+    if "device not found" in complaint or "No such file" in complaint:
+        return "as root of the machine: modprobe fuse"
+    if "Operation not permitted" in complaint:
+        return f"{HELPER} must be set-user-id root, as the package fuse3 installs it; or mount in a user namespace"
+    if DEVICE in complaint and "Permission denied" in complaint:
+        return f"as root of the machine: chmod 666 {DEVICE}"
+    return ""
+
+
+def _code_in(complaint: str) -> int:
+    """The errno whose text fusermount3 printed; EIO if it printed none."""
+    for code in (errno.EBUSY, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        if os.strerror(code) in complaint:
+            return code
+    return errno.EIO
+
+
+def _escape(value: str) -> str:
+    """`value` within a comma-separated option list (fuse(8): backslash protects commas)."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -1,0 +1,443 @@
+"""The transport behind libfuse: pyfuse3 requests in, Union verbs out. Protocol adapter only, no semantics.
+
+Runs on trio. The Union is touched on the event loop's thread alone, so whatever stands between two `await`s is a
+critical section. What may take long is done in worker threads, over descriptors: the bytes of a copy-up, fsync, and
+reads that are not in the page cache. Requests that change a node wait while it is copied up; all others go on, its
+readers included. A file handle is a node id: there is no open-file state to keep.
+
+What pyfuse3 cannot carry is not served here: fallocate, lseek(SEEK_DATA, SEEK_HOLE), copy_file_range, O_TMPFILE, ioctl,
+syncfs, interrupts. The kernel falls back where it can and says EOPNOTSUPP where it cannot; locks are local to it.
+It applies the umask before we hear of it, so that a default ACL cannot override the umask.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+from unionfs.core.attrs import AttrChange, Attrs, Caller, Entry
+from unionfs.core.union import Union
+from unionfs.fuse.errors import errno_of
+from unionfs.fuse.options import ServeOptions
+from unionfs.markers import NAME_MAX
+from unionfs.syscalls.files import RWF_NOWAIT
+
+log = logging.getLogger(__name__)
+
+_MAX_TASKS: Final = 1000
+"""Requests in progress at once. Those waiting for a copy-up count, and must not keep out the others."""
+
+_INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
+"""Where EntryAttributes keeps st_ino: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def serve(fd: int, union: Union, *, options: ServeOptions) -> None:
+    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`."""
+    # Only one session per process can exist: pyfuse3 keeps it in a global.
+    pyfuse3.init(_Adapter(union, options), f"/dev/fd/{fd}", set())
+    try:
+        trio.run(functools.partial(pyfuse3.main, max_tasks=_MAX_TASKS))
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+def _answered(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Turn whatever `handler` raises into the errno of its answer; pyfuse3 ends at any other exception."""
+
+    @functools.wraps(handler)
+    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a bug must not end the daemon; errno_of logs it
+            raise FUSEError(errno_of(exc)) from None
+
+    return guarded
+
+
+class _Adapter(pyfuse3.Operations):
+    """The handlers. Each takes pyfuse3's values apart, calls the Union, and puts its values together for pyfuse3."""
+
+    supports_dot_lookup = False
+    enable_acl = True
+
+    def __init__(self, union: Union, options: ServeOptions) -> None:
+        super().__init__()
+        self.enable_writeback_cache = options.writeback
+        self._union = union  # immutable; touched on the loop's thread only
+        self._timeout_s = options.timeout_s  # immutable
+        self._read_only = options.read_only  # immutable
+        self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
+        self._split_ino = _can_split_ino()  # immutable
+
+    # -- names --
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        del ctx
+        try:
+            entry = self._union.lookup(parent_inode, _checked(name))
+        except FileNotFoundError:
+            missing = EntryAttributes()  # node id 0: the kernel remembers that there is no such name
+            missing.entry_timeout = self._timeout_s
+            return missing
+        return self._entry(entry)
+
+    async def forget(self, inode_list: Any) -> None:
+        for nodeid, count in inode_list:
+            try:
+                self._union.forget(nodeid, count)
+            except Exception:
+                log.exception("bug while forgetting node %d", nodeid)
+
+    @_answered
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._union.mknod(parent_inode, _checked(name), mode, rdev, _caller(ctx)))
+
+    @_answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._union.mkdir(parent_inode, _checked(name), mode, _caller(ctx)))
+
+    @_answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._union.symlink(parent_inode, _checked(name), target, _caller(ctx)))
+
+    @_answered
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        del ctx
+        _checked(new_name)
+        await self._copy_up(inode)
+        return self._entry(self._union.link(inode, new_parent_inode, new_name))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        del ctx
+        self._union.unlink(parent_inode, _checked(name))
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        del ctx
+        self._union.rmdir(parent_inode, _checked(name))
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        del ctx
+        _checked(name_new)
+        await self._copy_up_named(parent_inode_old, _checked(name_old))
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            await self._copy_up_named(parent_inode_new, name_new)
+        self._union.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    # -- attributes --
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        del ctx
+        return self._attributes(inode, self._union.getattr(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        del fh, ctx
+        change = AttrChange(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        await self._copy_up(inode, change.size)
+        return self._attributes(inode, self._union.setattr(inode, change))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        del ctx
+        return self._union.readlink(inode)
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        del ctx
+        stats = self._union.statfs()
+        data = StatvfsData()
+        data.f_bsize, data.f_frsize = stats.bsize, stats.frsize
+        data.f_blocks, data.f_bfree, data.f_bavail = stats.blocks, stats.bfree, stats.bavail
+        data.f_files, data.f_ffree, data.f_favail = stats.files, stats.ffree, stats.ffree
+        data.f_namemax = stats.namemax
+        return data
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        del ctx
+        return self._union.getxattr(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        del ctx
+        return self._union.listxattr(inode)
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        del ctx
+        await self._copy_up(inode)
+        # pyfuse3 keeps the flags to itself: it asked getxattr for XATTR_CREATE and XATTR_REPLACE before.
+        self._union.setxattr(inode, name, value, 0)
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        del ctx
+        await self._copy_up(inode)
+        self._union.removexattr(inode, name)
+
+    # -- directories --
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        del ctx
+        return inode
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """Every line is sent with its attributes (readdirplus): pyfuse3 knows no other listing."""
+        listing = self._union.readdir(fh, start_id)
+        for line in listing:
+            if line.name in (b".", b".."):
+                if not pyfuse3.readdir_reply(token, line.name, self._bare(line.ino, line.kind), line.cookie):
+                    return
+                continue
+            try:
+                entry = self._union.lookup(fh, line.name)
+            except OSError as exc:
+                if exc.errno == errno.ENOENT:
+                    continue
+                # It is there, but cannot be looked at: show the name, and let who looks at it get the error.
+                if not pyfuse3.readdir_reply(token, line.name, self._bare(line.ino, line.kind), line.cookie):
+                    return
+                continue
+            if not pyfuse3.readdir_reply(token, line.name, self._entry(entry), line.cookie):
+                self._union.forget(entry.nodeid)
+                return
+
+    async def releasedir(self, fh: int) -> None:
+        del fh
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self._union.fsync(fh, datasync)
+
+    # -- file content --
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if self._read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if flags & os.O_TRUNC:
+            # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
+            # Who has CAP_FSETID keeps those (truncate(2)); that we are not told, so root is taken to have it.
+            await self._copy_up(inode, 0)
+            self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
+        return FileInfo(fh=inode, keep_cache=True)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        del flags
+        entry = self._union.mknod(parent_inode, _checked(name), mode, 0, _caller(ctx))
+        return FileInfo(fh=entry.nodeid, keep_cache=True), self._entry(entry)
+
+    async def flush(self, fh: int) -> None:
+        raise FUSEError(errno.ENOSYS)  # nothing is buffered here; the kernel asks no more
+
+    async def release(self, fh: int) -> None:
+        del fh
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        """The data in anything that has a buffer."""
+        held = self._union.read_fd(fh)
+        data = _read_cached(held.fd, off, size)
+        if data is not None:
+            return data
+        return await trio.to_thread.run_sync(os.pread, held.fd, size, off)
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self._copy_up(fh)
+        return self._union.write(fh, off, buf)  # set-id bits have been cleared by the kernel, with a SETATTR
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        if self._union.options.durability == "volatile":
+            return
+        held = self._union.read_fd(fh)
+        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, held.fd)
+
+    # -- copy-up --
+
+    async def _copy_up(self, nodeid: int, size: int | None = None) -> None:
+        """Do the slow part of the copy-up that a change of `nodeid` needs; the change itself does the rest.
+
+        Concurrent changes of one node wait for the first one's copy. Nothing may be awaited before the change itself.
+        """
+        while (copied := self._copying.get(nodeid)) is not None:
+            await copied.wait()
+        job = self._union.copyup_begin(nodeid, size)
+        if job is None:
+            return
+        copied = self._copying[nodeid] = trio.Event()
+        try:
+            await _copy_in_thread(job)
+        except BaseException:
+            self._union.copyup_abort(job)
+            raise
+        else:
+            self._union.copyup_commit(job)
+        finally:
+            del self._copying[nodeid]
+            copied.set()
+
+    async def _copy_up_named(self, parent: int, name: bytes) -> None:
+        """`_copy_up` for requests that name a file; a missing one is for the request itself to complain about."""
+        try:
+            entry = self._union.lookup(parent, name)
+        except OSError:
+            return
+        try:
+            await self._copy_up(entry.nodeid)
+        finally:
+            self._union.forget(entry.nodeid)
+
+    # -- values --
+
+    def _entry(self, entry: Entry) -> EntryAttributes:
+        return self._attributes(entry.nodeid, entry.attrs)
+
+    def _attributes(self, nodeid: int, attrs: Attrs) -> EntryAttributes:
+        out = EntryAttributes()
+        out.st_ino = nodeid
+        if self._split_ino:
+            _set_ino(out, attrs.ino)
+        out.entry_timeout = out.attr_timeout = self._timeout_s
+        out.st_mode, out.st_nlink = attrs.mode, attrs.nlink
+        out.st_uid, out.st_gid, out.st_rdev = attrs.uid, attrs.gid, attrs.rdev
+        out.st_size, out.st_blocks, out.st_blksize = attrs.size, attrs.blocks, attrs.blksize
+        out.st_atime_ns, out.st_mtime_ns, out.st_ctime_ns = attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns
+        return out
+
+    def _bare(self, ino: int, kind: int) -> EntryAttributes:
+        """A line of a listing without attributes: node id 0, which teaches the kernel nothing (fuse_direntplus)."""
+        out = EntryAttributes()
+        if self._split_ino:
+            _set_ino(out, ino)
+        else:
+            out.st_ino = ino
+        out.st_mode = kind
+        return out
+
+
+def _checked(name: bytes) -> bytes:
+    """`name`, unless it is longer than a file name may be: since Linux 6.18 the kernel leaves that to us."""
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return name
+
+
+def _caller(ctx: RequestContext) -> Caller:
+    # The kernel has applied the umask already, since FUSE_DONT_MASK is not among what pyfuse3 negotiates.
+    return Caller(ctx.uid, ctx.gid, ctx.pid, 0)
+
+
+class _Copy(Protocol):
+    """The slow part of a copy-up, as Union.copyup_begin hands it out."""
+
+    def copy(self) -> None:
+        """In any thread. OSError with EINTR after `cancel`."""
+
+    def cancel(self) -> None:
+        """From any thread."""
+
+
+async def _copy_in_thread(job: _Copy) -> None:
+    """Run `job.copy`; if we are cancelled meanwhile, cut it short and wait for its end."""
+
+    async def cut_short() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            job.cancel()  # of no effect on a copy that is complete
+
+    failure = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cut_short)
+        try:
+            await trio.to_thread.run_sync(job.copy)
+        except OSError as exc:
+            failure = exc  # raised outside, where no nursery wraps it into a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _read_cached(fd: int, offset: int, size: int) -> memoryview | None:
+    """What pread(2) would return, if it is in the page cache to the last byte; else None."""
+    buffer = memoryview(bytearray(size))
+    have = 0
+    try:
+        while have < size:
+            got = os.preadv(fd, [buffer[have:]], offset + have, RWF_NOWAIT)
+            if got == 0:
+                break
+            have += got
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return None
+        raise
+    return buffer[:have]
+
+
+# -- node id and inode number --
+#
+# pyfuse3 has one field, st_ino, for the number that the kernel uses in requests and the number that stat(2) shows. The
+# structure beneath has two. st_ino must survive a remount and node ids must not be reused, so they cannot be the same.
+
+
+def _set_ino(out: EntryAttributes, ino: int) -> None:
+    ctypes.c_uint64.from_address(id(out) + _INO_OFFSET).value = ino
+
+
+def _can_split_ino() -> bool:
+    """Whether EntryAttributes is laid out as we believe. If not, st_ino shows the node id and the log says so."""
+    probe = EntryAttributes()
+    number = 0x0123_4567_89AB_CDEF
+    probe.st_ino = number
+    words = (ctypes.c_uint64 * 4).from_address(id(probe) + object.__basicsize__)
+    if words[0] == number and words[3] == number and words[1] == words[2] == 0:
+        return True
+    log.warning("this pyfuse3 is laid out differently: st_ino shows node ids, which change with every mount")
+    return False
