@@ -1,0 +1,404 @@
+"""Before anything is touched: what is to be done to the target for a list of changes, and all that speaks against it.
+
+Knows branches and changes. Changes nothing. The target is the union's only lower: what the union showed beneath the
+upper is what the changes are put into.
+
+Two kinds of objection: a *problem* (no permission, another filesystem, no space) would make the work fail; a *conflict*
+is something that changed on the target after the union began, so that putting the change in place would undo what
+somebody else did. The list is made to be complete: it does not stop at the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from unionfs.changes.compare import MODE, MTIME, OWNER, XATTRS
+from unionfs.changes.listing import ADDED, Change, Changes
+from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, child
+from unionfs.changes.owners import CAPABILITY_XATTR, Owner, Owners
+from unionfs.syscalls import statx
+
+TARGET: Final = UPPER + 1
+"""The branch that changes are put into."""
+
+PUT: Final = "put"
+"""Rename what was built aside over the path."""
+SWAP: Final = "swap"
+"""Exchange what was built aside with what is at the path, where one of them is a directory; remove the old one."""
+DROP: Final = "drop"
+"""Remove what is at the path."""
+DRESS: Final = "dress"
+"""Set attributes of what stays: a directory, or a file of which nothing but one attribute is different."""
+
+_SPACE_KEPT: Final = 16 << 20  # bytes to leave free for what building aside costs besides the data
+_PER_TREE: Final = 5  # objections named for one doomed directory tree: the rest would say the same
+
+
+class Objection(NamedTuple):
+    """Why one path cannot or should not be changed. `privilege`: root could do it."""
+
+    path: bytes
+    why: str
+    privilege: bool = False
+
+
+class Action(NamedTuple):
+    """One thing to do to the target. `below` is built along with a new directory; `owner` is for `change.new`."""
+
+    verb: str
+    change: Change
+    below: tuple[Change, ...]
+    owner: Owner
+    parent: Owner  # of the directory that the path is in
+    parent_mode: int
+    with_mtime: bool = True  # for DRESS: nobody else changed the directory's content meanwhile
+
+    @property
+    def path(self) -> bytes:
+        return self.change.path
+
+    @property
+    def for_directory(self) -> bool:
+        """Whether a directory is dressed."""
+        return self.verb == DRESS and self.change.new is not None and self.change.new.is_dir
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be done, in order, and what speaks against it."""
+
+    actions: list[Action] = field(default_factory=list)
+    problems: list[Objection] = field(default_factory=list)
+    conflicts: list[Objection] = field(default_factory=list)
+    warnings: list[Objection] = field(default_factory=list)
+    space: int = 0  # bytes that building aside will take
+
+
+def plan(branches: Branches, found: Changes, owners: Owners, began_ns: int | None) -> Plan:
+    """What applying `found` to the target means. `began_ns` is when the union began, on the clock of file times.
+
+    Raises OSError only if the target's root itself cannot be read.
+    """
+    check = _Check(branches, owners, began_ns)
+    check.know_links(found)
+    for change, below in _tops(found.changes):
+        check.change(change, below)
+    check.space()
+    # New things first and removals last, so that whatever stops the work leaves too much rather than too little (a
+    # moved file exists twice, not nowhere). Directories are dressed from the deepest up: the mode may lock them.
+    # Files that only get an attribute come before all, since new names may be links of them.
+    puts = [action for action in check.plan.actions if action.verb in (PUT, SWAP)]
+    drops = [action for action in check.plan.actions if action.verb == DROP]
+    dresses = [action for action in check.plan.actions if action.verb == DRESS]
+    files = [action for action in dresses if not action.for_directory]
+    directories = [action for action in dresses if action.for_directory]
+    check.plan.actions = files + puts + drops + directories[::-1]
+    return check.plan
+
+
+def _tops(changes: list[Change]) -> Iterator[tuple[Change, tuple[Change, ...]]]:
+    """The changes that are not part of building a new directory, each with those that are; sorted by path."""
+    built: dict[bytes, list[Change]] = {}  # new directories and everything in them
+    tops: list[tuple[Change, list[Change]]] = []
+    for change in sorted(changes, key=lambda change: change.path.split(b"/")):
+        inside = built.get(change.path.rpartition(b"/")[0])
+        if inside is not None:
+            inside.append(change)
+        else:
+            inside = []
+            tops.append((change, inside))
+        if change.new is not None and change.new.is_dir and (change.old is None or not change.old.is_dir):
+            built[change.path] = inside
+    for change, below in tops:
+        yield change, tuple(below)
+
+
+class _Check:
+    def __init__(self, branches: Branches, owners: Owners, began_ns: int | None) -> None:
+        self.branches = branches  # immutable
+        self.owners = owners  # immutable
+        self.began_ns = began_ns  # immutable
+        self.groups = {os.getegid(), *os.getgroups()}  # immutable
+        self.plan = Plan()  # grows
+        self.reachable: dict[bytes, str] = {b"": ""}  # directories of the target -> why not, empty if they are
+        self.links: set[tuple[int, int]] = set()  # hard links whose data are counted
+        self.files: dict[tuple[int, int], set[int]] = {}  # upper file with several names -> the target's files of those
+
+    def know_links(self, found: Changes) -> None:
+        """Note what on the target has the names of each upper file that has several."""
+        for change in found.changes:
+            new, old = change.new, change.old
+            if new is not None and old is not None and new.nlink > 1 and not new.is_dir and new.place.branch == UPPER:
+                self.files.setdefault((new.dev, new.ino), set()).add(old.ino)
+        for key, path in found.unchanged_links.items():
+            if key in self.files:
+                try:
+                    self.files[key].add(self.lstat(Place(TARGET, path[1:])).st_ino)
+                except OSError:
+                    self.files[key].add(-1)  # gone meanwhile: certainly another file
+
+    # -- objections ------------------------------------------------------------------------------------------------
+
+    def problem(self, path: bytes, why: str, *, privilege: bool = False) -> None:
+        if not (privilege and self.owners.privileged):
+            self.plan.problems.append(Objection(path, why, privilege))
+
+    def conflict(self, path: bytes, why: str) -> None:
+        self.plan.conflicts.append(Objection(path, why))
+
+    # -- one change ------------------------------------------------------------------------------------------------
+
+    def change(self, change: Change, below: tuple[Change, ...]) -> None:
+        parent_path = change.path.rpartition(b"/")[0]
+        why = self.why_unreachable(parent_path)
+        if why:
+            self.problem(change.path, why)
+            return
+        try:
+            parent = os.stat(b".", dir_fd=self.branches.dir_fd(Place(TARGET, parent_path[1:])), follow_symlinks=False)
+            old = self.on_target(change)
+            self.judge(change, below, parent, old)
+        except OSError as error:
+            self.problem(change.path, os.strerror(error.errno or errno.EIO))
+
+    def judge(
+        self, change: Change, below: tuple[Change, ...], parent: os.stat_result, old: os.stat_result | None
+    ) -> None:
+        if change.old is not None and change.old.sealed:
+            self.problem(change.path, "another filesystem is mounted there")
+            return
+        parent_owner = Owner(parent.st_uid, parent.st_gid)
+        old_owner = Owner(old.st_uid, old.st_gid) if old is not None else None
+        owner = parent_owner
+        if change.new is not None:
+            owner = self.owner_of(change.new, old_owner, parent_owner, parent.st_mode)
+        if old is not None and self.stays(change):
+            self.dress(change, owner, old, parent_owner, parent.st_mode)
+            return
+        self.may_replace(change, parent, old)
+        self.unchanged_since(change.path, change.old, change.new)
+        if change.new is None:
+            verb = DROP
+        elif change.old is not None and (change.old.is_dir or change.new.is_dir):
+            verb = SWAP
+        else:
+            verb = PUT
+        if change.old is not None and change.old.is_dir:
+            self.doomed(change.old.place, change.path)
+        if change.new is not None:
+            self.built(change, owner)
+            for part in below:
+                self.unchanged_since(part.path, None, part.new)
+                if part.new is not None:
+                    self.built(part, self.owner_of(part.new, None, parent_owner, parent.st_mode))
+        self.plan.actions.append(Action(verb, change, below, owner, parent_owner, parent.st_mode))
+
+    def stays(self, change: Change) -> bool:
+        """Whether what is at the path is changed, not replaced: directories, and files that one system call makes new.
+
+        So it keeps its inode number, its other names, and those who have it open or locked.
+        """
+        new, old = change.new, change.old
+        if new is None or old is None or new.kind != old.kind:
+            return False
+        if new.is_dir:
+            return True
+        if len(self.files.get((new.dev, new.ino), ())) > 1:
+            return False  # several files became one
+        if change.what == (OWNER,):
+            # Giving a file away takes its set-id bits and capabilities, which would have to be put back.
+            special = new.mode & (stat.S_ISUID | stat.S_ISGID) or CAPABILITY_XATTR in self.branches.xattrs(new.place)
+            return not special
+        return change.what in ((MTIME,), (MODE,))
+
+    def owner_of(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
+        """What is moved keeps its owner; what is new gets one."""
+        if new.place.branch != UPPER:
+            st = self.lstat(new.place)
+            return Owner(st.st_uid, st.st_gid)
+        return self.owners.choose(new, old, parent, parent_mode)
+
+    def dress(self, change: Change, owner: Owner, old: os.stat_result, parent: Owner, parent_mode: int) -> None:
+        assert change.new is not None
+        mine = self.owners.privileged or old.st_uid == os.geteuid()
+        says = set(change.what) & {MODE, OWNER, XATTRS}
+        if says and not mine:
+            self.problem(
+                change.path, f"its {' and '.join(sorted(says))} may be changed by its owner only", privilege=True
+            )
+        if OWNER in says:
+            self.may_own(change.path, owner)
+        if (says or not change.new.is_dir) and self.is_read_only(change.path.rpartition(b"/")[0]):
+            self.problem(change.path, "its filesystem is read-only")
+        if not change.new.is_dir:
+            self.unchanged_since(change.path, change.old, None)
+            if not mine and not says:
+                self.problem(change.path, "its time may be changed by its owner only", privilege=True)
+        elif says and self.is_newer(old.st_ctime_ns) and old.st_ctime_ns != old.st_mtime_ns:
+            # Entries that come and go set both times; attributes set only one.
+            self.conflict(change.path, "its attributes were changed since")
+        if mine:
+            untouched = not change.new.is_dir or not self.is_newer(old.st_mtime_ns)
+            self.plan.actions.append(Action(DRESS, change, (), owner, parent, parent_mode, untouched))
+
+    # -- permissions -----------------------------------------------------------------------------------------------
+
+    def may_replace(self, change: Change, parent: os.stat_result, old: os.stat_result | None) -> None:
+        """Whether an entry of the parent directory may be added, replaced or removed."""
+        parent_path, _, name = change.path.rpartition(b"/")
+        fd = self.branches.dir_fd(Place(TARGET, parent_path[1:]))
+        if self.is_read_only(parent_path):
+            self.problem(change.path, "its filesystem is read-only")
+        elif not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+            self.problem(change.path, f"no permission to write in {_shown(parent_path)}", privilege=True)
+        elif old is not None and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (old.st_uid, parent.st_uid):
+            self.problem(
+                change.path, f"in {_shown(parent_path)} only the owner may replace or remove it", privilege=True
+            )
+        bits = statx.attributes(fd, b"") & (statx.ATTR_IMMUTABLE | (statx.ATTR_APPEND if old is not None else 0))
+        if old is not None:
+            own = statx.attributes(fd, name)
+            bits |= own & (statx.ATTR_IMMUTABLE | statx.ATTR_APPEND)
+            if own & statx.ATTR_MOUNT_ROOT:
+                self.problem(change.path, "something is mounted there")
+        if bits:
+            self.problem(change.path, "it or its directory is immutable or append-only (lsattr, chattr)")
+
+    def is_read_only(self, path: bytes) -> bool:
+        return bool(os.fstatvfs(self.branches.dir_fd(Place(TARGET, path[1:]))).f_flag & os.ST_RDONLY)
+
+    def may_own(self, path: bytes, owner: Owner) -> None:
+        if owner.uid != os.geteuid() or owner.gid not in self.groups:
+            self.problem(path, f"it would belong to {owner.uid}:{owner.gid}", privilege=True)
+
+    def built(self, change: Change, owner: Owner) -> None:
+        """Whether the process may make this object, and what it costs."""
+        new = change.new
+        assert new is not None
+        if new.sealed:
+            self.problem(change.path, "it holds a place where another filesystem is mounted")
+            return
+        self.may_own(change.path, owner)
+        if new.kind in (stat.S_IFCHR, stat.S_IFBLK):
+            self.problem(change.path, "making a device needs root", privilege=True)
+        elif any(name == CAPABILITY_XATTR or name.startswith("trusted.") for name in self.branches.xattrs(new.place)):
+            self.problem(change.path, "it has capabilities or trusted attributes", privilege=True)
+        if (new.dev, new.ino) not in self.links:
+            self.plan.space += new.space
+        if new.nlink > 1:
+            self.links.add((new.dev, new.ino))
+        if change.old is not None and change.old.nlink > 1 and not change.old.is_dir:
+            self.plan.warnings.append(
+                Objection(
+                    change.path, f"has {change.old.nlink - 1} more names on this machine, which keep the old content"
+                )
+            )
+
+    def space(self) -> None:
+        """Whether the target has room for everything that is built aside."""
+        state = os.fstatvfs(self.branches.dir_fd(Place(TARGET, b"")))
+        free = (state.f_bfree if self.owners.privileged else state.f_bavail) * state.f_frsize
+        if self.plan.space and self.plan.space + _SPACE_KEPT > free:
+            why = f"{self.plan.space >> 20} MiB are to be written, {free >> 20} MiB are free"
+            self.plan.problems.append(Objection(b"/", why))
+
+    # -- the target's state ----------------------------------------------------------------------------------------
+
+    def is_newer(self, time_ns: int) -> bool:
+        return self.began_ns is not None and time_ns > self.began_ns
+
+    def unchanged_since(self, path: bytes, old: Object | None, new: Object | None) -> None:
+        """Object to what was changed after the union began: what is replaced, or what a moved file is copied from."""
+        if old is not None and not old.is_dir and self.is_newer(old.ctime_ns):
+            self.conflict(path, "was changed on this machine since")
+        if new is not None and new.place.branch != UPPER and self.is_newer(new.ctime_ns):
+            self.conflict(path, f"is moved from /{os.fsdecode(new.rel)}, which was changed on this machine since")
+
+    def changed_in_place(self, change: Change, expected: Object, found: os.stat_result) -> None:
+        """Object to other attributes than when the changes were listed. Directories may have got or lost entries."""
+        if not expected.is_dir:
+            self.conflict(change.path, "was changed on this machine since")
+        elif expected.mode != found.st_mode and set(change.what) & {MODE, OWNER, XATTRS}:
+            self.conflict(change.path, "its attributes were changed since")
+
+    def doomed(self, place: Place, path: bytes) -> None:
+        """Look through a directory tree that is to be removed: is anything in it new, mounted, or not to be removed?"""
+        named = 0
+        todo = [place]
+        while todo and named < _PER_TREE:
+            here = todo.pop()
+            shown = path + here.rel[len(place.rel) :]
+            before = len(self.plan.problems) + len(self.plan.conflicts)
+            st = self.lstat(here)
+            if self.is_newer(st.st_ctime_ns):
+                self.conflict(shown, "is to be removed, and something in it was changed on this machine since")
+            names = self.branches.names(here)
+            fd = self.branches.dir_fd(here)
+            mine = st.st_uid == os.geteuid()
+            if names and not mine and not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+                self.problem(shown, "no permission to remove what is in it", privilege=True)
+            for name in names:
+                inner = os.stat(name, dir_fd=self.branches.dir_fd(here), follow_symlinks=False)
+                if stat.S_ISDIR(inner.st_mode):
+                    entry = self.branches.entry(here, name)
+                    if entry.object is not None and entry.object.sealed:
+                        self.problem(shown + b"/" + name, "is to be removed, and another filesystem is mounted there")
+                    else:
+                        todo.append(child(here, name))
+                elif self.is_newer(inner.st_ctime_ns):
+                    self.conflict(shown + b"/" + name, "is to be removed, and was changed on this machine since")
+            named += len(self.plan.problems) + len(self.plan.conflicts) - before
+
+    def on_target(self, change: Change) -> os.stat_result | None:
+        """What is at the path now. It must be what was there when the changes were listed."""
+        try:
+            found = self.lstat(Place(TARGET, change.path[1:]))
+        except FileNotFoundError:
+            found = None
+        expected = None if change.kind == ADDED else change.old
+        if (found is None) != (expected is None) or (
+            found is not None and expected is not None and not Identity.of(expected).same_object(Identity.of(found))
+        ):
+            self.conflict(change.path, "was added, removed or replaced on this machine since")
+        elif found is not None and expected is not None and found.st_ctime_ns != expected.ctime_ns:
+            self.changed_in_place(change, expected, found)
+        return found
+
+    def lstat(self, place: Place) -> os.stat_result:
+        if not place.rel:
+            return os.stat(b".", dir_fd=self.branches.dir_fd(place), follow_symlinks=False)
+        parent, _, name = place.rel.rpartition(b"/")
+        return os.stat(name, dir_fd=self.branches.dir_fd(Place(place.branch, parent)), follow_symlinks=False)
+
+    def why_unreachable(self, path: bytes) -> str:
+        """Why the directory `path` of the target cannot be worked in; empty if it can."""
+        unknown = []
+        while (why := self.reachable.get(path)) is None:
+            unknown.append(path)
+            path = path.rpartition(b"/")[0]
+        for deeper in reversed(unknown):
+            why = why or self._why_not(deeper)
+            self.reachable[deeper] = why
+        return why
+
+    def _why_not(self, path: bytes) -> str:
+        """Why a directory of a reachable one cannot be worked in."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            found = self.branches.entry(Place(TARGET, parent[1:]), name).object
+        except OSError as error:
+            return os.strerror(error.errno or errno.EIO)
+        if found is None or not found.is_dir:
+            return f"{_shown(path)} is no directory on this machine any more"
+        if found.sealed:
+            return f"{_shown(path)} is on another filesystem, or is kept out of the union"
+        return ""
+
+
+def _shown(path: bytes) -> str:
+    return os.fsdecode(path) or "/"

@@ -1,0 +1,157 @@
+"""What an apply has begun, on disk, so that whoever comes after a crash can take it back or carry it on.
+
+A file of JSON lines, only ever appended to. Up to the line with the plan, everything built aside can be removed again
+and the target is as it was. From that line on the plan is to be carried out: its operations say by themselves whether
+they were done. A last line that was cut off was never written.
+
+    {"token": T, "target": PATH}                          first
+    {"aside": REL, "mtime": NS}                           about to be built at REL; its directory had this mtime
+    {"plan": [OPERATION...]}                              everything is built
+    {"done": true}                                        and in place
+
+Names that are not UTF-8 are kept as lone surrogates, which JSON escapes. Knows no branches and decides nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Final
+
+from unionfs.changes.objects import Identity
+
+_PREFIX: Final = ".unionfs-apply-"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of carrying out a plan: `verb` is one of check.PUT, SWAP, DROP, DRESS."""
+
+    verb: str
+    path: str  # below the target's root
+    kind: str = ""  # A, C or D: how the change is listed
+    aside: str = ""  # name beside `path` of what was built, or that what is removed gets first
+    made: tuple[int, int] | None = None  # device and inode number of what was built
+    expected: Identity | None = None  # what is at `path` before
+    uid: int | None = None  # for DRESS: what to set; None leaves it
+    gid: int | None = None
+    mode: int | None = None
+    xattrs: dict[str, str] | None = None  # values in hexadecimal
+    mtime_ns: int | None = None
+
+    @property
+    def says(self) -> bool:
+        """Whether it changes more than the time of a directory in which other operations were done."""
+        return not self.for_directory or (self.uid, self.mode, self.xattrs) != (None, None, None)
+
+    @property
+    def for_directory(self) -> bool:
+        """Whether a directory is dressed."""
+        return self.verb == "dress" and self.expected is not None and stat.S_ISDIR(self.expected.mode)
+
+
+@dataclass(slots=True)
+class Journal:
+    """The journal of one apply, open and locked against a second apply."""
+
+    path: str
+    target: str
+    token: str
+    asides: list[tuple[str, int]] = field(default_factory=list)
+    plan: list[Operation] | None = None  # None: still building
+    done: bool = False
+    _fd: int = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock; the file stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def name(self, number: int) -> str:
+        """A name for something built aside, which no other apply uses."""
+        return f"{_PREFIX}{self.token}.{number}"
+
+    def add_aside(self, rel: str, mtime_ns: int) -> None:
+        """To be called before something is made at `rel`."""
+        self.asides.append((rel, mtime_ns))
+        self._append({"aside": rel, "mtime": mtime_ns})
+
+    def set_plan(self, plan: Sequence[Operation]) -> None:
+        """Everything is built; from now on the plan stands."""
+        self._append({"plan": [asdict(operation) for operation in plan]})
+        os.fsync(self._fd)
+        self.plan = list(plan)
+
+    def set_done(self) -> None:
+        """The plan is carried out."""
+        self._append({"done": True})
+        self.done = True
+
+    def end(self) -> None:
+        """Forget all of it: nothing is left to do or to take back."""
+        os.unlink(self.path)
+        self.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+
+def begin(path: str, target: str) -> Journal:
+    """A new journal. Raises FileExistsError if one is there: it must be carried on or taken back first."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    journal = Journal(path, target, secrets.token_hex(4), _fd=fd)
+    journal._append({"token": journal.token, "target": target})
+    return journal
+
+
+def find(path: str) -> Journal | None:
+    """The journal that an earlier apply left, or None. Raises BlockingIOError while that apply is still at work."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(fd, "rb", closefd=False) as file:
+            lines = file.read().split(b"\n")[:-1]
+        if not lines:  # stopped before the first line: nothing was built
+            os.unlink(path)
+            os.close(fd)
+            return None
+        first, *rest = (json.loads(line) for line in lines)
+        journal = Journal(path, first["target"], first["token"], _fd=fd)
+        for record in rest:
+            if "done" in record:
+                journal.done = True
+            elif "plan" in record:
+                journal.plan = [_operation(saved) for saved in record["plan"]]
+            else:
+                journal.asides.append((record["aside"], record["mtime"]))
+    except BaseException:
+        os.close(fd)
+        raise
+    return journal
+
+
+def _operation(saved: dict[str, Any]) -> Operation:
+    saved["made"] = tuple(saved["made"]) if saved["made"] is not None else None
+    saved["expected"] = Identity(*saved["expected"]) if saved["expected"] is not None else None
+    return Operation(**saved)

@@ -1,0 +1,177 @@
+"""Which paths an upper added, changed or deleted: found by walking the upper alone.
+
+The lowers are asked only about names the upper speaks of. Two trees are compared as they would be shown: the old one
+is the union of the lowers without the upper, the new one has the upper on top; below an opaque or redirected directory
+they come from different places, so there every name of both is looked at.
+
+The result reads like `docker diff`: A for what is new, C for what is different or has something different below it, D
+for what is gone (only its top is named). What was copied up but is equal in everything is no change. The union's root
+itself is listed only for a change of its mode: the rest of its attributes is how the upper happened to be made.
+
+Robust against a tree that is being changed: what vanishes while it is looked at is left out.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from unionfs import markers
+from unionfs.changes import compare
+from unionfs.changes.lowers import Found, Stack, lookup, metacopy_data, names, redirected, root_stack
+from unionfs.changes.objects import UPPER, Branches, Object, Place
+
+ADDED: Final = "A"
+CHANGED: Final = "C"
+DELETED: Final = "D"
+
+
+class Change(NamedTuple):
+    """One changed path, absolute within the union. `what` names the differences of a C (see compare); empty for a
+    directory that is listed only for what is below it."""
+
+    kind: str
+    path: bytes
+    what: tuple[str, ...]
+    new: Object | None  # None if and only if kind is D
+    old: Object | None  # None if and only if kind is A
+
+
+@dataclass(slots=True)
+class Changes:
+    """All changes of one upper, sorted by path."""
+
+    changes: list[Change] = field(default_factory=list)
+    unchanged_links: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """(dev, ino) of hard-linked upper files that were copied up but not changed -> path: a link to one of these is a
+    link to the lower file of that path."""
+
+
+class _Directory(NamedTuple):
+    """A directory of the new tree that is to be walked."""
+
+    path: bytes
+    upper: Place | None  # its directory in the upper
+    new: Stack  # lowers that show below the upper
+    old: Stack  # lowers that showed at this path without the upper
+
+
+def changes(branches: Branches) -> Changes:
+    """Compare the upper with the lowers. Raises OSError, EACCES above all, for what cannot be read."""
+    walk = _Walk(branches)
+    top = root_stack(branches)
+    upper_root = branches.root(UPPER)
+    assert upper_root.object is not None
+    walk.todo.append(_Directory(b"", Place(UPPER, b""), () if upper_root.opaque else top, top))
+    if top:
+        walk.root(upper_root.object, branches.root(top[0].branch).object)
+    while walk.todo:
+        try:
+            walk.directory(walk.todo.popleft())
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone or replaced since it was listed
+    walk.add_ancestors()
+    walk.result.changes.sort(key=lambda change: change.path)
+    return walk.result
+
+
+class _Walk:
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches  # immutable
+        self.result = Changes()  # grows
+        self.todo: deque[_Directory] = deque()
+        self.merged: dict[
+            bytes, tuple[Object, Object]
+        ] = {}  # directories in both trees that differ in nothing themselves
+
+    def root(self, new: Object, old: Object | None) -> None:
+        if old is not None and stat.S_IMODE(new.mode) != stat.S_IMODE(old.mode):
+            self.result.changes.append(Change(CHANGED, b"/", (compare.MODE,), new, old))
+
+    def directory(self, here: _Directory) -> None:
+        listed = self.branches.names(here.upper) if here.upper is not None else []
+        said = {name for name in listed if not markers.is_reserved(name)}
+        said.update(hidden for mark in listed if markers.is_reserved(mark) and (hidden := markers.hidden_name(mark)))
+        if here.new != here.old:
+            said |= names(self.branches, here.new) | names(self.branches, here.old)
+        for name in said:
+            try:
+                self.name(here, name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+
+    def name(self, here: _Directory, name: bytes) -> None:
+        """Compare one name of the two trees and note what is to be walked below it."""
+        path = here.path + b"/" + name
+        old = lookup(self.branches, here.old, name)
+        new = self.new(here, name, old)
+        if new is None:
+            if old is not None:
+                self.result.changes.append(Change(DELETED, path, (), None, old.object))
+            return
+        found, upper = new
+        old_stack: Stack = ()
+        if old is None:
+            self.result.changes.append(Change(ADDED, path, (), found.object, None))
+        else:
+            what = compare.differences(self.branches, found.object, old.object)
+            if what:
+                self.result.changes.append(Change(CHANGED, path, what, found.object, old.object))
+            elif found.object.is_dir:
+                self.merged[path] = (found.object, old.object)
+            elif found.object.nlink > 1 and found.object.place.branch == UPPER:
+                self.result.unchanged_links[found.object.dev, found.object.ino] = path
+            if old.object.is_dir:
+                old_stack = old.stack
+        if found.object.is_dir and (upper is not None or found.stack != old_stack):
+            self.todo.append(_Directory(path, upper, found.stack, old_stack))
+
+    def new(self, here: _Directory, name: bytes, old: Found | None) -> tuple[Found, Place | None] | None:
+        """What `name` is with the upper on top, and its directory in the upper if it has one."""
+        if here.upper is not None:
+            entry = self.branches.entry(here.upper, name)
+            if entry.whiteout:
+                return None
+            if entry.object is not None:
+                return self.in_upper(here, entry.object, name, entry.opaque, entry.redirect, entry.metacopy, old)
+        below = old if here.new == here.old else lookup(self.branches, here.new, name)
+        return (below, None) if below is not None else None
+
+    def in_upper(
+        self,
+        here: _Directory,
+        visible: Object,
+        name: bytes,
+        opaque: bool,
+        redirect: bytes | None,
+        metacopy: bool,
+        old: Found | None,
+    ) -> tuple[Found, Place | None]:
+        if not visible.is_dir:
+            if metacopy:
+                data = metacopy_data(self.branches, here.new, name, redirect, visible.place)
+                visible = visible._replace(data=data)
+            return Found(visible, ()), None
+        stack: Stack = ()
+        if redirect is not None:
+            stack = redirected(self.branches, here.new, redirect, UPPER + 1)
+        elif not opaque:
+            below = old if here.new == here.old else lookup(self.branches, here.new, name)
+            stack = below.stack if below is not None and below.object.is_dir else ()
+        return Found(visible, stack), visible.place
+
+    def add_ancestors(self) -> None:
+        """List every directory above a change, up to the one that is listed already."""
+        listed = {change.path for change in self.result.changes}
+        for change in list(self.result.changes):
+            path = change.path
+            while path := path.rpartition(b"/")[0]:
+                if path in listed:
+                    break
+                pair = self.merged.get(path)
+                if pair is None:
+                    break
+                listed.add(path)
+                self.result.changes.append(Change(CHANGED, path, (), *pair))

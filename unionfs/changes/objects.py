@@ -1,0 +1,368 @@
+"""Branches as trees that are only looked at: what stands at a path of one branch, marks and attributes included.
+
+Everything is reached from a branch's root descriptor by its relative path, in pieces shorter than PATH_MAX, through no
+symlink and into no other mount. A directory that is mounted over, or hidden from the union, is *sealed*: it shows as an
+empty directory of root's and is never looked into.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from unionfs import markers
+from unionfs.changes.ids import Ids
+from unionfs.syscalls import files
+
+UPPER: Final = 0
+"""Index of the upper among the branches; the lowers follow, top first."""
+
+_PATH_CHUNK: Final = 3500  # bytes of a path given to one openat2(2); PATH_MAX is 4096 and a name may have 255
+_FDS_KEPT: Final = 64  # directories kept open; more only saves reopening in a union of very many lowers
+_USERS_OWN: Final = ("security.capability",)  # the one attribute of its class that is a file's own
+_RACES_MAX: Final = 20  # openat2(2) answers EAGAIN while somebody renames on the way
+
+BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+
+
+class Place(NamedTuple):
+    """Where an object is: index of the branch, path below its root (empty for the root itself)."""
+
+    branch: int
+    rel: bytes
+
+
+class Object(NamedTuple):
+    """What stands at a place. `mode` holds the type bits too; owners are as the union shows them.
+
+    `dev`, `ino` and `ctime_ns` identify this very state of the object. `data` is where a regular file's bytes are: the
+    object's own place, or another branch for a file of which only the attributes were copied up.
+    """
+
+    place: Place
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    space: int  # bytes really taken
+    mtime_ns: int
+    ctime_ns: int
+    rdev: int
+    dev: int
+    ino: int
+    nlink: int
+    sealed: bool
+    data: Place
+
+    @property
+    def kind(self) -> int:
+        """The S_IFMT bits."""
+        return stat.S_IFMT(self.mode)
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def rel(self) -> bytes:
+        return self.place.rel
+
+
+class Identity(NamedTuple):
+    """What tells that a path still holds the very object that was looked at."""
+
+    dev: int
+    ino: int
+    mode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result | Object) -> Identity:
+        if isinstance(found, Object):
+            return cls(found.dev, found.ino, found.mode, found.size, found.mtime_ns)
+        return cls(found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns)
+
+    def same_object(self, other: Identity) -> bool:
+        """Directories change size and time as things are done in them; they are the same while they exist."""
+        if stat.S_ISDIR(self.mode):
+            return self[:2] == other[:2]
+        return self == other
+
+
+class Entry(NamedTuple):
+    """One name in one branch directory: `object` is None for nothing or a whiteout, `closed` ends the way down."""
+
+    object: Object | None
+    whiteout: bool  # `object` is None because a mark says so
+    opaque: bool  # a directory below which nothing shows, or that replaces what stood there
+    redirect: bytes | None  # where further down this directory (or metacopy file) continues; always sane
+    metacopy: bool
+
+
+_NOTHING: Final = Entry(None, False, False, None, False)
+_WHITEOUT: Final = Entry(None, True, False, None, False)
+
+
+class Branches:
+    """The upper and the lowers of one union, opened for looking only. Close it after use."""
+
+    def __init__(
+        self,
+        upper: str | bytes,
+        lowers: Sequence[str | bytes],
+        *,
+        ids: Ids | None = None,
+        hidden: Iterable[str | bytes] = (),
+        skip_unreadable: bool = False,
+    ) -> None:
+        """Raises OSError if a branch cannot be opened."""
+        self.ids = ids or Ids()  # immutable
+        self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
+        self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
+        self._hidden = frozenset(os.path.realpath(os.fsencode(path)) for path in hidden)  # immutable
+        self._dirs: OrderedDict[Place, int] = OrderedDict()  # O_PATH descriptors, least recently used first
+        self._root_devs: dict[int, int] = {}  # st_dev of the branches' roots
+        self._xattr_whiteouts: dict[
+            Place, bool
+        ] = {}  # directories in which empty files with an attribute are whiteouts
+        for index in range(len(self.paths)):
+            self.dir_fd(Place(index, b""))
+
+    def __enter__(self) -> Branches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor; the object can be used again and opens them anew."""
+        while self._dirs:
+            os.close(self._dirs.popitem()[1])
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def dir_fd(self, place: Place) -> int:
+        """An O_PATH descriptor of a directory; valid until many others were asked for: use it at once.
+
+        Raises: ENOENT, ENOTDIR, ELOOP when the tree changed; EACCES; EXDEV where another mount begins.
+        """
+        fd = self._dirs.get(place)
+        if fd is not None:
+            self._dirs.move_to_end(place)
+            return fd
+        if place.rel:
+            fd = open_beneath(self._root_fd(place.branch), place.rel, os.O_PATH | os.O_DIRECTORY)
+        else:
+            fd = os.open(self.paths[place.branch], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._root_devs[place.branch] = os.fstat(fd).st_dev
+        self._dirs[place] = fd
+        while len(self._dirs) > _FDS_KEPT:
+            os.close(self._dirs.popitem(last=False)[1])
+        return fd
+
+    def _root_fd(self, branch: int) -> int:
+        return self.dir_fd(Place(branch, b""))
+
+    def open_data(self, place: Place) -> int:
+        """A descriptor for reading a regular file. Raises OSError; ELOOP or ENXIO if it is none."""
+        parent, _, name = place.rel.rpartition(b"/")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self.dir_fd(Place(place.branch, parent)))
+
+    def open_path(self, place: Place) -> int:
+        """An O_PATH descriptor of whatever stands at `place`, a symlink itself included."""
+        if not place.rel:
+            return os.dup(self.dir_fd(place))
+        parent, _, name = place.rel.rpartition(b"/")
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd(Place(place.branch, parent)))
+
+    def readlink(self, place: Place) -> bytes:
+        """The target of a symlink."""
+        parent, _, name = place.rel.rpartition(b"/")
+        return os.readlink(name, dir_fd=self.dir_fd(Place(place.branch, parent)))
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def names(self, place: Place) -> list[bytes]:
+        """All names in a directory, marks included; none if it may not be read and such are skipped."""
+        try:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.dir_fd(place))
+        except OSError as exc:
+            if self._is_skipped(place.branch, exc):
+                return []
+            raise
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+
+    def entry(self, parent: Place, name: bytes) -> Entry:
+        """What `name` is in the directory `parent`, marks read. Precondition: `name` is no mark itself."""
+        place = child(parent, name)
+        try:
+            dir_fd = self.dir_fd(parent)
+            st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return _WHITEOUT if self._has_aufs_whiteout(parent, name) else _NOTHING
+        except OSError as exc:
+            if self._is_skipped(parent.branch, exc):
+                return _NOTHING
+            raise
+        if markers.is_whiteout_device(st):
+            return _WHITEOUT
+        if stat.S_ISDIR(st.st_mode):
+            return self._directory(place, st, self._has_aufs_whiteout(parent, name))
+        if not stat.S_ISREG(st.st_mode):
+            return Entry(self._object(place, st), False, False, None, False)
+        marks = self.xattrs(place, private=True)
+        if (
+            st.st_size == 0
+            and any(mark in marks for mark in markers.WHITEOUT_XATTRS)
+            and self._counts_xattr_whiteouts(parent)
+        ):
+            return _WHITEOUT
+        metacopy = any(mark in marks for mark in markers.METACOPY_XATTRS)
+        return Entry(self._object(place, st), False, False, _redirect(marks) if metacopy else None, metacopy)
+
+    def root(self, branch: int) -> Entry:
+        """The root directory of a branch. Its own redirect means nothing."""
+        place = Place(branch, b"")
+        return self._directory(place, os.fstat(self.dir_fd(place)), False)._replace(redirect=None)
+
+    def _directory(self, place: Place, st: os.stat_result, replaced: bool) -> Entry:
+        if place.branch != UPPER and self._is_sealed(place, st):
+            return Entry(self._object(place, st, sealed=True), False, True, None, False)
+        marks = self.xattrs(place, private=True)
+        opaque = replaced or any(marks.get(mark) == b"y" for mark in markers.OPAQUE_XATTRS)
+        if not opaque:
+            try:
+                os.stat(markers.OPAQUE_NAME, dir_fd=self.dir_fd(place), follow_symlinks=False)
+                opaque = True
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                if exc.errno not in (errno.EACCES, errno.EXDEV):
+                    raise
+        return Entry(self._object(place, st), False, opaque, _redirect(marks), False)
+
+    def xattrs(self, place: Place, *, private: bool = False) -> dict[str, bytes]:
+        """The extended attributes that users see, or the union's own ones; what may not be read is left out.
+
+        Labels and signatures of security modules are no users' attributes: they belong to the machine.
+        """
+        fd = self.open_path(place)
+        try:
+            return fd_xattrs(fd, private=private)
+        finally:
+            os.close(fd)
+
+    def _counts_xattr_whiteouts(self, parent: Place) -> bool:
+        """Whether whiteouts in the form of extended attributes count in this directory (overlayfs.rst, "Nesting")."""
+        known = self._xattr_whiteouts.get(parent)
+        if known is None:
+            marks = self.xattrs(parent, private=True)
+            known = self._xattr_whiteouts[parent] = any(marks.get(mark) == b"x" for mark in markers.OPAQUE_XATTRS)
+        return known
+
+    def _has_aufs_whiteout(self, parent: Place, name: bytes) -> bool:
+        mark = markers.whiteout_name(name)
+        if mark is None:
+            return False
+        try:
+            os.stat(mark, dir_fd=self.dir_fd(parent), follow_symlinks=False)
+        except OSError as exc:
+            if isinstance(exc, FileNotFoundError) or self._is_skipped(parent.branch, exc):
+                return False
+            raise
+        return True
+
+    def _is_sealed(self, place: Place, st: os.stat_result) -> bool:
+        if self._hidden and os.path.join(self.paths[place.branch], place.rel) in self._hidden:
+            return True
+        self.dir_fd(Place(place.branch, b""))
+        if st.st_dev == self._root_devs[place.branch]:
+            return False
+        # A device of its own alone does not say "another mount": a btrfs subvolume has one too.
+        try:
+            os.close(open_beneath(self._root_fd(place.branch), place.rel, os.O_PATH, files.RESOLVE_NO_XDEV))
+        except OSError:
+            return True
+        return False
+
+    def _is_skipped(self, branch: int, exc: OSError) -> bool:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            return True  # something else stands there by now
+        return self.skip_unreadable and branch != UPPER and exc.errno in (errno.EACCES, errno.EPERM)
+
+    def _object(self, place: Place, st: os.stat_result, sealed: bool = False) -> Object:
+        uid, gid = self.ids.shown_owner(st.st_uid, st.st_gid, of_lower=place.branch != UPPER)
+        return Object(
+            place, st.st_mode, uid, gid, st.st_size, st.st_blocks * 512, st.st_mtime_ns, st.st_ctime_ns, st.st_rdev,
+            st.st_dev, st.st_ino, st.st_nlink, sealed, place,
+        )  # fmt: skip
+
+
+def child(parent: Place, name: bytes) -> Place:
+    """The place of `name` in the directory `parent`."""
+    return Place(parent.branch, parent.rel + b"/" + name if parent.rel else name)
+
+
+def open_beneath(root_fd: int, rel: bytes, flags: int, resolve: int = 0) -> int:
+    """Open what is at `rel` beneath a directory, following no symlink, however long the path is.
+
+    Raises: ELOOP at a symlink, ENOTDIR, ENOENT, EACCES, and EXDEV if `resolve` says so.
+    """
+    at = os.dup(root_fd)
+    try:
+        while len(rel) > _PATH_CHUNK:
+            cut = rel.rindex(b"/", 0, _PATH_CHUNK)
+            deeper = _openat2(at, rel[:cut], os.O_PATH | os.O_DIRECTORY, BENEATH | resolve)
+            os.close(at)
+            at, rel = deeper, rel[cut + 1 :]
+        return _openat2(at, rel or b".", flags | os.O_NOFOLLOW, BENEATH | resolve)
+    finally:
+        os.close(at)
+
+
+def _openat2(dir_fd: int, rel: bytes, flags: int, resolve: int) -> int:
+    for attempt in range(_RACES_MAX):
+        try:
+            return files.openat2(dir_fd, rel, flags, resolve)
+        except OSError as exc:
+            if exc.errno != errno.EAGAIN or attempt == _RACES_MAX - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
+    """The extended attributes of what `fd` (O_PATH will do) is open on; see Branches.xattrs."""
+    path = f"/proc/self/fd/{fd}"  # the *xattr calls have no *at form before Linux 6.13
+    try:
+        names = os.listxattr(path)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            return {}
+        raise
+    found = {}
+    for name in names:
+        if markers.is_private_xattr(name) != private or (name.startswith("security.") and name not in _USERS_OWN):
+            continue
+        try:
+            found[name] = os.getxattr(path, name)
+        except OSError as exc:
+            if exc.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EOVERFLOW):
+                raise  # EOVERFLOW: capabilities of another user namespace
+    return found
+
+
+def _redirect(marks: dict[str, bytes]) -> bytes | None:
+    for mark in markers.REDIRECT_XATTRS:
+        value = marks.get(mark)
+        if value is not None and markers.is_sane_redirect(value):
+            return value
+    return None

@@ -1,0 +1,101 @@
+"""Which owner an object gets where it is put in place: the way back from ids inside a union to those of the machine.
+
+Pure. Without a user namespace nothing is to be decided. With one, several owners of the machine may look alike inside
+(whoever the namespace does not know is shown as root, and so is the user who made it), so the way back is a choice:
+
+    an owner that did not change             stays exactly what it is on the machine
+    root inside, applied by an ordinary user the user
+    root inside, applied by root             the owner of the directory it goes to, if that one is shown as root too and
+                                             the directory is not for everybody (sticky); else the user of the namespace
+    any other number inside                  that number
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from unionfs.changes.ids import IdMap, Ids, to_inside, to_outside
+from unionfs.changes.objects import Object
+
+ACL_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default")
+CAPABILITY_XATTR: Final = "security.capability"
+
+_ACL_HEADER: Final = struct.Struct("<I")  # <linux/posix_acl_xattr.h>
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_ACL_USER: Final = 2
+_ACL_GROUP: Final = 8
+_CAP_V2: Final = struct.Struct("<IIIII")  # <linux/capability.h>, struct vfs_cap_data
+_CAP_V3_SIZE: Final = 24  # with the root id of its user namespace behind
+_CAP_REVISION_2: Final = 0x02000000
+_CAP_FLAGS: Final = 0x00FFFFFF
+
+
+class Owner(NamedTuple):
+    """Ids of the machine."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The choice above, for one union and one process that applies its changes."""
+
+    ids: Ids
+    privileged: bool  # the process may give files to anybody
+
+    def choose(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
+        """The owner for `new`, which replaces something of `old` (None: nothing) in a directory of `parent`."""
+        if not self.ids.foreign:
+            return Owner(new.uid, new.gid)
+        to_parent = self.privileged and not parent_mode & stat.S_ISVTX
+        return Owner(
+            self._choose(self.ids.uid_map, new.uid, old and old.uid, parent.uid, to_parent),
+            self._choose(
+                self.ids.gid_map, new.gid, old and old.gid, parent.gid, to_parent or bool(parent_mode & stat.S_ISGID)
+            ),
+        )
+
+    def _choose(self, id_map: IdMap, number: int, old: int | None, parent: int, to_parent: bool) -> int:
+        if old is not None and self._shown(id_map, old) == number:
+            return old
+        if to_parent and self._shown(id_map, parent) == number:
+            return parent
+        if number == 0:
+            own = to_outside(id_map, 0)
+            return 0 if own is None else own
+        return number
+
+    def _shown(self, id_map: IdMap, number: int) -> int:
+        return self.ids.shown_id(id_map, number, of_lower=True)
+
+    def translate(self, xattrs: dict[str, bytes]) -> dict[str, bytes]:
+        """Attributes of an upper file as they should be on the machine: ids in ACLs and in capabilities put right."""
+        if not self.ids.foreign:
+            return xattrs
+        result = dict(xattrs)
+        for name in ACL_XATTRS:
+            if name in result:
+                result[name] = self._translate_acl(result[name])
+        if CAPABILITY_XATTR in result:
+            result[CAPABILITY_XATTR] = _without_namespace(result[CAPABILITY_XATTR])
+        return result
+
+    def _translate_acl(self, value: bytes) -> bytes:
+        parts = [value[: _ACL_HEADER.size]]
+        for tag, perm, number in _ACL_ENTRY.iter_unpack(value[_ACL_HEADER.size :]):
+            id_map = {_ACL_USER: self.ids.uid_map, _ACL_GROUP: self.ids.gid_map}.get(tag, ())
+            inside = to_inside(id_map, number) if id_map else None
+            parts.append(_ACL_ENTRY.pack(tag, perm, number if inside in (None, 0) else inside))
+        return b"".join(parts)
+
+
+def _without_namespace(value: bytes) -> bytes:
+    """A file capability that holds everywhere, from one that holds in one user namespace."""
+    if len(value) != _CAP_V3_SIZE:
+        return value
+    magic, *sets = _CAP_V2.unpack(value[: _CAP_V2.size])
+    return _CAP_V2.pack(_CAP_REVISION_2 | magic & _CAP_FLAGS, *sets)

@@ -1,0 +1,339 @@
+"""Build aside, in the directories they go to, all objects that a plan puts in place.
+
+Knows branches, plans and the journal. What is built has a name of its own that starts with a dot, is private until it
+is complete, and is written down before it is made. Nothing that exists is changed, but a file may get one more link.
+
+Kept: content with its holes (shared with the source where the filesystem can), owner, mode, times, extended attributes,
+ACLs, and which names are links of one file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from unionfs.changes.check import DRESS, DROP, TARGET, Action
+from unionfs.changes.compare import MODE, OWNER, XATTRS
+from unionfs.changes.journal import Journal, Operation
+from unionfs.changes.listing import Change
+from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, fd_xattrs
+from unionfs.changes.owners import Owner, Owners
+from unionfs.syscalls import files
+
+Progress = Callable[[str, bytes], None]
+"""Told (what is about to be done, path) before every step."""
+
+_CHUNK: Final = 1 << 20
+
+
+class _Built(NamedTuple):
+    """A directory that was built and still has to get its attributes."""
+
+    rel: bytes
+    source: Object
+    owner: Owner
+
+
+class Stage:
+    """One round of building aside."""
+
+    def __init__(
+        self,
+        branches: Branches,
+        owners: Owners,
+        journal: Journal,
+        unchanged_links: dict[tuple[int, int], bytes],
+        progress: Progress,
+    ) -> None:
+        self.branches = branches  # immutable
+        self.owners = owners  # immutable
+        self.journal = journal
+        self.unchanged_links = unchanged_links  # immutable; see listing.Changes
+        self.progress = progress  # immutable
+        self.links: dict[tuple[int, int], bytes] = {}  # (dev, ino) of a source with several names -> where it was built
+        self.stay: dict[tuple[int, int], tuple[bytes, Object]] = {}  # upper files -> the target's, only to be dressed
+        self.directories: list[_Built] = []
+        self.count = 0  # names used
+        self.at = b"/"  # the path that is being built
+
+    def build(self, actions: list[Action]) -> list[Operation]:
+        """Build everything and return the operations that put it in place. Raises OSError; then part of it is built."""
+        for action in actions:
+            new, old = action.change.new, action.change.old
+            if action.verb == DRESS and not action.for_directory and new is not None and old is not None:
+                self.stay[new.dev, new.ino] = (action.path[1:], old)
+        prepared = [self.prepare(action) for action in actions]
+        for built in reversed(self.directories):
+            self.dress(built.rel, built.source, built.owner)
+        return _expect_dressed([self.complete(operation) for operation in prepared])
+
+    def prepare(self, action: Action) -> Operation:
+        path = os.fsdecode(action.path[1:])
+        change = action.change
+        if action.verb == DRESS:
+            return self.dressing(action, path)
+        expected = Identity.of(change.old) if change.old is not None else None
+        aside = self.name_aside(action)
+        if action.verb == DROP:
+            return Operation(DROP, path, change.kind, os.fsdecode(aside), None, expected)
+        top = self.beside(action, aside)
+        self.build_one(change, action.owner, top)
+        for part in action.below:
+            assert part.new is not None
+            owner = self.owner_of(part.new, action)
+            self.build_one(part, owner, top + part.path[len(action.path) :])
+        return Operation(action.verb, path, change.kind, os.fsdecode(aside), None, expected)
+
+    def dressing(self, action: Action, path: str) -> Operation:
+        new, what = action.change.new, action.change.what
+        assert new is not None
+        return Operation(
+            DRESS,
+            path,
+            action.change.kind,
+            expected=Identity.of(action.change.old) if action.change.old is not None else None,
+            uid=action.owner.uid if OWNER in what else None,
+            gid=action.owner.gid if OWNER in what else None,
+            mode=stat.S_IMODE(new.mode) if OWNER in what or MODE in what else None,
+            xattrs={name: value.hex() for name, value in self.xattrs(new).items()} if XATTRS in what else None,
+            mtime_ns=new.mtime_ns if action.with_mtime else None,
+        )
+
+    def complete(self, operation: Operation) -> Operation:
+        """The operation with the identity of what was built for it."""
+        if operation.verb in (DRESS, DROP):
+            return operation
+        rel = os.fsencode(os.path.join(os.path.dirname(operation.path), operation.aside))
+        st = self.lstat(Place(TARGET, rel))
+        return dataclasses.replace(operation, made=(st.st_dev, st.st_ino))
+
+    def name_aside(self, action: Action) -> bytes:
+        """Choose a name beside the path and write it down."""
+        self.count += 1
+        name = os.fsencode(self.journal.name(self.count))
+        rel = self.beside(action, name)
+        parent = os.stat(b".", dir_fd=self.branches.dir_fd(_parent(rel)), follow_symlinks=False)
+        self.journal.add_aside(os.fsdecode(rel), parent.st_mtime_ns)
+        return name
+
+    def beside(self, action: Action, name: bytes) -> bytes:
+        parent = action.path.rpartition(b"/")[0][1:]
+        return parent + b"/" + name if parent else name
+
+    def owner_of(self, new: Object, action: Action) -> Owner:
+        """The owner of something in a new directory; what is moved keeps its own."""
+        if new.place.branch != UPPER:
+            st = self.lstat(new.place)
+            return Owner(st.st_uid, st.st_gid)
+        return self.owners.choose(new, None, action.parent, action.parent_mode)
+
+    # -- one object ------------------------------------------------------------------------------------------------
+
+    def build_one(self, change: Change, owner: Owner, rel: bytes) -> None:
+        """Make a copy of `change.new` at `rel` of the target; directories are dressed later."""
+        source = change.new
+        assert source is not None
+        self.at = change.path
+        self.progress("build", change.path)
+        place = _parent(rel)
+        name = rel.rpartition(b"/")[2]
+        if source.is_dir:
+            os.mkdir(name, 0o700, dir_fd=self.branches.dir_fd(place))
+            self.directories.append(_Built(rel, source, owner))
+            return
+        key = (source.dev, source.ino)
+        if source.nlink > 1 and self.link(source, key, place, name):
+            return
+        if source.kind == stat.S_IFREG:
+            fd = os.open(
+                name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.branches.dir_fd(place)
+            )
+            try:
+                self.copy_content(source, fd)
+            finally:
+                os.close(fd)
+        elif source.kind == stat.S_IFLNK:
+            os.symlink(self.branches.readlink(source.place), name, dir_fd=self.branches.dir_fd(place))
+        else:
+            os.mknod(name, source.kind | 0o600, source.rdev, dir_fd=self.branches.dir_fd(place))
+        self.dress(rel, source, owner)
+        if source.nlink > 1:
+            self.links[key] = rel
+
+    def link(self, source: Object, key: tuple[int, int], place: Place, name: bytes) -> bool:
+        """Make the new name a link of the same file, if another name of it was built or stayed as it was."""
+        first = self.links.get(key)
+        if first is None:
+            first = self.one_that_stays(source, key) if source.place.branch == UPPER else None
+        if first is None:
+            return False
+        # Two directories are needed at once, and asking for one may close the other.
+        from_fd = os.dup(self.branches.dir_fd(_parent(first)))
+        try:
+            os.link(
+                first.rpartition(b"/")[2],
+                name,
+                src_dir_fd=from_fd,
+                dst_dir_fd=self.branches.dir_fd(place),
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV, errno.ENOENT):
+                raise
+            return False  # fs.protected_hardlinks, or too many links: a copy has to do
+        finally:
+            os.close(from_fd)
+        return True
+
+    def one_that_stays(self, source: Object, key: tuple[int, int]) -> bytes | None:
+        """A name that the target has already for what is an upper file with several names."""
+        first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
+        return first if first and self.is_as_shown(Place(TARGET, first), shown) else None
+
+    def is_as_shown(self, place: Place, source: Object) -> bool:
+        """Whether a file of the target is still what the union was made of."""
+        try:
+            st = self.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (st.st_mode, st.st_size, st.st_mtime_ns) == (source.mode, source.size, source.mtime_ns)
+
+    def copy_content(self, source: Object, to_fd: int) -> None:
+        from_fd = self.open_source(source.data)
+        try:
+            copy_data(from_fd, to_fd)
+        finally:
+            os.close(from_fd)
+
+    def open_source(self, place: Place) -> int:
+        """A descriptor for reading. A file of ours that its mode locks is unlocked for a moment."""
+        try:
+            return self.branches.open_data(place)
+        except PermissionError:
+            if place.branch != UPPER:
+                raise
+        path_fd = self.branches.open_path(place)
+        try:
+            path = f"/proc/self/fd/{path_fd}"
+            mode = stat.S_IMODE(os.fstat(path_fd).st_mode)
+            os.chmod(path, mode | stat.S_IRUSR)
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.chmod(path, mode)
+        finally:
+            os.close(path_fd)
+
+    def dress(self, rel: bytes, source: Object, owner: Owner) -> None:
+        """Give what was built at `rel` the source's attributes and the chosen owner."""
+        path_fd = self.branches.open_path(source.place)
+        try:
+            atime_ns = os.fstat(path_fd).st_atime_ns
+        finally:
+            os.close(path_fd)
+        path_fd = self.branches.open_path(Place(TARGET, rel))
+        try:
+            set_attributes(path_fd, owner, stat.S_IMODE(source.mode), self.xattrs(source), (atime_ns, source.mtime_ns))
+        finally:
+            os.close(path_fd)
+
+    def xattrs(self, source: Object) -> dict[str, bytes]:
+        found = self.branches.xattrs(source.place)
+        return self.owners.translate(found) if source.place.branch == UPPER else found
+
+    def lstat(self, place: Place) -> os.stat_result:
+        name = place.rel.rpartition(b"/")[2] or b"."
+        return os.stat(name, dir_fd=self.branches.dir_fd(_parent(place.rel, place.branch)), follow_symlinks=False)
+
+
+def _expect_dressed(operations: list[Operation]) -> list[Operation]:
+    """Files are dressed first. What then comes to another name of such a file finds it dressed."""
+    dressed = {
+        operation.expected[:2]: operation for operation in operations if operation.verb == DRESS and operation.expected
+    }
+
+    def expect(operation: Operation) -> Operation:
+        expected = operation.expected
+        before = dressed.get(expected[:2]) if expected is not None and operation.verb != DRESS else None
+        if expected is None or before is None:
+            return operation
+        mode = expected.mode if before.mode is None else stat.S_IFMT(expected.mode) | before.mode
+        mtime_ns = expected.mtime_ns if before.mtime_ns is None else before.mtime_ns
+        return dataclasses.replace(operation, expected=expected._replace(mode=mode, mtime_ns=mtime_ns))
+
+    return [expect(operation) for operation in operations]
+
+
+def _parent(rel: bytes, branch: int = TARGET) -> Place:
+    return Place(branch, rel.rpartition(b"/")[0])
+
+
+def set_attributes(
+    fd: int, owner: Owner | None, mode: int | None, xattrs: dict[str, bytes] | None, times_ns: tuple[int, int] | None
+) -> None:
+    """Set what is not None on the object behind an O_PATH descriptor, a symlink itself included.
+
+    In the order in which one undoes no other: the owner first (chown(2) clears set-id bits and capabilities), the mode
+    after ACLs (they hold the group's bits), the times last.
+    """
+    path = f"/proc/self/fd/{fd}"
+    st = os.fstat(fd)
+    if owner is not None and (st.st_uid, st.st_gid) != owner:
+        os.chown(path, *owner)
+    if xattrs is not None:
+        present = fd_xattrs(fd)
+        for name in present.keys() - xattrs.keys():
+            os.removexattr(path, name)
+        for name, value in xattrs.items():
+            if present.get(name) != value:
+                os.setxattr(path, name, value)
+    if mode is not None and not stat.S_ISLNK(st.st_mode):
+        os.chmod(path, mode)
+    if times_ns is not None:
+        os.utime(path, ns=times_ns)
+
+
+def copy_data(from_fd: int, to_fd: int) -> None:
+    """Copy a whole file into an empty one, holes as holes, sharing the data where the filesystem can."""
+    size = os.fstat(from_fd).st_size
+    if size == 0:
+        return
+    try:
+        files.ficlone(to_fd, from_fd)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM):
+            raise
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(from_fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        end = os.lseek(from_fd, offset, os.SEEK_HOLE)
+        offset = _copy_run(from_fd, to_fd, offset, end)
+    os.ftruncate(to_fd, size)
+
+
+def _copy_run(from_fd: int, to_fd: int, offset: int, end: int) -> int:
+    """Copy the bytes from `offset` to `end`; returns where it stopped, short of `end` only if the file has shrunk."""
+    while offset < end:
+        try:
+            copied = os.copy_file_range(from_fd, to_fd, min(end - offset, 1 << 30), offset, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            copied = 0
+        if copied == 0:  # not between these two filesystems, or (procfs) not from this file
+            data = os.pread(from_fd, min(end - offset, _CHUNK), offset)
+            if not data:
+                return end
+            copied = os.pwrite(to_fd, data, offset)
+        offset += copied
+    return offset
