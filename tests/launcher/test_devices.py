@@ -1,0 +1,98 @@
+"""What a container sees of the machine in /proc, /sys and /dev."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import Run
+from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.launcher.plan import HIDDEN
+
+pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
+
+
+def test_devices(run: Run, debian: Path) -> None:
+    script = r"""
+        cd /dev; ls
+        for name in null zero full random urandom tty; do stat -c '%F %t:%T %n' $name; done
+        readlink ptmx fd stdin stdout stderr core
+        echo lost > /dev/null; head -c 3 /dev/zero | od -An -c; dd if=/dev/zero of=/dev/full count=1
+        echo shared > /dev/shm/file && cat /dev/shm/file; stat -c %a /dev/shm /dev/mqueue; ls /dev/pts"""
+    told = run(debian, "sh", "-c", script)
+    assert told.stdout.split("\n") == [
+        *("core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm"),
+        *("stderr", "stdin", "stdout", "tty", "urandom", "zero"),
+        "character special file 1:3 null",
+        "character special file 1:5 zero",
+        "character special file 1:7 full",
+        "character special file 1:8 random",
+        "character special file 1:9 urandom",
+        "character special file 5:0 tty",
+        *("pts/ptmx", "/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2", "/proc/kcore"),
+        r"  \0  \0  \0",
+        "shared",
+        "1777",
+        "1777",
+        "ptmx",
+        "",
+    ]
+    assert "No space left on device" in told.stderr
+
+
+def test_new_device_nodes_have_no_effect(run: Run, debian: Path) -> None:
+    script = "for dir in / /tmp /dev /dev/shm; do mknod $dir/node c 1 3 && head -c 1 $dir/node && echo works; done"
+    told = run(debian, "sh", "-c", script, check=False)
+    assert told.stdout == ""
+    assert re.search("not permitted|denied", told.stderr)
+
+
+def test_other_processes_cannot_be_seen(run: Run, debian: Path) -> None:
+    told = run(
+        debian, "python3", "-c", "import os; print(sorted(int(name) for name in os.listdir('/proc') if name.isdigit()))"
+    )
+    assert told.stdout == "[1, 2]\n"
+
+
+def test_init_tells_nothing_of_the_host(run: Run, debian: Path) -> None:
+    script = """
+        tr '\\0' ' ' < /proc/1/cmdline | sed 's/ *$//'; echo; cat /proc/1/comm
+        for name in environ maps mem; do cat /proc/1/$name; done
+        for name in root cwd exe fd/0; do readlink /proc/1/$name && echo $name can be read; done"""
+    told = run("-e", "SECRET=hidden", debian, "sh", "-c", script, check=False)
+    assert told.stdout == "unionfs-init\nunionfs-init\n"
+    assert told.stderr.count("Permission denied") == 3
+
+
+def test_what_tells_too_much_is_hidden_and_settings_are_read_only(run: Run, debian: Path) -> None:
+    script = """
+import os, stat, sys
+null = os.stat("/dev/null").st_rdev
+for path in sys.argv[1:]:
+    if os.path.isdir(path):
+        print(path, os.listdir(path), hex(os.statvfs(path).f_flag & os.ST_RDONLY))
+    elif os.path.exists(path):
+        print(path, os.stat(path).st_rdev == null)
+for path in ("/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity"):
+    try:
+        if os.path.exists(path):
+            open(path, "w")
+    except OSError as error:
+        print(path, error.strerror)
+for path in ("/proc", "/proc/sys", "/sys"):
+    print(path, os.statvfs(path).f_flag & (os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC))"""
+    told = run(debian, "python3", "-c", script, *HIDDEN).stdout.splitlines()
+    hidden = [f"{path} [] 0x1" if os.path.isdir(path) else f"{path} True" for path in HIDDEN if os.path.exists(path)]
+    refusing = ("/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity")
+    refused = [f"{path} Read-only file system" for path in refusing if os.path.exists(path)]
+    assert told == [*hidden, *refused, "/proc 14", "/proc/sys 15", "/sys 15"]
+
+
+def test_mounts_cannot_be_undone(run: Run, debian: Path) -> None:
+    script = "umount /proc/sys; mount -o remount,rw /sys; mount -t tmpfs x /mnt; chroot / true && echo chroot"
+    told = run(debian, "sh", "-c", script, check=False)
+    assert told.stdout == "chroot\n"
+    assert len(told.stderr.splitlines()) >= 3

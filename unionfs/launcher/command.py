@@ -1,0 +1,138 @@
+"""The last steps, from root of a container to the user's command: identity, terminal, capabilities, exec.
+
+Runs in a child of the container's init, inside the container's root. Knows what docker's exit codes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NoReturn
+
+from unionfs.launcher import capabilities, users
+from unionfs.launcher.errors import NOT_EXECUTABLE, NOT_FOUND, LaunchError
+from unionfs.launcher.spec import SEARCH_PATH, Spec
+from unionfs.syscalls.namespaces import (
+    Capabilities,
+    capget,
+    capset,
+    clear_ambient_set,
+    join_new_session_keyring,
+    limit_bounding_set,
+    set_no_new_privileges,
+)
+
+if TYPE_CHECKING:
+    from unionfs.launcher.terminal import Handover
+
+
+def describe(spec: Spec) -> tuple[str, ...]:
+    """What `become` will do, one line each."""
+    privileges = ("gain no privileges by exec",) if spec.no_new_privileges else ()
+    return (
+        "take a new terminal" if spec.terminal else "keep standard output and error",
+        *(() if spec.interactive or spec.terminal else ("read standard input from /dev/null",)),
+        f"become {_describe_user(spec.user)}",
+        f"keep capabilities: {', '.join(spec.capabilities).lower() or 'none'}",
+        *privileges,
+        f"change to {spec.workdir}",
+        f"execute {' '.join(spec.command)}",
+    )
+
+
+def become(spec: Spec, handover: Handover | None) -> NoReturn:
+    """Become the command; with a `handover`, on a new terminal.
+
+    Raises: LaunchError; the process is then good for nothing but to end.
+    """
+    identity = _identity(spec)
+    os.setsid()
+    if handover:
+        from unionfs.launcher import terminal
+
+        terminal.take(handover, identity.uid)
+    else:
+        if not spec.interactive:
+            os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
+        _give_pipes_to(identity.uid)
+    os.umask(0o022)
+    try:
+        os.chdir(spec.workdir)
+    except OSError as error:
+        raise LaunchError.of("changing to the working directory", error) from None
+    join_new_session_keyring()
+    _change_identity(spec, identity)
+    _close_on_exec()
+    _execute(spec.command, {"HOME": identity.home, **dict(spec.environment)})
+
+
+def _identity(spec: Spec) -> users.Identity:
+    identity = users.look_up(spec.user)
+    id_map = spec.id_map
+    if id_map is None:
+        return identity
+    if not id_map.has_uid(identity.uid) or not id_map.has_gid(identity.gid):
+        why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
+        raise LaunchError("changing the user", spec.user, f"{why}: {id_map.limited}" if id_map.limited else why)
+    return identity._replace(groups=tuple(gid for gid in identity.groups if id_map.has_gid(gid)))
+
+
+def _change_identity(spec: Spec, identity: users.Identity) -> None:
+    kept = capabilities.mask(spec.capabilities)
+    limit_bounding_set(kept)
+    if spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where there is one id
+        os.setgroups(identity.groups)
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)
+    left = capget().permitted & kept if identity.uid == 0 else 0
+    capset(Capabilities(effective=left, permitted=left, inheritable=0))
+    clear_ambient_set()
+    if spec.no_new_privileges:
+        set_no_new_privileges()
+
+
+def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
+    if not command[0]:
+        raise LaunchError("executing", '""', "the command has no name", status=NOT_FOUND)
+    try:
+        os.execvpe(command[0], command, {"PATH": SEARCH_PATH, **environment})
+    except FileNotFoundError:
+        why = "no such file in the container" if "/" in command[0] else "no such command in PATH of the container"
+        if "/" in command[0] and os.path.exists(command[0]):
+            why = "the interpreter or loader it names is missing in the container"
+        raise LaunchError("executing", command[0], why, status=NOT_FOUND) from None
+    except NotADirectoryError as error:
+        raise LaunchError.of("executing", error, path=command[0], status=NOT_FOUND) from None
+    except OSError as error:
+        why = "is a directory" if os.path.isdir(command[0]) else os.strerror(error.errno or errno.EIO)
+        raise LaunchError("executing", command[0], why, status=NOT_EXECUTABLE) from None
+
+
+def _give_pipes_to(uid: int) -> None:
+    """Let the command open /dev/stdout and its like also when they are pipes of ours and it is somebody else.
+
+    Only pipes without a name: the owner of anybody's files stays as it is.
+    """
+    read_fd, write_fd = os.pipe()
+    nameless = os.fstat(read_fd).st_dev
+    os.close(read_fd)
+    os.close(write_fd)
+    for fd in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            if stat.S_ISFIFO(status.st_mode) and status.st_dev == nameless and status.st_uid != uid:
+                os.fchown(fd, uid, -1)
+
+
+def _close_on_exec() -> None:
+    """Also for what whoever started us left open: the command gets its three standard descriptors and no other."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of the listing itself is gone already
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+
+
+def _describe_user(wish: str) -> str:
+    return f"user {wish}, as the container's /etc/passwd and /etc/group have it" if wish else "root"

@@ -1,0 +1,173 @@
+"""Fork a process that is root of a new user namespace, or, when we are root already, just fork it.
+
+Knows namespaces and id maps. Does not know what the process is for. No thread may exist: fork(2) does not carry it
+over, and unshare(2) of a user namespace refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from unionfs.launcher import idmap
+from unionfs.launcher.errors import OWN_FAILURE, SEE_DOCTOR, LaunchError
+from unionfs.syscalls.namespaces import CLONE_NEWUSER, unshare
+
+_GO = b"g"
+
+
+def fork(id_map: idmap.IdMap | None, kinds: int, body: Callable[[], int]) -> int:
+    """Fork a child with new namespaces of `kinds` (CLONE_NEW*) that exits with what `body` returns. Returns its pid.
+
+    With an `id_map` the child is root of a new user namespace with these ids. When this returns the child has its
+    namespaces and ids. It leads a session of its own and has every signal at its default. An exception that escapes
+    from `body` is a bug: traceback, exit 125.
+    Raises: LaunchError when the namespaces or the map are refused; no child is left then.
+    """
+    _flush()  # or the child would print once more what is still to be printed
+    parent, child = _pipes()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.fork()
+    if pid == 0:
+        _run_child(id_map, kinds, body, child, parent)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    child.close()
+    try:
+        _admit(pid, id_map, parent)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        parent.close()
+    return pid
+
+
+def call(id_map: idmap.IdMap | None, function: Callable[[], bytes]) -> bytes:
+    """Call `function` as root of a user namespace with these ids, in a child, and return what it returned.
+
+    For work on files of subordinate ids. With no `id_map`, being root already, it is simply called.
+    Raises: OSError as the function did (errno and first file name only), LaunchError when the child could not be made
+    or ended in any other way.
+    """
+    if id_map is None:
+        return function()
+    read_fd, write_fd = os.pipe()
+
+    def body() -> int:
+        try:
+            outcome = b"+" + function()
+        except OSError as error:
+            outcome = b"-%d\0%s" % (error.errno or errno.EIO, os.fsencode(error.filename or ""))
+        with open(write_fd, "wb") as pipe:
+            pipe.write(outcome)
+        return 0
+
+    with open(read_fd, "rb") as pipe:
+        try:
+            pid = fork(id_map, 0, body)
+        finally:
+            os.close(write_fd)
+        outcome = pipe.read()
+    os.waitpid(pid, 0)
+    if outcome.startswith(b"+"):
+        return outcome[1:]
+    if outcome.startswith(b"-"):
+        code, _, name = outcome[1:].partition(b"\0")
+        raise OSError(int(code), os.strerror(int(code)), os.fsdecode(name) or None)
+    raise LaunchError("working in a user namespace", "", "the process that did it ended unexpectedly")
+
+
+class _Ends:
+    """One side of the conversation between parent and child: where it reads and where it writes."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+def _pipes() -> tuple[_Ends, _Ends]:
+    up_read, up_write = os.pipe()
+    down_read, down_write = os.pipe()
+    return _Ends(up_read, down_write), _Ends(down_read, up_write)
+
+
+def _run_child(id_map: idmap.IdMap | None, kinds: int, body: Callable[[], int], own: _Ends, parents: _Ends) -> None:
+    """The child's whole life. Never returns."""
+    status = OWN_FAILURE
+    try:
+        parents.close()
+        reset_signals()
+        os.setsid()
+        if _enter(id_map, kinds, own):
+            status = body()
+    except BaseException:  # noqa: BLE001 - a forked child must not run its parent's handlers and cleanups
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        try:
+            _flush()
+        finally:
+            os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # None when it was closed before Python began
+            with contextlib.suppress(OSError):
+                stream.flush()
+
+
+def _enter(id_map: idmap.IdMap | None, kinds: int, own: _Ends) -> bool:
+    """Make the namespaces and wait for the ids. False when the parent gave up or is gone."""
+    try:
+        unshare(kinds | (CLONE_NEWUSER if id_map else 0))
+    except OSError as error:
+        os.write(own.write_fd, b"%d" % (error.errno or errno.EIO))
+    else:
+        os.write(own.write_fd, b"0")
+    admitted = os.read(own.read_fd, 1) == _GO
+    own.close()
+    if admitted and id_map:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        if not id_map.limited:
+            os.setgroups([])
+    return admitted
+
+
+def _admit(pid: int, id_map: idmap.IdMap | None, parent: _Ends) -> None:
+    """The parent's part: wait for the namespaces, map the ids, let the child go."""
+    code = int(os.read(parent.read_fd, 16) or b"%d" % errno.EIO)
+    if code:
+        raise LaunchError("making namespaces", "", _why_refused(code, id_map), hint=SEE_DOCTOR)
+    if id_map:
+        idmap.write(pid, id_map)
+    os.write(parent.write_fd, _GO)
+
+
+def _why_refused(code: int, id_map: idmap.IdMap | None) -> str:
+    kind = "user namespaces" if id_map else "namespaces"
+    if code in (errno.EPERM, errno.EACCES):
+        return f"this machine does not let this user make {kind} ({os.strerror(code)})"
+    if code == errno.ENOSPC:
+        return f"the limit of {kind} is reached (user.max_user_namespaces and its like)"
+    return os.strerror(code)
+
+
+def reset_signals() -> None:
+    """Every signal at its default and none blocked, as a new program expects it; Python itself ignores SIGPIPE."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,0 +1,134 @@
+"""From the wish to the steps: which namespaces, which mounts, in which order. Pure: `make` touches nothing.
+
+The order matters: the root is entered before anything is put into it; /dev/null exists before files are hidden behind
+it; what the user binds comes after what we mount, so that it can go into it; the root is made read-only last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from unionfs.launcher import command, steps
+from unionfs.launcher.idmap import Extent, IdMap
+from unionfs.launcher.spec import Spec
+from unionfs.syscalls.namespaces import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+)
+
+DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+LINKS: Final = (
+    ("/dev/ptmx", "pts/ptmx"),
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/core", "/proc/kcore"),
+)
+HIDDEN: Final = (
+    *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list"),
+    *("/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"),
+)
+"""What tells too much of the machine; docker hides the same."""
+FROZEN: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What changes the machine when it is written to; docker makes the same read-only."""
+SCRATCH_OF_READ_ONLY: Final = ("/run", "/tmp", "/var/tmp")
+"""Where nearly every program must be able to write, also on a read-only root (podman's choice)."""
+
+_KINDS: Final = {
+    "mount": CLONE_NEWNS,
+    "cgroup": CLONE_NEWCGROUP,
+    "pid": CLONE_NEWPID,
+    "uts": CLONE_NEWUTS,
+    "ipc": CLONE_NEWIPC,
+    "network": CLONE_NEWNET,
+}
+_TTY_GROUP: Final = 5  # the group tty on every Linux distribution; devpts gives new terminals to it
+_SHM: Final = "mode=1777,size=64m"
+_SCRATCH: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
+
+
+class Plan(NamedTuple):
+    """Everything that will be done, in order."""
+
+    id_map: IdMap | None  # None: no user namespace
+    outer: tuple[str, ...]  # namespaces made before the root filesystem is prepared, in which its daemon lives
+    inner: tuple[str, ...]  # namespaces of the container alone
+    steps: tuple[steps.Step | steps.FromHost, ...]
+    command: tuple[str, ...]  # how the command begins, in words
+
+    def describe(self, preparation: Iterable[str] = ()) -> list[str]:
+        """One line for each thing that will be done; `preparation` says how the root filesystem is prepared."""
+        return [
+            f"make namespaces: {', '.join((*(('user',) if self.id_map else ()), *self.outer))}",
+            *_describe_ids(self.id_map),
+            *preparation,
+            f"make namespaces: {', '.join(self.inner)}",
+            *(step.describe() for step in self.steps),
+            *self.command,
+        ]
+
+
+def make(spec: Spec) -> Plan:
+    """The plan that fulfils `spec`."""
+    inner = ("pid", "uts", "ipc", *(("network",) if spec.own_network else ()))
+    return Plan(spec.id_map, ("mount", "cgroup"), inner, _steps(spec), command.describe(spec))
+
+
+def flags(kinds: tuple[str, ...]) -> int:
+    """The CLONE_NEW* bits of these namespaces."""
+    return sum(_KINDS[kind] for kind in kinds)
+
+
+def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
+    scratch = (*spec.tmpfs, *(SCRATCH_OF_READ_ONLY if spec.read_only else ()))
+    wanted = [bind.target for bind in spec.binds]
+    return (
+        steps.EnterRoot(spec.rootfs),
+        steps.Proc(),
+        steps.Sysfs(own=spec.own_network),
+        steps.Cgroup(),
+        *_dev(spec),
+        *(steps.Mask(path) for path in HIDDEN),
+        *(steps.Freeze(path) for path in FROZEN),
+        *(steps.Tmpfs(path, _SCRATCH.get(path, "mode=1777")) for path in dict.fromkeys(scratch) if path not in wanted),
+        *(steps.BindTree(*bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))),
+        *(steps.ProvideFile(bind.source, bind.target) for bind in spec.provided),
+        steps.Hostname(spec.hostname),
+        *((steps.Loopback(),) if spec.own_network else ()),
+        *((steps.Directory(spec.workdir),) if spec.workdir != "/" else ()),
+        *((steps.FreezeRoot(),) if spec.read_only else ()),
+    )
+
+
+def _dev(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
+    tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
+    return (
+        steps.Dev(),
+        *(steps.Device(f"/dev/{name}") for name in DEVICES),
+        steps.Terminals(tty_group),
+        steps.Tmpfs("/dev/shm", _SHM, noexec=True),
+        steps.MessageQueues(),
+        *(steps.Link(path, target) for path, target in LINKS),
+    )
+
+
+def _describe_ids(id_map: IdMap | None) -> list[str]:
+    if id_map is None:
+        return []
+    return [
+        f"map user ids: {', '.join(map(_describe_extent, id_map.uids))}",
+        f"map group ids: {', '.join(map(_describe_extent, id_map.gids))}",
+    ]
+
+
+def _describe_extent(extent: Extent) -> str:
+    if extent.length == 1:
+        return f"{extent.inside} is {extent.outside}"
+    last = extent.length - 1
+    return f"{extent.inside}-{extent.inside + last} are {extent.outside}-{extent.outside + last}"

@@ -1,0 +1,43 @@
+"""What is to be run, and where: the wish, complete and unchanging. Pure.
+
+Paths in `rootfs` and `source` fields are the host's; all others are the container's own, resolved inside its root only.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from unionfs.launcher.capabilities import USUAL
+from unionfs.launcher.idmap import IdMap
+
+SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""PATH of a container that sets none."""
+
+
+class Bind(NamedTuple):
+    """Show `source`, a file or directory of the host with what is mounted below it, at `target`."""
+
+    source: str
+    target: str  # absolute and normal, not "/"; made if it is missing
+    read_only: bool = False
+
+
+class Spec(NamedTuple):
+    """A container."""
+
+    rootfs: str  # absolute; a directory once `prepare` has been called
+    command: tuple[str, ...]  # not empty; the first is looked for in PATH of `environment` unless it has a slash
+    environment: tuple[tuple[str, str], ...] = ()  # complete, but for HOME, which the user's entry in passwd gives
+    hostname: str = "container"
+    user: str = ""  # USER[:GROUP], names or numbers of the container; empty for root
+    workdir: str = "/"  # absolute; made if it is missing
+    binds: tuple[Bind, ...] = ()
+    provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
+    tmpfs: tuple[str, ...] = ()
+    own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
+    read_only: bool = False
+    interactive: bool = False  # the command reads our standard input; else /dev/null
+    terminal: bool = False  # the command has a terminal of its own
+    capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS
+    no_new_privileges: bool = True
+    id_map: IdMap | None = None  # None: we are root and need no user namespace

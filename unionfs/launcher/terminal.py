@@ -1,0 +1,201 @@
+"""The terminal of a container: made inside of it, and relayed to the terminal (or pipe) we were started from.
+
+`take` is the container's side, `Relay` ours; `Handover` lies between them. The pair of pseudo terminals lives in the
+container's own devpts, so that `tty` in it names a file that exists there; we hold its master side only.
+
+Invariants: our terminal is raw only while something is relayed, and is what it was whenever we are stopped or have
+ended. We never wait for the master side: a container that does not read would keep us from showing what it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import tty
+from typing import Any, Final
+
+from unionfs.syscalls.mounts import MS_BIND, mount
+
+_SIZE: Final = struct.Struct("4H")  # struct winsize of ioctl_tty(2)
+_CHUNK: Final = 64 << 10
+_TIOCGPTPEER: Final = 0x5441  # ioctl_tty(2), <asm-generic/ioctls.h>
+_END_OF_FILE: Final = b"\x04"  # VEOF of a new terminal: Ctrl-D
+
+
+class Handover:
+    """How the master side of a terminal comes out of the container. Both ends survive fork and are closed by exec."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self.size: Final = next((size for size in map(window_size, (0, 1, 2)) if size), None)  # for the new terminal
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def give(self, master: int) -> None:
+        socket.send_fds(self._theirs, [b"t"], [master])
+
+    def receive(self) -> int | None:
+        """The descriptor, or None if there will be none. Blocks until that is certain."""
+        _, fds, _, _ = socket.recv_fds(self._ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        return fds[0] if fds else None
+
+    def close_theirs(self) -> None:
+        self._theirs.close()
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+def window_size(fd: int) -> bytes | None:
+    """The size of the terminal `fd`, as the kernel packs it; None if it is no terminal."""
+    try:
+        return fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(_SIZE.size))
+    except OSError:
+        return None
+
+
+def take(handover: Handover, owner: int) -> None:
+    """Make a new terminal of /dev/pts the controlling one of this process and its three standard descriptors.
+
+    The master side is handed over. Preconditions: this process leads a session without a terminal, may
+    mount, and will be of user `owner`.
+    """
+    master, slave = os.openpty()
+    if handover.size:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, handover.size)
+    os.fchown(slave, owner, -1)
+    os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    mount(os.ttyname(slave), "/dev/console", None, MS_BIND)
+    handover.give(master)
+    os.close(master)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for fd in (0, 1, 2):
+        os.dup2(slave, fd)
+    if slave > 2:
+        os.close(slave)
+
+
+class Relay:
+    """Carries bytes between a container's terminal and our standard input and output. Used on one thread."""
+
+    def __init__(self, master_fd: int, *, interactive: bool) -> None:
+        self._master: int | None = master_fd  # ours to close; None once the container's side is gone
+        # The container's side, held open by us too: else a command that closes its three descriptors just before it
+        # ends (touch does) would leave the terminal without a user, and our hanging up would kill it by SIGHUP.
+        self._slave = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        self._input: int | None = 0 if interactive else None  # None: nothing (more) to read
+        self._unsent = b""  # read from our input, not yet taken by the container
+        self._at_line_start = True  # of what was read from our input
+        self._cooked: list[Any] | None = None  # our terminal's settings while it is raw
+        os.set_blocking(master_fd, False)
+        self.resume()
+
+    def wanted(self) -> dict[int, int]:
+        """What to poll for now: descriptor -> events."""
+        if self._master is None:
+            return {}
+        wanted = {self._master: select.POLLIN | (select.POLLOUT if self._unsent else 0)}
+        if self._input is not None and not self._unsent:
+            wanted[self._input] = select.POLLIN
+        return wanted
+
+    def handle(self, fd: int) -> None:
+        """Something is to be had from, or may be written to, a descriptor of `wanted`."""
+        if fd == self._input:
+            self._read_input()
+        if fd == self._master:
+            self._show()
+        self._send()
+
+    def resize(self) -> None:
+        """Our window has a new size: pass it on. The kernel tells the container's foreground processes."""
+        size = next((size for size in map(window_size, (0, 1, 2)) if size), None)
+        if size and self._master is not None:
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+    def resume(self) -> None:
+        """Begin, or go on after a stop: every key belongs to the container, also Ctrl-C."""
+        self.resize()
+        if self._input is None or not os.isatty(self._input) or self._cooked:
+            return
+        with contextlib.suppress(termios.error):
+            self._cooked = termios.tcgetattr(self._input)
+            tty.setraw(self._input, termios.TCSADRAIN)
+
+    def pause(self) -> None:
+        """Give our terminal back as it was."""
+        cooked, self._cooked = self._cooked, None
+        if cooked is None:
+            return
+        # From the background this would stop us; the settings are ours to restore wherever we are.
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSADRAIN, cooked)
+        signal.signal(signal.SIGTTOU, before)
+
+    def close(self) -> None:
+        """Show what the container still had to say, then give our terminal back."""
+        try:
+            while self._master is not None and self._show():
+                pass
+            self._hang_up()
+        finally:
+            self.pause()
+
+    def _read_input(self) -> None:
+        assert self._input is not None
+        try:
+            data = os.read(self._input, _CHUNK)
+        except OSError:
+            data = b""  # our terminal is gone
+        if data:
+            self._unsent += data
+            self._at_line_start = data.endswith(b"\n")
+        else:
+            # The first one in a line only passes on what is there of it (termios(3), VEOF).
+            self._unsent += _END_OF_FILE if self._at_line_start else _END_OF_FILE * 2
+            self._input = None
+
+    def _send(self) -> None:
+        if self._master is None or not self._unsent:
+            return
+        try:
+            self._unsent = self._unsent[os.write(self._master, self._unsent) :]
+        except BlockingIOError:
+            pass  # the container does not read now; `wanted` asks for POLLOUT
+        except OSError:
+            self._hang_up()
+
+    def _show(self) -> bool:
+        """Pass on one piece of output; whether there was one."""
+        assert self._master is not None
+        try:
+            data = os.read(self._master, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""  # EIO: no process of the container has the terminal open
+        if not data:
+            self._hang_up()
+            return False
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError:
+            self._hang_up()  # nobody sees it any more: the container's processes get SIGHUP
+            return False
+        return True
+
+    def _hang_up(self) -> None:
+        if self._master is not None:
+            os.close(self._master)
+            os.close(self._slave)
+        self._master = None
