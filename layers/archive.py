@@ -1,0 +1,331 @@
+"""Images as one file: `docker save` and OCI archives, read and written.
+
+An archive we write is both: an OCI image layout (image-layout.md) with Docker's manifest.json beside it, as newer
+Dockers write them. What is read may be either, compressed or not, from a pipe too. Archives are written by strangers as
+layers are: names are looked up within the archive, digests are compared, and a layer is verified when it is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any, Final, NamedTuple
+
+from layers import config as configs
+from layers import digest as digests
+from layers import image, making
+from layers import manifest as manifests
+from layers import reference as references
+from layers.attributes import Options
+from layers.compression import GZIP, decompressed
+from layers.digest import Digest
+from layers.entry import FILE, LINK, SYMLINK
+from layers.errors import LayerError, Malformed, Refused
+from layers.limits import Limits
+from layers.manifest import MAX_MANIFEST, OCI_LAYER, REF_NAME, Descriptor, Index, Manifest
+from layers.progress import Progress, Silent
+from layers.store import Store
+from layers.tarread import entries
+from layers.tarstream import TarStream
+
+_READ: Final = 1 << 20
+_DOCKER_MANIFEST: Final = "manifest.json"
+_CONTAINERD_NAME: Final = "io.containerd.image.name"
+_WHAT: Final = "loading"
+
+
+class Loaded(NamedTuple):
+    """One image of an archive. Its name is empty if the archive gives it none."""
+
+    name: str
+    digest: Digest
+
+
+def load(
+    store: Store,
+    source: IO[bytes],
+    *,
+    name: str = "",
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> list[Loaded]:
+    """Bring in all images of an archive and unpack their layers. `name` is for an archive with one image.
+
+    Raises: Refused for what is no archive or not what it says, LayerError, OSError; images before it stay.
+    """
+    told = progress or Silent()
+    chosen = options or Options()
+    with store.adding():
+        aside = store.new_aside()
+        try:
+            with open(aside, "w+b") as spool:
+                _spool(source, spool, chosen.limits, told)
+                archive = _Archive(spool, chosen.limits)
+                if "index.json" in archive.members and "oci-layout" in archive.members:
+                    found = _load_layout(store, archive)
+                elif _DOCKER_MANIFEST in archive.members:
+                    found = _load_docker(store, archive, chosen, told)
+                else:
+                    raise Refused(_WHAT, "", "neither Docker's nor an OCI archive: no manifest.json, no index.json")
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+        if name and len({descriptor.digest for _, descriptor in found}) != 1:
+            raise LayerError(_WHAT, name, f"the archive holds {len(found)} images, which one has the name?")
+        loaded = []
+        for known, descriptor in found:
+            ready = image.make_ready(store, descriptor, chosen, told)
+            full = str(references.parse(name)) if name else known
+            store.tag(ready.descriptor if ready.descriptor.digest == descriptor.digest else descriptor, full)
+            loaded.append(Loaded(full, descriptor.digest))
+    return loaded
+
+
+def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress | None = None) -> None:
+    """Write images of the store into one archive. Raises: NotFound, OSError."""
+    told = progress or Silent()
+    with store.adding():  # so that nothing is freed meanwhile
+        found = [store.find(name) for name in names]
+        writer = _Writer(sink)
+        docker: list[dict[str, Any]] = []
+        index: list[Descriptor] = []
+        told.begin("archive", "saving", None)
+        for saved in found:
+            descriptor, item, config = image.read(store, saved.descriptor)
+            for blob in (*item.layers, item.config, descriptor):
+                writer.blob(store, blob)
+                told.advance("archive", blob.size)
+            docker.append(
+                {
+                    "Config": _blob_name(item.config.digest),
+                    "RepoTags": _docker_tags(saved.name),
+                    "Layers": [_blob_name(layer.digest) for layer in item.layers],
+                }
+            )
+            annotations = {REF_NAME: _tag_of(saved.name), _CONTAINERD_NAME: saved.name} if saved.name else {}
+            index.append(
+                Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations, config.platform)
+            )
+        writer.add("index.json", manifests.to_json(Index(manifests.OCI_INDEX, tuple(index))))
+        writer.add(_DOCKER_MANIFEST, manifests.dump_json(docker))
+        writer.add("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        writer.close()
+        told.end("archive", "saved")
+
+
+class _Archive:
+    """The files of a tar, to be read in any order."""
+
+    def __init__(self, file: IO[bytes], limits: Limits) -> None:
+        self._file = file
+        self.members: dict[str, tuple[int, int]] = {}  # path -> where its data are, and how many
+        links: dict[str, str] = {}
+        file.seek(0)
+        with TarStream(file, limits) as stream:
+            for entry in entries(stream, limits):
+                path = os.fsdecode(b"/".join(entry.path))
+                if entry.kind == FILE and entry.extents is None:
+                    self.members[path] = (stream.tell(), entry.size)
+                elif entry.kind == LINK:
+                    links[path] = os.fsdecode(b"/".join(entry.link))
+                elif entry.kind == SYMLINK:  # old Dockers wrote equal layers once
+                    links[path] = posixpath.normpath(posixpath.join(posixpath.dirname(path), os.fsdecode(entry.target)))
+        for path, target in links.items():
+            if target in self.members:
+                self.members.setdefault(path, self.members[target])
+
+    def read(self, path: str, limit: int = MAX_MANIFEST) -> bytes:
+        """A small file. Raises: Refused when it is missing or large."""
+        offset, size = self._find(path)
+        if size > limit:
+            raise Refused(_WHAT, path, f"{size} bytes are more than the {limit} that are taken")
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def open(self, path: str) -> IO[bytes]:
+        """A file of any size."""
+        offset, size = self._find(path)
+        return io.BufferedReader(_Part(self._file, offset, size), _READ)
+
+    def size(self, path: str) -> int:
+        return self._find(path)[1]
+
+    def _find(self, path: str) -> tuple[int, int]:
+        found = self.members.get(posixpath.normpath(path))
+        if found is None:
+            raise Refused(_WHAT, path, "the archive refers to it but has no such file")
+        return found
+
+
+class _Part(io.RawIOBase):
+    """A part of a file."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        self._file = file
+        self._at = offset
+        self._end = offset + size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._file.seek(self._at)
+        data = self._file.read(min(len(buffer), self._end - self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _spool(source: IO[bytes], spool: IO[bytes], limits: Limits, progress: Progress) -> None:
+    """The archive without compression, in a file: its parts are needed in another order than they come."""
+    progress.begin("archive", "reading", None)
+    total = 0
+    for chunk in decompressed(source):
+        total += len(chunk)
+        if total > limits.max_bytes:
+            raise Refused(_WHAT, "", f"the archive is larger than {limits.max_bytes} bytes")
+        spool.write(chunk)
+        progress.advance("archive", len(chunk))
+    spool.flush()
+    progress.end("archive", "read")
+
+
+def _load_layout(store: Store, archive: _Archive) -> list[tuple[str, Descriptor]]:
+    index = manifests.parse(archive.read("index.json"), manifests.OCI_INDEX)
+    if not isinstance(index, Index):
+        raise Refused(_WHAT, "index.json", "it is no index")
+    found = []
+    for entry in index.manifests:
+        todo = [entry]
+        while todo:
+            descriptor = todo.pop()
+            path = _blob_name(descriptor.digest)
+            if path not in archive.members and descriptor is not entry and not store.has(descriptor.digest):
+                if descriptor.media_type in manifests.MANIFEST_TYPES:
+                    continue  # of another platform
+                raise Refused(_WHAT, path, "the archive refers to it but has no such file")
+            if not store.has(descriptor.digest, descriptor.size):
+                with archive.open(path) as blob:
+                    store.put_stream(blob, descriptor.digest, descriptor.size)
+            if descriptor.media_type in manifests.MANIFEST_TYPES + manifests.INDEX_TYPES:
+                item = store.read_manifest(descriptor)
+                todo += item.manifests if isinstance(item, Index) else (item.config, *item.layers)
+        annotations = entry.annotations
+        found.append((_full_name(annotations.get(_CONTAINERD_NAME) or annotations.get(REF_NAME, "")), entry))
+    return found
+
+
+def _load_docker(store: Store, archive: _Archive, options: Options, progress: Progress) -> list[tuple[str, Descriptor]]:
+    """`docker save`: manifest.json names configurations and layers (Docker image specification v1.2)."""
+    found = []
+    for entry in _docker_entries(archive):
+        data = archive.read(entry["Config"])
+        config = configs.parse(data)
+        if len(config.diff_ids) != len(entry["Layers"]):
+            raise Refused(_WHAT, entry["Config"], "it has another number of layers than manifest.json says")
+        layers = []
+        for path, diff_id in zip(entry["Layers"], config.diff_ids, strict=True):
+            layers.append(_docker_layer(store, archive, path, diff_id, options, progress))
+        described = Descriptor(manifests.OCI_CONFIG, store.put(data), len(data))
+        manifest = manifests.to_json(Manifest(manifests.OCI_MANIFEST, described, tuple(layers)))
+        descriptor = Descriptor(manifests.OCI_MANIFEST, store.put(manifest), len(manifest), platform=config.platform)
+        found += [(_full_name(tag), descriptor) for tag in entry["RepoTags"] or [""]]
+    return found
+
+
+def _docker_entries(archive: _Archive) -> list[dict[str, Any]]:
+    value = manifests.load_json(b'{"images":' + archive.read(_DOCKER_MANIFEST) + b"}", "reading manifest.json")
+    images = value["images"]
+    good = isinstance(images, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("Config"), str)
+        and _are_texts(entry.get("Layers"))
+        and _are_texts(entry.setdefault("RepoTags", None) or [])
+        for entry in images
+    )
+    if not good:
+        raise Refused(_WHAT, _DOCKER_MANIFEST, "it is malformed")
+    return list(images)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _docker_layer(
+    store: Store, archive: _Archive, path: str, diff_id: Digest, options: Options, progress: Progress
+) -> Descriptor:
+    """A layer of Docker's archive as a blob. They come without compression; ours are compressed once and for all."""
+    aside = store.new_aside()
+    key = digests.short(diff_id)
+    try:
+        progress.begin(key, "loading", archive.size(path))
+        with archive.open(path) as source, open(aside, "wb") as sink:
+            packed = making.recompressed(source, sink, GZIP, options, lambda n: progress.advance(key, n))
+        if packed.diff_id != diff_id:
+            raise Refused(_WHAT, path, f"it is {packed.diff_id}, the configuration says {diff_id}")
+        store.put_file(aside, packed.digest)
+        progress.end(key, "loaded")
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+    return Descriptor(OCI_LAYER + "+gzip", packed.digest, packed.size)
+
+
+class _Writer:
+    """The tar of an archive; each blob once."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
+        self._written: set[Digest] = set()
+
+    def blob(self, store: Store, descriptor: Descriptor) -> None:
+        if descriptor.digest in self._written:
+            return
+        self._written.add(descriptor.digest)
+        with store.open_blob(descriptor.digest) as file:
+            self._tar.addfile(_info(_blob_name(descriptor.digest), os.fstat(file.fileno()).st_size), file)
+
+    def add(self, name: str, data: bytes) -> None:
+        self._tar.addfile(_info(name, len(data)), io.BytesIO(data))
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digests.algorithm(digest)}/{digests.encoded(digest)}"
+
+
+def _full_name(text: str) -> str:
+    """A name as the store has it; a tag alone, which an OCI archive may have, names nothing."""
+    try:
+        return str(references.parse(text)) if "/" in text or ":" in text else ""
+    except Malformed:
+        return ""
+
+
+def _docker_tags(name: str) -> list[str]:
+    try:
+        reference = references.parse(name)
+    except Malformed:
+        return []
+    return [reference.familiar] if reference.tag and not reference.digest else []
+
+
+def _tag_of(name: str) -> str:
+    try:
+        return references.parse(name).tag or name
+    except Malformed:
+        return name

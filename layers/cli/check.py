@@ -1,0 +1,45 @@
+"""`layers check`: marks and owners in a layer that contradict each other, mean nothing, or are of a foreign dialect."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from layers import findings
+from layers.cli import subjects
+from layers.cli.command import Parser
+from layers.cli.subjects import TAR
+from layers.errors import FOUND, printable
+from layers.tree import Branches
+
+
+def main(argv: list[str]) -> int:
+    """Run `layers check ARGV`."""
+    parser = Parser(
+        "check",
+        "Find what is wrong with the marks of a layer, or of each layer of an image. Exit code 3 when something is.",
+    )
+    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
+    parser.add_argument("--dialect", choices=("aufs", "overlay"), help="of the marks that are right (default: either)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    subjects.add_root(parser)
+    arguments = parser.parse_args(argv)
+    found = []
+    for text in arguments.layers:
+        subject = subjects.parse(text)
+        if subject.kind == TAR:
+            with open(subject.text, "rb") as file:
+                found += [(text, one) for one in findings.of_tar(file)]
+            continue
+        with subjects.directories(subject, arguments) as directories, Branches() as branches:
+            for depth, directory in enumerate(directories):
+                beneath = branches.view(directories[depth + 1 :]) if len(directories) > 1 else None
+                for one in findings.of_directory(branches.open(directory), beneath, arguments.dialect):
+                    found.append((directory, one))
+    if arguments.json:
+        told = [{"layer": where, "path": os.fsdecode(one.path), "what": one.what} for where, one in found]
+        print(json.dumps(told, indent=1))
+    else:
+        for where, one in found:
+            print(f"{where}: {printable(os.fsdecode(one.path))}: {one.what}")
+    return FOUND if found else 0

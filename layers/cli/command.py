@@ -1,0 +1,100 @@
+"""`layers VERB`: find the verb, run it, turn failures into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final, NoReturn
+
+from layers.errors import EXIT_CODES, LayerError, Malformed, printable
+
+VERBS: Final = {
+    "inspect": "sizes, files, whiteouts and the largest files of a layer or an image",
+    "diff": "what is different between two layers, trees or images",
+    "check": "find contradictory, orphaned and foreign marks, and broken owners",
+    "convert": "write a layer's marks in another dialect",
+    "verify": "which files of unpacked layers changed since they were unpacked",
+    "squash": "make one layer of several",
+    "pack": "a layer's tar out of a directory",
+    "unpack": "a directory out of a layer's tar",
+    "gc": "free what no image and no container refers to",
+}
+
+_SUBJECTS: Final = """\
+A layer is a directory, a tar (compressed or not), or IMAGE, the name of an image in the store; `dir:`, `tar:` and
+`image:` before it say which."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one verb; wrong usage raises Malformed."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(
+            prog=f"layers {verb}",
+            description=description,
+            epilog=f"{_SUBJECTS}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def error(self, message: str) -> NoReturn:
+        raise Malformed(self.prog.removeprefix("layers "), "", message, hint=f"see {self.prog} --help")
+
+
+def main(argv: list[str] | None = None, in_use: Callable[[str], list[str]] = lambda root: []) -> int:
+    """Run `layers ARGV`; `in_use` tells which unpacked layers of a store containers are made of."""
+    arguments = sys.argv[1:] if argv is None else argv
+    verb = arguments[0] if arguments else ""
+    if verb in ("", "-h", "--help", "help"):
+        print(help_text(), file=sys.stdout if verb else sys.stderr)
+        return 0 if verb else 2
+    if verb not in VERBS:
+        print(f"layers: there is no command {printable(verb)!r}\n  `layers --help` lists the commands", file=sys.stderr)
+        return 2
+    try:
+        run: Callable[..., int] = import_module(f"layers.cli.{verb}").main
+        status = run(arguments[1:], in_use) if verb == "gc" else run(arguments[1:])
+        sys.stdout.flush()
+        return status
+    except LayerError as error:
+        _print_if_debugging(arguments)
+        print(f"layers: {error}", *(f"  {line}" for line in error.hint.splitlines()), sep="\n", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at exit
+        return 141
+    except OSError as error:
+        _print_if_debugging(arguments)
+        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename is not None else ""
+        print(f"layers: {verb} failed: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def help_text() -> str:
+    """The page of `layers --help`."""
+    verbs = "\n".join(f"  {verb:<8} {summary}" for verb, summary in VERBS.items())
+    return f"""\
+usage: layers VERB [OPTIONS...]
+
+Look into, compare, check and make the layers of container images.
+
+verbs:
+{verbs}
+
+{_SUBJECTS}
+`layers VERB --help` explains one verb.
+
+{EXIT_CODES}"""
+
+
+def _print_if_debugging(arguments: list[str]) -> None:
+    if "--debug" in arguments or os.environ.get("UNIONFS_DEBUG", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exc()

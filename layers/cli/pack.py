@@ -1,0 +1,56 @@
+"""`layers pack`: a directory becomes a layer's tar, the same bytes for the same tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from layers.cli.command import Parser
+from layers.compression import WRITABLE
+from layers.errors import Malformed
+from layers.pack import layer_items, pack, source_date_epoch
+from layers.tree import Branches
+
+
+def main(argv: list[str]) -> int:
+    """Run `layers pack ARGV`."""
+    parser = Parser(
+        "pack",
+        "Write a layer directory as a tar with OCI's whiteouts. Times after SOURCE_DATE_EPOCH are set back to it.\n"
+        "Prints the digest of the tar, and the digest of it without compression (the diff id).",
+    )
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("-o", "--output", metavar="TAR", required=True, help="- for stdout")
+    parser.add_argument("--compression", choices=WRITABLE, default="gzip", help="default: gzip")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    with Branches() as branches, output(arguments.output) as sink:
+        items = layer_items(branches.open(arguments.directory))
+        packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
+    if arguments.output != "-":
+        print(json.dumps(packed._asdict(), indent=1) if arguments.json else f"{packed.digest} {packed.diff_id}")
+    return 0
+
+
+@contextmanager
+def output(path: str) -> Iterator[IO[bytes]]:
+    """A file that is there when all went well, and else as it was before; or stdout."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise Malformed("writing a tar", "stdout", "it is a terminal", hint="name a file: -o LAYER.tar")
+        yield sys.stdout.buffer
+        return
+    aside = f"{path}.{secrets.token_hex(4)}"
+    try:
+        with open(aside, "xb") as sink:
+            yield sink
+        os.rename(aside, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise

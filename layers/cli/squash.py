@@ -1,0 +1,61 @@
+"""`layers squash`: several layers become one."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+
+from layers import making, reference
+from layers.cli import subjects
+from layers.cli.command import Parser
+from layers.cli.pack import output
+from layers.cli.subjects import IMAGE
+from layers.compression import WRITABLE
+from layers.pack import merged_items, pack, source_date_epoch
+from layers.store import Store
+from layers.tree import Branches
+
+
+def main(argv: list[str]) -> int:
+    """Run `layers squash ARGV`."""
+    parser = Parser(
+        "squash",
+        "Make one layer of several: of an image a new image (-t), or of any layers, the topmost first, a tar (-o)\n"
+        "that holds what they show together, without whiteouts.",
+    )
+    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
+    parser.add_argument("-o", "--output", metavar="TAR", help="- for stdout")
+    parser.add_argument("-t", "--tag", metavar="NAME", help="the name of the new image")
+    parser.add_argument(
+        "--keep", metavar="N", type=int, default=0, help="leave the N lowest layers of an image as they are"
+    )
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="for the history of the new image")
+    parser.add_argument("--compression", choices=WRITABLE, default="gzip", help="default: gzip")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    subjects.add_root(parser)
+    arguments = parser.parse_args(argv)
+    found = [subjects.parse(text) for text in arguments.layers]
+    if (arguments.output is None) == (arguments.tag is None):
+        parser.error("either -o TAR or -t NAME is needed")
+    if arguments.tag is not None:
+        if len(found) != 1 or found[0].kind != IMAGE:
+            parser.error("-t NAME is for one image")
+        wish = making.Wish(
+            name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
+        )
+        options = subjects.options()
+        made = making.squash(Store(arguments.root), found[0].text, wish, keep=arguments.keep, options=options)
+        print(json.dumps({"digest": made.digest} | made.layer._asdict(), indent=1) if arguments.json else made.digest)
+        return 0
+    with ExitStack() as stack:
+        directories = [
+            path for subject in found for path in stack.enter_context(subjects.directories(subject, arguments))
+        ]
+        branches = stack.enter_context(Branches())
+        with output(arguments.output) as sink:
+            packed = pack(
+                merged_items(branches.view(directories)), sink, arguments.compression, epoch=source_date_epoch()
+            )
+    if arguments.output != "-":
+        print(json.dumps(packed._asdict(), indent=1) if arguments.json else f"{packed.digest} {packed.diff_id}")
+    return 0

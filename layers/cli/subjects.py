@@ -1,0 +1,108 @@
+"""What a command line names: a directory, a tar, or an image of the store; as directories to look into."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from layers import image, owners
+from layers.attributes import Options
+from layers.beneath import remove_tree
+from layers.errors import Malformed, NotFound
+from layers.settle import settle
+from layers.store import Store, default_root
+from layers.unpack import unpack
+
+DIRECTORY: Final = "dir"
+TAR: Final = "tar"
+IMAGE: Final = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What one word names."""
+
+    kind: str
+    text: str
+
+
+def add_root(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--root", metavar="DIR", default=default_root(), help="the store of images (default: %(default)s)"
+    )
+
+
+def parse(text: str) -> Subject:
+    """A word of the command line. What exists as a file is meant as one; anything else is an image."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in (DIRECTORY, TAR, IMAGE) and rest:
+        return Subject(kind, rest)
+    if os.path.isdir(text):
+        return Subject(DIRECTORY, text)
+    if os.path.exists(text):
+        return Subject(TAR, text)
+    if text.startswith(("/", "./", "../")):
+        raise NotFound("reading a layer", text, "there is no such file or directory")
+    return Subject(IMAGE, text)
+
+
+@contextmanager
+def directories(subject: Subject, arguments: Namespace, *, dialect: str = "aufs") -> Iterator[list[str]]:
+    """The layer directories of a subject, top first. A tar is unpacked somewhere temporary."""
+    if subject.kind == DIRECTORY:
+        yield [subject.text]
+    elif subject.kind == IMAGE:
+        yield image.resolve(Store(arguments.root), subject.text, options()).lowers
+    else:
+        with tempfile.TemporaryDirectory(prefix="layers-", ignore_cleanup_errors=True) as scratch:
+            tree = os.path.join(scratch, "layer")
+            try:
+                unpack_tar(subject.text, tree, options(dialect=dialect))
+                yield [tree]
+            finally:
+                scratch_fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    remove_tree(scratch_fd, b"layer")
+                finally:
+                    os.close(scratch_fd)
+
+
+def one_directory(found: list[str], subject: Subject) -> str:
+    """The only layer of a subject. Raises Malformed when it has several."""
+    if len(found) != 1:
+        why = f"it has {len(found)} layers, one is needed"
+        raise Malformed("reading a layer", subject.text, why, hint=f"layers squash image:{subject.text} -o LAYER.tar")
+    return found[0]
+
+
+def unpack_tar(path: str, into: str, chosen: Options) -> None:
+    """Unpack a tar (`-`: stdin) into a new directory, which is removed again when that fails."""
+    os.mkdir(into, 0o755)
+    try:
+        root_fd = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with open(0 if path == "-" else path, "rb", closefd=path != "-") as source:
+                result = unpack(source, root_fd, chosen)
+            settle(result, root_fd, chosen, lambda below: None)
+        finally:
+            os.close(root_fd)
+    except BaseException:
+        parent, name = os.path.split(os.path.abspath(into))
+        parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(parent_fd, os.fsencode(name))
+        finally:
+            os.close(parent_fd)
+        raise
+
+
+def options(*, dialect: str = "aufs", noted: bool = False) -> Options:
+    """How to unpack with the ids there are here: an ordinary user without a namespace has one."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        has_ids = os.geteuid() == 0 and sum(int(line.split()[2]) for line in file) > 1
+    return Options(owners=owners.MAPPED if has_ids and not noted else owners.NOTED, dialect=dialect)

@@ -1,0 +1,175 @@
+"""Where a registry is really asked: mirrors, plain HTTP, certificates. Reads the machine's configuration.
+
+    /etc/containers/registries.conf, registries.conf.d/*.conf, the same below ~/.config/containers   (TOML, version 2)
+        [[registry]] prefix location insecure blocked, [[registry.mirror]] location insecure
+    /etc/containers/certs.d, /etc/docker/certs.d, ~/.config/containers/certs.d
+        HOST[:PORT]/*.crt are authorities, *.cert with *.key is our own certificate
+
+A registry on this machine (localhost, 127.*, ::1) may speak plain HTTP without being asked to, as Docker has it.
+"""
+
+from __future__ import annotations
+
+import glob
+import ipaddress
+import os
+import ssl
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from layers.errors import LayerError, Refused
+from layers.reference import DEFAULT_REGISTRY, Reference
+
+_DOCKER_HOST: Final = "registry-1.docker.io"  # where docker.io answers
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place that has a repository."""
+
+    host: str  # HOST[:PORT]
+    repository: str
+    registry: str  # whose credentials are used
+    insecure: bool = False  # certificates are not looked at, and plain HTTP will do
+    certificates: tuple[str, ...] = ()  # directories as in certs.d/HOST
+
+    @property
+    def may_be_plain(self) -> bool:
+        return self.insecure or is_loopback(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the command line says."""
+
+    tls_verify: bool | None = None  # None: as configured
+    cert_dir: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+
+def endpoints(reference: Reference, wishes: Wishes, *, to_push: bool = False) -> list[Endpoint]:
+    """Where to ask for a repository: mirrors first, the registry itself last; only that to push.
+
+    Raises: Refused for a registry that the machine's configuration blocks, or a configuration that cannot be read.
+    """
+    rule = _rule_for(reference, _configuration())
+    location = reference.name
+    mirrors: list[tuple[str, bool]] = [(f"{mirror}/{reference.repository}", False) for mirror in wishes.mirrors]
+    insecure = False
+    if rule is not None:
+        if rule.get("blocked") is True:
+            raise Refused("reaching a registry", reference.name, "registries.conf blocks it")
+        prefix = str(rule.get("prefix") or rule.get("location") or "")
+        insecure = rule.get("insecure") is True
+        rest = location.removeprefix(prefix)
+        if rule.get("location") and not prefix.startswith("*."):
+            location = str(rule["location"]) + rest
+        wanted = (None, "all", "digest-only" if reference.digest else "tag-only")
+        mirrors += [
+            (str(mirror.get("location", "")) + rest, mirror.get("insecure") is True)
+            for mirror in rule.get("mirror", [])
+            if mirror.get("pull-from-mirror") in wanted
+        ]
+    places = [(location, insecure)] if to_push else [*mirrors, (location, insecure)]
+    return [_endpoint(where, insecure, reference, wishes) for where, insecure in places]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine, by its name alone."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and ":" in host else host
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """What is trusted, and who we are. Raises: LayerError for certificates that cannot be read."""
+    context = ssl.create_default_context()
+    if endpoint.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    for directory in endpoint.certificates:
+        for path in sorted(glob.glob(os.path.join(glob.escape(directory), "*"))):
+            try:
+                if path.endswith(".crt"):
+                    context.load_verify_locations(path)
+                elif path.endswith(".cert"):
+                    context.load_cert_chain(path, path.removesuffix(".cert") + ".key")
+            except (OSError, ssl.SSLError) as error:
+                raise LayerError("reading certificates", path, str(error)) from None
+    return context
+
+
+def _endpoint(where: str, insecure: bool, reference: Reference, wishes: Wishes) -> Endpoint:
+    host, _, repository = where.partition("/")
+    registry = DEFAULT_REGISTRY if host in (DEFAULT_REGISTRY, _DOCKER_HOST) else host
+    if wishes.tls_verify is not None:
+        insecure = not wishes.tls_verify
+    directories = [
+        os.path.join(base, name)
+        for base in ("/etc/docker/certs.d", "/etc/containers/certs.d", _user_config("certs.d"))
+        for name in {host, registry}
+        if os.path.isdir(os.path.join(base, name))
+    ]
+    if wishes.cert_dir is not None:
+        directories.append(wishes.cert_dir)
+    return Endpoint(
+        _DOCKER_HOST if host == DEFAULT_REGISTRY else host,
+        repository or reference.repository,
+        registry,
+        insecure,
+        tuple(directories),
+    )
+
+
+def _rule_for(reference: Reference, rules: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The rule of the longest prefix that fits (containers-registries.conf(5), "Choosing a [[registry]]")."""
+    best: Mapping[str, Any] | None = None
+    length = -1
+    for rule in rules:
+        prefix = str(rule.get("prefix") or rule.get("location") or "")
+        if _fits(prefix, reference) and len(prefix) > length:
+            best, length = rule, len(prefix)
+    return best
+
+
+def _fits(prefix: str, reference: Reference) -> bool:
+    if prefix.startswith("*."):
+        return reference.registry.endswith(prefix[1:])
+    name = str(reference)
+    return bool(prefix) and name.startswith(prefix) and name[len(prefix) : len(prefix) + 1] in ("", "/", ":", "@")
+
+
+def _configuration() -> list[Mapping[str, Any]]:
+    named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
+    own = _user_config("registries.conf")
+    paths = [named or (own if os.path.exists(own) else "/etc/containers/registries.conf")]
+    if not named:
+        for directory in ("/etc/containers/registries.conf.d", _user_config("registries.conf.d")):
+            paths += sorted(glob.glob(os.path.join(glob.escape(directory), "*.conf")))
+    rules: list[Mapping[str, Any]] = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                value = tomllib.load(file)
+        except FileNotFoundError:
+            continue
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Refused("reading registries", path, str(error)) from None
+        found = value.get("registry", [])
+        if not isinstance(found, list) or not all(
+            isinstance(rule, dict) and isinstance(rule.get("mirror", []), list) for rule in found
+        ):
+            raise Refused("reading registries", path, "[[registry]] is malformed")
+        rules += found
+    return rules
+
+
+def _user_config(name: str) -> str:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "containers", name)

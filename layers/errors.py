@@ -1,0 +1,73 @@
+"""What can go wrong with layers and images, for people: a sentence, a hint, and the exit code of the command.
+
+Knows no terminal: the command lines print these and exit. Plain OSErrors of the disk pass through unwrapped.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+EXIT_CODES: Final = """\
+exit codes:
+  0  done
+  1  failed; the reason is on stderr
+  2  the command line makes no sense, or a reference is malformed
+  3  check, diff, verify: something was found
+  4  refused: content that is malformed, dangerous, too large, or not what its digest says
+  5  there is no such image, tag, layer or blob
+  6  a registry could not be reached, or answered with an error
+  7  a registry wants (other) credentials"""
+
+FOUND: Final = 3
+"""Exit code of commands that look for something and found it."""
+
+
+class LayerError(Exception):
+    """`what` failed on `subject` because of `why`; `hint` says what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, subject: str, why: str, *, hint: str = "") -> None:
+        super().__init__(what, subject, why, hint)
+        self.what = what
+        self.subject = subject
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (f"{self.what} failed", printable(self.subject), printable(self.why)) if part)
+
+
+class Malformed(LayerError):  # noqa: N818 - reads as what it says: raise Malformed(...)
+    """A reference or a digest that is none."""
+
+    exit_code = 2
+
+
+class Refused(LayerError):  # noqa: N818
+    """Content of strangers that will not be taken."""
+
+    exit_code = 4
+
+
+class NotFound(LayerError):  # noqa: N818
+    """There is no such image, tag, layer or blob."""
+
+    exit_code = 5
+
+
+class RegistryError(LayerError):
+    """A registry cannot be reached or says no."""
+
+    exit_code = 6
+
+
+class AuthError(LayerError):
+    """A registry wants credentials, or others than were given."""
+
+    exit_code = 7
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that could move a cursor or start a new line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,135 @@
+"""What is wrong with a layer: contradictory, orphaned, meaningless and foreign marks, broken noted owners.
+
+Knows trees and tars. Does not know command lines. Looks only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from layers import owners
+from layers.beneath import Path
+from layers.compression import Readable
+from layers.entry import DIRECTORY, OPAQUE, WHITEOUT
+from layers.errors import Refused
+from layers.limits import Limits
+from layers.tarread import entries
+from layers.tarstream import TarStream
+from layers.tree import Branch, Node, View
+from unionfs import markers
+
+_FAMILY: Final = {"aufs": "aufs", "device": "overlay", "xattr": "overlay"}
+"""To which dialect each form of a mark belongs."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    path: bytes
+    what: str
+
+
+def of_directory(branch: Branch, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
+    """What is wrong with a layer directory. Orphaned marks are told only where the layers `beneath` are known;
+    `dialect` is the one that marks should have, None for whichever."""
+    for path, node in View([branch]).walk():
+        yield from _owner(branch, path)
+        if node.is_dir:
+            yield from _directory(branch, path, beneath, dialect)
+
+
+def of_tar(source: Readable) -> Iterator[Finding]:
+    """What is wrong with a tar of a layer; of what is refused only the first is told."""
+    hidden: set[Path] = set()
+    brought: dict[Path, int] = {}
+    limits = Limits()
+    try:
+        with TarStream(source, limits) as stream:
+            for entry in entries(stream, limits):
+                if entry.kind == WHITEOUT:
+                    if entry.path in hidden:
+                        yield Finding(b"/".join(entry.path), "whited out twice")
+                    hidden.add(entry.path)
+                elif entry.kind != OPAQUE:
+                    if entry.path in brought and (entry.kind, brought[entry.path]) != (DIRECTORY, DIRECTORY):
+                        yield Finding(b"/".join(entry.path), "it is there twice; the later one counts")
+                    brought[entry.path] = entry.kind
+            stream.finish()
+    except Refused as error:
+        yield Finding(os.fsencode(error.subject), error.why)
+    for path in sorted(hidden & brought.keys()):
+        if brought[path] != DIRECTORY:
+            yield Finding(b"/".join(path), "whited out and there at once; the whiteout hides only what is beneath")
+    for path in sorted(brought):
+        if any(path[:depth] in brought and brought[path[:depth]] != DIRECTORY for depth in range(1, len(path))):
+            yield Finding(b"/".join(path), "it is below something that is no directory")
+
+
+def _directory(branch: Branch, path: Path, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
+    scan = branch.scan(path)
+    for name in scan.strange:
+        if not name.startswith(markers.WHITEOUT_PREFIX * 2):
+            yield Finding(b"/".join((*path, name)), "a whiteout of nothing")
+        else:
+            yield Finding(b"/".join((*path, name)), "AUFS's own bookkeeping, which means nothing here")
+    below = beneath.find(path) if beneath is not None else None
+    for name, form in scan.whiteouts.items():
+        where = b"/".join((*path, name))
+        if dialect is not None and _FAMILY[form] != dialect:
+            yield Finding(where, f"a whiteout of the {_FAMILY[form]} dialect ({form})")
+        if name in scan.entries:
+            yield Finding(where, "whited out and there at once; the whiteout hides only what is beneath")
+        elif beneath is not None and not _has(beneath, below, name):
+            yield Finding(where, "a whiteout of what no layer beneath has")
+    if scan.opaque:
+        where = b"/".join(path)
+        if dialect is not None and _FAMILY[scan.opaque] != dialect:
+            yield Finding(where, f"an opaque mark of the {_FAMILY[scan.opaque]} dialect")
+        if path and beneath is not None and (below is None or not below.is_dir):
+            yield Finding(where, "opaque, but no layer beneath has such a directory")
+        if scan.redirect is not None:
+            yield Finding(where, "opaque and redirected at once; the redirect means nothing")
+    elif scan.redirect is not None and beneath is not None:
+        components = markers.redirect_components(scan.redirect) or (*path[:-1], scan.redirect)
+        target = beneath.find(components)
+        if target is None or not target.is_dir:
+            yield Finding(b"/".join(path), f"redirected to {os.fsdecode(scan.redirect)!r}, which no layer beneath has")
+    yield from _bad_redirect(branch, path)
+
+
+def _has(beneath: View, below: Node | None, name: bytes) -> bool:
+    return below is not None and below.is_dir and beneath.lookup(below.sources, name) is not None
+
+
+def _bad_redirect(branch: Branch, path: Path) -> Iterator[Finding]:
+    found = branch.xattrs(path)
+    for mark in markers.REDIRECT_XATTRS:
+        value = found.get(mark)
+        if value is not None and not markers.is_sane_redirect(value):
+            yield Finding(b"/".join(path), f"a redirect that is not followed: {value[:100]!r}")
+
+
+def _owner(branch: Branch, path: Path) -> Iterator[Finding]:
+    fd = branch.open_path(path)
+    try:
+        st = os.fstat(fd)
+        if stat.S_ISLNK(st.st_mode):
+            return
+        value = os.getxattr(f"/proc/self/fd/{fd}", owners.XATTR)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+    noted = owners.read(value)
+    where = b"/".join(path)
+    if noted is None:
+        yield Finding(where, f"the noted owner is malformed: {value[:100]!r}")
+        return
+    # A file may stand for a device that could not be made, and for nothing else.
+    kind = stat.S_IFMT(st.st_mode)
+    stand_in = kind == stat.S_IFREG and noted.kind not in (stat.S_IFDIR, stat.S_IFLNK)
+    if noted.kind and noted.kind != kind and not stand_in:
+        yield Finding(where, "the noted owner is of something else than what is there")

@@ -1,0 +1,125 @@
+"""Free what nothing refers to: blobs, unpacked layers, and what died halfway.
+
+Everything that index.json names, through indexes and manifests down to configurations and layers, stays; so does every
+unpacked layer of those images, and every one that the caller says is in use (containers). The rest goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from layers import config as configs
+from layers import digest as digests
+from layers.digest import Digest
+from layers.errors import LayerError, NotFound
+from layers.manifest import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index
+from layers.store import Store
+
+_ALGORITHMS: Final = ("sha256", "sha512")
+
+
+@dataclass(slots=True)
+class Freed:
+    """What was removed."""
+
+    blobs: list[Digest] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)  # keys of unpacked layers
+    size: int = 0  # of the blobs
+
+
+class Busy(LayerError):  # noqa: N818 - reads as what it says
+    """Somebody is adding to the store."""
+
+
+def collect(store: Store, in_use: Iterable[str] = ()) -> Freed:
+    """Remove what is not reachable. `in_use` are directories of unpacked layers that must stay.
+
+    A process that is killed meanwhile leaves less garbage, and nothing else. Raises: Busy; Refused when something that
+    is named cannot be read, for then nobody can tell what it refers to.
+    """
+    lock = store.try_alone()
+    if lock is None:
+        why = "somebody is adding images"
+        raise Busy("freeing space", store.root, why, hint="try again when the pull, load or commit has ended")
+    try:
+        blobs, keys = reachable(store)
+        keys |= {os.path.basename(os.path.dirname(os.path.normpath(path))) for path in in_use}
+        freed = Freed()
+        _remove_layers(store, keys, freed)
+        _remove_blobs(store, blobs, freed)
+        _sweep(store)
+        return freed
+    finally:
+        os.close(lock)
+
+
+def reachable(store: Store) -> tuple[set[Digest], set[str]]:
+    """The blobs that names lead to, and the keys under which their layers may be unpacked."""
+    blobs: set[Digest] = set()
+    keys: set[str] = set()
+    todo: list[Descriptor] = [image.descriptor for image in store.named()]
+    while todo:
+        descriptor = todo.pop()
+        if descriptor.digest in blobs:
+            continue
+        blobs.add(descriptor.digest)
+        if descriptor.media_type in INDEX_TYPES + MANIFEST_TYPES:
+            todo += _referred(store, descriptor)
+        elif descriptor.media_type in CONFIG_TYPES:
+            keys.update(_keys(store, descriptor))
+    return blobs, keys
+
+
+def _referred(store: Store, descriptor: Descriptor) -> list[Descriptor]:
+    try:
+        item = store.read_manifest(descriptor)
+    except NotFound:
+        return []  # an image of another platform that was never fetched
+    if isinstance(item, Index):
+        return list(item.manifests)
+    return [item.config, *item.layers, *([item.subject] if item.subject is not None else [])]
+
+
+def _keys(store: Store, descriptor: Descriptor) -> Iterator[str]:
+    try:
+        config = configs.parse(store.read_blob(descriptor.digest))
+    except NotFound:
+        return
+    chain: Digest | None = None
+    for diff_id in config.diff_ids:
+        chain = digests.chain(chain, diff_id)
+        yield digests.encoded(diff_id)
+        yield digests.encoded(chain)
+
+
+def _remove_layers(store: Store, keys: set[str], freed: Freed) -> None:
+    for key in sorted(os.listdir(store.layers)):
+        if key not in keys:
+            store.discard(os.path.join(store.layers, key))
+            freed.layers.append(key)
+
+
+def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed) -> None:
+    for algorithm in _ALGORITHMS:
+        directory = os.path.join(store.images, "blobs", algorithm)
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+        for name in sorted(names):
+            digest = Digest(f"{algorithm}:{name}")
+            if digest not in blobs:
+                path = os.path.join(directory, name)
+                with contextlib.suppress(FileNotFoundError):
+                    freed.size += os.stat(path).st_size
+                    os.unlink(path)
+                    freed.blobs.append(digest)
+
+
+def _sweep(store: Store) -> None:
+    """What died halfway. Nobody is adding, so nobody owns any of it."""
+    store.sweep_aside()
+    for name in os.listdir(store.partial):
+        os.unlink(os.path.join(store.partial, name))
+    store.sweep_locks()

@@ -1,0 +1,424 @@
+"""Images of a store: fetch them, make their layers ready for a union, send them away.
+
+Ties together the rooms of this house: registry, store, unpacked layers. What a union needs of an image is `resolve`.
+`making` makes new images, `archive` reads and writes them as files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import trio
+
+from layers import config as configs
+from layers import credentials as known_credentials
+from layers import digest as digests
+from layers import manifest as manifests
+from layers import reference as references
+from layers import unpacked
+from layers.attributes import Options
+from layers.compression import Counted
+from layers.config import ImageConfig
+from layers.digest import Digest
+from layers.endpoints import Endpoint, Wishes, endpoints
+from layers.errors import LayerError, NotFound, Refused
+from layers.manifest import Descriptor, Index, Manifest, Platform
+from layers.progress import Progress, Silent
+from layers.reference import Reference
+from layers.registry import Registry
+from layers.session import Session
+from layers.store import Store
+
+_TRANSFERS: Final = 3  # at once, as Docker has it: more only share the same line
+_ASK_AGAIN_S: Final = 0.1  # while another process fetches the same blob
+
+
+class Resolved(NamedTuple):
+    """An image, ready to be mounted."""
+
+    config: ImageConfig
+    lowers: list[str]  # directories of its layers, top first
+    descriptor: Descriptor  # of its manifest
+
+
+class Pulled(NamedTuple):
+    """What a pull brought."""
+
+    reference: Reference
+    digest: Digest  # of the manifest
+    new: bool  # the name was not there, or was another image
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How registries are asked."""
+
+    wishes: Wishes = field(default_factory=Wishes)
+    credentials: known_credentials.Credentials | None = None  # None: those of the usual files
+    pause_s: float = 0.5  # before the first retry
+
+
+def resolve(store: Store, text: str, options: Options | None = None, progress: Progress | None = None) -> Resolved:
+    """The image of this name, id or digest, its layers unpacked. Nothing is fetched.
+
+    Raises: NotFound when it is not in the store, Refused when it is damaged or of another kind.
+    """
+    image = store.find(text)
+    with store.adding():
+        return make_ready(store, image.descriptor, options or Options(), progress or Silent())
+
+
+def read(
+    store: Store, descriptor: Descriptor, platform: Platform | None = None
+) -> tuple[Descriptor, Manifest, ImageConfig]:
+    """The manifest and configuration that a descriptor leads to, of an index those for the platform."""
+    item = store.read_manifest(descriptor)
+    if isinstance(item, Index):
+        chosen = manifests.choose(item, platform or manifests.own_platform(), descriptor.digest)
+        item = store.read_manifest(chosen)
+        descriptor = chosen
+    if isinstance(item, Index):
+        raise Refused("reading an image", descriptor.digest, "an index within an index")
+    return descriptor, item, config_of(item, store.read_blob(item.config.digest))
+
+
+def config_of(item: Manifest, data: bytes) -> ImageConfig:
+    """The configuration of an image, compared with its manifest. Raises: Refused."""
+    if item.config.media_type not in manifests.CONFIG_TYPES:
+        kind = item.artifact_type or item.config.media_type
+        raise Refused("reading an image", "", f"not a container image but {kind[:100]!r}")
+    config = configs.parse(data)
+    if len(config.diff_ids) != len(item.layers):
+        why = f"the manifest has {len(item.layers)} layers, the configuration {len(config.diff_ids)}"
+        raise Refused("reading an image", "", why)
+    return config
+
+
+def make_ready(store: Store, descriptor: Descriptor, options: Options, progress: Progress) -> Resolved:
+    """Unpack the layers of an image that are not. Preconditions: within `store.adding`."""
+    descriptor, item, config = read(store, descriptor)
+    lowers: list[str] = []
+    chain: Digest | None = None
+    for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
+        chain = digests.chain(chain, diff_id)
+        found = unpacked.find(store, diff_id, chain)
+        if found is None:
+            pending = unpacked.Pending(store, options)
+            _run(pending, store, layer, diff_id, progress, lambda: False)
+            found = pending.place(chain, lowers)
+        lowers.insert(0, found.directory)
+    return Resolved(config, lowers, descriptor)
+
+
+def unpacked_layers(store: Store, descriptor: Descriptor) -> list[unpacked.Layer]:
+    """The layers of an image that are unpacked, bottom first."""
+    _, _, config = read(store, descriptor)
+    chain: Digest | None = None
+    found = []
+    for diff_id in config.diff_ids:
+        chain = digests.chain(chain, diff_id)
+        layer = unpacked.find(store, diff_id, chain)
+        if layer is not None:
+            found.append(layer)
+    return found
+
+
+async def pull(
+    store: Store,
+    text: str,
+    *,
+    platform: Platform | None = None,
+    remote: Remote | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Fetch an image and unpack its layers, several at once; then name it.
+
+    What is there already is not fetched again, what a broken pull left is taken up. Raises: LayerError and its kinds;
+    the store then has no new name, and nothing half.
+    """
+    reference = references.parse(text)
+    work = _Pull(store, reference, options or Options(), progress or Silent())
+    with store.adding():
+        async with opened(reference, remote or Remote()) as registries:
+            descriptor = await work.run(registries, platform or manifests.own_platform())
+        name = str(reference)
+        before = next((image.descriptor.digest for image in store.named() if image.name == name), None)
+        store.tag(descriptor, name)
+    return Pulled(reference, descriptor.digest, before != descriptor.digest)
+
+
+async def push(
+    store: Store,
+    text: str,
+    destination: str | None = None,
+    *,
+    remote: Remote | None = None,
+    progress: Progress | None = None,
+) -> Digest:
+    """Send an image to a registry, under its own name or as `destination`. Raises: LayerError and its kinds."""
+    image = store.find(text)
+    reference = references.parse(destination or image.name or text)
+    if reference.digest is not None:
+        raise LayerError("pushing", str(reference), "a digest cannot be chosen", hint="name a tag: NAME:TAG")
+    origins = _origins(store, reference)
+    async with opened(reference, remote or Remote(), to_push=True) as registries:
+        registry = registries[0]
+        item = store.read_manifest(image.descriptor)
+        if isinstance(item, Index):
+            for entry in item.manifests:
+                await _push_manifest(store, registry, entry, entry.digest, origins, progress or Silent())
+            data = store.read_blob(image.descriptor.digest)
+            return await registry.put_manifest(reference.target, data, item.media_type)
+        target = reference.target
+        return await _push_manifest(store, registry, image.descriptor, target, origins, progress or Silent())
+
+
+@asynccontextmanager
+async def opened(reference: Reference, remote: Remote, *, to_push: bool = False) -> AsyncIterator[list[Registry]]:
+    """The places that have a repository, the first to be asked first."""
+    async with AsyncExitStack() as stack:
+        registries = []
+        for endpoint in endpoints(reference, remote.wishes, to_push=to_push):
+            credentials = remote.credentials or credentials_for(endpoint)
+            session = Session(endpoint, credentials, pause_s=remote.pause_s)
+            registries.append(Registry(await stack.enter_async_context(session), endpoint.repository))
+        yield registries
+
+
+def credentials_for(endpoint: Endpoint) -> known_credentials.Credentials | None:
+    """What the usual files have for an endpoint."""
+    return known_credentials.find(endpoint.registry, endpoint.repository)
+
+
+async def at_once(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run jobs at the same time; the first failure ends the others and is raised as it is."""
+    failures: list[BaseException] = []
+
+    async def run(job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await job()
+        except (LayerError, OSError) as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(run, job)
+    if failures:
+        raise failures[0]
+
+
+class _Pull:
+    """One pull. Layers are fetched and unpacked side by side, and put in place from the bottom up."""
+
+    def __init__(self, store: Store, reference: Reference, options: Options, progress: Progress) -> None:
+        self.store = store
+        self.reference = reference
+        self.options = options
+        self.progress = progress
+        self.transfers = trio.CapacityLimiter(_TRANSFERS)
+        self.unpacking = trio.CapacityLimiter(max(os.cpu_count() or 1, 1))
+        self.pending: dict[Digest, unpacked.Pending] = {}  # by diff id
+        self.failed = False
+
+    async def run(self, registries: Sequence[Registry], platform: Platform) -> Descriptor:
+        registry, descriptor, data = await self._manifest(registries)
+        item = manifests.parse(data, descriptor.media_type)
+        if isinstance(item, Index):
+            chosen = manifests.choose(item, platform, self.reference.familiar)
+            descriptor, data = await registry.manifest(chosen.digest)
+            if chosen.size != descriptor.size:
+                raise Refused("pulling", self.reference.familiar, "the index says another size of the manifest")
+            descriptor = replace(descriptor, platform=chosen.platform)
+            item = manifests.parse(data, descriptor.media_type)
+        if isinstance(item, Index):
+            raise Refused("pulling", self.reference.familiar, "an index within an index")
+        if item.config.media_type in manifests.CONFIG_TYPES and item.config.size > manifests.MAX_MANIFEST:
+            raise Refused("pulling", self.reference.familiar, f"a configuration of {item.config.size} bytes")
+        for layer in item.layers:
+            _ = layer.compression  # unknown kinds are refused before anything is fetched
+        sources = registries[registries.index(registry) :]
+        if item.config.media_type not in manifests.CONFIG_TYPES:
+            config_of(item, b"")
+        await self._bring(sources, item.config)
+        config = config_of(item, self.store.read_blob(item.config.digest))
+        self.store.put(data)
+        try:
+            await self._layers(sources, item, config)
+        finally:
+            for left in self.pending.values():
+                await trio.to_thread.run_sync(left.drop)
+        return descriptor
+
+    async def _manifest(self, registries: Sequence[Registry]) -> tuple[Registry, Descriptor, bytes]:
+        """From the first place that has it."""
+        for registry in registries[:-1]:
+            try:
+                return registry, *await registry.manifest(self.reference.target)
+            except LayerError:
+                continue  # a mirror that does not answer, or has no such image
+        registry = registries[-1]
+        return registry, *await registry.manifest(self.reference.target)
+
+    async def _layers(self, sources: Sequence[Registry], item: Manifest, config: ImageConfig) -> None:
+        wanted: dict[Digest, Descriptor] = {}
+        chains: list[Digest] = []
+        for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
+            chains.append(digests.chain(chains[-1] if chains else None, diff_id))
+            wanted.setdefault(diff_id, layer)
+        missing = {
+            diff_id
+            for diff_id, chain in zip(config.diff_ids, chains, strict=True)
+            if unpacked.find(self.store, diff_id, chain) is None
+        }
+
+        def job(diff_id: Digest, layer: Descriptor) -> Callable[[], Awaitable[None]]:
+            async def run() -> None:
+                try:
+                    await self._bring(sources, layer)
+                    if diff_id in missing:
+                        async with self.unpacking:
+                            await self._unpack(layer, diff_id)
+                except BaseException:
+                    self.failed = True
+                    raise
+
+            return run
+
+        # Layers that only the manifest repeats under another compression are fetched too: they belong to the image.
+        extra = [layer for layer in item.layers if layer not in wanted.values()]
+        jobs = [job(diff_id, layer) for diff_id, layer in wanted.items()]
+        jobs += [_bringing(self, sources, layer) for layer in extra]
+        await at_once(jobs)
+        await trio.to_thread.run_sync(self._place, item, config, chains)
+
+    async def _unpack(self, layer: Descriptor, diff_id: Digest) -> None:
+        pending = self.pending[diff_id] = unpacked.Pending(self.store, self.options)
+        await trio.to_thread.run_sync(_run, pending, self.store, layer, diff_id, self.progress, lambda: self.failed)
+
+    def _place(self, item: Manifest, config: ImageConfig, chains: Sequence[Digest]) -> None:
+        lowers: list[str] = []
+        for layer, diff_id, chain in zip(item.layers, config.diff_ids, chains, strict=True):
+            found = unpacked.find(self.store, diff_id, chain)
+            if found is None:
+                pending = self.pending.pop(diff_id, None)
+                if pending is None:  # the same layer once more, which looks different on other layers
+                    pending = unpacked.Pending(self.store, self.options)
+                    _run(pending, self.store, layer, diff_id, self.progress, lambda: False)
+                found = pending.place(chain, lowers)
+            lowers.insert(0, found.directory)
+
+    async def _bring(self, sources: Sequence[Registry], blob: Descriptor) -> None:
+        """Have a blob in the store, fetched by us or by another process."""
+        key = digests.short(blob.digest)
+        while not self.store.has(blob.digest, blob.size):
+            lock = self.store.try_blob(blob.digest)
+            if lock is None:
+                await trio.sleep(_ASK_AGAIN_S)
+                continue
+            try:
+                if not self.store.has(blob.digest, blob.size):
+                    async with self.transfers:
+                        self.progress.begin(key, "pulling", blob.size)
+                        await self._fetch(sources, blob, key)
+            finally:
+                os.close(lock)
+
+    async def _fetch(self, sources: Sequence[Registry], blob: Descriptor, key: str) -> None:
+        with self.store.open_partial(blob.digest) as file:
+            for source in sources:
+                try:
+                    await source.fetch(blob, file, lambda count: self.progress.advance(key, count))
+                    break
+                except LayerError:
+                    if source is sources[-1]:
+                        raise
+        await trio.to_thread.run_sync(self.store.put_file, self.store.partial_path(blob.digest), blob.digest)
+        self.progress.end(key, "pulled")
+
+
+def _bringing(pull_: _Pull, sources: Sequence[Registry], layer: Descriptor) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        await pull_._bring(sources, layer)
+
+    return run
+
+
+def _run(
+    pending: unpacked.Pending,
+    store: Store,
+    layer: Descriptor,
+    diff_id: Digest,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> None:
+    """Unpack one layer, on any thread, until `stopped` says that nobody wants it any more."""
+    key = digests.short(layer.digest)
+    _ = layer.compression  # an unknown kind is refused
+    progress.begin(key, "unpacking", layer.size)
+
+    def tell(count: int) -> None:
+        if stopped():
+            raise LayerError("unpacking a layer", layer.digest, "another layer failed")
+        progress.advance(key, count)
+
+    try:
+        with store.open_blob(layer.digest) as blob:
+            pending.run(Counted(blob, tell), diff_id)
+    except LayerError as error:
+        if error.subject or isinstance(error, NotFound):
+            raise
+        raise type(error)(error.what, layer.digest, error.why, hint=error.hint) from None
+    progress.end(key, "done")
+
+
+def _origins(store: Store, reference: Reference) -> dict[Digest, str]:
+    """Which other repository of the same registry has a blob, as far as the store knows."""
+    found: dict[Digest, str] = {}
+    for image in store.named():
+        try:
+            other = references.parse(image.name)
+            item = store.read_manifest(image.descriptor)
+        except LayerError:
+            continue
+        if other.registry == reference.registry and isinstance(item, Manifest):
+            for blob in (item.config, *item.layers):
+                found.setdefault(blob.digest, other.repository)
+    return found
+
+
+async def _push_manifest(
+    store: Store,
+    registry: Registry,
+    descriptor: Descriptor,
+    target: str,
+    origins: dict[Digest, str],
+    progress: Progress,
+) -> Digest:
+    data = store.read_blob(descriptor.digest)
+    item = manifests.parse(data, descriptor.media_type)
+    if isinstance(item, Index):
+        raise Refused("pushing", descriptor.digest, "an index within an index")
+    transfers = trio.CapacityLimiter(_TRANSFERS)
+
+    def job(blob: Descriptor) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            key = digests.short(blob.digest)
+            async with transfers:
+                with store.open_blob(blob.digest) as file:
+                    progress.begin(key, "pushing", blob.size)
+                    outcome = await registry.push_blob(
+                        blob, file, lambda count: progress.advance(key, count), origins.get(blob.digest, "")
+                    )
+                    progress.end(key, outcome)
+
+        return run
+
+    blobs = {blob.digest: blob for blob in (*item.layers, item.config)}
+    await at_once([job(blob) for blob in blobs.values()])
+    return await registry.put_manifest(target, data, item.media_type)

@@ -1,0 +1,207 @@
+"""Directories -> a layer: which entries it has, in a fixed order, and how they get into a tar.
+
+Knows trees, differences and `tarwrite`. Three ways to make the entries of a layer:
+
+    layer_items      a layer directory as it is, its whiteouts in whatever dialect becoming OCI's
+    merged_items     all that a stack of directories shows, without whiteouts
+    change_items     what makes one stack out of another (`diff`): commit, and squash of some layers
+
+Equal trees give equal bytes: names are sorted, times later than SOURCE_DATE_EPOCH are set back to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Final, NamedTuple
+
+from layers import diff
+from layers.beneath import Path
+from layers.digest import Digest
+from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.errors import LayerError
+from layers.tarwrite import TarWriter
+from layers.tree import Branch, Node, Place, View, target, xattrs
+from unionfs import markers
+
+_BLOCK: Final = 512  # unit of st_blocks (stat(2))
+
+
+class Item(NamedTuple):
+    """An entry and where the data of a file are."""
+
+    entry: Entry
+    data: Place | None = None
+
+
+class Packed(NamedTuple):
+    """A layer that was written."""
+
+    digest: Digest
+    diff_id: Digest
+    size: int  # as written
+    tar_size: int
+    entries: int
+
+
+def source_date_epoch() -> int | None:
+    """$SOURCE_DATE_EPOCH in seconds (reproducible-builds.org). Raises LayerError when it is not a number."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if text and not (text.isdecimal() and text.isascii()):
+        raise LayerError("packing", "SOURCE_DATE_EPOCH", f"{text[:40]!r} is not a number of seconds")
+    return int(text) if text else None
+
+
+def pack(
+    items: Iterable[Item],
+    sink: IO[bytes],
+    compression: str,
+    *,
+    epoch: int | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> Packed:
+    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `tell` is told of bytes of files read.
+
+    Raises: OSError as the disk does, LayerError for what no tar can hold.
+    """
+    writer = TarWriter(sink, compression, tell)
+    latest = None if epoch is None else epoch * 10**9
+    count = 0
+    for item in items:
+        entry = item.entry
+        if latest is not None and entry.mtime_ns > latest:
+            entry = entry._replace(mtime_ns=latest)
+        if item.data is None:
+            writer.add(entry)
+        else:
+            fd = _open(item.data)
+            try:
+                writer.add(_with_holes(entry, fd), fd)
+            finally:
+                os.close(fd)
+        count += 1
+    digest, diff_id = writer.close()
+    return Packed(digest, diff_id, writer.size, writer.tar_size, count)
+
+
+def layer_items(branch: Branch) -> Iterator[Item]:
+    """A layer directory as it is. Raises: LayerError for marks that an image cannot have: redirects, metacopy."""
+    view = View([branch])
+    links: dict[tuple[int, int], Path] = {}
+    for path, node in view.walk():
+        if node.is_dir:
+            yield from _directory_with_marks(branch, path, node)
+        else:
+            if node.data == node.place and _is_metacopy(node):
+                raise _incomplete(path, "its data are in a layer beneath (metacopy)")
+            yield from _items(path, node, links)
+
+
+def merged_items(view: View) -> Iterator[Item]:
+    """All that a view shows."""
+    links: dict[tuple[int, int], Path] = {}
+    for path, node in view.walk():
+        yield from _items(path, node, links)
+
+
+def change_items(old: View, new: View, changes: Iterable[diff.Change]) -> Iterator[Item]:
+    """What makes `new` out of `old`; `changes` are their differences.
+
+    Directories that only lead to a change are in it too, with all they are, so that nobody has to guess their owner.
+    """
+    links: dict[tuple[int, int], Path] = {}
+    for change in changes:
+        if change.kind == diff.EQUAL:
+            continue
+        if change.new is None:
+            yield Item(Entry(change.path, WHITEOUT))
+            continue
+        yield from _items(change.path, change.new, links)
+
+
+def _directory_with_marks(branch: Branch, path: Path, node: Node) -> Iterator[Item]:
+    scan = branch.scan(path)
+    if scan.redirect is not None:
+        raise _incomplete(path, f"its content is in a layer beneath, at {os.fsdecode(scan.redirect)!r} (redirect)")
+    yield Item(_entry(path, node))
+    if scan.opaque:
+        yield Item(Entry(path, OPAQUE))
+    for name in sorted(scan.whiteouts.keys() - scan.entries.keys()):
+        yield Item(Entry((*path, name), WHITEOUT))
+    for name in sorted(scan.whiteouts.keys() & scan.entries.keys()):
+        if stat.S_ISDIR(scan.entries[name].st_mode) and not branch.scan((*path, name)).opaque:
+            yield Item(Entry((*path, name), OPAQUE))
+
+
+def _items(path: Path, node: Node, links: dict[tuple[int, int], Path]) -> Iterator[Item]:
+    """The entry of a node; the second and later names of a file become links to the first. None for a socket: nobody
+    listens to it in another container, and no tar can hold it."""
+    if node.kind == stat.S_IFSOCK:
+        return
+    if not node.is_dir and node.nlink > 1:
+        first = links.setdefault(node.inode, path)
+        if first != path:
+            yield Item(Entry(path, LINK, node.mode, node.uid, node.gid, node.mtime_ns, link=first))
+            return
+    yield Item(_entry(path, node), node.data if node.kind == stat.S_IFREG and node.size else None)
+
+
+def _entry(path: Path, node: Node) -> Entry:
+    return Entry(
+        path,
+        DIRECTORY if node.is_dir else node.kind,
+        node.mode if node.kind != SYMLINK else 0o777,
+        node.uid,
+        node.gid,
+        node.mtime_ns,
+        node.size if node.kind == FILE else 0,
+        target(node) if node.kind == SYMLINK else b"",
+        (),
+        node.device,
+        tuple(sorted(xattrs(node).items())),
+    )
+
+
+def _is_metacopy(node: Node) -> bool:
+    if node.kind != stat.S_IFREG or not node.size:
+        return False
+    found = node.place.branch.xattrs(node.place.path)
+    return any(mark in found for mark in markers.METACOPY_XATTRS)
+
+
+def _incomplete(path: Path, why: str) -> LayerError:
+    hint = "pack it together with the layers beneath: layers squash TOP ... BOTTOM"
+    return LayerError("packing", os.fsdecode(b"/".join(path)), why, hint=hint)
+
+
+def _open(place: Place) -> int:
+    path_fd = place.branch.open_path(place.path)
+    try:
+        return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(path_fd)
+
+
+def _with_holes(entry: Entry, fd: int) -> Entry:
+    """The entry with the size that the file has now, and where its data are when there are holes between them."""
+    st = os.fstat(fd)
+    entry = entry._replace(size=st.st_size)
+    if st.st_blocks * _BLOCK >= st.st_size:
+        return entry
+    extents = []
+    at = 0
+    try:
+        while at < st.st_size:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, begin, os.SEEK_HOLE), st.st_size)
+            extents.append((begin, at - begin))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return entry  # a filesystem that knows no holes
+        if error.errno != errno.ENXIO:
+            raise
+    if extents == [(0, st.st_size)]:
+        return entry
+    return entry._replace(extents=tuple(extents))

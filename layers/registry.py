@@ -1,0 +1,227 @@
+"""The distribution API: manifests, blobs, uploads, tags, catalog, referrers of one registry.
+
+OCI distribution specification 1.1. Knows digests and descriptors, and `session` for HTTP. Does not know the store:
+blobs come from and go to files that the caller has opened.
+
+What arrives is believed only as far as its digest: sizes, ranges and headers that a registry says are compared, and a
+blob that is not what was asked for is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import IO, Final
+from urllib.parse import quote, urlencode
+
+import httpx
+
+from layers import digest as digests
+from layers import manifest as manifests
+from layers.digest import Digest
+from layers.errors import Malformed, NotFound, Refused, RegistryError
+from layers.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, OCI_INDEX, Descriptor, Index
+from layers.session import Session
+from layers.transfer import CHUNK, Told, Upload, download
+
+_PAGE: Final = 500  # names asked for at once; registries may send fewer
+_PAGES_MAX: Final = 10_000
+_ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
+
+EXISTS: Final = "exists"
+MOUNTED: Final = "mounted"
+PUSHED: Final = "pushed"
+
+
+class Registry:
+    """One repository of one registry."""
+
+    def __init__(self, session: Session, repository: str, *, chunk: int = CHUNK) -> None:
+        self.session = session
+        self.repository = repository
+        self._chunk = chunk
+        self._pull = f"repository:{repository}:pull"
+        self._push = f"repository:{repository}:pull,push"
+
+    # -- manifests --
+
+    async def manifest(self, target: str) -> tuple[Descriptor, bytes]:
+        """The manifest or index of a tag or digest, verified. Raises: NotFound, Refused, RegistryError."""
+        answer = await self.session.request(
+            "GET",
+            self._url("manifests", target),
+            scope=self._pull,
+            headers={"Accept": _ACCEPT},
+            limit=MAX_MANIFEST,
+        )
+        shown = f"{self.repository}@{target}" if ":" in target else f"{self.repository}:{target}"
+        self.session.expect(answer, "pulling", shown, 200)
+        data = answer.content
+        wanted = Digest(target) if ":" in target else _claimed(answer)
+        actual = digests.of(data)
+        if wanted is not None:
+            hash_ = digests.hasher(wanted)
+            hash_.update(data)
+            actual = digests.finished(wanted, hash_)
+            if actual != wanted:
+                raise Refused("pulling", shown, f"the registry sent another manifest, {actual}, than {wanted}")
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        item = manifests.parse(data, media_type)
+        return Descriptor(item.media_type, actual, len(data)), data
+
+    async def has_manifest(self, target: str) -> Digest | None:
+        """The digest of what a tag is now; None when there is none."""
+        url = self._url("manifests", target)
+        answer = await self.session.request("HEAD", url, scope=self._pull, headers={"Accept": _ACCEPT})
+        return _claimed(answer) if answer.status_code == 200 else None
+
+    async def put_manifest(self, target: str, data: bytes, media_type: str) -> Digest:
+        """Store a manifest or index under a tag or its digest. Raises: RegistryError, AuthError."""
+        shown = f"{self.repository}:{target}"
+        answer = await self.session.request(
+            "PUT",
+            self._url("manifests", target),
+            scope=self._push,
+            headers={"Content-Type": media_type},
+            content=data,
+        )
+        self.session.expect(answer, "pushing", shown, 201, 202)
+        digest = digests.of(data)
+        claimed = _claimed(answer)
+        if claimed is not None and claimed != digest:
+            raise Refused("pushing", shown, f"the registry says it stored {claimed}, we sent {digest}")
+        item = manifests.parse(data, media_type)
+        subject = None if isinstance(item, Index) else item.subject
+        if subject is not None and "OCI-Subject" not in answer.headers:
+            await self._add_referrer(subject.digest, _as_referrer(data, media_type))
+        return digest
+
+    # -- blobs --
+
+    async def has_blob(self, digest: Digest) -> bool:
+        """Whether the repository has the blob. Raises: RegistryError, AuthError."""
+        answer = await self.session.request("HEAD", self._url("blobs", digest), scope=self._pull)
+        if answer.status_code == 404:
+            return False
+        self.session.expect(answer, "asking for a blob", digest, 200)
+        return True
+
+    async def fetch(self, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+        """Bring `file` to hold the blob; see `transfer.download`."""
+        await download(self.session, self._url("blobs", blob.digest), self._pull, blob, file, told)
+
+    async def push_blob(self, blob: Descriptor, file: IO[bytes], told: Told, mount_from: str = "") -> str:
+        """Bring a blob into the repository. How that came about: "exists", "mounted" or "pushed".
+
+        `mount_from` is another repository of the same registry that may have it. Raises: RegistryError, AuthError.
+        """
+        if await self.has_blob(blob.digest):
+            return EXISTS
+        scope = self._push
+        query = ""
+        if mount_from and mount_from != self.repository:
+            scope += f" repository:{mount_from}:pull"
+            query = "?" + urlencode({"mount": blob.digest, "from": mount_from})
+        begin = f"/v2/{self.repository}/blobs/uploads/"
+        answer = await self.session.request("POST", begin + query, scope=scope, content=b"")
+        if answer.status_code == 201 and query:
+            return MOUNTED
+        self.session.expect(answer, "pushing a blob", blob.digest, 202)
+        upload = Upload(self.session, begin, scope, blob, file, told, self._chunk)
+        if not await upload.run(answer):
+            return EXISTS
+        return PUSHED
+
+    # -- lists --
+
+    async def tags(self) -> AsyncIterator[str]:
+        """All tags of the repository. Raises: NotFound, RegistryError, AuthError."""
+        async for tag in self._listed(f"/v2/{self.repository}/tags/list", "tags", self._pull):
+            yield tag
+
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """What refers to a manifest: signatures and the like; by the API, or where there is none by the tag
+        (distribution specification, "Referrers Tag Schema")."""
+        query = "?" + urlencode({"artifactType": artifact_type}) if artifact_type else ""
+        url = f"/v2/{self.repository}/referrers/{digest}{query}"
+        answer = await self.session.request("GET", url, scope=self._pull, limit=MAX_MANIFEST)
+        if answer.status_code == 404:
+            found = (await self._referrers_by_tag(digest)).manifests
+        else:
+            self.session.expect(answer, "listing referrers", digest, 200)
+            item = manifests.parse(answer.content, OCI_INDEX)
+            if not isinstance(item, Index):
+                raise Refused("listing referrers", digest, "the registry sent no index")
+            found = item.manifests
+        return tuple(entry for entry in found if artifact_type in ("", entry.artifact_type))
+
+    async def _referrers_by_tag(self, digest: Digest) -> Index:
+        try:
+            _, data = await self.manifest(_referrers_tag(digest))
+        except NotFound:
+            return Index(OCI_INDEX, ())
+        item = manifests.parse(data)
+        return item if isinstance(item, Index) else Index(OCI_INDEX, ())
+
+    async def _add_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+        known = await self._referrers_by_tag(subject)
+        if any(entry.digest == referrer.digest for entry in known.manifests):
+            return
+        index = Index(OCI_INDEX, (*known.manifests, referrer))
+        await self.put_manifest(_referrers_tag(subject), manifests.to_json(index), OCI_INDEX)
+
+    async def _listed(self, path: str, key: str, scope: str) -> AsyncIterator[str]:
+        async for item in listed(self.session, path, key, scope):
+            yield item
+
+    def _url(self, kind: str, target: str) -> str:
+        return f"/v2/{self.repository}/{kind}/{quote(target, safe=':')}"
+
+
+async def catalog(session: Session) -> AsyncIterator[str]:
+    """The repositories of a registry, where it tells them. Raises: NotFound, RegistryError, AuthError."""
+    async for name in listed(session, "/v2/_catalog", "repositories", "registry:catalog:*"):
+        yield name
+
+
+async def listed(session: Session, path: str, key: str, scope: str) -> AsyncIterator[str]:
+    """The items of a list that comes in pages (distribution specification, "Listing Tags")."""
+    url = f"{path}?n={_PAGE}"
+    seen: set[str] = set()
+    while url not in seen:
+        if len(seen) >= _PAGES_MAX:
+            raise RegistryError("listing", path, f"more than {_PAGES_MAX} pages")
+        seen.add(url)
+        answer = await session.request("GET", url, scope=scope, limit=MAX_MANIFEST)
+        session.expect(answer, "listing", path.removeprefix("/v2/"), 200)
+        items = manifests.load_json(answer.content, "reading a list").get(key) or []
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise Refused("reading a list", path, f"{key} is not a list of texts")
+        for item in items:
+            yield item
+        following = answer.links.get("next", {}).get("url")
+        if following is None:
+            return
+        url = str(httpx.URL(path).join(following))
+        if not url.startswith(path):
+            raise Refused("reading a list", path, f"it goes on elsewhere, at {url[:200]}")
+
+
+def _claimed(answer: httpx.Response) -> Digest | None:
+    """The digest that the registry says its answer has."""
+    text = answer.headers.get("Docker-Content-Digest")
+    try:
+        return None if text is None else digests.parse(text)
+    except Malformed:
+        return None
+
+
+def _referrers_tag(digest: Digest) -> str:
+    return f"{digests.algorithm(digest)}-{digests.encoded(digest)[:64]}"
+
+
+def _as_referrer(data: bytes, media_type: str) -> Descriptor:
+    """The entry of an index for a manifest that has a subject (distribution specification, "Pushing Manifests")."""
+    item = manifests.parse(data, media_type)
+    assert not isinstance(item, Index)
+    kind = item.artifact_type or item.config.media_type
+    return Descriptor(media_type, digests.of(data), len(data), item.annotations, artifact_type=kind)

@@ -1,0 +1,343 @@
+"""Where images are kept: an OCI image layout, and beside it what is private to us. Blobs and names; no layers unpacked.
+
+    ROOT/images/                  OCI image layout (image-layout.md): other tools read and write it in place
+        oci-layout  index.json    index.json names the images: annotation org.opencontainers.image.ref.name
+        blobs/sha256/HEX          whole and verified, or not there
+    ROOT/layers/                  unpacked layers (see `unpacked`)
+    ROOT/partial/HEX              downloads that are not complete; they are taken up again
+    ROOT/aside/                   what is being built or removed; swept by gc
+    ROOT/locks/                   one for the whole store, one for index.json, one for each blob under way
+
+Whoever adds something holds the store's lock shared, from before the first blob until the name is in index.json; gc
+holds it alone. So gc never meets a blob that is about to be named. index.json is replaced as a whole.
+
+Names are written in full (docker.io/library/debian:12). A name another tool wrote is found as it was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import IO, Final, NamedTuple
+
+from layers import digest as digests
+from layers import manifest as manifests
+from layers import reference as references
+from layers.beneath import remove_tree
+from layers.digest import Digest
+from layers.errors import LayerError, Malformed, NotFound, Refused
+from layers.locks import locked, try_lock
+from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
+
+_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
+_READ: Final = 1 << 20
+_PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's reach
+
+
+def default_root(environment: Mapping[str, str] = os.environ) -> str:
+    """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs: where containers are, too."""
+    if named := environment.get("UNIONFS_ROOT"):
+        return os.path.abspath(named)
+    base = environment.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(base, "unionfs")
+
+
+class Named(NamedTuple):
+    """An image of the store: its name as written (empty: none), and what it refers to."""
+
+    name: str
+    descriptor: Descriptor
+
+
+class Store:
+    """The images of one root directory. Several processes may use it at once."""
+
+    def __init__(self, root: str) -> None:
+        self.root: Final = os.path.abspath(root)
+        self.images: Final = os.path.join(self.root, "images")
+        self.layers: Final = os.path.join(self.root, "layers")
+        self.partial: Final = os.path.join(self.root, "partial")
+        self.aside: Final = os.path.join(self.root, "aside")
+        self._locks: Final = os.path.join(self.root, "locks")
+        self._index: Final = os.path.join(self.images, "index.json")
+
+    def prepare(self) -> None:
+        """Make the directories that are missing. Raises: OSError as the disk does."""
+        for directory in (self.layers, self.partial, self.aside, self._locks):
+            os.makedirs(directory, _PRIVATE, exist_ok=True)
+        os.makedirs(os.path.join(self.images, "blobs", "sha256"), 0o755, exist_ok=True)
+        layout = os.path.join(self.images, "oci-layout")
+        if not os.path.exists(layout):
+            self._replace(layout, _LAYOUT)
+        with self._index_locked():
+            if not os.path.exists(self._index):
+                self._write_index(())
+
+    # -- locks --
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Around everything that adds blobs or layers and then names them."""
+        self.prepare()
+        alone = self.try_alone()
+        if alone is not None:  # what is aside now is of processes that died
+            try:
+                self.sweep_aside()
+            finally:
+                os.close(alone)
+        with locked(self._lock("store"), shared=True):
+            yield
+
+    def try_alone(self) -> int | None:
+        """A descriptor to close that keeps everybody from adding; None when somebody is adding."""
+        self.prepare()
+        return try_lock(self._lock("store"))
+
+    def try_blob(self, digest: Digest) -> int | None:
+        """A descriptor to close that gives the sole right to bring this blob in; None when somebody else has it."""
+        return try_lock(self._lock(digests.encoded(digest)))
+
+    def sweep_locks(self) -> None:
+        """Remove the locks of blobs. Preconditions: `try_alone` was granted, so nobody holds one."""
+        for name in os.listdir(self._locks):
+            if name not in ("store.lock", "index.lock"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._locks, name))
+
+    def _lock(self, name: str) -> str:
+        return os.path.join(self._locks, f"{name}.lock")
+
+    def sweep_aside(self) -> None:
+        """Remove what was being built. Preconditions: as for `sweep_locks`."""
+        for name in os.listdir(self.aside):
+            path = os.path.join(self.aside, name)
+            if os.path.isdir(path):
+                self.discard(path)
+            else:
+                os.unlink(path)
+
+    # -- blobs --
+
+    def blob_path(self, digest: Digest) -> str:
+        """Where a blob is, if it is there."""
+        return os.path.join(self.images, "blobs", digests.algorithm(digest), digests.encoded(digest))
+
+    def has(self, digest: Digest, size: int | None = None) -> bool:
+        """Whether the blob is there, whole; of the given size, if one is given."""
+        try:
+            found = os.stat(self.blob_path(digest)).st_size
+        except FileNotFoundError:
+            return False
+        return size is None or found == size
+
+    def open_blob(self, digest: Digest) -> IO[bytes]:
+        """The blob, to be read. Raises NotFound."""
+        try:
+            return open(self.blob_path(digest), "rb")
+        except FileNotFoundError:
+            raise NotFound("reading a blob", digest, "it is not in the store", hint="pull the image again") from None
+
+    def read_blob(self, digest: Digest, limit: int = MAX_MANIFEST) -> bytes:
+        """A small blob, verified. Raises NotFound, Refused."""
+        with self.open_blob(digest) as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise Refused("reading a blob", digest, f"it is larger than {limit} bytes")
+        hash_ = digests.hasher(digest)
+        hash_.update(data)
+        if digests.finished(digest, hash_) != digest:
+            raise Refused("reading a blob", digest, "the file was damaged", hint="remove the image and pull it again")
+        return data
+
+    def put(self, data: bytes) -> Digest:
+        """Add a small blob. Preconditions: within `adding`."""
+        digest = digests.of(data)
+        if not self.has(digest, len(data)):
+            self._replace(self.blob_path(digest), data)
+        return digest
+
+    def put_file(self, path: str, digest: Digest) -> None:
+        """Take over the file at `path`, which has been verified and is on our filesystem, as a blob."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o644)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        target = self.blob_path(digest)
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        os.rename(path, target)
+
+    def put_stream(self, source: IO[bytes], digest: Digest, size: int) -> None:
+        """Add a blob of any size from what `source` holds. Raises Refused when it is another."""
+        if self.has(digest, size):
+            return
+        aside = self.new_aside()
+        hash_ = digests.hasher(digest)
+        left = size
+        try:
+            with open(aside, "wb") as file:
+                while left and (data := source.read(min(_READ, left))):
+                    file.write(data)
+                    hash_.update(data)
+                    left -= len(data)
+            if left or source.read(1):
+                raise Refused("reading a blob", digest, f"it is not of the {size} bytes that were announced")
+            if digests.finished(digest, hash_) != digest:
+                raise Refused("reading a blob", digest, "it is not what its digest says")
+            self.put_file(aside, digest)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
+
+    def open_partial(self, digest: Digest) -> IO[bytes]:
+        """The file of a download, with what an earlier one left. Preconditions: `try_blob` was granted."""
+        path = self.partial_path(digest)
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+
+    def partial_path(self, digest: Digest) -> str:
+        return os.path.join(self.partial, digests.encoded(digest))
+
+    def new_aside(self) -> str:
+        """A path on the store's filesystem where nothing is yet, for something that is being made."""
+        return os.path.join(self.aside, secrets.token_hex(12))
+
+    def discard(self, path: str) -> None:
+        """Remove a directory of the store: first out of sight, then from the disk."""
+        gone = self.new_aside()
+        try:
+            os.rename(path, gone)
+        except FileNotFoundError:
+            return
+        dir_fd = os.open(self.aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(dir_fd, os.fsencode(os.path.basename(gone)))
+        finally:
+            os.close(dir_fd)
+
+    # -- names --
+
+    def named(self) -> list[Named]:
+        """All images, those without a name too. Raises Refused when index.json is damaged."""
+        try:
+            with open(self._index, "rb") as file:
+                data = file.read(_INDEX_MAX + 1)
+        except FileNotFoundError:
+            return []
+        # Other tools write no media type, or null for no images.
+        index = manifests.parse(data, manifests.OCI_INDEX, limit=_INDEX_MAX)
+        if not isinstance(index, Index):
+            raise Refused("reading the store's index.json", self._index, "it is no index")
+        return [Named(entry.annotations.get(REF_NAME, ""), entry) for entry in index.manifests]
+
+    def find(self, text: str) -> Named:
+        """The image of this name, id or digest. Raises NotFound, and Malformed for what cannot be a name."""
+        known = self.named()
+        for image in known:
+            if image.name and image.name == text:
+                return image
+        by_digest = self._by_digest(known, text)
+        if by_digest is not None:
+            return by_digest
+        try:
+            reference = references.parse(text)
+        except Malformed:
+            if any(image.name for image in known if image.name.partition(":")[0] == text):
+                return next(image for image in known if image.name.partition(":")[0] == text)
+            raise
+        wanted = {str(reference), str(replace(reference, tag=None)) if reference.digest else ""}
+        for image in known:
+            if image.name and image.name in wanted:
+                return image
+        if reference.digest is not None:
+            for image in known:
+                if image.descriptor.digest == reference.digest and _is_of(image.name, reference.name):
+                    return image
+        raise NotFound("finding an image", text, "it is not in the store", hint=f"unionfs pull {reference.familiar}")
+
+    def tag(self, descriptor: Descriptor, name: str) -> None:
+        """Name an image, taking the name from whatever had it; with an empty name it is only kept.
+
+        Preconditions: within `adding`.
+        """
+        annotations = {key: text for key, text in descriptor.annotations.items() if key != REF_NAME}
+        entry = replace(descriptor, annotations=annotations | ({REF_NAME: name} if name else {}))
+        with self._index_locked():
+            known = self.named()
+            if not name and any(image.descriptor.digest == descriptor.digest for image in known):
+                return
+            # The same image without a name is not needed any more.
+            kept = [
+                image.descriptor
+                for image in known
+                if (image.name != name if image.name else image.descriptor.digest != descriptor.digest)
+            ]
+            self._write_index((*kept, entry))
+
+    def untag(self, name: str) -> None:
+        """Take a name away. Raises NotFound."""
+        with self._index_locked():
+            known = self.named()
+            kept = [image.descriptor for image in known if image.name != name]
+            if len(kept) == len(known):
+                raise NotFound("removing an image", name, "it is not in the store")
+            self._write_index(kept)
+
+    def remove_digest(self, digest: Digest) -> list[str]:
+        """Take away every name of what has this digest; the names."""
+        with self._index_locked():
+            known = self.named()
+            self._write_index([image.descriptor for image in known if image.descriptor.digest != digest])
+        return [image.name for image in known if image.descriptor.digest == digest]
+
+    def read_manifest(self, descriptor: Descriptor) -> Manifest | Index:
+        """What a descriptor of a manifest or index refers to. Raises NotFound, Refused."""
+        return manifests.parse(self.read_blob(descriptor.digest), descriptor.media_type)
+
+    def _by_digest(self, known: list[Named], text: str) -> Named | None:
+        """By the digest of a manifest, whole or its first digits, if no name could be meant."""
+        digits = text.removeprefix("sha256:")
+        if len(digits) < 6 or set(digits) - set("0123456789abcdef"):
+            return None
+        found = {
+            image.descriptor.digest: image
+            for image in known
+            if digests.encoded(image.descriptor.digest).startswith(digits)
+        }
+        if len(found) > 1:
+            raise LayerError("finding an image", text, "several images begin with these digits")
+        return next(iter(found.values()), None)
+
+    def _index_locked(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self._lock("index"))
+
+    def _write_index(self, entries: tuple[Descriptor, ...] | list[Descriptor]) -> None:
+        self._replace(self._index, manifests.to_json(Index(manifests.OCI_INDEX, tuple(entries))))
+
+    def _replace(self, path: str, data: bytes) -> None:
+        """Put a whole new file in the place of `path`."""
+        aside = self.new_aside()
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            os.rename(aside, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
+
+
+def _is_of(name: str, wanted: str) -> bool:
+    try:
+        return references.parse(name).name == wanted
+    except Malformed:
+        return False

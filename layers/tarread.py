@@ -1,0 +1,288 @@
+"""Tar headers -> entries that may be unpacked: every name, link and number checked. Writes nothing.
+
+Knows the tar formats through `tarfile` (ustar, GNU, pax; sparse files of all four kinds) and OCI's whiteouts
+(layer.md). Does not know the disk.
+
+What is refused, with its name and the reason: `..` and absolute names, names that are too long, unknown types, links
+whose target is outside of the layer, whiteouts of nothing, of `.` or of `..`, whiteouts that are not files, numbers out
+of range, an archive that ends too early or holds something else between two entries.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from layers.beneath import Path
+from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.errors import Refused
+from layers.limits import HEADER_MAX, NAME_MAX, PATH_MAX, Limits
+from layers.tarheader import Header
+from layers.tarstream import TarStream, cut_off
+from unionfs import markers
+
+_ID_MAX: Final = 2**32 - 2  # (uid_t) -1 is no id
+_XATTR_PREFIX: Final = "SCHILY.xattr."  # as star, GNU tar and Go write them
+_WHAT: Final = "reading a tar"
+
+_KINDS: Final = {
+    tarfile.REGTYPE: FILE,
+    tarfile.AREGTYPE: FILE,
+    tarfile.CONTTYPE: FILE,
+    tarfile.GNUTYPE_SPARSE: FILE,
+    tarfile.DIRTYPE: DIRECTORY,
+    tarfile.SYMTYPE: SYMLINK,
+    tarfile.LNKTYPE: LINK,
+    tarfile.CHRTYPE: CHARACTER,
+    tarfile.BLKTYPE: BLOCK,
+    tarfile.FIFOTYPE: FIFO,
+}
+
+
+class _Archive(tarfile.TarFile):
+    """Just as much of a TarFile as `TarInfo.fromtarfile` needs: no member is ever kept."""
+
+    def __init__(self, stream: TarStream) -> None:
+        self.fileobj: Any = _HeaderReader(stream)
+        self.encoding = "utf-8"
+        self.errors = "surrogateescape"
+        self.offset = 0
+        self.pax_headers = {}
+
+
+class _HeaderReader:
+    """What `tarfile` reads headers from. A header that is too large is refused before it is in memory."""
+
+    def __init__(self, stream: TarStream) -> None:
+        self._stream = stream
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEADER_MAX:
+            raise Refused(_WHAT, "", f"a header of {size} bytes; {HEADER_MAX} are the most that is taken")
+        return self._stream.read(size)
+
+
+def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
+    """The entries of a tar in their order. Before the next one is asked for, the data of a FILE may be read from
+    `stream`; whatever of it was not read is skipped.
+
+    Raises: Refused.
+    """
+    archive = _Archive(stream)
+    count = 0
+    while True:
+        if archive.offset < stream.tell():
+            raise Refused(_WHAT, "", "an entry of negative size")
+        if not stream.skip_to(archive.offset):
+            raise cut_off()
+        try:
+            info = Header.fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            return
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            return  # an archive without its closing blocks, which some writers leave out
+        except tarfile.HeaderError as error:
+            raise Refused(_WHAT, "", f"no tar, or a damaged one, at byte {archive.offset}: {error}") from None
+        except RecursionError:
+            raise Refused(_WHAT, "", "extended headers without end") from None
+        except (ValueError, IndexError, OverflowError) as error:
+            raise Refused(_WHAT, "", f"a malformed header at byte {archive.offset}: {error}") from None
+        count += 1
+        limits.check_entries(count)
+        entry = entry_of(info)
+        if entry is not None:
+            yield entry
+
+
+def entry_of(info: tarfile.TarInfo) -> Entry | None:
+    """The checked entry of one header; None for what AUFS keeps for itself. Raises Refused."""
+    # Where a sparse file has a `path` as well, that is what tars without sparse files unpack it to.
+    shown = info.pax_headers.get("GNU.sparse.name", info.name)
+    kind = _KINDS.get(info.type)
+    if kind is None:
+        raise _refused(shown, f"unknown type {info.type!r}")
+    path = path_of(shown, shown)
+    if not path and kind != DIRECTORY:
+        raise _refused(shown, "the root of a layer is a directory")
+    for name in path[:-1] if _RESERVED in shown else ():
+        if markers.is_reserved(name):
+            if name.startswith(_AUFS_OWN):
+                return None
+            raise _refused(shown, "it is below a whiteout")
+    if path and markers.is_reserved(path[-1]):
+        return _mark(path, kind, shown)
+    if info.size < 0:
+        raise _refused(shown, f"a size of {info.size}")
+    pax = info.pax_headers
+    if not 0 <= info.uid <= _ID_MAX or not 0 <= info.gid <= _ID_MAX:
+        raise _refused(shown, f"owner {info.uid}:{info.gid} does not exist")
+    target, device = b"", (0, 0)
+    link: Path = ()
+    extents: tuple[tuple[int, int], ...] | None = None
+    if kind == FILE:
+        extents = _extents(info, shown)
+    elif kind == SYMLINK:
+        target = _encoded(info.linkname)
+        _check_symlink(path, target, shown)
+    elif kind == LINK:
+        link = _link_target(path, info.linkname, shown)
+    elif kind in (CHARACTER, BLOCK):
+        device = _device(kind, info, shown)
+    return Entry(
+        path,
+        kind,
+        info.mode & 0o7777,
+        info.uid,
+        info.gid,
+        _mtime_ns(pax.get("mtime"), info.mtime),
+        info.size if kind == FILE else 0,
+        target,
+        link,
+        device,
+        _xattrs(pax, shown) if pax else (),
+        extents,
+    )
+
+
+_SIMPLE: Final = re.compile(rb"(?:[A-Za-z0-9_+-][A-Za-z0-9_+.-]*/)*[A-Za-z0-9_+-][A-Za-z0-9_+.-]*")
+"""Most paths: no empty name and none that begins with a dot, so nothing is left to check."""
+
+
+def path_of(text: str, shown: str) -> Path:
+    """The names of a path that stays within the layer; `./` and double slashes mean nothing. Raises Refused."""
+    data = _encoded(text)
+    if _SIMPLE.fullmatch(data) and len(data) <= NAME_MAX:
+        return tuple(data.split(b"/"))
+    if data.startswith(b"/"):
+        raise _refused(shown, "an absolute name")
+    if len(data) > PATH_MAX:
+        raise _refused(shown[:200] + "...", f"a path of {len(data)} bytes; {PATH_MAX} are the most that can be used")
+    if not data:
+        raise _refused(shown, "an entry without a name")
+    names = tuple(name for name in data.split(b"/") if name not in (b"", b"."))
+    for name in names:
+        if name == b"..":
+            raise _refused(shown, "a name with '..' may lead outside of the layer")
+        if len(name) > NAME_MAX:
+            raise _refused(shown[:200] + "...", f"a name of {len(name)} bytes; {NAME_MAX} are the most")
+        if b"\0" in name:
+            raise _refused(shown, "a name with a zero byte")
+    return names
+
+
+_RESERVED: Final = markers.WHITEOUT_PREFIX.decode()
+_AUFS_OWN: Final = markers.WHITEOUT_PREFIX * 2
+"""Names that begin so are AUFS's own bookkeeping, found in layers of old Docker versions; they mean nothing here."""
+
+
+def _mark(path: Path, kind: int, shown: str) -> Entry | None:
+    *parent, mark = path
+    if mark.startswith(_AUFS_OWN) and mark != markers.OPAQUE_NAME:
+        return None
+    if kind not in (FILE, LINK):
+        raise _refused(shown, "a whiteout that is not a file")
+    if mark == markers.OPAQUE_NAME:
+        return Entry(tuple(parent), OPAQUE)
+    hidden = markers.hidden_name(mark)
+    if hidden is None:
+        raise _refused(shown, "a whiteout of nothing")
+    if hidden in (b".", b".."):
+        raise _refused(shown, f"a whiteout of {'the directory it is in' if hidden == b'.' else 'what is outside'}")
+    return Entry((*parent, hidden), WHITEOUT)
+
+
+def _check_symlink(path: Path, target: bytes, shown: str) -> None:
+    if not target:
+        raise _refused(shown, "a symbolic link to nothing")
+    if len(target) > PATH_MAX:
+        raise _refused(shown, f"a symbolic link of {len(target)} bytes; {PATH_MAX} are the most that can be used")
+    if b"\0" in target:
+        raise _refused(shown, "a symbolic link with a zero byte")
+    if target.startswith(b"/"):
+        return  # from the root of the container: that is inside
+    depth = len(path) - 1
+    for name in target.split(b"/"):
+        if name == b"..":
+            depth -= 1
+            if depth < 0:
+                raise _refused(shown, f"a symbolic link that leads outside of the layer, to {target[:200]!r}")
+        elif name not in (b"", b"."):
+            depth += 1
+
+
+def _link_target(path: Path, text: str, shown: str) -> Path:
+    try:
+        link = path_of(text, shown)
+    except Refused as error:
+        raise _refused(shown, f"a hard link to {text[:200]!r}: {error.why}") from None
+    if any(markers.is_reserved(name) for name in link):
+        raise _refused(shown, "a hard link to a whiteout")
+    if not link:
+        raise _refused(shown, "a hard link to the root")
+    if link == path:
+        raise _refused(shown, "a hard link to itself")
+    return link
+
+
+def _device(kind: int, info: tarfile.TarInfo, shown: str) -> tuple[int, int]:
+    device = (info.devmajor, info.devminor)
+    if not 0 <= device[0] < 1 << 12 or not 0 <= device[1] < 1 << 20:
+        raise _refused(shown, f"a device number {device[0]}:{device[1]} that does not exist")
+    if kind == CHARACTER and device == (0, 0):
+        raise _refused(shown, "overlayfs's form of a whiteout, which has no meaning in an image", _CONVERT)
+    return device
+
+
+_CONVERT: Final = "make the tar with `layers pack`, which writes whiteouts as images have them"
+
+
+def _extents(info: tarfile.TarInfo, shown: str) -> tuple[tuple[int, int], ...] | None:
+    sparse: Any = info.sparse  # a list of (offset, length), whatever its declaration says
+    if sparse is None:
+        return None
+    end = 0
+    for offset, length in sparse:
+        if not length:
+            continue  # unused places of GNU tar's old format, and the size of the file
+        if offset < end or length < 0 or offset + length > info.size:
+            raise _refused(shown, "a sparse file whose parts overlap or are out of bounds")
+        end = offset + length
+    return tuple((offset, length) for offset, length in sparse if length)
+
+
+def _xattrs(pax: Mapping[str, str], shown: str) -> tuple[tuple[str, bytes], ...]:
+    found = []
+    for key, value in pax.items():
+        if key.startswith(_XATTR_PREFIX):
+            name = key[len(_XATTR_PREFIX) :]
+            if not 0 < len(_encoded(name)) <= NAME_MAX or "\0" in name:
+                raise _refused(shown, "an extended attribute whose name is empty or too long")
+            found.append((name, _encoded(value)))
+    return tuple(found)
+
+
+_TIME: Final = re.compile(r"(-?)([0-9]{1,11})(?:\.([0-9]{1,9})[0-9]*)?", re.ASCII)
+_TIME_MAX_S: Final = 2**34  # ext4's inodes end in 2446
+_TIME_MIN_S: Final = -(2**31)
+
+
+def _mtime_ns(pax: str | None, header: float) -> int:
+    """Nanoseconds since 1970; what no filesystem can hold becomes the nearest that it can."""
+    match = _TIME.fullmatch(pax) if pax is not None else None
+    if match is not None:
+        nanoseconds = int(match[2]) * 10**9 + int((match[3] or "0").ljust(9, "0"))
+        nanoseconds = -nanoseconds if match[1] else nanoseconds
+    else:
+        nanoseconds = int(header) * 10**9 if abs(header) < 2**60 else 0
+    return max(_TIME_MIN_S * 10**9, min(nanoseconds, _TIME_MAX_S * 10**9 - 1))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _refused(name: str, why: str, hint: str = "") -> Refused:
+    return Refused("unpacking a layer", name, why, hint=hint)

@@ -1,0 +1,173 @@
+"""Entries -> the bytes of a layer's tar: deterministic, readable by every tar.
+
+Knows the pax format through `tarfile`. Does not know where entries come from. Extended headers appear only where a
+plain header cannot say it: long or non-ASCII names, times that are no whole seconds, extended attributes, large
+numbers, sparse files (GNU tar's format 1.0 for pax). No user names and no access times: they differ between machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable
+from typing import IO, Final
+
+from layers.compression import compressor
+from layers.digest import Digest
+from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.errors import LayerError
+from unionfs import markers
+
+_READ: Final = 1 << 20
+_RECORD: Final = tarfile.RECORDSIZE
+_TYPES: Final = {
+    FILE: tarfile.REGTYPE,
+    DIRECTORY: tarfile.DIRTYPE,
+    SYMLINK: tarfile.SYMTYPE,
+    LINK: tarfile.LNKTYPE,
+    CHARACTER: tarfile.CHRTYPE,
+    BLOCK: tarfile.BLKTYPE,
+    FIFO: tarfile.FIFOTYPE,
+}
+_SPARSE_NAME: Final = "GNUSparseFile.0/data"  # short and ASCII: a `path` record would contradict GNU.sparse.name
+_SPARSE_MAX: Final = 8 << 30  # tarfile misreads the size of larger sparse files
+
+
+class TarWriter:
+    """Writes one tar into `sink`, compressed; afterwards knows both digests."""
+
+    def __init__(self, sink: IO[bytes], compression: str, tell: Callable[[int], None] | None = None) -> None:
+        self.size = 0  # bytes of the compressed tar
+        self.tar_size = 0
+        self._sink = sink
+        self._compressor = compressor(compression)
+        self._compressed = hashlib.sha256()
+        self._plain = hashlib.sha256()
+        self._tell = tell
+
+    def add(self, entry: Entry, data_fd: int | None = None) -> None:
+        """Write one entry. The data of a FILE come from `data_fd`, opened for reading.
+
+        Raises: LayerError for what no tar can hold; OSError, and EIO for a file that became shorter meanwhile.
+        """
+        header, extents = _header(entry)
+        self._put(header)
+        if entry.kind != FILE or not entry.size:
+            return
+        assert data_fd is not None
+        written = 0
+        for offset, length in extents:
+            self._copy(data_fd, offset, length, entry)
+            written += length
+        self._pad(written)
+
+    def close(self) -> tuple[Digest, Digest]:
+        """Write the end; the digests of the compressed tar and of the tar (the diff id)."""
+        self._put(bytes(2 * tarfile.BLOCKSIZE))
+        self._put(bytes(-self.tar_size % _RECORD))
+        self._out(self._compressor.flush())
+        return Digest(f"sha256:{self._compressed.hexdigest()}"), Digest(f"sha256:{self._plain.hexdigest()}")
+
+    def _copy(self, fd: int, offset: int, length: int, entry: Entry) -> None:
+        while length:
+            data = os.pread(fd, min(_READ, length), offset)
+            if not data:
+                raise LayerError("packing", _shown(entry), "it became shorter while it was being read")
+            self._put(data)
+            offset += len(data)
+            length -= len(data)
+            if self._tell is not None:
+                self._tell(len(data))
+
+    def _pad(self, written: int) -> None:
+        self._put(bytes(-written % tarfile.BLOCKSIZE))
+
+    def _put(self, data: bytes) -> None:
+        if data:
+            self.tar_size += len(data)
+            self._plain.update(data)
+            self._out(self._compressor.compress(data))
+
+    def _out(self, data: bytes) -> None:
+        if data:
+            self.size += len(data)
+            self._compressed.update(data)
+            self._sink.write(data)
+
+
+def _header(entry: Entry) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """The header of an entry, and which parts of its data follow."""
+    info = tarfile.TarInfo(_text(b"/".join(entry.path) or b"."))
+    pax: dict[str, str] = {}
+    extents: tuple[tuple[int, int], ...] = ((0, entry.size),)
+    prefix = b""
+    if entry.kind in (WHITEOUT, OPAQUE):
+        info.name = _text(b"/".join(_mark_path(entry)))
+        info.mode = 0o600
+    else:
+        info.type = _TYPES[entry.kind]
+        info.mode = entry.mode
+        info.uid, info.gid = entry.uid, entry.gid
+        info.mtime, fraction = divmod(entry.mtime_ns, 10**9)
+        if fraction or info.mtime < 0:
+            pax["mtime"] = _decimal(entry.mtime_ns)
+            info.mtime = max(info.mtime, 0)
+        for name, value in entry.xattrs:
+            if "=" in name or "\udc80" <= max(name) <= "\udcff":
+                raise LayerError("packing", _shown(entry), f"the attribute {name!r} has a name that no tar can hold")
+            pax[f"SCHILY.xattr.{name}"] = _text(value)
+    if entry.kind == FILE:
+        info.size = entry.size
+        if entry.extents is not None and sum(length for _, length in entry.extents) < _SPARSE_MAX:
+            extents = entry.extents
+            prefix = _sparse_map(extents, entry.size)
+            info.size = len(prefix) + sum(length for _, length in extents)
+            pax |= {
+                "GNU.sparse.major": "1",
+                "GNU.sparse.minor": "0",
+                "GNU.sparse.name": info.name,
+                "GNU.sparse.realsize": str(entry.size),
+            }
+            info.name = _SPARSE_NAME
+    elif entry.kind == SYMLINK:
+        info.linkname = _text(entry.target)
+    elif entry.kind == LINK:
+        info.linkname = _text(b"/".join(entry.link))
+    elif entry.kind in (CHARACTER, BLOCK):
+        info.devmajor, info.devminor = entry.device
+    info.pax_headers = dict(sorted(pax.items()))
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + prefix, extents
+
+
+def _mark_path(entry: Entry) -> tuple[bytes, ...]:
+    if entry.kind == OPAQUE:
+        return (*entry.path, markers.OPAQUE_NAME)
+    mark = markers.whiteout_name(entry.path[-1])
+    if mark is None:
+        why = f"a name of more than {markers.NAME_MAX - len(markers.WHITEOUT_PREFIX)} bytes cannot be whited out"
+        raise LayerError("packing", _shown(entry), why)
+    return (*entry.path[:-1], mark)
+
+
+def _sparse_map(extents: tuple[tuple[int, int], ...], size: int) -> bytes:
+    """GNU tar manual, "Storing Sparse Files", format 1.0: the count, then offset and length of each part."""
+    parts = list(extents)
+    if not parts or sum(parts[-1]) < size:
+        parts.append((size, 0))  # so that readers know how far the last hole reaches
+    text = b"".join(b"%d\n" % number for number in (len(parts), *(n for part in parts for n in part)))
+    return text + bytes(-len(text) % tarfile.BLOCKSIZE)
+
+
+def _decimal(nanoseconds: int) -> str:
+    seconds, fraction = divmod(abs(nanoseconds), 10**9)
+    text = f"{seconds}.{fraction:09d}".rstrip("0").rstrip(".")
+    return f"-{text}" if nanoseconds < 0 else text
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _shown(entry: Entry) -> str:
+    return _text(b"/".join(entry.path))

@@ -1,0 +1,295 @@
+"""Blobs on their way: downloads and uploads that go on where they broke.
+
+OCI distribution specification 1.1, "Pulling blobs", "Pushing a blob in chunks". A transfer is tried again as long as
+each try moves something; only one that stands still for several tries is given up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import IO, Any, Final
+
+import httpx
+import trio
+
+from layers import digest as digests
+from layers.errors import LayerError, NotFound, Refused, RegistryError
+from layers.manifest import Descriptor
+from layers.session import Session, broken
+
+CHUNK: Final = 16 << 20
+"""Bytes of one part of an upload: what is sent again at most when the connection breaks."""
+_READ: Final = 1 << 20
+_SEND: Final = 256 << 10
+_STALLS_MAX: Final = 5  # tries that bring nothing, one after the other
+
+Told = Callable[[int], None]
+
+
+async def download(session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+    """Bring `file` to hold the blob, going on behind what it holds already; verified.
+
+    Raises: Refused, with the file emptied, when the registry sends something else; NotFound, RegistryError, AuthError.
+    """
+    work = _Download(session, url, scope, blob, file, told)
+    await trio.to_thread.run_sync(work.hash_what_is_there)
+    await work.run()
+
+
+class _Changed(Exception):  # noqa: N818 - not an error: the transfer starts again
+    """The answer is not the part that was asked for."""
+
+
+class _Download:
+    def __init__(self, session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+        self.session = session
+        self.url = url
+        self.scope = scope
+        self.blob = blob
+        self.file = file
+        self.told = told
+        self.hash = digests.hasher(blob.digest)  # of what the file holds
+        self.at = 0  # how much that is
+        self.ranges = True  # whether it is worth asking for a part
+        self.left_by_others = False  # what an earlier download left may be wrong: nobody could verify it
+
+    def hash_what_is_there(self) -> None:
+        self.file.seek(0)
+        while data := self.file.read(_READ):
+            self._took(data)
+        self.left_by_others = self.at > 0
+        if self.at > self.blob.size:
+            self._restart()
+
+    async def run(self) -> None:
+        await self._complete()
+        if not self._is_right() and self.left_by_others:
+            self._restart()
+            await self._complete()
+        if not self._is_right():
+            self._restart()
+            why = "the registry sent something else: the digest does not match"
+            raise Refused("pulling a blob", self.blob.digest, why)
+
+    def _is_right(self) -> bool:
+        return digests.finished(self.blob.digest, self.hash) == self.blob.digest
+
+    async def _complete(self) -> None:
+        stalls = 0
+        while self.at < self.blob.size:
+            before = self.at
+            try:
+                await self._request()
+            except _Changed:
+                if not self.ranges:
+                    why = "the registry sends a part that nobody asked for"
+                    raise Refused("pulling a blob", self.blob.digest, why) from None
+                self.ranges = False
+                self._restart()
+            except (httpx.HTTPError, RegistryError) as error:
+                failure = error if isinstance(error, LayerError) else broken(self.session.endpoint.host, error)
+                if self.at <= before:
+                    stalls += 1
+                else:
+                    stalls = 1
+                if stalls >= _STALLS_MAX or isinstance(error, httpx.UnsupportedProtocol):
+                    raise failure from None
+                await trio.sleep(self.session.pause_s * 2**stalls)
+            else:
+                if self.at <= before:
+                    stalls += 1
+                    if stalls >= _STALLS_MAX:
+                        raise RegistryError("pulling a blob", self.blob.digest, "the registry sends nothing")
+
+    async def _request(self) -> None:
+        headers = {"Accept-Encoding": "identity"}
+        wanted = self.at if self.ranges else 0
+        if wanted:
+            headers["Range"] = f"bytes={wanted}-{self.blob.size - 1}"
+        elif self.at:
+            self._restart()
+        async with self.session.stream("GET", self.url, scope=self.scope, headers=headers) as answer:
+            if answer.status_code == 206:
+                begin = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
+                if not wanted or begin is None or int(begin[1]) != wanted:
+                    raise _Changed
+            elif answer.status_code == 200:
+                self._restart()  # nothing is lost the first time; later it means that ranges are not known there
+            elif answer.status_code == 416 and wanted:
+                raise _Changed
+            else:
+                await answer.aread()
+                raise self.session.failure(answer, "pulling a blob", self.blob.digest)
+            await self._receive(answer)
+
+    async def _receive(self, answer: httpx.Response) -> None:
+        async for data in answer.aiter_raw():  # as it comes: what has come is kept when the rest does not
+            if self.at + len(data) > self.blob.size:
+                self._restart()
+                why = f"the registry sends more than the {self.blob.size} bytes that the manifest says"
+                raise Refused("pulling a blob", self.blob.digest, why)
+            self.file.write(data)
+            self._took(data)
+        self.file.flush()
+
+    def _took(self, data: bytes) -> None:
+        self.hash.update(data)
+        self.at += len(data)
+        self.told(len(data))
+
+    def _restart(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.told(-self.at)
+        self.at = 0
+        self.hash = digests.hasher(self.blob.digest)
+
+
+class Upload:
+    """One blob on its way into a registry."""
+
+    def __init__(
+        self, session: Session, begin: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told, chunk: int
+    ) -> None:
+        self.session = session
+        self.begin = begin  # where uploads begin
+        self.scope = scope
+        self.blob = blob
+        self.file = file
+        self.told = told
+        self.chunk = chunk
+        self.location = ""  # where this one goes on; another one after each answer
+        self.at = 0  # bytes that the registry has
+        self.whole = False  # the registry wants it in one piece
+
+    async def run(self, answer: httpx.Response) -> bool:
+        """Send everything, beginning with the `answer` (202) that opened the upload.
+
+        False when the registry turned out to have the blob. Raises: RegistryError, AuthError, LayerError.
+        """
+        self._moved(answer)
+        stalls = 0
+        while True:
+            before = self.at
+            try:
+                if await self._step():
+                    return True
+            except (RegistryError, NotFound):
+                # The connection is gone, or the upload is. The registry knows what it has.
+                stalls += 1
+                if stalls >= _STALLS_MAX:
+                    raise
+                await trio.sleep(self.session.pause_s * 2**stalls)
+                if await self._ask_again():
+                    return False
+            if self.at > before:
+                stalls = 0
+
+    async def _step(self) -> bool:
+        """Send the next part; whether that was the end of it."""
+        if self.whole or self.at >= self.blob.size:
+            return await self._close()
+        length = min(self.chunk, self.blob.size - self.at)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(length),
+            "Content-Range": f"{self.at}-{self.at + length - 1}",
+        }
+        answer = await self._send("PATCH", self.location, headers, self.at, length)
+        if answer.status_code in (400, 404, 405, 411, 415, 501) and self.at == 0:
+            # Some registries know uploads in one piece only.
+            self.whole = True
+            await self._reopen()
+            return False
+        if answer.status_code == 416:
+            raise RegistryError("pushing a blob", self.blob.digest, "the registry lost its place")
+        self.session.expect(answer, "pushing a blob", self.blob.digest, 202)
+        self._moved(answer)
+        had = _received(answer)
+        now = self.at + length if had is None else had
+        if not self.at <= now <= self.at + length:
+            raise RegistryError("pushing a blob", self.blob.digest, f"the registry says it has {now} bytes")
+        self.told(now - self.at)
+        self.at = now
+        return False
+
+    async def _close(self) -> bool:
+        mark = "&" if "?" in self.location else "?"
+        url = f"{self.location}{mark}digest={self.blob.digest}"
+        length = self.blob.size if self.whole else 0
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
+        answer = await self._send("PUT", url, headers, 0, length)
+        if self.whole:
+            self.told(length)
+        self.session.expect(answer, "pushing a blob", self.blob.digest, 201, 204)
+        return True
+
+    async def _send(self, method: str, url: str, headers: dict[str, str], at: int, length: int) -> httpx.Response:
+        def content() -> AsyncIterator[bytes]:
+            return _Part(self.file.fileno(), at, length)
+
+        body: Any = content if length else b""
+        return await self.session.request(method, url, scope=self.scope, headers=headers, content=body, retry=False)
+
+    async def _ask_again(self) -> bool:
+        """After a failure: how far the registry got; True when it has the blob."""
+        head = f"{self.begin.removesuffix('uploads/')}{self.blob.digest}"
+        if (await self.session.request("HEAD", head, scope=self.scope)).status_code == 200:
+            return True
+        answer = await self.session.request("GET", self.location, scope=self.scope)
+        had = _received(answer)
+        if answer.status_code in (202, 204) and not self.whole and had is not None and had <= self.blob.size:
+            self.told(had - self.at)
+            self.at = had
+            if "Location" in answer.headers:
+                self._moved(answer)
+        else:
+            await self._reopen()
+        return False
+
+    async def _reopen(self) -> None:
+        """Begin again."""
+        answer = await self.session.request("POST", self.begin, scope=self.scope, content=b"")
+        self.session.expect(answer, "pushing a blob", self.blob.digest, 202)
+        self.told(-self.at)
+        self.at = 0
+        self._moved(answer)
+
+    def _moved(self, answer: httpx.Response) -> None:
+        """Where the upload goes on, as the last answer says (relative to what was asked)."""
+        location = answer.headers.get("Location")
+        if not location:
+            raise LayerError("pushing a blob", self.blob.digest, "the registry does not say where the upload goes on")
+        self.location = str(answer.url.join(location))
+        least = answer.headers.get("OCI-Chunk-Min-Length", "")
+        if least.isdecimal():
+            self.chunk = max(self.chunk, min(int(least), 1 << 30))
+
+
+class _Part(AsyncIterator[bytes]):
+    """A part of a file, piece by piece. No generator: one that is left in the middle would need to be closed."""
+
+    def __init__(self, fd: int, at: int, length: int) -> None:
+        self._fd = fd
+        self._at = at
+        self._end = at + length
+
+    async def __anext__(self) -> bytes:
+        if self._at >= self._end:
+            raise StopAsyncIteration
+        data = os.pread(self._fd, min(_SEND, self._end - self._at), self._at)
+        if not data:
+            raise LayerError("pushing a blob", "", "the file became shorter meanwhile")
+        self._at += len(data)
+        return data
+
+
+def _received(answer: httpx.Response) -> int | None:
+    """How many bytes of an upload a registry has, by its Range header. "0-0" is what it says of none, and of one."""
+    match = re.fullmatch(r"(?:bytes=)?0-(\d{1,18})", answer.headers.get("Range", ""))
+    if match is None:
+        return None
+    last = int(match[1])
+    return last + 1 if last else 0

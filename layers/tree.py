@@ -1,0 +1,332 @@
+"""Layer directories as trees that are only looked at: one branch (`Branch`), or several merged (`View`).
+
+Knows the marks of every dialect (`unionfs.markers`) and noted owners. Does not know tars or images. Writes nothing.
+
+A `Place` is a path in one branch. A directory of a view is shown by several places, its *sources*, top first: what a
+higher one holds or hides covers what lower ones hold. Two directories with equal sources show the same tree.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from layers import owners
+from layers.beneath import Directories, Path, open_beneath
+from layers.fingerprint import content_of, read_xattrs
+from unionfs import markers
+
+_SCANS_KEPT: Final = 128  # directories listed; more only saves listing again
+
+
+class Branch:
+    """One layer directory. Two are the same branch only when they are the same object (see `Branches`)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path  # immutable
+        self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._tree = Directories(self._root_fd)
+        self._scans: OrderedDict[Path, Scan] = OrderedDict()  # last used last
+
+    def close(self) -> None:
+        self._tree.forget()
+        os.close(self._root_fd)
+
+    def open_path(self, path: Path) -> int:
+        """An O_PATH descriptor of what is at `path`; the caller's to close."""
+        if not path:
+            return os.dup(self._root_fd)
+        return open_beneath(self._tree.fd(path[:-1]), path[-1:], os.O_PATH)
+
+    def scan(self, path: Path) -> Scan:
+        """The directory at `path`, its marks told apart from its names."""
+        known = self._scans.get(path)
+        if known is None:
+            known = self._scans[path] = _scan(self._tree.fd(path), is_root=not path)
+            if len(self._scans) > _SCANS_KEPT:
+                self._scans.popitem(last=False)
+        return known
+
+    def xattrs(self, path: Path) -> dict[str, bytes]:
+        fd = self.open_path(path)
+        try:
+            return read_xattrs(fd)
+        finally:
+            os.close(fd)
+
+
+class Scan(NamedTuple):
+    """One directory of one branch."""
+
+    entries: dict[bytes, os.stat_result]  # without marks
+    whiteouts: dict[bytes, str]  # hidden name -> dialect: aufs, device, xattr
+    opaque: str  # the dialect of the mark that hides all beneath; empty: nothing is hidden
+    redirect: bytes | None  # where its lower content is; a sane value
+    strange: tuple[bytes, ...]  # reserved names that mean nothing
+
+
+class Place(NamedTuple):
+    """A path in one branch."""
+
+    branch: Branch
+    path: Path
+
+
+class Node(NamedTuple):
+    """What a view shows at a path. Owner, mode and kind are those it should have (see `owners`)."""
+
+    kind: int  # S_IFMT bits
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    device: tuple[int, int]
+    inode: tuple[int, int]  # (st_dev, st_ino) of where its data are
+    nlink: int
+    sources: tuple[Place, ...]  # of a directory all that show in it; of anything else its own place
+    data: Place  # where a file's data are
+
+    @property
+    def is_dir(self) -> bool:
+        return self.kind == stat.S_IFDIR
+
+    @property
+    def place(self) -> Place:
+        return self.sources[0]
+
+
+@dataclass(slots=True)
+class Branches:
+    """Opened branches, one object for each directory. Use it in a `with`."""
+
+    _known: dict[str, Branch] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def open(self, path: str) -> Branch:
+        """The branch at the host path `path`. Raises: OSError when it is no directory."""
+        real = os.path.realpath(path)
+        known = self._known.get(real)
+        if known is None:
+            known = self._known[real] = Branch(path)
+            self._stack.callback(known.close)
+        return known
+
+    def view(self, paths: Sequence[str]) -> View:
+        """The union of directories, top first."""
+        return View([self.open(path) for path in paths])
+
+
+class View:
+    """Several branches merged, as a union would show them."""
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        self.branches = tuple(branches)  # immutable; top first
+
+    def below(self, count: int) -> View:
+        """The same without the `count` topmost branches."""
+        return View(self.branches[count:])
+
+    def root(self) -> Node | None:
+        """The root directory; None for a view of nothing."""
+        places = []
+        for branch in self.branches:
+            places.append(Place(branch, ()))
+            if branch.scan(()).opaque:
+                break
+        return self._node(places[0], tuple(places)) if places else None
+
+    def children(self, directory: Node) -> dict[bytes, Node]:
+        """All names of a directory, sorted."""
+        found = {}
+        names = {name for place in directory.sources for name in place.branch.scan(place.path).entries}
+        for name in sorted(names):
+            node = self.lookup(directory.sources, name)
+            if node is not None:
+                found[name] = node
+        return found
+
+    def lookup(self, sources: Sequence[Place], name: bytes) -> Node | None:
+        """What `name` is in a directory shown by `sources`."""
+        top: Place | None = None
+        places: list[Place] = []
+        for depth, source in enumerate(sources):
+            scan = source.branch.scan(source.path)
+            st = scan.entries.get(name)
+            if st is None:
+                if name in scan.whiteouts:
+                    break
+                continue
+            place = Place(source.branch, (*source.path, name))
+            is_dir = stat.S_ISDIR(st.st_mode)
+            if top is None:
+                top = place
+                if not is_dir:
+                    return self._file(place, st, name, sources[depth + 1 :])
+            elif not is_dir:
+                break
+            places.append(place)
+            inside = place.branch.scan(place.path)
+            if inside.opaque or name in scan.whiteouts:
+                break
+            if inside.redirect is not None:
+                moved = self._redirected(place, inside.redirect, sources[depth + 1 :])
+                places += moved.sources if moved is not None and moved.is_dir else ()
+                break
+        return self._node(top, tuple(places)) if top is not None else None
+
+    def find(self, path: Path) -> Node | None:
+        """What is at `path`, through no symlink."""
+        node = self.root()
+        for name in path:
+            if node is None or not node.is_dir:
+                return None
+            node = self.lookup(node.sources, name)
+        return node
+
+    def walk(self) -> Iterator[tuple[Path, Node]]:
+        """Everything, each directory before what is in it, names in order; the root first."""
+        root = self.root()
+        todo: list[tuple[Path, Node]] = [((), root)] if root is not None else []
+        while todo:
+            path, node = todo.pop()
+            yield path, node
+            if node.is_dir:
+                todo += reversed([((*path, name), child) for name, child in self.children(node).items()])
+
+    def _file(self, place: Place, st: os.stat_result, name: bytes, beneath: Sequence[Place]) -> Node:
+        """What is no directory; a file that holds only attributes takes its data from a branch beneath."""
+        data = place
+        if stat.S_ISREG(st.st_mode) and st.st_size and not st.st_blocks:
+            xattrs = place.branch.xattrs(place.path)
+            if any(mark in xattrs for mark in markers.METACOPY_XATTRS):
+                redirect = redirect_of(xattrs)
+                lower = self.lookup(beneath, name) if redirect is None else self._redirected(place, redirect, beneath)
+                data = lower.data if lower is not None and lower.kind == stat.S_IFREG else place
+        return self._node(place, (place,), data)
+
+    def _redirected(self, place: Place, redirect: bytes, beneath: Sequence[Place]) -> Node | None:
+        """What a redirect leads to: a sibling's name, or a path from the root of the branches beneath."""
+        components = markers.redirect_components(redirect)
+        if components is None:
+            return self.lookup(beneath, redirect)
+        return self.below(self.branches.index(place.branch) + 1).find(components)
+
+    def _node(self, place: Place, sources: tuple[Place, ...], data: Place | None = None) -> Node:
+        fd = place.branch.open_path(place.path)
+        try:
+            st = os.fstat(fd)
+            noted = _noted(fd, st)
+        finally:
+            os.close(fd)
+        kind, device = stat.S_IFMT(st.st_mode), st.st_rdev
+        mode, uid, gid = stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid
+        numbers = (os.major(device), os.minor(device)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
+        if noted is not None:
+            mode, uid, gid = noted.mode, noted.uid, noted.gid
+            if kind == stat.S_IFREG and noted.kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
+                kind, numbers = noted.kind, noted.device
+        inode = (st.st_dev, st.st_ino)
+        size = st.st_size if kind == stat.S_IFREG else 0
+        return Node(
+            kind, mode, uid, gid, st.st_mtime_ns, size, numbers, inode, st.st_nlink, sources, data or place
+        )  # fmt: skip
+
+
+def target(node: Node) -> bytes:
+    """Where a symlink points."""
+    fd = node.place.branch.open_path(node.place.path)
+    try:
+        return os.readlink(b"", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def content(node: Node) -> str:
+    """The XXH3-128 of a file's data."""
+    fd = node.data.branch.open_path(node.data.path)
+    try:
+        return content_of(fd)
+    finally:
+        os.close(fd)
+
+
+def xattrs(node: Node) -> dict[str, bytes]:
+    """The attributes that a union would show."""
+    found = node.place.branch.xattrs(node.place.path)
+    return {name: value for name, value in found.items() if not is_own(name)}
+
+
+def is_own(name: str) -> bool:
+    """Whether an attribute says something to unions and not to users."""
+    return markers.is_private_xattr(name) or name == owners.XATTR
+
+
+def redirect_of(found: dict[str, bytes]) -> bytes | None:
+    """The redirect that attributes hold, if it is one that may be followed."""
+    for mark in markers.REDIRECT_XATTRS:
+        value = found.get(mark)
+        if value is not None and markers.is_sane_redirect(value):
+            return value
+    return None
+
+
+def _scan(fd: int, *, is_root: bool) -> Scan:
+    marks = read_xattrs(fd)
+    dialects = [mark for mark in markers.OPAQUE_XATTRS if marks.get(mark) == b"y"]
+    opaque = "xattr" if dialects else ""
+    has_xattr_whiteouts = any(marks.get(mark) == b"x" for mark in markers.OPAQUE_XATTRS)
+    entries: dict[bytes, os.stat_result] = {}
+    whiteouts: dict[bytes, str] = {}
+    strange = []
+    with os.scandir(fd) as listed:
+        for entry in listed:
+            name = os.fsencode(entry.name)
+            if markers.is_reserved(name):
+                hidden = markers.hidden_name(name)
+                if name == markers.OPAQUE_NAME:
+                    opaque = "aufs"
+                elif hidden is None or hidden in (b".", b".."):
+                    strange.append(name)
+                else:
+                    whiteouts[hidden] = "aufs"
+                continue
+            st = entry.stat(follow_symlinks=False)
+            if markers.is_whiteout_device(st):
+                whiteouts[name] = "device"
+            elif has_xattr_whiteouts and stat.S_ISREG(st.st_mode) and not st.st_size and _is_xattr_whiteout(fd, name):
+                whiteouts[name] = "xattr"
+            else:
+                entries[name] = st
+    return Scan(entries, whiteouts, opaque, None if is_root else redirect_of(marks), tuple(sorted(strange)))
+
+
+def _is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return any(mark in read_xattrs(fd) for mark in markers.WHITEOUT_XATTRS)
+    finally:
+        os.close(fd)
+
+
+def _noted(fd: int, st: os.stat_result) -> owners.Override | None:
+    if stat.S_ISLNK(st.st_mode):
+        return None  # symlinks cannot have attributes of users
+    try:
+        return owners.read(os.getxattr(f"/proc/self/fd/{fd}", owners.XATTR))
+    except OSError:
+        return None

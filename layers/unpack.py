@@ -1,0 +1,408 @@
+"""A layer's tar -> a directory that a union takes as a lower branch.
+
+Knows entries (`tarread`), directories by descriptor, owners, fingerprints. Does not know stores or images.
+
+Rules:
+1. Every path is resolved beneath the layer's root through no symlink: an entry below a symlink is refused.
+2. Whiteouts become AUFS marks. A whiteout of something the layer itself brings only hides what is beneath: for a
+   directory that is an opaque mark, for anything else nothing is needed.
+3. A directory's owner, mode and time come last, when nothing is put in it any more.
+4. What the layer leaves to the layers beneath (the attributes of directories it only passes through, files it links to)
+   is collected in `Unpacked.open` and put right by `settle`, so that layers can be unpacked at the same time.
+5. When anything is refused or fails, the directory is the caller's to remove: nothing outside of it was touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from typing import IO, Final
+
+import xxhash
+
+from layers import owners
+from layers.attributes import OVERLAY, Described, Options, Unpacked, chown, finish_directory, set_xattrs, write_all
+from layers.beneath import Directories, Path, remove_tree
+from layers.compression import Readable
+from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.errors import Refused
+from layers.fingerprint import Print, Recorder, xattrs_digest
+from layers.tarread import entries
+from layers.tarstream import TarStream, cut_off
+from unionfs import markers
+
+_MARK_MODE: Final = 0o444
+_SMALL: Final = 64 << 10  # files up to this size are read in one piece
+
+
+def unpack(source: Readable, root_fd: int, options: Options, record: IO[bytes] | None = None) -> Unpacked:
+    """Unpack the tar that `source` holds, compressed or not, into the empty directory `root_fd`, and write the
+    fingerprints of what was unpacked to `record`. What is left open still needs `settle`.
+
+    Raises: Refused, and OSError as the disk does.
+    """
+    with TarStream(source, options.limits, options.tell) as stream:
+        work = _Unpacking(stream, root_fd, options, record)
+        try:
+            return work.run()
+        finally:
+            work.tree.forget()
+
+
+class _Unpacking:
+    """One layer on its way to disk."""
+
+    def __init__(self, stream: TarStream, root_fd: int, options: Options, record: IO[bytes] | None) -> None:
+        self.stream = stream
+        self.tree = Directories(root_fd)
+        self.options = options
+        self.result = Unpacked()
+        self.recorder = Recorder(record) if record is not None else None
+        self.described: dict[Path, Described] = {}  # directories with an entry of their own
+        self.implicit: dict[Path, int] = {(): 0}  # directories without
+        self.hidden: set[Path] = set()  # whiteouts seen
+        self.opaque: set[Path] = set()
+        self.noted = options.owners == owners.NOTED
+        self.own = (os.geteuid(), os.getegid())
+
+    def run(self) -> Unpacked:
+        for entry in entries(self.stream, self.options.limits):
+            self.result.count += 1
+            try:
+                self._entry(entry)
+            except OSError as error:
+                raise _explained(error, entry.path) from None
+        self._place_marks()
+        for path, described in sorted(self.described.items(), key=lambda item: -len(item[0])):
+            finish_directory(self.tree, path, described, self.options, self.recorder, self.result.dropped_xattrs)
+        self.result.diff_id, self.result.tar_size = self.stream.finish()
+        self.result.open.directories.update(self.implicit)
+        return self.result
+
+    def _entry(self, entry: Entry) -> None:
+        if entry.kind == WHITEOUT:
+            self._parent(entry)
+            self.hidden.add(entry.path)
+        elif entry.kind == OPAQUE:
+            self._make_parents((*entry.path, b""), 0)
+            self.opaque.add(entry.path)
+        elif entry.kind == DIRECTORY:
+            self._directory(entry)
+        elif entry.kind == LINK:
+            self._link(entry)
+        elif entry.kind == FILE:
+            self._file(entry)
+        else:
+            self._special(entry)
+
+    def _directory(self, entry: Entry) -> None:
+        path = entry.path
+        if path and path not in self.described and path not in self.implicit:
+            dir_fd = self._parent(entry)
+            try:
+                os.mkdir(path[-1], 0o700, dir_fd=dir_fd)
+            except FileExistsError:
+                self._clear(path)
+                os.mkdir(path[-1], 0o700, dir_fd=self.tree.fd(path[:-1]))
+        self.implicit.pop(path, None)
+        self.described[path] = Described(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
+
+    def _file(self, entry: Entry) -> None:
+        dir_fd = self._parent(entry)
+        name = entry.path[-1]
+        fd = self._create(dir_fd, entry.path)
+        try:
+            if entry.extents is not None:
+                content = self._sparse(fd, entry)
+            elif entry.size <= _SMALL:
+                data = self.stream.read(entry.size)
+                if len(data) != entry.size:
+                    raise cut_off(os.fsdecode(name))
+                if data:
+                    write_all(fd, memoryview(data))
+                content = xxhash.xxh3_128_hexdigest(data)
+            else:
+                content = self._large(fd, entry)
+            self.result.size += entry.size
+            found = self._finish_file(fd, entry, content)
+        finally:
+            os.close(fd)
+        if self.recorder is not None:
+            self.recorder.add(entry.path, found)
+
+    def _create(self, dir_fd: int, path: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(path[-1], flags, 0o600, dir_fd=dir_fd)
+        except FileExistsError:
+            self._clear(path)
+            return os.open(path[-1], flags, 0o600, dir_fd=self.tree.fd(path[:-1]))
+
+    def _large(self, fd: int, entry: Entry) -> str:
+        hash_ = xxhash.xxh3_128()
+        left = entry.size
+        for part in self.stream.parts(entry.size):
+            write_all(fd, part)
+            hash_.update(part)
+            left -= len(part)
+        if left:
+            raise cut_off(os.fsdecode(entry.path[-1]))
+        return hash_.hexdigest()
+
+    def _sparse(self, fd: int, entry: Entry) -> str:
+        assert entry.extents is not None
+        hash_ = xxhash.xxh3_128()
+        os.ftruncate(fd, entry.size)
+        at = 0
+        for offset, length in entry.extents:
+            _hash_zeros(hash_, offset - at)
+            os.lseek(fd, offset, os.SEEK_SET)
+            left = length
+            for part in self.stream.parts(length):
+                write_all(fd, part)
+                hash_.update(part)
+                left -= len(part)
+            if left:
+                raise cut_off(os.fsdecode(entry.path[-1]))
+            at = offset + length
+        _hash_zeros(hash_, entry.size - at)
+        return hash_.hexdigest()
+
+    def _finish_file(self, fd: int, entry: Entry, content: str) -> Print:
+        """Owner, attributes, mode, time: in this order, for each of them may take away what comes after."""
+        mode, uid, gid = entry.mode, entry.uid, entry.gid
+        xattrs = dict(entry.xattrs)
+        if self.noted:
+            xattrs[owners.XATTR] = owners.write(owners.Override(uid, gid, mode, entry.kind, entry.device))
+            mode = mode & 0o777 | 0o600
+            uid, gid = self.own
+        elif (uid, gid) != self.own:
+            chown(fd, uid, gid)
+        kept = set_xattrs(fd, xattrs, self.result.dropped_xattrs) if xattrs else {}
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return Print("f", mode, uid, gid, entry.mtime_ns, content, xattrs_digest(kept))
+
+    def _special(self, entry: Entry) -> None:
+        """A symlink, a device or a fifo."""
+        dir_fd = self._parent(entry)
+        name = entry.path[-1]
+        if _exists(dir_fd, name):
+            self._clear(entry.path)
+            dir_fd = self.tree.fd(entry.path[:-1])
+        if entry.kind == SYMLINK:
+            os.symlink(entry.target, name, dir_fd=dir_fd)
+            found = self._finish_symlink(dir_fd, entry)
+        elif self._make_node(dir_fd, entry):
+            found = self._finish_node(dir_fd, entry)
+        else:
+            fd = self._create(dir_fd, entry.path)
+            try:
+                found = self._note_device(fd, entry)
+            finally:
+                os.close(fd)
+        if self.recorder is not None:
+            self.recorder.add(entry.path, found)
+
+    def _make_node(self, dir_fd: int, entry: Entry) -> bool:
+        if self.noted and entry.kind != FIFO:
+            return False
+        try:
+            os.mknod(entry.path[-1], entry.kind | 0o600, os.makedev(*entry.device), dir_fd=dir_fd)
+        except PermissionError:
+            if entry.kind == FIFO:
+                raise
+            return False  # nobody makes devices in a user namespace
+        return True
+
+    def _finish_node(self, dir_fd: int, entry: Entry) -> Print:
+        fd = os.open(entry.path[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        path = f"/proc/self/fd/{fd}"
+        mode, uid, gid = entry.mode, entry.uid, entry.gid
+        try:
+            if self.noted:
+                mode = mode & 0o777 | 0o600
+                uid, gid = self.own
+            else:
+                chown(path, uid, gid)
+            kept = set_xattrs(path, dict(entry.xattrs), self.result.dropped_xattrs)
+            os.chmod(path, mode)
+            os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+        kind = {CHARACTER: "c", BLOCK: "b", FIFO: "p"}[entry.kind]
+        what: str | tuple[int, ...] = "" if entry.kind == FIFO else entry.device
+        return Print(kind, mode, uid, gid, entry.mtime_ns, what, xattrs_digest(kept))
+
+    def _note_device(self, fd: int, entry: Entry) -> Print:
+        override = owners.Override(entry.uid, entry.gid, entry.mode, entry.kind, entry.device)
+        kept = set_xattrs(fd, {owners.XATTR: owners.write(override)}, set())
+        if not kept:
+            raise OSError(errno.EPERM, "devices cannot be made here, and not noted either: no extended attributes")
+        uid, gid = self.own if self.noted else (entry.uid, entry.gid)
+        if not self.noted:
+            chown(fd, uid, gid)
+        os.fchmod(fd, 0o600)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return Print("f", 0o600, uid, gid, entry.mtime_ns, xxhash.xxh3_128_hexdigest(b""), xattrs_digest(kept))
+
+    def _finish_symlink(self, dir_fd: int, entry: Entry) -> Print:
+        name = entry.path[-1]
+        uid, gid = (entry.uid, entry.gid) if not self.noted else self.own
+        if (uid, gid) != self.own:
+            chown(name, uid, gid, dir_fd=dir_fd)
+        kept: dict[str, bytes] = {}
+        if entry.xattrs:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+            try:
+                kept = set_xattrs(f"/proc/self/fd/{fd}", dict(entry.xattrs), self.result.dropped_xattrs)
+            finally:
+                os.close(fd)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+        return Print("l", 0o777, uid, gid, entry.mtime_ns, os.fsdecode(entry.target), xattrs_digest(kept))
+
+    def _link(self, entry: Entry) -> None:
+        dir_fd = self._parent(entry)
+        *parent, name = entry.link
+        if entry.path == entry.link[: len(entry.path)]:
+            raise _refused(entry.path, "a hard link to what is below itself")
+        try:
+            source_fd = os.dup(self.tree.fd(tuple(parent)))
+        except FileNotFoundError:
+            self.result.open.links[entry.path] = entry.link
+            return
+        try:
+            st = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                raise _refused(entry.path, "a hard link to a directory")
+            dir_fd = self.tree.fd(entry.path[:-1])
+            if _exists(dir_fd, entry.path[-1]):
+                self._clear(entry.path)
+                dir_fd = self.tree.fd(entry.path[:-1])
+            os.link(name, entry.path[-1], src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            self.result.open.links[entry.path] = entry.link
+            return
+        finally:
+            os.close(source_fd)
+        self.result.open.links.pop(entry.path, None)
+        if self.recorder is not None:
+            self.recorder.add(entry.path, _print_of_link(dir_fd, entry.path[-1]))
+
+    def _parent(self, entry: Entry) -> int:
+        """The directory that `entry` goes into, made if nothing has described it yet."""
+        path = entry.path
+        if path in self.result.open.links:
+            del self.result.open.links[path]
+        return self._make_parents(path, entry.mtime_ns)
+
+    def _make_parents(self, path: Path, mtime_ns: int) -> int:
+        parent = path[:-1]
+        if parent not in self.described and parent not in self.implicit:
+            for depth in range(1, len(parent) + 1):
+                ancestor = parent[:depth]
+                if ancestor in self.described or ancestor in self.implicit:
+                    continue
+                with suppress(FileExistsError):
+                    os.mkdir(ancestor[-1], 0o700, dir_fd=self.tree.fd(ancestor[:-1]))
+                    self.implicit[ancestor] = mtime_ns
+        fd = self.tree.fd(parent)
+        if parent in self.implicit:
+            self.implicit[parent] = max(self.implicit[parent], mtime_ns)
+        return fd
+
+    def _clear(self, path: Path) -> None:
+        """Remove what an earlier entry put at `path`: the later of two entries counts."""
+        self.tree.forget()
+        remove_tree(self.tree.fd(path[:-1]), path[-1])
+        depth = len(path)
+        for known in (self.described, self.implicit, self.result.open.links):
+            for below in [other for other in known if other[:depth] == path]:
+                del known[below]
+        self.hidden = {other for other in self.hidden if other[:depth] != path or len(other) == depth}
+        self.opaque = {other for other in self.opaque if other[:depth] != path}
+        if self.recorder is not None:
+            self.recorder.gone(path)
+
+    def _place_marks(self) -> None:
+        for path in sorted(self.hidden):
+            dir_fd = self.tree.fd(path[:-1])
+            if path in self.described or path in self.implicit:
+                self.opaque.add(path)
+            elif not _exists(dir_fd, path[-1]) and path not in self.result.open.links:
+                mark = markers.whiteout_name(path[-1])
+                assert mark is not None, "it came as a whiteout, so it is short enough"
+                self._mark(path[:-1], mark)
+        for path in sorted(self.opaque):
+            self._mark(path, markers.OPAQUE_NAME)
+
+    def _mark(self, parent: Path, mark: bytes) -> None:
+        """An empty file of no age, so that a layer looks the same whenever it is unpacked."""
+        if self.options.dialect == OVERLAY:
+            self._overlay_mark(parent, mark)
+            return
+        fd = self._create(self.tree.fd(parent), (*parent, mark))
+        try:
+            os.fchmod(fd, _MARK_MODE)
+            os.utime(fd, ns=(0, 0))
+        finally:
+            os.close(fd)
+        if self.recorder is not None:
+            found = Print("f", _MARK_MODE, *self.own, 0, xxhash.xxh3_128_hexdigest(b""))
+            self.recorder.add((*parent, mark), found)
+
+    def _overlay_mark(self, parent: Path, mark: bytes) -> None:
+        """The same as the kernel's overlayfs has it (overlayfs.rst, "whiteouts and opaque directories")."""
+        fd = self.tree.fd(parent)
+        if mark == markers.OPAQUE_NAME:
+            try:
+                os.setxattr(fd, "trusted.overlay.opaque", b"y")
+            except PermissionError:
+                os.setxattr(fd, "user.overlay.opaque", b"y")
+            return
+        name = markers.hidden_name(mark)
+        assert name is not None
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+
+
+def _print_of_link(dir_fd: int, name: bytes) -> Print:
+    """Fingerprint of a further name of a file; read again, for what was hashed is not kept for every file."""
+    from layers.fingerprint import of
+
+    return of(Directories(dir_fd), (name,), {})
+
+
+def _exists(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+_ZEROS: Final = bytes(1 << 20)
+
+
+def _hash_zeros(hash_: xxhash.xxh3_128, count: int) -> None:
+    while count > 0:
+        hash_.update(_ZEROS[:count])
+        count -= len(_ZEROS)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    """A failure that the tar is to blame for as a refusal; any other with the path it happened at."""
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return _refused(path, "it is below a symbolic link or a file")
+    if error.errno == errno.EXDEV:
+        return _refused(path, "something is mounted there")
+    return OSError(error.errno, error.strerror, _shown(path))
+
+
+def _refused(path: Path, why: str) -> Refused:
+    return Refused("unpacking a layer", _shown(path), why)
+
+
+def _shown(path: Path) -> str:
+    return os.fsdecode(b"/".join(path))

@@ -1,0 +1,172 @@
+"""Archives: what we save skopeo reads, what skopeo and old Dockers save we load, and what is malformed is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layers import archive, gc, image, making
+from layers.errors import LayerError, Refused
+from layers.store import Store
+from tests.layers import images, registries, trees
+from tests.support import process
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
+
+BASE = trees.tar_of([("a", {"uid": 5}, b"one"), ("b", {}, b"gone")])
+TOP = trees.tar_of([("c/d", {}, os.urandom(100_000)), (".wh.b", {}, b"")])
+
+
+@pytest.fixture
+def store(scratch: Path) -> Store:
+    """A store with the images one:1 and two:1, which share a layer."""
+    made = Store(str(scratch / "root"))
+    made.prepare()
+    registries.need("skopeo")
+    for name, layers in (("one", [BASE, TOP]), ("two", [BASE])):
+        images.layout(scratch / name, layers, settings={"Cmd": ["/a"]})
+        process.run(["skopeo", "copy", f"oci:{scratch / name}:t", f"oci:{made.images}:docker.io/library/{name}:1"])
+    return made
+
+
+def saved(store: Store, scratch: Path, *names: str) -> Path:
+    with (scratch / "saved.tar").open("wb") as sink:
+        archive.save(store, names, sink)
+    return scratch / "saved.tar"
+
+
+def load(store: Store, path: Path, **options: Any) -> list[archive.Loaded]:
+    with path.open("rb") as source:
+        return archive.load(store, source, **options)
+
+
+def shown(store: Store, name: str) -> list[list[str]]:
+    return [list(trees.names(Path(lower))) for lower in image.resolve(store, name).lowers]
+
+
+def test_what_is_saved_is_loaded(store: Store, scratch: Path) -> None:
+    file = saved(store, scratch, "one:1", "two:1")
+    other = Store(str(scratch / "other"))
+    loaded = load(other, file)
+    assert [one.name for one in loaded] == ["docker.io/library/one:1", "docker.io/library/two:1"]
+    assert [one.digest for one in loaded] == [store.find(name).descriptor.digest for name in ("one:1", "two:1")]
+    assert shown(other, "one:1") == [[".wh.b", "c", "c/d"], ["a", "b"]]
+    assert gc.collect(other) == gc.Freed()
+
+
+@pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
+def test_skopeo_reads_what_we_save(store: Store, scratch: Path, kind: str) -> None:
+    file = saved(store, scratch, "one:1")
+    process.run(["skopeo", "copy", f"{kind}:{file}", f"oci:{scratch / 'back'}:t"])
+    process.run(["umoci", "unpack", "--image", f"{scratch / 'back'}:t", scratch / "bundle"])
+    assert trees.names(scratch / "bundle/rootfs") == ["a", "c", "c/d"]
+
+
+@pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_we_load_what_skopeo_saves(store: Store, scratch: Path, kind: str, compress: bool) -> None:
+    file = scratch / "theirs.tar"
+    process.run(["skopeo", "copy", f"oci:{scratch / 'one'}:t", f"{kind}:{file}:some/name:3"])
+    if compress:
+        file.write_bytes(gzip.compress(file.read_bytes()))
+    other = Store(str(scratch / "other"))
+    load(other, file, name="r.example/x:1")
+    assert shown(other, "r.example/x:1") == [[".wh.b", "c", "c/d"], ["a", "b"]]
+    assert image.resolve(other, "r.example/x:1").config.settings.cmd == ("/a",)
+    if kind == "docker-archive":
+        assert load(other, file)[0].name == "docker.io/some/name:3"
+
+
+def test_an_archive_of_an_old_docker_is_loaded(scratch: Path) -> None:
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [images.digest(BASE)] * 2},
+    }
+    listed = [{"Config": "c.json", "RepoTags": ["old:1", "old:2"], "Layers": ["x/layer.tar", "y/layer.tar"]}]
+    tar = trees.tar_of(
+        [
+            ("x/layer.tar", {}, BASE),
+            ("y/layer.tar", {"type": tarfile.SYMTYPE, "linkname": "../x/layer.tar"}, b""),
+            ("c.json", {}, json.dumps(config).encode()),
+            ("manifest.json", {}, json.dumps(listed).encode()),
+            ("repositories", {}, b"{}"),
+        ]
+    )
+    store = Store(str(scratch / "root"))
+    loaded = archive.load(store, io.BytesIO(tar))
+    assert [one.name for one in loaded] == ["docker.io/library/old:1", "docker.io/library/old:2"]
+    assert shown(store, "old:2") == [["a", "b"], ["a", "b"]]
+
+
+def _docker(config: Any, listed: Any, layer: bytes = BASE) -> bytes:
+    return trees.tar_of(
+        [
+            ("l.tar", {}, layer),
+            ("c.json", {}, json.dumps(config).encode()),
+            ("manifest.json", {}, json.dumps(listed).encode()),
+        ]
+    )
+
+
+CONFIG: dict[str, Any] = {
+    "architecture": "a",
+    "os": "o",
+    "rootfs": {"type": "layers", "diff_ids": [images.digest(BASE)]},
+}
+LISTED: dict[str, Any] = {"Config": "c.json", "RepoTags": None, "Layers": ["l.tar"]}
+
+
+NOWHERE = {"schemaVersion": 2, "manifests": [{"mediaType": "x", "digest": "sha256:" + "a" * 64, "size": 1}]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no tar at all" * 100,
+        trees.tar_of([("x", {}, b"")]),
+        _docker(CONFIG, {}),
+        _docker(CONFIG, [LISTED | {"Layers": 5}]),
+        _docker(CONFIG, [LISTED | {"Layers": ["missing"]}]),
+        _docker(CONFIG, [LISTED | {"Layers": ["../../etc/passwd"]}]),
+        _docker(CONFIG, [LISTED | {"Config": "/etc/passwd"}]),
+        _docker(CONFIG, [LISTED | {"Layers": []}]),
+        _docker(CONFIG, [LISTED], TOP),
+        trees.tar_of([("oci-layout", {}, b"{}"), ("index.json", {}, b"[]")]),
+        trees.tar_of([("oci-layout", {}, b"{}"), ("index.json", {}, json.dumps(NOWHERE).encode())]),
+    ],
+)
+def test_what_is_no_archive_is_refused_and_leaves_nothing(scratch: Path, data: bytes) -> None:
+    store = Store(str(scratch / "root"))
+    with pytest.raises(Refused):
+        archive.load(store, io.BytesIO(data))
+    assert store.named() == []
+    assert os.listdir(store.aside) == os.listdir(store.layers) == []
+
+
+def test_one_name_is_for_one_image(store: Store, scratch: Path) -> None:
+    file = saved(store, scratch, "one:1", "two:1")
+    with pytest.raises(LayerError, match="2 images"):
+        load(Store(str(scratch / "other")), file, name="x:1")
+
+
+def test_a_root_filesystem_is_imported(scratch: Path) -> None:
+    store = Store(str(scratch / "root"))
+    made = making.import_tar(
+        store, io.BytesIO(gzip.compress(BASE)), making.Wish(name="docker.io/library/i:1", compression="zstd")
+    )
+    assert made.layer.diff_id == images.digest(BASE)
+    assert shown(store, "i:1") == [["a", "b"]]
+    process.run(["skopeo", "copy", f"oci:{store.images}:docker.io/library/i:1", f"oci:{scratch / 'copy'}:t"])
+    with pytest.raises(Refused):
+        making.import_tar(store, io.BytesIO(b"nonsense" * 500), making.Wish(name="docker.io/library/j:1"))
+    assert [image_.name for image_ in store.named()] == ["docker.io/library/i:1"]
+    assert os.listdir(store.aside) == []

@@ -1,0 +1,258 @@
+"""Tars from strangers: refused with the reason, nothing written outside of the layer, and what is allowed comes out."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layers.attributes import Options
+from layers.digest import Digest
+from layers.errors import LayerError, Refused
+from layers.limits import Limits
+from layers.store import Store
+from layers.unpacked import Pending
+from tests.layers import images, trees
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="as root a mistake would have the worst consequences")
+
+Member = tuple[str, dict[str, Any], bytes]
+
+
+def symlink(name: str, target: str) -> Member:
+    return name, {"type": tarfile.SYMTYPE, "linkname": target}, b""
+
+
+def hardlink(name: str, target: str) -> Member:
+    return name, {"type": tarfile.LNKTYPE, "linkname": target}, b""
+
+
+def directory(name: str, **fields: Any) -> Member:
+    return name, {"type": tarfile.DIRTYPE, "mode": 0o755} | fields, b""
+
+
+def file(name: str, data: bytes = b"", **fields: Any) -> Member:
+    return name, fields, data
+
+
+REFUSED: list[tuple[str, list[Member], str]] = [
+    ("dot-dot", [file("../outside")], r"'\.\.'"),
+    ("dot-dot inside", [file("a/../../outside")], r"'\.\.'"),
+    ("dot-dot that stays", [file("a/../b")], r"'\.\.'"),
+    ("absolute", [file("/outside")], "absolute"),
+    ("absolute directory", [directory("/")], "absolute|without a name"),
+    ("no name", [file("")], "without a name|damaged"),
+    ("long name", [file("x" * 256)], "255"),
+    ("long path", [file("/".join(["d" * 200] * 25))], "4095"),
+    ("file as root", [file(".")], "root of a layer is a directory"),
+    ("symlink as root", [symlink("./", "/etc")], "root of a layer is a directory"),
+    ("below a symlink", [symlink("a", "/etc"), file("a/outside")], "below a symbolic link"),
+    ("below a symlink, deep", [symlink("a", "b"), directory("b"), directory("b/c"), file("a/c/f")], "symbolic link"),
+    ("below a file", [file("a"), file("a/b")], "below a symbolic link or a file"),
+    ("whiteout below a symlink", [symlink("a", "/tmp"), file("a/.wh.b")], "below a symbolic link"),
+    ("opaque symlink", [symlink("a", "/tmp"), file("a/.wh..wh..opq")], "below a symbolic link"),
+    ("symlink that climbs out", [symlink("a/b", "../../etc/passwd")], "outside of the layer"),
+    ("symlink that climbs out late", [symlink("a", "b/../../c")], "outside of the layer"),
+    ("symlink to nothing", [symlink("a", "")], "to nothing"),
+    ("long symlink", [symlink("a", "x" * 5000)], "5000"),
+    ("hard link outside", [hardlink("a", "../../etc/passwd")], r"'\.\.'"),
+    ("hard link absolute", [hardlink("a", "/etc/passwd")], "absolute"),
+    ("hard link through a symlink", [symlink("s", "/etc"), hardlink("a", "s/passwd")], "below a symbolic link"),
+    ("hard link to itself", [file("a"), hardlink("a", "a")], "itself"),
+    ("hard link to a directory", [directory("d"), hardlink("a", "d")], "to a directory"),
+    ("hard link to the root", [hardlink("a", ".")], "to the root"),
+    ("hard link to nothing", [hardlink("a", "nowhere")], "does not exist"),
+    ("hard link to what is below", [file("a/b"), hardlink("a", "a/b")], "below itself"),
+    ("hard link to a whiteout", [file(".wh.x"), hardlink("a", ".wh.x")], "to a whiteout"),
+    ("whiteout of nothing", [file(".wh.")], "of nothing"),
+    ("whiteout of itself", [file("a/.wh..")], "directory it is in"),
+    ("whiteout of the root", [file(".wh..")], "directory it is in"),
+    ("whiteout of outside", [file(".wh...")], "outside"),
+    ("whiteout of outside, deeper", [file("a/.wh...")], "outside"),
+    ("whiteout that is a directory", [directory(".wh.a")], "not a file"),
+    ("whiteout that is a symlink", [symlink(".wh.a", "/etc")], "not a file"),
+    ("below a whiteout", [file(".wh.a/b")], "below a whiteout"),
+    ("overlayfs whiteout", [("a", {"type": tarfile.CHRTYPE}, b"")], "overlayfs"),
+    ("device number", [("a", {"type": tarfile.BLKTYPE, "devmajor": 4096}, b"")], "device number"),
+    ("unknown type", [("a", {"type": b"Z"}, b"")], "unknown type"),
+    ("owner", [file("a", uid=2**32 - 1)], "owner"),
+]
+
+
+@pytest.mark.parametrize(("members", "why"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+@pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
+def test_what_is_dangerous_is_refused(scratch: Path, members: list[Member], why: str, format_: int) -> None:
+    sentinel = scratch / "outside"
+    layer = scratch / "deep" / "layer"
+    before = sorted(os.listdir("/etc"))
+    with pytest.raises(Refused, match=why):
+        trees.unpacked(trees.tar_of(members, format_), layer)
+    assert not sentinel.exists()
+    assert os.listdir(scratch) == ["deep"]
+    assert os.listdir(scratch / "deep") == ["layer"]
+    assert sorted(os.listdir("/etc")) == before
+
+
+@pytest.mark.parametrize("members", [case[1] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_what_is_refused_leaves_nothing_in_a_store(scratch: Path, members: list[Member]) -> None:
+    store = Store(str(scratch / "root"))
+    tar = trees.tar_of([file("first", b"x"), *members])
+    with store.adding():
+        pending = Pending(store, Options())
+        with pytest.raises(Refused):
+            _run_and_place(pending, tar)
+    assert os.listdir(store.aside) == os.listdir(store.layers) == []
+
+
+def _run_and_place(pending: Pending, tar: bytes) -> None:
+    diff_id = Digest(images.digest(tar))
+    pending.run(io.BytesIO(tar), diff_id)
+    pending.place(diff_id, [])
+
+
+def names_of(scratch: Path, members: list[Member], name: str = "layer") -> Sequence[str]:
+    trees.unpacked(trees.tar_of(members), scratch / name)
+    return trees.names(scratch / name)
+
+
+def test_whiteouts_become_marks(scratch: Path) -> None:
+    assert names_of(scratch, [file(".wh.a"), file("d/.wh.b"), file("e/.wh..wh..opq")]) == [
+        ".wh.a", "d", "d/.wh.b", "e", "e/.wh..wh..opq",
+    ]  # fmt: skip
+
+
+def test_a_whiteout_of_what_the_layer_brings_hides_only_what_is_beneath(scratch: Path) -> None:
+    for order, members in enumerate(([file(".wh.a"), file("a")], [file("a"), file(".wh.a")])):
+        assert names_of(scratch, members, f"file{order}") == ["a"]
+    for order, members in enumerate(([file(".wh.d"), file("d/f")], [file("d/f"), file(".wh.d")])):
+        assert names_of(scratch, members, f"dir{order}") == ["d", "d/.wh..wh..opq", "d/f"]
+
+
+def test_an_opaque_root_hides_everything(scratch: Path) -> None:
+    assert names_of(scratch, [file(".wh..wh..opq"), file("a")]) == [".wh..wh..opq", "a"]
+
+
+def test_aufs_bookkeeping_is_passed_over(scratch: Path) -> None:
+    members = [directory(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", b"x"), file(".wh..wh.aufs"), file("a")]
+    assert names_of(scratch, members) == ["a"]
+
+
+def test_the_later_of_two_entries_counts(scratch: Path) -> None:
+    members = [
+        file("a", b"1"), file("a", b"2"),
+        directory("d", mode=0o700), file("d/f"), directory("d", mode=0o711),
+        directory("e"), file("e/f"), file("e", b"now a file"),
+        file("g", b""), directory("g"), file("g/h"),
+        symlink("s", "/etc"), directory("s"), file("s/inside"),
+    ]  # fmt: skip
+    assert names_of(scratch, members) == ["a", "d", "d/f", "e", "g", "g/h", "s", "s/inside"]
+    assert (scratch / "layer/a").read_bytes() == b"2"
+    assert (scratch / "layer/e").read_bytes() == b"now a file"
+    assert stat.S_IMODE((scratch / "layer/d").stat().st_mode) == 0o711
+    assert not Path("/etc/inside").exists()
+
+
+def test_set_id_bits_come_with_their_owner_only(scratch: Path) -> None:
+    members = [file("suid", b"#!", mode=0o4755, uid=1234), file("sgid", b"#!", mode=0o2755, gid=77)]
+    trees.unpacked(trees.tar_of(members), scratch / "layer")
+    told = trees.told(scratch / "layer")
+    assert told[b"suid"][1:4] == (0o4755, 1234, 0)
+    assert told[b"sgid"][1:4] == (0o2755, 0, 77)
+
+
+def test_marks_and_labels_of_others_are_not_taken_over(scratch: Path) -> None:
+    names = ["trusted.overlay.redirect", "user.overlay.metacopy", "user.unionfs.origin", "security.ima", "user.fine"]
+    pax = {f"SCHILY.xattr.{name}": "/etc" for name in names}
+    result = trees.unpacked(trees.tar_of([file("a", b"x", pax_headers=pax)]), scratch / "layer")
+    assert os.listxattr(scratch / "layer/a") == ["user.fine"]
+    assert result.dropped_xattrs == set(names) - {"user.fine"}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: zstandard.ZstdCompressor().compress(data)])
+def test_a_bomb_is_refused_before_it_fills_the_disk(scratch: Path, pack: Any) -> None:
+    bomb = pack(trees.tar_of([file("zeros", bytes(64 << 20))]))
+    limits = Limits(ratio_from=8 << 20)
+    with pytest.raises(Refused, match="bomb"):
+        trees.unpacked(bomb, scratch / "layer", limits)
+    assert sum(path.stat().st_blocks for path in (scratch / "layer").iterdir()) * 512 < 32 << 20
+    with pytest.raises(Refused, match="larger than 1000000 bytes"):
+        trees.unpacked(bomb, scratch / "second", Limits(max_bytes=1_000_000, max_ratio=None))
+
+
+def test_entries_and_headers_are_bounded(scratch: Path) -> None:
+    many = trees.tar_of([file(f"f{number}") for number in range(50)])
+    with pytest.raises(Refused, match="more than 40 entries"):
+        trees.unpacked(many, scratch / "many", Limits(max_entries=40))
+    long = trees.tar_of([file("a", pax_headers={"comment": "x" * (2 << 20)})])
+    with pytest.raises(Refused, match="a header of"):
+        trees.unpacked(long, scratch / "long")
+    chained = b"".join(tarfile.TarInfo("././@LongLink").tobuf()[:156] + b"L" + bytes(355) for _ in range(3))
+    with pytest.raises(Refused):
+        trees.unpacked(chained * 2000, scratch / "chained")
+
+
+def test_a_negative_size_does_not_go_back(scratch: Path) -> None:
+    tar = trees.tar_of([file("a", b"x", pax_headers={"size": "-512"}), file("b")])
+    with pytest.raises(Refused, match="size"):
+        trees.unpacked(tar, scratch / "layer")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lambda data: zstandard.ZstdCompressor().compress(data)])
+def test_an_archive_that_is_cut_off_is_refused(scratch: Path, compress: Any) -> None:
+    whole = compress(trees.tar_of([file("a", os.urandom(200_000)), file("b", os.urandom(1000))]))
+    for number, end in enumerate((100, len(whole) // 3, len(whole) // 2)):
+        with pytest.raises(Refused):
+            trees.unpacked(whole[:end], scratch / str(number))
+
+
+def test_nothing_at_all_is_an_empty_layer(scratch: Path) -> None:
+    assert names_of(scratch, []) == []
+    trees.unpacked(bytes(1024), scratch / "zeros")
+    assert trees.names(scratch / "zeros") == []
+
+
+def test_what_is_no_tar_is_refused(scratch: Path) -> None:
+    for number, data in enumerate(
+        (b"hello world" * 100, os.urandom(5000), b"\x1f\x8bnonsense", b"\x28\xb5\x2f\xfd123456")
+    ):
+        with pytest.raises(Refused):
+            trees.unpacked(data, scratch / str(number))
+
+
+_GOOD = trees.tar_of(
+    [
+        directory("d"),
+        file("d/a", b"x" * 700, pax_headers={"SCHILY.xattr.user.a": "1"}),
+        symlink("s", "d"),
+        file(".wh.q"),
+    ]
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, len(_GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_damaged_tar_is_refused_or_stays_inside(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(_GOOD)
+    for at, value in changes:
+        data[at] = value
+    with tempfile.TemporaryDirectory() as scratch:
+        outside = Path(scratch) / "outside"
+        outside.mkdir()
+        try:
+            trees.unpacked(bytes(data), Path(scratch) / "a" / "layer")
+        except (LayerError, OSError):
+            pass
+        assert os.listdir(outside) == []
+        assert sorted(os.listdir(scratch)) == ["a", "outside"]
+        assert os.listdir(Path(scratch) / "a") == ["layer"]
