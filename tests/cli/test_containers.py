@@ -1,0 +1,146 @@
+"""The records of containers: found by name or id, believed only as far as the process table agrees, removed whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.core.trees import tree
+from unionfs.changes.remove import remove_path
+from unionfs.cli.containers import Container, ContainerError, ContainerStore, process_started
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ContainerStore:
+    return ContainerStore(str(tmp_path / "root"))
+
+
+def create(store: ContainerStore, name: str | None = None) -> Container:
+    return store.create(["/"], ["true"], name)
+
+
+def test_a_record_is_read_as_it_was_written(store: ContainerStore) -> None:
+    lowers, ids = ["/", "/usr"], ((0, 5, 1), (1, 9, 3))
+    made = store.create(lowers, ["sh", "\udcfe\n"], "web", uid_map=ids, hidden=("/x\udcff",), began_ns=5)
+    assert store.load(made.id) == store.find("web") == made
+    assert all(os.path.isdir(path) for path in (made.upper, made.work, made.merged))
+
+
+def test_the_upper_begins_with_the_mode_of_what_it_covers(store: ContainerStore, tmp_path: Path) -> None:
+    lower = tree(tmp_path / "lower", "./:0711")
+    made = store.create([str(lower)], ["true"])
+    assert os.stat(made.upper).st_mode & 0o7777 == 0o711
+
+
+def test_found_by_name_id_and_beginning_of_an_id(store: ContainerStore) -> None:
+    first, second = create(store, "one"), create(store)
+    assert first.name != second.name
+    assert store.find("one") == store.find(first.id) == first
+    assert store.find(second.id[:20]) == second
+    with pytest.raises(ContainerError, match="no such container"):
+        store.find("nobody")
+    with pytest.raises(ContainerError, match="no such container"):
+        store.find("")
+
+
+def test_an_ambiguous_beginning_is_refused(store: ContainerStore) -> None:
+    made = [create(store) for _ in range(17)]
+    firsts = [one.id[0] for one in made]
+    common = next(char for char in firsts if firsts.count(char) > 1)
+    with pytest.raises(ContainerError, match="ambiguous id"):
+        store.find(common)
+
+
+def test_a_name_is_taken_once_and_must_be_one(store: ContainerStore) -> None:
+    create(store, "web")
+    with pytest.raises(ContainerError, match="name taken: web"):
+        create(store, "web")
+    for bad in ("", "-a", ".a", "a/b", "a b", "a\n"):
+        with pytest.raises(ContainerError, match="bad name"):
+            create(store, bad)
+
+
+def test_running_is_believed_only_while_that_very_process_lives(store: ContainerStore) -> None:
+    made = create(store)
+    assert made.status == "created"
+    with subprocess.Popen(["sleep", "60"]) as child:
+        running = store.started(made, child.pid)
+        assert running.status == store.load(made.id).status == "running"
+        with pytest.raises(ContainerError, match="still running"):
+            store.remove(running, remove_path)
+        child.kill()
+    assert store.load(made.id).status == "exited"
+    assert store.load(made.id).exit_code is None
+    # Another process has got the number since.
+    reused = store.update(made, recorded_status="running", pid=os.getpid(), pid_started=running.pid_started)
+    assert reused.status == "exited"
+    assert store.exited(made, 3).exit_code == 3
+
+
+def test_a_zombie_does_not_live() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert process_started(pid) is None
+    os.waitpid(pid, 0)
+
+
+def test_an_update_keeps_what_others_wrote_meanwhile(store: ContainerStore) -> None:
+    made = create(store)
+    store.update(made, began_ns=7)
+    store.exited(made, 1)  # of the value that does not know
+    assert store.load(made.id).began_ns == 7
+
+
+def test_removed_is_gone_even_if_deleting_stops(store: ContainerStore) -> None:
+    made = create(store, "web")
+    tree(Path(made.upper), "a/b=1")
+
+    def fail(_path: str) -> None:
+        raise PermissionError(13, "no")
+
+    with pytest.raises(PermissionError):
+        store.remove(made, fail)
+    assert store.list() == []
+    other = create(store, "web")
+    store.remove(other, remove_path)
+    assert [name for name in os.listdir(store.containers) if not name.startswith(".lock")] == []
+
+
+def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
+    create(store)
+    half = Path(store.containers, ".new-0123")
+    tree(half, "upper/ work/ container.json")
+    assert len(store.list()) == 1
+    create(store)
+    assert not half.exists()
+
+
+def test_a_broken_record_is_told_and_does_not_hide_the_others(store: ContainerStore) -> None:
+    good, bad = create(store), create(store)
+    Path(bad.directory, "container.json").write_text("{")
+    assert store.list() == [good]
+    with pytest.raises(ContainerError, match="bad record"):
+        store.load(bad.id)
+
+
+def test_records_of_other_versions_are_read(store: ContainerStore) -> None:
+    made = create(store)
+    path = Path(made.directory, "container.json")
+    record = json.loads(path.read_text())
+    del record["hidden"], record["kind"]
+    path.write_text(json.dumps(record | {"colour": "green"}))
+    assert store.load(made.id) == made
+
+
+def test_many_at_once_get_different_names(store: ContainerStore) -> None:
+    code = "import sys; from unionfs.cli.containers import ContainerStore as S; S(sys.argv[1]).create(['/'], ['true'])"
+    children = [subprocess.Popen([sys.executable, "-c", code, store.root]) for _ in range(8)]
+    assert [child.wait(60) for child in children] == [0] * 8
+    assert len({one.name for one in store.list()}) == 8

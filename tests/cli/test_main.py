@@ -1,0 +1,132 @@
+"""The command's entry: help, version, unknown words, exit codes, and that nothing heavy is imported."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support import process
+from tests.support.users import CHECKOUT
+from unionfs import __main__ as entry
+from unionfs.cli import errors
+from unionfs.cli.errors import CommandError, failed, tell
+
+
+def _unionfs(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "unionfs", *args]
+    return process.run(argv, cwd=CHECKOUT, env={**os.environ, **(env or {})}, check=False)
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_lists_every_verb_and_exit_code(word: str) -> None:
+    done = _unionfs(word)
+    assert (done.returncode, done.stderr) == (0, "")
+    for verb in entry.VERBS:
+        assert f"\n  {verb} " in done.stdout
+    codes = (0, errors.FAILED, errors.USAGE, errors.OWN_FAILURE, errors.NOT_EXECUTABLE, errors.NOT_FOUND)
+    for code in codes:
+        assert f"\n  {code} " in done.stdout
+
+
+def test_no_arguments_show_the_help_as_an_error() -> None:
+    done = _unionfs()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: unionfs VERB")
+
+
+def test_version_is_the_one_of_the_project() -> None:
+    wanted = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    for word in ("--version", "-V"):
+        assert _unionfs(word).stdout in (f"unionfs {wanted}\n", "unionfs (not installed as a package)\n")
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest_known() -> None:
+    done = _unionfs("unmount", "/x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "unionfs: there is no command 'unmount'\n  did you mean `unionfs umount`?\n"
+    assert "`unionfs --help` lists the commands" in _unionfs("zzz").stderr
+
+
+@pytest.mark.parametrize("verb", entry.VERBS)
+def test_every_verb_has_a_module_and_help(verb: str) -> None:
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    assert (Path(entry.__file__).parent / "cli" / f"{name}.py").exists()
+    done = _unionfs(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: unionfs {verb}")
+
+
+def test_the_command_called_as_fuse_overlayfs_is_the_mount_helper(tmp_path: Path) -> None:
+    other_name = tmp_path / "fuse-overlayfs"
+    other_name.write_text(f"#!{sys.executable}\nimport sys\nfrom unionfs.__main__ import main\nsys.exit(main())\n")
+    other_name.chmod(0o755)
+    done = process.run([other_name, "mount"], cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": "."}, check=False)
+    assert done.stderr.startswith("unionfs: mount failed: lowerdir not specified\n")
+
+
+def test_a_bug_shows_a_line_and_with_debug_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(verb: str, arguments: list[str]) -> int:
+        raise KeyError(verb, arguments)
+
+    monkeypatch.setattr(entry, "_dispatch", broken)
+    monkeypatch.delenv("UNIONFS_DEBUG", raising=False)
+    assert entry.main(["mount"]) == errors.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("unionfs: internal error: KeyError")
+    assert "Traceback" not in said
+    assert entry.main(["run", "x"]) == errors.OWN_FAILURE
+    monkeypatch.setenv("UNIONFS_DEBUG", "1")
+    assert entry.main(["mount"]) == errors.FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(verb: str, arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "_dispatch", interrupted)
+    assert entry.main(["mount"]) == errors.INTERRUPTED
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    shell = 'set -o pipefail; "$0" -m unionfs --help | true; echo "${PIPESTATUS[0]}"'
+    done = process.run(["bash", "-c", shell, sys.executable], cwd=CHECKOUT, check=False)
+    assert int(done.stdout) in (0, errors.BROKEN_PIPE)
+    assert done.stderr == ""
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    """What makes the command slow to start: argparse belongs to the verbs, the rest to the daemon."""
+    code = (
+        "import sys; from unionfs.__main__ import main; main(['--help']); "
+        "heavy = {'argparse', 'logging', 'subprocess', 'trio', 'pyfuse3', 'rich', 'unionfs.core', 'unionfs.daemon'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = process.run([sys.executable, "-c", code], cwd=CHECKOUT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_starting_a_daemon_imports_no_transport() -> None:
+    """They are imported by the daemon, after the mount is up."""
+    code = (
+        "import sys; import unionfs.cli.mount, unionfs.cli.mount_helper, unionfs.cli.umount; "
+        "heavy = {'trio', 'pyfuse3', 'rich', 'httpx', 'asyncio', 'subprocess'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert process.run([sys.executable, "-c", code], cwd=CHECKOUT).stdout == "[]\n"
+
+
+def test_failures_are_told_in_one_form() -> None:
+    error = CommandError.of("opening the log", OSError(2, "No such file or directory", b"/a/b"), hint="one\ntwo")
+    assert tell(error) == "unionfs: opening the log failed: /a/b: No such file or directory\n  one\n  two"
+    assert error.status == errors.FAILED
+    assert failed("mount", None, "because") == "mount failed: because"
+    assert str(CommandError.of("mount", OSError("text alone"))) == "mount failed: text alone"

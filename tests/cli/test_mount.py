@@ -1,0 +1,232 @@
+"""`unionfs mount`: usable when it returns, and clear about what it cannot do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.daemons import daemon_of
+from tests.support.mountinfo import detach, mount_at
+from tests.support.users import User
+from unionfs.daemon import DEFAULT_TRANSPORT
+
+pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Directories to mount, all below `top`, and who mounts them."""
+
+    user: User
+    top: Path
+
+    def path(self, name: str) -> Path:
+        return self.top / name
+
+    def mount(self, *args: str, check: bool = True, mountpoint: str = "mnt", **env: str) -> str:
+        """Run `unionfs mount` in `top`; what it said on stderr."""
+        argv = [*self.user.unionfs_cmd, "mount", *args, mountpoint]
+        done = self.user.run(argv, cwd=self.top, env=env, check=check)
+        assert done.stdout == ""
+        return done.stderr
+
+    def refused(self, *args: str, mountpoint: str = "mnt", **env: str) -> str:
+        """As `mount`, which must fail and leave nothing mounted."""
+        argv = [*self.user.unionfs_cmd, "mount", *args, mountpoint]
+        done = self.user.run(argv, cwd=self.top, env=env, check=False)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("unionfs: ")
+        assert mount_at(self.path("mnt")) is None
+        return done.stderr
+
+
+@pytest.fixture
+def place(user: User, scratch: Path, fuse_device: Path) -> Iterator[Place]:
+    """Directories low (with a file), low2, up, mnt."""
+    del fuse_device
+    for name in ("low", "low2", "up", "mnt"):
+        (scratch / name).mkdir()
+    (scratch / "low" / "file").write_text("low")
+    (scratch / "low2" / "file").write_text("low2")
+    (scratch / "low2" / "other").write_text("other")
+    user.own(scratch)
+    yield Place(user, scratch)
+    while mount_at(scratch / "mnt") is not None:
+        detach(scratch / "mnt")
+
+
+def test_relative_paths_and_the_order_of_lowers(place: Place) -> None:
+    assert place.mount("--lower", "low", "--lower", "low2", "--upper", "up") == ""
+    with daemon_of(place.path("mnt")):
+        shell = "cat mnt/file mnt/other && echo new > mnt/file && rm mnt/other"
+        said = place.user.run(["sh", "-c", shell], cwd=place.top)
+        place.user.unionfs("umount", place.path("mnt"))
+    assert said.stdout == "lowother"
+    assert sorted(os.listdir(place.path("up"))) == [".wh.other", "file"]
+    assert place.path("low/file").read_text() == "low"
+
+
+def test_names_that_are_not_text(place: Place) -> None:
+    """Blanks, newlines, backslashes, commas, colons and bytes that are no UTF-8, in every path."""
+    strange = os.fsdecode(b" a\nb\\040c,d:e\xff ")
+    for name in ("low", "up", "mnt"):
+        place.path(name).rename(place.path(name + strange))
+    place.mount("--lower", f"low{strange}", "--upper", f"up{strange}", mountpoint=f"mnt{strange}")
+    mountpoint = place.path(f"mnt{strange}")
+    with daemon_of(mountpoint):
+        assert place.user.run(["cat", mountpoint / "file"]).stdout == "low"
+        place.user.run(["touch", mountpoint / f"new{strange}"])
+        place.user.unionfs("umount", mountpoint)
+    assert mount_at(mountpoint) is None
+    assert os.listdir(place.path(f"up{strange}")) == [f"new{strange}"]
+
+
+def test_a_caller_whose_directory_has_gone(place: Place) -> None:
+    shell = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    argv = [*place.user.unionfs_cmd, "mount", "--lower", "low", "mnt"]
+    done = place.user.run(["sh", "-c", shell, "sh", *argv], cwd=place.top, check=False)
+    assert (done.returncode, done.stderr) == (1, "unionfs: mount failed: No such file or directory\n")
+
+
+def test_the_work_directory_is_made_beside_the_upper(place: Place) -> None:
+    place.path("link").symlink_to("up")
+    place.mount("--lower", "low", "--upper", "link")
+    with daemon_of(place.path("mnt")):
+        work = os.stat(place.path("up.work"))
+        assert stat.S_IMODE(work.st_mode) == 0o700
+        place.user.unionfs("umount", place.path("mnt"))
+    place.mount("--lower", "low", "--upper", "up")
+    with daemon_of(place.path("mnt")):
+        place.user.unionfs("umount", place.path("mnt"))
+
+
+def test_a_work_directory_made_in_vain_is_removed(place: Place) -> None:
+    place.refused("--lower", "missing", "--upper", "up")
+    assert not place.path("up.work").exists()
+
+
+def test_without_an_upper_it_is_read_only(place: Place) -> None:
+    place.mount("--lower", "low")
+    with daemon_of(place.path("mnt")):
+        seen = mount_at(place.path("mnt"))
+        assert seen is not None
+        assert seen.options.startswith("ro")
+        tried = place.user.run(["sh", "-c", ": > mnt/file"], cwd=place.top, check=False)
+        assert "Read-only file system" in tried.stderr
+        place.user.unionfs("umount", place.path("mnt"))
+
+
+def test_read_only_holds_back_an_upper(place: Place) -> None:
+    place.path("up/file").write_text("up")
+    place.user.own(place.path("up"))
+    place.mount("--lower", "low", "--upper", "up", "--read-only")
+    with daemon_of(place.path("mnt")):
+        assert place.user.run(["cat", "mnt/file"], cwd=place.top).stdout == "up"
+        tried = place.user.run(["rm", "mnt/file"], cwd=place.top, check=False)
+        assert "Read-only file system" in tried.stderr
+        place.user.unionfs("umount", place.path("mnt"))
+
+
+def test_marks_in_the_dialect_that_was_asked_for(place: Place) -> None:
+    place.mount("--lower", "low", "--upper", "up", UNIONFS_WHITEOUT="overlay")
+    with daemon_of(place.path("mnt")):
+        place.user.run(["rm", "mnt/file"], cwd=place.top)
+        place.user.unionfs("umount", place.path("mnt"))
+    assert stat.S_ISCHR(place.path("up/file").lstat().st_mode)
+
+
+def test_it_may_cover_its_own_lower(place: Place) -> None:
+    place.mount("--lower", "mnt", "--lower", "low")
+    with daemon_of(place.path("mnt")):
+        assert place.user.run(["ls", "mnt"], cwd=place.top).stdout == "file\n"
+        place.user.unionfs("umount", place.path("mnt"))
+
+
+def test_its_own_mountpoint_inside_a_lower_shows_empty(place: Place) -> None:
+    """The daemon must not walk into the union that it serves."""
+    place.mount("--lower", ".", "--log", "log")
+    with daemon_of(place.path("mnt")):
+        found = place.user.run(["find", "mnt", "-name", "file*"], cwd=place.top).stdout.split()
+        assert sorted(found) == ["mnt/low/file", "mnt/low2/file"]
+        place.user.unionfs("umount", place.path("mnt"))
+
+
+def test_the_log_goes_to_a_file(place: Place) -> None:
+    place.mount("--lower", "low", "--log", "log", "--debug")
+    with daemon_of(place.path("mnt")):
+        assert place.user.run(["cat", "mnt/file"], cwd=place.top).stdout == "low"
+        place.user.unionfs("umount", place.path("mnt"))
+    assert place.path("log").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("--lower", "missing"), "missing as a lower: No such file or directory"),
+        (("--lower", "low/file"), "file as a lower: Not a directory"),
+        (("--lower", "low", "--upper", "missing"), "missing as the upper: No such file or directory"),
+        (("--lower", "low", "--upper", "low"), "lies inside the upper directory"),
+        (("--lower", "up/inside", "--upper", "up"), "lies inside the upper directory"),
+        (("--lower", "low", "--upper", "up", "--work", "up"), "overlap"),
+        (("--lower", "low", "--upper", "up", "--work", "missing"), "missing as the work directory"),
+        (("--lower", "low", "--upper", "up", "--work", "/proc"), "/proc is not on the same filesystem as the upper"),
+        (("--lower", "low", "--work", "up"), "a work directory makes no sense without an upper"),
+        (("--lower", "low", "--log", "missing/log"), "opening the log failed"),
+    ],
+)
+def test_branches_that_make_no_union(place: Place, argv: tuple[str, ...], told: str) -> None:
+    place.path("up/inside").mkdir()
+    place.user.own(place.path("up/inside"))
+    assert told in place.refused(*argv)
+
+
+def test_mountpoints_that_cannot_be(place: Place) -> None:
+    assert place.refused("--lower", "low", mountpoint="missing") == (
+        "unionfs: mount failed: missing: the mountpoint does not exist\n  make it: mkdir -p missing\n"
+    )
+    assert "low/file: the mountpoint is not a directory" in place.refused("--lower", "low", mountpoint="low/file")
+
+
+def test_a_busy_mountpoint(place: Place) -> None:
+    place.mount("--lower", "low")
+    with daemon_of(place.path("mnt")):
+        done = place.user.run([*place.user.unionfs_cmd, "mount", "--lower", "low2", "mnt"], cwd=place.top, check=False)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "unionfs: mount failed: mnt: a union is mounted there already\n  unmount it first: unionfs umount mnt\n",
+        )
+        place.user.unionfs("umount", place.path("mnt"))
+    assert mount_at(place.path("mnt")) is None
+
+
+def test_senseless_command_lines(place: Place) -> None:
+    for args in ([], ["mnt"], ["--lower", "low"], ["--whiteout", "x", "--lower", "low", "mnt"]):
+        done = place.user.run([*place.user.unionfs_cmd, "mount", *args], cwd=place.top, check=False)
+        assert done.returncode == 2
+        assert "see unionfs mount --help" in done.stderr
+
+
+_WITHOUT_DEVICE = """
+set -e
+mount -t tmpfs none /dev
+mknod -m 666 /dev/null c 1 3
+"$@"
+"""
+
+
+def test_a_machine_without_dev_fuse(root_user: User, scratch: Path) -> None:
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is missing (Debian package util-linux)")
+    for name in ("low", "mnt"):
+        (scratch / name).mkdir()
+    argv = [*root_user.unionfs_cmd, "mount", "--lower", "low", "mnt"]
+    shell = ["unshare", "--mount", "sh", "-c", _WITHOUT_DEVICE, "sh", *argv]
+    done = root_user.run(shell, cwd=scratch, check=False)
+    assert done.returncode == 1
+    assert "opening failed: /dev/fuse: the device does not exist\n  load the kernel module" in done.stderr

@@ -1,0 +1,185 @@
+"""The form in which container tools call us: option strings as they were seen, and what a mount made so looks like."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.daemons import Daemon, daemon_of
+from tests.support.mountinfo import mount_at
+from tests.support.users import User
+from unionfs.cli import mount_helper
+from unionfs.cli.errors import CommandError
+from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
+
+
+def _options(*argv: str) -> DaemonOptions:
+    return mount_helper._daemon_options(mount_helper._parse([*argv]))
+
+
+_BRANCHES = "lowerdir=/l/A:/l/B,upperdir=/u,workdir=/w"
+_CONTEXT = "system_u:object_r:container_file_t:s0:c1,c2"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a,b=c", ["a", "b=c"]),
+        ("a,,b,", ["a", "b"]),
+        ("", []),
+        (r"lowerdir=/a\,b:/c", ["lowerdir=/a,b:/c"]),
+        (r"lowerdir=/a\:b", [r"lowerdir=/a\:b"]),
+        (f'context="{_CONTEXT}",ro', [f"context={_CONTEXT}", "ro"]),
+        ("a\\", ["a\\"]),
+    ],
+)
+def test_options_are_separated_by_commas(text: str, wanted: list[str]) -> None:
+    assert list(mount_helper.split_options(text)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("/a:/b", ["/a", "/b"]),
+        (r"/a\:b:/c", ["/a:b", "/c"]),
+        (r"/a\\:/c", ["/a\\", "/c"]),
+        ("/a::/b:", ["/a", "/b"]),
+        ("/a\\", ["/a\\"]),
+    ],
+)
+def test_lowers_are_separated_by_colons(text: str, wanted: list[str]) -> None:
+    assert mount_helper.split_paths(text) == wanted
+
+
+def test_podmans_read_write_mount() -> None:
+    options = _options("-o", f"{_BRANCHES},,volatile", "/merged")
+    assert options.union.lowers == ("/l/A", "/l/B")
+    assert (options.union.upper, options.union.work) == ("/u", "/w")
+    assert (options.union.durability, options.union.whiteout) == ("volatile", "overlay")
+    assert (options.mountpoint, options.mount.read_only, options.may_cover_union) == ("/merged", False, True)
+    assert _options("-o", f"{_BRANCHES},", "/m").union.durability == "normal"
+
+
+def test_podmans_read_only_mount() -> None:
+    options = _options("-o", "lowerdir=/l/A:/l/B", "/merged")
+    assert (options.union.upper, options.union.work) == (None, None)
+    assert options.mount.read_only
+    assert options.serve.read_only
+
+
+def test_containerds_form_names_a_source_first() -> None:
+    options = _options("overlay", "/mnt", "-o", "workdir=/w,upperdir=/u,lowerdir=/l,dev,suid")
+    assert options.mountpoint == "/mnt"
+    assert (options.mount.dev, options.mount.suid) == (True, True)
+
+
+def test_flags_of_a_mount_helper() -> None:
+    words = ["src", "/m", "-n", "-s", "-v", "-t", "fuse.unionfs", "-orw,noatime", "-o", "lowerdir=/l"]
+    request = mount_helper._parse(words)
+    assert request.positionals == ["src", "/m"]
+    assert request.options == ["rw", "noatime", "lowerdir=/l"]
+    assert not request.foreground
+    assert mount_helper._parse(["-f", "/m"]).foreground
+    debug = mount_helper._parse(["-d", "/m"])
+    assert debug.foreground
+    assert debug.debug
+    assert mount_helper._parse(["-o", "a", "--", "-odd"]).positionals == ["-odd"]
+
+
+@pytest.mark.parametrize(("text", "read_only"), [("ro", True), ("rw", False), ("ro,rw", False), ("rw,ro", True)])
+def test_the_later_of_opposites_counts(text: str, read_only: bool) -> None:
+    assert _options("-o", f"{_BRANCHES},{text}", "/m").mount.read_only is read_only
+
+
+def test_other_options_that_are_understood() -> None:
+    options = _options("-o", f"{_BRANCHES},allow_other,timeout=0,writeback=1,nosuid,noexec,fsname=x,fsync=0", "/m")
+    assert (options.serve.timeout_s, options.serve.writeback, options.union.durability) == (0.0, True, "volatile")
+    assert (options.mount.suid, options.mount.exec, options.mount.source) == (False, False, "x")
+    assert options.mount.allow_other is True
+
+
+def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _options("-o", f"{_BRANCHES},threaded=1,xino=off,noacl,private,redirect_dir=off,x-systemd.automount,relatime", "/m")
+    assert capsys.readouterr().err == ""
+    _options("-o", f"{_BRANCHES},frobnicate=3,metacopy", "--strange", "/m")
+    assert capsys.readouterr().err.splitlines() == [
+        "unionfs: unknown argument ignored: --strange",
+        "unionfs: unknown argument ignored: frobnicate=3",
+        "unionfs: unknown argument ignored: metacopy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["-o", "lowerdir=/l"], "no mountpoint specified"),
+        (["-o", "upperdir=/u,workdir=/w", "/m"], "lowerdir not specified"),
+        (["-o", "lowerdir=/l,upperdir=/u", "/m"], "workdir not specified"),
+        (["-o", f"{_BRANCHES},redirect_dir=on", "/m"], "only redirect_dir=off"),
+        (["-o", f"{_BRANCHES},timeout=soon", "/m"], "timeout=soon: not a number"),
+        (["-o", f"{_BRANCHES},uidmapping=:0:1:1000", "/m"], "uidmapping is not supported"),
+        (["-o", f"{_BRANCHES},squash_to_root", "/m"], "squash_to_root is not supported"),
+        (["-o", f"{_BRANCHES},xattr_permissions=2", "/m"], "xattr_permissions is not supported"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(argv: list[str], sentence: str) -> None:
+    with pytest.raises(CommandError, match=sentence) as refused:
+        mount_helper.main(argv)
+    assert refused.value.status == 1
+
+
+def test_the_environment_sets_what_options_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIONFS_TRANSPORT", "pyfuse3")
+    monkeypatch.setenv("UNIONFS_LOG", "some.log")
+    options = _options("-o", _BRANCHES, "/m")
+    assert (options.transport, options.log) == ("pyfuse3", os.path.abspath("some.log"))
+
+
+@pytest.mark.transport(DEFAULT_TRANSPORT)
+def test_it_mounts_with_paths_that_need_escapes(user: User, scratch: Path, fuse_device: Path) -> None:
+    del fuse_device
+    lowers = [scratch / "a:b", scratch / "c,d"]
+    others = {name: scratch / name for name in ("up", "work", "mnt")}
+    for directory in (*lowers, *others.values()):
+        directory.mkdir()
+        user.own(directory)
+    (lowers[0] / "one").write_text("1")
+    (lowers[1] / "two").write_text("2")
+    text = f"lowerdir={scratch}/a\\:b:{scratch}/c\\,d,upperdir={others['up']},workdir={others['work']},,volatile"
+    user.run([*user.unionfs_cmd, "-o", text, "source", others["mnt"]], cwd=scratch)
+    with daemon_of(others["mnt"]) as daemon:
+        seen = mount_at(others["mnt"])
+        assert seen is not None
+        assert seen.fstype == "fuse.unionfs"
+        user.run(["sh", "-c", 'cd "$1" && cat one two && rm one', "sh", others["mnt"]])
+        user.unionfs("umount", others["mnt"])
+        assert daemon.has_ended(0)
+    hidden = os.lstat(others["up"] / "one")
+    assert stat.S_ISCHR(hidden.st_mode)
+    assert hidden.st_rdev == 0
+
+
+@pytest.mark.transport(DEFAULT_TRANSPORT)
+def test_it_mounts_twice_on_one_target(root_user: User, scratch: Path, fuse_device: Path) -> None:
+    """As containerd's retry does; both must come and both must go."""
+    del fuse_device
+    made = {name: scratch / name for name in ("low", "up", "work", "mnt")}
+    for directory in made.values():
+        directory.mkdir()
+    text = f"lowerdir={made['low']},upperdir={made['up']},workdir={made['work']}"
+    argv = [*root_user.unionfs_cmd, "-o", text, os.fspath(made["mnt"])]
+    root_user.run(argv)
+    first = Daemon(made["mnt"])
+    root_user.run(argv)
+    with daemon_of(made["mnt"]) as second:
+        assert second.pid != first.pid
+        root_user.unionfs("umount", made["mnt"])
+        assert second.has_ended(0)
+        assert not first.has_ended(0)
+        root_user.unionfs("umount", made["mnt"])
+        assert first.has_ended(0)
+    assert mount_at(made["mnt"]) is None
+    os.close(first.pidfd)

@@ -1,0 +1,113 @@
+"""`unionfs umount`: it waits for the end of the daemon, and says why it cannot unmount."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.daemons import Daemon, daemon_of
+from tests.support.mountinfo import mount_at
+from tests.support.users import User
+from unionfs.daemon import DEFAULT_TRANSPORT
+
+pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
+
+
+@pytest.fixture
+def mountpoint(user: User, scratch: Path, fuse_device: Path) -> Path:
+    """A read-only union of one file."""
+    del fuse_device
+    lower, mnt = scratch / "lower", scratch / "mnt"
+    for directory in (lower, mnt):
+        directory.mkdir()
+        user.own(directory)
+    (lower / "file").write_text("content")
+    user.unionfs("mount", "--lower", lower, mnt)
+    return mnt
+
+
+@contextmanager
+def _user_inside(user: User, mountpoint: Path) -> Iterator[None]:
+    code = "import sys; f = open(sys.argv[1]); print(flush=True); input(); print(f.read())"
+    program = user.popen([sys.executable, "-I", "-S", "-c", code, os.fspath(mountpoint / "file")])
+    with program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "\n"
+        try:
+            yield
+        finally:
+            out, _ = program.communicate("\n", timeout=30)
+    assert out == "content\n"
+
+
+def test_the_daemon_has_gone_when_it_returns(user: User, mountpoint: Path) -> None:
+    with daemon_of(mountpoint) as daemon:
+        done = user.unionfs("umount", mountpoint)
+        assert daemon.has_ended(0)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert mount_at(mountpoint) is None
+
+
+def test_several_at_once_and_by_other_names(user: User, mountpoint: Path, scratch: Path) -> None:
+    second = scratch / "second"
+    second.mkdir()
+    user.own(second)
+    (scratch / "link").symlink_to("second")
+    user.unionfs("mount", "--lower", scratch / "lower", second)
+    with daemon_of(second) as other, daemon_of(mountpoint) as daemon:
+        user.run([*user.unionfs_cmd, "umount", "mnt/", scratch / "link"], cwd=scratch)
+        assert daemon.has_ended(0)
+        assert other.has_ended(0)
+
+
+def test_a_union_in_use_stays(user: User, mountpoint: Path) -> None:
+    with daemon_of(mountpoint) as daemon:
+        with _user_inside(user, mountpoint):
+            done = user.unionfs("umount", mountpoint, check=False)
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"unionfs: umount failed: {mountpoint}: ")
+            assert "busy" in done.stderr
+            assert f"unionfs umount --lazy {mountpoint}" in done.stderr
+            assert mount_at(mountpoint) is not None
+        user.unionfs("umount", mountpoint)
+        assert daemon.has_ended(0)
+
+
+def test_lazy_takes_it_away_and_leaves_it_to_its_users(user: User, mountpoint: Path) -> None:
+    with daemon_of(mountpoint) as daemon:
+        with _user_inside(user, mountpoint):
+            user.unionfs("umount", "--lazy", mountpoint)
+            assert mount_at(mountpoint) is None
+            assert not daemon.has_ended(0)
+        assert daemon.has_ended()
+
+
+def test_what_is_not_a_union_is_left_alone(scratch: Path, user: User) -> None:
+    done = user.unionfs("umount", scratch, check=False)
+    assert (done.returncode, done.stderr) == (1, f"unionfs: umount failed: {scratch}: nothing is mounted there\n")
+    done = user.unionfs("umount", "/proc", check=False)
+    assert done.returncode == 1
+    assert "umount failed: /proc: not a union but proc" in done.stderr
+    done = user.unionfs("umount", check=False)
+    assert done.returncode == 2
+
+
+def test_somebody_elses_union_is_refused(root_user: User, ordinary_user: User, scratch: Path) -> None:
+    lower, mnt = scratch / "lower", scratch / "mnt"
+    lower.mkdir()
+    mnt.mkdir()
+    root_user.unionfs("mount", "--lower", lower, mnt)
+    with daemon_of(mnt) as daemon:
+        done = ordinary_user.unionfs("umount", mnt, check=False)
+        assert done.returncode == 1
+        assert f"umount failed: {mnt}: " in done.stderr
+        assert _is_serving(daemon, mnt)
+
+
+def _is_serving(daemon: Daemon, mountpoint: Path) -> bool:
+    return mount_at(mountpoint) is not None and not daemon.has_ended(0)

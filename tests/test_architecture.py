@@ -1,0 +1,162 @@
+"""The house rules that a machine can check: who imports whom, what a package door holds, how large a file may grow.
+
+ALLOWED is the picture of the imports in ARCHITECTURE.md as a table. A module belongs to the row with the longest
+matching name; it may import what its row names, at that name or below. A module that no row covers fails, so a new
+room needs a new row.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSES = ("unionfs", "layers")
+GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls")
+CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.options")
+
+MAX_LINES = 600
+REFUSED_FILES = ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")
+REFUSED_WORDS = re.compile(r"promot(?:e|ed|ion)|\bcow\b|\bcow_|_cow\b")  # the word is copy-up (see the glossary)
+
+
+class Row(NamedTuple):
+    """What a room may import: of ours, and from outside of the standard library."""
+
+    ours: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    not_even: tuple[str, ...] = ()  # of ours or of the standard library, though the rest would allow it
+
+
+ALLOWED = {
+    "unionfs.markers": Row(()),
+    "unionfs.syscalls": Row(("unionfs.syscalls",)),
+    "unionfs.core": Row(
+        (*GROUND_FLOOR, "unionfs.core"), ("xxhash",), not_even=("argparse", "logging.handlers", "threading", "asyncio")
+    ),
+    "unionfs.fuse": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"),
+        ("trio",),
+        not_even=("argparse", "unionfs.fuse.kernel", "unionfs.fuse.via_pyfuse3"),
+    ),
+    "unionfs.fuse.kernel": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio",), not_even=("argparse", "unionfs.fuse.via_pyfuse3")
+    ),
+    "unionfs.fuse.via_pyfuse3": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
+    ),
+    "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), not_even=("argparse",)),
+    "unionfs.launcher": Row((*GROUND_FLOOR, "unionfs.launcher"), not_even=("argparse",)),
+    "unionfs.daemon": Row((*GROUND_FLOOR, "unionfs.core", "unionfs.fuse"), ("trio",), not_even=("argparse",)),
+    "unionfs.cli": Row(HOUSES, ("rich", "trio")),
+    "unionfs.__main__": Row(("unionfs.cli",)),
+    "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
+    "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
+    "layers.__main__": Row(("layers.cli",)),
+}
+
+
+class Module(NamedTuple):
+    """A source file of ours, parsed."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+
+def _modules(*tops: str) -> list[Module]:
+    found = []
+    for path in sorted(path for top in tops for path in (ROOT / top).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append(Module(name, path, ast.parse(path.read_bytes(), path)))
+    return found
+
+
+HOUSE_MODULES = _modules(*HOUSES)
+ALL_MODULES = [*HOUSE_MODULES, *_modules("tests", "benchmarks")]
+
+
+def _is_within(name: str, tops: tuple[str, ...]) -> bool:
+    return any(name == top or name.startswith(top + ".") for top in tops)
+
+
+def _row_of(name: str) -> Row | None:
+    covering = [top for top in ALLOWED if _is_within(name, (top,))]
+    return ALLOWED[max(covering, key=len)] if covering else None
+
+
+def _imports(module: Module) -> Iterator[tuple[int, str]]:
+    """Each imported module with its line, also inside functions and TYPE_CHECKING blocks."""
+    known = {other.name for other in HOUSE_MODULES}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.path}:{node.lineno}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield node.lineno, below if below in known else node.module
+
+
+def _is_refused(name: str, importer: str, row: Row) -> bool:
+    if _is_within(name, row.not_even) and not _is_within(importer, row.not_even):
+        return True
+    top = name.partition(".")[0]
+    if top in HOUSES:
+        return not _is_within(name, row.ours)
+    return top not in sys.stdlib_module_names and not _is_within(name, row.outside)
+
+
+def test_imports_go_in_the_allowed_direction() -> None:
+    refused = []
+    for module in HOUSE_MODULES:
+        row = Row(()) if module.name in HOUSES else _row_of(module.name)
+        assert row is not None, f"{module.name} is in no room: give it a row in ALLOWED"
+        for line, name in _imports(module):
+            if _is_refused(name, module.name, row):
+                refused.append(f"{module.path}:{line}: {name}")
+    assert refused == []
+
+
+def test_every_file_is_small_enough_to_read() -> None:
+    sizes = {str(module.path): len(module.path.read_bytes().splitlines()) for module in ALL_MODULES}
+    assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
+
+
+def test_every_module_begins_with_what_it_is() -> None:
+    assert [str(module.path) for module in ALL_MODULES if not ast.get_docstring(module.tree)] == []
+
+
+def test_a_package_door_is_only_a_docstring() -> None:
+    doors = [module for module in ALL_MODULES if module.path.name == "__init__.py"]
+    assert [str(door.path) for door in doors if len(door.tree.body) != 1] == []
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert [str(module.path) for module in ALL_MODULES if module.path.name in REFUSED_FILES] == []
+
+
+def test_one_word_for_one_thing() -> None:
+    refused = []
+    for module in HOUSE_MODULES:
+        lines = enumerate(module.path.read_text().splitlines(), 1)
+        refused += [f"{module.path}:{number}: {line.strip()}" for number, line in lines if REFUSED_WORDS.search(line)]
+    assert refused == []
+
+
+def test_the_checks_themselves_refuse_what_they_should() -> None:
+    core, kernel = ALLOWED["unionfs.core"], ALLOWED["unionfs.fuse.kernel"]
+    assert _is_refused("trio", "unionfs.core.copyup", core)
+    assert _is_refused("unionfs.fuse.errors", "unionfs.core.copyup", core)
+    assert not _is_refused("unionfs.markers", "unionfs.core.copyup", core)
+    assert _is_refused("unionfs.fuse.via_pyfuse3", "unionfs.fuse.kernel.server", kernel)
+    assert _is_refused("unionfs.core.node", "unionfs.fuse.kernel.dispatch", kernel)
+    assert not _is_refused("unionfs.core.union", "unionfs.fuse.kernel.dispatch", kernel)
+    assert _row_of("unionfs.fuse.kernel.server") is kernel
+    assert _row_of("unionfs.attic") is None

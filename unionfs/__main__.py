@@ -1,0 +1,150 @@
+"""The `unionfs` command: find the verb, import its module only, and turn failures into a message and an exit code.
+
+Must stay quick: nothing is imported here that a verb may not need. Each `unionfs/cli/VERB.py` has `main(argv) -> int`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from keyword import iskeyword
+
+from unionfs.cli.errors import BROKEN_PIPE, EXIT_CODES, FAILED, INTERRUPTED, OWN_FAILURE, USAGE, CommandError, tell
+
+VERBS = {
+    "mount": "merge directories into one tree at a mountpoint",
+    "umount": "unmount a union and wait until its daemon has gone",
+    "run": "run a command in a container whose root is a union",
+    "try": "run a command on a copy-on-write view of this machine, then list what it changed",
+    "diff": "list what a container changed",
+    "apply": "put what a container changed on this machine in place",
+    "ps": "list containers",
+    "rm": "remove containers",
+    "pull": "fetch images from a registry",
+    "push": "send an image to a registry",
+    "login": "keep a name and a password for a registry",
+    "logout": "forget them",
+    "search": "list what a registry has",
+    "images": "list images",
+    "tag": "give an image one more name",
+    "rmi": "remove images",
+    "history": "how an image came to be",
+    "load": "bring in images from an archive",
+    "save": "write images into an archive",
+    "import": "make an image out of a root filesystem's tar",
+    "doctor": "say what this machine lacks, and the command that mends it",
+}
+"""The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
+
+MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
+"""Called by one of these names (a symlink), we are the mount helper whatever the arguments are."""
+
+COMMANDS_OF_OTHERS = ("run", "try")
+"""Verbs that pass on a command's exit code, so that our own failures are told apart by 125."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    verb = arguments[0] if arguments else ""
+    debug = _debug_wanted(arguments)
+    try:
+        status = _dispatch(verb, arguments)
+        if sys.stdout is not None:  # None when the caller closed descriptor 1
+            sys.stdout.flush()
+        return status
+    except CommandError as error:
+        print(tell(error), file=sys.stderr)
+        if debug:
+            _print_traceback()
+        return error.status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit: give it somewhere to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except OSError as error:
+        print(tell(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
+        if debug:
+            _print_traceback()
+        return OWN_FAILURE if verb in COMMANDS_OF_OTHERS else FAILED
+    except Exception as bug:  # noqa: BLE001 - a user is told in a line, not by a traceback
+        if debug:
+            _print_traceback()
+        print(f"unionfs: internal error: {type(bug).__name__}: {bug}", file=sys.stderr)
+        if not debug:
+            print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
+        return OWN_FAILURE if verb in COMMANDS_OF_OTHERS else FAILED
+
+
+def _dispatch(verb: str, arguments: list[str]) -> int:
+    if os.path.basename(sys.argv[0]) in MOUNT_HELPER_NAMES:
+        return _run_module("mount_helper", arguments)
+    if verb in VERBS:
+        return _run_module(f"{verb}_" if iskeyword(verb) else verb, arguments[1:])
+    if any(argument.startswith("-o") for argument in arguments):
+        return _run_module("mount_helper", arguments)
+    if verb in ("-V", "--version"):
+        print(version_text())
+        return 0
+    if verb in ("", "-h", "--help", "help"):
+        print(help_text(), file=sys.stdout if verb else sys.stderr)
+        return 0 if verb else USAGE
+    raise CommandError(f"there is no command {verb!r}", hint=_suggestion(verb), status=USAGE)
+
+
+def _run_module(name: str, arguments: list[str]) -> int:
+    from importlib import import_module
+
+    status: int = import_module(f"unionfs.cli.{name}").main(arguments)
+    return status
+
+
+def version_text() -> str:
+    """`unionfs VERSION`, as the package's metadata has it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"unionfs {version('unionfs')}"
+    except PackageNotFoundError:
+        return "unionfs (not installed as a package)"
+
+
+def help_text() -> str:
+    """The page of `unionfs --help`."""
+    verbs = "\n".join(f"  {verb:<8} {summary}" for verb, summary in VERBS.items())
+    return f"""\
+usage: unionfs VERB [OPTIONS...]
+       unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] MOUNTPOINT
+
+Merge read-only directories and one writable directory into one tree, and run containers on it, without root.
+
+verbs:
+{verbs}
+
+`unionfs VERB --help` explains one verb. The second form stands in for fuse-overlayfs.
+UNIONFS_NAME=VALUE in the environment sets the default of the flag --name of every verb.
+
+{EXIT_CODES}"""
+
+
+def _suggestion(verb: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb, VERBS, n=1)
+    return f"did you mean `unionfs {close[0]}`?" if close else "`unionfs --help` lists the commands"
+
+
+def _debug_wanted(arguments: list[str]) -> bool:
+    return "--debug" in arguments or os.environ.get("UNIONFS_DEBUG", "") not in ("", "0")
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

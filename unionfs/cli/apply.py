@@ -1,0 +1,129 @@
+"""`unionfs apply`: put the changes of a kept container in place on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.changes.apply import Applied
+from unionfs.changes.check import Objection
+from unionfs.changes.journal import Operation
+from unionfs.changes.listing import Change
+from unionfs.changes.stage import Progress
+from unionfs.cli import changing, showing
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import Container, ContainerStore
+from unionfs.cli.errors import CommandError, failed
+
+_DESCRIPTION: Final = """\
+Put what a container changed in its view of this machine in place on the machine itself: one kept by `unionfs try`, or
+one of `unionfs run /` that has ended. Then the container is removed.
+
+Everything is checked first: permissions, room, other filesystems, and that nobody changed on this machine, since the
+container began, what is to be replaced or removed. If anything speaks against it, nothing is done. Then all new files
+are built beside their places, and only then renamed into them, so that every path holds the old or the new, whole, at
+any moment. If something stops the work, running the command again completes it."""
+
+_EPILOG: Final = """\
+exit codes: 0 all is in place, 1 it is not (the message says what is), 2 the command line makes no sense."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs apply ARGV`."""
+    parser = Parser("apply", _DESCRIPTION, _EPILOG)
+    parser.add_argument("name", metavar="NAME", help="the container's name, its id, or how that begins")
+    parser.add_argument("--force", action="store_true", help="replace and remove even what was changed meanwhile")
+    parser.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
+    parser.add_argument(
+        "--json", action="store_true", help="print one object: name, and changes as unionfs diff has them"
+    )
+    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    arguments = parser.parse(argv)
+    store = ContainerStore(arguments.root)
+    container = store.find(arguments.name)
+    if changing.is_begun(container):
+        if arguments.dry_run:
+            raise CommandError(
+                failed("checking the changes", container.name, "a part of them is in place already"),
+                hint=f"unionfs apply {container.name} carries on with the rest",
+            )
+        done = carry_on(store, container, force=arguments.force)
+        _print_done(container, done, as_json=arguments.json)
+        return 0
+    prepared = changing.prepare(container)
+    if not arguments.dry_run:
+        put_in_place(store, prepared, force=arguments.force)
+    else:
+        prepared.refuse(force=arguments.force)
+        warn(prepared.plan.warnings)
+    if arguments.json:
+        print(json.dumps({"name": container.name, "changes": showing.as_json(prepared.found.changes)}))
+    else:
+        showing.print_lines(prepared.found.changes)
+    return 0
+
+
+def put_in_place(store: ContainerStore, prepared: changing.Prepared, *, force: bool) -> None:
+    """Put the changes in place and remove the container. Raises: CommandError, and the container stays."""
+    prepared.refuse(force=force)
+    warn(prepared.plan.warnings)
+    with _progress() as progress:
+        applied = changing.put_in_place(prepared, force=force, progress=progress)
+    _finish(store, prepared.container, applied)
+
+
+def warn(objections: list[Objection]) -> None:
+    """Tell what is to be known, though it stops nothing."""
+    for one in objections:
+        print(f"unionfs: note: {showing.printable(one.path)} {one.why}", file=sys.stderr)
+
+
+def carry_on(store: ContainerStore, container: Container, *, force: bool) -> list[Operation]:
+    """Complete what was interrupted and remove the container. Preconditions: changing.is_begun()."""
+    with _progress() as progress:
+        applied = changing.carry_on(container, force=force, progress=progress)
+    if applied is None:
+        return []
+    _finish(store, container, applied)
+    return applied.done
+
+
+def _print_done(container: Container, done: list[Operation], *, as_json: bool) -> None:
+    """The upper is gone: what is known of the changes is what the plan said."""
+    named = sorted((b"/" + os.fsencode(operation.path), operation.kind) for operation in done)
+    if as_json:
+        changes = [{"kind": kind, **showing.path_as_json(path)} for path, kind in named]
+        print(json.dumps({"name": container.name, "changes": changes}))
+    else:
+        showing.print_lines([Change(kind, path, (), None, None) for path, kind in named])
+
+
+def _finish(store: ContainerStore, container: Container, applied: Applied) -> None:
+    for left in applied.not_removed:
+        print(f"unionfs: warning: old content put aside was not removed: {showing.named(left)}", file=sys.stderr)
+    changing.remove(store, container)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """On a terminal a line that says what is being done; otherwise nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _path: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    count = 0
+    with Console(stderr=True).status("applying") as status:
+
+        def tell(what: str, path: bytes) -> None:
+            nonlocal count
+            count += 1
+            if count % 50 == 1:
+                status.update(Text(f"{what} {count}: {showing.printable(path)}"))
+
+        yield tell

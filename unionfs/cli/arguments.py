@@ -1,0 +1,83 @@
+"""Flags as every verb takes them: argparse, with `UNIONFS_*` defaults from the environment and our exit codes.
+
+The environment variable of `--foo-bar` is UNIONFS_FOO_BAR. For a flag that may be repeated it holds a list separated by
+colons; for one without a value, 1, yes, true or on switch it on, and 0, no, false, off or nothing leave it off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from unionfs.cli.errors import USAGE, CommandError
+
+_ON = ("1", "yes", "true", "on")
+_OFF = ("", "0", "no", "false", "off")
+_NO_VALUE = (argparse._StoreTrueAction, argparse._StoreFalseAction)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one verb. A command line that makes no sense raises CommandError with exit code 2."""
+
+    def __init__(self, verb: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"unionfs {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=_formatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
+        """The values of all flags; a positional that looks like a flag needs `--` before it."""
+        for action in self._actions:
+            for option in action.option_strings:
+                variable = variable_of(option)
+                if option.startswith("--") and option != "--help" and variable in environment:
+                    action.default = self._default_from(action, variable, environment[variable])
+                    action.required = False
+        return self.parse_args(argv)
+
+    def _default_from(self, action: argparse.Action, variable: str, text: str) -> Any:
+        if isinstance(action, _NO_VALUE):
+            word = text.lower()
+            if word not in _ON + _OFF:
+                self.error(f"{variable}={text}: expected one of {', '.join(_ON + _OFF[1:])}")
+            return action.const if word in _ON else not action.const
+        words = text.split(":") if isinstance(action, argparse._AppendAction) else [text]
+        try:
+            values = [self._get_value(action, word) for word in words if word]
+            for value in values:
+                self._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self.error(f"{variable}={text}: {error.message}")
+        if isinstance(action, argparse._AppendAction):
+            return _Overridable(values)
+        return values[0] if values else action.default
+
+    def error(self, message: str) -> NoReturn:
+        verb = self.prog.removeprefix("unionfs ")
+        raise CommandError(f"{verb}: {message}", hint=f"see {self.prog} --help", status=USAGE)
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """argparse asks for one with each flag; left alone, it would import shutil to learn the width of the terminal."""
+    try:
+        columns = os.get_terminal_size(1).columns
+    except OSError:
+        columns = 100
+    return argparse.RawDescriptionHelpFormatter(prog, width=min(columns, 120) - 2)
+
+
+class _Overridable(list[Any]):
+    """A default list that the first value from the command line replaces, where argparse would append to it."""
+
+    def __copy__(self) -> list[Any]:
+        return []
+
+
+def variable_of(option: str) -> str:
+    """The environment variable that sets the default of `option`."""
+    return "UNIONFS_" + option.lstrip("-").replace("-", "_").upper()

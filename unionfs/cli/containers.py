@@ -1,0 +1,340 @@
+"""What is known of containers between two commands: one directory each, with its record and its writable branch.
+
+    ROOT/containers/ID/container.json   the record, replaced atomically
+    ROOT/containers/ID/{upper,work,merged}
+    ROOT/containers/.lock               taken while records are created, changed or removed
+
+ROOT is `$XDG_DATA_HOME/unionfs` or what `--root DIR` says. The lock is there too, and not in `$XDG_RUNTIME_DIR`, so
+that root and the owner of the containers take the same one.
+
+Knows files and process numbers. Does not know unions, namespaces, mounts being made, or argument parsing.
+
+Invariants: a directory whose name starts with a dot is half made or half removed and is nobody's container. A record
+that says `running` is believed only while the process it names lives: `status` is computed, never just read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import random
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from unionfs.cli.errors import CommandError
+
+NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+"""As docker and podman have it, so that names can be moved between the tools."""
+
+_RECORD: Final = "container.json"
+_LOCK: Final = ".lock"
+_REMOVING: Final = ".removing-"
+_NEW: Final = ".new-"
+_ADJECTIVES: Final = (
+    "able",
+    "bold",
+    "brisk",
+    "calm",
+    "clear",
+    "eager",
+    "fair",
+    "glad",
+    "keen",
+    "kind",
+    "merry",
+    "neat",
+)
+_NOUNS: Final = (
+    "alder",
+    "birch",
+    "cedar",
+    "fern",
+    "heron",
+    "ibis",
+    "linden",
+    "lynx",
+    "otter",
+    "plover",
+    "rowan",
+    "wren",
+)
+
+IdMap = tuple[tuple[int, int, int], ...]
+"""Lines of uid_map or gid_map: (id inside, id outside, how many). Empty: ids are the same inside and outside."""
+
+
+class ContainerError(CommandError):
+    """What the user asked of containers cannot be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container as its record tells it. A value: change it through ContainerStore.update()."""
+
+    directory: str
+    id: str
+    name: str
+    lowers: tuple[str, ...]
+    command: tuple[str, ...]
+    created: float  # seconds since the epoch
+    recorded_status: str = "created"  # created | running | exited; what was last written, see `status`
+    exit_code: int | None = None  # None: not ended yet, or killed before anybody could write it down
+    pid: int | None = None  # the process whose life is the container's
+    pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
+    kind: str = "run"  # run | try
+    began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
+    uid_map: IdMap = ()
+    gid_map: IdMap = ()
+    unmapped_as_root: bool = False
+    skip_unreadable: bool = False
+    hidden: tuple[str, ...] = ()
+    whiteout: str = "aufs"
+    has_ground: bool = False  # there is one more lower, below all others: a place for everything that is mounted
+
+    @property
+    def upper(self) -> str:
+        return os.path.join(self.directory, "upper")
+
+    @property
+    def work(self) -> str:
+        return os.path.join(self.directory, "work")
+
+    @property
+    def merged(self) -> str:
+        return os.path.join(self.directory, "merged")
+
+    @property
+    def ground(self) -> str:
+        return os.path.join(self.directory, "ground")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The lower branches of the container's union."""
+        return (*self.lowers, self.ground) if self.has_ground else self.lowers
+
+    @property
+    def status(self) -> str:
+        """created, running or exited, checked against the process table."""
+        if self.recorded_status == "running" and not self.is_running():
+            return "exited"
+        return self.recorded_status
+
+    def is_running(self) -> bool:
+        return (
+            self.recorded_status == "running"
+            and self.pid is not None
+            and self.pid_started is not None
+            and process_started(self.pid) == self.pid_started
+        )
+
+
+def process_started(pid: int) -> str | None:
+    """When `pid` started, as text that no other process of this machine ever gets; None if it does not live.
+
+    Boot id and field 22 of proc_pid_stat(5). A zombie has ended.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return f"{boot}:{fields[19].decode()}"
+
+
+def default_root() -> str:
+    """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs."""
+    if named := os.environ.get("UNIONFS_ROOT"):
+        return os.path.abspath(named)
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(base, "unionfs")
+
+
+class ContainerStore:
+    """All containers of one root directory. Several processes may use the same root at once."""
+
+    def __init__(self, root: str | None = None) -> None:
+        self.root: Final = os.path.abspath(root) if root else default_root()
+        self.containers: Final = os.path.join(self.root, "containers")
+
+    def create(
+        self, lowers: Sequence[str], command: Sequence[str], name: str | None = None, **fields: Any
+    ) -> Container:
+        """A new container with empty upper, work and merged directories; `fields` are further fields of Container.
+
+        Raises ContainerError for a bad or taken name, OSError as the filesystem reports it.
+        """
+        if name is not None and not NAME_PATTERN.fullmatch(name):
+            raise ContainerError(
+                f"bad name: {name}", hint="use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+            )
+        with self._locked():
+            self._sweep()
+            taken = {known.name for known in self.list()}
+            if name in taken:
+                raise ContainerError(
+                    f"name taken: {name}", hint=f"remove that container (unionfs rm {name}) or choose another name"
+                )
+            container_id = secrets.token_hex(16)
+            container = Container(
+                directory=os.path.join(self.containers, container_id),
+                id=container_id,
+                name=name or _free_name(taken),
+                lowers=tuple(lowers),
+                command=tuple(command),
+                created=time.time(),
+                **fields,
+            )
+            aside = os.path.join(self.containers, _NEW + container_id)
+            os.mkdir(aside, 0o700)
+            for part in ("upper", "work", "merged"):
+                os.mkdir(os.path.join(aside, part), 0o755)
+            # The root of the merged tree shows the upper's mode, so it begins as what it covers.
+            mode = stat.S_IMODE(os.stat(container.lowers[0]).st_mode) if container.lowers else 0o755
+            os.chmod(os.path.join(aside, "upper"), mode)
+            self._write(aside, container)
+            os.rename(aside, container.directory)
+        return container
+
+    def load(self, container_id: str) -> Container:
+        """The container with exactly this id. Raises ContainerError if there is none or its record is unreadable."""
+        directory = os.path.join(self.containers, container_id)
+        try:
+            with open(os.path.join(directory, _RECORD), encoding="utf-8") as file:
+                return _from_json(directory, json.load(file))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ContainerError(f"no such container: {container_id}") from None
+        except (ValueError, TypeError, KeyError) as exc:
+            raise ContainerError(f"bad record: {os.path.join(directory, _RECORD)}: {exc}") from exc
+
+    def find(self, reference: str) -> Container:
+        """The container of this name, this id, or the only one whose id begins so. Raises ContainerError otherwise."""
+        known = self.list()
+        for container in known:
+            if reference in (container.name, container.id):
+                return container
+        matches = [container for container in known if reference and container.id.startswith(reference)]
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
+            raise ContainerError(f"no such container: {reference}", hint="unionfs ps -a lists all")
+        ids = ", ".join(container.id[:12] for container in matches)
+        raise ContainerError(f"ambiguous id: {reference}", hint=f"it may be any of {ids}")
+
+    def list(self) -> list[Container]:
+        """All containers, oldest first. One that is being removed or cannot be read is left out."""
+        try:
+            names = os.listdir(self.containers)
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            if not name.startswith("."):
+                with contextlib.suppress(ContainerError, PermissionError):
+                    found.append(self.load(name))
+        return sorted(found, key=lambda container: (container.created, container.id))
+
+    def update(self, container: Container, **changes: Any) -> Container:
+        """Write `changes` into the record and return the new value. Fields not named keep what is on disk now."""
+        with self._locked():
+            current = dataclasses.replace(self.load(container.id), **changes)
+            self._write(current.directory, current)
+        return current
+
+    def started(self, container: Container, pid: int, **changes: Any) -> Container:
+        """Record that `pid` is now the container's life."""
+        return self.update(
+            container, recorded_status="running", pid=pid, pid_started=process_started(pid), exit_code=None, **changes
+        )
+
+    def exited(self, container: Container, exit_code: int, **changes: Any) -> Container:
+        """Record how the container ended."""
+        return self.update(
+            container, recorded_status="exited", pid=None, pid_started=None, exit_code=exit_code, **changes
+        )
+
+    def remove(self, container: Container, remove_tree: Callable[[str], None]) -> None:
+        """Remove the container and all it wrote; `remove_tree` deletes a directory, foreign owners' files included.
+
+        The container is gone from every listing before anything is deleted; a removal that fails midway is taken up
+        again by the next one. Raises ContainerError if it runs, OSError as `remove_tree` reports it.
+        """
+        with self._locked():
+            current = self.load(container.id)
+            if current.is_running():
+                raise ContainerError(f"still running: {current.name}", hint="end its command first")
+            os.rename(current.directory, os.path.join(self.containers, _REMOVING + current.id))
+        for name in os.listdir(self.containers):
+            if name.startswith(_REMOVING):
+                remove_tree(os.path.join(self.containers, name))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        os.makedirs(self.containers, 0o700, exist_ok=True)
+        lock = os.open(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._give_to_owner(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _write(self, directory: str, container: Container) -> None:
+        """Replace the record atomically. Names that are not UTF-8 are kept as lone surrogates, escaped by JSON."""
+        record = dataclasses.asdict(container)
+        del record["directory"]
+        record["status"] = record.pop("recorded_status")
+        aside = os.path.join(directory, f".{_RECORD}.{os.getpid()}")
+        with open(aside, "w", encoding="ascii") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+            self._give_to_owner(file.fileno())
+        os.rename(aside, os.path.join(directory, _RECORD))
+
+    def _give_to_owner(self, fd: int) -> None:
+        """Root working on somebody else's containers leaves nothing there that their owner cannot use."""
+        if os.geteuid() == 0:
+            owner = os.stat(self.containers)
+            if os.fstat(fd).st_uid != owner.st_uid:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+
+    def _sweep(self) -> None:
+        """Drop what a create() that was killed left behind. Preconditions: the lock is held."""
+        for name in os.listdir(self.containers):
+            if name.startswith(_NEW):
+                aside = os.path.join(self.containers, name)
+                for part in os.listdir(aside):
+                    path = os.path.join(aside, part)
+                    os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+                os.rmdir(aside)
+
+
+def _free_name(taken: set[str]) -> str:
+    for attempt in range(100):
+        name = f"{random.choice(_ADJECTIVES)}_{random.choice(_NOUNS)}" + (str(attempt) if attempt > 10 else "")
+        if name not in taken:
+            return name
+    return secrets.token_hex(6)
+
+
+def _from_json(directory: str, record: dict[str, Any]) -> Container:
+    """The value of a record; fields this version does not know are dropped, absent ones have their default."""
+    record = dict(record, recorded_status=record.get("status", "created"))
+    known = {field.name for field in dataclasses.fields(Container)} - {"directory"}
+    values = {key: value for key, value in record.items() if key in known}
+    for key in ("lowers", "command", "hidden"):
+        values[key] = tuple(values.get(key, ()))
+    for key in ("uid_map", "gid_map"):
+        values[key] = tuple((int(a), int(b), int(c)) for a, b, c in values.get(key, ()))
+    return Container(directory=directory, **values)

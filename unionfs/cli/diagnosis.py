@@ -1,0 +1,210 @@
+"""From facts about the machine to what it lacks, why that matters, and the one command that mends it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from unionfs.cli.machine import FUSE, Machine
+from unionfs.daemon import DEFAULT_TRANSPORT
+
+OK: Final = "ok"
+LACKING: Final = "lacking"
+LIMITED: Final = "limited"
+"""`run` works, but not everything in it, or not another verb."""
+
+KERNEL_NEEDED: Final = (5, 6)
+"""openat2(2); what else we need came before: FUSE in user namespaces 4.18, mounts by descriptor 5.2, pidfd_open 5.3."""
+KERNEL_WANTED: Final = (6, 9)
+"""FUSE passthrough of reads and writes, and the repetition of requests after a daemon's death."""
+
+_SUBIDS: Final = 65536  # as many as there are ids in a 16-bit system, nobody (65534) among them
+_ONLY_FOR: Final[dict[str, str]] = {"pyfuse3": "pyfuse3"}  # modules that one transport needs
+_PACKAGES: Final = {
+    "uidmap": {"apt": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow", "apk": "shadow-uidmap"},
+    "fuse3": dict.fromkeys(("apt", "dnf", "pacman", "zypper", "apk"), "fuse3"),
+}
+_INSTALL: Final = {
+    "apt": "apt-get install",
+    "dnf": "dnf install",
+    "pacman": "pacman -S",
+    "zypper": "zypper install",
+    "apk": "apk add",
+}
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report."""
+
+    name: str
+    state: str  # OK, LACKING or LIMITED
+    found: str
+    why: str = ""  # why it matters; for what is not OK
+    mend: str = ""  # the command
+
+    @property
+    def stops_run(self) -> bool:
+        return self.state == LACKING
+
+
+def diagnose(machine: Machine) -> list[Finding]:
+    """All findings, what `run` cannot do without first."""
+    return list(_findings(machine))
+
+
+def _findings(machine: Machine) -> Iterator[Finding]:
+    yield _kernel(machine)
+    yield _namespaces(machine)
+    yield from _proc(machine)
+    yield _fuse_device(machine)
+    yield _fuse_mount(machine)
+    yield from (_module(machine, name) for name in machine.modules)
+    yield _state(machine)
+    if not machine.is_root:
+        yield _id_helpers(machine)
+        yield _subordinate_ids(machine)
+        yield _fusermount(machine)
+    yield _cgroups(machine)
+
+
+def _kernel(machine: Machine) -> Finding:
+    name, found = "kernel", "Linux {}.{}".format(*machine.kernel)
+    if machine.kernel < KERNEL_NEEDED:
+        why = "unionfs uses system calls that this kernel does not have"
+        return Finding(name, LACKING, found, why, _upgrade("install a kernel of version {}.{} or later", KERNEL_NEEDED))
+    if machine.kernel < KERNEL_WANTED:
+        why = "FUSE passthrough and the replacement of a dead daemon need a later one; all else works"
+        return Finding(name, LIMITED, found, why, _upgrade("install a kernel of version {}.{} or later", KERNEL_WANTED))
+    return Finding(name, OK, found)
+
+
+def _namespaces(machine: Machine) -> Finding:
+    name = "namespaces" if machine.is_root else "user namespaces"
+    if not machine.namespaces:
+        return Finding(name, OK, "can be made, and mounted in")
+    why = "a container consists of them"
+    return Finding(name, LACKING, machine.namespaces, why, _open_namespaces(machine))
+
+
+def _open_namespaces(machine: Machine) -> str:
+    settings = machine.settings
+    if machine.is_root:
+        return "give this container CAP_SYS_ADMIN (docker: --privileged)"
+    if settings.get("kernel.unprivileged_userns_clone") == "0":
+        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
+    if settings.get("user.max_user_namespaces") == "0":
+        return "sudo sysctl -w user.max_user_namespaces=15000"
+    if settings.get("kernel.apparmor_restrict_unprivileged_userns", "0") != "0":
+        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    if machine.has_seccomp:
+        return "allow unshare and mount in the container we are in (docker: --security-opt seccomp=unconfined)"
+    return ""
+
+
+def _proc(machine: Machine) -> Iterator[Finding]:
+    if machine.namespaces:
+        return  # it could not be tried
+    if machine.proc_mount:
+        why = "a container has a /proc of its own; the kernel gives out none where the machine's is partly hidden"
+        mend = "show all of /proc in the container we are in (docker: --security-opt systempaths=unconfined)"
+        yield Finding("a new /proc", LACKING, machine.proc_mount, why, mend)
+    else:
+        yield Finding("a new /proc", OK, "can be mounted")
+
+
+def _fuse_device(machine: Machine) -> Finding:
+    if not machine.fuse_device:
+        return Finding(FUSE, OK, "can be opened")
+    why = "a union is a FUSE filesystem"
+    missing = machine.fuse_device.startswith("No such")
+    return Finding(
+        FUSE, LACKING, machine.fuse_device, why, "sudo modprobe fuse" if missing else f"sudo chmod 666 {FUSE}"
+    )
+
+
+def _fuse_mount(machine: Machine) -> Finding:
+    name = "FUSE in namespaces"
+    if not machine.fuse_mount:
+        return Finding(name, OK, "can be mounted")
+    why = "that is where a container's root filesystem is"
+    if machine.namespaces or machine.fuse_device:
+        return Finding(name, LACKING, "could not be tried", why, "mend what is above")
+    return Finding(name, LACKING, machine.fuse_mount, why, "sudo modprobe fuse")
+
+
+def _module(machine: Machine, name: str) -> Finding:
+    missing = machine.modules[name]
+    if not missing:
+        return Finding(f"Python module {name}", OK, "can be imported")
+    transport = _ONLY_FOR.get(name, DEFAULT_TRANSPORT)
+    optional = transport != DEFAULT_TRANSPORT
+    why = f"only --transport {transport} needs it" if optional else "the union's daemon needs it"
+    mend = f"pip install {name}"
+    if name == "pyfuse3" and machine.packages == "apt":
+        mend = f"sudo apt-get install gcc libfuse3-dev pkg-config python3-dev && {mend}"
+    return Finding(f"Python module {name}", LIMITED if optional else LACKING, missing, why, mend)
+
+
+def _state(machine: Machine) -> Finding:
+    name = "state directory"
+    if not machine.state_xattrs:
+        return Finding(name, OK, f"{machine.state} can hold files with attributes")
+    why = "what containers change is kept there, and a union needs user.* attributes"
+    return Finding(name, LACKING, machine.state_xattrs, why, "export UNIONFS_ROOT=/a/directory/on/another/filesystem")
+
+
+def _id_helpers(machine: Machine) -> Finding:
+    name = "newuidmap, newgidmap"
+    if not machine.id_helpers:
+        return Finding(name, OK, "installed, with the rights they need")
+    path = machine.id_helpers.partition(" ")[0]
+    if "not installed" in machine.id_helpers:
+        mend = _install(machine, "uidmap")
+    elif path.startswith("/") and "no_new_privs" not in machine.id_helpers:
+        mend = f"sudo chmod u+s {path}"
+    else:
+        mend = ""
+    return Finding(name, LIMITED, machine.id_helpers, _WHY_IDS, mend)
+
+
+_WHY_IDS: Final = "without them a container has one user id: package managers, useradd and su do not work in it"
+
+
+def _subordinate_ids(machine: Machine) -> Finding:
+    name = "subordinate ids"
+    uids, gids = machine.subordinate_ids
+    found = f"{uids} user ids and {gids} group ids for {machine.user}"
+    if machine.id_map:
+        return Finding(name, LACKING, f"{found}, but: {machine.id_map}", "a container with these ids cannot be made")
+    if min(uids, gids) >= _SUBIDS:
+        return Finding(name, OK, found)
+    first, last = machine.free_ids, machine.free_ids + _SUBIDS - 1
+    mend = f"sudo usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {machine.user}"
+    return Finding(name, LIMITED, found, _WHY_IDS if not min(uids, gids) else "some ids of a system do not exist", mend)
+
+
+def _fusermount(machine: Machine) -> Finding:
+    if not machine.fusermount:
+        return Finding("fusermount3", OK, "installed, set-user-id root")
+    why = "`unionfs mount` needs it; `unionfs run` does not"
+    path = machine.fusermount.partition(" ")[0]
+    mend = f"sudo chmod u+s {path}" if path.startswith("/") else _install(machine, "fuse3")
+    return Finding("fusermount3", LIMITED, machine.fusermount, why, mend)
+
+
+def _cgroups(machine: Machine) -> Finding:
+    if machine.cgroups == "v2":
+        return Finding("control groups", OK, "version 2 only")
+    why = "containers are shown version 2 only, and will need it for limits; all else works"
+    mend = "boot with systemd.unified_cgroup_hierarchy=1"
+    return Finding("control groups", LIMITED, f"{machine.cgroups}", why, mend)
+
+
+def _install(machine: Machine, what: str) -> str:
+    if machine.packages not in _INSTALL:
+        return f"install {what} with the package manager of this system"
+    return f"sudo {_INSTALL[machine.packages]} {_PACKAGES[what][machine.packages]}"
+
+
+def _upgrade(sentence: str, version: tuple[int, int]) -> str:
+    return sentence.format(*version)

@@ -1,0 +1,51 @@
+"""`unionfs history`: how an image came to be, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from layers import image
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs history ARGV`."""
+    parser = Parser("history", "Show how an image came to be, the latest step first.", image_store.EPILOG)
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--no-trunc", action="store_true", help="whole commands")
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    with image_store.failures():
+        store = image_store.store_of(arguments)
+        _, item, config = image.read(store, store.find(arguments.image).descriptor)
+    layers = iter(item.layers)
+    steps = []
+    for entry in config.history:
+        layer = None if entry.empty_layer else next(layers, None)
+        said = {"digest": layer.digest if layer else "", "size": layer.size if layer else 0}
+        steps.append(dataclasses.asdict(entry) | said)
+    # Tools may write layers without a history.
+    steps += [
+        {"created": "", "created_by": "", "comment": "", "digest": left.digest, "size": left.size} for left in layers
+    ]
+    steps.reverse()
+    if arguments.json:
+        print(json.dumps(steps, indent=1))
+        return 0
+    width = 10_000 if arguments.no_trunc else 60
+    rows = [
+        (
+            step["digest"].partition(":")[2][:12] or "-",
+            step["created"][:19],
+            " ".join(step["created_by"].split())[:width],
+            image_store.human(step["size"]),
+            step["comment"][:width],
+        )
+        for step in steps
+    ]
+    image_store.print_table(("LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    return 0

@@ -1,0 +1,64 @@
+"""`unionfs import`: an image of one layer out of a root filesystem's tar."""
+
+from __future__ import annotations
+
+import sys
+
+from layers import making, reference
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.progress import shown
+
+_EPILOG = f"""\
+example:
+  mmdebstrap --variant=minbase bookworm | unionfs import - debian:mine
+
+{image_store.EPILOG}"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs import ARGV`."""
+    parser = Parser(
+        "import",
+        "Make an image out of the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not.",
+        _EPILOG,
+    )
+    parser.add_argument("file", metavar="FILE", help="- for stdin")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="[REGISTRY/]NAME[:TAG]")
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="for the image's history")
+    parser.add_argument(
+        "-c",
+        "--change",
+        metavar="INSTRUCTION",
+        action="append",
+        default=[],
+        help="as in a Dockerfile: CMD, ENV, USER ...",
+    )
+    parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="default: gzip")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    image_store.add_limits(parser)
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+
+    def body() -> int:
+        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+            wish = making.Wish(
+                name=str(reference.parse(arguments.name)) if arguments.name else "",
+                message=arguments.message,
+                changes=arguments.change,
+                compression=arguments.compression,
+            )
+            source = sys.stdin.buffer if arguments.file == "-" else open(arguments.file, "rb")  # noqa: SIM115
+            with source:
+                made = making.import_tar(
+                    image_store.store_of(arguments),
+                    source,
+                    wish,
+                    options=image_store.options(arguments),
+                    progress=progress,
+                )
+        print(made.digest, flush=True)
+        return 0
+
+    return image_store.with_ids(body)

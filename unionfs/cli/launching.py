@@ -1,0 +1,273 @@
+"""Run a command on a union: the container's record, the union's daemon and the launcher, brought together.
+
+Shared by the verbs that start containers. Knows all three; does not know command lines. What is asked for is a `Job`;
+what the launcher is told is the Spec made of it. Everything on the container's side happens in the launcher's hooks,
+which run in another process, as root of the container's user namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from unionfs.changes.remove import remove_path
+from unionfs.cli.containers import Container, ContainerError, ContainerStore
+from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
+from unionfs.cli.furnishing import (
+    VOLUMES,
+    binds_of_etc,
+    binds_of_volumes,
+    has_ground,
+    lay_ground,
+    make_aside,
+    volumes_aside,
+    write_etc,
+)
+from unionfs.cli.job import Job
+from unionfs.core.options import OptionError, Options, check_directory
+from unionfs.daemon import DaemonOptions, StartError, start
+from unionfs.fuse.mounting import MountOptions
+from unionfs.launcher import idmap, mapped
+from unionfs.launcher import plan as plans
+from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
+from unionfs.launcher.guardian import Hooks, Provisions
+from unionfs.launcher.run import launch
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
+
+LOG: Final = "daemon.log"
+"""In the container's directory: what the union's daemon had to say."""
+
+_RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
+
+
+def my_ids() -> idmap.IdMap | None:
+    """The ids a container of this user has; None for root, who needs no user namespace."""
+    return None if idmap.is_privileged() else idmap.find(os.geteuid(), os.getegid())
+
+
+def describe(job: Job, store: ContainerStore) -> list[str]:
+    """One line for each thing that `create` and `run` would do."""
+    check_sources(job)
+    directory = os.path.join(store.containers, "ID")
+    container = Container(directory, "ID", job.name or "", job.lowers, job.command, created=0.0)
+    return [
+        f"make a container {job.name or 'with a new name'} in {directory}",
+        *_describe_etc(job, container),
+        *plans.make(make_spec(job, container, my_ids())).describe(preparation=_describe_unions(job, container)),
+    ]
+
+
+def create(job: Job, store: ContainerStore) -> Container:
+    """Check what can be checked, and make the container's record and directories. Raises: CommandError."""
+    check_sources(job)
+    id_map = my_ids()
+    try:
+        return store.create(
+            job.lowers,
+            job.command,
+            job.name,
+            kind=job.kind,
+            uid_map=id_map.uids if id_map else (),
+            gid_map=id_map.gids if id_map else (),
+            unmapped_as_root=id_map is not None,
+            skip_unreadable=id_map is not None and job.shows_host,
+            hidden=(os.path.realpath(store.root),),
+            whiteout=job.whiteout,
+            has_ground=has_ground(job),
+        )
+    except ContainerError as error:
+        raise CommandError(str(error), status=OWN_FAILURE) from error
+    except OSError as error:
+        raise CommandError.of("making the container", error, status=OWN_FAILURE) from error
+
+
+def run(job: Job, store: ContainerStore, container: Container, ready: Callable[[], None] = lambda: None) -> int:
+    """Run the job in the container that `create` made of it; the command's exit code.
+
+    A container whose command could not be executed is removed again, and so is one that is not to be kept.
+    Raises: CommandError, also when the command was not found or cannot be executed.
+    """
+    id_map = my_ids()
+    if id_map and id_map.limited:
+        _tell_limits(id_map.limited)
+    turns = _Turns(job, store, container)
+    try:
+        return launch(make_spec(job, container, id_map), Hooks(turns.prepare, turns.started, turns.finish), ready)
+    except BaseException as error:
+        turns.make_up_for(id_map)
+        if isinstance(error, LaunchError):
+            raise CommandError(str(error), hint=error.hint or _guess(job, error), status=error.status) from error
+        raise
+
+
+def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spec:
+    """What the launcher is told."""
+    hostname = job.hostname or container.id[:12]
+    environment = {"PATH": SEARCH_PATH, "HOSTNAME": hostname, "container": "unionfs"}
+    if job.terminal:
+        environment["TERM"] = "xterm"
+    environment.update(job.environment)
+    return Spec(
+        rootfs=container.merged,
+        command=job.command,
+        environment=tuple(environment.items()),
+        hostname=hostname,
+        user=job.user,
+        workdir=job.workdir,
+        binds=(*binds_of_etc(job, container), *binds_of_volumes(job, container)),
+        provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if _borrows_resolver(job) else (),
+        tmpfs=(*job.tmpfs, *(path for path in _RUNTIME_DIRECTORIES if job.shows_host and os.path.ismount(path))),
+        own_network=job.own_network,
+        read_only=job.read_only,
+        interactive=job.interactive,
+        terminal=job.terminal,
+        capabilities=job.capabilities,
+        no_new_privileges=job.no_new_privileges,
+        id_map=id_map,
+    )
+
+
+def check_sources(job: Job) -> None:
+    """Raises: CommandError for a lower that is no directory or a volume that does not exist."""
+    for lower in job.lowers:
+        try:
+            check_directory("a lower directory", lower)
+        except OptionError as error:
+            raise CommandError(failed("run", "", str(error)), status=OWN_FAILURE) from error
+    for volume in job.volumes:
+        try:
+            is_directory = stat.S_ISDIR(os.stat(volume.source).st_mode)
+        except OSError as error:
+            raise CommandError.of("binding the volume", error, status=OWN_FAILURE) from error
+        if volume.aside and not is_directory:
+            why = "only a directory can have its changes put aside (:O)"
+            raise CommandError(failed("binding the volume", volume.source, why), status=OWN_FAILURE)
+
+
+class _Turns:
+    """The launcher's hooks for one job. They run in the guardian, which is another process: nothing comes back."""
+
+    def __init__(self, job: Job, store: ContainerStore, container: Container) -> None:
+        self._job: Final = job
+        self._store: Final = store
+        self._container: Final = container
+
+    def prepare(self, provisions: Provisions) -> None:
+        """Mount the union of the root filesystem, then those of the volumes that are to stay as they are."""
+        container, job = self._container, self._job
+        os.umask(0o022)  # what we make is for the container, whatever our user's habit is
+        try:
+            write_etc(job, container)
+            if container.has_ground:
+                lay_ground(job, container)
+            aside = [(volume, make_aside(volume, directory)) for volume, directory in volumes_aside(job, container)]
+        except OSError as error:
+            raise LaunchError.of("furnishing the container", error) from error
+        self._store.update(container, began_ns=_file_clock_ns(container.directory))
+        self._mount(provisions, container.branches, container.directory)
+        for volume, directory in aside:
+            self._mount(provisions, (volume.source,), directory)
+
+    def started(self, pid: int) -> None:
+        self._store.started(self._container, pid)
+
+    def finish(self, exit_code: int, has_started: bool) -> None:
+        """Write down how it ended, or leave no trace. Failing here is told, and changes nothing else."""
+        try:
+            if self._job.remove or not has_started:
+                self._store.remove(self._container, remove_path)
+            else:
+                self._store.exited(self._container, exit_code)
+                remove_path(os.path.join(self._container.directory, VOLUMES))
+        except (OSError, ContainerError) as error:
+            print(f"unionfs: warning: clearing up failed: {error}", file=sys.stderr)
+
+    def make_up_for(self, id_map: idmap.IdMap | None) -> None:
+        """In the launching process, after a failure: what is left to do if no guardian has done it."""
+        try:
+            current = self._store.load(self._container.id)
+        except ContainerError:
+            return  # nothing is left
+        if current.recorded_status == "created":
+            self.finish(OWN_FAILURE, has_started=False)
+        elif current.recorded_status == "running":
+            mapped.call(id_map, self._finish_alone)  # it may have files of its other ids
+
+    def _finish_alone(self) -> bytes:
+        self.finish(OWN_FAILURE, has_started=True)
+        return b""
+
+    def _mount(self, provisions: Provisions, lowers: tuple[str, ...], directory: str) -> None:
+        """Mount a union at merged/ of a directory, with upper/ and work/ beside it."""
+        job, container = self._job, self._container
+        merged = os.path.join(directory, "merged")
+        try:
+            options = DaemonOptions(
+                union=Options(
+                    lowers=lowers,
+                    upper=os.path.join(directory, "upper"),
+                    work=os.path.join(directory, "work"),
+                    whiteout=job.whiteout,
+                    durability=job.durability,
+                    unmapped_as_root=container.unmapped_as_root,
+                    skip_unreadable=container.skip_unreadable,
+                    hidden=container.hidden,
+                ),
+                mountpoint=merged,
+                transport=job.transport,
+                mount=MountOptions(source=f"unionfs:{container.name}", allow_other=True),
+                log=os.path.join(container.directory, LOG),
+                debug=job.debug,
+                lifeline_fd=provisions.lifeline_fd,
+            )
+            provisions.add(merged, start(options, warn=_warn))
+        except OptionError as error:
+            raise LaunchError("", "", str(error)) from error
+        except StartError as error:
+            raise LaunchError("", "", str(error), hint=error.hint) from error
+
+
+def _borrows_resolver(job: Job) -> bool:
+    """Where /etc/resolv.conf leads into /run, which is another filesystem and not part of a view of the host."""
+    return job.shows_host and not job.own_network and os.path.exists("/etc/resolv.conf")
+
+
+def _describe_etc(job: Job, container: Container) -> list[str]:
+    return [f"write {bind.source} for {bind.target}" for bind in binds_of_etc(job, container)]
+
+
+def _describe_unions(job: Job, container: Container) -> list[str]:
+    unions = [(job.lowers, container.directory)]
+    unions += [((volume.source,), directory) for volume, directory in volumes_aside(job, container)]
+    return [
+        f"mount the union of {', '.join(lowers)} at {directory}/merged, changes going to {directory}/upper"
+        for lowers, directory in unions
+    ]
+
+
+def _file_clock_ns(directory: str) -> int:
+    """Now, on the clock that file times of this filesystem are taken from."""
+    os.utime(directory)
+    return os.stat(directory).st_ctime_ns
+
+
+def _tell_limits(why: str) -> None:
+    print(
+        f"unionfs: note: the container has one user id only, since {why}: "
+        f"programs that change the user or the owner of files fail\n  {SEE_DOCTOR}",
+        file=sys.stderr,
+    )
+
+
+def _guess(job: Job, error: LaunchError) -> str:
+    """What may be meant by a command that is not there."""
+    if error.status == NOT_FOUND and os.path.isdir(job.command[0]):
+        return f"to add {job.command[0]} to the root filesystem, name it with --lower, as the last one"
+    return ""
+
+
+def _warn(warning: str) -> None:
+    print(f"unionfs: warning: {warning}", file=sys.stderr)

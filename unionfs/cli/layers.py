@@ -1,0 +1,27 @@
+"""The `layers` command, run with the ids that the files of layers need; see `layers.cli` for what it does."""
+
+from __future__ import annotations
+
+import sys
+
+from layers.cli import command
+from unionfs.cli import image_store
+from unionfs.cli.containers import ContainerStore, default_root
+from unionfs.cli.errors import CommandError, tell
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `layers ARGV`."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or {"-h", "--help"} & set(arguments) or arguments[0] == "help":
+        return command.main(arguments)
+    try:
+        return image_store.with_ids(lambda: command.main(arguments, _in_use))
+    except CommandError as error:
+        print(tell(error), file=sys.stderr)
+        return error.status
+
+
+def _in_use(root: str) -> list[str]:
+    containers = ContainerStore(root if root != default_root() else None)
+    return [lower for container in containers.list() for lower in container.lowers]

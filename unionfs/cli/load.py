@@ -1,0 +1,46 @@
+"""`unionfs load`: bring in images from a file that `docker save`, podman, skopeo or `unionfs save` wrote."""
+
+from __future__ import annotations
+
+import sys
+
+from layers import archive
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+from unionfs.cli.progress import shown
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs load ARGV`."""
+    parser = Parser(
+        "load",
+        "Bring in the images of an archive, Docker's or OCI's, compressed or not, from FILE or stdin.",
+        image_store.EPILOG,
+    )
+    parser.add_argument("-i", "--input", metavar="FILE", help="default: stdin")
+    parser.add_argument("-t", "--tag", metavar="NAME", default="", help="the name of the image, if there is only one")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    image_store.add_limits(parser)
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    if arguments.input is None and sys.stdin.isatty():
+        raise CommandError("loading failed: stdin is a terminal", hint="unionfs load -i FILE", status=2)
+
+    def body() -> int:
+        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+            source = sys.stdin.buffer if arguments.input in (None, "-") else open(arguments.input, "rb")  # noqa: SIM115
+            with source:
+                loaded = archive.load(
+                    image_store.store_of(arguments),
+                    source,
+                    name=arguments.tag,
+                    options=image_store.options(arguments),
+                    progress=progress,
+                )
+        for one in loaded:
+            print(f"loaded {one.name or one.digest}", flush=True)
+        return 0
+
+    return image_store.with_ids(body)

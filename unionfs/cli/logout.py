@@ -1,0 +1,28 @@
+"""`unionfs logout`: forget the name and password for a registry."""
+
+from __future__ import annotations
+
+import os
+
+from layers import credentials, reference
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs logout ARGV`."""
+    parser = Parser(
+        "logout",
+        "Forget the name and password for REGISTRY (default: docker.io), wherever they are.",
+        image_store.EPILOG,
+    )
+    parser.add_argument("registry", metavar="REGISTRY", nargs="?", default=reference.DEFAULT_REGISTRY)
+    parser.add_argument("--authfile", metavar="FILE", help="the file that keeps names and passwords")
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    if arguments.authfile:
+        os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile
+    with image_store.failures():
+        for place in credentials.erase(reference.check_registry(arguments.registry)):
+            print(f"removed from {place}")
+    return 0

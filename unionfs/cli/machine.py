@@ -1,0 +1,234 @@
+"""What this machine allows: facts for `unionfs doctor`, found by trying rather than by reading settings.
+
+Everything that may go wrong is tried in a child process, in namespaces of its own, so nothing of it stays. Settings are
+read as well, but only to explain a failure. Judges nothing: see `diagnosis`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final
+
+from unionfs.cli.containers import default_root
+from unionfs.launcher import idmap, mapped
+from unionfs.launcher.errors import LaunchError
+from unionfs.syscalls.mounts import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, new_mount
+from unionfs.syscalls.namespaces import CLONE_NEWNS, CLONE_NEWPID, unshare
+
+SETTINGS: Final = (
+    "kernel.unprivileged_userns_clone",
+    "user.max_user_namespaces",
+    "kernel.apparmor_restrict_unprivileged_userns",
+)
+"""The sysctls that close user namespaces, on one distribution or another."""
+
+MODULES: Final = ("trio", "xxhash", "pyfuse3")
+FUSE: Final = "/dev/fuse"
+
+_SUBIDS_USUAL: Final = 65536
+_SUBIDS_FIRST: Final = 100000
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The facts. A text about a failure is empty when there was none."""
+
+    user: str
+    is_root: bool  # with what it takes to need no user namespace
+    kernel: tuple[int, int]
+    packages: str  # "apt", "dnf", "pacman", "zypper", "apk" or ""
+    namespaces: str  # why namespaces cannot be made, and mounted in
+    settings: dict[str, str]  # SETTINGS that exist
+    has_seccomp: bool
+    subordinate_ids: tuple[int, int]  # how many user and group ids
+    free_ids: int  # where ids begin that are given to nobody
+    id_helpers: str  # why newuidmap or newgidmap are of no use
+    id_map: str  # why the ids cannot be mapped, though there are some
+    fuse_device: str
+    fuse_mount: str  # why FUSE cannot be mounted in our namespaces
+    proc_mount: str
+    fusermount: str
+    cgroups: str  # "v2", "hybrid", "v1" or "none"
+    state: str  # where containers are kept
+    state_xattrs: str
+    modules: dict[str, str]  # why each of MODULES cannot be imported
+
+
+def examine(root: str | None) -> Machine:
+    """Find out everything. `root` is where containers are to be kept, None for the usual place."""
+    privileged = idmap.is_privileged()
+    uid, gid = os.geteuid(), os.getegid()
+    found = None if privileged else idmap.find(uid, gid)
+    anybody = None if privileged else idmap.single(uid, gid, "only to try")
+    name = _user_name(uid)
+    state = os.path.abspath(root) if root else default_root()
+    return Machine(
+        user=name,
+        is_root=privileged,
+        kernel=_kernel_version(),
+        packages=_package_manager(),
+        namespaces=_attempt(anybody, CLONE_NEWNS, _try_mounting),
+        settings={name: value for name in SETTINGS if (value := _setting(name))},
+        has_seccomp=re.search(r"^Seccomp:\s*[12]", _text("/proc/self/status"), re.MULTILINE) is not None,
+        subordinate_ids=(_count(idmap.SUBUID, name, uid), _count(idmap.SUBGID, name, uid)),
+        free_ids=first_free(_text(idmap.SUBUID) + _text(idmap.SUBGID)),
+        id_helpers=next(filter(None, map(idmap.why_helper_is_useless, idmap.HELPERS)), ""),
+        id_map="" if found is None or found.limited else _attempt(found, 0, lambda: None),
+        fuse_device=_why_closed(FUSE),
+        fuse_mount=_attempt(anybody, CLONE_NEWNS, _try_fuse),
+        proc_mount=_attempt(anybody, CLONE_NEWNS, _try_proc),
+        fusermount=_why_no_fusermount(),
+        cgroups=_cgroups(),
+        state=state,
+        state_xattrs=_try_xattrs(state),
+        modules={name: _try_import(name) for name in MODULES},
+    )
+
+
+def first_free(subids: str) -> int:
+    """Where a range of ids can begin that overlaps none in the text of a subuid(5) file. Pure."""
+    ends = [int(first) + int(count) for first, count in re.findall(r"^[^:\n]+:(\d+):(\d+)$", subids, re.MULTILINE)]
+    return max((_SUBIDS_FIRST, *ends))
+
+
+def _attempt(id_map: idmap.IdMap | None, kinds: int, action: Callable[[], None]) -> str:
+    """Why `action` fails in a child with new namespaces and these ids; empty if it does not."""
+    read_fd, write_fd = os.pipe()
+
+    def body() -> int:
+        try:
+            action()
+        except OSError as error:
+            os.write(write_fd, os.fsencode(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        return 0
+
+    try:
+        pid = mapped.fork(id_map, kinds, body)
+    except LaunchError as error:
+        os.close(read_fd)
+        return error.why
+    finally:
+        os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        said = os.fsdecode(pipe.read())
+    _, status = os.waitpid(pid, 0)
+    return said or ("" if status == 0 else f"the attempt ended with status {status}")
+
+
+def _try_mounting() -> None:
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", "/", "tmpfs", MS_NOSUID | MS_NODEV)
+
+
+def _try_fuse() -> None:
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    fd = os.open(FUSE, os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    mount("unionfs-doctor", "/mnt" if os.path.isdir("/mnt") else "/tmp", "fuse", MS_NOSUID | MS_NODEV, options)
+
+
+def _try_proc() -> None:
+    unshare(CLONE_NEWPID)
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        try:
+            os.close(new_mount("proc"))
+        except OSError as error:
+            code = error.errno or errno.EIO
+        finally:
+            os.write(write_fd, b"%d" % code)
+            os._exit(0)
+    os.close(write_fd)
+    with open(read_fd, "rb") as pipe:
+        code = int(pipe.read() or b"%d" % errno.EIO)
+    os.waitpid(pid, 0)
+    if code:
+        raise OSError(code, os.strerror(code), "/proc")
+
+
+def _try_xattrs(directory: str) -> str:
+    """Why files of `directory`, which may not exist yet, cannot have attributes."""
+    while not os.path.isdir(directory) and directory != "/":
+        directory = os.path.dirname(directory)
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
+            os.setxattr(file.name, "user.unionfs.doctor", b"1")
+    except OSError as error:
+        return f"{directory}: {error.strerror}"
+    return ""
+
+
+def _try_import(name: str) -> str:
+    try:
+        import_module(name)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _why_closed(device: str) -> str:
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _why_no_fusermount() -> str:
+    for directory in os.get_exec_path():
+        path = os.path.join(directory, "fusermount3")
+        if os.access(path, os.X_OK):
+            return "" if os.stat(path).st_mode & 0o4000 else f"{path} is not set-user-id root"
+    return "fusermount3 is not installed"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _kernel_version() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _package_manager() -> str:
+    names = {"apt-get": "apt", "dnf": "dnf", "pacman": "pacman", "zypper": "zypper", "apk": "apk"}
+    directories = (*os.get_exec_path(), "/usr/bin", "/sbin")
+    return next(
+        (known for name, known in names.items() if any(os.access(f"{d}/{name}", os.X_OK) for d in directories)), ""
+    )
+
+
+def _setting(name: str) -> str:
+    return _text(f"/proc/sys/{name.replace('.', '/')}").strip()
+
+
+def _count(path: str, name: str, uid: int) -> int:
+    return sum(given.length for given in idmap.parse_ranges(_text(path), (name, str(uid))))
+
+
+def _cgroups() -> str:
+    kinds = {line.split()[2] for line in _text("/proc/self/mounts").splitlines() if "/sys/fs/cgroup" in line}
+    if "cgroup2" in kinds:
+        return "hybrid" if "cgroup" in kinds else "v2"
+    return "v1" if "cgroup" in kinds else "none"
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

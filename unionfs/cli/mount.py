@@ -1,0 +1,151 @@
+"""`unionfs mount`: merge directories into one tree at a mountpoint, ready when the command returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+
+from unionfs import daemon
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import USAGE, CommandError, failed
+from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options
+from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
+from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse.options import FOREVER_S, ServeOptions
+
+_DESCRIPTION = """\
+Merge read-only directories and at most one writable directory into one tree, shown at MOUNTPOINT.
+
+What a higher directory holds hides what lower ones hold under the same name. All changes go to the upper directory;
+without one the union is read-only. The union can be used when the command returns, and stays until
+`unionfs umount MOUNTPOINT`."""
+
+_EPILOG = """\
+example:
+  mkdir -p upper merged
+  unionfs mount --lower changes --lower base --upper upper merged"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs mount ARGV`."""
+    arguments = _parser().parse(argv)
+    if not arguments.lower:
+        raise CommandError("mount: no --lower DIR given", hint="see unionfs mount --help", status=USAGE)
+    made_work = _default_work(arguments)
+    try:
+        return run(_daemon_options(arguments), foreground=arguments.foreground)
+    except CommandError:
+        if made_work is not None:
+            os.rmdir(made_work)
+        raise
+
+
+def run(options: DaemonOptions, *, foreground: bool) -> int:
+    """Mount as `options` say and return when the union can be used, or with `foreground` when it is unmounted."""
+    try:
+        if foreground:
+            daemon.serve(options, warn=_warn)
+        else:
+            daemon.start(options, warn=_warn)
+    except StartError as error:
+        raise CommandError(str(error), hint=error.hint) from error
+    return 0
+
+
+def branches(lowers: list[str], upper: str | None, work: str | None, *, whiteout: str, durability: str) -> Options:
+    """The core's options, with absolute paths, since the daemon changes its directory."""
+    try:
+        return Options(
+            lowers=tuple(map(os.path.abspath, lowers)),
+            upper=None if upper is None else os.path.abspath(upper),
+            work=None if work is None else os.path.abspath(work),
+            whiteout=whiteout,
+            durability=durability,
+        )
+    except OptionError as error:
+        raise CommandError(f"mount failed: {error}") from error
+
+
+def _parser() -> Parser:
+    parser = Parser("mount", _DESCRIPTION, _EPILOG)
+    add = parser.add_argument
+    add("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
+    add("--lower", metavar="DIR", action="append", help="a read-only directory; repeat it, the topmost first")
+    add("--upper", metavar="DIR", help="the writable directory on top; without it the union is read-only")
+    add(
+        "--work",
+        metavar="DIR",
+        help="a directory for unfinished work, on the filesystem of the upper directory "
+        "(default: UPPER.work beside it, made if missing)",
+    )
+    add("--read-only", action="store_true", help="refuse changes even if there is an upper directory")
+    add("--allow-other", action="store_true", help="let other users in, too; always so when root mounts")
+    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="how removed names are marked (default: aufs)")
+    add(
+        "--durability",
+        choices=DURABILITIES,
+        default="normal",
+        help="strict: a copied-up file is on the device before it shows; volatile: fsync does nothing "
+        "(default: normal)",
+    )
+    add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
+    add("--writeback", action="store_true", help="let the kernel collect small writes")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=FOREVER_S,
+        help="how long the kernel may remember names and attributes, if somebody changes the directories underneath",
+    )
+    add("-f", "--foreground", action="store_true", help="serve in this process; Ctrl-C unmounts")
+    add("--log", metavar="FILE", help="append the daemon's log to FILE (default: none, or stderr in the foreground)")
+    add("--debug", action="store_true", help="log everything and show tracebacks; implies --foreground without --log")
+    return parser
+
+
+def _daemon_options(arguments: Namespace) -> DaemonOptions:
+    read_only = arguments.read_only or arguments.upper is None
+    union = branches(
+        arguments.lower,
+        arguments.upper,
+        arguments.work,
+        whiteout=arguments.whiteout,
+        durability=arguments.durability,
+    )
+    if arguments.debug and arguments.log is None:
+        arguments.foreground = True
+    return DaemonOptions(
+        union=union,
+        mountpoint=arguments.mountpoint,
+        transport=arguments.transport,
+        mount=MountOptions(read_only=read_only, allow_other=arguments.allow_other or None),
+        serve=ServeOptions(
+            timeout_s=arguments.timeout, writeback=arguments.writeback, read_only=read_only, debug=arguments.debug
+        ),
+        log=None if arguments.log is None else os.path.abspath(arguments.log),
+        debug=arguments.debug,
+    )
+
+
+def _default_work(arguments: Namespace) -> str | None:
+    """Fill in --work if it is missing; the directory, if it had to be made for that."""
+    if arguments.upper is None or arguments.work is not None:
+        return None
+    upper = os.path.realpath(arguments.upper)
+    arguments.work = f"{upper}.work"
+    if not os.path.isdir(upper):
+        return None  # what is wrong with it is told when the branches are opened
+    try:
+        os.mkdir(arguments.work, 0o700)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        sentence = failed("making the work directory", arguments.work, error.strerror or str(error))
+        raise CommandError(sentence, hint="name another one on the same filesystem: --work DIR") from error
+    made: str = arguments.work
+    return made
+
+
+def _warn(warning: str) -> None:
+    print(f"unionfs: warning: {warning}", file=sys.stderr)

@@ -1,0 +1,221 @@
+"""`unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,...] MOUNTPOINT`: the form in which container tools call us.
+
+Takes the option strings that fuse-overlayfs(1) takes. What only tunes another implementation is accepted in silence,
+what is unknown is ignored with a line on stderr, and what would show wrong owners if it were ignored is refused.
+Marks are written in the overlayfs dialect here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from unionfs.cli.errors import CommandError
+from unionfs.cli.mount import branches, run
+from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
+from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse.options import FOREVER_S, ServeOptions
+
+_USAGE: Final = """\
+usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOURCE] MOUNTPOINT
+
+options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and ','), ro, rw, allow_other,
+volatile, fsync=0|1, timeout=SECONDS, writeback=0|1, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
+-f  serve in the foreground     -d  the same, and log every request"""
+
+_NO_MEANING_HERE: Final = frozenset(
+    """
+    allow_root auto_unmount async atime clone_fd context defaults default_permissions defcontext diratime fast_ino
+    fscontext ino32_t kernel_cache lazytime max_idle_threads max_write noacl noatime nodiratime nolazytime
+    norelatime noxattrs plugins private relatime rootcontext rprivate rshared rslave shared slave splice_move
+    splice_read splice_write static_nlink strictatime subtype sync threaded unbindable user userxattr xino
+    """.split()  # noqa: SIM905 - a table of words
+)
+"""Options of other mount programs, of the kernel and of mount(8) whose absence changes nothing that users rely on."""
+
+_OWNERS: Final = frozenset({"uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid"})
+"""Options that change which owners are shown: ignoring them would be wrong in silence."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the command line asks for. Filled by `_parse` only."""
+
+    positionals: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    foreground: bool = False
+    debug: bool = False
+    show: str | None = None  # "help" or "version"
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs ARGV`."""
+    request = _parse(argv)
+    if request.show == "version":
+        from unionfs.__main__ import version_text
+
+        print(version_text())
+        return 0
+    if request.show == "help":
+        print(_USAGE)
+        return 0
+    if not request.positionals:
+        raise CommandError("mount failed: no mountpoint specified")
+    return run(_daemon_options(request), foreground=request.foreground)
+
+
+def _parse(argv: list[str]) -> _Request:
+    request = _Request()
+    words = iter(argv)
+    for word in words:
+        if word == "-o":
+            request.options += split_options(next(words, ""))
+        elif word.startswith("-o"):
+            request.options += split_options(word[2:])
+        elif word in ("-f", "--foreground"):
+            request.foreground = True
+        elif word in ("-d", "--debug"):
+            request.foreground = request.debug = True
+        elif word in ("-h", "--help"):
+            request.show = "help"
+        elif word in ("-V", "--version"):
+            request.show = "version"
+        elif word in ("-t", "-N"):
+            next(words, "")  # mount(8) tells its helpers the type and the namespace
+        elif word == "--":
+            request.positionals += words
+        elif word not in ("-s", "-n", "-v") and word.startswith("-"):
+            _ignore(word)
+        elif word not in ("-s", "-n", "-v"):
+            request.positionals.append(word)
+    return request
+
+
+def split_options(text: str) -> Iterator[str]:
+    """The options of one -o string: commas separate, but for quoted or escaped ones. Empty options are left out."""
+    option = ""
+    quoted = False
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            following = next(characters, "")
+            option += following if following == "," else character + following
+        elif character == '"':
+            quoted = not quoted
+        elif character == "," and not quoted:
+            if option:
+                yield option
+            option = ""
+        else:
+            option += character
+    if option:
+        yield option
+
+
+def split_paths(text: str) -> list[str]:
+    """The paths of lowerdir=: colons separate, a backslash protects the character after it."""
+    paths = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == ":":
+            paths.append("")
+        else:
+            paths[-1] += next(characters, character) if character == "\\" else character
+    return [path for path in paths if path]
+
+
+def _daemon_options(request: _Request) -> DaemonOptions:
+    values: dict[str, str] = {}
+    for option in request.options:
+        name, _, value = option.partition("=")
+        _check(name, value)
+        values[name] = value
+    flags = _Flags(request.options)
+    upper = _one_path(values, "upperdir")
+    work = _one_path(values, "workdir")
+    lowers = split_paths(values.get("lowerdir", ""))
+    if not lowers:
+        raise CommandError("mount failed: lowerdir not specified", hint=_USAGE.splitlines()[0])
+    if upper is not None and work is None:
+        hint = "an upperdir needs a workdir on the same filesystem"
+        raise CommandError("mount failed: workdir not specified", hint=hint)
+    read_only = upper is None or flags.last("ro", "rw")
+    unsafe = values.get("fsync") == "0" or "volatile" in values
+    environment = os.environ
+    return DaemonOptions(
+        union=branches(
+            lowers,
+            upper,
+            None if upper is None else work,
+            whiteout="overlay",
+            durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
+        ),
+        mountpoint=request.positionals[-1],
+        transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
+        mount=MountOptions(
+            source=values.get("fsname") or "unionfs",
+            read_only=read_only,
+            allow_other=True if "allow_other" in values else None,
+            suid=not flags.last("nosuid", "suid"),
+            dev=flags.last("dev", "nodev"),
+            exec=not flags.last("noexec", "exec"),
+        ),
+        serve=ServeOptions(
+            timeout_s=_seconds(values.get("timeout")),
+            writeback=values.get("writeback") == "1",
+            read_only=read_only,
+            debug=request.debug,
+        ),
+        may_cover_union=True,
+        log=os.path.abspath(log) if (log := environment.get("UNIONFS_LOG")) else None,
+        debug=request.debug,
+    )
+
+
+class _Flags:
+    """Options that come in opposite pairs, of which the later one counts."""
+
+    def __init__(self, options: list[str]) -> None:
+        self._options = options  # immutable; in the order of the command line
+
+    def last(self, wanted: str, opposite: str) -> bool:
+        """Whether `wanted` is given, and not overruled by `opposite` after it."""
+        chosen = [option for option in self._options if option in (wanted, opposite)]
+        return bool(chosen) and chosen[-1] == wanted
+
+
+_KNOWN: Final = frozenset(
+    """
+    allow_other dev exec fsname fsync lowerdir nodev noexec nosuid redirect_dir ro rw suid timeout upperdir volatile
+    workdir writeback xattr_permissions
+    """.split()  # noqa: SIM905 - a table of words
+)
+
+
+def _check(name: str, value: str) -> None:
+    """Complain about an option that we do not follow, as loudly as it matters."""
+    if name == "redirect_dir" and value != "off":
+        raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
+    if name in _OWNERS or (name == "xattr_permissions" and value != "0"):
+        raise CommandError(f"mount failed: the option {name} is not supported yet")
+    if name not in _KNOWN | _NO_MEANING_HERE and not name.startswith("x-"):
+        _ignore(f"{name}={value}" if value else name)
+
+
+def _ignore(argument: str) -> None:
+    print(f"unionfs: unknown argument ignored: {argument}", file=sys.stderr)
+
+
+def _one_path(values: dict[str, str], name: str) -> str | None:
+    paths = split_paths(values.get(name, "").replace(":", "\\:"))
+    return paths[0] if paths else None
+
+
+def _seconds(text: str | None) -> float:
+    with suppress(ValueError):
+        return FOREVER_S if text is None else float(text)
+    raise CommandError(f"mount failed: timeout={text}: not a number of seconds")

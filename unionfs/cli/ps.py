@@ -1,0 +1,102 @@
+"""`unionfs ps`: list containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from typing import Any, Final
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import Container, ContainerStore
+from unionfs.cli.showing import named
+
+_EPILOG: Final = """\
+--json prints one list of objects: id, name, kind (run or try), lowers, command, created (seconds since 1970), status
+(created, running or exited), exit_code (null if it was killed or has not ended) and pid (null unless it is running)."""
+
+_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
+_COLUMN_MAX: Final = 30
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs ps ARGV`."""
+    parser = Parser("ps", "List containers that are running, or with -a all.", _EPILOG)
+    parser.add_argument("-a", "--all", action="store_true", help="those that have ended, too")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids, paths and commands")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    arguments = parser.parse(argv)
+    containers = [one for one in ContainerStore(arguments.root).list() if arguments.all or one.status == "running"]
+    containers.reverse()  # the newest first, as docker and podman have it
+    if arguments.json:
+        print(json.dumps([_as_json(container) for container in containers]))
+        return 0
+    if arguments.quiet:
+        for container in containers:
+            print(container.id if arguments.no_trunc else container.id[:12])
+        return 0
+    rows: list[tuple[str, ...]] = [("CONTAINER ID", "ROOTFS", "COMMAND", "CREATED", "STATUS", "NAME")]
+    rows += [_row(container, whole=arguments.no_trunc) for container in containers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()
+    return 0
+
+
+def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
+    rootfs, command = named(":".join(container.lowers)), named(shlex.join(container.command))
+    if not whole:
+        rootfs, command = _short(rootfs), _short(command)
+    return (
+        container.id if whole else container.id[:12],
+        rootfs,
+        command,
+        f"{_ago(time.time() - container.created)} ago",
+        _status(container),
+        container.name,
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _COLUMN_MAX else text[: _COLUMN_MAX - 3] + "..."
+
+
+def _status(container: Container) -> str:
+    if container.status == "running":
+        return "Up"
+    if container.status == "exited":
+        return "Exited (killed)" if container.exit_code is None else f"Exited ({container.exit_code})"
+    return "Created"
+
+
+def _ago(seconds: float) -> str:
+    for length, unit in _UNITS:
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(int(seconds), 0)} seconds"
+
+
+def _as_json(container: Container) -> dict[str, Any]:
+    running = container.status == "running"
+    return {
+        "id": container.id,
+        "name": container.name,
+        "kind": container.kind,
+        "lowers": [_text(lower) for lower in container.lowers],
+        "command": [_text(word) for word in container.command],
+        "created": container.created,
+        "status": container.status,
+        "exit_code": None if running else container.exit_code,
+        "pid": container.pid if running else None,
+    }
+
+
+def _text(word: str) -> str:
+    """A word with what is not UTF-8 replaced: JSON has no bytes."""
+    return os.fsencode(word).decode(errors="replace")

@@ -1,0 +1,55 @@
+"""`unionfs pull`: fetch images from a registry and make their layers ready."""
+
+from __future__ import annotations
+
+import functools
+
+from layers import image
+from layers.manifest import parse_platform
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.progress import shown
+
+_DESCRIPTION = """\
+Fetch images from their registry and unpack their layers, so that they can be run.
+
+IMAGE is [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]; without a registry docker.io, without a tag `latest`. What is there
+already is not fetched again, and what a broken pull left is taken up."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs pull ARGV`."""
+    parser = Parser("pull", _DESCRIPTION, image_store.EPILOG)
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
+    image_store.add_remote(parser)
+    image_store.add_limits(parser)
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    with image_store.failures():
+        remote = image_store.remote(arguments)
+
+    def body() -> int:
+        import trio
+
+        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+            for text in arguments.images:
+                pull = functools.partial(
+                    image.pull,
+                    image_store.store_of(arguments),
+                    text,
+                    platform=parse_platform(arguments.platform) if arguments.platform else None,
+                    remote=remote,
+                    options=image_store.options(arguments),
+                    progress=progress,
+                )
+                pulled = trio.run(pull)
+                news = "" if arguments.quiet else f"{pulled.reference.familiar} {'new' if pulled.new else 'unchanged'} "
+                print(f"{news}{pulled.digest}", flush=True)
+        return 0
+
+    return image_store.with_ids(body)

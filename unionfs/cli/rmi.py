@@ -1,0 +1,95 @@
+"""`unionfs rmi`: take names away from images, and free what nothing refers to any more."""
+
+from __future__ import annotations
+
+import argparse
+
+from layers import gc, image, reference
+from layers.errors import LayerError, Malformed, NotFound
+from layers.store import Named, Store
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+
+_DESCRIPTION = """\
+Take away names of images. When an image has no name left, its layers are freed unless others have them.
+
+An image of which a container is made is kept; with --force its name goes, and its layers stay until the container is
+removed."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs rmi ARGV`."""
+    parser = Parser("rmi", _DESCRIPTION, image_store.EPILOG)
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="*", help="a name, or a digest, which stands for all its names"
+    )
+    parser.add_argument("-a", "--all", action="store_true", help="all images")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="also images that containers use; missing ones are fine"
+    )
+    parser.add_argument("--no-prune", action="store_true", help="take names away only")
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    if not arguments.images and not arguments.all:
+        parser.error("no IMAGE given")
+    return image_store.with_ids(lambda: _remove(arguments))
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    with image_store.failures():
+        store = image_store.store_of(arguments)
+        used = image_store.in_use(arguments)
+        wanted = (
+            [named.name or named.descriptor.digest for named in store.named()] if arguments.all else arguments.images
+        )
+        for text in dict.fromkeys(wanted):
+            try:
+                named = store.find(text)
+            except NotFound:
+                if arguments.force:
+                    continue
+                raise
+            if not arguments.force:
+                _check_unused(store, named, set(used))
+            for name in _untag(store, named, text):
+                print(f"untagged {name}")
+        if not arguments.no_prune:
+            _free(store, used)
+    return 0
+
+
+def _untag(store: Store, named: Named, text: str) -> list[str]:
+    """By name only that name goes; by digest, or where there is no name, all names of the image."""
+    try:
+        by_name = bool(named.name) and (named.name == text or named.name == str(reference.parse(text)))
+    except Malformed:
+        by_name = False
+    if by_name:
+        store.untag(named.name)
+        return [named.name]
+    return [name for name in store.remove_digest(named.descriptor.digest) if name] or [named.descriptor.digest]
+
+
+def _check_unused(store: Store, named: Named, used: set[str]) -> None:
+    """Raises CommandError when a container is made of an image that is about to lose its last name."""
+    if sum(other.descriptor.digest == named.descriptor.digest for other in store.named()) > 1:
+        return
+    try:
+        found = image.unpacked_layers(store, named.descriptor)
+    except LayerError:
+        return  # what cannot be read cannot be run either
+    if found and found[-1].directory in used:
+        hint = "unionfs ps -a lists containers; --force takes the name away all the same"
+        raise CommandError(f"removing an image failed: {named.name}: a container is made of it", hint=hint)
+
+
+def _free(store: Store, used: list[str]) -> None:
+    try:
+        freed = gc.collect(store, used)
+    except gc.Busy:
+        print("space is freed later: somebody is adding images (layers gc)")
+        return
+    for digest in freed.blobs:
+        print(f"deleted {digest}")

@@ -1,0 +1,47 @@
+"""`unionfs save`: write images into a file that docker, podman, skopeo and `unionfs load` read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from contextlib import suppress
+
+from layers import archive
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+from unionfs.cli.progress import shown
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs save ARGV`."""
+    parser = Parser(
+        "save",
+        "Write images into one archive, which is Docker's and OCI's at once, to FILE or stdout.",
+        image_store.EPILOG,
+    )
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+        store = image_store.store_of(arguments)
+        if arguments.output in (None, "-"):
+            if sys.stdout.isatty():
+                raise CommandError("saving failed: stdout is a terminal", hint="unionfs save -o FILE", status=2)
+            archive.save(store, arguments.images, sys.stdout.buffer, progress)
+            return 0
+        # Built beside the file, so that a failure leaves the old one.
+        aside = f"{arguments.output}.{secrets.token_hex(4)}"
+        try:
+            with open(aside, "xb") as sink:
+                archive.save(store, arguments.images, sink, progress)
+            os.rename(aside, arguments.output)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+            raise
+    return 0

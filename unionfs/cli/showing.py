@@ -1,0 +1,161 @@
+"""Changes and names as people and programs read them: lines, a table on a terminal, JSON.
+
+Pure but for asking whether standard output is a terminal. Names of files are made by strangers: on a terminal all that
+is not printable is shown as an escape, so that a name can neither move the cursor nor pass for another.
+
+JSON has names as text if they are UTF-8; otherwise `path` has U+FFFD for what is not, and `path_base64` has the bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from unionfs.changes.compare import MTIME
+from unionfs.changes.listing import ADDED, CHANGED, DELETED, Change
+from unionfs.changes.objects import Object
+
+_KINDS: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+_COLOURS: Final = {ADDED: "green", CHANGED: "yellow", DELETED: "red"}
+_WORDS: Final = {ADDED: "added", CHANGED: "changed", DELETED: "deleted"}
+
+
+def printable(name: bytes) -> str:
+    r"""A name for a terminal: `\xNN` for every byte of what is not printable or not UTF-8, `\\` for a backslash."""
+    shown = []
+    for char in name.decode("utf-8", "surrogateescape"):
+        if char == "\\":
+            shown.append("\\\\")
+        elif char.isprintable():
+            shown.append(char)
+        else:
+            shown.extend(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+    return "".join(shown)
+
+
+def as_lines(changes: Iterable[Change], *, sizes: bool = False, end: bytes = b"\n") -> bytes:
+    """One line for each change, `KIND PATH` as docker has it, or `KIND SIZE PATH`. Names are as they are."""
+    lines = []
+    for change in changes:
+        size = b"%12s " % (b"-" if (count := size_of(change)) is None else b"%d" % count) if sizes else b""
+        lines.append(change.kind.encode() + b" " + size + change.path + end)
+    return b"".join(lines)
+
+
+def print_lines(changes: Iterable[Change], *, sizes: bool = False, end: bytes = b"\n") -> None:
+    """as_lines() to standard output; names are made printable if that is a terminal."""
+    if sys.stdout.isatty():
+        changes = [change._replace(path=printable(change.path).encode()) for change in changes]
+    sys.stdout.flush()
+    sys.stdout.buffer.write(as_lines(changes, sizes=sizes, end=end))
+    sys.stdout.buffer.flush()
+
+
+def print_table(changes: list[Change], limit: int | None = None) -> None:
+    """The changes as a coloured table, for a terminal; at most `limit` rows."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column("size", justify="right")
+    table.add_column("what")
+    table.add_column("path", overflow="fold")
+    for change in changes[:limit]:
+        size = size_of(change)
+        table.add_row(
+            Text(change.kind, style=_COLOURS[change.kind]),
+            Text("" if size is None else human_size(size)),
+            Text(", ".join(change.what)),
+            Text(printable(change.path)),
+        )
+    Console(highlight=False).print(table)
+    if limit is not None and len(changes) > limit:
+        print(f"... and {len(changes) - limit} more")
+
+
+def worth_telling(changes: list[Change]) -> list[Change]:
+    """The changes without the directories that are listed only because something in them is."""
+    busy = {os.path.dirname(change.path) for change in changes if change.kind != CHANGED}
+
+    def only_leads_on(change: Change) -> bool:
+        return change.kind == CHANGED and (not change.what or (change.what == (MTIME,) and change.path in busy))
+
+    return [change for change in changes if not only_leads_on(change)]
+
+
+def summary(changes: list[Change]) -> str:
+    """`3 added, 1 changed, 2 deleted; 12.1 KiB`, of changes that are worth telling."""
+    told = worth_telling(changes)
+    if not told:
+        return "nothing changed"
+    counts = Counter(change.kind for change in told)
+    words = [f"{counts[kind]} {_WORDS[kind]}" for kind in _WORDS if counts[kind]]
+    return f"{', '.join(words)}; {human_size(sum(size_of(change) or 0 for change in told))}"
+
+
+def as_json(changes: Iterable[Change]) -> list[dict[str, Any]]:
+    """The changes as JSON values, see `unionfs diff --help`."""
+    return [_one_as_json(change) for change in changes]
+
+
+def _one_as_json(change: Change) -> dict[str, Any]:
+    shown: dict[str, Any] = {"kind": change.kind, **path_as_json(change.path)}
+    there = change.new or change.old
+    assert there is not None
+    shown["type"] = kind_of(there)
+    for word, one in (("size", change.new), ("old_size", change.old)):
+        if one is not None and stat.S_ISREG(one.mode):
+            shown[word] = one.size
+    if change.kind == CHANGED:
+        shown["changed"] = list(change.what)
+    return shown
+
+
+def path_as_json(path: bytes) -> dict[str, str]:
+    """The fields that name a path."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {"path": path.decode(errors="replace"), "path_base64": base64.b64encode(path).decode()}
+
+
+def kind_of(one: Object) -> str:
+    """The type of a file in a word."""
+    return _KINDS.get(one.kind, "unknown")
+
+
+def size_of(change: Change) -> int | None:
+    """The size of a file that is there now, or was; None for what has none worth telling."""
+    there = change.new or change.old
+    return there.size if there is not None and stat.S_ISREG(there.mode) else None
+
+
+def human_size(size: int) -> str:
+    """A size in at most four digits: `999 B`, `12.1 KiB`, `3.4 GiB`."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} PiB"
+
+
+def named(path: str) -> str:
+    """A path given as text, made printable."""
+    return printable(os.fsencode(path))

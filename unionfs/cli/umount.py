@@ -1,0 +1,92 @@
+"""`unionfs umount`: unmount a union, and return when the process that served it has gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+from unionfs.fuse.mounting import FSTYPE, MountError, process_name, resolve_mountpoint, unmount
+from unionfs.syscalls import mountinfo
+
+_PATIENCE_S: Final = 10.0
+"""A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
+_LAZY_PATIENCE_S: Final = 1.0
+"""After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs umount ARGV`."""
+    parser = Parser("umount", "Unmount unions. The command returns when their daemons have gone.")
+    parser.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="+")
+    parser.add_argument(
+        "-l", "--lazy", action="store_true", help="take it away now, and for programs that use it when they end"
+    )
+    arguments = parser.parse(argv)
+    for mountpoint in arguments.mountpoints:
+        _unmount(mountpoint, lazy=arguments.lazy)
+    return 0
+
+
+def _unmount(path: str, *, lazy: bool) -> None:
+    mountpoint = resolve_mountpoint(path)
+    mounted = mountinfo.topmost_at(mountpoint)
+    if mounted is None:
+        raise CommandError(f"umount failed: {path}: nothing is mounted there")
+    if mounted.fstype != FSTYPE:
+        raise CommandError(f"umount failed: {path}: not a union but {mounted.fstype}", hint=f"try: umount {path}")
+    with ExitStack() as stack:
+        pids = _open_processes(process_name(mounted.minor), stack)
+        try:
+            unmount(mountpoint, lazy=lazy)
+        except MountError as error:
+            hint = error.hint
+            if error.errno == errno.EBUSY:
+                hint = f"`fuser -vm {path}` lists who uses it; `unionfs umount --lazy {path}` does not wait for them"
+            raise CommandError(f"umount failed: {path}: {error.strerror}", hint=hint) from error
+        left = _wait_for_end(pids, _LAZY_PATIENCE_S if lazy else _PATIENCE_S)
+    if left and not lazy:
+        raise CommandError(
+            f"umount failed: {path}: unmounted, but its daemon is still there (process {', '.join(map(str, left))})",
+            hint="another mount namespace may show the union, too; the daemon goes when that ends",
+        )
+
+
+def _open_processes(name: str, stack: ExitStack) -> dict[int, int]:
+    """Descriptors of the processes called `name` that are ours or root's: pidfd -> pid; `stack` closes them."""
+    found = {}
+    for pid in _pids_called(name):
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            stack.callback(os.close, pidfd)
+            found[pidfd] = pid
+    return found
+
+
+def _pids_called(name: str) -> Iterator[int]:
+    for directory in os.listdir("/proc"):
+        if directory.isdigit():
+            with suppress(OSError), open(f"/proc/{directory}/comm") as comm:
+                if comm.read() == f"{name}\n" and os.stat(f"/proc/{directory}").st_uid in (0, os.geteuid()):
+                    yield int(directory)
+
+
+def _wait_for_end(pids: dict[int, int], patience_s: float) -> list[int]:
+    """Wait until the processes have ended; those that have not after `patience_s`."""
+    from time import monotonic
+
+    poll = select.poll()
+    for pidfd in pids:
+        poll.register(pidfd, select.POLLIN)  # readable when the process has ended (pidfd_open(2))
+    waiting = dict(pids)
+    deadline = monotonic() + patience_s
+    while waiting and (rest_s := deadline - monotonic()) > 0:
+        for pidfd, _ in poll.poll(rest_s * 1000):
+            poll.unregister(pidfd)
+            del waiting[pidfd]
+    return list(waiting.values())
