@@ -1,0 +1,41 @@
+# make demo     the main job on real input: a container without root on a layered Debian, and what it changed
+# make test     all tests (ARGS="tests/core -k rename" chooses some)
+# make check    style, types, architecture
+# make bench    all benchmarks, one JSON line per case
+# make clean    remove what the others made in this checkout
+#
+# Each first makes the machine ready (.ci/setup): it installs what is missing, as root or through sudo, makes a virtual
+# environment, and does nothing when both are there. VENV and PYTHON choose other places than .ci/setup would.
+
+.PHONY: demo test check bench clean setup
+.DEFAULT_GOAL := test
+
+VENV ?=
+PYTHON ?= /usr/bin/python3
+ARGS ?=
+
+# The recipes ask .ci/setup for the environment: it may be elsewhere than in the checkout.
+IN_VENV = set -e; venv=$$(PYTHON='$(PYTHON)' .ci/setup $(SETUP) '$(VENV)'); export PATH="$$venv/bin:$$PATH";
+
+setup:
+	@$(IN_VENV) echo "ready: $$venv/bin/unionfs"
+
+demo:
+	@$(IN_VENV) python -m tests.demo $(ARGS)
+
+test: SETUP = --tests
+test:
+	@$(IN_VENV) python -m pytest $(ARGS)
+
+check:
+	@$(IN_VENV) \
+	echo "ruff"; ruff check --quiet .; ruff format --check .; \
+	echo "mypy --strict"; mypy; \
+	echo "architecture"; python -m pytest -q tests/test_architecture.py
+
+bench:
+	@$(IN_VENV) for bench in benchmarks/bench_*.py; do python -m "benchmarks.$$(basename "$$bench" .py)" $(ARGS); done
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
