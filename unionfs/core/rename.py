@@ -135,13 +135,13 @@ def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End
     low_src = lookup.find_low(src.parent, src.name) is not None
     low_dst = lookup.find_low(new_parent, new_name) is not None
     had_entry = dst is not None and lookup.upper_entry(tree, new_parent, new_name) is not None
+    placing = low_src and (tree.options.whiteout == marks.AUFS or not _can_whiteout_by_rename(tree))
     orphan = _save_replaced(tree, dst) if dst is not None and had_entry else None
-    if dst is not None and not had_entry and isinstance(dst.node, FileNode):
-        remove.announce_hiding(tree, dst.node, new_up, new_name, dst.st)
-    placed = low_src and (tree.options.whiteout == marks.AUFS or not _can_whiteout_by_rename(tree))
-    if placed:
-        placed = marks.place_aufs_whiteout(up, src.name)
+    placed = False
     try:
+        if dst is not None and not had_entry and isinstance(dst.node, FileNode):
+            remove.announce_hiding(tree, dst.node, new_up, new_name, dst.st)
+        placed = placing and marks.place_aufs_whiteout(up, src.name)
         _rename_entry(
             tree,
             up,
@@ -252,7 +252,7 @@ def _rename_entry(
             raise
     files.renameat2(up.fd(), name, new_up.fd(), new_name, files.RENAME_EXCHANGE)
     if not leave_whiteout:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the rename is done; a whiteout that hides nothing does no harm
             os.unlink(name, dir_fd=up.fd())
 
 
