@@ -3,6 +3,7 @@ name has gone waits here.
 
     work/live-PID-XXXX/tN     being built by the daemon that holds a lock on the directory
     work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
+    work/spare                an empty directory that the next daemon takes as its own: a full disk has room for it
     work/index/KEY            the hard-link index (see core.hardlinks)
 
 Each daemon builds in its own subdirectory: two daemons on one upper do not disturb each other, and what a dead one
@@ -23,6 +24,7 @@ from unionfs.core.fds import FdCache
 from unionfs.core.loosened import Loosened
 
 _LIVE: Final = b"live-"
+_SPARE: Final = b"spare"
 INDEX: Final = b"index"
 
 
@@ -40,8 +42,7 @@ class Staging:
             fcntl.flock(lock, fcntl.LOCK_EX)  # nobody sweeps what another has made but not yet locked
             self._sweep()
             name = _LIVE + b"%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
-            os.mkdir(name, 0o700, dir_fd=root.fd())
-            self.here = root.child(name)
+            self.here = self._make(name)
             os.chmod(name, 0o700, dir_fd=root.fd())  # what is built here must not inherit a group (mkdir(2)) ...
             with contextlib.suppress(OSError):  # ... nor an ACL from the work directory (acl(5))
                 os.removexattr(marks.proc_path(self.here.fd()), "system.posix_acl_default")
@@ -52,6 +53,21 @@ class Staging:
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
+
+    def _make(self, name: bytes) -> BranchDir:
+        """An empty directory of our own: the one that an earlier daemon left for us, or a new one."""
+        root = self.branch.root
+        try:
+            if os.stat(_SPARE, dir_fd=root.fd(), follow_symlinks=False).st_uid == os.geteuid():
+                os.rename(_SPARE, name, src_dir_fd=root.fd(), dst_dir_fd=root.fd())
+                place = root.child(name)
+                self._clear(place)
+                return place
+        except OSError:
+            pass  # there is none, or it is not what it should be
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=root.fd())
+        return root.child(name)
 
     def _sweep(self) -> None:
         root_fd = self.branch.root.fd()
@@ -67,7 +83,16 @@ class Staging:
                 continue
             finally:
                 os.close(fd)
-            remove_tree(root_fd, name)
+            try:
+                self._clear(self.branch.root.child(name))
+                os.rename(name, _SPARE, src_dir_fd=root_fd, dst_dir_fd=root_fd)  # over an empty one, too
+            except OSError:
+                remove_tree(root_fd, name)
+
+    @staticmethod
+    def _clear(place: BranchDir) -> None:
+        for entry in list(place.scan()):
+            _remove(place.fd(), os.fsencode(entry.name))
 
     def fd(self) -> int:
         """A descriptor of this daemon's own subdirectory."""
@@ -98,11 +123,15 @@ class Staging:
             os.rename(leaf, name, src_dir_fd=self.here.fd(), dst_dir_fd=place.fd())
 
     def close(self) -> None:
-        """Remove this daemon's subdirectory with all that is in it."""
+        """Empty this daemon's subdirectory and leave it for the next one."""
+        root_fd = self.branch.root.fd()
         try:
             for entry in list(self.here.scan()):
                 self.dispose(os.fsencode(entry.name))
-            os.rmdir(self.here.name, dir_fd=self.branch.root.fd())
+            try:
+                os.rename(self.here.name, _SPARE, src_dir_fd=root_fd, dst_dir_fd=root_fd)  # over an empty one, too
+            except OSError:
+                os.rmdir(self.here.name, dir_fd=root_fd)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
                 _warn("cannot clean the work directory %s: %s", self.branch.path, exc)

@@ -30,6 +30,7 @@ from unionfs.syscalls import mountinfo
 
 _FDS_MOST: Final = 16384
 _PROBE_XATTR: Final = "user.unionfs.probe"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # of a disk, which may be looked at and made less full
 
 
 def refuse(code: int, name: bytes = b"") -> NoReturn:
@@ -103,8 +104,10 @@ class Tree:
             os.setxattr(path, _PROBE_XATTR, b"y")
             os.removexattr(path, _PROBE_XATTR)
         except OSError as exc:
-            staging.close()
             code = exc.errno or errno.EOPNOTSUPP
+            if code in _FULL:
+                return staging
+            staging.close()
             why = (
                 "has no user extended attributes" if code == errno.EOPNOTSUPP else f"refuses them: {os.strerror(code)}"
             )
@@ -114,14 +117,16 @@ class Tree:
                 "put upper and work on ext4, xfs, btrfs or tmpfs",
             ) from None
         try:
+            if not os.access(proc_path(upper.root.fd()), os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             probe = staging.new_name()
             os.mkdir(probe, 0o700, dir_fd=staging.fd())
             os.rmdir(probe, dir_fd=staging.fd())
-            if not os.access(proc_path(upper.root.fd()), os.W_OK, effective_ids=True):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as exc:
-            staging.close()
             code = exc.errno or errno.EIO
+            if code in _FULL:
+                return staging
+            staging.close()
             raise OptionError(code, f"cannot write in the upper {upper.path}: {os.strerror(code)}") from None
         return staging
 
