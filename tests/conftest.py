@@ -41,6 +41,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unionfs")
 
 
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Iterator[None]:
+    """A union sets the umask of its process as its callers' requests have it: no test meets another one's."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def pytest_configure() -> None:
     """Being told to end (as by timeout(1)) is an interrupt: fixtures clean up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.mountinfo import detach, mount_at
@@ -37,8 +37,11 @@ class Daemon:
 
     def descriptors(self) -> dict[int, str]:
         """What its descriptors refer to."""
-        directory = f"/proc/{self.pid}/fd"
-        return {int(fd): os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)}
+        found = {}
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found[int(fd)] = os.readlink(f"/proc/{self.pid}/fd/{fd}")
+        return found
 
 
 @contextmanager
