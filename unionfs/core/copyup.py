@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from time import perf_counter
 from typing import Final
 
 from unionfs import markers
@@ -20,8 +21,9 @@ from unionfs.core import inodes, names
 from unionfs.core.branch import BranchDir, SealedStat, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
+from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import proc_path
-from unionfs.core.node import DirNode, FileNode
+from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
@@ -36,8 +38,12 @@ class CopyUp:
     """A copy-up under way. Made by `begin`; `copy` may run in any thread; then `commit` or `abort` on the union's
     thread."""
 
-    def __init__(self, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat) -> None:
+    def __init__(
+        self, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, cause: Cause
+    ) -> None:
         self.node = node  # immutable
+        self.cause = cause  # immutable: the request it is made for
+        self.since = perf_counter()  # immutable
         self.leaf = leaf  # immutable: the name in the staging directory
         self.st = st  # immutable: attributes of the lower object
         self.dst = dst  # immutable
@@ -113,7 +119,7 @@ def _open(tree: Tree, node: FileNode, st: Stat, size: int | None) -> CopyUp:
     leaf = tree.staging.new_name()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     dst = FileFd(os.open(leaf, flags, 0o600, dir_fd=tree.staging.fd()), writable=True)
-    return CopyUp(node, src, dst, leaf, length, st)
+    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by())
 
 
 def abort(tree: Tree, job: CopyUp) -> None:
@@ -130,6 +136,7 @@ def commit(tree: Tree, job: CopyUp) -> None:
     if not needs_copy(node):
         abort(tree, job)
         return
+    lower = node.home.branch.path
     try:
         source: str | int = job.src.fd if job.src is not None else -1
         opened = _open_path(node.home, node.leaf) if job.src is None or _has_other_data(node) else None
@@ -149,6 +156,34 @@ def commit(tree: Tree, job: CopyUp) -> None:
         raise
     if not node.is_dead:
         tree.fds.keep(node, job.dst)
+    _enter(tree, node, lower, FILE, job.since, job)
+
+
+def _enter(tree: Tree, node: Node, lower: str, kind: str, since: float, job: CopyUp | None = None) -> None:
+    """Tell the ledger. The path is found only if somebody listens: a node below many directories is no rare thing."""
+    ledger = tree.ledger
+    ledger.enter(
+        CopiedUp(
+            path_of(node) if ledger.listeners else b"",
+            lower,
+            kind,
+            job.st.st_size if job is not None else 0,
+            job.copied if job is not None else 0,
+            job is not None and job.reflinked,
+            perf_counter() - since,
+            job.cause if job is not None else ledger.asked_by(),
+        )
+    )
+
+
+def path_of(node: Node) -> bytes:
+    """One of the paths of a node in the union, or the last it had; not limited to PATH_MAX."""
+    parts = []
+    at: Node | None = node
+    while at is not None and at.parent is not None:
+        parts.append(at.name)
+        at = at.parent
+    return b"/".join(reversed(parts))
 
 
 def _has_other_data(node: FileNode) -> bool:
@@ -222,6 +257,7 @@ def _moved(tree: Tree, node: FileNode, home: BranchDir, leaf: bytes) -> None:
 def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     """Make a symlink, fifo, socket or device like the lower one. EPERM for devices that we may not make (mknod(2))."""
     staging = tree.staging
+    since, lower = perf_counter(), node.home.branch.path
     leaf = staging.new_name()
     if stat.S_ISLNK(st.st_mode):
         os.symlink(os.readlink(node.leaf, dir_fd=node.home.fd()), leaf, dir_fd=staging.fd())
@@ -234,6 +270,7 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     except BaseException:
         staging.dispose(leaf)
         raise
+    _enter(tree, node, lower, OTHER, since)
 
 
 def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
@@ -255,6 +292,7 @@ def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
 def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     staging = tree.staging
     assert node.low is not None
+    since = perf_counter()
     st = node.low.stat()
     leaf = staging.new_name()
     os.mkdir(leaf, 0o700, dir_fd=staging.fd())
@@ -282,6 +320,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     names.learn_empty(tree, node)
     if late_mode:
         files.chmod_nofollow(up.fd(), name, mode)
+    _enter(tree, node, lower.branch.path, DIRECTORY, since)
     if node.dead or node.parent is None:
         return node.upper
     names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)

@@ -19,6 +19,7 @@ from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.inodes import Inodes
+from unionfs.core.ledger import Ledger
 from unionfs.core.loosened import Loosened, LoosenedChain
 from unionfs.core.lower import LowerTree
 from unionfs.core.marks import proc_path, read_dir_marks
@@ -56,6 +57,7 @@ class Tree:
         free = max(64, soft - len(options.lowers) - 64)
         self.fds = FdCache(options.fds_limit or min(_FDS_MOST, free // 2))
         self.cache = NameCache(options.names_limit)
+        self.ledger = Ledger()
         self.upper: Branch | None = None  # immutable
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # immutable

@@ -20,6 +20,7 @@ from unionfs.core import rename as rename_room
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
+from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
 from unionfs.core.loosened import LoosenedChain
@@ -69,6 +70,11 @@ class Union:
     def upper_in_use(self) -> bool:
         """Whether another live daemon was using the upper's work directory when this one started."""
         return self._tree.upper_in_use
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was copied up so far."""
+        return self._tree.ledger
 
     @property
     def node_count(self) -> int:
