@@ -17,7 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls")
-CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.options")
+CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
 MAX_LINES = 600
 REFUSED_FILES = ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")

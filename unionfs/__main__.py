@@ -32,6 +32,8 @@ VERBS = {
     "load": "bring in images from an archive",
     "save": "write images into an archive",
     "import": "make an image out of a root filesystem's tar",
+    "stats": "what a mounted union has done: messages, copy-ups, memory",
+    "trace": "follow the copy-ups of a mounted union as they happen",
     "doctor": "say what this machine lacks, and the command that mends it",
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""

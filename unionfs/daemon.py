@@ -26,6 +26,7 @@ from unionfs.fuse.departure import Departure
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.traffic import Tally, Traffic
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -203,15 +204,17 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
     serving = False
     try:
         os.chdir("/")
+        traffic = _begin(options, fd)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
         ready(_UPPER_IN_USE if union.upper_in_use else "")
         mounted.leave_namespace()
         departure.listen(mounted, options.lifeline_fd)
         _start_logging(options.debug)
+        _start_reporting(union, traffic, options.transport, mountpoint, mounted.connection)
         transport = import_module(TRANSPORTS[options.transport])
         serving = True
-        transport.serve(fd, union, options=options.serve)
+        transport.serve(fd, union, options=options.serve, traffic=traffic)
     except BaseException:
         if departure.has_interrupted:
             return
@@ -221,6 +224,30 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
         raise
     finally:
         departure.over()
+
+
+def _begin(options: DaemonOptions, fd: int) -> Traffic:
+    """What must be known before anybody is told that the mount can be used: whether the transport can serve it."""
+    if options.transport != "kernel":
+        return Tally()
+    from unionfs.fuse.kernel.handshake import negotiate
+    from unionfs.fuse.kernel.session import UnsupportedError
+
+    try:
+        return negotiate(fd, options.serve)
+    except UnsupportedError as error:
+        raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
+
+
+def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint: str, connection: int | None) -> None:
+    """Let others ask how it goes (`unionfs stats`). Late, because importing sockets and JSON takes its time."""
+    from unionfs.fuse.reporting import Reporter
+
+    if connection is not None:
+        try:
+            Reporter(union, traffic, transport, mountpoint).listen(connection)
+        except OSError as error:
+            _logger().warning("cannot tell others how it goes: %s", error.strerror)
 
 
 def _start_logging(debug: bool) -> None:

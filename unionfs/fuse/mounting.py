@@ -135,6 +135,12 @@ def connection_at(mountpoint: str) -> int | None:
     return there.minor if there is not None and there.fstype.split(".")[0] in ("fuse", "fuseblk") else None
 
 
+def union_at(mountpoint: str) -> int | None:
+    """The number of the FUSE connection of the union seen at `mountpoint`; None: there is no union."""
+    there = mountinfo.topmost_at(mountpoint)
+    return there.minor if there is not None and there.fstype == FSTYPE else None
+
+
 def process_name(connection: int) -> str:
     """What the process that serves a FUSE connection is called in /proc/PID/comm, which holds 15 bytes."""
     return f"{SUBTYPE}:{connection}"

@@ -18,6 +18,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -25,9 +26,11 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from unionfs.core.attrs import AttrChange, Attrs, Caller, Entry
+from unionfs.core.ledger import NOBODY, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.traffic import Tally
 from unionfs.markers import NAME_MAX
 from unionfs.syscalls.files import RWF_NOWAIT
 
@@ -41,13 +44,16 @@ _INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
+S = TypeVar("S", bound="_Adapter")
+
+_cause: ContextVar[Cause] = ContextVar("cause", default=NOBODY)
+"""The request that the current task serves. READ and WRITE come without their caller."""
 
 
-def serve(fd: int, union: Union, *, options: ServeOptions) -> None:
+def serve(fd: int, union: Union, *, options: ServeOptions, traffic: Tally | None = None) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`."""
     # Only one session per process can exist: pyfuse3 keeps it in a global.
-    pyfuse3.init(_Adapter(union, options), f"/dev/fd/{fd}", set())
+    pyfuse3.init(_Adapter(union, options, traffic), f"/dev/fd/{fd}", set())
     try:
         trio.run(functools.partial(pyfuse3.main, max_tasks=_MAX_TASKS))
     finally:
@@ -59,8 +65,13 @@ def _answered(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Turn whatever `handler` raises into the errno of its answer; pyfuse3 ends at any other exception."""
 
+    opcode = handler.__name__.upper()
+
     @functools.wraps(handler)
     async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.traffic.count(opcode)
+        caller = args[-1] if args else None
+        _cause.set(Cause(opcode, caller.pid if isinstance(caller, RequestContext) else 0))
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError:
@@ -77,8 +88,10 @@ class _Adapter(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_acl = True
 
-    def __init__(self, union: Union, options: ServeOptions) -> None:
+    def __init__(self, union: Union, options: ServeOptions, traffic: Tally | None = None) -> None:
         super().__init__()
+        self.traffic = traffic or Tally()  # immutable
+        union.ledger.asked_by = _cause.get
         self.enable_writeback_cache = options.writeback
         self._union = union  # immutable; touched on the loop's thread only
         self._timeout_s = options.timeout_s  # immutable
@@ -100,6 +113,7 @@ class _Adapter(pyfuse3.Operations):
         return self._entry(entry)
 
     async def forget(self, inode_list: Any) -> None:
+        self.traffic.count("FORGET")
         for nodeid, count in inode_list:
             try:
                 self._union.forget(nodeid, count)
@@ -244,6 +258,7 @@ class _Adapter(pyfuse3.Operations):
                 return
 
     async def releasedir(self, fh: int) -> None:
+        self.traffic.count("RELEASEDIR")
         del fh
 
     @_answered
@@ -272,9 +287,11 @@ class _Adapter(pyfuse3.Operations):
         return FileInfo(fh=entry.nodeid, keep_cache=True), self._entry(entry)
 
     async def flush(self, fh: int) -> None:
+        self.traffic.count("FLUSH")
         raise FUSEError(errno.ENOSYS)  # nothing is buffered here; the kernel asks no more
 
     async def release(self, fh: int) -> None:
+        self.traffic.count("RELEASE")
         del fh
 
     @_answered

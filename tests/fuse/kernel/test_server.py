@@ -88,7 +88,7 @@ def while_serving(
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), session=session)
+    server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), traffic=session)
     speaker.join()
     if failed:
         raise failed[0]

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from unionfs.core.attrs import Entry
+from unionfs.core.ledger import Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers
@@ -232,6 +233,8 @@ class Dispatcher:
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self._counts = session.counts
+        self._serving: Head = (0,) * 9  # the header of the request in hand
+        union.ledger.asked_by = self._cause
         self._waiting = session.waiting
         rows = [TABLE.get(code) for code in range(len(self._counts))]
         self._serve: list[Serve | None] = [row.serve if row else None for row in rows]
@@ -265,7 +268,7 @@ class Dispatcher:
         return reply
 
     def _answer(self, buf: memoryview, end: int) -> Reply:
-        head = _in_header(buf)
+        head = self._serving = _in_header(buf)
         length, opcode, unique, nodeid = head[:4]
         serve = self._serve[opcode] if opcode < len(self._serve) else None
         if serve is None:
@@ -283,6 +286,10 @@ class Dispatcher:
             return None if opcode in _UNANSWERED else encode.error(unique, errno.EIO)
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
+
+    def _cause(self) -> Cause:
+        opcode, pid = self._serving[1], self._serving[6]
+        return Cause(Op(opcode).name if opcode in TABLE else str(opcode), pid)
 
     def forgotten(self, nodeid: int) -> None:
         """The kernel dropped a node: nothing is to be remembered of it here either."""

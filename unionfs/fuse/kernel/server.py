@@ -42,15 +42,15 @@ _THREADS: Final = 32
 
 
 def serve(
-    fd: int, union: Union, *, options: ServeOptions, tuning: Tuning | None = None, session: Session | None = None
+    fd: int, union: Union, *, options: ServeOptions, tuning: Tuning | None = None, traffic: Session | None = None
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
 
-    `session`: one that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
+    `traffic`: a session that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
     Raises: UnsupportedError when the kernel and this engine have no protocol in common.
     """
     try:
-        trio.run(serve_async, fd, union, session or Session(options, tuning or Tuning()))
+        trio.run(serve_async, fd, union, traffic or Session(options, tuning or Tuning()))
     except (BaseExceptionGroup, trio.TrioInternalError) as exc:
         raise _innermost(exc) from None
     finally:

@@ -104,6 +104,11 @@ class Session:
         return self.minor != 0
 
     @property
+    def protocol(self) -> str:
+        """The version in use, as "7.45"."""
+        return f"{abi.VERSION}.{self.minor}"
+
+    @property
     def messages(self) -> dict[str, int]:
         """How many requests of each kind came, by the header's name without FUSE_; kinds that never came are absent."""
         return {Op(code).name: count for code, count in enumerate(self.counts) if count}

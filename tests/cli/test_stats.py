@@ -1,0 +1,165 @@
+"""`unionfs stats` and `unionfs trace`: what a daemon tells about a mount, to whom, and what it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.mounts import mounted
+from tests.support.users import User
+from unionfs.syscalls.mountinfo import topmost_at
+
+
+@pytest.fixture
+def lower(user: User, scratch: Path, fuse_device: Path) -> Path:
+    del fuse_device
+    (scratch / "lower/d").mkdir(parents=True)
+    (scratch / "lower/d/file").write_bytes(b"content" * 1000)
+    (scratch / "lower/link").symlink_to("nowhere")
+    (scratch / "lower/big").write_bytes(os.urandom(3 << 20))
+    for name in ("upper", "mnt"):
+        (scratch / name).mkdir()
+    user.own(scratch)
+    return scratch / "lower"
+
+
+@pytest.fixture
+def mountpoint(user: User, lower: Path, transport: str) -> Iterator[Path]:
+    """A union of a few files, served by each transport."""
+    where = lower.parent
+    with mounted([lower], where / "mnt", user=user, transport=transport, upper=where / "upper") as mnt:
+        yield mnt
+
+
+def stats(user: User, mountpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(user.unionfs("stats", "--json", mountpoint).stdout)
+    return found
+
+
+def test_one_object_with_everything(user: User, mountpoint: Path, lower: Path, transport: str) -> None:
+    found = stats(user, mountpoint)
+    assert found["mountpoint"] == str(mountpoint)
+    assert found["transport"] == transport
+    assert found["lowers"] == [str(lower)]
+    assert found["upper"] == str(lower.parent / "upper")
+    assert Path(f"/proc/{found['pid']}/comm").read_text().startswith("unionfs:")
+    assert found["protocol"] == "libfuse" or found["protocol"].startswith("7.")
+    assert found["memory_bytes"] > 1 << 20
+    assert found["uptime_s"] >= 0
+    assert found["cpu_s"] > 0
+    assert found["copy_ups"]["files"] == 0
+    assert found["nodes"] >= 1
+
+
+def test_messages_are_counted_exactly(user: User, mountpoint: Path) -> None:
+    before = stats(user, mountpoint)["messages"]
+    user.run(["sh", "-c", f"[ -e {mountpoint}/missing ]; mkdir {mountpoint}/new; readlink {mountpoint}/link"])
+    after = stats(user, mountpoint)["messages"]
+    grown = {opcode: count - before.get(opcode, 0) for opcode, count in after.items() if count != before.get(opcode)}
+    # `missing` and `new` are looked up in vain, `link` is found.
+    assert grown.pop("LOOKUP") == 3
+    assert grown.pop("MKDIR") == 1
+    assert grown.pop("READLINK") == 1
+    assert set(grown) <= {"GETATTR", "FORGET", "GETXATTR"}
+
+
+def test_what_was_copied_up(user: User, mountpoint: Path) -> None:
+    user.run(["sh", "-c", f"cd {mountpoint}; echo x >> d/file; chmod 600 big; touch -h link; chmod 600 big"])
+    copied = stats(user, mountpoint)["copy_ups"]
+    assert (copied["files"], copied["directories"], copied["others"]) == (2, 1, 1)
+    assert copied["bytes"] == 7000 + (0 if copied["reflinked"] else 3 << 20)
+    assert copied["seconds"] > 0
+    text = user.unionfs("stats", mountpoint).stdout
+    assert "2 files" in text
+    assert "SETATTR" in text
+
+
+def test_a_trace_names_the_file_the_request_and_who_asked(user: User, mountpoint: Path, lower: Path) -> None:
+    with tracing(user, mountpoint) as (trace, lines):
+        user.run(["sh", "-c", f"cd {mountpoint}; chmod 600 d/file; chmod 600 big"])
+        entries = [next(lines) for _ in range(3)]
+        trace.terminate()
+    assert [(entry["kind"], entry["path"]) for entry in entries] == [
+        ("directory", "/d"),
+        ("file", "/d/file"),
+        ("file", "/big"),
+    ]
+    for entry in entries:
+        assert entry["request"] == "SETATTR"
+        assert entry["command"] == "chmod"
+        assert entry["branch"] == str(lower)
+        assert entry["ms"] > 0
+    assert entries[1]["bytes"] == entries[1]["size"] == 7000
+    assert entries[2]["reflinked"] or entries[2]["bytes"] == 3 << 20
+    assert stats(user, mountpoint)["copy_ups"]["files"] == 2, "the daemon lives on when a reader goes"
+
+
+def test_a_trace_ends_with_the_union(user: User, lower: Path) -> None:
+    where = lower.parent
+    with mounted([lower], where / "mnt", user=user, transport="kernel", upper=where / "upper") as mnt:
+        trace = user.popen([*user.unionfs_cmd, "trace", "--json", mnt])
+        assert trace.stderr is not None
+        assert "waiting for copy-ups" in trace.stderr.readline()
+    with trace:
+        assert trace.wait(30) == 0
+
+
+class tracing:  # noqa: N801  reads as a verb
+    """`unionfs trace --json` beside what is traced: the process and its lines."""
+
+    def __init__(self, user: User, mountpoint: Path) -> None:
+        self._process = user.popen([*user.unionfs_cmd, "trace", "--json", mountpoint])
+
+    def __enter__(self) -> tuple[subprocess.Popen[str], Iterator[dict[str, Any]]]:
+        assert self._process.stderr is not None
+        assert self._process.stdout is not None
+        assert "waiting for copy-ups" in self._process.stderr.readline()
+        return self._process, map(json.loads, self._process.stdout)
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.kill()
+
+
+def test_strangers_are_told_nothing(root_user: User, ordinary_user: User, scratch: Path, fuse_device: Path) -> None:
+    del fuse_device
+    for name in ("lower", "mnt"):
+        (scratch / name).mkdir()
+    with mounted([scratch / "lower"], scratch / "mnt", user=root_user, transport="kernel") as mnt:
+        done = ordinary_user.unionfs("stats", mnt, check=False)
+        assert done.returncode == 1
+        assert "only its own user and root may ask this daemon" in done.stderr
+
+
+def test_where_no_union_is(user: User, scratch: Path) -> None:
+    for verb in ("stats", "trace"):
+        done = user.unionfs(verb, scratch, check=False)
+        assert done.returncode == 1
+        assert "no union is mounted there" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_nonsense_does_not_hurt_the_daemon(user: User, mountpoint: Path) -> None:
+    code = """
+import socket, sys
+for said in (b"", b"\\n", b"[]\\n", b"{\\n", b"x" * 100000, b'{"ask": "nothing"}\\n', b'{"ask": ["stats"]}\\n'):
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(sys.argv[1].replace("@", "\\0"))
+        try:
+            end.sendall(said)
+            end.shutdown(socket.SHUT_WR)
+            end.recv(4096)
+        except OSError:
+            pass
+"""
+    there = topmost_at(str(mountpoint))
+    assert there is not None
+    user.run([sys.executable, "-I", "-S", "-c", code, f"@unionfs/{there.minor}"])
+    assert stats(user, mountpoint)["messages"]

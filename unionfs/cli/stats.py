@@ -1,0 +1,93 @@
+"""`unionfs stats`: what a mounted union has done so far, as its daemon tells."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Final
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+from unionfs.cli.showing import printable
+from unionfs.fuse import mounting
+
+_EPILOG: Final = """\
+--json prints one object: mountpoint, pid, transport, protocol, uptime_s, lowers, upper, messages (requests by the
+kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes,
+memory_bytes (resident) and cpu_s (of the daemon)."""
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs stats ARGV`."""
+    parser = Parser("stats", "Say what a mounted union has done: messages by kind, copy-ups, memory.", _EPILOG)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse(argv)
+    found = next(told_by_daemon(arguments.mountpoint, "stats"), None)
+    if found is None:
+        raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")
+    print(json.dumps(found) if arguments.json else _for_people(found))
+    return 0
+
+
+def told_by_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
+    """What the daemon of the union at `path` says to a question, line by line (unionfs.fuse.reporting).
+
+    Raises: CommandError.
+    """
+    from unionfs.fuse.reporting import NotToldError, ask
+
+    mountpoint = mounting.resolve_mountpoint(path)
+    mounted = mounting.union_at(mountpoint)
+    if mounted is None:
+        raise CommandError(f"{question} failed: {path}: no union is mounted there", hint="`findmnt -t fuse.unionfs`")
+    try:
+        yield from ask(mounted, question)
+    except NotToldError as why:
+        raise CommandError(f"{question} failed: {path}: {why}") from why
+
+
+def _for_people(found: dict[str, Any]) -> str:
+    copied = found["copy_ups"]
+    upper = found["upper"]
+    rows = [
+        ("union", f"{_shown(found['mountpoint'])} (process {found['pid']}, up {_duration(found['uptime_s'])})"),
+        ("transport", f"{found['transport']}, FUSE {found['protocol']}"),
+        ("lowers", ", ".join(map(_shown, found["lowers"]))),
+        ("upper", "none: read-only" if upper is None else _shown(upper)),
+        (
+            "copy-ups",
+            f"{copied['files']} files ({_size(copied['bytes'])} copied, {copied['reflinked']} reflinked), "
+            f"{copied['directories']} directories, {copied['others']} others in {copied['seconds'] * 1000:.1f} ms",
+        ),
+        ("nodes", f"{found['nodes']}"),
+        ("memory", _size(found["memory_bytes"])),
+        ("processor", f"{found['cpu_s']:.2f} s"),
+    ]
+    messages = sorted(found["messages"].items(), key=lambda item: -item[1])
+    rows += [("messages", f"{sum(count for _, count in messages)}")]
+    rows += [(f"  {opcode}", f"{count:>10}") for opcode, count in messages]
+    width = max(len(title) for title, _ in rows)
+    return "\n".join(f"{title:<{width}}  {text}" for title, text in rows)
+
+
+def _shown(path: str) -> str:
+    return printable(os.fsencode(path))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _size(count: float) -> str:
+    """A number of bytes in decimal units."""
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,44 @@
+"""`unionfs trace`: the copy-ups of a mounted union, one line each, as they happen."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any, Final
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.showing import printable
+from unionfs.cli.stats import told_by_daemon
+
+_EPILOG: Final = """\
+--json prints one object a line: time (seconds since 1970), path (in the union), branch (the lower it came from), kind
+(file, directory, other), size, bytes (copied; holes and shared extents are not), reflinked, ms, request (what made it
+necessary), pid and command (who asked); {"missed": N} when the reader was too slow for N of them."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs trace ARGV`."""
+    parser = Parser(
+        "trace", "Print each copy-up of a mounted union as it happens, until the union goes or Ctrl-C.", _EPILOG
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse(argv)
+    for entry in told_by_daemon(arguments.mountpoint, "trace"):
+        if "listening" in entry:
+            print("waiting for copy-ups; Ctrl-C ends", file=sys.stderr, flush=True)
+        else:
+            print(json.dumps(entry) if arguments.json else _for_people(entry), flush=True)
+    return 0
+
+
+def _for_people(entry: dict[str, Any]) -> str:
+    if "missed" in entry:
+        return f"({entry['missed']} copy-ups came too fast to be listed)"
+    clock = time.strftime("%H:%M:%S", time.localtime(entry["time"]))
+    how = "reflinked" if entry["reflinked"] else f"{entry['bytes']} bytes" if entry["kind"] == "file" else entry["kind"]
+    who = f"{printable(os.fsencode(entry['command']))}[{entry['pid']}]" if entry["pid"] else ""
+    path, branch = printable(os.fsencode(entry["path"])), printable(os.fsencode(entry["branch"]))
+    return f"{clock}  {entry['ms']:9.3f} ms  {how:>16}  {entry['request']:<9} {who:<20} {path}  from {branch}"

@@ -1,0 +1,240 @@
+"""What a daemon tells about itself while it serves, and how to ask.
+
+Each daemon listens on an abstract Unix socket (unix(7)) named after its FUSE connection: nothing lies about when it is
+gone, and nobody needs a directory for it. One line of JSON asks, `{"ask": "stats"}` or `{"ask": "trace"}`; the answer
+is one line, or with `trace` one for each copy-up until the asker goes. Only the daemon's own user and root get answers.
+
+The answers come from threads that read what the union's thread writes: numbers that belong together may be a request
+apart. Knows sockets and JSON. Does not know the transport's protocol or how numbers are shown to people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from unionfs.core.ledger import CopiedUp
+from unionfs.core.union import Union
+from unionfs.fuse.mounting import process_name
+from unionfs.fuse.traffic import Traffic
+
+_ASKERS: Final = 16
+"""Connections at once; more have to wait."""
+
+_QUESTION_MAX: Final = 4096
+_BACKLOG_MAX: Final = 100_000
+"""Copy-ups that a slow reader of a trace may be behind; what is more is counted and left out."""
+
+_LOOK_S: Final = 0.2
+"""How often a trace looks whether its reader has gone while nothing happens."""
+
+_PATIENCE_S: Final = 5.0
+"""A daemon listens some milliseconds after its mount can be used, and answers at once."""
+
+_UCRED: Final = struct.Struct("=iII")  # struct ucred (unix(7), SO_PEERCRED)
+
+
+class NotToldError(Exception):
+    """The daemon could not be asked, or did not want to tell. `str()` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Everything there is to tell about one mount."""
+
+    union: Union
+    traffic: Traffic
+    transport: str
+    mountpoint: str
+    since: float = field(default_factory=time.monotonic)
+
+    def stats(self) -> dict[str, Any]:
+        """The object that `unionfs stats --json` prints."""
+        ledger, options = self.union.ledger, self.union.options
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "mountpoint": _text(os.fsencode(self.mountpoint)),
+            "pid": os.getpid(),
+            "transport": self.transport,
+            "protocol": self.traffic.protocol,
+            "uptime_s": round(time.monotonic() - self.since, 3),
+            "lowers": [_text(os.fsencode(lower)) for lower in options.lowers],
+            "upper": None if options.upper is None else _text(os.fsencode(options.upper)),
+            "messages": dict(sorted(self.traffic.messages.items())),
+            "copy_ups": {
+                "files": ledger.files,
+                "directories": ledger.directories,
+                "others": ledger.others,
+                "reflinked": ledger.reflinked,
+                "bytes": ledger.bytes,
+                "seconds": round(ledger.seconds, 6),
+            },
+            "nodes": self.union.node_count,
+            "memory_bytes": _resident_bytes(),
+            "cpu_s": round(used.ru_utime + used.ru_stime, 6),
+        }
+
+    def listen(self, connection: int) -> None:
+        """Answer questions from now on, in threads that end with the process. OSError when the name is taken."""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        server.bind(_address(connection))
+        server.listen(_ASKERS)
+        threading.Thread(target=self._accept, args=(server,), name="reporting", daemon=True).start()
+
+    def _accept(self, server: socket.socket) -> None:
+        free = threading.Semaphore(_ASKERS)
+        while True:
+            free.acquire()
+            try:
+                asker, _ = server.accept()
+            except OSError:
+                free.release()
+                time.sleep(_LOOK_S)  # no descriptors left, most likely
+                continue
+            threading.Thread(target=self._answer, args=(asker, free), name="report", daemon=True).start()
+
+    def _answer(self, asker: socket.socket, free: threading.Semaphore) -> None:
+        try:
+            with asker, suppress(OSError, ValueError):
+                asker.settimeout(_PATIENCE_S)
+                _, uid, _ = _peer(asker)
+                if uid not in (0, os.geteuid()):
+                    _tell(asker, {"error": "only its own user and root may ask this daemon"})
+                    return
+                question = json.loads(_line(asker))
+                wanted = question.get("ask") if isinstance(question, dict) else None
+                if wanted == "stats":
+                    _tell(asker, self.stats())
+                elif wanted == "trace":
+                    self._trace(asker)
+                else:
+                    _tell(asker, {"error": f"unknown question {wanted!r}"})
+        finally:
+            free.release()
+
+    def _trace(self, asker: socket.socket) -> None:
+        waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        missed = 0
+
+        def hear(entry: CopiedUp) -> None:
+            nonlocal missed
+            if waiting.qsize() < _BACKLOG_MAX:
+                waiting.put(_as_json(entry))
+            else:
+                missed += 1
+
+        ledger = self.union.ledger
+        ledger.listeners = (*ledger.listeners, hear)
+        try:
+            _tell(asker, {"listening": True})
+            while True:
+                try:
+                    _tell(asker, waiting.get(timeout=_LOOK_S))
+                except queue.Empty:
+                    if select.select([asker], [], [], 0)[0] and not asker.recv(_QUESTION_MAX):
+                        return
+                if missed and waiting.empty():
+                    missed, lost = 0, missed
+                    _tell(asker, {"missed": lost})
+        finally:
+            ledger.listeners = tuple(each for each in ledger.listeners if each is not hear)
+
+
+def ask(connection: int, question: str) -> Iterator[dict[str, Any]]:
+    """What the daemon of a FUSE connection says to `question`, line by line.
+
+    Raises: NotToldError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
+        _connect(daemon, connection)
+        pid, _, _ = _peer(daemon)
+        if _name_of(pid) != process_name(connection):
+            raise NotToldError(f"process {pid} answers in its place")
+        daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
+        with daemon.makefile("rb") as lines:
+            for line in lines:
+                told = json.loads(line)
+                if "error" in told:
+                    raise NotToldError(told["error"])
+                yield told
+
+
+def _connect(daemon: socket.socket, connection: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            daemon.connect(_address(connection))
+            return
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                raise NotToldError(f"its daemon does not answer: {exc.strerror}") from None
+            time.sleep(0.02)
+
+
+def _address(connection: int) -> str:
+    return f"\0unionfs/{connection}"
+
+
+def _peer(end: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group at the other end."""
+    pid, uid, gid = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm") as comm:
+            return comm.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _line(end: socket.socket) -> bytes:
+    data = b""
+    while b"\n" not in data and len(data) < _QUESTION_MAX:
+        more = end.recv(_QUESTION_MAX)
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _tell(end: socket.socket, value: dict[str, Any]) -> None:
+    end.sendall(json.dumps(value).encode() + b"\n")
+
+
+def _as_json(entry: CopiedUp) -> dict[str, Any]:
+    return {
+        "time": round(time.time(), 6),
+        "path": "/" + _text(entry.path),
+        "branch": _text(os.fsencode(entry.branch)),
+        "kind": entry.kind,
+        "size": entry.size,
+        "bytes": entry.copied,
+        "reflinked": entry.reflinked,
+        "ms": round(entry.seconds * 1000, 3),
+        "request": entry.cause.request,
+        "pid": entry.cause.pid,
+        "command": _name_of(entry.cause.pid) if entry.cause.pid else "",
+    }
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory (proc_pid_statm(5))."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
