@@ -162,4 +162,4 @@ for said in (b"", b"\\n", b"[]\\n", b"{\\n", b"x" * 100000, b'{"ask": "nothing"}
     there = topmost_at(str(mountpoint))
     assert there is not None
     user.run([sys.executable, "-I", "-S", "-c", code, f"@unionfs/{there.minor}"])
-    assert stats(user, mountpoint)["messages"]
+    assert stats(user, mountpoint)["pid"]
