@@ -476,3 +476,17 @@ def test_setting_times_to_now(make: MakeStack) -> None:
     assert attrs.atime_ns <= attrs.mtime_ns
     stack.u.setattr("f", AttrChange(atime_ns=44))
     assert stack.u.stat("f").mtime_ns == attrs.mtime_ns
+
+
+def test_a_hole_is_kept_although_attributes_take_as_many_blocks(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, "f", upper="")
+    with open(stack.lowers[0] / "f", "r+b") as file:
+        os.pwrite(file.fileno(), b"one", 4096)
+    os.setxattr(stack.lowers[0] / "f", "user.a", b"w" * 300)
+    stack.watch()
+    stack.u.chmod("f", 0o600)
+    assert stack.upper is not None
+    with open(stack.upper / "f", "rb") as copied, open(stack.lowers[0] / "f", "rb") as original:
+        assert os.lseek(copied.fileno(), 0, os.SEEK_DATA) == os.lseek(original.fileno(), 0, os.SEEK_DATA)
+        assert copied.read() == original.read()
+    stack.finish()
