@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
 from unionfs import markers
 from unionfs.core import copyup, marks
@@ -83,20 +82,14 @@ def drop_privileges(tree: Tree, node: FileNode) -> None:
             os.removexattr(tree.write_fd(node).fd, "security.capability")
 
 
-@contextlib.contextmanager
-def _xattr_path(node: Node) -> Iterator[str]:
-    """A path to the very object for the xattr calls, which have no form that takes (dirfd, name) without following
-    links."""
-    if isinstance(node, DirNode):
-        place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
-        assert place is not None
-        yield marks.proc_path(place.fd())
-        return
-    fd = os.open(node.leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.home.fd())
-    try:
-        yield marks.proc_path(fd)
-    finally:
-        os.close(fd)
+def _xattr_path(node: Node) -> tuple[bytes, bool]:
+    """A path to the very object for the xattr calls, which have no form that takes (dirfd, name), and whether its last
+    part is to be followed: it is a descriptor's own (proc(5)), or a name, which has no slash and leads nowhere else."""
+    if isinstance(node, FileNode):
+        return b"/proc/self/fd/%d/%s" % (node.home.fd(), node.leaf), False
+    place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
+    assert place is not None
+    return b"/proc/self/fd/%d" % place.fd(), True
 
 
 def _is_sealed(node: Node) -> bool:
@@ -109,22 +102,22 @@ def getxattr(node: Node, name: bytes) -> bytes:
     if markers.is_private_xattr(text) or _is_sealed(node):
         refuse(errno.ENODATA, name)
     if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
-        return os.getxattr(node.held.fd, text)
-    with _xattr_path(node) as path:
-        return os.getxattr(path, text)
+        return os.getxattr(node.held.fd, name)
+    path, follow = _xattr_path(node)
+    return os.getxattr(path, name, follow_symlinks=follow)
 
 
 def listxattr(node: Node) -> list[bytes]:
     """The names of the extended attributes users may see (listxattr(2))."""
     if _is_sealed(node):
         return []
-    with _xattr_path(node) as path:
-        try:
-            listed = os.listxattr(path)
-        except OSError as exc:
-            if exc.errno == errno.EOPNOTSUPP:
-                return []
-            raise
+    path, follow = _xattr_path(node)
+    try:
+        listed = os.listxattr(path, follow_symlinks=follow)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
     return [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
 
 
@@ -135,8 +128,8 @@ def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> N
     if markers.is_private_xattr(text):
         refuse(errno.EPERM, name)
     _bring_up(tree, node)
-    with _xattr_path(node) as path:
-        os.setxattr(path, text, value, flags)
+    path, follow = _xattr_path(node)
+    os.setxattr(path, name, value, flags, follow_symlinks=follow)
 
 
 def removexattr(tree: Tree, node: Node, name: bytes) -> None:
@@ -150,8 +143,8 @@ def removexattr(tree: Tree, node: Node, name: bytes) -> None:
             refuse(errno.EPERM, name)
         getxattr(node, name)
     _bring_up(tree, node)
-    with _xattr_path(node) as path:
-        os.removexattr(path, text)
+    path, follow = _xattr_path(node)
+    os.removexattr(path, name, follow_symlinks=follow)
 
 
 def _bring_up(tree: Tree, node: Node) -> None:
