@@ -8,7 +8,7 @@ import os
 import stat
 
 from unionfs import markers
-from unionfs.core import copyup, marks
+from unionfs.core import copyup
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.tree import Tree, refuse
