@@ -1,0 +1,139 @@
+"""Podman without root with `unionfs` as its mount program: what its users do all day, in the words they use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.process import ChildError
+from tests.support.users import User
+
+pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
+
+_NEEDED: Final = ("podman", "runc", "conmon")
+IMAGE: Final = "localhost/base:1"
+
+
+class Podman:
+    """Podman with a store of its own."""
+
+    def __init__(self, user: User, where: Path) -> None:
+        self.user = user
+        program = where / "mount-program"
+        environment = " ".join(f"{name}='{user.env[name]}'" for name in ("PYTHONPATH",) if name in user.env)
+        program.write_text(f'#!/bin/sh\n{environment} exec {sys.executable} -m unionfs "$@"\n')
+        program.chmod(0o755)
+        (where / "containers.conf").write_text('[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n')
+        self._argv = [
+            *("podman", "--root", f"{where}/root", "--runroot", f"{where}/run", "--runtime", "runc"),
+            *("--storage-driver", "overlay", "--storage-opt", f"overlay.mount_program={program}"),
+        ]
+        self._env = {"CONTAINERS_CONF": str(where / "containers.conf")}
+
+    def __call__(self, *args: str | Path, check: bool = True) -> str:
+        done = self.user.run([*self._argv, *args], env=self._env, timeout_s=240, check=check)
+        return done.stdout.strip()
+
+    def sh(self, name: str, script: str) -> str:
+        """Run a script in a running container."""
+        return self("exec", name, "sh", "-ec", script)
+
+
+@pytest.fixture(scope="module")
+def podman(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> Iterator[Podman]:
+    """A store with one image, a Debian."""
+    del fuse_device
+    missing = [program for program in _NEEDED if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)} (names of Debian packages)")
+    where = run_dir / "podman"
+    where.mkdir()
+    shutil.copyfile(debian_tar, where / "debian.tar")
+    ordinary_user.own(where)
+    made = Podman(ordinary_user, where)
+    try:
+        made("import", "-q", where / "debian.tar", IMAGE)
+        yield made
+    finally:
+        for command in (("rm", "-af", "-t", "0"), ("unshare", "rm", "-rf", f"{where}/root"), ("system", "migrate")):
+            try:
+                made(*command)
+            except ChildError as error:
+                print(error)
+
+
+@pytest.fixture
+def container(podman: Podman) -> Iterator[str]:
+    """A container that runs and does nothing."""
+    name = f"c{os.urandom(4).hex()}"
+    podman("run", "-d", "--name", name, "--network=none", IMAGE, "sleep", "600")
+    yield name
+    podman("rm", "-f", "-t", "0", name)
+
+
+def test_the_root_is_ours(podman: Podman) -> None:
+    line = podman("run", "--rm", "--network=none", IMAGE, "grep", " / / ", "/proc/self/mountinfo")
+    assert "fuse.unionfs" in line
+
+
+def test_commands_change_files_and_diff_lists_them(podman: Podman, container: str) -> None:
+    podman.sh(
+        container, "echo new > /etc/motd; rm /etc/issue; mkdir /d; echo > /d/f; chown 33:33 /d/f; chmod 4755 /d/f"
+    )
+    assert podman.sh(container, "stat -c '%a %u %g' /d/f") == "4755 33 33"
+    changes = podman("diff", container).splitlines()
+    assert {"C /etc/motd", "D /etc/issue", "A /d", "A /d/f", "C /etc"} <= set(changes)
+    assert not [line for line in changes if ".wh." in line]
+
+
+def test_users_are_made_and_packages_removed(podman: Podman, container: str) -> None:
+    podman.sh(container, "useradd -m bob; dpkg --configure -a; dpkg -r --force-all e2fsprogs")
+    assert podman("exec", "-u", "bob", container, "sh", "-c", "cd; id -un; touch mine; stat -c %U mine").split() == [
+        "bob",
+        "bob",
+    ]
+
+
+def test_what_is_committed_is_what_was_seen(podman: Podman, container: str) -> None:
+    see = (
+        "find /usr/share/docs /etc /d -printf '%p %y %m %U %G %s %l\\n'"
+        " | sort | grep -v -e ' /etc d' -e hostname -e resolv -e hosts"
+    )
+    podman.sh(
+        container,
+        "mv /usr/share/doc /usr/share/docs; rm -r /etc/apt; mkdir /d; mkfifo /d/p; ln -s x /d/l; rm /etc/motd",
+    )
+    seen = podman.sh(container, see)
+    podman("commit", "-q", container, "localhost/committed:1")
+    assert podman("run", "--rm", "--network=none", "localhost/committed:1", "sh", "-ec", see) == seen
+    assert podman.sh(container, "ls -d /usr/share/doc /etc/apt 2>&1 | wc -l") == "2"
+    podman("rmi", "-f", "localhost/committed:1")
+
+
+def test_images_are_built_in_steps(podman: Podman, tmp_path_factory: pytest.TempPathFactory, run_dir: Path) -> None:
+    del tmp_path_factory
+    context = run_dir / "podman/context"
+    context.mkdir()
+    (context / "file").write_text("from outside\n")
+    (context / "Dockerfile").write_text(
+        f"FROM {IMAGE}\nCOPY file /file\nRUN echo inside >> /file && rm -rf /usr/share/doc\n"
+        "RUN mv /file /moved\nCMD cat /moved\n"
+    )
+    podman("build", "-q", "--network=none", "-t", "localhost/built:1", context)
+    assert podman("run", "--rm", "--network=none", "localhost/built:1") == "from outside\ninside"
+    podman("rmi", "-f", "localhost/built:1")
+
+
+def test_a_container_starts_again_with_what_it_had(podman: Podman, container: str, run_dir: Path) -> None:
+    podman.sh(container, "echo kept > /kept")
+    podman("stop", "-t", "0", container)
+    podman("start", container)
+    assert podman.sh(container, "cat /kept") == "kept"
+    podman("cp", f"{container}:/kept", run_dir / "podman/kept")
+    assert (run_dir / "podman/kept").read_text() == "kept\n"
