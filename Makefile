@@ -1,7 +1,7 @@
 # make demo     the main job on real input: a container without root on a layered Debian, and what it changed
 # make test     all tests (ARGS="tests/core -k rename" chooses some)
 # make check    style, types, architecture
-# make bench    all benchmarks, one JSON line per case
+# make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout
 #
 # Each first makes the machine ready (.ci/setup): it installs what is missing, as root or through sudo, makes a virtual
@@ -33,8 +33,9 @@ check:
 	echo "mypy --strict"; mypy; \
 	echo "architecture"; python -m pytest -q tests/test_architecture.py
 
+bench: SETUP = --bench
 bench:
-	@$(IN_VENV) for bench in benchmarks/bench_*.py; do python -m "benchmarks.$$(basename "$$bench" .py)" $(ARGS); done
+	@$(IN_VENV) python -m benchmarks.suite --json build/bench.json --plots build/bench $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

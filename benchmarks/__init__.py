@@ -1,4 +1,5 @@
-"""What the union costs: one question per file, each runnable alone as `python -m benchmarks.bench_NAME`.
+"""What the union costs beside its peers: one question a file, run together by `python -m benchmarks.suite`.
 
-Each prints one JSON line per case, with the machine, the kernel and the commit, so that lines can be kept and compared.
+Each `bench_NAME.py` says what it asks (workload) and can be run alone as `python -m benchmarks.bench_NAME`, with the
+options of the suite. README.md says what is measured and how.
 """

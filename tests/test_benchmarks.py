@@ -1,36 +1,185 @@
-"""Every benchmark runs at its smallest, on each rung, so that none can rot."""
+"""Every benchmark runs at its smallest, on real mounts, so that none can rot; the suite does what its tables claim."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
-from importlib import import_module
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import process
-from tests.support.users import CHECKOUT
+from benchmarks import plots, report, session, suite, systems
+from benchmarks.materials import Materials
+from benchmarks.systems import FailedError
+from benchmarks.workload import Scale, Site
+from tests.support import mountinfo, process
+from tests.support.users import CHECKOUT, User
 
-_BENCHES = [path.stem for path in sorted((CHECKOUT / "benchmarks").glob("bench_*.py"))]
-
-
-def _run(bench: str, rung: str) -> None:
-    """Run all cases of `bench` in a child, which can be ended if it hangs, and compare what it tells with its table."""
-    argv = [sys.executable, "-m", f"benchmarks.{bench}", "--size", "2", "--repeat", "1", "--rung", rung]
-    lines = [json.loads(line) for line in process.run(argv, cwd=CHECKOUT).stdout.splitlines()]
-    wanted = []
-    for case in import_module(f"benchmarks.{bench}").CASES:
-        wanted += [(case.name, rung, cache) for cache in (("cold", "warm") if case.warm else ("cold",))]
-    assert [(line["case"], line["rung"], line["cache"]) for line in lines] == wanted
-    assert [line["case"] for line in lines if line["median_us"] <= 0] == []
+_TINY = 0.01
+_TIMEOUT_S = 200
 
 
-@pytest.mark.parametrize("bench", _BENCHES)
-def test_it_runs_on_a_plain_directory(bench: str, fuse_device: Path) -> None:
-    _run(bench, "native")
+def _argv(*args: str | Path) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.suite", "--scale", f"{_TINY}", *map(str, args)]
 
 
-@pytest.mark.parametrize("bench", _BENCHES)
-def test_it_runs_on_a_union(bench: str, transport: str) -> None:
-    _run(bench, transport)
+def _env(scratch: Path) -> dict[str, str]:
+    """Sessions and materials of the run below `scratch`, where everything that is left behind is seen."""
+    (scratch / "runs").mkdir()
+    return {
+        **os.environ,
+        "UNIONFS_TEST_DIR": os.fspath(scratch / "runs"),
+        "UNIONFS_BENCH_CACHE": os.fspath(scratch / "cache"),
+    }
+
+
+def _suite(scratch: Path, *args: str) -> dict[str, Any]:
+    """What a tiny run wrote; nothing may be left of it."""
+    written = scratch / "found.json"
+    process.run(_argv("--json", written, *args), cwd=CHECKOUT, env=_env(scratch), timeout_s=_TIMEOUT_S)
+    _nothing_left(scratch)
+    found: dict[str, Any] = json.loads(written.read_text())
+    return found
+
+
+def _nothing_left(scratch: Path) -> None:
+    assert list((scratch / "runs").iterdir()) == []
+    assert [mount for mount in mountinfo.mounts() if scratch in mount.mountpoint.parents] == []
+
+
+def test_the_suite_knows_every_file() -> None:
+    assert sorted(suite.FILES) == sorted(path.stem[6:] for path in (CHECKOUT / "benchmarks").glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("name", suite.FILES)
+def test_it_runs_on_every_system(name: str, scratch: Path, fuse_device: Path) -> None:
+    found = _suite(scratch, "--only", name, "--rounds", "1", "--pyfuse3")
+    unexpected = [one for one in found["left_out"] if one["why"] not in _EXPECTED]
+    assert unexpected == []
+    left_out = {(one["workload"], one["system"]) for one in found["left_out"]}
+    for workload in suite.all_workloads():
+        if workload.name.partition("-")[0] != name or (workload.name, "all") in left_out:
+            continue
+        named = [phase.name for phase in workload.phases if phase.name]
+        rows = [row for row in found["rows"] if row["workload"] == workload.name]
+        assert [row["row"] for row in rows] == named
+        for row in rows:
+            wanted = [
+                system
+                for system in systems.SYSTEMS
+                if ("", system) not in left_out and (workload.name, system) not in left_out
+            ]
+            assert list(row["systems"]) == wanted
+            for system, figures in row["systems"].items():
+                assert figures["least"] <= figures["median"] <= figures["most"]
+                assert ("daemon_s" in figures) == (system not in (systems.NATIVE, systems.OVERLAYFS))
+            assert "messages" in row["systems"][systems.OURS]
+
+
+_EXPECTED = {
+    "fuse-overlayfs is not installed",
+    "fio is not installed",
+    "only root mounts it",
+    "this kernel has no overlayfs",
+    *(why for workload in suite.all_workloads() for why in workload.without.values()),
+}
+
+
+def test_rounds_are_interleaved_and_the_order_alternates(scratch: Path, fuse_device: Path) -> None:
+    found = _suite(scratch, "--only", "find", "--rounds", "3", "--systems", f"{systems.OURS},{systems.NATIVE}")
+    there = [systems.OURS, systems.NATIVE]
+    wanted = [(number, system) for number, order in enumerate((there, there[::-1], there)) for system in order]
+    assert [(ran["round"], ran["system"]) for ran in found["order"]] == wanted
+    assert all(len(row["systems"][system]["values"]) == 3 for row in found["rows"] for system in there)
+    assert set(found["machine"]) >= {"cpu", "cpus", "memory_gib", "kernel", "filesystem", "utc"}
+    assert set(found["versions"]) == {*there, "python"}
+
+
+def _run(scratch: Path, *chosen: str, only: str = "find") -> suite.Result:
+    """A run in this process."""
+    workloads = [one for one in suite.all_workloads() if one.name == only]
+    choice = suite.Choice(workloads, chosen, 2, Scale(_TINY), Materials(scratch / "cache", small=True))
+    run = scratch / "run"
+    run.mkdir()
+    return suite.run(choice, session.Plan(run), lambda _: None)
+
+
+def test_a_missing_peer_is_named_and_left_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.systems.shutil.which", lambda _: None)
+    result = _run(scratch, systems.FUSE_OVERLAYFS, systems.NATIVE)
+    why = "fuse-overlayfs is not installed"
+    assert result.left_out == [{"workload": "", "system": systems.FUSE_OVERLAYFS, "why": why}]
+    assert {key[2] for key in result.samples} == {systems.NATIVE}
+
+
+def test_a_system_that_fails_is_named_and_the_others_go_on(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.systems._mount_argv", lambda *_: ["false"])
+    result = _run(scratch, systems.OURS, systems.NATIVE)
+    assert [(one["workload"], one["system"]) for one in result.left_out] == [("find", systems.OURS)]
+    assert [len(samples) for samples in result.samples.values()] == [2, 2]
+
+
+def test_what_hangs_is_ended(scratch: Path) -> None:
+    def hang(site: Site) -> None:
+        time.sleep(3600)
+
+    site = Site(scratch, scratch, Materials(scratch, small=True), Scale(_TINY))
+    with pytest.raises(FailedError, match="did not end"):
+        session.in_child(hang, site, 0.2)
+
+
+def test_ctrl_c_leaves_nothing(scratch: Path, fuse_device: Path, root_user: User) -> None:
+    env = _env(scratch)
+    null = subprocess.DEVNULL
+    argv = _argv("--only", "find", "--rounds", "1000", "--systems", systems.OURS)
+    with subprocess.Popen(argv, cwd=CHECKOUT, env=env, stdout=null, stderr=null) as running:
+        deadline = time.monotonic() + 60
+        while not any(scratch in mount.mountpoint.parents for mount in mountinfo.mounts()):
+            assert time.monotonic() < deadline, "nothing was mounted"
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 130
+    _nothing_left(scratch)
+
+
+def test_pictures_and_the_table_in_a_file(scratch: Path, fuse_device: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `bench`)")
+    page = scratch / "README.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    args = [
+        "--only",
+        "find,layers",
+        "--rounds",
+        "1",
+        "--plots",
+        os.fspath(scratch / "plots"),
+        "--markdown",
+        os.fspath(page),
+    ]
+    _suite(scratch, *args)
+    made = {path.name for path in (scratch / "plots").iterdir() if path.stat().st_size > 1000}
+    assert made == {f"{name}.{suffix}" for name in _pictures() for suffix in ("png", "svg")}
+    written = page.read_text()
+    assert written.startswith(f"before\n{report.BEGIN}\n")
+    assert written.endswith(f"{report.END}\nafter\n")
+    assert "| find, cold |" in written
+    assert "\nold\n" not in written
+
+
+def _pictures() -> set[str]:
+    peers = [peer for peer in (systems.FUSE_OVERLAYFS, systems.OVERLAYFS) if systems.why_missing(peer) is None]
+    return {"time", "operation", "layers", *(["ratios"] if peers else [])}
+
+
+def test_every_system_has_a_colour() -> None:
+    assert set(plots.COLOURS) == set(systems.SYSTEMS)
+
+
+def test_the_readme_has_the_markers() -> None:
+    text = (CHECKOUT / "benchmarks" / "README.md").read_text()
+    assert text.index(report.BEGIN) < text.index(report.END)

@@ -1,0 +1,27 @@
+"""What does it cost to search the text of a large tree?"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.acting import program
+from benchmarks.suite import main
+from benchmarks.workload import Phase, Site, Workload, debian
+
+
+def grep(site: Site) -> None:
+    """Search the shared text of the system for something that is nowhere."""
+    program(
+        ["sh", "-c", "! grep -rIF 'a string that is nowhere' usr/share usr/lib/python3.11 usr/include"], site.merged
+    )
+
+
+WORKLOAD = Workload(
+    "grep",
+    "grep -r through usr/share, usr/lib/python3.11 and usr/include",
+    [Phase("grep -r, cold", grep), Phase("grep -r, warm", grep, warm=True)],
+    debian,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(only=WORKLOAD))

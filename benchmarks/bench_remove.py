@@ -1,0 +1,29 @@
+"""What does it cost to remove a tree that a lower holds?"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from benchmarks.acting import program
+from benchmarks.suite import main
+from benchmarks.workload import Phase, Site, Workload, debian
+
+_TREES: Final = ("usr/lib", "usr/share")
+
+
+def remove(site: Site) -> None:
+    """`rm -rf usr/lib usr/share`, most of the root filesystem."""
+    program(["rm", "-rf", *_TREES], site.merged)
+
+
+WORKLOAD = Workload(
+    "remove",
+    "rm -rf of usr/lib and usr/share of a lower",
+    [Phase("rm -rf of a lower tree", remove)],
+    debian,
+    copied=_TREES,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(only=WORKLOAD))

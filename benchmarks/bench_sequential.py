@@ -1,0 +1,59 @@
+"""How fast do the bytes of a large file go through?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.materials import Materials
+from benchmarks.suite import main
+from benchmarks.workload import Phase, Scale, Site, Workload
+
+_SIZE: Final = 1 << 30
+_CHUNK: Final = 1 << 20
+
+
+def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
+    """One large file."""
+    return [materials.large_file(scale.of(_SIZE, _CHUNK))]
+
+
+def write(site: Site) -> None:
+    """Write a new file of 1 GiB in calls of 1 MiB."""
+    chunk = os.urandom(_CHUNK)
+    fd = os.open(site.merged / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for _ in range(site.scale.of(_SIZE, _CHUNK) // _CHUNK):
+        os.write(fd, chunk)
+    os.close(fd)
+
+
+def read(site: Site) -> None:
+    """Read a file of 1 GiB that a lower holds in calls of 1 MiB."""
+    fd = os.open(site.merged / "large", os.O_RDONLY)
+    buffer = bytearray(_CHUNK)
+    while os.readv(fd, [buffer]):
+        pass
+    os.close(fd)
+
+
+WORKLOADS = [
+    Workload(
+        "sequential-read",
+        "a file of 1 GiB of a lower, read in calls of 1 MiB",
+        [Phase("read 1 GiB, cold", read), Phase("read 1 GiB, warm", read, warm=True)],
+        lowers,
+    ),
+    Workload(
+        "sequential-write",
+        "a new file of 1 GiB, written in calls of 1 MiB",
+        [Phase("write 1 GiB", write)],
+        lowers,
+        copied=(),
+    ),
+]
+
+if __name__ == "__main__":
+    sys.exit(main(only=WORKLOADS))

@@ -1,0 +1,200 @@
+"""What a run found, for people and for programs: a table, Markdown, JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks import systems
+
+if TYPE_CHECKING:
+    from benchmarks.suite import Choice, Result
+
+BEGIN: Final = "<!-- results: begin (python -m benchmarks.suite --markdown benchmarks/README.md) -->"
+END: Final = "<!-- results: end -->"
+
+_AGAINST: Final = (systems.FUSE_OVERLAYFS, systems.OVERLAYFS)
+
+
+def progress(text: str) -> None:
+    """One line on stderr that replaces the one before."""
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def summary(result: Result, choice: Choice, filesystem: str) -> dict[str, Any]:
+    """The object that --json writes."""
+    return {
+        "machine": _machine(filesystem),
+        "versions": _versions(choice.systems, result),
+        "rootfs": choice.materials.facts(),
+        "rounds": choice.rounds,
+        "scale": choice.scale.factor,
+        "systems": [system for system in choice.systems if any(key[2] == system for key in result.samples)],
+        "rows": _rows(result, choice),
+        "left_out": result.left_out,
+        "order": result.order,
+    }
+
+
+def _rows(result: Result, choice: Choice) -> list[dict[str, Any]]:
+    rows = []
+    for (workload, name), phase in result.phases.items():
+        found: dict[str, Any] = {}
+        for system in choice.systems:
+            samples = result.samples.get((workload, name, system), [])
+            values = [value for one in samples if (value := phase.value(one, choice.scale)) is not None]
+            if not values:
+                continue
+            found[system] = {
+                "median": statistics.median(values),
+                "least": min(values),
+                "most": max(values),
+                "values": values,
+            }
+            cpu = [one.daemon_s for one in samples if one.daemon_s is not None]
+            if cpu:
+                found[system]["daemon_s"] = statistics.median(cpu)
+            counted = next((one.messages for one in samples if one.messages is not None), None)
+            if counted is not None:
+                found[system]["messages"] = dict(counted)
+        rows.append({"workload": workload, "row": name, "unit": phase.unit, "warm": phase.warm, "systems": found})
+        ours = found.get(systems.OURS)
+        rows[-1]["ratios"] = {
+            peer: ours["median"] / found[peer]["median"]
+            for peer in _AGAINST
+            if ours is not None and peer in found and found[peer]["median"] > 0
+        }
+    return rows
+
+
+def _machine(filesystem: str) -> dict[str, Any]:
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    memory_kb = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
+    return {
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "memory_gib": round(memory_kb / (1 << 20), 1),
+        "kernel": platform.release(),
+        "filesystem": filesystem,
+        "load": os.getloadavg()[0],
+        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "user": "root" if os.geteuid() == 0 else "ordinary",
+    }
+
+
+def _versions(chosen: Sequence[str], result: Result) -> dict[str, str]:
+    missing = {one["system"] for one in result.left_out if not one["workload"]}
+    found = {system: systems.version(system) for system in chosen if system not in missing}
+    return {**found, "python": platform.python_version()}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The table for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(title=f"medians of {found['rounds']} rounds, ± half of the spread; less is better")
+    for number, column in enumerate(_columns(found)):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for cells in _cells(found):
+        table.add_row(*cells)
+    console.print(table)
+    for line in _left_out(found):
+        console.print(line, markup=False)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table as Markdown, with what must stand beside it."""
+    where = found["machine"]
+    versions = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
+    lines = [
+        f"{where['cpu']}, {where['cpus']} CPUs, {where['memory_gib']} GiB, Linux {where['kernel']}, "
+        f"branches on {where['filesystem']}, {where['utc']} UTC, "
+        f"load {where['load']:.1f} at the end. {found.get('remark', '')}".rstrip(),
+        "",
+        f"Versions: {versions}. "
+        f"Lower: {found['rootfs']['files']} files in {found['rootfs']['directories']} directories. "
+        f"Medians of {found['rounds']} rounds, ± half of the spread; less is better.",
+        "",
+        "| " + " | ".join(_columns(found)) + " |",
+        "|---" + "|---:" * (len(_columns(found)) - 1) + "|",
+    ]
+    lines += ["| " + " | ".join(cells) + " |" for cells in _cells(found)]
+    left_out = _left_out(found)
+    if left_out:
+        lines += ["", *[f"- {line}" for line in left_out]]
+    return "\n".join(lines)
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the marker lines of a file.
+
+    Raises: ValueError when they are not there.
+    """
+    whole = path.read_text()
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no marker lines")
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def _columns(found: Mapping[str, Any]) -> list[str]:
+    columns = ["", *found["systems"]]
+    columns += [f"ours / {peer}" for peer in _AGAINST if peer in found["systems"]]
+    columns += [f"CPU of {system}" for system in found["systems"] if _has_daemon(found, system)]
+    if any("messages" in figures for row in found["rows"] for figures in row["systems"].values()):
+        columns.append("messages")
+    return columns
+
+
+def _cells(found: Mapping[str, Any]) -> list[list[str]]:
+    table = []
+    for row in found["rows"]:
+        cells = [row["row"]]
+        cells += [_figure(row["systems"].get(system), row["unit"]) for system in found["systems"]]
+        peers = [peer for peer in _AGAINST if peer in found["systems"]]
+        cells += [f"{row['ratios'][peer]:.2f}" if peer in row["ratios"] else "" for peer in peers]
+        for system in found["systems"]:
+            if _has_daemon(found, system):
+                spent = row["systems"].get(system, {}).get("daemon_s")
+                cells.append("" if spent is None else f"{spent:.2f} s")
+        if "messages" in _columns(found):
+            counted = row["systems"].get(systems.OURS, {}).get("messages")
+            cells.append("" if counted is None else str(sum(counted.values())))
+        table.append(cells)
+    return table
+
+
+def _has_daemon(found: Mapping[str, Any], system: str) -> bool:
+    return any("daemon_s" in row["systems"].get(system, {}) for row in found["rows"])
+
+
+def _figure(figures: Mapping[str, Any] | None, unit: str) -> str:
+    if figures is None:
+        return ""
+    half = (figures["most"] - figures["least"]) / 2
+    median = figures["median"]
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2 if median >= 1 else 3
+    return f"{median:.{digits}f} ± {half:.{digits}f} {unit}"
+
+
+def _left_out(found: Mapping[str, Any]) -> list[str]:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for one in found["left_out"]:
+        grouped.setdefault((one["system"], one["why"]), []).append(one["workload"] or "everything")
+    return [f"left out: {system} in {', '.join(where)}: {why}" for (system, why), where in grouped.items()]
