@@ -10,6 +10,7 @@ import stat
 from unionfs import markers
 from unionfs.core import copyup
 from unionfs.core.attrs import NOW, AttrChange
+from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
@@ -153,3 +154,29 @@ def _bring_up(tree: Tree, node: Node) -> None:
         copyup.ensure_dir(tree, node)
     else:
         copyup.ensure(tree, node)
+
+
+def get_flags(tree: Tree, node: Node, command: int) -> bytes:
+    """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or where
+    there are none."""
+    held = _flags_fd(tree, node)
+    return files.get_flags(held.fd, command)
+
+
+def set_flags(tree: Tree, node: Node, command: int, flags: bytes) -> None:
+    """Set the inode's flags, by one of files.FLAG_WRITES; whoever asked was checked by the kernel. ENOTTY, EOPNOTSUPP,
+    EPERM, EROFS."""
+    _bring_up(tree, node)
+    held = _flags_fd(tree, node)
+    files.set_flags(held.fd, command, flags)
+
+
+def _flags_fd(tree: Tree, node: Node) -> FileFd:
+    if isinstance(node, FileNode):
+        if not stat.S_ISREG(tree.stat(node).st_mode):
+            refuse(errno.ENOTTY)
+        return tree.read_fd(node)
+    place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
+    if place is None or _is_sealed(node):
+        refuse(errno.ENOTTY)
+    return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd()))

@@ -257,6 +257,16 @@ class Union:
         """Remove an extended attribute. ENODATA, EPERM, EROFS."""
         metadata.removexattr(self._tree, self._nodes.get(nodeid), name)
 
+    @_as_owner
+    def get_flags(self, nodeid: int, command: int) -> bytes:
+        """The inode's flags, by one of syscalls.files.FLAG_READS. ENOTTY where there are none."""
+        return metadata.get_flags(self._tree, self._nodes.get(nodeid), command)
+
+    @_as_owner
+    def set_flags(self, nodeid: int, command: int, flags: bytes) -> None:
+        """Set the inode's flags, by one of syscalls.files.FLAG_WRITES. ENOTTY, EOPNOTSUPP, EPERM, EROFS."""
+        metadata.set_flags(self._tree, self._nodes.get(nodeid), command, flags)
+
     def statfs(self) -> FsStats:
         """The filesystem that new files go to (statvfs(3)); names may have 255 bytes."""
         tree = self._tree

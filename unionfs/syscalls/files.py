@@ -26,6 +26,13 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 UTIME_NOW: Final = (1 << 30) - 1  # utimensat(2)
 UTIME_OMIT: Final = (1 << 30) - 2
 
+FLAG_READS: Final = {0x80086601: 4, 0x801C581F: 28}
+"""Commands that read an inode's flags, and the bytes each gives: FS_IOC_GETFLAGS (an int in spite of its number,
+ioctl_iflags(2)) and FS_IOC_FSGETXATTR (struct fsxattr, <linux/fs.h>)."""
+
+FLAG_WRITES: Final = {0x40086602: 4, 0x401C5820: 28}
+"""FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR."""
+
 _FICLONE: Final = 0x40049409  # ioctl_ficlonerange(2)
 _SYS_OPENAT2: Final = 437  # the same number on every architecture (new system calls since Linux 5.0)
 _SYS_FCHMODAT2: Final = 452
@@ -90,6 +97,17 @@ def syncfs(fd: int) -> None:
 def ficlone(dst_fd: int, src_fd: int) -> None:
     """Make `dst_fd` share all data of `src_fd` (FICLONE). EOPNOTSUPP, EXDEV or EINVAL where reflinks cannot be had."""
     fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+
+def get_flags(fd: int, command: int) -> bytes:
+    """The inode's flags as `command` of FLAG_READS gives them. ENOTTY where the filesystem has none."""
+    size = FLAG_READS[command]
+    return fcntl.ioctl(fd, command, bytes(max(size, 8)))[:size]
+
+
+def set_flags(fd: int, command: int, flags: bytes) -> None:
+    """Set the inode's flags by `command` of FLAG_WRITES. ENOTTY, EOPNOTSUPP for what the filesystem has not, EPERM."""
+    fcntl.ioctl(fd, command, flags.ljust(8, b"\0"))
 
 
 def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:

@@ -179,10 +179,28 @@ def test_terminal_questions_are_answered_with_no(lower: Path, mount: Callable[..
     union.python("import os\nassert not os.isatty(os.open('f', 0))")
     union.python(
         "import errno, fcntl\n"
-        "try:\n    fcntl.ioctl(open('f'), 0x80086601, bytes(8))\n"
+        "try:\n    fcntl.ioctl(open('f'), 0x80086699, bytes(8))\n"
         "except OSError as exc:\n    assert exc.errno == errno.ENOTTY\n"
         "else:\n    raise AssertionError\n"
     )
+
+
+def test_flags_of_files_and_directories(lower: Path, scratch: Path, mount: Callable[..., Mount]) -> None:
+    """lsattr(1) and chattr(1), compared with what they do to the branch."""
+    if subprocess.run(["lsattr", "-d", lower], capture_output=True, check=False).returncode != 0:
+        pytest.skip("the filesystem of the branches keeps no flags")
+    union = mount(lower)
+    before = flags_of(lower / "f")
+    for name in ("f", "d"):
+        assert flags_of(union.path / name) == flags_of(lower / name)
+        subprocess.run(["chattr", "+d", union.path / name], check=True)
+        assert "d" in flags_of(union.path / name)
+        assert "d" in flags_of(scratch / "upper" / name)
+    assert flags_of(lower / "f") == before
+
+
+def flags_of(path: Path) -> str:
+    return subprocess.run(["lsattr", "-d", path], capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def test_names_that_are_too_long(lower: Path, mount: Callable[..., Mount]) -> None:

@@ -207,7 +207,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.RELEASE: Row(0, handlers.done, why="no open-file state; sent for a TMPFILE at most"),
     Op.RELEASEDIR: Row(0, handlers.done, why="no open-file state"),
     Op.ACCESS: _never(errno.ENOSYS, "access rights are checked by the kernel (default_permissions)"),
-    Op.IOCTL: _never(errno.ENOTTY, "ENOSYS would be told to isatty(); no file flags are kept yet"),
+    Op.IOCTL: Row(abi.IOCTL_IN.size, handlers.ioctl),
     Op.POLL: _never(errno.ENOSYS, "regular files are always ready; pipes and sockets are the kernel's"),
     Op.BMAP: _never(errno.ENOSYS, "files have no blocks of a device"),
     Op.GETLK: _never(errno.ENOSYS, _LOCKS),

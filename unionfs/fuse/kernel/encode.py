@@ -71,6 +71,12 @@ def sought(unique: int, offset: int) -> bytes:
     return _out_header(_HEADER + abi.LSEEK_OUT.size, 0, unique) + abi.LSEEK_OUT.pack(offset)
 
 
+def ioctl(unique: int, payload: bytes) -> bytes:
+    """IOCTL that succeeded, and what it gives."""
+    length = _HEADER + abi.IOCTL_OUT.size + len(payload)
+    return _out_header(length, 0, unique) + abi.IOCTL_OUT.pack(0, 0, 0, 0) + payload
+
+
 def statfs(unique: int, stats: FsStats) -> bytes:
     """STATFS. The name length is what this engine lets through, whatever the branch could do."""
     return _out_header(_HEADER + abi.STATFS_OUT.size, 0, unique) + abi.STATFS_OUT.pack(

@@ -15,6 +15,7 @@ from unionfs.core.attrs import AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
+from unionfs.syscalls import files
 
 if TYPE_CHECKING:
     from unionfs.fuse.kernel.dispatch import Dispatcher
@@ -25,6 +26,7 @@ _read_in = abi.READ_IN.unpack_from
 _write_in = abi.WRITE_IN.unpack_from
 _written = encode.written
 
+_IOCTL_DATA: Final = BODY + abi.IOCTL_IN.size
 _DATA: Final = BODY + abi.WRITE_IN.size
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE, <linux/fs.h>
 _SELINUX: Final = b"security.selinux"
@@ -169,6 +171,21 @@ def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
             # ls(1) asks for it at every file until it hears that there are no labels here at all.
             return encode.error(unique, errno.EOPNOTSUPP)
         raise
+
+
+def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    """The inode's flags, as lsattr(1) and chattr(1) use them. Anything else is ENOTTY, which is what isatty(3) waits
+    for (ENOSYS would be no answer to it)."""
+    _fh, _flags, command, _arg, in_size, _out_size = abi.IOCTL_IN.unpack_from(buf, BODY)
+    if command in files.FLAG_READS:
+        return encode.ioctl(unique, self.union.get_flags(nodeid, command))
+    size = files.FLAG_WRITES.get(command)
+    if size is None or min(in_size, end - _IOCTL_DATA) < size:
+        return encode.error(unique, errno.ENOTTY)
+    if self.must_wait(unique, nodeid, None, buf):
+        return None
+    self.union.set_flags(nodeid, command, bytes(buf[_IOCTL_DATA : _IOCTL_DATA + size]))
+    return encode.ioctl(unique, b"")
 
 
 def listxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
