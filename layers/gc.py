@@ -35,8 +35,8 @@ class Busy(LayerError):  # noqa: N818 - reads as what it says
     """Somebody is adding to the store."""
 
 
-def collect(store: Store, in_use: Iterable[str] = ()) -> Freed:
-    """Remove what is not reachable. `in_use` are directories of unpacked layers that must stay.
+def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor] = ()) -> Freed:
+    """Remove what is not reachable. `in_use` are directories of unpacked layers, `bases` images that must stay.
 
     A process that is killed meanwhile leaves less garbage, and nothing else. Raises: Busy; Refused when something that
     is named cannot be read, for then nobody can tell what it refers to.
@@ -46,7 +46,7 @@ def collect(store: Store, in_use: Iterable[str] = ()) -> Freed:
         why = "somebody is adding images"
         raise Busy("freeing space", store.root, why, hint="try again when the pull, load or commit has ended")
     try:
-        blobs, keys = reachable(store)
+        blobs, keys = reachable(store, bases)
         keys |= {os.path.basename(os.path.dirname(os.path.normpath(path))) for path in in_use}
         freed = Freed()
         _remove_layers(store, keys, freed)
@@ -57,11 +57,11 @@ def collect(store: Store, in_use: Iterable[str] = ()) -> Freed:
         os.close(lock)
 
 
-def reachable(store: Store) -> tuple[set[Digest], set[str]]:
-    """The blobs that names lead to, and the keys under which their layers may be unpacked."""
+def reachable(store: Store, bases: Iterable[Descriptor] = ()) -> tuple[set[Digest], set[str]]:
+    """The blobs that names and `bases` lead to, and the keys under which their layers may be unpacked."""
     blobs: set[Digest] = set()
     keys: set[str] = set()
-    todo: list[Descriptor] = [image.descriptor for image in store.named()]
+    todo: list[Descriptor] = [*(image.descriptor for image in store.named()), *bases]
     while todo:
         descriptor = todo.pop()
         if descriptor.digest in blobs:

@@ -1,6 +1,7 @@
 """Images of a store: fetch them, make their layers ready for a union, send them away.
 
-Ties together the rooms of this house: registry, store, unpacked layers. What a union needs of an image is `resolve`.
+Ties together the rooms of this house: registry, store, unpacked layers. What a union needs of an image is `resolve`;
+for that nothing is imported of what only registries need.
 `making` makes new images, `archive` reads and writes them as files.
 """
 
@@ -10,9 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
-
-import trio
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layers import config as configs
 from layers import credentials as known_credentials
@@ -29,9 +28,10 @@ from layers.errors import LayerError, NotFound, Refused
 from layers.manifest import Descriptor, Index, Manifest, Platform
 from layers.progress import Progress, Silent
 from layers.reference import Reference
-from layers.registry import Registry
-from layers.session import Session
 from layers.store import Store
+
+if TYPE_CHECKING:
+    from layers.registry import Registry
 
 _TRANSFERS: Final = 3  # at once, as Docker has it: more only share the same line
 _ASK_AGAIN_S: Final = 0.1  # while another process fetches the same blob
@@ -181,6 +181,9 @@ async def push(
 @asynccontextmanager
 async def opened(reference: Reference, remote: Remote, *, to_push: bool = False) -> AsyncIterator[list[Registry]]:
     """The places that have a repository, the first to be asked first."""
+    from layers.registry import Registry
+    from layers.session import Session
+
     async with AsyncExitStack() as stack:
         registries = []
         for endpoint in endpoints(reference, remote.wishes, to_push=to_push):
@@ -197,6 +200,8 @@ def credentials_for(endpoint: Endpoint) -> known_credentials.Credentials | None:
 
 async def at_once(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
     """Run jobs at the same time; the first failure ends the others and is raised as it is."""
+    import trio
+
     failures: list[BaseException] = []
 
     async def run(job: Callable[[], Awaitable[None]]) -> None:
@@ -221,6 +226,8 @@ class _Pull:
         self.reference = reference
         self.options = options
         self.progress = progress
+        import trio
+
         self.transfers = trio.CapacityLimiter(_TRANSFERS)
         self.unpacking = trio.CapacityLimiter(max(os.cpu_count() or 1, 1))
         self.pending: dict[Digest, unpacked.Pending] = {}  # by diff id
@@ -251,6 +258,8 @@ class _Pull:
         try:
             await self._layers(sources, item, config)
         finally:
+            import trio
+
             for left in self.pending.values():
                 await trio.to_thread.run_sync(left.drop)
         return descriptor
@@ -295,9 +304,13 @@ class _Pull:
         jobs = [job(diff_id, layer) for diff_id, layer in wanted.items()]
         jobs += [_bringing(self, sources, layer) for layer in extra]
         await at_once(jobs)
+        import trio
+
         await trio.to_thread.run_sync(self._place, item, config, chains)
 
     async def _unpack(self, layer: Descriptor, diff_id: Digest) -> None:
+        import trio
+
         pending = self.pending[diff_id] = unpacked.Pending(self.store, self.options)
         await trio.to_thread.run_sync(_run, pending, self.store, layer, diff_id, self.progress, lambda: self.failed)
 
@@ -315,6 +328,8 @@ class _Pull:
 
     async def _bring(self, sources: Sequence[Registry], blob: Descriptor) -> None:
         """Have a blob in the store, fetched by us or by another process."""
+        import trio
+
         key = digests.short(blob.digest)
         while not self.store.has(blob.digest, blob.size):
             lock = self.store.try_blob(blob.digest)
@@ -330,6 +345,8 @@ class _Pull:
                 os.close(lock)
 
     async def _fetch(self, sources: Sequence[Registry], blob: Descriptor, key: str) -> None:
+        import trio
+
         with self.store.open_partial(blob.digest) as file:
             for source in sources:
                 try:
@@ -400,6 +417,8 @@ async def _push_manifest(
     origins: dict[Digest, str],
     progress: Progress,
 ) -> Digest:
+    import trio
+
     data = store.read_blob(descriptor.digest)
     item = manifests.parse(data, descriptor.media_type)
     if isinstance(item, Index):

@@ -93,6 +93,16 @@ class Store:
         with locked(self._lock("store"), shared=True):
             yield
 
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Around everything that needs blobs or layers which nothing else may hold yet: nothing is removed meanwhile.
+
+        Unlike `adding` it can be had without the ids that layers' files have.
+        """
+        self.prepare()
+        with locked(self._lock("store"), shared=True):
+            yield
+
     def try_alone(self) -> int | None:
         """A descriptor to close that keeps everybody from adding; None when somebody is adding."""
         self.prepare()

@@ -19,6 +19,16 @@ VERBS = {
     "diff": "list what a container changed",
     "apply": "put what a container changed on this machine in place",
     "ps": "list containers",
+    "exec": "run one more command in a container that runs",
+    "start": "run a container again that has ended",
+    "stop": "have a container end",
+    "kill": "send a signal to a container",
+    "wait": "wait until a container has ended, and print its exit code",
+    "logs": "show what a container has printed",
+    "rename": "give a container another name",
+    "inspect": "all that is known of a container or an image, as JSON",
+    "commit": "make an image of a container",
+    "export": "write the root filesystem of a container as a tar",
     "rm": "remove containers",
     "pull": "fetch images from a registry",
     "push": "send an image to a registry",
@@ -41,7 +51,7 @@ VERBS = {
 MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
 """Called by one of these names (a symlink), we are the mount helper whatever the arguments are."""
 
-COMMANDS_OF_OTHERS = ("run", "try")
+COMMANDS_OF_OTHERS = ("run", "exec", "try")
 """Verbs that pass on a command's exit code, so that our own failures are told apart by 125."""
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Final, NoReturn
 
 from layers.errors import EXIT_CODES, LayerError, Malformed, printable
+from layers.manifest import Descriptor
 
 VERBS: Final = {
     "inspect": "sizes, files, whiteouts and the largest files of a layer or an image",
@@ -45,8 +46,12 @@ class Parser(argparse.ArgumentParser):
         raise Malformed(self.prog.removeprefix("layers "), "", message, hint=f"see {self.prog} --help")
 
 
-def main(argv: list[str] | None = None, in_use: Callable[[str], list[str]] = lambda root: []) -> int:
-    """Run `layers ARGV`; `in_use` tells which unpacked layers of a store containers are made of."""
+def main(
+    argv: list[str] | None = None,
+    in_use: Callable[[str], list[str]] = lambda root: [],
+    bases: Callable[[str], list[Descriptor]] = lambda root: [],
+) -> int:
+    """Run `layers ARGV`; `in_use` tells which unpacked layers containers are made of, `bases` which images."""
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help", "help"):
@@ -57,7 +62,7 @@ def main(argv: list[str] | None = None, in_use: Callable[[str], list[str]] = lam
         return 2
     try:
         run: Callable[..., int] = import_module(f"layers.cli.{verb}").main
-        status = run(arguments[1:], in_use) if verb == "gc" else run(arguments[1:])
+        status = run(arguments[1:], in_use, bases) if verb == "gc" else run(arguments[1:])
         sys.stdout.flush()
         return status
     except LayerError as error:

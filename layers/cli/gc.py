@@ -8,18 +8,21 @@ from collections.abc import Callable
 from layers import gc
 from layers.cli import subjects
 from layers.cli.command import Parser
+from layers.manifest import Descriptor
 from layers.store import Store
 
 
-def main(argv: list[str], in_use: Callable[[str], list[str]]) -> int:
-    """Run `layers gc ARGV`; `in_use` tells which layer directories containers are made of."""
+def main(
+    argv: list[str], in_use: Callable[[str], list[str]], bases: Callable[[str], list[Descriptor]] = lambda root: []
+) -> int:
+    """Run `layers gc ARGV`; `in_use` tells which layer directories containers are made of, `bases` which images."""
     parser = Parser(
         "gc", "Free blobs and unpacked layers that no image and no container refers to, and what broken pulls left."
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    freed = gc.collect(Store(arguments.root), in_use(arguments.root))
+    freed = gc.collect(Store(arguments.root), in_use(arguments.root), bases(arguments.root))
     if arguments.json:
         print(json.dumps({"blobs": freed.blobs, "layers": freed.layers, "size": freed.size}, indent=1))
     else:

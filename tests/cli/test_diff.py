@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -93,9 +94,9 @@ def test_only_a_view_of_this_machine_can_be_applied(user: User, rootfs: list[Pat
 def test_the_list_is_a_table(user: User, rootfs: list[Path]) -> None:
     run(user, rootfs, "touch /box/a; exit 0 # \x1b[31m")
     head, line = unionfs(user, "ps", "-a", "--no-trunc").stdout.splitlines()
-    assert head.split()[:3] == ["CONTAINER", "ID", "ROOTFS"]
+    assert head.split()[:3] == ["CONTAINER", "ID", "IMAGE"]
     assert "\x1b" not in line
-    assert line.endswith("Exited (0)  box")
+    assert re.search(r"Exited \(0\) \d+ seconds ago +box$", line)
     unionfs(user, "rm", "box")
 
 

@@ -92,7 +92,8 @@ def test_detached(user: User, debian: Path, tidy: None) -> None:
     assert "apart" in user.unionfs("ps").stdout
     (flag / "stop").touch()
     assert wait_until_gone(user) == {}
-    assert (directory / "log").read_text() == "out\nerr\n"
+    logs = user.unionfs("logs", "apart")
+    assert (logs.stdout, logs.stderr) == ("out\n", "err\n")
     assert '"exit_code": 4' in (directory / "container.json").read_text()
     user.unionfs("rm", "apart")
     (flag / "stop").unlink()

@@ -51,7 +51,7 @@ def changes_of(container: Container) -> Changes:
             failed("listing the changes", container.name, "they are being put in place, or were"),
             hint=f"unionfs apply {container.name} carries on; unionfs rm {container.name} forgets them",
         )
-    id_map = _id_map(container)
+    id_map = id_map_of(container)
     ids = Ids.inside(container.unmapped_as_root) if id_map else _ids_outside(container)
     try:
         return record.load(mapped.call(id_map, lambda: record.dump(_list(container, ids))))
@@ -85,7 +85,7 @@ def _remove_path(container: Container, path: str) -> None:
         remove_path(path)
         return b""
 
-    mapped.call(_id_map(container), body)
+    mapped.call(id_map_of(container), body)
 
 
 # -- putting in place --------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def _ids_outside(container: Container) -> Ids:
     return Ids.outside(container.uid_map, container.gid_map, container.unmapped_as_root)
 
 
-def _id_map(container: Container) -> idmap.IdMap | None:
+def id_map_of(container: Container) -> idmap.IdMap | None:
     """The ids to enter a user namespace with, so that everything in the upper can be read; None for root, who can."""
     if idmap.is_privileged() or not container.uid_map:
         return None

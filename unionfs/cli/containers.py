@@ -10,7 +10,8 @@ that root and the owner of the containers take the same one.
 Knows files and process numbers. Does not know unions, namespaces, mounts being made, or argument parsing.
 
 Invariants: a directory whose name starts with a dot is half made or half removed and is nobody's container. A record
-that says `running` is believed only while the process it names lives: `status` is computed, never just read.
+that says `running` is believed only while a process it names lives: `status` is computed, never just read. Whoever
+prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from unionfs.cli.errors import CommandError
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 """As docker and podman have it, so that names can be moved between the tools."""
 
+_LIVELY: Final = ("starting", "running")
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
 _REMOVING: Final = ".removing-"
@@ -85,10 +87,18 @@ class Container:
     lowers: tuple[str, ...]
     command: tuple[str, ...]
     created: float  # seconds since the epoch
-    recorded_status: str = "created"  # created | running | exited; what was last written, see `status`
+    recorded_status: str = "created"  # created | starting | running | exited; what was last written, see `status`
     exit_code: int | None = None  # None: not ended yet, or killed before anybody could write it down
-    pid: int | None = None  # the process whose life is the container's
+    pid: int | None = None  # its process 1; while it is `starting`, who prepares it
     pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
+    guardian: int | None = None  # the process that clears up when `pid` has ended: it is over when both have
+    guardian_started: str | None = None
+    started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
+    ended: float | None = None
+    image: str = ""  # as it was asked for; empty: it is made of directories
+    image_digest: str = ""  # of the manifest
+    image_type: str = ""  # the manifest's media type
+    job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `cli.job`
     kind: str = "run"  # run | try
     began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
     uid_map: IdMap = ()
@@ -122,18 +132,24 @@ class Container:
 
     @property
     def status(self) -> str:
-        """created, running or exited, checked against the process table."""
-        if self.recorded_status == "running" and not self.is_running():
-            return "exited"
+        """created, starting, running or exited, checked against the process table."""
+        if self.recorded_status in _LIVELY and not self.is_running():
+            return "created" if self.started is None and self.recorded_status == "starting" else "exited"
         return self.recorded_status
 
     def is_running(self) -> bool:
-        return (
-            self.recorded_status == "running"
-            and self.pid is not None
-            and self.pid_started is not None
-            and process_started(self.pid) == self.pid_started
-        )
+        """Whether it runs, or is being prepared, or what it leaves is being cleared up."""
+        if self.recorded_status not in _LIVELY:
+            return False
+        return _lives(self.pid, self.pid_started) or _lives(self.guardian, self.guardian_started)
+
+    def is_process_one(self) -> bool:
+        """Whether `pid` still is the process that was recorded."""
+        return self.recorded_status == "running" and _lives(self.pid, self.pid_started)
+
+
+def _lives(pid: int | None, started: str | None) -> bool:
+    return pid is not None and started is not None and process_started(pid) == started
 
 
 def process_started(pid: int) -> str | None:
@@ -175,10 +191,8 @@ class ContainerStore:
 
         Raises ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
-        if name is not None and not NAME_PATTERN.fullmatch(name):
-            raise ContainerError(
-                f"bad name: {name}", hint="use letters, digits, '_', '.' and '-', and begin with a letter or digit"
-            )
+        if name is not None:
+            _check_name(name)
         with self._locked():
             self._sweep()
             taken = {known.name for known in self.list()}
@@ -252,28 +266,79 @@ class ContainerStore:
             self._write(current.directory, current)
         return current
 
-    def started(self, container: Container, pid: int, **changes: Any) -> Container:
-        """Record that `pid` is now the container's life."""
+    def claim(self, container: Container) -> Container:
+        """Record that this process prepares the container. Raises: ContainerError if it runs, or somebody else does."""
+        with self._locked():
+            current = self.load(container.id)
+            if current.is_running():
+                raise ContainerError(f"already running: {current.name}", hint=f"unionfs stop {current.name} ends it")
+            pid = os.getpid()
+            claimed = dataclasses.replace(
+                current, recorded_status="starting", pid=pid, pid_started=process_started(pid), guardian=None
+            )
+            self._write(claimed.directory, claimed)
+        return claimed
+
+    def unclaim(self, container: Container, exit_code: int) -> Container:
+        """Record that the container could not be started, for which `exit_code` stands."""
+        status = "created" if container.started is None else "exited"
         return self.update(
-            container, recorded_status="running", pid=pid, pid_started=process_started(pid), exit_code=None, **changes
+            container, recorded_status=status, pid=None, pid_started=None, guardian=None, exit_code=exit_code
+        )
+
+    def started(self, container: Container, pid: int, guardian: int | None = None, **changes: Any) -> Container:
+        """Record that `pid` is now the container's process 1, which the process `guardian` looks after."""
+        return self.update(
+            container,
+            recorded_status="running",
+            pid=pid,
+            pid_started=process_started(pid),
+            guardian=guardian,
+            guardian_started=None if guardian is None else process_started(guardian),
+            started=time.time(),
+            ended=None,
+            exit_code=None,
+            **changes,
         )
 
     def exited(self, container: Container, exit_code: int, **changes: Any) -> Container:
         """Record how the container ended."""
         return self.update(
-            container, recorded_status="exited", pid=None, pid_started=None, exit_code=exit_code, **changes
+            container,
+            recorded_status="exited",
+            pid=None,
+            pid_started=None,
+            guardian=None,
+            guardian_started=None,
+            ended=time.time(),
+            exit_code=exit_code,
+            **changes,
         )
 
-    def remove(self, container: Container, remove_tree: Callable[[str], None]) -> None:
+    def rename(self, container: Container, name: str) -> Container:
+        """Give it another name. Raises ContainerError for a bad or taken one."""
+        _check_name(name)
+        with self._locked():
+            for known in self.list():
+                if known.name == name and known.id != container.id:
+                    raise ContainerError(f"name taken: {name}", hint="choose another name")
+            current = dataclasses.replace(self.load(container.id), name=name)
+            self._write(current.directory, current)
+        return current
+
+    def remove(self, container: Container, remove_tree: Callable[[str], None], *, mine: bool = False) -> None:
         """Remove the container and all it wrote; `remove_tree` deletes a directory, foreign owners' files included.
 
         The container is gone from every listing before anything is deleted; a removal that fails midway is taken up
-        again by the next one. Raises ContainerError if it runs, OSError as `remove_tree` reports it.
+        again by the next one. `mine` says that this process is the one that has claimed or guards it.
+        Raises ContainerError if it runs, OSError as `remove_tree` reports it.
         """
         with self._locked():
             current = self.load(container.id)
-            if current.is_running():
-                raise ContainerError(f"still running: {current.name}", hint="end its command first")
+            if current.is_running() and not mine:
+                raise ContainerError(
+                    f"still running: {current.name}", hint=f"end it first: unionfs stop {current.name}, or rm --force"
+                )
             os.rename(current.directory, os.path.join(self.containers, _REMOVING + current.id))
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
@@ -318,6 +383,13 @@ class ContainerStore:
                     path = os.path.join(aside, part)
                     os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
                 os.rmdir(aside)
+
+
+def _check_name(name: str) -> None:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ContainerError(
+            f"bad name: {name}", hint="use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+        )
 
 
 def _free_name(taken: set[str]) -> str:

@@ -3,6 +3,7 @@
     CONTAINER/etc/{hosts,hostname,resolv.conf}   the names of the machine, as the container sees it
     CONTAINER/ground/                            the lowest branch: empty directories and files to mount on
     CONTAINER/volumes/N/{upper,work,merged}      what was written to a volume that is to stay as it is
+    CONTAINER/anonymous/N/                       a volume that the image wants: begins as what the image has there
 
 Without the ground, what is mounted somewhere would leave its mountpoint in the upper, and be listed as a change.
 Knows jobs and directories. Does not mount anything.
@@ -14,12 +15,15 @@ import os
 import stat
 from typing import Final
 
+from unionfs.changes.remove import remove_path
 from unionfs.cli.containers import Container
+from unionfs.cli.copying import Copy, find_in_root
 from unionfs.cli.job import Job, Volume
 from unionfs.launcher.spec import Bind
 
 VOLUMES: Final = "volumes"
 
+_ANONYMOUS: Final = "anonymous"
 _ETC: Final = "etc"
 _OWN_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 
@@ -43,9 +47,9 @@ def write_etc(job: Job, container: Container) -> None:
         "hostname": f"{hostname}\n",
         "resolv.conf": _text_of("/etc/resolv.conf"),
     }
-    os.mkdir(os.path.join(container.directory, _ETC), 0o755)
-    for bind in binds:
-        with open(bind.source, "x", encoding="utf-8", errors="surrogateescape") as file:
+    os.makedirs(os.path.join(container.directory, _ETC), 0o755, exist_ok=True)
+    for bind in binds:  # also when it is started again: this machine's names may have changed
+        with open(bind.source, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(content[os.path.basename(bind.source)])
 
 
@@ -59,7 +63,8 @@ def _text_of(path: str) -> str:
 
 def binds_of_volumes(job: Job, container: Container) -> tuple[Bind, ...]:
     aside = dict(volumes_aside(job, container))
-    return tuple(
+    anonymous = tuple(Bind(directory, path) for path, directory in anonymous_volumes(job, container))
+    return anonymous + tuple(
         Bind(
             os.path.join(aside[volume], "merged") if volume in aside else volume.source, volume.target, volume.read_only
         )
@@ -73,10 +78,52 @@ def volumes_aside(job: Job, container: Container) -> list[tuple[Volume, str]]:
     return [(volume, os.path.join(container.directory, VOLUMES, str(number))) for number, volume in enumerate(aside)]
 
 
+def anonymous_volumes(job: Job, container: Container) -> list[tuple[str, str]]:
+    """The volumes without a name: path in the container, and the directory that is shown there."""
+    directory = os.path.join(container.directory, _ANONYMOUS)
+    return [(path, os.path.join(directory, str(number))) for number, path in enumerate(job.anonymous)]
+
+
+def fill_anonymous(job: Job, container: Container) -> None:
+    """Make those volumes that are not there, with what the image has in their place. Raises: OSError.
+
+    Preconditions: the container's union is mounted.
+    """
+    missing = [(path, place) for path, place in anonymous_volumes(job, container) if not os.path.isdir(place)]
+    if not missing:
+        return
+    os.makedirs(os.path.join(container.directory, _ANONYMOUS), 0o755, exist_ok=True)
+    root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path, place in missing:
+            aside = f"{place}.new"
+            remove_path(aside)
+            _copy_directory(root_fd, path, aside)
+            os.rename(aside, place)
+    finally:
+        os.close(root_fd)
+
+
+def _copy_directory(root_fd: int, path: str, place: str) -> None:
+    try:
+        source_fd = find_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        os.mkdir(place, 0o755)
+        return
+    try:
+        parent_fd = os.open(os.path.dirname(place), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            Copy().run(source_fd, ".", parent_fd, os.path.basename(place))
+        finally:
+            os.close(parent_fd)
+    finally:
+        os.close(source_fd)
+
+
 def make_aside(volume: Volume, directory: str) -> str:
     """Make the branches of such a volume's union, and return `directory`. Raises: OSError."""
     for part in ("upper", "work", "merged"):
-        os.makedirs(os.path.join(directory, part), 0o755)
+        os.makedirs(os.path.join(directory, part), 0o755, exist_ok=True)
     # The root of the union shows the upper's mode, so it begins as what it covers.
     os.chmod(os.path.join(directory, "upper"), stat.S_IMODE(os.stat(volume.source).st_mode))
     return directory
@@ -84,13 +131,13 @@ def make_aside(volume: Volume, directory: str) -> str:
 
 def has_ground(job: Job) -> bool:
     """Whether the job mounts anything where a root filesystem need not have a place for it. The host's `/` has most."""
-    return not job.shows_host or bool(job.volumes or job.tmpfs)
+    return not job.shows_host or bool(job.volumes or job.tmpfs or job.anonymous)
 
 
 def lay_ground(job: Job, container: Container) -> None:
     """Make the ground: a place for everything that is mounted. Raises: OSError."""
-    os.mkdir(container.ground, 0o755)
-    directories = [*job.tmpfs, *(() if job.shows_host else _OWN_DIRECTORIES)]
+    os.makedirs(container.ground, 0o755, exist_ok=True)
+    directories = [*job.tmpfs, *job.anonymous, *(() if job.shows_host else _OWN_DIRECTORIES)]
     files = [bind.target for bind in binds_of_etc(job, container)]
     for volume in job.volumes:
         (directories if stat.S_ISDIR(os.stat(volume.source).st_mode) else files).append(volume.target)

@@ -20,10 +20,12 @@ from layers import owners
 from layers.attributes import Options
 from layers.config import Settings
 from layers.credentials import Credentials
+from layers.digest import Digest
 from layers.endpoints import Wishes
 from layers.errors import EXIT_CODES, LayerError
 from layers.image import Remote
 from layers.limits import Limits
+from layers.manifest import Descriptor
 from layers.store import Store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import ContainerStore, default_root
@@ -102,10 +104,10 @@ def options(arguments: argparse.Namespace) -> Options:
     """How layers are unpacked, as the ids and the command line say. Preconditions: as `with_ids` runs things."""
     size = getattr(arguments, "max_layer_size", None)
     limits = Limits() if size is None else Limits(max_bytes=size, max_ratio=None)
-    return Options(owners=_owners_here(), limits=limits)
+    return Options(owners=owners_here(), limits=limits)
 
 
-def _owners_here() -> str:
+def owners_here() -> str:
     """In the namespace of a user without subordinate ids there is one id."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         count = sum(int(line.split()[2]) for line in file)
@@ -138,8 +140,25 @@ def store_of(arguments: argparse.Namespace) -> Store:
 
 def in_use(arguments: argparse.Namespace) -> list[str]:
     """The layer directories that containers are made of."""
-    containers = ContainerStore(arguments.root if arguments.root != default_root() else None)
-    return [lower for container in containers.list() for lower in container.lowers]
+    return layers_in_use(arguments.root)
+
+
+def layers_in_use(root: str) -> list[str]:
+    """Likewise, of the containers below `root`."""
+    return [lower for container in _containers(root).list() for lower in container.lowers]
+
+
+def bases(root: str) -> list[Descriptor]:
+    """The manifests of the images that containers are made of: without them nothing could be committed on top."""
+    return [
+        Descriptor(container.image_type, Digest(container.image_digest), 0)
+        for container in _containers(root).list()
+        if container.image_digest
+    ]
+
+
+def _containers(root: str) -> ContainerStore:
+    return ContainerStore(root if root != default_root() else None)
 
 
 def add_remote(parser: Parser) -> None:

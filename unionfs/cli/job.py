@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.launcher.capabilities import USUAL
@@ -44,8 +46,38 @@ class Job:
     whiteout: str = "aufs"
     durability: str = "normal"
     debug: bool = False
+    image: str = ""  # as it was asked for; empty: `lowers` are directories that somebody named
+    image_digest: str = ""  # of its manifest
+    image_type: str = ""  # the manifest's media type
+    entrypoint: tuple[str, ...] = ()  # the first part of `command`, as an image of the container is to have it
+    anonymous: tuple[str, ...] = ()  # volumes without a name: directories of the container beside the union
+    stop_signal: str = "SIGTERM"
+    labels: tuple[tuple[str, str], ...] = ()
+    ports: tuple[str, ...] = ()  # that the image says it serves; nothing is done with them
+    logged: bool = False  # what the command prints is kept
 
     @property
     def shows_host(self) -> bool:
         """Whether the host's own `/` is in the union."""
         return any(os.path.realpath(lower) == "/" for lower in self.lowers)
+
+
+_NOT_RECORDED = ("lowers", "command", "kind", "name", "image", "image_digest", "image_type", "debug")
+
+
+def to_record(job: Job) -> dict[str, Any]:
+    """What of a job the container's record has no fields for, as JSON has it."""
+    return {key: value for key, value in dataclasses.asdict(job).items() if key not in _NOT_RECORDED}
+
+
+def from_record(record: dict[str, Any], **others: Any) -> Job:
+    """The job again; `others` are the fields that are not in such a record. What is not known here is left out."""
+    known = {field.name for field in dataclasses.fields(Job)}
+    values = {key: _frozen(value) for key, value in record.items() if key in known}
+    values["volumes"] = tuple(Volume(**volume) for volume in record.get("volumes", ()))
+    return Job(**values, **others)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists made tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

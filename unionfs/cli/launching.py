@@ -14,19 +14,22 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs.changes.remove import remove_path
-from unionfs.cli.containers import Container, ContainerError, ContainerStore
+from unionfs.cli import logbook
+from unionfs.cli.containers import Container, ContainerError, ContainerStore, process_started
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.cli.furnishing import (
     VOLUMES,
     binds_of_etc,
     binds_of_volumes,
+    fill_anonymous,
     has_ground,
     lay_ground,
     make_aside,
     volumes_aside,
     write_etc,
 )
-from unionfs.cli.job import Job
+from unionfs.cli.job import Job, from_record, to_record
+from unionfs.cli.logbook import Writer
 from unionfs.core.options import OptionError, Options, check_directory
 from unionfs.daemon import DaemonOptions, StartError, start
 from unionfs.fuse.mounting import MountOptions
@@ -77,6 +80,10 @@ def create(job: Job, store: ContainerStore) -> Container:
             hidden=(os.path.realpath(store.root),),
             whiteout=job.whiteout,
             has_ground=has_ground(job),
+            image=job.image,
+            image_digest=job.image_digest,
+            image_type=job.image_type,
+            job=to_record(job),
         )
     except ContainerError as error:
         raise CommandError(str(error), status=OWN_FAILURE) from error
@@ -84,18 +91,33 @@ def create(job: Job, store: ContainerStore) -> Container:
         raise CommandError.of("making the container", error, status=OWN_FAILURE) from error
 
 
-def run(job: Job, store: ContainerStore, container: Container, ready: Callable[[], None] = lambda: None) -> int:
+def run(
+    job: Job,
+    store: ContainerStore,
+    container: Container,
+    ready: Callable[[], None] = lambda: None,
+    *,
+    attached: bool = True,
+    again: bool = False,
+) -> int:
     """Run the job in the container that `create` made of it; the command's exit code.
 
-    A container whose command could not be executed is removed again, and so is one that is not to be kept.
+    A container whose command could not be executed is removed again, unless it existed before (`again`); and so is one
+    that is not to be kept. Unless `attached`, nothing is shown of what the command prints.
     Raises: CommandError, also when the command was not found or cannot be executed.
     """
     id_map = my_ids()
     if id_map and id_map.limited:
         _tell_limits(id_map.limited)
-    turns = _Turns(job, store, container)
     try:
-        return launch(make_spec(job, container, id_map), Hooks(turns.prepare, turns.started, turns.finish), ready)
+        container = store.claim(container)
+        keep = Writer(os.path.join(container.directory, logbook.NAME)).keep if job.logged else None
+    except ContainerError as error:
+        raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
+    turns = _Turns(job, store, container, again=again)
+    hooks = Hooks(turns.prepare, turns.started, turns.finish)
+    try:
+        return launch(make_spec(job, container, id_map), hooks, ready, keep, attached=attached)
     except BaseException as error:
         turns.make_up_for(id_map)
         if isinstance(error, LaunchError):
@@ -127,6 +149,28 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         capabilities=job.capabilities,
         no_new_privileges=job.no_new_privileges,
         id_map=id_map,
+        door=door_of(container) if job.kind == "run" else "",
+    )
+
+
+def door_of(container: Container) -> str:
+    """Where a running container's namespaces are had."""
+    return os.path.join(container.directory, "door")
+
+
+def job_of(container: Container) -> Job:
+    """The job that the container was made of. Raises: CommandError when its record has none."""
+    if not container.job:
+        raise CommandError(failed("starting the container", container.name, "its record does not say how"))
+    return from_record(
+        container.job,
+        lowers=container.lowers,
+        command=container.command,
+        kind=container.kind,
+        name=container.name,
+        image=container.image,
+        image_digest=container.image_digest,
+        image_type=container.image_type,
     )
 
 
@@ -150,7 +194,8 @@ def check_sources(job: Job) -> None:
 class _Turns:
     """The launcher's hooks for one job. They run in the guardian, which is another process: nothing comes back."""
 
-    def __init__(self, job: Job, store: ContainerStore, container: Container) -> None:
+    def __init__(self, job: Job, store: ContainerStore, container: Container, *, again: bool) -> None:
+        self._again: Final = again
         self._job: Final = job
         self._store: Final = store
         self._container: Final = container
@@ -160,28 +205,40 @@ class _Turns:
         container, job = self._container, self._job
         os.umask(0o022)  # what we make is for the container, whatever our user's habit is
         try:
+            remove_path(os.path.join(container.directory, VOLUMES))  # of a time that ended suddenly
             write_etc(job, container)
             if container.has_ground:
                 lay_ground(job, container)
             aside = [(volume, make_aside(volume, directory)) for volume, directory in volumes_aside(job, container)]
         except OSError as error:
             raise LaunchError.of("furnishing the container", error) from error
-        self._store.update(container, began_ns=_file_clock_ns(container.directory))
+        self._store.update(
+            container,
+            guardian=os.getpid(),
+            guardian_started=process_started(os.getpid()),
+            began_ns=container.began_ns or _file_clock_ns(container.directory),
+        )
         self._mount(provisions, container.branches, container.directory)
+        try:
+            fill_anonymous(job, container)
+        except OSError as error:
+            raise LaunchError.of("making the volumes of the image", error) from error
         for volume, directory in aside:
             self._mount(provisions, (volume.source,), directory)
 
     def started(self, pid: int) -> None:
-        self._store.started(self._container, pid)
+        self._store.started(self._container, pid, os.getpid())
 
     def finish(self, exit_code: int, has_started: bool) -> None:
         """Write down how it ended, or leave no trace. Failing here is told, and changes nothing else."""
         try:
-            if self._job.remove or not has_started:
-                self._store.remove(self._container, remove_path)
-            else:
+            if has_started:
                 self._store.exited(self._container, exit_code)
                 remove_path(os.path.join(self._container.directory, VOLUMES))
+            elif self._again:
+                self._store.unclaim(self._container, exit_code)
+            if self._job.remove or not (has_started or self._again):
+                self._store.remove(self._container, remove_path, mine=True)
         except (OSError, ContainerError) as error:
             print(f"unionfs: warning: clearing up failed: {error}", file=sys.stderr)
 
@@ -191,13 +248,14 @@ class _Turns:
             current = self._store.load(self._container.id)
         except ContainerError:
             return  # nothing is left
-        if current.recorded_status == "created":
-            self.finish(OWN_FAILURE, has_started=False)
-        elif current.recorded_status == "running":
-            mapped.call(id_map, self._finish_alone)  # it may have files of its other ids
+        has_started = current.recorded_status == "running"
+        if current.recorded_status == "starting" and current.guardian is None:
+            self.finish(OWN_FAILURE, has_started)
+        elif current.recorded_status in ("starting", "running"):
+            mapped.call(id_map, lambda: self._finish_alone(has_started))  # it may have files of its other ids
 
-    def _finish_alone(self) -> bytes:
-        self.finish(OWN_FAILURE, has_started=True)
+    def _finish_alone(self, has_started: bool) -> bytes:
+        self.finish(OWN_FAILURE, has_started)
         return b""
 
     def _mount(self, provisions: Provisions, lowers: tuple[str, ...], directory: str) -> None:

@@ -6,7 +6,6 @@ import sys
 
 from layers.cli import command
 from unionfs.cli import image_store
-from unionfs.cli.containers import ContainerStore, default_root
 from unionfs.cli.errors import CommandError, tell
 
 
@@ -16,12 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or {"-h", "--help"} & set(arguments) or arguments[0] == "help":
         return command.main(arguments)
     try:
-        return image_store.with_ids(lambda: command.main(arguments, _in_use))
+        return image_store.with_ids(lambda: command.main(arguments, image_store.layers_in_use, image_store.bases))
     except CommandError as error:
         print(tell(error), file=sys.stderr)
         return error.status
-
-
-def _in_use(root: str) -> list[str]:
-    containers = ContainerStore(root if root != default_root() else None)
-    return [lower for container in containers.list() for lower in container.lowers]

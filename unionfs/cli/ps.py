@@ -14,8 +14,9 @@ from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.showing import named
 
 _EPILOG: Final = """\
---json prints one list of objects: id, name, kind (run or try), lowers, command, created (seconds since 1970), status
-(created, running or exited), exit_code (null if it was killed or has not ended) and pid (null unless it is running)."""
+--json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),
+status (created, starting, running or exited), exit_code (null if it was killed or has not ended) and pid (null unless
+it is running)."""
 
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 _COLUMN_MAX: Final = 30
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         for container in containers:
             print(container.id if arguments.no_trunc else container.id[:12])
         return 0
-    rows: list[tuple[str, ...]] = [("CONTAINER ID", "ROOTFS", "COMMAND", "CREATED", "STATUS", "NAME")]
+    rows: list[tuple[str, ...]] = [("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")]
     rows += [_row(container, whole=arguments.no_trunc) for container in containers]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
-    rootfs, command = named(":".join(container.lowers)), named(shlex.join(container.command))
+    rootfs, command = named(container.image or ":".join(container.lowers)), named(shlex.join(container.command))
     if not whole:
         rootfs, command = _short(rootfs), _short(command)
     return (
@@ -68,9 +69,12 @@ def _short(text: str) -> str:
 
 def _status(container: Container) -> str:
     if container.status == "running":
-        return "Up"
+        return f"Up {_ago(time.time() - container.started)}" if container.started else "Up"
     if container.status == "exited":
-        return "Exited (killed)" if container.exit_code is None else f"Exited ({container.exit_code})"
+        code = "killed" if container.exit_code is None else str(container.exit_code)
+        return f"Exited ({code})" + (f" {_ago(time.time() - container.ended)} ago" if container.ended else "")
+    if container.status == "starting":
+        return "Starting"
     return "Created"
 
 
@@ -88,6 +92,7 @@ def _as_json(container: Container) -> dict[str, Any]:
         "id": container.id,
         "name": container.name,
         "kind": container.kind,
+        "image": container.image,
         "lowers": [_text(lower) for lower in container.lowers],
         "command": [_text(word) for word in container.command],
         "created": container.created,

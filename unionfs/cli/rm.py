@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
-from unionfs.cli import changing
+from unionfs.cli import changing, living, over
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
-from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.cli.containers import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
-Remove containers, with everything they changed. One that is running is not removed. Of one whose changes were only
-partly put in place (see unionfs apply), what is in place stays."""
+Remove containers, with everything they changed. One that is running is not removed unless with --force, which ends it.
+Of one whose changes were only partly put in place (see unionfs apply), what is in place stays."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs rm ARGV`. Removes what it can, and fails if that was not all."""
     parser = Parser("rm", _DESCRIPTION)
-    parser.add_argument("names", metavar="NAME", nargs="+", help="a name, an id, or how an id begins")
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    over.add_names(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="end those that run (SIGKILL), and remove them")
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
-    status = 0
-    for name in arguments.names:
-        try:
-            changing.remove(store, store.find(name))
-        except CommandError as error:
-            print(tell(error), file=sys.stderr)
-            status = FAILED
-        else:
-            print(name)
-    return status
+
+    def remove(container: Container) -> str:
+        left: Container | None = container
+        if arguments.force and container.is_running():
+            left = living.kill(store, container)
+        if left is not None:
+            changing.remove(store, left)
+        return ""
+
+    return over.each(store, arguments.names, remove)

@@ -6,6 +6,7 @@ import argparse
 
 from layers import gc, image, reference
 from layers.errors import LayerError, Malformed, NotFound
+from layers.manifest import Descriptor
 from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
@@ -56,7 +57,7 @@ def _remove(arguments: argparse.Namespace) -> int:
             for name in _untag(store, named, text):
                 print(f"untagged {name}")
         if not arguments.no_prune:
-            _free(store, used)
+            _free(store, used, image_store.bases(arguments.root))
     return 0
 
 
@@ -85,9 +86,9 @@ def _check_unused(store: Store, named: Named, used: set[str]) -> None:
         raise CommandError(f"removing an image failed: {named.name}: a container is made of it", hint=hint)
 
 
-def _free(store: Store, used: list[str]) -> None:
+def _free(store: Store, used: list[str], bases: list[Descriptor]) -> None:
     try:
-        freed = gc.collect(store, used)
+        freed = gc.collect(store, used, bases)
     except gc.Busy:
         print("space is freed later: somebody is adding images (layers gc)")
         return

@@ -5,29 +5,43 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import Namespace
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import launching
+from layers.store import Store
+from unionfs.cli import launching, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, failed
+from unionfs.cli.imaging import PullFailedError
 from unionfs.cli.job import Job, Volume
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import channel
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.channel import FAILED, STARTED, Sender
+from unionfs.launcher.errors import LaunchError
+
+if TYPE_CHECKING:
+    from unionfs.cli.imaging import Ready
 
 _DESCRIPTION: Final = """\
-Run COMMAND in a container. Its root filesystem is ROOTFS, a directory or / (this machine itself), or the union of the
-directories given with --lower, the topmost first; then all arguments are the command. The directories stay as they are:
-what the command changes goes to a directory of the container, see `unionfs diff NAME`.
+Run COMMAND in a container. Its root filesystem is ROOTFS: an image, which is pulled if it is not here; a directory, or
+/ for this machine itself; or the union of the directories given with --lower, the topmost first, and then all
+arguments are the command. A word without a slash in front is an image's name if there is such an image, else the
+directory of that name in the current one, else an image to be pulled. All of them stay as they are: what the command
+changes goes to a directory of the container, see `unionfs diff NAME` and `unionfs commit NAME IMAGE`.
+
+The image's settings hold (ENTRYPOINT, CMD, ENV, USER, WORKDIR, VOLUME, STOPSIGNAL) where the flags say nothing else.
 
 No root is needed. Root in the container is you outside; other ids are your subordinate ids (/etc/subuid)."""
 
 _EPILOG: Final = """\
 examples:
+  unionfs run -it --name box debian:12                 a shell in an image
+  unionfs run -d --name web -e PORT=80 user/web:v0.1   in the background: unionfs logs web, unionfs stop web
   unionfs run --rm -it / bash                          a shell on a copy-on-write view of this machine
   unionfs run --name web --lower app --lower debian python3 /srv/app.py
   unionfs run --rm -v .:/src -w /src debian make
@@ -41,45 +55,131 @@ _VOLUME_WORDS: Final = ("ro", "rw", "O", "z", "Z")  # z and Z relabel for SELinu
 def main(argv: list[str]) -> int:
     """Run `unionfs run ARGV`. Whatever fails on our side, the command line included, has exit code 125 or above."""
     try:
-        arguments = _parser().parse(argv)
-        job = job_of(arguments)
+        arguments = parser("run", _DESCRIPTION, _EPILOG).parse(argv)
         store = ContainerStore(arguments.root)
-        if arguments.dry_run:
-            print("\n".join(launching.describe(job, store)))
+        made = make(arguments, store)
+        if made is None:
             return 0
-        container = launching.create(job, store)
+        job, container = made
         if arguments.detach:
-            return _run_detached(job, store, container)
+            return detached(lambda ready: launching.run(job, store, container, ready, attached=False), container)
         return launching.run(job, store, container)
+    except PullFailedError:
+        return OWN_FAILURE
     except CommandError as error:
         error.status = max(error.status, OWN_FAILURE)
         raise
 
 
-def job_of(arguments: Namespace) -> Job:
-    """What the command line asks for. Raises: CommandError when it makes no sense."""
+def make(arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
+    """The container that the command line asks for; None when that was only to be described.
+
+    Raises: CommandError, PullFailedError.
+    """
     words = list(arguments.words)
     if words[:1] == ["--"]:
         del words[0]
-    lowers = arguments.lower or words[:1]
-    command = words if arguments.lower else words[1:]
-    if arguments.entrypoint:
-        command = [arguments.entrypoint, *command]
-    if not lowers:
+    if not arguments.lower and not words:
         raise CommandError("run: no root filesystem given", hint="see unionfs run --help", status=OWN_FAILURE)
+    images = Store(store.root)
+    if arguments.lower or _is_directory(words[0], images):
+        job = _job_on_directories(arguments, words)
+    else:
+        job = _check(arguments, words)
+        with images.using():
+            job = _job_on_image(job, arguments, words, _image(arguments, words[0], images))
+            return _made(job, arguments, store)
+    return _made(job, arguments, store)
+
+
+def _made(job: Job, arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
+    if arguments.dry_run:
+        print("\n".join(launching.describe(job, store)))
+        return None
+    return job, launching.create(job, store)
+
+
+def _is_directory(word: str, images: Store) -> bool:
+    """Whether a root filesystem is meant, and not an image."""
+    if word in (".", "..") or word.startswith(("/", "./", "../")):
+        return True
+    if not os.path.isdir(word):
+        return False
+    from unionfs.cli import imaging
+
+    return not imaging.is_known(images, word)
+
+
+def _image(arguments: Namespace, name: str, images: Store) -> Ready:
+    from layers.manifest import parse_platform
+    from unionfs.cli import image_store, imaging
+
+    with image_store.failures():
+        fetch = imaging.Fetch(
+            arguments.pull,
+            parse_platform(arguments.platform) if arguments.platform else None,
+            image_store.remote(arguments),
+            arguments.quiet,
+        )
+    return imaging.ready(images, name, fetch)
+
+
+def _job_on_directories(arguments: Namespace, words: list[str]) -> Job:
+    """Raises: CommandError when it makes no sense."""
+    lowers = arguments.lower or words[:1]
+    entrypoint = (arguments.entrypoint,) if arguments.entrypoint else ()
+    command = (*entrypoint, *(words if arguments.lower else words[1:]))
     if not command:
         hint = f"for a shell: unionfs run -it {lowers[0]} sh" if not arguments.lower else "see unionfs run --help"
         raise CommandError("run: no command given", hint=hint, status=OWN_FAILURE)
+    wished = _check(arguments, words)
+    return replace(wished, lowers=tuple(map(os.path.abspath, lowers)), command=command, entrypoint=entrypoint)
+
+
+def _job_on_image(job: Job, arguments: Namespace, words: list[str], image: Ready) -> Job:
+    """The image's settings where the command line leaves room for them. Raises: CommandError."""
+    from unionfs.cli import imaging
+
+    settings = image.settings
+    entrypoint, rest = imaging.command_of(settings, arguments.entrypoint, words[1:])
+    if not (*entrypoint, *rest):
+        hint = f"for a shell: unionfs run -it {image.name} sh"
+        raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint, status=OWN_FAILURE)
+    return replace(
+        job,
+        lowers=image.lowers,
+        command=(*entrypoint, *rest),
+        entrypoint=entrypoint,
+        environment=imaging.environment_of(settings, job.environment),
+        user=job.user or settings.user,
+        workdir=job.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
+        anonymous=imaging.volumes_of(settings, (*(volume.target for volume in job.volumes), *job.tmpfs)),
+        stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
+        labels=tuple({**settings.labels, **dict(job.labels)}.items()),
+        ports=settings.exposed_ports,
+        image=image.name,
+        image_digest=image.descriptor.digest,
+        image_type=image.descriptor.media_type,
+    )
+
+
+def _check(arguments: Namespace, words: list[str]) -> Job:
+    """What the flags ask for, on no root filesystem yet. Raises: CommandError when it makes no sense."""
+    if arguments.stop_signal:
+        signals.number_of(arguments.stop_signal)
     return Job(
-        lowers=tuple(map(os.path.abspath, lowers)),
-        command=tuple(command),
-        environment=tuple(entry for entry in map(_environment_entry, arguments.env or ()) if entry),
+        lowers=(),
+        command=tuple(words),
+        environment=environment(arguments),
         name=arguments.name,
         hostname=_hostname(arguments.hostname),
         user=arguments.user,
-        workdir=_inside("working directory", arguments.workdir),
+        workdir=inside("working directory", arguments.workdir or "/"),
         volumes=tuple(map(volume_from, arguments.volume or ())),
-        tmpfs=tuple(_inside("tmpfs", path) for path in arguments.tmpfs or ()),
+        stop_signal=arguments.stop_signal or "SIGTERM",
+        labels=tuple((label.partition("=")[0], label.partition("=")[2]) for label in arguments.label or ()),
+        logged=arguments.detach or not (arguments.rm or arguments.log_driver == "none"),
+        tmpfs=tuple(inside("tmpfs", path) for path in arguments.tmpfs or ()),
         own_network=arguments.network == "none",
         read_only=arguments.read_only,
         interactive=arguments.interactive,
@@ -94,12 +194,15 @@ def job_of(arguments: Namespace) -> Job:
     )
 
 
-def _parser() -> Parser:
-    parser = Parser("run", _DESCRIPTION, _EPILOG)
-    parser.usage = (
-        "unionfs run [OPTIONS] ROOTFS COMMAND [ARG...]\n       unionfs run [OPTIONS] --lower DIR... COMMAND [ARG...]"
+def parser(verb: str, description: str, epilog: str) -> Parser:
+    """The flags of the verbs that make containers."""
+    made = Parser(verb, description, epilog)
+    made.usage = (
+        f"unionfs {verb} [OPTIONS] IMAGE [COMMAND [ARG...]]\n"
+        f"       unionfs {verb} [OPTIONS] DIRECTORY|/ COMMAND [ARG...]\n"
+        f"       unionfs {verb} [OPTIONS] --lower DIR... COMMAND [ARG...]"
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("words", metavar="ROOTFS COMMAND", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     add("--lower", metavar="DIR", action="append", help="a directory of the root filesystem; repeat it, topmost first")
     add("-i", "--interactive", action="store_true", help="let the command read standard input")
@@ -122,14 +225,32 @@ def _parser() -> Parser:
         action="append",
         help="set a variable; without =, pass it on if it is set",
     )
-    add("-w", "--workdir", metavar="DIR", default="/", help="where the command starts; made if missing (default: /)")
-    add("-u", "--user", metavar="USER[:GROUP]", default="", help="names or numbers of the container (default: root)")
+    add("--env-file", metavar="FILE", action="append", help="such variables, one on a line; # begins a comment")
+    add("-w", "--workdir", metavar="DIR", help="where the command starts; made if missing (default: the image's, or /)")
+    add(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        default="",
+        help="names or numbers of the container (default: the image's, or root)",
+    )
+    add("-l", "--label", metavar="NAME=VALUE", action="append", help="note something with the container")
     add("--hostname", metavar="NAME", help="the machine's name inside (default: the container's id)")
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
     add(
         "--read-only", action="store_true", help="no changes but in volumes and in /run, /tmp, /var/tmp, kept in memory"
     )
-    add("--entrypoint", metavar="PROGRAM", help="execute PROGRAM with COMMAND as its arguments")
+    add("--entrypoint", metavar="PROGRAM", help="execute PROGRAM with COMMAND as its arguments; empty: none")
+    add("--stop-signal", metavar="SIGNAL", help="what `unionfs stop` sends (default: the image's, or SIGTERM)")
+    add(
+        "--log-driver",
+        choices=("json-file", "none"),
+        default="json-file",
+        help="keep what the command prints, for `unionfs logs`, or not (default: kept unless --rm)",
+    )
+    add("--pull", choices=("missing", "always", "never"), default="missing", help="fetch the image (default: missing)")
+    add("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)")
+    add("-q", "--quiet", action="store_true", help="show no progress of a pull")
     add("--cap-add", metavar="CAP", action="append", help="a capability to have besides the usual ones, or ALL")
     add("--cap-drop", metavar="CAP", action="append", help="a capability not to have, or ALL")
     add("--allow-new-privileges", action="store_true", help="let set-user-id programs such as sudo have their effect")
@@ -145,7 +266,15 @@ def _parser() -> Parser:
     add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print what would be done")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
-    return parser
+    _add_remote(made)
+    return made
+
+
+def _add_remote(made: Parser) -> None:
+    """Those of `unionfs pull`, without importing what only pulling needs."""
+    from unionfs.cli import image_store
+
+    image_store.add_remote(made)
 
 
 def volume_from(text: str) -> Volume:
@@ -158,17 +287,28 @@ def volume_from(text: str) -> Volume:
     for word in chosen_words:
         if word not in _VOLUME_WORDS:
             raise _bad("volume", text, f"{word!r} is none of {', '.join(_VOLUME_WORDS)}")
-    place = _inside("volume", target)
+    place = inside("volume", target)
     if place == "/":
         raise _bad("volume", text, "it would cover the whole root filesystem")
     return Volume(os.path.abspath(os.path.expanduser(source)), place, "ro" in chosen_words, "O" in chosen_words)
 
 
-def _inside(what: str, path: str) -> str:
+def inside(what: str, path: str) -> str:
     """A path of the container, made normal."""
     if not path.startswith("/"):
         raise _bad(what, path, "a path in the container must be absolute")
     return "/" + os.path.normpath(path).lstrip("/")
+
+
+def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:
+    lines: list[str] = []
+    for path in arguments.env_file or ():
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                lines += [line for line in map(str.strip, file) if line and not line.startswith("#")]
+        except OSError as error:
+            raise CommandError.of("reading variables", error, status=OWN_FAILURE) from error
+    return tuple(entry for entry in map(_environment_entry, (*lines, *(arguments.env or ()))) if entry)
 
 
 def _environment_entry(text: str) -> tuple[str, str] | None:
@@ -197,12 +337,16 @@ def _bad(what: str, text: str, why: str) -> CommandError:
     return CommandError(f"run: bad {what}: {text}: {why}", status=OWN_FAILURE)
 
 
-def _run_detached(job: Job, store: ContainerStore, container: Container) -> int:
-    """Run in a process of its own; return when the command has been executed, or it turned out that it cannot be."""
+def detached(
+    run: Callable[[Callable[[], None]], int], container: Container, said: str | None = None, kept: tuple[int, ...] = ()
+) -> int:
+    """Call `run` in a process of its own; return when the command has been executed, or it turned out that it cannot
+    be. `run` is given what to call then. The container's id is printed, or `said`. All
+    descriptors but `kept` are closed."""
     receiver, sender = channel.make()
     if os.fork() == 0:
         receiver.close()
-        _be_detached(job, store, container, sender)
+        _be_detached(run, container, sender, kept)
     sender.close()
     message = receiver.wait()
     if message is None:
@@ -210,29 +354,36 @@ def _run_detached(job: Job, store: ContainerStore, container: Container) -> int:
     if message.kind == FAILED:
         sentence, hint, status = message.fields
         raise CommandError(sentence, hint=hint, status=int(status))
-    print(container.id)
+    if told := container.id if said is None else said:
+        print(told)
     return 0
 
 
-def _be_detached(job: Job, store: ContainerStore, container: Container, sender: Sender) -> None:
+def _be_detached(
+    run: Callable[[Callable[[], None]], int], container: Container, sender: Sender, kept: tuple[int, ...]
+) -> None:
     """The life of the process that stays. Never returns."""
     status = OWN_FAILURE
     try:
         os.setsid()
-        _redirect(os.path.join(container.directory, "log"), sender.fileno())
-        status = launching.run(job, store, container, lambda: sender.send(STARTED))
+        _redirect(os.path.join(container.directory, launching.LOG), {sender.fileno(), *kept})
+        status = run(lambda: sender.send(STARTED))
     except CommandError as error:
+        sender.send(FAILED, str(error), error.hint, str(error.status))
+    except LaunchError as error:
         sender.send(FAILED, str(error), error.hint, str(error.status))
     finally:
         os._exit(status)
 
 
-def _redirect(log: str, kept_fd: int) -> None:
+def _redirect(log: str, kept: set[int]) -> None:
     """Standard output and error to `log`, input from nowhere, and nothing else left open of whoever started us."""
     null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(null_fd, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
-    os.closerange(3, kept_fd)
-    os.closerange(kept_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in kept:
+            with suppress(OSError):
+                os.close(fd)

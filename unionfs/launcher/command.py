@@ -25,6 +25,7 @@ from unionfs.syscalls.namespaces import (
 )
 
 if TYPE_CHECKING:
+    from unionfs.launcher.capture import Capture
     from unionfs.launcher.terminal import Handover
 
 
@@ -42,8 +43,8 @@ def describe(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def become(spec: Spec, handover: Handover | None) -> NoReturn:
-    """Become the command; with a `handover`, on a new terminal.
+def become(spec: Spec, handover: Handover | None, capture: Capture | None = None, *, is_first: bool = True) -> NoReturn:
+    """Become the command; with a `handover`, on a new terminal, which is the container's console if it `is_first`.
 
     Raises: LaunchError; the process is then good for nothing but to end.
     """
@@ -52,8 +53,10 @@ def become(spec: Spec, handover: Handover | None) -> NoReturn:
     if handover:
         from unionfs.launcher import terminal
 
-        terminal.take(handover, identity.uid)
+        terminal.take(handover, identity.uid, is_console=is_first)
     else:
+        if capture:
+            capture.give()
         if not spec.interactive:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
         _give_pipes_to(identity.uid)

@@ -25,6 +25,8 @@ from unionfs.syscalls.mounts import MNT_DETACH, MS_REC, MS_SLAVE, UMOUNT_NOFOLLO
 from unionfs.syscalls.namespaces import set_child_subreaper, set_process_name, unshare
 
 if TYPE_CHECKING:
+    from unionfs.launcher.capture import Capture
+    from unionfs.launcher.door import Door
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-guard"
@@ -64,13 +66,23 @@ class Hooks(NamedTuple):
 class Guardian:
     """One container's life. Used once, by `run`."""
 
-    def __init__(self, spec: Spec, hooks: Hooks, sender: Sender, launcher_fd: int, handover: Handover | None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        hooks: Hooks,
+        sender: Sender,
+        launcher_fd: int,
+        handover: Handover | None,
+        capture: Capture | None = None,
+    ) -> None:
         self._spec: Final = spec
         self._plan: Final = plans.make(spec)
         self._hooks: Final = hooks
         self._sender: Final = sender
         self._launcher_fd: Final = launcher_fd  # reading it ends when the launching process has gone
         self._handover: Final = handover  # for the command's terminal, if it is to have one
+        self._capture: Final = capture  # for what the command prints, if not to our own descriptors
+        self._door: Door | None = None  # set once, by _run
         self._started = False  # changed by _judge only
 
     def run(self) -> int:
@@ -101,6 +113,11 @@ class Guardian:
             cleanup.callback(_take_away, provisions, life_write)
             self._hooks.prepare(provisions)
             unshare(plans.flags(self._plan.inner))
+            if self._spec.door:
+                from unionfs.launcher.door import Door
+
+                self._door = Door(self._spec.door)
+                cleanup.callback(self._door.close)
             init_pid, verdict_fd = self._start_init(life_read, (life_write, *provisions.daemons))
             cleanup.callback(_kill, init_pid)
             self._sender.send(INIT, str(init_pid))
@@ -114,8 +131,15 @@ class Guardian:
         if pid == 0:
             for fd in (*not_for_init, verdict_read, self._launcher_fd):
                 os.close(fd)
-            init.run(self._spec, self._plan, init.Surroundings(self._sender, life_read, verdict_write, self._handover))
+            around = init.Surroundings(
+                self._sender, life_read, verdict_write, self._handover, self._capture, self._door
+            )
+            init.run(self._spec, self._plan, around)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self._door:
+            self._door.forget_inits()
+        if self._capture:
+            self._capture.close_theirs()
         os.close(verdict_write)
         os.close(life_read)
         return pid, verdict_read
@@ -124,7 +148,8 @@ class Guardian:
         """Wait for init's end, and bring it about when the launching process or a daemon has ended."""
         init_fd = os.pidfd_open(init_pid)
         poll = select.poll()
-        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons):
+        doors = {self._door.fileno()} if self._door else set()
+        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *doors):
             poll.register(fd, select.POLLIN)
         undecided = True
         while True:
@@ -138,6 +163,8 @@ class Guardian:
             if self._launcher_fd in ready:
                 _kill(init_pid)
                 return 128 + signal.SIGKILL
+            if self._door and ready & doors:
+                self._door.serve()
             if ready & daemons:
                 raise LaunchError("running the container", self._spec.rootfs, "the daemon of its root filesystem ended")
 
@@ -146,6 +173,8 @@ class Guardian:
         self._started = not os.read(verdict_fd, 1)
         os.close(verdict_fd)
         if self._started:
+            if self._door:
+                self._door.open()
             self._hooks.started(init_pid)
             self._sender.send(STARTED)
 

@@ -34,6 +34,8 @@ from unionfs.syscalls.namespaces import (
 )
 
 if TYPE_CHECKING:
+    from unionfs.launcher.capture import Capture
+    from unionfs.launcher.door import Door
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-init"
@@ -49,6 +51,8 @@ class Surroundings(NamedTuple):
     alive_fd: int  # reading it ends when the parent has gone
     verdict_fd: int  # gets a byte if the command could not be started, and is closed when it was
     handover: Handover | None  # for the command's terminal, if it is to have one
+    capture: Capture | None = None  # where the command prints to, if not to our own descriptors
+    door: Door | None = None  # who wants in later is let in there
 
 
 def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
@@ -61,13 +65,15 @@ def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
         steps.carry_out(plan.steps)
+        if around.door:
+            around.door.give_from_init()
         child = os.fork()
         if child == 0:
             _run_command(spec, around)
         _withdraw()
-        status = _serve(child)
+        status = serve(child)
     except Exception as error:  # noqa: BLE001 - process 1 has nobody above it in its namespace who could handle it
-        _confess(error, around)
+        confess(error, around)
     finally:
         os._exit(status)
 
@@ -98,16 +104,16 @@ def _run_command(spec: Spec, around: Surroundings) -> NoReturn:
     status = OWN_FAILURE
     try:
         reset_signals()
-        command.become(spec, around.handover)
+        command.become(spec, around.handover, around.capture)
     except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
         if isinstance(error, LaunchError):
             status = error.status
-        _confess(error, around)
+        confess(error, around)
     finally:
         os._exit(status)
 
 
-def _confess(error: Exception, around: Surroundings) -> None:
+def confess(error: Exception, around: Surroundings) -> None:
     """Tell those outside that there will be no command, and why."""
     os.write(around.verdict_fd, _UNSTARTED)
     if isinstance(error, OSError):
@@ -133,7 +139,7 @@ def _withdraw() -> None:
     capset(Capabilities(effective=left, permitted=left, inheritable=0))
 
 
-def _serve(child: int) -> int:
+def serve(child: int) -> int:
     """Reap every orphan and pass on signals until `child` has ended; its exit code."""
     while True:
         number = signal.sigwait(signal.valid_signals())

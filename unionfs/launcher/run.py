@@ -12,17 +12,19 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.launcher import channel, mapped
 from unionfs.launcher import plan as plans
-from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, failure_in
+from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, Sender, failure_in
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.guardian import Guardian, Hooks
 from unionfs.launcher.init import exit_status
 from unionfs.launcher.spec import Spec
 
 if TYPE_CHECKING:
+    from unionfs.launcher.capture import Capture, Keep
+    from unionfs.launcher.door import Namespaces
     from unionfs.launcher.terminal import Handover, Relay
 
 _FORWARDED: Final = (
@@ -32,36 +34,96 @@ _ENDING_S: Final = 10  # for processes that are being killed; longer than that, 
 _OF_TERMINALS: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 
 
-def launch(spec: Spec, hooks: Hooks, ready: Callable[[], None] = lambda: None) -> int:
+def launch(
+    spec: Spec,
+    hooks: Hooks,
+    ready: Callable[[], None] = lambda: None,
+    keep: Keep | None = None,
+    *,
+    attached: bool = True,
+) -> int:
     """Run the container until its command ends; the command's exit code, or 128 and the signal that killed it.
 
-    `ready` is called when the command has been executed. Nothing of the container is left when this returns or raises.
+    `ready` is called when the command has been executed. `keep` is given all that it prints; unless `attached`, that is
+    shown nowhere else. Nothing of the container is left when this returns or raises.
     Raises: LaunchError when the command could not be executed, or the container had to be ended.
     """
+
+    def be_guardian(ends: _Ends) -> int:
+        return Guardian(spec, hooks, ends.sender, ends.alive_fd, ends.handover, ends.capture).run()
+
+    kinds = plans.flags(plans.make(spec).outer)
     try:
-        return _launch(spec, hooks, ready)
+        return _launch(spec, kinds, be_guardian, ready, _Output(keep, attached))
     except OSError as error:
         raise LaunchError.of("running the container", error) from error
 
 
-def _launch(spec: Spec, hooks: Hooks, ready: Callable[[], None]) -> int:
+def join(spec: Spec, namespaces: Namespaces, ready: Callable[[], None] = lambda: None, *, attached: bool = True) -> int:
+    """Run one more command in a container that runs; its exit code, as `launch` has it. `namespaces` are closed.
+
+    Unless `attached`, what it prints is lost, and it goes on when this process is killed.
+    Raises: LaunchError when the command could not be executed.
+    """
+    from unionfs.launcher.joining import Visitor
+
+    def be_visitor(ends: _Ends) -> int:
+        return Visitor(spec, namespaces, ends.sender, ends.handover, ends.capture, not attached).run()
+
+    try:
+        return _launch(spec._replace(id_map=None), 0, be_visitor, ready, _Output(None, attached), namespaces.close)
+    except OSError as error:
+        raise LaunchError.of("running in the container", error) from error
+
+
+class _Output(NamedTuple):
+    """What becomes of what the command prints."""
+
+    keep: Keep | None
+    attached: bool
+
+
+class _Ends(NamedTuple):
+    """What the process between us and the command has of ours."""
+
+    sender: Sender
+    alive_fd: int
+    handover: Handover | None
+    capture: Capture | None
+
+
+def _launch(
+    spec: Spec,
+    kinds: int,
+    be_between: Callable[[_Ends], int],
+    ready: Callable[[], None],
+    output: _Output,
+    forked: Callable[[], None] = lambda: None,
+) -> int:
+    """Fork the process that runs the command, in new namespaces of `kinds`, and relay until that ends."""
     _open_standard_descriptors()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, which is inherited, nobody can be waited for
     receiver, sender = channel.make()
     alive_read, alive_write = os.pipe()
     handover = _make_handover() if spec.terminal else None
+    capture = _make_capture(output.keep, attached=output.attached) if output.keep and not spec.terminal else None
 
-    def be_guardian() -> int:
+    def between() -> int:
         receiver.close()
         os.close(alive_write)
-        return Guardian(spec, hooks, sender, alive_read, handover).run()
+        if capture:
+            capture.close_ours()
+        return be_between(_Ends(sender, alive_read, handover, capture))
 
-    front = _Front(receiver, handover, alive_write, ready, interactive=spec.interactive)
+    front = _Front(receiver, handover, alive_write, ready, capture, output, interactive=spec.interactive)
     try:
         try:
-            front.guardian = mapped.fork(spec.id_map, plans.flags(plans.make(spec).outer), be_guardian)
+            front.guardian = mapped.fork(spec.id_map, kinds, between)
         finally:
+            forked()
             sender.close()
+            if capture:
+                capture.close_theirs()
             os.close(alive_read)
             if handover:
                 handover.close_theirs()
@@ -79,6 +141,8 @@ class _Front:
         handover: Handover | None,
         alive_fd: int,
         ready: Callable[[], None],
+        capture: Capture | None,
+        output: _Output,
         *,
         interactive: bool,
     ) -> None:
@@ -86,6 +150,8 @@ class _Front:
         self._handover = handover  # where the container's terminal comes from; None once it has come
         self._alive_fd: int | None = alive_fd  # the guardian ends the container when this is closed
         self._ready: Final = ready
+        self._capture: Final = capture
+        self._output: Final = output
         self._interactive: Final = interactive
         self.guardian: int | None = None  # set by `launch` when there is one; None again once it was waited for
         self._init_fd: int | None = None  # pidfd of init, once there is one
@@ -109,6 +175,9 @@ class _Front:
                     self._handle_signals(os.read(signals_fd, 1024))
                 if self._handover and self._handover.fileno() in ready:
                     self._begin_relay(self._handover)
+                if self._capture:
+                    for fd in ready & self._capture.filenos():
+                        self._capture.handle(fd)
                 while message := self._receiver.receive():
                     self._handle_message(message)
                 if guardian_fd in ready:
@@ -123,6 +192,9 @@ class _Front:
             self.guardian = None
         if self._relay:
             self._relay.close()
+        if self._capture:
+            self._capture.drain()
+            self._capture.close_ours()
         if self._handover:
             self._handover.close()
         if self._init_fd is not None:
@@ -133,7 +205,9 @@ class _Front:
         poll = select.poll()
         for fd, events in relayed.items():
             poll.register(fd, events)
-        for fd in (*others, self._receiver.fileno(), *((self._handover.fileno(),) if self._handover else ())):
+        captured = self._capture.filenos() if self._capture else ()
+        handed = (self._handover.fileno(),) if self._handover else ()
+        for fd in (*others, self._receiver.fileno(), *handed, *captured):
             poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll()}
 
@@ -165,7 +239,8 @@ class _Front:
         handover.close()
         self._handover = None
         if master is not None:
-            self._relay = Relay(master, interactive=self._interactive)
+            keep, attached = self._output
+            self._relay = Relay(master, interactive=self._interactive, keep=keep, attached=attached)
 
     def _handle_message(self, message: Message) -> None:
         if message.kind == INIT:
@@ -245,6 +320,12 @@ def _open_standard_descriptors() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
             os.set_inheritable(opened, True)
+
+
+def _make_capture(keep: Keep, *, attached: bool) -> Capture:
+    from unionfs.launcher.capture import Capture
+
+    return Capture(keep, attached=attached)
 
 
 def _make_handover() -> Handover:

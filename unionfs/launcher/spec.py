@@ -36,6 +36,7 @@ class Spec(NamedTuple):
     tmpfs: tuple[str, ...] = ()
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
     read_only: bool = False
+    door: str = ""  # where a socket is made at which the namespaces are had (`launcher.door`); empty: nowhere
     interactive: bool = False  # the command reads our standard input; else /dev/null
     terminal: bool = False  # the command has a terminal of its own
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS

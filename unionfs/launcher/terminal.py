@@ -20,6 +20,7 @@ import termios
 import tty
 from typing import Any, Final
 
+from unionfs.launcher.capture import STDOUT, Keep
 from unionfs.syscalls.mounts import MS_BIND, mount
 
 _SIZE: Final = struct.Struct("4H")  # struct winsize of ioctl_tty(2)
@@ -62,7 +63,7 @@ def window_size(fd: int) -> bytes | None:
         return None
 
 
-def take(handover: Handover, owner: int) -> None:
+def take(handover: Handover, owner: int, *, is_console: bool = True) -> None:
     """Make a new terminal of /dev/pts the controlling one of this process and its three standard descriptors.
 
     The master side is handed over. Preconditions: this process leads a session without a terminal, may
@@ -72,8 +73,9 @@ def take(handover: Handover, owner: int) -> None:
     if handover.size:
         fcntl.ioctl(master, termios.TIOCSWINSZ, handover.size)
     os.fchown(slave, owner, -1)
-    os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    mount(os.ttyname(slave), "/dev/console", None, MS_BIND)
+    if is_console:
+        os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        mount(os.ttyname(slave), "/dev/console", None, MS_BIND)
     handover.give(master)
     os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
@@ -86,12 +88,14 @@ def take(handover: Handover, owner: int) -> None:
 class Relay:
     """Carries bytes between a container's terminal and our standard input and output. Used on one thread."""
 
-    def __init__(self, master_fd: int, *, interactive: bool) -> None:
+    def __init__(self, master_fd: int, *, interactive: bool, keep: Keep | None = None, attached: bool = True) -> None:
         self._master: int | None = master_fd  # ours to close; None once the container's side is gone
         # The container's side, held open by us too: else a command that closes its three descriptors just before it
         # ends (touch does) would leave the terminal without a user, and our hanging up would kill it by SIGHUP.
         self._slave = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         self._input: int | None = 0 if interactive else None  # None: nothing (more) to read
+        self._keep: Final = keep  # is given what is shown
+        self._attached: Final = attached  # somebody is at our standard output
         self._unsent = b""  # read from our input, not yet taken by the container
         self._at_line_start = True  # of what was read from our input
         self._cooked: list[Any] | None = None  # our terminal's settings while it is raw
@@ -186,8 +190,10 @@ class Relay:
         if not data:
             self._hang_up()
             return False
+        if self._keep:
+            self._keep(STDOUT, data)
         try:
-            while data:
+            while self._attached and data:
                 data = data[os.write(1, data) :]
         except OSError:
             self._hang_up()  # nobody sees it any more: the container's processes get SIGHUP

@@ -1,0 +1,174 @@
+"""Copy a file or a directory tree from one directory to another, each given by a descriptor and a name.
+
+Nothing is reached by a path and no symlink is followed: whoever owns one of the trees cannot lead the copy out of it.
+Kept are data with their holes, modes, times, attributes, symlinks, devices, and hard links within the tree; owners if
+they are wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import Final
+
+from unionfs.syscalls import files
+
+_CHUNK: Final = 1 << 20
+_IN_ROOT: Final = 0x10  # RESOLVE_IN_ROOT of openat2(2)
+_NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
+
+
+@dataclass(slots=True)
+class Copy:
+    """One copy. `owner` is whose everything becomes; None keeps the owners."""
+
+    owner: tuple[int, int] | None = None
+    links: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)  # inode -> the first copy
+    _held: list[int] = field(default_factory=list)  # directories of `links`, to be closed at the end
+
+    def run(self, from_fd: int, name: str, to_fd: int, new_name: str) -> None:
+        """Copy `name` of the directory `from_fd` as `new_name` into `to_fd`. A directory that is there is added to, a
+        file replaced. Raises: OSError; IsADirectoryError or NotADirectoryError when one would replace the other."""
+        try:
+            self._copy(from_fd, name, to_fd, new_name)
+        finally:
+            for fd in self._held:
+                os.close(fd)
+            self._held.clear()
+
+    def _copy(self, from_fd: int, name: str, to_fd: int, new_name: str) -> None:
+        source_fd = _open(from_fd, name)
+        try:
+            st = os.fstat(source_fd)
+            kind = stat.S_IFMT(st.st_mode)
+            if kind == stat.S_IFDIR:
+                self._directory(source_fd, st, to_fd, new_name)
+                return
+            _make_room(to_fd, new_name)
+            if st.st_nlink > 1:
+                first = self.links.get((st.st_dev, st.st_ino))
+                if first is not None:
+                    os.link(first[1], new_name, src_dir_fd=first[0], dst_dir_fd=to_fd, follow_symlinks=False)
+                    return
+                held = os.dup(to_fd)
+                self._held.append(held)
+                self.links[st.st_dev, st.st_ino] = (held, new_name)
+            if kind == stat.S_IFREG:
+                self._file(source_fd, st, to_fd, new_name)
+            elif kind == stat.S_IFLNK:
+                os.symlink(os.readlink("", dir_fd=source_fd), new_name, dir_fd=to_fd)
+                self._finish_unopened(st, to_fd, new_name)
+            elif kind == stat.S_IFSOCK:
+                return  # means nothing without the process that listens
+            else:
+                os.mknod(new_name, kind | 0o600, st.st_rdev, dir_fd=to_fd)
+                self._finish_unopened(st, to_fd, new_name)
+        finally:
+            os.close(source_fd)
+
+    def _directory(self, source_fd: int, st: os.stat_result, to_fd: int, new_name: str) -> None:
+        made = True
+        try:
+            os.mkdir(new_name, 0o700, dir_fd=to_fd)
+        except FileExistsError:
+            made = False
+        target_fd = os.open(new_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=to_fd)
+        try:
+            list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
+            try:
+                for name in sorted(os.listdir(list_fd)):
+                    self._copy(list_fd, name, target_fd, name)
+                if made:
+                    self._finish(list_fd, st, target_fd)
+            finally:
+                os.close(list_fd)
+        finally:
+            os.close(target_fd)
+
+    def _file(self, path_fd: int, st: os.stat_result, to_fd: int, new_name: str) -> None:
+        source_fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            target_fd = os.open(new_name, flags, 0o600, dir_fd=to_fd)
+            try:
+                _data(source_fd, st.st_size, target_fd)
+                self._finish(source_fd, st, target_fd)
+            except BaseException:
+                os.unlink(new_name, dir_fd=to_fd)
+                raise
+            finally:
+                os.close(target_fd)
+        finally:
+            os.close(source_fd)
+
+    def _finish(self, source_fd: int, st: os.stat_result, target_fd: int) -> None:
+        uid, gid = self.owner or (st.st_uid, st.st_gid)
+        here = os.fstat(target_fd)
+        if (here.st_uid, here.st_gid) != (uid, gid):
+            os.fchown(target_fd, uid, gid)
+        _attributes(source_fd, target_fd)
+        os.fchmod(target_fd, stat.S_IMODE(st.st_mode))
+        os.utime(target_fd, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+    def _finish_unopened(self, st: os.stat_result, to_fd: int, new_name: str) -> None:
+        uid, gid = self.owner or (st.st_uid, st.st_gid)
+        os.chown(new_name, uid, gid, dir_fd=to_fd, follow_symlinks=False)
+        if not stat.S_ISLNK(st.st_mode):
+            os.chmod(new_name, stat.S_IMODE(st.st_mode), dir_fd=to_fd)
+        os.utime(new_name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=to_fd, follow_symlinks=False)
+
+
+def find_in_root(root_fd: int, path: str, flags: int = os.O_PATH) -> int:
+    """Open `path` as a process whose root directory is `root_fd` would, symlinks followed. Raises: OSError."""
+    return files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT | files.RESOLVE_NO_MAGICLINKS)
+
+
+def _open(dir_fd: int, name: str) -> int:
+    return files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH_LAST)
+
+
+_BENEATH_LAST: Final = files.RESOLVE_BENEATH  # the name itself may be a symlink: O_PATH | O_NOFOLLOW opens that
+
+
+def _make_room(dir_fd: int, name: str) -> None:
+    """Remove what a file is to replace."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        raise IsADirectoryError(errno.EISDIR, "a directory, which a file cannot replace", name) from None
+
+
+def _data(source_fd: int, size: int, target_fd: int) -> None:
+    """The bytes of a file between its holes."""
+    os.ftruncate(target_fd, size)
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source_fd, offset, os.SEEK_DATA)
+            end = os.lseek(source_fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing but a hole is left
+            start, end = offset, size
+        position = start
+        while position < end:
+            data = os.pread(source_fd, min(_CHUNK, end - position), position)
+            if not data:
+                return  # became shorter meanwhile
+            position += os.pwrite(target_fd, data, position)
+        offset = end
+
+
+def _attributes(source_fd: int, target_fd: int) -> None:
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(source_fd):
+            if not name.startswith(_NOT_COPIED):
+                with contextlib.suppress(OSError):  # of another filesystem or a policy that is not ours
+                    os.setxattr(target_fd, name, os.getxattr(source_fd, name))

@@ -1,0 +1,56 @@
+"""`unionfs export`: the root filesystem of a container as a tar."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from contextlib import suppress
+from typing import IO
+
+from layers import pack
+from layers.tree import Branches
+from unionfs.cli import image_store, over, pausing
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import Container, ContainerStore
+from unionfs.cli.errors import CommandError
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs export ARGV`."""
+    parser = Parser(
+        "export",
+        "Write all that a container's root filesystem holds, without volumes, as a tar to FILE or stdout.",
+        image_store.EPILOG,
+    )
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    over.add_root(parser)
+    arguments = parser.parse(argv)
+    container = ContainerStore(arguments.root).find(arguments.container)
+    if any(os.path.realpath(lower) == "/" for lower in container.lowers):
+        raise CommandError(f"export failed: {container.name}: it shows this machine itself")
+    output = arguments.output
+    if output in (None, "-"):
+        if sys.stdout.isatty():
+            raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
+        with pausing.held(container, "export", stopped=False):
+            return image_store.with_ids(lambda: _write(container, sys.stdout.buffer))
+    aside = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
+    try:
+        with open(aside, "xb") as sink, pausing.held(container, "export", stopped=False):
+            status = image_store.with_ids(lambda: _write(container, sink))
+        if not status:
+            os.rename(aside, output)
+        return status
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
+def _write(container: Container, sink: IO[bytes]) -> int:
+    with image_store.failures(), Branches() as branches:
+        view = branches.view([container.upper, *container.lowers])
+        pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
+    sink.flush()
+    return 0

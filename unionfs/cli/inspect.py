@@ -1,0 +1,137 @@
+"""`unionfs inspect`: all that is known of containers and images, as JSON, in Docker's words where it has them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+from typing import Any
+
+from unionfs.cli import furnishing, launching, logbook, over
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import Container, ContainerError, ContainerStore
+from unionfs.cli.errors import FAILED, CommandError, tell
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs inspect ARGV`."""
+    parser = Parser("inspect", "Print all that is known of containers and images: a JSON list of one object for each.")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="a container, else an image, by name or id")
+    parser.add_argument("--type", choices=("container", "image"), help="look for this kind only")
+    parser.add_argument("--json", action="store_true", help="as always")
+    over.add_root(parser)
+    arguments = parser.parse(argv)
+    store = ContainerStore(arguments.root)
+    found, status = [], 0
+    for name in arguments.names:
+        try:
+            found.append(_one(store, name, arguments.type))
+        except CommandError as error:
+            print(tell(error), file=sys.stderr)
+            status = FAILED
+    print(json.dumps(found, indent=2))
+    return status
+
+
+def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
+    if kind != "image":
+        try:
+            return of_container(store.find(name))
+        except ContainerError:
+            if kind == "container":
+                raise
+    return _of_image(store, name, wanted=kind)
+
+
+def of_container(container: Container) -> dict[str, Any]:
+    """What is known of a container."""
+    running = container.status == "running"
+    job = launching.job_of(container) if container.job else None
+    shown: dict[str, Any] = {
+        "Id": container.id,
+        "Name": container.name,
+        "Created": _time(container.created),
+        "Path": _text(container.command[0]) if container.command else "",
+        "Args": [_text(word) for word in container.command[1:]],
+        "State": {
+            "Status": container.status,
+            "Running": running,
+            "Pid": container.pid if running else 0,
+            "ExitCode": container.exit_code,
+            "StartedAt": _time(container.started),
+            "FinishedAt": _time(container.ended),
+        },
+        "Image": container.image_digest,
+        "ImageName": container.image,
+        "Kind": container.kind,
+        "LogPath": os.path.join(container.directory, logbook.NAME),
+        "GraphDriver": {
+            "Name": "fuse",
+            "Data": {"LowerDir": list(container.lowers), "UpperDir": container.upper, "MergedDir": container.merged},
+        },
+    }
+    if job is not None:
+        shown["Config"] = {
+            "Hostname": job.hostname or container.id[:12],
+            "User": job.user,
+            "Env": [_text(f"{name}={value}") for name, value in job.environment],
+            "Entrypoint": [_text(word) for word in job.entrypoint],
+            "Cmd": [_text(word) for word in job.command[len(job.entrypoint) :]],
+            "WorkingDir": job.workdir,
+            "Labels": dict(job.labels),
+            "ExposedPorts": list(job.ports),
+            "StopSignal": job.stop_signal,
+            "Tty": job.terminal,
+            "OpenStdin": job.interactive,
+        }
+        binds = [(volume.source, volume.target, not volume.read_only) for volume in job.volumes]
+        binds += [(place, path, True) for path, place in furnishing.anonymous_volumes(job, container)]
+        shown["Mounts"] = [
+            {"Type": "bind", "Source": source, "Destination": target, "RW": writable}
+            for source, target, writable in binds
+        ]
+        shown["HostConfig"] = {
+            "NetworkMode": "none" if job.own_network else "host",
+            "ReadonlyRootfs": job.read_only,
+            "AutoRemove": job.remove,
+            "Capabilities": list(job.capabilities),
+        }
+    return shown
+
+
+def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[str, Any]:
+    from layers import image
+    from layers.errors import LayerError, NotFound
+    from layers.store import Store
+    from unionfs.cli import image_store
+
+    images = Store(store.root)
+    try:
+        found = images.find(name)
+    except (NotFound, LayerError) as error:
+        what = "image" if wanted else "container or image"
+        raise CommandError(f"no such {what}: {name}", hint="unionfs ps -a and unionfs images list them") from error
+    with image_store.failures():
+        descriptor, item, config = image.read(images, found.descriptor)
+        names = [one.name for one in images.named() if one.descriptor.digest == found.descriptor.digest and one.name]
+        return {
+            "Id": item.config.digest,
+            "Digest": descriptor.digest,
+            "RepoTags": names,
+            "Created": config.created,
+            "Author": config.author,
+            "Architecture": config.platform.architecture,
+            "Os": config.platform.os,
+            "Size": sum(layer.size for layer in item.layers),
+            "Config": image_store.settings_json(config.settings),
+            "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
+        }
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _text(word: str) -> str:
+    return os.fsencode(word).decode(errors="replace")

@@ -1,0 +1,115 @@
+"""Containers that run: entered, told to end, waited for. Shared by exec, stop, kill, wait, start, rm, commit and cp.
+
+Knows records, doors and process numbers. Does not know command lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from typing import Final
+
+from unionfs.cli import launching
+from unionfs.cli.containers import Container, ContainerError, ContainerStore
+from unionfs.cli.errors import CommandError, failed
+from unionfs.launcher import door
+from unionfs.launcher.door import Namespaces
+from unionfs.launcher.errors import LaunchError
+
+_ASK_AGAIN_S: Final = 0.05
+_KILLING_S: Final = 90  # for a killed container to be cleared up: a daemon may have much to write out
+
+
+def enter(container: Container, what: str, status: int = 1) -> Namespaces:
+    """The namespaces of a container that runs. Raises: CommandError when it does not."""
+    if container.status != "running":
+        hint = f"unionfs start {container.name} starts it"
+        raise CommandError(failed(what, container.name, "it is not running"), hint=hint, status=status)
+    try:
+        return door.visit(launching.door_of(container))
+    except LaunchError as error:
+        raise CommandError(failed(what, container.name, error.why), status=status) from error
+
+
+def send(container: Container, number: int) -> None:
+    """Send a signal to its process 1, which passes it on to the command. Raises: CommandError when it does not run."""
+    pid = container.pid
+    try:
+        if container.status != "running" or pid is None:
+            raise ProcessLookupError
+        fd = os.pidfd_open(pid)
+        try:
+            if not container.is_process_one():  # the number may have been given to another process before we held it
+                raise ProcessLookupError
+            signal.pidfd_send_signal(fd, number)
+        finally:
+            os.close(fd)
+    except ProcessLookupError:
+        raise CommandError(failed("sending a signal", container.name, "it is not running")) from None
+    except OSError as error:
+        raise CommandError(failed("sending a signal", container.name, error.strerror or str(error))) from error
+
+
+def wait(store: ContainerStore, container: Container, timeout_s: float | None = None) -> Container | None:
+    """Wait until it has ended and is cleared up; how it ended, or None when it was removed then.
+
+    Raises: TimeoutError when it has not ended in time.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        try:
+            current = store.load(container.id)
+        except ContainerError:
+            return None
+        if not current.is_running():
+            return current
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        _wait_for_process(current.guardian or current.pid, left)
+
+
+def stop(store: ContainerStore, container: Container, number: int, patience_s: float) -> Container | None:
+    """Have it end by a signal, and when it has not after a time by SIGKILL. Returns and raises as `wait`, and
+    CommandError when it cannot be ended."""
+    if container.status == "running":
+        with contextlib.suppress(CommandError):  # it ends by itself at this moment
+            send(container, number)
+    with contextlib.suppress(TimeoutError):
+        return wait(store, container, patience_s if number != signal.SIGKILL else 0)
+    return kill(store, container)
+
+
+def kill(store: ContainerStore, container: Container) -> Container | None:
+    """End it at once, and wait until it is cleared up."""
+    try:
+        current = store.load(container.id)
+    except ContainerError:
+        return None
+    with contextlib.suppress(CommandError):
+        send(current, signal.SIGKILL)
+    try:
+        return wait(store, container, _KILLING_S)
+    except TimeoutError:
+        raise CommandError(failed("ending the container", container.name, "it is still being cleared up")) from None
+
+
+def _wait_for_process(pid: int | None, timeout_s: float | None) -> None:
+    """Until a process has ended, or for a moment where there is none to wait for."""
+    try:
+        if pid is None:
+            raise ProcessLookupError
+        fd = os.pidfd_open(pid)
+    except OSError:
+        time.sleep(_ASK_AGAIN_S)
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        longest = 1.0 if timeout_s is None else min(timeout_s, 1.0)  # the record may name another process by then
+        poll.poll(max(longest, 0) * 1000)
+    finally:
+        os.close(fd)

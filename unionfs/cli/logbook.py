@@ -1,0 +1,80 @@
+"""What a container printed: one file of JSON lines beside its record, as docker's json-file has them.
+
+    {"log": "text of one line\\n", "stream": "stdout", "time": "2026-01-31T12:00:00.000000Z"}
+
+Text that is not UTF-8 is kept as lone surrogates, which JSON escapes. Knows a file. Written by one process at a time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+NAME: Final = "log"
+"""In the container's directory."""
+
+_LONGEST: Final = 16 << 10  # bytes of one entry; a longer line goes on in the next
+
+
+class Entry(NamedTuple):
+    """One line, or a piece of one that does not end with a newline."""
+
+    stream: str  # stdout or stderr
+    time: str  # RFC 3339
+    text: bytes
+
+
+class Writer:
+    """Appends to the file. Closed with the process."""
+
+    def __init__(self, path: str) -> None:
+        self._fd: Final = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def keep(self, stream: str, data: bytes) -> None:
+        """Append what was printed on `stream`. Raises: OSError."""
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        lines = []
+        for line in _lines(data):
+            for start in range(0, len(line), _LONGEST):
+                text = line[start : start + _LONGEST].decode(errors="surrogateescape")
+                lines.append(json.dumps({"log": text, "stream": stream, "time": now}) + "\n")
+        written = "".join(lines).encode("ascii")
+        while written:
+            written = written[os.write(self._fd, written) :]
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """Split after newlines only."""
+    lines = data.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
+
+
+class Reader:
+    """Reads the file from its beginning, and what is appended later."""
+
+    def __init__(self, path: str) -> None:
+        self._file: Final = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._rest = b""  # of a line that is not written completely yet
+
+    def close(self) -> None:
+        self._file.close()
+
+    def entries(self) -> Iterator[Entry]:
+        """What is there and was not read before. A line that is damaged is left out."""
+        while data := self._file.read(1 << 20):
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                entry = _entry(line)
+                if entry is not None:
+                    yield entry
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        value = json.loads(line)
+        return Entry(value["stream"], value["time"], value["log"].encode(errors="surrogateescape"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

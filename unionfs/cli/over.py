@@ -1,0 +1,34 @@
+"""What several verbs do with each container that they are given: go on with the others when one fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import Container, ContainerStore
+from unionfs.cli.errors import FAILED, CommandError, tell
+
+
+def add_names(parser: Parser) -> None:
+    parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or how an id begins")
+    add_root(parser)
+
+
+def add_root(parser: Parser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def each(store: ContainerStore, names: Sequence[str], body: Callable[[Container], str]) -> int:
+    """Call `body` for each container and print what it returns; 1 when it failed for one of them."""
+    status = 0
+    for name in names:
+        try:
+            said = body(store.find(name))
+        except CommandError as error:
+            print(tell(error), file=sys.stderr)
+            status = FAILED
+        else:
+            print(said or name, flush=True)
+    return status

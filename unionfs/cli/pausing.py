@@ -1,0 +1,104 @@
+"""A container held still for a while: all its processes but the first are stopped, and what was written is written out.
+
+The helper that stops them lives in the container's pid namespace and waits for a pipe to end, so that they go on
+whatever becomes of the process that wanted them stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from unionfs.cli import living
+from unionfs.cli.containers import Container
+from unionfs.cli.errors import CommandError, failed
+from unionfs.launcher import mapped
+from unionfs.launcher.door import Namespaces
+from unionfs.launcher.errors import LaunchError
+from unionfs.syscalls import files
+from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
+
+_SETTLING_S: Final = 2.0  # for processes to stop; one that hangs in the kernel writes nothing either
+_STILL: Final = (b"T", b"t", b"Z", b"X")
+
+
+@contextlib.contextmanager
+def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
+    """Around reading the upper of a container that may run. Raises: CommandError when it cannot be stopped."""
+    if container.status != "running":
+        yield
+        return
+    namespaces = living.enter(container, what)
+    ready_read, ready_write = os.pipe()
+    over_read, over_write = os.pipe()
+
+    def be_helper() -> int:
+        os.close(ready_read)
+        os.close(over_write)
+        return _help(namespaces, ready_write, over_read, stopped=stopped)
+
+    try:
+        helper = mapped.fork(None, 0, be_helper)
+    except LaunchError as error:
+        raise CommandError(str(error), hint=error.hint) from error
+    finally:
+        namespaces.close()
+        os.close(ready_write)
+        os.close(over_read)
+    try:
+        if not os.read(ready_read, 1):
+            raise CommandError(failed(what, container.name, "it cannot be paused"), hint="--no-pause does without")
+        yield
+    finally:
+        os.close(over_write)
+        os.close(ready_read)
+        os.waitpid(helper, 0)
+
+
+def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, *, stopped: bool) -> int:
+    set_process_name("unionfs-pause")
+    set_command_line("unionfs-pause")
+    namespaces.enter()
+    namespaces.close()
+    set_dumpable(False)
+    child = os.fork()  # it is the child that is in the pid namespace
+    if child:
+        os.close(ready_fd)
+        os.waitpid(child, 0)
+        return 0
+    asleep = _processes(_STILL)
+    try:
+        if stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGSTOP)  # kill(2): all but ourselves and process 1, at once
+            deadline = time.monotonic() + _SETTLING_S
+            while _processes(_STILL) != _processes(()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        root_fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        files.syncfs(root_fd)
+        os.close(root_fd)
+        os.write(ready_fd, b"r")
+        os.read(over_fd, 1)
+    finally:
+        if stopped:
+            # Children first: a shell that wakes up and finds its child stopped would think that somebody wanted that.
+            for pid in sorted(_processes(()) - asleep, reverse=True):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+
+
+def _processes(states: tuple[bytes, ...]) -> set[int]:
+    """The processes of this pid namespace in one of the states, or in any; without the first and ourselves."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) not in (1, os.getpid()):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                state = file.read().rpartition(b")")[2].split()[0]
+                if not states or state in states:
+                    found.add(int(name))
+    return found

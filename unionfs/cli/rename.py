@@ -1,0 +1,19 @@
+"""`unionfs rename`: give a container another name."""
+
+from __future__ import annotations
+
+from unionfs.cli import over
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import ContainerStore
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs rename ARGV`."""
+    parser = Parser("rename", "Give a container another name.")
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
+    parser.add_argument("name", metavar="NAME")
+    over.add_root(parser)
+    arguments = parser.parse(argv)
+    store = ContainerStore(arguments.root)
+    store.rename(store.find(arguments.container), arguments.name)
+    return 0
