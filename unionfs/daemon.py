@@ -213,6 +213,7 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
         _start_logging(options.debug)
         _start_reporting(union, traffic, options.transport, mountpoint, mounted.connection)
         transport = import_module(TRANSPORTS[options.transport])
+        _spare_collections()
         serving = True
         transport.serve(fd, union, options=options.serve, traffic=traffic)
     except BaseException:
@@ -248,6 +249,16 @@ def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint:
             Reporter(union, traffic, transport, mountpoint).listen(connection)
         except OSError as error:
             _logger().warning("cannot tell others how it goes: %s", error.strerror)
+
+
+def _spare_collections() -> None:
+    """Let Python look for garbage in cycles seldom: nodes, which are many and live long, are let go one by one, and each
+    look would visit all of them."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _start_logging(debug: bool) -> None:
