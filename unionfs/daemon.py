@@ -252,8 +252,8 @@ def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint:
 
 
 def _spare_collections() -> None:
-    """Let Python look for garbage in cycles seldom: nodes, which are many and live long, are let go one by one, and each
-    look would visit all of them."""
+    """Let Python look for garbage in cycles seldom: nodes, which are many and live long, are let go one by one, and
+    each look would visit all of them."""
     import gc
 
     gc.collect()
