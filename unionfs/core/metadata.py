@@ -157,8 +157,8 @@ def _bring_up(tree: Tree, node: Node) -> None:
 
 
 def get_flags(tree: Tree, node: Node, command: int) -> bytes:
-    """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or where
-    there are none."""
+    """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or
+    where there are none."""
     held = _flags_fd(tree, node)
     return files.get_flags(held.fd, command)
 
