@@ -25,6 +25,7 @@ VERBS = {
     "kill": "send a signal to a container",
     "wait": "wait until a container has ended, and print its exit code",
     "logs": "show what a container has printed",
+    "cp": "copy files between a container and this machine",
     "rename": "give a container another name",
     "inspect": "all that is known of a container or an image, as JSON",
     "commit": "make an image of a container",

@@ -279,7 +279,7 @@ class ContainerStore:
             self._write(claimed.directory, claimed)
         return claimed
 
-    def unclaim(self, container: Container, exit_code: int) -> Container:
+    def unclaim(self, container: Container, exit_code: int | None) -> Container:
         """Record that the container could not be started, for which `exit_code` stands."""
         status = "created" if container.started is None else "exited"
         return self.update(

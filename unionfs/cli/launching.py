@@ -7,10 +7,11 @@ which run in another process, as root of the container's user namespace.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.changes.remove import remove_path
@@ -36,12 +37,17 @@ from unionfs.fuse.mounting import MountOptions
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
-from unionfs.launcher.guardian import Hooks, Provisions
+from unionfs.launcher.guardian import Hooks, Provisions, take_away
 from unionfs.launcher.run import launch
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
+from unionfs.syscalls.mounts import MS_REC, MS_SLAVE, mount
+from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 
 LOG: Final = "daemon.log"
 """In the container's directory: what the union's daemon had to say."""
+
+OWN_MOUNTS: Final = CLONE_NEWNS
+"""The namespace that `mounted` needs."""
 
 _RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
 
@@ -123,6 +129,27 @@ def run(
         if isinstance(error, LaunchError):
             raise CommandError(str(error), hint=error.hint or _guess(job, error), status=error.status) from error
         raise
+
+
+@contextlib.contextmanager
+def mounted(job: Job, store: ContainerStore, container: Container) -> Iterator[int]:
+    """The root directory of a container that does not run, its union mounted meanwhile.
+
+    Preconditions: in a process of its own with the container's ids and OWN_MOUNTS. Raises: LaunchError.
+    """
+    set_child_subreaper()  # the daemon detaches from us, but is ours to wait for
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    life_read, life_write = os.pipe()
+    provisions = Provisions(life_read)
+    try:
+        _Turns(job, store, container, again=True).mount(provisions, container.branches, container.directory)
+        root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield root_fd
+        finally:
+            os.close(root_fd)
+    finally:
+        take_away(provisions, life_write)
 
 
 def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spec:
@@ -218,13 +245,13 @@ class _Turns:
             guardian_started=process_started(os.getpid()),
             began_ns=container.began_ns or _file_clock_ns(container.directory),
         )
-        self._mount(provisions, container.branches, container.directory)
+        self.mount(provisions, container.branches, container.directory)
         try:
             fill_anonymous(job, container)
         except OSError as error:
             raise LaunchError.of("making the volumes of the image", error) from error
         for volume, directory in aside:
-            self._mount(provisions, (volume.source,), directory)
+            self.mount(provisions, (volume.source,), directory)
 
     def started(self, pid: int) -> None:
         self._store.started(self._container, pid, os.getpid())
@@ -258,7 +285,7 @@ class _Turns:
         self.finish(OWN_FAILURE, has_started)
         return b""
 
-    def _mount(self, provisions: Provisions, lowers: tuple[str, ...], directory: str) -> None:
+    def mount(self, provisions: Provisions, lowers: tuple[str, ...], directory: str) -> None:
         """Mount a union at merged/ of a directory, with upper/ and work/ beside it."""
         job, container = self._job, self._container
         merged = os.path.join(directory, "merged")

@@ -110,7 +110,7 @@ class Guardian:
         with contextlib.ExitStack() as cleanup:
             life_read, life_write = os.pipe()
             provisions = Provisions(life_read)
-            cleanup.callback(_take_away, provisions, life_write)
+            cleanup.callback(take_away, provisions, life_write)
             self._hooks.prepare(provisions)
             unshare(plans.flags(self._plan.inner))
             if self._spec.door:
@@ -187,7 +187,7 @@ def _kill(init_pid: int) -> None:
             os.waitpid(init_pid, 0)
 
 
-def _take_away(provisions: Provisions, life_write: int) -> None:
+def take_away(provisions: Provisions, life_write: int) -> None:
     """Unmount, and wait for the daemons to end by that, then by their lifeline, then by force."""
     for mountpoint in reversed(provisions.mounts):
         with contextlib.suppress(OSError):  # EINVAL: gone already

@@ -1,0 +1,80 @@
+"""`unionfs cp`: both directions, of containers that run and that do not, and never out of the container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Box
+from tests.support.users import User
+
+
+@pytest.fixture(params=["running", "stopped"])
+def target(request: pytest.FixtureRequest, box: Box) -> Iterator[str]:
+    """A container named so, with a few files."""
+    script = "mkdir -p /d/e; echo x > /d/e/f; ln -s f /d/e/link; chown -R games /d; touch /ready"
+    box("run", "--name", "c", "debian:1", "sh", "-c", f"test -e /ready && sleep 1000; {script}")
+    if request.param == "running":
+        box("start", "c")
+    yield "c"
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/images/" in line]
+
+
+@pytest.fixture
+def place(user: User, scratch: Path) -> Path:
+    """A directory of the user."""
+    user.own(scratch)
+    return scratch
+
+
+def test_out_of_the_container(box: Box, target: str, place: Path, user: User) -> None:
+    box("cp", f"{target}:/d", place / "new")
+    assert (place / "new/e/f").read_text() == "x\n"
+    assert os.readlink(place / "new/e/link") == "f"
+    assert (place / "new/e/f").stat().st_uid == user.uid
+    box("cp", f"{target}:/d/e/f", place)
+    box("cp", f"{target}:d/e/f", place / "named")
+    (place / "into").mkdir()
+    user.own(place / "into")
+    box("cp", f"{target}:/d/.", place / "into")
+    assert sorted(os.listdir(place)) == ["f", "into", "named", "new"]
+    assert os.listdir(place / "into") == ["e"]
+
+
+def test_into_the_container(box: Box, target: str, place: Path, user: User) -> None:
+    (place / "t/u").mkdir(parents=True)
+    (place / "t/u/v").write_text("v\n")
+    (place / "t/u/v").chmod(0o741)
+    user.own(place)
+    box("cp", place / "t", f"{target}:/srv")
+    box("cp", place / "t/u/v", f"{target}:/d/e/f")
+    box("cp", place / "t/.", f"{target}:/other")
+    if box("ps", "-q").stdout == "":
+        box("start", target)
+    script = "cat /srv/t/u/v /d/e/f /other/u/v; stat -c '%u %g %a' /srv/t/u/v"
+    assert box("exec", target, "sh", "-c", script).stdout == "v\nv\nv\n0 0 741\n"
+
+
+def test_no_symlink_leads_out(box: Box, target: str, place: Path, user: User) -> None:
+    box("start", target)
+    script = f"ln -s {place} /srv/out; ln -s ../../../../../../../..{place} /srv/up; mkdir -p {place}"
+    box("exec", target, "sh", "-c", script)
+    (place / "secret").write_text("secret\n")
+    user.own(place)
+    assert box("cp", f"{target}:/srv/out/secret", place / "got", check=False).returncode == 1
+    for way in ("out", "up"):
+        box("cp", place / "secret", f"{target}:/srv/{way}/planted-{way}")
+    assert sorted(os.listdir(place)) == ["secret"]
+
+
+def test_what_cannot_be(box: Box, target: str, place: Path) -> None:
+    for words in (("a", "b"), ("x:/a", "y:/b"), ("-", f"{target}:/")):
+        assert box("cp", *words, check=False).returncode == 2
+    missing = box("cp", f"{target}:/nosuch", place, check=False)
+    assert (missing.returncode, "/nosuch: No such file or directory" in missing.stderr) == (1, True)
+    assert box("cp", place / "nosuch", f"{target}:/", check=False).returncode == 1
+    assert box("cp", f"{target}:/d", "/dev/null", check=False).returncode == 1
+    assert box("cp", "nobody:/d", place, check=False).returncode == 1
