@@ -51,6 +51,7 @@ FILES: Final = (
 _ROUNDS: Final = 5
 _QUICK_ROUNDS: Final = 1
 _QUICK_SCALE: Final = 0.1
+_NOT_QUICK: Final = ("tar", "untar", "change", "remove")  # as long at any scale: they take the whole root filesystem
 _TINY: Final = 0.05  # below this scale the root filesystem is a tiny one, too
 
 Say = Callable[[str], None]
@@ -193,6 +194,8 @@ def _choice(arguments: argparse.Namespace, workloads: Sequence[Workload]) -> Cho
         if unknown:
             raise SystemExit(f"unknown workloads: {', '.join(sorted(unknown))}")
         workloads = [one for one in workloads if one.name in wanted or one.name.partition("-")[0] in wanted]
+    elif arguments.quick and len(workloads) > len(_NOT_QUICK):
+        workloads = [one for one in workloads if one.name not in _NOT_QUICK]
     chosen = arguments.systems or [
         system for system in systems.SYSTEMS if system not in systems.OPTIONAL or arguments.pyfuse3
     ]
