@@ -216,6 +216,13 @@ def test_commit_on_directories_and_refusals(box: Box, user: User, scratch: Path)
     top.mkdir()
     (top / "note").write_text("noted\n")
     user.own(top)
+    box("run", "--name", "plain", "debian:1", "true")
+    (lower,) = inspected(box, "plain")["GraphDriver"]["Data"]["LowerDir"]
+    box("run", "--name", "layered", "--lower", top, "--lower", lower, "sh", "-c", "cat /note; echo x > /x")
+    box("commit", "layered", "layered:1")
+    assert box("run", "--rm", "layered:1", "cat", "/note", "/x").stdout == "noted\nx\n"
+    box("rm", "layered")
+    box("rmi", "layered:1")
     box("run", "--name", "twin", "debian:1", "true")
     assert "digest cannot be given" in box("commit", "twin", "a@sha256:" + "0" * 64, check=False).stderr
     assert box("commit", "-c", "NONSENSE x", "twin", "a:1", check=False).returncode != 0
