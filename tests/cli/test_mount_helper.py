@@ -120,8 +120,11 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
         (["-o", "lowerdir=/l,upperdir=/u", "/m"], "workdir not specified"),
         (["-o", f"{_BRANCHES},redirect_dir=on", "/m"], "only redirect_dir=off"),
         (["-o", f"{_BRANCHES},timeout=soon", "/m"], "timeout=soon: not a number"),
-        (["-o", f"{_BRANCHES},uidmapping=:0:1:1000", "/m"], "uidmapping is not supported"),
-        (["-o", f"{_BRANCHES},squash_to_root", "/m"], "squash_to_root is not supported"),
+        (["-o", f"{_BRANCHES},uidmapping=0:1", "/m"], "uidmapping=0:1: not in groups of three"),
+        (["-o", f"{_BRANCHES},gidmapping=0:1:0", "/m"], "gidmapping=0:1:0: a number is out of range"),
+        (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: invalid"),
+        (["-o", f"{_BRANCHES},squash_to_uid=-1", "/m"], "squash_to_uid=-1: a number is out of range"),
+        (["-o", f"{_BRANCHES},squash_to_gid", "/m"], "squash_to_gid=: not in groups of three"),
         (["-o", f"{_BRANCHES},xattr_permissions=2", "/m"], "xattr_permissions is not supported"),
     ],
 )

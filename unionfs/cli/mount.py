@@ -10,6 +10,7 @@ from unionfs import daemon
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options
+from unionfs.core.owners import Owners
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
@@ -53,7 +54,15 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
     return 0
 
 
-def branches(lowers: list[str], upper: str | None, work: str | None, *, whiteout: str, durability: str) -> Options:
+def branches(
+    lowers: list[str],
+    upper: str | None,
+    work: str | None,
+    *,
+    whiteout: str,
+    durability: str,
+    owners: Owners | None = None,
+) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
         return Options(
@@ -62,6 +71,7 @@ def branches(lowers: list[str], upper: str | None, work: str | None, *, whiteout
             work=None if work is None else os.path.abspath(work),
             whiteout=whiteout,
             durability=durability,
+            owners=owners,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error

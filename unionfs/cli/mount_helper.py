@@ -16,6 +16,7 @@ from typing import Final
 
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
+from unionfs.core.owners import IdMap, Owners, parse_ranges
 from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
@@ -37,7 +38,6 @@ _NO_MEANING_HERE: Final = frozenset(
 )
 """Options of other mount programs, of the kernel and of mount(8) whose absence changes nothing that users rely on."""
 
-_OWNERS: Final = frozenset({"uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid"})
 """Options that change which owners are shown: ignoring them would be wrong in silence."""
 
 
@@ -153,6 +153,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             None if upper is None else work,
             whiteout="overlay",
             durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
+            owners=_owners(values),
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -190,8 +191,8 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other dev exec fsname fsync lowerdir nodev noexec nosuid redirect_dir ro rw suid timeout upperdir volatile
-    workdir writeback xattr_permissions
+    allow_other dev exec fsname fsync gidmapping lowerdir nodev noexec nosuid redirect_dir ro rw squash_to_gid
+    squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
@@ -200,7 +201,7 @@ def _check(name: str, value: str) -> None:
     """Complain about an option that we do not follow, as loudly as it matters."""
     if name == "redirect_dir" and value != "off":
         raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
-    if name in _OWNERS or (name == "xattr_permissions" and value != "0"):
+    if name == "xattr_permissions" and value != "0":
         raise CommandError(f"mount failed: the option {name} is not supported yet")
     if name not in _KNOWN | _NO_MEANING_HERE and not name.startswith("x-"):
         _ignore(f"{name}={value}" if value else name)
@@ -213,6 +214,25 @@ def _ignore(argument: str) -> None:
 def _one_path(values: dict[str, str], name: str) -> str | None:
     paths = split_paths(values.get(name, "").replace(":", "\\:"))
     return paths[0] if paths else None
+
+
+def _owners(values: dict[str, str]) -> Owners | None:
+    """squash_to_uid and squash_to_gid go before squash_to_root, and that before the mappings."""
+    users, groups = (_id_map(values, kind) for kind in ("uid", "gid"))
+    return Owners(users, groups) if users != IdMap() or groups != IdMap() else None
+
+
+def _id_map(values: dict[str, str], kind: str) -> IdMap:
+    name = f"squash_to_{kind}" if f"squash_to_{kind}" in values else f"{kind}mapping"
+    text = values.get(name, "")
+    if name not in values or (name == f"{kind}mapping" and "squash_to_root" in values):
+        return IdMap(all_as=0) if "squash_to_root" in values else IdMap()
+    try:
+        if name == f"{kind}mapping":
+            return IdMap(parse_ranges(text))
+        return IdMap(all_as=parse_ranges(f"{text}:0:1")[0].stored)
+    except ValueError as why:
+        raise CommandError(f"mount failed: {name}={text}: {why}") from None
 
 
 def _seconds(text: str | None) -> float:

@@ -360,7 +360,7 @@ def give_attributes(
         os.setxattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
     if (uid, gid) != (tree.euid, tree.egid):
-        os.chown(leaf, uid, gid, dir_fd=place.fd(), follow_symlinks=False)
+        tree.chown(place.fd(), leaf, uid, gid)
     if fd is not None:
         os.fchmod(fd, stat.S_IMODE(st.st_mode))
     elif kind != stat.S_IFLNK:

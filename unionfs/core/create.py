@@ -249,7 +249,7 @@ def _give_owner_and_mode(
     inherits = bool(parent.st_mode & stat.S_ISGID)
     gid = parent.st_gid if inherits else caller.gid
     if (caller.uid, gid) != (tree.euid, tree.egid):
-        os.chown(leaf, caller.uid, gid, dir_fd=fd, follow_symlinks=False)
+        tree.chown(fd, leaf, caller.uid, gid)
     if mode is None:
         return
     default = acl.read_default(marks.proc_path(up.fd()))

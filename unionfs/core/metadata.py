@@ -12,10 +12,12 @@ from unionfs.core import copyup
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.owners import Owners
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
 _NS = 1_000_000_000
+_AS_STORED = Owners()
 
 
 def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
@@ -33,9 +35,10 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
         copyup.ensure(tree, node)
         dir_fd, name = node.home.fd(), node.leaf
     if change.uid is not None or change.gid is not None:
-        uid = change.uid if change.uid is not None else -1
-        gid = change.gid if change.gid is not None else -1
-        os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+        owners = tree.owners or _AS_STORED
+        uid = owners.users.stored(change.uid) if change.uid is not None else -1
+        gid = owners.groups.stored(change.gid) if change.gid is not None else -1
+        tree.chown(dir_fd, name, uid, gid)
     elif change.kill_priv and isinstance(node, FileNode) and change.size is None:
         drop_privileges(tree, node)
     if change.mode is not None:

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from unionfs.core.owners import Owners
+
 WHITEOUT_FORMATS: Final = ("aufs", "overlay")
 DURABILITIES: Final = ("strict", "normal", "volatile")
 LOWERS_MAX: Final = 65535
@@ -38,6 +40,7 @@ class Options:
         "normal"  # strict: copy-ups are on the device before they are visible; volatile: fsync does nothing
     )
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
+    owners: Owners | None = None  # how owners are translated; None: not at all
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each

@@ -75,6 +75,7 @@ class Tree:
         self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
         self.nodes = NodeTable()
         self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
+        self.owners = options.owners  # immutable
         self.euid = os.geteuid()  # immutable: whom files made in place belong to
         self.egid = os.getegid()  # immutable
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
@@ -203,6 +204,15 @@ class Tree:
                 gid = 0
         return uid, gid
 
+    def chown(self, dir_fd: int, name: bytes, uid: int, gid: int) -> None:
+        """Give an object to its owner, in ids as stored; -1 leaves one as it is. EPERM, EINVAL, unless all files are
+        shown as one user's anyway."""
+        try:
+            os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as exc:
+            if self.owners is None or not self.owners.squashed or exc.errno not in (errno.EPERM, errno.EINVAL):
+                raise
+
     def attrs(self, node: Node, st: Stat) -> Attrs:
         """The node's attributes as users see them, given `st` from its branch."""
         if isinstance(node, FileNode):
@@ -216,6 +226,8 @@ class Tree:
         uid, gid = st.st_uid, st.st_gid
         if lower and self.overflow_ids is not None:
             uid, gid = self.owner(st, lower=True)
+        if self.owners is not None:
+            uid, gid = self.owners.users.shown(uid), self.owners.groups.shown(gid)
         return Attrs(
             node.ino, st.st_mode, nlink, uid, gid, st.st_rdev, st.st_size, st.st_blocks, st.st_blksize,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,

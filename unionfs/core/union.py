@@ -184,17 +184,30 @@ class Union:
         made.node.nlookup += 1
         return Entry(made.node.nodeid, self._tree.attrs(made.node, made.st))
 
+    def _as_stored(self, caller: Caller) -> Caller:
+        """Who makes something, in ids as the upper stores them."""
+        owners = self._tree.owners
+        if owners is None:
+            return caller
+        return caller._replace(uid=owners.users.stored(caller.uid), gid=owners.groups.stored(caller.gid))
+
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         """Make a file, fifo, socket or device. EEXIST, EROFS, EPERM, EINVAL for reserved names, ENOSPC."""
-        return self._born(create.make_file(self._tree, self._nodes.directory(parent), name, mode, rdev, caller))
+        return self._born(
+            create.make_file(self._tree, self._nodes.directory(parent), name, mode, rdev, self._as_stored(caller))
+        )
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
         """Make a directory. Errors as `mknod`."""
-        return self._born(create.make_directory(self._tree, self._nodes.directory(parent), name, mode, caller))
+        return self._born(
+            create.make_directory(self._tree, self._nodes.directory(parent), name, mode, self._as_stored(caller))
+        )
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         """Make a symlink. Errors as `mknod`."""
-        return self._born(create.make_symlink(self._tree, self._nodes.directory(parent), name, target, caller))
+        return self._born(
+            create.make_symlink(self._tree, self._nodes.directory(parent), name, target, self._as_stored(caller))
+        )
 
     @_as_owner
     def link(self, nodeid: int, new_parent: int, new_name: bytes) -> Entry:
@@ -207,7 +220,9 @@ class Union:
 
     def tmpfile(self, parent: int, mode: int, caller: Caller) -> Entry:
         """Make a file without a name (O_TMPFILE)."""
-        return self._entry(create.make_unnamed(self._tree, self._nodes.directory(parent), mode, caller))
+        return self._entry(
+            create.make_unnamed(self._tree, self._nodes.directory(parent), mode, self._as_stored(caller))
+        )
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of a file. ENOENT, EISDIR, EROFS."""
