@@ -137,3 +137,14 @@ def test_a_container_starts_again_with_what_it_had(podman: Podman, container: st
     assert podman.sh(container, "cat /kept") == "kept"
     podman("cp", f"{container}:/kept", run_dir / "podman/kept")
     assert (run_dir / "podman/kept").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize("mode", ["keep-id", "nomap", "auto"])
+def test_owners_in_user_namespaces_of_podmans_own(mode: str, podman: Podman) -> None:
+    """Podman hands over its mapping (uidmapping=, gidmapping=), and the container's files belong to its own users."""
+    script = "stat -c '%u %g' /etc/passwd /etc/shadow; touch /tmp/mine; stat -c '%u' /tmp/mine; id -u"
+    root, shadow, mine, me = podman(
+        "run", "--rm", "--network=none", f"--userns={mode}", IMAGE, "sh", "-ec", script
+    ).splitlines()
+    assert (root, shadow) == ("0 0", "0 42")
+    assert mine == me == (str(podman.user.uid) if mode == "keep-id" else "0")
