@@ -205,6 +205,8 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
     try:
         os.chdir("/")
         traffic = _begin(options, fd)
+        if mounted.connection is not None:
+            mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
         ready(_UPPER_IN_USE if union.upper_in_use else "")

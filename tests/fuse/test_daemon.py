@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -18,6 +19,7 @@ from tests.fuse.daemons import PATIENCE_S, daemon_of
 from tests.support import mounts
 from tests.support.mountinfo import detach, mount_at
 from tests.support.users import User
+from unionfs.syscalls.mountinfo import topmost_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,3 +385,19 @@ def test_two_daemons_on_one_upper_both_mount_and_the_second_says_so(place: Place
             assert daemon.has_ended(0)
         assert place.read() == "content"
         assert len(place.litter()) == 1
+
+
+def test_root_reads_far_ahead(root_user: User, scratch: Path, fuse_device: Path) -> None:
+    """A file that is read from end to end takes a message a megabyte, not one for every 128 kB."""
+    del fuse_device
+    for name in ("lower", "mnt"):
+        (scratch / name).mkdir()
+    (scratch / "lower/big").write_bytes(os.urandom(8 << 20))
+    with mounts.mounted([scratch / "lower"], scratch / "mnt", user=root_user, transport="kernel") as mnt:
+        there = topmost_at(str(mnt))
+        assert there is not None
+        if not os.access(f"/sys/class/bdi/0:{there.minor}/read_ahead_kb", os.W_OK):
+            pytest.skip("/sys cannot be written here")
+        root_user.run(["cat", mnt / "big"])
+        messages = json.loads(root_user.unionfs("stats", "--json", mnt).stdout)["messages"]
+    assert messages["READ"] <= 16

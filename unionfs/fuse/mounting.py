@@ -16,6 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +40,9 @@ HELPER: Final = "fusermount3"
 _INHERITED = re.compile(r"/dev/fd/([0-9]+)")
 _FUSE_DEVICE_NUMBER: Final = (10, 229)  # admin-guide/devices.txt
 _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES)
+
+
+_READ_AHEAD_KB: Final = 1024
 
 
 class MountError(OSError):
@@ -139,6 +143,13 @@ def union_at(mountpoint: str) -> int | None:
     """The number of the FUSE connection of the union seen at `mountpoint`; None: there is no union."""
     there = mountinfo.topmost_at(mountpoint)
     return there.minor if there is not None and there.fstype == FSTYPE else None
+
+
+def read_far_ahead(connection: int) -> None:
+    """Let the kernel ask for as much as one request can carry when a file is read from end to end; its own choice is an
+    eighth of that. Only root may say so (/sys/class/bdi): where it may not be, things stay as they are."""
+    with suppress(OSError), open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w") as setting:
+        setting.write(str(_READ_AHEAD_KB))
 
 
 def process_name(connection: int) -> str:
