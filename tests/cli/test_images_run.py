@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Box
+from tests.launcher.terminals import terminal
 from tests.support.users import User
 
 _FOREVER = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
@@ -145,6 +146,23 @@ def test_exec(box: Box) -> None:
     box("kill", "in")
     ended = box("exec", "in", "true", check=False)
     assert (ended.returncode, "it is not running" in ended.stderr) == (125, True)
+
+
+def test_exec_at_a_terminal(box: Box, user: User) -> None:
+    box("run", "-d", "-t", "--name", "tty", "debian:1", "sh", "-c", f"tty; {_FOREVER}")
+    root = Path(inspected(box, "tty")["GraphDriver"]["Data"]["UpperDir"]).parents[2]
+    line = [*user.unionfs_cmd, "exec", "--root", os.fspath(root), "-it", "tty", "bash", "--norc"]
+    with terminal(user, line, rows=33, columns=99) as screen:
+        before = screen.settings()
+        screen.expect("# ")
+        screen.type("stty size; tty; sh -c 'echo go$((1)); exec sleep 100'\n")
+        screen.expect(r"33 99\s+/dev/pts/1\s+go1")
+        screen.type("\x03")
+        screen.expect("# ")
+        screen.type("exit 9\n")
+        assert screen.end() == 9
+        assert screen.settings() == before
+    assert box("logs", "tty").stdout == "/dev/pts/0\n"
 
 
 def test_attached_output_is_kept_unless_told_otherwise(box: Box) -> None:
