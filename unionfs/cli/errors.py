@@ -56,3 +56,7 @@ def failed(what: str, path: str | bytes | None, why: str) -> str:
 def tell(error: CommandError) -> str:
     """The lines for stderr, without the final newline."""
     return "\n".join([f"unionfs: {error}", *(f"  {line}" for line in error.hint.splitlines())])
+
+
+class PullFailedError(Exception):
+    """Fetching an image failed, and why has been told already."""

@@ -21,16 +21,12 @@ from layers.image import Remote
 from layers.manifest import Descriptor, Platform
 from layers.store import Store
 from unionfs.cli import image_store
-from unionfs.cli.errors import OWN_FAILURE, CommandError
+from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError
 from unionfs.cli.progress import shown
 
 ALWAYS: Final = "always"
 MISSING: Final = "missing"
 NEVER: Final = "never"
-
-
-class PullFailedError(Exception):
-    """Fetching failed, and why has been told already."""
 
 
 @dataclass(frozen=True, slots=True)

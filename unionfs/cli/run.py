@@ -10,12 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from layers.store import Store
 from unionfs.cli import launching, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
-from unionfs.cli.errors import OWN_FAILURE, CommandError, failed
-from unionfs.cli.imaging import PullFailedError
+from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
 from unionfs.cli.job import Job, Volume
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
@@ -25,6 +23,7 @@ from unionfs.launcher.channel import FAILED, STARTED, Sender
 from unionfs.launcher.errors import LaunchError
 
 if TYPE_CHECKING:
+    from layers.store import Store
     from unionfs.cli.imaging import Ready
 
 _DESCRIPTION: Final = """\
@@ -81,15 +80,15 @@ def make(arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] |
         del words[0]
     if not arguments.lower and not words:
         raise CommandError("run: no root filesystem given", hint="see unionfs run --help", status=OWN_FAILURE)
+    if arguments.lower or _is_directory(words[0], store.root):
+        return _made(_job_on_directories(arguments, words), arguments, store)
+    from layers.store import Store
+
     images = Store(store.root)
-    if arguments.lower or _is_directory(words[0], images):
-        job = _job_on_directories(arguments, words)
-    else:
-        job = _check(arguments, words)
-        with images.using():
-            job = _job_on_image(job, arguments, words, _image(arguments, words[0], images))
-            return _made(job, arguments, store)
-    return _made(job, arguments, store)
+    job = _check(arguments, words)
+    with images.using():
+        job = _job_on_image(job, arguments, words, _image(arguments, words[0], images))
+        return _made(job, arguments, store)
 
 
 def _made(job: Job, arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
@@ -99,15 +98,16 @@ def _made(job: Job, arguments: Namespace, store: ContainerStore) -> tuple[Job, C
     return job, launching.create(job, store)
 
 
-def _is_directory(word: str, images: Store) -> bool:
+def _is_directory(word: str, root: str) -> bool:
     """Whether a root filesystem is meant, and not an image."""
     if word in (".", "..") or word.startswith(("/", "./", "../")):
         return True
     if not os.path.isdir(word):
         return False
+    from layers.store import Store
     from unionfs.cli import imaging
 
-    return not imaging.is_known(images, word)
+    return not imaging.is_known(Store(root), word)
 
 
 def _image(arguments: Namespace, name: str, images: Store) -> Ready:
