@@ -172,8 +172,10 @@ def test_a_terminal_without_input(at_terminal: AtTerminal) -> None:
 
 
 def test_ctrl_c_without_a_terminal_of_its_own(at_terminal: AtTerminal) -> None:
-    # A shell that waits for its foreground job ends only if the job gets the signal as well.
-    with at_terminal("sh", "-c", "echo ready; sleep 1000; echo not reached", flags="-i") as user_side:
+    # A shell that waits for its foreground job ends only if the job gets the signal as well. The job says itself when
+    # it is ready: what a shell is told while it starts one is lost on the job.
+    job = "import signal; signal.signal(2, signal.SIG_DFL); print('ready', flush=True); signal.pause()"
+    with at_terminal("sh", "-c", f'/usr/bin/python3 -c "{job}"; echo not reached', flags="-i") as user_side:
         user_side.expect("ready")
         user_side.type("\x03")
         assert user_side.end() == 130

@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -108,11 +108,11 @@ class Reporter:
         try:
             with asker, suppress(OSError, ValueError):
                 asker.settimeout(_PATIENCE_S)
+                question = json.loads(_line(asker))  # read first: closing with it unread would be a reset
                 _, uid, _ = _peer(asker)
                 if uid not in (0, os.geteuid()):
                     _tell(asker, {"error": "only its own user and root may ask this daemon"})
                     return
-                question = json.loads(_line(asker))
                 wanted = question.get("ask") if isinstance(question, dict) else None
                 if wanted == "stats":
                     _tell(asker, self.stats())
@@ -161,13 +161,19 @@ def ask(connection: int, question: str) -> Iterator[dict[str, Any]]:
         pid, _, _ = _peer(daemon)
         if _name_of(pid) != process_name(connection):
             raise NotToldError(f"process {pid} answers in its place")
-        daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
+        with suppress(OSError):  # a daemon that is about to end: what it said before can be read all the same
+            daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
         with daemon.makefile("rb") as lines:
-            for line in lines:
+            for line in _until_reset(lines):
                 told = json.loads(line)
                 if "error" in told:
                     raise NotToldError(told["error"])
                 yield told
+
+
+def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
+    with suppress(ConnectionResetError):
+        yield from lines
 
 
 def _connect(daemon: socket.socket, connection: int) -> None:
