@@ -31,8 +31,10 @@ pytest_plugins = ["tests.support.logcheck", "tests.support.report"]
 
 # A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure
 # is made small but not explained: explaining traces every line, which takes longer than the guard allows.
+# The same cases every time, so that a change is judged by itself: HYPOTHESIS_PROFILE=deep looks for new ones.
 hypothesis.settings.register_profile(
     "unionfs",
+    derandomize=os.environ.get("HYPOTHESIS_PROFILE") != "deep",
     deadline=None,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
