@@ -10,6 +10,7 @@ import stat
 from unionfs import markers
 from unionfs.core import copyup
 from unionfs.core.attrs import NOW, AttrChange
+from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import Owners
@@ -91,9 +92,14 @@ def _xattr_path(node: Node) -> tuple[bytes, bool]:
     part is to be followed: it is a descriptor's own (proc(5)), or a name, which has no slash and leads nowhere else."""
     if isinstance(node, FileNode):
         return b"/proc/self/fd/%d/%s" % (node.home.fd(), node.leaf), False
+    return b"/proc/self/fd/%d" % _place_of(node).fd(), True
+
+
+def _place_of(node: DirNode) -> BranchDir:
+    """The directory whose attributes the merged one shows."""
     place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
     assert place is not None
-    return b"/proc/self/fd/%d" % place.fd(), True
+    return place
 
 
 def _is_sealed(node: Node) -> bool:
@@ -179,7 +185,6 @@ def _flags_fd(tree: Tree, node: Node) -> FileFd:
         if not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.ENOTTY)
         return tree.read_fd(node)
-    place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
-    if place is None or _is_sealed(node):
+    if _is_sealed(node):
         refuse(errno.ENOTTY)
-    return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd()))
+    return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_place_of(node).fd()))
