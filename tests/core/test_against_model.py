@@ -194,8 +194,8 @@ class UnionMachine(RuleBasedStateMachine):
     @rule(pick=_pick, which=st.sampled_from(("access", "default")), value=st.integers(0, 1))
     def set_acl(self, pick: int, which: str, value: int) -> None:
         path = self.old(pick)
-        if os.geteuid() != 0 and which == "access" and self.is_dir(path):
-            value = 0  # for the reason that chmod has
+        if os.geteuid() != 0 and self.is_dir(path):
+            value = 0  # for the reason that chmod has; a default one is what directories made below will have
         self.do("setxattr", path, f"system.posix_acl_{which}".encode(), ACLS[value], 0)
 
     # -- open files --

@@ -41,8 +41,8 @@ class Entry(NamedTuple):
 class AttrChange(NamedTuple):
     """What setattr is to change; None leaves a field as it is.
 
-    `kill_priv` asks that set-id bits and file capabilities are dropped along with a size change, as truncate(2) does
-    for a caller without CAP_FSETID.
+    `kill_priv` asks that a file's set-id bits and capabilities are dropped along with the change, as truncate(2) does
+    for a caller without CAP_FSETID, and chown(2) for everybody.
     """
 
     mode: int | None = None

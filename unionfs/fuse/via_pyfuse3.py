@@ -17,6 +17,7 @@ import errno
 import functools
 import logging
 import os
+import stat
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _MAX_TASKS: Final = 1000
 """Requests in progress at once. Those waiting for a copy-up count, and must not keep out the others."""
 
+_ACCESS_ACL: Final = b"system.posix_acl_access"
 _INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
 """Where EntryAttributes keeps st_ino: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
 
@@ -217,10 +219,26 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        del ctx
         await self._copy_up(inode)
         # pyfuse3 keeps the flags to itself: it asked getxattr for XATTR_CREATE and XATTR_REPLACE before.
         self._union.setxattr(inode, name, value, 0)
+        if name == _ACCESS_ACL and ctx.uid != 0:
+            self._drop_foreign_group(inode, ctx)
+
+    def _drop_foreign_group(self, inode: int, ctx: RequestContext) -> None:
+        """An ACL set by somebody who is not in the file's group clears set-group-ID, as chmod(2) does.
+
+        The kernel leaves it to us, and libfuse does not pass on that it does.
+        """
+        attrs = self._union.getattr(inode)
+        if not attrs.mode & stat.S_ISGID or attrs.gid == ctx.gid:
+            return
+        try:
+            member = attrs.gid in pyfuse3.get_sup_groups(ctx.pid)
+        except (OSError, RuntimeError):  # the process is out of sight, or gone
+            member = False
+        if not member:
+            self._union.setattr(inode, AttrChange(mode=stat.S_IMODE(attrs.mode) & ~stat.S_ISGID))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

@@ -67,7 +67,7 @@ SECONDS = struct.Struct("=IIQQQqqqIIIIIIII")
 @pytest.mark.parametrize(
     ("valid", "change"),
     [
-        (0, AttrChange()),
+        (0, AttrChange(kill_priv=True)),
         (1 << 0, AttrChange(mode=0o4755)),
         (1 << 1, AttrChange(uid=11)),
         (1 << 2, AttrChange(gid=12)),
@@ -76,7 +76,7 @@ SECONDS = struct.Struct("=IIQQQqqqIIIIIIII")
         (1 << 5, AttrChange(mtime_ns=-1_999_999_999)),
         (1 << 4 | 1 << 7, AttrChange(atime_ns=NOW)),
         (1 << 5 | 1 << 8, AttrChange(mtime_ns=NOW)),
-        (1 << 6 | 1 << 9 | 1 << 10, AttrChange()),
+        (1 << 6 | 1 << 9 | 1 << 10, AttrChange(kill_priv=True)),
         (1 << 3 | 1 << 11, AttrChange(size=1 << 41, kill_priv=True)),
     ],
 )

@@ -29,6 +29,10 @@ Head = tuple[int, int, int, int, int, int, int, int, int]
 
 _BILLION: Final = 1_000_000_000
 _DOTS: Final = frozenset((b".", b".."))
+_CHANGES: Final = (
+    abi.FATTR_MODE | abi.FATTR_UID | abi.FATTR_GID | abi.FATTR_SIZE
+    | abi.FATTR_ATIME | abi.FATTR_MTIME | abi.FATTR_ATIME_NOW | abi.FATTR_MTIME_NOW
+)  # fmt: skip
 
 _forget_in = abi.FORGET_IN.unpack_from
 _setattr_in = abi.SETATTR_IN.unpack_from
@@ -90,7 +94,11 @@ def batch_forget(buf: memoryview, end: int) -> list[tuple[int, int]]:
 
 
 def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
-    """SETATTR. FATTR_CTIME is not looked at: the change itself sets the ctime beneath, as it does on any filesystem."""
+    """SETATTR. FATTR_CTIME is not looked at: the change itself sets the ctime beneath, as it does on any filesystem.
+
+    A request for nothing comes of a chown(2) with -1 for both ids, and before what has no flag of its own to say that
+    set-id bits are to fall (fallocate, copy_file_range): that they fall is all that it can mean.
+    """
     (valid, _, _fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, _, uid, gid, _
      ) = _setattr_in(buf, BODY)  # fmt: skip
     return (
@@ -101,7 +109,7 @@ def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
             size=size if valid & abi.FATTR_SIZE else None,
             atime_ns=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
-            kill_priv=bool(valid & abi.FATTR_KILL_SUIDGID),
+            kill_priv=bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & _CHANGES,
         ),
     )
 
