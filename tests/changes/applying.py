@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.changes.views import walk
+from tests.core.trees import tree
+from unionfs import markers
 from unionfs.changes import check, listing
 from unionfs.changes.apply import Applied, apply, resume
 from unionfs.changes.check import Plan
@@ -84,6 +86,16 @@ class Setting:
     def listed(self) -> list[str]:
         with self.branches() as branches:
             return [f"{change.kind} {os.fsdecode(change.path)}" for change in listing.changes(branches).changes]
+
+
+def setting(tmp_path: Path, before: str, upper: str) -> Setting:
+    return Setting(tree(tmp_path / "upper", "./ " + upper), tree(tmp_path / "target", "./ " + before))
+
+
+def say_it_was_copied_up(change: Setting, name: str) -> None:
+    """Mark the upper's file as the union does: with the number of the one that it came from."""
+    number = os.lstat(change.target / name).st_ino
+    os.setxattr(change.upper / name, markers.ORIGIN_XATTR, b"0-%x" % number)
 
 
 def in_child_killed_at(step: int, work: Callable[[], object]) -> bool:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.changes.applying import Setting, content, in_child_killed_at, leftovers
+from tests.changes.applying import (
+    Setting,
+    content,
+    in_child_killed_at,
+    leftovers,
+    say_it_was_copied_up,
+    setting,
+)
 from tests.changes.test_listing import with_parents
 from tests.core.flatten import flatten
 from tests.core.layers_at_random import layers
@@ -58,6 +65,13 @@ CASES = {
     "new links": ("a=1", "b=2 c==b d/e==b", "a=1 b=2 c==b d/e==b"),
     "link to what did not change": ("a=1 d/", "a=1 b==a d/c==a", "a=1 b==a d/c==a"),
     "links in a directory that moved": ("d/a=1 d/b==d/a", ".wh.d e/{user.overlay.redirect=/d}", "e/a=1 e/b==e/a"),
+    "one of two links in a directory that moved": (
+        "c/a/ a/a=1 b==a/a",
+        ".wh.a c/ c/a/{user.overlay.redirect=/a}",
+        "c/a/a=1 b==c/a/a",
+    ),
+    "another file in the place of one of two links": ("a=1 b==a", "b=1:0600", "a=1 b=1:0600"),
+    "other links in the place of one of two": ("a=1 b==a", "b=1:0600 c==b", "a=1 b=1:0600 c==b"),
     "link to what only got an attribute": ("a=1 d/", "a=1:0600 b==a d/c==a", "a=1:0600 b==a d/c==a"),
     "one name gets an attribute, one is removed": ("a=1 b==a c==a", "a=1:0600 .wh.b", "a=1:0600 c==a"),
     "one name is touched, one is removed": ("a=1 b==a c==a d==a", "a=1@5 .wh.b c->x", "a=1@5 c->x d==a"),
@@ -71,6 +85,9 @@ CASES = {
     "set-id bits": ("a=1", "a=2:4755 b=3:6711 d/:2755", "a=2:4755 b=3:6711 d/:2755"),
     "a long name": ("a=1", "n" * 255 + "=1", "a=1 " + "n" * 255 + "=1"),
 }
+COPIED_UP = {"one name gets an attribute, one is removed", "one name is touched, one is removed"}
+"""The upper's `a` is the target's, as the union's mark on it says."""
+
 AS_ROOT = {
     "owners": ("a=1 d/b=2", "a=1:0640,5,6 d/:0750,7,8 d/b=2 n/:,9,9 n/f=x:,9,10 l->x:,3,4", None),
     "devices": ("a=1", "c<c:1:3> b<b:7:200>", None),
@@ -79,14 +96,12 @@ AS_ROOT = {
 }
 
 
-def setting(tmp_path: Path, before: str, upper: str) -> Setting:
-    return Setting(tree(tmp_path / "upper", "./ " + upper), tree(tmp_path / "target", "./ " + before))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_target_becomes_what_the_union_showed(case: str, tmp_path: Path) -> None:
     before, upper, after = CASES[case]
     change = setting(tmp_path, before, upper)
+    if case in COPIED_UP:
+        say_it_was_copied_up(change, "a")
     expected = content(tree(tmp_path / "expected", "./ " + after))
     change.apply()
     assert content(change.target) == expected
@@ -107,6 +122,7 @@ def test_what_only_root_can_do(case: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@example(texts=["a:0644 b==a"], upper="a:0644 b:0600")
 @given(texts=st.lists(layers(), min_size=1, max_size=3), upper=layers())
 def test_layers_at_random(texts: list[str], upper: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.mktemp("random")
@@ -509,23 +525,6 @@ def test_acls_are_kept_and_default_acls_of_the_parent_are_not_added(tmp_path: Pa
     assert content(change.target)[b"/d/with"] == content(change.upper)[b"/d/with"]
     assert not os.listxattr(change.target / "d/new")
     assert not os.listxattr(change.target / "d/n")
-    assert change.listed() == []
-
-
-def test_other_names_of_a_changed_file_are_told(tmp_path: Path) -> None:
-    change = setting(tmp_path, "a=1 b==a c==a", "a=2")
-    (warning,) = change.plan().warnings
-    assert (warning.path, warning.why) == (b"/a", "has 2 more names on this machine, which keep the old content")
-
-
-@pytest.mark.parametrize("upper", ["a=1:0600", "a=1@7", pytest.param("a=1:,5,5", marks=NEEDS_ROOT)])
-def test_a_file_with_one_attribute_changed_stays_the_same_file(upper: str, tmp_path: Path) -> None:
-    """Its other names show the change as well, and who has it open or locked keeps it."""
-    change = setting(tmp_path, "a=1 b==a", upper)
-    before = os.lstat(change.target / "a").st_ino
-    assert change.plan().warnings == []
-    change.apply()
-    assert os.lstat(change.target / "a").st_ino == os.lstat(change.target / "b").st_ino == before
     assert change.listed() == []
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from unionfs import markers
 from unionfs.changes.compare import MODE, MTIME, OWNER, XATTRS
 from unionfs.changes.listing import ADDED, Change, Changes
 from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, child
@@ -210,11 +211,20 @@ class _Check:
             return True
         if len(self.files.get((new.dev, new.ino), ())) > 1:
             return False  # several files became one
+        if old.nlink > 1 and not self.is_copy(new, old):
+            return False  # another file took the place of one of several names, which are to stay as they are
         if change.what == (OWNER,):
             # Giving a file away takes its set-id bits and capabilities, which would have to be put back.
             special = new.mode & (stat.S_ISUID | stat.S_ISGID) or CAPABILITY_XATTR in self.branches.xattrs(new.place)
             return not special
         return change.what in ((MTIME,), (MODE,))
+
+    def is_copy(self, new: Object, old: Object) -> bool:
+        """Whether the union copied `new` up from `old`: it is still one file with the other names of that."""
+        if new.kind != stat.S_IFREG:
+            return new.nlink > 1  # cannot carry the mark; the other link is in the union's index
+        mark = self.branches.xattrs(new.place, private=True).get(markers.ORIGIN_XATTR, b"")
+        return mark.rpartition(b"-")[2] == b"%x" % old.ino
 
     def owner_of(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
         """What is moved keeps its owner; what is new gets one."""

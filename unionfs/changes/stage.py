@@ -166,9 +166,7 @@ class Stage:
 
     def link(self, source: Object, key: tuple[int, int], place: Place, name: bytes) -> bool:
         """Make the new name a link of the same file, if another name of it was built or stayed as it was."""
-        first = self.links.get(key)
-        if first is None:
-            first = self.one_that_stays(source, key) if source.place.branch == UPPER else None
+        first = self.links.get(key) or self.one_that_stays(source, key)
         if first is None:
             return False
         # Two directories are needed at once, and asking for one may close the other.
@@ -190,7 +188,9 @@ class Stage:
         return True
 
     def one_that_stays(self, source: Object, key: tuple[int, int]) -> bytes | None:
-        """A name that the target has already for what is an upper file with several names."""
+        """A name that the target has already for a file with several names."""
+        if source.place.branch == TARGET:  # it is moved: until the removals, which come last, it is where it was
+            return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
         return first if first and self.is_as_shown(Place(TARGET, first), shown) else None
 
