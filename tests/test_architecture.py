@@ -50,9 +50,12 @@ ALLOWED = {
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
     ),
     "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), not_even=("argparse",)),
+    "unionfs.snapshotter": Row(
+        (*GROUND_FLOOR, "unionfs.changes", "unionfs.snapshotter"), ("grpc", "google"), not_even=("argparse",)
+    ),
     "unionfs.launcher": Row((*GROUND_FLOOR, "unionfs.launcher"), not_even=("argparse",)),
     "unionfs.daemon": Row((*GROUND_FLOOR, "unionfs.core", "unionfs.fuse"), ("trio",), not_even=("argparse",)),
-    "unionfs.cli": Row(HOUSES, ("rich", "trio")),
+    "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google")),
     "unionfs.__main__": Row(("unionfs.cli",)),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),

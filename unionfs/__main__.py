@@ -45,6 +45,7 @@ VERBS = {
     "import": "make an image out of a root filesystem's tar",
     "stats": "what a mounted union has done: messages, copy-ups, memory",
     "trace": "follow the copy-ups of a mounted union as they happen",
+    "snapshotter": "serve containerd, so that it keeps images and containers on unions",
     "doctor": "say what this machine lacks, and the command that mends it",
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
@@ -126,7 +127,7 @@ def version_text() -> str:
 
 def help_text() -> str:
     """The page of `unionfs --help`."""
-    verbs = "\n".join(f"  {verb:<8} {summary}" for verb, summary in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11} {summary}" for verb, summary in VERBS.items())
     return f"""\
 usage: unionfs VERB [OPTIONS...]
        unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] MOUNTPOINT
