@@ -35,8 +35,9 @@ class Busy(LayerError):  # noqa: N818 - reads as what it says
     """Somebody is adding to the store."""
 
 
-def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor] = ()) -> Freed:
-    """Remove what is not reachable. `in_use` are directories of unpacked layers, `bases` images that must stay.
+def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor] = (), *, dry: bool = False) -> Freed:
+    """Remove what is not reachable, or with `dry` only say what that is. `in_use` are directories of unpacked layers,
+    `bases` images that must stay.
 
     A process that is killed meanwhile leaves less garbage, and nothing else. Raises: Busy; Refused when something that
     is named cannot be read, for then nobody can tell what it refers to.
@@ -49,9 +50,10 @@ def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor
         blobs, keys = reachable(store, bases)
         keys |= {os.path.basename(os.path.dirname(os.path.normpath(path))) for path in in_use}
         freed = Freed()
-        _remove_layers(store, keys, freed)
-        _remove_blobs(store, blobs, freed)
-        _sweep(store)
+        _remove_layers(store, keys, freed, dry)
+        _remove_blobs(store, blobs, freed, dry)
+        if not dry:
+            _sweep(store)
         return freed
     finally:
         os.close(lock)
@@ -96,14 +98,15 @@ def _keys(store: Store, descriptor: Descriptor) -> Iterator[str]:
         yield digests.encoded(chain)
 
 
-def _remove_layers(store: Store, keys: set[str], freed: Freed) -> None:
+def _remove_layers(store: Store, keys: set[str], freed: Freed, dry: bool) -> None:
     for key in sorted(os.listdir(store.layers)):
         if key not in keys:
-            store.discard(os.path.join(store.layers, key))
+            if not dry:
+                store.discard(os.path.join(store.layers, key))
             freed.layers.append(key)
 
 
-def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed) -> None:
+def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed, dry: bool) -> None:
     for algorithm in _ALGORITHMS:
         directory = os.path.join(store.images, "blobs", algorithm)
         names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -113,7 +116,8 @@ def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed) -> None:
                 path = os.path.join(directory, name)
                 with contextlib.suppress(FileNotFoundError):
                     freed.size += os.stat(path).st_size
-                    os.unlink(path)
+                    if not dry:
+                        os.unlink(path)
                     freed.blobs.append(digest)
 
 

@@ -54,7 +54,8 @@ def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
         except FileNotFoundError:
             continue
         except ValueError:
-            raise Refused("reading a layer", directory, "its record was damaged", hint="layers gc --all") from None
+            hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
+            raise Refused("reading a layer", directory, "its record was damaged", hint=hint) from None
         # A layer under its diff id is for every stack; one under a chain id of the same digits for that stack only.
         if record.get("diff_id") == diff_id:
             return Layer(key, os.path.join(directory, _DIFF), record)

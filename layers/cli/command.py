@@ -13,7 +13,8 @@ from layers.errors import EXIT_CODES, LayerError, Malformed, printable
 from layers.manifest import Descriptor
 
 VERBS: Final = {
-    "inspect": "sizes, files, whiteouts and the largest files of a layer or an image",
+    "inspect": "what is in the layers of an image, what of it does not show, what is there twice",
+    "why": "which layer brings a path, and which hide it",
     "diff": "what is different between two layers, trees or images",
     "check": "find contradictory, orphaned and foreign marks, and broken owners",
     "convert": "write a layer's marks in another dialect",

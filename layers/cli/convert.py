@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import tempfile
+from pathlib import Path
 
 from layers.attributes import AUFS, OVERLAY
 from layers.cli import subjects
@@ -11,35 +12,47 @@ from layers.cli.command import Parser
 from layers.cli.pack import output
 from layers.compression import WRITABLE
 from layers.pack import layer_items, pack, source_date_epoch
-from layers.tree import Branches
+from layers.tree import Branch, Branches
+
+OCI = "oci"
+_DESCRIPTION = """\
+Write a layer with its marks in another dialect: aufs (.wh. files) and overlay (devices 0:0, attributes) are
+directories, oci is a tar. Marks of every dialect are understood. An image of several layers becomes a directory with
+one entry for each, numbered from the bottom: 0, 1, 2 ... (0.tar, 1.tar ...)."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers convert ARGV`."""
-    parser = Parser(
-        "convert",
-        "Write a layer with its marks in another dialect: aufs (.wh. files) and overlay (devices 0:0, attributes) are\n"
-        "directories, oci is a tar. Marks of every dialect are understood.",
-    )
-    parser.add_argument("--to", required=True, choices=(AUFS, OVERLAY, "oci"))
-    parser.add_argument("layer", metavar="LAYER")
+    parser = Parser("convert", _DESCRIPTION)
+    parser.add_argument("--to", required=True, choices=(AUFS, OVERLAY, OCI))
+    parser.add_argument("layer", metavar="LAYER|IMAGE")
     parser.add_argument("output", metavar="OUTPUT", help="a new directory; with --to oci a tar, - for stdout")
     parser.add_argument("--compression", choices=WRITABLE, default="none", help="of a tar (default: none)")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     subject = subjects.parse(arguments.layer)
     with subjects.directories(subject, arguments) as found, Branches() as branches:
-        items = layer_items(branches.open(subjects.one_directory(found, subject)))
-        if arguments.to == "oci":
-            with output(arguments.output) as sink:
-                packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
-            if arguments.output != "-":
-                print(packed.digest)
+        if len(found) == 1:
+            _convert(branches.open(found[0]), arguments.output, arguments)
             return 0
-        with tempfile.NamedTemporaryFile(
-            prefix="layers-", dir=os.path.dirname(os.path.abspath(arguments.output))
-        ) as tar:
-            pack(items, tar, "none")
-            tar.flush()
-            subjects.unpack_tar(tar.name, arguments.output, subjects.options(dialect=arguments.to))
+        made = Path(arguments.output)
+        made.mkdir()
+        try:
+            for number, directory in enumerate(reversed(found)):
+                name = f"{number}.tar" if arguments.to == OCI else str(number)
+                _convert(branches.open(directory), os.fspath(made / name), arguments)
+        except BaseException:
+            subjects.remove(os.fspath(made))
+            raise
     return 0
+
+
+def _convert(branch: Branch, output_: str, arguments: argparse.Namespace) -> None:
+    items = layer_items(branch)
+    if arguments.to == OCI:
+        with output(output_) as sink:
+            packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
+        if output_ != "-":
+            print(packed.digest)
+        return
+    subjects.unpack_items(items, output_, subjects.options(dialect=arguments.to))

@@ -4,39 +4,140 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+from typing import Any
 
 from layers.cli import subjects
 from layers.cli.command import Parser
-from layers.diff import changes
+from layers.cli.showing import human, json_path, path_text
+from layers.diff import ADDED, Change, changes
 from layers.errors import FOUND, printable
-from layers.tree import Branches
+from layers.tree import Branches, Node, target, xattrs
+
+_DESCRIPTION = """\
+What makes B out of A: A for added, C for changed, D for deleted paths, and what is different of a C. Of images the
+whole trees are compared, whatever their layers. Exit code 3 when there is a difference.
+
+--json prints a list: kind, path, what (type, mode, owner, time, content, target, device, attributes), and old and new
+with type, mode, uid, gid, size, mtime_ns, target, device, attributes (in hexadecimal digits)."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers diff ARGV`."""
-    parser = Parser(
-        "diff",
-        "What makes B out of A: A for added, C for changed, D for deleted paths. Of images the whole trees are\n"
-        "compared. Exit code 3 when there is a difference.",
-    )
+    parser = Parser("diff", _DESCRIPTION)
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
+    parser.add_argument("--names", action="store_true", help="only kinds and paths")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing: the exit code tells")
+    parser.add_argument("--ignore-times", action="store_true", help="a file of which only the time differs is equal")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     first, second = subjects.parse(arguments.a), subjects.parse(arguments.b)
-    found = []
+    found: list[dict[str, Any]] = []
+    differ = False
     with (
         subjects.directories(first, arguments) as old,
         subjects.directories(second, arguments) as new,
         Branches() as branches,
     ):
         for change in changes(branches.view(old), branches.view(new)):
-            path = "/" + os.fsdecode(b"/".join(change.path))
-            found.append({"kind": change.kind, "path": path, "what": list(change.what)})
-            if not arguments.json:
-                what = f"  ({', '.join(change.what)})" if change.what else ""
-                print(f"{change.kind} {printable(path)}{what}")
-    if arguments.json:
+            if arguments.ignore_times and change.what == ("time",):
+                continue
+            differ = True
+            if arguments.quiet:
+                break
+            if arguments.json:
+                found.append(_told(change))
+            else:
+                detail = "" if arguments.names else _detail(change)
+                print(f"{change.kind} {path_text(change.path)}{detail}")
+    if arguments.json and not arguments.quiet:
         print(json.dumps(found, indent=1))
-    return FOUND if found else 0
+    return FOUND if differ else 0
+
+
+def _detail(change: Change) -> str:
+    """What is different, in words; of what was added what it is."""
+    if change.kind == ADDED:
+        assert change.new is not None
+        return f"  ({_words(change.new)})"
+    old, new = change.old, change.new
+    if old is None or new is None or not change.what:
+        return ""
+    told = []
+    for what in change.what:
+        match what:
+            case "type":
+                told.append(f"{_words(old)} -> {_words(new)}")
+            case "mode":
+                told.append(f"mode {old.mode:04o} -> {new.mode:04o}")
+            case "owner":
+                told.append(f"owner {old.uid}:{old.gid} -> {new.uid}:{new.gid}")
+            case "content" if old.size != new.size:
+                told.append(f"content, {human(old.size)} -> {human(new.size)}")
+            case "target":
+                told.append(f"target {_text(target(old))} -> {_text(target(new))}")
+            case "device":
+                told.append(f"device {old.device[0]}:{old.device[1]} -> {new.device[0]}:{new.device[1]}")
+            case "attributes":
+                told.append(f"attributes {_attributes(xattrs(old), xattrs(new))}")
+            case _:
+                told.append(what)
+    return f"  ({', '.join(told)})"
+
+
+def _words(node: Node) -> str:
+    text = f"{stat.filemode(node.kind | node.mode)} {node.uid}:{node.gid}"
+    if node.kind == stat.S_IFREG:
+        return f"{text} {human(node.size)}"
+    if node.kind == stat.S_IFLNK:
+        return f"{text} -> {_text(target(node))}"
+    return text
+
+
+def _attributes(old: dict[str, bytes], new: dict[str, bytes]) -> str:
+    """+ added, - removed, ~ changed."""
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return " ".join(("+" if name not in old else "-" if name not in new else "~") + printable(name) for name in names)
+
+
+def _text(data: bytes) -> str:
+    return printable(os.fsdecode(data))
+
+
+def _told(change: Change) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": change.kind, "path": json_path(change.path), "what": list(change.what)}
+    for side, node in (("old", change.old), ("new", change.new)):
+        if node is not None:
+            told[side] = _node(node)
+    return told
+
+
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def _node(node: Node) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "type": _TYPES[node.kind],
+        "mode": f"{node.mode:04o}",
+        "uid": node.uid,
+        "gid": node.gid,
+        "size": node.size,
+        "mtime_ns": node.mtime_ns,
+    }
+    if node.kind == stat.S_IFLNK:
+        told["target"] = os.fsdecode(target(node))
+    if node.kind in (stat.S_IFCHR, stat.S_IFBLK):
+        told["device"] = list(node.device)
+    if found := xattrs(node):
+        told["attributes"] = {name: value.hex() for name, value in sorted(found.items())}
+    return told

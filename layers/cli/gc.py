@@ -19,14 +19,16 @@ def main(
     parser = Parser(
         "gc", "Free blobs and unpacked layers that no image and no container refers to, and what broken pulls left."
     )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be freed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    freed = gc.collect(Store(arguments.root), in_use(arguments.root), bases(arguments.root))
+    freed = gc.collect(Store(arguments.root), in_use(arguments.root), bases(arguments.root), dry=arguments.dry_run)
     if arguments.json:
         print(json.dumps({"blobs": freed.blobs, "layers": freed.layers, "size": freed.size}, indent=1))
     else:
+        would = "would be " if arguments.dry_run else ""
         for digest in freed.blobs:
-            print(f"deleted {digest}")
-        print(f"freed {freed.size} bytes of blobs and {len(freed.layers)} unpacked layers")
+            print(f"{would}deleted {digest}")
+        print(f"{would}freed: {freed.size} bytes of blobs and {len(freed.layers)} unpacked layers")
     return 0

@@ -1,182 +1,196 @@
-"""`layers inspect`: what is in a layer, or in each layer of an image."""
+"""`layers inspect`: what is in the layers of an image, what of it nobody sees, and what is there more than once."""
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import json
-import os
-import stat
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from layers import digest as digests
-from layers import image
-from layers.attributes import Options
-from layers.cli import subjects
+from layers.cli import stacks, subjects
 from layers.cli.command import Parser
-from layers.cli.subjects import IMAGE, TAR, Subject
-from layers.compression import Readable
-from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT
-from layers.store import Store
-from layers.tarread import entries
-from layers.tarstream import TarStream
-from layers.tree import Branch, Branches, View
+from layers.cli.showing import human, json_path, path_text, table
+from layers.cli.stacks import Stack, StackLayer
+from layers.entry import FILE
+from layers.errors import FOUND, printable
+from layers.pieces import Piece
+from layers.weighing import Hidden, Layer, Shown, Weight, weigh
 
-_LARGEST: Final = 10
+_DESCRIPTION = """\
+Sizes, numbers of files, whiteouts, and the largest files of layers. Of an image, and of layers with --stack, also what
+does not show although everybody who pulls it gets it: files that higher layers replace or remove, with the layer that
+does so; and files of which the same content is there more than once.
 
-
-@dataclass(slots=True)
-class Summary:
-    """One layer."""
-
-    subject: str
-    digest: str = ""  # of a tar as it travels; empty for a directory
-    diff_id: str = ""
-    packed: int = 0  # bytes as it travels
-    size: int = 0  # bytes of its files
-    files: int = 0
-    directories: int = 0
-    symlinks: int = 0
-    links: int = 0  # further names of files
-    special: int = 0  # devices, fifos, sockets
-    whiteouts: dict[str, int] = field(default_factory=dict)  # by dialect
-    opaque: dict[str, int] = field(default_factory=dict)  # by dialect
-    redirects: int = 0
-    largest: list[tuple[int, str]] = field(default_factory=list)
-
-    def add_file(self, size: int, path: str) -> None:
-        self.files += 1
-        self.size += size
-        heapq.heappush(self.largest, (size, path))
-        if len(self.largest) > _LARGEST:
-            heapq.heappop(self.largest)
+The efficiency is the part of the stored bytes that shows. Files "replaced by the same content" were only given another
+owner, mode or time: do that in the step that makes them. `layers why` tells of one path."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers inspect ARGV`."""
-    parser = Parser("inspect", "Sizes, numbers of files and whiteouts, and the largest files.")
+    parser = Parser("inspect", _DESCRIPTION)
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
+    parser.add_argument("--stack", action="store_true", help="the layers lie on each other, the first is on top")
+    parser.add_argument("--top", metavar="N", type=int, default=10, help="lines of each list (default: 10)")
+    parser.add_argument(
+        "--min-efficiency", metavar="PERCENT", type=_percent, default=0.0, help="exit code 3 when it is less"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    results = []
-    for text in arguments.layers:
-        subject = subjects.parse(text)
-        results.append(_image(subject, Store(arguments.root)) if subject.kind == IMAGE else _layer(subject))
+    named = [subjects.parse(text) for text in arguments.layers]
+    wanted = [named] if arguments.stack else [[subject] for subject in named]
+    results, poor = [], False
+    for one in wanted:
+        stack = stacks.of_subjects(one, arguments)
+        largest: list[list[tuple[int, str]]] = []
+        weight = weigh(_noting(layer.pieces(), largest, arguments.top) for layer in stack.layers)
+        poor |= weight.efficiency * 100 < arguments.min_efficiency
+        if arguments.json:
+            results.append(_told(stack, weight, largest, arguments.top))
+        else:
+            _print(stack, weight, arguments.top)
     if arguments.json:
         print(json.dumps(results, indent=1))
-    else:
-        for result in results:
-            _print(result)
-    return 0
+    return FOUND if poor else 0
 
 
-def _layer(subject: Subject) -> dict[str, Any]:
-    if subject.kind == TAR:
-        with open(subject.text, "rb") as file:
-            return {"layers": [_told(of_tar(file, subject.text))]}
-    with Branches() as branches:
-        return {"layers": [_told(of_directory(branches.open(subject.text), subject.text))]}
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+    return value
 
 
-def _image(subject: Subject, store: Store) -> dict[str, Any]:
-    named = store.find(subject.text)
-    descriptor, item, config = image.read(store, named.descriptor)
-    layers = []
-    for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
-        with store.open_blob(layer.digest) as blob:
-            summary = of_tar(blob, digests.short(layer.digest))
-        summary.digest, summary.diff_id, summary.packed = layer.digest, diff_id, layer.size
-        layers.append(_told(summary))
-    settings = config.settings
-    return {
-        "name": named.name,
-        "digest": descriptor.digest,
-        "platform": str(config.platform),
-        "created": config.created,
-        "author": config.author,
-        "config": {
-            "user": settings.user,
-            "env": list(settings.env),
-            "entrypoint": settings.entrypoint,
-            "cmd": settings.cmd,
-            "working_dir": settings.working_dir,
-            "volumes": list(settings.volumes),
-            "exposed_ports": list(settings.exposed_ports),
-            "labels": dict(settings.labels),
-            "stop_signal": settings.stop_signal,
-        },
+def _noting(pieces: Iterable[Piece], largest: list[list[tuple[int, str]]], top: int) -> Iterator[Piece]:
+    """The pieces, with the largest files of each layer noted on the way."""
+    heap: list[tuple[int, str]] = []
+    largest.append(heap)
+    for piece in pieces:
+        if piece.entry.kind == FILE and top > 0:
+            one = (piece.stored, json_path(piece.entry.path))
+            if len(heap) < top:
+                heapq.heappush(heap, one)
+            elif one > heap[0]:
+                heapq.heapreplace(heap, one)
+        yield piece
+
+
+def _told(stack: Stack, weight: Weight, largest: list[list[tuple[int, str]]], top: int) -> dict[str, Any]:
+    layers = [
+        {
+            "subject": named.name,
+            "digest": named.digest,
+            "diff_id": named.diff_id,
+            "packed": named.packed,
+            "created": named.created,
+            "created_by": named.created_by,
+            "size": layer.stored,
+            "hidden": layer.hidden,
+            "files": layer.files,
+            "directories": layer.directories,
+            "symlinks": layer.symlinks,
+            "links": layer.links,
+            "special": layer.special,
+            "whiteouts": layer.whiteouts,
+            "opaque": layer.opaque,
+            "redirects": layer.redirects,
+            "largest": [{"path": path, "size": size} for size, path in sorted(heap, reverse=True)],
+        }
+        for named, layer, heap in zip(stack.layers, weight.layers, largest, strict=True)
+    ]
+    return stack.about | {
         "layers": layers,
+        "size": weight.stored,
+        "hidden": sum(layer.hidden for layer in weight.layers),
+        "efficiency": round(weight.efficiency, 4),
+        "hidden_files": [
+            {
+                "path": json_path(one.file.path),
+                "size": one.file.piece.stored,
+                "layer": one.file.layer,
+                "by": one.by,
+                "how": one.how,
+            }
+            for one in _worst(weight)[:top]
+        ],
+        "duplicates": [
+            {"size": group[0].piece.stored, "files": [{"path": json_path(f.path), "layer": f.layer} for f in group]}
+            for group in weight.duplicates()[:top]
+        ],
     }
 
 
-def of_tar(source: Readable, name: str) -> Summary:
-    """What the tar of a layer holds. Raises: Refused."""
-    summary = Summary(name)
-    limits = Options().limits
-    with TarStream(source, limits) as stream:
-        for entry in entries(stream, limits):
-            if entry.kind == FILE:
-                summary.add_file(entry.size, os.fsdecode(b"/".join(entry.path)))
-            elif entry.kind == DIRECTORY:
-                summary.directories += 1
-            elif entry.kind == SYMLINK:
-                summary.symlinks += 1
-            elif entry.kind == LINK:
-                summary.links += 1
-            elif entry.kind == WHITEOUT:
-                summary.whiteouts["oci"] = summary.whiteouts.get("oci", 0) + 1
-            elif entry.kind == OPAQUE:
-                summary.opaque["oci"] = summary.opaque.get("oci", 0) + 1
-            else:
-                summary.special += 1
-        summary.diff_id, _ = stream.finish()
-    return summary
-
-
-def of_directory(branch: Branch, name: str) -> Summary:
-    """What a layer directory holds."""
-    summary = Summary(name)
-    seen = set()
-    for path, node in View([branch]).walk():
-        if node.is_dir:
-            scan = branch.scan(path)
-            summary.directories += 1
-            summary.redirects += scan.redirect is not None
-            if scan.opaque:
-                summary.opaque[scan.opaque] = summary.opaque.get(scan.opaque, 0) + 1
-            for dialect in scan.whiteouts.values():
-                summary.whiteouts[dialect] = summary.whiteouts.get(dialect, 0) + 1
-        elif node.inode in seen:
-            summary.links += 1
-        elif node.kind == stat.S_IFREG:
-            summary.add_file(node.size, os.fsdecode(b"/".join(path)))
-        elif node.kind == stat.S_IFLNK:
-            summary.symlinks += 1
-        else:
-            summary.special += 1
-        if node.nlink > 1 and not node.is_dir:
-            seen.add(node.inode)
-    return summary
-
-
-def _told(summary: Summary) -> dict[str, Any]:
-    told = asdict(summary)
-    told["largest"] = [{"path": path, "size": size} for size, path in sorted(summary.largest, reverse=True)]
-    return told
-
-
-def _print(result: dict[str, Any]) -> None:
-    if "name" in result:
-        print(f"{result['name'] or '(no name)'}  {result['digest']}  {result['platform']}  {result['created']}")
-    for layer in result["layers"]:
-        marks = [f"{count} whiteouts ({dialect})" for dialect, count in layer["whiteouts"].items()]
-        marks += [f"{count} opaque directories ({dialect})" for dialect, count in layer["opaque"].items()]
-        marks += [f"{layer['redirects']} redirected directories"] if layer["redirects"] else []
+def _print(stack: Stack, weight: Weight, top: int) -> None:
+    about = stack.about
+    if about:
+        print(f"{about['name'] or '(no name)'}  {about['digest']}  {about['platform']}  {printable(about['created'])}")
+    rows = [
+        (str(number), printable(named.name), human(named.packed) if named.packed else "-", human(layer.stored),
+         human(layer.hidden) if layer.hidden else "-", *_counts(layer), _marks(layer), _command(named))
+        for number, (named, layer) in enumerate(zip(stack.layers, weight.layers, strict=True))
+    ]  # fmt: skip
+    heads = ["#", "LAYER", "PACKED", "SIZE", "HIDDEN", "FILES", "DIRS", "LINKS", "OTHERS", "MARKS", "MADE BY"]
+    keep = [column for column, head in enumerate(heads) if head != "MADE BY" or any(row[column] for row in rows)]
+    table(
+        [heads[column] for column in keep],
+        [[row[column] for column in keep] for row in reversed(rows)],
+        right="#,PACKED,SIZE,HIDDEN,FILES,DIRS,LINKS,OTHERS",
+    )
+    if len(stack.layers) > 1:
+        hidden = sum(layer.hidden for layer in weight.layers)
         print(
-            f"{layer['subject']}: {layer['size']} bytes in {layer['files']} files, {layer['directories']} directories, "
-            f"{layer['symlinks']} symlinks, {layer['links']} hard links, {layer['special']} others; "
-            f"{', '.join(marks) or 'no marks'}"
+            f"\nefficiency {weight.efficiency:.1%}: of {human(weight.stored)} in {len(stack.layers)} layers "
+            f"{human(hidden)} do not show"
         )
-        for largest in layer["largest"]:
-            print(f"  {largest['size']:>12}  {largest['path'].encode(errors='backslashreplace').decode()}")
+    worst = [one for one in _worst(weight) if one.file.piece.stored][:top]
+    table(
+        ["SIZE", "IN", "BY", "HOW", "PATH"],
+        [(human(one.file.piece.stored), str(one.file.layer), str(one.by), one.how, path_text(one.file.path))
+         for one in worst],
+        right="SIZE,IN,BY",
+        title="hidden: in layer IN, by layer BY",
+    )  # fmt: skip
+    shown = heapq.nsmallest(top, weight.shown, key=lambda one: (-one.piece.stored, one.path))
+    table(
+        ["SIZE", "IN", "PATH"],
+        [(human(one.piece.stored), str(one.layer), path_text(one.path)) for one in shown if one.piece.stored],
+        right="SIZE,IN",
+        title="the largest files that show",
+    )
+    table(
+        ["SIZE", "TIMES", "IN", "PATHS"],
+        [_group(group) for group in weight.duplicates()[:top]],
+        right="SIZE,TIMES",
+        title="the same content more than once",
+    )
+
+
+def _counts(layer: Layer) -> tuple[str, str, str, str]:
+    return str(layer.files), str(layer.directories), str(layer.symlinks + layer.links), str(layer.special)
+
+
+def _marks(layer: Layer) -> str:
+    marks = [f"{count} whiteouts ({dialect})" for dialect, count in layer.whiteouts.items()]
+    marks += [f"{count} opaque ({dialect})" for dialect, count in layer.opaque.items()]
+    marks += [f"{layer.redirects} redirects"] if layer.redirects else []
+    return ", ".join(marks) or "-"
+
+
+def _command(layer: StackLayer) -> str:
+    """How a layer was made, without what every step of a Dockerfile begins with."""
+    text = " ".join(layer.created_by.split()).removeprefix("/bin/sh -c ").removeprefix("#(nop) ")
+    return printable(text if len(text) <= 60 else text[:59] + "…")
+
+
+def _worst(weight: Weight) -> list[Hidden]:
+    return sorted(weight.hidden, key=lambda one: (-one.file.piece.stored, one.file.path, one.file.layer))
+
+
+def _group(group: list[Shown]) -> tuple[str, str, str, str]:
+    paths = [path_text(one.path) for one in group[:3]] + (["..."] if len(group) > 3 else [])
+    layers = sorted({one.layer for one in group})
+    return human(group[0].piece.stored), str(len(group)), ",".join(map(str, layers)), "  ".join(paths)

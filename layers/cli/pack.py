@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.compression import WRITABLE
 from layers.errors import Malformed
@@ -22,15 +23,22 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         "pack",
         "Write a layer directory as a tar with OCI's whiteouts. Times after SOURCE_DATE_EPOCH are set back to it.\n"
-        "Prints the digest of the tar, and the digest of it without compression (the diff id).",
+        "Prints the digest of the tar, and the digest of it without compression (the diff id). A tar, or an image of\n"
+        "one layer, is packed anew: sorted, and with another compression.",
     )
-    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("layer", metavar="LAYER|IMAGE")
     parser.add_argument("-o", "--output", metavar="TAR", required=True, help="- for stdout")
     parser.add_argument("--compression", choices=WRITABLE, default="gzip", help="default: gzip")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    with Branches() as branches, output(arguments.output) as sink:
-        items = layer_items(branches.open(arguments.directory))
+    subject = subjects.parse(arguments.layer)
+    with (
+        subjects.directories(subject, arguments) as found,
+        Branches() as branches,
+        output(arguments.output) as sink,
+    ):
+        items = layer_items(branches.open(subjects.one_directory(found, subject)))
         packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
     if arguments.output != "-":
         print(json.dumps(packed._asdict(), indent=1) if arguments.json else f"{packed.digest} {packed.diff_id}")

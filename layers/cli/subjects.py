@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from layers import image, owners
-from layers.attributes import Options
+from layers.attributes import Options, Unpacked
 from layers.beneath import remove_tree
 from layers.errors import Malformed, NotFound
+from layers.pack import Item, pack
 from layers.settle import settle
 from layers.store import Store, default_root
 from layers.unpack import unpack
@@ -80,25 +81,45 @@ def one_directory(found: list[str], subject: Subject) -> str:
     return found[0]
 
 
-def unpack_tar(path: str, into: str, chosen: Options) -> None:
-    """Unpack a tar (`-`: stdin) into a new directory, which is removed again when that fails."""
+def unpack_tar(path: str, into: str, chosen: Options, record: str | None = None) -> Unpacked:
+    """Unpack a tar (`-`: stdin) into a new directory, which is removed again when that fails; with the fingerprints of
+    its files into the file `record`."""
     os.mkdir(into, 0o755)
     try:
         root_fd = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with open(0 if path == "-" else path, "rb", closefd=path != "-") as source:
-                result = unpack(source, root_fd, chosen)
-            settle(result, root_fd, chosen, lambda below: None)
+            with ExitStack() as stack:
+                prints = None if record is None else stack.enter_context(open(record, "wb"))
+                source = stack.enter_context(open(0 if path == "-" else path, "rb", closefd=path != "-"))
+                result = unpack(source, root_fd, chosen, prints)
+                settle(result, root_fd, chosen, lambda below: None, prints)
+            return result
         finally:
             os.close(root_fd)
     except BaseException:
-        parent, name = os.path.split(os.path.abspath(into))
-        parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(parent_fd, os.fsencode(name))
-        finally:
-            os.close(parent_fd)
+        if record is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(record)
+        remove(into)
         raise
+
+
+def unpack_items(items: Iterable[Item], into: str, chosen: Options, record: str | None = None) -> None:
+    """What would be packed, as a new directory."""
+    with tempfile.NamedTemporaryFile(prefix="layers-", dir=os.path.dirname(os.path.abspath(into))) as tar:
+        pack(items, tar, "none")
+        tar.flush()
+        unpack_tar(tar.name, into, chosen, record)
+
+
+def remove(directory: str) -> None:
+    """A directory with all that is in it."""
+    parent, name = os.path.split(os.path.abspath(directory))
+    parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(parent_fd, os.fsencode(name))
+    finally:
+        os.close(parent_fd)
 
 
 def options(*, dialect: str = "aufs", noted: bool = False) -> Options:

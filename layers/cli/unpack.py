@@ -1,24 +1,46 @@
-"""`layers unpack`: a layer's tar becomes a directory."""
+"""`layers unpack`: a layer's tar, or all that an image shows, becomes a directory."""
 
 from __future__ import annotations
 
 from layers.attributes import AUFS, OVERLAY
 from layers.cli import subjects
 from layers.cli.command import Parser
+from layers.cli.subjects import TAR, Subject
+from layers.errors import Malformed
+from layers.pack import merged_items
+from layers.tree import Branches
+
+PRINTS = ".fingerprints"
+"""Where the fingerprints of DIR are kept: in DIR.fingerprints, beside it."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers unpack ARGV`."""
     parser = Parser(
-        "unpack", "Unpack a layer's tar, compressed or not, into a new directory. What is dangerous is refused."
+        "unpack",
+        "Unpack a layer's tar, compressed or not, into a new directory. What is dangerous is refused. Of an image,\n"
+        "all that its layers show together becomes the directory.",
     )
-    parser.add_argument("tar", metavar="TAR", help="- for stdin")
+    parser.add_argument("layer", metavar="TAR|IMAGE", help="- for a tar from stdin")
     parser.add_argument("directory", metavar="DIR", help="is made")
     parser.add_argument("--dialect", choices=(AUFS, OVERLAY), default=AUFS, help="of the marks (default: aufs)")
     parser.add_argument(
         "--note-owners", action="store_true", help="keep owners, modes and devices beside the files, in an attribute"
     )
+    parser.add_argument(
+        "--fingerprints", action="store_true", help=f"write DIR{PRINTS}, so that `layers verify DIR` tells what changed"
+    )
+    subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     options = subjects.options(dialect=arguments.dialect, noted=arguments.note_owners)
-    subjects.unpack_tar(arguments.tar, arguments.directory, options)
+    subject = Subject(TAR, "-") if arguments.layer == "-" else subjects.parse(arguments.layer)
+    into = arguments.directory.rstrip("/") or "/"
+    record = into + PRINTS if arguments.fingerprints else None
+    if subject.kind == TAR:
+        subjects.unpack_tar(subject.text, into, options, record)
+        return 0
+    if subject.kind == subjects.DIRECTORY:
+        raise Malformed("unpacking", subject.text, "it is a directory", hint="layers convert, or cp -a")
+    with subjects.directories(subject, arguments) as found, Branches() as branches:
+        subjects.unpack_items(merged_items(branches.view(found)), into, options, record)
     return 0

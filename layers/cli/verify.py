@@ -1,47 +1,128 @@
-"""`layers verify`: which files of unpacked layers changed since they were unpacked."""
+"""`layers verify`: which files of unpacked layers changed since they were unpacked, and whether tars are sound."""
 
 from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from layers import image, unpacked
+from layers import digest as digests
+from layers import fingerprint, image, unpacked
+from layers.beneath import directories
 from layers.cli import subjects
 from layers.cli.command import Parser
-from layers.errors import FOUND, NotFound, printable
+from layers.cli.showing import json_path, path_text
+from layers.cli.subjects import IMAGE, TAR, Subject
+from layers.cli.unpack import PRINTS
+from layers.errors import FOUND, LayerError, NotFound, printable
+from layers.pieces import TarPieces
 from layers.store import Store
+
+_DESCRIPTION = f"""\
+Compare unpacked layers with the fingerprints taken when they were unpacked (XXH3-128), at the speed of the disk.
+Without an argument all unpacked layers of the store are compared.
+
+A directory is compared with DIR{PRINTS}, which `layers unpack --fingerprints` wrote. A tar is read to its end: it is
+whole, and nothing in it would be refused. --blobs reads what the store holds of an image, too: it is what its digest
+says. Exit code 3 when something is not as it should be."""
+
+
+class _Finding(NamedTuple):
+    where: str  # a layer, a tar, a blob
+    path: bytes
+    what: tuple[str, ...]
 
 
 def main(argv: list[str]) -> int:
     """Run `layers verify ARGV`."""
-    parser = Parser(
-        "verify",
-        "Compare unpacked layers with the fingerprints taken when they were unpacked (XXH3-128). Exit code 3 when\n"
-        "something differs. Without IMAGE all unpacked layers are compared.",
-    )
-    parser.add_argument("images", metavar="IMAGE", nargs="*")
+    parser = Parser("verify", _DESCRIPTION)
+    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="*")
+    parser.add_argument("--blobs", action="store_true", help="of images also configurations and tars as they travel")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    store = Store(arguments.root)
     found = []
-    for key in _keys(store, arguments.images):
-        for one in unpacked.verify(store, key):
-            found.append({"layer": key, "path": "/" + os.fsdecode(one.path), "what": list(one.what)})
-            if not arguments.json:
-                print(f"{key[:12]} /{printable(os.fsdecode(one.path))}: {', '.join(one.what)}")
+    for one in _findings(arguments):
+        found.append({"layer": one.where, "path": json_path((one.path,)), "what": list(one.what)})
+        if not arguments.json:
+            path = f" {path_text((one.path,))}" if one.path else ""
+            where = one.where[:12] if os.sep not in one.where and len(one.where) == 64 else one.where
+            print(f"{printable(where)}{path}: {', '.join(one.what)}")
     if arguments.json:
         print(json.dumps(found, indent=1))
     return FOUND if found else 0
 
 
-def _keys(store: Store, images: list[str]) -> list[str]:
-    if not images:
-        return sorted(os.listdir(store.layers)) if os.path.isdir(store.layers) else []
+def _findings(arguments: Namespace) -> Iterator[_Finding]:
+    store = Store(arguments.root)
+    named = [subjects.parse(text) for text in arguments.layers]
     keys: dict[str, None] = {}
-    for text in images:
-        found = image.unpacked_layers(store, store.find(text).descriptor)
-        if not found:
-            raise NotFound("verifying", text, "none of its layers is unpacked")
-        keys |= dict.fromkeys(layer.key for layer in found)
-    return list(keys)
+    for subject in named:
+        if subject.kind == TAR:
+            yield from _of_tar(subject)
+        elif subject.kind != IMAGE:
+            yield from _of_directory(subject.text)
+        else:
+            if arguments.blobs:
+                yield from _of_blobs(store, subject.text)
+            keys |= dict.fromkeys(_keys(store, subject.text))
+    if not named:
+        for known in store.named() if arguments.blobs else []:
+            yield from _of_blobs(store, known.descriptor.digest)
+        keys |= dict.fromkeys(sorted(os.listdir(store.layers)) if os.path.isdir(store.layers) else [])
+    for key in keys:
+        for one in unpacked.verify(store, key):
+            yield _Finding(key, one.path, one.what)
+
+
+def _keys(store: Store, text: str) -> list[str]:
+    found = image.unpacked_layers(store, store.find(text).descriptor)
+    if not found:
+        raise NotFound("verifying", text, "none of its layers is unpacked")
+    return [layer.key for layer in found]
+
+
+def _of_tar(subject: Subject) -> Iterator[_Finding]:
+    with open(subject.text, "rb") as file:
+        try:
+            for _ in TarPieces(file):
+                pass
+        except LayerError as error:
+            yield _Finding(subject.text, os.fsencode(error.subject), (error.why,))
+
+
+def _of_directory(directory: str) -> Iterator[_Finding]:
+    directory = directory.rstrip("/") or "/"
+    try:
+        with open(directory + PRINTS, "rb") as file:
+            expected = fingerprint.read(file)
+    except FileNotFoundError:
+        hint = "layers unpack --fingerprints TAR DIR takes them; layers diff compares with another tree"
+        raise NotFound("verifying", directory, "there are no fingerprints of it", hint=hint) from None
+    with directories(directory) as tree:
+        for one in fingerprint.differences(tree, expected):
+            yield _Finding(directory, one.path, one.what)
+
+
+def _of_blobs(store: Store, text: str) -> Iterator[_Finding]:
+    """Whether the blobs of an image are what their digests say; what cannot be read is a finding, too."""
+    try:
+        descriptor, item, _ = image.read(store, store.find(text).descriptor)
+    except NotFound:
+        raise
+    except LayerError as error:
+        yield _Finding(text, b"", (str(error),))
+        return
+    for blob in (descriptor, item.config, *item.layers):
+        hash_ = digests.hasher(blob.digest)
+        try:
+            with store.open_blob(blob.digest) as file:
+                while data := file.read(1 << 20):
+                    hash_.update(data)
+        except NotFound:
+            yield _Finding(blob.digest, b"", ("missing",))
+            continue
+        if digests.finished(blob.digest, hash_) != blob.digest:
+            yield _Finding(blob.digest, b"", ("content",))

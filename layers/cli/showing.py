@@ -1,0 +1,114 @@
+"""How the verbs of `layers` show things to people: tables, sizes, modes, names that cannot play tricks.
+
+Columns are the same in a pipe and on a terminal; rich adds its colours on a terminal only, and only then is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Final
+
+from layers.beneath import Path
+from layers.entry import DIRECTORY, LINK, Entry
+from layers.errors import printable
+
+_GAP: Final = "  "
+
+
+def path_text(path: Path) -> str:
+    """An absolute path, safe to print."""
+    return printable("/" + os.fsdecode(b"/".join(path)))
+
+
+def human(count: int) -> str:
+    """Bytes as people read them."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", title: str = "") -> None:
+    """Print columns as wide as they need to be; those of the heads in `right` (words) to the right. Nothing for no
+    rows."""
+    if not rows:
+        return
+    to_the_right = set(right.split(","))
+    lines = [tuple(head), *rows]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
+    told = []
+    for line in lines:
+        cells = [
+            " " * (width - _width(cell)) + cell if name in to_the_right else cell + " " * (width - _width(cell))
+            for name, cell, width in zip(head, line, widths, strict=True)
+        ]
+        told.append(_GAP.join(cells).rstrip())
+    if title:
+        print(f"\n{title}")
+    if not sys.stdout.isatty():
+        print("\n".join(told))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for number, text in enumerate(told):
+        console.print(Text(text, "bold" if not number else ""), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes: some characters take two, some none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def attributes(entry: Entry) -> str:
+    """`-rwxr-xr-x 0:0`, as ls -ln has it."""
+    kind = stat.S_IFREG if entry.kind == LINK else entry.kind
+    return f"{stat.filemode(kind | entry.mode)} {entry.uid}:{entry.gid}"
+
+
+def what(entry: Entry, stored: int) -> str:
+    """A piece in words: its attributes and its size or target."""
+    text = attributes(entry)
+    if entry.kind == LINK:
+        return f"{text} hard link to {path_text(entry.link)}"
+    if entry.target:
+        return f"{text} -> {printable(os.fsdecode(entry.target))}"
+    if entry.kind == DIRECTORY:
+        return text
+    holes = f" ({human(stored)} of data)" if stored < entry.size else ""
+    return f"{text} {human(entry.size)}{holes}"
+
+
+def json_path(path: Path) -> str:
+    """A path for JSON; what is not UTF-8 becomes surrogates, which json.dumps escapes."""
+    return "/" + os.fsdecode(b"/".join(path))
+
+
+def json_entry(entry: Entry) -> dict[str, Any]:
+    """What an entry is, without its path."""
+    kinds = {stat.S_IFREG: "file", DIRECTORY: "directory", stat.S_IFLNK: "symlink", LINK: "link"}
+    kinds |= {stat.S_IFCHR: "character device", stat.S_IFBLK: "block device", stat.S_IFIFO: "fifo"}
+    told: dict[str, Any] = {
+        "type": kinds.get(entry.kind, "other"),
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "mtime_ns": entry.mtime_ns,
+        "size": entry.size,
+    }
+    if entry.target:
+        told["target"] = os.fsdecode(entry.target)
+    if entry.kind == LINK:
+        told["link"] = json_path(entry.link)
+    if entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
+        told["device"] = list(entry.device)
+    return told

@@ -1,0 +1,116 @@
+"""What a command line names as a stack of layers to look into: an image, or directories and tars, the topmost first.
+
+Nothing is unpacked: tars are read as they are, of an image out of the store.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from layers import digest as digests
+from layers import image
+from layers.cli.subjects import IMAGE, TAR, Subject
+from layers.config import History
+from layers.pieces import Piece, TarPieces, of_directory
+from layers.store import Store
+from layers.tree import Branches
+
+
+@dataclass(slots=True)
+class StackLayer:
+    """One layer to look into. What only images have is empty for others."""
+
+    subject: Subject | None  # None: of an image
+    name: str
+    store: Store | None = None
+    digest: str = ""  # of the tar as it travels
+    diff_id: str = ""  # found out by reading, where it is not known before
+    packed: int = 0  # bytes as it travels
+    created: str = ""
+    created_by: str = ""
+
+    def pieces(self, *, fingerprints: bool = True) -> Iterator[Piece]:
+        """All it brings. Raises: Refused, NotFound, OSError."""
+        if self.subject is not None and self.subject.kind != TAR:
+            with Branches() as branches:
+                yield from of_directory(branches.open(self.subject.text), fingerprints=fingerprints)
+            return
+        if self.store is not None:
+            source = self.store.open_blob(digests.Digest(self.digest))
+        else:
+            assert self.subject is not None
+            source = open(self.subject.text, "rb")  # noqa: SIM115 - closed below
+        with source:
+            found = TarPieces(source)
+            yield from found
+            self.diff_id = found.diff_id
+
+
+@dataclass(slots=True)
+class Stack:
+    """Layers, bottom first, and what the image says of itself."""
+
+    layers: list[StackLayer]
+    about: dict[str, Any]
+
+
+def of_image(store: Store, text: str) -> Stack:
+    """The layers of an image. Raises: NotFound, Refused."""
+    named = store.find(text)
+    descriptor, item, config = image.read(store, named.descriptor)
+    steps: Iterable[History] = (entry for entry in config.history if not entry.empty_layer)
+    told = list(steps)
+    layers = []
+    for number, (layer, diff_id) in enumerate(zip(item.layers, config.diff_ids, strict=True)):
+        step = told[number] if len(told) == len(item.layers) else History()
+        layers.append(
+            StackLayer(
+                None,
+                digests.short(layer.digest),
+                store,
+                layer.digest,
+                diff_id,
+                layer.size,
+                step.created,
+                step.created_by or step.comment,
+            )
+        )
+    settings = config.settings
+    about = {
+        "name": named.name,
+        "digest": descriptor.digest,
+        "platform": str(config.platform),
+        "created": config.created,
+        "author": config.author,
+        "config": {
+            "user": settings.user,
+            "env": list(settings.env),
+            "entrypoint": settings.entrypoint,
+            "cmd": settings.cmd,
+            "working_dir": settings.working_dir,
+            "volumes": list(settings.volumes),
+            "exposed_ports": list(settings.exposed_ports),
+            "labels": dict(settings.labels),
+            "stop_signal": settings.stop_signal,
+        },
+    }
+    return Stack(layers, about)
+
+
+def of_subjects(subjects: list[Subject], arguments: Namespace) -> Stack:
+    """Layers as they were named, the topmost first; an image among them stands for all its layers."""
+    layers: list[StackLayer] = []
+    about: dict[str, Any] = {}
+    for subject in subjects:
+        if subject.kind == IMAGE:
+            found = of_image(Store(arguments.root), subject.text)
+            about = found.about if len(subjects) == 1 else {}
+            layers = found.layers + layers
+        else:
+            packed = os.stat(subject.text).st_size if subject.kind == TAR else 0
+            layers.insert(0, StackLayer(subject, subject.text, packed=packed))
+    return Stack(layers, about)

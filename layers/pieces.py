@@ -1,0 +1,122 @@
+"""What a layer brings, piece by piece, out of its tar or its directory, for those who only look.
+
+Knows tars and directories. Does not know images, nor what layers do to each other: that is `weighing`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import xxhash
+
+from layers.attributes import Options
+from layers.beneath import Path
+from layers.compression import Readable
+from layers.digest import Digest
+from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.limits import Limits
+from layers.tarread import entries
+from layers.tarstream import TarStream
+from layers.tree import Branch, Node, View, content, target
+from unionfs import markers
+
+OCI: Final = "oci"  # the dialect of a tar's marks
+
+
+class Piece(NamedTuple):
+    """One entry, and what there is to know of it without its data."""
+
+    entry: Entry
+    stored: int = 0  # bytes of data that the layer holds for it: less than its size where there are holes
+    content: str = ""  # fingerprint of the data of a file; empty when nobody took it
+    dialect: str = ""  # of a mark
+    redirect: Path | None = None  # of a directory: where the layers beneath have its content
+
+
+class TarPieces:
+    """The pieces of a tar, to be read once. Afterwards `diff_id` is known."""
+
+    def __init__(self, source: Readable, limits: Limits | None = None) -> None:
+        self.diff_id = Digest("")  # set once, at the end
+        self._source = source
+        self._limits = limits or Options().limits
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Raises: Refused."""
+        with TarStream(self._source, self._limits) as stream:
+            for entry in entries(stream, self._limits):
+                if entry.kind == FILE:
+                    yield _file(stream, entry)
+                else:
+                    yield Piece(entry, dialect=OCI if entry.kind in (WHITEOUT, OPAQUE) else "")
+            self.diff_id, _ = stream.finish()
+
+
+def _file(stream: TarStream, entry: Entry) -> Piece:
+    stored = entry.size if entry.extents is None else sum(length for _, length in entry.extents)
+    hash_ = xxhash.xxh3_128()
+    for part in stream.parts(stored):
+        hash_.update(part)
+    # Where the holes are is a part of the content.
+    if entry.extents is not None:
+        hash_.update(repr((entry.size, entry.extents)).encode())
+    return Piece(entry, stored, hash_.hexdigest())
+
+
+def of_directory(branch: Branch, *, fingerprints: bool = True) -> Iterator[Piece]:
+    """The pieces of a layer directory, whatever the dialect of its marks."""
+    first: dict[tuple[int, int], Path] = {}
+    for path, node in View([branch]).walk():
+        if node.is_dir:
+            yield from _directory(branch, path, node)
+            continue
+        if node.nlink > 1 and first.setdefault(node.inode, path) != path:
+            yield Piece(_entry(path, node)._replace(kind=LINK, link=first[node.inode], size=0))
+            continue
+        if node.kind != stat.S_IFREG:
+            yield Piece(_entry(path, node))
+            continue
+        # A file without data here has none of its own: they are beneath (metacopy).
+        taken = fingerprints and node.size > 0
+        yield Piece(_entry(path, node), _stored(node), content(node) if taken else "")
+
+
+def _directory(branch: Branch, path: Path, node: Node) -> Iterator[Piece]:
+    scan = branch.scan(path)
+    yield Piece(_entry(path, node), redirect=_from(path, scan.redirect))
+    if scan.opaque:
+        yield Piece(Entry(path, OPAQUE), dialect=scan.opaque)
+    for name, dialect in sorted(scan.whiteouts.items()):
+        yield Piece(Entry((*path, name), WHITEOUT), dialect=dialect)
+
+
+def _from(path: Path, redirect: bytes | None) -> Path | None:
+    if redirect is None:
+        return None
+    components = markers.redirect_components(redirect)
+    return (*path[:-1], redirect) if components is None else tuple(components)
+
+
+def _stored(node: Node) -> int:
+    fd = node.data.branch.open_path(node.data.path)
+    try:
+        return min(node.size, os.fstat(fd).st_blocks * 512)  # st_blocks is in units of 512 bytes (stat(2))
+    finally:
+        os.close(fd)
+
+
+def _entry(path: Path, node: Node) -> Entry:
+    return Entry(
+        path,
+        DIRECTORY if node.is_dir else node.kind,
+        node.mode,
+        node.uid,
+        node.gid,
+        node.mtime_ns,
+        node.size,
+        target(node) if node.kind == SYMLINK else b"",
+        device=node.device,
+    )
