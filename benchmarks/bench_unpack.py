@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -136,16 +137,21 @@ def theirs(tar: Path, into: Path) -> tuple[float, int]:
 def measured(tar: Path, directory: Path, rounds: int) -> dict[str, Any]:
     """Interleaved rounds of both, the order turned around each time; nothing is removed in between (see README.md)."""
     found: dict[str, list[tuple[float, int]]] = {"ours": [], "tar": []}
+    spent: dict[str, list[float]] = {"ours": [], "tar": []}  # processor time, with that of Python's start
     systems = [("ours", ours), ("tar", theirs)]
     for number in range(rounds):
         for name, unpack in systems[:: -1 if number % 2 else 1]:
             os.sync()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             found[name].append(unpack(tar, directory / f"{name}-{number}"))
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     medians = {name: statistics.median(seconds for seconds, _ in samples) for name, samples in found.items()}
     return {
         "ours_s": round(medians["ours"], 3),
         "tar_s": round(medians["tar"], 3),
         "speed": round(medians["tar"] / medians["ours"], 2),
+        "cpu_s": {name: round(statistics.median(values), 2) for name, values in spent.items()},
         "memory_mb": round(max(memory for _, memory in found["ours"]) * 1024 / 1e6),
         "seconds": {name: [round(seconds, 3) for seconds, _ in samples] for name, samples in found.items()},
     }

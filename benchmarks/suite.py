@@ -48,6 +48,9 @@ FILES: Final = (
 )
 """The benchmark files without `bench_`, in the order of the table."""
 
+ALONE: Final = ("unpack",)
+"""Those that have nothing to do with mounts, and are run by themselves only."""
+
 _ROUNDS: Final = 5
 _QUICK_ROUNDS: Final = 1
 _QUICK_SCALE: Final = 0.1

@@ -1,14 +1,22 @@
 """Plain tar headers, read quickly; everything else is left to `tarfile`, whose answer is the same.
 
-A layer of 25,000 small files spends a third of its time in `tarfile.TarInfo.frombuf`. Here a header with octal numbers
-and an unsigned checksum, of a file, directory or link, is taken apart with one struct. POSIX.1-1988, ustar.
+A layer of 25,000 small files spends a third of its time in `tarfile.TarInfo.fromtarfile`. Here a header with octal
+numbers and an unsigned checksum, of a file, directory or link, is taken apart with one struct, and one of a file or
+directory whose name needs no look at all becomes an entry at once. POSIX.1-1988, ustar.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import struct
 import tarfile
+import zlib
 from typing import Final, Self
+
+from layers.entry import DIRECTORY, FILE, Entry
+from layers.limits import NAME_MAX
+from unionfs import markers
 
 _FIELDS: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s16s155s12x")
 _PLAIN: Final = frozenset((tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE))
@@ -34,11 +42,11 @@ class Header(tarfile.TarInfo):
             name, mode, uid, gid, size, mtime, checksum, kind, link, _, _, _, device, prefix,
         ) = _FIELDS.unpack(buf)  # fmt: skip
         try:
-            sum_ = int(checksum.split(b"\0", 1)[0].strip() or b"0", 8)
-            numbers = [int(field.split(b"\0", 1)[0].strip() or b"0", 8) for field in (mode, uid, gid, size, mtime)]
+            sum_ = _octal(checksum)
+            numbers = _octal(mode), _octal(uid), _octal(gid), _octal(size), _octal(mtime)
         except ValueError:
             return None  # numbers of the GNU format, or damaged ones
-        if device not in _NO_DEVICE or sum_ != sum(buf[:148]) + sum(buf[156:]) + _CHECKSUM_BLANK:
+        if device not in _NO_DEVICE or sum_ != _sum(buf, checksum):
             return None
         header = cls()
         header.mode, header.uid, header.gid, header.size, header.mtime = numbers
@@ -50,3 +58,51 @@ class Header(tarfile.TarInfo):
         header.name = text.rstrip("/") if kind == tarfile.DIRTYPE else text
         header.linkname = link.split(b"\0", 1)[0].decode(encoding, errors)
         return header
+
+
+_SIMPLE: Final = re.compile(rb"(?:[A-Za-z0-9_+-][A-Za-z0-9_+.@:~-]*/)*[A-Za-z0-9_+-][A-Za-z0-9_+.@:~-]*")
+"""Most paths: no empty name and none that begins with a dot, so nothing is left to check, whiteouts neither."""
+_KINDS: Final = {tarfile.REGTYPE: FILE, tarfile.DIRTYPE: DIRECTORY}
+
+
+def plain_entry(block: bytes) -> Entry | None:
+    """The entry of a file or directory whose header is plain and whose path is harmless; None for any other block."""
+    if len(block) != tarfile.BLOCKSIZE:
+        return None
+    name, mode, uid, gid, size, mtime, checksum, kind, _, _, _, _, device, prefix = _FIELDS.unpack(block)
+    found = _KINDS.get(kind)
+    if found is None or device not in _NO_DEVICE:
+        return None
+    path = name.rstrip(b"\0")
+    if prefix[0]:
+        path = prefix.rstrip(b"\0") + b"/" + path
+    path = path.removeprefix(b"./")
+    if found == DIRECTORY:
+        path = path.removesuffix(b"/")
+    if not _SIMPLE.fullmatch(path) or len(path) > NAME_MAX or _RESERVED in path:
+        return None
+    try:
+        if _octal(checksum) != _sum(block, checksum):
+            return None
+        numbers = _octal(mode) & 0o7777, _octal(uid), _octal(gid), _octal(mtime) * 10**9, _octal(size)
+    except ValueError:
+        return None
+    if found == DIRECTORY:
+        numbers = (*numbers[:4], 0)
+    return Entry(tuple(path.split(b"/")), found, *numbers)
+
+
+_RESERVED: Final = markers.WHITEOUT_PREFIX
+
+
+@functools.lru_cache(4096)
+def _octal(field: bytes) -> int:
+    """The number in a field of a header. Most are the same in many headers. Raises ValueError."""
+    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _sum(block: bytes, checksum: bytes) -> int:
+    """The sum of all bytes of a header, those of the checksum as blanks. Adler-32 begins with 1 and sums modulo 65521,
+    which 256 bytes do not reach: much quicker than to add them up here."""
+    first, second = zlib.adler32(block[:256]), zlib.adler32(block[256:])
+    return (first & 0xFFFF) + (second & 0xFFFF) - 2 - sum(checksum) + _CHECKSUM_BLANK

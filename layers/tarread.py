@@ -19,7 +19,7 @@ from layers.beneath import Path
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import Refused
 from layers.limits import HEADER_MAX, NAME_MAX, PATH_MAX, Limits
-from layers.tarheader import Header
+from layers.tarheader import Header, plain_entry
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers
 
@@ -56,10 +56,15 @@ class _HeaderReader:
     """What `tarfile` reads headers from. A header that is too large is refused before it is in memory."""
 
     def __init__(self, stream: TarStream) -> None:
+        self.block = b""  # read already, and put back
         self._stream = stream
-        self.tell = stream.tell
+        self.tell = stream.tell  # asked for only when nothing is put back
 
     def read(self, size: int) -> bytes:
+        if self.block:
+            assert size == tarfile.BLOCKSIZE
+            block, self.block = self.block, b""
+            return block
         if not 0 <= size <= HEADER_MAX:
             raise Refused(_WHAT, "", f"a header of {size} bytes; {HEADER_MAX} are the most that is taken")
         return self._stream.read(size)
@@ -78,6 +83,15 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
             raise Refused(_WHAT, "", "an entry of negative size")
         if not stream.skip_to(archive.offset):
             raise cut_off()
+        block = stream.read(tarfile.BLOCKSIZE)
+        entry = plain_entry(block) if not archive.pax_headers else None
+        if entry is not None:
+            archive.offset += tarfile.BLOCKSIZE + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            count += 1
+            limits.check_entries(count)
+            yield entry
+            continue
+        archive.fileobj.block = block
         try:
             info = Header.fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -147,15 +161,9 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
     )
 
 
-_SIMPLE: Final = re.compile(rb"(?:[A-Za-z0-9_+-][A-Za-z0-9_+.-]*/)*[A-Za-z0-9_+-][A-Za-z0-9_+.-]*")
-"""Most paths: no empty name and none that begins with a dot, so nothing is left to check."""
-
-
 def path_of(text: str, shown: str) -> Path:
     """The names of a path that stays within the layer; `./` and double slashes mean nothing. Raises Refused."""
     data = _encoded(text)
-    if _SIMPLE.fullmatch(data) and len(data) <= NAME_MAX:
-        return tuple(data.split(b"/"))
     if data.startswith(b"/"):
         raise _refused(shown, "an absolute name")
     if len(data) > PATH_MAX:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plots, report, session, suite, systems
+from benchmarks import bench_unpack, plots, report, session, suite, systems
 from benchmarks.materials import Materials
 from benchmarks.systems import FailedError
 from benchmarks.workload import Scale, Site
@@ -53,7 +53,9 @@ def _nothing_left(scratch: Path) -> None:
 
 
 def test_the_suite_knows_every_file() -> None:
-    assert sorted(suite.FILES) == sorted(path.stem[6:] for path in (CHECKOUT / "benchmarks").glob("bench_*.py"))
+    assert sorted(suite.FILES + suite.ALONE) == sorted(
+        path.stem[6:] for path in (CHECKOUT / "benchmarks").glob("bench_*.py")
+    )
 
 
 @pytest.mark.parametrize("name", suite.FILES)
@@ -88,6 +90,15 @@ _EXPECTED = {
     "this kernel has no overlayfs",
     *(why for workload in suite.all_workloads() for why in workload.without.values()),
 }
+
+
+def test_unpacking_beside_tar(scratch: Path) -> None:
+    argv = [sys.executable, "-m", "benchmarks.bench_unpack", "--scale", f"{_TINY}", "--rounds", "1"]
+    told = process.run(argv, cwd=CHECKOUT, env=_env(scratch), timeout_s=_TIMEOUT_S).stdout
+    found = [json.loads(line) for line in told.splitlines()]
+    assert {one["shape"] for one in found} == set(bench_unpack.SHAPES)
+    assert all(one["ours_s"] > 0 and one["tar_s"] > 0 and 0 < one["memory_mb"] < 100 for one in found)
+    _nothing_left(scratch)
 
 
 def test_rounds_are_interleaved_and_the_order_alternates(scratch: Path, fuse_device: Path) -> None:

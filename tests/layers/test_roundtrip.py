@@ -16,7 +16,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from layers import pack
-from layers.tarheader import Header
+from layers.tarheader import Header, plain_entry
+from layers.tarread import entry_of
 from layers.tree import Branches
 from tests.layers import trees
 from tests.layers.trees import Dir, File, Link, Node, Symlink, Thing
@@ -203,12 +204,18 @@ _FIELDS = st.fixed_dictionaries(
 
 
 @given(
-    st.text(min_size=1, max_size=120),
+    st.one_of(
+        st.text(min_size=1, max_size=120), st.from_regex(r"(\./)?([a-z.]{1,40}/){0,4}[a-z.]{1,9}/?", fullmatch=True)
+    ),
     _FIELDS,
     st.booleans(),
     st.one_of(st.none(), st.tuples(st.integers(0, 511), st.integers(0, 255))),
 )
 @example("0", {}, False, (337, 1))
+@example("./usr/bin/tool", {"mode": 0o4755, "mtime": 1}, False, None)
+@example("usr/share/", {"type": b"5", "size": 512}, True, None)
+@example("usr/.wh.x", {}, False, None)
+@example("a/.wh.x/b", {}, False, None)
 def test_quick_headers_are_what_tarfile_reads(
     name: str, fields: dict[str, Any], gnu: bool, damage: tuple[int, int] | None
 ) -> None:
@@ -227,6 +234,13 @@ def test_quick_headers_are_what_tarfile_reads(
         # A checksum that fits the damage, so that the damage is read.
         block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
     assert _read(Header, block) == _read(tarfile.TarInfo, block)
+    quick = plain_entry(bytes(block))
+    if quick is not None:
+        info = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        slow = entry_of(info)
+        assert slow is not None
+        assert quick == slow._replace(mtime_ns=quick.mtime_ns)
+        assert quick.mtime_ns == info.mtime * 10**9
 
 
 def _read(kind: type[tarfile.TarInfo], block: bytearray) -> Any:

@@ -18,16 +18,19 @@ from layers.pieces import TarPieces, of_directory
 from layers.tree import Branches
 from layers.weighing import EQUAL, REMOVED, REPLACED, acts, weigh
 from tests.layers import images, trees
-from tests.layers.trees import Dir, File, Link, Node
+from tests.layers.trees import Dir, File, Link, Node, Thing
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="overlayfs's whiteouts are devices")
 
 
-def tar(*members: tuple[str, dict[str, Any], bytes]) -> TarPieces:
+Member = tuple[str, dict[str, Any], bytes]
+
+
+def tar(*members: Member) -> TarPieces:
     return TarPieces(io.BytesIO(trees.tar_of(members)))
 
 
-BASE = (
+BASE: tuple[Member, ...] = (
     ("etc", {"type": b"5"}, b""),
     ("etc/kept", {}, b"12345"),
     ("etc/changed", {}, b"1234567"),
@@ -37,7 +40,7 @@ BASE = (
     ("opaque/x", {}, b"4444"),
     ("dir/inside", {}, b"55555"),
 )
-TOP = (
+TOP: tuple[Member, ...] = (
     ("etc/changed", {}, b"new"),
     ("etc/touched", {"mode": 0o600}, b"123"),
     (".wh.old", {}, b""),
@@ -66,9 +69,10 @@ def test_hidden_bytes_are_found_with_their_reason() -> None:
 
 
 def test_marks_act_on_what_is_beneath_only_wherever_they_stand() -> None:
-    base = (("d/a", {}, b"1"), ("f", {}, b"2"))
-    for members in ([(".wh.f", {}, b""), ("f", {}, b"3")], [("f", {}, b"3"), (".wh.f", {}, b"")]):
-        weight = weigh([tar(*base), tar(*members)])
+    whiteout: Member = (".wh.f", {}, b"")
+    file: Member = ("f", {}, b"3")
+    for members in ([whiteout, file], [file, whiteout]):
+        weight = weigh([tar(("d/a", {}, b"1"), ("f", {}, b"2")), tar(*members)])
         assert [(one.path, one.layer) for one in weight.shown if one.path == (b"f",)] == [((b"f",), 1)]
 
 
@@ -79,9 +83,9 @@ def test_the_same_content_twice_is_found_across_layers() -> None:
 
 @pytest.mark.parametrize("dialect", ["aufs", "overlay"])
 def test_directories_weigh_what_their_tars_weigh(scratch: Path, dialect: str) -> None:
-    things = {"d/a": File(b"1"), "d/b": File(b"22"), "e/f": File(b"333"), "l": Link("d/a")}
+    things: dict[str, Thing] = {"d/a": File(b"1"), "d/b": File(b"22"), "e/f": File(b"333"), "l": Link("d/a")}
     lower = trees.make(scratch / "lower", things)
-    marks = (
+    marks: dict[str, Thing] = (
         {"d/.wh.a": File(), "e/.wh..wh..opq": File()}
         if dialect == "aufs"
         else {"d/a": Node(stat.S_IFCHR), "e": Dir(xattrs={"trusted.overlay.opaque": b"y"})}
