@@ -60,10 +60,14 @@ def commit(
     base: str | None,
     wish: Wish,
     *,
+    is_whole: bool = False,
+    beneath: Sequence[str] = (),
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Committed:
     """A new image: `base` (a name, id or digest; None for nothing) with what the writable branch `upper` changed.
+    With `is_whole` it holds all that there is, and no marks; what is there because of the directories `beneath` the
+    base is no change.
 
     Whiteouts and opaque directories may be of any dialect, a redirected directory comes out whole, and a file that was
     copied up but equals the one beneath is left out. Times after SOURCE_DATE_EPOCH are set back to it.
@@ -82,8 +86,8 @@ def commit(
             lowers, layers = ready.lowers, item.layers
         made = Committed(Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
         with Branches() as branches:
-            new = branches.view([upper, *lowers])
-            old = new.below(1)
+            new = branches.view([upper] if is_whole else [upper, *lowers])
+            old = branches.view([*lowers, *beneath])
             changes = list(diff.changes(old, new, fingerprint=_Known(), equal=True))
             items = pack.change_items(old, new, _noted(_with_other_names(changes, old, new), made))
             if not lowers:

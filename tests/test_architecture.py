@@ -55,6 +55,13 @@ ALLOWED = {
     ),
     "unionfs.launcher": Row((*GROUND_FLOOR, "unionfs.launcher"), not_even=("argparse",)),
     "unionfs.daemon": Row((*GROUND_FLOOR, "unionfs.core", "unionfs.fuse"), ("trio",), not_even=("argparse",)),
+    "unionfs.drivers": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.drivers", "unionfs.changes"),
+            *("unionfs.core.options", "unionfs.daemon", "unionfs.fuse.mounting"),
+        ),
+        not_even=("argparse",),
+    ),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google")),
     "unionfs.__main__": Row(("unionfs.cli",)),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),

@@ -119,8 +119,10 @@ class Branches:
         ids: Ids | None = None,
         hidden: Iterable[str | bytes] = (),
         skip_unreadable: bool = False,
+        is_whole: bool = False,
     ) -> None:
         """Raises OSError if a branch cannot be opened."""
+        self.is_whole = is_whole  # immutable: the upper holds everything, and nothing of the lowers shows through
         self.ids = ids or Ids()  # immutable
         self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
@@ -232,7 +234,8 @@ class Branches:
     def root(self, branch: int) -> Entry:
         """The root directory of a branch. Its own redirect means nothing."""
         place = Place(branch, b"")
-        return self._directory(place, os.fstat(self.dir_fd(place)), False)._replace(redirect=None)
+        whole = self.is_whole and branch == UPPER
+        return self._directory(place, os.fstat(self.dir_fd(place)), whole)._replace(redirect=None)
 
     def _directory(self, place: Place, st: os.stat_result, replaced: bool) -> Entry:
         if place.branch != UPPER and self._is_sealed(place, st):

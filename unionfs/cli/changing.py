@@ -25,6 +25,7 @@ from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
+from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
 
@@ -82,6 +83,7 @@ def remove(store: ContainerStore, container: Container) -> None:
 
 def _remove_path(container: Container, path: str) -> None:
     def body() -> bytes:
+        by_name(container.driver).remove(path)
         remove_path(path)
         return b""
 
@@ -209,6 +211,8 @@ def _distinct(objections: list[Objection]) -> list[Objection]:
 
 
 def _list(container: Container, ids: Ids) -> Changes:
+    if is_whole(container.driver) and not os.listdir(container.upper):
+        return Changes()  # was never mounted
     with _branches(container, ids) as branches:
         return listing.changes(branches)
 
@@ -220,6 +224,7 @@ def _branches(container: Container, ids: Ids) -> Branches:
         ids=ids,
         hidden=container.hidden,
         skip_unreadable=container.skip_unreadable,
+        is_whole=is_whole(container.driver),
     )
 
 

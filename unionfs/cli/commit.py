@@ -22,6 +22,7 @@ from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.job import Job
 from unionfs.cli.progress import shown
+from unionfs.drivers.driver import is_whole
 
 _DESCRIPTION: Final = """\
 Make an image: that of which the container was made, and on top a layer with what the container changed. Only what
@@ -87,7 +88,16 @@ def _commit(arguments: argparse.Namespace, store: Store, container: Container, n
     with image_store.failures(), shown(quiet=arguments.quiet) as progress, store.adding():
         base, steps = _base(store, container, options)
         try:
-            made = making.commit(store, container.upper, base, wish, options=options, progress=progress)
+            made = making.commit(
+                store,
+                container.upper,
+                base,
+                wish,
+                is_whole=is_whole(container.driver),
+                beneath=(container.ground,) if container.has_ground and is_whole(container.driver) else (),
+                options=options,
+                progress=progress,
+            )
         except NotFound as error:
             raise CommandError(str(error), hint=f"the image {container.image} was removed; pull it again") from error
         finally:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from unionfs.cli.errors import CommandError
+from unionfs.drivers.driver import DEFAULT
 
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 """As docker and podman have it, so that names can be moved between the tools."""
@@ -129,6 +130,11 @@ class Container:
     def branches(self) -> tuple[str, ...]:
         """The lower branches of the container's union."""
         return (*self.lowers, self.ground) if self.has_ground else self.lowers
+
+    @property
+    def driver(self) -> str:
+        """How its root filesystem comes about, see `unionfs.drivers`."""
+        return str(self.job.get("driver", DEFAULT))
 
     @property
     def status(self) -> str:

@@ -14,6 +14,7 @@ from unionfs.cli import image_store, over, pausing
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError
+from unionfs.drivers.driver import is_whole
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def _write(container: Container, sink: IO[bytes]) -> int:
     with image_store.failures(), Branches() as branches:
-        view = branches.view([container.upper, *container.lowers])
+        view = branches.view([container.upper, *(() if is_whole(container.driver) else container.lowers)])
         pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
     sink.flush()
     return 0

@@ -67,7 +67,7 @@ def of_container(container: Container) -> dict[str, Any]:
         "Kind": container.kind,
         "LogPath": os.path.join(container.directory, logbook.NAME),
         "GraphDriver": {
-            "Name": "fuse",
+            "Name": container.driver,
             "Data": {"LowerDir": list(container.lowers), "UpperDir": container.upper, "MergedDir": container.merged},
         },
     }

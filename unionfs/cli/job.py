@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.drivers.driver import DEFAULT
 from unionfs.launcher.capabilities import USUAL
 
 
@@ -41,6 +42,7 @@ class Job:
     terminal: bool = False
     capabilities: tuple[str, ...] = USUAL
     no_new_privileges: bool = True
+    driver: str = DEFAULT  # how the root filesystem comes about, one of drivers.driver.NAMES
     remove: bool = False  # keep nothing when the command has ended
     transport: str = DEFAULT_TRANSPORT
     whiteout: str = "aufs"

@@ -32,8 +32,8 @@ from unionfs.cli.furnishing import (
 from unionfs.cli.job import Job, from_record, to_record
 from unionfs.cli.logbook import Writer
 from unionfs.core.options import OptionError, Options, check_directory
-from unionfs.daemon import DaemonOptions, StartError, start
-from unionfs.fuse.mounting import MountOptions
+from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
@@ -72,6 +72,7 @@ def describe(job: Job, store: ContainerStore) -> list[str]:
 def create(job: Job, store: ContainerStore) -> Container:
     """Check what can be checked, and make the container's record and directories. Raises: CommandError."""
     check_sources(job)
+    _check_driver(job, store)
     id_map = my_ids()
     try:
         return store.create(
@@ -81,7 +82,7 @@ def create(job: Job, store: ContainerStore) -> Container:
             kind=job.kind,
             uid_map=id_map.uids if id_map else (),
             gid_map=id_map.gids if id_map else (),
-            unmapped_as_root=id_map is not None,
+            unmapped_as_root=id_map is not None and job.driver != "overlay",
             skip_unreadable=id_map is not None and job.shows_host,
             hidden=(os.path.realpath(store.root),),
             whiteout=job.whiteout,
@@ -185,6 +186,17 @@ def door_of(container: Container) -> str:
     return os.path.join(container.directory, "door")
 
 
+def _check_driver(job: Job, store: ContainerStore) -> None:
+    """Raises: CommandError when the root filesystem cannot be had in that way."""
+    if job.shows_host and job.driver != FUSE:
+        why = f"only the {FUSE} driver can show this machine's own /"
+        raise CommandError(failed("run", "", why), hint=f"--driver {FUSE}", status=OWN_FAILURE)
+    try:
+        by_name(job.driver).check(store.root, (*job.lowers, "ground"))
+    except DriverError as error:
+        raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
+
+
 def job_of(container: Container) -> Job:
     """The job that the container was made of. Raises: CommandError when its record has none."""
     if not container.job:
@@ -265,9 +277,13 @@ class _Turns:
             elif self._again:
                 self._store.unclaim(self._container, exit_code)
             if self._job.remove or not (has_started or self._again):
-                self._store.remove(self._container, remove_path, mine=True)
+                self._store.remove(self._container, self._remove_path, mine=True)
         except (OSError, ContainerError) as error:
             print(f"unionfs: warning: clearing up failed: {error}", file=sys.stderr)
+
+    def _remove_path(self, path: str) -> None:
+        by_name(self._job.driver).remove(path)
+        remove_path(path)
 
     def make_up_for(self, id_map: idmap.IdMap | None) -> None:
         """In the launching process, after a failure: what is left to do if no guardian has done it."""
@@ -286,32 +302,28 @@ class _Turns:
         return b""
 
     def mount(self, provisions: Provisions, lowers: tuple[str, ...], directory: str) -> None:
-        """Mount a union at merged/ of a directory, with upper/ and work/ beside it."""
+        """Mount the tree of a directory that has upper/, work/ and merged/."""
         job, container = self._job, self._container
-        merged = os.path.join(directory, "merged")
+        driver = job.driver
+        if is_whole(driver) and directory != container.directory:
+            driver = FUSE  # nobody wants a volume that stays as it is to be copied for that
         try:
-            options = DaemonOptions(
-                union=Options(
-                    lowers=lowers,
-                    upper=os.path.join(directory, "upper"),
-                    work=os.path.join(directory, "work"),
-                    whiteout=job.whiteout,
-                    durability=job.durability,
-                    unmapped_as_root=container.unmapped_as_root,
-                    skip_unreadable=container.skip_unreadable,
-                    hidden=container.hidden,
-                ),
-                mountpoint=merged,
-                transport=job.transport,
-                mount=MountOptions(source=f"unionfs:{container.name}", allow_other=True),
-                log=os.path.join(container.directory, LOG),
-                debug=job.debug,
-                lifeline_fd=provisions.lifeline_fd,
+            union = Options(
+                lowers=lowers,
+                upper=os.path.join(directory, "upper"),
+                work=os.path.join(directory, "work"),
+                whiteout=job.whiteout,
+                durability=job.durability,
+                unmapped_as_root=container.unmapped_as_root,
+                skip_unreadable=container.skip_unreadable,
+                hidden=container.hidden,
             )
-            provisions.add(merged, start(options, warn=_warn))
+            log = os.path.join(container.directory, LOG)
+            tree = Tree(union, directory, self._store.root, container.name, log, job.transport, job.debug, _warn)
+            by_name(driver).mount(tree, provisions)
         except OptionError as error:
             raise LaunchError("", "", str(error)) from error
-        except StartError as error:
+        except DriverError as error:
             raise LaunchError("", "", str(error), hint=error.hint) from error
 
 

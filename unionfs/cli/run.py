@@ -17,6 +17,7 @@ from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, faile
 from unionfs.cli.job import Job, Volume
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
+from unionfs.drivers.driver import DEFAULT, NAMES
 from unionfs.launcher import channel
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.channel import FAILED, STARTED, Sender
@@ -187,6 +188,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         capabilities=_capabilities(arguments.cap_add or (), arguments.cap_drop or ()),
         no_new_privileges=not arguments.allow_new_privileges,
         remove=arguments.rm,
+        driver=arguments.driver,
         transport=arguments.transport,
         whiteout=arguments.whiteout,
         durability=arguments.durability,
@@ -254,6 +256,13 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add("--cap-add", metavar="CAP", action="append", help="a capability to have besides the usual ones, or ALL")
     add("--cap-drop", metavar="CAP", action="append", help="a capability not to have, or ALL")
     add("--allow-new-privileges", action="store_true", help="let set-user-id programs such as sudo have their effect")
+    add(
+        "--driver",
+        choices=NAMES,
+        default=DEFAULT,
+        help="how the root filesystem comes about: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
+        f"snapshot (default: {DEFAULT})",
+    )
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
     add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="how removed names are marked (default: aufs)")
     add(

@@ -1,0 +1,119 @@
+"""The driver `btrfs`: each container is a snapshot of a subvolume in which the layers are merged.
+
+    ROOT/btrfs/KEY/tree      that subvolume, made once for all containers of the same layers; KEY tells the layers
+    ROOT/btrfs/KEY/lowers    the layers' directories, top first, one on a line
+
+Its data are shared with the unpacked layers (reflink). It is removed when one of its layers is. Directories that are no
+layers of the store may change from one time to the next, so nothing is kept of them: the container gets a copy, as by
+`vfs`, in a subvolume of its own.
+
+Without root everything works; only, deleting a subvolume takes as long as deleting its files unless the filesystem is
+mounted with user_subvol_rm_allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from unionfs.changes.remove import remove_path
+from unionfs.drivers import vfs, whole
+from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.syscalls import btrfs
+
+is_whole: Final = True
+
+_SHARED: Final = "btrfs"
+_NEW: Final = ".new-"
+
+
+def check(root: str, lowers: Sequence[str]) -> None:
+    os.makedirs(root, 0o700, exist_ok=True)
+    if not btrfs.is_on_btrfs(root):
+        raise DriverError(f"{root} is not on a Btrfs", "--root DIR names a directory that is")
+
+
+def mount(tree: Tree, provisions: Provisions) -> None:
+    sweep(tree.root)
+    of_store = tuple(lower for lower in tree.union.lowers if _is_of_store(lower, tree.root))
+    others = tuple(lower for lower in tree.union.lowers if lower not in of_store)
+    if of_store and tree.union.lowers == (*of_store, *others[-1:]):  # the last may be the ground
+        vfs.fill(tree, lambda path: _snapshot(tree, of_store, path), others)
+    else:
+        vfs.fill(tree, btrfs.create, tree.union.lowers)
+    vfs.show(tree, provisions)
+
+
+def remove(directory: str) -> None:
+    """The subvolumes of a tree; where that is not allowed, remove_path() goes on with their files."""
+    for name in ("upper", "upper.new"):
+        _destroy(os.path.join(directory, name))
+
+
+def sweep(root: str) -> None:
+    """Remove what belongs to layers that are gone, and what was left half made."""
+    shared = os.path.join(root, _SHARED)
+    try:
+        names = os.listdir(shared)
+    except FileNotFoundError:
+        return
+    for name in names:
+        place = os.path.join(shared, name)
+        if name.startswith(_NEW) and _is_being_made(name):
+            continue
+        try:
+            with open(os.path.join(place, "lowers"), encoding="utf-8", errors="surrogateescape") as file:
+                if not name.startswith(_NEW) and all(map(os.path.isdir, file.read().splitlines())):
+                    continue
+        except FileNotFoundError:
+            pass
+        with contextlib.suppress(OSError):  # somebody else does it, too
+            _destroy(os.path.join(place, "tree"))
+            remove_path(place)
+
+
+def _snapshot(tree: Tree, lowers: tuple[str, ...], path: str) -> None:
+    btrfs.snapshot(_shared(tree, lowers), path)
+
+
+def _shared(tree: Tree, lowers: tuple[str, ...]) -> str:
+    """The subvolume of these layers, made if it is missing. Raises: OSError."""
+    key = hashlib.sha256("\n".join(lowers).encode(errors="surrogateescape")).hexdigest()[:40]
+    place = os.path.join(tree.root, _SHARED, key)
+    subvolume = os.path.join(place, "tree")
+    if os.path.isdir(place):
+        return subvolume
+    aside = os.path.join(tree.root, _SHARED, f"{_NEW}{os.getpid()}-{secrets.token_hex(4)}")
+    os.makedirs(aside, 0o755)
+    try:
+        btrfs.create(os.path.join(aside, "tree"))
+        whole.add(lowers, os.path.join(aside, "tree"), unmapped_as_root=tree.union.unmapped_as_root)
+        with open(os.path.join(aside, "lowers"), "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write("\n".join(lowers) + "\n")
+        os.rename(aside, place)
+    except OSError as error:
+        _destroy(os.path.join(aside, "tree"))
+        remove_path(aside)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+            raise
+    return subvolume
+
+
+def _is_of_store(lower: str, root: str) -> bool:
+    return os.path.dirname(os.path.dirname(lower)) == os.path.join(root, "layers")
+
+
+def _is_being_made(name: str) -> bool:
+    pid = name.removeprefix(_NEW).partition("-")[0]
+    return os.path.exists(f"/proc/{pid}")
+
+
+def _destroy(path: str) -> None:
+    if btrfs.is_subvolume(path):
+        with contextlib.suppress(OSError):
+            btrfs.destroy(path)

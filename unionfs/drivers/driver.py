@@ -1,0 +1,86 @@
+"""What every driver is: checked before a container is made, then asked to mount. And the drivers by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final, NamedTuple, Protocol
+
+from unionfs.core.options import Options
+
+NAMES: Final = ("fuse", "overlay", "vfs", "btrfs")
+DEFAULT: Final = "fuse"
+
+
+class DriverError(Exception):
+    """A root filesystem cannot be had in this way. `str()` is a sentence for users, `hint` what to do."""
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+    @classmethod
+    def of(cls, what: str, error: OSError, hint: str = "") -> DriverError:
+        """`what` failed as `error` says."""
+        named = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+        return cls(f"{what} failed{named}: {error.strerror or error}", hint)
+
+
+class Tree(NamedTuple):
+    """One root filesystem, or what a volume shows."""
+
+    union: Options  # its branches and policies; `upper` and `work` exist
+    directory: str  # of upper, work and `merged`; a driver may keep more there, below its own name
+    root: str  # of the whole store, where a driver may keep below its own name what several trees share
+    name: str  # for the mount table
+    log: str  # file for what a daemon has to say
+    transport: str
+    debug: bool = False
+    warn: Callable[[str], None] = lambda _: None  # is told what the user should know
+
+    @property
+    def merged(self) -> str:
+        """Where it is mounted."""
+        return os.path.join(self.directory, "merged")
+
+
+class Provisions(Protocol):
+    """Where it is noted what is mounted, so that it is taken away again (launcher.guardian)."""
+
+    @property
+    def lifeline_fd(self) -> int: ...
+
+    def add(self, mountpoint: str, daemon: int | None = None) -> None: ...
+
+
+class Driver(Protocol):
+    """A module of this room.
+
+    `is_whole`: the upper holds everything that is shown, once it was mounted for the first time, and no marks; else
+    only what is changed, and the union is read from it and the lowers.
+    """
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    def check(self, root: str, lowers: Sequence[str]) -> None:
+        """Find out early what cannot work, for a store at `root`. Raises: DriverError."""
+
+    def mount(self, tree: Tree, provisions: Provisions) -> None:
+        """Mount the tree, noting it in `provisions`. Preconditions: a mount namespace of our own, as root of the user
+        namespace that the container will have. Raises: DriverError; nothing is left mounted then."""
+
+    def remove(self, directory: str) -> None:
+        """Remove what remove_path() of `Tree.directory` would be slow or unable to remove. Raises: OSError."""
+
+
+def by_name(name: str) -> Driver:
+    """The driver. Preconditions: one of NAMES."""
+    module: Driver = import_module(f"unionfs.drivers.{name}")
+    return module
+
+
+def is_whole(name: str) -> bool:
+    """Driver.is_whole, without importing anything."""
+    return name in ("vfs", "btrfs")

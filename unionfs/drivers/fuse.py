@@ -1,0 +1,39 @@
+"""The driver `fuse`: our own union, served by a daemon outside of the container's pid namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from unionfs.core.options import OptionError
+from unionfs.daemon import DaemonOptions, StartError, start
+from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.fuse.mounting import MountOptions
+
+is_whole: Final = False
+
+
+def check(root: str, lowers: Sequence[str]) -> None:
+    """Nothing that mounting would not say as well."""
+
+
+def mount(tree: Tree, provisions: Provisions) -> None:
+    options = DaemonOptions(
+        union=tree.union,
+        mountpoint=tree.merged,
+        transport=tree.transport,
+        mount=MountOptions(source=f"unionfs:{tree.name}", allow_other=True),
+        log=tree.log,
+        debug=tree.debug,
+        lifeline_fd=provisions.lifeline_fd,
+    )
+    try:
+        provisions.add(tree.merged, start(options, warn=tree.warn))
+    except OptionError as error:
+        raise DriverError(str(error)) from error
+    except StartError as error:
+        raise DriverError(str(error), error.hint) from error
+
+
+def remove(directory: str) -> None:
+    """There is nothing of its own."""

@@ -1,0 +1,94 @@
+"""The driver `overlay`: the kernel's overlayfs, also in a user namespace, with its marks as `user.` attributes.
+
+    CONTAINER/overlay/l/N           short names of the branches, top first: all must fit into one page of mount(2)
+    CONTAINER/overlay/marks/N/...   layers of marks for lowers that are no layers of the store, see `marks`
+
+Sources: Linux Documentation/filesystems/overlayfs.rst, mount(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from unionfs.changes.remove import remove_path
+from unionfs.drivers import marks
+from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.syscalls import mounts
+
+is_whole: Final = False
+
+LOWERS_MAX: Final = 500
+"""OVL_MAX_STACK of the kernel."""
+
+_OWN: Final = "overlay"
+_OLD_KERNEL: Final = "without root it takes Linux 5.11 or newer"
+_USE_FUSE: Final = "--driver fuse has no such limit"
+
+
+def check(root: str, lowers: Sequence[str]) -> None:
+    if len(lowers) > LOWERS_MAX:
+        raise _too_many(len(lowers))
+
+
+def mount(tree: Tree, provisions: Provisions) -> None:
+    own = os.path.join(tree.directory, _OWN)
+    try:
+        remove_path(own)
+        names = os.path.join(own, "l")
+        os.makedirs(names, 0o755)
+        lowers = _lowers(tree, own)
+        for number, path in enumerate(lowers):
+            os.symlink(path, os.path.join(names, str(number)))
+        if tree.union.work is not None:  # of a time when it was volatile: the kernel wants to see that somebody knows
+            remove_path(os.path.join(tree.union.work, "work"))
+    except OSError as error:
+        raise DriverError.of("preparing the overlay", error) from error
+    _mount(tree, names, len(lowers))
+    provisions.add(tree.merged)
+
+
+def remove(directory: str) -> None:
+    """There is nothing that cannot be removed as files."""
+
+
+def _lowers(tree: Tree, own: str) -> list[str]:
+    """The lowers as the kernel can read them. Raises: DriverError, OSError."""
+    found: list[str] = []
+    for number, lower in enumerate(tree.union.lowers):
+        found += marks.readable(os.path.realpath(lower), os.path.join(own, "marks", str(number)))
+    if len(found) == LOWERS_MAX + 1:
+        found.pop()  # the ground, which only keeps mountpoints out of the upper
+    if len(found) > LOWERS_MAX:
+        raise _too_many(len(found))
+    return found
+
+
+def _too_many(count: int) -> DriverError:
+    return DriverError(f"the kernel's overlay takes {LOWERS_MAX} layers, and there would be {count}", _USE_FUSE)
+
+
+def _mount(tree: Tree, names: str, count: int) -> None:
+    options = [
+        "lowerdir=" + ":".join(map(str, range(count))),
+        *(("upperdir=../../upper", "workdir=../../work") if tree.union.upper else ()),
+        "userxattr",
+        *(("volatile",) if tree.union.durability == "volatile" else ()),
+    ]
+    os.chdir(names)
+    try:
+        mounts.mount(f"overlay:{tree.name}", tree.merged, "overlay", 0, ",".join(options))
+    except OSError as error:
+        raise DriverError.of("mounting the kernel's overlay", error, _hint_for(error)) from error
+    finally:
+        os.chdir("/")
+
+
+def _hint_for(error: OSError) -> str:
+    if error.errno == errno.ENODEV:
+        return "this kernel has no overlayfs; --driver fuse needs none"
+    if error.errno == errno.EPERM:
+        return f"{_OLD_KERNEL}; --driver fuse works with older ones"
+    return "its filesystem may not be fit for it (the kernel's log, dmesg, says why); --driver fuse is"

@@ -1,0 +1,61 @@
+"""The driver `vfs`: a full copy of the layers, made when the container is first mounted. Works everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from unionfs.changes.remove import remove_path
+from unionfs.drivers import whole
+from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.syscalls import mounts
+
+is_whole: Final = True
+
+
+def check(root: str, lowers: Sequence[str]) -> None:
+    """Nothing can be known before there is no room left."""
+
+
+def mount(tree: Tree, provisions: Provisions) -> None:
+    fill(tree, _begin, tree.union.lowers)
+    show(tree, provisions)
+
+
+def remove(directory: str) -> None:
+    """There is nothing that cannot be removed as files."""
+
+
+def fill(tree: Tree, begin: Callable[[str], None], lowers: Sequence[str]) -> None:
+    """Make the upper what the lowers show, if it is not yet: aside, so that it is whole or not there at all.
+
+    `begin` makes the directory that `lowers` are added to. Raises: DriverError.
+    """
+    upper = tree.union.upper
+    assert upper is not None
+    if os.path.isdir(upper) and os.listdir(upper):  # one that was filled has at least the ground
+        return
+    aside = os.path.join(tree.directory, "upper.new")
+    try:
+        remove_path(aside)
+        begin(aside)
+        if lowers:
+            whole.add(lowers, aside, unmapped_as_root=tree.union.unmapped_as_root, hidden=tree.union.hidden)
+        os.rename(aside, upper)
+    except OSError as error:
+        remove_path(aside)
+        raise DriverError.of("copying the layers", error) from error
+
+
+def show(tree: Tree, provisions: Provisions) -> None:
+    """Mount the upper as it is. Raises: DriverError."""
+    try:
+        mounts.mount(tree.union.upper, tree.merged, None, mounts.MS_BIND)
+    except OSError as error:
+        raise DriverError.of("mounting the copy", error) from error
+    provisions.add(tree.merged)
+
+
+def _begin(path: str) -> None:
+    os.mkdir(path, 0o755)

@@ -1,0 +1,146 @@
+"""A whole copy of what a union of directories shows: the tree that the drivers vfs and btrfs begin with.
+
+Data are shared with the layers where the filesystem can (reflink). Kept are owners, modes, times, attributes, holes and
+hard links. Nothing is reached by a path longer than a name's worth of components at a time, and no symlink is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+from unionfs.changes.ids import Ids
+from unionfs.changes.lowers import Found, Stack, lookup, names, root_stack
+from unionfs.changes.objects import Branches, Object, open_beneath
+from unionfs.changes.owners import Owner
+from unionfs.changes.stage import copy_data, set_attributes
+
+
+def add(
+    lowers: Sequence[str],
+    target: str,
+    *,
+    unmapped_as_root: bool = False,
+    hidden: Sequence[str] = (),
+) -> None:
+    """Add to the directory `target` what the union of `lowers` (top first) shows and `target` has not.
+
+    A name that is there stays as it is; if both are directories, what is missing inside is added. A directory gets its
+    attributes when it is made. Raises: OSError; what was added until then stays.
+    """
+    ids = Ids.inside(unmapped_as_root)
+    with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden) as branches:
+        root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _Addition(branches, root_fd).run(is_new=not os.listdir(root_fd))
+        finally:
+            os.close(root_fd)
+
+
+class _Addition:
+    def __init__(self, branches: Branches, root_fd: int) -> None:
+        self._branches = branches  # immutable
+        self._root_fd = root_fd  # immutable
+        self._links: dict[tuple[int, int], bytes] = {}  # inode of a lower -> where its first name was made
+        self._made: list[tuple[bytes, Object]] = []  # directories, each after the one that it is in
+        self._todo: list[tuple[bytes, Stack]] = []
+
+    def run(self, *, is_new: bool) -> None:
+        top = root_stack(self._branches, 0)
+        if is_new:
+            root = self._branches.root(top[0].branch).object
+            assert root is not None
+            self._made.append((b"", root))
+        self._todo.append((b"", top))
+        while self._todo:
+            self._directory(*self._todo.pop())
+        for rel, directory in reversed(self._made):  # their times last: making something inside changes them
+            fd = self._open(rel)
+            try:
+                self._dress(fd, directory)
+            finally:
+                os.close(fd)
+
+    def _directory(self, rel: bytes, stack: Stack) -> None:
+        fd = self._open(rel)
+        try:
+            there = {os.fsencode(name) for name in os.listdir(fd)}
+            for name in names(self._branches, stack):
+                path = rel + b"/" + name if rel else name
+                found = lookup(self._branches, stack, name)
+                if found is None:
+                    continue
+                if name not in there:
+                    self._make(fd, name, path, found)
+                elif not found.object.is_dir or not _is_directory(fd, name):
+                    continue
+                if found.object.is_dir:
+                    self._todo.append((path, found.stack))
+        finally:
+            os.close(fd)
+
+    def _make(self, dir_fd: int, name: bytes, path: bytes, found: Found) -> None:
+        source = found.object
+        if source.is_dir:
+            os.mkdir(name, 0o700, dir_fd=dir_fd)
+            self._made.append((path, source))
+            return
+        if source.nlink > 1:
+            first = self._links.setdefault((source.dev, source.ino), path)
+            if first != path:
+                self._link(first, dir_fd, name)
+                return
+        if source.kind == stat.S_IFSOCK:
+            return  # means nothing without the process that listens
+        if source.kind == stat.S_IFREG:
+            self._file(dir_fd, name, source)
+            return
+        if source.kind == stat.S_IFLNK:
+            os.symlink(self._branches.readlink(source.place), name, dir_fd=dir_fd)
+        else:
+            os.mknod(name, source.kind | 0o600, source.rdev, dir_fd=dir_fd)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            self._dress(fd, source)
+        finally:
+            os.close(fd)
+
+    def _link(self, first: bytes, dir_fd: int, name: bytes) -> None:
+        parent, _, first_name = first.rpartition(b"/")
+        parent_fd = self._open(parent)
+        try:
+            os.link(first_name, name, src_dir_fd=parent_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        finally:
+            os.close(parent_fd)
+
+    def _file(self, dir_fd: int, name: bytes, source: Object) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+        try:
+            data_fd = self._branches.open_data(source.data)
+            try:
+                copy_data(data_fd, fd)
+            finally:
+                os.close(data_fd)
+            self._dress(fd, source)
+        finally:
+            os.close(fd)
+
+    def _dress(self, fd: int, source: Object) -> None:
+        set_attributes(
+            fd,
+            Owner(source.uid, source.gid),
+            stat.S_IMODE(source.mode),
+            {} if source.sealed else self._branches.xattrs(source.place),
+            (source.mtime_ns, source.mtime_ns),
+        )
+
+    def _open(self, rel: bytes) -> int:
+        if not rel:
+            return os.dup(self._root_fd)
+        return open_beneath(self._root_fd, rel, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _is_directory(dir_fd: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
