@@ -160,6 +160,7 @@ def _open_to_remove(dir_fd: int, name: bytes) -> int:
 def _empty_of_files(fd: int) -> list[bytes]:
     """Remove what is not a directory; the directories that are left."""
     inner = []
+    os.lseek(fd, 0, os.SEEK_SET)  # or Btrfs shows what was there when it was last listed or opened
     with os.scandir(fd) as found:
         listed = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in found]
     for name, is_dir in listed:

@@ -88,6 +88,7 @@ def _empty(fd: int, depth: int) -> tuple[int, bytes] | None:
 
     It is returned as its name and a descriptor, to be closed by the caller, of the directory it is in.
     """
+    os.lseek(fd, 0, os.SEEK_SET)  # or Btrfs shows what was there when it was last listed or opened
     for text in os.listdir(fd):
         name = os.fsencode(text)
         try:

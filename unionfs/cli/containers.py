@@ -1,6 +1,7 @@
 """What is known of containers between two commands: one directory each, with its record and its writable branch.
 
     ROOT/containers/ID/container.json   the record, replaced atomically
+    ROOT/containers/ID/outcome          its exit code, for who waits for a container that is removed when it ends
     ROOT/containers/ID/{upper,work,merged}
     ROOT/containers/.lock               taken while records are created, changed or removed
 
@@ -39,6 +40,8 @@ NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _LIVELY: Final = ("starting", "running")
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
+_OUTCOME: Final = "outcome"
+_UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
 _ADJECTIVES: Final = (
@@ -175,6 +178,12 @@ def process_started(pid: int) -> str | None:
     return f"{boot}:{fields[19].decode()}"
 
 
+def outcome(fd: int) -> int | None:
+    """The exit code in an `outcome` file, however long ago that was removed; None if nobody could write it down."""
+    text = os.pread(fd, len(_UNKNOWN), 0).strip()
+    return int(text) if text.isdigit() else None
+
+
 def default_root() -> str:
     """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs."""
     if named := os.environ.get("UNIONFS_ROOT"):
@@ -283,7 +292,26 @@ class ContainerStore:
                 current, recorded_status="starting", pid=pid, pid_started=process_started(pid), guardian=None
             )
             self._write(claimed.directory, claimed)
+            with open(os.path.join(claimed.directory, _OUTCOME), "w", encoding="ascii") as file:
+                file.write(_UNKNOWN)
+                self._give_to_owner(file.fileno())
         return claimed
+
+    def open_outcome(self, container: Container) -> int | None:
+        """A descriptor for `outcome`; None when it has none yet."""
+        try:
+            return os.open(os.path.join(container.directory, _OUTCOME), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError):
+            return None
+
+    def note_outcome(self, container: Container, exit_code: int) -> None:
+        """Write down how it ended where `outcome` finds it, in place: it needs no room on a full disk."""
+        with contextlib.suppress(OSError):
+            fd = os.open(os.path.join(container.directory, _OUTCOME), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, f"{exit_code:<{len(_UNKNOWN)}}".encode("ascii"), 0)
+            finally:
+                os.close(fd)
 
     def unclaim(self, container: Container, exit_code: int | None) -> Container:
         """Record that the container could not be started, for which `exit_code` stands."""

@@ -271,13 +271,14 @@ class _Turns:
     def finish(self, exit_code: int, has_started: bool) -> None:
         """Write down how it ended, or leave no trace. Failing here is told, and changes nothing else."""
         try:
-            if has_started:
-                self._store.exited(self._container, exit_code)
-                remove_path(os.path.join(self._container.directory, VOLUMES))
-            elif self._again:
-                self._store.unclaim(self._container, exit_code)
+            self._store.note_outcome(self._container, exit_code)
             if self._job.remove or not (has_started or self._again):
                 self._store.remove(self._container, self._remove_path, mine=True)
+            elif has_started:
+                self._store.exited(self._container, exit_code)
+                remove_path(os.path.join(self._container.directory, VOLUMES))
+            else:
+                self._store.unclaim(self._container, exit_code)
         except (OSError, ContainerError) as error:
             print(f"unionfs: warning: clearing up failed: {error}", file=sys.stderr)
 

@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from unionfs.cli import launching
-from unionfs.cli.containers import Container, ContainerError, ContainerStore
+from unionfs.cli.containers import Container, ContainerError, ContainerStore, outcome
 from unionfs.cli.errors import CommandError, failed
 from unionfs.launcher import door
 from unionfs.launcher.door import Namespaces
@@ -70,6 +70,19 @@ def wait(store: ContainerStore, container: Container, timeout_s: float | None = 
         if left is not None and left <= 0:
             raise TimeoutError
         _wait_for_process(current.guardian or current.pid, left)
+
+
+def wait_for_code(store: ContainerStore, container: Container) -> int | None:
+    """Wait until it has ended; its exit code, also when it was removed then. None when nobody could write it down."""
+    fd = store.open_outcome(container)  # as long as we hold it, it can be read
+    try:
+        ended = wait(store, container)
+        if ended is not None and ended.exit_code is not None:
+            return ended.exit_code
+        return None if fd is None else outcome(fd)
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def stop(store: ContainerStore, container: Container, number: int, patience_s: float) -> Container | None:

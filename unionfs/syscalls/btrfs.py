@@ -67,7 +67,7 @@ def _in_parent(path: str, command: int, arguments: Callable[[bytes], bytes]) -> 
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, command, arguments(raw))
+        fcntl.ioctl(fd, command, bytearray(arguments(raw)))  # bytes are taken up to a length of 1024 only
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), path) from None
     finally:

@@ -1,0 +1,1 @@
+"""Containers by each storage driver, and the drivers' own trees."""

@@ -1,0 +1,118 @@
+"""Containers of a small layered image, by each driver.
+
+house    a store of the test's user on a filesystem that the driver can use, with tiny:1 and layered:1, which has marks
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import btrfs, tiny
+from tests.support.users import User
+
+TIMEOUT_S = 120.0
+
+_CHANGES = (
+    "rm /data/gone; rm -r /data/dir; mkdir /data/dir; echo new > /data/dir/new; rm -r /empty; echo file > /empty",
+    "rm /data/dir/new /empty; mkdir /empty; echo 3 > /empty/three; chmod 700 /data/kept; chown games /data/kept/deep",
+)
+"""What the layers of layered:1 do, from the second up."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """`house("run", ...)` is `unionfs run ...` on the store at `root`; `run` has the driver named already."""
+
+    user: User
+    root: Path
+    driver: str
+
+    def __call__(self, verb: str, *words: str | os.PathLike[str], **more: object) -> subprocess.CompletedProcess[str]:
+        environment = {"UNIONFS_ROOT": os.fspath(self.root), "UNIONFS_DRIVER": self.driver}
+        return self.user.run(
+            [*self.user.unionfs_cmd, verb, *words], env=environment, timeout_s=TIMEOUT_S, **more  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        (found,) = json.loads(self("inspect", name).stdout)
+        return dict(found)
+
+
+@pytest.fixture(scope="session")
+def tiny_tar(run_dir: Path) -> Path:
+    """The tar of a very small root filesystem."""
+    return tiny.make(run_dir / "tiny.tar")
+
+
+@pytest.fixture(scope="session")
+def btrfs_dir(run_dir: Path) -> Iterator[Path]:
+    """A Btrfs that everybody can use."""
+    try:
+        with btrfs.mounted(run_dir / "btrfs") as mountpoint:
+            yield mountpoint
+    except btrfs.NoBtrfsError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def stores() -> dict[tuple[str, bool], Path]:
+    """The stores of this run: by kind of user, and whether they are on a Btrfs. Filled by `house_for`."""
+    return {}
+
+
+@pytest.fixture
+def house_for(
+    user: User, stores: dict[tuple[str, bool], Path], tiny_tar: Path, request: pytest.FixtureRequest, fuse_device: Path
+) -> Iterator[Callable[[str], House]]:
+    """`house_for(driver)`: the house for it. Afterwards no container is left."""
+    used: list[House] = []
+
+    def make(driver: str) -> House:
+        on_btrfs = driver == "btrfs"
+        key = (user.kind, on_btrfs)
+        place = request.getfixturevalue("btrfs_dir") / user.kind if on_btrfs else user.home / "drivers"
+        house = House(user, stores.get(key, place), driver)
+        used.append(house)
+        if key not in stores:
+            place.mkdir(exist_ok=True)
+            user.own(place)
+            _fill(House(user, place, "fuse"), tiny_tar)
+            stores[key] = place
+        return house
+
+    yield make
+    for house in used:
+        left = [one["id"] for one in json.loads(house("ps", "-a", "--json").stdout)]
+        if left:
+            house("rm", "-f", *left)
+        assert [name for name in os.listdir(house.root / "containers") if not name.startswith(".lock")] == []
+
+
+@pytest.fixture(params=["fuse", "overlay", "vfs", "btrfs"])
+def house(request: pytest.FixtureRequest, house_for: Callable[[str], House]) -> House:
+    """A house for each driver."""
+    return house_for(request.param)
+
+
+def _fill(house: House, tar: Path) -> None:
+    with tar.open("rb") as file:
+        made = subprocess.run(
+            [*house.user.prefix, *house.user.unionfs_cmd, "import", "--root", house.root, "-", "tiny:1"],
+            stdin=file, env=dict(house.user.env), cwd=house.user.home, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    base = "tiny:1"
+    for number, script in enumerate(_CHANGES):
+        house("run", "--name", f"step{number}", base, "sh", "-c", script)
+        base = "layered:1" if number == len(_CHANGES) - 1 else f"step:{number}"
+        house("commit", "--compression", "none", f"step{number}", base)
+        house("rm", f"step{number}")

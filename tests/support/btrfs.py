@@ -1,0 +1,42 @@
+"""A Btrfs of the tests' own, on a file, mounted by root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_BYTES = 256 << 20
+
+
+class NoBtrfsError(Exception):
+    """There can be none here; the message says why."""
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[Path]:
+    """A new, empty Btrfs at `directory`/mnt, where everybody may make directories. Raises: NoBtrfsError."""
+    if os.geteuid() != 0:
+        raise NoBtrfsError("only root can mount a Btrfs")
+    if not shutil.which("mkfs.btrfs"):
+        raise NoBtrfsError("mkfs.btrfs is not installed (Debian package btrfs-progs)")
+    directory.mkdir(exist_ok=True)
+    image, mountpoint = directory / "btrfs.img", directory / "mnt"
+    mountpoint.mkdir()
+    with image.open("wb") as file:
+        file.truncate(_BYTES)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=60, capture_output=True)
+    done = subprocess.run(
+        ["mount", "-o", "loop", image, mountpoint], check=False, timeout=60, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise NoBtrfsError(f"the kernel does not mount a Btrfs here: {done.stderr.strip()}")
+    mountpoint.chmod(0o1777)
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=False, timeout=60)
+        image.unlink()
