@@ -8,6 +8,7 @@ the transport is imported, which takes longer than all the rest: requests wait i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -30,6 +31,8 @@ from unionfs.fuse.traffic import Tally, Traffic
 
 if TYPE_CHECKING:
     from logging import Logger
+
+    from unionfs.fuse.watching import Notifier
 
 TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
 """Name -> module with `serve(fd, union, *, options)`."""
@@ -62,6 +65,7 @@ class DaemonOptions:
     serve: ServeOptions = field(default_factory=ServeOptions)
     may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
+    watch: bool = False  # notice changes that others make to the branches
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon leaves at its end of file
 
@@ -189,12 +193,38 @@ def _serve(options: DaemonOptions, ready: Warn) -> None:
         why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise StartError(f"mount failed: {options.mountpoint}: {why}") from error
     try:
-        _mount_and_serve(options, mountpoint, union, ready)
+        _mount_and_serve(options, mountpoint, union, _notifier(options, union), ready)
     finally:
         union.close()
 
 
-def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, ready: Warn) -> None:
+def _notifier(options: DaemonOptions, union: Union) -> Notifier | None:
+    if not options.watch:
+        return None
+    from unionfs.fuse.watching import Notifier
+
+    try:
+        return Notifier(union)
+    except OSError as error:
+        why = f"changes to the directories cannot be watched: {error.strerror}"
+        hint = ""
+        if error.errno == errno.EMFILE:
+            hint = "allow more inotify instances, as root of the machine: sysctl fs.inotify.max_user_instances=1024"
+        raise StartError(f"mount failed: {options.mountpoint}: {why}", hint) from error
+
+
+def _warnings(union: Union, notifier: Notifier | None) -> str:
+    warnings = [_UPPER_IN_USE] if union.upper_in_use else []
+    if notifier is not None and notifier.limit:
+        from unionfs.fuse.watching import limit_reached
+
+        warnings.append(limit_reached(notifier.limit))
+    return "; ".join(warnings)
+
+
+def _mount_and_serve(
+    options: DaemonOptions, mountpoint: str, union: Union, notifier: Notifier | None, ready: Warn
+) -> None:
     departure = Departure()
     try:
         fd = mounting.mount_union(mountpoint, options.mount)
@@ -209,7 +239,7 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
             mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
-        ready(_UPPER_IN_USE if union.upper_in_use else "")
+        ready(_warnings(union, notifier))
         mounted.leave_namespace()
         departure.listen(mounted, options.lifeline_fd)
         _start_logging(options.debug)
@@ -217,7 +247,7 @@ def _mount_and_serve(options: DaemonOptions, mountpoint: str, union: Union, read
         transport = import_module(TRANSPORTS[options.transport])
         _spare_collections()
         serving = True
-        transport.serve(fd, union, options=options.serve, traffic=traffic)
+        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
     except BaseException:
         if departure.has_interrupted:
             return

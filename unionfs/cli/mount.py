@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
         return run(_daemon_options(arguments), foreground=arguments.foreground)
     except CommandError:
         if made_work is not None:
-            os.rmdir(made_work)
+            from shutil import rmtree  # late: importing it takes longer than to see that all is well
+
+            rmtree(made_work, ignore_errors=True)  # all that is in it was made by the try
         raise
 
 
@@ -106,7 +108,13 @@ def _parser() -> Parser:
         metavar="SECONDS",
         type=float,
         default=FOREVER_S,
-        help="how long the kernel may remember names and attributes, if somebody changes the directories underneath",
+        help="how long the kernel may remember names and attributes (default: until they change)",
+    )
+    add(
+        "--watch",
+        action="store_true",
+        help="notice changes that others make to the directories underneath (inotify); without it such changes are "
+        "undefined",
     )
     add("-f", "--foreground", action="store_true", help="serve in this process; Ctrl-C unmounts")
     add("--log", metavar="FILE", help="append the daemon's log to FILE (default: none, or stderr in the foreground)")
@@ -134,6 +142,7 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
             timeout_s=arguments.timeout, writeback=arguments.writeback, read_only=read_only, debug=arguments.debug
         ),
         log=None if arguments.log is None else os.path.abspath(arguments.log),
+        watch=arguments.watch,
         debug=arguments.debug,
     )
 

@@ -25,7 +25,7 @@ _USAGE: Final = """\
 usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOURCE] MOUNTPOINT
 
 options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and ','), ro, rw, allow_other,
-volatile, fsync=0|1, timeout=SECONDS, writeback=0|1, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
+volatile, fsync=0|1, timeout=SECONDS, writeback=0|1, watch, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -173,6 +173,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         ),
         may_cover_union=True,
         log=os.path.abspath(log) if (log := environment.get("UNIONFS_LOG")) else None,
+        watch="watch" in values,
         debug=request.debug,
     )
 
@@ -192,7 +193,7 @@ class _Flags:
 _KNOWN: Final = frozenset(
     """
     allow_other dev exec fsname fsync gidmapping lowerdir nodev noexec nosuid redirect_dir ro rw squash_to_gid
-    squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile workdir writeback xattr_permissions
+    squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 

@@ -64,6 +64,7 @@ def _for_people(found: dict[str, Any]) -> str:
             f"{copied['directories']} directories, {copied['others']} others in {copied['seconds'] * 1000:.1f} ms",
         ),
         ("nodes", f"{found['nodes']}"),
+        ("watch", _watch(found["watch"])),
         ("memory", _size(found["memory_bytes"])),
         ("processor", f"{found['cpu_s']:.2f} s"),
     ]
@@ -72,6 +73,13 @@ def _for_people(found: dict[str, Any]) -> str:
     rows += [(f"  {opcode}", f"{count:>10}") for opcode, count in messages]
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows)
+
+
+def _watch(watch: dict[str, int] | None) -> str:
+    if watch is None:
+        return "no: changes to the directories underneath are undefined"
+    unwatched = f", {watch['unwatched']} cannot be" if watch["unwatched"] else ""
+    return f"{watch['directories']} directories are watched{unwatched}"
 
 
 def _shown(path: str) -> str:

@@ -63,6 +63,19 @@ class DirEntry(NamedTuple):
     kind: int
 
 
+class Stale(NamedTuple):
+    """Something that the kernel was told and that others have changed since, behind the union's back."""
+
+    nodeid: int  # the directory that `name` is in, or with an empty name the node itself; 0: any name anywhere
+    name: bytes
+    child: int = 0  # the node that `name` was and is not any more; 0: what it is now is to be asked
+    data: bool = False  # of a node: not only its attributes but its content
+
+
+ANY_NAME: Final = Stale(0, b"")
+"""Changes were missed: no name can be believed, present or missing."""
+
+
 class FsStats(NamedTuple):
     """What statvfs(3) tells of the filesystem that new files go to."""
 

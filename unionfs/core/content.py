@@ -35,6 +35,7 @@ def write(tree: Tree, node: FileNode, offset: int, data: bytes | memoryview, *, 
     written = os.pwrite(fd, data, offset)
     if kill_priv:
         metadata.drop_privileges(tree, node)
+    tree.ours(node)
     return written
 
 
@@ -42,6 +43,7 @@ def allocate(tree: Tree, node: FileNode, mode: int, offset: int, length: int) ->
     """Manipulate space (fallocate(2)). EOPNOTSUPP for what the upper's filesystem lacks."""
     copyup.ensure(tree, node)
     files.fallocate(tree.write_fd(node).fd, mode, offset, length)
+    tree.ours(node)
 
 
 def seek(tree: Tree, node: FileNode, offset: int, whence: int) -> int:
@@ -61,12 +63,13 @@ def copy_range(tree: Tree, src: FileNode, src_offset: int, dst: FileNode, dst_of
     if src is dst:
         source = target
     try:
-        return os.copy_file_range(source.fd, target.fd, length, src_offset, dst_offset)
+        copied = os.copy_file_range(source.fd, target.fd, length, src_offset, dst_offset)
     except OSError as exc:
         if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-    data = os.pread(source.fd, min(length, 1 << 20), src_offset)
-    return os.pwrite(target.fd, data, dst_offset)
+        copied = os.pwrite(target.fd, os.pread(source.fd, min(length, 1 << 20), src_offset), dst_offset)
+    tree.ours(dst)
+    return copied
 
 
 def fsync(tree: Tree, node: Node, *, datasync: bool) -> None:

@@ -161,6 +161,7 @@ def commit(tree: Tree, job: CopyUp) -> None:
 
 def _enter(tree: Tree, node: Node, lower: str, kind: str, since: float, job: CopyUp | None = None) -> None:
     """Tell the ledger. The path is found only if somebody listens: a node below many directories is no rare thing."""
+    tree.ours(node)
     ledger = tree.ledger
     ledger.enter(
         CopiedUp(
@@ -237,8 +238,8 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
             tree.links.withdraw(key)
         raise
     _moved(tree, node, up, node.name)
-    names.copied_up(tree, parent, node.name, stat.S_IFMT(st.st_mode), new_ino)
     tree.restore_times(up.fd(), before)
+    names.copied_up(tree, parent, node.name, stat.S_IFMT(st.st_mode), new_ino)
     if key is not None:
         tree.nodes.register_inode(node, (up.branch.dev, new_ino))
         if st.st_nlink > 1:
@@ -323,8 +324,8 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     _enter(tree, node, lower.branch.path, DIRECTORY, since)
     if node.dead or node.parent is None:
         return node.upper
-    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)
     tree.restore_times(up.fd(), before)
+    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)
     if tree.options.durability == "strict":
         _sync_dir(up)
     return node.upper

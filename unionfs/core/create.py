@@ -154,6 +154,7 @@ def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
             staging.dispose(waiting)
     else:
         links.others.append((parent, name))
+    tree.ours(node)
 
 
 def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> FileNode:

@@ -61,7 +61,7 @@ class LowDir:
         self.tree = tree  # immutable
         self.parent = parent  # immutable; None for the root
         self.name = name  # immutable: in the union of the lowers, whatever the upper calls it
-        self.stack = stack  # immutable: top first, never empty
+        self.stack = stack  # immutable: top first, never empty; of the root changed by core.outside only
         self.names: dict[bytes, int] | None = None  # name -> packed (index into `stacks`, ino, kind); None: not scanned
         self.stacks: list[tuple[int, ...]] = []  # positions in `stack`; entry 0 is the commonest, (0,)
         self.wasted = 0  # system calls that a scan would have saved
@@ -153,9 +153,9 @@ class LowDir:
         for name, code in self.load().items():
             yield name, (code & 0xF) << KIND_SHIFT, (code >> _INO_SHIFT) & 0xFFFFFFFFFFFFFFFF
 
-    def place_of(self, code: int) -> BranchDir:
-        """The branch directory that provides a packed entry."""
-        return self.stack[self.stacks[code >> _STACK_SHIFT][0]]
+    def place_of(self, code: int, stacks: list[tuple[int, ...]]) -> BranchDir:
+        """The branch directory that provides an entry packed when `stacks` were this directory's."""
+        return self.stack[stacks[code >> _STACK_SHIFT][0]]
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
@@ -193,9 +193,10 @@ class LowerTree:
         self.skip_unreadable = skip_unreadable  # immutable: what may not be read counts as not being there
         for index, branch in enumerate(self.branches):
             branch.index = index
-        self.root = LowDir(self, None, b"", self._root_stack())
+        self.root = LowDir(self, None, b"", self.root_stack())
 
-    def _root_stack(self) -> tuple[BranchDir, ...]:
+    def root_stack(self) -> tuple[BranchDir, ...]:
+        """The roots of the branches, down to the first that is opaque."""
         stack = []
         for branch in self.branches:
             stack.append(branch.root)

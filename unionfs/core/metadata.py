@@ -50,6 +50,7 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
             files.chmod_nofollow(dir_fd, name, stat.S_IMODE(change.mode))
     if change.atime_ns is not None or change.mtime_ns is not None:
         files.set_times(dir_fd, name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
+    tree.ours(node)
 
 
 def _timespec(time_ns: int | None) -> tuple[int, int]:
@@ -91,6 +92,8 @@ def _xattr_path(node: Node) -> tuple[bytes, bool]:
     """A path to the very object for the xattr calls, which have no form that takes (dirfd, name), and whether its last
     part is to be followed: it is a descriptor's own (proc(5)), or a name, which has no slash and leads nowhere else."""
     if isinstance(node, FileNode):
+        if not node.leaf:  # others have taken it away
+            refuse(errno.ESTALE, node.name)
         return b"/proc/self/fd/%d/%s" % (node.home.fd(), node.leaf), False
     return b"/proc/self/fd/%d" % _place_of(node).fd(), True
 
@@ -140,6 +143,7 @@ def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> N
     _bring_up(tree, node)
     path, follow = _xattr_path(node)
     os.setxattr(path, name, value, flags, follow_symlinks=follow)
+    tree.ours(node)
 
 
 def removexattr(tree: Tree, node: Node, name: bytes) -> None:
@@ -155,6 +159,7 @@ def removexattr(tree: Tree, node: Node, name: bytes) -> None:
     _bring_up(tree, node)
     path, follow = _xattr_path(node)
     os.removexattr(path, name, follow_symlinks=follow)
+    tree.ours(node)
 
 
 def _bring_up(tree: Tree, node: Node) -> None:
@@ -178,6 +183,7 @@ def set_flags(tree: Tree, node: Node, command: int, flags: bytes) -> None:
     _bring_up(tree, node)
     held = _flags_fd(tree, node)
     files.set_flags(held.fd, command, flags)
+    tree.ours(node)
 
 
 def _flags_fd(tree: Tree, node: Node) -> FileFd:

@@ -45,6 +45,16 @@ class NameCache:
         if self.weight > self.limit:
             self._shrink(directory)
 
+    def forget(self, directory: Rememberer) -> None:
+        """What `directory` remembers is not so any more."""
+        remembered = directory.remembered()
+        directory.forget_names()
+        try:
+            self._clock.remove(directory)
+        except ValueError:
+            return
+        self.weight = max(0, self.weight - remembered - 1)
+
     def _shrink(self, spared: Rememberer) -> None:
         clock = self._clock
         rounds = 2 * len(clock)

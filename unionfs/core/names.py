@@ -22,6 +22,7 @@ def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None
         tree.cache.grow(parent, 1)
     if parent.subdirs >= 0 and kind == stat.S_IFDIR:
         parent.subdirs += 1
+    tree.ours(parent)
 
 
 def copied_up(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
@@ -29,13 +30,15 @@ def copied_up(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> 
     if parent.up_names is not None and name not in parent.up_names:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         tree.cache.grow(parent, 1)
+    tree.ours(parent)
 
 
-def replaced(parent: DirNode, name: bytes, kind: int, ino: int) -> None:
+def replaced(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
     """A visible name is another object of the upper now."""
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         parent.hidden.discard(name)
+    tree.ours(parent)
 
 
 def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool) -> None:
@@ -49,6 +52,7 @@ def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool
         parent.order.discard(name)
     if parent.subdirs >= 0 and kind == stat.S_IFDIR:
         parent.subdirs -= 1
+    tree.ours(parent)
 
 
 def learn_empty(tree: Tree, directory: DirNode) -> None:
@@ -56,3 +60,5 @@ def learn_empty(tree: Tree, directory: DirNode) -> None:
     if directory.up_names is None:
         directory.up_names, directory.hidden = {}, set()
         tree.cache.add(directory, 0)
+    if tree.watcher is not None and directory.nodeid in tree.watcher.seen:
+        tree.watcher.watch(directory)

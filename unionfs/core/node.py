@@ -158,12 +158,26 @@ class NodeTable:
         """The node, or None."""
         return self._nodes.get(nodeid)
 
+    def all(self) -> list[Node]:
+        """All nodes."""
+        return list(self._nodes.values())
+
+    def discard(self, node: Node) -> None:
+        """Take out a node that nobody was told of."""
+        del self._nodes[node.nodeid]
+        if isinstance(node, FileNode):
+            self.unregister_inode(node)
+
+    def unregister_inode(self, node: FileNode) -> None:
+        """Let other names of its inode not lead to `node`."""
+        links = node.links
+        if links is not None and links.inode is not None and self.by_inode.get(links.inode) is node:
+            del self.by_inode[links.inode]
+
     def register_inode(self, node: FileNode, key: InodeKey) -> None:
         """Let other names of the same inode lead to `node`."""
-        links = node.rare()
-        if links.inode is not None and self.by_inode.get(links.inode) is node:
-            del self.by_inode[links.inode]
-        links.inode = key
+        self.unregister_inode(node)
+        node.rare().inode = key
         self.by_inode[key] = node
 
     def remove_unused(self, node: Node | None) -> list[Node]:
@@ -185,8 +199,7 @@ class NodeTable:
                 pending.append(parent)
             if isinstance(at, FileNode):
                 at.held = None
-                if at.links is not None and at.links.inode is not None and self.by_inode.get(at.links.inode) is at:
-                    del self.by_inode[at.links.inode]
+                self.unregister_inode(at)
         return dropped
 
 

@@ -168,6 +168,7 @@ def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End
     new = os.stat(new_name, dir_fd=new_up.fd(), follow_symlinks=False)
     names.added(tree, new_parent, new_name, kind, new.st_ino)
     _relocate(node, src.parent, src.name, up, new_parent, new_name, new_up)
+    tree.ours(node)
 
 
 def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
@@ -288,8 +289,10 @@ def _exchange(tree: Tree, src: _End, dst: _End) -> None:
         kind = stat.S_IFMT(other.st.st_mode)
         assert end.parent.upper is not None
         new = os.stat(end.name, dir_fd=end.parent.upper.fd(), follow_symlinks=False)
-        names.replaced(end.parent, end.name, kind, new.st_ino)
+        names.replaced(tree, end.parent, end.name, kind, new.st_ino)
         if end.parent.subdirs >= 0:
             end.parent.subdirs += (kind == stat.S_IFDIR) - stat.S_ISDIR(end.st.st_mode)
     _relocate(src.node, src.parent, src.name, up, dst.parent, dst.name, new_up)
     _relocate(dst.node, dst.parent, dst.name, new_up, src.parent, src.name, up)
+    tree.ours(src.node)
+    tree.ours(dst.node)

@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 import stat
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.core import marks, mountpoints
 from unionfs.core.attrs import Attrs
@@ -28,6 +28,9 @@ from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
 from unionfs.core.staging import Staging
 from unionfs.syscalls import mountinfo
+
+if TYPE_CHECKING:
+    from unionfs.core.watching import Watcher
 
 _FDS_MOST: Final = 16384
 _PROBE_XATTR: Final = "user.unionfs.probe"
@@ -79,6 +82,7 @@ class Tree:
         self.euid = os.geteuid()  # immutable: whom files made in place belong to
         self.egid = os.getegid()  # immutable
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
+        self.watcher: Watcher | None = None  # set once, by Union.watch
         self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
         self.root = self._make_root()
 
@@ -169,6 +173,8 @@ class Tree:
 
     def close(self) -> None:
         """Remove what only this daemon needed and let go of the branches. The tree cannot be used after."""
+        if self.watcher is not None:
+            self.watcher.close()
         branches = list(self.lowers.branches)
         if self._staging is not None and self.upper is not None:
             self._staging.close()
@@ -184,6 +190,10 @@ class Tree:
         if isinstance(node, FileNode):
             try:
                 return os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+            except FileNotFoundError:
+                if node.leaf:
+                    raise
+                return self._stat_lost(node)
             except PermissionError:
                 if self.euid == 0 or not node.home.branch.writable:
                     raise
@@ -193,6 +203,19 @@ class Tree:
             return node.upper.stat()
         assert node.low is not None
         return node.low.stat()
+
+    @staticmethod
+    def _stat_lost(node: FileNode) -> Stat:
+        """Attributes of a file that others have taken away: as long as its descriptor is open, it is still there."""
+        if node.held is None:
+            refuse(errno.ESTALE, node.name)
+        return os.fstat(node.held.fd)
+
+    def ours(self, node: Node) -> None:
+        """We have changed the node ourselves: its new attributes are no news to anybody."""
+        if self.watcher is not None:
+            with contextlib.suppress(OSError):
+                self.watcher.changed(node, self.stat(node))
 
     def owner(self, st: Stat, *, lower: bool) -> tuple[int, int]:
         """Owner and group as users see them."""
@@ -215,6 +238,8 @@ class Tree:
 
     def attrs(self, node: Node, st: Stat) -> Attrs:
         """The node's attributes as users see them, given `st` from its branch."""
+        if self.watcher is not None:
+            self.watcher.told(node, st)
         if isinstance(node, FileNode):
             lower = not node.home.branch.writable
             nlink = st.st_nlink if node.links is None else self._nlink(node, st)
@@ -391,6 +416,8 @@ class Tree:
             self._dispose(dropped)
 
     def _dispose(self, node: Node) -> None:
+        if self.watcher is not None:
+            self.watcher.forgotten(node.nodeid)
         staging = self._staging
         if staging is None:
             return

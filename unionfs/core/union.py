@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 from unionfs import markers
-from unionfs.core import content, copyup, create, lookup, metadata, mountpoints, remove
+from unionfs.core import content, copyup, create, lookup, metadata, mountpoints, outside, remove
 from unionfs.core import rename as rename_room
-from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats
+from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import Ledger
@@ -27,6 +27,7 @@ from unionfs.core.loosened import LoosenedChain
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.options import Options
 from unionfs.core.tree import Tree, refuse
+from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
 
 P = ParamSpec("P")
@@ -99,11 +100,41 @@ class Union:
         for branch in self._tree.lowers.branches:
             mountpoints.hide_mounts(branch)
 
+    # -- changes that others make to the branches --------------------------------------------------------------------
+
+    def watch(self, tell: Callable[[list[Stale]], None], distrust: Callable[[int], None]) -> int:
+        """From now on notice changes that others make to the branches, in directories that the kernel knows. The
+        descriptor that is readable when there is something to `heed`.
+
+        `tell` is called with what the kernel is to forget; `distrust`, once, with the errno for which some directories
+        cannot be watched: what is in these is looked at whenever it is asked for, so the kernel should ask often.
+        Raises OSError with EMFILE.
+        """
+        watcher = self._tree.watcher = Watcher(tell, distrust)
+        self._tree.attrs(self._tree.root, self._tree.stat(self._tree.root))
+        return watcher.fd
+
+    def heed(self) -> bool:
+        """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
+        watcher = self._tree.watcher
+        return watcher is not None and outside.heed(self._tree, watcher)
+
+    @property
+    def watched(self) -> tuple[int, int] | None:
+        """How many directories of branches are watched, and how many of the union's cannot be; None: not asked for."""
+        watcher = self._tree.watcher
+        return (len(watcher), len(watcher.unwatched)) if watcher is not None else None
+
     # -- names -----------------------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """What `name` in `parent` is. ENOENT, ENOTDIR, ENAMETOOLONG, EACCES."""
-        node, st = lookup.resolve(self._tree, self._nodes.directory(parent), name)
+        directory = self._nodes.directory(parent)
+        if self._tree.watcher is not None and self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, directory, name)
+        node, st = lookup.resolve(self._tree, directory, name)
+        if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, node)
         node.nlookup += 1
         return Entry(node.nodeid, self._tree.attrs(node, st))
 
@@ -124,6 +155,8 @@ class Union:
         cookie.
         """
         node = self._nodes.directory(nodeid)
+        if self._tree.watcher is not None and self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, node)
         if cookie < 1:
             yield DirEntry(b".", 1, node.ino, stat.S_IFDIR)
         if cookie < 2:
@@ -139,6 +172,7 @@ class Union:
         order = node.order
         low = node.low
         low_names = low.load() if low is not None else {}
+        stacks = low.stacks if low is not None else []  # a lookup between two lines may make the directory forget them
         for position, name in order.after(cookie):
             code = up_names.get(name)
             if code is not None:
@@ -149,9 +183,8 @@ class Union:
                 continue
             assert low is not None
             ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
-            yield DirEntry(
-                name, position, tree.inodes.shown(low.place_of(code).branch.fs_index, ino), (code & 0xF) << 12
-            )
+            branch = low.place_of(code, stacks).branch
+            yield DirEntry(name, position, tree.inodes.shown(branch.fs_index, ino), (code & 0xF) << 12)
 
     def _shown_ino(self, parent: DirNode, name: bytes, code: int) -> int:
         child = parent.children.get(name)
@@ -243,6 +276,8 @@ class Union:
     def getattr(self, nodeid: int) -> Attrs:
         """Attributes of a node, also when its last name has gone."""
         node = self._nodes.get(nodeid)
+        if self._tree.watcher is not None and self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
 
     @_as_owner

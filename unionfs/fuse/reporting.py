@@ -81,9 +81,14 @@ class Reporter:
                 "seconds": round(ledger.seconds, 6),
             },
             "nodes": self.union.node_count,
+            "watch": self._watch(),
             "memory_bytes": _resident_bytes(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
         }
+
+    def _watch(self) -> dict[str, int] | None:
+        watched = self.union.watched
+        return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
     def listen(self, connection: int) -> None:
         """Answer questions from now on, in threads that end with the process. OSError when the name is taken."""

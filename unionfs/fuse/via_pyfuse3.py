@@ -12,6 +12,7 @@ It applies the umask before we hear of it, so that a default ACL cannot override
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -26,12 +27,13 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
-from unionfs.core.attrs import AttrChange, Attrs, Caller, Entry
+from unionfs.core.attrs import ANY_NAME, AttrChange, Attrs, Caller, Entry, Stale
 from unionfs.core.ledger import NOBODY, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.traffic import Tally
+from unionfs.fuse.watching import UNWATCHED_S, Notifier
 from unionfs.markers import NAME_MAX
 from unionfs.syscalls.files import RWF_NOWAIT
 
@@ -41,6 +43,9 @@ _MAX_TASKS: Final = 1000
 """Requests in progress at once. Those waiting for a copy-up count, and must not keep out the others."""
 
 _ACCESS_ACL: Final = b"system.posix_acl_access"
+_LAST_WORD_S: Final = 1.0
+"""How long the end of serving waits for a notification that is on its way."""
+
 _INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
 """Where EntryAttributes keeps st_ino: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
 
@@ -52,14 +57,43 @@ _cause: ContextVar[Cause] = ContextVar("cause", default=NOBODY)
 """The request that the current task serves. READ and WRITE come without their caller."""
 
 
-def serve(fd: int, union: Union, *, options: ServeOptions, traffic: Tally | None = None) -> None:
-    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`."""
+def serve(
+    fd: int, union: Union, *, options: ServeOptions, traffic: Tally | None = None, notifier: Notifier | None = None
+) -> None:
+    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
+
+    `notifier`: tells the kernel of changes that others make to the branches.
+    """
     # Only one session per process can exist: pyfuse3 keeps it in a global.
-    pyfuse3.init(_Adapter(union, options, traffic), f"/dev/fd/{fd}", set())
+    adapter = _Adapter(union, options, traffic)
+    pyfuse3.init(adapter, f"/dev/fd/{fd}", set())
     try:
-        trio.run(functools.partial(pyfuse3.main, max_tasks=_MAX_TASKS))
+        trio.run(_serve, adapter, notifier)
     finally:
+        if notifier is not None:
+            notifier.stop()
+            notifier.wait(_LAST_WORD_S)
         pyfuse3.close(unmount=False)
+
+
+async def _serve(adapter: _Adapter, notifier: Notifier | None) -> None:
+    async with trio.open_nursery() as beside:
+        if notifier is not None:
+            adapter.heed(notifier)
+            beside.start_soon(notifier.heed)
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
+        beside.cancel_scope.cancel()
+
+
+def _notify(stale: Stale) -> None:
+    """Tell the kernel what is stale. That it knows nothing of it, or uses it, is fine."""
+    with contextlib.suppress(OSError):
+        if stale == ANY_NAME:
+            return  # libfuse cannot say that: missing names are not believed for long
+        if not stale.name:
+            pyfuse3.invalidate_inode(stale.nodeid, attr_only=not stale.data)
+        else:
+            pyfuse3.invalidate_entry(stale.nodeid, stale.name, stale.child)
 
 
 def _answered(
@@ -96,10 +130,21 @@ class _Adapter(pyfuse3.Operations):
         union.ledger.asked_by = _cause.get
         self.enable_writeback_cache = options.writeback
         self._union = union  # immutable; touched on the loop's thread only
-        self._timeout_s = options.timeout_s  # immutable
+        self._timeout_s = options.timeout_s  # changed by _distrust only
+        self._missing_s = options.timeout_s  # likewise, and by `heed`
+        self._notifier: Notifier | None = None  # set once, by `heed`
         self._read_only = options.read_only  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
         self._split_ino = _can_split_ino()  # immutable
+
+    def heed(self, notifier: Notifier) -> None:
+        """Let the kernel hear of changes that others make."""
+        self._notifier = notifier
+        self._missing_s = UNWATCHED_S
+        notifier.start(_notify, lambda _: not self._copying, self._distrust)
+
+    def _distrust(self) -> None:
+        self._timeout_s = self._missing_s = UNWATCHED_S
 
     # -- names --
 
@@ -110,7 +155,7 @@ class _Adapter(pyfuse3.Operations):
             entry = self._union.lookup(parent_inode, _checked(name))
         except FileNotFoundError:
             missing = EntryAttributes()  # node id 0: the kernel remembers that there is no such name
-            missing.entry_timeout = self._timeout_s
+            missing.entry_timeout = self._missing_s
             return missing
         return self._entry(entry)
 
@@ -356,6 +401,8 @@ class _Adapter(pyfuse3.Operations):
         finally:
             del self._copying[nodeid]
             copied.set()
+            if self._notifier is not None:
+                self._notifier.release()
 
     async def _copy_up_named(self, parent: int, name: bytes) -> None:
         """`_copy_up` for requests that name a file; a missing one is for the request itself to complain about."""

@@ -1,8 +1,8 @@
 """A child process that mounts a union and serves it with the engine, and the test's end of it.
 
 Run as a program it takes one JSON argument, prints `ready` when the mount can be used, and then answers lines on its
-standard input: `counts` with the messages so far as JSON, `go` with `gone` after letting copy-ups go on that `slow`
-holds back. It ends when the union is unmounted.
+standard input: `counts` with the messages so far as JSON, `sent` with the number of notifications, `go` with `gone`
+after letting copy-ups go on that `slow` holds back. It ends when the union is unmounted.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Plan:
     work: str | None = None
     writeback: bool = False
     slow: bool = False
+    watch: bool = False
 
 
 class Mount:
@@ -114,6 +115,7 @@ def _main(plan: Plan) -> None:
     from unionfs.fuse.kernel.session import Session, Tuning
     from unionfs.fuse.mounting import MountOptions, mount_union
     from unionfs.fuse.options import ServeOptions
+    from unionfs.fuse.watching import Notifier
 
     logging.basicConfig(level=logging.WARNING)
     go = threading.Event()
@@ -135,17 +137,22 @@ def _main(plan: Plan) -> None:
     fd = mount_union(plan.mountpoint, MountOptions())
     session = Session(ServeOptions(writeback=plan.writeback), Tuning())
 
+    notifier = Notifier(union) if plan.watch else None
+
     def obey() -> None:
         for line in sys.stdin:
             if line == "go\n":
                 go.set()
-            print(json.dumps(session.messages) if line == "counts\n" else "gone", flush=True)
+            if line == "sent\n":
+                print(notifier.sent if notifier is not None else 0, flush=True)
+            else:
+                print(json.dumps(session.messages) if line == "counts\n" else "gone", flush=True)
 
     threading.Thread(target=obey, daemon=True).start()
     print("ready", flush=True)
     import trio
 
-    trio.run(server.serve_async, fd, union, session)
+    trio.run(server.serve_async, fd, union, session, notifier)
     os.close(fd)
     union.close()
 

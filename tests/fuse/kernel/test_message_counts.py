@@ -38,6 +38,20 @@ for number in range(5000):
     os.close(fd)
 """
 
+CHANGE = """
+import os
+for number in range(100):
+    os.chmod(f"new/f{number}", 0o600)
+    os.rename(f"new/f{number}", f"new/g{number}")
+    os.unlink(f"d2/f{number}")
+    with open(f"d3/f{number}", "ab") as out:
+        out.write(b"copied up")
+    os.setxattr(f"d4/f{number}", "user.a", b"1")
+    os.link(f"d5/f{number}", f"d6/g{number}")
+os.rename("d7", "d8/d7")
+os.rename("new", "new2")
+"""
+
 MISSING = """
 import os
 for number in range(1000):
@@ -122,7 +136,10 @@ def without_reclaimed(messages: dict[str, int]) -> dict[str, int]:
     return messages
 
 
-def test_creating(mounted: Mount) -> None:
+@pytest.mark.parametrize("watch", [False, True])
+def test_creating(layers: list[Path], mount: Callable[..., Mount], watch: bool) -> None:
+    """Watching the branches sees all of this happen, and knows who did it."""
+    mounted = mount(*layers, watch=watch)
     mounted.run("stat", ".")
     mounted.new_messages()
     mounted.python(CREATE)
@@ -138,6 +155,8 @@ def test_creating(mounted: Mount) -> None:
     assert new.pop("GETXATTR") == 5000
     assert new == {}
     mounted.python("import os\nassert len(os.listdir('new')) == 5000")
+    mounted.python(CHANGE)
+    assert mounted.ask("sent") == "0\n"
 
 
 def test_lookups_that_miss(mounted: Mount) -> None:

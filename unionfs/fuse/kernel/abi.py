@@ -17,6 +17,9 @@ MINOR: Final = 45
 MIN_MINOR: Final = 31
 """The oldest protocol served (Linux 5.4): opens and opendirs without messages need 7.29, explicit invalidation 7.30."""
 
+EPOCHS_SINCE: Final = 44
+"""NOTIFY_INC_EPOCH is known from this minor version on (Linux 6.16)."""
+
 ROOT_ID: Final = 1
 MIN_READ_BUFFER: Final = 8192
 NAME_MAX: Final = 255

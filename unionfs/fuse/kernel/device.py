@@ -66,6 +66,18 @@ class Device:
                 raise
         return True
 
+    def notify(self, message: bytes) -> None:
+        """Tell the kernel something unasked. May wait for locks that programs hold until they are answered. That it
+        knows nothing of what it is told, or uses it (ENOENT, ENOTEMPTY, EBUSY), is fine.
+
+        Raises: Gone.
+        """
+        try:
+            os.write(self.fd, message)
+        except OSError as exc:
+            if exc.errno in _GONE:
+                raise Gone from None
+
     def wait(self, milliseconds: int) -> bool:
         """Whether a request (or the end) is there, waiting so long for it at most."""
         return bool(self._poll.poll(milliseconds))

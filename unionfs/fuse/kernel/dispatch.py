@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from unionfs.core.attrs import Entry
+from unionfs.core.attrs import Entry, Stale
 from unionfs.core.ledger import Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
@@ -297,6 +297,15 @@ class Dispatcher:
             self.harmless.discard(nodeid)
         if nodeid in self.encoder.set_id:
             self.encoder.set_id.discard(nodeid)
+
+    def may_tell(self, stale: Stale) -> bool:
+        """The kernel is to be told of a change that others made. Whether it can take that now: not while somebody who
+        waits for a copy-up holds the lock that this needs."""
+        self.harmless.discard(stale.nodeid)
+        if not self._waiting:
+            return True
+        locked = self.session.locked
+        return stale.nodeid not in locked and stale.child not in locked
 
     def must_wait(self, unique: int, nodeid: int, size: int | None, buf: memoryview) -> bool:
         """Whether the request has to wait until `nodeid` is copied up; if so it is kept and will be served in time.

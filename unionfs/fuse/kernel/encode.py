@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from unionfs.core.attrs import Attrs, Entry, FsStats
+from unionfs.core.attrs import ANY_NAME, Attrs, Entry, FsStats, Stale
 from unionfs.fuse.kernel import abi
 
 _BILLION: Final = 1_000_000_000
@@ -120,6 +120,22 @@ def notify_resend() -> bytes:
     return _notify(abi.Notify.RESEND, b"")
 
 
+def notify_inc_epoch() -> bytes:
+    """Believe no name any more, present or missing, without asking (since 7.44)."""
+    return _notify(abi.Notify.INC_EPOCH, b"")
+
+
+def notify_stale(stale: Stale, *, with_epochs: bool) -> bytes | None:
+    """What tells the kernel of a change that others made; None: nothing can, it must believe missing names shortly."""
+    if stale == ANY_NAME:
+        return notify_inc_epoch() if with_epochs else None
+    if not stale.name:
+        return notify_inval_inode(stale.nodeid, 0 if stale.data else -1, 0)
+    if stale.child:
+        return notify_delete(stale.nodeid, stale.child, stale.name)
+    return notify_inval_entry(stale.nodeid, stale.name)
+
+
 def _notify(code: abi.Notify, payload: bytes) -> bytes:
     return _out_header(_HEADER + len(payload), code, 0) + payload
 
@@ -127,13 +143,23 @@ def _notify(code: abi.Notify, payload: bytes) -> bytes:
 class Encoder:
     """The replies that carry a validity: for how long the kernel may believe names, missing names and attributes."""
 
-    __slots__ = ("_valid_ns", "_valid_s", "set_id")
+    __slots__ = ("_missing_ns", "_missing_s", "_valid_ns", "_valid_s", "set_id")
 
     def __init__(self, timeout_s: float) -> None:
-        self._valid_s = int(timeout_s)  # immutable
-        self._valid_ns = int((timeout_s - self._valid_s) * _BILLION)  # immutable
+        self.believe(timeout_s)
         self.set_id: set[int] = set()
         """Regular files that the kernel believes to have a set-id bit: replies add, the dispatcher removes."""
+
+    def believe(self, seconds: float) -> None:
+        """From now on the kernel may believe so long."""
+        self._valid_s = int(seconds)  # changed here only
+        self._valid_ns = int((seconds - self._valid_s) * _BILLION)  # changed here only
+        self.believe_missing(seconds)
+
+    def believe_missing(self, seconds: float) -> None:
+        """As `believe`, of names that are missing only."""
+        self._missing_s = int(seconds)  # changed here only
+        self._missing_ns = int((seconds - self._missing_s) * _BILLION)  # changed here only
 
     def entry(self, unique: int, entry: Entry) -> bytes:
         """LOOKUP, MKNOD, MKDIR, SYMLINK, LINK."""
@@ -152,7 +178,7 @@ class Encoder:
     def missing(self, unique: int) -> bytes:
         """LOOKUP of a name that is not there: node id 0 is ENOENT that may be remembered."""
         return _entry_reply(
-            _ENTRY_LEN, 0, unique, 0, 0, self._valid_s, 0, self._valid_ns, 0,
+            _ENTRY_LEN, 0, unique, 0, 0, self._missing_s, 0, self._missing_ns, 0,
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
 

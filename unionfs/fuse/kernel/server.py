@@ -22,12 +22,14 @@ from typing import Final
 
 import trio
 
+from unionfs.core.attrs import Stale
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import abi, data, encode
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.watching import UNWATCHED_S, Notifier
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +44,41 @@ _THREADS: Final = 32
 
 
 def serve(
-    fd: int, union: Union, *, options: ServeOptions, tuning: Tuning | None = None, traffic: Session | None = None
+    fd: int,
+    union: Union,
+    *,
+    options: ServeOptions,
+    tuning: Tuning | None = None,
+    traffic: Session | None = None,
+    notifier: Notifier | None = None,
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
 
     `traffic`: a session that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
+    `notifier`: tells the kernel of changes that others make to the branches.
     Raises: UnsupportedError when the kernel and this engine have no protocol in common.
     """
     try:
-        trio.run(serve_async, fd, union, traffic or Session(options, tuning or Tuning()))
+        trio.run(serve_async, fd, union, traffic or Session(options, tuning or Tuning()), notifier)
     except (BaseExceptionGroup, trio.TrioInternalError) as exc:
         raise _innermost(exc) from None
     finally:
         os.close(fd)
 
 
-async def serve_async(fd: int, union: Union, session: Session) -> None:
+async def serve_async(fd: int, union: Union, session: Session, notifier: Notifier | None = None) -> None:
     """As `serve`, beside other tasks of a trio program; `fd` stays open. The Union belongs to this thread."""
-    engine = _Engine(Device(fd), Dispatcher(union, session))
+    engine = _Engine(Device(fd), Dispatcher(union, session), notifier)
+    if notifier is None:
+        await _serve(engine, fd, session)
+        return
+    async with trio.open_nursery() as beside:
+        beside.start_soon(notifier.heed)
+        await _serve(engine, fd, session)
+        beside.cancel_scope.cancel()
+
+
+async def _serve(engine: _Engine, fd: int, session: Session) -> None:
     try:
         async with trio.open_nursery() as nursery:
             try:
@@ -73,6 +92,7 @@ async def serve_async(fd: int, union: Union, session: Session) -> None:
             finally:
                 for waiting in session.waiting.values():
                     waiting.cancel()
+                engine.let_notifier_end(nursery)
     finally:
         engine.join()
 
@@ -91,9 +111,12 @@ def _innermost(exc: BaseException) -> BaseException:
 class _Engine:
     """One device and one dispatcher, and the work of theirs that is under way in threads."""
 
-    def __init__(self, device: Device, dispatcher: Dispatcher) -> None:
+    def __init__(self, device: Device, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
         self._device = device  # immutable
         self._dispatcher = dispatcher  # immutable
+        self._notifier = notifier  # immutable
+        if notifier is not None:
+            notifier.start(self._notify, dispatcher.may_tell, partial(dispatcher.encoder.believe, UNWATCHED_S))
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
         self._copying = 0  # copy-ups under way; loop's thread only
 
@@ -141,6 +164,27 @@ class _Engine:
             for reply in replies:
                 self._send(reply)
             self._start(nursery)
+        if self._notifier is not None:
+            self._notifier.release()
+
+    def _notify(self, stale: Stale) -> None:
+        """In the notifier's thread."""
+        message = encode.notify_stale(stale, with_epochs=self._dispatcher.session.has_epochs)
+        if message is not None:
+            try:
+                self._device.notify(message)
+            except Gone:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+
+    def let_notifier_end(self, nursery: trio.Nursery) -> None:
+        """Serve on while a notification is on its way. It cannot be called back, and a thread that waits in the kernel
+        for an answer of ours would keep the connection, and so itself, alive."""
+        if self._notifier is not None:
+            self._notifier.stop()
+            with suppress(Gone):
+                while self._notifier.is_sending:
+                    self.turn(nursery)
+                    self._device.wait(_LINGER_MS)
 
     def _start(self, nursery: trio.Nursery) -> None:
         """Begin what the dispatcher left as slow."""

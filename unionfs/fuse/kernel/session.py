@@ -104,6 +104,11 @@ class Session:
         return self.minor != 0
 
     @property
+    def has_epochs(self) -> bool:
+        """The kernel can be told to believe no name any more."""
+        return self.minor >= abi.EPOCHS_SINCE
+
+    @property
     def protocol(self) -> str:
         """The version in use, as "7.45"."""
         return f"{abi.VERSION}.{self.minor}"
@@ -169,6 +174,18 @@ class Session:
         """The wait is over: the requests to serve now, by unique."""
         del self.waiting[waiting.nodeid]
         return waiting.requests
+
+    @property
+    def locked(self) -> set[int]:
+        """Nodes whose locks in the kernel are held, or may be, by callers that wait for a copy-up."""
+        nodes = set(self.waiting)
+        for waiting in self.waiting.values():
+            for request in waiting.requests.values():
+                opcode, _unique, nodeid = abi.IN_HEADER.unpack_from(request)[1:4]
+                nodes.add(nodeid)
+                if opcode in (Op.RENAME, Op.RENAME2):
+                    nodes.add(abi.RENAME_IN.unpack_from(request, BODY)[0])
+        return nodes
 
     def interrupt(self, unique: int) -> bool:
         """The caller of `unique` got a signal (INTERRUPT). Whether it is to be answered with EINTR now.
