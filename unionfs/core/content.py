@@ -11,7 +11,10 @@ import os
 import stat
 
 from unionfs.core import copyup, metadata
+from unionfs.core.branch import BranchDir
+from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
@@ -53,40 +56,47 @@ def seek(tree: Tree, node: FileNode, offset: int, whence: int) -> int:
     return os.lseek(tree.read_fd(node).fd, offset, whence)
 
 
-def copy_range(tree: Tree, src: FileNode, src_offset: int, dst: FileNode, dst_offset: int, length: int) -> int:
-    """Copy within the union without the bytes passing through the kernel's caller (copy_file_range(2)).
+def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int, length: int) -> int:
+    """Copy between two descriptors without the bytes passing through the caller (copy_file_range(2)). In any thread.
 
     Returns the number of bytes copied, 0 at the end of the source. EINVAL for overlapping ranges of one file.
     """
-    copyup.ensure(tree, dst)
-    source, target = tree.read_fd(src), tree.write_fd(dst)
-    if src is dst:
-        source = target
     try:
-        copied = os.copy_file_range(source.fd, target.fd, length, src_offset, dst_offset)
+        return os.copy_file_range(source.fd, target.fd, length, src_offset, dst_offset)
     except OSError as exc:
         if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        copied = os.pwrite(target.fd, os.pread(source.fd, min(length, 1 << 20), src_offset), dst_offset)
-    tree.ours(dst)
-    return copied
+    return os.pwrite(target.fd, os.pread(source.fd, min(length, 1 << 20), src_offset), dst_offset)
 
 
-def fsync(tree: Tree, node: Node, *, datasync: bool) -> None:
-    """Write a file or directory through to the device (fsync(2)). Nothing to do for what is only in the lowers, or
-    when the union is volatile."""
+def sync_fd(tree: Tree, node: Node) -> FileFd | None:
+    """What to write through to the device for fsync(2) of a file or directory. None: nothing, because it is only in the
+    lowers, or because the union is volatile."""
     if tree.options.durability == "volatile":
-        return
+        return None
     if isinstance(node, DirNode):
-        if node.upper is None:
-            return
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.upper.fd())
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        return
+        return None if node.upper is None else _open_dir(node.upper)
     if not node.is_up or not stat.S_ISREG(tree.stat(node).st_mode):
-        return
-    held = tree.read_fd(node)
-    (os.fdatasync if datasync else os.fsync)(held.fd)
+        return None
+    return tree.read_fd(node)
+
+
+def syncfs_fd(tree: Tree) -> FileFd | None:
+    """A descriptor on the filesystem to write through for syncfs(2). None: nothing, as for `sync_fd`."""
+    if tree.upper is None or tree.options.durability == "volatile":
+        return None
+    return _open_dir(tree.upper.root)
+
+
+def _open_dir(place: BranchDir) -> FileFd:
+    return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd()))
+
+
+def long_cut_fd(tree: Tree, node: FileNode, size: int) -> FileFd | None:
+    """A descriptor to truncate to `size` by, if that gives back so much space that it takes long; else None."""
+    if copyup.needs_copy(node):
+        return None
+    st = tree.stat(node)
+    if not stat.S_ISREG(st.st_mode) or st.st_blocks * 512 - size <= LARGE or size >= st.st_size:
+        return None
+    return tree.write_fd(node)

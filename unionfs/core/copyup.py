@@ -24,6 +24,7 @@ from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import proc_path
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
@@ -39,7 +40,16 @@ class CopyUp:
     thread."""
 
     def __init__(
-        self, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, cause: Cause
+        self,
+        node: FileNode,
+        src: FileFd | None,
+        dst: FileFd,
+        leaf: bytes,
+        length: int,
+        st: Stat,
+        cause: Cause,
+        *,
+        durable: bool = False,
     ) -> None:
         self.node = node  # immutable
         self.cause = cause  # immutable: the request it is made for
@@ -49,12 +59,16 @@ class CopyUp:
         self.dst = dst  # immutable
         self.src = src  # immutable; None when there are no bytes to copy
         self.length = length  # immutable
+        self.durable = durable  # immutable
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
 
     def copy(self) -> None:
-        """Copy the data. Raises OSError; EINTR after `cancel`."""
+        """Copy the data, and write them through to the device if that is wanted before anybody sees them.
+        Raises OSError; EINTR after `cancel`."""
         if self.length:
             self._copy.run()
+            if self.durable:
+                os.fdatasync(self.dst.fd)
 
     def cancel(self) -> None:
         """Make a running `copy` stop soon. May be called from any thread."""
@@ -119,12 +133,13 @@ def _open(tree: Tree, node: FileNode, st: Stat, size: int | None) -> CopyUp:
     leaf = tree.staging.new_name()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     dst = FileFd(os.open(leaf, flags, 0o600, dir_fd=tree.staging.fd()), writable=True)
-    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by())
+    durable = tree.options.durability == "strict"
+    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by(), durable=durable)
 
 
 def abort(tree: Tree, job: CopyUp) -> None:
     """Give up a copy-up; nothing of it stays."""
-    tree.staging.dispose(job.leaf)
+    tree.staging.dispose(job.leaf, large=job.length > LARGE)
 
 
 def commit(tree: Tree, job: CopyUp) -> None:

@@ -170,6 +170,7 @@ def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> File
     st = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
     node = FileNode(nodeid, parent, leaf, staging.here, leaf, tree.inodes.shown(up.branch.fs_index, st.st_ino))
     node.rare().dead = True
+    node.rare().large = True  # for all we know
     tree.nodes.add(node)
     tree.fds.keep(node, held)
     return node

@@ -23,13 +23,14 @@ InodeKey = tuple[int, int]
 class Links:
     """What only few files need: several names, several branches' worth of identity, or no name any more."""
 
-    __slots__ = ("key", "inode", "others", "data", "dead")
+    __slots__ = ("key", "inode", "others", "data", "dead", "large")
 
     def __init__(self) -> None:
         self.key: bytes | None = None  # its entry in the hard-link index, once copied up; changed by copyup/remove
         self.inode: InodeKey | None = None  # under which it stands in NodeTable.by_inode
         self.others: list[tuple[DirNode, bytes]] = []  # known names besides (parent, name)
         self.data: tuple[BranchDir, bytes] | None = None  # a metacopy file's data, until it is copied up
+        self.large = False  # set when the last name goes: its space takes long to give back
         self.dead = False  # no name is left: it lives in the staging directory or in a lower until it is forgotten
 
 

@@ -15,6 +15,7 @@ from unionfs.core import copyup, lookup, marks, names
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.loosened import LoosenedChain
 from unionfs.core.node import DirNode, FileNode
+from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
@@ -76,6 +77,7 @@ def name_gone(
     key = node.links.key if node.links is not None else None
     if orphan is not None:
         node.home, node.leaf = tree.staging.here, orphan
+        node.rare().large = st.st_blocks * 512 > LARGE
     elif home_lost:
         _find_other_home(tree, node)
     if key is not None and was_low:

@@ -16,12 +16,20 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache
 from unionfs.core.loosened import Loosened
+
+Later = Callable[[Callable[[], None]], None]
+"""Has something done that may take long, by any thread, some time after what is being done now."""
+
+LARGE: Final = 16 << 20
+"""Giving back the space of more bytes than this takes a while: a second for a GiB on ext4 and on tmpfs."""
 
 _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
@@ -34,6 +42,7 @@ class Staging:
     def __init__(self, path: str, fds: FdCache) -> None:
         """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
         self.branch = Branch(path, fds, writable=True)
+        self.later: Later | None = None  # set once by Union.let_later; None: everything is done at once
         self.upper_in_use = False  # set once: another live daemon works here
         self._serial = 0
         root = self.branch.root
@@ -108,8 +117,15 @@ class Staging:
         """Where the object of node `nodeid` waits after its last name has gone."""
         return b"o%x" % nodeid
 
-    def dispose(self, leaf: bytes) -> None:
-        """Remove something here: a file, a directory with marks in it, whatever is left of one. Never raises."""
+    def dispose(self, leaf: bytes, *, large: bool = False) -> None:
+        """Remove something here: a file, a directory with marks in it, whatever is left of one. Never raises.
+
+        The space of a `large` file is given back `later`: the filesystem does that when its last descriptor goes.
+        """
+        if large and self.later is not None:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            with contextlib.suppress(OSError):  # then it takes as long as it takes
+                self.later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
         try:
             _remove(self.here.fd(), leaf)
         except FileNotFoundError:
@@ -124,6 +140,7 @@ class Staging:
 
     def close(self) -> None:
         """Empty this daemon's subdirectory and leave it for the next one."""
+        self.later = None
         root_fd = self.branch.root.fd()
         try:
             for entry in list(self.here.scan()):

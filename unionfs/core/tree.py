@@ -26,7 +26,7 @@ from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
-from unionfs.core.staging import Staging
+from unionfs.core.staging import Later, Staging
 from unionfs.syscalls import mountinfo
 
 if TYPE_CHECKING:
@@ -165,6 +165,11 @@ class Tree:
     def links_or_none(self) -> HardLinks | None:
         """The hard-link index, or None when the union has no upper."""
         return self._links
+
+    def let_later(self, run: Later) -> None:
+        """See Union.let_later."""
+        if self._staging is not None:
+            self._staging.later = run
 
     @property
     def upper_in_use(self) -> bool:
@@ -423,7 +428,7 @@ class Tree:
             return
         if isinstance(node, FileNode):
             if node.is_dead and node.home is staging.here:
-                staging.dispose(node.leaf)
+                staging.dispose(node.leaf, large=node.links is not None and node.links.large)
         elif node.dead and node.upper is not None:
             staging.dispose(node.upper.name)
             node.upper.held = None

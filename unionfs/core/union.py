@@ -26,6 +26,7 @@ from unionfs.core.lookup import Resolved
 from unionfs.core.loosened import LoosenedChain
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.options import Options
+from unionfs.core.staging import Later
 from unionfs.core.tree import Tree, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
@@ -362,24 +363,66 @@ class Union:
 
     def copy_file_range(self, src: int, src_offset: int, dst: int, dst_offset: int, length: int) -> int:
         """Copy between two files of the union (copy_file_range(2)). EINVAL, ENOSPC, EROFS."""
-        nodes = self._nodes
-        return content.copy_range(self._tree, nodes.file(src), src_offset, nodes.file(dst), dst_offset, length)
+        copied = content.copy_range(*self.copy_fds(src, src_offset, dst, dst_offset), length)
+        self.changed(dst)
+        return copied
 
     @_as_owner
     def fsync(self, nodeid: int, datasync: bool) -> None:
         """Write a node through to the device, unless the union is volatile."""
-        content.fsync(self._tree, self._nodes.get(nodeid), datasync=datasync)
+        held = content.sync_fd(self._tree, self._nodes.get(nodeid))
+        if held is not None:
+            (os.fdatasync if datasync else os.fsync)(held.fd)
 
     def syncfs(self) -> None:
         """Write the upper's whole filesystem through to its device, unless the union is volatile."""
-        tree = self._tree
-        if tree.upper is None or tree.options.durability == "volatile":
-            return
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.upper.root.fd())
-        try:
-            files.syncfs(fd)
-        finally:
-            os.close(fd)
+        held = content.syncfs_fd(self._tree)
+        if held is not None:
+            files.syncfs(held.fd)
+
+    # -- the same for transports that do the slow part elsewhere: descriptors to do it on, from any thread ------------
+    #
+    # When something was changed that way, `changed` is to be called afterwards.
+
+    @_as_owner
+    def sync_fd(self, nodeid: int) -> FileFd | None:
+        """What `fsync` would write through; None: nothing."""
+        return content.sync_fd(self._tree, self._nodes.get(nodeid))
+
+    def syncfs_fd(self) -> FileFd | None:
+        """A descriptor on what `syncfs` would write through; None: nothing."""
+        return content.syncfs_fd(self._tree)
+
+    @_as_owner
+    def long_cut_fd(self, nodeid: int, size: int) -> FileFd | None:
+        """A descriptor to truncate by before `setattr` says so again, if it takes long; else None."""
+        node = self._nodes.get(nodeid)
+        return content.long_cut_fd(self._tree, node, size) if isinstance(node, FileNode) else None
+
+    def copy_fds(self, src: int, src_offset: int, dst: int, dst_offset: int) -> tuple[FileFd, int, FileFd, int]:
+        """The descriptors, with their offsets, that content is to be copied between. Copies the target up."""
+        target = self.write_fd(dst)
+        return (self.read_fd(src) if src != dst else target), src_offset, target, dst_offset
+
+    @staticmethod
+    def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int, length: int) -> int:
+        """Copy between the descriptors of `copy_fds`; how much was copied. In any thread. EINVAL, ENOSPC."""
+        return content.copy_range(source, src_offset, target, dst_offset, length)
+
+    def changing(self, nodeid: int) -> None:
+        """The file's content is going to be changed by a descriptor: until `changed`, that is no news to anybody."""
+        if self._tree.watcher is not None:
+            self._tree.watcher.seen.pop(nodeid, None)
+
+    def changed(self, nodeid: int) -> None:
+        """The file's content was changed by a descriptor of `write_fd`."""
+        node = self._nodes.find(nodeid)
+        if node is not None:
+            self._tree.ours(node)
+
+    def let_later(self, run: Later) -> None:
+        """From now on, what nobody waits for and takes long is given to `run`, to be done by any thread."""
+        self._tree.let_later(run)
 
     # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
 

@@ -73,8 +73,7 @@ class Watcher:
 
     def changed(self, node: Node, st: Stat) -> None:
         """We have just changed `node` ourselves; the kernel knows."""
-        if node.nodeid in self.seen:
-            self.seen[node.nodeid] = print_of(st)
+        self.seen[node.nodeid] = print_of(st)
 
     def watch(self, node: DirNode) -> bool:
         """Watch the directory in every branch it is in now, and no others for its sake. Whether these are other

@@ -10,12 +10,34 @@ from tests.fuse.kernel import wire
 from tests.fuse.kernel.wire import ROOT
 from unionfs.core.options import Options
 from unionfs.core.union import Union
+from unionfs.fuse.kernel.data import Errand, Work
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
 
 BIG = 3 << 20
 """More than the core copies up without a thread."""
+
+
+def done(dispatcher: Dispatcher, work: Work | Errand | CopyUpJob | bytes) -> bytes | None:
+    """Do what was put off, as the loop and its threads would: the reply, if that is one."""
+    answers: list[bytes]
+    if isinstance(work, CopyUpJob):
+        work.copy()
+        answers = dispatcher.finish(work, None)
+    elif isinstance(work, Errand):
+        outcome, error = 0, None
+        try:
+            outcome = work.work()
+        except OSError as exc:
+            error = exc
+        answers = [bytes(dispatcher.bring_back(work, outcome, error) or b"")]
+    elif isinstance(work, bytes):
+        answers = [work if struct.unpack_from("=IiQ", work)[2] else b""]  # not a notification
+    else:
+        answers = [bytes(work())]
+    (answer,) = answers or [b""]
+    return answer or None
 
 
 class Served:
@@ -47,14 +69,7 @@ class Served:
         """The reply; what was put off is done first, as threads would do it."""
         answer = self.raw(request)
         while answer is None:
-            work = self.dispatcher.slow.pop(0)
-            if isinstance(work, CopyUpJob):
-                work.copy()
-                (answer,) = self.dispatcher.finish(work, None)
-            elif isinstance(work, bytes):
-                answer = work if struct.unpack_from("=IiQ", work)[2] else None  # not a notification
-            else:
-                answer = bytes(work())
+            answer = done(self.dispatcher, self.dispatcher.slow.pop(0))
         return wire.reply(answer)
 
     def node(self, name: bytes, parent: int = ROOT) -> int:

@@ -1,4 +1,4 @@
-"""READ and FSYNC: from the page cache at once, and otherwise as work that a thread can finish by itself.
+"""What may take long, as work for threads: reads from the page cache at once, others there; syncs, cuts, copies.
 
 Knows file descriptors and reply bytes. Does not know nodes, threads or the device.
 
@@ -16,9 +16,10 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from unionfs.fuse.kernel import abi, encode
+from unionfs.syscalls import files
 
 
 class HasFd(Protocol):
@@ -29,6 +30,24 @@ class HasFd(Protocol):
 
 Reply = bytes | memoryview
 Work = Callable[[], Reply]
+"""Any thread can do it, and its answer (none if empty) is sent from there."""
+
+
+class Errand(NamedTuple):
+    """Something for any thread to do, whose outcome comes back: `answer(outcome)` on the loop's thread is the reply."""
+
+    unique: int
+    work: Callable[[], int]
+    answer: Callable[[int], Reply | None]
+
+
+ALLOCATE_INLINE_MAX: Final = 1 << 20
+"""Bytes of space that are manipulated at once: up to here it takes about as long as handing it over does."""
+
+COPY_INLINE_MAX: Final = 64 << 10
+COPY_MAX: Final = 64 << 20
+"""Bytes that one COPY_FILE_RANGE copies: whoever copies asks again for the rest (copy_file_range(2)), and can be
+interrupted in between."""
 
 _HEADER: Final = abi.OUT_HEADER.size
 _PAGE_MASK: Final = mmap.PAGESIZE - 1
@@ -77,6 +96,27 @@ def _read_waiting(file: HasFd, unique: int, offset: int, size: int) -> Reply:
         return encode.data(unique, os.pread(file.fd, size, offset))
     except OSError as exc:
         return encode.error(unique, exc.errno or errno.EIO)
+
+
+def sync_filesystem(file: HasFd, unique: int) -> Reply:
+    """SYNCFS, in a thread: write the filesystem of `file` through to its device, and tell."""
+    try:
+        files.syncfs(file.fd)
+    except OSError as exc:
+        return encode.error(unique, exc.errno or errno.EIO)
+    return encode.empty(unique)
+
+
+def allocate(file: HasFd, mode: int, offset: int, length: int) -> int:
+    """FALLOCATE, in a thread (fallocate(2))."""
+    files.fallocate(file.fd, mode, offset, length)
+    return 0
+
+
+def cut(file: HasFd, size: int) -> int:
+    """SETATTR of a size, in a thread (ftruncate(2))."""
+    os.ftruncate(file.fd, size)
+    return 0
 
 
 def sync(file: HasFd, unique: int, datasync: bool) -> Reply:

@@ -3,8 +3,9 @@
 Bytes in, bytes out; no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides what waits.
 
 What is quick is answered at once. What may take long is put on `slow`: reads that must wait for a disk as work for any
-thread, copy-ups as a `CopyUpJob` whose end is `finish`. While a file is being copied up, requests that would change it
-join the wait; everything else goes on, reading that very file too, which nobody has changed yet.
+thread, changes of much content as an errand whose end is `bring_back`, copy-ups as a `CopyUpJob` whose end is `finish`.
+While a file is being copied up, requests that would change it join the wait; everything else goes on, reading that very
+file too, which nobody has changed yet.
 A request that is malformed or meets a bug is answered EIO and leaves a line in the log; the next one is served as if
 nothing had happened.
 """
@@ -113,14 +114,6 @@ def _sought(self: Dispatcher, unique: int, nodeid: int, offset: int) -> bytes:
     return encode.sought(unique, offset)
 
 
-def _copied(self: Dispatcher, unique: int, nodeid: int, count: int) -> bytes:
-    return encode.written(unique, count)
-
-
-def _copied_64(self: Dispatcher, unique: int, nodeid: int, count: int) -> bytes:
-    return encode.copied_64(unique, count)
-
-
 def _stats(self: Dispatcher, unique: int, nodeid: int, stats: Any) -> bytes:
     return encode.statfs(unique, stats)
 
@@ -136,19 +129,11 @@ def _the_linked(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[i
     return args[0], None
 
 
-def _the_target(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
-    return args[1], None
-
-
 # -- verbs whose arguments come in another order on the wire ---------------------------------------------------------
 
 
 def _link(union: Union, new_parent: int, nodeid: int, name: bytes) -> Entry:
     return union.link(nodeid, new_parent, name)
-
-
-def _syncfs(union: Union, nodeid: int) -> None:
-    union.syncfs()
 
 
 def _statfs(union: Union, nodeid: int) -> Any:
@@ -179,18 +164,14 @@ TABLE: Final[dict[int, Row]] = {
     Op.LINK: _row(abi.LINK_IN, decode.link, _link, _entry, extra=_NAME, copies_up=_the_linked),
     Op.READ: Row(abi.READ_IN.size, handlers.read),
     Op.WRITE: Row(abi.WRITE_IN.size, handlers.write),
-    Op.FALLOCATE: _row(abi.FALLOCATE_IN, decode.fallocate, Union.fallocate, _empty, copies_up=_itself),
+    Op.FALLOCATE: Row(abi.FALLOCATE_IN.size, handlers.fallocate),
     Op.LSEEK: _row(abi.LSEEK_IN, decode.lseek, Union.lseek, _sought),
-    Op.COPY_FILE_RANGE: _row(
-        abi.COPY_FILE_RANGE_IN, decode.copy_file_range, Union.copy_file_range, _copied, copies_up=_the_target
-    ),
-    Op.COPY_FILE_RANGE_64: _row(
-        abi.COPY_FILE_RANGE_IN, decode.copy_file_range, Union.copy_file_range, _copied_64, copies_up=_the_target
-    ),
+    Op.COPY_FILE_RANGE: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range),
+    Op.COPY_FILE_RANGE_64: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range_64),
     Op.STATFS: _row(None, decode.nothing, _statfs, _stats),
     Op.FSYNC: Row(abi.FSYNC_IN.size, handlers.fsync),
-    Op.FSYNCDIR: _row(abi.FSYNC_IN, decode.fsync, Union.fsync, _empty),
-    Op.SYNCFS: _row(abi.SYNCFS_IN, decode.nothing, _syncfs, _empty),
+    Op.FSYNCDIR: Row(abi.FSYNC_IN.size, handlers.fsync),
+    Op.SYNCFS: Row(abi.SYNCFS_IN.size, handlers.syncfs),
     Op.SETXATTR: Row(abi.SETXATTR_IN_COMPAT.size + _NAME, handlers.setxattr),
     Op.GETXATTR: Row(abi.GETXATTR_IN.size + _NAME, handlers.getxattr),
     Op.LISTXATTR: Row(abi.GETXATTR_IN.size, handlers.listxattr),
@@ -229,12 +210,15 @@ class Dispatcher:
         self.session = session  # immutable
         self.encoder = session.encoder  # immutable
         self.reader = data.Reader(MAX_WRITE)  # immutable
-        self.slow: list[data.Work | CopyUpJob | bytes] = []  # filled by handle and finish; emptied by who calls them
+        self.slow: list[
+            data.Work | data.Errand | CopyUpJob | bytes
+        ] = []  # filled by handle and finish; emptied by who calls them
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.asked_by = self._cause
+        union.let_later(self._later)
         self._waiting = session.waiting
         rows = [TABLE.get(code) for code in range(len(self._counts))]
         self._serve: list[Serve | None] = [row.serve if row else None for row in rows]
@@ -287,6 +271,13 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
 
+    def _later(self, run: Callable[[], None]) -> None:
+        def work() -> bytes:
+            run()
+            return b""
+
+        self.slow.append(work)
+
     def _cause(self) -> Cause:
         opcode, pid = self._serving[1], self._serving[6]
         return Cause(Op(opcode).name if opcode in TABLE else str(opcode), pid)
@@ -328,6 +319,13 @@ class Dispatcher:
             )
         waiting.requests[unique] = bytes(buf[: _in_header(buf)[0]])
         return True
+
+    def bring_back(self, errand: data.Errand, outcome: int, error: Exception | None) -> Reply:
+        """An errand is done, with `error` or without: its reply."""
+        try:
+            return encode.error(errand.unique, errno_of(error)) if error is not None else errand.answer(outcome)
+        except Exception as exc:  # noqa: BLE001  as in _answer
+            return encode.error(errand.unique, errno_of(exc))
 
     def finish(self, job: CopyUpJob, error: Exception | None) -> list[bytes]:
         """The copying ended, with `error` or without: commit it or undo it. The replies of those that waited.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -103,7 +104,69 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     if self.must_wait(unique, nodeid, change.size, buf):
         return None
     self.harmless.discard(nodeid)
+    held = self.union.long_cut_fd(nodeid, change.size) if change.size is not None else None
+    if held is not None and change.size is not None:
+        self.union.changing(nodeid)
+
+        def answer(_: int) -> bytes:
+            return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
+
+        self.slow.append(data.Errand(unique, partial(data.cut, held, change.size), answer))
+        return None
     return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
+
+
+def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    mode, offset, length = decode.fallocate(head, buf, end)
+    if self.must_wait(unique, nodeid, None, buf):
+        return None
+    if length <= data.ALLOCATE_INLINE_MAX:
+        self.union.fallocate(nodeid, mode, offset, length)
+        return encode.empty(unique)
+    work = partial(data.allocate, self.union.write_fd(nodeid), mode, offset, length)
+    _run_errand(self, unique, nodeid, work, lambda _: encode.empty(unique))
+    return None
+
+
+def copy_file_range(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    return _copy(self, unique, nodeid, head, buf, end, encode.written)
+
+
+def copy_file_range_64(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    return _copy(self, unique, nodeid, head, buf, end, encode.copied_64)
+
+
+def _copy(
+    self: Dispatcher,
+    unique: int,
+    nodeid: int,
+    head: Head,
+    buf: memoryview,
+    end: int,
+    encoder: Callable[[int, int], bytes],
+) -> Reply:
+    offset, target, target_offset, length = decode.copy_file_range(head, buf, end)
+    if self.must_wait(unique, target, None, buf):
+        return None
+    if length <= data.COPY_INLINE_MAX:
+        return encoder(unique, self.union.copy_file_range(nodeid, offset, target, target_offset, length))
+    ends = self.union.copy_fds(nodeid, offset, target, target_offset)
+    work = partial(self.union.copy_range, *ends, min(length, data.COPY_MAX))
+    _run_errand(self, unique, target, work, partial(encoder, unique))
+    return None
+
+
+def _run_errand(
+    self: Dispatcher, unique: int, nodeid: int, work: Callable[[], int], encoder: Callable[[int], bytes]
+) -> None:
+    """Have a file's content changed by a thread."""
+
+    def answer(outcome: int) -> bytes:
+        self.union.changed(nodeid)
+        return encoder(outcome)
+
+    self.union.changing(nodeid)
+    self.slow.append(data.Errand(unique, work, answer))
 
 
 def rename(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
@@ -130,9 +193,18 @@ def _renamed(
 
 def fsync(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     (datasync,) = decode.fsync(head, buf, end)
-    if self.union.options.durability == "volatile":
+    held = self.union.sync_fd(nodeid)
+    if held is None:
         return encode.empty(unique)
-    self.slow.append(partial(data.sync, self.union.read_fd(nodeid), unique, datasync))
+    self.slow.append(partial(data.sync, held, unique, datasync))
+    return None
+
+
+def syncfs(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    held = self.union.syncfs_fd()
+    if held is None:
+        return encode.empty(unique)
+    self.slow.append(partial(data.sync_filesystem, held, unique))
     return None
 
 

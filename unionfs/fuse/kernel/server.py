@@ -118,7 +118,7 @@ class _Engine:
         if notifier is not None:
             notifier.start(self._notify, dispatcher.may_tell, partial(dispatcher.encoder.believe, UNWATCHED_S))
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
-        self._copying = 0  # copy-ups under way; loop's thread only
+        self._away = 0  # copy-ups and errands under way; loop's thread only
 
     @trio.lowlevel.enable_ki_protection  # being told to leave must not tear a request apart
     def turn(self, nursery: trio.Nursery) -> bool:
@@ -135,8 +135,8 @@ class _Engine:
         while not session.over:
             length = receive()
             if not length:
-                # A copy-up's end is told by trio: with one under way there is no lingering.
-                if not served or self._copying or monotonic() > end_of_turn:
+                # The end of what is away is told by trio: meanwhile there is no lingering.
+                if not served or self._away or monotonic() > end_of_turn:
                     return False
                 if not wait(_LINGER_MS):
                     return False
@@ -158,7 +158,7 @@ class _Engine:
             await trio.to_thread.run_sync(job.copy)
         except Exception as exc:  # noqa: BLE001  whatever it is, it becomes the answer of those that wait
             error = exc
-        self._copying -= 1
+        self._away -= 1
         replies = self._dispatcher.finish(job, error)
         with suppress(Gone):
             for reply in replies:
@@ -166,6 +166,20 @@ class _Engine:
             self._start(nursery)
         if self._notifier is not None:
             self._notifier.release()
+
+    async def _run_errand(self, errand: data.Errand, nursery: trio.Nursery) -> None:
+        """Do the work in a thread and answer here."""
+        outcome, error = 0, None
+        try:
+            outcome = await trio.to_thread.run_sync(errand.work)
+        except Exception as exc:  # noqa: BLE001  whatever it is, it becomes the answer
+            error = exc
+        self._away -= 1
+        reply = self._dispatcher.bring_back(errand, outcome, error)
+        with suppress(Gone):
+            if reply is not None:
+                self._send(reply)
+            self._start(nursery)
 
     def _notify(self, stale: Stale) -> None:
         """In the notifier's thread."""
@@ -194,17 +208,24 @@ class _Engine:
             if isinstance(item, bytes):
                 self._send(item)
             elif isinstance(item, CopyUpJob):
-                self._copying += 1
+                self._away += 1
                 nursery.start_soon(self._copy_up, item, nursery)
+            elif isinstance(item, data.Errand):
+                self._away += 1
+                nursery.start_soon(self._run_errand, item, nursery)
             elif self._threads.acquire(blocking=False):
                 trio.lowlevel.start_thread_soon(partial(self._read, item), lambda _outcome: None, "unionfs read")
             else:
-                self._send(item())
+                self._do(item)
+
+    def _do(self, work: data.Work) -> None:
+        if reply := work():
+            self._send(reply)
 
     def _read(self, work: data.Work) -> None:
         """In a thread: wait for the disk, and answer."""
         try:
-            self._send(work())
+            self._do(work)
         except Gone:
             pass
         except Exception:
