@@ -15,7 +15,8 @@ from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import Owners
 from unionfs.core.tree import Tree, refuse
-from unionfs.syscalls import files
+from unionfs.syscalls import files, statx
+from unionfs.syscalls.statx import Beyond
 
 _NS = 1_000_000_000
 _AS_STORED = Owners()
@@ -168,6 +169,18 @@ def _bring_up(tree: Tree, node: Node) -> None:
         copyup.ensure_dir(tree, node)
     else:
         copyup.ensure(tree, node)
+
+
+def beyond_stat(node: Node) -> Beyond:
+    """When the object that the node is now was born, and its attributes (statx(2)). A file that was copied up was born
+    then, as with any copy."""
+    if _is_sealed(node):
+        return Beyond(None, 0, 0)
+    if isinstance(node, FileNode):
+        found = statx.beyond(node.home.fd(), node.leaf) if node.leaf else Beyond(None, 0, 0)
+    else:
+        found = statx.beyond(_place_of(node).fd(), b"")
+    return found._replace(attributes=found.attributes & statx.ATTR_OF_FILES, known=found.known & statx.ATTR_OF_FILES)
 
 
 def get_flags(tree: Tree, node: Node, command: int) -> bytes:

@@ -30,6 +30,7 @@ from unionfs.core.staging import Later
 from unionfs.core.tree import Tree, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
+from unionfs.syscalls.statx import Beyond
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -280,6 +281,11 @@ class Union:
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
             outside.look_when_asked(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
+
+    @_as_owner
+    def beyond_stat(self, nodeid: int) -> Beyond:
+        """What statx(2) tells of a node beyond `getattr`: its birth, and attributes such as immutable."""
+        return metadata.beyond_stat(self._nodes.get(nodeid))
 
     @_as_owner
     def setattr(self, nodeid: int, change: AttrChange) -> Attrs:

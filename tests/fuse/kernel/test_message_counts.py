@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.kernel.serving import Mount
+from tests.support.process import run
 
 DIRECTORIES, FILES = 50, 100
 EVERY = DIRECTORIES * FILES
@@ -192,8 +193,19 @@ def test_symlinks_are_remembered(mounted: Mount) -> None:
 
 
 def test_birth_times_are_asked_once(mounted: Mount) -> None:
-    """stat(1) asks for them; that the union has none is remembered with the rest."""
+    """stat(1) asks for them, and they are remembered with the rest."""
     mounted.run("stat", "d1/f1")
     mounted.new_messages()
     mounted.run("stat", "d1/f1")
     assert mounted.new_messages() == {}
+
+
+def test_birth_times_are_the_branches(layers: list[Path], mounted: Mount) -> None:
+    """A copied-up file was born when it was copied, as with `cp -a`. The kernel believes an old birth time until it is
+    asked for something that has changed, too."""
+    name = "d1/f3"  # 3 is a multiple of the number of layers: it is in the topmost one
+    born = run(["stat", "-c", "%W %w %s", str(layers[0] / name)]).stdout
+    assert mounted.run("stat", "-c", "%W %w %s", name) == born
+    mounted.run("sh", "-c", f"echo more >> {name}")
+    copied = run(["stat", "-c", "%W %w %s", str(mounted.path.parent / "upper" / name)]).stdout
+    assert mounted.run("stat", "-c", "%W %w %s", name) == copied != born

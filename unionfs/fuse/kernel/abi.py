@@ -244,6 +244,7 @@ NOTIFY_DELETE_OUT: Final = Struct("=QQII")  # parent child namelen padding
 
 STATX_BASIC_STATS: Final = 0x7FF
 """<linux/stat.h>: everything stat(2) tells."""
+STATX_BTIME: Final = 0x800
 
 
 def rec_align(size: int) -> int:

@@ -102,10 +102,6 @@ def _opened(self: Dispatcher, unique: int, nodeid: int, entry: Entry) -> bytes:
     return self.encoder.opened(unique, entry)
 
 
-def _statx(self: Dispatcher, unique: int, nodeid: int, attrs: Any) -> bytes:
-    return self.encoder.statx(unique, attrs)
-
-
 def _data(self: Dispatcher, unique: int, nodeid: int, payload: bytes) -> bytes:
     return encode.data(unique, payload)
 
@@ -151,7 +147,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.BATCH_FORGET: Row(abi.BATCH_FORGET_IN.size, handlers.batch_forget),
     Op.GETATTR: Row(abi.GETATTR_IN.size, handlers.getattr_),
     Op.SETATTR: Row(abi.SETATTR_IN.size, handlers.setattr_),
-    Op.STATX: _row(abi.STATX_IN, decode.nothing, Union.getattr, _statx),
+    Op.STATX: Row(abi.STATX_IN.size, handlers.statx),
     Op.READLINK: _row(None, decode.nothing, Union.readlink, _data),
     Op.SYMLINK: _row(None, decode.symlink, Union.symlink, _entry, extra=_NAME + 1),
     Op.MKNOD: Row(abi.MKNOD_IN.size + _NAME, handlers.mknod),

@@ -10,6 +10,7 @@ from typing import Final
 
 from unionfs.core.attrs import ANY_NAME, Attrs, Entry, FsStats, Stale
 from unionfs.fuse.kernel import abi
+from unionfs.syscalls.statx import Beyond
 
 _BILLION: Final = 1_000_000_000
 _IFMT: Final = 0o170000
@@ -206,13 +207,15 @@ class Encoder:
             )
         )
 
-    def statx(self, unique: int, attrs: Attrs) -> bytes:
-        """STATX, with what stat(2) tells: the union keeps no birth time."""
+    def statx(self, unique: int, attrs: Attrs, beyond: Beyond) -> bytes:
+        """STATX: what stat(2) tells, the birth time if there is one, and attributes such as immutable."""
+        born_s, born_ns = beyond.birth or (0, 0)
+        mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if beyond.birth is not None else 0)
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
         return _out_header(_HEADER + abi.STATX_OUT.size, 0, unique) + abi.STATX_OUT.pack(
             self._valid_s, self._valid_ns, 0,
-            abi.STATX_BASIC_STATS, blksize, 0, nlink, uid, gid, mode, 0, ino, size, blocks, 0,
-            *divmod(atime, _BILLION), 0, 0, 0, 0, *divmod(ctime, _BILLION), 0, *divmod(mtime, _BILLION), 0,
+            mask, blksize, beyond.attributes, nlink, uid, gid, mode, 0, ino, size, blocks, beyond.known,
+            *divmod(atime, _BILLION), 0, born_s, born_ns, 0, *divmod(ctime, _BILLION), 0, *divmod(mtime, _BILLION), 0,
             *_device(rdev), 0, 0,
         )  # fmt: skip
 

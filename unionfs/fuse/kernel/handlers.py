@@ -52,6 +52,10 @@ def getattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     return self.encoder.attrs(unique, nodeid, self.union.getattr(nodeid))
 
 
+def statx(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    return self.encoder.statx(unique, self.union.getattr(nodeid), self.union.beyond_stat(nodeid))
+
+
 def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     name, mode, rdev, caller = decode.mknod(head, buf, end)
     entry = self.union.mknod(nodeid, name, mode, rdev, caller)
