@@ -46,6 +46,7 @@ VERBS = {
     "stats": "what a mounted union has done: messages, copy-ups, memory",
     "trace": "follow the copy-ups of a mounted union as they happen",
     "snapshotter": "serve containerd, so that it keeps images and containers on unions",
+    "bench": "measure what copy-up costs, beside other union filesystems",
     "doctor": "say what this machine lacks, and the command that mends it",
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""

@@ -1,0 +1,265 @@
+"""What is asked about copy-up: series of points, and how large a run is. Values only; nothing runs here.
+
+A series is one picture: one trigger or several, one thing that varies (x), one filesystem, warm or cold. It is made of
+groups: the points of a group are measured in one mount with the same lowers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+KB: Final = 1 << 10
+MB: Final = 1 << 20
+GB: Final = 1 << 30
+
+SIZES: Final = (4 * KB, 64 * KB, 1 * MB, 16 * MB, 256 * MB, 1 * GB, 4 * GB)
+BIG: Final = 256 * MB
+"""From this size on a file has a mount of its own, fewer rounds, and is removed at once."""
+
+APPEND: Final = "append"
+MIDDLE: Final = "middle"
+TRUNCATE: Final = "truncate"
+CHMOD: Final = "chmod"
+CHOWN: Final = "chown"
+SETXATTR: Final = "setxattr"
+RENAME: Final = "rename"
+LINK: Final = "link"
+CHMOD_TREE: Final = "chmod -R"
+APPEND_TREE: Final = "append to each"
+SHARED: Final = "shared"
+
+TRIGGERS: Final = {
+    APPEND: "append 1 byte",
+    MIDDLE: "write 4 kB in the middle",
+    TRUNCATE: "truncate to half",
+    CHMOD: "chmod",
+    CHOWN: "chown",
+    SETXATTR: "setxattr",
+    RENAME: "rename",
+    LINK: "link",
+    CHMOD_TREE: "chmod -R",
+    APPEND_TREE: "append 1 byte to each",
+    SHARED: "read through two mounts",
+}
+"""What is done to a lower file, in words."""
+
+WARM: Final = "warm"
+COLD: Final = "cold"
+
+MAIN: Final = "main"
+"""Stands for the first filesystem of a run."""
+
+_TRIGGERS_SIZE: Final = 16 * MB
+_SPARSE_DATA: Final = 1 * MB
+_LINKED_SIZE: Final = 64 * KB
+_SMALL: Final = 1 * KB  # of each file of a storm
+_SHARED_SIZE: Final = 64 * MB
+_LAYERS_FILE: Final = 4 * KB
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One first write. `path` is the file in the lower, or the tree that is changed as a whole."""
+
+    x: float
+    path: str
+    trigger: str
+    size: int  # of the file, or of all files of the tree
+    files: int = 1
+    label: str = ""  # of x, where it is not a number
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Points that share a mount."""
+
+    lowers: Sequence[str]  # paths below the lowers' directory of the ground, top first
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One picture."""
+
+    name: str  # what --only takes
+    title: str
+    axis: str  # what x is, with its unit
+    groups: Sequence[Group]
+    unit: str = ""  # of x: "B" for bytes, else a plain number; "name" for labels
+    ground: str = MAIN
+    cache: str = WARM
+    per_file: bool = False  # whether the figure is the time over the number of files
+    layered: bool = False  # whether it asks about layers, of which a copy or a snapshot has none
+    rounds: int = 0  # at most so many, 0: as many as the run has
+
+    @property
+    def points(self) -> Iterator[Point]:
+        """All points of all groups."""
+        for group in self.groups:
+            yield from group.points
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large a run is. The defaults are the full one."""
+
+    sizes: Sequence[int] = SIZES
+    cold_to: int = 256 * MB
+    triggers_size: int = _TRIGGERS_SIZE
+    depths: Sequence[int] = (1, 4, 16, 64)
+    layers: Sequence[int] = (1, 8, 64, 256)
+    storm: Sequence[int] = (100, 1000, 10_000)
+    sparse: Sequence[int] = (1 * MB, 16 * MB, 256 * MB, 1 * GB)
+    links: Sequence[int] = (1, 10, 100, 1000)
+    shared_size: int = _SHARED_SIZE
+    rounds: int = 5
+    minutes: float = 9.0
+    grounds: Sequence[str] = field(default=("ext4", "xfs", "btrfs", "tmpfs"))
+
+
+FULL: Final = Extent()
+QUICK: Final = Extent(
+    sizes=SIZES[:4],
+    cold_to=16 * MB,
+    triggers_size=4 * MB,
+    depths=(1, 16),
+    layers=(1, 32),
+    storm=(100, 1000),
+    sparse=(1 * MB, 64 * MB),
+    links=(1, 100),
+    shared_size=16 * MB,
+    rounds=2,
+    minutes=0.9,
+)
+
+
+def all_series(extent: Extent) -> list[Series]:
+    """The series of a run, the most wanted first: what a time budget cuts off is the end."""
+    found = []
+    for ground in extent.grounds:
+        groups = list(_by_size(extent.sizes, MIDDLE))
+        title = "4 kB written in the middle of a file, by its size"
+        found.append(Series(f"size-{ground}", title, "file size", groups, unit="B", ground=ground))
+    found.append(_storm("storm", CHMOD_TREE, extent.storm))
+    found.append(
+        Series(
+            "trigger",
+            f"what triggers it, a file of {words(extent.triggers_size)}",
+            "",
+            [
+                Group(
+                    ["trigger"],
+                    [
+                        Point(number, f"t{number}", trigger, extent.triggers_size, label=TRIGGERS[trigger])
+                        for number, trigger in enumerate(list(TRIGGERS)[:8])
+                    ],
+                )
+            ],
+            unit="name",
+        )
+    )
+    cold = [size for size in extent.sizes if size <= extent.cold_to]
+    title = "4 kB written in the middle of a file that is not in the page cache, by its size"
+    found.append(Series("size-cold", title, "file size", list(_by_size(cold, MIDDLE)), unit="B", cache=COLD))
+    points = [Point(depth, "/".join(["d"] * depth) + f"/f{depth}", APPEND, 4 * KB) for depth in extent.depths]
+    found.append(
+        Series(
+            "depth",
+            "1 byte appended to a file of 4 kB, by its depth",
+            "directories above the file",
+            [Group([f"depth-{point.x}"], [point]) for point in points],
+        )
+    )
+    found.append(_storm("storm-append", APPEND_TREE, extent.storm[:2]))
+    found.append(_layers(extent))
+    found.append(_layer(extent))
+    found.append(
+        Series(
+            "sparse",
+            "4 kB written in a file of 1 MB of data and a hole, by its size",
+            "file size, the hole included",
+            [Group(["sparse"], [Point(size, f"s{size}", MIDDLE, size) for size in extent.sparse])],
+            unit="B",
+            rounds=3,
+        )
+    )
+    found.append(
+        Series(
+            "links",
+            f"1 byte appended to a file of {words(_LINKED_SIZE)}, by the number of its names",
+            "hard links",
+            [Group(["links"], [Point(count, f"l{count}/n0", APPEND, _LINKED_SIZE) for count in extent.links])],
+        )
+    )
+    found.append(_sharing("sharing", MAIN, extent))
+    if "btrfs" in extent.grounds[1:]:
+        found.append(_sharing("sharing-btrfs", "btrfs", extent))
+    return found
+
+
+def _by_size(sizes: Sequence[int], trigger: str) -> Iterator[Group]:
+    small = [Point(size, f"f{size}", trigger, size) for size in sizes if size < BIG]
+    if small:
+        yield Group(["sizes"], small)
+    for size in sizes:
+        if size >= BIG:
+            yield Group(["sizes"], [Point(size, f"f{size}", trigger, size)])
+
+
+def _storm(name: str, trigger: str, counts: Sequence[int]) -> Series:
+    groups = [Group([f"storm-{count}"], [Point(count, "tree", trigger, count * _SMALL, count)]) for count in counts]
+    return Series(
+        name,
+        f"{TRIGGERS[trigger]} of many files of {words(_SMALL)}, by their number: time for each file",
+        "files",
+        groups,
+        per_file=True,
+        rounds=3,
+    )
+
+
+def _layers(extent: Extent) -> Series:
+    groups = [
+        Group(
+            [f"layers-{count}/{number}" for number in range(count)],
+            [Point(count, f"d/f{count - 1}", APPEND, _LAYERS_FILE)],
+        )
+        for count in extent.layers
+    ]
+    return Series(
+        "layers",
+        "1 byte appended to a file of 4 kB in the lowest layer, by the number of layers",
+        "layers",
+        groups,
+        layered=True,
+    )
+
+
+def _layer(extent: Extent) -> Series:
+    count = extent.layers[-1]
+    places = sorted({1, max(1, count // 16), max(1, count // 4), count})
+    points = [Point(place, f"d/f{place - 1}", APPEND, _LAYERS_FILE) for place in places]
+    lowers = [f"layers-{count}/{number}" for number in range(count)]
+    return Series(
+        "layer",
+        f"1 byte appended to a file of 4 kB, by which of {count} layers has it",
+        "layer that has the file, 1 is the top",
+        [Group(lowers, points)],
+        layered=True,
+    )
+
+
+def _sharing(name: str, ground: str, extent: Extent) -> Series:
+    title = f"a file of {words(extent.shared_size)} read through one mount: how much of it a second mount has"
+    point = Point(0, "shared", SHARED, extent.shared_size, label="in the page cache")
+    return Series(name, title, "", [Group(["sharing"], [point])], unit="name", ground=ground, rounds=1)
+
+
+def words(size: float) -> str:
+    """A size in words: "4 kB", "1.5 GB"; kB and so on are powers of 1024, as file sizes here are."""
+    for unit, factor in (("GB", GB), ("MB", MB), ("kB", KB)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.0f} B"

@@ -1,0 +1,170 @@
+"""Filesystems to put branches on: ext4, xfs and btrfs in loop files, tmpfs, or the directory of the run as it is.
+
+A loop file reads and writes its file directly where it can, so that nothing is cached twice. All are mounted in the
+run's own mount namespace and vanish with it; the loop device is freed by the kernel when its filesystem is unmounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from unionfs.bench.child import FailedError
+from unionfs.bench.runs import detach
+from unionfs.syscalls import files, mountinfo, mounts
+
+HERE: Final = "here"
+"""The filesystem that the run's directory is on."""
+
+TMPFS: Final = "tmpfs"
+
+_MKFS: Final = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-i", "8192", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"),
+    "xfs": ("mkfs.xfs", "-q", "-K", "-m", "reflink=1"),
+    "btrfs": ("mkfs.btrfs", "-q", "-K"),
+}
+_OPTIONS: Final = {"ext4": "noatime,noinit_itable", "xfs": "noatime", "btrfs": "noatime"}
+_PACKAGES: Final = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+_MKFS_S: Final = 120
+_LEAST: Final = 1 << 30  # xfs and btrfs want to be large; the file has holes
+
+GROUNDS: Final = (*_MKFS, TMPFS, HERE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A filesystem in use."""
+
+    name: str  # what --on takes
+    fstype: str
+    root: Path
+
+    @property
+    def lowers(self) -> Path:
+        """Where the lowers are made."""
+        return self.root / "L"
+
+    @property
+    def may_reflink(self) -> bool:
+        """Whether files can share their data here; tried, not guessed."""
+        one, two = self.root / "reflink-1", self.root / "reflink-2"
+        try:
+            one.write_bytes(b"x" * 65536)
+            with one.open("rb") as src, two.open("wb") as dst:
+                files.ficlone(dst.fileno(), src.fileno())
+        except OSError:
+            return False
+        finally:
+            one.unlink(missing_ok=True)
+            two.unlink(missing_ok=True)
+        return True
+
+    def make_lower(self, path: Path) -> None:
+        """A directory for a lower; on btrfs one that can be snapshotted, if we may."""
+        if self.fstype == "btrfs" and shutil.which("btrfs") and subvolume("create", path):
+            return
+        path.mkdir()
+
+
+def subvolume(*command: str | Path) -> bool:
+    """Run `btrfs subvolume ...`; whether it did."""
+    done = subprocess.run(["btrfs", "subvolume", *command], check=False, capture_output=True, timeout=60)
+    return done.returncode == 0
+
+
+def why_missing(name: str) -> str | None:
+    """Why branches cannot be put on this filesystem here; None: they can."""
+    if name == HERE:
+        return None
+    if name == TMPFS:
+        return None if _may_mount() else "this user may not mount it (no user namespaces)"
+    if os.geteuid() != 0 or _in_user_namespace():
+        return "only root mounts loop files"
+    tool = _MKFS[name][0]
+    if not shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
+        return f"{tool} is not installed (package {_PACKAGES[name]})"
+    if not Path("/dev/loop-control").exists():
+        return "there are no loop devices"
+    if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
+        subprocess.run(["modprobe", name], capture_output=True, check=False, timeout=30)
+        if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
+            return f"this kernel has no {name}"
+    return None
+
+
+def fstype_of(path: Path) -> str:
+    """The type of the filesystem that a path is on."""
+    known = {mount.mountpoint: mount.fstype for mount in mountinfo.mounts()}
+    return next((known[str(place)] for place in (path, *path.parents) if str(place) in known), "unknown")
+
+
+def room(name: str, run: Path) -> int:
+    """How many bytes a run may use on this filesystem: files of a loop file are below `run`, tmpfs is memory."""
+    if name == TMPFS:
+        memory = Path("/proc/meminfo").read_text()
+        return int(memory.split("MemAvailable:")[1].split()[0]) * 1024 * 6 // 10
+    there = os.statvfs(run)
+    return there.f_bavail * there.f_frsize * 9 // 10
+
+
+@contextlib.contextmanager
+def ready(name: str, run: Path, size: int) -> Iterator[Ground]:
+    """A filesystem with room for `size` bytes, empty; gone afterwards. Raises: FailedError."""
+    root = run / "g"
+    root.mkdir()
+    try:
+        if name == HERE:
+            ground = Ground(name, fstype_of(run), root)
+        else:
+            _mount(name, run, root, size)
+            ground = Ground(name, name, root)
+        ground.lowers.mkdir()
+        yield ground
+    finally:
+        if name != HERE:
+            detach(root)
+        shutil.rmtree(root, ignore_errors=True)
+        (run / "image").unlink(missing_ok=True)
+
+
+def _mount(name: str, run: Path, root: Path, size: int) -> None:
+    if name == TMPFS:
+        mounts.mount("tmpfs", os.fspath(root), "tmpfs", mounts.MS_NOATIME, f"size={size},mode=755")
+        return
+    image = run / "image"
+    with image.open("wb") as file:
+        file.truncate(max(_LEAST, size))
+    _run([*_MKFS[name], os.fspath(image)])
+    _run(["mount", "-o", f"loop,{_OPTIONS[name]}", "-t", name, os.fspath(image), os.fspath(root)])
+    there = mountinfo.topmost_at(os.fspath(root))
+    if there is not None:
+        subprocess.run(["losetup", "--direct-io=on", there.source], check=False, capture_output=True, timeout=60)
+
+
+def _run(argv: list[str]) -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=_MKFS_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FailedError(f"{argv[0]} failed: {done.stderr.strip()[-300:]}")
+
+
+def _may_mount() -> bool:
+    return os.geteuid() == 0
+
+
+def _in_user_namespace() -> bool:
+    return Path("/proc/self/uid_map").read_text().split()[2] != "4294967295"

@@ -1,0 +1,59 @@
+"""A run for a README: the tables that matter most, the claims with our figures, what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from unionfs.bench.claims import answers
+from unionfs.bench.summary import Found, left_out, measured, systems_in, where
+from unionfs.bench.table import cell, x_text
+
+BEGIN: Final = "<!-- copyup: begin (unionfs bench copyup --markdown benchmarks/README.md) -->"
+END: Final = "<!-- copyup: end -->"
+
+
+class NoMarkersError(Exception):
+    """The file has no place for the figures; the message says what is missing."""
+
+
+def text(found: Found) -> str:
+    """Everything, as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    grounds = ", ".join(found["grounds"].values())
+    lines = [
+        f"{where(found)}. Branches on {grounds}. {versions}. Medians of up to {found['rounds']} rounds ± half of the "
+        f"spread, {found['seconds'] / 60:.1f} minutes in all; in brackets what was written where it is not the whole "
+        "file. Less is better.",
+        "",
+        "| what people say | our figures |",
+        "|---|---|",
+    ]
+    for answer in answers(found):
+        claim = answer.claim
+        lines.append(f"| {claim.says} ([{claim.source}]({claim.url})) | {answer.figure} |")
+    for series in measured(found):
+        lines += ["", f"**{series['title']}** ({series['ground']}, {series['cache']})", "", *_table(series)]
+    out = left_out(found)
+    if out:
+        lines += ["", "Left out:", "", *[f"- {line}" for line in out]]
+    return "\n".join(lines)
+
+
+def _table(series: Found) -> list[str]:
+    shown = systems_in(series)
+    lines = [f"| {series['axis'] or 'what'} | {' | '.join(shown)} |", "|---" + "|---:" * len(shown) + "|"]
+    for point in series["points"]:
+        cells = [cell(point["systems"].get(system), point) for system in shown]
+        lines.append(f"| {x_text(series, point)} | {' | '.join(cells)} |")
+    return lines
+
+
+def write_between_markers(path: Path, new: str) -> None:
+    """Replace what stands between the marker lines of a file. Raises: NoMarkersError, OSError."""
+    whole = path.read_text(encoding="utf-8")
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise NoMarkersError(f"it has no lines {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{new}\n\n{END}{after}", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""The directory of a run, and the sweeping of what dead runs left.
+
+Each run has a directory of its own below the base, with a lock that is held while the run lives: a directory whose lock
+is free belongs to a run that died. Its mounts are detached without being looked at, then it is removed. The filesystem
+images and most mounts vanish by themselves, since they live in a mount namespace of the run (see `worker`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from unionfs.syscalls import mountinfo, mounts
+
+_PREFIX: Final = "run-"
+_LOCK: Final = ".lock"
+_REMOVING_S: Final = 300
+
+
+def base(directory: str | None) -> Path:
+    """Where runs have their directories: below `directory`, else /var/tmp, which is on a disk. Raises: OSError."""
+    path = Path(directory or "/var/tmp") / f"unionfs-bench-{os.geteuid()}"
+    path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.is_symlink() or path.lstat().st_uid != os.geteuid():
+        raise PermissionError(1, "not a directory of the current user", os.fspath(path))
+    return path.resolve()
+
+
+@contextlib.contextmanager
+def run_directory(where: Path) -> Iterator[Path]:
+    """A directory for one run, gone afterwards with all that is mounted in it. Sweeps dead runs first."""
+    sweep(where)
+    run = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
+    lock = os.open(run.with_name(run.name + _LOCK), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        run.chmod(0o755)
+        yield run
+    finally:
+        _bury(run)
+        os.close(lock)
+        with contextlib.suppress(OSError):
+            where.rmdir()  # unless another run is there
+
+
+def sweep(where: Path) -> list[Path]:
+    """Remove what dead runs left; their directories."""
+    swept = []
+    for lock in where.glob(f"{_PREFIX}*{_LOCK}"):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(fd)
+            swept.append(lock.with_name(lock.name.removesuffix(_LOCK)))
+            _bury(swept[-1])
+    return swept
+
+
+def _bury(run: Path) -> None:
+    """Remove a run's directory, and its lock only when all else is gone."""
+    for mount in reversed(mountinfo.mounts()):
+        place = Path(mount.mountpoint)
+        if place == run or run in place.parents:
+            detach(place)
+    shutil.rmtree(run, ignore_errors=True)
+    if run.exists():  # names that Python's walk cannot reach, files of other owners
+        subprocess.run(
+            ["rm", "-rf", "--one-file-system", "--", os.fspath(run)],
+            check=False,
+            capture_output=True,
+            timeout=_REMOVING_S,
+        )
+    if not run.exists():
+        run.with_name(run.name + _LOCK).unlink(missing_ok=True)
+
+
+def detach(place: Path) -> None:
+    """Unmount without waiting for anybody, and without touching the place. Being unmounted already is fine."""
+    try:
+        mounts.umount2(os.fspath(place), mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
+    except PermissionError:
+        with contextlib.suppress(OSError):
+            argv = ["fusermount3", "-u", "-z", os.fspath(place)]
+            subprocess.run(argv, check=False, capture_output=True, timeout=20)
+    except OSError:
+        pass

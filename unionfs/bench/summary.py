@@ -1,0 +1,137 @@
+"""What a run found, as one object: medians and spread, what was left out, the machine. And questions to that object.
+
+The object is what --json writes; the table, the pictures, the page and the claims read nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from unionfs.bench import facts, systems
+from unionfs.bench.cases import Series
+from unionfs.bench.copyup import Choice, Result
+
+FORMAT: Final = 1
+"""Changes when a reader of an older object would misunderstand a newer one."""
+
+Found = Mapping[str, Any]
+
+
+def summary(result: Result, choice: Choice) -> dict[str, Any]:
+    """The object that --json writes."""
+    seen = {sample["system"] for sample in result.samples}
+    shown = [system for system in choice.systems if system in seen]
+    return {
+        "format": FORMAT,
+        "what": "copyup",
+        "machine": facts.machine(),
+        "versions": {system: systems.version(system) for system in shown},
+        "grounds": result.grounds,
+        "rounds": choice.extent.rounds,
+        "seconds": round(result.seconds, 1),
+        "systems": shown,
+        "series": [_series(series, result, shown) for series in choice.series],
+        "left_out": result.left_out,
+        "order": result.order,
+    }
+
+
+def _series(series: Series, result: Result, shown: Sequence[str]) -> dict[str, Any]:
+    points = list(series.points)
+    ground = next(iter(result.grounds), "") if series.ground == "main" else series.ground
+    samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for sample in result.samples:
+        if sample["series"] == series.name:
+            samples.setdefault((sample["system"], sample["point"]), []).append(sample)
+    return {
+        "name": series.name,
+        "title": series.title,
+        "axis": series.axis,
+        "unit": series.unit,
+        "ground": ground,
+        "cache": series.cache,
+        "per_file": series.per_file,
+        "points": [
+            {
+                "x": point.x,
+                "label": point.label,
+                "trigger": point.trigger,
+                "size": point.size,
+                "files": point.files,
+                "systems": {
+                    system: _figures(samples[system, number], point.files if series.per_file else 1)
+                    for system in shown
+                    if (system, number) in samples
+                },
+            }
+            for number, point in enumerate(points)
+            if any(key[1] == number for key in samples)
+        ],
+    }
+
+
+def _figures(samples: Sequence[Mapping[str, Any]], divisor: int) -> dict[str, Any]:
+    """Of one point on one system: times in nanoseconds."""
+    if "resident" in samples[0]:
+        return {"resident": statistics.median(sample["resident"] for sample in samples), "rounds": len(samples)}
+    times = [sample["ns"] / divisor for sample in samples]
+    found: dict[str, Any] = {
+        "median": statistics.median(times),
+        "least": min(times),
+        "most": max(times),
+        "values": times,
+        "rounds": len(times),
+    }
+    again = [sample["again_ns"] for sample in samples if "again_ns" in sample]
+    if again:
+        found["again"] = statistics.median(again)
+    written = [sample["bytes"] for sample in samples if sample.get("bytes") is not None]
+    if written:
+        found["bytes"] = statistics.median(written)
+    return found
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+def series_of(found: Found, name: str) -> Found | None:
+    """The series of this name, if it was measured."""
+    return next((one for one in found["series"] if one["name"] == name and one["points"]), None)
+
+
+def measured(found: Found) -> Iterator[Found]:
+    """The series that have figures."""
+    yield from (one for one in found["series"] if one["points"])
+
+
+def systems_in(series: Found) -> list[str]:
+    """The systems that have a figure somewhere in a series, in their usual order."""
+    there = {system for point in series["points"] for system in point["systems"]}
+    return [system for system in systems.SYSTEMS if system in there]
+
+
+def duration(ns: float) -> str:
+    """A time in three digits: "12.3 us", "4.56 ms", "7.89 s"."""
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= factor:
+            return f"{ns / factor:.3g} {unit}" if ns < 1000 * factor else f"{ns / factor:.0f} {unit}"
+    return f"{ns:.0f} ns"
+
+
+def left_out(found: Found) -> list[str]:
+    """What was not measured and why, a line for each reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for one in found["left_out"]:
+        grouped.setdefault((one["system"], one["why"]), []).append(one["series"] or "everything")
+    return [f"{system} in {', '.join(where)}: {why}" for (system, why), where in grouped.items()]
+
+
+def where(found: Found) -> str:
+    """The machine in a line."""
+    machine = found["machine"]
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
+        f"{machine['utc']} UTC, load {machine['load']} at the end, as {machine['user']} user"
+    )

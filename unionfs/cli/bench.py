@@ -1,0 +1,204 @@
+"""`unionfs bench`: what copy-up costs on this machine, on union filesystems side by side."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from unionfs.bench import cases, copyup, grounds, markdown, page, plots, summary, systems, table
+from unionfs.bench.cases import Extent, Series
+from unionfs.bench.child import FailedError
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import USAGE, CommandError, failed
+
+_DESCRIPTION: Final = """\
+Measure what the first write to a file of a lower costs, by file size, by what triggers it, by depth, layers, number of
+files, holes and hard links, on ext4, xfs, btrfs and tmpfs, warm and cold: ours beside fuse-overlayfs, unionfs-fuse, the
+kernel's overlayfs, btrfs snapshots, reflinks and plain copies. What this machine lacks is named and left out; root can
+measure most. Nothing stays behind, whatever ends it."""
+
+_EPILOG: Final = f"""\
+series:   {", ".join(one.name for one in cases.all_series(cases.FULL))}
+systems:  {", ".join(name.replace(" ", "-").replace(",", "") for name in systems.SYSTEMS)}
+filesystems: {", ".join(grounds.GROUNDS)} (here: where --dir is)
+
+--json prints one object: format, machine, versions, grounds, rounds, seconds, systems, series (each with points, each
+with the figures of each system: median, least, most and values in nanoseconds, again: the same write once more, bytes:
+what was written, resident: the share found in the page cache), left_out (series, system, why), order.
+
+examples:
+  unionfs bench copyup --quick
+  unionfs bench copyup --json > run.json; unionfs bench copyup --from run.json --report run.html
+  unionfs bench copyup --only size-ext4,storm --systems ours,fuse-overlayfs,copy --rounds 9"""
+
+_SIZE_UNITS: Final = {"k": cases.KB, "m": cases.MB, "g": cases.GB}
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs bench ARGV`."""
+    arguments = _parser().parse(argv)
+    if arguments.report or arguments.plots:
+        _check_matplotlib()  # before minutes have gone by
+    found = _read(arguments.from_) if arguments.from_ else _measure(arguments)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        table.show(found)
+    _write(found, arguments)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("bench", _DESCRIPTION, _EPILOG)
+    add = parser.add_argument
+    add("what", choices=["copyup"], help="what to measure")
+    add("--quick", action="store_true", help="smaller files and one round, in under a minute")
+    add("--only", metavar="SERIES,...", type=_words, help="only these series")
+    add("--systems", metavar="NAME,...", type=_words, help="only these systems")
+    add("--on", metavar="FS,...", type=_words, help="filesystems of the branches; the first has most series")
+    add("--rounds", metavar="N", type=_positive, help="at most so many (default: 5)")
+    add("--minutes", metavar="M", type=float, help="when to stop (default: 9); the first round comes first")
+    add("--max-size", metavar="SIZE", type=_size, help="no file larger than this, as 64k, 16M, 1G")
+    add("--max-files", metavar="N", type=_positive, help="no storm, links or layers of more than this")
+    add("--timeout", metavar="SECONDS", type=float, default=90.0, help="for one session of one system (default: 90)")
+    add("--dir", metavar="DIR", help="where temporary files go (default: /var/tmp)")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--report", metavar="FILE", help="write one HTML file with pictures and tables (needs matplotlib)")
+    add("--plots", metavar="DIR", help="write each picture as PNG and SVG (needs matplotlib)")
+    add("--markdown", metavar="FILE", help="put figures and claims between the marker lines of FILE")
+    add("--from", dest="from_", metavar="FILE", help="measure nothing, take what an earlier --json has printed")
+    return parser
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    choice = _choice(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    say = _progress if sys.stderr.isatty() else (lambda _: None)
+    try:
+        result = copyup.run(choice, say)
+    except FailedError as why:
+        raise CommandError(failed("bench", None, str(why)), hint="unionfs doctor says what is missing") from None
+    except OSError as error:
+        raise CommandError.of("bench", error) from error
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is left mounted", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+    return summary.summary(result, choice)
+
+
+def _choice(arguments: argparse.Namespace) -> copyup.Choice:
+    extent = cases.QUICK if arguments.quick else cases.FULL
+    if arguments.rounds:
+        extent = dataclasses.replace(extent, rounds=arguments.rounds)
+    if arguments.minutes:
+        extent = dataclasses.replace(extent, minutes=arguments.minutes)
+    if arguments.on:
+        extent = dataclasses.replace(extent, grounds=_known(arguments.on, grounds.GROUNDS, "filesystem"))
+    extent = _limited(extent, arguments.max_size, arguments.max_files)
+    chosen = list(systems.SYSTEMS)
+    if arguments.systems:
+        by_flag = {name.replace(" ", "-").replace(",", ""): name for name in systems.SYSTEMS}
+        by_flag |= {name: name for name in systems.SYSTEMS}
+        chosen = [by_flag[name] for name in _known(arguments.systems, list(by_flag), "system")]
+    series: list[Series] = cases.all_series(extent)
+    if arguments.only:
+        known = [one.name for one in series]
+        wanted = _known(arguments.only, known, "series")
+        series = [one for one in series if one.name in wanted]
+    return copyup.Choice(extent, series, chosen, arguments.timeout, arguments.dir)
+
+
+def _limited(extent: Extent, size: int | None, files: int | None) -> Extent:
+    if size is not None:
+        extent = dataclasses.replace(
+            extent,
+            sizes=[one for one in extent.sizes if one <= size] or [size],
+            sparse=[one for one in extent.sparse if one <= size] or [max(size, 8 * cases.KB)],
+            triggers_size=min(extent.triggers_size, size),
+            shared_size=min(extent.shared_size, size),
+        )
+    if files is not None:
+        extent = dataclasses.replace(
+            extent,
+            storm=[one for one in extent.storm if one <= files] or [files],
+            links=[one for one in extent.links if one <= files] or [files],
+            layers=[one for one in extent.layers if one <= files] or [files],
+        )
+    return extent
+
+
+def _known(wanted: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise CommandError(
+            f"bench: unknown {what}: {', '.join(unknown)}", hint=f"there are: {', '.join(known)}", status=USAGE
+        )
+    return list(wanted)
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        if found["what"] != "copyup" or found["format"] != summary.FORMAT:
+            raise ValueError("made by another version")
+    except OSError as error:
+        raise CommandError.of("reading the figures", error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandError(failed("reading the figures", path, f"not what --json prints: {error}")) from error
+    assert isinstance(found, dict)
+    return found
+
+
+def _check_matplotlib() -> None:
+    try:
+        plots.check()
+    except plots.NoMatplotlibError as why:
+        raise CommandError(failed("bench", None, str(why)), hint="pip install 'unionfs[bench]'") from None
+
+
+def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
+    try:
+        if arguments.plots:
+            for path in plots.draw(found, Path(arguments.plots)):
+                print(os.fspath(path), file=sys.stderr)
+        if arguments.report:
+            Path(arguments.report).write_text(page.page(found), encoding="utf-8")
+            print(arguments.report, file=sys.stderr)
+        if arguments.markdown:
+            markdown.write_between_markers(Path(arguments.markdown), markdown.text(found))
+    except markdown.NoMarkersError as why:
+        raise CommandError(failed("writing the figures", arguments.markdown, str(why))) from None
+    except OSError as error:
+        raise CommandError.of("writing the report", error) from error
+
+
+def _progress(text: str) -> None:
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _size(text: str) -> int:
+    factor = _SIZE_UNITS.get(text[-1:].lower(), 1)
+    return _positive(text.rstrip("kKmMgG")) * factor
