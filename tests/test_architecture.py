@@ -49,7 +49,7 @@ ALLOWED = {
     "unionfs.fuse.via_pyfuse3": Row(
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
     ),
-    "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), not_even=("argparse",)),
+    "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), ("xxhash",), not_even=("argparse",)),
     "unionfs.snapshotter": Row(
         (*GROUND_FLOOR, "unionfs.changes", "unionfs.snapshotter"), ("grpc", "google"), not_even=("argparse",)
     ),

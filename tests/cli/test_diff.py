@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,57 @@ def test_while_it_runs_and_by_its_id(user: User, rootfs: list[Path]) -> None:
     assert (listed["status"], listed["exit_code"], listed["pid"]) == ("exited", 0, None)
     assert unionfs(user, "rm", listed["id"][:12]).returncode == 0
     assert unionfs(user, "ps", "-a", "-q").stdout == ""
+
+
+def cost(user: User) -> dict[str, dict[str, Any]]:
+    """The copy-ups below /box, as `unionfs diff --cost --json` tells, in its order."""
+    told = json.loads(unionfs(user, "diff", "--cost", "--json", "box").stdout)
+    assert told["files"] == len(told["copy_ups"])
+    assert told["bytes"] == sum(one["bytes"] for one in told["copy_ups"])
+    assert told["wasted_bytes"] == sum(one["bytes"] for one in told["copy_ups"] if one["wasted"])
+    return {one["path"]: one for one in told["copy_ups"] if one["path"].startswith("/box/")}
+
+
+def test_what_its_copy_ups_have_cost(user: User, rootfs: list[Path]) -> None:
+    box = rootfs[1] / "box"
+    for name, size in {"big": 300_000, "cut": 200_000, "moved": 90_000, "same": 80_000, "linked": 70_000}.items():
+        (box / name).write_bytes(os.urandom(size))
+    os.link(box / "linked", box / "second")
+    user.own(rootfs[1])
+    lowers = [word for lower in rootfs for word in ("--lower", str(lower))]
+    script = """cd /box; chmod 600 big; truncate -s 100000 cut; mv moved d/elsewhere; cat same >new; cat new >same
+        chmod 600 linked second; cp -p big copy; echo ready; read x
+        printf x | dd of=big conv=notrunc status=none; rm linked second"""
+    child = user.popen([*user.unionfs_cmd, "run", "-i", "--name", "box", *lowers, "sh", "-c", script])
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    running = cost(user)
+    child.communicate("\n", timeout=TIMEOUT_S)
+    stopped = cost(user)
+    lines = unionfs(user, "diff", "--cost", "box")
+    assert unionfs(user, "rm", "box").returncode == 0
+    assert list(running) == ["/box/big", "/box/cut", "/box/d/elsewhere", "/box/same", "/box/linked"]
+    assert [one["wasted"] for one in running.values()] == [True, False, True, True, True]
+    assert [one["size"] for one in running.values()] == [300_000, 100_000, 90_000, 80_000, 70_000]
+    if running["/box/big"]["bytes"]:  # not shared by reflink
+        assert [one["bytes"] for one in running.values()] == [300_000, 100_000, 90_000, 80_000, 70_000]
+    assert {one["branch"] for one in running.values()} == {str(rootfs[1])}
+    assert "xxh3" not in running["/box/cut"]
+    assert {path: one["wasted"] for path, one in stopped.items()} == {
+        "/box/big": False,
+        "/box/cut": False,
+        "/box/d/elsewhere": True,
+        "/box/same": True,
+    }
+    assert running["/box/big"]["xxh3"] != stopped["/box/big"]["xxh3"]
+    assert re.search(r"KiB  wasted   /box/d/elsewhere$", lines.stdout, re.MULTILINE)
+    assert "for nothing: their content is the lower's" in lines.stderr
+
+
+def test_costs_have_no_other_form(user: User) -> None:
+    done = unionfs(user, "diff", "--cost", "-z", "box")
+    assert done.returncode == 2
+    assert "not allowed with" in done.stderr
 
 
 def test_only_a_view_of_this_machine_can_be_applied(user: User, rootfs: list[Path]) -> None:

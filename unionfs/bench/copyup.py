@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,9 +36,12 @@ from unionfs.bench.systems import Place
 from unionfs.syscalls import files, mounts, namespaces
 
 _BIG_ROUNDS: Final = 3  # for files from cases.BIG on
-_HUGE_ROUNDS: Final = 2  # from 1 GB on: the spread is two values wide then
+_HUGE_ROUNDS: Final = 2  # from 1 GB on, and for very many files: the spread is two values wide then
+_MANY: Final = 10_000
+_STEEPEST: Final = 16  # how much longer a larger group is expected to take at most
 _MAIN_SHARE: Final = 0.55  # of the time, for the first filesystem, which has most series
 _REMOVED_AT_ONCE: Final = 1 << 20
+_START_S: Final = 30.0  # for a daemon to mount, and to leave
 _SPARE: Final = 256 << 20  # room beyond what is known to be needed: journals, metadata
 _SMALL_FILE: Final = 6000  # what a small file takes, its inode included
 
@@ -156,6 +160,14 @@ class _Run:
         self.took: dict[tuple[str, int], float] = {}  # (series, group) -> seconds of its last round
         self.serial = 0  # of sessions
 
+    @property
+    def _start_s(self) -> float:
+        return min(self.choice.timeout_s, _START_S)
+
+    @property
+    def _too_late(self) -> str:
+        return f"the time of {self.choice.extent.minutes:g} minutes is used up"
+
     def all(self) -> None:
         """Everything."""
         contestants = []
@@ -173,9 +185,9 @@ class _Run:
             share = 1.0 if number == len(by_ground) - 1 else _MAIN_SHARE + rest * number
             try:
                 self.on_ground(name, series, contestants, self.began + (self.deadline - self.began) * share)
-            except FailedError as why:
+            except (FailedError, OSError) as why:
                 for one in series:
-                    self.leave_out(one.name, "all", str(why))
+                    self.leave_out(one.name, "all", why.strerror or str(why) if isinstance(why, OSError) else str(why))
 
     def leave_out(self, series: str, system: str, why: str) -> None:
         """Name what is not measured, once."""
@@ -202,6 +214,8 @@ class _Run:
 
     def on_ground(self, name: str, wanted: Sequence[Series], contestants: Sequence[str], until: float) -> None:
         """All rounds of all series on one filesystem. Raises: FailedError when it cannot be made."""
+        if time.monotonic() > self.deadline:
+            raise FailedError(self._too_late)
         self.tell("say", f"{name}: making the lowers")
         room = grounds.room(name, self.directory)
         all_series = [self._shortened(series, name, wanted, contestants, room) for series in wanted]
@@ -217,12 +231,12 @@ class _Run:
                 for series in all_series:
                     if series.rounds and number >= series.rounds:
                         continue
-                    if time.monotonic() > (until if number else self.deadline):
-                        if number == 0:
-                            minutes = self.choice.extent.minutes
-                            self.leave_out(series.name, "all", f"the time of {minutes:g} minutes is used up")
-                        continue
-                    self._round(series, number, ground, self._usable(series, ground, contestants, may_reflink))
+                    end = until if number else self.deadline
+                    if time.monotonic() < end:
+                        usable = self._usable(series, ground, contestants, may_reflink)
+                        self._round(series, number, ground, usable, end)
+                    elif number == 0:
+                        self.leave_out(series.name, "all", self._too_late)
 
     def _need(self, all_series: Sequence[Series], contestants: Sequence[str]) -> int:
         largest = max((point.size for series in all_series for point in series.points), default=0)
@@ -262,12 +276,10 @@ class _Run:
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
-    def _round(self, series: Series, number: int, ground: Ground, usable: Sequence[str]) -> None:
+    def _round(self, series: Series, number: int, ground: Ground, usable: Sequence[str], end: float) -> None:
         base = 0
         for index, group in enumerate(series.groups):
-            largest = max(point.size for point in group.points)
-            rounds = _HUGE_ROUNDS if largest >= cases.GB else _BIG_ROUNDS if largest >= cases.BIG else number + 1
-            if number < rounds and self._has_time(series, index, group):
+            if number < _rounds_of(group) and self._has_time(series, index, group, end):
                 began = time.monotonic()
                 for system in usable[:: -1 if number % 2 else 1]:
                     if (series.name, system) not in self.out:
@@ -276,18 +288,21 @@ class _Run:
                 self.took[series.name, index] = time.monotonic() - began
             base += len(group.points)
 
-    def _has_time(self, series: Series, index: int, group: Group) -> bool:
-        """Whether the group will be done in time, judged by its last round or by the smaller file before it."""
-        expected = self.took.get((series.name, index))
-        if expected is None and index and (series.name, index - 1) in self.took and group.points[0].size >= cases.BIG:
+    def _has_time(self, series: Series, index: int, group: Group, end: float) -> bool:
+        """Whether the group will be done in time, judged by its last round or by the smaller group before it."""
+        now = time.monotonic()
+        last = self.took.get((series.name, index))
+        if last is not None:
+            return now + last < end
+        before = self.took.get((series.name, index - 1))
+        if before is not None and (_is_big(group) or group.points[0].files > 1):
             ratio = group.points[0].size / max(1, series.groups[index - 1].points[-1].size)
-            expected = self.took[series.name, index - 1] * min(ratio, 16)
-            if time.monotonic() + expected > self.deadline:
-                what = cases.words(group.points[0].size)
-                self.leave_out(
-                    f"{series.name}", f"all at {what}", f"not done in {self.choice.extent.minutes:g} minutes"
-                )
-        return time.monotonic() + (expected or 0) < self.deadline
+            if now + before * min(ratio, _STEEPEST) > end:
+                what = group.points[0].label or f"{group.points[0].x:g}"
+                what = cases.words(group.points[0].x) if series.unit == "B" else what
+                self.leave_out(series.name, f"all at {what}", self._too_late)
+                return False
+        return now < end
 
     def _session(self, series: Series, group: Group, base: int, number: int, ground: Ground, system: str) -> None:
         began = time.monotonic()
@@ -317,11 +332,11 @@ class _Run:
         """The samples of one session, or what each point failed with. Raises: FailedError."""
         shares = any(point.trigger == cases.SHARED for point in group.points)
         with contextlib.ExitStack() as stack:
-            here = stack.enter_context(systems.shown(system, ground, group.lowers, place.make()))
+            here = stack.enter_context(systems.shown(system, ground, group.lowers, place.make(), self._start_s))
             second = None
             if shares:
                 other = Place(place.base / "2").make()
-                second = stack.enter_context(systems.shown(system, ground, group.lowers, other))
+                second = stack.enter_context(systems.shown(system, ground, group.lowers, other, self._start_s))
             lower = ground.lowers / group.lowers[-1]
             site = Site(
                 lower if (lower / group.points[0].path).exists() else ground.lowers / group.lowers[0],
@@ -358,6 +373,18 @@ def _act(site: Site, point: Point, cache: str, number: int) -> dict[str, Any]:
         return acts.act(site, point, cache, count=number == 0)
     except OSError as why:
         return {"failed": why.strerror or str(why)}
+
+
+def _is_big(group: Group) -> bool:
+    return group.points[0].size >= cases.BIG
+
+
+def _rounds_of(group: Group) -> int:
+    """How many rounds a group has at most: what takes long has fewer."""
+    largest = max(point.size for point in group.points)
+    if largest >= cases.GB or any(point.files >= _MANY for point in group.points):
+        return _HUGE_ROUNDS
+    return _BIG_ROUNDS if largest >= cases.BIG else sys.maxsize
 
 
 def _up_to(series: Series, limit: int) -> Series:

@@ -27,6 +27,7 @@ STYLES: Final = {  # colour (told apart also by those who see few colours: Okabe
     systems.SNAPSHOT: ("#cc79a7", "P"),
     systems.REFLINK: ("#8c6bb1", "X"),
     systems.COPY: ("#777777", "*"),
+    systems.CP: ("#b0b0b0", "p"),
 }
 _WIDE: Final = 4.7  # inches: on a phone letters of 11 points are then shown at about 8
 _HIGH: Final = 4.5

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from unionfs.syscalls import mountinfo, mounts
 _PREFIX: Final = "run-"
 _LOCK: Final = ".lock"
 _REMOVING_S: Final = 300
+_LOOPS_S: Final = 10
 
 
 def base(directory: str | None) -> Path:
@@ -73,6 +75,7 @@ def _bury(run: Path) -> None:
         place = Path(mount.mountpoint)
         if place == run or run in place.parents:
             detach(place)
+    _wait_for_loops(run)
     shutil.rmtree(run, ignore_errors=True)
     if run.exists():  # names that Python's walk cannot reach, files of other owners
         subprocess.run(
@@ -83,6 +86,19 @@ def _bury(run: Path) -> None:
         )
     if not run.exists():
         run.with_name(run.name + _LOCK).unlink(missing_ok=True)
+
+
+def _wait_for_loops(run: Path) -> None:
+    """Until no loop device has a file of the run: the kernel ends the namespace of a killed worker a moment later."""
+    deadline = time.monotonic() + _LOOPS_S
+    while time.monotonic() < deadline:
+        names = []
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                names.append(backing.read_text())
+        if not any(name.startswith(f"{run}/") for name in names):
+            return
+        time.sleep(0.02)
 
 
 def detach(place: Path) -> None:

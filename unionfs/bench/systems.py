@@ -7,6 +7,7 @@
     btrfs snapshot          the lower is a subvolume and what is changed a snapshot of it: block by block
     reflink                 the file is copied by sharing its data (FICLONE), then changed: block by block
     copy                    the file is copied, then changed: what a storage driver without copy-up does (vfs)
+    cp                      the same by the command `cp -p --reflink=auto`, its start included
 
 A FUSE daemon runs in the foreground as a child that dies with its parent. The kernel's overlayfs is mounted by the
 measuring child, in a mount namespace of its own, so it is gone with the child. Nothing here looks into a mount.
@@ -43,6 +44,7 @@ OVERLAYFS_ROOTLESS: Final = "overlayfs rootless"
 SNAPSHOT: Final = "btrfs snapshot"
 REFLINK: Final = "reflink"
 COPY: Final = "copy"
+CP: Final = "cp"
 
 SYSTEMS: Final = (
     OURS,
@@ -54,14 +56,14 @@ SYSTEMS: Final = (
     SNAPSHOT,
     REFLINK,
     COPY,
+    CP,
 )
 """All there are, in the order of tables and pictures."""
 
-COPYING: Final = (SNAPSHOT, REFLINK, COPY)
+COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
 """No unions: they have no layers."""
 
-_START_S: Final = 30
-_LEAVE_S: Final = 20
+_FUSERMOUNT_S: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +155,16 @@ def version(system: str) -> str:
 
 
 @contextlib.contextmanager
-def shown(system: str, ground: Ground, lowers: Sequence[str], place: Place) -> Iterator[Shown]:
+def shown(system: str, ground: Ground, lowers: Sequence[str], place: Place, timeout_s: float) -> Iterator[Shown]:
     """Let `system` show `lowers` (below the ground's lowers); unmounted and ended afterwards, whatever happens.
+    `timeout_s` is for its start, and for its end.
 
     Raises: FailedError when it cannot, or does not leave in time.
     """
     paths = [ground.lowers / lower for lower in lowers]
-    if system in (COPY, REFLINK):
-        fetch = acts.reflink if system == REFLINK else acts.copy_apart if ground.fstype in _SHARING else acts.copy
+    if system in (COPY, REFLINK, CP):
+        plain = acts.copy_apart if ground.fstype in _SHARING else acts.copy
+        fetch = {COPY: plain, REFLINK: acts.reflink, CP: acts.cp}[system]
         yield Shown(place.merged, place.merged, fetch=fetch)
     elif system == SNAPSHOT:
         place.merged.rmdir()
@@ -170,7 +174,7 @@ def shown(system: str, ground: Ground, lowers: Sequence[str], place: Place) -> I
     elif system in (OVERLAYFS, OVERLAYFS_ROOTLESS):
         yield Shown(place.merged, place.upper, enter=lambda: _mount_overlay(system, ground, lowers, place))
     else:
-        with _served(_argv(system, paths, place), place):
+        with _served(_argv(system, paths, place), place, timeout_s):
             yield Shown(place.merged, place.upper)
 
 
@@ -198,7 +202,7 @@ def _argv(system: str, lowers: Sequence[Path], place: Place) -> list[str]:
 
 
 @contextlib.contextmanager
-def _served(argv: list[str], place: Place) -> Iterator[None]:
+def _served(argv: list[str], place: Place, timeout_s: float) -> Iterator[None]:
     """A FUSE daemon in the foreground, from the moment its mount is there to its end."""
     with (place.base / "log").open("w+b") as log:
         daemon = subprocess.Popen(
@@ -211,10 +215,10 @@ def _served(argv: list[str], place: Place) -> Iterator[None]:
             env=_environment(),
         )
         try:
-            _wait_until_mounted(daemon, argv[0], place)
+            _wait_until_mounted(daemon, argv[0], place, timeout_s)
             yield
             _unmount(place.merged)
-            daemon.wait(_LEAVE_S)
+            daemon.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise FailedError(f"{Path(argv[0]).name} does not end after its mount has gone") from None
         finally:
@@ -234,14 +238,14 @@ def _environment() -> dict[str, str]:
     return env
 
 
-def _wait_until_mounted(daemon: subprocess.Popen[bytes], name: str, place: Place) -> None:
-    deadline = time.monotonic() + _START_S
+def _wait_until_mounted(daemon: subprocess.Popen[bytes], name: str, place: Place, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while mountinfo.topmost_at(os.fspath(place.merged)) is None:
         if daemon.poll() is not None:
             said = (place.base / "log").read_text(errors="replace").strip()
             raise FailedError(f"{Path(name).name} ended: {said[-300:] or daemon.returncode}")
         if time.monotonic() > deadline:
-            raise FailedError(f"{Path(name).name} has mounted nothing within {_START_S} s")
+            raise FailedError(f"{Path(name).name} has mounted nothing within {timeout_s:g} s")
         time.sleep(0.002)
 
 
@@ -250,7 +254,7 @@ def _unmount(merged: Path) -> None:
         mounts.umount2(os.fspath(merged), mounts.UMOUNT_NOFOLLOW)
     except PermissionError:
         argv = ["fusermount3", "-u", os.fspath(merged)]
-        subprocess.run(argv, check=False, capture_output=True, timeout=_LEAVE_S)
+        subprocess.run(argv, check=False, capture_output=True, timeout=_FUSERMOUNT_S)
     except OSError as why:
         raise FailedError(f"unmounting failed: {why.strerror}") from None
 

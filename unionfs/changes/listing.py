@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import stat
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -58,9 +59,13 @@ class _Directory(NamedTuple):
     old: Stack  # lowers that showed at this path without the upper
 
 
-def changes(branches: Branches) -> Changes:
+See = Callable[[bytes, Object, Object | None], None]
+"""Called for each regular file of the upper, changed or not: its path, the file, and the file that it hides, if any."""
+
+
+def changes(branches: Branches, see: See | None = None) -> Changes:
     """Compare the upper with the lowers. Raises OSError, EACCES above all, for what cannot be read."""
-    walk = _Walk(branches)
+    walk = _Walk(branches, see)
     top = root_stack(branches)
     upper_root = branches.root(UPPER)
     assert upper_root.object is not None
@@ -78,8 +83,9 @@ def changes(branches: Branches) -> Changes:
 
 
 class _Walk:
-    def __init__(self, branches: Branches) -> None:
+    def __init__(self, branches: Branches, see: See | None) -> None:
         self.branches = branches  # immutable
+        self.see = see  # immutable
         self.result = Changes()  # grows
         self.todo: deque[_Directory] = deque()
         self.merged: dict[
@@ -153,6 +159,10 @@ class _Walk:
             if metacopy:
                 data = metacopy_data(self.branches, here.new, name, redirect, visible.place)
                 visible = visible._replace(data=data)
+            if self.see is not None and stat.S_ISREG(visible.mode):
+                below = old if here.new == here.old else lookup(self.branches, here.new, name)
+                hidden = below.object if below is not None and stat.S_ISREG(below.object.mode) else None
+                self.see(here.path + b"/" + name, visible, hidden)
             return Found(visible, ()), None
         stack: Stack = ()
         if redirect is not None:

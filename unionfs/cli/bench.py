@@ -66,7 +66,7 @@ def _parser() -> Parser:
     add("--rounds", metavar="N", type=_positive, help="at most so many (default: 5)")
     add("--minutes", metavar="M", type=float, help="when to stop (default: 9); the first round comes first")
     add("--max-size", metavar="SIZE", type=_size, help="no file larger than this, as 64k, 16M, 1G")
-    add("--max-files", metavar="N", type=_positive, help="no storm, links or layers of more than this")
+    add("--max-files", metavar="N", type=_positive, help="no storm, no links, layers and depths of more than this")
     add("--timeout", metavar="SECONDS", type=float, default=90.0, help="for one session of one system (default: 90)")
     add("--dir", metavar="DIR", help="where temporary files go (default: /var/tmp)")
     add("--json", action="store_true", help="print JSON instead of tables")
@@ -84,7 +84,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         result = copyup.run(choice, say)
     except FailedError as why:
-        raise CommandError(failed("bench", None, str(why)), hint="unionfs doctor says what is missing") from None
+        raise CommandError(
+            failed("bench", None, str(why)), hint="unionfs doctor says what this machine lacks"
+        ) from None
     except OSError as error:
         raise CommandError.of("bench", error) from error
     except KeyboardInterrupt:
@@ -94,6 +96,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         signal.signal(signal.SIGTERM, before)
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
+    if not result.samples:
+        reasons = dict.fromkeys(f"{one['system']}: {one['why']}" for one in result.left_out)
+        raise CommandError(failed("bench", None, "nothing could be measured"), hint="\n".join(reasons))
     return summary.summary(result, choice)
 
 
@@ -134,6 +139,7 @@ def _limited(extent: Extent, size: int | None, files: int | None) -> Extent:
             storm=[one for one in extent.storm if one <= files] or [files],
             links=[one for one in extent.links if one <= files] or [files],
             layers=[one for one in extent.layers if one <= files] or [files],
+            depths=[one for one in extent.depths if one <= files] or [files],
         )
     return extent
 

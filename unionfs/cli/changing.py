@@ -10,13 +10,15 @@ namespace with the container's ids; putting in place is done by the process itse
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from unionfs.changes import apply as applying
-from unionfs.changes import check, listing, record
+from unionfs.changes import check, cost, listing, record
 from unionfs.changes.apply import Applied, NotAppliedError, PartlyAppliedError
 from unionfs.changes.check import Objection, Plan
+from unionfs.changes.cost import CopiedUp
 from unionfs.changes.ids import Ids
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
@@ -47,6 +49,18 @@ class NotReadyError(CommandError):
 
 def changes_of(container: Container) -> Changes:
     """What the container changed. Works while it runs. Raises: CommandError."""
+    return record.load(_looked_at(container, lambda branches: record.dump(_list(container, branches))))
+
+
+def costs_of(container: Container) -> list[CopiedUp]:
+    """What its copy-ups have cost, the most expensive first. Works while it runs. Raises: CommandError."""
+    if is_whole(container.driver):
+        return []  # nothing is copied up one by one: all was there before, copied or shared
+    return cost.load(_looked_at(container, lambda branches: cost.dump(cost.costs(branches))))
+
+
+def _looked_at(container: Container, look: Callable[[Branches], bytes]) -> bytes:
+    """What `look` says of the container's branches, looked at by somebody who may read all of them."""
     if applying.is_begun(_journal(container)):
         raise CommandError(
             failed("listing the changes", container.name, "they are being put in place, or were"),
@@ -55,7 +69,7 @@ def changes_of(container: Container) -> Changes:
     id_map = id_map_of(container)
     ids = Ids.inside(container.unmapped_as_root) if id_map else _ids_outside(container)
     try:
-        return record.load(mapped.call(id_map, lambda: record.dump(_list(container, ids))))
+        return mapped.call(id_map, lambda: _look(container, ids, look))
     except OSError as error:
         raise CommandError.of("listing the changes", error) from error
     except LaunchError as error:
@@ -210,11 +224,15 @@ def _distinct(objections: list[Objection]) -> list[Objection]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def _list(container: Container, ids: Ids) -> Changes:
+def _list(container: Container, branches: Branches) -> Changes:
     if is_whole(container.driver) and not os.listdir(container.upper):
         return Changes()  # was never mounted
+    return listing.changes(branches)
+
+
+def _look(container: Container, ids: Ids, look: Callable[[Branches], bytes]) -> bytes:
     with _branches(container, ids) as branches:
-        return listing.changes(branches)
+        return look(branches)
 
 
 def _branches(container: Container, ids: Ids) -> Branches:

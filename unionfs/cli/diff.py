@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
 
+from unionfs.changes.cost import CopiedUp
 from unionfs.cli import changing, showing
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
+from unionfs.cli.containers import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
 List what a container changed in its root filesystem, one path on a line: A added, C changed, D deleted. A directory is
@@ -22,6 +25,12 @@ _EPILOG: Final = """\
   size      bytes of a file that is there now; old_size of one that was there
   changed   of a C, what is different: type, content, mode, owner, xattrs, mtime; empty: only something below it
 
+--cost lists the files that were copied up instead, the most expensive first: the bytes that were copied (data shared
+with the lower by reflink, and holes, are not), whether the content is still the lower's, by its XXH3 fingerprint, so
+that the copy was for nothing, and the path. With --json: id, name, files, bytes, wasted_files, wasted_bytes, and
+copy_ups, a list of objects with path (and path_base64), branch (null: not found any more), bytes, size, wasted (null:
+nobody can say) and xxh3 (of files that were compared).
+
 exit codes: 0 listed (also if nothing changed), 1 failed, 2 the command line makes no sense."""
 
 
@@ -32,9 +41,15 @@ def main(argv: list[str]) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object")
     form.add_argument("-z", "--null", action="store_true", help="end lines with a zero byte, for names with newlines")
+    parser.add_argument("--cost", action="store_true", help="rank what was copied up by the bytes that were copied")
     parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
+    if arguments.cost and arguments.null:
+        parser.error("argument --cost: not allowed with -z")
     container = ContainerStore(arguments.root).find(arguments.name)
+    if arguments.cost:
+        _show_costs(container, changing.costs_of(container), as_json=arguments.json)
+        return 0
     changes = changing.changes_of(container).changes
     if arguments.json:
         shown = {"id": container.id, "name": container.name, "changes": showing.as_json(changes)}
@@ -42,3 +57,43 @@ def main(argv: list[str]) -> int:
     else:
         showing.print_lines(changes, end=b"\0" if arguments.null else b"\n")
     return 0
+
+
+def _show_costs(container: Container, found: Sequence[CopiedUp], *, as_json: bool) -> None:
+    wasted = [one for one in found if one.changed is False]
+    total, for_nothing = (sum(one.copied for one in some) for some in (found, wasted))
+    if as_json:
+        shown = {
+            "id": container.id,
+            "name": container.name,
+            "files": len(found),
+            "bytes": total,
+            "wasted_files": len(wasted),
+            "wasted_bytes": for_nothing,
+            "copy_ups": [_as_json(container, one) for one in found],
+        }
+        print(json.dumps(shown))
+        return
+    for one in found:
+        verdict = {False: "wasted", True: "changed", None: "?"}[one.changed]
+        path = showing.printable(one.path)
+        print(f"{showing.human_size(one.copied):>10}  {verdict:<7}  {path}")
+    sentence = f"{len(found)} files copied up, {showing.human_size(total)} copied"
+    if wasted:
+        sentence += (
+            f"; {len(wasted)} of them, {showing.human_size(for_nothing)}, for nothing: their content is the lower's"
+        )
+    print(sentence, file=sys.stderr)
+
+
+def _as_json(container: Container, one: CopiedUp) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        **showing.path_as_json(one.path),
+        "branch": None if one.branch is None else container.branches[one.branch - 1],
+        "bytes": one.copied,
+        "size": one.size,
+        "wasted": None if one.changed is None else not one.changed,
+    }
+    if one.fingerprint:
+        shown["xxh3"] = one.fingerprint
+    return shown

@@ -12,7 +12,6 @@ from typing import Final
 _FS_IOC_FIEMAP: Final = 0xC020660B
 _FIEMAP_FLAG_SYNC: Final = 0x1
 _FIEMAP_EXTENT_LAST: Final = 0x1
-_FIEMAP_EXTENT_UNWRITTEN: Final = 0x800
 _FIEMAP_EXTENT_SHARED: Final = 0x2000
 _HEADER: Final = struct.Struct("=QQLLLL")  # struct fiemap: start, length, flags, mapped, count, reserved
 _EXTENT: Final = struct.Struct("=QQQQQLLLL")  # struct fiemap_extent: logical, physical, length, 2 reserved, flags, 3
@@ -22,10 +21,10 @@ _CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 
 
 def own_bytes(fd: int) -> int:
-    """How many bytes of data a file has for itself: neither holes nor extents that it shares with other files.
+    """How many bytes a file takes for itself: neither holes nor extents that it shares with other files.
 
-    What was written and is not on the device yet counts, too. Where the filesystem lists no extents (tmpfs, FUSE) all
-    blocks are the file's own. Raises OSError: EIO.
+    What is not on the device yet counts, too, but nothing beyond the file's end. Where the filesystem lists no extents
+    (tmpfs, FUSE) all blocks are the file's own. Raises OSError: EIO.
     """
     try:
         own, shared = _sum(fd, 0)
@@ -41,16 +40,19 @@ def own_bytes(fd: int) -> int:
 def _sum(fd: int, flags: int) -> tuple[int, int]:
     """Bytes that are the file's own, bytes that are shared."""
     own = shared = 0
-    for length, what in _extents(fd, flags):
+    st = os.fstat(fd)
+    size = -(-st.st_size // st.st_blksize) * st.st_blksize
+    for start, whole, what in _extents(fd, flags):
+        length = max(0, min(whole, size - start))
         if what & _FIEMAP_EXTENT_SHARED:
             shared += length
-        elif not what & _FIEMAP_EXTENT_UNWRITTEN:
+        else:
             own += length
     return own, shared
 
 
-def _extents(fd: int, flags: int) -> Iterator[tuple[int, int]]:
-    """(length, FIEMAP_EXTENT_* flags) of each extent."""
+def _extents(fd: int, flags: int) -> Iterator[tuple[int, int, int]]:
+    """(start, length, FIEMAP_EXTENT_* flags) of each extent."""
     start = 0
     while True:
         request = _HEADER.pack(start, _WHOLE - start, flags, 0, _AT_ONCE, 0)
@@ -59,7 +61,7 @@ def _extents(fd: int, flags: int) -> Iterator[tuple[int, int]]:
         mapped = _HEADER.unpack_from(buffer)[3]
         for number in range(mapped):
             logical, _, length, _, _, what, *_ = _EXTENT.unpack_from(buffer, _HEADER.size + number * _EXTENT.size)
-            yield length, what
+            yield logical, length, what
             start = logical + length
             if what & _FIEMAP_EXTENT_LAST:
                 return

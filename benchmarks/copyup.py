@@ -1,0 +1,10 @@
+"""What copy-up costs: `unionfs bench copyup`, from a checkout. `python -m benchmarks.copyup --quick`."""
+
+from __future__ import annotations
+
+import sys
+
+from unionfs.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", "copyup", *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""The room unionfs.bench, and the verb `unionfs bench`."""
