@@ -29,15 +29,18 @@ _OWN_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 
 
 def binds_of_etc(job: Job, container: Container) -> tuple[Bind, ...]:
-    """On the host's network a root filesystem needs the host's names; the host's own `/` has them already."""
-    if job.own_network or job.shows_host:
+    """On a network a root filesystem needs the names there are; the host's own `/` has the host's already."""
+    if job.own_network and not job.uplink:
         return ()
+    names: tuple[str, ...] = ("hosts", "hostname", "resolv.conf")
+    if job.shows_host:
+        names = ("resolv.conf",) if job.uplink else ()
     directory = os.path.join(container.directory, _ETC)
-    return tuple(Bind(os.path.join(directory, name), f"/etc/{name}") for name in ("hosts", "hostname", "resolv.conf"))
+    return tuple(Bind(os.path.join(directory, name), f"/etc/{name}") for name in names)
 
 
-def write_etc(job: Job, container: Container) -> None:
-    """Make the files of `binds_of_etc`. Raises: OSError."""
+def write_etc(job: Job, container: Container, nameserver: str = "") -> None:
+    """Make the files of `binds_of_etc`, asking `nameserver` instead of the host's if there is one. Raises: OSError."""
     binds = binds_of_etc(job, container)
     if not binds:
         return
@@ -45,12 +48,20 @@ def write_etc(job: Job, container: Container) -> None:
     content = {
         "hosts": f"{_text_of('/etc/hosts') or '127.0.0.1 localhost'}\n127.0.1.1 {hostname}\n",
         "hostname": f"{hostname}\n",
-        "resolv.conf": _text_of("/etc/resolv.conf"),
+        "resolv.conf": _resolver(nameserver),
     }
     os.makedirs(os.path.join(container.directory, _ETC), 0o755, exist_ok=True)
     for bind in binds:  # also when it is started again: this machine's names may have changed
         with open(bind.source, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(content[os.path.basename(bind.source)])
+
+
+def _resolver(nameserver: str) -> str:
+    text = _text_of("/etc/resolv.conf")
+    if not nameserver:
+        return text
+    kept = [line for line in text.splitlines() if line.split()[:1] not in (["nameserver"], [])]
+    return "\n".join([*kept, f"nameserver {nameserver}", ""])
 
 
 def _text_of(path: str) -> str:

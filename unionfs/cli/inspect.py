@@ -92,7 +92,11 @@ def of_container(container: Container) -> dict[str, Any]:
             for source, target, writable in binds
         ]
         shown["HostConfig"] = {
-            "NetworkMode": "none" if job.own_network else "host",
+            "NetworkMode": "private" if job.uplink else "none" if job.own_network else "host",
+            "PortBindings": {
+                f"{port.inside}/{port.protocol}": [{"HostIp": port.address, "HostPort": str(port.outside)}]
+                for port in job.published
+            },
             "ReadonlyRootfs": job.read_only,
             "AutoRemove": job.remove,
             "Capabilities": list(job.capabilities),

@@ -10,6 +10,7 @@ from typing import Any
 from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.drivers.driver import DEFAULT
 from unionfs.launcher.capabilities import USUAL
+from unionfs.launcher.spec import Port
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Job:
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[str, ...] = ()
     own_network: bool = False
+    uplink: str = ""  # a way out of that: a program, or "private" for whichever is installed; empty: none
+    published: tuple[Port, ...] = ()  # ports of this machine that lead in, then
     read_only: bool = False
     interactive: bool = False
     terminal: bool = False
@@ -76,6 +79,7 @@ def from_record(record: dict[str, Any], **others: Any) -> Job:
     """The job again; `others` are the fields that are not in such a record. What is not known here is left out."""
     known = {field.name for field in dataclasses.fields(Job)}
     values = {key: _frozen(value) for key, value in record.items() if key in known}
+    values["published"] = tuple(Port(*port) for port in record.get("published", ()))
     values["volumes"] = tuple(Volume(**volume) for volume in record.get("volumes", ()))
     return Job(**values, **others)
 

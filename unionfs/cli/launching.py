@@ -39,7 +39,7 @@ from unionfs.launcher import plan as plans
 from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
 from unionfs.launcher.guardian import Hooks, Provisions, take_away
 from unionfs.launcher.run import launch
-from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Uplink
 from unionfs.syscalls.mounts import MS_REC, MS_SLAVE, mount
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 
@@ -73,6 +73,8 @@ def create(job: Job, store: ContainerStore) -> Container:
     """Check what can be checked, and make the container's record and directories. Raises: CommandError."""
     check_sources(job)
     _check_driver(job, store)
+    if job.uplink:
+        uplink_program(job)
     id_map = my_ids()
     try:
         return store.create(
@@ -171,6 +173,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if _borrows_resolver(job) else (),
         tmpfs=(*job.tmpfs, *(path for path in _RUNTIME_DIRECTORIES if job.shows_host and os.path.ismount(path))),
         own_network=job.own_network,
+        uplink=Uplink(uplink_program(job), container.directory, job.published) if job.uplink else None,
         read_only=job.read_only,
         interactive=job.interactive,
         terminal=job.terminal,
@@ -179,6 +182,16 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         id_map=id_map,
         door=door_of(container) if job.kind == "run" else "",
     )
+
+
+def uplink_program(job: Job) -> str:
+    """What connects a private network. Raises: CommandError."""
+    from unionfs.launcher import uplink
+
+    try:
+        return uplink.find(job.uplink)
+    except LaunchError as error:
+        raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
 
 
 def door_of(container: Container) -> str:
@@ -245,7 +258,7 @@ class _Turns:
         os.umask(0o022)  # what we make is for the container, whatever our user's habit is
         try:
             remove_path(os.path.join(container.directory, VOLUMES))  # of a time that ended suddenly
-            write_etc(job, container)
+            write_etc(job, container, _nameserver(job))
             if container.has_ground:
                 lay_ground(job, container)
             aside = [(volume, make_aside(volume, directory)) for volume, directory in volumes_aside(job, container)]
@@ -331,6 +344,15 @@ class _Turns:
 def _borrows_resolver(job: Job) -> bool:
     """Where /etc/resolv.conf leads into /run, which is another filesystem and not part of a view of the host."""
     return job.shows_host and not job.own_network and os.path.exists("/etc/resolv.conf")
+
+
+def _nameserver(job: Job) -> str:
+    """Whom the container's resolver asks; empty: those whom this machine asks."""
+    if not job.uplink:
+        return ""
+    from unionfs.launcher.uplink import NAMESERVERS
+
+    return NAMESERVERS[uplink_program(job)]
 
 
 def _describe_etc(job: Job, container: Container) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import launching, signals
+from unionfs.cli import launching, publishing, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
@@ -22,6 +22,7 @@ from unionfs.launcher import channel
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.channel import FAILED, STARTED, Sender
 from unionfs.launcher.errors import LaunchError
+from unionfs.launcher.spec import PASTA, SLIRP, Port
 
 if TYPE_CHECKING:
     from layers.store import Store
@@ -181,7 +182,9 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         labels=tuple((label.partition("=")[0], label.partition("=")[2]) for label in arguments.label or ()),
         logged=arguments.detach or not (arguments.rm or arguments.log_driver == "none"),
         tmpfs=tuple(inside("tmpfs", path) for path in arguments.tmpfs or ()),
-        own_network=arguments.network == "none",
+        own_network=arguments.network != "host",
+        uplink=arguments.network if arguments.network not in ("host", "none") else "",
+        published=_published(arguments),
         read_only=arguments.read_only,
         interactive=arguments.interactive,
         terminal=arguments.tty,
@@ -238,7 +241,20 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     )
     add("-l", "--label", metavar="NAME=VALUE", action="append", help="note something with the container")
     add("--hostname", metavar="NAME", help="the machine's name inside (default: the container's id)")
-    add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
+    add(
+        "--network",
+        choices=("host", "none", "private", PASTA, SLIRP),
+        default="host",
+        help="this machine's network, none, or a private one with a way out through pasta or slirp4netns, whichever "
+        "is installed (default: host)",
+    )
+    add(
+        "-p",
+        "--publish",
+        metavar="[[IP:]PORT:]PORT[/udp]",
+        action="append",
+        help="lead a port of this machine to one of the container; for --network private",
+    )
     add(
         "--read-only", action="store_true", help="no changes but in volumes and in /run, /tmp, /var/tmp, kept in memory"
     )
@@ -333,6 +349,19 @@ def _hostname(name: str | None) -> str | None:
     if name is not None and not 0 < len(os.fsencode(name)) <= 64:
         raise _bad("hostname", name, "it must have 1 to 64 bytes")
     return name
+
+
+def _published(arguments: Namespace) -> tuple[Port, ...]:
+    if not arguments.publish:
+        return ()
+    if arguments.network in ("host", "none"):
+        why = (
+            "a container on this machine's network has its ports already"
+            if arguments.network == "host"
+            else "no network"
+        )
+        raise CommandError(f"run: --publish makes no sense: {why}", hint="--network private", status=OWN_FAILURE)
+    return tuple(map(publishing.port_from, arguments.publish))
 
 
 def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ...]:

@@ -112,7 +112,15 @@ class Guardian:
             provisions = Provisions(life_read)
             cleanup.callback(take_away, provisions, life_write)
             self._hooks.prepare(provisions)
+            connection = None
+            if self._spec.uplink:
+                from unionfs.launcher.uplink import Connection
+
+                connection = Connection(self._spec.uplink)
+                cleanup.callback(connection.close)
             unshare(plans.flags(self._plan.inner))
+            if connection:
+                connection.connect()
             if self._spec.door:
                 from unionfs.launcher.door import Door
 

@@ -59,6 +59,7 @@ class Plan(NamedTuple):
     id_map: IdMap | None  # None: no user namespace
     outer: tuple[str, ...]  # namespaces made before the root filesystem is prepared, in which its daemon lives
     inner: tuple[str, ...]  # namespaces of the container alone
+    network: tuple[str, ...]  # what is done outside for the network, in words
     steps: tuple[steps.Step | steps.FromHost, ...]
     command: tuple[str, ...]  # how the command begins, in words
 
@@ -69,6 +70,7 @@ class Plan(NamedTuple):
             *_describe_ids(self.id_map),
             *preparation,
             f"make namespaces: {', '.join(self.inner)}",
+            *self.network,
             *(step.describe() for step in self.steps),
             *self.command,
         ]
@@ -77,7 +79,8 @@ class Plan(NamedTuple):
 def make(spec: Spec) -> Plan:
     """The plan that fulfils `spec`."""
     inner = ("pid", "uts", "ipc", *(("network",) if spec.own_network else ()))
-    return Plan(spec.id_map, ("mount", "cgroup"), inner, _steps(spec), command.describe(spec))
+    network = (spec.uplink.describe(),) if spec.uplink else ()
+    return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec))
 
 
 def flags(kinds: tuple[str, ...]) -> int:

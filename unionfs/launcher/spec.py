@@ -14,12 +14,40 @@ SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 """PATH of a container that sets none."""
 
 
+PASTA: Final = "pasta"
+SLIRP: Final = "slirp4netns"
+
+
 class Bind(NamedTuple):
     """Show `source`, a file or directory of the host with what is mounted below it, at `target`."""
 
     source: str
     target: str  # absolute and normal, not "/"; made if it is missing
     read_only: bool = False
+
+
+class Port(NamedTuple):
+    """A port of this machine that leads to one of the container."""
+
+    address: str  # of this machine; empty: all
+    outside: int
+    inside: int
+    protocol: str  # tcp or udp
+
+    def __str__(self) -> str:
+        return f"{self.address or '0.0.0.0'}:{self.outside}->{self.inside}/{self.protocol}"
+
+
+class Uplink(NamedTuple):
+    """A network that is ours alone, with a way out."""
+
+    program: str  # PASTA or SLIRP
+    directory: str  # where a file or two may be made
+    ports: tuple[Port, ...] = ()
+
+    def describe(self) -> str:
+        led = f", {', '.join(map(str, self.ports))}" if self.ports else ""
+        return f"connect the network through {self.program}{led}"
 
 
 class Spec(NamedTuple):
@@ -35,6 +63,7 @@ class Spec(NamedTuple):
     provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
     tmpfs: tuple[str, ...] = ()
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
+    uplink: Uplink | None = None  # a way out of that
     read_only: bool = False
     door: str = ""  # where a socket is made at which the namespaces are had (`launcher.door`); empty: nowhere
     interactive: bool = False  # the command reads our standard input; else /dev/null

@@ -1,0 +1,59 @@
+"""Ports of this machine that lead to a container, as people write them: docker's [[IP:]PORT:]PORT[/PROTOCOL]."""
+
+from __future__ import annotations
+
+from unionfs.cli.errors import OWN_FAILURE, CommandError
+from unionfs.launcher.spec import Port
+
+_PROTOCOLS = ("tcp", "udp")
+
+
+def port_from(text: str) -> Port:
+    """What a value of -p asks for; without a port of this machine, one that is free. Raises: CommandError."""
+    rest, _, protocol = text.partition("/")
+    address, outside, inside = _parts(rest)
+    if protocol and protocol not in _PROTOCOLS:
+        raise _bad(text, f"{protocol!r} is none of {', '.join(_PROTOCOLS)}")
+    if address:
+        _check_address(text, address)
+    chosen = _number(text, outside) if outside else _free(address, protocol or "tcp")
+    return Port(address, chosen, _number(text, inside), protocol or "tcp")
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Address, port outside, port inside; an IPv6 address stands in brackets."""
+    if text.startswith("["):
+        address, _, ports = text[1:].partition("]:")
+        outside, _, inside = ports.rpartition(":")
+        return address, outside, inside
+    words = text.split(":", 2)
+    address, outside, inside = [""] * (3 - len(words)) + words
+    return address, outside, inside
+
+
+def _number(text: str, number: str) -> int:
+    if not (number.isascii() and number.isdecimal()) or not 0 < int(number) < 65536:
+        raise _bad(text, f"{number!r} is no port")
+    return int(number)
+
+
+def _check_address(text: str, address: str) -> None:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise _bad(text, f"{address!r} is no address") from None
+
+
+def _free(address: str, protocol: str) -> int:
+    import socket
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as any_socket:
+        any_socket.bind((address, 0))
+        return int(any_socket.getsockname()[1])
+
+
+def _bad(text: str, why: str) -> CommandError:
+    return CommandError(f"run: bad port: {text}: {why}", hint="expected [[IP:]PORT:]PORT[/udp]", status=OWN_FAILURE)
