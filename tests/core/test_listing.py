@@ -56,6 +56,18 @@ def test_dot_entries_come_first_with_their_numbers(make: MakeStack) -> None:
     union.forget(d.nodeid)
 
 
+def test_looking_into_a_directory_is_no_access(make: MakeStack) -> None:
+    stack = make("d/e", upper="d/f")
+    assert stack.upper is not None
+    places = [stack.lowers[0] / "d", stack.upper / "d"]
+    for place in places:
+        os.utime(place, ns=(5, 1 << 62))  # older than its mtime: every reading would move it (mount(8), relatime)
+    stack.watch()
+    before = [place.stat().st_atime_ns for place in places]
+    assert stack.u.listing(b"d").keys() == {b"e", b"f"}
+    assert [place.stat().st_atime_ns for place in places] == before
+
+
 def test_listing_a_file(make: MakeStack) -> None:
     union = make("a").union
     a = union.lookup(ROOT, b"a")

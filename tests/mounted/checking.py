@@ -176,9 +176,9 @@ def clock_moves(*places: str) -> None:
     """Return when a file made now would carry a later time than everything that happened before.
 
     Timestamps come from a clock that ticks some hundred times a second (clock_gettime(2), CLOCK_REALTIME_COARSE), so
-    two changes in a row may carry the same time.
+    two changes in a row may carry the same time; and what was looked at may carry one that this clock has not reached.
     """
-    start = time.clock_gettime_ns(_COARSE)
+    start = time.clock_gettime_ns(time.CLOCK_REALTIME)
     while time.clock_gettime_ns(_COARSE) <= start:
         os.sched_yield()
 

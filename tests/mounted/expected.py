@@ -27,6 +27,7 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "data.fallocate_extends", _NO_FALLOCATE),
     Difference("pyfuse3-*", "data.fallocate_punches_and_zeroes", _NO_FALLOCATE),
     Difference("pyfuse3-*", "privileges.space_takes_them", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "timestamps.space_moves_both", _NO_FALLOCATE),
     Difference("pyfuse3-*", "data.seek_*", "pyfuse3 has no lseek request: the kernel takes the whole file for data"),
     Difference("pyfuse3-*", "opening.o_tmpfile_*", "pyfuse3 has no tmpfile request: EOPNOTSUPP"),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),

@@ -181,10 +181,17 @@ class BranchDir:
         return False
 
     def scan(self) -> Iterator[os.DirEntry[str]]:
-        """The entries of the directory as readdir(3) gives them, marks included, without "." and ".."."""
+        """The entries of the directory as readdir(3) gives them, marks included, without "." and "..".
+
+        That we look is no reading by a user: the directory's atime stays where we may leave it (open(2), O_NOATIME).
+        """
         if self.sealed:
             return
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd())
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            fd = os.open(b".", flags | os.O_NOATIME, dir_fd=self.fd())
+        except PermissionError:
+            fd = os.open(b".", flags, dir_fd=self.fd())
         try:
             with os.scandir(fd) as entries:
                 yield from entries

@@ -184,15 +184,22 @@ def rename2(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryv
 def _renamed(
     self: Dispatcher, unique: int, parent: int, buf: memoryview, name: bytes, to: int, new_name: bytes, flags: int = 0
 ) -> Reply:
+    adopted: list[int] = []
     for at, what in [(parent, name), (to, new_name)] if flags & _EXCHANGE else [(parent, name)]:
-        moved = self.union.lookup(at, what).nodeid
+        moved, attrs = self.union.lookup(at, what)
         try:
             if self.must_wait(unique, moved, None, buf):
                 return None
         finally:
             self.union.forget(moved)
+        if parent != to and stat.S_ISDIR(attrs.mode):
+            adopted.append(moved)
     self.union.rename(parent, name, to, new_name, flags)
-    return encode.empty(unique)
+    if not adopted:
+        return encode.empty(unique)
+    # What the kernel remembers of their listings says ".." of the old parent.
+    self.slow += (*(encode.notify_inval_inode(moved, 0, 0) for moved in adopted), encode.empty(unique))
+    return None
 
 
 def fsync(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
