@@ -20,6 +20,7 @@ class Difference(NamedTuple):
 
 
 _NO_FALLOCATE = "pyfuse3 has no fallocate request: EOPNOTSUPP"
+_NO_TMPFILE = "pyfuse3 has no tmpfile request: EOPNOTSUPP"
 _UMASK_FIRST = "pyfuse3 cannot ask for FUSE_DONT_MASK: the kernel applies the umask before a default ACL can replace it"
 _UNREADABLE = "a daemon without privilege cannot read a lower file or directory of mode 0, so it cannot copy it up"
 
@@ -29,7 +30,8 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "privileges.space_takes_them", _NO_FALLOCATE),
     Difference("pyfuse3-*", "timestamps.space_moves_both", _NO_FALLOCATE),
     Difference("pyfuse3-*", "data.seek_*", "pyfuse3 has no lseek request: the kernel takes the whole file for data"),
-    Difference("pyfuse3-*", "opening.o_tmpfile_*", "pyfuse3 has no tmpfile request: EOPNOTSUPP"),
+    Difference("pyfuse3-*", "opening.o_tmpfile_*", _NO_TMPFILE),
+    Difference("pyfuse3-*", "unnamed.*", _NO_TMPFILE),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
     Difference("pyfuse3-*", "acls.default_acls_replace_the_umask", _UMASK_FIRST),
     Difference("pyfuse3-*", "acls.minimal_default_acls_replace_the_umask", _UMASK_FIRST),

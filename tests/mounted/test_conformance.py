@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if not subject.can_run(check) or (later and len(check.stages) < 2):
                 continue
             marks = _marks(subject)
-            if (reason := expected(subject, name)) and not later:
+            if reason := expected(subject, name):
                 marks.append(pytest.mark.xfail(reason=reason, strict=True))
             cases.append(pytest.param(subject, name, id=f"{subject}-{name}", marks=marks))
     metafunc.parametrize(("subject", "name"), cases)

@@ -300,9 +300,11 @@ class Union:
         return metadata.getxattr(self._nodes.get(nodeid), name)
 
     @_as_owner
-    def listxattr(self, nodeid: int) -> list[bytes]:
-        """Names of extended attributes, the union's own ones left out."""
-        return metadata.listxattr(self._nodes.get(nodeid))
+    def listxattr(self, nodeid: int, privileged: bool = True) -> list[bytes]:
+        """Names of extended attributes, the union's own ones left out. Those in `trusted.` are shown to the privileged
+        only (xattr(7))."""
+        listed = metadata.listxattr(self._nodes.get(nodeid))
+        return listed if privileged else [name for name in listed if not name.startswith(b"trusted.")]
 
     @_as_owner
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:

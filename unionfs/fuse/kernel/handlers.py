@@ -273,7 +273,7 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 def listxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     size, _ = abi.GETXATTR_IN.unpack_from(buf, BODY)
-    return _xattr(unique, size, encode.xattr_list(self.union.listxattr(nodeid)))
+    return _xattr(unique, size, encode.xattr_list(self.union.listxattr(nodeid, head[4] == 0)))
 
 
 def _xattr(unique: int, room: int, value: bytes) -> bytes:
