@@ -93,7 +93,10 @@ def _put(target: Path, items: list[Item], mtimes: dict[bytes, int]) -> None:
     mtimes |= {path: MTIME_NS if item.mtime_ns is None else item.mtime_ns for path, item in own.items()}
     for path, mtime_ns in mtimes.items():
         full = os.path.join(base, path)
-        if os.path.isdir(full) and not os.path.islink(full):
+        # What is replaced by a symlink, or below one, is another directory now.
+        if os.path.isdir(full) and os.path.realpath(full) == os.path.normpath(
+            os.path.join(os.path.realpath(base), path)
+        ):
             os.utime(full, ns=(mtime_ns, mtime_ns))
 
 

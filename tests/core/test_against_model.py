@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.core.acl import acl
 from tests.core.drivers import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.core.layers_at_random import CONTENTS, DIR_PERMS, FILE_PERMS, MTIMES, NAMES, OWNERS, layers
-from tests.core.pair import Pair
+from tests.core.pair import Pair, replay
 from tests.core.snapshots import Snapshot
 from tests.core.stack import Whiteout
 
@@ -296,3 +296,9 @@ def test_as_an_ordinary_user() -> None:
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_time_of_a_directory_that_a_symlink_replaced(tmp_path: Path) -> None:
+    """Once the plain directory's fault: it gave the time to what the symlink leads to."""
+    lowers = ["a/ a/a->../b", "a/a/ b/ b/c/:0755 a/a/c/:0755@12.000000003"]
+    replay(tmp_path, lowers, "./", "aufs", caching=False, steps=[])

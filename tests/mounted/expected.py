@@ -20,6 +20,8 @@ class Difference(NamedTuple):
 
 
 _NO_FALLOCATE = "pyfuse3 has no fallocate request: EOPNOTSUPP"
+_NO_SHIFTING = "fallocate: the kernel's FUSE passes on KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE, all else is EOPNOTSUPP"
+_NO_LSEEK = "pyfuse3 has no lseek request: the kernel takes the whole file for data"
 _NO_TMPFILE = "pyfuse3 has no tmpfile request: EOPNOTSUPP"
 _UMASK_FIRST = "pyfuse3 cannot ask for FUSE_DONT_MASK: the kernel applies the umask before a default ACL can replace it"
 _UNREADABLE = "a daemon without privilege cannot read a lower file or directory of mode 0, so it cannot copy it up"
@@ -29,7 +31,12 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "data.fallocate_punches_and_zeroes", _NO_FALLOCATE),
     Difference("pyfuse3-*", "privileges.space_takes_them", _NO_FALLOCATE),
     Difference("pyfuse3-*", "timestamps.space_moves_both", _NO_FALLOCATE),
-    Difference("pyfuse3-*", "data.seek_*", "pyfuse3 has no lseek request: the kernel takes the whole file for data"),
+    Difference("pyfuse3-*", "space.punching_*", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "space.zeroing_*", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "space.reserved_*", _NO_FALLOCATE),
+    Difference("*", "space.ranges_*", _NO_SHIFTING),
+    Difference("pyfuse3-*", "space.seeking_*", _NO_LSEEK),
+    Difference("pyfuse3-*", "data.seek_*", _NO_LSEEK),
     Difference("pyfuse3-*", "opening.o_tmpfile_*", _NO_TMPFILE),
     Difference("pyfuse3-*", "unnamed.*", _NO_TMPFILE),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
