@@ -264,10 +264,10 @@ def _begin(options: DaemonOptions, fd: int) -> Traffic:
     if options.transport != "kernel":
         return Tally()
     from unionfs.fuse.kernel.handshake import negotiate
-    from unionfs.fuse.kernel.session import UnsupportedError
+    from unionfs.fuse.kernel.session import Tuning, UnsupportedError
 
     try:
-        return negotiate(fd, options.serve)
+        return negotiate(fd, options.serve, Tuning(handles=os.geteuid() == 0))
     except UnsupportedError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
 

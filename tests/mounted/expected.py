@@ -24,6 +24,7 @@ _NO_SHIFTING = "fallocate: the kernel's FUSE passes on KEEP_SIZE, PUNCH_HOLE and
 _NO_LSEEK = "pyfuse3 has no lseek request: the kernel takes the whole file for data"
 _NO_TMPFILE = "pyfuse3 has no tmpfile request: EOPNOTSUPP"
 _UMASK_FIRST = "pyfuse3 cannot ask for FUSE_DONT_MASK: the kernel applies the umask before a default ACL can replace it"
+_NO_EXPORT = "pyfuse3 cannot ask for FUSE_EXPORT_SUPPORT: handles of what the kernel forgot are stale"
 _UNREADABLE = "a daemon without privilege cannot read a lower file or directory of mode 0, so it cannot copy it up"
 
 DIFFERENCES: Final = (
@@ -39,6 +40,8 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "data.seek_*", _NO_LSEEK),
     Difference("pyfuse3-*", "opening.o_tmpfile_*", _NO_TMPFILE),
     Difference("pyfuse3-*", "unnamed.*", _NO_TMPFILE),
+    Difference("pyfuse3-*", "handles.handles_lead_*", _NO_EXPORT),
+    Difference("pyfuse3-*", "handles.handles_stay_*", _NO_EXPORT),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
     Difference("pyfuse3-*", "acls.default_acls_replace_the_umask", _UMASK_FIRST),
     Difference("pyfuse3-*", "acls.minimal_default_acls_replace_the_umask", _UMASK_FIRST),

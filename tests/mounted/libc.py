@@ -66,6 +66,23 @@ def renameat2(old: str | bytes, new: str | bytes, flags: int) -> None:
         _raise(old)
 
 
+def name_to_handle(name: str | bytes) -> bytes:
+    """name_to_handle_at(2): the handle, as open_by_handle takes it."""
+    buffer, mount_id = ctypes.create_string_buffer(struct.pack("Ii", 128, 0), 8 + 128), ctypes.c_int()
+    if _libc.name_to_handle_at(AT_FDCWD, os.fsencode(name), buffer, ctypes.byref(mount_id), 0) < 0:
+        _raise(name)
+    length, _kind = struct.unpack_from("Ii", buffer)
+    return buffer.raw[: 8 + length]
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2)."""
+    fd = int(_libc.open_by_handle_at(mount_fd, ctypes.create_string_buffer(handle, len(handle)), flags))
+    if fd < 0:
+        _raise()
+    return fd
+
+
 def utimensat(name: str | bytes, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
     """utimensat(2) with (seconds, nanoseconds) as they are, so that UTIME_NOW and UTIME_OMIT can be given."""
     if _libc.utimensat(AT_FDCWD, os.fsencode(name), struct.pack("=qqqq", *atime, *mtime), flags) < 0:

@@ -72,6 +72,33 @@ def is_visible(tree: Tree, parent: DirNode, name: bytes) -> bool:
     return parent.upper is None or not hides(tree, parent, name)
 
 
+def by_number(tree: Tree, nodeid: int) -> Node:
+    """The node of this number, made again if it was forgotten. ESTALE if its object is not where it was."""
+    chain: list[tuple[int, bytes]] = []  # (node id, name) of what is to be made again, deepest first
+    at = nodeid
+    node = tree.nodes.find(at)
+    while node is None:
+        place = tree.nodes.forgotten.place(at) if tree.nodes.forgotten is not None else None
+        if place is None:
+            refuse(errno.ESTALE)
+        chain.append((at, place[1]))
+        at = place[0]
+        node = tree.nodes.find(at)
+    for wanted, name in reversed(chain):
+        if not isinstance(node, DirNode):
+            refuse(errno.ESTALE)
+        try:
+            found = resolve(tree, node, name).node
+        except (FileNotFoundError, NotADirectoryError):
+            tree.drop_unused(node)
+            refuse(errno.ESTALE)
+        if found.nodeid != wanted:
+            tree.drop_unused(found)
+            refuse(errno.ESTALE)
+        node = found
+    return node
+
+
 def find_low(parent: DirNode, name: bytes) -> Found | None:
     """What the lowers alone have under `name`, whether the upper hides it or not."""
     return parent.low.find(name) if parent.low is not None else None
@@ -122,7 +149,7 @@ def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolve
         assert found.low is not None
         st: Stat = found.st if found.st is not None else found.low.stat()
         ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)
-        directory = DirNode(tree.nodes.new_id(), parent, name, None, found.low, ino)
+        directory = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, None, found.low, ino)
         tree.nodes.add(directory)
         return Resolved(directory, st)
     st = found.st if found.st is not None else os.stat(found.name, dir_fd=found.place.fd(), follow_symlinks=False)
@@ -131,7 +158,7 @@ def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolve
         if linked is not None:
             return linked
     ino = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    node = FileNode(tree.nodes.new_id(), parent, name, found.place, found.name, ino)
+    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, found.place, found.name, ino)
     if st.st_nlink > 1:
         _register(tree, node, found.place, st)
     tree.nodes.add(node)
@@ -172,7 +199,7 @@ def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -
         _add_name(node, parent, name)
         return Resolved(node, up_st)
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    node = FileNode(tree.nodes.new_id(), parent, name, links.place, key, shown)
+    node = FileNode(tree.nodes.id_for(parent, name, shown), parent, name, links.place, key, shown)
     node.rare().key = key
     tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
     tree.nodes.add(node)
@@ -207,7 +234,7 @@ def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: os.stat_resul
             return Resolved(known, st)
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)
-    node = FileNode(tree.nodes.new_id(), parent, name, up, name, ino)
+    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, up, name, ino)
     if key is not None:
         node.rare().key = key
     if st.st_nlink > 1:
@@ -268,7 +295,7 @@ def _from_upper_dir(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resol
         if found is not None and found.kind == stat.S_IFDIR and not _hidden_beside(tree, parent, name):
             low = found.low
     ino, _ = _upper_marks(tree, parent.upper, name, st, None)
-    node = DirNode(tree.nodes.new_id(), parent, name, up, low, ino)
+    node = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, up, low, ino)
     tree.nodes.add(node)
     return Resolved(node, st)
 

@@ -1,8 +1,8 @@
 """Nodes: the files and directories that the kernel knows, by the numbers it uses for them.
 
 Owns nodeid, nlookup and the tree of known names. Knows where a node's object is (a place in a branch), not how to
-find, change or copy it. A node lives while the kernel remembers it or a known child needs it; ids are never reused
-within a mount.
+find, change or copy it. A node lives while the kernel remembers it or a known child needs it; an id is
+never given to another object within a mount.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from unionfs.core.attrs import ROOT
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
+from unionfs.core.forgotten import Forgotten
 from unionfs.core.listing import Listing
 from unionfs.core.lower import LowDir
 
@@ -118,6 +119,7 @@ class NodeTable:
         self._next: int = ROOT  # only ever grows
         self._nodes: dict[int, Node] = {}
         self.by_inode: dict[InodeKey, FileNode] = {}
+        self.forgotten: Forgotten | None = None  # set once: numbers of dropped nodes, where file handles are wanted
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -127,6 +129,14 @@ class NodeTable:
         nodeid = self._next
         self._next += 1
         return nodeid
+
+    def id_for(self, parent: DirNode, name: bytes, ino: int) -> int:
+        """The number that the object `ino` at this place had before it was forgotten; else one that no node has had."""
+        if self.forgotten is not None:
+            known = self.forgotten.take(parent.nodeid, name, ino)
+            if known:
+                return known
+        return self.new_id()
 
     def add(self, node: Node) -> None:
         """Take a new node in, and make it its parent's child unless it has no name (root, unnamed file)."""
@@ -194,6 +204,10 @@ class NodeTable:
                 continue
             del self._nodes[at.nodeid]
             dropped.append(at)
+            if self.forgotten is not None and at.parent is not None:
+                gone = at.dead if isinstance(at, DirNode) else at.is_dead
+                if not gone:
+                    self.forgotten.add(at.nodeid, at.parent.nodeid, at.name, at.ino)
             for parent, name in names_of(at):
                 if parent.children.get(name) is at:
                     del parent.children[name]

@@ -20,6 +20,7 @@ from unionfs.core import rename as rename_room
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
+from unionfs.core.forgotten import Forgotten
 from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
@@ -139,6 +140,23 @@ class Union:
             outside.look_when_asked(self._tree, self._tree.watcher, node)
         node.nlookup += 1
         return Entry(node.nodeid, self._tree.attrs(node, st))
+
+    def keep_handles(self) -> None:
+        """From now on remember the numbers of forgotten nodes, as far as memory allows, for `lookup_handle`."""
+        self._nodes.forgotten = Forgotten()
+
+    def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
+        """The node of this number, or the directory it is in, though it may have been forgotten. ESTALE."""
+        node = lookup.by_number(self._tree, nodeid)
+        if parent:
+            above = node.parent
+            if above is None or (isinstance(node, DirNode) and node.dead):
+                refuse(errno.ESTALE)
+            node.nlookup += 1  # keeps the way up while it is counted
+            entry = self._entry(above)
+            self.forget(nodeid)
+            return entry
+        return self._entry(node)
 
     def forget(self, nodeid: int, count: int = 1) -> None:
         """The kernel forgot `count` of the entries it was given. Never raises."""

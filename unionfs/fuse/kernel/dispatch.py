@@ -214,6 +214,8 @@ class Dispatcher:
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.asked_by = self._cause
+        if session.flags & abi.Init.EXPORT_SUPPORT:
+            union.keep_handles()
         union.let_later(self._later)
         self._waiting = session.waiting
         rows = [TABLE.get(code) for code in range(len(self._counts))]

@@ -30,6 +30,10 @@ _written = encode.written
 _IOCTL_DATA: Final = BODY + abi.IOCTL_IN.size
 _DATA: Final = BODY + abi.WRITE_IN.size
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE, <linux/fs.h>
+_DOT: Final = ord(".")
+_PARENT: Final = b"..\0"
+_OF_HANDLES: Final = (b".\0", _PARENT)
+"""What the kernel looks up to find a node by its number alone (open_by_handle_at(2)); EXPORT_SUPPORT allows it."""
 _SELINUX: Final = b"security.selinux"
 _CAPABILITY: Final = b"security.capability"
 _ACL: Final = b"system.posix_acl_access"
@@ -40,6 +44,8 @@ def init(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview
 
 
 def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    if buf[BODY] == _DOT and end <= BODY + 3 and (dots := bytes(buf[BODY:end])) in _OF_HANDLES:
+        return self.encoder.entry(unique, self.union.lookup_handle(nodeid, dots == _PARENT))
     name = decode.name_at(buf, BODY, end)
     try:
         entry = self.union.lookup(nodeid, name)

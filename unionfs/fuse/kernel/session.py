@@ -49,9 +49,8 @@ _ALWAYS: Final = (
 )
 """Asked for whenever offered. Left out on purpose: ATOMIC_O_TRUNC (the truncation would be lost with the OPEN),
 POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks serve one machine), SPLICE_* (replies are written, not spliced),
-EXPORT_SUPPORT (asks for "." of forgotten nodes; handles of cached files work without), SECURITY_CTX, CREATE_SUPP_GROUP,
-ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX (virtiofs), PASSTHROUGH (needs OPEN), OVER_IO_URING,
-REQUEST_TIMEOUT."""
+SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX (virtiofs), PASSTHROUGH (needs
+OPEN), OVER_IO_URING, REQUEST_TIMEOUT."""
 
 READDIRPLUS: Final = {
     "always": Init.DO_READDIRPLUS,
@@ -67,6 +66,8 @@ class Tuning:
     posix_acl: bool = True
     readdirplus: str = "always"
     """`always`: a listing brings every entry's attributes; `auto`: the kernel guesses who wants them; `never`."""
+    handles: bool = False
+    """Find by its handle what the kernel has forgotten; only the privileged may (open_by_handle_at(2))."""
     max_background: int = 64
     """Read-ahead and direct I/O under way at once; the kernel's own default is 12."""
 
@@ -161,6 +162,8 @@ class Session:
         wanted = _ALWAYS | READDIRPLUS[self.tuning.readdirplus]
         if self.tuning.posix_acl:
             wanted |= Init.POSIX_ACL
+        if self.tuning.handles:
+            wanted |= Init.EXPORT_SUPPORT
         if self.options.writeback:
             wanted |= Init.WRITEBACK_CACHE
         return wanted

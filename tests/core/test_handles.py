@@ -1,0 +1,101 @@
+"""Numbers of forgotten nodes: the same object is met again under the number that it had, another one never."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.core.conftest import MakeStack
+from unionfs.core.attrs import ROOT, Caller
+from unionfs.core.forgotten import Forgotten
+from unionfs.core.union import Union
+
+ME = Caller(os.geteuid(), os.getegid())
+
+
+def number(union: Union, path: bytes) -> int:
+    """Look a path up and forget it all again."""
+    at, seen = ROOT, []
+    for name in path.split(b"/"):
+        at = union.lookup(at, name).nodeid
+        seen.append(at)
+    for nodeid in seen:
+        union.forget(nodeid)
+    return at
+
+
+def test_a_number_comes_back(make: MakeStack) -> None:
+    union = make("d/e/f=1 g==d/e/f", upper="d/u=2 v=3 w==v").union
+    union.keep_handles()
+    for path in (b"d/e/f", b"d/e", b"d", b"d/u", b"v"):
+        assert number(union, path) == number(union, path)
+
+
+def test_by_number_alone(make: MakeStack) -> None:
+    union = make("d/e/f=1").union
+    union.keep_handles()
+    f, e, d = number(union, b"d/e/f"), number(union, b"d/e"), number(union, b"d")
+    entry = union.lookup_handle(f)
+    assert (entry.nodeid, union.read(f, 0, 10)) == (f, b"1")
+    assert union.lookup_handle(e, parent=True).nodeid == d
+    assert union.lookup_handle(d, parent=True).nodeid == ROOT
+    for nodeid in (f, d):
+        union.forget(nodeid)
+    assert union.node_count == 1
+
+
+def test_whoever_takes_the_place_gets_another_number(make: MakeStack) -> None:
+    union = make("a=1 b=2 d/").union
+    union.keep_handles()
+    old = {name: number(union, name) for name in (b"a", b"b", b"d")}
+    union.rename(ROOT, b"a", ROOT, b"c")
+    union.rename(ROOT, b"b", ROOT, b"a")
+    union.rmdir(ROOT, b"d")
+    made = union.mkdir(ROOT, b"d", 0o755, ME).nodeid
+    union.forget(made)
+    assert number(union, b"c") == old[b"a"]
+    assert number(union, b"a") == old[b"b"]
+    assert made != old[b"d"]
+    with pytest.raises(OSError) as failure:
+        union.lookup_handle(old[b"d"])
+    assert failure.value.errno == errno.ESTALE
+
+
+def test_behind_the_back_of_the_union(make: MakeStack) -> None:
+    """What stands in the place is another file: it gets a number of its own, and the handle is stale."""
+    stack = make("x", upper="a=1 d/b=2")
+    assert stack.upper is not None
+    union = stack.union
+    union.keep_handles()
+    a, b = number(union, b"a"), number(union, b"d/b")
+    (stack.upper / "new").write_bytes(b"new")
+    (stack.upper / "new").rename(stack.upper / "a")
+    (stack.upper / "d").rename(stack.upper / "moved")
+    for nodeid in (a, b):
+        with pytest.raises(OSError) as failure:
+            union.lookup_handle(nodeid)
+        assert failure.value.errno == errno.ESTALE
+    assert number(union, b"a") != a
+
+
+def test_without_keeping_nothing_is_found(make: MakeStack) -> None:
+    union = make("a=1").union
+    with pytest.raises(OSError) as failure:
+        union.lookup_handle(number(union, b"a"))
+    assert failure.value.errno == errno.ESTALE
+
+
+def test_the_oldest_is_dropped() -> None:
+    forgotten = Forgotten(limit=3)
+    for nodeid in range(2, 7):
+        forgotten.add(nodeid, 1, b"%d" % nodeid, 100 + nodeid)
+    assert len(forgotten) == 3
+    assert forgotten.place(2) is None
+    assert forgotten.take(1, b"2", 102) == 0
+    assert forgotten.take(1, b"6", 106) == 6
+    assert forgotten.take(1, b"5", 999) == 0, "another object in its place"
+    assert len(forgotten) == 1
+    forgotten.add(9, 1, b"4", 104)
+    assert (len(forgotten), forgotten.place(4), forgotten.place(9)) == (1, None, (1, b"4"))

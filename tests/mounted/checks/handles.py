@@ -1,0 +1,107 @@
+"""File handles: name_to_handle_at(2) and open_by_handle_at(2), as file servers and backups use them.
+
+Dropping the caches (proc(5), drop_caches) makes the kernel forget the files, as time does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tests.mounted.checking import DEVICES, STRANGERS, check, elsewhere, fails, opened, read_fd, same, write
+from tests.mounted.libc import name_to_handle, open_by_handle
+
+
+def _forget() -> None:
+    with opened("/proc/sys/vm/drop_caches", os.O_WRONLY) as fd:
+        os.write(fd, b"2")
+
+
+def _content(handle: bytes) -> bytes:
+    with opened(".") as here:
+        fd = open_by_handle(here, handle, os.O_RDONLY)
+    try:
+        return read_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_stale(handle: bytes) -> None:
+    with opened(".") as here:
+        fails(errno.ESTALE, open_by_handle, here, handle, os.O_RDONLY)
+
+
+@check("d/e/f=hello d/l->e", DEVICES)
+def handles_lead_to_their_files() -> None:
+    """open_by_handle_at(2): opens what the handle was made of: files, directories and, by O_PATH, symbolic links."""
+    handles = {name: name_to_handle(name) for name in ("d/e/f", "d/e", "d", "d/l")}
+    numbers = {name: os.lstat(name).st_ino for name in handles}
+    same(len(set(handles.values())), 4)
+    for forget in (False, True, True):
+        for name, handle in handles.items():
+            if forget:
+                _forget()
+            with opened(".") as here:
+                fd = open_by_handle(here, handle, os.O_PATH if name == "d/l" else os.O_RDONLY)
+            same(os.fstat(fd).st_ino, numbers[name], name)
+            os.close(fd)
+    same(_content(handles["d/e/f"]), b"hello")
+    with opened(".") as here:
+        directory = open_by_handle(here, handles["d/e"], os.O_RDONLY)
+    same(os.listdir(directory), ["f"])
+    same(os.stat("..", dir_fd=directory).st_ino, numbers["d"])
+
+
+@check("d/e/f=hello other/ g=2", DEVICES)
+def handles_stay_with_their_files() -> None:
+    """name_to_handle_at(2): the handle is the file's, whatever is written to it and whatever it is called."""
+    handle, directory = name_to_handle("d/e/f"), name_to_handle("d/e")
+    write("d/e/f", b" world", os.O_APPEND)
+    _forget()
+    same(_content(handle), b"hello world")
+    for rename in (("d/e/f", "d/f"), ("d/f", "other/f"), ("other", "moved"), ("moved", "d/e/x")):
+        os.rename(*rename)
+        _forget()
+        same(_content(handle), b"hello world", rename)
+        with opened(".") as here:
+            os.close(open_by_handle(here, directory, os.O_RDONLY | os.O_DIRECTORY))
+    with opened(".") as here:
+        fd = open_by_handle(here, handle, os.O_WRONLY)
+    os.pwrite(fd, b"H", 0)
+    os.close(fd)
+    with opened("d/e/x/f") as fd:
+        same(read_fd(fd), b"Hello world")
+
+
+@check("f=1 g=2 d/", DEVICES)
+def handles_of_what_is_gone() -> None:
+    """open_by_handle_at(2): ESTALE once the file is removed or replaced, though something of its name may be there."""
+    for name in ("f", "g", "d"):
+        handle = name_to_handle(name)
+        if name == "f":
+            with opened(name):
+                os.unlink(name)
+                same(_content(handle), b"1", "still open")
+        elif name == "g":
+            write("new", b"3")
+            os.rename("new", name)
+        else:
+            os.rmdir(name)
+        _forget()
+        _is_stale(handle)
+        if name == "d":
+            os.mkdir(name)
+        else:
+            write(name, b"another")
+        _forget()
+        _is_stale(handle)
+
+
+@check("f=1", DEVICES, STRANGERS)
+def handles_are_for_the_privileged() -> None:
+    """open_by_handle_at(2): EPERM without CAP_DAC_READ_SEARCH; ESTALE for a handle that is made up."""
+    handle = name_to_handle("f")
+    with opened(".") as here:
+        fails(errno.EPERM, elsewhere, open_by_handle, here, handle, os.O_RDONLY, uid=1000)
+        wrong = handle[:8] + bytes(byte ^ 0x5A for byte in handle[8:])
+        fails((errno.ESTALE, errno.EINVAL), open_by_handle, here, wrong, os.O_RDONLY)
