@@ -132,11 +132,13 @@ async def pull(
     text: str,
     *,
     platform: Platform | None = None,
+    whole: bool = False,
     remote: Remote | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
-    """Fetch an image and unpack its layers, several at once; then name it.
+    """Fetch an image and unpack its layers, several at once; then name it. With `whole`, an index is kept with the
+    images of all its platforms, of which those of `platform` are unpacked; it can be pushed as it is.
 
     What is there already is not fetched again, what a broken pull left is taken up. Raises: LayerError and its kinds;
     the store then has no new name, and nothing half.
@@ -145,7 +147,7 @@ async def pull(
     work = _Pull(store, reference, options or Options(), progress or Silent())
     with store.adding():
         async with opened(reference, remote or Remote()) as registries:
-            descriptor = await work.run(registries, platform or manifests.own_platform())
+            descriptor = await work.run(registries, platform or manifests.own_platform(), whole)
         name = str(reference)
         before = next((image.descriptor.digest for image in store.named() if image.name == name), None)
         store.tag(descriptor, name)
@@ -170,6 +172,11 @@ async def push(
         registry = registries[0]
         item = store.read_manifest(image.descriptor)
         if isinstance(item, Index):
+            missing = [entry for entry in item.manifests if not store.has(entry.digest)]
+            if missing:
+                why = f"the store has the images of {len(item.manifests) - len(missing)} of its platforms only"
+                hint = f"unionfs pull --all-platforms {image.name or text}"
+                raise NotFound("pushing", image.name or text, why, hint=hint)
             for entry in item.manifests:
                 await _push_manifest(store, registry, entry, entry.digest, origins, progress or Silent())
             data = store.read_blob(image.descriptor.digest)
@@ -191,6 +198,12 @@ async def opened(reference: Reference, remote: Remote, *, to_push: bool = False)
             session = Session(endpoint, credentials, pause_s=remote.pause_s)
             registries.append(Registry(await stack.enter_async_context(session), endpoint.repository))
         yield registries
+
+
+async def tags(text: str, remote: Remote | None = None) -> list[str]:
+    """All tags of the repository that `text` names, as its registry has them. Raises: LayerError and its kinds."""
+    async with opened(references.parse(text), remote or Remote()) as registries:
+        return [tag async for tag in registries[-1].tags()]
 
 
 def credentials_for(endpoint: Endpoint) -> known_credentials.Credentials | None:
@@ -233,10 +246,15 @@ class _Pull:
         self.pending: dict[Digest, unpacked.Pending] = {}  # by diff id
         self.failed = False
 
-    async def run(self, registries: Sequence[Registry], platform: Platform) -> Descriptor:
+    async def run(self, registries: Sequence[Registry], platform: Platform, whole: bool) -> Descriptor:
         registry, descriptor, data = await self._manifest(registries)
         item = manifests.parse(data, descriptor.media_type)
+        index: Descriptor | None = None
         if isinstance(item, Index):
+            if whole:
+                await self._whole(registries[registries.index(registry) :], item)
+                self.store.put(data)
+                index = descriptor
             chosen = manifests.choose(item, platform, self.reference.familiar)
             descriptor, data = await registry.manifest(chosen.digest)
             if chosen.size != descriptor.size:
@@ -262,7 +280,20 @@ class _Pull:
 
             for left in self.pending.values():
                 await trio.to_thread.run_sync(left.drop)
-        return descriptor
+        return index or descriptor
+
+    async def _whole(self, sources: Sequence[Registry], index: Index) -> None:
+        """Have all that an index refers to in the store; nothing of it is unpacked."""
+        for entry in index.manifests:
+            descriptor, data = await sources[0].manifest(entry.digest)
+            if entry.size != descriptor.size:
+                raise Refused("pulling", self.reference.familiar, "the index says another size of a manifest")
+            item = manifests.parse(data, descriptor.media_type)
+            if isinstance(item, Index):
+                raise Refused("pulling", self.reference.familiar, "an index within an index")
+            blobs = {blob.digest: blob for blob in (item.config, *item.layers)}
+            await at_once([_bringing(self, sources, blob) for blob in blobs.values()])
+            self.store.put(data)
 
     async def _manifest(self, registries: Sequence[Registry]) -> tuple[Registry, Descriptor, bytes]:
         """From the first place that has it."""

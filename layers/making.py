@@ -22,7 +22,7 @@ from layers.diff import Change
 from layers.digest import Digest
 from layers.errors import LayerError
 from layers.fingerprint import Print
-from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest
+from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest, Platform
 from layers.pack import Item, Packed
 from layers.progress import Progress, Silent
 from layers.store import Store
@@ -42,6 +42,7 @@ class Wish:
     created_by: str = ""
     changes: Sequence[str] = ()  # instructions of a Dockerfile
     compression: str = GZIP
+    platform: Platform | None = None  # of an image on nothing; None: this machine's
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ def commit(
     with store.adding():
         lowers: list[str] = []
         layers: tuple[Descriptor, ...] = ()
-        config = ImageConfig(manifests.own_platform(), ())
+        config = ImageConfig(wish.platform or manifests.own_platform(), ())
         if base is not None:
             found = store.find(base)
             ready = image.make_ready(store, found.descriptor, options or Options(), told)
@@ -137,7 +138,7 @@ def import_tar(
         pending.place(packed.diff_id, [])
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by or "unionfs import", wish.author, wish.message)
-        config = with_layer(ImageConfig(manifests.own_platform(), ()), packed.diff_id, entry, wish)
+        config = with_layer(ImageConfig(wish.platform or manifests.own_platform(), ()), packed.diff_id, entry, wish)
         digest = put_image(store, config, (layer,), wish.name)
     return Committed(digest, packed)
 

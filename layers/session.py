@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -33,6 +34,8 @@ ATTEMPTS: Final = 5
 _TIMEOUT: Final = httpx.Timeout(60, connect=30, pool=None)
 _PAUSE_S: Final = 0.5
 _PAUSE_MAX_S: Final = 20.0
+_ASKED_MAX_S: Final = 120.0
+"""The longest that a server may have us wait (Retry-After). Limits that last longer are for people to know of."""
 _BUSY: Final = frozenset((408, 429, 500, 502, 503, 504))
 _ANSWER_MAX: Final = 1 << 20  # bytes of an answer that is no blob and no manifest
 _TOKEN_LIFE_S: Final = 60  # of tokens that do not say (token specification, "expires_in")
@@ -64,14 +67,21 @@ class Session:
     _lock: trio.Lock = field(default_factory=trio.Lock)  # one task finds out the scheme, or fetches a token
 
     async def __aenter__(self) -> Self:
-        self._client = httpx.AsyncClient(
-            verify=tls_context(self.endpoint),
-            timeout=_TIMEOUT,
-            headers={"User-Agent": _USER_AGENT},
-            # A proxy cannot reach what is on this machine.
-            trust_env=not is_loopback(self.endpoint.host),
-            max_redirects=10,
-        )
+        # A proxy cannot reach what is on this machine.
+        proxies = not is_loopback(self.endpoint.host)
+        try:
+            self._client = httpx.AsyncClient(
+                verify=tls_context(self.endpoint),
+                timeout=_TIMEOUT,
+                headers={"User-Agent": _USER_AGENT},
+                trust_env=proxies,
+                max_redirects=10,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            if not proxies:
+                raise
+            hint = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say which proxy is used; an HTTP proxy is needed"
+            raise LayerError("reaching a registry", self.endpoint.host, f"its proxy: {error}", hint=hint) from None
         return self
 
     async def __aexit__(
@@ -154,18 +164,17 @@ class Session:
                 continue
             except httpx.HTTPError as error:
                 raise broken(self.endpoint.host, error) from None
-            if answer.status_code not in _BUSY or last:
+            asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
+            if answer.status_code not in _BUSY or last or asked > _ASKED_MAX_S:
                 return answer
             await answer.aclose()
-            await self._pause(attempt, answer.headers.get("Retry-After", ""))
+            await self._pause(attempt, asked)
         raise AssertionError("unreachable")
 
-    async def _pause(self, attempt: int, asked: str = "") -> None:
+    async def _pause(self, attempt: int, asked: float = 0.0) -> None:
         """Longer each time, and not at the same moment for everybody; or as long as the server says."""
-        pause = self.pause_s * 2**attempt * (0.5 + random.random())
-        if asked.isdecimal():
-            pause = max(pause, float(asked[:6]))
-        await trio.sleep(min(pause, _PAUSE_MAX_S))
+        pause = min(self.pause_s * 2**attempt * (0.5 + random.random()), _PAUSE_MAX_S)
+        await trio.sleep(max(pause, asked))
 
     async def _authorized(
         self, method: str, path: str, scope: str, headers: Mapping[str, str], content: bytes | Content | None
@@ -200,10 +209,13 @@ class Session:
         assert self._client is not None, "used outside of its `async with`"
         if not self._base:
             await self._find_scheme()
-        url = httpx.URL(self._base).join(path)
+        base = httpx.URL(self._base)
+        url = base.join(path)
+        if base.scheme == "https" and (url.scheme, url.host, url.port) == ("http", base.host, base.port):
+            url = url.copy_with(scheme="https")  # a registry that does not know that there is TLS in front of it
         sent_headers = dict(headers)
         # An upload may be directed elsewhere: our name is for the registry only.
-        if token is not None and (url.host, url.port) == (httpx.URL(self._base).host, httpx.URL(self._base).port):
+        if token is not None and (url.scheme, url.host, url.port) == (base.scheme, base.host, base.port):
             sent_headers["Authorization"] = token.header
         body = content() if callable(content) else content
         request = self._client.build_request(method, url, headers=sent_headers, content=body)
@@ -219,7 +231,13 @@ class Session:
             try:
                 answer = await self._client.send(self._client.build_request("GET", f"{base}/v2/"), stream=True)
                 await answer.aclose()
-            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout) as error:
+            except (
+                httpx.ConnectError,
+                httpx.RemoteProtocolError,
+                httpx.ReadError,
+                httpx.ConnectTimeout,
+                httpx.ProxyError,  # which lets nobody through to that port
+            ) as error:
                 if not self.endpoint.may_be_plain or isinstance(_tls_error(error), ssl.SSLCertVerificationError):
                     raise
                 base = f"http://{self.endpoint.host}"
@@ -310,7 +328,21 @@ class Session:
         if answer.status_code in (401, 403):
             hint = f"unionfs login {self.endpoint.registry}"
             return AuthError(what, subject, why, hint=hint)
-        return RegistryError(what, subject, why)
+        asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
+        hint = f"it wants to be asked again in {asked:.0f} s" if asked > _ASKED_MAX_S else ""
+        if answer.status_code == 429 and self.credentials is None:
+            hint += f"\nlimits are often higher for those who log in: unionfs login {self.endpoint.registry}"
+        return RegistryError(what, subject, why, hint=hint.strip())
+
+
+def retry_after(text: str, now: float) -> float:
+    """The seconds that a Retry-After header asks for, in whichever form (RFC 9110, 10.2.3); 0 for nonsense."""
+    if text.isdecimal() and text.isascii():
+        return float(text[:9])
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def broken(host: str, error: Exception) -> RegistryError:

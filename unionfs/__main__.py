@@ -37,6 +37,7 @@ VERBS = {
     "logout": "forget them",
     "search": "list what a registry has",
     "images": "list images",
+    "image": "the same under longer names (`image ls`, `image rm`), and `image prune`",
     "tag": "give an image one more name",
     "rmi": "remove images",
     "history": "how an image came to be",

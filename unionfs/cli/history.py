@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from layers import image
+from layers.errors import printable
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 
@@ -15,6 +16,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("history", "Show how an image came to be, the latest step first.", image_store.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="digests of layers only")
     parser.add_argument("--no-trunc", action="store_true", help="whole commands")
     image_store.add_root(parser)
     image_store.add_debug(parser)
@@ -36,14 +38,17 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(steps, indent=1))
         return 0
+    if arguments.quiet:
+        print("\n".join(step["digest"] or "-" for step in steps))
+        return 0
     width = 10_000 if arguments.no_trunc else 60
     rows = [
         (
             step["digest"].partition(":")[2][:12] or "-",
-            step["created"][:19],
-            " ".join(step["created_by"].split())[:width],
+            printable(step["created"][:19]),
+            printable(" ".join(step["created_by"].split()))[:width],
             image_store.human(step["size"]),
-            step["comment"][:width],
+            printable(step["comment"])[:width],
         )
         for step in steps
     ]

@@ -231,9 +231,11 @@ def human(count: int) -> str:
     return f"{amount:.1f} TB"
 
 
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, heading: bool = True) -> None:
     """Columns as wide as they need to be."""
-    lines = [head, *rows]
+    lines = [head, *rows] if heading else list(rows)
+    if not lines:
+        return
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

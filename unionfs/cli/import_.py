@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from layers import making, reference
+from layers.compression import Readable
+from layers.manifest import parse_platform
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
@@ -23,7 +27,7 @@ def main(argv: list[str]) -> int:
         "Make an image out of the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not.",
         _EPILOG,
     )
-    parser.add_argument("file", metavar="FILE", help="- for stdin")
+    parser.add_argument("file", metavar="FILE|URL", help="a tar, - for stdin, or http(s)://...")
     parser.add_argument("name", metavar="NAME", nargs="?", help="[REGISTRY/]NAME[:TAG]")
     parser.add_argument("-m", "--message", metavar="TEXT", default="", help="for the image's history")
     parser.add_argument(
@@ -34,6 +38,7 @@ def main(argv: list[str]) -> int:
         default=[],
         help="as in a Dockerfile: CMD, ENV, USER ...",
     )
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of what is in it (default: this machine's)")
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="default: gzip")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     image_store.add_limits(parser)
@@ -48,9 +53,9 @@ def main(argv: list[str]) -> int:
                 message=arguments.message,
                 changes=arguments.change,
                 compression=arguments.compression,
+                platform=parse_platform(arguments.platform) if arguments.platform else None,
             )
-            source = sys.stdin.buffer if arguments.file == "-" else open(arguments.file, "rb")  # noqa: SIM115
-            with source:
+            with _opened(arguments.file) as source:
                 made = making.import_tar(
                     image_store.store_of(arguments),
                     source,
@@ -62,3 +67,18 @@ def main(argv: list[str]) -> int:
         return 0
 
     return image_store.with_ids(body)
+
+
+@contextmanager
+def _opened(text: str) -> Iterator[Readable]:
+    """The tar. Raises: LayerError when a server does not send it."""
+    if text == "-":
+        yield sys.stdin.buffer
+    elif text.startswith(("http://", "https://")):
+        from layers.webfile import opened
+
+        with opened(text) as body:
+            yield body
+    else:
+        with open(text, "rb") as file:
+            yield file

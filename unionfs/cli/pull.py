@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from argparse import Namespace
 
-from layers import image
+from layers import image, reference
+from layers.errors import Malformed
+from layers.image import Remote
 from layers.manifest import parse_platform
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
@@ -24,6 +27,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)"
     )
+    parser.add_argument(
+        "--all-platforms", action="store_true", help="keep the images of all platforms, to push them elsewhere"
+    )
+    parser.add_argument("-a", "--all-tags", action="store_true", help="all tags of the repository IMAGE")
     parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
     image_store.add_remote(parser)
     image_store.add_limits(parser)
@@ -37,12 +44,13 @@ def main(argv: list[str]) -> int:
         import trio
 
         with image_store.failures(), shown(quiet=arguments.quiet) as progress:
-            for text in arguments.images:
+            for text in _names(arguments, remote):
                 pull = functools.partial(
                     image.pull,
                     image_store.store_of(arguments),
                     text,
                     platform=parse_platform(arguments.platform) if arguments.platform else None,
+                    whole=arguments.all_platforms,
                     remote=remote,
                     options=image_store.options(arguments),
                     progress=progress,
@@ -53,3 +61,17 @@ def main(argv: list[str]) -> int:
         return 0
 
     return image_store.with_ids(body)
+
+
+def _names(arguments: Namespace, remote: Remote) -> list[str]:
+    if not arguments.all_tags:
+        return list(arguments.images)
+    import trio
+
+    found = []
+    for text in arguments.images:
+        asked = reference.parse(text)
+        if asked.digest is not None or asked.tag != reference.DEFAULT_TAG or text.endswith(f":{asked.tag}"):
+            raise Malformed("pulling", text, "it names one image", hint="--all-tags takes a name without a tag")
+        found += [f"{asked.name}:{tag}" for tag in trio.run(image.tags, text, remote)]
+    return found

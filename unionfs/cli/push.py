@@ -1,10 +1,13 @@
-"""`unionfs push`: send an image to a registry."""
+"""`unionfs push`: send images to a registry."""
 
 from __future__ import annotations
 
 import functools
+from argparse import Namespace
 
-from layers import image
+from layers import image, reference
+from layers.errors import Malformed, NotFound
+from layers.store import Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
@@ -12,7 +15,8 @@ from unionfs.cli.progress import shown
 _DESCRIPTION = """\
 Send an image to the registry that its name says, or as DESTINATION to another.
 
-Only what the registry does not have is sent; an upload that breaks goes on where it broke."""
+Only what the registry does not have is sent; an upload that breaks goes on where it broke. An image for several
+platforms, which `pull --all-platforms` or another tool brought, is sent whole."""
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +24,8 @@ def main(argv: list[str]) -> int:
     parser = Parser("push", _DESCRIPTION, image_store.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("destination", metavar="DESTINATION", nargs="?")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the digest only")
+    parser.add_argument("-a", "--all-tags", action="store_true", help="all tags that the repository IMAGE has here")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
     image_store.add_remote(parser)
     image_store.add_root(parser)
     image_store.add_debug(parser)
@@ -28,13 +33,32 @@ def main(argv: list[str]) -> int:
     with image_store.failures(), shown(quiet=arguments.quiet) as progress:
         import trio
 
-        push = functools.partial(
-            image.push,
-            image_store.store_of(arguments),
-            arguments.image,
-            arguments.destination,
-            remote=image_store.remote(arguments),
-            progress=progress,
-        )
-        print(trio.run(push))
+        store = image_store.store_of(arguments)
+        remote = image_store.remote(arguments)
+        for name, destination in _names(arguments, store):
+            push = functools.partial(image.push, store, name, destination, remote=remote, progress=progress)
+            digest = trio.run(push)
+            print(f"{name} {digest}" if arguments.all_tags and not arguments.quiet else digest, flush=True)
     return 0
+
+
+def _names(arguments: Namespace, store: Store) -> list[tuple[str, str | None]]:
+    """What is to be sent, and as what."""
+    if not arguments.all_tags:
+        return [(arguments.image, arguments.destination)]
+    asked = reference.parse(arguments.image)
+    to = None if arguments.destination is None else reference.parse(arguments.destination)
+    for one, text in ((asked, arguments.image), (to, arguments.destination)):
+        if one is not None and (one.digest is not None or text.endswith(f":{one.tag}")):
+            raise Malformed("pushing", text, "it names one image", hint="--all-tags takes names without a tag")
+    found: list[tuple[str, str | None]] = []
+    for image_ in store.named():
+        try:
+            known = reference.parse(image_.name)
+        except Malformed:
+            continue
+        if known.name == asked.name and known.tag is not None:
+            found.append((image_.name, None if to is None else f"{to.name}:{known.tag}"))
+    if not found:
+        raise NotFound("pushing", asked.name, "it has no tag in the store")
+    return found

@@ -23,6 +23,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    parser.add_argument(
+        "--format", choices=("docker-archive", "oci-archive"), help="for podman's habits: the archive is both"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     image_store.add_root(parser)
     image_store.add_debug(parser)

@@ -12,15 +12,18 @@ def main(argv: list[str]) -> int:
     """Run `unionfs tag ARGV`."""
     parser = Parser("tag", "Give IMAGE the name NAME too; an image that had the name loses it.", image_store.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("name", metavar="NAME", help="[REGISTRY/]NAME[:TAG]")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="[REGISTRY/]NAME[:TAG]")
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
     with image_store.failures():
-        new = reference.parse(arguments.name)
-        if new.digest is not None:
-            raise CommandError(f"tagging failed: {arguments.name}: a digest cannot be given", status=2)
+        wanted = [reference.parse(name) for name in arguments.names]
+        for new in wanted:
+            if new.digest is not None:
+                raise CommandError(f"tagging failed: {new}: a digest cannot be given", status=2)
         store = image_store.store_of(arguments)
         with store.adding():
-            store.tag(store.find(arguments.image).descriptor, str(new))
+            descriptor = store.find(arguments.image).descriptor
+            for new in wanted:
+                store.tag(descriptor, str(new))
     return 0

@@ -1,0 +1,68 @@
+"""`unionfs image prune`: remove images that nothing needs, and free what only they had."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from layers import gc
+from layers.store import Named, Store
+from unionfs.cli import image_store
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+
+_DESCRIPTION = """\
+Remove the images that have no name; with --all also those of which no container is made. Their layers are freed unless
+others have them, and what broken pulls left is freed, too."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs image prune ARGV`."""
+    parser = Parser("image prune", _DESCRIPTION, image_store.EPILOG)
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="also images with names, if no container is made of them"
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="print JSON; do not ask")
+    image_store.add_root(parser)
+    image_store.add_debug(parser)
+    arguments = parser.parse(argv)
+    if not arguments.force and not arguments.json and sys.stdin.isatty():
+        what = "that no container is made of" if arguments.all else "without a name"
+        print(f"Remove all images {what}? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 1
+    return image_store.with_ids(lambda: _prune(arguments))
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    with image_store.failures():
+        store = image_store.store_of(arguments)
+        used, bases = image_store.in_use(arguments), image_store.bases(arguments.root)
+        needed = {base.digest for base in bases}
+        removed = []
+        for named in store.named():
+            if named.descriptor.digest not in needed and (not named.name or arguments.all):
+                _take_away(store, named)
+                removed.append(named.name or str(named.descriptor.digest))
+        try:
+            freed = gc.collect(store, used, bases)
+        except gc.Busy as error:
+            raise CommandError(str(error), hint=error.hint, status=error.exit_code) from error
+    if arguments.json:
+        print(
+            json.dumps({"images": removed, "blobs": freed.blobs, "layers": freed.layers, "size": freed.size}, indent=1)
+        )
+        return 0
+    for name in removed:
+        print(f"untagged {name}")
+    print(f"freed: {image_store.human(freed.size)} of blobs and {len(freed.layers)} unpacked layers")
+    return 0
+
+
+def _take_away(store: Store, named: Named) -> None:
+    if named.name:
+        store.untag(named.name)
+    else:
+        store.remove_digest(named.descriptor.digest)
