@@ -14,7 +14,9 @@ from typing import Final
 
 from unionfs.syscalls import files
 
-_CHUNK: Final = 8 << 20  # bytes between two looks at whether somebody cancelled
+_CHUNK: Final = 1 << 20
+"""Bytes that one system call copies: somebody may have cancelled, and a kernel that does not interrupt system calls
+(CONFIG_PREEMPT_NONE) lets the thread that answers requests wait for so much on one processor."""
 _BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _BUFFER: Final = 1 << 20
 _SMALL: Final = 64 << 10  # one read and one write beat finding out what the filesystem can do
