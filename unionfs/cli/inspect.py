@@ -97,6 +97,7 @@ def of_container(container: Container) -> dict[str, Any]:
                 f"{port.inside}/{port.protocol}": [{"HostIp": port.address, "HostPort": str(port.outside)}]
                 for port in job.published
             },
+            "Runtime": job.runtime or "unionfs",
             "ReadonlyRootfs": job.read_only,
             "AutoRemove": job.remove,
             "Capabilities": list(job.capabilities),

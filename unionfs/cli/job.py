@@ -46,6 +46,7 @@ class Job:
     capabilities: tuple[str, ...] = USUAL
     no_new_privileges: bool = True
     driver: str = DEFAULT  # how the root filesystem comes about, one of drivers.driver.NAMES
+    runtime: str = ""  # the OCI runtime that makes the container; empty: our own launcher
     remove: bool = False  # keep nothing when the command has ended
     transport: str = DEFAULT_TRANSPORT
     whiteout: str = "aufs"

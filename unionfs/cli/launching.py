@@ -46,6 +46,9 @@ from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 LOG: Final = "daemon.log"
 """In the container's directory: what the union's daemon had to say."""
 
+BUNDLE: Final = "bundle"
+"""In the container's directory: what an OCI runtime is given, and its state."""
+
 OWN_MOUNTS: Final = CLONE_NEWNS
 """The namespace that `mounted` needs."""
 
@@ -180,6 +183,8 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         capabilities=job.capabilities,
         no_new_privileges=job.no_new_privileges,
         id_map=id_map,
+        runtime=job.runtime,
+        bundle=os.path.join(container.directory, BUNDLE),
         door=door_of(container) if job.kind == "run" else "",
     )
 
@@ -258,6 +263,7 @@ class _Turns:
         os.umask(0o022)  # what we make is for the container, whatever our user's habit is
         try:
             remove_path(os.path.join(container.directory, VOLUMES))  # of a time that ended suddenly
+            remove_path(os.path.join(container.directory, BUNDLE))
             write_etc(job, container, _nameserver(job))
             if container.has_ground:
                 lay_ground(job, container)

@@ -33,13 +33,14 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         yield
         return
     namespaces = living.enter(container, what)
+    firsts = _first_of_runtime(container)
     ready_read, ready_write = os.pipe()
     over_read, over_write = os.pipe()
 
     def be_helper() -> int:
         os.close(ready_read)
         os.close(over_write)
-        return _help(namespaces, ready_write, over_read, stopped=stopped)
+        return _help(namespaces, ready_write, over_read, firsts if stopped else [], stopped=stopped)
 
     try:
         helper = mapped.fork(None, 0, be_helper)
@@ -47,6 +48,8 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         raise CommandError(str(error), hint=error.hint) from error
     finally:
         namespaces.close()
+        for fd in firsts:
+            os.close(fd)
         os.close(ready_write)
         os.close(over_read)
     try:
@@ -59,16 +62,37 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         os.waitpid(helper, 0)
 
 
-def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, *, stopped: bool) -> int:
+def _first_of_runtime(container: Container) -> list[int]:
+    """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and nobody in
+    its pid namespace can stop it."""
+    pid = container.pid
+    if not container.job.get("runtime") or pid is None:
+        return []
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [os.pidfd_open(int(child)) for child in file.read().split()[:1]]
+    except OSError:
+        return []  # it ends at this moment
+
+
+def _signal(fds: list[int], number: int) -> None:
+    for fd in fds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, number)
+
+
+def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, firsts: list[int], *, stopped: bool) -> int:
     set_process_name("unionfs-pause")
     set_command_line("unionfs-pause")
     namespaces.enter()
     namespaces.close()
     set_dumpable(False)
+    _signal(firsts, signal.SIGSTOP)
     child = os.fork()  # it is the child that is in the pid namespace
     if child:
         os.close(ready_fd)
         os.waitpid(child, 0)
+        _signal(firsts, signal.SIGCONT)
         return 0
     asleep = _processes(_STILL)
     try:

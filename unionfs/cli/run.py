@@ -192,6 +192,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         no_new_privileges=not arguments.allow_new_privileges,
         remove=arguments.rm,
         driver=arguments.driver,
+        runtime=_runtime(arguments.runtime),
         transport=arguments.transport,
         whiteout=arguments.whiteout,
         durability=arguments.durability,
@@ -279,6 +280,12 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="how the root filesystem comes about: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
         f"snapshot (default: {DEFAULT})",
     )
+    add(
+        "--runtime",
+        metavar="PROGRAM",
+        default="",
+        help="have an OCI runtime make the container, crun or runc (default: unionfs itself)",
+    )
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
     add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="how removed names are marked (default: aufs)")
     add(
@@ -349,6 +356,18 @@ def _hostname(name: str | None) -> str | None:
     if name is not None and not 0 < len(os.fsencode(name)) <= 64:
         raise _bad("hostname", name, "it must have 1 to 64 bytes")
     return name
+
+
+def _runtime(name: str) -> str:
+    if name in ("", "unionfs"):
+        return ""
+    import shutil
+
+    found = shutil.which(name)
+    if found is None:
+        hint = f"install the package {name}" if name in ("crun", "runc") else "crun and runc are such"
+        raise CommandError(f"run: no such runtime: {name}", hint=hint, status=OWN_FAILURE)
+    return os.path.abspath(found)
 
 
 def _published(arguments: Namespace) -> tuple[Port, ...]:

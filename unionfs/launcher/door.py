@@ -79,13 +79,21 @@ class Door:
         os.close(mnt_fd)
         os.close(root_fd)
 
+    def give_all(self, fds: tuple[int, ...]) -> None:
+        """Likewise where the container was made by somebody else: all namespaces (as _NAMES) and the root."""
+        socket.send_fds(self._inits, [b"a"], fds)
+
     def forget_inits(self) -> None:
         """In the guardian, once init has been forked."""
         self._inits.close()
 
     def open(self) -> None:
         """Take what init gives. Preconditions: its command was executed."""
-        _, (mnt_fd, root_fd), _, _ = socket.recv_fds(self._ours, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        _, fds, _, _ = socket.recv_fds(self._ours, 1, len(_NAMES) + 1, socket.MSG_CMSG_CLOEXEC)
+        if len(fds) > 2:
+            self._fds = tuple(fds)
+            return
+        mnt_fd, root_fd = fds
         user, pid, uts, ipc, net, cgroup = (
             os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _OF_GUARDIAN
         )

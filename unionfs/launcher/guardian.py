@@ -142,6 +142,10 @@ class Guardian:
             around = init.Surroundings(
                 self._sender, life_read, verdict_write, self._handover, self._capture, self._door
             )
+            if self._spec.runtime:
+                from unionfs.launcher import anteroom
+
+                anteroom.run(self._spec, around)
             init.run(self._spec, self._plan, around)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._door:

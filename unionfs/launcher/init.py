@@ -59,8 +59,8 @@ def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
     """Be the container's init. Preconditions: process 1 of a new pid namespace, all signals blocked."""
     status = OWN_FAILURE
     try:
-        _tie_to_parent(around.alive_fd)
-        _reveal_nothing()
+        tie_to_parent(around.alive_fd)
+        reveal_nothing()
         os.umask(0o022)  # for what is made in the container, whatever our user's habit is
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -84,7 +84,7 @@ def exit_status(wait_status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _tie_to_parent(alive_fd: int) -> None:
+def tie_to_parent(alive_fd: int) -> None:
     """End when the parent does. It may have done so before the kernel was asked to tell."""
     set_parent_death_signal(signal.SIGKILL)
     poll = select.poll()
@@ -94,7 +94,8 @@ def _tie_to_parent(alive_fd: int) -> None:
     os.close(alive_fd)
 
 
-def _reveal_nothing() -> None:
+def reveal_nothing() -> None:
+    """Show nothing of the host in /proc, and be looked into by nobody."""
     set_process_name(NAME)
     set_command_line(NAME)
     set_dumpable(False)

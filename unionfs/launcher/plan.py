@@ -78,8 +78,12 @@ class Plan(NamedTuple):
 
 def make(spec: Spec) -> Plan:
     """The plan that fulfils `spec`."""
-    inner = ("pid", "uts", "ipc", *(("network",) if spec.own_network else ()))
+    network_too = ("network",) if spec.own_network else ()
+    inner = ("pid", *network_too) if spec.runtime else ("pid", "uts", "ipc", *network_too)
     network = (spec.uplink.describe(),) if spec.uplink else ()
+    if spec.runtime:
+        words = (f"write an OCI bundle into {spec.bundle}", f"have {spec.runtime} run it")
+        return Plan(spec.id_map, ("mount", "cgroup"), inner, network, (), words)
     return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec))
 
 

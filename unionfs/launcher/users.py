@@ -11,7 +11,9 @@ import stat
 from typing import Final, NamedTuple
 
 from unionfs.launcher.errors import LaunchError
+from unionfs.syscalls import files
 
+_IN_ROOT: Final = 0x10 | files.RESOLVE_NO_MAGICLINKS  # RESOLVE_IN_ROOT of openat2(2)
 _LARGEST_FILE: Final = 16 << 20  # a passwd of a hundred thousand users; more is no passwd file
 _LARGEST_ID: Final = 2**32 - 2
 
@@ -25,9 +27,10 @@ class Identity(NamedTuple):
     home: str
 
 
-def look_up(wish: str) -> Identity:
-    """Resolve `wish` with the files of the current root directory. Raises: LaunchError as `resolve` does."""
-    return resolve(wish, _read("/etc/passwd"), _read("/etc/group"))
+def look_up(wish: str, root_fd: int | None = None) -> Identity:
+    """Resolve `wish` with the files of the current root directory, or that of `root_fd`. Raises: LaunchError as
+    `resolve` does."""
+    return resolve(wish, _read("/etc/passwd", root_fd), _read("/etc/group", root_fd))
 
 
 def resolve(wish: str, passwd: str, group: str) -> Identity:
@@ -71,10 +74,11 @@ def _number(text: str) -> int | None:
     return int(text) if int(text) <= _LARGEST_ID else None
 
 
-def _read(path: str) -> str:
+def _read(path: str, root_fd: int | None) -> str:
     """A file of the container, which may be anything there: only a plain file of sensible size is read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(path, flags) if root_fd is None else files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT)
     except OSError:
         return ""
     with open(fd, "rb") as file:

@@ -1,0 +1,220 @@
+"""Process 1 of the pid namespace in which an OCI runtime (crun, runc) runs a container, in a pid namespace within.
+
+It prepares what the runtime needs, has it create and start the container, hands out the container's namespaces at the
+door, reaps and passes on signals, and ends with the container. When it is killed the kernel ends everything beside and
+within it. It is not in the container: nothing of the container sees it, and so it keeps its capabilities.
+
+Sources: OCI runtime specification, runtime.md; crun(1), runc(8); the protocol of --console-socket as runc documents it
+(docs/terminals.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import termios
+from typing import Final, NoReturn
+
+from unionfs.launcher import bundle, init, steps, users
+from unionfs.launcher.errors import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, LaunchError
+from unionfs.launcher.init import Surroundings
+from unionfs.launcher.mapped import reset_signals
+from unionfs.launcher.spec import Spec
+from unionfs.syscalls.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, mount
+from unionfs.syscalls.namespaces import CLONE_NEWNS, unshare
+
+_CONTAINER: Final = "unionfs"  # its name, in a state directory that has no other
+_CGROUPS: Final = "/sys/fs/cgroup"
+_CONSOLE: Final = "console"
+_HARMLESS: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_NAMES: Final = ("user", "mnt", "pid", "uts", "ipc", "net", "cgroup")
+_LOG_MAX: Final = 16 << 10
+_MISSING: Final = ("not found", "no such file or directory")
+_FORBIDDEN: Final = ("permission denied", "is a directory", "operation not permitted")
+
+
+def run(spec: Spec, around: Surroundings) -> NoReturn:
+    """Be that process. Preconditions: process 1 of a new pid namespace, all signals blocked."""
+    status = OWN_FAILURE
+    try:
+        init.tie_to_parent(around.alive_fd)
+        init.reveal_nothing()
+        os.umask(0o022)
+        status = _Anteroom(spec, around).run()
+    except Exception as error:  # noqa: BLE001 - process 1 has nobody above it in its namespace who could handle it
+        init.confess(error, around)
+        if isinstance(error, LaunchError):
+            status = error.status
+    finally:
+        os._exit(status)
+
+
+class _Anteroom:
+    def __init__(self, spec: Spec, around: Surroundings) -> None:
+        self._spec: Final = spec
+        self._around: Final = around
+        self._bundle: Final = spec.bundle
+        self._log: Final = os.path.join(spec.bundle, "runtime.log")
+        self._ended: Final[dict[int, int]] = {}  # pid -> wait status of those who ended beside the runtime; added to
+        self._is_crun: Final = "crun" in os.path.basename(spec.runtime)
+
+    def run(self) -> int:
+        unshare(CLONE_NEWNS)
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+        mount("proc", "/proc", "proc", _HARMLESS)
+        if self._is_crun:
+            _mount_cgroups()
+        if self._spec.own_network:
+            steps.Loopback().execute()
+        self._write_bundle()
+        pid = self._create()
+        try:
+            if self._around.door:
+                _give(self._around, pid)
+            self._runtime("start", _CONTAINER)
+            os.close(self._around.verdict_fd)  # nothing written: it was executed
+            if pid in self._ended:
+                return init.exit_status(self._ended[pid])
+            self._let_go()
+            return init.serve(pid)
+        finally:
+            with contextlib.suppress(LaunchError):
+                self._runtime("delete", "--force", _CONTAINER)
+
+    def _write_bundle(self) -> None:
+        os.makedirs(self._bundle, 0o700)
+        root_fd = os.open(self._spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            identity = users.look_up(self._spec.user, root_fd)
+        finally:
+            os.close(root_fd)
+        self._check(identity)
+        with open(os.path.join(self._bundle, "config.json"), "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(bundle.config(self._spec, identity), file, indent=1, ensure_ascii=False)
+
+    def _check(self, identity: users.Identity) -> None:
+        id_map = self._spec.id_map
+        if id_map is not None and not (id_map.has_uid(identity.uid) and id_map.has_gid(identity.gid)):
+            why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
+            raise LaunchError("changing the user", self._spec.user, why)
+
+    def _create(self) -> int:
+        """Have the container created; its process 1, which is our child since the runtime has ended."""
+        listener = self._listen() if self._spec.terminal else None
+        console = ("--console-socket", _CONSOLE) if listener else ()
+        pid_file = os.path.join(self._bundle, "pid")
+        words = ("create", "--bundle", self._bundle, "--pid-file", pid_file, *console, _CONTAINER)
+        self._runtime(*words, gives_output=listener is None)
+        if listener:
+            self._hand_over(listener)
+        with open(pid_file, encoding="ascii") as file:
+            return int(file.read())
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        os.chdir(self._bundle)  # the address of a socket has no room for a long path
+        listener.bind(_CONSOLE)
+        listener.listen(1)
+        return listener
+
+    def _hand_over(self, listener: socket.socket) -> None:
+        handover = self._around.handover
+        assert handover is not None
+        listener.settimeout(20)
+        with listener, listener.accept()[0] as visitor:
+            _, (master, *_), _, _ = socket.recv_fds(visitor, 4096, 1)
+        if handover.size:
+            fcntl.ioctl(master, termios.TIOCSWINSZ, handover.size)
+        handover.give(master)
+        os.close(master)
+
+    def _runtime(self, *words: str, gives_output: bool = False) -> None:
+        """Run a command of the runtime. With `gives_output` its descriptors are those that the container will have.
+
+        Raises: LaunchError with what it said.
+        """
+        manager = ("--cgroup-manager=disabled",) if self._is_crun else ()
+        state = os.path.join(self._bundle, "state")
+        command = [self._spec.runtime, *manager, "--root", state, "--log", self._log, "--log-format", "json", *words]
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._become(command, gives_output=gives_output)
+        while True:  # the container is our child, too, and may end before the runtime has
+            ended, status = os.waitpid(-1, 0)
+            if ended == pid:
+                break
+            self._ended[ended] = status
+        if status:
+            raise self._failure(words[0])
+
+    def _become(self, command: list[str], *, gives_output: bool) -> NoReturn:
+        try:
+            reset_signals()
+            null_fd = os.open(os.devnull, os.O_RDWR)
+            if not gives_output:
+                for fd in (0, 1, 2):
+                    os.dup2(null_fd, fd)
+            else:
+                if self._around.capture:
+                    self._around.capture.give()
+                if not self._spec.interactive:
+                    os.dup2(null_fd, 0)
+            os.execvp(command[0], command)
+        finally:
+            os._exit(OWN_FAILURE)
+
+    def _failure(self, verb: str) -> LaunchError:
+        """What the runtime has written into its log, as an error with docker's exit code."""
+        name = os.path.basename(self._spec.runtime)
+        why = self._last_words() or f"{name} {verb} failed"
+        plain = why.lower()
+        if any(word in plain for word in ("exec", "executable", repr(self._spec.command[0]))):
+            for words, status in ((_MISSING, NOT_FOUND), (_FORBIDDEN, NOT_EXECUTABLE)):
+                if any(word in plain for word in words):
+                    return LaunchError("executing", self._spec.command[0], f"{name}: {why}", status=status)
+        return LaunchError(f"{name} {verb}", "", why)
+
+    def _last_words(self) -> str:
+        try:
+            with open(self._log, "rb") as file:
+                lines = file.read()[-_LOG_MAX:].decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                if entry.get("level") in ("error", "fatal", None):
+                    return str(entry["msg"])
+        return lines[-1] if lines else ""
+
+    def _let_go(self) -> None:
+        """Of the descriptors, so that what they lead to can end."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if int(name) > 2:
+                    os.close(int(name))
+
+
+def _give(around: Surroundings, pid: int) -> None:
+    """Hand out the namespaces of the container at the door."""
+    assert around.door is not None
+    fds = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _NAMES]
+    root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    around.door.give_all((*fds, root_fd))
+    for fd in (*fds, root_fd):
+        os.close(fd)
+
+
+def _mount_cgroups() -> None:
+    """A view of the control groups that crun takes: it refuses a mixture of the two versions."""
+    with contextlib.suppress(OSError):
+        mount("tmpfs", _CGROUPS, "tmpfs", _HARMLESS, "size=64k,mode=755")
+        mount("cgroup2", _CGROUPS, "cgroup2", _HARMLESS)

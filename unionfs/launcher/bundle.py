@@ -1,0 +1,93 @@
+"""A container as an OCI runtime takes it: the spec as config.json of a bundle. Pure.
+
+Source: OCI runtime specification 1.0.2, config.md and config-linux.md. What is hidden, read-only and mounted is what
+our own plan has (`launcher.plan`). The network namespace is ours and is made before; so the runtime is told of none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from unionfs.launcher import plan
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
+from unionfs.launcher.users import Identity
+
+_VERSION: Final = "1.0.2"
+_HARMLESS: Final = ("nosuid", "noexec", "nodev")
+_SETS: Final = ("bounding", "effective", "permitted")
+_TTY_GROUP: Final = 5
+
+
+def config(spec: Spec, identity: Identity) -> dict[str, Any]:
+    """The content of config.json; `identity` is whom `spec.user` means."""
+    environment = {"PATH": SEARCH_PATH, "HOME": identity.home, **dict(spec.environment)}
+    return {
+        "ociVersion": _VERSION,
+        "root": {"path": spec.rootfs, "readonly": spec.read_only},
+        "hostname": spec.hostname,
+        "process": {
+            "terminal": spec.terminal,
+            "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": _groups(spec, identity)},
+            "args": list(spec.command),
+            "env": [f"{name}={value}" for name, value in environment.items()],
+            "cwd": spec.workdir,
+            "capabilities": _capabilities(spec, identity),
+            "noNewPrivileges": spec.no_new_privileges,
+        },
+        "mounts": [*_own_mounts(spec), *_wished_mounts(spec)],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
+            "maskedPaths": list(plan.HIDDEN),
+            "readonlyPaths": list(plan.FROZEN),
+        },
+    }
+
+
+def _groups(spec: Spec, identity: Identity) -> list[int]:
+    if spec.id_map is None:
+        return list(identity.groups)
+    return [gid for gid in identity.groups if spec.id_map.has_gid(gid)]
+
+
+def _capabilities(spec: Spec, identity: Identity) -> dict[str, list[str]]:
+    """As our own launcher has it: who is not root has none, and may gain those of the bounding set."""
+    names = [f"CAP_{name}" for name in spec.capabilities]
+    return {name: names if name == "bounding" or identity.uid == 0 else [] for name in _SETS}
+
+
+def _own_mounts(spec: Spec) -> list[dict[str, Any]]:
+    tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
+    terminals = ("newinstance", "ptmxmode=0666", "mode=0620", *(("gid=5",) if tty_group else ()))
+    sysfs = (
+        _mount("/sys", "sysfs", "sysfs", *_HARMLESS, "ro")
+        if spec.own_network
+        else _mount("/sys", "bind", "/sys", "rbind", *_HARMLESS, "ro")
+    )
+    return [
+        _mount("/proc", "proc", "proc", *_HARMLESS),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *terminals),
+        _mount("/dev/shm", "tmpfs", "shm", *_HARMLESS, "mode=1777", "size=65536k"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", *_HARMLESS),
+        sysfs,
+    ]
+
+
+def _wished_mounts(spec: Spec) -> list[dict[str, Any]]:
+    taken = {bind.target for bind in spec.binds}
+    scratch = (*spec.tmpfs, *(plan.SCRATCH_OF_READ_ONLY if spec.read_only else ()))
+    found = [
+        _mount(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755" if path == "/run" else "mode=1777")
+        for path in dict.fromkeys(scratch)
+        if path not in taken
+    ]
+    return found + [_bind(bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))]
+
+
+def _bind(bind: Bind) -> dict[str, Any]:
+    read_only = ("ro",) if bind.read_only else ()
+    return _mount(bind.target, "bind", bind.source, "rbind", "rprivate", "nosuid", "nodev", *read_only)
+
+
+def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
