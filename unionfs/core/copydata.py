@@ -2,7 +2,8 @@
 descriptors.
 
 A reflink where the filesystem shares extents, else copy_file_range over the data between the holes, else read and
-write.
+write. Where to write is reserved before on ext4, which copies a quarter faster then, to the device, too: it need not
+reserve page by page. On xfs and tmpfs the same takes longer (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _CHUNK: Final = 1 << 20
 _BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _BUFFER: Final = 1 << 20
 _SMALL: Final = 64 << 10  # one read and one write beat finding out what the filesystem can do
+_WORTH_RESERVING: Final = 512 << 10  # what is smaller gains less than the call takes
 _NOT_HERE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
 
@@ -50,9 +52,17 @@ class Copy:
             return
         if self.length >= st.st_size and self._reflink():
             return
+        reserve = False
+        if self.length >= _WORTH_RESERVING:
+            os.posix_fadvise(self.src_fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # read further ahead
+            reserve = files.filesystem_type(self.dst_fd) == files.EXT4
+        reached = 0
         for start, end in self._extents() if sparse else [(0, self.length)]:
-            self._copy_range(start, end)
-        os.ftruncate(self.dst_fd, self.length)
+            if reserve and end - start >= _WORTH_RESERVING:
+                self._reserve(start, end)
+            reached = self._copy_range(start, end)
+        if reached != self.length:
+            os.ftruncate(self.dst_fd, self.length)
 
     def _has_hole(self, size: int) -> bool:
         """Asked, not told from st_blocks: those count blocks for attributes, too."""
@@ -87,7 +97,16 @@ class Copy:
                 yield start, min(end, self.length)
             at = end
 
-    def _copy_range(self, start: int, end: int) -> None:
+    def _reserve(self, start: int, end: int) -> None:
+        """Have blocks ready for a range (fallocate(2)). ENOSPC, EDQUOT: at once, and not after half of the copy."""
+        try:
+            files.fallocate(self.dst_fd, 0, start, end - start)
+        except OSError as exc:
+            if exc.errno not in _NOT_HERE:
+                raise
+
+    def _copy_range(self, start: int, end: int) -> int:
+        """Copy a range; where the copy ended, before `end` if the source did."""
         at = start
         while at < end:
             self._check()
@@ -98,24 +117,25 @@ class Copy:
                     raise
                 moved = 0
             if moved == 0:  # not supported here, or a filesystem that has sizes but no ranges (procfs)
-                self._read_write(at, end)
-                return
+                return self._read_write(at, end)
             at += moved
             self.copied += moved
+        return at
 
-    def _read_write(self, start: int, end: int) -> None:
+    def _read_write(self, start: int, end: int) -> int:
         at = start
         while at < end:
             self._check()
             data = os.pread(self.src_fd, min(_BUFFER, end - at), at)
             if not data:
-                return
+                break
             view = memoryview(data)
             while view:
                 written = os.pwrite(self.dst_fd, view, at)
                 at += written
                 view = view[written:]
             self.copied += len(data)
+        return at
 
     def _check(self) -> None:
         if self.cancelled:

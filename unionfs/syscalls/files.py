@@ -1,4 +1,5 @@
-"""System calls on files that `os` lacks: openat2, renameat2, fallocate, fchmodat2, utimensat, syncfs, FICLONE."""
+"""System calls on files that `os` lacks: openat2, renameat2, fallocate, fchmodat2, utimensat, syncfs, fstatfs,
+FICLONE."""
 
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ ioctl_iflags(2)) and FS_IOC_FSGETXATTR (struct fsxattr, <linux/fs.h>)."""
 FLAG_WRITES: Final = {0x40086602: 4, 0x401C5820: 28}
 """FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR."""
 
+EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC
+
 _FICLONE: Final = 0x40049409  # ioctl_ficlonerange(2)
 _SYS_OPENAT2: Final = 437  # the same number on every architecture (new system calls since Linux 5.0)
 _SYS_FCHMODAT2: Final = 452
@@ -51,6 +54,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.POINTER(ctypes.c_long))
 
 
 class _Timespec(ctypes.Structure):
@@ -92,6 +96,14 @@ def syncfs(fd: int) -> None:
     """Write the whole filesystem of `fd` to its device (syncfs(2))."""
     if _libc.syncfs(fd) < 0:
         raise _fail()
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of the filesystem that `fd` is on (fstatfs(2), f_type)."""
+    buffer = (ctypes.c_long * 32)()  # struct statfs is shorter; its first member is f_type
+    if _libc.fstatfs(fd, buffer) < 0:
+        raise _fail()
+    return int(buffer[0])
 
 
 def ficlone(dst_fd: int, src_fd: int) -> None:
