@@ -101,6 +101,56 @@ def test_a_trace_names_the_file_the_request_and_who_asked(user: User, mountpoint
     assert stats(user, mountpoint)["copy_ups"]["files"] == 2, "the daemon lives on when a reader goes"
 
 
+_TRIGGERS = """
+import os, sys
+os.chdir(sys.argv[1])
+fd = os.open("append", os.O_WRONLY | os.O_APPEND)
+os.write(fd, b"x")
+fd = os.open("reserve", os.O_RDWR)
+os.posix_fallocate(fd, 0, 20)
+os.truncate("truncate", 5)
+os.chmod("chmod", 0o600)
+os.chown("chown", os.getuid(), os.getgid())
+os.utime("utime")
+os.setxattr("setxattr", "user.x", b"1")
+os.rename("rename", "renamed")
+os.link("source", "linked")
+os.close(os.open("empty", os.O_WRONLY | os.O_TRUNC))
+"""
+
+
+def test_every_trigger_is_laid_at_its_door(user: User, lower: Path, transport: str) -> None:
+    names = ["append", "truncate", "chmod", "chown", "utime", "setxattr", "rename", "source", "empty"]
+    wanted = dict.fromkeys(names, "SETATTR")
+    wanted |= {"append": "WRITE", "setxattr": "SETXATTR", "rename": "RENAME", "source": "LINK"}
+    if transport == "kernel":  # libfuse's other one has no fallocate, and the C library writes instead
+        wanted["reserve"] = "FALLOCATE"
+    else:
+        wanted["reserve"] = "WRITE"
+    for name in wanted:
+        (lower / name).write_bytes(b"0123456789")
+    user.own(lower)
+    where = lower.parent
+    with (
+        mounted([lower], where / "mnt", user=user, transport=transport, upper=where / "upper") as mnt,
+        tracing(user, mnt) as (_, lines),
+    ):
+        user.run([sys.executable, "-I", "-S", "-c", _TRIGGERS, mnt])
+        entries = {entry["path"].lstrip("/"): entry for entry in (next(lines) for _ in wanted)}
+        assert {name: entry["request"].removesuffix("2") for name, entry in entries.items()} == wanted
+        for name, entry in entries.items():
+            assert entry["pid"] > 1
+            assert entry["command"].startswith("python")
+            assert (entry["branch"], entry["kind"], entry["size"]) == (str(lower), "file", 10)
+            assert entry["bytes"] == {"truncate": 5, "empty": 0}.get(name, 10)
+            assert entry["ms"] > 0
+            assert entry["reflinked"] is False
+        copied = stats(user, mnt)["copy_ups"]
+        assert copied["files"] == len(wanted)
+        assert copied["bytes"] == sum(entry["bytes"] for entry in entries.values())
+        assert copied["seconds"] == pytest.approx(sum(entry["ms"] for entry in entries.values()) / 1000, abs=1e-4)
+
+
 def test_a_trace_ends_with_the_union(user: User, lower: Path) -> None:
     where = lower.parent
     with mounted([lower], where / "mnt", user=user, transport="kernel", upper=where / "upper") as mnt:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from unionfs.bench.claims import answers
-from unionfs.bench.summary import Found, left_out, measured, systems_in, where
+from unionfs.bench.summary import Found, beside_cp, left_out, measured, systems_in, where
 from unionfs.bench.table import cell, x_text
 
 BEGIN: Final = "<!-- copyup: begin (unionfs bench copyup --markdown benchmarks/README.md) -->"
@@ -34,6 +34,8 @@ def text(found: Found) -> str:
         lines.append(f"| {claim.says} ([{claim.source}]({claim.url})) | {answer.figure} |")
     for series in measured(found):
         lines += ["", f"**{series['title']}** ({series['ground']}, {series['cache']})", "", *_table(series)]
+        if line := beside_cp(series):
+            lines += ["", line]
     out = left_out(found)
     if out:
         lines += ["", "Left out:", "", *[f"- {line}" for line in out]]

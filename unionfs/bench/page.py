@@ -12,7 +12,7 @@ from typing import Final
 from unionfs.bench import plots, systems
 from unionfs.bench.cases import words
 from unionfs.bench.claims import answers
-from unionfs.bench.summary import Found, duration, left_out, measured, series_of, systems_in
+from unionfs.bench.summary import Found, beside_cp, duration, left_out, measured, series_of, systems_in
 from unionfs.bench.table import cell, x_text
 
 _STYLE: Final = """
@@ -113,12 +113,13 @@ def _card(series: Found) -> str:
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )
-    label = escape(series["title"], quote=True)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    title = escape(f"{series['title']}: {series['ground']}")
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     return (
-        f'<section class="card" id="{escape(series["name"])}"><h3>{escape(series["title"])}</h3>'
-        f'<p class="soft">branches on {escape(series["ground"])}, {escape(series["cache"])} page cache</p>'
+        f'<section class="card" id="{escape(series["name"])}"><h3>{title}</h3>'
+        f'<p class="soft">{escape(series["cache"])} page cache</p>'
         f"<figure>{svg}</figure>"
+        f'<p class="soft">{escape(beside_cp(series))}</p>'
         f'<details><summary>figures</summary><div class="scroll">{_table(series)}</div></details></section>'
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +35,7 @@ _HIGH: Final = 4.5
 _INK: Final = "#333333"
 _MARKER_SIZES: Final = {"*": 11, "X": 8, "P": 8, "d": 7.5}  # so that all look equally large
 _GRID: Final = "#e4e4e4"
+_LABELS_APART: Final = 0.13  # of the axis
 _DODGE: Final = 0.009  # how far systems are moved apart, so that the spread of one does not cover another's
 _RC: Final[dict[str, Any]] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -107,12 +109,24 @@ def _figure(series: Found) -> Figure:
     else:
         axes.set_xscale("log")
         values = [point["x"] for point in series["points"]]
-        axes.set_xticks(values, [words(x) if series["unit"] == "B" else f"{x:g}" for x in values])
+        axes.set_xticks(values, _thinned(values, [words(x) if series["unit"] == "B" else f"{x:g}" for x in values]))
         axes.xaxis.set_minor_formatter(_ticks(lambda _: ""))
         axes.minorticks_off()
         axes.set_xlabel(series["axis"] + (" (logarithmic)" if len(values) > 1 else ""))
     _finish(figure, axes, len(shown))
     return figure
+
+
+def _thinned(values: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """The labels without those that would run into the next one; the first and the last always stay."""
+    span = math.log10(max(values) / min(values)) or 1
+    kept = [""] * len(values)
+    last = math.inf
+    for number in reversed(range(len(values))):
+        at = math.log10(values[number]) / span
+        if last - at >= _LABELS_APART or number == 0:
+            kept[number], last = labels[number], at
+    return kept
 
 
 def _line(axes: Any, series: Found, system: str, offset: float, named: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from unionfs.bench import facts, systems
-from unionfs.bench.cases import Series
+from unionfs.bench.cases import Series, words
 from unionfs.bench.copyup import Choice, Result
 
 FORMAT: Final = 1
@@ -110,6 +110,16 @@ def systems_in(series: Found) -> list[str]:
     """The systems that have a figure somewhere in a series, in their usual order."""
     there = {system for point in series["points"] for system in point["systems"]}
     return [system for system in systems.SYSTEMS if system in there]
+
+
+def beside_cp(series: Found) -> str:
+    """Ours over the same by the command `cp --reflink=auto`, in words; "" where that was not measured."""
+    told = []
+    for point in series["points"]:
+        ours, cp = (point["systems"].get(system, {}).get("median") for system in (systems.OURS, systems.CP))
+        if ours and cp and series["unit"] == "B":
+            told.append(f"{ours / cp:.2f} at {words(point['x'])}")
+    return f"ours / cp --reflink=auto: {', '.join(told)}" if told else ""
 
 
 def duration(ns: float) -> str:

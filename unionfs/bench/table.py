@@ -6,7 +6,7 @@ import sys
 from typing import IO, Any, Final
 
 from unionfs.bench.cases import words
-from unionfs.bench.summary import Found, duration, left_out, measured, systems_in, where
+from unionfs.bench.summary import Found, beside_cp, duration, left_out, measured, systems_in, where
 
 _BLOCKS: Final = 8192  # smaller files are written in whole blocks, which says nothing
 
@@ -33,6 +33,8 @@ def show(found: Found, file: IO[str] | None = None) -> None:
         for point in series["points"]:
             table.add_row(x_text(series, point), *(cell(point["systems"].get(system), point) for system in shown))
         console.print(table)
+        if line := beside_cp(series):
+            console.print(line + "\n", markup=False)
     console.print(
         f"Medians of up to {found['rounds']} rounds, ± half of the spread; in brackets what was written, "
         "where it is not the whole file. Less is better."
