@@ -123,10 +123,10 @@ def test_every_trigger_is_laid_at_its_door(user: User, lower: Path, transport: s
     names = ["append", "truncate", "chmod", "chown", "utime", "setxattr", "rename", "source", "empty"]
     wanted = dict.fromkeys(names, "SETATTR")
     wanted |= {"append": "WRITE", "setxattr": "SETXATTR", "rename": "RENAME", "source": "LINK"}
-    if transport == "kernel":  # libfuse's other one has no fallocate, and the C library writes instead
+    if transport == "kernel":
         wanted["reserve"] = "FALLOCATE"
-    else:
-        wanted["reserve"] = "WRITE"
+    else:  # pyfuse3 has no fallocate, and the C library writes instead; libfuse truncates when a file is opened
+        wanted |= {"reserve": "WRITE", "empty": "OPEN"}
     for name in wanted:
         (lower / name).write_bytes(b"0123456789")
     user.own(lower)
