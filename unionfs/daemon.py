@@ -263,13 +263,16 @@ def _begin(options: DaemonOptions, fd: int) -> Traffic:
     """What must be known before anybody is told that the mount can be used: whether the transport can serve it."""
     if options.transport != "kernel":
         return Tally()
+    from unionfs.fuse.kernel.device import Gone
     from unionfs.fuse.kernel.handshake import negotiate
-    from unionfs.fuse.kernel.session import Tuning, UnsupportedError
+    from unionfs.fuse.kernel.session import Tuning
 
     try:
         return negotiate(fd, options.serve, Tuning(handles=os.geteuid() == 0))
-    except UnsupportedError as error:
+    except OSError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
+    except Gone:
+        raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before it could be used") from None
 
 
 def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint: str, connection: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,13 +221,69 @@ mknod -m 666 /dev/null c 1 3
 """
 
 
+_ANOTHER_DEVICE = """
+set -e
+mount -t tmpfs -o mode=755 none /dev
+mknod -m 666 /dev/null c 1 3
+mknod -m 666 /dev/fuse c 1 3
+"$@"
+"""
+
+
+def test_a_device_that_is_not_fuses(root_user: User, scratch: Path) -> None:
+    done = _mount_with_another_dev(_ANOTHER_DEVICE, root_user, scratch)
+    assert "opening failed: /dev/fuse: it is not the device of FUSE\n  as root of the machine: rm" in done.stderr
+
+
 def test_a_machine_without_dev_fuse(root_user: User, scratch: Path) -> None:
+    done = _mount_with_another_dev(_WITHOUT_DEVICE, root_user, scratch)
+    assert "opening failed: /dev/fuse: the device does not exist\n  load the kernel module" in done.stderr
+
+
+def _mount_with_another_dev(script: str, root_user: User, scratch: Path) -> subprocess.CompletedProcess[str]:
     if not shutil.which("unshare"):
         pytest.skip("unshare is missing (Debian package util-linux)")
     for name in ("low", "mnt"):
         (scratch / name).mkdir()
     argv = [*root_user.unionfs_cmd, "mount", "--lower", "low", "mnt"]
-    shell = ["unshare", "--mount", "sh", "-c", _WITHOUT_DEVICE, "sh", *argv]
+    shell = ["unshare", "--mount", "sh", "-c", script, "sh", *argv]
     done = root_user.run(shell, cwd=scratch, check=False)
     assert done.returncode == 1
-    assert "opening failed: /dev/fuse: the device does not exist\n  load the kernel module" in done.stderr
+    return done
+
+
+_FEW_WATCHES = """
+set -e
+echo $1 > /proc/sys/user/max_inotify_instances
+echo $2 > /proc/sys/user/max_inotify_watches
+shift 2
+"$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("instances", "watches", "sentence"),
+    [
+        (
+            "0",
+            "100",
+            "changes to the directories cannot be watched: Too many open files\n  allow more inotify instances",
+        ),
+        ("9", "0", "warning: not every directory can be watched: the limit of inotify watches is reached"),
+    ],
+)
+def test_limits_of_inotify(
+    ordinary_user: User, scratch: Path, fuse_device: Path, instances: str, watches: str, sentence: str
+) -> None:
+    """A user namespace has limits of its own (namespaces(7)), so nobody else feels these."""
+    del fuse_device
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is missing (Debian package util-linux)")
+    for name in ("low", "mnt"):
+        (scratch / name).mkdir()
+    ordinary_user.own(scratch)
+    argv = [*ordinary_user.unionfs_cmd, "mount", "--watch", "--lower", str(scratch / "low"), str(scratch / "mnt")]
+    shell = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _FEW_WATCHES, "sh", instances, watches]
+    done = ordinary_user.run([*shell, *argv], check=False)
+    assert sentence in done.stderr
+    assert done.returncode == (0 if watches == "0" else 1)

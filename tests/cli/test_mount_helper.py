@@ -94,6 +94,11 @@ def test_the_later_of_opposites_counts(text: str, read_only: bool) -> None:
     assert _options("-o", f"{_BRANCHES},{text}", "/m").mount.read_only is read_only
 
 
+def test_watching() -> None:
+    assert _options("-o", "lowerdir=/l,watch", "/m").watch
+    assert not _options("-o", "lowerdir=/l", "/m").watch
+
+
 def test_other_options_that_are_understood() -> None:
     options = _options("-o", f"{_BRANCHES},allow_other,timeout=0,writeback=1,nosuid,noexec,fsname=x,fsync=0", "/m")
     assert (options.serve.timeout_s, options.serve.writeback, options.union.durability) == (0.0, True, "volatile")

@@ -173,7 +173,7 @@ def _check_inherited(fd: int, mountpoint: str) -> int:
     except OSError as error:
         why = "no such descriptor was handed over"
         raise MountError("mount", mountpoint, why, code=error.errno or 0) from error
-    if not stat.S_ISCHR(status.st_mode) or (os.major(status.st_rdev), os.minor(status.st_rdev)) != _FUSE_DEVICE_NUMBER:
+    if not _is_fuse(status):
         raise MountError("mount", mountpoint, f"the descriptor is not an open {DEVICE}", code=errno.EINVAL)
     os.set_inheritable(fd, False)
     return fd
@@ -207,7 +207,7 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int:
 
 def _open_device() -> int:
     try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         why = error.strerror or str(error)
         hint = ""
@@ -217,6 +217,15 @@ def _open_device() -> int:
         elif error.errno in _NOT_ALLOWED:
             hint = f"as root of the machine: chmod 666 {DEVICE}"
         raise MountError("opening", DEVICE, why, code=error.errno or 0, hint=hint) from error
+    if not _is_fuse(os.fstat(fd)):
+        os.close(fd)
+        hint = f"as root of the machine: rm {DEVICE}; mknod -m 666 {DEVICE} c 10 229"
+        raise MountError("opening", DEVICE, "it is not the device of FUSE", code=errno.ENODEV, hint=hint)
+    return fd
+
+
+def _is_fuse(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == _FUSE_DEVICE_NUMBER
 
 
 def _mount_refused(mountpoint: str, error: OSError) -> MountError:

@@ -18,7 +18,7 @@ from tests.core.trees import tree
 from tests.fuse.kernel import wire
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import server
+from unionfs.fuse.kernel import handshake, server
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.handshake import negotiate
 from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
@@ -211,10 +211,17 @@ def test_a_newer_major_version_is_asked_twice(kernel: Kernel) -> None:
 
 
 def test_nothing_goes_before_init(kernel: Kernel) -> None:
+    """Then somebody else has answered that one: two cannot serve one mount."""
     kernel.say(wire.request(wire.GETATTR, body=bytes(16)))
-    kernel.say(wire.init())
-    negotiate(kernel.theirs.fileno(), ServeOptions())
+    with pytest.raises(OSError, match="another process has begun"):
+        negotiate(kernel.theirs.fileno(), ServeOptions())
     assert kernel.hear().error == errno.EIO
+
+
+def test_a_kernel_that_says_nothing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "_WAIT_MS", 1)
+    with pytest.raises(TimeoutError, match="does not ask to begin"):
+        negotiate(kernel.theirs.fileno(), ServeOptions())
 
 
 # -- the device ------------------------------------------------------------------------------------------------------

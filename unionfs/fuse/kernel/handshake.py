@@ -22,19 +22,22 @@ def negotiate(fd: int, options: ServeOptions, tuning: Tuning | None = None) -> S
     """Answer INIT on `fd`: the session to serve with.
 
     Raises: UnsupportedError when the kernel and this engine have no protocol in common (it has its answer); Gone when
-    the mount has ended; TimeoutError.
+    the mount has ended; OSError when there is nothing to begin with: EBUSY when another process has begun, ETIMEDOUT.
     """
     device, session = Device(fd), Session(options, tuning or Tuning())
     while not session.negotiated:
         length = device.receive()
         if not length:
             if not device.wait(_WAIT_MS):
-                raise TimeoutError(errno.ETIMEDOUT, "the kernel did not ask to begin (FUSE_INIT)")
+                why = (
+                    "the kernel does not ask to begin: nothing is mounted with this descriptor, or it is served already"
+                )
+                raise TimeoutError(errno.ETIMEDOUT, why)
             continue
         opcode, unique = abi.IN_HEADER.unpack_from(device.request)[1:3]
         if opcode != abi.Op.INIT:
             device.send(encode.error(unique, errno.EIO))
-            continue
+            raise OSError(errno.EBUSY, "another process has begun to serve this descriptor")
         session.counts[opcode] += 1
         try:
             device.send(session.init(unique, device.request, length))
