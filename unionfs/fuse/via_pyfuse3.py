@@ -136,6 +136,7 @@ class _Adapter(pyfuse3.Operations):
         self._read_only = options.read_only  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
         self._split_ino = _can_split_ino()  # immutable
+        self._writers: dict[int, int] = {}  # node -> who opened it last for writing; changed by `open` and `forget`
 
     def heed(self, notifier: Notifier) -> None:
         """Let the kernel hear of changes that others make."""
@@ -162,6 +163,7 @@ class _Adapter(pyfuse3.Operations):
     async def forget(self, inode_list: Any) -> None:
         self.traffic.count("FORGET")
         for nodeid, count in inode_list:
+            self._writers.pop(nodeid, None)
             try:
                 self._union.forget(nodeid, count)
             except Exception:
@@ -338,6 +340,8 @@ class _Adapter(pyfuse3.Operations):
             # Who has CAP_FSETID keeps those (truncate(2)); that we are not told, so root is taken to have it.
             await self._copy_up(inode, 0)
             self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._writers[inode] = ctx.pid
         return FileInfo(fh=inode, keep_cache=True)
 
     @_answered
@@ -367,6 +371,7 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        _cause.set(Cause("WRITE", self._writers.get(fh, 0)))  # pyfuse3 does not tell whose request it is
         await self._copy_up(fh)
         return self._union.write(fh, off, buf)  # set-id bits have been cleared by the kernel, with a SETATTR
 
