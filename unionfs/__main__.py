@@ -44,6 +44,7 @@ VERBS = {
     "load": "bring in images from an archive",
     "save": "write images into an archive",
     "import": "make an image out of a root filesystem's tar",
+    "why": "which branch of a union provides a path, and what hides what",
     "stats": "what a mounted union has done: messages, copy-ups, memory",
     "trace": "follow the copy-ups of a mounted union as they happen",
     "snapshotter": "serve containerd, so that it keeps images and containers on unions",

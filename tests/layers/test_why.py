@@ -1,0 +1,102 @@
+"""Why a union shows what it shows: told in the words of the branches, and never other than what the union shows."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from layers import why
+from layers.tree import Branches
+from layers.why import HIDDEN, HIDES, MERGES, PROVIDES
+
+
+def _stack(scratch: Path, *branches: str) -> list[str]:
+    """Branches out of words: `a/` a directory, `a` a file; top first."""
+    made = []
+    for number, words in enumerate(branches):
+        top = scratch / str(number)
+        top.mkdir()
+        for word in words.split():
+            place = top / word.rstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir(exist_ok=True) if word.endswith("/") else place.touch()
+        made.append(os.fspath(top))
+    return made
+
+
+def _told(stack: list[str], path: str) -> list[tuple[str, str]]:
+    with Branches() as branches:
+        verdicts = why.explain(branches.view(stack), tuple(path.encode().split(b"/")) if path else ())
+    return [(verdict.shows, verdict.holds) for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("branches", "path", "told"),
+    [
+        (("", "d/f", "d/f"), "d/f", [("absent", ""), (PROVIDES, "file"), (HIDDEN, "file")]),
+        (("d/", "d/f", "d/g"), "d", [(PROVIDES, "directory"), (MERGES, "directory"), (MERGES, "directory")]),
+        (("d/.wh.f", "d/f"), "d/f", [(HIDES, ""), (HIDDEN, "file")]),
+        (("d/.wh..wh..opq", "d/f"), "d/f", [("absent", ""), (HIDDEN, "file")]),
+        ((".wh.d", "d/f"), "d/f", [("absent", ""), (HIDDEN, "file")]),
+        (("d", "d/f"), "d", [(PROVIDES, "file"), (HIDDEN, "directory")]),
+        (("d", "d/f"), "d/f", [("absent", ""), (HIDDEN, "file")]),
+        (("d/", "d", "d/f"), "d/f", [("absent", ""), ("absent", ""), (HIDDEN, "file")]),
+        ((".wh..wh..opq", "f"), "f", [("absent", ""), (HIDDEN, "file")]),
+        ((".wh.f f", "f"), "f", [(PROVIDES, "file"), (HIDDEN, "file")]),
+    ],
+)
+def test_verdicts(scratch: Path, branches: tuple[str, ...], path: str, told: list[tuple[str, str]]) -> None:
+    assert _told(_stack(scratch, *branches), path) == told
+
+
+def test_marks_and_reasons(scratch: Path) -> None:
+    stack = _stack(scratch, "d/.wh.f", "d/f")
+    with Branches() as branches:
+        top, bottom = why.explain(branches.view(stack), (b"d", b"f"))
+    assert top.marks == [("whiteout", "AUFS", "/d/.wh.f")]
+    assert bottom.because == "branch 0 has a whiteout of /d/f"
+
+
+def test_redirects_lead_elsewhere(scratch: Path) -> None:
+    stack = _stack(scratch, "new/", "old/f")
+    os.setxattr(f"{stack[0]}/new", "user.overlay.redirect", b"/old")
+    with Branches() as branches:
+        top, bottom = why.explain(branches.view(stack), (b"new", b"f"))
+    assert (top.shows, bottom.shows, bottom.place) == ("absent", PROVIDES, "/old/f")
+    assert [mark.kind for mark in top.marks] == ["redirect"]
+
+
+def test_never_other_than_the_union_shows(scratch: Path) -> None:
+    """Random stacks: who provides and who merges is what the view says."""
+    dice = random.Random(7)
+    names, words = "abc", ("{}/", "{}", ".wh.{}", "{}/{}", "{}/.wh.{}", "{}/.wh..wh..opq", "{}/{}/{}", "{}/{}/.wh.{}")
+    for round_ in range(40):
+        top = scratch / str(round_)
+        top.mkdir()
+        stack = []
+        for number in range(4):
+            branch = top / str(number)
+            branch.mkdir()
+            for word in dice.sample(words, 4):
+                _put(branch, word.format(*dice.choices(names, k=3)))
+            stack.append(os.fspath(branch))
+        with Branches() as branches:
+            view = branches.view(stack)
+            for path in [(a,) for a in names] + [(a, b) for a in names for b in names]:
+                raw = tuple(name.encode() for name in path)
+                node = view.find(raw)
+                expected = [] if node is None else [stack.index(place.branch.path) for place in node.sources]
+                verdicts = why.explain(view, raw)
+                assert [one.branch for one in verdicts if one.shows in (PROVIDES, MERGES)] == expected, (stack, path)
+
+
+def _put(branch: Path, word: str) -> None:
+    place = branch / word.rstrip("/")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir() if word.endswith("/") else place.touch()
+    except (FileExistsError, NotADirectoryError):
+        pass
