@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(verb: str, arguments: list[str]) -> int:
-    if os.path.basename(sys.argv[0]) in MOUNT_HELPER_NAMES:
+    if os.path.basename(sys.argv[0]) in MOUNT_HELPER_NAMES or _names_source_first(arguments):
         return _run_module("mount_helper", arguments)
     if verb in VERBS:
         return _run_module(f"{verb}_" if iskeyword(verb) else verb, arguments[1:])
@@ -109,6 +109,13 @@ def _dispatch(verb: str, arguments: list[str]) -> int:
         print(help_text(), file=sys.stdout if verb else sys.stderr)
         return 0 if verb else USAGE
     raise CommandError(f"there is no command {verb!r}", hint=_suggestion(verb), status=USAGE)
+
+
+def _names_source_first(arguments: list[str]) -> bool:
+    """Whether this is mount(8)'s `SOURCE /MOUNTPOINT -o lowerdir=...`: the source may be called as a verb is."""
+    if len(arguments) < 3 or not arguments[1].startswith("/") or not arguments[2].startswith("-o"):
+        return False
+    return any(",lowerdir=" in f",{option.removeprefix('-o')}" for option in arguments[2:])
 
 
 def _run_module(name: str, arguments: list[str]) -> int:

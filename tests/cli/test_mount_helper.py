@@ -58,7 +58,7 @@ def test_podmans_read_write_mount() -> None:
     options = _options("-o", f"{_BRANCHES},,volatile", "/merged")
     assert options.union.lowers == ("/l/A", "/l/B")
     assert (options.union.upper, options.union.work) == ("/u", "/w")
-    assert (options.union.durability, options.union.whiteout) == ("volatile", "overlay")
+    assert (options.union.durability, options.union.whiteout) == ("volatile", "fuse-overlayfs")
     assert (options.mountpoint, options.mount.read_only, options.may_cover_union) == ("/merged", False, True)
     assert _options("-o", f"{_BRANCHES},", "/m").union.durability == "normal"
 
@@ -99,6 +99,15 @@ def test_watching() -> None:
     assert not _options("-o", "lowerdir=/l", "/m").watch
 
 
+@pytest.mark.parametrize(
+    ("text", "atime", "diratime"),
+    [("", False, True), ("noatime,atime", True, True), ("atime,noatime,nodiratime", False, False)],
+)
+def test_access_times_are_kept_when_asked_for(text: str, atime: bool, diratime: bool) -> None:
+    options = _options("-o", f"{_BRANCHES},{text}", "/m")
+    assert (options.mount.atime, options.mount.diratime) == (atime, diratime)
+
+
 def test_other_options_that_are_understood() -> None:
     options = _options("-o", f"{_BRANCHES},allow_other,timeout=0,writeback=1,nosuid,noexec,fsname=x,fsync=0", "/m")
     assert (options.serve.timeout_s, options.serve.writeback, options.union.durability) == (0.0, True, "volatile")
@@ -127,7 +136,7 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
         (["-o", f"{_BRANCHES},timeout=soon", "/m"], "timeout=soon: not a number"),
         (["-o", f"{_BRANCHES},uidmapping=0:1", "/m"], "uidmapping=0:1: not in groups of three"),
         (["-o", f"{_BRANCHES},gidmapping=0:1:0", "/m"], "gidmapping=0:1:0: a number is out of range"),
-        (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: invalid"),
+        (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: not numbers"),
         (["-o", f"{_BRANCHES},squash_to_uid=-1", "/m"], "squash_to_uid=-1: a number is out of range"),
         (["-o", f"{_BRANCHES},squash_to_gid", "/m"], "squash_to_gid=: not in groups of three"),
         (["-o", f"{_BRANCHES},xattr_permissions=2", "/m"], "xattr_permissions is not supported"),

@@ -2,7 +2,7 @@
 
 Takes the option strings that fuse-overlayfs(1) takes. What only tunes another implementation is accepted in silence,
 what is unknown is ignored with a line on stderr, and what would show wrong owners if it were ignored is refused.
-Marks are written in the overlayfs dialect here.
+Marks are written as fuse-overlayfs writes them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ volatile, fsync=0|1, timeout=SECONDS, writeback=0|1, watch, suid, nosuid, dev, n
 
 _NO_MEANING_HERE: Final = frozenset(
     """
-    allow_root auto_unmount async atime clone_fd context defaults default_permissions defcontext diratime fast_ino
-    fscontext ino32_t kernel_cache lazytime max_idle_threads max_write noacl noatime nodiratime nolazytime
+    allow_root auto_unmount async clone_fd context defaults default_permissions defcontext fast_ino
+    fscontext ino32_t kernel_cache lazytime max_idle_threads max_write noacl nolazytime
     norelatime noxattrs plugins private relatime rootcontext rprivate rshared rslave shared slave splice_move
     splice_read splice_write static_nlink strictatime subtype sync threaded unbindable user userxattr xino
     """.split()  # noqa: SIM905 - a table of words
@@ -151,7 +151,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             lowers,
             upper,
             None if upper is None else work,
-            whiteout="overlay",
+            whiteout="fuse-overlayfs",
             durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
             owners=_owners(values),
         ),
@@ -164,6 +164,8 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             suid=not flags.last("nosuid", "suid"),
             dev=flags.last("dev", "nodev"),
             exec=not flags.last("noexec", "exec"),
+            atime=flags.last("atime", "noatime"),
+            diratime=not flags.last("nodiratime", "diratime"),
         ),
         serve=ServeOptions(
             timeout_s=_seconds(values.get("timeout")),
@@ -192,8 +194,9 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other dev exec fsname fsync gidmapping lowerdir nodev noexec nosuid redirect_dir ro rw squash_to_gid
-    squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile watch workdir writeback xattr_permissions
+    allow_other atime dev diratime exec fsname fsync gidmapping lowerdir noatime nodev nodiratime noexec nosuid
+    redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile watch
+    workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 

@@ -17,6 +17,7 @@ from unionfs.core.loosened import Loosened, read_xattr_as_owner
 
 AUFS = "aufs"
 OVERLAY = "overlay"
+FUSE_OVERLAYFS = "fuse-overlayfs"  # overlay's, and beside each attribute that says opaque the file that says it
 
 
 _METACOPY_BLOCKS_MAX: Final = 128  # of 512 bytes
@@ -186,10 +187,10 @@ def make_node_whiteout(dir_fd: int, name: bytes) -> bool:
 
 def set_opaque(path: str, dir_fd: int, dialect: str) -> None:
     """Mark the directory opaque; `path` and `dir_fd` name the same directory, the latter may be O_PATH."""
-    if dialect == AUFS:
+    if dialect != OVERLAY:
         with contextlib.suppress(FileExistsError):
             os.mknod(markers.OPAQUE_NAME, stat.S_IFREG | 0o444, dir_fd=dir_fd)
-    else:
+    if dialect != AUFS:
         set_opaque_xattr(path)
 
 

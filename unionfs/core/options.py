@@ -10,7 +10,7 @@ from typing import Final
 
 from unionfs.core.owners import Owners
 
-WHITEOUT_FORMATS: Final = ("aufs", "overlay")
+WHITEOUT_FORMATS: Final = ("aufs", "overlay", "fuse-overlayfs")
 DURABILITIES: Final = ("strict", "normal", "volatile")
 LOWERS_MAX: Final = 65535
 """More lowers than this are refused: a branch's position must fit the packed names of core.lower. The kernel allows

@@ -63,7 +63,10 @@ class Owners:
 
 def parse_ranges(text: str) -> tuple[Range, ...]:
     """`STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...]`; empty parts are passed over. ValueError for anything else."""
-    numbers = [int(part) for part in text.split(":") if part]
+    parts = [part for part in text.split(":") if part]
+    if not all(part.isascii() and part.removeprefix("-").isdigit() for part in parts):
+        raise ValueError("not numbers with colons between them")
+    numbers = [int(part) for part in parts]
     if not numbers or len(numbers) % 3:
         raise ValueError("not in groups of three numbers")
     ranges = tuple(Range(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))

@@ -165,7 +165,7 @@ def is_empty(tree: Tree, node: DirNode) -> bool:
 
 def hide_low(tree: Tree, up: BranchDir, name: bytes) -> None:
     """Place a whiteout where the upper has no entry of that name."""
-    if tree.options.whiteout == marks.OVERLAY and marks.make_node_whiteout(up.fd(), name):
+    if tree.options.whiteout != marks.AUFS and marks.make_node_whiteout(up.fd(), name):
         return
     if marks.place_aufs_whiteout(up, name):
         return
@@ -176,7 +176,7 @@ def hide_low(tree: Tree, up: BranchDir, name: bytes) -> None:
 def take_away(tree: Tree, up: BranchDir, name: bytes, leaf: bytes, whiteout: bool) -> None:
     """Move the upper's entry `name` to `leaf` in the staging directory, leaving a whiteout if asked."""
     staging = tree.staging
-    if whiteout and tree.options.whiteout == marks.OVERLAY and _exchange_for_whiteout(tree, up, name, leaf):
+    if whiteout and tree.options.whiteout != marks.AUFS and _exchange_for_whiteout(tree, up, name, leaf):
         return
     if whiteout and not marks.place_aufs_whiteout(up, name):
         if not _exchange_for_whiteout(tree, up, name, leaf):

@@ -23,7 +23,9 @@ from typing import Final
 from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mounts import (
     MNT_DETACH,
+    MS_NOATIME,
     MS_NODEV,
+    MS_NODIRATIME,
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
@@ -67,6 +69,8 @@ class MountOptions:
     suid: bool = True  # honour set-id bits; fusermount3 never does
     dev: bool = False  # honour device files; fusermount3 never does
     exec: bool = True
+    atime: bool = True  # as the kernel keeps access times by default (relatime)
+    diratime: bool = True
 
 
 def inherited_fd(mountpoint: str) -> int | None:
@@ -193,6 +197,10 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int:
         flags |= MS_NODEV
     if not options.exec:
         flags |= MS_NOEXEC
+    if not options.atime:
+        flags |= MS_NOATIME
+    if not options.diratime:
+        flags |= MS_NODIRATIME
     # Documentation/filesystems/fuse.rst, "Mount options"; the root of a union is always a directory.
     data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
     if options.allow_other is not False:
@@ -258,6 +266,10 @@ def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
     words.append("ro" if options.read_only else "rw")
     if not options.exec:
         words.append("noexec")
+    if not options.atime:
+        words.append("noatime")
+    if not options.diratime:
+        words.append("nodiratime")
     if options.allow_other:
         words.append("allow_other")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
