@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import systems
+from unionfs.bench import facts
 
 if TYPE_CHECKING:
     from benchmarks.suite import Choice, Result
@@ -30,7 +29,7 @@ def progress(text: str) -> None:
 def summary(result: Result, choice: Choice, filesystem: str) -> dict[str, Any]:
     """The object that --json writes."""
     return {
-        "machine": _machine(filesystem),
+        "machine": {**facts.machine(), "filesystem": filesystem},
         "versions": _versions(choice.systems, result),
         "rootfs": choice.materials.facts(),
         "rounds": choice.rounds,
@@ -71,28 +70,6 @@ def _rows(result: Result, choice: Choice) -> list[dict[str, Any]]:
             if ours is not None and peer in found and found[peer]["median"] > 0
         }
     return rows
-
-
-def _machine(filesystem: str) -> dict[str, Any]:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    memory_kb = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "memory_gib": round(memory_kb / (1 << 20), 1),
-        "kernel": platform.release(),
-        "filesystem": filesystem,
-        "load": os.getloadavg()[0],
-        "utc": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "user": "root" if os.geteuid() == 0 else "ordinary",
-    }
 
 
 def _versions(chosen: Sequence[str], result: Result) -> dict[str, str]:

@@ -6,22 +6,19 @@ and what it started, not the run. The child times itself, so starting it is not 
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import signal
 import subprocess
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks import systems
-from benchmarks.systems import Branches, FailedError, Mounted
+from benchmarks.systems import Branches, Mounted
 from benchmarks.workload import Act, Phase, Sample, Site, Workload
+from unionfs.bench import child
+from unionfs.bench.child import FailedError
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -169,64 +166,14 @@ def in_child(act: Act | Callable[[Site], None], site: Site, timeout_s: float) ->
 
     Raises: FailedError when it fails or does not end in time.
     """
-    read_fd, write_fd = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_fd)
-        _act_and_exit(act, site, write_fd)
-    os.close(write_fd)
-    try:
-        told = _read_all(read_fd, timeout_s)
-    finally:
-        # Ends the child and what it started, also when this process is interrupted.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(read_fd)
-    if told is None:
-        raise FailedError(f"did not end within {timeout_s:g} s")
-    if not told:
-        raise FailedError("the measuring process died")
-    answer = json.loads(told)
-    if "failed" in answer:
-        raise FailedError(answer["failed"])
-    return answer["wall_s"], answer["told"]
 
-
-def _act_and_exit(act: Act | Callable[[Site], None], site: Site, write_fd: int) -> NoReturn:
-    answer: dict[str, object]
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.umask(0o022)
+    def timed() -> tuple[float, float | None]:
         began_ns = time.perf_counter_ns()
         told = act(site)
-        answer = {"wall_s": (time.perf_counter_ns() - began_ns) / 1e9, "told": told}
-    except BaseException as why:  # noqa: BLE001 - the parent tells it
-        where = traceback.extract_tb(why.__traceback__)[-1]
-        detail = getattr(why, "stderr", None)
-        text = f"{type(why).__name__}: {why} ({Path(where.filename).name}:{where.lineno})"
-        answer = {"failed": text if not detail else f"{text}: {str(detail).strip()[-300:]}"}
-    try:
-        os.write(write_fd, json.dumps(answer).encode())
-    finally:
-        os._exit(0)
+        return (time.perf_counter_ns() - began_ns) / 1e9, told
 
-
-def _read_all(fd: int, timeout_s: float) -> bytes | None:
-    """Everything until the end of file; None: there was none in time."""
-    deadline = time.monotonic() + timeout_s
-    whole = b""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
-            return None
-        chunk = os.read(fd, 65536)
-        if not chunk:
-            return whole
-        whole += chunk
+    wall_s, told = child.call(timed, timeout_s)
+    return wall_s, told
 
 
 def _put_aside(base: Path, run: Path) -> None:

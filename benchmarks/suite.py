@@ -24,9 +24,9 @@ from typing import Any, Final
 from benchmarks import report, systems
 from benchmarks.materials import Materials, NoMaterialError, default_cache
 from benchmarks.session import Plan, session
-from benchmarks.systems import FailedError
 from benchmarks.workload import Phase, Sample, Scale, Site, Workload
 from tests.support import machine, mountinfo, scratch
+from unionfs.bench.child import FailedError
 
 FILES: Final = (
     "find",

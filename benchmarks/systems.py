@@ -20,6 +20,7 @@ from typing import Final
 
 from tests.support.mountinfo import detach, mount_at
 from tests.support.users import CHECKOUT
+from unionfs.bench.child import FailedError
 
 NATIVE: Final = "native"
 OURS: Final = "ours"
@@ -36,10 +37,6 @@ OPTIONAL: Final = (OURS_PYFUSE3,)
 _MOUNT_TIMEOUT_S: Final = 30
 _UMOUNT_TIMEOUT_S: Final = 30
 _LEAVE_S: Final = 10
-
-
-class FailedError(Exception):
-    """A system failed or did not end in time; the message says what it did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks import bench_unpack, plots, report, session, suite, systems
 from benchmarks.materials import Materials
-from benchmarks.systems import FailedError
 from benchmarks.workload import Scale, Site
 from tests.support import mountinfo, process
 from tests.support.users import CHECKOUT, User
+from unionfs.bench.child import FailedError
 
 _TINY = 0.01
 _TIMEOUT_S = 200
