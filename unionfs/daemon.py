@@ -39,7 +39,10 @@ TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs
 DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
-_UPPER_IN_USE: Final = "another live daemon uses the same upper directory: each may be confused by changes of the other"
+_UPPER_IN_USE: Final = (
+    "another live daemon uses the same upper directory: each may be confused by changes of the other "
+    "unless both are mounted with --watch"
+)
 
 _FIRST_AFTER_STDIO: Final = 3
 

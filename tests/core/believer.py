@@ -139,6 +139,10 @@ class Believer:
     def mkdir(self, parent: int, name: bytes) -> None:
         self.change(self.union.mkdir, parent, name, 0o755, ME, touches=(parent,), names=((parent, name),))
 
+    def link(self, nodeid: int, parent: int, name: bytes) -> None:
+        touches = (nodeid, parent)
+        self.change(self.union.link, nodeid, parent, name, touches=touches, names=((parent, name),))
+
     def unlink(self, parent: int, name: bytes) -> None:
         self.change(self.union.unlink, parent, name, touches=(parent,), names=((parent, name),))
 

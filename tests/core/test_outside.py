@@ -33,15 +33,15 @@ class Scene:
     def __init__(self, base: Path, top: str = "", low: str = "", upper: str = "") -> None:
         self.top, self.low, self.up = tree(base / "top", top), tree(base / "low", low), tree(base / "up", upper)
         (base / "work").mkdir()
-        self.union = Union(self._options(base / "work"))
+        self.options = Options(
+            lowers=(str(self.top), str(self.low)),
+            upper=str(self.up),
+            work=str(base / "work"),
+            durability="volatile",
+        )
+        self.union = Union(self.options)
         self.base = base
         self.kernel = Believer(self.union)
-
-    def _options(self, work: Path | None) -> Options:
-        lowers = (str(self.top), str(self.low))
-        if work is None:
-            return Options(lowers=(str(self.up), *lowers))
-        return Options(lowers=lowers, upper=str(self.up), work=str(work), durability="volatile")
 
     def seen(self) -> dict[bytes, tuple[object, ...]]:
         """What programs see once the union has heeded."""
@@ -51,14 +51,11 @@ class Scene:
     def check(self) -> None:
         """Programs see what a new union shows."""
         now = self.seen()
-        work = self.base / "other"
-        work.mkdir()
-        other = Union(self._options(work))
+        other = Union(self.options)
         try:
             assert now == Believer(other).walk(also=NAMES)
         finally:
             other.close()
-            shutil.rmtree(work)
 
     def news(self) -> list[Stale]:
         """What the kernel is told of changes from now on until it has heeded."""
@@ -287,7 +284,7 @@ def _from_outside(scene: Scene, draw: random.Random, parts: list[bytes], other: 
     branch = os.fsencode(draw.choice((scene.top, scene.low, scene.up)))
     here, there = os.path.join(branch, *parts), os.path.join(branch, other)
     mark = os.path.join(os.path.dirname(here), b".wh." + parts[-1])
-    match draw.randrange(9):
+    match draw.randrange(10):
         case 0 | 1:
             os.makedirs(os.path.dirname(here), exist_ok=True)
             Path(os.fsdecode(here)).write_text(str(draw.randrange(1000)))
@@ -305,13 +302,15 @@ def _from_outside(scene: Scene, draw: random.Random, parts: list[bytes], other: 
             Path(os.fsdecode(here), ".wh..wh..opq").touch()
         case 8:
             os.chmod(here, draw.choice((0o600, 0o644, 0o755)))
+        case 9:
+            os.symlink("target", here)
 
 
 def _through_the_union(scene: Scene, draw: random.Random, parts: list[bytes]) -> None:
     kernel = scene.kernel
     parent = kernel.find(b"/".join(parts[:-1])) if len(parts) > 1 else ROOT
     nodeid = kernel.lookup(parent, parts[-1]) if parent else 0
-    match draw.randrange(6) if parent else -1:
+    match draw.randrange(7) if parent else -1:
         case 0:
             kernel.create(parent, parts[-1])
         case 1:
@@ -322,6 +321,8 @@ def _through_the_union(scene: Scene, draw: random.Random, parts: list[bytes]) ->
             kernel.rename(parent, parts[-1], ROOT, draw.choice(NAMES))
         case 4 | 5 if nodeid:
             kernel.write(nodeid, b"%d" % draw.randrange(1000))
+        case 6 if nodeid:
+            kernel.link(nodeid, ROOT, draw.choice(NAMES))
 
 
 def _act(scene: Scene, draw: random.Random) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import trees
+from tests.mounted.agent import command
 from tests.mounted.checking import names, read, same
 from tests.mounted.stand import Stand
 from tests.mounted.subjects import OURS, Subject, unavailable
@@ -189,6 +190,44 @@ def _nobody_waits_for_ever(low: Path, upper: Path) -> None:
     for branch in (low, upper):
         shutil.rmtree(branch / "d", ignore_errors=True)
     _until(_exists("d"), False)
+
+
+def _two_see_the_same(second: Path) -> None:
+    """Two daemons on one upper: what is done here shows there, also when it brings a lower file up."""
+    there = os.fspath(second)
+    for path in ("f", "g", "gone", "swap"):
+        read(path)
+        read(f"{there}/{path}")
+    same(os.path.exists(f"{there}/made"), False)
+    with open("f", "ab") as out:
+        out.write(b", copied up")
+    _until(lambda: read(f"{there}/f"), b"hello, copied up")
+    Path(there, "f").write_bytes(b"back")
+    _until(lambda: read("f"), b"back")
+    same(os.stat("f").st_ino, os.stat(f"{there}/f").st_ino)
+    Path("made").write_bytes(b"made")
+    _until(lambda: _exists(f"{there}/made")() and read(f"{there}/made"), b"made")
+    os.unlink(f"{there}/gone")
+    _until(lambda: (_exists("gone")(), "gone" in names()), (False, False))
+    os.rename("g", "h")
+    _until(lambda: (_exists(f"{there}/g")(), _exists(f"{there}/h")()), (False, True))
+    os.rename("d", "e")
+    _until(lambda: _exists(f"{there}/e/e/z")() and read(f"{there}/e/e/z"), b"3")
+    os.mkdir(f"{there}/gone")
+    _until(lambda: os.path.isdir("gone") and os.listdir("gone"), [])
+    os.chmod(f"{there}/swap", 0o640)
+    _until(lambda: os.stat("swap").st_mode & 0o777, 0o640)
+
+
+def test_two_mounts_of_one_upper(stand: Stand) -> None:
+    second = stand.base / "second"
+    stand.agent.call(os.mkdir, second)
+    argv = [*stand.mount_argv()[:-1], os.fspath(second)]
+    assert stand.agent.call(command, argv, {"UNIONFS_WATCH": "1"}, timeout_s=60).returncode == 0
+    try:
+        stand.run(_two_see_the_same, second, timeout_s=120)
+    finally:
+        stand.agent.call(command, [*stand.user.unionfs_cmd, "umount", os.fspath(second)], timeout_s=60)
 
 
 def test_changes_from_outside(stand: Stand) -> None:

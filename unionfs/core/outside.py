@@ -87,6 +87,8 @@ def _look_at(tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask
     if marked:
         name = _ITSELF if name == markers.OPAQUE_NAME else markers.hidden_name(name) or _ITSELF
     if name != _ITSELF:
+        if mask & FROM_LOWER and watcher.redirected:
+            _look_at_redirected(tree, watcher, name)
         _look_again(tree, watcher, directory, name, mask, marked, stale)
         return
     parent = directory.parent
@@ -94,6 +96,14 @@ def _look_at(tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask
         _look_at_root(tree, watcher, directory, mask, stale)
     elif not parent.dead:
         _look_again(tree, watcher, parent, directory.name, mask, True, stale)
+
+
+def _look_at_redirected(tree: Tree, watcher: Watcher, name: bytes) -> None:
+    """`name` has changed in a lower: so has the content of directories that were renamed from there."""
+    for nodeid in watcher.redirected:
+        node = tree.nodes.find(nodeid)
+        if isinstance(node, DirNode) and node.low is not None and name in node.low.path_components():
+            watcher.look_at(nodeid, _ITSELF, FROM_LOWER)
 
 
 def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, stale: list[Stale]) -> None:

@@ -168,7 +168,7 @@ def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End
     new = os.stat(new_name, dir_fd=new_up.fd(), follow_symlinks=False)
     names.added(tree, new_parent, new_name, kind, new.st_ino)
     _relocate(node, src.parent, src.name, up, new_parent, new_name, new_up)
-    tree.ours(node)
+    _has_moved(tree, node)
 
 
 def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
@@ -294,5 +294,11 @@ def _exchange(tree: Tree, src: _End, dst: _End) -> None:
             end.parent.subdirs += (kind == stat.S_IFDIR) - stat.S_ISDIR(end.st.st_mode)
     _relocate(src.node, src.parent, src.name, up, dst.parent, dst.name, new_up)
     _relocate(dst.node, dst.parent, dst.name, new_up, src.parent, src.name, up)
-    tree.ours(src.node)
-    tree.ours(dst.node)
+    _has_moved(tree, src.node)
+    _has_moved(tree, dst.node)
+
+
+def _has_moved(tree: Tree, node: Node) -> None:
+    tree.ours(node)
+    if tree.watcher is not None and isinstance(node, DirNode):
+        tree.watcher.watch(node)

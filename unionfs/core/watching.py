@@ -37,6 +37,11 @@ def print_of(st: Stat) -> int:
     return hash((st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns))
 
 
+def _is_redirected(node: DirNode) -> bool:
+    low, parent = node.low, node.parent
+    return low is not None and parent is not None and (low.name != node.name or low.parent is not parent.low)
+
+
 class Watcher:
     """The watches of one union. Lives on the union's thread."""
 
@@ -52,6 +57,7 @@ class Watcher:
         self.seen: dict[int, int] = {}  # node id -> print_of it when it was first told, last ours, or last news
         self.due: dict[int, Due] = {}  # node id of a directory -> what to look at; emptied by core.outside
         self.unwatched: set[int] = set()  # directories that may change unnoticed
+        self.redirected: set[int] = set()  # directories whose lower content is elsewhere in the lowers
         self._nodes: dict[int, set[int]] = {}  # watch -> the directories it is for
         self._watches: dict[int, list[int]] = {}  # the reverse
         self._upper: set[int] = set()  # watches in the upper
@@ -82,6 +88,7 @@ class Watcher:
         before = self._watches.pop(nodeid, [])
         self._watched[nodeid] = node.upper, node.low
         self.unwatched.discard(nodeid)
+        (self.redirected.add if _is_redirected(node) else self.redirected.discard)(nodeid)
         watches = self._watches[nodeid] = []
         places = ([node.upper] if node.upper is not None else []) + list(node.low.stack if node.low is not None else ())
         for place in places:
@@ -129,6 +136,7 @@ class Watcher:
         self.seen.pop(nodeid, None)
         if self._watched.pop(nodeid, None) is not None:
             self.unwatched.discard(nodeid)
+            self.redirected.discard(nodeid)
             self.due.pop(nodeid, None)
             for wd in self._watches.pop(nodeid, ()):
                 self._leave(wd, nodeid)
