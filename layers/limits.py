@@ -20,7 +20,7 @@ ZSTD_WINDOW_MAX: Final = 128 << 20  # `zstd --ultra -22` writes this much; the d
 class Limits:
     """Bounds of one layer. A layer within them may still fill the disk, which is then an ENOSPC like any other."""
 
-    max_bytes: int = 64 << 30  # of the tar without compression; larger layers are not seen in registries
+    max_bytes: int = 64 << 30  # of the tar without compression, and of its files; larger layers are not seen
     max_entries: int = 5_000_000
     max_ratio: int | None = 250  # tar to compressed tar; text reaches 20, a disk image full of zeros 1000
     ratio_from: int = 256 << 20  # the ratio is looked at beyond this many bytes
@@ -32,6 +32,12 @@ class Limits:
         if self.max_ratio is not None and unpacked > self.ratio_from and unpacked > packed * self.max_ratio:
             why = f"{packed} bytes became {unpacked} and more: this looks like a decompression bomb"
             raise Refused(_WHAT, "", why, hint=_HINT)
+
+    def check_files(self, size: int) -> None:
+        """Raises Refused when files of `size` bytes together are too many. With holes they may be far more than the
+        tar: nothing is stored for those, but whoever reads the files reads them."""
+        if size > self.max_bytes:
+            raise Refused(_WHAT, "", f"its files are larger than {self.max_bytes} bytes, holes included", hint=_HINT)
 
     def check_entries(self, count: int) -> None:
         """Raises Refused when `count` entries are too many."""

@@ -49,7 +49,21 @@ class _Archive(tarfile.TarFile):
         self.encoding = "utf-8"
         self.errors = "surrogateescape"
         self.offset = 0
-        self.pax_headers = {}
+        self.pax_headers = _Globals()
+
+
+class _Globals(dict[str, str]):
+    """What global extended headers say. `tarfile` gives a copy to every entry that follows, so they are bounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._size = 0  # of all that was ever set
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._size += len(key) + len(str(value))
+        if self._size > HEADER_MAX:
+            raise Refused(_WHAT, "", f"global headers of more than {HEADER_MAX} bytes")
+        super().__setitem__(key, value)
 
 
 class _HeaderReader:

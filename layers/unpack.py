@@ -29,6 +29,7 @@ from layers.compression import Readable
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import Refused
 from layers.fingerprint import Print, Recorder, xattrs_digest
+from layers.fingerprint import of as print_of
 from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers
@@ -64,6 +65,7 @@ class _Unpacking:
         self.implicit: dict[Path, int] = {(): 0}  # directories without
         self.hidden: set[Path] = set()  # whiteouts seen
         self.opaque: set[Path] = set()
+        self.linked: dict[tuple[int, int], str] = {}  # (st_dev, st_ino) of files of several names -> their content
         self.noted = options.owners == owners.NOTED
         self.own = (os.geteuid(), os.getegid())
 
@@ -115,6 +117,7 @@ class _Unpacking:
         fd = self._create(dir_fd, entry.path)
         try:
             if entry.extents is not None:
+                self.options.limits.check_files(self.result.size + entry.size)
                 content = self._sparse(fd, entry)
             elif entry.size <= _SMALL:
                 data = self.stream.read(entry.size)
@@ -289,7 +292,8 @@ class _Unpacking:
             os.close(source_fd)
         self.result.open.links.pop(entry.path, None)
         if self.recorder is not None:
-            self.recorder.add(entry.path, _print_of_link(dir_fd, entry.path[-1]))
+            # What was hashed is not kept for every file: it is read again, but once only.
+            self.recorder.add(entry.path, print_of(Directories(dir_fd), entry.path[-1:], self.linked))
 
     def _parent(self, entry: Entry) -> int:
         """The directory that `entry` goes into, made if nothing has described it yet."""
@@ -317,6 +321,7 @@ class _Unpacking:
         """Remove what an earlier entry put at `path`: the later of two entries counts."""
         self.tree.forget()
         remove_tree(self.tree.fd(path[:-1]), path[-1])
+        self.linked.clear()  # numbers of inodes are used again
         depth = len(path)
         for known in (self.described, self.implicit, self.result.open.links):
             for below in [other for other in known if other[:depth] == path]:
@@ -365,13 +370,6 @@ class _Unpacking:
         name = markers.hidden_name(mark)
         assert name is not None
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
-
-
-def _print_of_link(dir_fd: int, name: bytes) -> Print:
-    """Fingerprint of a further name of a file; read again, for what was hashed is not kept for every file."""
-    from layers.fingerprint import of
-
-    return of(Directories(dir_fd), (name,), {})
 
 
 def _exists(dir_fd: int, name: bytes) -> bool:

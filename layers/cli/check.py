@@ -41,5 +41,5 @@ def main(argv: list[str]) -> int:
         print(json.dumps(told, indent=1))
     else:
         for where, one in found:
-            print(f"{where}: {printable(os.fsdecode(one.path))}: {one.what}")
+            print(f"{printable(where)}: {printable(os.fsdecode(one.path))}: {printable(one.what)}")
     return FOUND if found else 0

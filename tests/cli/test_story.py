@@ -39,7 +39,7 @@ def test_pull_change_commit_push_pull_run(ordinary_user: User, debian_tar: Path,
     user = ordinary_user
     environment = {
         "UNIONFS_ROOT": os.fspath(user.home / "story"),
-        "UNIONFS_TLS_VERIFY": "false",
+        "UNIONFS_CERT_DIR": os.fspath(scratch / "registry/certs/ca"),
         "DOCKER_CONFIG": os.fspath(user.home / "docker"),
     }
 
@@ -47,7 +47,7 @@ def test_pull_change_commit_push_pull_run(ordinary_user: User, debian_tar: Path,
         argv = [*user.unionfs_cmd, *words]
         return user.run(argv, env=environment, timeout_s=200, **options).stdout  # type: ignore[arg-type]
 
-    with Registry(scratch / "registry", password=True) as registry:
+    with Registry(scratch / "registry", password=True, tls=True) as registry:
         base, ours = f"{registry.host}/library/base:1", f"{registry.host}/{NAME}/greeting:v0.1"
         unionfs("login", "-u", NAME, "--password-stdin", registry.host, stdin=PASSWORD)
         tar = scratch / "base.tar"

@@ -17,12 +17,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layers import fingerprint
 from layers.attributes import Options
 from layers.digest import Digest
 from layers.errors import LayerError, Refused
 from layers.limits import Limits
 from layers.store import Store
-from layers.unpacked import Pending
+from layers.unpacked import Pending, verify
 from tests.layers import images, trees
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="as root a mistake would have the worst consequences")
@@ -200,6 +201,88 @@ def test_entries_and_headers_are_bounded(scratch: Path) -> None:
     chained = b"".join(tarfile.TarInfo("././@LongLink").tobuf()[:156] + b"L" + bytes(355) for _ in range(3))
     with pytest.raises(Refused):
         trees.unpacked(chained * 2000, scratch / "chained")
+
+
+def sparse(**changes: str) -> Member:
+    """A file of holes, as GNU tar writes them in pax headers (version 1.0)."""
+    headers = {f"GNU.sparse.{key}": text for key, text in {"major": "1", "minor": "0", "name": "holes"}.items()}
+    headers |= {f"GNU.sparse.{key}": text for key, text in changes.items()}
+    return file("GNUSparseFile.0/holes", b"1\n0\n1\n".ljust(512, b"\0") + b"x", pax_headers=headers)
+
+
+def test_holes_are_bounded_too(scratch: Path) -> None:
+    for number, size in enumerate((str(2**62), str(65 << 30))):
+        with pytest.raises(Refused, match="holes included"):
+            trees.unpacked(trees.tar_of([sparse(realsize=size)]), scratch / str(number))
+    half = [sparse(realsize=str(600_000)), sparse(realsize=str(600_000), name="more")]
+    with pytest.raises(Refused, match="holes included"):
+        trees.unpacked(trees.tar_of(half), scratch / "together", Limits(max_bytes=1_000_000))
+    with pytest.raises(Refused, match="-5"):
+        trees.unpacked(trees.tar_of([sparse(realsize="-5")]), scratch / "negative")
+    with pytest.raises(Refused, match=r"'\.\.'"):
+        trees.unpacked(trees.tar_of([sparse(realsize="600", name="../outside")]), scratch / "outside")
+
+
+def test_headers_of_a_gigabyte_are_not_read(scratch: Path) -> None:
+    info = tarfile.TarInfo("pax")
+    for number, kind in enumerate((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)):
+        info.type, info.size = kind, 1 << 30
+        with pytest.raises(Refused, match="a header of 1073741824 bytes"):
+            trees.unpacked(info.tobuf() + bytes(1024), scratch / str(number))
+
+
+def test_global_headers_do_not_add_up(scratch: Path) -> None:
+    said = b"500000 comment=" + b"x" * (500_000 - 16) + b"\n"
+    info = tarfile.TarInfo("global")
+    info.type, info.size = tarfile.XGLTYPE, len(said)
+    header = info.tobuf() + said + bytes(-len(said) % 512)
+    trees.unpacked(header + trees.tar_of([file("a")]), scratch / "one")
+    with pytest.raises(Refused, match="global headers of more than"):
+        trees.unpacked(header * 3 + trees.tar_of([file("a")]), scratch / "three")
+
+
+def test_compressed_data_with_something_behind_it(scratch: Path) -> None:
+    tar = trees.tar_of([file("a", b"x")])
+    frame = zstandard.ZstdCompressor().compress
+    for number, whole in enumerate(
+        (
+            gzip.compress(tar) + bytes(5000),
+            gzip.compress(tar[:512]) + gzip.compress(b"") * 100 + gzip.compress(tar[512:]),
+            frame(tar[:512]) + b"\x50\x2a\x4d\x18\4\0\0\0abcd" + frame(tar[512:]),
+        )
+    ):
+        trees.unpacked(whole, scratch / str(number))
+        assert (scratch / str(number) / "a").read_bytes() == b"x"
+    for number, damaged in enumerate(
+        (gzip.compress(tar) + b"garbage", gzip.compress(tar)[:-6] + b"abcdef", frame(tar) + b"garbage!")
+    ):
+        with pytest.raises(Refused, match="damaged"):
+            trees.unpacked(damaged, scratch / f"bad-{number}")
+
+
+def test_a_zstd_window_larger_than_memory_is_refused(scratch: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=30)
+    work = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    with pytest.raises(Refused, match="too much memory"):
+        trees.unpacked(work.compress(trees.tar_of([file("a")])) + work.flush(), scratch / "layer")
+
+
+def test_a_file_of_many_names_is_read_once_more_only(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    whole = fingerprint.content_of
+
+    def counted(path_fd: int) -> str:
+        reads.append(path_fd)
+        return whole(path_fd)
+
+    monkeypatch.setattr(fingerprint, "content_of", counted)
+    store = Store(str(scratch / "root"))
+    tar = trees.tar_of([file("a", b"x" * 1000), *(hardlink(f"l{number}", "a") for number in range(50))])
+    with store.adding():
+        pending = Pending(store, Options())
+        _run_and_place(pending, tar)
+    assert len(reads) == 1
+    assert verify(store, os.listdir(store.layers)[0]) == []
 
 
 def test_a_negative_size_does_not_go_back(scratch: Path) -> None:

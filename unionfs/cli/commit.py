@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from layers import diff, making, reference
 from layers.attributes import Options
-from layers.errors import LayerError, NotFound
+from layers.errors import LayerError, NotFound, printable
 from layers.making import Committed, Wish
 from layers.manifest import Descriptor
 from layers.store import Store
@@ -161,13 +161,13 @@ def _text(word: str) -> str:
 
 def _report(made: Committed) -> None:
     for change in made.changes:
-        print(f"{_LETTERS.get(change.kind, change.kind)} /{_path(change.path)}")
+        print(f"{_LETTERS.get(change.kind, change.kind)} /{printable(_path(change.path))}")
     for change in made.equal:
-        print(f"= /{_path(change.path)}")
+        print(f"= /{printable(_path(change.path))}")
 
 
 def _path(path: tuple[bytes, ...]) -> str:
-    return b"/".join(path).decode(errors="backslashreplace")
+    return os.fsdecode(b"/".join(path))
 
 
 def _as_json(made: Committed) -> dict[str, Any]:

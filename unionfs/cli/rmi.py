@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from layers import gc, image, reference
-from layers.errors import LayerError, Malformed, NotFound
+from layers.errors import LayerError, Malformed, NotFound, printable
 from layers.manifest import Descriptor
 from layers.store import Named, Store
 from unionfs.cli import image_store
@@ -55,7 +55,7 @@ def _remove(arguments: argparse.Namespace) -> int:
             if not arguments.force:
                 _check_unused(store, named, set(used))
             for name in _untag(store, named, text):
-                print(f"untagged {name}")
+                print(f"untagged {printable(name)}")
         if not arguments.no_prune:
             _free(store, used, image_store.bases(arguments.root))
     return 0

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from layers import image, reference, registry
 from layers.endpoints import Wishes
+from layers.errors import printable
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(found, indent=1))
     else:
         for line in found:
-            print(line)
+            print(printable(line))
     return 0
 
 
