@@ -58,13 +58,13 @@ def test_same_calls_same_results(subject: Subject, seed: int, scratch: Path, req
         union.agent.call(_build, text, [union.upper, *union.lowers])
         lowers = [union.agent.call(trees.snapshot, lower) for lower in union.lowers]
         union.mount()
-        _compare_trees(native, union, "before the first call")
+        compare_trees(native, union, "before the first call")
         want = native.run(operations.run, calls, below="top", timeout_s=120)
         got = union.run(operations.run, calls, below="top", timeout_s=120)
         _compare(calls, want, got)
-        _compare_trees(native, union, "after the last call")
+        compare_trees(native, union, "after the last call")
         union.remount()
-        _compare_trees(native, union, "after a remount")
+        compare_trees(native, union, "after a remount")
         assert union.complaints() == []
         union.unmount()
         for lower, before in zip(union.lowers, lowers, strict=True):
@@ -87,9 +87,10 @@ def _shares_a_word(one: Operation, other: Operation) -> bool:
     return any(str(arg) in mine or any(str(arg) in path for path in mine if isinstance(arg, str)) for arg in one.args)
 
 
-def _compare_trees(native: Stand, union: Stand, when: str) -> None:
-    on_plain = native.run(trees.snapshot, ".")
-    on_union = union.run(trees.snapshot, ".")
+def compare_trees(native: Stand, union: Stand, when: str, below: str = "") -> None:
+    """Both show the same tree, or the test fails."""
+    on_plain = native.run(trees.snapshot, ".", below=below)
+    on_union = union.run(trees.snapshot, ".", below=below)
     now = max(line.mtime_ns for line in on_plain.values()) - 3600 * 10**9
 
     def untold(snapshot: trees.Snapshot) -> trees.Snapshot:
