@@ -1,31 +1,38 @@
-"""Do the same random things to two files, and compare them after each: a program for test_random_io.
+"""Do the same random things to files on a mount and to plain ones, and compare them after each: for test_random_io.
 
     random_io.py FILE MODEL SEED STEPS
 
-FILE is on the mount, MODEL on any other filesystem. Each step picks one of: read and write (whole or through a map),
-change the size, punch a hole, copy within the file, open anew, write through to the device.
+FILE is on the mount, MODEL on any other filesystem; beside each lies another one, with `.other` behind its name. Each
+step picks one of: read and write (at once or through a map that stays, by a descriptor of before the first change or by
+a new one), change the size, punch, zero, reserve, collapse and insert ranges, copy within the file and between the two,
+open anew, write through to the device. What the mount cannot do (EOPNOTSUPP) is done to neither.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import random
 import sys
 
 LARGEST = 300_000
-_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
+BLOCK = 4096
+_KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE, _ZERO, _INSERT = 0x01, 0x02, 0x08, 0x10, 0x20  # FALLOC_FL_*, <linux/falloc.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Pair:
-    """A file and its model, both open."""
+    """A file and its model, both open, and another pair beside them."""
 
     def __init__(self, path: str, model: str, seed: int) -> None:
         self.paths = (path, model)
         self.rng = random.Random(seed)
+        self.before = [os.open(each, os.O_RDONLY) for each in self.paths]  # never opened anew
         self.fds = [os.open(each, os.O_RDWR) for each in self.paths]
+        self.others = [os.open(f"{each}.other", os.O_RDWR) for each in self.paths]
+        self.views: list[mmap.mmap] = []  # of both, as long as the files were
 
     def range(self) -> tuple[int, int]:
         """(offset, length) that may reach over the end."""
@@ -39,7 +46,8 @@ class Pair:
 
     def read(self) -> None:
         offset, length = self.range()
-        got, want = (os.pread(fd, length, offset) for fd in self.fds)
+        fds = self.rng.choice((self.fds, self.before))
+        got, want = (os.pread(fd, length, offset) for fd in fds)
         assert got == want, f"read at {offset} of {length}"
 
     def write(self) -> None:
@@ -89,11 +97,45 @@ class Pair:
             os.write(fd, data)
             os.close(fd)
 
+    def map_anew(self) -> None:
+        """A map that stays over what is done to the file by others; its pages are touched within the file only."""
+        for view in self.views:
+            view.close()
+        size = self.size()
+        self.views = [mmap.mmap(fd, size) for fd in self.fds] if size else []
+
+    def use_map(self) -> None:
+        size = min(self.size(), *(len(view) for view in self.views)) if self.views else 0
+        if size:
+            offset = self.rng.randrange(size)
+            data = self.rng.randbytes(min(size - offset, self.rng.randrange(1, 9000)))
+            got, want = (view[offset : offset + len(data)] for view in self.views)
+            assert got == want, f"mapped before, at {offset}"
+            for view in self.views:
+                view[offset : offset + len(data)] = data
+
+    def space(self, mode: int, offset: int, length: int) -> None:
+        for fd in self.fds:  # the mount's comes first
+            if _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)) != 0:
+                code = ctypes.get_errno()
+                assert (fd, code) == (self.fds[0], errno.EOPNOTSUPP), os.strerror(code)
+                return
+
     def punch(self) -> None:
+        self.space(_PUNCH_HOLE | _KEEP_SIZE, *self.range())
+
+    def zero(self) -> None:
         offset, length = self.range()
-        for fd in self.fds:
-            done = _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length))
-            assert done == 0, os.strerror(ctypes.get_errno())
+        self.space(_ZERO | self.rng.choice((0, _KEEP_SIZE)), offset, length)
+
+    def keep_room(self) -> None:
+        self.space(_KEEP_SIZE, *self.range())
+
+    def shift(self) -> None:
+        blocks = self.size() // BLOCK
+        if blocks > 2:
+            at = self.rng.randrange(1, blocks - 1)
+            self.space(self.rng.choice((_COLLAPSE, _INSERT)), at * BLOCK, BLOCK)
 
     def reserve(self) -> None:
         offset, length = self.range()
@@ -111,6 +153,20 @@ class Pair:
                     assert done > 0
                     at += done
 
+    def copy_between(self) -> None:
+        """copy_file_range(2) from the one file to the other, or back."""
+        source, length = self.range()
+        target = self.rng.randrange(LARGEST)
+        pairs = list(zip(self.fds, self.others, strict=True))
+        if self.rng.random() < 0.5:
+            pairs = [(other, fd) for fd, other in pairs]
+        for from_fd, to_fd in pairs:
+            at, left = 0, min(length, max(0, os.fstat(from_fd).st_size - source))
+            while at < left:
+                done = os.copy_file_range(from_fd, to_fd, left - at, source + at, target + at)
+                assert done > 0
+                at += done
+
     def open_anew(self) -> None:
         for number, path in enumerate(self.paths):
             os.close(self.fds[number])
@@ -122,13 +178,17 @@ class Pair:
 
     def compare(self) -> None:
         size = self.size()
-        got, want = (os.pread(fd, size + 1, 0) for fd in self.fds)
-        assert got == want, "the files differ"
+        for fds in (self.fds, self.before):
+            got, want = (os.pread(fd, size + 1, 0) for fd in fds)
+            assert got == want, "the files differ"
+        got, want = (os.pread(fd, 2 * LARGEST, 0) for fd in self.others)
+        assert got == want, "the other files differ"
 
 
 STEPS = [
     Pair.read, Pair.read, Pair.write, Pair.write, Pair.append, Pair.map_read, Pair.map_write, Pair.truncate,
-    Pair.open_truncated, Pair.punch, Pair.reserve, Pair.copy, Pair.open_anew, Pair.sync,
+    Pair.open_truncated, Pair.punch, Pair.reserve, Pair.copy, Pair.open_anew, Pair.sync, Pair.map_anew, Pair.use_map,
+    Pair.use_map, Pair.zero, Pair.keep_room, Pair.shift, Pair.copy_between, Pair.copy_between,
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.fuse.kernel import random_io
 from tests.fuse.kernel.serving import Mount
 
-STEPS = 1200
+STEPS = 1200 * int(os.environ.get("UNIONFS_TEST_STRESS", "1"))
 
 
 @pytest.mark.parametrize("writeback", [False, True])
@@ -22,11 +22,13 @@ def test_a_file_is_a_file(scratch: Path, mount: Callable[..., Mount], seed: int,
     layer = scratch / "lower"
     layer.mkdir()
     content = os.urandom(100_000)
-    (layer / "file").write_bytes(content)
-    (scratch / "model").write_bytes(content)
+    for name, model in (("file", "model"), ("file.other", "model.other")):
+        (layer / name).write_bytes(content)
+        (scratch / model).write_bytes(content)
     union = mount(layer, writeback=writeback)
     program = str(Path(random_io.__file__))
     union.run(sys.executable, "-I", program, "file", str(scratch / "model"), str(seed), str(STEPS))
-    assert (layer / "file").read_bytes() == content
-    union.run("sync", "file")
-    assert (scratch / "upper" / "file").read_bytes() == (scratch / "model").read_bytes()
+    union.run("sync", "file", "file.other")
+    for name, model in (("file", "model"), ("file.other", "model.other")):
+        assert (layer / name).read_bytes() == content
+        assert (scratch / "upper" / name).read_bytes() == (scratch / model).read_bytes()
