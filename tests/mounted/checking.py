@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from tests.mounted.libc import fallocate
+
 Result = TypeVar("Result")
 
 CHOWN: Final = "chown"
@@ -134,6 +136,30 @@ def names(directory: str | bytes = ".") -> list[str]:
 def beside(name: str) -> str:
     """A path in a plain directory on the upper's filesystem: what the filesystem itself would do."""
     return os.path.join(os.environ["BESIDE"], f"{os.getpid()}-{name}")
+
+
+def longest_target() -> int:
+    """How long the target of a symbolic link may be: 4095 bytes, or less on some filesystems (xfs)."""
+    name = beside("longest")
+    try:
+        os.symlink("x" * 4095, name)
+    except OSError as failure:
+        same(failure.errno, errno.ENAMETOOLONG)
+        return 1023
+    os.unlink(name)
+    return 4095
+
+
+def needs_fallocate(*modes: int) -> None:
+    """The check says nothing where the filesystem has not these modes of fallocate(2). Raises: MissingError."""
+    for mode in modes:
+        with opened(beside("space"), os.O_RDWR | os.O_CREAT) as fd:
+            os.truncate(fd, 1 << 16)
+            try:
+                fallocate(fd, mode, 1 << 13, 1 << 12)
+            except OSError as failure:
+                same(failure.errno, errno.EOPNOTSUPP)
+                raise MissingError(f"the filesystem has no fallocate of mode {mode:#x}") from None
 
 
 def exists(name: str | bytes) -> bool:

@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 
-from tests.mounted.checking import check, fails, opened, read, read_fd, same, write
+from tests.mounted.checking import check, fails, needs_fallocate, opened, read, read_fd, same, write
 from tests.mounted.libc import (
     FALLOC_FL_COLLAPSE_RANGE,
     FALLOC_FL_KEEP_SIZE,
@@ -169,6 +169,7 @@ def fallocate_extends() -> None:
 @check("f~100000")
 def fallocate_punches_and_zeroes() -> None:
     """fallocate(2): PUNCH_HOLE (with KEEP_SIZE) and ZERO_RANGE turn a range into zeros, for every reader."""
+    needs_fallocate(FALLOC_FL_ZERO_RANGE)
     want = bytearray(pattern("f", 100_000))
     with opened("f", os.O_RDWR) as fd, opened("f") as reader:
         assert os.pread(reader, 200_000, 0) == want
