@@ -32,6 +32,7 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "data.fallocate_punches_and_zeroes", _NO_FALLOCATE),
     Difference("pyfuse3-*", "privileges.space_takes_them", _NO_FALLOCATE),
     Difference("pyfuse3-*", "timestamps.space_moves_both", _NO_FALLOCATE),
+    Difference("pyfuse3-*", "limits.space_*", _NO_FALLOCATE),
     Difference("pyfuse3-*", "space.punching_*", _NO_FALLOCATE),
     Difference("pyfuse3-*", "space.zeroing_*", _NO_FALLOCATE),
     Difference("pyfuse3-*", "space.reserved_*", _NO_FALLOCATE),

@@ -251,7 +251,10 @@ def _rename_entry(
     except OSError as exc:
         if exc.errno != errno.ENOTDIR or not is_dir:
             raise
+    before = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
     files.renameat2(up.fd(), name, new_up.fd(), new_name, files.RENAME_EXCHANGE)
+    with contextlib.suppress(OSError):  # xfs moves the mtime of a directory that changes places; a rename does not
+        os.utime(new_name, ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=new_up.fd(), follow_symlinks=False)
     if not leave_whiteout:
         with contextlib.suppress(OSError):  # the rename is done; a whiteout that hides nothing does no harm
             os.unlink(name, dir_fd=up.fd())

@@ -144,3 +144,34 @@ def set_group_id_is_carried() -> None:
     os.chmod("id", 0o6755)
     status = os.stat("id")
     same((status.st_uid, status.st_gid, status.st_mode & 0o7777), (1234, 1234, 0o6755))
+
+
+@check(prepare=_binary)
+def a_running_program_is_not_cut() -> None:
+    """truncate(2): ETXTBSY for a file that is being executed, by every name of it; its attributes may be changed."""
+    os.link("sleep", "other")
+    running = subprocess.Popen(["./sleep", "100"])
+    try:
+        for name in ("sleep", "other"):
+            fails(errno.ETXTBSY, os.truncate, name, 10)
+            fails(errno.ETXTBSY, os.open, name, os.O_WRONLY | os.O_APPEND)
+        os.chmod("other", 0o711)
+        os.utime("sleep", (1, 1))
+        same(running.poll(), None)
+    finally:
+        running.kill()
+        running.wait()
+    os.truncate("sleep", 10)
+
+
+@check("d/", prepare=_script)
+def scripts_by_descriptor_and_by_link() -> None:
+    """execveat(2), proc(5): a script runs by a link, from another directory and by its descriptor, and can be moved."""
+    os.symlink("../script", "d/link")
+    same(_output("d/link", "x"), "ran d/link x\n")
+    os.link("script", "d/hard")
+    os.rename("script", "d/moved")
+    same(_output("d/hard", "y"), "ran d/hard y\n")
+    with opened("d/moved") as fd:
+        done = subprocess.run([f"/proc/self/fd/{fd}", "z"], pass_fds=[fd], check=True, capture_output=True, text=True)
+    same(done.stdout, f"ran /proc/self/fd/{fd} z\n")

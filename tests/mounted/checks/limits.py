@@ -110,6 +110,7 @@ def the_limit_on_file_sizes() -> None:
 def space_behind_the_limit_on_file_sizes() -> None:
     """fallocate(2): EFBIG behind RLIMIT_FSIZE."""
     with opened("f", os.O_RDWR) as fd:
+        fallocate(fd, 0, 0, 9990)
         got = elsewhere(_limited, fallocate, fd, 0, 0, _LIMIT + 1)
         same(got[0], "EFBIG")
         same(os.fstat(fd).st_size, 9990)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import struct
+from collections.abc import Callable
 
 from tests.mounted.checking import check, elsewhere, fails, has_flock, opened, write
 
@@ -140,3 +142,46 @@ def waiting_for_a_lock() -> None:
         os.close(fd)
         assert os.read(reader, 7) == b"granted"
         os.waitpid(pid, 0)
+
+
+@check("f~1000 g==f")
+def locks_hold_over_copies_names_and_sizes() -> None:
+    """flock(2), fcntl(2): whatever is done to the file, by whichever name, the locks stay where they are."""
+    with opened("f", os.O_RDWR) as fd:
+        assert has_flock(fd, fcntl.LOCK_EX)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 100, 50)
+        changes: tuple[Callable[[], object], ...] = (
+            lambda: os.chmod("g", 0o600),
+            lambda: os.truncate("g", 10),
+            lambda: os.rename("g", "h"),
+            lambda: os.link("h", "k"),
+            lambda: os.unlink("f"),
+            lambda: elsewhere(write, "h", b"x" * 500, 0),
+        )
+        for change in changes:
+            change()
+            name = "g" if os.path.lexists("g") else "h"
+            assert not elsewhere(_takes_flock, name, fcntl.LOCK_EX)
+            assert not elsewhere(_takes_record, name, 120, 1)
+            assert elsewhere(_takes_record, name, 0, 50)
+    assert elsewhere(_takes_record, "h", 120, 1)
+    assert elsewhere(_takes_flock, "k", fcntl.LOCK_EX)
+
+
+@check("f=hello")
+def locks_of_a_dead_process_are_free() -> None:
+    """flock(2), fcntl(2): locks end with the process that holds them, however it ends."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        fd = os.open("f", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        os.write(writer, b"!")
+        signal.pause()
+    os.read(reader, 1)
+    assert not _takes_flock("f", fcntl.LOCK_EX)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert _takes_flock("f", fcntl.LOCK_EX)
+    assert _takes_record("f", 0, 0)

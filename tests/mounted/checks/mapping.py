@@ -125,3 +125,46 @@ def mapping_needs_the_right_descriptor() -> None:
         except PermissionError:
             return
     raise AssertionError("the mapping was allowed")
+
+
+@check("f~40960")
+def truncation_races_with_a_mapping() -> None:
+    """mmap(2), truncate(2): who writes through a mapping while the file changes its size gets SIGBUS or its bytes in.
+
+    Afterwards the file is as long as was said last, and holds what it held, zeros, or what the mapping wrote.
+    """
+    pages = 10
+    for _ in range(15):
+        with opened("f", os.O_RDWR) as fd:
+            os.ftruncate(fd, pages * 4096)
+            shared = mmap.mmap(fd, pages * 4096)
+            pid = os.fork()
+            if pid == 0:
+                signal.signal(signal.SIGBUS, signal.SIG_DFL)
+                for turn in range(2000):
+                    shared[(turn * 4096 + turn) % (pages * 4096)] = 0x4D
+                os._exit(0)
+            for size in (4096, 30_000, 5, 40_960, 8191, 20_000):
+                os.ftruncate(fd, size)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, -signal.SIGBUS)
+            shared.close()
+            data = os.pread(fd, 1 << 20, 0)
+            same(len(data), 20_000)
+            assert set(data[8192:]) <= {0, 0x4D}, "what was cut off came back"
+            same(os.fstat(fd).st_size, 20_000)
+
+
+@check("f~8192 g~8192")
+def a_mapping_of_what_is_replaced_and_removed() -> None:
+    """mmap(2): a shared mapping keeps its file, though another one takes its name: what is written goes to the old."""
+    with opened("f", os.O_RDWR) as fd:
+        shared = mmap.mmap(fd, 8192)
+        os.rename("g", "f")
+        shared[:5] = b"after"
+        shared.flush()
+        same(os.pread(fd, 5, 0), b"after")
+        same(read("f"), pattern("g", 8192))
+    os.unlink("f")
+    shared[:5] = b"again"
+    shared.flush()
+    same(shared[:5], b"again")

@@ -208,3 +208,56 @@ def renames_replace_atomically() -> None:
 
     _together(work, 5)
     same(read("f"), b"149" * 100)
+
+
+@check("a/b/c/d/e/f=deep x/y/z/", timeout_s=60)
+def deep_trees_move_while_others_look_up() -> None:
+    """rename(2), path_resolution(7): who walks down, or up by `..`, meets the directories of some moment, or ENOENT.
+
+    Every path leads to one file; a descriptor held in the deep is never without a way up.
+    """
+    stop = threading.Event()
+    moves = (("a/b", "x/y/b"), ("x/y/b/c", "c"), ("c", "x/y/b/c"), ("x/y/b", "a/b"), ("x/y/z", "a/z"), ("a/z", "x/y/z"))
+    paths = ("a/b/c/d/e/f", "x/y/b/c/d/e/f", "c/d/e/f")
+    inside = os.open("a/b/c/d/e", os.O_RDONLY | os.O_DIRECTORY)
+    number = os.fstat(inside).st_ino
+
+    def work(who: int) -> None:
+        if who == 0:
+            for _ in range(40):
+                for old, new in moves:
+                    os.rename(old, new)
+            stop.set()
+            return
+        dice = random.Random(who)
+        while not stop.is_set():
+            try:
+                if who % 2:
+                    same(read(dice.choice(paths)), b"deep")
+                    same(os.stat(dice.choice(paths) + "/..").st_ino, number)
+                else:
+                    same(os.stat("f", dir_fd=inside).st_size, 4)
+                    os.stat("../../../..", dir_fd=inside)
+                    os.listdir("x")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+
+    _together(work, 6)
+    same(read("a/b/c/d/e/f"), b"deep")
+    os.close(inside)
+
+
+@check("d/", timeout_s=60)
+def links_and_names_of_one_file_at_once() -> None:
+    """link(2), unlink(2), rename(2): the link count is right when many give and take names of one file."""
+    write("d/f", b"one")
+
+    def work(who: int) -> None:
+        for turn in range(20):
+            os.link("d/f", f"d/{who}-{turn}")
+            os.rename(f"d/{who}-{turn}", f"d/{who}")
+            same(read(f"d/{who}"), b"one")
+            os.unlink(f"d/{who}")
+
+    _together(work, 8)
+    same((names("d"), os.stat("d/f").st_nlink), (["f"], 1))
