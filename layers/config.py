@@ -7,10 +7,8 @@ known here (health checks, build triggers ...) is kept as it came and written ag
 from __future__ import annotations
 
 import datetime as dt
-import json
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from layers import digest as digests
@@ -105,43 +103,6 @@ def to_json(config: ImageConfig) -> bytes:
     return dump_json(value | dict(config.others))
 
 
-def with_change(settings: Settings, instruction: str) -> Settings:
-    """`settings` after one instruction of a Dockerfile, as `commit --change` and `import --change` take it.
-
-    CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR. Raises Malformed for any other.
-    """
-    word, _, rest = instruction.strip().partition(" ")
-    rest = rest.strip()
-    match word.upper():
-        case "CMD":
-            return replace(settings, cmd=_command(rest))
-        case "ENTRYPOINT":
-            return replace(settings, entrypoint=_command(rest))
-        case "ENV":
-            return replace(settings, env=_with_env(settings.env, _pairs(instruction, rest)))
-        case "LABEL":
-            return replace(settings, labels=dict(settings.labels) | _pairs(instruction, rest))
-        case "EXPOSE":
-            ports = [port if "/" in port else f"{port}/tcp" for port in rest.split()]
-            return replace(settings, exposed_ports=_union(settings.exposed_ports, ports))
-        case "VOLUME":
-            paths = _json_words(rest)
-            return replace(settings, volumes=_union(settings.volumes, rest.split() if paths is None else paths))
-        case "WORKDIR" if rest:
-            path = rest if rest.startswith("/") else f"{settings.working_dir.rstrip('/')}/{rest}"
-            return replace(settings, working_dir=path)
-        case "USER" if rest:
-            return replace(settings, user=rest)
-        case "STOPSIGNAL" if rest:
-            return replace(settings, stop_signal=rest)
-    raise Malformed(
-        "reading a change",
-        instruction[:200],
-        "not an instruction that is known here",
-        hint="CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR, each with a value",
-    )
-
-
 def timestamp(seconds: float) -> str:
     """RFC 3339, as manifests have it."""
     moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
@@ -206,47 +167,6 @@ def _history_json(entry: History) -> dict[str, Any]:
     value: dict[str, Any] = {key: getattr(entry, key) for key in ("created", "created_by", "author", "comment")}
     value = {key: text for key, text in value.items() if text}
     return value | {"empty_layer": True} if entry.empty_layer else value
-
-
-def _command(rest: str) -> tuple[str, ...] | None:
-    """Words of the exec form, or the shell form through /bin/sh; an empty list takes the command away."""
-    words = _json_words(rest)
-    if words is not None:
-        return tuple(words) or None
-    return ("/bin/sh", "-c", rest) if rest else None
-
-
-def _json_words(rest: str) -> list[str] | None:
-    if not rest.startswith("["):
-        return None
-    try:
-        words = json.loads(rest)
-    except ValueError:
-        return None
-    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
-
-
-def _pairs(instruction: str, rest: str) -> dict[str, str]:
-    try:
-        words = shlex.split(rest)
-    except ValueError as error:
-        raise Malformed("reading a change", instruction[:200], str(error)) from None
-    if words and "=" not in words[0]:
-        key, _, value = rest.partition(" ")
-        return {key: value.strip()}
-    pairs = dict(word.partition("=")[::2] for word in words)
-    if not pairs or "" in pairs or not all("=" in word for word in words):
-        raise Malformed("reading a change", instruction[:200], "expected NAME=VALUE")
-    return pairs
-
-
-def _with_env(env: Iterable[str], pairs: Mapping[str, str]) -> tuple[str, ...]:
-    kept = dict(line.partition("=")[::2] for line in env) | dict(pairs)
-    return tuple(f"{name}={value}" for name, value in kept.items())
-
-
-def _union(known: Sequence[str], more: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*known, *more)))
 
 
 def _list(value: Mapping[str, Any], key: str) -> list[Any]:

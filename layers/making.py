@@ -22,6 +22,7 @@ from layers.diff import Change
 from layers.digest import Digest
 from layers.errors import LayerError
 from layers.fingerprint import Print
+from layers.instructions import with_change
 from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest, Platform
 from layers.pack import Item, Packed
 from layers.progress import Progress, Silent
@@ -147,7 +148,7 @@ def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wish: Wish)
     """The configuration with one more layer, changed as wished."""
     settings: Settings = config.settings
     for change in wish.changes:
-        settings = configs.with_change(settings, change)
+        settings = with_change(settings, change)
     return replace(
         config,
         diff_ids=(*config.diff_ids, diff_id),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from layers import challenge, config, manifest, owners, reference
 from layers import digest as digests
 from layers.errors import LayerError, Malformed, NotFound, Refused
+from layers.instructions import with_change
 from layers.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Platform
 
 SHA = "sha256:" + "a" * 64
@@ -246,17 +247,44 @@ def test_instructions_change_the_settings() -> None:
         'CMD ["a", "b c"]', "ENTRYPOINT exec it", "ENV A=2 C='x y'", "ENV D some text", "EXPOSE 80 53/udp", "LABEL k=v",
         "VOLUME /data /more", 'VOLUME ["/third"]', "WORKDIR y", "USER 1:2", "STOPSIGNAL SIGINT",
     ):  # fmt: skip
-        settings = config.with_change(settings, instruction)
+        settings = with_change(settings, instruction)
     assert settings == config.Settings(
         "1:2", ("A=2", "B=2", "C=x y", "D=some text"), ("/bin/sh", "-c", "exec it"), ("a", "b c"), "/x/y",
         ("/data", "/more", "/third"), ("1/tcp", "80/tcp", "53/udp"), {"k": "v"}, "SIGINT",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("instruction", ["", "RUN x", "FROM y", "ENV", "ENV =x", "ENV 'a", "LABEL a=1 b", "USER"])
+def test_instructions_for_builders_and_for_health() -> None:
+    settings = config.Settings(others={"Domainname": "kept", "OnBuild": ["RUN first"]})
+    for instruction in (
+        "ONBUILD COPY . /app",
+        "HEALTHCHECK NONE",
+        "HEALTHCHECK --interval=1m30s --timeout=500ms --retries=2 CMD curl -f http://localhost/ || exit 1",
+    ):
+        settings = with_change(settings, instruction)
+    assert settings.others == {
+        "Domainname": "kept",
+        "OnBuild": ["RUN first", "COPY . /app"],
+        "Healthcheck": {
+            "Test": ["CMD-SHELL", "curl -f http://localhost/ || exit 1"],
+            "Interval": 90_000_000_000,
+            "Timeout": 500_000_000,
+            "Retries": 2,
+        },
+    }
+    assert with_change(settings, 'HEALTHCHECK CMD ["a", "b"]').others["Healthcheck"] == {"Test": ["CMD", "a", "b"]}
+    whole = config.ImageConfig(Platform("linux", "amd64"), (), settings)
+    assert config.parse(config.to_json(whole)).settings == settings
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["", "RUN x", "FROM y", "ENV", "ENV =x", "ENV 'a", "LABEL a=1 b", "USER", "ONBUILD", "ONBUILD FROM x",
+     "HEALTHCHECK", "HEALTHCHECK CMD", "HEALTHCHECK --when=1s CMD a", "HEALTHCHECK --interval=soon CMD a"],
+)  # fmt: skip
 def test_other_instructions_are_refused(instruction: str) -> None:
     with pytest.raises(Malformed):
-        config.with_change(config.Settings(), instruction)
+        with_change(config.Settings(), instruction)
 
 
 def test_challenges_are_read() -> None:
@@ -302,3 +330,47 @@ def test_old_forms_of_noted_owners_are_read() -> None:
 def test_errors_cannot_move_the_cursor() -> None:
     assert "\x1b" not in str(LayerError("x", "\x1b[2J", "a\nb"))
     assert "\n" not in str(LayerError("x", "\x1b[2J", "a\nb"))
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+_PLACES = st.sampled_from(
+    ["schemaVersion", "mediaType", "config", "config.size", "config.digest", "layers", "layers.0", "layers.0.size",
+     "layers.0.mediaType", "layers.0.annotations", "annotations", "subject", "artifactType", "rootfs",
+     "rootfs.diff_ids", "rootfs.diff_ids.0", "history", "history.0", "config.Env", "config.Cmd", "config.Labels",
+     "config.Volumes", "architecture", "os"]
+)  # fmt: skip
+
+
+def _with(value: Any, place: str, thing: Any) -> Any:
+    """`value` with something else at a place, whether that was there or not."""
+    key, _, rest = place.partition(".")
+    if isinstance(value, list):
+        return [_with(value[0], rest, thing) if rest else thing, *value[1:]] if value else [thing]
+    if not isinstance(value, dict):
+        return thing
+    return {**value, key: _with(value.get(key), rest, thing) if rest else thing}
+
+
+@given(st.lists(st.tuples(_PLACES, _JSON), min_size=1, max_size=3))
+def test_anything_in_any_place_is_read_or_refused(changes: list[tuple[str, Any]]) -> None:
+    manifest_: Any = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": SHA, "size": 2},
+        "layers": [{"mediaType": OCI_LAYER, "digest": SHA, "size": 3}],
+    }
+    config_: Any = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [SHA]}}
+    for place, thing in changes:
+        manifest_, config_ = _with(manifest_, place, thing), _with(config_, place, thing)
+    try:
+        manifest.to_json(manifest.parse(json.dumps(manifest_).encode()))
+    except LayerError:
+        pass
+    try:
+        config.to_json(config.parse(json.dumps(config_).encode()))
+    except LayerError:
+        pass

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from layers import manifest as manifests
+from layers.cli.command import main as layers_main
 from layers.digest import Digest
 from layers.manifest import Descriptor, Index, Platform
 from layers.store import Store
@@ -199,3 +200,33 @@ def test_import_from_a_server(unionfs: Command, tar: Path) -> None:
     assert (told["Architecture"], told["Config"]["Env"]) == ("arm64", ["A=b"])
     assert "from afar" in unionfs("history", "--no-trunc", "far:1")
     assert os.listdir(unionfs.store.aside) == []
+
+
+def test_gc_can_be_asked_first(unionfs: Command, tar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unionfs("import", tar, "a:1")
+    unionfs("rmi", "--no-prune", "a:1")
+    there = sorted(os.listdir(Path(unionfs.store.images, "blobs/sha256"))), os.listdir(unionfs.store.layers)
+    told = []
+    for words in (["--dry-run"], []):
+        assert layers_main(["gc", "--root", str(unionfs.root), "--json", *words]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+        if words:
+            assert there == (
+                sorted(os.listdir(Path(unionfs.store.images, "blobs/sha256"))),
+                os.listdir(unionfs.store.layers),
+            )
+    assert told[0] == told[1]
+    assert len(told[0]["blobs"]) == 3
+    assert os.listdir(unionfs.store.layers) == []
+
+
+def test_a_manifest_and_a_configuration_that_disagree(unionfs: Command, scratch: Path) -> None:
+    images.layout(Path(unionfs.store.images), [TAR], name="x:1")
+    manifest = json.loads(unionfs.store.read_blob(unionfs.store.find("x:1").descriptor.digest))
+    manifest["layers"] *= 2
+    digest, size = images.put(Path(unionfs.store.images), json.dumps(manifest).encode())
+    with unionfs.store.adding():
+        unionfs.store.tag(Descriptor(manifests.OCI_MANIFEST, Digest(digest), size), "docker.io/library/lie:1")
+    assert "2 layers, the configuration 1" in unionfs("history", "lie:1", status=4)
+    assert "lie" in unionfs("images")  # what is damaged can still be seen, and removed
+    unionfs("rmi", "lie:1")

@@ -1,0 +1,138 @@
+"""Instructions of a Dockerfile that change an image's settings, as `commit --change` and `import --change` take them.
+
+Pure. Dockerfile reference; the ones that run or copy something are for builders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from layers.config import Settings
+from layers.errors import Malformed
+
+_NOT_ON_BUILD: Final = ("ONBUILD", "FROM", "MAINTAINER")
+
+
+def with_change(settings: Settings, instruction: str) -> Settings:
+    """`settings` after one instruction of a Dockerfile, as `commit --change` and `import --change` take it.
+
+    Those that Docker takes there: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME,
+    WORKDIR. Raises Malformed for any other.
+    """
+    word, _, rest = instruction.strip().partition(" ")
+    rest = rest.strip()
+    match word.upper():
+        case "CMD":
+            return replace(settings, cmd=_command(rest))
+        case "ENTRYPOINT":
+            return replace(settings, entrypoint=_command(rest))
+        case "ENV":
+            return replace(settings, env=_with_env(settings.env, _pairs(instruction, rest)))
+        case "LABEL":
+            return replace(settings, labels=dict(settings.labels) | _pairs(instruction, rest))
+        case "EXPOSE":
+            ports = [port if "/" in port else f"{port}/tcp" for port in rest.split()]
+            return replace(settings, exposed_ports=_union(settings.exposed_ports, ports))
+        case "VOLUME":
+            paths = _json_words(rest)
+            return replace(settings, volumes=_union(settings.volumes, rest.split() if paths is None else paths))
+        case "WORKDIR" if rest:
+            path = rest if rest.startswith("/") else f"{settings.working_dir.rstrip('/')}/{rest}"
+            return replace(settings, working_dir=path)
+        case "USER" if rest:
+            return replace(settings, user=rest)
+        case "STOPSIGNAL" if rest:
+            return replace(settings, stop_signal=rest)
+        case "HEALTHCHECK" if rest:
+            return replace(settings, others={**settings.others, "Healthcheck": _health(instruction, rest)})
+        case "ONBUILD" if rest:
+            if rest.partition(" ")[0].upper() in _NOT_ON_BUILD:
+                raise Malformed("reading a change", instruction[:200], "this cannot be done when others build on it")
+            known = settings.others.get("OnBuild")
+            triggers = [*(known if isinstance(known, list) else []), rest]
+            return replace(settings, others={**settings.others, "OnBuild": triggers})
+    raise Malformed(
+        "reading a change",
+        instruction[:200],
+        "not an instruction that is known here",
+        hint="CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR",
+    )
+
+
+def _command(rest: str) -> tuple[str, ...] | None:
+    """Words of the exec form, or the shell form through /bin/sh; an empty list takes the command away."""
+    words = _json_words(rest)
+    if words is not None:
+        return tuple(words) or None
+    return ("/bin/sh", "-c", rest) if rest else None
+
+
+def _json_words(rest: str) -> list[str] | None:
+    if not rest.startswith("["):
+        return None
+    try:
+        words = json.loads(rest)
+    except ValueError:
+        return None
+    return words if isinstance(words, list) and all(isinstance(word, str) for word in words) else None
+
+
+def _pairs(instruction: str, rest: str) -> dict[str, str]:
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise Malformed("reading a change", instruction[:200], str(error)) from None
+    if words and "=" not in words[0]:
+        key, _, value = rest.partition(" ")
+        return {key: value.strip()}
+    pairs = dict(word.partition("=")[::2] for word in words)
+    if not pairs or "" in pairs or not all("=" in word for word in words):
+        raise Malformed("reading a change", instruction[:200], "expected NAME=VALUE")
+    return pairs
+
+
+def _with_env(env: Iterable[str], pairs: Mapping[str, str]) -> tuple[str, ...]:
+    kept = dict(line.partition("=")[::2] for line in env) | dict(pairs)
+    return tuple(f"{name}={value}" for name, value in kept.items())
+
+
+def _union(known: Sequence[str], more: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*known, *more)))
+
+
+_TIMES: Final = {
+    "interval": "Interval",
+    "timeout": "Timeout",
+    "start-period": "StartPeriod",
+    "start-interval": "StartInterval",
+}
+_UNITS_NS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s|m|h))+", re.ASCII)
+
+
+def _health(instruction: str, rest: str) -> dict[str, Any]:
+    """[--interval=30s] [--timeout=30s] [--start-period=0s] [--start-interval=5s] [--retries=3] CMD ..., or NONE."""
+    found: dict[str, Any] = {}
+    while (match := re.match(r"--([a-z-]+)=(\S+)\s*", rest)) is not None:
+        name, text = match[1], match[2]
+        if name in _TIMES and _DURATION.fullmatch(text):
+            parts = re.findall(r"([0-9.]+)(ns|us|ms|s|m|h)", text)
+            found[_TIMES[name]] = round(sum(float(number) * _UNITS_NS[unit] for number, unit in parts))
+        elif name == "retries" and text.isdecimal() and text.isascii() and len(text) < 6:
+            found["Retries"] = int(text)
+        else:
+            raise Malformed("reading a change", instruction[:200], f"{match[0].strip()[:100]!r} is no option of it")
+        rest = rest[match.end() :]
+    word, _, command = rest.partition(" ")
+    command = command.strip()
+    if word.upper() == "NONE" and not command and not found:
+        return {"Test": ["NONE"]}
+    if word.upper() != "CMD" or not command:
+        raise Malformed("reading a change", instruction[:200], "a health check is NONE, or CMD with a command")
+    words = _json_words(command)
+    return {"Test": ["CMD-SHELL", command] if words is None else ["CMD", *words], **found}
