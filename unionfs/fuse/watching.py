@@ -15,6 +15,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -39,9 +40,10 @@ class Notifier:
         """Begin to watch. Raises OSError with EMFILE beyond fs.inotify.max_user_instances."""
         self.limit = 0  # the errno for which some directories cannot be watched; union's thread only
         self.sent = 0  # notifications; the thread only, may be read from anywhere
+        self._told = 0  # of which the thread knows; union's thread only
+        self._over = False  # set once, by `stop`
         self._queue: queue.SimpleQueue[Stale | None] = queue.SimpleQueue()
         self._held: list[Stale] = []  # not to be sent now; union's thread only
-        self._busy = threading.Lock()  # held by the thread while it sends
         self._send: Callable[[Stale], None] = lambda _: None  # this and the next three are set once, by `start`
         self._may_go: Callable[[Stale], bool] = lambda _: True
         self._distrust: Callable[[], None] = lambda: None
@@ -87,6 +89,7 @@ class Notifier:
     def _tell(self, stale: list[Stale]) -> None:
         for each in stale:
             if self._may_go(each) and not self._held:
+                self._told += 1
                 self._queue.put(each)
             else:
                 self._held.append(each)
@@ -98,28 +101,30 @@ class Notifier:
             self._tell(held)
 
     def stop(self) -> None:
-        """Send nothing more, after what is on its way."""
+        """Send nothing more, but for what is on its way."""
+        self._over = True
         self._queue.put(None)
 
     def wait(self, seconds: float) -> None:
         """Wait for what is on its way, so long at most."""
-        if self._busy.acquire(timeout=seconds):
-            self._busy.release()
+        until = time.monotonic() + seconds
+        while self.is_sending and time.monotonic() < until:
+            time.sleep(0.01)
 
     @property
     def is_sending(self) -> bool:
         """Whether a notification is on its way: somebody may have to be answered before it arrives."""
-        return self._busy.locked()
+        return self.sent != self._told
 
     def _run(self) -> None:
         while (stale := self._queue.get()) is not None:
-            with self._busy:
-                try:
+            try:
+                if not self._over:
                     self._send(stale)
-                except OSError:
-                    return
-                except Exception:
-                    log.exception("bug while telling the kernel of a change")
+            except OSError:
+                self._over = True
+            except Exception:
+                log.exception("bug while telling the kernel of a change")
             self.sent += 1
 
 

@@ -117,6 +117,8 @@ class _Engine:
         self._notifier = notifier  # immutable
         if notifier is not None:
             notifier.start(self._notify, dispatcher.may_tell, partial(dispatcher.encoder.believe, UNWATCHED_S))
+            if not dispatcher.session.has_epochs:
+                dispatcher.encoder.believe_missing(UNWATCHED_S)
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
         self._away = 0  # copy-ups and errands under way; loop's thread only
 
