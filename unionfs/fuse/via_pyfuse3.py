@@ -128,6 +128,7 @@ class _Adapter(pyfuse3.Operations):
         super().__init__()
         self.traffic = traffic or Tally()  # immutable
         union.ledger.asked_by = _cause.get
+        union.let_later(lambda run: trio.lowlevel.start_thread_soon(run, lambda _outcome: None))
         self.enable_writeback_cache = options.writeback
         self._union = union  # immutable; touched on the loop's thread only
         self._timeout_s = options.timeout_s  # changed by _distrust only
@@ -236,6 +237,8 @@ class _Adapter(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         await self._copy_up(inode, change.size)
+        if change.size is not None:
+            await self._cut(inode, change.size)
         return self._attributes(inode, self._union.setattr(inode, change))
 
     @_answered
@@ -327,7 +330,7 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self._union.fsync(fh, datasync)
+        await self._sync(fh, datasync)
 
     # -- file content --
 
@@ -339,6 +342,7 @@ class _Adapter(pyfuse3.Operations):
             # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
             # Who has CAP_FSETID keeps those (truncate(2)); that we are not told, so root is taken to have it.
             await self._copy_up(inode, 0)
+            await self._cut(inode, 0)
             self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._writers[inode] = ctx.pid
@@ -377,12 +381,21 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        if self._union.options.durability == "volatile":
-            return
-        held = self._union.read_fd(fh)
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, held.fd)
+        await self._sync(fh, datasync)
 
-    # -- copy-up --
+    # -- what takes long --
+
+    async def _sync(self, nodeid: int, datasync: bool) -> None:
+        held = self._union.sync_fd(nodeid)
+        if held is not None:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, held.fd)
+
+    async def _cut(self, nodeid: int, size: int) -> None:
+        """Give back the space of a large file before `setattr` truncates it."""
+        held = self._union.long_cut_fd(nodeid, size)
+        if held is not None:
+            self._union.changing(nodeid)
+            await trio.to_thread.run_sync(os.ftruncate, held.fd, size)
 
     async def _copy_up(self, nodeid: int, size: int | None = None) -> None:
         """Do the slow part of the copy-up that a change of `nodeid` needs; the change itself does the rest.
