@@ -4,68 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.process import ChildError
+from tests.support.podmans import Podman, need_podman, our_program, podman_store
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
 
-_NEEDED: Final = ("podman", "runc", "conmon")
 IMAGE: Final = "localhost/base:1"
-
-
-class Podman:
-    """Podman with a store of its own."""
-
-    def __init__(self, user: User, where: Path) -> None:
-        self.user = user
-        program = where / "mount-program"
-        environment = " ".join(f"{name}='{user.env[name]}'" for name in ("PYTHONPATH",) if name in user.env)
-        program.write_text(f'#!/bin/sh\n{environment} exec {sys.executable} -m unionfs "$@"\n')
-        program.chmod(0o755)
-        (where / "containers.conf").write_text('[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n')
-        self._argv = [
-            *("podman", "--root", f"{where}/root", "--runroot", f"{where}/run", "--runtime", "runc"),
-            *("--storage-driver", "overlay", "--storage-opt", f"overlay.mount_program={program}"),
-        ]
-        self._env = {"CONTAINERS_CONF": str(where / "containers.conf")}
-
-    def __call__(self, *args: str | Path, check: bool = True) -> str:
-        done = self.user.run([*self._argv, *args], env=self._env, timeout_s=240, check=check)
-        return done.stdout.strip()
-
-    def sh(self, name: str, script: str) -> str:
-        """Run a script in a running container."""
-        return self("exec", name, "sh", "-ec", script)
 
 
 @pytest.fixture(scope="module")
 def podman(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> Iterator[Podman]:
     """A store with one image, a Debian."""
     del fuse_device
-    missing = [program for program in _NEEDED if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"not installed: {' '.join(missing)} (names of Debian packages)")
+    need_podman()
     where = run_dir / "podman"
     where.mkdir()
     shutil.copyfile(debian_tar, where / "debian.tar")
-    ordinary_user.own(where)
-    made = Podman(ordinary_user, where)
-    try:
+    with podman_store(ordinary_user, where, our_program(where, ordinary_user)) as made:
         made("import", "-q", where / "debian.tar", IMAGE)
         yield made
-    finally:
-        for command in (("rm", "-af", "-t", "0"), ("unshare", "rm", "-rf", f"{where}/root"), ("system", "migrate")):
-            try:
-                made(*command)
-            except ChildError as error:
-                print(error)
 
 
 @pytest.fixture
