@@ -12,7 +12,7 @@ exit codes:
   0  done
   1  failed; the reason is on stderr
   2  the command line makes no sense, or a reference is malformed
-  3  check, diff, verify: something was found
+  3  check, diff, verify, inspect --min-efficiency: something was found
   4  refused: content that is malformed, dangerous, too large, or not what its digest says
   5  there is no such image, tag, layer or blob
   6  a registry could not be reached, or answered with an error

@@ -1,10 +1,11 @@
-"""Processes that are killed (SIGKILL) anywhere on the way: nothing half shows, and a second try succeeds.
+"""Processes that are killed (SIGKILL) anywhere on the way, and full disks: nothing half shows, a second try succeeds.
 
 The work is done in a child that kills itself at its n-th call that changes something. A first child only counts them.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -22,6 +23,7 @@ from layers.making import Wish
 from layers.store import Store
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File
+from tests.support import process
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -135,3 +137,33 @@ def test_nothing_half_shows_and_a_second_try_succeeds(what: str, scratch: Path) 
         assert sorted(os.listdir(store.layers)) == whole
         gc.collect(store)
         assert sorted(os.listdir(store.layers)) == whole
+
+
+@pytest.mark.parametrize("what", list(WORK))
+def test_a_full_disk_leaves_nothing_half(what: str, scratch: Path) -> None:
+    small = scratch / "small"
+    small.mkdir()
+    process.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small])
+    store, given = _prepared(what, small)
+    before, failed = store.named(), 0
+    for left in (0, 6, 12, 40):  # KiB; the work needs more, or just enough
+        room = os.statvfs(small)
+        (small / "filler").write_bytes(bytes(max(room.f_bavail * room.f_frsize - (left << 10), 0)))
+        if _is_full(what, store, given):
+            failed += 1
+            assert store.named() == before
+        (small / "filler").unlink()
+        assert os.listdir(store.aside) == []
+    assert failed
+    WORK[what](store.root, given)
+    _assert_nothing_half(store)
+
+
+def _is_full(what: str, store: Store, given: str) -> bool:
+    try:
+        WORK[what](store.root, given)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return True
+    return False
