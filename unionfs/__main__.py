@@ -29,6 +29,7 @@ VERBS = {
     "rename": "give a container another name",
     "inspect": "all that is known of a container or an image, as JSON",
     "commit": "make an image of a container",
+    "volume": "directories with a name that outlive containers: create, ls, inspect, rm, prune",
     "export": "write the root filesystem of a container as a tar",
     "rm": "remove containers",
     "pull": "fetch images from a registry",

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
         (["--lower", "/", "--lower", "/no/such", "true"], "run failed: cannot use /no/such as a lower directory"),
         (["--network", "nosuch", "/", "true"], "run: argument --network: invalid choice"),
         (["-v", "/no/such:/x", "/", "true"], "binding the volume failed: /no/such: No such file or directory"),
-        (["-v", "/etc", "/", "true"], "run: bad volume: /etc"),
+        (["-v", "/etc:", "/", "true"], "run: bad volume: /etc:"),
         (["-v", "/etc:relative", "/", "true"], "run: bad volume: relative"),
         (["-v", "/etc:/", "/", "true"], "run: bad volume: /etc:/"),
         (["-v", "/etc:/x:nosuch", "/", "true"], "run: bad volume: /etc:/x:nosuch"),

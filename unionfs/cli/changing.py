@@ -27,6 +27,7 @@ from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
+from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
@@ -84,11 +85,14 @@ def remember(container: Container, found: Changes) -> None:
     os.rename(aside, os.path.join(container.directory, _LISTED))
 
 
-def remove(store: ContainerStore, container: Container) -> None:
-    """Remove the container with all it changed, files of subordinate ids included. Raises: CommandError."""
+def remove(store: ContainerStore, container: Container, *, volumes: bool = False) -> None:
+    """Remove the container with all it changed, files of subordinate ids included, and with `volumes` those that are
+    its alone. Raises: CommandError."""
     try:
         applying.take_back(_journal(container))
         store.remove(container, lambda path: _remove_path(container, path))
+        for name in anonymous_names(container) if volumes else ():
+            VolumeStore(store.root).remove(name, lambda path: _remove_path(container, path))
     except OSError as error:
         raise CommandError.of("removing the container", error) from error
     except LaunchError as error:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
-from unionfs.cli import launching, living, over
+from unionfs.cli import launching, living, over, tarring
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.copying import Copy, find_in_root
-from unionfs.cli.errors import FAILED, CommandError, failed, tell
+from unionfs.cli.errors import BROKEN_PIPE, FAILED, CommandError, failed, tell
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
 
@@ -21,7 +22,7 @@ _DESCRIPTION: Final = """\
 Copy SOURCE, a file or a directory with all it holds, to DESTINATION; one of them is CONTAINER:PATH. A directory that
 exists as DESTINATION gets the copy inside, or with SOURCE/. the content. What is copied belongs to you, or in the
 container to root, unless --archive keeps the owners. Symlinks are copied as such, and none leads out of the container.
-Volumes are reached while the container runs."""
+With - as DESTINATION a tar is written to standard output, and with - as SOURCE one is read and put into a directory."""
 
 
 class Side(NamedTuple):
@@ -43,19 +44,39 @@ def main(argv: list[str]) -> int:
     source, destination = side(arguments.source), side(arguments.destination)
     if bool(source.container) == bool(destination.container):
         parser.error("exactly one of SOURCE and DESTINATION must be CONTAINER:PATH")
-    if "-" in (source.path, destination.path):
-        parser.error("a tar through a pipe is not known here; `unionfs export` writes one")
     store = ContainerStore(arguments.root)
     container = store.find(source.container or destination.container)
     here = os.getcwd()
 
     def body(root_fd: int) -> None:
+        if arguments.destination == "-":
+            _stream_out(root_fd, source.path)
+            return
+        if arguments.source == "-":
+            _stream_in(root_fd, destination.path, keep_owners=arguments.archive)
+            return
         outside = Place(None, here)
         inside = Place(root_fd, "/")
         from_, to = (inside, outside) if source.container else (outside, inside)
         copy(from_, source.path, to, destination.path, keep_owners=arguments.archive)
 
     return reach(store, container, body)
+
+
+def _stream_out(root_fd: int, path: str) -> None:
+    above, name = os.path.split(("/" + path).rstrip("/"))
+    is_content = name in ("", ".", "..")
+    dir_fd = find_in_root(root_fd, path or "/" if is_content else above or "/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        tarring.write(dir_fd, "." if is_content else name, sys.stdout.buffer, "." if is_content else name)
+        sys.stdout.buffer.flush()
+    finally:
+        os.close(dir_fd)
+
+
+def _stream_in(root_fd: int, path: str, *, keep_owners: bool) -> None:
+    os.close(Place(root_fd, "/").open(path, os.O_PATH | os.O_DIRECTORY))
+    tarring.extract(sys.stdin.buffer, root_fd, "/" + path.strip("/"), None if keep_owners else (0, 0))
 
 
 def side(text: str) -> Side:
@@ -161,6 +182,12 @@ def _in_stopped(store: ContainerStore, container: Container, body: Callable[[int
 def _told(body: Callable[[int], None], root_fd: int) -> int:
     try:
         body(root_fd)
+    except tarfile.TarError as error:
+        print(tell(CommandError(failed("cp", "-", f"this is no tar: {error}"))), file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
+        return BROKEN_PIPE
     except OSError as error:
         print(tell(CommandError(failed("cp", error.filename, error.strerror or str(error)))), file=sys.stderr)
         return FAILED

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Final
 
-from unionfs.cli import launching, living, run
+from unionfs.cli import launching, living, places, run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.changing import id_map_of
 from unionfs.cli.containers import ContainerStore
@@ -63,7 +63,7 @@ def _exec(arguments: argparse.Namespace) -> int:
         command=tuple(words[1:]),
         environment=tuple({**dict(job.environment), **dict(run.environment(arguments))}.items()),
         user=job.user if arguments.user is None else arguments.user,
-        workdir=run.inside("working directory", arguments.workdir) if arguments.workdir else job.workdir,
+        workdir=places.inside("working directory", arguments.workdir) if arguments.workdir else job.workdir,
         interactive=arguments.interactive and not arguments.detach,
         terminal=arguments.tty,
     )

@@ -3,7 +3,6 @@
     CONTAINER/etc/{hosts,hostname,resolv.conf}   the names of the machine, as the container sees it
     CONTAINER/ground/                            the lowest branch: empty directories and files to mount on
     CONTAINER/volumes/N/{upper,work,merged}      what was written to a volume that is to stay as it is
-    CONTAINER/anonymous/N/                       a volume that the image wants: begins as what the image has there
 
 Without the ground, what is mounted somewhere would leave its mountpoint in the upper, and be listed as a change.
 Knows jobs and directories. Does not mount anything.
@@ -11,6 +10,7 @@ Knows jobs and directories. Does not mount anything.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Final
@@ -19,11 +19,11 @@ from unionfs.changes.remove import remove_path
 from unionfs.cli.containers import Container
 from unionfs.cli.copying import Copy, find_in_root
 from unionfs.cli.job import Job, Volume
+from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
 
 VOLUMES: Final = "volumes"
 
-_ANONYMOUS: Final = "anonymous"
 _ETC: Final = "etc"
 _OWN_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 
@@ -91,28 +91,45 @@ def volumes_aside(job: Job, container: Container) -> list[tuple[Volume, str]]:
 
 def anonymous_volumes(job: Job, container: Container) -> list[tuple[str, str]]:
     """The volumes without a name: path in the container, and the directory that is shown there."""
-    directory = os.path.join(container.directory, _ANONYMOUS)
-    return [(path, os.path.join(directory, str(number))) for number, path in enumerate(job.anonymous)]
+    store = VolumeStore(os.path.dirname(os.path.dirname(container.directory)))
+    return [(path, store.path(name)) for path, name in zip(job.anonymous, anonymous_names(container), strict=True)]
 
 
-def fill_anonymous(job: Job, container: Container) -> None:
-    """Make those volumes that are not there, with what the image has in their place. Raises: OSError.
+def make_volumes(job: Job, container: Container) -> None:
+    """Make the volumes of the store that are missing, and fill those that are empty with what the image has in their
+    place. Raises: OSError.
 
     Preconditions: the container's union is mounted.
     """
-    missing = [(path, place) for path, place in anonymous_volumes(job, container) if not os.path.isdir(place)]
-    if not missing:
+    store = VolumeStore(os.path.dirname(os.path.dirname(container.directory)))
+    wanted = [(path, store.create(name, anonymous=True).directory)
+              for path, name in zip(job.anonymous, anonymous_names(container), strict=True)]  # fmt: skip
+    for volume in job.volumes:
+        if volume.name:
+            place = store.create(volume.name).directory
+            wanted += [(volume.target, place)] if volume.filled else []
+    empty = [(path, place) for path, place in wanted if not os.listdir(place)]
+    if not empty:
         return
-    os.makedirs(os.path.join(container.directory, _ANONYMOUS), 0o755, exist_ok=True)
     root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for path, place in missing:
-            aside = f"{place}.new"
-            remove_path(aside)
-            _copy_directory(root_fd, path, aside)
-            os.rename(aside, place)
+        for path, place in empty:
+            _fill(root_fd, path, place)
     finally:
         os.close(root_fd)
+
+
+def _fill(root_fd: int, path: str, place: str) -> None:
+    """Make `place`, which is empty, what is at `path`: aside, so that it is filled wholly or not at all."""
+    aside = f"{place}.{os.getpid()}"
+    remove_path(aside)
+    try:
+        _copy_directory(root_fd, path, aside)
+        os.rename(aside, place)
+    except OSError as error:
+        remove_path(aside)
+        if error.errno != errno.ENOTEMPTY:  # another container was faster
+            raise
 
 
 def _copy_directory(root_fd: int, path: str, place: str) -> None:

@@ -12,6 +12,7 @@ from unionfs.cli import furnishing, launching, logbook, over
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerError, ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.cli.volumes import anonymous_names
 
 
 def main(argv: list[str]) -> int:
@@ -85,11 +86,19 @@ def of_container(container: Container) -> dict[str, Any]:
             "Tty": job.terminal,
             "OpenStdin": job.interactive,
         }
-        binds = [(volume.source, volume.target, not volume.read_only) for volume in job.volumes]
-        binds += [(place, path, True) for path, place in furnishing.anonymous_volumes(job, container)]
+        binds = [(volume.name, volume.source, volume.target, not volume.read_only) for volume in job.volumes]
+        names = anonymous_names(container)
+        mine = zip(names, furnishing.anonymous_volumes(job, container), strict=True)
+        binds += [(name, place, path, True) for name, (path, place) in mine]
         shown["Mounts"] = [
-            {"Type": "bind", "Source": source, "Destination": target, "RW": writable}
-            for source, target, writable in binds
+            {
+                "Type": "volume" if name else "bind",
+                **({"Name": name} if name else {}),
+                "Source": source,
+                "Destination": target,
+                "RW": writable,
+            }
+            for name, source, target, writable in binds
         ]
         shown["HostConfig"] = {
             "NetworkMode": "private" if job.uplink else "none" if job.own_network else "host",

@@ -21,6 +21,8 @@ class Volume:
     target: str  # absolute and normal
     read_only: bool = False
     aside: bool = False
+    name: str = ""  # of a volume of the store; `source` are its data then
+    filled: bool = True  # when that is empty, it gets what the image has in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Job:
     workdir: str = "/"
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[str, ...] = ()
+    tmpfs_options: tuple[tuple[str, str], ...] = ()  # of some of these
     own_network: bool = False
     uplink: str = ""  # a way out of that: a program, or "private" for whichever is installed; empty: none
     published: tuple[Port, ...] = ()  # ports of this machine that lead in, then
@@ -56,7 +59,7 @@ class Job:
     image_digest: str = ""  # of its manifest
     image_type: str = ""  # the manifest's media type
     entrypoint: tuple[str, ...] = ()  # the first part of `command`, as an image of the container is to have it
-    anonymous: tuple[str, ...] = ()  # volumes without a name: directories of the container beside the union
+    anonymous: tuple[str, ...] = ()  # where volumes are that belong to the container alone, see `cli.volumes`
     stop_signal: str = "SIGTERM"
     labels: tuple[tuple[str, str], ...] = ()
     ports: tuple[str, ...] = ()  # that the image says it serves; nothing is done with them

@@ -17,20 +17,22 @@ from typing import Final
 from unionfs.changes.remove import remove_path
 from unionfs.cli import logbook
 from unionfs.cli.containers import Container, ContainerError, ContainerStore, process_started
+from unionfs.cli.copying import find_in_root
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.cli.furnishing import (
     VOLUMES,
     binds_of_etc,
     binds_of_volumes,
-    fill_anonymous,
     has_ground,
     lay_ground,
     make_aside,
+    make_volumes,
     volumes_aside,
     write_etc,
 )
 from unionfs.cli.job import Job, from_record, to_record
 from unionfs.cli.logbook import Writer
+from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.core.options import OptionError, Options, check_directory
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
@@ -40,7 +42,7 @@ from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
 from unionfs.launcher.guardian import Hooks, Provisions, take_away
 from unionfs.launcher.run import launch
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Uplink
-from unionfs.syscalls.mounts import MS_REC, MS_SLAVE, mount
+from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 
 LOG: Final = "daemon.log"
@@ -80,6 +82,9 @@ def create(job: Job, store: ContainerStore) -> Container:
         uplink_program(job)
     id_map = my_ids()
     try:
+        for volume in job.volumes:
+            if volume.name:
+                VolumeStore(store.root).create(volume.name)
         return store.create(
             job.lowers,
             job.command,
@@ -151,11 +156,30 @@ def mounted(job: Job, store: ContainerStore, container: Container) -> Iterator[i
         _Turns(job, store, container, again=True).mount(provisions, container.branches, container.directory)
         root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            _mount_volumes(job, container, root_fd)
             yield root_fd
         finally:
             os.close(root_fd)
     finally:
         take_away(provisions, life_write)
+
+
+def _mount_volumes(job: Job, container: Container, root_fd: int) -> None:
+    """Those that are more than a view for as long as the container runs. Raises: LaunchError."""
+    aside = {volume.target for volume in job.volumes if volume.aside}
+    for bind in binds_of_volumes(job, container):
+        if bind.target in aside:
+            continue
+        try:
+            fd = find_in_root(root_fd, bind.target)
+            mount(bind.source, f"/proc/self/fd/{fd}", None, MS_BIND | MS_REC)
+            os.close(fd)
+            if bind.read_only:
+                fd = find_in_root(root_fd, bind.target)
+                set_attributes(f"/proc/self/fd/{fd}", MOUNT_ATTR_RDONLY)
+                os.close(fd)
+        except OSError as error:
+            raise LaunchError.of("mounting the volume", error, path=bind.source) from error
 
 
 def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spec:
@@ -175,6 +199,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         binds=(*binds_of_etc(job, container), *binds_of_volumes(job, container)),
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if _borrows_resolver(job) else (),
         tmpfs=(*job.tmpfs, *(path for path in _RUNTIME_DIRECTORIES if job.shows_host and os.path.ismount(path))),
+        tmpfs_options=job.tmpfs_options,
         own_network=job.own_network,
         uplink=Uplink(uplink_program(job), container.directory, job.published) if job.uplink else None,
         read_only=job.read_only,
@@ -239,6 +264,8 @@ def check_sources(job: Job) -> None:
         except OptionError as error:
             raise CommandError(failed("run", "", str(error)), status=OWN_FAILURE) from error
     for volume in job.volumes:
+        if volume.name:
+            continue
         try:
             is_directory = stat.S_ISDIR(os.stat(volume.source).st_mode)
         except OSError as error:
@@ -278,7 +305,7 @@ class _Turns:
         )
         self.mount(provisions, container.branches, container.directory)
         try:
-            fill_anonymous(job, container)
+            make_volumes(job, container)
         except OSError as error:
             raise LaunchError.of("making the volumes of the image", error) from error
         for volume, directory in aside:
@@ -293,6 +320,7 @@ class _Turns:
             self._store.note_outcome(self._container, exit_code)
             if self._job.remove or not (has_started or self._again):
                 self._store.remove(self._container, self._remove_path, mine=True)
+                self._remove_volumes()
             elif has_started:
                 self._store.exited(self._container, exit_code)
                 remove_path(os.path.join(self._container.directory, VOLUMES))
@@ -300,6 +328,13 @@ class _Turns:
                 self._store.unclaim(self._container, exit_code)
         except (OSError, ContainerError) as error:
             print(f"unionfs: warning: clearing up failed: {error}", file=sys.stderr)
+
+    def _remove_volumes(self) -> None:
+        """Those that are the container's alone, as docker has it for one that removes itself."""
+        if names := anonymous_names(self._container):
+            store = VolumeStore(self._store.root)
+            for name in names:
+                store.remove(name, remove_path)
 
     def _remove_path(self, path: str) -> None:
         by_name(self._job.driver).remove(path)

@@ -10,7 +10,8 @@ from unionfs.cli.containers import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
 Remove containers, with everything they changed. One that is running is not removed unless with --force, which ends it.
-Of one whose changes were only partly put in place (see unionfs apply), what is in place stays."""
+Volumes stay, unless they have no name and --volumes is given. Of one whose changes were only partly put in place (see
+unionfs apply), what is in place stays."""
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +19,9 @@ def main(argv: list[str]) -> int:
     parser = Parser("rm", _DESCRIPTION)
     over.add_names(parser)
     parser.add_argument("-f", "--force", action="store_true", help="end those that run (SIGKILL), and remove them")
+    parser.add_argument(
+        "-v", "--volumes", action="store_true", help="remove the volumes without a name that they had, too"
+    )
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
 
@@ -26,7 +30,7 @@ def main(argv: list[str]) -> int:
         if arguments.force and container.is_running():
             left = living.kill(store, container)
         if left is not None:
-            changing.remove(store, left)
+            changing.remove(store, left, volumes=arguments.volumes)
         return ""
 
     return over.each(store, arguments.names, remove)

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import launching, publishing, signals
+from unionfs.cli import launching, places, publishing, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
-from unionfs.cli.job import Job, Volume
+from unionfs.cli.job import Job
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES
@@ -49,8 +49,6 @@ examples:
 
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed, 126 if the command cannot be
 executed, 127 if it was not found."""
-
-_VOLUME_WORDS: Final = ("ro", "rw", "O", "z", "Z")  # z and Z relabel for SELinux in other tools: nothing to do here
 
 
 def main(argv: list[str]) -> int:
@@ -155,7 +153,10 @@ def _job_on_image(job: Job, arguments: Namespace, words: list[str], image: Ready
         environment=imaging.environment_of(settings, job.environment),
         user=job.user or settings.user,
         workdir=job.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
-        anonymous=imaging.volumes_of(settings, (*(volume.target for volume in job.volumes), *job.tmpfs)),
+        anonymous=(
+            *job.anonymous,
+            *imaging.volumes_of(settings, (*(volume.target for volume in job.volumes), *job.tmpfs, *job.anonymous)),
+        ),
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(job.labels)}.items()),
         ports=settings.exposed_ports,
@@ -169,6 +170,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
     """What the flags ask for, on no root filesystem yet. Raises: CommandError when it makes no sense."""
     if arguments.stop_signal:
         signals.number_of(arguments.stop_signal)
+    mounted = places.wanted(arguments)
     return Job(
         lowers=(),
         command=tuple(words),
@@ -176,12 +178,14 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         name=arguments.name,
         hostname=_hostname(arguments.hostname),
         user=arguments.user,
-        workdir=inside("working directory", arguments.workdir or "/"),
-        volumes=tuple(map(volume_from, arguments.volume or ())),
+        workdir=places.inside("working directory", arguments.workdir or "/"),
+        volumes=mounted.volumes,
+        anonymous=mounted.anonymous,
         stop_signal=arguments.stop_signal or "SIGTERM",
         labels=tuple((label.partition("=")[0], label.partition("=")[2]) for label in arguments.label or ()),
         logged=arguments.detach or not (arguments.rm or arguments.log_driver == "none"),
-        tmpfs=tuple(inside("tmpfs", path) for path in arguments.tmpfs or ()),
+        tmpfs=mounted.tmpfs,
+        tmpfs_options=mounted.tmpfs_options,
         own_network=arguments.network != "host",
         uplink=arguments.network if arguments.network not in ("host", "none") else "",
         published=_published(arguments),
@@ -221,9 +225,22 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         "--volume",
         metavar="SRC:DST[:ro|:O]",
         action="append",
-        help="show SRC of this machine at DST; ro: read-only; O: what the command changes there is thrown away",
+        help="show SRC of this machine, or the volume of that name, at DST; ro: read-only; O: what the command changes "
+        "there is thrown away; without SRC a volume of the container alone",
     )
-    add("--tmpfs", metavar="DIR", action="append", help="mount an empty directory in memory at DIR")
+    add(
+        "--mount",
+        metavar="KEY=VALUE,...",
+        action="append",
+        help="the same, as type=bind|volume|tmpfs,src=,dst=,readonly",
+    )
+    add(
+        "--tmpfs",
+        metavar="DIR[:OPTIONS]",
+        action="append",
+        help="mount an empty directory in memory at DIR; size=64m, mode=700",
+    )
+    add("--init", action="store_true", help="have a process 1 that reaps and passes on signals: there always is one")
     add(
         "-e",
         "--env",
@@ -309,29 +326,6 @@ def _add_remote(made: Parser) -> None:
     image_store.add_remote(made)
 
 
-def volume_from(text: str) -> Volume:
-    """What a value of -v asks for. Raises: CommandError when it makes no sense."""
-    source, _, rest = text.partition(":")
-    target, _, words = rest.partition(":")
-    if not source or not target:
-        raise _bad("volume", text, "expected SRC:DST or SRC:DST:ro or SRC:DST:O")
-    chosen_words = words.split(",") if words else []
-    for word in chosen_words:
-        if word not in _VOLUME_WORDS:
-            raise _bad("volume", text, f"{word!r} is none of {', '.join(_VOLUME_WORDS)}")
-    place = inside("volume", target)
-    if place == "/":
-        raise _bad("volume", text, "it would cover the whole root filesystem")
-    return Volume(os.path.abspath(os.path.expanduser(source)), place, "ro" in chosen_words, "O" in chosen_words)
-
-
-def inside(what: str, path: str) -> str:
-    """A path of the container, made normal."""
-    if not path.startswith("/"):
-        raise _bad(what, path, "a path in the container must be absolute")
-    return "/" + os.path.normpath(path).lstrip("/")
-
-
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:
     lines: list[str] = []
     for path in arguments.env_file or ():
@@ -346,7 +340,7 @@ def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:
 def _environment_entry(text: str) -> tuple[str, str] | None:
     name, equals, value = text.partition("=")
     if not name:
-        raise _bad("environment variable", text, "it has no name")
+        raise places.bad("environment variable", text, "it has no name")
     if equals:
         return name, value
     return (name, os.environ[name]) if name in os.environ else None
@@ -354,7 +348,7 @@ def _environment_entry(text: str) -> tuple[str, str] | None:
 
 def _hostname(name: str | None) -> str | None:
     if name is not None and not 0 < len(os.fsencode(name)) <= 64:
-        raise _bad("hostname", name, "it must have 1 to 64 bytes")
+        raise places.bad("hostname", name, "it must have 1 to 64 bytes")
     return name
 
 
@@ -387,11 +381,7 @@ def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ..
     try:
         return chosen(added, dropped)
     except KeyError as error:
-        raise _bad("capability", str(error.args[0]), "there is no such capability") from None
-
-
-def _bad(what: str, text: str, why: str) -> CommandError:
-    return CommandError(f"run: bad {what}: {text}: {why}", status=OWN_FAILURE)
+        raise places.bad("capability", str(error.args[0]), "there is no such capability") from None
 
 
 def detached(

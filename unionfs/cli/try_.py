@@ -18,7 +18,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, tell
 from unionfs.cli.job import Job
-from unionfs.cli.run import volume_from
+from unionfs.cli.places import volume_from
+from unionfs.cli.volumes import VolumeStore
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import SEARCH_PATH
 from unionfs.syscalls import files
@@ -103,7 +104,8 @@ def job_of(arguments: Namespace) -> Job:
         del words[0]
     if not words:
         raise CommandError("try: no command given", hint="for a shell: unionfs try bash", status=OWN_FAILURE)
-    volumes = tuple(map(volume_from, arguments.volume or ()))
+    store = VolumeStore(ContainerStore(arguments.root).root)
+    volumes = tuple(volume_from(text, store) for text in arguments.volume or ())
     workdir = _working_directory(arguments.workdir)
     if not any(workdir == volume.target or workdir.startswith(volume.target + "/") for volume in volumes):
         _must_be_in_view(workdir)

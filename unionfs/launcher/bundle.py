@@ -76,8 +76,9 @@ def _own_mounts(spec: Spec) -> list[dict[str, Any]]:
 def _wished_mounts(spec: Spec) -> list[dict[str, Any]]:
     taken = {bind.target for bind in spec.binds}
     scratch = (*spec.tmpfs, *(plan.SCRATCH_OF_READ_ONLY if spec.read_only else ()))
+    options = {"/run": "mode=755", **dict(spec.tmpfs_options)}
     found = [
-        _mount(path, "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755" if path == "/run" else "mode=1777")
+        _mount(path, "tmpfs", "tmpfs", "nosuid", "nodev", *options.get(path, "mode=1777").split(","))
         for path in dict.fromkeys(scratch)
         if path not in taken
     ]

@@ -95,6 +95,7 @@ def flags(kinds: tuple[str, ...]) -> int:
 def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
     scratch = (*spec.tmpfs, *(SCRATCH_OF_READ_ONLY if spec.read_only else ()))
     wanted = [bind.target for bind in spec.binds]
+    options = {**_SCRATCH, **dict(spec.tmpfs_options)}
     return (
         steps.EnterRoot(spec.rootfs),
         steps.Proc(),
@@ -103,7 +104,7 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
         *_dev(spec),
         *(steps.Mask(path) for path in HIDDEN),
         *(steps.Freeze(path) for path in FROZEN),
-        *(steps.Tmpfs(path, _SCRATCH.get(path, "mode=1777")) for path in dict.fromkeys(scratch) if path not in wanted),
+        *(steps.Tmpfs(path, options.get(path, "mode=1777")) for path in dict.fromkeys(scratch) if path not in wanted),
         *(steps.BindTree(*bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))),
         *(steps.ProvideFile(bind.source, bind.target) for bind in spec.provided),
         steps.Hostname(spec.hostname),

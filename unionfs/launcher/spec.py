@@ -62,6 +62,7 @@ class Spec(NamedTuple):
     binds: tuple[Bind, ...] = ()
     provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
     tmpfs: tuple[str, ...] = ()
+    tmpfs_options: tuple[tuple[str, str], ...] = ()  # path, options of tmpfs(5); the usual ones for those not named
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
     uplink: Uplink | None = None  # a way out of that
     read_only: bool = False

@@ -1,0 +1,177 @@
+"""Trees as tar streams, out of a container and into it: `unionfs cp` with `-`.
+
+Everything is reached by descriptors from the container's root directory, in which names are resolved as its processes
+would: no name, `..` or symlink of a tar or of the container leads out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tarfile
+from typing import IO, Final
+
+from unionfs.cli.copying import find_in_root
+from unionfs.syscalls import files
+
+_XATTR: Final = "SCHILY.xattr."
+_KINDS: Final = {
+    stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE, stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE,
+}  # fmt: skip
+_BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_MAGICLINKS
+
+
+def write(dir_fd: int, name: str, sink: IO[bytes], shown: str) -> None:
+    """Write `name` of a directory, with all that is in it, as a tar in which it is called `shown`. Raises: OSError."""
+    links: dict[tuple[int, int], str] = {}
+    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
+        _add(archive, dir_fd, name, shown, links)
+
+
+def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> None:
+    fd = files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH)
+    try:
+        st = os.fstat(fd)
+        kind = _KINDS.get(stat.S_IFMT(st.st_mode))
+        if kind is None:
+            return  # a socket means nothing without the process that listens
+        entry = tarfile.TarInfo(shown)
+        entry.type, entry.mode, entry.mtime = kind, stat.S_IMODE(st.st_mode), st.st_mtime
+        entry.uid, entry.gid = st.st_uid, st.st_gid
+        entry.pax_headers = _xattrs(fd)
+        if kind == tarfile.SYMTYPE:
+            entry.linkname = os.fsdecode(os.readlink(b"", dir_fd=fd))
+        elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+            entry.devmajor, entry.devminor = os.major(st.st_rdev), os.minor(st.st_rdev)
+        if kind != tarfile.DIRTYPE and st.st_nlink > 1:
+            first = links.setdefault((st.st_dev, st.st_ino), shown)
+            if first != shown:
+                entry.type, entry.linkname = tarfile.LNKTYPE, first
+        if entry.type == tarfile.REGTYPE:
+            with open(f"/proc/self/fd/{fd}", "rb") as data:
+                entry.size = os.fstat(data.fileno()).st_size
+                archive.addfile(entry, data)
+            return
+        archive.addfile(entry)
+        if kind == tarfile.DIRTYPE:
+            list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                for child in sorted(os.listdir(list_fd)):
+                    _add(archive, list_fd, child, f"{shown}/{child}", links)
+            finally:
+                os.close(list_fd)
+    finally:
+        os.close(fd)
+
+
+def _xattrs(fd: int) -> dict[str, str]:
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(f"/proc/self/fd/{fd}"):
+            if name.startswith("user.") or name == "security.capability":
+                with contextlib.suppress(OSError):
+                    found[_XATTR + name] = os.fsdecode(os.getxattr(f"/proc/self/fd/{fd}", name))
+    return found
+
+
+def extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int] | None) -> None:
+    """Put what a tar holds below `target`, a directory of the root directory `root_fd`. None keeps owners.
+
+    Raises: OSError, tarfile.TarError; what was put in place until then stays.
+    """
+    directories: list[tuple[str, tarfile.TarInfo]] = []
+    with tarfile.open(fileobj=source, mode="r|*", errors="surrogateescape") as archive:
+        for entry in archive:
+            parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+            if ".." in parts:
+                raise OSError(errno.EINVAL, "a name with .. in a tar", entry.name)
+            path = "/".join((target.rstrip("/"), *parts))
+            if entry.isdir():
+                directories.append((path, entry))
+                _directory(root_fd, path)
+            elif parts:
+                _place(archive, entry, root_fd, path, target, owner)
+    for path, entry in reversed(directories):  # their times last
+        fd = find_in_root(root_fd, path or "/", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if path.rstrip("/") != target.rstrip("/"):
+                _finish(f"/proc/self/fd/{fd}", entry, owner)
+        finally:
+            os.close(fd)
+
+
+def _directory(root_fd: int, path: str) -> None:
+    """Make a directory and those it is in, if they are missing."""
+    above = ""
+    for part in path.strip("/").split("/"):
+        parent_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part or ".", 0o755, dir_fd=parent_fd)
+        finally:
+            os.close(parent_fd)
+        above += f"/{part}"
+
+
+def _place(
+    archive: tarfile.TarFile,
+    entry: tarfile.TarInfo,
+    root_fd: int,
+    path: str,
+    target: str,
+    owner: tuple[int, int] | None,
+) -> None:
+    above, _, name = path.rpartition("/")
+    try:
+        dir_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        _directory(root_fd, above)
+        dir_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=dir_fd)
+        if entry.isfile():
+            _file(archive, entry, dir_fd, name)
+        elif entry.issym():
+            os.symlink(entry.linkname, name, dir_fd=dir_fd)
+        elif entry.islnk():
+            first_above, _, first = f"{target.rstrip('/')}/{entry.linkname}".rpartition("/")
+            first_fd = find_in_root(root_fd, first_above or "/", os.O_PATH | os.O_DIRECTORY)
+            try:
+                os.link(first, name, src_dir_fd=first_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            finally:
+                os.close(first_fd)
+            return
+        else:
+            kinds = {kind: mode for mode, kind in _KINDS.items()}
+            os.mknod(name, kinds[entry.type] | 0o600, os.makedev(entry.devmajor, entry.devminor), dir_fd=dir_fd)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            _finish(f"/proc/self/fd/{fd}", entry, owner)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(dir_fd)
+
+
+def _file(archive: tarfile.TarFile, entry: tarfile.TarInfo, dir_fd: int, name: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    source = archive.extractfile(entry)
+    with open(os.open(name, flags, 0o600, dir_fd=dir_fd), "wb") as file:
+        while source is not None and (data := source.read(1 << 20)):
+            file.write(data)
+
+
+def _finish(path: str, entry: tarfile.TarInfo, owner: tuple[int, int] | None) -> None:
+    os.chown(path, *(owner or (entry.uid, entry.gid)))
+    for key, value in entry.pax_headers.items():
+        if key.startswith(_XATTR + "user."):
+            with contextlib.suppress(OSError):
+                os.setxattr(path, key.removeprefix(_XATTR), os.fsencode(value))
+    if not entry.issym():
+        os.chmod(path, entry.mode)
+    nanoseconds = int(entry.mtime * 1e9)
+    os.utime(path, ns=(nanoseconds, nanoseconds))

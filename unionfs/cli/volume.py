@@ -1,0 +1,118 @@
+"""`unionfs volume`: directories with a name that outlive the containers that use them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+import sys
+from typing import Any, Final
+
+from unionfs.changes.remove import remove_path
+from unionfs.cli import launching
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import ContainerStore
+from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.cli.volumes import Named, VolumeStore, used_by
+from unionfs.launcher import mapped
+from unionfs.launcher.errors import LaunchError
+
+_DESCRIPTION: Final = """\
+Volumes are directories with a name that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if
+it is missing, and fills it with what the image has at /path. Those that an image asks for have a number as their name;
+`unionfs rm -v` removes them with their container.
+
+  unionfs volume create [NAME]     make one
+  unionfs volume ls [-q] [--json]  list them
+  unionfs volume inspect NAME...   all that is known, as JSON
+  unionfs volume rm NAME...        remove them; not one that a container uses
+  unionfs volume prune             remove those with a number that no container uses; with -a all that none uses"""
+
+_VERBS: Final = ("create", "ls", "inspect", "rm", "prune")
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs volume ARGV`."""
+    parser = Parser("volume", _DESCRIPTION)
+    parser.add_argument("verb", choices=_VERBS, metavar="VERB")
+    parser.add_argument("names", metavar="NAME", nargs="*")
+    parser.add_argument("-q", "--quiet", action="store_true", help="ls: names only")
+    parser.add_argument("-a", "--all", action="store_true", help="prune: also those with a name")
+    parser.add_argument("-l", "--label", metavar="NAME=VALUE", action="append", help="create: note something with it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    arguments = parser.parse(argv)
+    containers = ContainerStore(arguments.root)
+    store = VolumeStore(containers.root)
+    names: list[str] = arguments.names
+    if arguments.verb == "create":
+        import secrets
+
+        labels = tuple((text.partition("=")[0], text.partition("=")[2]) for text in arguments.label or ())
+        for name in names or [secrets.token_hex(32)]:
+            print(store.create(name, labels=labels).name)
+        return 0
+    if arguments.verb == "inspect" and names:
+        print(json.dumps([_as_json(store.find(name), used_by(containers)) for name in names], indent=2))
+        return 0
+    if arguments.verb in ("inspect", "rm") and not names:
+        parser.error(f"{arguments.verb}: no volume given")
+    if arguments.verb == "ls":
+        return _list(store, containers, quiet=arguments.quiet, as_json=arguments.json)
+    if arguments.verb == "rm":
+        return _remove(store, containers, names)
+    used = used_by(containers)
+    idle = [volume.name for volume in store.list() if volume.name not in used and (volume.anonymous or arguments.all)]
+    return _remove(store, containers, idle)
+
+
+def _list(store: VolumeStore, containers: ContainerStore, *, quiet: bool, as_json: bool) -> int:
+    found, used = store.list(), used_by(containers)
+    if as_json:
+        print(json.dumps([_as_json(volume, used) for volume in found]))
+    elif quiet:
+        for volume in found:
+            print(volume.name)
+    else:
+        width = max([len(volume.name) for volume in found] + [4])
+        print(f"{'NAME'.ljust(width)}  USED BY")
+        for volume in found:
+            print(f"{volume.name.ljust(width)}  {', '.join(used.get(volume.name, ()))}".rstrip())
+    sys.stdout.flush()
+    return 0
+
+
+def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) -> int:
+    used, status = used_by(containers), 0
+    for name in names:
+        try:
+            store.find(name)
+            if name in used:
+                hint = f"remove the container first: unionfs rm {used[name][0]}"
+                raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
+            mapped.call(launching.my_ids(), functools.partial(_gone, store, name))
+        except CommandError as error:
+            print(tell(error), file=sys.stderr)
+            status = FAILED
+        except LaunchError as error:
+            raise CommandError(str(error), hint=error.hint) from error
+        else:
+            print(name)
+    return status
+
+
+def _gone(store: VolumeStore, name: str) -> bytes:
+    store.remove(name, remove_path)
+    return b""
+
+
+def _as_json(volume: Named, used: dict[str, list[str]]) -> dict[str, Any]:
+    created = dt.datetime.fromtimestamp(volume.created, dt.UTC).isoformat().replace("+00:00", "Z")
+    return {
+        "Name": volume.name,
+        "Mountpoint": volume.directory,
+        "CreatedAt": created,
+        "Anonymous": volume.anonymous,
+        "Labels": dict(volume.labels),
+        "UsedBy": used.get(volume.name, []),
+    }

@@ -1,0 +1,122 @@
+"""Volumes: directories with a name that outlive the containers that use them.
+
+    ROOT/volumes/NAME/data          what containers see; belongs to root of the containers
+    ROOT/volumes/NAME/volume.json   when it was made, and whether somebody asked for it by name
+
+One that an image asks for, or `-v /path`, has no name but a long number, made of the container's id.
+Knows directories and containers' records. Does not know command lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from unionfs.cli.containers import NAME_PATTERN, Container, ContainerStore
+from unionfs.cli.errors import CommandError
+
+_RECORD: Final = "volume.json"
+_DATA: Final = "data"
+_NEW: Final = ".new-"
+_GONE: Final = ".removing-"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One volume."""
+
+    name: str
+    directory: str  # its data
+    created: float
+    anonymous: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class VolumeStore:
+    """All volumes of one root directory."""
+
+    def __init__(self, root: str) -> None:
+        self._root: Final = os.path.join(root, "volumes")
+
+    def path(self, name: str) -> str:
+        """Where the data of a volume are, or would be."""
+        return os.path.join(self._root, name, _DATA)
+
+    def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> Named:
+        """Make it unless it is there. Raises: CommandError for a bad name, OSError."""
+        if not NAME_PATTERN.fullmatch(name):
+            hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+            raise CommandError(f"bad name of a volume: {name}", hint=hint)
+        place = os.path.join(self._root, name)
+        if not os.path.isdir(place):
+            aside = os.path.join(self._root, f"{_NEW}{secrets.token_hex(8)}")
+            os.makedirs(os.path.join(aside, _DATA), 0o755)
+            record = {"created": time.time(), "anonymous": anonymous, "labels": dict(labels)}
+            with open(os.path.join(aside, _RECORD), "w", encoding="utf-8") as file:
+                json.dump(record, file)
+            try:
+                os.rename(aside, place)
+            except OSError:
+                if not os.path.isdir(place):  # else somebody was faster
+                    raise
+        return self.find(name)
+
+    def find(self, name: str) -> Named:
+        """Raises: CommandError if there is none."""
+        record: dict[str, Any] = {}
+        try:
+            if not NAME_PATTERN.fullmatch(name):
+                raise FileNotFoundError
+            with (
+                contextlib.suppress(ValueError),
+                open(os.path.join(self._root, name, _RECORD), encoding="utf-8") as file,
+            ):
+                record = json.load(file)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CommandError(f"no such volume: {name}", hint="unionfs volume ls lists them") from None
+        labels = tuple(dict(record.get("labels", {})).items())
+        return Named(name, self.path(name), record.get("created", 0.0), bool(record.get("anonymous")), labels)
+
+    def list(self) -> list[Named]:
+        """All of them, by name."""
+        try:
+            names = sorted(os.listdir(self._root))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            with contextlib.suppress(CommandError):
+                found.append(self.find(name))
+        return found
+
+    def remove(self, name: str, remove_path: Callable[[str], None]) -> None:
+        """Remove it, first out of sight. `remove_path` deletes files of all owners. Raises: OSError."""
+        gone = os.path.join(self._root, f"{_GONE}{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(os.path.join(self._root, name), gone)
+        for left in os.listdir(self._root) if os.path.isdir(self._root) else ():
+            if left.startswith((_GONE, _NEW)):
+                remove_path(os.path.join(self._root, left))
+
+
+def anonymous_names(container: Container) -> list[str]:
+    """The names of the volumes that belong to the container alone."""
+    count = len(container.job.get("anonymous", ()))
+    return [hashlib.sha256(f"{container.id}:{number}".encode()).hexdigest() for number in range(count)]
+
+
+def used_by(store: ContainerStore) -> dict[str, list[str]]:
+    """Volume -> names of the containers that use it."""
+    found: dict[str, list[str]] = {}
+    for container in store.list():
+        named = [volume.get("name", "") for volume in container.job.get("volumes", ())]
+        for name in [*filter(None, named), *anonymous_names(container)]:
+            found.setdefault(name, []).append(container.name)
+    return found
