@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_BYTES = 256 << 20
-
 
 class NoBtrfsError(Exception):
     """There can be none here; the message says why."""
 
 
 @contextmanager
-def mounted(directory: Path) -> Iterator[Path]:
+def mounted(directory: Path, gigabytes: float = 0.25) -> Iterator[Path]:
     """A new, empty Btrfs at `directory`/mnt, where everybody may make directories. Raises: NoBtrfsError."""
     if os.geteuid() != 0:
         raise NoBtrfsError("only root can mount a Btrfs")
@@ -27,7 +25,7 @@ def mounted(directory: Path) -> Iterator[Path]:
     image, mountpoint = directory / "btrfs.img", directory / "mnt"
     mountpoint.mkdir()
     with image.open("wb") as file:
-        file.truncate(_BYTES)
+        file.truncate(int(gigabytes * (1 << 30)))
     subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=60, capture_output=True)
     done = subprocess.run(
         ["mount", "-o", "loop", image, mountpoint], check=False, timeout=60, capture_output=True, text=True

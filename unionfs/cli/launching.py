@@ -153,9 +153,12 @@ def mounted(job: Job, store: ContainerStore, container: Container) -> Iterator[i
     life_read, life_write = os.pipe()
     provisions = Provisions(life_read)
     try:
+        if container.has_ground and not os.path.isdir(container.ground):  # it was never run
+            lay_ground(job, container)
         _Turns(job, store, container, again=True).mount(provisions, container.branches, container.directory)
         root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            make_volumes(job, container)
             _mount_volumes(job, container, root_fd)
             yield root_fd
         finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import re
 import sys
 import time
 from argparse import ArgumentTypeError
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from unionfs.cli import logbook, over
@@ -16,6 +19,10 @@ from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.logbook import Entry, Reader
 
 _ASK_AGAIN_S: Final = 0.1
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+Times = tuple[str | None, str | None]
+"""Since and until, as a log has times: those of UTC can be compared as text."""
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the container has ended")
     parser.add_argument("-n", "--tail", metavar="N", type=_count, help="only the last N lines, or `all`")
     parser.add_argument("-t", "--timestamps", action="store_true", help="when each line began, before it")
+    parser.add_argument("--since", metavar="WHEN", type=_moment, help="only what was printed since then: 10m, a time")
+    parser.add_argument("--until", metavar="WHEN", type=_moment, help="only what was printed until then")
     over.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
@@ -37,11 +46,12 @@ def main(argv: list[str]) -> int:
         why = "what it prints is not kept (it was run with --rm or --log-driver none)"
         raise CommandError(failed("reading the log", container.name, why)) from None
     show = _Show(timestamps=arguments.timestamps)
-    for entry in _last(reader, arguments.tail):
+    times = (arguments.since, arguments.until)
+    for entry in _last(reader, arguments.tail, times):
         show(entry)
     while arguments.follow:
         running = _is_running(store, container)
-        for entry in reader.entries():
+        for entry in _between(reader, times):
             show(entry)
         if not running:
             break
@@ -50,13 +60,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _last(reader: Reader, count: int | None) -> list[Entry]:
+def _between(reader: Reader, times: Times) -> Iterator[Entry]:
+    """What was printed in that time."""
+    since, until = times
+    for entry in reader.entries():
+        if (since is None or entry.time >= since) and (until is None or entry.time <= until):
+            yield entry
+
+
+def _last(reader: Reader, count: int | None, times: Times) -> list[Entry]:
     """The pieces of the last lines; all for None."""
     if count is None:
-        return list(reader.entries())
+        return list(_between(reader, times))
     lines: deque[list[Entry]] = deque(maxlen=count)
     whole = True
-    for entry in reader.entries():
+    for entry in _between(reader, times):
         if whole or not lines:
             lines.append([])
         if lines:
@@ -83,6 +101,21 @@ def _is_running(store: ContainerStore, container: Container) -> bool:
         return store.load(container.id).is_running()
     except ContainerError:
         return False
+
+
+def _moment(text: str) -> str:
+    """A moment as a log has it, of one that is written `10m` (ago), 1700000000, or 2026-01-31T12:00:00."""
+    try:
+        if re.fullmatch(r"([0-9.]+[smhd])+", text):
+            ago = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([smhd])", text))
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=ago)
+        elif re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+            moment = dt.datetime.fromtimestamp(float(text), dt.UTC)
+        else:
+            moment = dt.datetime.fromisoformat(text)  # of our own time zone unless it says another
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(f"{text!r} is no time; 10m, 1700000000 and 2026-01-31T12:00:00 are") from None
+    return moment.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _count(text: str) -> int | None:

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, Final
 
+from unionfs.cli import selecting
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.showing import named
@@ -20,6 +21,7 @@ it is running)."""
 
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 _COLUMN_MAX: Final = 30
+_PAST: Final = ("status=", "exited=")  # filters that ask for containers that do not run
 
 
 def main(argv: list[str]) -> int:
@@ -28,12 +30,33 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-a", "--all", action="store_true", help="those that have ended, too")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids, paths and commands")
+    parser.add_argument("-n", "--last", metavar="N", type=int, help="the N that were made last, in whatever state")
+    parser.add_argument("-l", "--latest", action="store_true", help="the one that was made last")
+    parser.add_argument(
+        "-f",
+        "--filter",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="only those with this id, name, status, exited, ancestor, label, volume or driver",
+    )
+    parser.add_argument("--format", metavar="FORMAT", help="json, table, or a line such as '{{.Names}} {{.Status}}'")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
-    containers = [one for one in ContainerStore(arguments.root).list() if arguments.all or one.status == "running"]
+    fits = selecting.all_of(arguments.filter)
+    last = 1 if arguments.latest else arguments.last
+    everything = arguments.all or last is not None or any(text.startswith(_PAST) for text in arguments.filter)
+    known = ContainerStore(arguments.root).list()
+    containers = [one for one in known if (everything or one.status == "running") and fits(one)]
     containers.reverse()  # the newest first, as docker and podman have it
-    if arguments.json:
+    if last is not None and last >= 0:
+        del containers[last:]
+    if arguments.format and arguments.format not in ("table", "json"):
+        for container in containers:
+            print(selecting.formatted(arguments.format, _fields(container)))
+        return 0
+    if arguments.json or arguments.format == "json":
         print(json.dumps([_as_json(container) for container in containers]))
         return 0
     if arguments.quiet:
@@ -47,6 +70,23 @@ def main(argv: list[str]) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     sys.stdout.flush()
     return 0
+
+
+def _fields(container: Container) -> dict[str, Any]:
+    """In docker's words."""
+    labels = [f"{name}={value}" for name, value in container.job.get("labels", ())]
+    return {
+        "ID": container.id[:12],
+        "Names": container.name,
+        "Image": container.image or ":".join(map(_text, container.lowers)),
+        "Command": shlex.join(map(_text, container.command)),
+        "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(container.created)),
+        "RunningFor": f"{_ago(time.time() - container.created)} ago",
+        "State": container.status,
+        "Status": _status(container),
+        "Labels": ",".join(labels),
+        "Driver": container.driver,
+    }
 
 
 def _row(container: Container, *, whole: bool) -> tuple[str, ...]:

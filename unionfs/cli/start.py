@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     status = 0
     for name in arguments.names:
         try:
-            _detached(store, store.find(name))
+            in_background(store, store.find(name))
         except CommandError as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
@@ -48,7 +48,8 @@ def _attached(store: ContainerStore, container: Container, *, interactive: bool)
     return launching.run(job, store, container, again=True)
 
 
-def _detached(store: ContainerStore, container: Container) -> None:
+def in_background(store: ContainerStore, container: Container) -> None:
+    """Run it, unless it runs. Raises: CommandError."""
     if container.status == "running":
         return  # as docker has it: what is to run runs
     _check(container)

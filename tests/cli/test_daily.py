@@ -1,0 +1,109 @@
+"""What people use daily: create, restart, filters and formats of ps, times of logs."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.cli.conftest import Box
+from unionfs.cli.containers import Container
+from unionfs.cli.errors import CommandError
+from unionfs.cli.logs import _moment
+from unionfs.cli.selecting import all_of, formatted
+
+
+def test_create_then_start(box: Box) -> None:
+    identity = box("create", "--name", "made", "-v", "/vol", "debian:1", "cat", "/in").stdout.strip()
+    assert box("ps", "-a", "--filter", "name=made", "--format", "{{.Names}} {{.State}}").stdout == "made created\n"
+    box("cp", "-", "made:/", stdin=_tar("in", b"put in\n"))
+    assert box("ps", "-q").stdout == ""
+    assert box("start", "-a", "made").stdout == "put in\n"
+    assert json.loads(box("ps", "-l", "--format", "json").stdout)[0]["id"] == identity
+    box("rm", "-v", "made")
+
+
+def test_restart(box: Box) -> None:
+    box(
+        "run",
+        "-d",
+        "--name",
+        "again",
+        "debian:1",
+        "sh",
+        "-c",
+        "echo begun; trap 'exit 0' TERM; while :; do sleep 0.05; done",
+    )
+    box("restart", "again")
+    deadline = time.monotonic() + 60
+    while box("logs", "again").stdout != "begun\nbegun\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert box("ps", "--format", "{{.Names}}").stdout == "again\n"
+    box("stop", "-t", "5", "again")
+    assert box("logs", "--since", "1h", "again").stdout == "begun\nbegun\n"
+    assert box("logs", "--until", "1h", "again").stdout == ""
+    assert box("logs", "--since", "yesterday", "again", check=False).returncode == 2
+    box("restart", "again")
+    box("rm", "-f", "again")
+
+
+_CONTAINER = Container(
+    "/d",
+    id="abc",
+    name="web",
+    lowers=(),
+    command=(),
+    created=0.0,
+    image="user/web:1",
+    job={"labels": [["a", "1"], ["b", ""]]},
+    recorded_status="exited",
+    exit_code=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("filters", "fits"),
+    [
+        (["name=we"], True), (["name=x"], False), (["name=x", "name=web"], True), (["id=ab"], True),
+        (["label=a"], True), (["label=a=1", "label=b"], True), (["label=a", "label=c"], False),
+        (["status=exited"], True),
+        (["exited=3", "status=running"], False), (["ancestor=user/web"], True), (["driver=fuse"], True),
+    ],
+)  # fmt: skip
+def test_filters(filters: list[str], fits: bool) -> None:
+    assert all_of(filters)(_CONTAINER) is fits
+
+
+@pytest.mark.parametrize("wrong", ["name", "colour=red", "name=["])
+def test_filters_that_are_none(wrong: str) -> None:
+    with pytest.raises(CommandError, match="bad filter"):
+        all_of([wrong])
+
+
+def test_formats() -> None:
+    fields = {"Names": "web", "State": "exited"}
+    assert formatted("{{.Names}}\\t{{ .State }}", fields) == "web\texited"
+    assert json.loads(formatted("{{json .}}", fields)) == fields
+    for wrong in ("{{.Nothing}}", "{{if .Names}}x{{end}}"):
+        with pytest.raises(CommandError, match="bad format"):
+            formatted(wrong, fields)
+
+
+def test_moments() -> None:
+    assert _moment("1700000000") == "2023-11-14T22:13:20.000000Z"
+    assert _moment("2023-11-14T22:13:20+00:00") == _moment("1700000000")
+    assert _moment("1h30m") < _moment("10m")
+
+
+def _tar(name: str, data: bytes) -> str:
+    import io
+    import tarfile
+
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return made.getvalue().decode("latin-1")

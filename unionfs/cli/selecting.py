@@ -1,0 +1,80 @@
+"""Which containers are meant, and how they are shown: docker's --filter and --format.
+
+Of Go's templates only what people use: {{.Field}}, {{json .}}, {{json .Field}}, and `table` before them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from unionfs.cli.containers import Container
+from unionfs.cli.errors import USAGE, CommandError
+
+_FIELD: Final = re.compile(r"\{\{\s*(json\s+)?\.(\w*)\s*\}\}")
+
+
+def _has_label(container: Container, wanted: str) -> bool:
+    labels = dict(map(tuple, container.job.get("labels", ())))
+    name, equals, value = wanted.partition("=")
+    return name in labels and (not equals or labels[name] == value)
+
+
+def _uses_volume(container: Container, wanted: str) -> bool:
+    volumes = container.job.get("volumes", ())
+    return any(wanted in (volume.get("name"), volume["source"], volume["target"]) for volume in volumes)
+
+
+_FILTERS: Final[dict[str, Callable[[Container, str], bool]]] = {
+    "id": lambda one, text: one.id.startswith(text),
+    "name": lambda one, text: re.search(text, one.name) is not None,
+    "status": lambda one, text: one.status == text,
+    "exited": lambda one, text: one.status == "exited" and str(one.exit_code) == text,
+    "ancestor": lambda one, text: text in (one.image, one.image.partition(":")[0], one.image_digest),
+    "label": _has_label,
+    "volume": _uses_volume,
+    "driver": lambda one, text: one.driver == text,
+}
+
+
+def filter_from(text: str) -> Callable[[Container], bool]:
+    """The test that KEY=VALUE is. Raises: CommandError."""
+    key, equals, value = text.partition("=")
+    if not equals or key not in _FILTERS:
+        hint = f"expected KEY=VALUE with one of {', '.join(_FILTERS)}"
+        raise CommandError(f"ps: bad filter: {text}", hint=hint, status=USAGE)
+    if key == "name":
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise CommandError(f"ps: bad filter: {text}: {error}", status=USAGE) from None
+    return lambda container: _FILTERS[key](container, value)
+
+
+def all_of(texts: list[str]) -> Callable[[Container], bool]:
+    """What fulfils each kind of filter; of several of one kind any, but all labels."""
+    kinds: dict[str, list[Callable[[Container], bool]]] = {}
+    for text in texts:
+        key = text.partition("=")[0]
+        kinds.setdefault(text if key == "label" else key, []).append(filter_from(text))
+    return lambda container: all(any(test(container) for test in tests) for tests in kinds.values())
+
+
+def formatted(template: str, fields: Mapping[str, Any]) -> str:
+    """One line as a template wants it. Raises: CommandError for a field that is none."""
+
+    def fill(match: re.Match[str]) -> str:
+        if not match[2]:
+            return json.dumps(dict(fields))
+        if match[2] not in fields:
+            hint = f"there are {', '.join(fields)}"
+            raise CommandError(f"bad format: there is no field {match[2]}", hint=hint, status=USAGE)
+        value = fields[match[2]]
+        return json.dumps(value) if match[1] else str(value)
+
+    plain = template.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n")
+    if "{{" in _FIELD.sub("", plain):
+        raise CommandError(f"bad format: {template}", hint="{{.Field}} and {{json .}} are known", status=USAGE)
+    return _FIELD.sub(fill, plain)
