@@ -6,8 +6,9 @@ Knows trees, packing and the store. `commit` looks at the writable branch alone:
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
@@ -64,12 +65,13 @@ def commit(
     *,
     is_whole: bool = False,
     beneath: Sequence[str] = (),
+    mountpoints: Collection[bytes] = (),
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Committed:
     """A new image: `base` (a name, id or digest; None for nothing) with what the writable branch `upper` changed.
     With `is_whole` it holds all that there is, and no marks; what is there because of the directories `beneath` the
-    base is no change.
+    base is no change; nor are `mountpoints`, absolute paths, with nothing in them.
 
     Whiteouts and opaque directories may be of any dialect, a redirected directory comes out whole, and a file that was
     copied up but equals the one beneath is left out. Times after SOURCE_DATE_EPOCH are set back to it.
@@ -90,7 +92,7 @@ def commit(
         with Branches() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
-            changes = list(diff.changes(old, new, fingerprint=_Known(), equal=True))
+            changes = _without(list(diff.changes(old, new, fingerprint=_Known(), equal=True)), mountpoints)
             items = pack.change_items(old, new, _noted(_with_other_names(changes, old, new), made))
             if not lowers:
                 items = pack.merged_items(new)
@@ -243,6 +245,26 @@ class _RemovedOnFailure:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None and os.path.exists(self._path):
             os.unlink(self._path)
+
+
+def _without(changes: list[Change], mountpoints: Collection[bytes]) -> list[Change]:
+    """The changes without what was only made to mount something on, and the directories named for that alone."""
+    if not mountpoints:
+        return changes
+    kept: list[Change] = []
+    busy: set[tuple[bytes, ...]] = set()  # the directories that lead to what is kept
+    left: set[tuple[bytes, ...]] = set()  # those that lead to what is not
+    for change in reversed(changes):  # a directory stands before what is in it
+        path, new = change.path, change.new
+        is_bare = path not in busy and new is not None and new.size == 0 and new.kind in (stat.S_IFDIR, stat.S_IFREG)
+        is_made = change.kind == diff.ADDED and b"/" + b"/".join(path) in mountpoints
+        if is_bare and (is_made or (path in left and change.kind == diff.CHANGED and not change.what)):
+            left.add(path[:-1])
+            continue
+        kept.append(change)
+        if change.kind != diff.EQUAL:
+            busy.update(path[:depth] for depth in range(len(path)))
+    return kept[::-1]
 
 
 def _noted(changes: Iterable[Change], made: Committed) -> Iterator[Change]:

@@ -61,6 +61,25 @@ def test_a_volume_of_the_image_begins_with_what_is_there_and_is_not_committed(bo
     box("rmi", "-f", "vol:1")
 
 
+def test_what_is_made_to_mount_on_is_no_change(box: Box, user: User, scratch: Path) -> None:
+    """A layer hides /etc/hosts, and another file of /etc is a symlink to where nothing is."""
+    (scratch / "top/etc").mkdir(parents=True)
+    (scratch / "top/etc/.wh.hosts").touch()
+    (scratch / "top/etc/resolv.conf").symlink_to("../run/nowhere/resolv.conf")
+    user.own(scratch)
+    box("run", "--name", "base", "debian:1", "true")
+    (lower,) = inspected(box, "base")["GraphDriver"]["Data"]["LowerDir"]
+    words = ("--lower", scratch / "top", "--lower", lower)
+    box("run", "--name", "bare", *words, "sh", "-c", "test -s /etc/hosts && echo x > /run/kept")
+    box("start", "-a", "bare")
+    assert box("diff", "bare").stdout == "C /run\nA /run/kept\n"
+    report = box("commit", "bare", "bare:1", "--report").stdout
+    assert "/run/kept" in report
+    assert "hosts" not in report + box("diff", "bare").stdout
+    box("rm", "bare")
+    box("rmi", "bare:1")
+
+
 @pytest.mark.parametrize(("command", "code"), [("nosuch", 127), ("/etc", 126), ("/etc/passwd", 126)])
 def test_commands_that_cannot_be_executed(box: Box, command: str, code: int) -> None:
     done = box("run", "debian:1", command, check=False)

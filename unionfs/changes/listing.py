@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -48,6 +48,30 @@ class Changes:
     unchanged_links: dict[tuple[int, int], bytes] = field(default_factory=dict)
     """(dev, ino) of hard-linked upper files that were copied up but not changed -> path: a link to one of these is a
     link to the lower file of that path."""
+
+
+def without(changes: Sequence[Change], mountpoints: Collection[bytes]) -> list[Change]:
+    """The changes without empty files and directories that were only made to mount something on, and without the
+    directories that were listed for those alone."""
+    kept: list[Change] = []
+    busy: set[bytes] = set()  # the directories that lead to what is kept
+    left: set[bytes] = set()  # those that lead to what is not
+    for change in sorted(changes, key=lambda change: change.path.count(b"/"), reverse=True):
+        new = change.new
+        is_bare = change.path not in busy and new is not None and (new.is_dir or (new.size == 0 and _is_file(new)))
+        for_that = change.path in left and change.kind == CHANGED and change.what in ((), (compare.MTIME,))
+        if is_bare and ((change.kind == ADDED and change.path in mountpoints) or for_that):
+            left.add(change.path.rpartition(b"/")[0])
+            continue
+        kept.append(change)
+        path = change.path
+        while path := path.rpartition(b"/")[0]:
+            busy.add(path)
+    return sorted(kept, key=lambda change: change.path)
+
+
+def _is_file(one: Object) -> bool:
+    return stat.S_ISREG(one.mode)
 
 
 class _Directory(NamedTuple):

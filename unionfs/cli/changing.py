@@ -27,6 +27,7 @@ from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
+from unionfs.cli.furnishing import mountpoints
 from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped
@@ -231,7 +232,9 @@ def _distinct(objections: list[Objection]) -> list[Objection]:
 def _list(container: Container, branches: Branches) -> Changes:
     if is_whole(container.driver) and not os.listdir(container.upper):
         return Changes()  # was never mounted
-    return listing.changes(branches)
+    found = listing.changes(branches)
+    found.changes = listing.without(found.changes, mountpoints(container))
+    return found
 
 
 def _look(container: Container, ids: Ids, look: Callable[[Branches], bytes]) -> bytes:

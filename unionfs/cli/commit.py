@@ -20,6 +20,7 @@ from unionfs.cli import image_store, launching, over, pausing
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
+from unionfs.cli.furnishing import mountpoints
 from unionfs.cli.job import Job
 from unionfs.cli.progress import shown
 from unionfs.drivers.driver import is_whole
@@ -94,6 +95,7 @@ def _commit(arguments: argparse.Namespace, store: Store, container: Container, n
                 base,
                 wish,
                 is_whole=is_whole(container.driver),
+                mountpoints=mountpoints(container),
                 beneath=(container.ground,) if container.has_ground and is_whole(container.driver) else (),
                 options=options,
                 progress=progress,

@@ -11,12 +11,17 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
 from unionfs.syscalls import files
 
 _CHUNK: Final = 1 << 20
+_RACES_MAX: Final = 1000
+_RACE_S: Final = 0.001
+"""openat2(2) answers EAGAIN to a path with .. while anybody on the machine renames or mounts something."""
+
 _IN_ROOT: Final = 0x10  # RESOLVE_IN_ROOT of openat2(2)
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
 
@@ -123,7 +128,14 @@ class Copy:
 
 def find_in_root(root_fd: int, path: str, flags: int = os.O_PATH) -> int:
     """Open `path` as a process whose root directory is `root_fd` would, symlinks followed. Raises: OSError."""
-    return files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT | files.RESOLVE_NO_MAGICLINKS)
+    for attempt in range(_RACES_MAX):
+        try:
+            return files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT | files.RESOLVE_NO_MAGICLINKS)
+        except OSError as error:
+            if error.errno != errno.EAGAIN or attempt == _RACES_MAX - 1:
+                raise
+            time.sleep(_RACE_S)
+    raise AssertionError("unreachable")
 
 
 def _open(dir_fd: int, name: str) -> int:

@@ -2,6 +2,7 @@
 
     CONTAINER/etc/{hosts,hostname,resolv.conf}   the names of the machine, as the container sees it
     CONTAINER/ground/                            the lowest branch: empty directories and files to mount on
+    CONTAINER/mountpoints                        what had to be made all the same, where a layer hides the ground
     CONTAINER/volumes/N/{upper,work,merged}      what was written to a volume that is to stay as it is
 
 Without the ground, what is mounted somewhere would leave its mountpoint in the upper, and be listed as a change.
@@ -23,6 +24,7 @@ from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
 
 VOLUMES: Final = "volumes"
+MOUNTPOINTS: Final = "mountpoints"
 
 _ETC: Final = "etc"
 _OWN_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
@@ -146,6 +148,15 @@ def _copy_directory(root_fd: int, path: str, place: str) -> None:
             os.close(parent_fd)
     finally:
         os.close(source_fd)
+
+
+def mountpoints(container: Container) -> frozenset[bytes]:
+    """Paths in the container that are no change, if nothing is there but what was made to mount on."""
+    try:
+        with open(os.path.join(container.directory, MOUNTPOINTS), "rb") as file:
+            return frozenset(file.read().split(b"\0")) - {b""}
+    except FileNotFoundError:
+        return frozenset()
 
 
 def make_aside(volume: Volume, directory: str) -> str:

@@ -20,6 +20,7 @@ from unionfs.cli.containers import Container, ContainerError, ContainerStore, pr
 from unionfs.cli.copying import find_in_root
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.cli.furnishing import (
+    MOUNTPOINTS,
     VOLUMES,
     binds_of_etc,
     binds_of_volumes,
@@ -211,6 +212,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         capabilities=job.capabilities,
         no_new_privileges=job.no_new_privileges,
         id_map=id_map,
+        mountpoints=os.path.join(container.directory, MOUNTPOINTS),
         runtime=job.runtime,
         bundle=os.path.join(container.directory, BUNDLE),
         door=door_of(container) if job.kind == "run" else "",

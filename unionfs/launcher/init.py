@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "unionfs-init"
 _UNSTARTED: Final = b"x"
+_APPENDED: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _OF_KEYS: Final = {signal.SIGINT, signal.SIGQUIT}
 _NOT_PASSED_ON: Final = {signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -64,7 +65,11 @@ def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
         os.umask(0o022)  # for what is made in the container, whatever our user's habit is
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
+        note_fd = os.open(spec.mountpoints, _APPENDED, 0o644) if spec.mountpoints else -1
         steps.carry_out(plan.steps)
+        if note_fd >= 0:
+            os.write(note_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.made()))
+            os.close(note_fd)
         if around.door:
             around.door.give_from_init()
         child = os.fork()

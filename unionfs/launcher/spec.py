@@ -71,6 +71,7 @@ class Spec(NamedTuple):
     terminal: bool = False  # the command has a terminal of its own
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS
     no_new_privileges: bool = True
+    mountpoints: str = ""  # a file to which the paths are added, ended by NUL, that were made to mount on; empty: none
     runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
     bundle: str = ""  # where it gets a directory; nothing is there
     id_map: IdMap | None = None  # None: we are root and need no user namespace

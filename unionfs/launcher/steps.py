@@ -41,6 +41,7 @@ from unionfs.syscalls.namespaces import pivot_root, sethostname
 
 _HARMLESS: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 _MS_HARMLESS: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_made: Final[list[str]] = []  # see `made`; steps are carried out once in the life of a process
 _SIOCGIFFLAGS: Final = 0x8913  # netdevice(7), <linux/sockios.h>
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
@@ -360,7 +361,23 @@ class Directory(NamedTuple):
         return f"make the directory {self.path} if it is missing"
 
     def execute(self) -> None:
+        before = len(_made)
         _directory_at(self.path)
+        del _made[before:]  # it is part of the container
+
+
+def made() -> tuple[str, ...]:
+    """What steps of this process had to make in the container's root so that something could be mounted there."""
+    return tuple(_made)
+
+
+def _note(place: str) -> None:
+    """Note that `place` will be made, with the directories on the way to it that are missing."""
+    missing = []
+    while place != "/" and not os.path.lexists(place):
+        missing.append(place)
+        place = os.path.dirname(place)
+    _made.extend(reversed(missing))
 
 
 def _bring(fd: int, target: str) -> None:
@@ -386,6 +403,7 @@ def _own_directory(path: str) -> str:
 def _directory_at(path: str) -> str:
     """The directory at `path`, made with its parents if it is missing, also where a symlink leads to."""
     place = os.path.realpath(path)
+    _note(place)
     try:
         os.makedirs(place, 0o755)
     except FileExistsError:
@@ -399,5 +417,6 @@ def _file_at(path: str) -> str:
     place = os.path.realpath(path)
     if not os.path.exists(place):
         _directory_at(os.path.dirname(place))
+        _note(place)
         os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     return place
