@@ -228,7 +228,7 @@ def test_the_time_budget_ends_a_run(scratch: Path) -> None:
     assert "is used up" in why(found, "all")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_stays_after(root_user: User, scratch: Path, number: int) -> None:
     with _running(root_user, scratch) as running:
         running.send_signal(number)
@@ -289,7 +289,8 @@ def test_two_runs_leave_each_other_alone(scratch: Path) -> None:
         (["--on", "zfs"], "unknown filesystem: zfs"),
         (["--max-size", "large"], "--max-size"),
         (["--rounds", "0"], "--rounds"),
-        (["--minutes", "soon"], "--minutes"),
+        (["--minutes", "0"], "--minutes"),
+        (["--timeout", "inf"], "--timeout"),
     ],
 )
 def test_nonsense_is_refused(user: User, args: list[str], said: str) -> None:
@@ -297,6 +298,20 @@ def test_nonsense_is_refused(user: User, args: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(user: User, scratch: Path) -> None:
+    user.own(scratch)
+    (scratch / "README.md").write_text("no markers")
+    for flag, path in (
+        ("--report", "/proc/page.html"),
+        ("--plots", "/proc/plots"),
+        ("--markdown", scratch / "README.md"),
+    ):
+        done = user.unionfs("bench", "copyup", "--dir", scratch / "nowhere", flag, path, check=False)
+        assert done.returncode == 1
+        assert f"failed: {path}: " in done.stderr
+        assert not (scratch / "nowhere").exists()
 
 
 def test_a_directory_that_is_not_there(user: User) -> None:

@@ -77,6 +77,11 @@ def act(site: Site, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
     return found
 
 
+def settle(path: Path) -> None:
+    """Change a file, so that a daemon has done what it does once only: finish its start, make its directories."""
+    _append(os.fspath(path))
+
+
 # -- triggers ----------------------------------------------------------------------------------------------------------
 
 

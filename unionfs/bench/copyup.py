@@ -351,7 +351,8 @@ class _Run:
                 for one in (here, second):
                     if one is not None and one.enter is not None:
                         one.enter()
-                os.lstat(site.merged)  # a daemon has finished its start when it has answered
+                if site.fetch is None:
+                    acts.settle(site.merged / trees.SETTLE)
                 return [
                     _act(_site_of(site, ground, group, point), point, series.cache, number) for point in group.points
                 ]

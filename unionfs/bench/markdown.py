@@ -51,11 +51,20 @@ def _table(series: Found) -> list[str]:
     return lines
 
 
+def check(path: Path) -> None:
+    """Raises: NoMarkersError, OSError."""
+    _parts(path)
+
+
 def write_between_markers(path: Path, new: str) -> None:
     """Replace what stands between the marker lines of a file. Raises: NoMarkersError, OSError."""
-    whole = path.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
+    before, after = _parts(path)
+    path.write_text(f"{before}{BEGIN}\n\n{new}\n\n{END}{after}", encoding="utf-8")
+
+
+def _parts(path: Path) -> tuple[str, str]:
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise NoMarkersError(f"it has no lines {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{new}\n\n{END}{after}", encoding="utf-8")
+    return before, after

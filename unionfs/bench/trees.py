@@ -13,6 +13,9 @@ from typing import Final
 
 from unionfs.bench.cases import MB, Point, Series
 
+SETTLE: Final = "settle"
+"""A file in every lower that is changed before anything is measured."""
+
 _IN_A_DIRECTORY: Final = 100
 _SPARSE_DATA: Final = 1 * MB
 _BLOCK: Final = hashlib.sha256(b"unionfs").digest() * (1 << 15)  # 1 MB that is neither zeros nor equal block by block
@@ -43,6 +46,8 @@ def space(all_series: Iterable[Series]) -> int:
 
 
 def _fill(top: Path, lower: str, points: Iterable[Point]) -> None:
+    if not (top / SETTLE).exists():
+        write(top / SETTLE, 1)
     if lower.startswith("layers-"):
         number = int(lower.rpartition("/")[2])
         (top / "d").mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -44,8 +45,7 @@ _SIZE_UNITS: Final = {"k": cases.KB, "m": cases.MB, "g": cases.GB}
 def main(argv: list[str]) -> int:
     """Run `unionfs bench ARGV`."""
     arguments = _parser().parse(argv)
-    if arguments.report or arguments.plots:
-        _check_matplotlib()  # before minutes have gone by
+    _check_outputs(arguments)  # before minutes have gone by
     found = _read(arguments.from_) if arguments.from_ else _measure(arguments)
     if arguments.json:
         print(json.dumps(found))
@@ -64,10 +64,12 @@ def _parser() -> Parser:
     add("--systems", metavar="NAME,...", type=_words, help="only these systems")
     add("--on", metavar="FS,...", type=_words, help="filesystems of the branches; the first has most series")
     add("--rounds", metavar="N", type=_positive, help="at most so many (default: 5)")
-    add("--minutes", metavar="M", type=float, help="when to stop (default: 9); the first round comes first")
+    add("--minutes", metavar="M", type=_duration, help="when to stop (default: 9); the first round comes first")
     add("--max-size", metavar="SIZE", type=_size, help="no file larger than this, as 64k, 16M, 1G")
     add("--max-files", metavar="N", type=_positive, help="no storm, no links, layers and depths of more than this")
-    add("--timeout", metavar="SECONDS", type=float, default=90.0, help="for one session of one system (default: 90)")
+    add(
+        "--timeout", metavar="SECONDS", type=_duration, default=90.0, help="for one session of one system (default: 90)"
+    )
     add("--dir", metavar="DIR", help="where temporary files go (default: /var/tmp)")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--report", metavar="FILE", help="write one HTML file with pictures and tables (needs matplotlib)")
@@ -79,7 +81,7 @@ def _parser() -> Parser:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     choice = _choice(arguments)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
     say = _progress if sys.stderr.isatty() else (lambda _: None)
     try:
         result = copyup.run(choice, say)
@@ -93,7 +95,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         print("\nstopped; nothing is left mounted", file=sys.stderr)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
     if not result.samples:
@@ -167,11 +170,24 @@ def _read(path: str) -> dict[str, Any]:
     return found
 
 
-def _check_matplotlib() -> None:
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises: CommandError if something that is to be written later cannot be."""
     try:
-        plots.check()
+        if arguments.report or arguments.plots:
+            plots.check()
+        if arguments.report:
+            with open(arguments.report, "a", encoding="utf-8"):
+                pass
+        if arguments.plots:
+            os.makedirs(arguments.plots, exist_ok=True)
+        if arguments.markdown:
+            markdown.check(Path(arguments.markdown))
     except plots.NoMatplotlibError as why:
         raise CommandError(failed("bench", None, str(why)), hint="pip install 'unionfs[bench]'") from None
+    except markdown.NoMarkersError as why:
+        raise CommandError(failed("writing the figures", arguments.markdown, str(why))) from None
+    except OSError as error:
+        raise CommandError.of("writing the report", error) from error
 
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -184,8 +200,6 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
             print(arguments.report, file=sys.stderr)
         if arguments.markdown:
             markdown.write_between_markers(Path(arguments.markdown), markdown.text(found))
-    except markdown.NoMarkersError as why:
-        raise CommandError(failed("writing the figures", arguments.markdown, str(why))) from None
     except OSError as error:
         raise CommandError.of("writing the report", error) from error
 
@@ -201,6 +215,13 @@ def _words(text: str) -> list[str]:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _duration(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
         raise ValueError(text)
     return number
 
