@@ -101,11 +101,18 @@ def test_watching() -> None:
 
 @pytest.mark.parametrize(
     ("text", "atime", "diratime"),
-    [("", False, True), ("noatime,atime", True, True), ("atime,noatime,nodiratime", False, False)],
+    [
+        ("", False, True),
+        ("noatime,atime", True, True),
+        ("noatime,strictatime", True, True),
+        ("relatime", True, True),
+        ("atime,noatime,nodiratime", False, False),
+    ],
 )
 def test_access_times_are_kept_when_asked_for(text: str, atime: bool, diratime: bool) -> None:
     options = _options("-o", f"{_BRANCHES},{text}", "/m")
     assert (options.mount.atime, options.mount.diratime) == (atime, diratime)
+    assert options.union.atime == atime
 
 
 def test_other_options_that_are_understood() -> None:

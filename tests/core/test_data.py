@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import os
@@ -15,7 +16,7 @@ from tests.core.drivers import errno_of
 from tests.core.pair import Pair
 from tests.core.stack import Whiteout
 from tests.core.trees import tree
-from unionfs.core.attrs import ROOT, AttrChange
+from unionfs.core.attrs import ROOT, AttrChange, Caller
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 
@@ -209,3 +210,31 @@ def test_data_verbs_on_what_has_no_data(make: MakeStack) -> None:
     with pytest.raises(OSError) as caught:
         stack.union.readlink(stack.u.node("d"))
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("atime", [True, False])
+def test_reading_moves_the_access_time_if_wanted(atime: bool, make: MakeStack) -> None:
+    """Of upper files, as their own filesystem does it (mount(8), relatime); of lowers, which are never touched, not."""
+    stack = make("low=1 up=2 other=3", upper="own=4")
+    assert stack.upper is not None
+    for path in (stack.lowers[0] / "low", stack.upper / "own"):
+        os.utime(path, ns=(5, 1 << 62))  # older than its mtime: every reading would move it
+    stack.watch()
+    low_before = (stack.lowers[0] / "low").stat().st_atime_ns
+    union = Union(dataclasses.replace(stack.options, atime=atime))
+    moved = {}
+    for name, expected in ((b"low", b"1"), (b"own", b"4"), (b"new", b""), (b"up", b"2")):
+        nodeid = (
+            union.mknod(ROOT, name, 0o600, 0, Caller(os.geteuid(), os.getegid())).nodeid
+            if name == b"new"
+            else union.lookup(ROOT, name).nodeid
+        )
+        if name in (b"new", b"up"):
+            union.setattr(nodeid, AttrChange(atime_ns=5, mtime_ns=1 << 62))
+        before = union.getattr(nodeid).atime_ns
+        assert union.read(nodeid, 0, 10) == expected
+        moved[name] = union.getattr(nodeid).atime_ns != before
+        union.forget(nodeid)
+    union.close()
+    assert moved == {b"low": False, b"own": atime, b"new": atime, b"up": atime}
+    assert (stack.lowers[0] / "low").stat().st_atime_ns == low_before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -239,3 +240,62 @@ def test_few_descriptors(tmp_path: Path) -> None:
         return 1
 
     assert expect(in_child(run)) == 1
+
+
+def link_to_the_limit(directory: Path) -> int:
+    """Give `f` as many names as it may have (ext4: 65000, EMLINK); how many that are."""
+    where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for count in range(1, 70_000):
+            os.link("f", f"l{count}", src_dir_fd=where, dst_dir_fd=where)
+    except OSError as failure:
+        if failure.errno != errno.EMLINK:
+            raise
+        return os.stat("f", dir_fd=where).st_nlink
+    finally:
+        os.close(where)
+    pytest.skip("the filesystem has no limit within reach")
+
+
+def test_as_many_links_as_the_filesystem_allows(tmp_path: Path) -> None:
+    """link(2): EMLINK; nothing is left of the attempt, and one name less makes room for another."""
+    stack = Stack(tmp_path / "s", "low=1", upper="d/f=1")
+    assert stack.upper is not None
+    count = link_to_the_limit(stack.upper / "d")
+    union = stack.union
+    d = union.lookup(ROOT, b"d").nodeid
+    f = union.lookup(d, b"f").nodeid
+    assert union.getattr(f).nlink == count
+    for parent in (ROOT, d):
+        with pytest.raises(OSError) as failed:
+            union.link(f, parent, b"more")
+        assert failed.value.errno == errno.EMLINK
+        with pytest.raises(FileNotFoundError):
+            union.lookup(parent, b"more")
+    union.rename(d, b"l1", ROOT, b"moved")
+    union.unlink(ROOT, b"moved")
+    assert union.link(f, ROOT, b"more").attrs.nlink == count
+    union.unlink(d, b"l2")
+    assert union.getattr(f).nlink == count - 1
+    for nodeid in (f, f, d):
+        union.forget(nodeid)
+    stack.finish()
+
+
+def test_a_lower_file_with_as_many_links(tmp_path: Path) -> None:
+    """The copy has one name and the union's own link to it; the others show through."""
+    stack = Stack(tmp_path / "s", "d/f=1")
+    count = link_to_the_limit(stack.lowers[0] / "d")
+    union = stack.union
+    d = union.lookup(ROOT, b"d").nodeid
+    f = union.lookup(d, b"f").nodeid
+    assert union.getattr(f).nlink == count
+    union.write(f, 0, b"2")
+    assert union.getattr(f).nlink == count
+    assert union.lookup(d, b"l77").nodeid == f
+    assert union.read(f, 0, 10) == b"2"
+    union.unlink(d, b"l78")
+    assert union.getattr(f).nlink == count - 1
+    for nodeid in (f, f, d):
+        union.forget(nodeid)
+    stack.close()

@@ -64,6 +64,7 @@ def branches(
     whiteout: str,
     durability: str,
     owners: Owners | None = None,
+    atime: bool = True,
 ) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
@@ -74,6 +75,7 @@ def branches(
             whiteout=whiteout,
             durability=durability,
             owners=owners,
+            atime=atime,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error

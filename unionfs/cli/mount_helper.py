@@ -144,6 +144,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         hint = "an upperdir needs a workdir on the same filesystem"
         raise CommandError("mount failed: workdir not specified", hint=hint)
     read_only = upper is None or flags.last("ro", "rw")
+    atime = flags.last("atime", "noatime", "relatime", "strictatime")
     unsafe = values.get("fsync") == "0" or "volatile" in values
     environment = os.environ
     return DaemonOptions(
@@ -154,6 +155,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             whiteout="fuse-overlayfs",
             durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
             owners=_owners(values),
+            atime=atime,
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -164,7 +166,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             suid=not flags.last("nosuid", "suid"),
             dev=flags.last("dev", "nodev"),
             exec=not flags.last("noexec", "exec"),
-            atime=flags.last("atime", "noatime"),
+            atime=atime,
             diratime=not flags.last("nodiratime", "diratime"),
         ),
         serve=ServeOptions(
@@ -186,10 +188,10 @@ class _Flags:
     def __init__(self, options: list[str]) -> None:
         self._options = options  # immutable; in the order of the command line
 
-    def last(self, wanted: str, opposite: str) -> bool:
-        """Whether `wanted` is given, and not overruled by `opposite` after it."""
-        chosen = [option for option in self._options if option in (wanted, opposite)]
-        return bool(chosen) and chosen[-1] == wanted
+    def last(self, wanted: str, opposite: str, *also: str) -> bool:
+        """Whether `wanted`, or one of those that mean it `also`, is given, and not overruled by `opposite` after it."""
+        chosen = [option for option in self._options if option in (wanted, opposite, *also)]
+        return bool(chosen) and chosen[-1] != opposite
 
 
 _KNOWN: Final = frozenset(

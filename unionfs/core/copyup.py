@@ -131,7 +131,7 @@ def _open(tree: Tree, node: FileNode, st: Stat, size: int | None) -> CopyUp:
     length = _length(st, size)
     src = tree.read_fd(node) if length else None
     leaf = tree.staging.new_name()
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.quietly
     dst = FileFd(os.open(leaf, flags, 0o600, dir_fd=tree.staging.fd()), writable=True)
     durable = tree.options.durability == "strict"
     return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by(), durable=durable)

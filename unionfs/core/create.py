@@ -56,7 +56,7 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
         tree.with_umask(caller.umask)
         try:
             if kind == stat.S_IFREG:
-                held = FileFd(_create(up.fd(), name, mode & _PERM), writable=True)
+                held = FileFd(_create(tree, up.fd(), name, mode & _PERM), writable=True)
             else:
                 os.mknod(name, kind | (mode & _PERM), rdev, dir_fd=up.fd())
         except FileExistsError:
@@ -67,7 +67,7 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
     def build(fd: int, leaf: bytes) -> None:
         nonlocal held
         if kind == stat.S_IFREG:
-            held = FileFd(_create(fd, leaf, 0o600), writable=True)
+            held = FileFd(_create(tree, fd, leaf, 0o600), writable=True)
         else:
             os.mknod(leaf, kind | 0o600, rdev, dir_fd=fd)
 
@@ -75,8 +75,9 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
     return _born(tree, parent, name, held)
 
 
-def _create(dir_fd: int, name: bytes, mode: int) -> int:
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+def _create(tree: Tree, dir_fd: int, name: bytes, mode: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | tree.quietly
+    return os.open(name, flags, mode, dir_fd=dir_fd)
 
 
 def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
@@ -165,7 +166,7 @@ def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> File
     staging = tree.staging
     nodeid = tree.nodes.new_id()
     leaf = staging.orphan_name(nodeid)
-    held = FileFd(_create(staging.fd(), leaf, 0o600), writable=True)
+    held = FileFd(_create(tree, staging.fd(), leaf, 0o600), writable=True)
     _give_owner_and_mode(tree, up, leaf, mode & _PERM, caller, is_dir=False)
     st = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
     node = FileNode(nodeid, parent, leaf, staging.here, leaf, tree.inodes.shown(up.branch.fs_index, st.st_ino))

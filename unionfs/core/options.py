@@ -42,6 +42,7 @@ class Options:
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
     owners: Owners | None = None  # how owners are translated; None: not at all
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
+    atime: bool = True  # reading moves access times of upper files as their filesystem does; False: never
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves

@@ -81,6 +81,7 @@ class Tree:
         self.owners = options.owners  # immutable
         self.euid = os.geteuid()  # immutable: whom files made in place belong to
         self.egid = os.getegid()  # immutable
+        self.quietly: int = 0 if options.atime else os.O_NOATIME  # immutable: how upper files are opened
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
         self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
@@ -342,7 +343,7 @@ class Tree:
             held = self._open_lower(*node.links.data, flags)
         elif node.home.branch.writable:
             try:
-                held = FileFd(os.open(node.leaf, os.O_RDWR | flags, dir_fd=node.home.fd()), writable=True)
+                held = FileFd(self._open_upper(node, os.O_RDWR | flags), writable=True)
             except PermissionError:
                 held = FileFd(self._open_as_owner(node, os.O_RDONLY | flags))
         else:
@@ -355,6 +356,14 @@ class Tree:
                 return self.read_fd(node)
         self.fds.keep(node, held)
         return held
+
+    def _open_upper(self, node: FileNode, flags: int) -> int:
+        if self.quietly:
+            try:
+                return os.open(node.leaf, flags | self.quietly, dir_fd=node.home.fd())
+            except PermissionError:  # somebody else's file: its access times are none of ours
+                pass
+        return os.open(node.leaf, flags, dir_fd=node.home.fd())
 
     @staticmethod
     def _open_lower(place: BranchDir, leaf: bytes, flags: int) -> FileFd:
@@ -380,7 +389,7 @@ class Tree:
         self._require_data(node)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            fd = os.open(node.leaf, flags, dir_fd=node.home.fd())
+            fd = self._open_upper(node, flags)
         except PermissionError:
             fd = self._open_as_owner(node, flags)
         held = FileFd(fd, writable=True)
