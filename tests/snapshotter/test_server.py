@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.snapshotter.serving import Client, Snapshotter, code_of
+from tests.support.users import User
 from unionfs.snapshotter.wire import message
 
 FieldMask = message("FieldMask")
@@ -198,6 +200,27 @@ def test_killed_in_the_middle_it_keeps_what_it_has_confirmed(snapshotter: Snapsh
         assert found.keys() <= before.keys() | busy.asked
         assert len(snapshotter.directories) == len(found)
         before = found
+
+
+def test_a_full_disk_is_told_and_leaves_no_trace(scratch: Path, root_user: User) -> None:
+    del root_user  # only root mounts
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", scratch], check=True)
+    with Snapshotter(scratch) as snapshotter, snapshotter.client() as client:
+        client("Prepare", key="a")
+        with (scratch / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        label = {"l": "v" * 4000}
+        codes = [code_of(client, "Prepare", key=f"{number}", labels=label) for number in range(40)]
+        assert {"RESOURCE_EXHAUSTED"} <= set(codes) <= {"OK", "RESOURCE_EXHAUSTED"}
+        made = {f"{number}" for number, code in enumerate(codes) if code == "OK"} | {"a"}
+        assert {info.name for info in client("List")} == made
+        (scratch / "filler").unlink()
+        client("Prepare", key="after")
+        client("Remove", key="a")
+        assert {info.name for info in client("List")} == made - {"a"} | {"after"}
+        client("Cleanup")
+        assert len(snapshotter.directories) == len(made)
 
 
 def test_told_to_leave_it_takes_its_socket_along(snapshotter: Snapshotter) -> None:

@@ -97,7 +97,7 @@ class Store:
         """
         _check_name(name)
         found = self._database.get(key)
-        usage = disk_usage(files_of(self._path(found.id))) if found.info.kind is Kind.ACTIVE else found.usage
+        usage = self._usage(found)
         with self._database.transaction():
             self._database.commit(key, name, labels, usage, time.time_ns())
 
@@ -142,8 +142,7 @@ class Store:
 
     def usage(self, key: str) -> Usage:
         """What a snapshot takes without its parents: as it is now if it is active. Raises: NotFoundError."""
-        row = self._database.get(key)
-        return disk_usage(files_of(self._path(row.id))) if row.info.kind is Kind.ACTIVE else row.usage
+        return self._usage(self._database.get(key))
 
     def cleanup(self) -> None:
         """Remove the directories that no snapshot has."""
@@ -188,6 +187,15 @@ class Store:
             remove_path(self._path(number))
         except OSError as error:
             log.warning("removing %s failed: %s", self._path(number), error)
+
+    def _usage(self, row: Row) -> Usage:
+        if row.info.kind is not Kind.ACTIVE:
+            return row.usage
+        try:
+            return disk_usage(files_of(self._path(row.id)))
+        except FileNotFoundError:
+            self._database.get(row.info.name)  # removed meanwhile, most likely
+            raise
 
     def _mounts(self, row: Row) -> list[Mount]:
         parents = [self._path(number) for number in self._database.ancestors(row.id)]
