@@ -249,6 +249,18 @@ def test_a_killed_run_is_swept_by_the_next(root_user: User, scratch: Path) -> No
     assert list(base.iterdir()) == []
 
 
+def test_a_worker_that_is_killed_is_no_result(root_user: User, scratch: Path) -> None:
+    with _running(root_user, scratch) as running:
+        (worker,) = map(int, Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
+        os.kill(worker, signal.SIGKILL)
+        out, err = running.communicate(timeout=60)
+        _wait_until_gone(scratch)
+    assert running.returncode == 1
+    assert out == ""
+    assert "unionfs: bench failed: the worker process died" in err
+    nothing_left(scratch)
+
+
 def _running(user: User, where: Path) -> subprocess.Popen[str]:
     """A run that has mounted something by now."""
     args = ["--only", "size-ext4,size-here", "--on", "ext4,here", "--systems", "ours", "--rounds", "1000"]

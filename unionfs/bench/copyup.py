@@ -74,6 +74,7 @@ def run(choice: Choice, say: Say) -> Result:
     """Measure. Raises: FailedError when nothing can be measured at all; OSError for the directory of the run."""
     result = Result()
     began = time.monotonic()
+    done = False
     with runs.run_directory(runs.base(choice.directory)) as directory:
         for kind, told in _told_by_worker(choice, directory):
             if kind == "say":
@@ -82,8 +83,12 @@ def run(choice: Choice, say: Say) -> Result:
                 result.grounds.update(told)
             elif kind == "failed":
                 raise FailedError(told)
+            elif kind == "done":
+                done = True
             else:
                 getattr(result, kind).append(told)
+    if not done:
+        raise FailedError("the worker process died")
     result.seconds = time.monotonic() - began
     return result
 
@@ -104,9 +109,7 @@ def _told_by_worker(choice: Choice, directory: Path) -> Iterator[tuple[str, Any]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-        _, status = os.waitpid(worker, 0)
-    if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
-        yield "failed", "the worker process died"
+        os.waitpid(worker, 0)
 
 
 def _work_and_exit(choice: Choice, directory: Path, write_fd: int) -> NoReturn:
@@ -118,18 +121,19 @@ def _work_and_exit(choice: Choice, directory: Path, write_fd: int) -> NoReturn:
         os.setsid()  # Ctrl-C is our parent's to act on
         child.die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        own_namespaces = _enter_namespaces()
-        _Run(choice, directory, tell, own_namespaces).all()
+        _enter_namespaces()
+        _Run(choice, directory, tell).all()
+        tell("done", None)
         status = 0
     except (FailedError, OSError) as why:
         tell("failed", str(why))
-        status = 0
     finally:
         os._exit(status)
 
 
-def _enter_namespaces() -> bool:
-    """A mount namespace of our own, with a user namespace where that takes one; whether it could be had."""
+def _enter_namespaces() -> None:
+    """A mount namespace of our own, with a user namespace where that takes one. Where it cannot be had, mounts are
+    made in everybody's, and swept by the next run if this one is killed."""
     uid, gid = os.geteuid(), os.getegid()
     try:
         if uid == 0:
@@ -142,18 +146,16 @@ def _enter_namespaces() -> bool:
             child.die_with_parent()  # forgotten with the new credentials
         mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
     except OSError:
-        return False
-    return True
+        return
 
 
 class _Run:
     """The worker's state: what is still in the race, and how long things took."""
 
-    def __init__(self, choice: Choice, directory: Path, tell: Callable[[str, Any], None], own: bool) -> None:
+    def __init__(self, choice: Choice, directory: Path, tell: Callable[[str, Any], None]) -> None:
         self.choice = choice  # immutable
         self.directory = directory  # immutable
         self.tell = tell  # immutable
-        self.own_namespaces = own  # immutable
         self.began = time.monotonic()  # immutable
         self.deadline = self.began + choice.extent.minutes * 60  # immutable
         self.out: set[tuple[str, str]] = set()  # (series, system) left out
