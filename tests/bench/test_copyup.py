@@ -326,6 +326,12 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(user: User, 
         assert not (scratch / "nowhere").exists()
 
 
+def test_a_directory_that_mount_options_cannot_hold(user: User, scratch: Path) -> None:
+    done = user.unionfs("bench", "copyup", "--dir", f"{scratch}/a,b", check=False)
+    assert done.returncode == 1
+    assert "mount options cannot hold a comma" in done.stderr
+
+
 def test_a_directory_that_is_not_there(user: User) -> None:
     done = user.unionfs("bench", "copyup", "--dir", "/proc/nowhere", check=False)
     assert done.returncode == 1

@@ -149,15 +149,20 @@ def _mount(name: str, run: Path, root: Path, size: int) -> None:
 
 def _run(argv: list[str]) -> None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    done = subprocess.run(
-        argv,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-        timeout=_MKFS_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": path},
+            timeout=_MKFS_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise FailedError(f"{argv[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"{argv[0]} did not end within {_MKFS_S} s") from None
     if done.returncode != 0:
         raise FailedError(f"{argv[0]} failed: {done.stderr.strip()[-300:]}")
 

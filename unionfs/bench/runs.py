@@ -8,6 +8,7 @@ images and most mounts vanish by themselves, since they live in a mount namespac
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -22,13 +23,16 @@ from unionfs.syscalls import mountinfo, mounts
 
 _PREFIX: Final = "run-"
 _LOCK: Final = ".lock"
+_OPTIONS_END: Final = set(",:\\")
 _REMOVING_S: Final = 300
 _LOOPS_S: Final = 10
 
 
 def base(directory: str | None) -> Path:
     """Where runs have their directories: below `directory`, else /var/tmp, which is on a disk. Raises: OSError."""
-    path = Path(directory or "/var/tmp") / f"unionfs-bench-{os.geteuid()}"
+    path = Path(directory or "/var/tmp").absolute() / f"unionfs-bench-{os.geteuid()}"
+    if set(os.fspath(path)) & _OPTIONS_END:
+        raise OSError(errno.EINVAL, "mount options cannot hold a comma, a colon or a backslash", os.fspath(path))
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.is_symlink() or path.lstat().st_uid != os.geteuid():
         raise PermissionError(1, "not a directory of the current user", os.fspath(path))

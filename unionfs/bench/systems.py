@@ -106,7 +106,7 @@ class Shown:
 
 def why_missing(system: str) -> str | None:
     """Why `system` cannot be measured on this machine; None: it can."""
-    if system in (FUSE_OVERLAYFS, UNIONFS_FUSE) and not shutil.which(system):
+    if system in (FUSE_OVERLAYFS, UNIONFS_FUSE, CP) and not shutil.which(system):
         return f"{system} is not installed"
     if system == OURS_PYFUSE3:
         from importlib.util import find_spec

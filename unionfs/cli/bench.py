@@ -59,7 +59,7 @@ def _parser() -> Parser:
     parser = Parser("bench", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
     add("what", choices=["copyup"], help="what to measure")
-    add("--quick", action="store_true", help="smaller files and one round, in under a minute")
+    add("--quick", action="store_true", help="smaller files and fewer rounds, in under a minute")
     add("--only", metavar="SERIES,...", type=_words, help="only these series")
     add("--systems", metavar="NAME,...", type=_words, help="only these systems")
     add("--on", metavar="FS,...", type=_words, help="filesystems of the branches; the first has most series")
