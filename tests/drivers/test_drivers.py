@@ -123,6 +123,18 @@ def test_a_command_that_is_not_there_leaves_nothing(house: House) -> None:
     _nothing_is_left(house)
 
 
+def test_what_btrfs_shares_goes_with_its_layers(house_for: Callable[[str], House]) -> None:
+    house = house_for("btrfs")
+    house("run", "--name", "one", "layered:1", "touch", "/one")
+    before = set(os.listdir(house.root / "btrfs"))
+    house("commit", "one", "own:1")
+    house("rm", "one")
+    house("run", "--rm", "own:1", "cat", "/one")
+    assert len(set(os.listdir(house.root / "btrfs")) - before) == 1
+    house("rmi", "own:1")
+    assert set(os.listdir(house.root / "btrfs")) == before
+
+
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_five_hundred_layers(house_for: Callable[[str], House], scratch: Path) -> None:
     """As many as the kernel takes, with marks in some of them."""

@@ -12,6 +12,7 @@ from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
+from unionfs.drivers import btrfs
 
 _DESCRIPTION = """\
 Remove the images that have no name; with --all also those of which no container is made. Their layers are freed unless
@@ -51,6 +52,7 @@ def _prune(arguments: argparse.Namespace) -> int:
             freed = gc.collect(store, used, bases)
         except gc.Busy as error:
             raise CommandError(str(error), hint=error.hint, status=error.exit_code) from error
+        btrfs.sweep(store.root)
     if arguments.json:
         print(
             json.dumps({"images": removed, "blobs": freed.blobs, "layers": freed.layers, "size": freed.size}, indent=1)

@@ -11,6 +11,7 @@ from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
+from unionfs.drivers import btrfs
 
 _DESCRIPTION = """\
 Take away names of images. When an image has no name left, its layers are freed unless others have them.
@@ -92,5 +93,6 @@ def _free(store: Store, used: list[str], bases: list[Descriptor]) -> None:
     except gc.Busy:
         print("space is freed later: somebody is adding images (layers gc)")
         return
+    btrfs.sweep(store.root)
     for digest in freed.blobs:
         print(f"deleted {digest}")

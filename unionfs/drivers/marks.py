@@ -59,7 +59,8 @@ def readable(layer: str, aside: str) -> list[str]:
             return [layer]
         _make(layer, found, aside)
         return _with(layer, aside)
-    building = f"{beside}.{secrets.token_hex(4)}"
+    _sweep(beside)
+    building = f"{beside}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         _make(layer, found, building)
         os.rename(building, beside)
@@ -68,6 +69,14 @@ def readable(layer: str, aside: str) -> list[str]:
         if not os.path.isdir(beside):  # else somebody was faster
             raise
     return _with(layer, beside)
+
+
+def _sweep(beside: str) -> None:
+    """Remove what was left half made by processes that were killed."""
+    parent, prefix = os.path.dirname(beside), os.path.basename(beside) + "."
+    for name in os.listdir(parent):
+        if name.startswith(prefix) and not os.path.exists(f"/proc/{name.removeprefix(prefix).partition('-')[0]}"):
+            remove_path(os.path.join(parent, name))
 
 
 def _beside(layer: str) -> str | None:
