@@ -207,3 +207,42 @@ def test_it_mounts_twice_on_one_target(root_user: User, scratch: Path, fuse_devi
         assert first.has_ended(0)
     assert mount_at(made["mnt"]) is None
     os.close(first.pidfd)
+
+
+@pytest.mark.transport(DEFAULT_TRANSPORT)
+def test_a_mount_is_made_read_only_and_back(root_user: User, scratch: Path, fuse_device: Path) -> None:
+    """`mount -o remount,ro`: mount(8) calls its helper with the options that hold and the new ones behind them."""
+    del fuse_device
+    made = {name: scratch / name for name in ("low", "up", "work", "mnt")}
+    for directory in made.values():
+        directory.mkdir()
+    (made["low"] / "f").write_text("1")
+    mnt = os.fspath(made["mnt"])
+    now = "rw,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other"
+
+    def remount(options: str, expect: int = 0) -> str:
+        done = root_user.run([*root_user.unionfs_cmd, "unionfs", mnt, "-o", f"{now},remount,{options}"], check=False)
+        assert done.returncode == expect, done.stderr
+        return done.stderr
+
+    argv = ["-o", f"lowerdir={made['low']},upperdir={made['up']},workdir={made['work']}", mnt]
+    root_user.run([*root_user.unionfs_cmd, *argv])
+    with daemon_of(made["mnt"]) as daemon:
+        remount("ro")
+        refused = 'cd "$1" && cat f && ! touch f && ! touch new && ! rm f && ! mkdir d'
+        assert "Read-only file system" in root_user.run(["sh", "-c", refused, "sh", mnt]).stderr
+        seen = mount_at(made["mnt"])
+        assert seen is not None
+        assert "ro" in seen.options.split(",")
+        remount("rw")
+        root_user.run(["sh", "-c", 'cd "$1" && echo 2 > f && touch new', "sh", mnt])
+        said = root_user.run(
+            ["sh", "-c", 'exec 3> "$1/open"; shift; "$@"', "sh", mnt, *root_user.unionfs_cmd, mnt, "-o", "remount,ro"],
+            check=False,
+        )
+        assert said.returncode != 0
+        assert "files are open for writing" in said.stderr
+        root_user.unionfs("umount", mnt)
+        assert daemon.has_ended(0)
+    assert (made["up"] / "f").read_text() == "2\n"
+    assert "nothing is mounted there" in remount("ro", expect=1)

@@ -18,7 +18,8 @@ from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
 from unionfs.core.owners import IdMap, Owners, parse_ranges
 from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
-from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse import mounting
+from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
 
 _USAGE: Final = """\
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
         return 0
     if not request.positionals:
         raise CommandError("mount failed: no mountpoint specified")
+    if "remount" in request.options:
+        return _remount(request)
     return run(_daemon_options(request), foreground=request.foreground)
 
 
@@ -144,7 +147,6 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         hint = "an upperdir needs a workdir on the same filesystem"
         raise CommandError("mount failed: workdir not specified", hint=hint)
     read_only = upper is None or flags.last("ro", "rw")
-    atime = flags.last("atime", "noatime", "relatime", "strictatime")
     unsafe = values.get("fsync") == "0" or "volatile" in values
     environment = os.environ
     return DaemonOptions(
@@ -155,20 +157,11 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             whiteout="fuse-overlayfs",
             durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
             owners=_owners(values),
-            atime=atime,
+            atime=_wants_atime(flags),
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
-        mount=MountOptions(
-            source=values.get("fsname") or "unionfs",
-            read_only=read_only,
-            allow_other=True if "allow_other" in values else None,
-            suid=not flags.last("nosuid", "suid"),
-            dev=flags.last("dev", "nodev"),
-            exec=not flags.last("noexec", "exec"),
-            atime=atime,
-            diratime=not flags.last("nodiratime", "diratime"),
-        ),
+        mount=_mount_options(flags, values, read_only),
         serve=ServeOptions(
             timeout_s=_seconds(values.get("timeout")),
             writeback=values.get("writeback") == "1",
@@ -180,6 +173,34 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         watch="watch" in values,
         debug=request.debug,
     )
+
+
+def _mount_options(flags: _Flags, values: dict[str, str], read_only: bool) -> MountOptions:
+    return MountOptions(
+        source=values.get("fsname") or "unionfs",
+        read_only=read_only,
+        allow_other=True if "allow_other" in values else None,
+        suid=not flags.last("nosuid", "suid"),
+        dev=flags.last("dev", "nodev"),
+        exec=not flags.last("noexec", "exec"),
+        atime=_wants_atime(flags),
+        diratime=not flags.last("nodiratime", "diratime"),
+    )
+
+
+def _wants_atime(flags: _Flags) -> bool:
+    return flags.last("atime", "noatime", "relatime", "strictatime")
+
+
+def _remount(request: _Request) -> int:
+    """As mount(8) calls us for `mount -o remount,ro MOUNTPOINT`, with the options that hold now and the new ones."""
+    flags = _Flags(request.options)
+    path = request.positionals[-1]
+    try:
+        mounting.remount(mounting.resolve_mountpoint(path), _mount_options(flags, {}, flags.last("ro", "rw")))
+    except MountError as error:
+        raise CommandError(f"mount failed: {path}: {error.strerror}", hint=error.hint) from error
+    return 0
 
 
 class _Flags:

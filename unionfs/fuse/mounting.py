@@ -29,6 +29,7 @@ from unionfs.syscalls.mounts import (
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
+    MS_REMOUNT,
     UMOUNT_NOFOLLOW,
     mount,
     umount2,
@@ -137,6 +138,23 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise MountError("umount", mountpoint, _unmount_reason(error), code=error.errno or 0) from error
 
 
+def remount(mountpoint: str, options: MountOptions) -> None:
+    """Change how a union that is mounted looks from outside: read-only or not, and whether set-id bits, devices and
+    programs count (mount(2), MS_REMOUNT). Raises MountError; EBUSY while files are open for writing."""
+    there = mountinfo.topmost_at(mountpoint)
+    if there is None or there.fstype != FSTYPE:
+        why = "nothing is mounted there" if there is None else f"not a union but {there.fstype}"
+        raise MountError("remount", mountpoint, why, code=errno.EINVAL)
+    try:
+        mount(None, mountpoint, None, MS_REMOUNT | _flags(options))
+    except OSError as error:
+        hint = {errno.EPERM: "only root may change a mount", errno.EBUSY: "files are open for writing"}
+        why = os.strerror(error.errno or 0)
+        raise MountError(
+            "remount", mountpoint, why, code=error.errno or 0, hint=hint.get(error.errno or 0, "")
+        ) from error
+
+
 def connection_at(mountpoint: str) -> int | None:
     """The number of the FUSE connection seen at `mountpoint`, as in /sys/fs/fuse/connections; None: no FUSE there."""
     there = mountinfo.topmost_at(mountpoint)
@@ -188,6 +206,19 @@ def _check_inherited(fd: int, mountpoint: str) -> int:
 
 def _mount_directly(mountpoint: str, options: MountOptions) -> int:
     fd = _open_device()
+    # Documentation/filesystems/fuse.rst, "Mount options"; the root of a union is always a directory.
+    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    if options.allow_other is not False:
+        data += ",allow_other"
+    try:
+        mount(options.source, mountpoint, FSTYPE, _flags(options), data)
+    except OSError as error:
+        os.close(fd)
+        raise _mount_refused(mountpoint, error) from error
+    return fd
+
+
+def _flags(options: MountOptions) -> int:
     flags = 0
     if options.read_only:
         flags |= MS_RDONLY
@@ -201,16 +232,7 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int:
         flags |= MS_NOATIME
     if not options.diratime:
         flags |= MS_NODIRATIME
-    # Documentation/filesystems/fuse.rst, "Mount options"; the root of a union is always a directory.
-    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
-    if options.allow_other is not False:
-        data += ",allow_other"
-    try:
-        mount(options.source, mountpoint, FSTYPE, flags, data)
-    except OSError as error:
-        os.close(fd)
-        raise _mount_refused(mountpoint, error) from error
-    return fd
+    return flags
 
 
 def _open_device() -> int:
