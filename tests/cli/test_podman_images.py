@@ -261,6 +261,7 @@ def test_options_that_make_no_sense_are_told_through_podman(option: str, stores:
         ("s|workdir=|workdirectory=|", "workdir not specified"),
         ("s|lowerdir=|lowerdir=/nowhere:|", "cannot use /nowhere as a lower: No such file or directory"),
         ("s|lowerdir=|lowerdir=/etc/passwd:|", "cannot use /etc/passwd as a lower: Not a directory"),
+        ("s|lowerdir=|lowerdir=/root:|", "cannot read the lower /root: Permission denied"),
         ("s|workdir=[^,]*|workdir=/proc|", "files are renamed from one to the other"),
     ],
 )
