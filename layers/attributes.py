@@ -75,13 +75,14 @@ def finish_directory(
     fd = tree.fd(path)
     mode, uid, gid = described.mode, described.uid, described.gid
     xattrs = dict(described.xattrs)
+    noted = {}
     if options.owners == owners.NOTED:
-        xattrs[owners.XATTR] = owners.write(owners.Override(uid, gid, mode, DIRECTORY))
+        noted = note(fd, owners.Override(uid, gid, mode, DIRECTORY))
         mode = mode & 0o777 | 0o700
         uid, gid = os.geteuid(), os.getegid()
     else:
         chown(fd, uid, gid)
-    kept = set_xattrs(fd, xattrs, dropped)
+    kept = set_xattrs(fd, xattrs, dropped) | noted
     os.fchmod(fd, mode)
     os.utime(fd, ns=(described.mtime_ns, described.mtime_ns))
     if recorder is not None:
@@ -96,6 +97,13 @@ def chown(where: int | str | bytes, uid: int, gid: int, dir_fd: int | None = Non
             raise
         why = f"owner {uid}:{gid} is not among the ids that this user has (subuid(5))"
         raise OSError(errno.EINVAL, why) from None
+
+
+def note(where: int | str, override: owners.Override) -> dict[str, bytes]:
+    """Say beside a file or directory what it should be; what was set. Raises: OSError."""
+    value = owners.write(override)
+    os.setxattr(where, owners.XATTR, value)
+    return {owners.XATTR: value}
 
 
 def set_xattrs(

@@ -15,6 +15,7 @@ from layers.beneath import Path
 from layers.compression import Readable
 from layers.entry import DIRECTORY, OPAQUE, WHITEOUT
 from layers.errors import Refused
+from layers.fingerprint import read_xattrs
 from layers.limits import Limits
 from layers.tarread import entries
 from layers.tarstream import TarStream
@@ -116,20 +117,20 @@ def _owner(branch: Branch, path: Path) -> Iterator[Finding]:
     fd = branch.open_path(path)
     try:
         st = os.fstat(fd)
-        if stat.S_ISLNK(st.st_mode):
-            return
-        value = os.getxattr(f"/proc/self/fd/{fd}", owners.XATTR)
-    except OSError:
-        return
+        found = read_xattrs(fd)
     finally:
         os.close(fd)
-    noted = owners.read(value)
     where = b"/".join(path)
-    if noted is None:
-        yield Finding(where, f"the noted owner is malformed: {value[:100]!r}")
-        return
-    # A file may stand for a device that could not be made, and for nothing else.
-    kind = stat.S_IFMT(st.st_mode)
-    stand_in = kind == stat.S_IFREG and noted.kind not in (stat.S_IFDIR, stat.S_IFLNK)
-    if noted.kind and noted.kind != kind and not stand_in:
-        yield Finding(where, "the noted owner is of something else than what is there")
+    values = [found[name] for name in owners.NAMES if name in found]
+    for value in values:
+        noted = owners.read(value)
+        if noted is None:
+            yield Finding(where, f"the noted owner is malformed: {value[:100]!r}")
+            continue
+        # A file may stand for anything that could not be made or given away, but a directory.
+        kind = stat.S_IFMT(st.st_mode)
+        stand_in = kind == stat.S_IFREG and noted.kind != stat.S_IFDIR
+        if noted.kind and noted.kind != kind and not stand_in:
+            yield Finding(where, "the noted owner is of something else than what is there")
+    if len({owners.read(value) for value in values} - {None}) > 1:
+        yield Finding(where, "two noted owners that contradict each other")

@@ -12,7 +12,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -22,6 +22,7 @@ from layers.beneath import Directories, Path, open_beneath
 from layers.fingerprint import content_of, read_xattrs
 from unionfs import markers
 
+_TARGET_MAX: Final = 4096
 _SCANS_KEPT: Final = 128  # directories listed; more only saves listing again
 
 
@@ -32,6 +33,7 @@ class Branch:
         self.path = path  # immutable
         self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._tree = Directories(self._root_fd)
+        self.is_noted = any(name in read_xattrs(self._root_fd) for name in owners.NAMES)  # immutable
         self._scans: OrderedDict[Path, Scan] = OrderedDict()  # last used last
 
     def close(self) -> None:
@@ -236,9 +238,11 @@ class View:
         kind, device = stat.S_IFMT(st.st_mode), st.st_rdev
         mode, uid, gid = stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid
         numbers = (os.major(device), os.minor(device)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
+        if noted is None and place.branch.is_noted:
+            uid, gid = _unnoted(uid, os.geteuid()), _unnoted(gid, os.getegid())
         if noted is not None:
             mode, uid, gid = noted.mode, noted.uid, noted.gid
-            if kind == stat.S_IFREG and noted.kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
+            if kind == stat.S_IFREG and noted.kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 kind, numbers = noted.kind, noted.device
         inode = (st.st_dev, st.st_ino)
         size = st.st_size if kind == stat.S_IFREG else 0
@@ -251,7 +255,10 @@ def target(node: Node) -> bytes:
     """Where a symlink points."""
     fd = node.place.branch.open_path(node.place.path)
     try:
-        return os.readlink(b"", dir_fd=fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return os.readlink(b"", dir_fd=fd)
+        with open(f"/proc/self/fd/{fd}", "rb") as stand_in:
+            return stand_in.read(_TARGET_MAX)
     finally:
         os.close(fd)
 
@@ -268,12 +275,15 @@ def content(node: Node) -> str:
 def xattrs(node: Node) -> dict[str, bytes]:
     """The attributes that a union would show."""
     found = node.place.branch.xattrs(node.place.path)
-    return {name: value for name, value in found.items() if not is_own(name)}
+    if not node.place.branch.is_noted:
+        return {name: value for name, value in found.items() if not is_own(name)}
+    shown = {markers.shown_xattr(name): value for name, value in sorted(found.items(), reverse=True)}
+    return {name: value for name, value in shown.items() if name is not None and not is_own(name)}
 
 
 def is_own(name: str) -> bool:
     """Whether an attribute says something to unions and not to users."""
-    return markers.is_private_xattr(name) or name == owners.XATTR
+    return markers.is_private_xattr(name)
 
 
 def redirect_of(found: dict[str, bytes]) -> bytes | None:
@@ -324,9 +334,14 @@ def _is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
 
 
 def _noted(fd: int, st: os.stat_result) -> owners.Override | None:
-    if stat.S_ISLNK(st.st_mode):
-        return None  # symlinks cannot have attributes of users
-    try:
-        return owners.read(os.getxattr(f"/proc/self/fd/{fd}", owners.XATTR))
-    except OSError:
-        return None
+    if not stat.S_ISREG(st.st_mode) and not stat.S_ISDIR(st.st_mode):
+        return None  # only files and directories can have attributes of users
+    for name in owners.NAMES:
+        with suppress(OSError):
+            return owners.read(os.getxattr(f"/proc/self/fd/{fd}", name))
+    return None
+
+
+def _unnoted(number: int, own: int) -> int:
+    """The owner of what has no noted one, in a layer that has them: what is ours is root's, as a union shows it."""
+    return 0 if number == own else number

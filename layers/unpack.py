@@ -23,7 +23,17 @@ from typing import IO, Final
 import xxhash
 
 from layers import owners
-from layers.attributes import OVERLAY, Described, Options, Unpacked, chown, finish_directory, set_xattrs, write_all
+from layers.attributes import (
+    OVERLAY,
+    Described,
+    Options,
+    Unpacked,
+    chown,
+    finish_directory,
+    note,
+    set_xattrs,
+    write_all,
+)
 from layers.beneath import Directories, Path, remove_tree
 from layers.compression import Readable
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
@@ -177,13 +187,14 @@ class _Unpacking:
         """Owner, attributes, mode, time: in this order, for each of them may take away what comes after."""
         mode, uid, gid = entry.mode, entry.uid, entry.gid
         xattrs = dict(entry.xattrs)
+        noted = {}
         if self.noted:
-            xattrs[owners.XATTR] = owners.write(owners.Override(uid, gid, mode, entry.kind, entry.device))
+            noted = note(fd, owners.Override(uid, gid, mode, entry.kind, entry.device))
             mode = mode & 0o777 | 0o600
             uid, gid = self.own
         elif (uid, gid) != self.own:
             chown(fd, uid, gid)
-        kept = set_xattrs(fd, xattrs, self.result.dropped_xattrs) if xattrs else {}
+        kept = (set_xattrs(fd, xattrs, self.result.dropped_xattrs) if xattrs else {}) | noted
         os.fchmod(fd, mode)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         return Print("f", mode, uid, gid, entry.mtime_ns, content, xattrs_digest(kept))
@@ -195,23 +206,23 @@ class _Unpacking:
         if _exists(dir_fd, name):
             self._clear(entry.path)
             dir_fd = self.tree.fd(entry.path[:-1])
-        if entry.kind == SYMLINK:
+        if entry.kind == SYMLINK and not (self.noted and (entry.uid, entry.gid) != (0, 0)):
             os.symlink(entry.target, name, dir_fd=dir_fd)
             found = self._finish_symlink(dir_fd, entry)
-        elif self._make_node(dir_fd, entry):
+        elif entry.kind != SYMLINK and self._make_node(dir_fd, entry):
             found = self._finish_node(dir_fd, entry)
         else:
             fd = self._create(dir_fd, entry.path)
             try:
-                found = self._note_device(fd, entry)
+                found = self._note_special(fd, entry)
             finally:
                 os.close(fd)
         if self.recorder is not None:
             self.recorder.add(entry.path, found)
 
     def _make_node(self, dir_fd: int, entry: Entry) -> bool:
-        if self.noted and entry.kind != FIFO:
-            return False
+        if self.noted:
+            return False  # what it should be can be noted beside an ordinary file only
         try:
             os.mknod(entry.path[-1], entry.kind | 0o600, os.makedev(*entry.device), dir_fd=dir_fd)
         except PermissionError:
@@ -225,11 +236,7 @@ class _Unpacking:
         path = f"/proc/self/fd/{fd}"
         mode, uid, gid = entry.mode, entry.uid, entry.gid
         try:
-            if self.noted:
-                mode = mode & 0o777 | 0o600
-                uid, gid = self.own
-            else:
-                chown(path, uid, gid)
+            chown(path, uid, gid)
             kept = set_xattrs(path, dict(entry.xattrs), self.result.dropped_xattrs)
             os.chmod(path, mode)
             os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -239,17 +246,23 @@ class _Unpacking:
         what: str | tuple[int, ...] = "" if entry.kind == FIFO else entry.device
         return Print(kind, mode, uid, gid, entry.mtime_ns, what, xattrs_digest(kept))
 
-    def _note_device(self, fd: int, entry: Entry) -> Print:
-        override = owners.Override(entry.uid, entry.gid, entry.mode, entry.kind, entry.device)
-        kept = set_xattrs(fd, {owners.XATTR: owners.write(override)}, set())
-        if not kept:
-            raise OSError(errno.EPERM, "devices cannot be made here, and not noted either: no extended attributes")
+    def _note_special(self, fd: int, entry: Entry) -> Print:
+        """An ordinary file that stands for a device, a fifo, or a symlink, whose target it holds."""
+        mode = 0o777 if entry.kind == SYMLINK else entry.mode
+        write_all(fd, memoryview(entry.target))
+        try:
+            kept = note(fd, owners.Override(entry.uid, entry.gid, mode, entry.kind, entry.device))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            why = "this cannot be made here, and not noted either: no extended attributes"
+            raise OSError(errno.EPERM, why) from None
         uid, gid = self.own if self.noted else (entry.uid, entry.gid)
         if not self.noted:
             chown(fd, uid, gid)
         os.fchmod(fd, 0o600)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-        return Print("f", 0o600, uid, gid, entry.mtime_ns, xxhash.xxh3_128_hexdigest(b""), xattrs_digest(kept))
+        return Print("f", 0o600, uid, gid, entry.mtime_ns, xxhash.xxh3_128_hexdigest(entry.target), xattrs_digest(kept))
 
     def _finish_symlink(self, dir_fd: int, entry: Entry) -> Print:
         name = entry.path[-1]

@@ -1,18 +1,18 @@
 """The marks that say "hidden from here down": whiteouts, opaque directories, redirects, in every dialect that is
-read.
+read; and overrides, which say what a file should be where it cannot be that on disk.
 
 Pure names and values; imports nothing of ours and touches no file. The I/O side is `core.marks`.
 
 Sources: OCI image specification, layer.md ("Whiteouts"); AUFS (`.wh.` names); Linux
 Documentation/filesystems/overlayfs.rst ("whiteouts and opaque directories", "Nesting overlayfs mounts",
-"redirect_dir", "Metadata only copy up"); fuse-overlayfs(1).
+"redirect_dir", "Metadata only copy up"); fuse-overlayfs(1), `xattr_permissions`; containers/storage, `override_stat`.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import stat
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 NAME_MAX: Final = 255
 """Longest file name in bytes (limits.h). The kernel may hand longer ones to a FUSE daemon."""
@@ -39,12 +39,38 @@ METACOPY_XATTRS: Final = ("trusted.overlay.metacopy", "user.overlay.metacopy")
 ORIGIN_XATTR: Final = "user.unionfs.origin"
 """On a copied-up file or directory: the lower object it came from, as `FSID-INO` in hexadecimal (see core.inodes)."""
 
+OVERRIDE_XATTR: Final = "user.containers.override_stat"
+"""What a file should be: owner, mode, type, device. As containers/storage and fuse-overlayfs (xattr_permissions=2) keep
+it."""
+
+OVERRIDE_OLD_XATTR: Final = "user.fuseoverlayfs.override_stat"
+"""The same, as fuse-overlayfs before 1.12 wrote it."""
+
+OVERRIDE_PRIVILEGED_XATTR: Final = "security.fuseoverlayfs.override_stat"
+"""The same, where only privileged users may write it (xattr_permissions=1)."""
+
+OVERRIDE_PREFIX: Final = "user.containers.override_"
+"""Before the name of an attribute that users set and that cannot be, or must not be, the file's own (`set_aside`)."""
+
+OWNER_XATTR: Final = b"security.unionfs.owner"
+"""Of a union that shows all files as one user's but keeps their owners: `UID:GID` as kept; setting it is chown(2)."""
+
+DEVICE_XATTR: Final = b"security.unionfs.device"
+"""Setting it on a directory of such a union makes a device there, as mknod(2): `UID:GID:MODE:TYPE/NAME`."""
+
+IDENTITY_LIMIT: Final = 10
+"""RLIMIT_LOCKS (getrlimit(2): "not used since Linux 2.4"): its soft value says whom a process of such a union takes
+itself to be (`pack_identity`). It is inherited and kept as an identity is, and the supervisor can set it."""
+
 PRIVATE_PREFIXES: Final = (
     "user.unionfs.",
     "trusted.unionfs.",
     "trusted.overlay.",
     "user.overlay.",
     "user.fuseoverlayfs.",
+    OVERRIDE_PREFIX,
+    "security.fuseoverlayfs.",
+    "security.unionfs.",
 )
 """Extended attributes with these prefixes belong to the union itself and are never shown or set through it."""
 
@@ -69,7 +95,17 @@ def hidden_name(mark: bytes) -> bytes | None:
     return name if name and not name.startswith(WHITEOUT_PREFIX) else None
 
 
-def is_whiteout_device(st: os.stat_result) -> bool:
+class _Looked(Protocol):
+    """The parts of os.stat_result that are needed here."""
+
+    @property
+    def st_mode(self) -> int: ...
+
+    @property
+    def st_rdev(self) -> int: ...
+
+
+def is_whiteout_device(st: _Looked) -> bool:
     """Whether `st` is overlayfs's whiteout, a character device 0:0."""
     return st.st_rdev == 0 and stat.S_ISCHR(st.st_mode)
 
@@ -100,3 +136,93 @@ def is_sane_redirect(value: bytes) -> bool:
         and not is_reserved(part)
         for part in parts
     )
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------
+
+_ID_END: Final = (1 << 32) - 1
+_OVERFLOW: Final = 65534
+_SHAPE: Final = re.compile(
+    rb"(-1|[0-9]{1,10}):(-1|[0-9]{1,10}):([0-7]{1,7})"
+    rb"(?::(file|dir|symlink|pipe|socket|(block|char)[-:]?([0-9]{1,8})[-:]([0-9]{1,8})))?"
+)
+_TYPES: Final = {
+    stat.S_IFREG: b"file",
+    stat.S_IFDIR: b"dir",
+    stat.S_IFLNK: b"symlink",
+    stat.S_IFIFO: b"pipe",
+    stat.S_IFSOCK: b"socket",
+}
+_KINDS: Final = {name: kind for kind, name in _TYPES.items()} | {b"block": stat.S_IFBLK, b"char": stat.S_IFCHR}
+
+
+class Override(NamedTuple):
+    """What a file should be. `kind` holds S_IFMT bits, 0 when it is what it seems; `device` is for devices."""
+
+    uid: int
+    gid: int
+    mode: int
+    kind: int = 0
+    device: tuple[int, int] = (0, 0)
+
+
+def write_override(override: Override) -> bytes:
+    """The attribute's value."""
+    kind = _TYPES.get(override.kind, b"file")
+    if override.kind in (stat.S_IFBLK, stat.S_IFCHR):
+        kind = b"%s-%d-%d" % (b"block" if override.kind == stat.S_IFBLK else b"char", *override.device)
+    return b"%d:%d:%04o:%s" % (override.uid, override.gid, override.mode, kind)
+
+
+def read_override(value: bytes) -> Override | None:
+    """What the attribute says; None when it is malformed.
+
+    Also what peers write: the type within the mode and an id of -1 (fuse-overlayfs 1.10), a device as `block8:0` (2.0).
+    """
+    match = _SHAPE.fullmatch(value)
+    if match is None:
+        return None
+    mode = int(match[3], 8)
+    kind = _KINDS.get(match[5] or match[4] or b"", 0)
+    device = (int(match[6]), int(match[7])) if match[5] else (0, 0)
+    within = stat.S_IFMT(mode)
+    if mode >> 16 or (within and kind and within != kind) or (within and within not in _KINDS.values()):
+        return None
+    kind = kind or within
+    uid, gid = (_OVERFLOW if number == b"-1" else int(number) for number in (match[1], match[2]))
+    return Override(uid, gid, mode & 0o7777, kind, device) if uid < _ID_END and gid < _ID_END else None
+
+
+def set_aside(name: str) -> str | None:
+    """Under which name a branch with overrides keeps an attribute `name` of users that would have a meaning on the
+    branch itself, or that our user may not set; None for one that is kept as it is."""
+    if name.startswith((*PRIVATE_PREFIXES, "security.", "system.posix_acl_")):
+        return OVERRIDE_PREFIX + name
+    return None
+
+
+def shown_xattr(name: str) -> str | None:
+    """What users call the attribute that a branch with overrides has as `name`; None when they do not see it."""
+    if name.startswith(OVERRIDE_PREFIX) and name != OVERRIDE_XATTR:
+        return name.removeprefix(OVERRIDE_PREFIX)
+    return None if is_private_xattr(name) else name
+
+
+_IDENTITY: Final = 1 << 62
+_ID_BITS: Final = 31
+_NOBODY_SET_IT: Final = -1  # RLIM_INFINITY
+
+
+def pack_identity(uid: int, gid: int) -> int:
+    """Whom the files that a process makes belong to, as one number that a resource limit can hold."""
+    if (uid, gid) == (0, 0):
+        return _NOBODY_SET_IT
+    uid, gid = (number if number >> _ID_BITS == 0 else _OVERFLOW for number in (uid, gid))
+    return _IDENTITY | uid << _ID_BITS | gid
+
+
+def unpack_identity(limit: int) -> tuple[int, int]:
+    """What `pack_identity` packed; root for any other number."""
+    if limit < _IDENTITY:
+        return 0, 0
+    return limit >> _ID_BITS & ((1 << _ID_BITS) - 1), limit & ((1 << _ID_BITS) - 1)

@@ -122,6 +122,13 @@ def test_other_options_that_are_understood() -> None:
     assert options.mount.allow_other is True
 
 
+@pytest.mark.parametrize(("value", "kept_in"), [("0", ""), ("1", "privileged"), ("2", "user")])
+def test_where_owners_are_kept(value: str, kept_in: str) -> None:
+    options = _options("-o", f"{_BRANCHES},xattr_permissions={value}", "/m").union
+    assert (options.overrides, options.overrides_shared) == (kept_in, True)
+    assert _options("-o", f"lowerdir=/l,xattr_permissions={value}", "/m").union.overrides == ""
+
+
 def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     _options("-o", f"{_BRANCHES},threaded=1,xino=off,noacl,private,redirect_dir=off,x-systemd.automount,relatime", "/m")
     assert capsys.readouterr().err == ""
@@ -146,7 +153,8 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
         (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: not numbers"),
         (["-o", f"{_BRANCHES},squash_to_uid=-1", "/m"], "squash_to_uid=-1: a number is out of range"),
         (["-o", f"{_BRANCHES},squash_to_gid", "/m"], "squash_to_gid=: not in groups of three"),
-        (["-o", f"{_BRANCHES},xattr_permissions=2", "/m"], "xattr_permissions is not supported"),
+        (["-o", f"{_BRANCHES},xattr_permissions=3", "/m"], "xattr_permissions=3: not one of 0, 1, 2"),
+        (["-o", f"{_BRANCHES},squash_to_uid=root", "/m"], "squash_to_uid=root: invalid"),
     ],
 )
 def test_what_cannot_be_done_is_refused(argv: list[str], sentence: str) -> None:

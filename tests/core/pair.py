@@ -43,15 +43,23 @@ class Pair:
     """`lowers` (top first) and `upper` as texts; the plain directory is their flattening."""
 
     def __init__(
-        self, base: Path, lowers: Sequence[str], upper: str, whiteout: Whiteout = "aufs", *, caching: bool = False
+        self,
+        base: Path,
+        lowers: Sequence[str],
+        upper: str,
+        whiteout: Whiteout = "aufs",
+        *,
+        caching: bool = False,
+        overrides: str = "",
     ) -> None:
         self.native = Native(flatten(base / "plain", [*reversed(lowers), upper]))
         self._hidden = base / "plain.hidden"
-        self.stack = Stack(base, *lowers, upper=upper, whiteout=whiteout, caching=caching)
+        self.stack = Stack(base, *lowers, upper=upper, whiteout=whiteout, caching=caching, overrides=overrides)
         self.steps: list[Step] = []
         self.handles: list[tuple[int, int]] = []  # (native, union), the same index for the same open file
         self._inos: dict[int, int] = {}  # native ino -> union ino of every file that is there
         self._start = f"{list(lowers)!r}, {upper!r}, {whiteout!r}, caching={caching}"
+        self._start += f", overrides={overrides!r}" if overrides else ""
         self._adopt_nlinks()
         self.check()
 
@@ -187,10 +195,17 @@ class Pair:
 
 
 def replay(
-    base: Path, lowers: Sequence[str], upper: str, whiteout: Whiteout, *, caching: bool, steps: list[Step]
+    base: Path,
+    lowers: Sequence[str],
+    upper: str,
+    whiteout: Whiteout,
+    *,
+    caching: bool,
+    steps: list[Step],
+    overrides: str = "",
 ) -> None:
     """Run steps that once failed."""
-    pair = Pair(base, lowers, upper, whiteout, caching=caching)
+    pair = Pair(base, lowers, upper, whiteout, caching=caching, overrides=overrides)
     for verb, *args in steps:
         pair.do(str(verb), *args)
         pair.check()

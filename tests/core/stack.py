@@ -34,6 +34,7 @@ class Stack:
         skip_unreadable: bool = False,
         unmapped_as_root: bool = False,
         hidden: tuple[str, ...] = (),
+        overrides: str = "",
     ) -> None:
         self.base = base
         self.caching = caching
@@ -46,6 +47,7 @@ class Stack:
         self.skip_unreadable = skip_unreadable
         self.unmapped_as_root = unmapped_as_root
         self.hidden = hidden
+        self.overrides = overrides
         self.watch()
         self._driver: OnUnion | None = None
 
@@ -64,6 +66,7 @@ class Stack:
             skip_unreadable=self.skip_unreadable,
             unmapped_as_root=self.unmapped_as_root,
             hidden=self.hidden,
+            overrides=self.overrides,
         )
 
     @property

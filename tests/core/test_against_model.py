@@ -50,6 +50,7 @@ class UnionMachine(RuleBasedStateMachine):
 
     pair: Pair
     here: Snapshot
+    overrides = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class UnionMachine(RuleBasedStateMachine):
         caching=st.booleans(),
     )
     def start(self, lowers: list[str], upper: str, whiteout: str, caching: bool) -> None:
-        self.pair = Pair(self.base, lowers, upper, cast(Whiteout, whiteout), caching=caching)
+        self.pair = Pair(self.base, lowers, upper, cast(Whiteout, whiteout), caching=caching, overrides=self.overrides)
         self.started = True
         self.here = self.pair.check()
 
@@ -268,6 +269,20 @@ def test_union_behaves_as_a_plain_directory() -> None:
         os.umask(before)
 
 
+class WithOverrides(UnionMachine):
+    """The same where owners, modes and types are kept in attributes."""
+
+    overrides = "user"
+
+
+def test_with_overrides_too() -> None:
+    before = os.umask(0)
+    try:
+        run_state_machine_as_test(WithOverrides, settings=settings(MODEL_SETTINGS, max_examples=_EXAMPLES // 4))
+    finally:
+        os.umask(before)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the run above is already an ordinary user's")
 def test_as_an_ordinary_user() -> None:
     """The same as nobody: whiteouts without CAP_MKNOD, no trusted.* xattrs, no chown."""
@@ -284,6 +299,7 @@ def test_as_an_ordinary_user() -> None:
                 "no:cacheprovider",
                 f"--basetemp={scratch}/pytest",
                 f"{__file__}::test_union_behaves_as_a_plain_directory",
+                f"{__file__}::test_with_overrides_too",
             ],
             user=65534,
             group=65534,

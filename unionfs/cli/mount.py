@@ -65,6 +65,7 @@ def branches(
     durability: str,
     owners: Owners | None = None,
     atime: bool = True,
+    overrides: str = "",
 ) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
@@ -76,6 +77,8 @@ def branches(
             durability=durability,
             owners=owners,
             atime=atime,
+            overrides=overrides,
+            overrides_shared=True,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error

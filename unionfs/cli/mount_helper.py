@@ -26,7 +26,9 @@ _USAGE: Final = """\
 usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOURCE] MOUNTPOINT
 
 options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and ','), ro, rw, allow_other,
-volatile, fsync=0|1, timeout=SECONDS, writeback=0|1, watch, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
+uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
+xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
+watch, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -38,8 +40,8 @@ _NO_MEANING_HERE: Final = frozenset(
     """.split()  # noqa: SIM905 - a table of words
 )
 """Options of other mount programs, of the kernel and of mount(8) whose absence changes nothing that users rely on."""
-
-"""Options that change which owners are shown: ignoring them would be wrong in silence."""
+_OVERRIDES: Final = {"0": "", "1": "privileged", "2": "user"}
+"""xattr_permissions= -> core.options.Options.overrides."""
 
 
 @dataclass(slots=True)
@@ -158,6 +160,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             durability="volatile" if unsafe else environment.get("UNIONFS_DURABILITY", "normal"),
             owners=_owners(values),
             atime=_wants_atime(flags),
+            overrides=_OVERRIDES[values.get("xattr_permissions", "0")] if upper is not None else "",
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -228,8 +231,8 @@ def _check(name: str, value: str) -> None:
     """Complain about an option that we do not follow, as loudly as it matters."""
     if name == "redirect_dir" and value != "off":
         raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
-    if name == "xattr_permissions" and value != "0":
-        raise CommandError(f"mount failed: the option {name} is not supported yet")
+    if name == "xattr_permissions" and value not in _OVERRIDES:
+        raise CommandError(f"mount failed: xattr_permissions={value}: not one of {', '.join(_OVERRIDES)}")
     if name not in _KNOWN | _NO_MEANING_HERE and not name.startswith("x-"):
         _ignore(f"{name}={value}" if value else name)
 

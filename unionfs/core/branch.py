@@ -13,10 +13,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.syscalls import files
+
+if TYPE_CHECKING:
+    from unionfs.core.overrides import Overrides
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_CHUNK: Final = 3500  # bytes of a path opened at once; below PATH_MAX (4096) with the longest name added
@@ -32,8 +35,8 @@ class Mask:
         self.below: dict[bytes, Mask] = {}  # extended by Branch.hide only
 
 
-class SealedStat(NamedTuple):
-    """The attributes of a place that is not to be touched: an empty directory of root's."""
+class MadeStat(NamedTuple):
+    """Attributes that no filesystem gave: of a file that should be something else than it is (core.overrides)."""
 
     st_mode: int
     st_ino: int
@@ -50,7 +53,13 @@ class SealedStat(NamedTuple):
     st_ctime_ns: int
 
 
-Stat = os.stat_result | SealedStat
+class SealedStat(MadeStat):
+    """The attributes of a place that is not to be touched: an empty directory of root's."""
+
+    __slots__ = ()
+
+
+Stat = os.stat_result | MadeStat
 
 
 class Branch:
@@ -71,6 +80,7 @@ class Branch:
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
         self.index = 0  # set once by core.lower: position among the lowers, 0 = top
         self.masks: Mask | None = None  # changed by `hide` only
+        self.overrides: Overrides | None = None  # set once by core.overrides: what says what files should be
 
     def hide(self, components: tuple[bytes, ...]) -> None:
         """Show the directory at `components` below the root as an empty one and never touch it."""
@@ -150,12 +160,20 @@ class BranchDir:
         """Attributes of the directory itself."""
         if self.sealed:
             return self.sealed_stat()
+        if self.branch.overrides is not None:
+            return self.branch.overrides.over_fd(self.fd())
         held = self.held
         if held is not None:
             held.used = True
             return os.fstat(held.fd)
         assert self.parent is not None
         return os.stat(self.name, dir_fd=self.parent.fd(), follow_symlinks=False)
+
+    def look(self, name: bytes) -> Stat:
+        """Attributes of the entry `name` as it should be. Raises as lstat(2) does."""
+        st = os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+        overrides = self.branch.overrides
+        return st if overrides is None else overrides.over(self, name, st)
 
     def sealed_stat(self) -> SealedStat:
         """What a sealed place shows. Its number is derived from the place, high enough not to meet a real one."""
@@ -167,7 +185,7 @@ class BranchDir:
             root.st_mtime_ns, root.st_mtime_ns, root.st_mtime_ns,
         )  # fmt: skip
 
-    def is_elsewhere(self, st: os.stat_result, name: bytes) -> bool:
+    def is_elsewhere(self, st: Stat, name: bytes) -> bool:
         """Whether the directory `name` with attributes `st` belongs to another mount than the branch does.
 
         A different st_dev alone does not say so: a btrfs subvolume has its own.

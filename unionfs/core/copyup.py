@@ -17,8 +17,8 @@ from time import perf_counter
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import inodes, names
-from unionfs.core.branch import BranchDir, SealedStat, Stat
+from unionfs.core import inodes, names, ownership
+from unionfs.core.branch import Branch, BranchDir, SealedStat, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
@@ -276,9 +276,9 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     since, lower = perf_counter(), node.home.branch.path
     leaf = staging.new_name()
     if stat.S_ISLNK(st.st_mode):
-        os.symlink(os.readlink(node.leaf, dir_fd=node.home.fd()), leaf, dir_fd=staging.fd())
+        ownership.make_symlink(staging.here, leaf, read_target(node))
     else:
-        os.mknod(leaf, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=staging.fd())
+        ownership.make_node(staging.here, leaf, stat.S_IFMT(st.st_mode), st.st_rdev)
     try:
         src = _open_path(node.home, node.leaf)
         give_attributes(tree, proc_path(src.fd), node.home, st, staging.here, leaf)
@@ -287,6 +287,14 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
         staging.dispose(leaf)
         raise
     _enter(tree, node, lower, OTHER, since)
+
+
+def read_target(node: FileNode) -> bytes:
+    """Where a symlink points. EINVAL for anything else."""
+    overrides = node.home.branch.overrides
+    if overrides is not None:
+        return overrides.readlink(node.home, node.leaf)
+    return os.readlink(node.leaf, dir_fd=node.home.fd())
 
 
 def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
@@ -317,7 +325,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
         source = proc_path(lower.fd()) if not lower.sealed else -1
         give_attributes(tree, source, lower, st, staging.here, leaf)
         mode = stat.S_IMODE(st.st_mode)
-        late_mode = tree.euid != 0 and not mode & stat.S_IWUSR
+        late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
         if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
             files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)
         if node.dead:
@@ -366,23 +374,22 @@ def give_attributes(
     sealed = isinstance(st, SealedStat)
     late = []
     for name in [] if sealed else _list_xattrs(source):
-        if markers.is_private_xattr(name):
+        stored = _kept_as(lower.branch, place.branch, name)
+        if stored is None:
             continue
-        if name in _LATE_XATTRS:
-            late.append(name)
+        if stored in _LATE_XATTRS:
+            late.append((name, stored))
         else:
-            _copy_xattr(source, target, name)
+            _copy_xattr(source, target, name, stored)
     if kind in (stat.S_IFREG, stat.S_IFDIR) and not sealed and not lower.branch.writable:
         os.setxattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
-    if (uid, gid) != (tree.euid, tree.egid):
-        tree.chown(place.fd(), leaf, uid, gid)
-    if fd is not None:
-        os.fchmod(fd, stat.S_IMODE(st.st_mode))
-    elif kind != stat.S_IFLNK:
-        files.chmod_nofollow(place.fd(), leaf, stat.S_IMODE(st.st_mode))
-    for name in late:
-        _copy_xattr(source, target, name)
+    mode = stat.S_IMODE(st.st_mode) if kind != stat.S_IFLNK else None
+    if place.branch.overrides is None and (uid, gid) == (tree.euid, tree.egid):
+        uid = gid = -1
+    ownership.give(tree, place, leaf, uid, gid, mode, fd)
+    for name, stored in late:
+        _copy_xattr(source, target, name, stored)
     times = (st.st_atime_ns, st.st_mtime_ns)
     if fd is not None:
         os.utime(fd, ns=times)
@@ -399,8 +406,25 @@ def _list_xattrs(source: str | int) -> list[str]:
         raise
 
 
-def _copy_xattr(source: str | int, target: str | int, name: str) -> None:
-    """Copy one extended attribute. What this user may not set, or this filesystem has not, is left behind, as cp -a
+def _kept_as(source: Branch, target: Branch, name: str) -> str | None:
+    """Under which name `target` keeps the attribute that `source` has as `name`; None if it is not for users."""
+    if source.overrides is not None:
+        shown = source.overrides.shown_xattr(name)
+    elif target.overrides is None and name == markers.OVERRIDE_XATTR:
+        return name  # says of one file of an ordinary branch what it should be: its copy should be that too
+    else:
+        shown = None if markers.is_private_xattr(name) else name
+    if shown is None:
+        return None
+    if target.overrides is not None:
+        return target.overrides.stored_xattr(shown)
+    return None if markers.is_private_xattr(shown) else shown
+
+
+def _copy_xattr(source: str | int, target: str | int, name: str, stored: str) -> None:
+    """Copy one extended attribute, `stored` being its name at the target.
+
+    What this user may not set, or this filesystem has not, is left behind, as cp -a
     does."""
     try:
         value = os.getxattr(source, name)
@@ -409,7 +433,7 @@ def _copy_xattr(source: str | int, target: str | int, name: str) -> None:
             return
         raise
     try:
-        os.setxattr(target, name, value)
+        os.setxattr(target, stored, value)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
             raise

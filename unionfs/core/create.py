@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import acl, copyup, lookup, marks, names
+from unionfs.core import acl, copyup, lookup, marks, names, ownership
 from unionfs.core.attrs import Caller
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
@@ -69,7 +69,7 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
         if kind == stat.S_IFREG:
             held = FileFd(_create(tree, fd, leaf, 0o600), writable=True)
         else:
-            os.mknod(leaf, kind | 0o600, rdev, dir_fd=fd)
+            ownership.make_node(tree.staging.here, leaf, kind, rdev)
 
     _stage(tree, up, name, mode & _PERM, caller, build)
     return _born(tree, parent, name, held)
@@ -90,7 +90,7 @@ def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller
             return _born(tree, parent, name, None)
         except FileExistsError:
             _require_whiteout(up, name)
-    _stage(tree, up, name, None, caller, lambda fd, leaf: os.symlink(target, leaf, dir_fd=fd))
+    _stage(tree, up, name, None, caller, lambda _, leaf: ownership.make_symlink(tree.staging.here, leaf, target))
     return _born(tree, parent, name, None)
 
 
@@ -117,7 +117,7 @@ def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: 
                 tree.fds.drop(place)
 
         _stage(tree, up, name, mode & _PERM, caller, build, is_dir=True)
-    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    st = up.look(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = DirNode(tree.nodes.new_id(), parent, name, up.child(name), None, ino)
     tree.nodes.add(node)
@@ -141,7 +141,7 @@ def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
         os.link(node.leaf, leaf, src_dir_fd=node.home.fd(), dst_dir_fd=staging.fd(), follow_symlinks=False)
         os.rename(leaf, name, src_dir_fd=staging.fd(), dst_dir_fd=up.fd())
     _clear_whiteout(parent, name)
-    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    st = up.look(name)
     names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     links = node.rare()
@@ -182,14 +182,14 @@ def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> File
 
 def _in_place(tree: Tree, up: BranchDir, caller: Caller) -> bool:
     """Whether a new entry gets the right owner by itself."""
-    if caller.uid != tree.euid:
+    if caller.uid != tree.euid or up.branch.overrides is not None:
         return False
     return caller.gid == tree.egid or bool(up.stat().st_mode & stat.S_ISGID)
 
 
 def _require_whiteout(up: BranchDir, name: bytes) -> None:
     """What stands in the way must be a whiteout, since the name is not visible. EEXIST otherwise."""
-    st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    st = up.look(name)
     if not marks.is_whiteout(up, name, st):
         refuse(errno.EEXIST, name)
 
@@ -247,21 +247,24 @@ def _give_owner_and_mode(
 ) -> None:
     """Owner, group, mode and ACLs of a new object, as mkdir(2), open(2) and acl(5) have them. `mode` None: a
     symlink."""
-    fd = tree.staging.fd()
     parent = up.stat()
     inherits = bool(parent.st_mode & stat.S_ISGID)
     gid = parent.st_gid if inherits else caller.gid
-    if (caller.uid, gid) != (tree.euid, tree.egid):
-        tree.chown(fd, leaf, caller.uid, gid)
+    here = tree.staging.here
     if mode is None:
+        if up.branch.overrides is not None or (caller.uid, gid) != (tree.euid, tree.egid):
+            ownership.give(tree, here, leaf, caller.uid, gid)
         return
-    default = acl.read_default(marks.proc_path(up.fd()))
+    default = acl.read_default(up)
     wanted = mode & ~caller.umask if default is None else mode
     if is_dir and inherits:
         wanted |= stat.S_ISGID
     if default is not None:
-        wanted = acl.inherit(tree.staging.here, leaf, default, wanted, is_dir=is_dir)
-    files.chmod_nofollow(fd, leaf, wanted)
+        wanted = acl.inherit(here, leaf, default, wanted, is_dir=is_dir)
+    if up.branch.overrides is None and (caller.uid, gid) == (tree.euid, tree.egid):
+        ownership.give(tree, here, leaf, mode=wanted)
+    else:
+        ownership.give(tree, here, leaf, caller.uid, gid, wanted)
 
 
 def _clear_whiteout(parent: DirNode, name: bytes) -> None:
@@ -278,7 +281,7 @@ def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Reso
     _clear_whiteout(parent, name)
     up = parent.upper
     assert up is not None
-    st = os.fstat(held.fd) if held is not None else os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+    st = os.fstat(held.fd) if held is not None and up.branch.overrides is None else up.look(name)
     node = FileNode(tree.nodes.new_id(), parent, name, up, name, tree.inodes.shown(up.branch.fs_index, st.st_ino))
     tree.nodes.add(node)
     if held is not None:

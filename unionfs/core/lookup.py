@@ -104,7 +104,7 @@ def find_low(parent: DirNode, name: bytes) -> Found | None:
     return parent.low.find(name) if parent.low is not None else None
 
 
-def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> os.stat_result | None:
+def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> Stat | None:
     """Attributes of the upper's own entry `name`, which may be a whiteout; None if there is none.
 
     After a number of misses the directory's names are learnt, if they seem to be few enough to pay.
@@ -118,7 +118,7 @@ def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> os.stat_result | No
         if name not in names:
             return None
     try:
-        return os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+        return up.look(name)
     except FileNotFoundError:
         pass
     if names is None:
@@ -152,7 +152,7 @@ def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolve
         directory = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, None, found.low, ino)
         tree.nodes.add(directory)
         return Resolved(directory, st)
-    st = found.st if found.st is not None else os.stat(found.name, dir_fd=found.place.fd(), follow_symlinks=False)
+    st = found.st if found.st is not None else found.place.look(found.name)
     if st.st_nlink > 1:
         linked = _known_link(tree, parent, name, found, st)
         if linked is not None:
@@ -193,7 +193,7 @@ def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -
     ino = links.upper_ino(key)
     if ino is None:
         return None
-    up_st = os.stat(key, dir_fd=links.place.fd(), follow_symlinks=False)
+    up_st = links.place.look(key)
     node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
     if node is not None:
         _add_name(node, parent, name)
@@ -217,7 +217,7 @@ def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
     parent.children[name] = node
 
 
-def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: os.stat_result) -> Resolved:
+def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resolved:
     up = parent.upper
     assert up is not None
     key = None
@@ -227,7 +227,7 @@ def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: os.stat_resul
             if known.is_dead and known.home is tree.staging.here:
                 tree.staging.dispose(known.leaf)
                 known.home, known.leaf = up, name
-                st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+                st = up.look(name)
             elif known.home is tree.links.place:
                 known.home, known.leaf = up, name
             _add_name(known, parent, name)

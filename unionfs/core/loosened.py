@@ -29,7 +29,7 @@ class Loosened:
     def __enter__(self) -> None:
         if os.geteuid() == 0 or not self.place.branch.writable:
             return
-        st = self.place.stat()
+        st = os.fstat(self.place.fd()) if self.place.branch.overrides is not None else self.place.stat()
         if st.st_uid == os.geteuid() and st.st_mode & _OWNER != _OWNER:
             self.mode = stat.S_IMODE(st.st_mode)
             os.chmod(f"/proc/self/fd/{self.place.fd()}", self.mode | _OWNER)

@@ -220,7 +220,7 @@ class LowerTree:
                 continue
             walk.calls += 1
             try:
-                st = os.stat(name, dir_fd=place.fd(), follow_symlinks=False)
+                st = place.look(name)
             except FileNotFoundError:
                 if position != last:
                     walk.calls += 1
@@ -243,7 +243,7 @@ class LowerTree:
         low = LowDir(self, parent, name, tuple(walk.stack))
         return Found(stat.S_IFDIR, top.parent or top, name, low, walk.top_st), walk.calls
 
-    def _enter(self, walk: _Walk, parent: LowDir, place: BranchDir, st: os.stat_result, *, last: bool) -> bool:
+    def _enter(self, walk: _Walk, parent: LowDir, place: BranchDir, st: Stat, *, last: bool) -> bool:
         """Add the directory found in `place` to the stack; True if the walk ends with it."""
         name = walk.name
         child = place.child(name)
@@ -337,6 +337,8 @@ class LowerTree:
                     if marks.is_whiteout(place, name, st):
                         hidden.append(name)
                         continue
+                if kind == stat.S_IFREG and place.branch.overrides is not None:
+                    kind = place.branch.overrides.kind_of(place, name)
                 yield name, kind, entry.inode()
         except OSError as exc:
             if not self._is_skipped(exc):

@@ -99,7 +99,7 @@ def has_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
     return mark is not None and not place.sealed and _exists(place.fd(), mark)
 
 
-def is_whiteout(place: BranchDir, name: bytes, st: os.stat_result) -> bool:
+def is_whiteout(place: BranchDir, name: bytes, st: Stat) -> bool:
     """Whether the entry `name` of `place` is itself a whiteout (device or attribute form)."""
     if markers.is_whiteout_device(st):
         return True

@@ -8,9 +8,9 @@ import os
 import stat
 
 from unionfs import markers
-from unionfs.core import copyup
+from unionfs.core import acl, copyup, ownership
 from unionfs.core.attrs import NOW, AttrChange
-from unionfs.core.branch import BranchDir
+from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import Owners
@@ -20,6 +20,7 @@ from unionfs.syscalls.statx import Beyond
 
 _NS = 1_000_000_000
 _AS_STORED = Owners()
+_ACLS = (os.fsencode(acl.ACCESS), os.fsencode(acl.DEFAULT))
 
 
 def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
@@ -32,26 +33,37 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
         _truncate(tree, node, change.size, kill_priv=change.kill_priv)
     if isinstance(node, DirNode):
         up = copyup.ensure_dir(tree, node)
-        dir_fd, name = (up.parent.fd(), up.name) if up.parent is not None else (up.fd(), b".")
+        place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         copyup.ensure(tree, node)
-        dir_fd, name = node.home.fd(), node.leaf
+        place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:
         owners = tree.owners or _AS_STORED
         uid = owners.users.stored(change.uid) if change.uid is not None else -1
         gid = owners.groups.stored(change.gid) if change.gid is not None else -1
-        tree.chown(dir_fd, name, uid, gid)
+        give_away(tree, node, uid, gid)
     elif change.kill_priv and isinstance(node, FileNode) and change.size is None:
         drop_privileges(tree, node)
     if change.mode is not None:
         held = node.held if isinstance(node, FileNode) else None
-        if held is not None:
-            os.fchmod(held.fd, stat.S_IMODE(change.mode))
-        else:
-            files.chmod_nofollow(dir_fd, name, stat.S_IMODE(change.mode))
+        ownership.give(tree, place, name, mode=stat.S_IMODE(change.mode), fd=held.fd if held is not None else None)
     if change.atime_ns is not None or change.mtime_ns is not None:
-        files.set_times(dir_fd, name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
+        files.set_times(place.fd(), name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
     tree.ours(node)
+
+
+def give_away(tree: Tree, node: Node, uid: int, gid: int) -> None:
+    """Change owner and group, in ids as stored, -1 for not (chown(2)). EPERM, EINVAL. Preconditions: the node is copied
+    up."""
+    if isinstance(node, DirNode):
+        up = node.upper
+        assert up is not None
+        place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
+    else:
+        place, name = node.home, node.leaf
+    ownership.give(tree, place, name, uid, gid)
+    if place.branch.overrides is not None and isinstance(node, FileNode):
+        drop_privileges(tree, node)  # what the branch's filesystem does by itself when the owner is its own
 
 
 def _timespec(time_ns: int | None) -> tuple[int, int]:
@@ -77,16 +89,7 @@ def _truncate(tree: Tree, node: FileNode, size: int, *, kill_priv: bool) -> None
 def drop_privileges(tree: Tree, node: FileNode) -> None:
     """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by somebody
     without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
-    st = tree.stat(node)
-    mode = stat.S_IMODE(st.st_mode)
-    cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        cleared &= ~stat.S_ISGID
-    if cleared != mode:
-        files.chmod_nofollow(node.home.fd(), node.leaf, cleared)
-    if stat.S_ISREG(st.st_mode):
-        with contextlib.suppress(OSError):
-            os.removexattr(tree.write_fd(node).fd, "security.capability")
+    ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node))
 
 
 def _xattr_path(node: Node) -> tuple[bytes, bool]:
@@ -110,11 +113,60 @@ def _is_sealed(node: Node) -> bool:
     return isinstance(node, DirNode) and node.upper is None and node.low is not None and node.low.stack[0].sealed
 
 
-def getxattr(node: Node, name: bytes) -> bytes:
-    """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
+def _branch(node: Node) -> Branch:
+    """Where the node's attributes are."""
+    return node.home.branch if isinstance(node, FileNode) else _place_of(node).branch
+
+
+def _is_covered(node: FileNode) -> bool:
+    """Whether the object itself can carry what is kept aside."""
+    overrides = node.home.branch.overrides
+    return overrides is not None and overrides.may_cover(
+        os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+    )
+
+
+def _stored(branch: Branch, name: bytes, code: int) -> str:
+    """Under which name the branch has an attribute of users. `code` for the union's own, unless kept aside."""
     text = os.fsdecode(name)
-    if markers.is_private_xattr(text) or _is_sealed(node):
+    overrides = branch.overrides
+    stored = text if overrides is None or text.startswith(markers.OVERRIDE_PREFIX) else overrides.stored_xattr(text)
+    if stored == text and markers.is_private_xattr(text):
+        refuse(code, name)
+    return stored
+
+
+def _refuse_as_special(tree: Tree, node: Node, name: bytes, code: int) -> None:
+    """What the kernel and every filesystem refuse of anything but files and directories, for files that stand in for
+    such: attributes of users (`code`), ACLs of symlinks (xattr(7))."""
+    if _branch(node).overrides is None or isinstance(node, DirNode):
+        return
+    kind = stat.S_IFMT(tree.stat(node).st_mode)
+    if kind != stat.S_IFREG and name.startswith(b"user."):
+        refuse(code, name)
+    if kind == stat.S_IFLNK and name in _ACLS:
+        refuse(errno.EOPNOTSUPP, name)
+
+
+def getxattr(tree: Tree, node: Node, name: bytes) -> bytes:
+    """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
+    stored = _stored(_branch(node), name, errno.ENODATA)
+    _refuse_as_special(tree, node, name, errno.ENODATA)
+    if _is_sealed(node):
         refuse(errno.ENODATA, name)
+    try:
+        value = _read_xattr(node, os.fsencode(stored))
+    except OSError as exc:
+        text = os.fsdecode(name)
+        if exc.errno != errno.ENODATA or stored == text or markers.is_private_xattr(text):
+            raise
+        value = _read_xattr(node, name)  # put there by somebody who could
+    if tree.owners is not None and name in _ACLS:
+        return acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
+    return value
+
+
+def _read_xattr(node: Node, name: bytes) -> bytes:
     if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
         return os.getxattr(node.held.fd, name)
     path, follow = _xattr_path(node)
@@ -132,34 +184,75 @@ def listxattr(node: Node) -> list[bytes]:
         if exc.errno == errno.EOPNOTSUPP:
             return []
         raise
-    return [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
+    overrides = _branch(node).overrides
+    if overrides is None:
+        return [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
+    shown = map(overrides.shown_xattr, listed)
+    return [os.fsencode(name) for name in dict.fromkeys(shown) if name is not None]
 
 
 def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> None:
     """Set an extended attribute (setxattr(2)); `flags` may be XATTR_CREATE or XATTR_REPLACE. EEXIST, ENODATA, ENOSPC,
     EPERM for the union's own names."""
-    text = os.fsdecode(name)
-    if markers.is_private_xattr(text):
-        refuse(errno.EPERM, name)
+    if tree.owners is not None and name in _ACLS:
+        value = acl.translated(value, tree.owners.users.stored, tree.owners.groups.stored)
+    copyup.require_upper(tree)
+    stored = _stored(tree.staging.branch, name, errno.EPERM)
+    _refuse_as_special(tree, node, name, errno.EPERM)
     _bring_up(tree, node)
     path, follow = _xattr_path(node)
-    os.setxattr(path, name, value, flags, follow_symlinks=follow)
+    if stored != os.fsdecode(name) and name in _ACLS:
+        if isinstance(node, FileNode) and not _is_covered(node):
+            stored = os.fsdecode(name)
+        elif value:
+            acl.check(value)
+            if name == _ACLS[1] and isinstance(node, FileNode):
+                refuse(errno.EACCES, name)
+    if stored != os.fsdecode(name) and name == _ACLS[0]:
+        mode = stat.S_IMODE(tree.stat(node).st_mode)
+        wanted = acl.mode_of(value, mode)
+        if wanted != mode:
+            setattr_node(tree, node, AttrChange(mode=wanted))
+        if not acl.says_more(value):
+            with contextlib.suppress(OSError):
+                os.removexattr(path, stored, follow_symlinks=follow)
+            tree.ours(node)
+            return
+    os.setxattr(path, stored, value, flags, follow_symlinks=follow)
     tree.ours(node)
 
 
 def removexattr(tree: Tree, node: Node, name: bytes) -> None:
     """Remove an extended attribute (removexattr(2)). ENODATA, EPERM for the union's own names."""
     text = os.fsdecode(name)
-    if markers.is_private_xattr(text):
-        refuse(errno.EPERM, name)
+    if tree.upper is None or tree.upper.overrides is None:
+        _stored(_branch(node), name, errno.EPERM)
     copyup.require_upper(tree)
-    if not text.startswith("system.posix_acl_"):  # an ACL that is not there can be removed
+    _refuse_as_special(tree, node, name, errno.EPERM)
+    is_acl = text.startswith("system.posix_acl_")
+    if not is_acl:  # an ACL that is not there can be removed
         if text.startswith("user.") and isinstance(node, FileNode) and not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.EPERM, name)
-        getxattr(node, name)
+        getxattr(tree, node, name)
     _bring_up(tree, node)
     path, follow = _xattr_path(node)
-    os.removexattr(path, name, follow_symlinks=follow)
+    stored = _stored(_branch(node), name, errno.EPERM)
+    if stored == text or (is_acl and isinstance(node, FileNode) and not _is_covered(node)):
+        os.removexattr(path, name, follow_symlinks=follow)
+        tree.ours(node)
+        return
+    gone = False
+    for each in (stored, text):
+        try:
+            if each == text and markers.is_private_xattr(text):
+                continue
+            os.removexattr(path, each, follow_symlinks=follow)
+            gone = True
+        except OSError as exc:
+            if exc.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+    if not gone and not is_acl:
+        refuse(errno.ENODATA, name)
     tree.ours(node)
 
 

@@ -12,6 +12,7 @@ from unionfs.core.owners import Owners
 
 WHITEOUT_FORMATS: Final = ("aufs", "overlay", "fuse-overlayfs")
 DURABILITIES: Final = ("strict", "normal", "volatile")
+OVERRIDES: Final = ("", "user", "privileged")
 LOWERS_MAX: Final = 65535
 """More lowers than this are refused: a branch's position must fit the packed names of core.lower. The kernel allows
 500."""
@@ -41,6 +42,9 @@ class Options:
     )
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
     owners: Owners | None = None  # how owners are translated; None: not at all
+    overrides: str = ""  # upper keeps owners, modes and types in attributes: "user" or "privileged" ones; "": on disk
+    overrides_shared: bool = False  # what is so kept can be read on disk by everybody
+    owners_kept: bool = False  # owners that are not shown can be set and read by markers.OWNER_XATTR
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
     atime: bool = True  # reading moves access times of upper files as their filesystem does; False: never
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
@@ -59,6 +63,8 @@ class Options:
             )
         if self.durability not in DURABILITIES:
             raise OptionError(errno.EINVAL, f"durability {self.durability!r}: not one of {', '.join(DURABILITIES)}")
+        if self.overrides not in OVERRIDES:
+            raise OptionError(errno.EINVAL, f"overrides {self.overrides!r}: not one of {', '.join(OVERRIDES[1:])}")
         if self.upper is not None and self.work is None:
             raise OptionError(errno.EINVAL, "an upper directory needs a work directory on the same filesystem (--work)")
         if self.upper is None and self.work is not None:

@@ -159,7 +159,7 @@ def _is_as_seen(watcher: Watcher, parent: DirNode, old: Node | None, name: bytes
     if old is None or up is None or (parent.up_names is not None and name not in parent.up_names):
         return False
     try:
-        st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+        st = up.look(name)
     except OSError:
         return False
     return watcher.seen.get(old.nodeid) == print_of(st)
@@ -175,7 +175,7 @@ def _check_names(tree: Tree, parent: DirNode, name: bytes, mask: int) -> None:
         return
     code = known.get(name)
     try:
-        st = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+        st = up.look(name)
     except OSError:
         is_there = is_hidden = False
     else:

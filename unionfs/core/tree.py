@@ -13,7 +13,7 @@ import resource
 import stat
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from unionfs.core import marks, mountpoints
+from unionfs.core import marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
@@ -69,6 +69,7 @@ class Tree:
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
             self._links = HardLinks(self._staging, self.upper.root)
+        self._find_overrides(lowers)
         self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
         if self._staging is not None and self.upper is not None:
             self._staging.branch.fs_index = self.upper.fs_index
@@ -86,6 +87,27 @@ class Tree:
         self.watcher: Watcher | None = None  # set once, by Union.watch
         self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
         self.root = self._make_root()
+
+    def _find_overrides(self, lowers: list[Branch]) -> None:
+        """Which branches say by attributes what their files should be. Raises OptionError."""
+        told = [value for value in map(overrides.detect, lowers) if value is not None]
+        if self.upper is None or self._staging is None:
+            return
+        wanted = {"user": overrides.USER, "privileged": overrides.PRIVILEGED}.get(self.options.overrides)
+        if wanted is None:
+            overrides.detect(self.upper)
+        else:
+            floor = overrides.SHARED if self.options.overrides_shared else overrides.OURS
+            try:
+                overrides.mark(self.upper, wanted, floor, told[0] if told else None)
+            except OSError as exc:
+                code = exc.errno or errno.EPERM
+                if code not in _FULL:
+                    why = f"owners cannot be kept in {wanted[0]}: {os.strerror(code)}"
+                    raise OptionError(code, f"cannot use {self.upper.path} as the upper: {why}") from None
+        found = self._staging.branch.overrides = self.upper.overrides
+        if found is not None:
+            found.stands_in = not overrides.can_give_away(self._staging.here, self._staging.new_name())
 
     def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
         try:
@@ -194,17 +216,19 @@ class Tree:
     def stat(self, node: Node) -> Stat:
         """Attributes of the node's object as its branch has them."""
         if isinstance(node, FileNode):
+            home = node.home
             try:
-                return os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+                st = os.stat(node.leaf, dir_fd=home.fd(), follow_symlinks=False)
             except FileNotFoundError:
                 if node.leaf:
                     raise
                 return self._stat_lost(node)
             except PermissionError:
-                if self.euid == 0 or not node.home.branch.writable:
+                if self.euid == 0 or not home.branch.writable:
                     raise
-            with LoosenedChain(node.home):  # another of its names may be in a directory that can still be searched
-                return os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
+                with LoosenedChain(home):  # another of its names may be in a directory that can still be searched
+                    return home.look(node.leaf)
+            return st if home.branch.overrides is None else home.branch.overrides.over(home, node.leaf, st)
         if node.upper is not None:
             return node.upper.stat()
         assert node.low is not None
@@ -215,7 +239,8 @@ class Tree:
         """Attributes of a file that others have taken away: as long as its descriptor is open, it is still there."""
         if node.held is None:
             refuse(errno.ESTALE, node.name)
-        return os.fstat(node.held.fd)
+        overrides = node.home.branch.overrides
+        return os.fstat(node.held.fd) if overrides is None else overrides.over_fd(node.held.fd)
 
     def ours(self, node: Node) -> None:
         """We have changed the node ourselves: its new attributes are no news to anybody."""

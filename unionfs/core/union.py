@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 from unionfs import markers
-from unionfs.core import content, copyup, create, lookup, metadata, mountpoints, outside, remove
+from unionfs.core import content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
 from unionfs.core import rename as rename_room
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale
 from unionfs.core.branch import BranchDir
@@ -227,7 +227,7 @@ class Union:
         node = self._nodes.get(nodeid)
         if isinstance(node, DirNode):
             refuse(errno.EINVAL)
-        return os.readlink(node.leaf, dir_fd=node.home.fd())
+        return copyup.read_target(node)
 
     def _entry(self, node: Node) -> Entry:
         node.nlookup += 1
@@ -239,6 +239,8 @@ class Union:
 
     def _as_stored(self, caller: Caller) -> Caller:
         """Who makes something, in ids as the upper stores them."""
+        if self._tree.options.owners_kept:
+            return kept.maker(caller)
         owners = self._tree.owners
         if owners is None:
             return caller
@@ -315,7 +317,10 @@ class Union:
     @_as_owner
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
-        return metadata.getxattr(self._nodes.get(nodeid), name)
+        node = self._nodes.get(nodeid)
+        if name == markers.OWNER_XATTR and self._tree.options.owners_kept:
+            return kept.get(self._tree, node)
+        return metadata.getxattr(self._tree, node, name)
 
     @_as_owner
     def listxattr(self, nodeid: int, privileged: bool = True) -> list[bytes]:
@@ -327,7 +332,11 @@ class Union:
     @_as_owner
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute. EEXIST, ENODATA, EPERM, ENOSPC, EROFS."""
-        metadata.setxattr(self._tree, self._nodes.get(nodeid), name, value, flags)
+        node = self._nodes.get(nodeid)
+        if name in kept.ATTRIBUTES and self._tree.options.owners_kept:
+            kept.change(self._tree, node, name, value)
+        else:
+            metadata.setxattr(self._tree, node, name, value, flags)
 
     @_as_owner
     def removexattr(self, nodeid: int, name: bytes) -> None:

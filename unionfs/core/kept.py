@@ -1,0 +1,67 @@
+"""Owners that a union keeps but cannot show, because the user namespace it is mounted in has one id only.
+
+All files are shown as that one's. The container's supervisor (launcher.lonely) reads and changes what is kept by two
+extended attributes that only the namespace's administrator may set, and tells by a resource limit that the
+kernel has no use for whom a process takes itself to be, so that what it makes becomes that one's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from typing import Final
+
+from unionfs import markers
+from unionfs.core import copyup, create, metadata
+from unionfs.core.attrs import Caller
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.tree import Tree, refuse
+
+ATTRIBUTES: Final = (markers.OWNER_XATTR, markers.DEVICE_XATTR)
+
+_OWNER: Final = re.compile(rb"(-1|[0-9]{1,10}):(-1|[0-9]{1,10})")
+
+
+def get(tree: Tree, node: Node) -> bytes:
+    """`UID:GID` of a node, as kept."""
+    is_up = node.is_up if isinstance(node, FileNode) else node.upper is not None
+    return b"%d:%d" % tree.owner(tree.stat(node), lower=not is_up)
+
+
+def change(tree: Tree, node: Node, name: bytes, value: bytes) -> None:
+    """chown(2) or mknod(2), as markers.OWNER_XATTR and DEVICE_XATTR say. EINVAL for a value that makes no sense;
+    EEXIST, EROFS, ENOSPC."""
+    copyup.require_upper(tree)
+    if name == markers.DEVICE_XATTR:
+        _make_device(tree, node, value)
+        return
+    match = _OWNER.fullmatch(value)
+    if match is None:
+        refuse(errno.EINVAL, name)
+    if isinstance(node, DirNode):
+        copyup.ensure_dir(tree, node)
+    else:
+        copyup.ensure(tree, node)
+    metadata.give_away(tree, node, int(match[1]), int(match[2]))
+
+
+def _make_device(tree: Tree, node: Node, value: bytes) -> None:
+    what, _, name = value.partition(b"/")
+    override = markers.read_override(what)
+    if override is None or not isinstance(node, DirNode) or not override.kind or not name:
+        refuse(errno.EINVAL, name)
+    caller = Caller(override.uid, override.gid)
+    rdev = os.makedev(*override.device)
+    made = create.make_file(tree, node, name, override.kind | override.mode, rdev, caller)
+    tree.drop_unused(made.node)
+
+
+def maker(caller: Caller) -> Caller:
+    """Whom what `caller` makes is to belong to."""
+    try:
+        uid, gid = markers.unpack_identity(resource.prlimit(caller.pid, markers.IDENTITY_LIMIT)[0])
+    except (OSError, ValueError):
+        uid, gid = 0, 0  # it has gone, or is none of the container's
+    return caller._replace(uid=uid, gid=gid)

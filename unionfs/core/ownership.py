@@ -1,0 +1,111 @@
+"""Whose an object of the upper is and what may be done with it: owner, group and mode, on disk or as an override.
+
+Knows places and overrides; does not know nodes. Ids are those that the upper stores. For callers it makes no difference
+how a branch keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from unionfs.core import acl
+from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.overrides import Overrides
+from unionfs.core.tree import Tree
+from unionfs.markers import Override
+from unionfs.syscalls import files
+
+
+def give(
+    tree: Tree,
+    place: BranchDir,
+    leaf: bytes,
+    uid: int = -1,
+    gid: int = -1,
+    mode: int | None = None,
+    fd: int | None = None,
+) -> None:
+    """Change owner (-1: not), group (-1: not) and mode of the object `leaf` in `place`; `fd` if it is an open file.
+
+    Raises: EPERM, EINVAL for an owner that we may not give, ENOSPC, EDQUOT.
+    """
+    overrides = place.branch.overrides
+    if overrides is not None and _note(overrides, place, leaf, uid, gid, mode):
+        return
+    if (uid, gid) != (-1, -1):
+        tree.chown(place.fd(), leaf, uid, gid)
+    if mode is None:
+        return
+    if fd is not None:
+        os.fchmod(fd, mode)
+    else:
+        files.chmod_nofollow(place.fd(), leaf, mode)
+
+
+def _note(overrides: Overrides, place: BranchDir, leaf: bytes, uid: int, gid: int, mode: int | None) -> bool:
+    """Do it by an override; False for what cannot have one."""
+    on_disk = os.stat(leaf, dir_fd=place.fd(), follow_symlinks=False)
+    if not stat.S_ISREG(on_disk.st_mode) and not stat.S_ISDIR(on_disk.st_mode):
+        return False
+    st = overrides.over(place, leaf, on_disk)
+    kind = stat.S_IFMT(st.st_mode)
+    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
+    overrides.write(
+        place,
+        leaf,
+        Override(
+            st.st_uid if uid == -1 else uid,
+            st.st_gid if gid == -1 else gid,
+            stat.S_IMODE(st.st_mode if mode is None else mode),
+            kind,
+            device,
+        ),
+    )
+    if mode is not None and kind != stat.S_IFLNK:
+        acl.follow_mode(overrides, place, leaf, mode)
+    return True
+
+
+def clear_privileges(tree: Tree, place: BranchDir, leaf: bytes, st: Stat) -> None:
+    """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities of a file that has `st`, as
+    chown(2) does, and a write by somebody without CAP_FSETID (write(2), capabilities(7))."""
+    mode = stat.S_IMODE(st.st_mode)
+    cleared = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        cleared &= ~stat.S_ISGID
+    if cleared != mode:
+        give(tree, place, leaf, mode=cleared)
+    if stat.S_ISREG(st.st_mode):
+        overrides = place.branch.overrides
+        name = "security.capability"
+        for stored in (name,) if overrides is None else {name, overrides.stored_xattr(name)}:
+            with contextlib.suppress(OSError):
+                os.removexattr(b"/proc/self/fd/%d/%s" % (place.fd(), leaf), stored, follow_symlinks=False)
+
+
+def make_node(place: BranchDir, leaf: bytes, kind: int, rdev: int = 0) -> None:
+    """Make a fifo, socket or device; where that cannot be, or not be given away, what stands in for one. EPERM."""
+    overrides = place.branch.overrides
+    if overrides is None or not overrides.stands_in:
+        try:
+            os.mknod(leaf, kind | 0o600, rdev, dir_fd=place.fd())
+            return
+        except OSError as exc:
+            if overrides is None or exc.errno != errno.EPERM:
+                raise
+    overrides.stand_in(place, leaf, kind, rdev)
+
+
+def make_symlink(place: BranchDir, leaf: bytes, target: bytes) -> None:
+    """Make a symlink, or what stands in for one that can be given away. ENAMETOOLONG, ENOENT for an empty target."""
+    overrides = place.branch.overrides
+    if overrides is None or not overrides.stands_in:
+        os.symlink(target, leaf, dir_fd=place.fd())
+        return
+    if not target or len(target) > 4095:
+        code = errno.ENAMETOOLONG if target else errno.ENOENT
+        raise OSError(code, os.strerror(code), os.fsdecode(leaf))
+    overrides.stand_in(place, leaf, stat.S_IFLNK, target=target)
