@@ -154,7 +154,7 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
         (["-o", f"{_BRANCHES},squash_to_uid=-1", "/m"], "squash_to_uid=-1: a number is out of range"),
         (["-o", f"{_BRANCHES},squash_to_gid", "/m"], "squash_to_gid=: not in groups of three"),
         (["-o", f"{_BRANCHES},xattr_permissions=3", "/m"], "xattr_permissions=3: not one of 0, 1, 2"),
-        (["-o", f"{_BRANCHES},squash_to_uid=root", "/m"], "squash_to_uid=root: invalid"),
+        (["-o", f"{_BRANCHES},squash_to_uid=root", "/m"], "squash_to_uid=root: not numbers"),
     ],
 )
 def test_what_cannot_be_done_is_refused(argv: list[str], sentence: str) -> None:

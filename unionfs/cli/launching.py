@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypedDict
 
 from unionfs.changes.remove import remove_path
 from unionfs.cli import logbook
@@ -35,6 +35,7 @@ from unionfs.cli.job import Job, from_record, to_record
 from unionfs.cli.logbook import Writer
 from unionfs.cli.volumes import VolumeStore, anonymous_names
 from unionfs.core.options import OptionError, Options, check_directory
+from unionfs.core.owners import IdMap, Owners
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
 from unionfs.launcher import idmap, mapped
@@ -43,6 +44,7 @@ from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
 from unionfs.launcher.guardian import Hooks, Provisions, take_away
 from unionfs.launcher.run import launch
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Uplink
+from unionfs.syscalls import seccomp
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 
@@ -126,7 +128,7 @@ def run(
     """
     id_map = my_ids()
     if id_map and id_map.limited:
-        _tell_limits(id_map.limited)
+        _tell_limits(id_map.limited, _is_supervised(job, id_map))
     try:
         container = store.claim(container)
         keep = Writer(os.path.join(container.directory, logbook.NAME)).keep if job.logged else None
@@ -211,6 +213,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         terminal=job.terminal,
         capabilities=job.capabilities,
         no_new_privileges=job.no_new_privileges,
+        supervised=_is_supervised(job, id_map),
         id_map=id_map,
         mountpoints=os.path.join(container.directory, MOUNTPOINTS),
         runtime=job.runtime,
@@ -377,6 +380,7 @@ class _Turns:
                 unmapped_as_root=container.unmapped_as_root,
                 skip_unreadable=container.skip_unreadable,
                 hidden=container.hidden,
+                **_ownership(driver),
             )
             log = os.path.join(container.directory, LOG)
             tree = Tree(union, directory, self._store.root, container.name, log, job.transport, job.debug, _warn)
@@ -385,6 +389,26 @@ class _Turns:
             raise LaunchError("", "", str(error)) from error
         except DriverError as error:
             raise LaunchError("", "", str(error), hint=error.hint) from error
+
+
+def _is_supervised(job: Job, id_map: idmap.IdMap | None) -> bool:
+    """Whether owners and users that do not exist are to be had: by our own union and launcher only."""
+    if id_map is None or not id_map.limited:
+        return False
+    return job.driver == FUSE and not job.runtime and seccomp.is_available()
+
+
+class _Ownership(TypedDict):
+    owners: Owners | None
+    overrides: str
+    owners_kept: bool
+
+
+def _ownership(driver: str) -> _Ownership:
+    """Where there is one id, our union shows everything as root's, and keeps beside it whose it should be."""
+    if driver == FUSE and idmap.is_alone():
+        return {"owners": Owners(IdMap(all_as=0), IdMap(all_as=0)), "overrides": "user", "owners_kept": True}
+    return {"owners": None, "overrides": "", "owners_kept": False}
 
 
 def _borrows_resolver(job: Job) -> bool:
@@ -420,10 +444,14 @@ def _file_clock_ns(directory: str) -> int:
     return os.stat(directory).st_ctime_ns
 
 
-def _tell_limits(why: str) -> None:
+def _tell_limits(why: str, supervised: bool) -> None:
+    means = (
+        "other users and owners are noted, and protect nothing"
+        if supervised
+        else "programs that change the user or the owner of files fail"
+    )
     print(
-        f"unionfs: note: the container has one user id only, since {why}: "
-        f"programs that change the user or the owner of files fail\n  {SEE_DOCTOR}",
+        f"unionfs: note: the container has one user id only, since {why}: {means}\n  {SEE_DOCTOR}",
         file=sys.stderr,
     )
 

@@ -10,7 +10,6 @@ Knows everything in the core. What is not watched (see `core.watching`) is looke
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from time import monotonic
 from typing import Final

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,8 +44,16 @@ def describe(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def become(spec: Spec, handover: Handover | None, capture: Capture | None = None, *, is_first: bool = True) -> NoReturn:
+def become(
+    spec: Spec,
+    handover: Handover | None,
+    capture: Capture | None = None,
+    supervisor: socket.socket | None = None,
+    *,
+    is_first: bool = True,
+) -> NoReturn:
     """Become the command; with a `handover`, on a new terminal, which is the container's console if it `is_first`.
+    A `supervisor` answers for the ids that the container does not have.
 
     Raises: LaunchError; the process is then good for nothing but to end.
     """
@@ -66,6 +75,10 @@ def become(spec: Spec, handover: Handover | None, capture: Capture | None = None
     except OSError as error:
         raise LaunchError.of("changing to the working directory", error) from None
     join_new_session_keyring()
+    if supervisor:
+        from unionfs.launcher.supervisor import submit
+
+        submit(supervisor)
     _change_identity(spec, identity)
     _close_on_exec()
     _execute(spec.command, {"HOME": identity.home, **dict(spec.environment)})
@@ -74,7 +87,7 @@ def become(spec: Spec, handover: Handover | None, capture: Capture | None = None
 def _identity(spec: Spec) -> users.Identity:
     identity = users.look_up(spec.user)
     id_map = spec.id_map
-    if id_map is None:
+    if id_map is None or spec.supervised:
         return identity
     if not id_map.has_uid(identity.uid) or not id_map.has_gid(identity.gid):
         why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
@@ -85,7 +98,7 @@ def _identity(spec: Spec) -> users.Identity:
 def _change_identity(spec: Spec, identity: users.Identity) -> None:
     kept = capabilities.mask(spec.capabilities)
     limit_bounding_set(kept)
-    if spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where there is one id
+    if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where one id is
         os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)

@@ -25,6 +25,8 @@ from unionfs.syscalls.mounts import MNT_DETACH, MS_REC, MS_SLAVE, UMOUNT_NOFOLLO
 from unionfs.syscalls.namespaces import set_child_subreaper, set_process_name, unshare
 
 if TYPE_CHECKING:
+    import socket
+
     from unionfs.launcher.capture import Capture
     from unionfs.launcher.door import Door
     from unionfs.launcher.terminal import Handover
@@ -83,6 +85,7 @@ class Guardian:
         self._handover: Final = handover  # for the command's terminal, if it is to have one
         self._capture: Final = capture  # for what the command prints, if not to our own descriptors
         self._door: Door | None = None  # set once, by _run
+        self._way: socket.socket | None = None  # to the supervisor, if there is one; set once, by _run
         self._started = False  # changed by _judge only
 
     def run(self) -> int:
@@ -118,6 +121,11 @@ class Guardian:
 
                 connection = Connection(self._spec.uplink)
                 cleanup.callback(connection.close)
+            if self._spec.supervised:
+                from unionfs.launcher import supervisor
+
+                supervisor_pid, self._way = supervisor.start()  # before there is a pid namespace, to be outside of it
+                cleanup.callback(_kill, supervisor_pid)
             unshare(plans.flags(self._plan.inner))
             if connection:
                 connection.connect()
@@ -140,7 +148,7 @@ class Guardian:
             for fd in (*not_for_init, verdict_read, self._launcher_fd):
                 os.close(fd)
             around = init.Surroundings(
-                self._sender, life_read, verdict_write, self._handover, self._capture, self._door
+                self._sender, life_read, verdict_write, self._handover, self._capture, self._door, self._way
             )
             if self._spec.runtime:
                 from unionfs.launcher import anteroom
@@ -150,6 +158,8 @@ class Guardian:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._door:
             self._door.forget_inits()
+        if self._way:
+            self._way.close()
         if self._capture:
             self._capture.close_theirs()
         os.close(verdict_write)

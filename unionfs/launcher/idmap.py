@@ -129,6 +129,12 @@ def extents(own: int, ranges: Iterable[Range]) -> tuple[Extent, ...]:
     return tuple(found)
 
 
+def is_alone() -> bool:
+    """Whether our user namespace maps one user only: then nobody else can own a file."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return sum(int(line.split()[2]) for line in file) == 1
+
+
 def write(pid: int, id_map: IdMap) -> None:
     """Give the new user namespace of process `pid` its maps.
 

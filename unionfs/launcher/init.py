@@ -34,6 +34,8 @@ from unionfs.syscalls.namespaces import (
 )
 
 if TYPE_CHECKING:
+    import socket
+
     from unionfs.launcher.capture import Capture
     from unionfs.launcher.door import Door
     from unionfs.launcher.terminal import Handover
@@ -54,6 +56,7 @@ class Surroundings(NamedTuple):
     handover: Handover | None  # for the command's terminal, if it is to have one
     capture: Capture | None = None  # where the command prints to, if not to our own descriptors
     door: Door | None = None  # who wants in later is let in there
+    supervisor: socket.socket | None = None  # who answers for ids that the container does not have
 
 
 def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
@@ -110,7 +113,7 @@ def _run_command(spec: Spec, around: Surroundings) -> NoReturn:
     status = OWN_FAILURE
     try:
         reset_signals()
-        command.become(spec, around.handover, around.capture)
+        command.become(spec, around.handover, around.capture, around.supervisor)
     except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
         if isinstance(error, LaunchError):
             status = error.status

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 from typing import Final, NamedTuple
 
 from unionfs.launcher import command, init
@@ -46,6 +47,7 @@ class Visitor(NamedTuple):
         parent_fd = os.pidfd_open(os.getppid())
         set_process_name(NAME)
         set_command_line(NAME)
+        way = self._start_supervisor() if self.spec.supervised else None
         self.namespaces.enter()
         set_dumpable(False)
         verdict_read, verdict_write = os.pipe()
@@ -53,8 +55,10 @@ class Visitor(NamedTuple):
         child = os.fork()
         if child == 0:
             os.close(verdict_read)
-            self._become(init.Surroundings(self.sender, -1, verdict_write, self.handover, self.capture))
+            self._become(init.Surroundings(self.sender, -1, verdict_write, self.handover, self.capture, supervisor=way))
         os.close(verdict_write)
+        if way:
+            way.close()
         if self.handover:
             self.handover.close()
         if self.capture:
@@ -69,6 +73,13 @@ class Visitor(NamedTuple):
         os.close(parent_fd)
         return init.serve(child)
 
+    def _start_supervisor(self) -> socket.socket:
+        """One of this command's own: it sees the processes that we see, and has the container's ids."""
+        from unionfs.launcher import supervisor
+
+        _, way = supervisor.start(self.namespaces.take_ids)
+        return way
+
     def _end_with(self, parent_fd: int) -> None:
         """Have the command told (SIGHUP, passed on) when the process that asked for it ends."""
         set_parent_death_signal(signal.SIGHUP)
@@ -81,7 +92,7 @@ class Visitor(NamedTuple):
         status = OWN_FAILURE
         try:
             reset_signals()
-            command.become(self.spec, around.handover, around.capture, is_first=False)
+            command.become(self.spec, around.handover, around.capture, around.supervisor, is_first=False)
         except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
             if isinstance(error, LaunchError):
                 status = error.status

@@ -74,4 +74,5 @@ class Spec(NamedTuple):
     mountpoints: str = ""  # a file to which the paths are added, ended by NUL, that were made to mount on; empty: none
     runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
     bundle: str = ""  # where it gets a directory; nothing is there
+    supervised: bool = False  # the map has one id, and calls about others are answered by a `launcher.supervisor`
     id_map: IdMap | None = None  # None: we are root and need no user namespace

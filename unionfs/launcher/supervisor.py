@@ -1,0 +1,515 @@
+"""Owners, devices and users in a container that has one id: its system calls about them are answered here.
+
+The kernel refuses chown(2), setuid(2) and their kin for ids that the container's user namespace does not map, and
+mknod(2) of devices altogether. A filter (syscalls.seccomp) holds these calls, and the supervisor, a process outside of
+the container's pid namespace, does what they ask for: owners and devices are kept by the union (core.kept), identities
+(launcher.identities) here, under a number that each process carries in a resource limit which means nothing to the
+kernel and is inherited as an identity is. Calls that only look are answered with what is kept, where it differs.
+
+Nothing is protected by this: in truth all of the container's processes are one user, as outside. What cannot be
+answered is left to the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from unionfs import markers
+from unionfs.launcher import identities
+from unionfs.launcher.identities import ROOT, UNCHANGED, Identity, Ids
+from unionfs.syscalls import files, seccomp
+from unionfs.syscalls.namespaces import set_parent_death_signal, set_process_name
+from unionfs.syscalls.seccomp import Call
+
+NAME: Final = "unionfs-ids"
+"""What `ps` calls it."""
+
+HELD: Final = (
+    *("chown", "fchown", "lchown", "fchownat", "mknod", "mknodat"),
+    *("stat", "fstat", "lstat", "newfstatat", "statx"),
+    *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups"),
+    *("getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups"),
+    "prctl",
+)
+
+_PR_SET_KEEPCAPS: Final = 8  # prctl(2)
+_AT_FDCWD: Final = -100
+_AT_SYMLINK_NOFOLLOW: Final = 0x100  # <linux/fcntl.h>
+_AT_SYMLINK_FOLLOW: Final = 0x400
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_EMPTY_PATH: Final = 0x1000
+_GROUPS_MAX: Final = 65536  # setgroups(2)
+_STATX_BASIC: Final = 0x7FF  # statx(2): what stat(2) tells
+_KNOWN_MAX: Final = 100_000  # files whose owners are remembered; more are asked for again
+_NUMBERED: Final = 1 << 62  # in RLIMIT_RSS, which has had no effect since Linux 2.4.30 (getrlimit(2)): an identity
+
+_STAT_CTIME: Final = struct.Struct("qq")  # at 104 of struct stat on all machines known here
+_ELSEWHERE: Final = (b"/proc/self/", b"/proc/thread-self/", b"/dev/fd/", b"/dev/stdin", b"/dev/stdout", b"/dev/stderr")
+"""Paths that mean something else to each process."""
+
+
+class LeaveToKernelError(Exception):
+    """The kernel is to do what the call asks for."""
+
+
+def start(prepare: Callable[[], None] = lambda: None) -> tuple[int, socket.socket]:
+    """Fork a supervisor: its pid, and where it is to be given the listener. It ends with the processes it listens to,
+    or with us.
+
+    Preconditions: after `prepare`, it is root of the user namespace that the container has; we see the container's
+    processes in /proc.
+    """
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _live(theirs, parent, prepare)
+    theirs.close()
+    return pid, ours
+
+
+def submit(way: socket.socket) -> None:
+    """Have the system calls of this process and its descendants answered by the supervisor at the end of `way`.
+
+    Raises: OSError where filters with a listener cannot be had.
+    """
+    listener = seccomp.hold(HELD, (_PR_SET_KEEPCAPS,))
+    socket.send_fds(way, [b"l"], [listener])
+    os.close(listener)
+    way.close()
+
+
+def _live(way: socket.socket, parent: int, prepare: Callable[[], None]) -> NoReturn:
+    status = 1
+    try:
+        prepare()
+        set_parent_death_signal(9)
+        if os.getppid() != parent:
+            os._exit(0)
+        set_process_name(NAME)
+        proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        _close_others({way.fileno(), proc_fd, 2})
+        _, (listener,), _, _ = socket.recv_fds(way, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        way.close()
+        Supervisor(listener, proc_fd).run()
+        status = 0
+    except ValueError:
+        status = 0  # nobody gave us anything: there is no command
+    finally:
+        os._exit(status)
+
+
+def _close_others(kept: set[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+class Supervisor:
+    """Answers one container's calls, one after the other."""
+
+    def __init__(self, listener: int, proc_fd: int) -> None:
+        self._listener: Final = listener
+        self._proc_fd: Final = proc_fd  # the host's /proc; also our directory, for what is done by path
+        self._identities: list[Identity] = [ROOT]  # by number; only added to
+        self._number_of: dict[Identity, int] = {ROOT: 0}  # the reverse
+        self._keeping: dict[int, tuple[int, int]] = {}  # thread -> the program in which it keeps root's rights
+        self._owners: dict[tuple[int, int], tuple[int, int, bytes]] = {}  # (dev, ino) -> ctime, owner
+        self._unions: dict[int, bool] = {}  # st_dev -> whether owners are kept there
+        here = seccomp.machine()
+        assert here is not None
+        self._machine: Final = here
+        self._answers: Final[dict[int, Callable[[Call], int]]] = {
+            here.numbers[name]: getattr(self, f"_{name}") for name in HELD if name in here.numbers
+        }
+
+    def run(self) -> None:
+        """Until nobody is left who could call."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        os.fchdir(self._proc_fd)
+        while True:
+            ((_, events),) = poll.poll()
+            if not events & select.POLLIN:
+                return
+            try:
+                call = seccomp.receive(self._listener)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR):
+                    continue  # whoever called has ended
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                self._answer(call)
+
+    def _answer(self, call: Call) -> None:
+        try:
+            value = self._answers[call.number](call)
+        except LeaveToKernelError:
+            seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
+        except OSError as error:
+            seccomp.answer(self._listener, call, code=error.errno or errno.EIO)
+        except Exception:  # a bug here must not hang the container
+            seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
+            raise
+        else:
+            seccomp.answer(self._listener, call, value)
+
+    # -- who a process is ------------------------------------------------------------------------------------------
+
+    def _who(self, call: Call) -> Identity:
+        soft, _ = resource.prlimit(call.thread, resource.RLIMIT_RSS)
+        number = soft - _NUMBERED
+        return self._identities[number] if 0 <= number < len(self._identities) else ROOT
+
+    def _become(self, call: Call, identity: Identity, maker: tuple[int, int] | None = None) -> int:
+        """Let the process be `identity`; what it makes belongs to `maker`, else to its effective ids."""
+        number = self._number_of.setdefault(identity, len(self._identities))
+        if number == len(self._identities):
+            self._identities.append(identity)
+        uid, gid = maker or (identity.user.effective, identity.group.effective)
+        for limit, value in (
+            (resource.RLIMIT_RSS, _NUMBERED + number if number else resource.RLIM_INFINITY),
+            (markers.IDENTITY_LIMIT, markers.pack_identity(uid, gid)),
+        ):
+            _, hard = resource.prlimit(call.thread, limit)
+            resource.prlimit(call.thread, limit, (value, hard))
+        return 0
+
+    def _prctl(self, call: Call) -> int:
+        """Only PR_SET_KEEPCAPS comes here: rights that stay when the user changes, until the next execve(2)."""
+        if call.args[1]:
+            self._keeping[call.thread] = self._program(call)
+        else:
+            self._keeping.pop(call.thread, None)
+        raise LeaveToKernelError
+
+    def _is_privileged(self, call: Call, who: Identity) -> bool:
+        if who.is_root:
+            return True
+        kept = self._keeping.get(call.thread)
+        return kept is not None and kept == self._program(call)
+
+    def _program(self, call: Call) -> tuple[int, int]:
+        st = os.stat(f"{call.thread}/exe", dir_fd=self._proc_fd)
+        return st.st_dev, st.st_ino
+
+    def _getuid(self, call: Call) -> int:
+        return self._who(call).user.real
+
+    def _geteuid(self, call: Call) -> int:
+        return self._who(call).user.effective
+
+    def _getgid(self, call: Call) -> int:
+        return self._who(call).group.real
+
+    def _getegid(self, call: Call) -> int:
+        return self._who(call).group.effective
+
+    def _getresuid(self, call: Call) -> int:
+        return self._tell_ids(call, self._who(call).user)
+
+    def _getresgid(self, call: Call) -> int:
+        return self._tell_ids(call, self._who(call).group)
+
+    @staticmethod
+    def _tell_ids(call: Call, ids: Ids) -> int:
+        for address, number in zip(call.args, ids, strict=False):
+            seccomp.write_memory(call.thread, address, struct.pack("I", number))
+        return 0
+
+    def _getgroups(self, call: Call) -> int:
+        groups = self._who(call).groups
+        size = _signed(call.args[0])
+        if size < 0 or 0 < size < len(groups):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if size and groups:
+            seccomp.write_memory(call.thread, call.args[1], struct.pack(f"{len(groups)}I", *groups))
+        return len(groups)
+
+    def _setgroups(self, call: Call) -> int:
+        count = _signed(call.args[0])
+        if not 0 <= count <= _GROUPS_MAX:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        data = seccomp.read_memory(call.thread, call.args[1], 4 * count) if count else b""
+        who = self._who(call)
+        groups: tuple[int, ...] = struct.unpack(f"{count}I", data)
+        return self._become(call, identities.set_groups(who, groups, privileged=self._is_privileged(call, who)))
+
+    def _setuid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_id(who.user, _id(call.args[0]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(user=ids))
+
+    def _setgid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_id(who.group, _id(call.args[0]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(group=ids))
+
+    def _setreuid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_re(who.user, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(user=ids))
+
+    def _setregid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_re(who.group, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(group=ids))
+
+    def _setresuid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_res(who.user, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(user=ids))
+
+    def _setresgid(self, call: Call) -> int:
+        who = self._who(call)
+        ids = identities.set_res(who.group, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
+        return self._become(call, who._replace(group=ids))
+
+    def _setfsuid(self, call: Call) -> int:
+        """setfsuid(2) returns the id before, and does nothing where it may not."""
+        who, wanted = self._who(call), _id(call.args[0])
+        before, gid = self._maker(call)
+        if wanted != UNCHANGED and (who.is_root or wanted in who.user):
+            self._become(call, who, (wanted, gid))
+        return before
+
+    def _setfsgid(self, call: Call) -> int:
+        who, wanted = self._who(call), _id(call.args[0])
+        uid, before = self._maker(call)
+        if wanted != UNCHANGED and (who.is_root or wanted in who.group):
+            self._become(call, who, (uid, wanted))
+        return before
+
+    @staticmethod
+    def _maker(call: Call) -> tuple[int, int]:
+        return markers.unpack_identity(resource.prlimit(call.thread, markers.IDENTITY_LIMIT)[0])
+
+    # -- where a path leads ----------------------------------------------------------------------------------------
+
+    def _place(self, call: Call, dir_fd: int, path: bytes) -> int:
+        """A descriptor from which `path` leads where it leads for the caller. The caller's root becomes ours.
+
+        Raises: LeaveToKernelError for a path that means something else to us.
+        """
+        if path.startswith(_ELSEWHERE):
+            raise LeaveToKernelError
+        os.chroot(f"{call.thread}/root")
+        if path.startswith(b"/"):
+            return os.dup(self._proc_fd)
+        where = "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}"
+        return self._open_theirs(call, where)
+
+    def _open_theirs(self, call: Call, where: str) -> int:
+        try:
+            return os.open(f"{call.thread}/{where}", os.O_PATH | os.O_CLOEXEC, dir_fd=self._proc_fd)
+        except FileNotFoundError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def _object(self, call: Call, dir_fd: int, address: int, flags: int) -> int:
+        """What a call names, as an O_PATH descriptor."""
+        path = seccomp.read_string(call.thread, address)
+        if not path:
+            if not flags & _AT_EMPTY_PATH:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return self._open_theirs(call, "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
+        place = self._place(call, dir_fd, path)
+        try:
+            nofollow = os.O_NOFOLLOW if flags & _AT_SYMLINK_NOFOLLOW else 0
+            return os.open(path, os.O_PATH | os.O_CLOEXEC | nofollow, dir_fd=place)
+        finally:
+            os.close(place)
+
+    @staticmethod
+    def _kept(path: bytes) -> bytes | None:
+        """Whose the union says it is; None for what is on no union."""
+        try:
+            return os.getxattr(path, markers.OWNER_XATTR)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+                return None
+            raise
+
+    # -- whose files are -------------------------------------------------------------------------------------------
+
+    def _chown(self, call: Call) -> int:
+        address, uid, gid = call.args[:3]
+        return self._give(call, self._object(call, _AT_FDCWD, address, 0), uid, gid)
+
+    def _lchown(self, call: Call) -> int:
+        address, uid, gid = call.args[:3]
+        return self._give(call, self._object(call, _AT_FDCWD, address, _AT_SYMLINK_NOFOLLOW), uid, gid)
+
+    def _fchown(self, call: Call) -> int:
+        fd, uid, gid = call.args[:3]
+        return self._give(call, self._open_theirs(call, f"fd/{_signed(fd)}"), uid, gid)
+
+    def _fchownat(self, call: Call) -> int:
+        dir_fd, address, uid, gid, flags = call.args[:5]
+        if flags & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self._give(call, self._object(call, _signed(dir_fd), address, flags), uid, gid)
+
+    def _give(self, call: Call, fd: int, uid: int, gid: int) -> int:
+        try:
+            uid, gid = _id(uid), _id(gid)
+            path = b"self/fd/%d" % fd
+            kept = self._kept(path)
+            if kept is None:
+                if uid in (0, UNCHANGED) and gid in (0, UNCHANGED):
+                    raise LeaveToKernelError
+                return 0  # a filesystem of the host's, where all is the user's and stays so
+            owner = _parsed(kept)
+            if not identities.may_give(self._who(call), owner, uid, gid):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            value = b"%d:%d" % (uid if uid != UNCHANGED else -1, gid if gid != UNCHANGED else -1)
+            os.setxattr(path, markers.OWNER_XATTR, value)
+        finally:
+            os.close(fd)
+        return 0
+
+    def _mknod(self, call: Call) -> int:
+        address, mode, device = call.args[:3]
+        return self._make(call, _AT_FDCWD, address, mode, device)
+
+    def _mknodat(self, call: Call) -> int:
+        dir_fd, address, mode, device = call.args[:4]
+        return self._make(call, _signed(dir_fd), address, mode, device)
+
+    def _make(self, call: Call, dir_fd: int, address: int, mode: int, device: int) -> int:
+        """Make a device under a name that nobody knows, then rename it: so the kernel learns of it as of any other."""
+        mode, who = mode & 0xFFFF, self._who(call)
+        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) or not who.is_root or not device:
+            raise LeaveToKernelError
+        path = seccomp.read_string(call.thread, address)
+        above, _, name = path.rpartition(b"/")
+        if not name or name in (b".", b".."):
+            raise LeaveToKernelError
+        place = self._place(call, dir_fd, path)
+        try:
+            parent = os.open(
+                above or (b"/" if path.startswith(b"/") else b"."), os.O_PATH | os.O_DIRECTORY, dir_fd=place
+            )
+        finally:
+            os.close(place)
+        try:
+            if self._kept(b"self/fd/%d" % parent) is None:
+                raise LeaveToKernelError
+            permissions = stat.S_IMODE(mode) & ~self._umask(call)
+            wish = markers.Override(
+                *self._maker(call), permissions, stat.S_IFMT(mode), (os.major(device), os.minor(device))
+            )
+            aside = b".unionfs-%s" % os.urandom(8).hex().encode()
+            value = b"%s/%s" % (markers.write_override(wish), aside)
+            os.setxattr(b"self/fd/%d" % parent, markers.DEVICE_XATTR, value)
+            try:
+                files.renameat2(parent, aside, parent, name, files.RENAME_NOREPLACE)
+            except OSError:
+                os.unlink(aside, dir_fd=parent)
+                raise
+        finally:
+            os.close(parent)
+        return 0
+
+    def _umask(self, call: Call) -> int:
+        with open(os.open(f"{call.thread}/status", os.O_RDONLY, dir_fd=self._proc_fd), "rb") as file:
+            for line in file:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+        return 0o022
+
+    # -- what files are shown as -----------------------------------------------------------------------------------
+
+    def _stat(self, call: Call) -> int:
+        return self._show(call, _AT_FDCWD, call.args[0], 0, call.args[1])
+
+    def _lstat(self, call: Call) -> int:
+        return self._show(call, _AT_FDCWD, call.args[0], _AT_SYMLINK_NOFOLLOW, call.args[1])
+
+    def _newfstatat(self, call: Call) -> int:
+        dir_fd, address, buffer, flags = call.args[:4]
+        return self._show(call, _signed(dir_fd), address, flags, buffer)
+
+    def _fstat(self, call: Call) -> int:
+        return self._show(call, _signed(call.args[0]), 0, _AT_EMPTY_PATH, call.args[1])
+
+    def _statx(self, call: Call) -> int:
+        dir_fd, address, flags, mask, buffer = call.args[:5]
+        return self._show(call, _signed(dir_fd), address, flags, buffer, mask & 0xFFFFFFFF | _STATX_BASIC)
+
+    def _show(self, call: Call, dir_fd: int, address: int, flags: int, buffer: int, mask: int | None = None) -> int:
+        """stat(2) with the owner that is kept, where that is not root. Any failure is the kernel's to tell."""
+        place = -1
+        try:
+            path = seccomp.read_string(call.thread, address) if address else b""
+            if path:
+                place = self._place(call, dir_fd, path)
+                data = seccomp.raw_stat(place, path, flags & ~_AT_EMPTY_PATH, mask)
+            else:
+                place = self._open_theirs(call, "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
+                data = seccomp.raw_stat(place, b"", flags | _AT_EMPTY_PATH, mask)
+            kept = self._remembered(data, mask is not None, place, path, follow=not flags & _AT_SYMLINK_NOFOLLOW)
+        except OSError:
+            raise LeaveToKernelError from None
+        finally:
+            if place >= 0:
+                os.close(place)
+        if kept is None or kept == b"0:0":
+            raise LeaveToKernelError
+        struct.pack_into("II", data, self._machine.stat_ids if mask is None else 20, *_parsed(kept))
+        seccomp.write_memory(call.thread, buffer, bytes(data))
+        return 0
+
+    def _remembered(self, data: bytearray, extended: bool, place: int, path: bytes, *, follow: bool) -> bytes | None:
+        """Whose the file of these attributes is, asked for unless it is known and unchanged since."""
+        if extended:
+            ino, ctime, ctime_ns = *struct.unpack_from("Q", data, 32), *struct.unpack_from("qI", data, 96)
+            device = os.makedev(*struct.unpack_from("II", data, 136))
+        else:
+            device, ino = struct.unpack_from("QQ", data)
+            ctime, ctime_ns = _STAT_CTIME.unpack_from(data, 104)
+        if self._unions.get(device) is False:
+            return None
+        known = self._owners.get((device, ino))
+        if known is not None and known[:2] == (ctime, ctime_ns):
+            return known[2]
+        if path:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), dir_fd=place)
+        try:
+            kept = self._kept(b"self/fd/%d" % place)
+        finally:
+            if path:
+                os.close(place)
+        self._unions[device] = kept is not None
+        if kept is not None:
+            if len(self._owners) >= _KNOWN_MAX:
+                self._owners.clear()
+            self._owners[device, ino] = (ctime, ctime_ns, kept)
+        return kept
+
+
+def _signed(number: int) -> int:
+    """An int that came in a register."""
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number >> 31 else number
+
+
+def _id(number: int) -> int:
+    return number & 0xFFFFFFFF
+
+
+def _parsed(kept: bytes) -> tuple[int, int]:
+    uid, _, gid = kept.partition(b":")
+    return int(uid), int(gid)
