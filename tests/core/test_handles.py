@@ -80,6 +80,20 @@ def test_behind_the_back_of_the_union(make: MakeStack) -> None:
     assert number(union, b"a") != a
 
 
+def test_removed_but_not_yet_forgotten(make: MakeStack) -> None:
+    """The kernel may ask for the number before its FORGET of the removed file has come."""
+    union = make("a=1 d/").union
+    union.keep_handles()
+    a, d = union.lookup(ROOT, b"a").nodeid, union.lookup(ROOT, b"d").nodeid
+    union.unlink(ROOT, b"a")
+    union.rmdir(ROOT, b"d")
+    for nodeid in (a, d):
+        with pytest.raises(OSError) as failure:
+            union.lookup_handle(nodeid)
+        assert failure.value.errno == errno.ESTALE
+        union.forget(nodeid)
+
+
 def test_without_keeping_nothing_is_found(make: MakeStack) -> None:
     union = make("a=1").union
     with pytest.raises(OSError) as failure:

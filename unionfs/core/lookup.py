@@ -96,6 +96,8 @@ def by_number(tree: Tree, nodeid: int) -> Node:
             tree.drop_unused(found)
             refuse(errno.ESTALE)
         node = found
+    if node.dead if isinstance(node, DirNode) else node.is_dead:
+        refuse(errno.ESTALE)  # the kernel has let go of it already, and asks before its FORGET is here
     return node
 
 
