@@ -26,6 +26,7 @@ VERBS = {
     "restart": "have a container end, and run it again",
     "kill": "send a signal to a container",
     "wait": "wait until a container has ended, and print its exit code",
+    "top": "list the processes of a container",
     "logs": "show what a container has printed",
     "cp": "copy files between a container and this machine",
     "rename": "give a container another name",

@@ -49,6 +49,18 @@ def test_restart(box: Box) -> None:
     box("rm", "-f", "again")
 
 
+def test_top_and_the_end_of_one_that_removes_itself(box: Box) -> None:
+    script = "sleep 1000 & test -e /go || while ! test -e /go; do sleep 0.05; done; exit 5"
+    box("run", "-d", "--rm", "--name", "gone", "-u", "games", "--tmpfs", "/t", "debian:1", "sh", "-c", script)
+    shown = json.loads(box("top", "--json", "gone").stdout)
+    assert (shown[0]["pid"], shown[0]["command"]) == (1, "unionfs-init")
+    assert any(one["uid"] == 5 and "sleep 1000" in one["command"] for one in shown)
+    assert "sleep 1000" in box("top", "gone").stdout
+    box("exec", "-u", "0", "-d", "gone", "sh", "-c", "sleep 1; touch /go")
+    assert box("wait", "gone").stdout == "5\n"
+    assert box("top", "gone", check=False).returncode == 1
+
+
 _CONTAINER = Container(
     "/d",
     id="abc",

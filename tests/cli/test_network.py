@@ -16,6 +16,8 @@ import pytest
 from tests.cli.conftest import Box
 from unionfs.cli.errors import CommandError
 from unionfs.cli.publishing import port_from
+from unionfs.launcher import uplink
+from unionfs.launcher.errors import LaunchError
 
 _SERVER = """
 import socket, sys
@@ -95,6 +97,21 @@ def test_what_cannot_be(box: Box, tun: None) -> None:
     assert box("ps", "-aq").stdout == ""
 
 
+def test_names_and_name_servers(box: Box) -> None:
+    words = ("--add-host", "there:10.1.2.3", "--dns", "10.9.9.9", "--dns", "10.9.9.8")
+    told = box("run", "--rm", *words, "debian:1", "sh", "-c", "getent hosts there; grep nameserver /etc/resolv.conf")
+    assert told.stdout.split() == ["10.1.2.3", "there", "nameserver", "10.9.9.9", "nameserver", "10.9.9.8"]
+    for wrong in (("--add-host", "there:nowhere"), ("--dns", "x")):
+        assert box("run", "--rm", *wrong, "debian:1", "true", check=False).returncode == 125
+
+
+def test_nothing_to_connect_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LaunchError, match="neither pasta nor slirp4netns is installed") as told:
+        uplink.find("private")
+    assert "passt" in told.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
@@ -110,5 +127,5 @@ def test_ports_as_docker_has_them(text: str, meant: tuple[object, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "80:x", "0:80", "80:70000", "nowhere:1:2", "1:2/sctp", "80:80:80:80"])
 def test_ports_that_are_none(text: str) -> None:
-    with pytest.raises(CommandError, match="bad port"):
+    with pytest.raises(CommandError, match=r"bad (port|address)"):
         port_from(text)

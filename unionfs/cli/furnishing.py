@@ -47,10 +47,11 @@ def write_etc(job: Job, container: Container, nameserver: str = "") -> None:
     if not binds:
         return
     hostname = job.hostname or container.id[:12]
+    added = [f"{address} {name}" for name, address in job.hosts]
     content = {
-        "hosts": f"{_text_of('/etc/hosts') or '127.0.0.1 localhost'}\n127.0.1.1 {hostname}\n",
+        "hosts": "\n".join([_text_of("/etc/hosts") or "127.0.0.1 localhost", f"127.0.1.1 {hostname}", *added, ""]),
         "hostname": f"{hostname}\n",
-        "resolv.conf": _resolver(nameserver),
+        "resolv.conf": _resolver(job.nameservers or ((nameserver,) if nameserver else ())),
     }
     os.makedirs(os.path.join(container.directory, _ETC), 0o755, exist_ok=True)
     for bind in binds:  # also when it is started again: this machine's names may have changed
@@ -58,12 +59,12 @@ def write_etc(job: Job, container: Container, nameserver: str = "") -> None:
             file.write(content[os.path.basename(bind.source)])
 
 
-def _resolver(nameserver: str) -> str:
+def _resolver(nameservers: tuple[str, ...]) -> str:
     text = _text_of("/etc/resolv.conf")
-    if not nameserver:
+    if not nameservers:
         return text
     kept = [line for line in text.splitlines() if line.split()[:1] not in (["nameserver"], [])]
-    return "\n".join([*kept, f"nameserver {nameserver}", ""])
+    return "\n".join([*kept, *(f"nameserver {nameserver}" for nameserver in nameservers), ""])
 
 
 def _text_of(path: str) -> str:

@@ -42,6 +42,8 @@ class Job:
     tmpfs_options: tuple[tuple[str, str], ...] = ()  # of some of these
     own_network: bool = False
     uplink: str = ""  # a way out of that: a program, or "private" for whichever is installed; empty: none
+    hosts: tuple[tuple[str, str], ...] = ()  # names and addresses for the container's /etc/hosts
+    nameservers: tuple[str, ...] = ()  # instead of this machine's
     published: tuple[Port, ...] = ()  # ports of this machine that lead in, then
     read_only: bool = False
     interactive: bool = False

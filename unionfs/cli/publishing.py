@@ -1,4 +1,4 @@
-"""Ports of this machine that lead to a container, as people write them: docker's [[IP:]PORT:]PORT[/PROTOCOL]."""
+"""What a container is told of the network, as people write it with docker: ports, names, name servers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ def port_from(text: str) -> Port:
         _check_address(text, address)
     chosen = _number(text, outside) if outside else _free(address, protocol or "tcp")
     return Port(address, chosen, _number(text, inside), protocol or "tcp")
+
+
+def host_from(text: str) -> tuple[str, str]:
+    """What a value of --add-host asks for: name, address. Raises: CommandError."""
+    name, _, address = text.partition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not name or any(char.isspace() for char in name):
+        raise CommandError(f"run: bad host: {text}: expected NAME:ADDRESS", status=OWN_FAILURE)
+    _check_address(text, address)
+    return name, address
+
+
+def nameserver_from(text: str) -> str:
+    """What a value of --dns asks for. Raises: CommandError."""
+    _check_address(text, text)
+    return text
 
 
 def _parts(text: str) -> tuple[str, str, str]:
@@ -43,7 +59,7 @@ def _check_address(text: str, address: str) -> None:
     try:
         ipaddress.ip_address(address)
     except ValueError:
-        raise _bad(text, f"{address!r} is no address") from None
+        raise CommandError(f"run: bad address: {text}: {address!r} is none", status=OWN_FAILURE) from None
 
 
 def _free(address: str, protocol: str) -> int:

@@ -189,6 +189,8 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         own_network=arguments.network != "host",
         uplink=arguments.network if arguments.network not in ("host", "none") else "",
         published=_published(arguments),
+        hosts=tuple(map(publishing.host_from, arguments.add_host or ())),
+        nameservers=tuple(map(publishing.nameserver_from, arguments.dns or ())),
         read_only=arguments.read_only,
         interactive=arguments.interactive,
         terminal=arguments.tty,
@@ -266,6 +268,8 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="this machine's network, none, or a private one with a way out through pasta or slirp4netns, whichever "
         "is installed (default: host)",
     )
+    add("--add-host", metavar="NAME:ADDRESS", action="append", help="one more line of the container's /etc/hosts")
+    add("--dns", metavar="ADDRESS", action="append", help="ask this name server instead of this machine's")
     add(
         "-p",
         "--publish",
