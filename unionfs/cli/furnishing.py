@@ -117,17 +117,21 @@ def make_volumes(job: Job, container: Container) -> None:
     root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for path, place in empty:
-            _fill(root_fd, path, place)
+            _fill(root_fd, path, place, owner=(0, 0) if _has_one_id(container) else None)
     finally:
         os.close(root_fd)
 
 
-def _fill(root_fd: int, path: str, place: str) -> None:
+def _has_one_id(container: Container) -> bool:
+    return sum(count for _, _, count in container.uid_map) == 1
+
+
+def _fill(root_fd: int, path: str, place: str, owner: tuple[int, int] | None) -> None:
     """Make `place`, which is empty, what is at `path`: aside, so that it is filled wholly or not at all."""
     aside = f"{place}.{os.getpid()}"
     remove_path(aside)
     try:
-        _copy_directory(root_fd, path, aside)
+        _copy_directory(root_fd, path, aside, owner)
         os.rename(aside, place)
     except OSError as error:
         remove_path(aside)
@@ -135,7 +139,7 @@ def _fill(root_fd: int, path: str, place: str) -> None:
             raise
 
 
-def _copy_directory(root_fd: int, path: str, place: str) -> None:
+def _copy_directory(root_fd: int, path: str, place: str, owner: tuple[int, int] | None) -> None:
     try:
         source_fd = find_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +148,7 @@ def _copy_directory(root_fd: int, path: str, place: str) -> None:
     try:
         parent_fd = os.open(os.path.dirname(place), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            Copy().run(source_fd, ".", parent_fd, os.path.basename(place))
+            Copy(owner).run(source_fd, ".", parent_fd, os.path.basename(place))
         finally:
             os.close(parent_fd)
     finally:

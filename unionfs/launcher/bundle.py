@@ -82,7 +82,9 @@ def _wished_mounts(spec: Spec) -> list[dict[str, Any]]:
         for path in dict.fromkeys(scratch)
         if path not in taken
     ]
-    return found + [_bind(bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))]
+    # What is provided where there is none would be the same where there is one: this machine's own.
+    provided = [bind._replace(read_only=True) for bind in spec.provided if bind.target not in taken]
+    return found + [_bind(bind) for bind in sorted((*spec.binds, *provided), key=lambda bind: bind.target.count("/"))]
 
 
 def _bind(bind: Bind) -> dict[str, Any]:
