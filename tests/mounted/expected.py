@@ -41,6 +41,7 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "data.seek_*", _NO_LSEEK),
     Difference("pyfuse3-*", "opening.o_tmpfile_*", _NO_TMPFILE),
     Difference("pyfuse3-*", "unnamed.*", _NO_TMPFILE),
+    Difference("pyfuse3-*", "inheriting.unnamed_*", _NO_TMPFILE),
     Difference("pyfuse3-*", "handles.handles_lead_*", _NO_EXPORT),
     Difference("pyfuse3-*", "handles.handles_stay_*", _NO_EXPORT),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
