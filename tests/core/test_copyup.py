@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import stat
@@ -19,6 +20,7 @@ from tests.core.snapshots import differences, inos_of, snapshot
 from tests.core.stack import Stack
 from tests.core.trees import MTIME_NS, tree
 from unionfs.core.attrs import NOW, ROOT, AttrChange
+from unionfs.syscalls import files
 
 BLOCK = 4096
 
@@ -288,6 +290,40 @@ class TestInSteps:
     """begin -> copy (any thread) -> commit: a slow copy may be overtaken by anything."""
 
     SIZE = 8 << 20
+
+    @pytest.fixture(autouse=True)
+    def _no_reflinks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where the filesystem has them: what can be shared is done in one step."""
+
+        def refuse(dst_fd: int, src_fd: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(files, "ficlone", refuse)
+
+    def test_what_can_be_shared_is_done_at_once(self, make: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+        def share(dst_fd: int, src_fd: int) -> None:
+            os.sendfile(dst_fd, src_fd, 0, self.SIZE)
+
+        monkeypatch.setattr(files, "ficlone", share)
+        stack, f = self.prepare(make)
+        assert stack.union.copyup_begin(f) is None
+        assert stack.upper is not None
+        assert os.listdir(stack.upper) == ["f"]
+        assert stack.union.read(f, self.SIZE - 4, 9) == b"cdef"
+        ledger = stack.union.ledger
+        assert (ledger.files, ledger.reflinked, ledger.bytes) == (1, 1, 0)
+
+    def test_a_share_that_fails_leaves_nothing(self, make: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(dst_fd: int, src_fd: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files, "ficlone", full)
+        stack, f = self.prepare(make)
+        with pytest.raises(OSError, match="No space left"):
+            stack.union.copyup_begin(f)
+        assert stack.upper is not None
+        assert os.listdir(stack.upper) == []
+        assert stack.union.read(f, 0, 4) == b"0123"
 
     def prepare(self, make: MakeStack, **options: object) -> tuple[Stack, int]:
         stack = make("", **options)

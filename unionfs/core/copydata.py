@@ -41,7 +41,8 @@ class Copy:
         self.length = length  # immutable
         self.cancelled = False  # set from any thread, read between chunks
         self.copied = 0  # bytes of data moved
-        self.reflinked = False  # set by run: no data were moved, the extents are shared
+        self.reflinked = False  # set by share and run: no data were moved, the extents are shared
+        self._may_share = True  # false once it was tried in vain
 
     def run(self) -> None:
         """Copy. Raises OSError: ENOSPC, EIO, EDQUOT, EINTR when cancelled."""
@@ -50,7 +51,7 @@ class Copy:
         if self.length <= _SMALL and not sparse:
             self._read_write(0, self.length)
             return
-        if self.length >= st.st_size and self._reflink():
+        if self.length >= st.st_size and self.share():
             return
         reserve = False
         if self.length >= _WORTH_RESERVING:
@@ -71,11 +72,16 @@ class Copy:
         except OSError:
             return False  # a filesystem that cannot tell
 
-    def _reflink(self) -> bool:
+    def share(self) -> bool:
+        """Share all data instead of copying them, if the filesystem can; takes as long for large files as for small
+        ones. Precondition: the source is not longer than `length`. Raises OSError: ENOSPC, EIO."""
+        if not self._may_share:
+            return False
         try:
             files.ficlone(self.dst_fd, self.src_fd)
         except OSError as exc:
             if exc.errno in _NOT_HERE:
+                self._may_share = False
                 return False
             raise
         self.reflinked = True

@@ -70,6 +70,11 @@ class CopyUp:
             if self.durable:
                 os.fdatasync(self.dst.fd)
 
+    def share(self) -> bool:
+        """Share the data with the lower file, if that can be done, instead of copying them; takes no time to speak of.
+        Raises OSError."""
+        return self.length >= self.st.st_size and self._copy.share()
+
     def cancel(self) -> None:
         """Make a running `copy` stop soon. May be called from any thread."""
         self._copy.cancelled = True
@@ -91,10 +96,11 @@ def needs_copy(node: FileNode) -> bool:
 
 
 def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
-    """A copy-up that is worth a worker thread, or None: nothing to do, or so little that `ensure` does it at once.
+    """A copy-up that is worth a worker thread, or None: nothing to do, or so little that `ensure` does it at once, or
+    done here, since the data could be shared.
 
-    `size`: the file is about to be truncated to this size, so no more bytes than that are copied. Raises EROFS and what
-    open(2) raises.
+    `size`: the file is about to be truncated to this size, so no more bytes than that are copied. Raises EROFS, what
+    open(2) raises, and as `commit` does.
     """
     if not needs_copy(node):
         return None
@@ -102,7 +108,16 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     st = tree.stat(node)
     if not stat.S_ISREG(st.st_mode) or _length(st, size) <= INLINE_MAX:
         return None
-    return _open(tree, node, st, size)
+    job = _open(tree, node, st, size)
+    try:
+        shared = job.share()
+    except BaseException:
+        abort(tree, job)
+        raise
+    if not shared:
+        return job
+    commit(tree, job)
+    return None
 
 
 def ensure(tree: Tree, node: FileNode, size: int | None = None) -> None:
