@@ -204,6 +204,14 @@ def test_a_terminal(ctr: Containerd) -> None:
     assert size == ["33", "77"]
 
 
+def test_a_user_namespace(ctr: Containerd) -> None:
+    """--remap-labels: the layers stay as they are, and the union shows their files as the container's own."""
+    words = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", "--remap-labels"]
+    script = "cat /proc/self/uid_map; id -u; stat -c %u:%g /etc/passwd /three; touch /mine; stat -c %u /mine"
+    said = ctr("run", "--rm", *words, _IMAGE, "mapped", "sh", "-ec", script)
+    assert said.split() == ["0", "100000", "65536", "0", "0:0", "33:34", "0"]
+
+
 def test_the_difference_of_a_running_container(ctr: Containerd, container: str) -> None:
     script = "echo new > /new; rm /etc/issue; mkdir /d; chown 5:6 /d; echo x >> /etc/passwd; rm -r /usr/share/moved"
     _exec(ctr, container, script)
