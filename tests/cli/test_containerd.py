@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from tests.layers.images import layout
 from tests.layers.registries import Registry
-from tests.snapshotter.serving import Snapshotter
+from tests.snapshotter.serving import Snapshotter, grpc
 from tests.support import process
 from tests.support.process import ChildError
 from tests.support.users import User
@@ -33,7 +33,6 @@ _CONFIG: Final = """\
 version = 2
 root = "{where}/root"
 state = "{where}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{where}/c.sock"
 [ttrpc]
@@ -41,6 +40,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [proxy_plugins.unionfs]
   type = "snapshot"
   address = "{snapshotter}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{image}"
+  stream_server_port = "0"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "unionfs"
 """
 
 _LAYERS: Final = (
@@ -70,7 +76,7 @@ class Containerd:
         self.where = where
         self.snapshotter = Snapshotter(where, "--mount-program", os.fspath(program))
         self._config = where / "config.toml"
-        self._config.write_text(_CONFIG.format(where=where, snapshotter=self.snapshotter.address))
+        self._config.write_text(_CONFIG.format(where=where, snapshotter=self.snapshotter.address, image=_IMAGE))
         self._process: subprocess.Popen[bytes] | None = None
         self.others: set[str] = set()  # snapshots of the image that is there from the beginning
 
@@ -143,10 +149,11 @@ def archive(root_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path)
     def unionfs(*words: str | Path) -> None:
         root_user.run([*root_user.unionfs_cmd, *words], env={"UNIONFS_ROOT": os.fspath(store)}, timeout_s=_PATIENCE_S)
 
+    settings = ("-c", 'CMD ["sleep", "1000"]', "-c", "ENV PATH=/usr/bin:/bin")
     unionfs("import", "-q", "--compression", "none", debian_tar, "tested:1")
     for number, script in enumerate(_LAYERS, 1):
         unionfs("run", "--name", "made", f"tested:{number}", "sh", "-ec", script)
-        unionfs("commit", "-q", "made", f"tested:{number + 1}")
+        unionfs("commit", "-q", *settings, "made", f"tested:{number + 1}")
         unionfs("rm", "made")
     unionfs("save", "-q", "-o", run_dir / "tested.tar", _IMAGE)
     shutil.rmtree(store)
@@ -332,6 +339,47 @@ def _files_of(ctr: Containerd, number: int) -> dict[str, str]:
         found = {path.name: path.read_text() for path in target.iterdir()}
     ctr("snapshot", "rm", key)
     return found
+
+
+def _message(fields: dict[int, Any]) -> bytes:
+    """A message of protocol buffers: texts, small numbers and messages by the numbers of their fields."""
+    encoded = b""
+    for number, value in fields.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int):
+                encoded += bytes([number << 3, one])
+            else:
+                data = one.encode() if isinstance(one, str) else _message(one)
+                size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
+                encoded += bytes([number << 3 | 2]) + size + data
+    return encoded
+
+
+def test_a_pod(ctr: Containerd, archive: Path) -> None:
+    """What a kubelet asks of the CRI plugin: a sandbox in the host's network, a container, a command in it, removal."""
+    ctr("-n", "k8s.io", "image", "import", archive)
+    node = 2  # runtime.v1, NamespaceMode
+    sandbox = {1: {1: "pod", 2: "uid", 3: "default"}, 8: {2: {1: {1: node}}}}
+
+    def ask(call: str, request: dict[int, Any]) -> bytes:
+        with grpc.insecure_channel(f"unix:{ctr.where}/c.sock") as channel:
+            answer: bytes = channel.unary_unary(f"/runtime.v1.{call}")(_message(request), timeout=_PATIENCE_S)
+            return answer
+
+    def id_in(answer: bytes) -> str:
+        return answer[2:66].decode()  # field 1, 64 characters
+
+    pod = id_in(ask("RuntimeService/RunPodSandbox", {1: sandbox}))
+    config = {1: {1: "box"}, 2: {1: _IMAGE}, 3: ["sleep", "1000"]}
+    box = id_in(ask("RuntimeService/CreateContainer", {1: pod, 2: config, 3: sandbox}))
+    ask("RuntimeService/StartContainer", {1: box})
+    said = ask("RuntimeService/ExecSync", {1: box, 2: ["sh", "-c", _SEEN], 3: 60})
+    assert _EXPECTED.encode() in said
+    assert f"{ctr.where}/root/io.containerd.snapshotter.v1.unionfs".encode() in ask("ImageService/ImageFsInfo", {})
+    ask("RuntimeService/StopPodSandbox", {1: pod})
+    ask("RuntimeService/RemovePodSandbox", {1: pod})
+    ctr("-n", "k8s.io", "image", "rm", "--sync", *ctr("-n", "k8s.io", "image", "ls", "-q").split())
+    ctr.until(lambda: len(ctr.snapshotter.directories) == len(ctr.others))
 
 
 def test_nothing_is_left(ctr: Containerd) -> None:
