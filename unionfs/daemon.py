@@ -25,6 +25,7 @@ from unionfs.core.union import Union
 from unionfs.fuse import mounting
 from unionfs.fuse.departure import Departure
 from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.lastwill import LastWill
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.traffic import Tally, Traffic
@@ -243,7 +244,10 @@ def _mount_and_serve(
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
         ready(_warnings(union, notifier))
+        will = LastWill(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()
+        if will is not None:
+            will.entrust()
         departure.listen(mounted, options.lifeline_fd)
         _start_logging(options.debug)
         _start_reporting(union, traffic, options.transport, mountpoint, mounted.connection)

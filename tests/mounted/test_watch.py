@@ -6,10 +6,12 @@ waited for.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.mounted import trees
 from tests.mounted.agent import command
@@ -27,12 +30,14 @@ from tests.mounted.subjects import OURS, Subject, unavailable
 _TREE = "f=hello g=one d/x=1 d/y=2 d/e/z=3 gone=1 swap=file l->f"
 
 
-@pytest.fixture(
-    params=[
+def _subjects(*whos: str) -> list[ParameterSet]:
+    return [
         pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
-        for one in (Subject(transport, who, "plain") for transport in OURS for who in ("root", "user", "userns"))
+        for one in (Subject(transport, who, "plain") for transport in OURS for who in whos)
     ]
-)
+
+
+@pytest.fixture(params=_subjects("root", "user", "userns"))
 def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     """A watched union of an upper and two lowers; the tree is in the lower one."""
     subject: Subject = request.param
@@ -217,6 +222,50 @@ def _two_see_the_same(second: Path) -> None:
     _until(lambda: os.path.isdir("gone") and os.listdir("gone"), [])
     os.chmod(f"{there}/swap", 0o640)
     _until(lambda: os.stat("swap").st_mode & 0o777, 0o640)
+
+
+def _work_until_the_end(low: Path, upper: Path, daemon: int) -> None:
+    """Programs are at work on both sides until the daemon is killed in the middle of it."""
+    over = threading.Event()
+    threading.Timer(0.4, os.kill, (daemon, signal.SIGKILL)).start()
+
+    def work(number: int) -> None:
+        draw = random.Random(number)
+        while not over.is_set():
+            place = Path("d") if number else (low if draw.random() < 0.5 else upper) / "d"
+            one, other = place / str(draw.randrange(6)), place / str(draw.randrange(6))
+            try:
+                match draw.randrange(4):
+                    case 0:
+                        one.write_bytes(bytes(draw.randrange(9000)))
+                    case 1:
+                        one.unlink()
+                    case 2:
+                        one.rename(other)
+                    case 3:
+                        os.listdir(place)
+            except OSError as exc:
+                if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+                    over.set()
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+@pytest.mark.parametrize("stand", _subjects("root"), indirect=True)
+def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: Stand) -> None:
+    """Even if it was waiting itself, to tell the kernel of a change. Only root can always see to that."""
+    for _ in range(4):
+        (daemon,) = [
+            pid for pid in stand.daemons() if Path(f"/proc/{pid}/comm").read_text().startswith("unionfs:")
+        ]  # beside it is the process that is told when it dies
+        stand.agent.call(_work_until_the_end, stand.lowers[1], stand.upper, daemon, cwd=stand.merged)
+        stand.give_up()
+        assert stand.daemons() == {}
+        stand.mount()
 
 
 def test_two_mounts_of_one_upper(stand: Stand) -> None:
