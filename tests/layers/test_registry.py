@@ -26,6 +26,7 @@ from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.meddler import Meddler
 from tests.support import process
+from unionfs.__main__ import main
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -260,7 +261,9 @@ def test_tags_and_catalog_come_page_by_page(
     assert len(names) == len(set(names))
 
 
-def test_referrers_are_kept_by_tag_where_there_is_no_api(open_registry: registries.Registry, given: Path) -> None:
+def test_referrers_are_kept_by_tag_where_there_is_no_api(
+    open_registry: registries.Registry, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     upload(given, open_registry.host, "signed:1")
 
     async def sign() -> tuple[str, list[tuple[str, str]], int]:
@@ -289,6 +292,9 @@ def test_referrers_are_kept_by_tag_where_there_is_no_api(open_registry: registri
     _, listed, others = trio.run(sign)
     assert [kind for kind, _ in listed] == ["application/vnd.test"] * 2
     assert others == 0
+    assert main(["search", "--referrers", f"{open_registry.host}/signed:1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == sorted(f"{digest} application/vnd.test" for _, digest in listed)
 
 
 def test_a_mirror_is_asked_first_and_passed_over_when_it_fails(

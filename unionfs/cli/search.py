@@ -1,18 +1,21 @@
-"""`unionfs search`: what a registry has: its repositories, or the tags of one."""
+"""`unionfs search`: what a registry has: its repositories, the tags of one, or what refers to an image."""
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import AsyncIterator
 
 from layers import image, reference, registry
 from layers.endpoints import Wishes
 from layers.errors import printable
+from layers.manifest import Descriptor
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 
 _DESCRIPTION = """\
-List the repositories of REGISTRY whose names hold TERM, or with --tags the tags of NAME.
+List the repositories of REGISTRY whose names hold TERM, with --tags the tags of NAME, or with --referrers what refers
+to the image NAME[:TAG|@DIGEST], signatures and the like: digest and kind of each.
 
 Many public registries, docker.io among them, do not tell their repositories; their tags they do."""
 
@@ -23,6 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("where", metavar="REGISTRY|NAME")
     parser.add_argument("term", metavar="TERM", nargs="?", default="")
     parser.add_argument("--tags", action="store_true", help="list the tags of the repository NAME")
+    parser.add_argument("--referrers", action="store_true", help="list what refers to the image NAME")
     parser.add_argument("--limit", metavar="N", type=int, default=0, help="stop after N lines")
     parser.add_argument("--json", action="store_true", help="print JSON")
     image_store.add_remote(parser)
@@ -32,10 +36,14 @@ def main(argv: list[str]) -> int:
         import trio
 
         remote = image_store.remote(arguments)
-        if arguments.tags:
+        if arguments.tags or arguments.referrers:
             asked = reference.parse(arguments.where)
         else:
             asked = reference.Reference(reference.check_registry(arguments.where), "catalog", None)
+        if arguments.tags and arguments.referrers:
+            parser.error("--tags and --referrers exclude each other")
+        if arguments.referrers:
+            return _print_referrers(trio.run(_referrers, asked, remote), arguments)
         found = trio.run(_search, asked, remote, arguments.tags, arguments.term, arguments.limit)
     if arguments.json:
         print(json.dumps(found, indent=1))
@@ -43,6 +51,28 @@ def main(argv: list[str]) -> int:
         for line in found:
             print(printable(line))
     return 0
+
+
+def _print_referrers(found: tuple[Descriptor, ...], arguments: Namespace) -> int:
+    wanted = [one for one in found if arguments.term in one.artifact_type][: arguments.limit or None]
+    if arguments.json:
+        told = [
+            {"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size,
+             "annotations": dict(one.annotations)}
+            for one in wanted
+        ]  # fmt: skip
+        print(json.dumps(told, indent=1))
+    else:
+        for one in wanted:
+            print(f"{one.digest} {printable(one.artifact_type)}")
+    return 0
+
+
+async def _referrers(asked: reference.Reference, remote: image.Remote) -> tuple[Descriptor, ...]:
+    async with image.opened(asked, remote) as registries:
+        last = registries[-1]
+        subject = asked.digest or (await last.manifest(asked.target))[0].digest
+        return await last.referrers(subject)
 
 
 async def _search(asked: reference.Reference, remote: image.Remote, tags: bool, term: str, limit: int) -> list[str]:
