@@ -84,15 +84,18 @@ def plain_entry(block: bytes) -> Entry | None:
     try:
         if _octal(checksum) != _sum(block, checksum):
             return None
-        numbers = _octal(mode) & 0o7777, _octal(uid), _octal(gid), _octal(mtime) * 10**9, _octal(size)
+        owner, group, when, length = _octal(uid), _octal(gid), _octal(mtime), _octal(size)
+        permissions = _octal(mode) & 0o7777
     except ValueError:
         return None
-    if found == DIRECTORY:
-        numbers = (*numbers[:4], 0)
-    return Entry(tuple(path.split(b"/")), found, *numbers)
+    if min(owner, group, when, length) < 0 or when >= _TIME_MAX_S:
+        return None  # int() reads a sign, too
+    length = 0 if found == DIRECTORY else length
+    return Entry(tuple(path.split(b"/")), found, permissions, owner, group, when * 10**9, length)
 
 
 _RESERVED: Final = markers.WHITEOUT_PREFIX
+_TIME_MAX_S: Final = 8**11  # of eleven digits; filesystems hold more
 
 
 @functools.lru_cache(4096)

@@ -210,6 +210,15 @@ def sparse(**changes: str) -> Member:
     return file("GNUSparseFile.0/holes", b"1\n0\n1\n".ljust(512, b"\0") + b"x", pax_headers=headers)
 
 
+@pytest.mark.parametrize("size", [b"-0000000005\0", b"-0000001000\0"])
+def test_a_negative_size_in_a_plain_header(scratch: Path, size: bytes) -> None:
+    block = bytearray(trees.tar_of([file("a", b"x" * 600)]))
+    block[124:136] = size
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:512]) + 8 * 32)
+    with pytest.raises(Refused, match="size"):
+        trees.unpacked(bytes(block), scratch / "layer")
+
+
 def test_holes_are_bounded_too(scratch: Path) -> None:
     for number, size in enumerate((str(2**62), str(65 << 30))):
         with pytest.raises(Refused, match="holes included"):

@@ -216,6 +216,8 @@ _FIELDS = st.fixed_dictionaries(
 @example("usr/share/", {"type": b"5", "size": 512}, True, None)
 @example("usr/.wh.x", {}, False, None)
 @example("a/.wh.x/b", {}, False, None)
+@example("a", {}, False, (136, ord("7")))
+@example("a", {}, False, (124, ord("-")))
 def test_quick_headers_are_what_tarfile_reads(
     name: str, fields: dict[str, Any], gnu: bool, damage: tuple[int, int] | None
 ) -> None:
