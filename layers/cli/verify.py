@@ -16,7 +16,7 @@ from layers.cli.command import Parser
 from layers.cli.showing import json_path, path_text
 from layers.cli.subjects import IMAGE, TAR, Subject
 from layers.cli.unpack import PRINTS
-from layers.errors import FOUND, LayerError, NotFound, printable
+from layers.errors import FOUND, LayerError, NotFound, Refused, printable
 from layers.pieces import TarPieces
 from layers.store import Store
 
@@ -65,9 +65,13 @@ def _findings(arguments: Namespace) -> Iterator[_Finding]:
         elif subject.kind != IMAGE:
             yield from _of_directory(subject.text)
         else:
-            if arguments.blobs:
-                yield from _of_blobs(store, subject.text)
-            keys |= dict.fromkeys(_keys(store, subject.text))
+            damaged = list(_of_blobs(store, subject.text)) if arguments.blobs else []
+            yield from damaged
+            try:
+                keys |= dict.fromkeys(_keys(store, subject.text))
+            except Refused:
+                if not damaged:
+                    raise
     if not named:
         for known in store.named() if arguments.blobs else []:
             yield from _of_blobs(store, known.descriptor.digest)
