@@ -221,6 +221,20 @@ def test_a_later_versions_record_is_left_alone(root: Path) -> None:
     assert os.listdir(root / "snapshots") == ["1"]
 
 
+def test_without_its_record_nothing_is_removed(root: Path) -> None:
+    with opened(root) as store:
+        store.prepare("a", "", {})
+    (root / "snapshots.db").unlink()
+    with pytest.raises(SnapshotError, match=r"snapshots\.db is missing"):
+        Store(os.fspath(root), "unionfs")
+    assert os.listdir(root / "snapshots") == ["1"]
+    (root / "snapshots/1/fs").rmdir()
+    (root / "snapshots/1/work").rmdir()
+    (root / "snapshots/1").rmdir()
+    with opened(root) as store:
+        assert store.walk([]) == []
+
+
 def test_usage_of_trees_of_any_depth(scratch: Path) -> None:
     fd = os.open(scratch, os.O_RDONLY)
     for _ in range(1500):

@@ -57,8 +57,12 @@ class Store:
         self._directory = os.path.join(self.root, "snapshots")  # immutable
         os.makedirs(self._directory, _PRIVATE, exist_ok=True)
         self._lock_fd = _lock(os.path.join(self.root, "lock"))
+        path = os.path.join(self.root, "snapshots.db")
         try:
-            self._database = Database(os.path.join(self.root, "snapshots.db"))
+            if not os.path.exists(path) and os.listdir(self._directory):
+                # Without the record everything would count as garbage.
+                raise SnapshotError(f"{path} is missing: put it back, or remove {self._directory} to begin anew")
+            self._database = Database(path)
         except BaseException:
             os.close(self._lock_fd)
             raise
