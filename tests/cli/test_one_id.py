@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -162,6 +163,24 @@ def test_users_inside_are_who_they_say(stores: tuple[Store, Store]) -> None:
         assert "'/nowhere': No such file" in missing
     finally:
         store("rm", "-f", "box")
+
+
+def test_what_is_tried_is_put_in_place(stores: tuple[Store, Store]) -> None:
+    """Modes, types and links as they were seen, not as the upper has them on disk; what is others' is refused."""
+    store = stores[0]
+    place = store.user.home / "tried"
+    store.user.run(["mkdir", place])
+    seen = "umask 022; mkdir d; chmod 2750 d; echo x > d/g; chmod 4711 d/g; ln -s q l; mkfifo -m 620 p"
+    seen += "; echo > f; chmod 600 f"
+    store("try", "--apply", "sh", "-ec", f"cd {place}; {seen}")
+    modes = {path.name: stat.filemode(path.lstat().st_mode) for path in (place, *place.rglob("*"))}
+    assert modes["d"] == "drwxr-s---"
+    assert (modes["g"], modes["p"], modes["f"]) == ("-rws--x--x", "prw--w----", "-rw-------")
+    assert (place / "l").readlink() == Path("q")
+    assert {path.lstat().st_uid for path in place.rglob("*")} == {store.user.uid}
+    refused = store("try", "--apply", "sh", "-ec", f"cd {place}; chown 33 f", check=False)
+    assert "C" in refused
+    assert (place / "f").stat().st_uid == store.user.uid
 
 
 def test_noted_layers_are_packed_exported_and_checked(stores: tuple[Store, Store], scratch: Path) -> None:

@@ -21,6 +21,8 @@ from unionfs.syscalls import files
 UPPER: Final = 0
 """Index of the upper among the branches; the lowers follow, top first."""
 
+_OVERRIDES: Final = (markers.OVERRIDE_PRIVILEGED_XATTR, markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
+_TARGET_MAX: Final = 4096  # bytes of a symlink (symlink(2))
 _PATH_CHUNK: Final = 3500  # bytes of a path given to one openat2(2); PATH_MAX is 4096 and a name may have 255
 _FDS_KEPT: Final = 64  # directories kept open; more only saves reopening in a union of very many lowers
 _USERS_OWN: Final = ("security.capability",)  # the one attribute of its class that is a file's own
@@ -128,6 +130,7 @@ class Branches:
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
         self._hidden = frozenset(os.path.realpath(os.fsencode(path)) for path in hidden)  # immutable
         self._dirs: OrderedDict[Place, int] = OrderedDict()  # O_PATH descriptors, least recently used first
+        self._overridden: dict[int, bool] = {}  # branch -> whether it has overrides; filled when asked
         self._root_devs: dict[int, int] = {}  # st_dev of the branches' roots
         self._xattr_whiteouts: dict[
             Place, bool
@@ -186,7 +189,14 @@ class Branches:
     def readlink(self, place: Place) -> bytes:
         """The target of a symlink."""
         parent, _, name = place.rel.rpartition(b"/")
-        return os.readlink(name, dir_fd=self.dir_fd(Place(place.branch, parent)))
+        dir_fd = self.dir_fd(Place(place.branch, parent))
+        try:
+            return os.readlink(name, dir_fd=dir_fd)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as stand_in:
+            return stand_in.read(_TARGET_MAX)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +239,8 @@ class Branches:
         ):
             return _WHITEOUT
         metacopy = any(mark in marks for mark in markers.METACOPY_XATTRS)
-        return Entry(self._object(place, st), False, False, _redirect(marks) if metacopy else None, metacopy)
+        found = self._object(place, st, marks=marks)
+        return Entry(found, False, False, _redirect(marks) if metacopy else None, metacopy)
 
     def root(self, branch: int) -> Entry:
         """The root directory of a branch. Its own redirect means nothing."""
@@ -251,7 +262,7 @@ class Branches:
             except OSError as exc:
                 if exc.errno not in (errno.EACCES, errno.EXDEV):
                     raise
-        return Entry(self._object(place, st), False, opaque, _redirect(marks), False)
+        return Entry(self._object(place, st, marks=marks), False, opaque, _redirect(marks), False)
 
     def xattrs(self, place: Place, *, private: bool = False) -> dict[str, bytes]:
         """The extended attributes that users see, or the union's own ones; what may not be read is left out.
@@ -260,9 +271,21 @@ class Branches:
         """
         fd = self.open_path(place)
         try:
-            return fd_xattrs(fd, private=private)
+            found = fd_xattrs(fd, private=private)
+            if not private and self._has_overrides(place.branch):
+                aside = {markers.shown_xattr(name): value for name, value in fd_xattrs(fd, private=True).items()}
+                found |= {name: value for name, value in aside.items() if name is not None and _is_users(name)}
+            return found
         finally:
             os.close(fd)
+
+    def _has_overrides(self, branch: int) -> bool:
+        """Whether attributes say what the files of a branch should be (core.overrides); its root says so."""
+        known = self._overridden.get(branch)
+        if known is None:
+            marks = fd_xattrs(self.dir_fd(Place(branch, b"")), private=True)
+            known = self._overridden[branch] = any(name in marks for name in _OVERRIDES)
+        return known
 
     def _counts_xattr_whiteouts(self, parent: Place) -> bool:
         """Whether whiteouts in the form of extended attributes count in this directory (overlayfs.rst, "Nesting")."""
@@ -302,10 +325,19 @@ class Branches:
             return True  # something else stands there by now
         return self.skip_unreadable and branch != UPPER and exc.errno in (errno.EACCES, errno.EPERM)
 
-    def _object(self, place: Place, st: os.stat_result, sealed: bool = False) -> Object:
+    def _object(
+        self, place: Place, st: os.stat_result, sealed: bool = False, marks: dict[str, bytes] | None = None
+    ) -> Object:
         uid, gid = self.ids.shown_owner(st.st_uid, st.st_gid, of_lower=place.branch != UPPER)
+        mode, rdev = st.st_mode, st.st_rdev
+        value = next((marks[name] for name in _OVERRIDES if name in marks), None) if marks else None
+        override = markers.read_override(value) if value is not None and self._has_overrides(place.branch) else None
+        if override is not None:  # its ids are those of the union's users, as ours are
+            uid, gid, mode = override.uid, override.gid, stat.S_IFMT(mode) | override.mode
+            if stat.S_ISREG(mode) and override.kind not in (0, stat.S_IFDIR, stat.S_IFREG):
+                mode, rdev = override.kind | override.mode, os.makedev(*override.device)
         return Object(
-            place, st.st_mode, uid, gid, st.st_size, st.st_blocks * 512, st.st_mtime_ns, st.st_ctime_ns, st.st_rdev,
+            place, mode, uid, gid, st.st_size, st.st_blocks * 512, st.st_mtime_ns, st.st_ctime_ns, rdev,
             st.st_dev, st.st_ino, st.st_nlink, sealed, place,
         )  # fmt: skip
 
@@ -353,7 +385,7 @@ def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
         raise
     found = {}
     for name in names:
-        if markers.is_private_xattr(name) != private or (name.startswith("security.") and name not in _USERS_OWN):
+        if markers.is_private_xattr(name) != private or not (private or _is_users(name)):
             continue
         try:
             found[name] = os.getxattr(path, name)
@@ -361,6 +393,10 @@ def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
             if exc.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EOVERFLOW):
                 raise  # EOVERFLOW: capabilities of another user namespace
     return found
+
+
+def _is_users(name: str) -> bool:
+    return not name.startswith("security.") or name in _USERS_OWN
 
 
 def _redirect(marks: dict[str, bytes]) -> bytes | None:
