@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tarfile
@@ -161,6 +162,17 @@ def test_users_inside_are_who_they_say(stores: tuple[Store, Store]) -> None:
         assert store("exec", "-u", "33:8", "box", "sh", "-c", "touch /tmp/b; stat -c %u:%g /tmp/b") == "33:8\n"
         missing = store("exec", "box", "sh", "-c", "chown 33 /nowhere /proc/self/mounts 2>&1", check=False)
         assert "'/nowhere': No such file" in missing
+    finally:
+        store("rm", "-f", "box")
+
+
+def test_a_container_ends_with_who_answers_for_it(stores: tuple[Store, Store]) -> None:
+    store = stores[0]
+    store("run", "-d", "--name", "box", IMAGE, "sleep", "300")
+    try:
+        found = store.user.run(["pgrep", "-u", str(store.user.uid), "-x", "unionfs-ids"]).stdout.split()
+        os.kill(int(found[0]), signal.SIGKILL)
+        assert store("wait", "box").strip() == "125"
     finally:
         store("rm", "-f", "box")
 

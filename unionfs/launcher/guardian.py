@@ -86,6 +86,7 @@ class Guardian:
         self._capture: Final = capture  # for what the command prints, if not to our own descriptors
         self._door: Door | None = None  # set once, by _run
         self._way: socket.socket | None = None  # to the supervisor, if there is one; set once, by _run
+        self._supervisor: tuple[int, int] | None = None  # pidfd and pid of it; likewise
         self._started = False  # changed by _judge only
 
     def run(self) -> int:
@@ -126,6 +127,7 @@ class Guardian:
 
                 supervisor_pid, self._way = supervisor.start()  # before there is a pid namespace, to be outside of it
                 cleanup.callback(_kill, supervisor_pid)
+                self._supervisor = os.pidfd_open(supervisor_pid), supervisor_pid
             unshare(plans.flags(self._plan.inner))
             if connection:
                 connection.connect()
@@ -171,7 +173,8 @@ class Guardian:
         init_fd = os.pidfd_open(init_pid)
         poll = select.poll()
         doors = {self._door.fileno()} if self._door else set()
-        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *doors):
+        supervisors = {self._supervisor[0]} if self._supervisor else set()
+        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *doors, *supervisors):
             poll.register(fd, select.POLLIN)
         undecided = True
         while True:
@@ -187,6 +190,10 @@ class Guardian:
                 return 128 + signal.SIGKILL
             if self._door and ready & doors:
                 self._door.serve()
+            if self._supervisor and ready & supervisors:
+                poll.unregister(self._supervisor[0])  # with the last of those it answers to it ends by itself
+                if os.waitpid(self._supervisor[1], 0)[1]:
+                    raise LaunchError("running the container", "", "the process that answers for its users ended")
             if ready & daemons:
                 raise LaunchError("running the container", self._spec.rootfs, "the daemon of its root filesystem ended")
 
