@@ -287,10 +287,7 @@ def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint:
     from unionfs.fuse.reporting import Reporter
 
     if connection is not None:
-        try:
-            Reporter(union, traffic, transport, mountpoint).listen(connection)
-        except OSError as error:
-            _logger().warning("cannot tell others how it goes: %s", error.strerror)
+        Reporter(union, traffic, transport, mountpoint).listen(connection)
 
 
 def _spare_collections() -> None:

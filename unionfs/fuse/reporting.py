@@ -91,13 +91,13 @@ class Reporter:
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
     def listen(self, connection: int) -> None:
-        """Answer questions from now on, in threads that end with the process. OSError when the name is taken."""
+        """Answer questions from now on, in threads that end with the process."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        server.bind(_address(connection))
-        server.listen(_ASKERS)
-        threading.Thread(target=self._accept, args=(server,), name="reporting", daemon=True).start()
+        threading.Thread(target=self._accept, args=(server, connection), name="reporting", daemon=True).start()
 
-    def _accept(self, server: socket.socket) -> None:
+    def _accept(self, server: socket.socket, connection: int) -> None:
+        if not _bind(server, connection):
+            return
         free = threading.Semaphore(_ASKERS)
         while True:
             free.acquire()
@@ -154,6 +154,23 @@ class Reporter:
                     _tell(asker, {"missed": lost})
         finally:
             ledger.listeners = tuple(each for each in ledger.listeners if each is not hear)
+
+
+def _bind(server: socket.socket, connection: int) -> bool:
+    """Take the connection's name. The daemon that had the number before may not be quite gone."""
+    import logging  # late: who asks needs none of it
+
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            server.bind(_address(connection))
+            server.listen(_ASKERS)
+            return True
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                logging.getLogger(__name__).warning("cannot tell others how it goes: %s", exc.strerror)
+                return False
+            time.sleep(0.02)
 
 
 def ask(connection: int, question: str) -> Iterator[dict[str, Any]]:
