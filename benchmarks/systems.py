@@ -20,6 +20,7 @@ from typing import Final
 
 from tests.support.mountinfo import detach, mount_at
 from tests.support.users import CHECKOUT
+from unionfs import compiled
 from unionfs.bench.child import FailedError
 
 NATIVE: Final = "native"
@@ -94,7 +95,7 @@ def version(system: str) -> str:
     if system in (OURS, OURS_PYFUSE3):
         argv = ["git", "describe", "--always", "--dirty"]
         said = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=20)
-        return said.stdout.strip() or "unknown"
+        return f"{said.stdout.strip() or 'unknown'} ({compiled.state_of_checkout() or 'compiled'})"
     return platform.release()
 
 

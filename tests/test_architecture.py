@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
-GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls")
+GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls", "unionfs.compiled")
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
 MAX_LINES = 600
@@ -34,6 +34,7 @@ class Row(NamedTuple):
 
 ALLOWED = {
     "unionfs.markers": Row(()),
+    "unionfs.compiled": Row(()),
     "unionfs.syscalls": Row(("unionfs.syscalls",)),
     "unionfs.core": Row(
         (*GROUND_FLOOR, "unionfs.core"), ("xxhash",), not_even=("argparse", "logging.handlers", "threading", "asyncio")
@@ -64,7 +65,7 @@ ALLOWED = {
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google")),
-    "unionfs.__main__": Row(("unionfs.cli",)),
+    "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
     "layers.__main__": Row(("layers.cli",)),

@@ -9,6 +9,7 @@ import os
 import sys
 from keyword import iskeyword
 
+from unionfs import compiled
 from unionfs.cli.errors import BROKEN_PIPE, EXIT_CODES, FAILED, INTERRUPTED, OWN_FAILURE, USAGE, CommandError, tell
 
 VERBS = {
@@ -66,6 +67,7 @@ COMMANDS_OF_OTHERS = ("run", "exec", "try")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    compiled.prefer()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     debug = _debug_wanted(arguments)
@@ -130,11 +132,11 @@ def _run_module(name: str, arguments: list[str]) -> int:
 
 
 def version_text() -> str:
-    """`unionfs VERSION`, as the package's metadata has it."""
+    """`unionfs VERSION`, as the package's metadata has it, and whether its hot modules are compiled."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"unionfs {version('unionfs')}"
+        return f"unionfs {version('unionfs')}, {compiled.in_words()}"
     except PackageNotFoundError:
         return "unionfs (not installed as a package)"
 

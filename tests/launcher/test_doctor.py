@@ -36,6 +36,7 @@ FINE = Machine(
     state="/home/alice/.local/share/unionfs",
     state_xattrs="",
     modules={"trio": "", "xxhash": "", "pyfuse3": ""},
+    code="compiled",
 )
 REFUSED = "this machine does not let this user make user namespaces (Operation not permitted)"
 

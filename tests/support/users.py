@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import process
+from unionfs import compiled
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -169,6 +170,8 @@ def readable_code(run_dir: Path) -> Path:
         for part in _CODE:
             shutil.copytree(CHECKOUT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(CHECKOUT / "pyproject.toml", copy)
+        if (CHECKOUT / compiled.PLACE).is_dir():
+            shutil.copytree(CHECKOUT / compiled.PLACE, copy / compiled.PLACE)
         subprocess.run([sys.executable, "-m", "compileall", "-q", copy], check=False, timeout=120)
         subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=60)
     return copy

@@ -65,6 +65,7 @@ def _findings(machine: Machine) -> Iterator[Finding]:
         yield _subordinate_ids(machine)
         yield _fusermount(machine)
     yield _cgroups(machine)
+    yield Finding("code", OK, machine.code)
 
 
 def _kernel(machine: Machine) -> Finding:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
 
+from unionfs import compiled
 from unionfs.cli.containers import default_root
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
@@ -59,6 +60,7 @@ class Machine:
     state: str  # where containers are kept
     state_xattrs: str
     modules: dict[str, str]  # why each of MODULES cannot be imported
+    code: str  # whether the hot modules are compiled, in words
 
 
 def examine(root: str | None) -> Machine:
@@ -89,6 +91,7 @@ def examine(root: str | None) -> Machine:
         state=state,
         state_xattrs=_try_xattrs(state),
         modules={name: _try_import(name) for name in MODULES},
+        code=compiled.in_words(),
     )
 
 

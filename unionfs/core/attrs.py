@@ -14,6 +14,10 @@ NOW: Final = -1 << 63
 """In a time field of AttrChange: the current time, taken by the filesystem (UTIME_NOW in utimensat(2))."""
 
 
+make: Final = tuple.__new__
+"""make(Entry, (nodeid, attrs)) is Entry(nodeid, attrs) at a fifth of the cost: for values made once a request."""
+
+
 class Attrs(NamedTuple):
     """What stat(2) tells of a node. `ino` is the stable number shown to users, never the node id."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from unionfs.core.overrides import Overrides
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode without its questions
+_ERRORS: Final = sys.getfilesystemencodeerrors()
 _PATH_CHUNK: Final = 3500  # bytes of a path opened at once; below PATH_MAX (4096) with the longest name added
 
 
@@ -36,7 +39,8 @@ class Mask:
 
 
 class MadeStat(NamedTuple):
-    """Attributes that no filesystem gave: of a file that should be something else than it is (core.overrides)."""
+    """Attributes that no filesystem gave: of a file that should be something else than it is (core.overrides), or of
+    a place that is not to be touched."""
 
     st_mode: int
     st_ino: int
@@ -51,12 +55,7 @@ class MadeStat(NamedTuple):
     st_atime_ns: int
     st_mtime_ns: int
     st_ctime_ns: int
-
-
-class SealedStat(MadeStat):
-    """The attributes of a place that is not to be touched: an empty directory of root's."""
-
-    __slots__ = ()
+    sealed: bool = False  # of a place that is not to be touched: an empty directory of root's
 
 
 Stat = os.stat_result | MadeStat
@@ -135,7 +134,8 @@ class BranchDir:
             held = start
             names.reverse()
             for chunk in _chunks(names):
-                held = FileFd(_open_beneath(held.fd, chunk))
+                with held:
+                    held = FileFd(_open_beneath(held.fd, chunk))
         self.branch.fds.keep(self, held)
         return held
 
@@ -175,14 +175,14 @@ class BranchDir:
         overrides = self.branch.overrides
         return st if overrides is None else overrides.over(self, name, st)
 
-    def sealed_stat(self) -> SealedStat:
+    def sealed_stat(self) -> MadeStat:
         """What a sealed place shows. Its number is derived from the place, high enough not to meet a real one."""
         assert self.parent is not None
         ino = (1 << 54) | (hash((id(self.branch) & 0xFFFF, self.name)) & ((1 << 53) - 1))
         root = self.branch.root.stat()
-        return SealedStat(
+        return MadeStat(
             stat.S_IFDIR | 0o755, ino, self.branch.dev, 2, 0, 0, 0, 0, 0, 4096,
-            root.st_mtime_ns, root.st_mtime_ns, root.st_mtime_ns,
+            root.st_mtime_ns, root.st_mtime_ns, root.st_mtime_ns, sealed=True,
         )  # fmt: skip
 
     def is_elsewhere(self, st: Stat, name: bytes) -> bool:
@@ -198,13 +198,14 @@ class BranchDir:
             return True
         return False
 
-    def scan(self) -> Iterator[os.DirEntry[str]]:
-        """The entries of the directory as readdir(3) gives them, marks included, without "." and "..".
+    def scan(self) -> list[tuple[bytes, int, int]]:
+        """(name, S_IFMT bits, inode number) of the entries as readdir(3) gives them, marks included, without "." and
+        "..".
 
         That we look is no reading by a user: the directory's atime stays where we may leave it (open(2), O_NOATIME).
         """
         if self.sealed:
-            return
+            return []
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             fd = os.open(b".", flags | os.O_NOATIME, dir_fd=self.fd())
@@ -212,7 +213,7 @@ class BranchDir:
             fd = os.open(b".", flags, dir_fd=self.fd())
         try:
             with os.scandir(fd) as entries:
-                yield from entries
+                return [(entry.name.encode(_ENCODING, _ERRORS), _kind_of(entry), entry.inode()) for entry in entries]
         finally:
             os.close(fd)
 
@@ -224,6 +225,17 @@ class BranchDir:
             names.append(at.name)
             at = at.parent
         return tuple(reversed(names))
+
+
+def _kind_of(entry: os.DirEntry[str]) -> int:
+    """The S_IFMT bits of a directory entry; asks stat(2) only for what readdir(3) does not say."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
 
 
 def _chunks(names: list[bytes]) -> Iterator[list[bytes]]:
@@ -249,7 +261,11 @@ def _open_beneath(fd: int, names: list[bytes]) -> int:
     except OSError as exc:
         if exc.errno not in (errno.ENOSYS, errno.EPERM):
             raise
-    at = FileFd(os.open(names[0], _DIR_FLAGS, dir_fd=fd))
+    at = os.open(names[0], _DIR_FLAGS, dir_fd=fd)
     for name in names[1:]:
-        at = FileFd(os.open(name, _DIR_FLAGS, dir_fd=at.fd))
-    return os.dup(at.fd)
+        try:
+            below = os.open(name, _DIR_FLAGS, dir_fd=at)
+        finally:
+            os.close(at)
+        at = below
+    return at

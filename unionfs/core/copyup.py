@@ -18,11 +18,11 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core import inodes, names, ownership
-from unionfs.core.branch import Branch, BranchDir, SealedStat, Stat
+from unionfs.core.branch import Branch, BranchDir, MadeStat, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
-from unionfs.core.marks import proc_path
+from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
@@ -30,6 +30,9 @@ from unionfs.syscalls import files
 
 INLINE_MAX: Final = 1 << 20
 """Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
+
+_AT_ONCE: Final = 4096
+"""Bytes that one read and one write copy."""
 
 _LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
 """Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
@@ -61,14 +64,24 @@ class CopyUp:
         self.length = length  # immutable
         self.durable = durable  # immutable
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
+        self._copied_at_once = 0  # bytes; copy only
 
     def copy(self) -> None:
         """Copy the data, and write them through to the device if that is wanted before anybody sees them.
         Raises OSError; EINTR after `cancel`."""
-        if self.length:
+        if 0 < self.length <= _AT_ONCE and self.src is not None and self.st.st_size <= _AT_ONCE:
+            self._copy_at_once(self.src.fd)
+        elif self.length:
             self._copy.run()
-            if self.durable:
-                os.fdatasync(self.dst.fd)
+        if self.length and self.durable:
+            os.fdatasync(self.dst.fd)
+
+    def _copy_at_once(self, src_fd: int) -> None:
+        """As Copy would do it, for what is too small for holes and for being cancelled."""
+        data = os.pread(src_fd, self.length, 0)
+        while data:
+            data = data[os.pwrite(self.dst.fd, data, self._copied_at_once) :]
+            self._copied_at_once = self.length - len(data)
 
     def share(self) -> bool:
         """Share the data with the lower file, if that can be done, instead of copying them; takes no time to speak of.
@@ -82,7 +95,7 @@ class CopyUp:
     @property
     def copied(self) -> int:
         """Bytes of data moved so far; shared extents do not count."""
-        return self._copy.copied
+        return self._copy.copied + self._copied_at_once
 
     @property
     def reflinked(self) -> bool:
@@ -107,6 +120,7 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     require_upper(tree)
     st = tree.stat(node)
     if not stat.S_ISREG(st.st_mode) or _length(st, size) <= INLINE_MAX:
+        tree.looked_at = node, st
         return None
     job = _open(tree, node, st, size)
     try:
@@ -125,7 +139,8 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None) -> None:
     if not needs_copy(node):
         return
     require_upper(tree)
-    st = tree.stat(node)
+    looked_at, tree.looked_at = tree.looked_at, None
+    st = looked_at[1] if looked_at is not None and looked_at[0] is node else tree.stat(node)
     if not stat.S_ISREG(st.st_mode):
         _make_special(tree, node, st)
         return
@@ -168,14 +183,10 @@ def commit(tree: Tree, job: CopyUp) -> None:
         return
     lower = node.home.branch.path
     try:
-        source: str | int = job.src.fd if job.src is not None else -1
-        opened = _open_path(node.home, node.leaf) if job.src is None or _has_other_data(node) else None
-        try:
-            if opened is not None:
-                source = proc_path(opened.fd)
-            give_attributes(tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd)
-        finally:
-            opened = None
+        has_it_open = job.src is not None and not _has_other_data(node)
+        source = job.src.fd if has_it_open and job.src is not None else path_at(node.home, node.leaf)
+        listed = job.src.xattrs if has_it_open and job.src is not None else None
+        give_attributes(tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd, listed)
         if job.length < job.st.st_size:
             os.utime(job.dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
         if tree.options.durability == "strict":
@@ -219,10 +230,6 @@ def path_of(node: Node) -> bytes:
 
 def _has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
-
-
-def _open_path(place: BranchDir, leaf: bytes) -> FileFd:
-    return FileFd(os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd()))
 
 
 def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
@@ -295,8 +302,7 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     else:
         ownership.make_node(staging.here, leaf, stat.S_IFMT(st.st_mode), st.st_rdev)
     try:
-        src = _open_path(node.home, node.leaf)
-        give_attributes(tree, proc_path(src.fd), node.home, st, staging.here, leaf)
+        give_attributes(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
         _publish_file(tree, node, leaf, st)
     except BaseException:
         staging.dispose(leaf)
@@ -337,7 +343,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     os.mkdir(leaf, 0o700, dir_fd=staging.fd())
     try:
         lower = node.low.stack[0]
-        source = proc_path(lower.fd()) if not lower.sealed else -1
+        source = path_at(lower, b".") if not lower.sealed else -1
         give_attributes(tree, source, lower, st, staging.here, leaf)
         mode = stat.S_IMODE(st.st_mode)
         late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
@@ -378,17 +384,23 @@ def _sync_dir(place: BranchDir) -> None:
 
 
 def give_attributes(
-    tree: Tree, source: str | int, lower: BranchDir, st: Stat, place: BranchDir, leaf: bytes, fd: int | None = None
+    tree: Tree,
+    source: bytes | int,
+    lower: BranchDir,
+    st: Stat,
+    place: BranchDir,
+    leaf: bytes,
+    fd: int | None = None,
+    listed: list[str] | None = None,
 ) -> None:
     """Make the new object `leaf` in `place` look like the one with attributes `st` (in or at `lower`): extended
-    attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls, `fd` the
-    new one if it is open."""
-    opened = _open_path(place, leaf) if fd is None else None
-    target: str | int = proc_path(opened.fd) if opened is not None else fd if fd is not None else -1
+    attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls (a descriptor, or
+    what `path_at` gives), `listed` the names of its attributes if they are known, `fd` the new one if it is open."""
+    target = fd if fd is not None else path_at(place, leaf)
     kind = stat.S_IFMT(st.st_mode)
-    sealed = isinstance(st, SealedStat)
+    sealed = isinstance(st, MadeStat) and st.sealed
     late = []
-    for name in [] if sealed else _list_xattrs(source):
+    for name in [] if sealed else listed if listed is not None else _list_xattrs(source):
         stored = _kept_as(lower.branch, place.branch, name)
         if stored is None:
             continue
@@ -397,7 +409,7 @@ def give_attributes(
         else:
             _copy_xattr(source, target, name, stored)
     if kind in (stat.S_IFREG, stat.S_IFDIR) and not sealed and not lower.branch.writable:
-        os.setxattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
+        _set_xattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
     mode = stat.S_IMODE(st.st_mode) if kind != stat.S_IFLNK else None
     if place.branch.overrides is None and (uid, gid) == (tree.euid, tree.egid):
@@ -412,9 +424,16 @@ def give_attributes(
         os.utime(leaf, ns=times, dir_fd=place.fd(), follow_symlinks=False)
 
 
-def _list_xattrs(source: str | int) -> list[str]:
+def _set_xattr(target: bytes | int, name: str, value: bytes) -> None:
+    if isinstance(target, int):
+        os.setxattr(target, name, value)
+    else:
+        os.setxattr(target, name, value, follow_symlinks=False)
+
+
+def _list_xattrs(source: bytes | int) -> list[str]:
     try:
-        return os.listxattr(source)
+        return os.listxattr(source) if isinstance(source, int) else os.listxattr(source, follow_symlinks=False)
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
             return []
@@ -436,19 +455,20 @@ def _kept_as(source: Branch, target: Branch, name: str) -> str | None:
     return None if markers.is_private_xattr(shown) else shown
 
 
-def _copy_xattr(source: str | int, target: str | int, name: str, stored: str) -> None:
+def _copy_xattr(source: bytes | int, target: bytes | int, name: str, stored: str) -> None:
     """Copy one extended attribute, `stored` being its name at the target.
 
     What this user may not set, or this filesystem has not, is left behind, as cp -a
     does."""
     try:
-        value = os.getxattr(source, name)
+        is_fd = isinstance(source, int)
+        value = os.getxattr(source, name) if is_fd else os.getxattr(source, name, follow_symlinks=False)
     except OSError as exc:
         if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
             return
         raise
     try:
-        os.setxattr(target, stored, value)
+        _set_xattr(target, stored, value)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
             raise

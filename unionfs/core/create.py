@@ -11,11 +11,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from unionfs import markers
 from unionfs.core import acl, copyup, lookup, marks, names, ownership
-from unionfs.core.attrs import Caller
+from unionfs.core.attrs import Caller, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.lookup import Resolved
@@ -64,15 +65,15 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
         else:
             return _born(tree, parent, name, held)
 
-    def build(fd: int, leaf: bytes) -> None:
-        nonlocal held
-        if kind == stat.S_IFREG:
-            held = FileFd(_create(tree, fd, leaf, 0o600), writable=True)
-        else:
-            ownership.make_node(tree.staging.here, leaf, kind, rdev)
+    build = partial(_build_node, tree, kind, rdev)
+    return _born(tree, parent, name, _stage(tree, up, name, mode & _PERM, caller, build))
 
-    _stage(tree, up, name, mode & _PERM, caller, build)
-    return _born(tree, parent, name, held)
+
+def _build_node(tree: Tree, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
+    if kind == stat.S_IFREG:
+        return FileFd(_create(tree, dir_fd, name, 0o600), writable=True)
+    ownership.make_node(tree.staging.here, name, kind, rdev)
+    return None
 
 
 def _create(tree: Tree, dir_fd: int, name: bytes, mode: int) -> int:
@@ -90,8 +91,13 @@ def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller
             return _born(tree, parent, name, None)
         except FileExistsError:
             _require_whiteout(up, name)
-    _stage(tree, up, name, None, caller, lambda _, leaf: ownership.make_symlink(tree.staging.here, leaf, target))
+    _stage(tree, up, name, None, caller, partial(_build_symlink, tree, target))
     return _born(tree, parent, name, None)
+
+
+def _build_symlink(tree: Tree, target: bytes, dir_fd: int, name: bytes) -> FileFd | None:
+    ownership.make_symlink(tree.staging.here, name, target)
+    return None
 
 
 def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Resolved:
@@ -108,15 +114,7 @@ def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: 
         except FileExistsError:
             _require_whiteout(up, name)
     if not made:
-
-        def build(fd: int, leaf: bytes) -> None:
-            os.mkdir(leaf, 0o700, dir_fd=fd)
-            if opaque:
-                place = tree.staging.here.child(leaf)
-                marks.set_opaque(marks.proc_path(place.fd()), place.fd(), tree.options.whiteout)
-                tree.fds.drop(place)
-
-        _stage(tree, up, name, mode & _PERM, caller, build, is_dir=True)
+        _stage(tree, up, name, mode & _PERM, caller, partial(_build_directory, tree, opaque), is_dir=True)
     st = up.look(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = DirNode(tree.nodes.new_id(), parent, name, up.child(name), None, ino)
@@ -125,6 +123,15 @@ def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: 
     names.added(tree, parent, name, stat.S_IFDIR, st.st_ino)
     names.learn_empty(tree, node)
     return Resolved(node, st)
+
+
+def _build_directory(tree: Tree, opaque: bool, dir_fd: int, name: bytes) -> FileFd | None:
+    os.mkdir(name, 0o700, dir_fd=dir_fd)
+    if opaque:
+        place = tree.staging.here.child(name)
+        marks.set_opaque(marks.proc_path(place.fd()), place.fd(), tree.options.whiteout)
+        tree.fds.drop(place)
+    return None
 
 
 def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
@@ -169,7 +176,8 @@ def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> File
     held = FileFd(_create(tree, staging.fd(), leaf, 0o600), writable=True)
     _give_owner_and_mode(tree, up, leaf, mode & _PERM, caller, is_dir=False)
     st = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
-    node = FileNode(nodeid, parent, leaf, staging.here, leaf, tree.inodes.shown(up.branch.fs_index, st.st_ino))
+    ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
+    node = FileNode(nodeid, parent, leaf, staging.here, leaf, ino, st.st_mode)
     node.rare().dead = True
     node.rare().large = True  # for all we know
     tree.nodes.add(node)
@@ -200,20 +208,21 @@ def _stage(
     name: bytes,
     mode: int | None,
     caller: Caller,
-    build: Callable[[int, bytes], None],
+    build: Callable[[int, bytes], FileFd | None],
     *,
     is_dir: bool = False,
-) -> None:
+) -> FileFd | None:
     """Build aside, give owner, mode and inherited ACL, rename into place over a whiteout or nothing."""
     staging = tree.staging
     leaf = staging.new_name()
     try:
-        build(staging.fd(), leaf)
+        held = build(staging.fd(), leaf)
         _give_owner_and_mode(tree, up, leaf, mode, caller, is_dir=is_dir)
         place_over_whiteout(tree, leaf, up, name, is_dir=is_dir)
     except BaseException:
         staging.dispose(leaf)
         raise
+    return held
 
 
 def place_over_whiteout(tree: Tree, leaf: bytes, up: BranchDir, name: bytes, *, is_dir: bool) -> None:
@@ -282,9 +291,10 @@ def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Reso
     up = parent.upper
     assert up is not None
     st = os.fstat(held.fd) if held is not None and up.branch.overrides is None else up.look(name)
-    node = FileNode(tree.nodes.new_id(), parent, name, up, name, tree.inodes.shown(up.branch.fs_index, st.st_ino))
+    ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
+    node = FileNode(tree.nodes.new_id(), parent, name, up, name, ino, st.st_mode)
     tree.nodes.add(node)
     if held is not None:
         tree.fds.keep(node, held)
     names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
-    return Resolved(node, st)
+    return make(Resolved, (node, st))

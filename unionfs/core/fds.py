@@ -15,14 +15,25 @@ from typing import Protocol
 
 class FileFd:
     """An open descriptor. It is closed when the last reference to the object goes, so a worker thread that holds the
-    object can go on using `fd` whatever the cache does meanwhile."""
+    object can go on using `fd` whatever the cache does meanwhile.
 
-    __slots__ = ("fd", "used", "writable")
+    A variable alone does not hold it to the end of a function: compiled code lets go after the last use of the name.
+    Who uses the number of a descriptor that nobody else holds does it in a `with` block.
+    """
+
+    __slots__ = ("fd", "used", "writable", "xattrs")
 
     def __init__(self, fd: int, writable: bool = False) -> None:
         self.fd = fd  # immutable
         self.writable = writable  # immutable: opened O_RDWR
+        self.xattrs: list[str] | None = None  # names of a lower file's attributes; set once, by who lists them
         self.used = True  # set by the owner at each use, cleared by the clock's hand
+
+    def __enter__(self) -> FileFd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to the last reference, which may be another's."""
 
     def __del__(self) -> None:
         os.close(self.fd)

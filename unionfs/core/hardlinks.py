@@ -36,12 +36,11 @@ class HardLinks:
         self._key_of: dict[int, bytes] = {}  # the reverse
         self._remaining: dict[bytes, int] = {}  # key -> names of the lower inode that still show through
         counts: dict[bytes, bytes] = {}
-        for entry in list(self.place.scan()):
-            name = os.fsencode(entry.name)
+        for name, _, ino in self.place.scan():
             if name.endswith(_COUNT):
                 counts[name[: -len(_COUNT)]] = os.readlink(name, dir_fd=self.place.fd())
             else:
-                self._ino_of[name] = entry.inode()
+                self._ino_of[name] = ino
         for key, text in counts.items():
             self._remaining[key] = self._read_count(key, text, upper)
             if not text.isdigit():  # what was announced is settled now, before links are made or removed again

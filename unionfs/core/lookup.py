@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from unionfs import markers
 from unionfs.core import inodes, marks
+from unionfs.core.attrs import make
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
@@ -39,7 +40,7 @@ def resolve(tree: Tree, parent: DirNode, name: bytes) -> Resolved:
     """The node that `name` in `parent` is, made if it was not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
     child = parent.children.get(name)
     if child is not None:
-        return Resolved(child, tree.stat(child))
+        return make(Resolved, (child, tree.stat(child)))
     if len(name) > markers.NAME_MAX:
         refuse(errno.ENAMETOOLONG, name)
     if markers.is_reserved(name) or parent.dead:
@@ -153,18 +154,18 @@ def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolve
         ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)
         directory = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, None, found.low, ino)
         tree.nodes.add(directory)
-        return Resolved(directory, st)
+        return make(Resolved, (directory, st))
     st = found.st if found.st is not None else found.place.look(found.name)
     if st.st_nlink > 1:
         linked = _known_link(tree, parent, name, found, st)
         if linked is not None:
             return linked
     ino = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, found.place, found.name, ino)
+    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, found.place, found.name, ino, st.st_mode)
     if st.st_nlink > 1:
         _register(tree, node, found.place, st)
     tree.nodes.add(node)
-    return Resolved(node, st)
+    return make(Resolved, (node, st))
 
 
 def _register(tree: Tree, node: FileNode, place: BranchDir, st: Stat) -> None:
@@ -183,7 +184,7 @@ def _known_link(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat
     if node is None:
         return None
     _add_name(node, parent, name)
-    return Resolved(node, tree.stat(node))
+    return make(Resolved, (node, tree.stat(node)))
 
 
 def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
@@ -199,13 +200,14 @@ def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -
     node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
     if node is not None:
         _add_name(node, parent, name)
-        return Resolved(node, up_st)
+        return make(Resolved, (node, up_st))
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    node = FileNode(tree.nodes.id_for(parent, name, shown), parent, name, links.place, key, shown)
+    number = tree.nodes.id_for(parent, name, shown)
+    node = FileNode(number, parent, name, links.place, key, shown, up_st.st_mode)
     node.rare().key = key
     tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
     tree.nodes.add(node)
-    return Resolved(node, up_st)
+    return make(Resolved, (node, up_st))
 
 
 def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
@@ -233,10 +235,10 @@ def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Reso
             elif known.home is tree.links.place:
                 known.home, known.leaf = up, name
             _add_name(known, parent, name)
-            return Resolved(known, st)
+            return make(Resolved, (known, st))
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)
-    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, up, name, ino)
+    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, up, name, ino, st.st_mode)
     if key is not None:
         node.rare().key = key
     if st.st_nlink > 1:
@@ -244,7 +246,7 @@ def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Reso
     if is_metacopy:
         _find_upper_metacopy_data(tree, parent, name, node)
     tree.nodes.add(node)
-    return Resolved(node, st)
+    return make(Resolved, (node, st))
 
 
 def _find_upper_metacopy_data(tree: Tree, parent: DirNode, name: bytes, node: FileNode) -> None:
@@ -299,7 +301,7 @@ def _from_upper_dir(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resol
     ino, _ = _upper_marks(tree, parent.upper, name, st, None)
     node = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, up, low, ino)
     tree.nodes.add(node)
-    return Resolved(node, st)
+    return make(Resolved, (node, st))
 
 
 def _hidden_beside(tree: Tree, parent: DirNode, name: bytes) -> bool:

@@ -27,7 +27,7 @@ class Loosened:
         self.mode: int | None = None  # the mode to restore
 
     def __enter__(self) -> None:
-        if os.geteuid() == 0 or not self.place.branch.writable:
+        if not self.place.branch.writable or os.geteuid() == 0:
             return
         st = os.fstat(self.place.fd()) if self.place.branch.overrides is not None else self.place.stat()
         if st.st_uid == os.geteuid() and st.st_mode & _OWNER != _OWNER:

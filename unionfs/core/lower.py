@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core import marks
+from unionfs.core.attrs import make
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.namecache import NameCache
 
@@ -85,7 +86,7 @@ class LowDir:
         kind = (code & 0xF) << KIND_SHIFT
         positions = self.stacks[code >> _STACK_SHIFT]
         if kind != stat.S_IFDIR:
-            return Found(kind, self.stack[positions[0]], name, None, None)
+            return make(Found, (kind, self.stack[positions[0]], name, None, None))
         return self.tree.walk_one(self, [self.stack[position] for position in positions], name)[0]
 
     def _probe(self, name: bytes) -> Found | None:
@@ -234,7 +235,7 @@ class LowerTree:
             if not stat.S_ISDIR(st.st_mode):
                 if walk.stack or marks.is_whiteout(place, name, st):
                     break
-                return Found(stat.S_IFMT(st.st_mode), place, name, None, st), walk.calls
+                return make(Found, (stat.S_IFMT(st.st_mode), place, name, None, st)), walk.calls
             if self._enter(walk, parent, place, st, last=position == last):
                 break
         if not walk.stack:
@@ -256,7 +257,7 @@ class LowerTree:
             return False
         walk.calls += 2
         try:
-            seen = marks.read_dir_marks(child)
+            seen = marks.read_dir_marks(child, bottom=last)
         except OSError as exc:
             if self._is_skipped(exc):
                 return False
@@ -324,33 +325,21 @@ class LowerTree:
     def entries(self, place: BranchDir, hidden: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
         """(name, kind, ino) of the real entries of one branch directory; whiteouts go into `hidden`."""
         try:
-            for entry in place.scan():
-                name = os.fsencode(entry.name)
+            for name, kind, ino in place.scan():
                 if markers.is_reserved(name):
                     mark = markers.hidden_name(name)
                     if mark is not None:
                         hidden.append(mark)
                     continue
-                kind = kind_of(entry)
                 if kind == stat.S_IFCHR or (kind == stat.S_IFREG and place.has_xattr_whiteouts):
                     st = os.stat(name, dir_fd=place.fd(), follow_symlinks=False)
                     if marks.is_whiteout(place, name, st):
                         hidden.append(name)
                         continue
                 if kind == stat.S_IFREG and place.branch.overrides is not None:
-                    kind = place.branch.overrides.kind_of(place, name)
-                yield name, kind, entry.inode()
+                    yield name, place.branch.overrides.kind_of(place, name), ino
+                    continue
+                yield name, kind, ino
         except OSError as exc:
             if not self._is_skipped(exc):
                 raise
-
-
-def kind_of(entry: os.DirEntry[str]) -> int:
-    """The S_IFMT bits of a directory entry; asks stat(2) only for what readdir(3) does not say."""
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -9,18 +9,16 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from unionfs import markers
 from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.fds import FileFd
 from unionfs.core.loosened import Loosened, read_xattr_as_owner
 
 AUFS = "aufs"
 OVERLAY = "overlay"
 FUSE_OVERLAYFS = "fuse-overlayfs"  # overlay's, and beside each attribute that says opaque the file that says it
-
-
-_METACOPY_BLOCKS_MAX: Final = 128  # of 512 bytes
 
 
 class DirMarks(NamedTuple):
@@ -38,8 +36,13 @@ def proc_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def read_dir_marks(place: BranchDir) -> DirMarks:
-    """The marks on and in the directory `place`."""
+def path_at(place: BranchDir, leaf: bytes) -> bytes:
+    """The same for `leaf` in `place`, for calls that are told not to follow it."""
+    return b"/proc/self/fd/%d/%s" % (place.fd(), leaf)
+
+
+def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
+    """The marks on and in the directory `place`; `bottom`: nothing is beneath it, so nobody asks for an opaque file."""
     if place.sealed:
         return NO_MARKS
     fd = place.fd()
@@ -63,7 +66,7 @@ def read_dir_marks(place: BranchDir) -> DirMarks:
             value = private_xattr(path, name, ours=place.branch.writable)
             if value is not None and markers.is_sane_redirect(value):
                 redirect = value
-    if not opaque:
+    if not opaque and not bottom:
         with Loosened(place):
             opaque = _exists(fd, markers.OPAQUE_NAME)
     return DirMarks(opaque, redirect)
@@ -129,17 +132,13 @@ def is_metacopy(place: BranchDir, name: bytes) -> bool:
     return _has_any_xattr(place, name, markers.METACOPY_XATTRS)
 
 
-def is_metacopy_fd(fd: int) -> bool:
-    """The same of an open file."""
+def is_metacopy_fd(held: FileFd) -> bool:
+    """The same of an open file of a lower, whose attributes are then known."""
     try:
-        return any(present in markers.METACOPY_XATTRS for present in os.listxattr(fd))
+        held.xattrs = os.listxattr(held.fd)
     except OSError:
         return False
-
-
-def may_be_metacopy(st: Stat) -> bool:
-    """Whether it is worth asking: such a file occupies one block for attributes at most, of up to 64 KiB."""
-    return st.st_size > 0 and st.st_blocks <= _METACOPY_BLOCKS_MAX
+    return any(present in markers.METACOPY_XATTRS for present in held.xattrs)
 
 
 def metacopy_redirect(place: BranchDir, name: bytes) -> bytes | None:

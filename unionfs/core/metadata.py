@@ -12,6 +12,7 @@ from unionfs.core import acl, copyup, ownership
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
+from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import Owners
 from unionfs.core.tree import Tree, refuse
@@ -98,7 +99,7 @@ def _xattr_path(node: Node) -> tuple[bytes, bool]:
     if isinstance(node, FileNode):
         if not node.leaf:  # others have taken it away
             refuse(errno.ESTALE, node.name)
-        return b"/proc/self/fd/%d/%s" % (node.home.fd(), node.leaf), False
+        return path_at(node.home, node.leaf), False
     return b"/proc/self/fd/%d" % _place_of(node).fd(), True
 
 
@@ -279,16 +280,16 @@ def beyond_stat(node: Node) -> Beyond:
 def get_flags(tree: Tree, node: Node, command: int) -> bytes:
     """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or
     where there are none."""
-    held = _flags_fd(tree, node)
-    return files.get_flags(held.fd, command)
+    with _flags_fd(tree, node) as held:
+        return files.get_flags(held.fd, command)
 
 
 def set_flags(tree: Tree, node: Node, command: int, flags: bytes) -> None:
     """Set the inode's flags, by one of files.FLAG_WRITES; whoever asked was checked by the kernel. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
     _bring_up(tree, node)
-    held = _flags_fd(tree, node)
-    files.set_flags(held.fd, command, flags)
+    with _flags_fd(tree, node) as held:
+        files.set_flags(held.fd, command, flags)
     tree.ours(node)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from unionfs.core.attrs import ROOT
 from unionfs.core.branch import BranchDir
@@ -38,9 +39,11 @@ class Links:
 class FileNode:
     """Anything that is not a directory."""
 
-    __slots__ = ("nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links")
+    __slots__ = ("nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links", "has_data")
 
-    def __init__(self, nodeid: int, parent: DirNode, name: bytes, home: BranchDir, leaf: bytes, ino: int) -> None:
+    def __init__(
+        self, nodeid: int, parent: DirNode, name: bytes, home: BranchDir, leaf: bytes, ino: int, mode: int
+    ) -> None:
         self.nodeid = nodeid  # immutable
         self.parent = parent  # one of its names (the last one it had, if dead); changed by rename and remove
         self.name = name  # likewise
@@ -50,6 +53,7 @@ class FileNode:
         self.ino = ino  # immutable: st_ino as users see it
         self.held: FileFd | None = None  # belongs to the descriptor cache
         self.links: Links | None = None
+        self.has_data = stat.S_ISREG(mode)  # immutable; what else could be opened would act on this machine
 
     @property
     def is_up(self) -> bool:

@@ -192,9 +192,7 @@ def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
     try:
         place = staging.here.child(leaf)
         marks.set_opaque_xattr(marks.proc_path(place.fd()))
-        copyup.give_attributes(
-            tree, marks.proc_path(node.upper.fd()), node.upper, node.upper.stat(), staging.here, leaf
-        )
+        copyup.give_attributes(tree, marks.path_at(node.upper, b"."), node.upper, node.upper.stat(), staging.here, leaf)
         tree.fds.drop(place)
         files.renameat2(staging.fd(), leaf, up.fd(), dst.name, files.RENAME_EXCHANGE)
     except BaseException:

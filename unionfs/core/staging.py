@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -80,18 +81,12 @@ class Staging:
 
     def _sweep(self) -> None:
         root_fd = self.branch.root.fd()
-        for entry in list(self.branch.root.scan()):
-            name = os.fsencode(entry.name)
-            if not name.startswith(_LIVE) or not entry.is_dir(follow_symlinks=False):
+        for name, kind, _ in self.branch.root.scan():
+            if not name.startswith(_LIVE) or kind != stat.S_IFDIR:
                 continue
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if _is_locked(root_fd, name):
                 self.upper_in_use = True
                 continue
-            finally:
-                os.close(fd)
             try:
                 self._clear(self.branch.root.child(name))
                 os.rename(name, _SPARE, src_dir_fd=root_fd, dst_dir_fd=root_fd)  # over an empty one, too
@@ -100,8 +95,8 @@ class Staging:
 
     @staticmethod
     def _clear(place: BranchDir) -> None:
-        for entry in list(place.scan()):
-            _remove(place.fd(), os.fsencode(entry.name))
+        for name, _, _ in place.scan():
+            _remove(place.fd(), name)
 
     def fd(self) -> int:
         """A descriptor of this daemon's own subdirectory."""
@@ -143,8 +138,8 @@ class Staging:
         self.later = None
         root_fd = self.branch.root.fd()
         try:
-            for entry in list(self.here.scan()):
-                self.dispose(os.fsencode(entry.name))
+            for name, _, _ in self.here.scan():
+                self.dispose(name)
             try:
                 os.rename(self.here.name, _SPARE, src_dir_fd=root_fd, dst_dir_fd=root_fd)  # over an empty one, too
             except OSError:
@@ -153,6 +148,17 @@ class Staging:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
                 _warn("cannot clean the work directory %s: %s", self.branch.path, exc)
         os.close(self._live_fd)
+
+
+def _is_locked(dir_fd: int, name: bytes) -> bool:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _remove(dir_fd: int, name: bytes) -> None:

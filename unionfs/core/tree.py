@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.core import marks, mountpoints, overrides
-from unionfs.core.attrs import Attrs
+from unionfs.core.attrs import Attrs, make
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.hardlinks import HardLinks
@@ -85,6 +85,7 @@ class Tree:
         self.quietly: int = 0 if options.atime else os.O_NOATIME  # immutable: how upper files are opened
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
+        self.looked_at: tuple[FileNode, Stat] | None = None  # copyup.begin's look at a file, for ensure soon after
         self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
         self.root = self._make_root()
 
@@ -284,10 +285,10 @@ class Tree:
             uid, gid = self.owner(st, lower=True)
         if self.owners is not None:
             uid, gid = self.owners.users.shown(uid), self.owners.groups.shown(gid)
-        return Attrs(
+        return make(Attrs, (
             node.ino, st.st_mode, nlink, uid, gid, st.st_rdev, st.st_size, st.st_blocks, st.st_blksize,
             st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def _nlink(self, node: FileNode, st: Stat) -> int:
         """How many names of a file the union shows: the index and the staging directory hold links that are not
@@ -362,7 +363,8 @@ class Tree:
         if held is not None:
             held.used = True
             return held
-        st = self._require_data(node)
+        if not node.has_data or not node.leaf:  # no leaf: others have taken it away
+            refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.links is not None and node.links.data is not None:
             held = self._open_lower(*node.links.data, flags)
@@ -373,7 +375,7 @@ class Tree:
                 held = FileFd(self._open_as_owner(node, os.O_RDONLY | flags))
         else:
             held = self._open_lower(node.home, node.leaf, flags)
-            if marks.may_be_metacopy(st) and marks.is_metacopy_fd(held.fd):
+            if marks.is_metacopy_fd(held):
                 del held  # so that an error below does not keep it open
                 if node.parent.low is None:
                     refuse(errno.EIO, node.leaf)
@@ -398,20 +400,14 @@ class Tree:
         except PermissionError:
             return FileFd(os.open(leaf, os.O_RDONLY | flags, dir_fd=place.fd()))
 
-    def _require_data(self, node: FileNode) -> Stat:
-        """EINVAL for a fifo, socket or device: opening the one on the branch would act on this machine's."""
-        st = self.stat(node)
-        if not stat.S_ISREG(st.st_mode):
-            refuse(errno.EINVAL, node.leaf)
-        return st
-
     def write_fd(self, node: FileNode) -> FileFd:
         """A descriptor to write the node's data to. Preconditions: the node is copied up."""
         held = node.held
         if held is not None and held.writable:
             held.used = True
             return held
-        self._require_data(node)
+        if not node.has_data or not node.leaf:  # no leaf: others have taken it away
+            refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
             fd = self._open_upper(node, flags)

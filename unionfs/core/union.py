@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from unionfs import markers
 from unionfs.core import content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
 from unionfs.core import rename as rename_room
-from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale
+from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.forgotten import Forgotten
@@ -48,11 +48,8 @@ def _as_owner(method: Callable[Concatenate[Union, int, P], R]) -> Callable[Conca
         try:
             return method(self, nodeid, *args, **kwargs)
         except PermissionError as exc:
-            place = self.place_if_ours(nodeid) if exc.errno == errno.EACCES else None
-            if place is None:
-                raise
-        with LoosenedChain(place):
-            return method(self, nodeid, *args, **kwargs)
+            with self._way_in(nodeid, exc):
+                return method(self, nodeid, *args, **kwargs)
 
     return guarded
 
@@ -92,6 +89,14 @@ class Union:
             return None
         place = node.home if isinstance(node, FileNode) else node.upper
         return place if place is not None and place.branch.writable else None
+
+    def _way_in(self, nodeid: int, refused: PermissionError) -> LoosenedChain:
+        """In this context a node that was refused can be reached (see `_as_owner`, which is this for all but the
+        busiest methods). Raises `refused` where it cannot."""
+        place = self.place_if_ours(nodeid) if refused.errno == errno.EACCES else None
+        if place is None:
+            raise refused
+        return LoosenedChain(place)
 
     def close(self) -> None:
         """Remove this daemon's part of the work directory. Nothing may be called after."""
@@ -139,7 +144,7 @@ class Union:
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
             outside.look_when_asked(self._tree, self._tree.watcher, node)
         node.nlookup += 1
-        return Entry(node.nodeid, self._tree.attrs(node, st))
+        return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
 
     def keep_handles(self) -> None:
         """From now on remember the numbers of forgotten nodes, as far as memory allows, for `lookup_handle`."""
@@ -196,15 +201,15 @@ class Union:
         for position, name in order.after(cookie):
             code = up_names.get(name)
             if code is not None:
-                yield DirEntry(name, position, self._shown_ino(node, name, code), (code & 0xF) << 12)
+                yield make(DirEntry, (name, position, self._shown_ino(node, name, code), (code & 0xF) << 12))
                 continue
             code = low_names.get(name)
             if code is None:
                 continue
             assert low is not None
             ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
-            branch = low.place_of(code, stacks).branch
-            yield DirEntry(name, position, tree.inodes.shown(branch.fs_index, ino), (code & 0xF) << 12)
+            shown = tree.inodes.shown(low.place_of(code, stacks).branch.fs_index, ino)
+            yield make(DirEntry, (name, position, shown, (code & 0xF) << 12))
 
     def _shown_ino(self, parent: DirNode, name: bytes, code: int) -> int:
         child = parent.children.get(name)
@@ -231,11 +236,11 @@ class Union:
 
     def _entry(self, node: Node) -> Entry:
         node.nlookup += 1
-        return Entry(node.nodeid, self._tree.attrs(node, self._tree.stat(node)))
+        return make(Entry, (node.nodeid, self._tree.attrs(node, self._tree.stat(node))))
 
     def _born(self, made: Resolved) -> Entry:
         made.node.nlookup += 1
-        return Entry(made.node.nodeid, self._tree.attrs(made.node, made.st))
+        return make(Entry, (made.node.nodeid, self._tree.attrs(made.node, made.st)))
 
     def _as_stored(self, caller: Caller) -> Caller:
         """Who makes something, in ids as the upper stores them."""
@@ -294,9 +299,15 @@ class Union:
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
-    @_as_owner
     def getattr(self, nodeid: int) -> Attrs:
         """Attributes of a node, also when its last name has gone."""
+        try:
+            return self._getattr(nodeid)
+        except PermissionError as exc:
+            with self._way_in(nodeid, exc):
+                return self._getattr(nodeid)
+
+    def _getattr(self, nodeid: int) -> Attrs:
         node = self._nodes.get(nodeid)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
             outside.look_when_asked(self._tree, self._tree.watcher, node)
@@ -307,16 +318,28 @@ class Union:
         """What statx(2) tells of a node beyond `getattr`: its birth, and attributes such as immutable."""
         return metadata.beyond_stat(self._nodes.get(nodeid))
 
-    @_as_owner
     def setattr(self, nodeid: int, change: AttrChange) -> Attrs:
         """Change attributes and return the new ones. EROFS, EPERM, EISDIR, EINVAL, ENOSPC, EFBIG."""
+        try:
+            return self._setattr(nodeid, change)
+        except PermissionError as exc:
+            with self._way_in(nodeid, exc):
+                return self._setattr(nodeid, change)
+
+    def _setattr(self, nodeid: int, change: AttrChange) -> Attrs:
         node = self._nodes.get(nodeid)
         metadata.setattr_node(self._tree, node, change)
         return self._tree.attrs(node, self._tree.stat(node))
 
-    @_as_owner
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
+        try:
+            return self._getxattr(nodeid, name)
+        except PermissionError as exc:
+            with self._way_in(nodeid, exc):
+                return self._getxattr(nodeid, name)
+
+    def _getxattr(self, nodeid: int, name: bytes) -> bytes:
         node = self._nodes.get(nodeid)
         if name == markers.OWNER_XATTR and self._tree.options.owners_kept:
             return kept.get(self._tree, node)
@@ -369,14 +392,26 @@ class Union:
         """Up to `size` bytes from `offset`; fewer only at the end."""
         return content.read(self._tree, self._nodes.file(nodeid), offset, size)
 
-    @_as_owner
     def write(self, nodeid: int, offset: int, data: bytes | memoryview, kill_priv: bool = False) -> int:
         """Write at `offset` and say how much was written. EROFS, ENOSPC, EFBIG, EDQUOT."""
+        try:
+            return self._write(nodeid, offset, data, kill_priv)
+        except PermissionError as exc:
+            with self._way_in(nodeid, exc):
+                return self._write(nodeid, offset, data, kill_priv)
+
+    def _write(self, nodeid: int, offset: int, data: bytes | memoryview, kill_priv: bool) -> int:
         return content.write(self._tree, self._nodes.file(nodeid), offset, data, kill_priv=kill_priv)
 
-    @_as_owner
     def read_fd(self, nodeid: int) -> FileFd:
         """A descriptor of the node's data as it is now; a later copy-up leads to another one."""
+        try:
+            return self._read_fd(nodeid)
+        except PermissionError as exc:
+            with self._way_in(nodeid, exc):
+                return self._read_fd(nodeid)
+
+    def _read_fd(self, nodeid: int) -> FileFd:
         return self._tree.read_fd(self._nodes.file(nodeid))
 
     @_as_owner
@@ -407,13 +442,15 @@ class Union:
         """Write a node through to the device, unless the union is volatile."""
         held = content.sync_fd(self._tree, self._nodes.get(nodeid))
         if held is not None:
-            (os.fdatasync if datasync else os.fsync)(held.fd)
+            with held:
+                (os.fdatasync if datasync else os.fsync)(held.fd)
 
     def syncfs(self) -> None:
         """Write the upper's whole filesystem through to its device, unless the union is volatile."""
         held = content.syncfs_fd(self._tree)
         if held is not None:
-            files.syncfs(held.fd)
+            with held:
+                files.syncfs(held.fd)
 
     # -- the same for transports that do the slow part elsewhere: descriptors to do it on, from any thread ------------
     #

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse.mounting import process_name
@@ -68,6 +69,7 @@ class Reporter:
             "pid": os.getpid(),
             "transport": self.transport,
             "protocol": self.traffic.protocol,
+            "compiled": compiled.is_in_use(),
             "uptime_s": round(time.monotonic() - self.since, 3),
             "lowers": [_text(os.fsencode(lower)) for lower in options.lowers],
             "upper": None if options.upper is None else _text(os.fsencode(options.upper)),

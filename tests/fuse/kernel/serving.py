@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tests.support import process
 from tests.support.mountinfo import detach, mount_at
+from unionfs import compiled
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 _ENDS_WITHIN_S = 60
@@ -108,6 +109,7 @@ def serving(plan: Plan) -> Iterator[Mount]:
 
 
 def _main(plan: Plan) -> None:
+    compiled.prefer()
     from unionfs.core.copydata import CancelledError, Copy
     from unionfs.core.options import Options
     from unionfs.core.union import Union

@@ -175,72 +175,73 @@ FSYNC_FDATASYNC: Final = 1 << 0
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 
 # Layouts. `=`: host order, no padding but the header's own.
-IN_HEADER: Final = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
-OUT_HEADER: Final = Struct("=IiQ")  # len error unique
+IN_HEADER: Final[Struct] = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
+OUT_HEADER: Final[Struct] = Struct("=IiQ")  # len error unique
 
 _ATTR = "QQQqqqIIIIIIIIII"  # ino size blocks atime mtime ctime their nsecs mode nlink uid gid rdev blksize flags
 _ENTRY = "QQQQII"  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec
-ATTR: Final = Struct("=" + _ATTR)
-ENTRY_OUT: Final = Struct("=" + _ENTRY + _ATTR)
-ATTR_OUT: Final = Struct("=QII" + _ATTR)  # attr_valid attr_valid_nsec dummy attr
-DIRENT: Final = Struct("=QQII")  # ino off namelen type, then the name
-DIRENTPLUS: Final = Struct("=" + _ENTRY + _ATTR + "QQII")
+ATTR: Final[Struct] = Struct("=" + _ATTR)
+ENTRY_OUT: Final[Struct] = Struct("=" + _ENTRY + _ATTR)
+ATTR_OUT: Final[Struct] = Struct("=QII" + _ATTR)  # attr_valid attr_valid_nsec dummy attr
+DIRENT: Final[Struct] = Struct("=QQII")  # ino off namelen type, then the name
+DIRENTPLUS: Final[Struct] = Struct("=" + _ENTRY + _ATTR + "QQII")
 DIRENT_NAMED: Final = tuple(Struct(f"=QQII{words * 8}s") for words in range(33))
 """DIRENT with a name of up to so many 8-byte words behind it, zeros filling the rest, as FUSE_DIRENT_ALIGN asks."""
 DIRENTPLUS_NAMED: Final = tuple(Struct("=" + _ENTRY + _ATTR + f"QQII{words * 8}s") for words in range(33))
 
-ENTRY_REPLY: Final = Struct("=IiQ" + _ENTRY + _ATTR)
-ATTR_REPLY: Final = Struct("=IiQQII" + _ATTR)
-WRITE_REPLY: Final = Struct("=IiQII")
+ENTRY_REPLY: Final[Struct] = Struct("=IiQ" + _ENTRY + _ATTR)
+ATTR_REPLY: Final[Struct] = Struct("=IiQQII" + _ATTR)
+WRITE_REPLY: Final[Struct] = Struct("=IiQII")
 """The busiest replies with their OUT_HEADER, so that each is packed in one call."""
 
-FORGET_IN: Final = Struct("=Q")  # nlookup
-FORGET_ONE: Final = Struct("=QQ")  # nodeid nlookup
-BATCH_FORGET_IN: Final = Struct("=II")  # count dummy
-GETATTR_IN: Final = Struct("=IIQ")  # getattr_flags dummy fh
-SETATTR_IN: Final = Struct("=IIQQQqqqIIIIIIII")
+FORGET_IN: Final[Struct] = Struct("=Q")  # nlookup
+FORGET_ONE: Final[Struct] = Struct("=QQ")  # nodeid nlookup
+BATCH_FORGET_IN: Final[Struct] = Struct("=II")  # count dummy
+GETATTR_IN: Final[Struct] = Struct("=IIQ")  # getattr_flags dummy fh
+SETATTR_IN: Final[Struct] = Struct("=IIQQQqqqIIIIIIII")
 # valid padding fh size lock_owner atime mtime ctime atimensec mtimensec ctimensec mode unused4 uid gid unused5
-MKNOD_IN: Final = Struct("=IIII")  # mode rdev umask padding
-MKDIR_IN: Final = Struct("=II")  # mode umask
-RENAME_IN: Final = Struct("=Q")  # newdir
+MKNOD_IN: Final[Struct] = Struct("=IIII")  # mode rdev umask padding
+MKDIR_IN: Final[Struct] = Struct("=II")  # mode umask
+RENAME_IN: Final[Struct] = Struct("=Q")  # newdir
 RENAME2_IN: Final = Struct("=QII")  # newdir flags padding
-LINK_IN: Final = Struct("=Q")  # oldnodeid
-OPEN_IN: Final = Struct("=II")  # flags open_flags
-CREATE_IN: Final = Struct("=IIII")  # flags mode umask open_flags
-OPEN_OUT: Final = Struct("=QIi")  # fh open_flags backing_id
-READ_IN: Final = Struct("=QQIIQII")  # fh offset size read_flags lock_owner flags padding
-WRITE_IN: Final = Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
-WRITE_OUT: Final = Struct("=II")  # size padding
-STATFS_OUT: Final = Struct("=QQQQQIIII24x")  # blocks bfree bavail files ffree bsize namelen frsize padding spare[6]
-FSYNC_IN: Final = Struct("=QII")  # fh fsync_flags padding
-SETXATTR_IN: Final = Struct("=IIII")  # size flags setxattr_flags padding
-SETXATTR_IN_COMPAT: Final = Struct("=II")  # size flags; what is sent without SETXATTR_EXT
-GETXATTR_IN: Final = Struct("=II")  # size padding
-GETXATTR_OUT: Final = Struct("=II")  # size padding
-ACCESS_IN: Final = Struct("=II")  # mask padding
-INIT_IN: Final = Struct("=IIIII44x")  # major minor max_readahead flags flags2 unused[11]
-INIT_IN_COMPAT: Final = Struct("=IIII")  # major minor max_readahead flags; before 7.36
-INIT_OUT: Final = Struct("=IIIIHHIIHHIIH22x")
+LINK_IN: Final[Struct] = Struct("=Q")  # oldnodeid
+OPEN_IN: Final[Struct] = Struct("=II")  # flags open_flags
+CREATE_IN: Final[Struct] = Struct("=IIII")  # flags mode umask open_flags
+OPEN_OUT: Final[Struct] = Struct("=QIi")  # fh open_flags backing_id
+READ_IN: Final[Struct] = Struct("=QQIIQII")  # fh offset size read_flags lock_owner flags padding
+WRITE_IN: Final[Struct] = Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
+WRITE_OUT: Final[Struct] = Struct("=II")  # size padding
+# blocks bfree bavail files ffree bsize namelen frsize padding spare[6]
+STATFS_OUT: Final[Struct] = Struct("=QQQQQIIII24x")
+FSYNC_IN: Final[Struct] = Struct("=QII")  # fh fsync_flags padding
+SETXATTR_IN: Final[Struct] = Struct("=IIII")  # size flags setxattr_flags padding
+SETXATTR_IN_COMPAT: Final[Struct] = Struct("=II")  # size flags; what is sent without SETXATTR_EXT
+GETXATTR_IN: Final[Struct] = Struct("=II")  # size padding
+GETXATTR_OUT: Final[Struct] = Struct("=II")  # size padding
+ACCESS_IN: Final[Struct] = Struct("=II")  # mask padding
+INIT_IN: Final[Struct] = Struct("=IIIII44x")  # major minor max_readahead flags flags2 unused[11]
+INIT_IN_COMPAT: Final[Struct] = Struct("=IIII")  # major minor max_readahead flags; before 7.36
+INIT_OUT: Final[Struct] = Struct("=IIIIHHIIHHIIH22x")
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages map_alignment
 # flags2 max_stack_depth request_timeout unused[11]
-INTERRUPT_IN: Final = Struct("=Q")  # unique
-IOCTL_IN: Final = Struct("=QIIQII")  # fh flags cmd arg in_size out_size
-IOCTL_OUT: Final = Struct("=iIII")  # result flags in_iovs out_iovs
-FALLOCATE_IN: Final = Struct("=QQQII")  # fh offset length mode padding
-LSEEK_IN: Final = Struct("=QqII")  # fh offset whence padding
-LSEEK_OUT: Final = Struct("=Q")  # offset
-COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
-COPY_FILE_RANGE_OUT: Final = Struct("=Q")  # bytes_copied; answers COPY_FILE_RANGE_64
-SYNCFS_IN: Final = Struct("=Q")  # padding
-STATX_IN: Final = Struct("=IIQII")  # getattr_flags reserved fh sx_flags sx_mask
-STATX_OUT: Final = Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
+INTERRUPT_IN: Final[Struct] = Struct("=Q")  # unique
+IOCTL_IN: Final[Struct] = Struct("=QIIQII")  # fh flags cmd arg in_size out_size
+IOCTL_OUT: Final[Struct] = Struct("=iIII")  # result flags in_iovs out_iovs
+FALLOCATE_IN: Final[Struct] = Struct("=QQQII")  # fh offset length mode padding
+LSEEK_IN: Final[Struct] = Struct("=QqII")  # fh offset whence padding
+LSEEK_OUT: Final[Struct] = Struct("=Q")  # offset
+COPY_FILE_RANGE_IN: Final[Struct] = Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+COPY_FILE_RANGE_OUT: Final[Struct] = Struct("=Q")  # bytes_copied; answers COPY_FILE_RANGE_64
+SYNCFS_IN: Final[Struct] = Struct("=Q")  # padding
+STATX_IN: Final[Struct] = Struct("=IIQII")  # getattr_flags reserved fh sx_flags sx_mask
+STATX_OUT: Final[Struct] = Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
 # attr_valid attr_valid_nsec flags spare[2], then struct fuse_statx: mask blksize attributes nlink uid gid mode spare0
 # ino size blocks attributes_mask, {tv_sec tv_nsec reserved} of atime btime ctime mtime, rdev and dev (major, minor),
 # spare2[14]
 
-NOTIFY_INVAL_INODE_OUT: Final = Struct("=Qqq")  # ino off len
-NOTIFY_INVAL_ENTRY_OUT: Final = Struct("=QII")  # parent namelen flags
-NOTIFY_DELETE_OUT: Final = Struct("=QQII")  # parent child namelen padding
+NOTIFY_INVAL_INODE_OUT: Final[Struct] = Struct("=Qqq")  # ino off len
+NOTIFY_INVAL_ENTRY_OUT: Final[Struct] = Struct("=QII")  # parent namelen flags
+NOTIFY_DELETE_OUT: Final[Struct] = Struct("=QQII")  # parent child namelen padding
 
 STATX_BASIC_STATS: Final = 0x7FF
 """<linux/stat.h>: everything stat(2) tells."""

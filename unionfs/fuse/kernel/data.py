@@ -16,6 +16,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from unionfs.fuse.kernel import abi, encode
@@ -78,9 +79,9 @@ class Reader:
             got = os.preadv(file.fd, room, offset, os.RWF_NOWAIT)
             # Cached pages end where the file does, or at a page's end: only then it is to be known which.
             if got < size and not (offset + got) & _PAGE_MASK and offset + got < os.fstat(file.fd).st_size:
-                return lambda: _read_waiting(file, unique, offset, size)
+                return partial(_read_waiting, file, unique, offset, size)
         except BlockingIOError:
-            return lambda: _read_waiting(file, unique, offset, size)
+            return partial(_read_waiting, file, unique, offset, size)
         except OSError as exc:
             if exc.errno not in _NO_NOWAIT:
                 raise

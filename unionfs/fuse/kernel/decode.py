@@ -18,13 +18,13 @@ import os
 import stat
 from typing import Final
 
-from unionfs.core.attrs import NOW, AttrChange, Caller
+from unionfs.core.attrs import NOW, AttrChange, Caller, make
 from unionfs.fuse.kernel import abi
 
 BODY: Final = abi.IN_HEADER.size
 """Where the opcode's own part begins."""
 
-Head = tuple[int, int, int, int, int, int, int, int, int]
+Head = tuple[int, ...]
 """len opcode unique nodeid uid gid pid total_extlen padding"""
 
 _BILLION: Final = 1_000_000_000
@@ -102,16 +102,16 @@ def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
     (valid, _, _fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, _, uid, gid, _
      ) = _setattr_in(buf, BODY)  # fmt: skip
     return (
-        AttrChange(
-            mode=stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
-            uid=uid if valid & abi.FATTR_UID else None,
-            gid=gid if valid & abi.FATTR_GID else None,
-            size=size if valid & abi.FATTR_SIZE else None,
-            atime_ns=_time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
-            mtime_ns=_time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
-            kill_priv=bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & _CHANGES,
-        ),
-    )
+        make(AttrChange, (
+            stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,
+            uid if valid & abi.FATTR_UID else None,
+            gid if valid & abi.FATTR_GID else None,
+            size if valid & abi.FATTR_SIZE else None,
+            _time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_ns),
+            _time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_ns),
+            bool(valid & abi.FATTR_KILL_SUIDGID) or not valid & _CHANGES,
+        )),
+    )  # fmt: skip
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
@@ -123,25 +123,25 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> i
 def symlink(head: Head, buf: memoryview, end: int) -> tuple[bytes, bytes, Caller]:
     """SYMLINK: name, target, caller."""
     link, target = _two_strings(buf, BODY, end)
-    return _checked(link), target, Caller(head[4], head[5], head[6])
+    return _checked(link), target, make(Caller, (head[4], head[5], head[6], 0))
 
 
 def mknod(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, int, Caller]:
     """MKNOD: name, mode, rdev, caller."""
     mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(buf, BODY)
-    return name_at(buf, BODY + 16, end), mode, rdev, Caller(head[4], head[5], head[6], umask)
+    return name_at(buf, BODY + 16, end), mode, rdev, make(Caller, (head[4], head[5], head[6], umask))
 
 
 def mkdir(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, Caller]:
     """MKDIR: name, mode, caller."""
     mode, umask = abi.MKDIR_IN.unpack_from(buf, BODY)
-    return name_at(buf, BODY + 8, end), mode, Caller(head[4], head[5], head[6], umask)
+    return name_at(buf, BODY + 8, end), mode, make(Caller, (head[4], head[5], head[6], umask))
 
 
 def tmpfile(head: Head, buf: memoryview, end: int) -> tuple[int, Caller]:
     """TMPFILE: mode, caller. The kernel sends a name of its own making too, which means nothing."""
     _flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(buf, BODY)
-    return mode, Caller(head[4], head[5], head[6], umask)
+    return mode, make(Caller, (head[4], head[5], head[6], umask))
 
 
 def rename(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, bytes]:

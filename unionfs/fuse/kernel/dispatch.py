@@ -198,6 +198,15 @@ TABLE: Final[dict[int, Row]] = {
 """Every opcode of <linux/fuse.h>. One that is missing is newer than the header: ENOSYS, and the kernel stops asking."""
 
 
+_NAMES: Final = {int(op): op.name for op in Op}
+
+
+def _run(run: Callable[[], None]) -> bytes:
+    """As work of which nobody is told."""
+    run()
+    return b""
+
+
 class Dispatcher:
     """Serves requests of one mount, one at a time, on one thread."""
 
@@ -231,10 +240,11 @@ class Dispatcher:
         if end < BODY:
             log.error("malformed request: %d bytes are no header", end)
             return None
-        opcode = _in_header(buf)[1]
+        head = _in_header(buf)
+        opcode: int = head[1]
         if opcode < len(self._counts):
             self._counts[opcode] += 1
-        return self._answer(buf, end)
+        return self._answer(head, buf, end)
 
     def handle_and_log(self, buf: memoryview, end: int) -> Reply:
         """As `handle`, with a line in the log for every request."""
@@ -249,9 +259,9 @@ class Dispatcher:
             log.debug("%d %s node %d by uid %d pid %d: %s", unique, name, nodeid, uid, pid, outcome)
         return reply
 
-    def _answer(self, buf: memoryview, end: int) -> Reply:
-        head = self._serving = _in_header(buf)
-        length, opcode, unique, nodeid = head[:4]
+    def _answer(self, head: Head, buf: memoryview, end: int) -> Reply:
+        self._serving = head
+        length, opcode, unique, nodeid = head[0], head[1], head[2], head[3]
         serve = self._serve[opcode] if opcode < len(self._serve) else None
         if serve is None:
             return encode.error(unique, self._errors[opcode] if opcode < len(self._errors) else errno.ENOSYS)
@@ -263,22 +273,18 @@ class Dispatcher:
             return reply
         except UnsupportedError:
             raise
-        except MalformedError as exc:
-            log.error("malformed %s request: %s", Op(opcode).name, exc)
+        except MalformedError as malformed:
+            log.error("malformed %s request: %s", Op(opcode).name, malformed)
             return None if opcode in _UNANSWERED else encode.error(unique, errno.EIO)
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
 
     def _later(self, run: Callable[[], None]) -> None:
-        def work() -> bytes:
-            run()
-            return b""
-
-        self.slow.append(work)
+        self.slow.append(partial(_run, run))
 
     def _cause(self) -> Cause:
         opcode, pid = self._serving[1], self._serving[6]
-        return Cause(Op(opcode).name if opcode in TABLE else str(opcode), pid)
+        return Cause(_NAMES.get(opcode) or str(opcode), pid)
 
     def forgotten(self, nodeid: int) -> None:
         """The kernel dropped a node: nothing is to be remembered of it here either."""
@@ -346,7 +352,7 @@ class Dispatcher:
             elif error is not None and not given_up:
                 replies.append(encode.error(unique, errno_of(error)))
             else:
-                reply = self._answer(memoryview(request), len(request))
+                reply = self._answer(_in_header(request), memoryview(request), len(request))
                 if reply is not None:
                     replies.append(bytes(reply))
         return replies

@@ -167,9 +167,9 @@ class Encoder:
         nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
         if mode & 0o6000 and mode & _IFMT == _IFREG:
             self.set_id.add(nodeid)
-        atime_s, atime_ns = divmod(atime, _BILLION)
-        mtime_s, mtime_ns = divmod(mtime, _BILLION)
-        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        atime_s, atime_ns = atime // _BILLION, atime % _BILLION
+        mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
+        ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _entry_reply(
             _ENTRY_LEN, 0, unique, nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
@@ -188,9 +188,9 @@ class Encoder:
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
         if mode & 0o6000 and mode & _IFMT == _IFREG:
             self.set_id.add(nodeid)
-        atime_s, atime_ns = divmod(atime, _BILLION)
-        mtime_s, mtime_ns = divmod(mtime, _BILLION)
-        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        atime_s, atime_ns = atime // _BILLION, atime % _BILLION
+        mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
+        ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _attr_reply(
             _ATTR_LEN, 0, unique, self._valid_s, self._valid_ns, 0,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
@@ -231,9 +231,9 @@ class Encoder:
         nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
         if mode & 0o6000 and mode & _IFMT == _IFREG:
             self.set_id.add(nodeid)
-        atime_s, atime_ns = divmod(atime, _BILLION)
-        mtime_s, mtime_ns = divmod(mtime, _BILLION)
-        ctime_s, ctime_ns = divmod(ctime, _BILLION)
+        atime_s, atime_ns = atime // _BILLION, atime % _BILLION
+        mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
+        ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return packed(
             nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,

@@ -117,12 +117,13 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     held = self.union.long_cut_fd(nodeid, change.size) if change.size is not None else None
     if held is not None and change.size is not None:
         self.union.changing(nodeid)
-
-        def answer(_: int) -> bytes:
-            return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
-
+        answer = partial(_set, self, unique, nodeid, change)
         self.slow.append(data.Errand(unique, partial(data.cut, held, change.size), answer))
         return None
+    return _set(self, unique, nodeid, change)
+
+
+def _set(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, _outcome: int = 0) -> bytes:
     return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
 
 
@@ -134,7 +135,7 @@ def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
         self.union.fallocate(nodeid, mode, offset, length)
         return encode.empty(unique)
     work = partial(data.allocate, self.union.write_fd(nodeid), mode, offset, length)
-    _run_errand(self, unique, nodeid, work, lambda _: encode.empty(unique))
+    _run_errand(self, unique, nodeid, work, partial(encode.empty, unique))
     return None
 
 
@@ -170,13 +171,13 @@ def _run_errand(
     self: Dispatcher, unique: int, nodeid: int, work: Callable[[], int], encoder: Callable[[int], bytes]
 ) -> None:
     """Have a file's content changed by a thread."""
-
-    def answer(outcome: int) -> bytes:
-        self.union.changed(nodeid)
-        return encoder(outcome)
-
     self.union.changing(nodeid)
-    self.slow.append(data.Errand(unique, work, answer))
+    self.slow.append(data.Errand(unique, work, partial(_changed, self, nodeid, encoder)))
+
+
+def _changed(self: Dispatcher, nodeid: int, encoder: Callable[[int], bytes], outcome: int) -> bytes:
+    self.union.changed(nodeid)
+    return encoder(outcome)
 
 
 def rename(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:

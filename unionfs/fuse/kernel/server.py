@@ -1,9 +1,7 @@
 """The trio loop: the device's requests to the dispatcher, its answers back, slow work to threads.
 
-The loop's turn is a plain function that serves until nothing is left to read: no task switch stands between two
-requests. Somebody who waits for an answer is likely to ask again at once, so a turn lingers for a moment before it
-gives the thread back to trio, which costs several times what a request costs; it does so in any case after `_TURN_S`,
-for other tasks' sake.
+The loop's turn is a plain function (`turn`) that serves until nothing is left to read, and gives the thread back to
+trio after `_TURN_S` in any case, for other tasks' sake.
 
 Work from `Dispatcher.slow` leaves the thread: a read that waits for a disk is answered by the thread that did it, a
 copy-up comes back to be committed here. Nothing but descriptors and reply bytes is touched over there.
@@ -24,7 +22,7 @@ import trio
 
 from unionfs.core.attrs import Stale
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import abi, data, encode
+from unionfs.fuse.kernel import abi, data, encode, turn
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
@@ -35,9 +33,6 @@ log = logging.getLogger(__name__)
 
 _TURN_S: Final = 0.005
 """The longest that a turn keeps the thread: what a task beside the loop may have to wait."""
-
-_LINGER_MS: Final = 1
-"""How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
 
 _THREADS: Final = 32
 """Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
@@ -128,30 +123,23 @@ class _Engine:
 
         Raises: Gone.
         """
-        device, dispatcher = self._device, self._dispatcher
-        receive, wait, request = device.receive, device.wait, device.request
-        send, slow, session = self._send, dispatcher.slow, dispatcher.session
-        handle = dispatcher.handle_and_log if session.options.debug else dispatcher.handle
-        end_of_turn = monotonic() + _TURN_S
-        served = 0
-        while not session.over:
-            length = receive()
-            if not length:
-                # The end of what is away is told by trio: meanwhile there is no lingering.
-                if not served or self._away or monotonic() > end_of_turn:
-                    return False
-                if not wait(_LINGER_MS):
-                    return False
-                continue
-            reply = handle(request, length)
-            if reply is not None:
-                send(reply)
-            if slow:
-                self._start(nursery)
-            served += 1
-            if not served & 63 and monotonic() > end_of_turn:
-                return True
-        return True
+        dispatcher = self._dispatcher
+        handle = dispatcher.handle_and_log if dispatcher.session.options.debug else dispatcher.handle
+        until = monotonic() + _TURN_S
+        outcome = turn.IDLE
+        while True:
+            outcome = turn.serve(
+                self._device,
+                dispatcher,
+                handle,
+                self._refused,
+                until=until,
+                lingers=not self._away,  # the end of what is away is told by trio
+                has_served=outcome == turn.SLOW,
+            )
+            if outcome != turn.SLOW:
+                return outcome == turn.BUSY
+            self._start(nursery)
 
     async def _copy_up(self, job: CopyUpJob, nursery: trio.Nursery) -> None:
         """Copy the bytes in a thread, commit here, and serve who waited."""
@@ -200,7 +188,7 @@ class _Engine:
             with suppress(Gone):
                 while self._notifier.is_sending:
                     self.turn(nursery)
-                    self._device.wait(_LINGER_MS)
+                    self._device.wait(turn.LINGER_MS)
 
     def _start(self, nursery: trio.Nursery) -> None:
         """Begin what the dispatcher left as slow."""
@@ -236,9 +224,12 @@ class _Engine:
             self._threads.release()
 
     def _send(self, reply: bytes | memoryview) -> None:
-        """Answer. A reply the kernel finds malformed becomes EIO, else its caller would wait for ever."""
-        if self._device.send(reply):
-            return
+        """Answer."""
+        if not self._device.send(reply):
+            self._refused(reply)
+
+    def _refused(self, reply: bytes | memoryview) -> None:
+        """A reply the kernel finds malformed becomes EIO, else its caller would wait for ever."""
         _length, code, unique = abi.OUT_HEADER.unpack_from(reply)
         log.error("the kernel refused an answer of %d bytes (errno %d)", len(reply), -code)
         if unique:

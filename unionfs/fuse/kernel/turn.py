@@ -1,0 +1,61 @@
+"""One turn of the loop: requests from the device to the dispatcher and answers back, until none is left.
+
+A plain function, so that it can be compiled and no task switch stands between two requests. Somebody who waits for an
+answer is likely to ask again at once, so a turn lingers for a moment before it gives the thread back, which costs
+several times what a request costs. It waits before it reads: to learn by an error that nothing is there costs more than
+asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from unionfs.fuse.kernel.device import Device
+from unionfs.fuse.kernel.dispatch import Dispatcher
+from unionfs.fuse.kernel.handlers import Reply
+
+IDLE: Final = 0
+"""Nothing is there: sleep until the device is readable."""
+BUSY: Final = 1
+"""There may be more, but others want the thread, too."""
+SLOW: Final = 2
+"""`Dispatcher.slow` has something to begin; there may be more."""
+
+LINGER_MS: Final = 1
+"""How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
+
+
+def serve(
+    device: Device,
+    dispatcher: Dispatcher,
+    handle: Callable[[memoryview, int], Reply],
+    refused: Callable[[bytes | memoryview], None],
+    *,
+    until: float,
+    lingers: bool,
+    has_served: bool,
+) -> int:
+    """Serve what is there, at most until `until` (monotonic), and say why it ends: IDLE, BUSY or SLOW.
+
+    `lingers`: wait a moment for the next request, if there was one before; `has_served`: there was, in this turn.
+    `refused` is given answers that the kernel finds malformed. Raises: Gone.
+    """
+    request, slow, session = device.request, dispatcher.slow, dispatcher.session
+    while not session.over:
+        if has_served:
+            if monotonic() > until:
+                return BUSY
+            if lingers and not device.wait(LINGER_MS):
+                return IDLE
+        length = device.receive()
+        if not length:
+            return IDLE
+        reply = handle(request, length)
+        if reply is not None and not device.send(reply):
+            refused(reply)
+        has_served = True
+        if slow:
+            return SLOW
+    return BUSY
