@@ -35,7 +35,7 @@ class Forgotten:
         self._ids[place] = (nodeid, ino)
         if len(self._places) > self._limit:
             _, oldest = self._places.popitem(last=False)
-            del self._ids[oldest]
+            self._ids.pop(oldest, None)
 
     def take(self, parent: int, name: bytes, ino: int) -> int:
         """The number that the object `ino` had at this place, 0 if it had none. What is known of the place is dropped:
@@ -43,7 +43,7 @@ class Forgotten:
         known = self._ids.pop((parent, name), None)
         if known is None:
             return 0
-        del self._places[known[0]]
+        self._places.pop(known[0], None)
         return known[0] if known[1] == ino else 0
 
     def place(self, nodeid: int) -> tuple[int, bytes] | None:
