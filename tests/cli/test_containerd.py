@@ -328,7 +328,8 @@ def _tar(files: dict[str, str]) -> bytes:
 
 def _files_of(ctr: Containerd, number: int) -> dict[str, str]:
     """The files of the small image: of a snapshot on the one that is nobody's parent."""
-    lines = [line.split() for line in ctr("snapshot", "ls").splitlines()[1:]]
+    listed = (line.split() for line in ctr("snapshot", "ls").splitlines()[1:])
+    lines = [line for line in listed if line[-1] == "Committed"]  # an attempt that failed may have left active ones
     parents = {line[1] for line in lines if len(line) == 3}
     (top,) = (line[0] for line in lines if line[0] not in parents | ctr.others)
     key = f"look{number}"
