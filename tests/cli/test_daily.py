@@ -14,6 +14,7 @@ from unionfs.cli.logs import _moment
 from unionfs.cli.selecting import all_of, formatted
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_create_then_start(box: Box) -> None:
     identity = box("create", "--name", "made", "-v", "/vol", "debian:1", "cat", "/in").stdout.strip()
     assert box("ps", "-a", "--filter", "name=made", "--format", "{{.Names}} {{.State}}").stdout == "made created\n"
@@ -24,6 +25,7 @@ def test_create_then_start(box: Box) -> None:
     box("rm", "-v", "made")
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_restart(box: Box) -> None:
     box(
         "run",
@@ -49,6 +51,7 @@ def test_restart(box: Box) -> None:
     box("rm", "-f", "again")
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_top_and_the_end_of_one_that_removes_itself(box: Box) -> None:
     script = "sleep 1000 & test -e /go || while ! test -e /go; do sleep 0.05; done; exit 5"
     box("run", "-d", "--rm", "--name", "gone", "-u", "games", "--tmpfs", "/t", "debian:1", "sh", "-c", script)

@@ -61,6 +61,7 @@ def test_a_volume_of_the_image_begins_with_what_is_there_and_is_not_committed(bo
     box("rmi", "-f", "vol:1")
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_what_is_made_to_mount_on_is_no_change(box: Box, user: User, scratch: Path) -> None:
     """A layer hides /etc/hosts, and another file of /etc is a symlink to where nothing is."""
     (scratch / "top/etc").mkdir(parents=True)

@@ -84,6 +84,7 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
     box("rm", "-f", "net")
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_what_cannot_be(box: Box, tun: None) -> None:
     refused = box("run", "--rm", "-p", "80:80", "debian:1", "true", check=False)
     assert (refused.returncode, "--publish makes no sense" in refused.stderr) == (125, True)
@@ -97,6 +98,7 @@ def test_what_cannot_be(box: Box, tun: None) -> None:
     assert box("ps", "-aq").stdout == ""
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_names_and_name_servers(box: Box) -> None:
     words = ("--add-host", "there:10.1.2.3", "--dns", "10.9.9.9", "--dns", "10.9.9.8")
     told = box("run", "--rm", *words, "debian:1", "sh", "-c", "getent hosts there; grep nameserver /etc/resolv.conf")

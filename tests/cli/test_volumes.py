@@ -45,6 +45,7 @@ def test_a_named_volume_begins_as_the_image_and_outlives_containers(box: Box) ->
     assert box("volume", "inspect", "data", check=False).returncode == 1
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_volumes_without_a_name(box: Box) -> None:
     box("run", "--name", "an", "-v", "/srv/own", "set:1", "touch /etc/apt/new /srv/own/new")
     assert len(names(box)) == 2
@@ -59,6 +60,7 @@ def test_volumes_without_a_name(box: Box) -> None:
     assert names(box) == []
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_tmpfs_with_options(box: Box) -> None:
     script = "stat -c %a /t; dd if=/dev/zero of=/t/x bs=1M count=2 2>&1 | grep -c 'No space'"
     assert box("run", "--rm", "--tmpfs", "/t:size=1m,mode=700", "debian:1", "sh", "-c", script).stdout == "700\n1\n"
@@ -66,6 +68,7 @@ def test_tmpfs_with_options(box: Box) -> None:
         assert box("run", "--rm", "--tmpfs", wrong, "debian:1", "true", check=False).returncode == 125
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_cp_reaches_volumes(box: Box, state: str, scratch: Path, user: User) -> None:
     user.own(scratch)
@@ -86,6 +89,7 @@ def test_cp_reaches_volumes(box: Box, state: str, scratch: Path, user: User) -> 
     assert box("run", "--rm", "-v", "data:/v", "debian:1", "ls", "/v").stdout == "there\nx\n"
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_tars_in_and_out(box: Box) -> None:
     script = "mkdir -p /d/e; echo x > /d/e/f; ln /d/e/f /d/e/g; ln -s f /d/e/l; chmod 751 /d/e; mkfifo /d/p"
     script += "; touch -d @7 /d/e"
@@ -105,6 +109,7 @@ def test_tars_in_and_out(box: Box) -> None:
     assert box("cp", "-", "t:/etc/passwd", stdin=tar, check=False).returncode == 1
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_a_hostile_tar_stays_in_the_container(box: Box, scratch: Path, user: User) -> None:
     user.own(scratch)
     data = io.BytesIO()

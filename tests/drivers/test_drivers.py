@@ -83,6 +83,7 @@ def test_a_life(house: House, scratch: Path) -> None:
     _nothing_is_left(house)
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_an_export_has_what_is_there(house: House) -> None:
     house("run", "--name", "ex", "layered:1", "sh", "-c", "rm /data/file; echo x > /x")
     out = house.root / "ex.tar"
@@ -95,6 +96,7 @@ def test_an_export_has_what_is_there(house: House) -> None:
     out.unlink()
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_layers_are_as_they_were_unpacked(house: House) -> None:
     house("run", "--name", "writer", "layered:1", "sh", "-c", "rm -r /data; echo x >> /etc/passwd; chmod 777 /bin/ls")
     house("rm", "writer")
@@ -106,6 +108,7 @@ def test_layers_are_as_they_were_unpacked(house: House) -> None:
     assert (verified.stdout, verified.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_read_only_and_volumes(house: House, scratch: Path) -> None:
     (scratch / "given").write_text("given\n")
     house.user.own(scratch)
@@ -117,12 +120,14 @@ def test_read_only_and_volumes(house: House, scratch: Path) -> None:
     assert sorted(os.listdir(scratch)) == ["given", "y"]
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_a_command_that_is_not_there_leaves_nothing(house: House) -> None:
     assert house("run", "--name", "no", "layered:1", "nosuch", check=False).returncode == 127
     assert house("ps", "-aq").stdout == ""
     _nothing_is_left(house)
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_what_btrfs_shares_goes_with_its_layers(house_for: Callable[[str], House]) -> None:
     house = house_for("btrfs")
     house("run", "--name", "one", "layered:1", "touch", "/one")
@@ -159,6 +164,7 @@ def test_five_hundred_layers(house_for: Callable[[str], House], scratch: Path) -
     assert house("ps", "-aq").stdout == ""
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_what_a_driver_cannot_do_is_said(house_for: Callable[[str], House], scratch: Path) -> None:
     house = house_for("fuse")
     wrong = house("run", "--driver", "btrfs", "layered:1", "true", check=False)

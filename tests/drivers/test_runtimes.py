@@ -48,6 +48,7 @@ def test_what_a_command_sees(house: House, runtime: str, scratch: Path) -> None:
     assert os.listdir(scratch) == ["given"]
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_exit_codes(house: House, runtime: str) -> None:
     def code(*command: str) -> int:
         return house("run", "--runtime", runtime, "layered:1", *command, check=False).returncode
@@ -90,6 +91,7 @@ def test_a_life(house: House, runtime: str, scratch: Path) -> None:
     house("rm", "r")
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_read_only_and_networks(house: House, runtime: str) -> None:
     script = "echo x > /x; echo y > /tmp/y; cat /tmp/y; ls /sys/class/net; cat /proc/net/route | wc -l"
     words = ("--read-only", "--network", "none", "--runtime", runtime)
