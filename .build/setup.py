@@ -2,7 +2,7 @@
 
     pip install .                      the compiled modules beside their sources; without C compiler or mypy, Python
     UNIONFS_PURE=1 pip install .       never compiled
-    python setup.py compile_checkout   into build/compiled, for `unionfs` in a checkout (see unionfs.compiled)
+    python .build/setup.py compile_checkout   into build/compiled, for `unionfs` in a checkout (see unionfs.compiled)
 
 The modules stay ordinary Python and behave the same in both ways, with two differences to keep in mind. Compiled code
 lets go of an object after the last use of its name (see core.fds.FileFd). And a function within a function forms a
@@ -23,7 +23,7 @@ from typing import Any
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from unionfs.compiled import CHECKOUT, PLACE, PURE, STAMP, stamp_line
 
 CORE = """acl attrs branch content copyup create fds flatten hardlinks inodes ledger listing lookup loosened lower marks
@@ -125,7 +125,7 @@ def _digests() -> str:
     except PackageNotFoundError:
         mypy = ""
     lines = [f"{mypy} {sys.version}"]
-    lines += [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {path}" for path in ["setup.py", *SOURCES]]
+    lines += [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {path}" for path in [".build/setup.py", *SOURCES]]
     return "\n".join(lines)
 
 
