@@ -1,5 +1,5 @@
 # make demo     the main job on real input: a container without root on a layered Debian, and what it changed
-# make test     all tests (ARGS="tests/core -k rename" chooses some)
+# make test     all tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
 # make check    style, types, architecture
 # make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout
@@ -25,7 +25,7 @@ demo:
 
 test: SETUP = --tests
 test:
-	@$(IN_VENV) python -m pytest $(ARGS)
+	@$(IN_VENV) python -m pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile)
 
 check:
 	@$(IN_VENV) \

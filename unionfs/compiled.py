@@ -1,8 +1,8 @@
 """Which code runs: the hot modules compiled to machine code, or the same modules as ordinary Python.
 
 An installed unionfs has the compiled modules beside their sources, where Python prefers them by itself: nothing here is
-needed then. A checkout must never run yesterday's code. `.build/setup.py compile_checkout` (called by .ci/setup) puts its
-compiled modules into build/compiled, where Python finds none of them, beside a stamp that tells the state of each
+needed then. A checkout must never run yesterday's code. `.build/setup.py compile_checkout` (called by .ci/setup) puts
+its compiled modules into build/compiled, where Python finds none of them, beside a stamp that tells the state of each
 source they were made of. `prefer` lets them be imported if all sources still look like that, else none of them: a
 changed source takes effect at once, as Python, until it is compiled anew.
 """
