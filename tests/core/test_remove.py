@@ -63,6 +63,34 @@ def test_marks_are_written_in_the_format_asked_for(make: MakeStack, whiteout: Wh
         assert values == {b"y"}
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("dialect", ["overlay", "fuse-overlayfs"])
+def test_where_device_nodes_are_refused_a_file_is_the_mark(
+    dialect: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in user namespaces of old kernels, on some network filesystems, and under some seccomp filters."""
+    made = os.mknod
+
+    def refuse(path: bytes, mode: int = 0o600, device: int = 0, *, dir_fd: int | None = None) -> None:
+        if stat.S_ISCHR(mode):
+            raise OSError(code, os.strerror(code))
+        made(path, mode, device, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mknod", refuse)
+    stack = Stack(tmp_path, "a b d/x", upper="b=2", whiteout=dialect)  # type: ignore[arg-type]
+    stack.u.unlink("a")
+    stack.u.unlink("b")
+    stack.u.unlink("d/x")
+    assert merged(stack.remount()) == "d/"
+    stack.u.rmdir("d")
+    assert merged(stack.remount()) == ""
+    stack.u.create("a")
+    stack.close()
+    assert stack.upper is not None
+    assert set(Native(stack.upper).names("")) == {b".wh.b", b".wh.d", b"a"}
+    stack.finish()
+
+
 def test_no_mark_for_what_no_lower_has(make: MakeStack) -> None:
     stack = make("d/x", upper="up")
     stack.u.unlink("up")
