@@ -69,7 +69,7 @@ class Copy:
             elif kind == stat.S_IFSOCK:
                 return  # means nothing without the process that listens
             else:
-                os.mknod(new_name, kind | 0o600, st.st_rdev, dir_fd=to_fd)
+                _make_node(to_fd, new_name, kind | 0o600, st.st_rdev)
                 self._finish_unopened(st, to_fd, new_name)
         finally:
             os.close(source_fd)
@@ -143,6 +143,15 @@ def _open(dir_fd: int, name: str) -> int:
 
 
 _BENEATH_LAST: Final = files.RESOLVE_BENEATH  # the name itself may be a symlink: O_PATH | O_NOFOLLOW opens that
+
+
+def _make_node(dir_fd: int, name: str, mode: int, rdev: int) -> None:
+    try:
+        os.mknod(name, mode, rdev, dir_fd=dir_fd)
+    except OSError as error:  # which says nothing of where
+        raise type(error)(
+            error.errno, error.strerror, os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name)
+        ) from None
 
 
 def _make_room(dir_fd: int, name: str) -> None:
