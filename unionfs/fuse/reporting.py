@@ -40,8 +40,9 @@ _BACKLOG_MAX: Final = 100_000
 _LOOK_S: Final = 0.2
 """How often a trace looks whether its reader has gone while nothing happens."""
 
-_PATIENCE_S: Final = 5.0
-"""A daemon listens some milliseconds after its mount can be used, and answers at once."""
+_PATIENCE_S: Final = 30.0
+"""A daemon listens some milliseconds after its mount can be used, and answers at once; on a machine that is busy with
+other things both can take seconds."""
 
 _UCRED: Final = struct.Struct("=iII")  # struct ucred (unix(7), SO_PEERCRED)
 
