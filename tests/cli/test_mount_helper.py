@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.users import User
 from unionfs.cli import mount_helper
 from unionfs.cli.errors import CommandError
 from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
+from unionfs.fuse.options import FOREVER_S
 
 
 def _options(*argv: str) -> DaemonOptions:
@@ -140,6 +142,13 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
     ]
 
 
+@pytest.mark.parametrize("value", ["soon", "", "nan", "-1"])
+def test_a_timeout_that_is_none_is_ignored_and_told(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _options("-o", f"{_BRANCHES},timeout={value}", "/m").serve.timeout_s == FOREVER_S
+    assert capsys.readouterr().err == f"unionfs: unknown argument ignored: timeout={value}\n"
+    assert _options("-o", f"{_BRANCHES},timeout=inf", "/m").serve.timeout_s == FOREVER_S
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
@@ -147,7 +156,6 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
         (["-o", "upperdir=/u,workdir=/w", "/m"], "lowerdir not specified"),
         (["-o", "lowerdir=/l,upperdir=/u", "/m"], "workdir not specified"),
         (["-o", f"{_BRANCHES},redirect_dir=on", "/m"], "only redirect_dir=off"),
-        (["-o", f"{_BRANCHES},timeout=soon", "/m"], "timeout=soon: not a number"),
         (["-o", f"{_BRANCHES},uidmapping=0:1", "/m"], "uidmapping=0:1: not in groups of three"),
         (["-o", f"{_BRANCHES},gidmapping=0:1:0", "/m"], "gidmapping=0:1:0: a number is out of range"),
         (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: not numbers"),
@@ -254,3 +262,49 @@ def test_a_mount_is_made_read_only_and_back(root_user: User, scratch: Path, fuse
         assert daemon.has_ended(0)
     assert (made["up"] / "f").read_text() == "2\n"
     assert "nothing is mounted there" in remount("ro", expect=1)
+
+
+_ASK_ATTRIBUTES = """
+import os, sys
+os.chdir(sys.argv[1])
+for ask in (
+    lambda: os.setxattr("f", "user.new", b"1"),
+    lambda: os.getxattr("f", "user.old"),
+    lambda: os.removexattr("f", "user.old"),
+    lambda: os.listxattr("f"),
+    lambda: os.setxattr("d", "user.new", b"1", os.XATTR_CREATE),
+):
+    try:
+        print("answered", ask())
+    except OSError as error:
+        print(error.strerror)
+print(os.stat(".").st_nlink, os.stat("d").st_nlink, os.stat("d/e").st_nlink, os.stat("f").st_nlink)
+os.rename("f", "g")
+os.rmdir("d/e")
+os.rmdir("d")
+os.mkdir("d")
+os.mkdir("d/n")
+print(os.listdir("d"), os.stat("d").st_nlink, os.access("g", os.R_OK))
+"""
+
+
+def test_no_attributes_and_one_link_for_directories(
+    transport: str, root_user: User, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`noxattrs=1,static_nlink`. What the union itself keeps in attributes goes on: the new `d` hides the old one."""
+    monkeypatch.setenv("UNIONFS_TRANSPORT", transport)
+    made = {name: scratch / name for name in ("low", "up", "work", "mnt")}
+    for directory in (*made.values(), made["low"] / "d", made["low"] / "d/e"):
+        directory.mkdir()
+    (made["low"] / "f").write_text("1")
+    os.setxattr(made["low"] / "f", "user.old", b"1")
+    branches = f"lowerdir={made['low']},upperdir={made['up']},workdir={made['work']}"
+    root_user.run([*root_user.unionfs_cmd, "-o", f"{branches},noxattrs=1,static_nlink", made["mnt"]])
+    with daemon_of(made["mnt"]) as daemon:
+        asked = root_user.run([sys.executable, "-c", _ASK_ATTRIBUTES, made["mnt"]]).stdout.splitlines()
+        assert asked == [*["Operation not supported"] * 5, "1 1 1 1", "['n'] 1 True"]
+        root_user.unionfs("umount", made["mnt"])
+        assert daemon.has_ended(0)
+    assert sorted(os.listdir(made["up"])) == ["d", "f", "g"]
+    assert any("opaque" in name for name in os.listxattr(made["up"] / "d"))
+    assert os.getxattr(made["up"] / "g", "user.old") == b"1"

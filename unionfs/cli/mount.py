@@ -66,6 +66,7 @@ def branches(
     owners: Owners | None = None,
     atime: bool = True,
     overrides: str = "",
+    static_nlink: bool = False,
 ) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
@@ -79,6 +80,7 @@ def branches(
             atime=atime,
             overrides=overrides,
             overrides_shared=True,
+            static_nlink=static_nlink,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error

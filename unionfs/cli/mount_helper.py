@@ -28,15 +28,16 @@ usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOU
 options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and ','), ro, rw, allow_other,
 uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
-watch, suid, nosuid, dev, nodev, exec, noexec, fsname=NAME
+noxattrs=0|1 (no extended attributes), static_nlink (directories show one link), watch, suid, nosuid, dev, nodev,
+exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
     """
     allow_root auto_unmount async clone_fd context defaults default_permissions defcontext fast_ino
     fscontext ino32_t kernel_cache lazytime max_idle_threads max_write noacl nolazytime
-    norelatime noxattrs plugins private relatime rootcontext rprivate rshared rslave shared slave splice_move
-    splice_read splice_write static_nlink strictatime subtype sync threaded unbindable user userxattr xino
+    norelatime plugins private relatime rootcontext rprivate rshared rslave shared slave splice_move
+    splice_read splice_write strictatime subtype sync threaded unbindable user userxattr xino
     """.split()  # noqa: SIM905 - a table of words
 )
 """Options of other mount programs, of the kernel and of mount(8) whose absence changes nothing that users rely on."""
@@ -161,6 +162,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             owners=_owners(values),
             atime=_wants_atime(flags),
             overrides=_OVERRIDES[values.get("xattr_permissions", "0")] if upper is not None else "",
+            static_nlink="static_nlink" in values,
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -169,6 +171,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             timeout_s=_seconds(values.get("timeout")),
             writeback=values.get("writeback") == "1",
             read_only=read_only,
+            xattrs=values.get("noxattrs", "0") == "0",
             debug=request.debug,
         ),
         may_cover_union=True,
@@ -221,8 +224,8 @@ class _Flags:
 _KNOWN: Final = frozenset(
     """
     allow_other atime dev diratime exec fsname fsync gidmapping lowerdir noatime nodev nodiratime noexec nosuid
-    redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid suid timeout uidmapping upperdir volatile watch
-    workdir writeback xattr_permissions
+    noxattrs redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid timeout uidmapping
+    upperdir volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
@@ -266,6 +269,11 @@ def _id_map(values: dict[str, str], kind: str) -> IdMap:
 
 
 def _seconds(text: str | None) -> float:
+    """What cannot be meant is ignored as what is unknown: it would only make the kernel ask more often."""
+    if text is None:
+        return FOREVER_S
     with suppress(ValueError):
-        return FOREVER_S if text is None else float(text)
-    raise CommandError(f"mount failed: timeout={text}: not a number of seconds")
+        if (seconds := float(text)) >= 0:  # not so for nan
+            return min(seconds, FOREVER_S)
+    _ignore(f"timeout={text}")
+    return FOREVER_S

@@ -47,6 +47,7 @@ class Options:
     owners_kept: bool = False  # owners that are not shown can be set and read by markers.OWNER_XATTR
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
     atime: bool = True  # reading moves access times of upper files as their filesystem does; False: never
+    static_nlink: bool = False  # directories show one link, whatever they hold
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves

@@ -307,6 +307,8 @@ class Tree:
         return max(0, nlink)
 
     def _dir_nlink(self, node: DirNode, st: Stat) -> int:
+        if self.options.static_nlink:
+            return 1
         if node.low is None:
             return st.st_nlink
         if node.upper is None:

@@ -135,6 +135,7 @@ class _Adapter(pyfuse3.Operations):
         self._missing_s = options.timeout_s  # likewise, and by `heed`
         self._notifier: Notifier | None = None  # set once, by `heed`
         self._read_only = options.read_only  # immutable
+        self._xattrs = options.xattrs  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
         self._split_ino = _can_split_ino()  # immutable
         self._writers: dict[int, int] = {}  # node -> who opened it last for writing; changed by `open` and `forget`
@@ -260,14 +261,17 @@ class _Adapter(pyfuse3.Operations):
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         del ctx
+        self._require_xattrs()
         return self._union.getxattr(inode, name)
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        self._require_xattrs()
         return self._union.listxattr(inode, ctx.uid == 0)
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._require_xattrs()
         await self._copy_up(inode)
         # pyfuse3 keeps the flags to itself: it asked getxattr for XATTR_CREATE and XATTR_REPLACE before.
         self._union.setxattr(inode, name, value, 0)
@@ -292,8 +296,13 @@ class _Adapter(pyfuse3.Operations):
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         del ctx
+        self._require_xattrs()
         await self._copy_up(inode)
         self._union.removexattr(inode, name)
+
+    def _require_xattrs(self) -> None:
+        if not self._xattrs:
+            raise FUSEError(errno.ENOSYS)
 
     # -- directories --
 

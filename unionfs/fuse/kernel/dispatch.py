@@ -197,6 +197,11 @@ TABLE: Final[dict[int, Row]] = {
 }
 """Every opcode of <linux/fuse.h>. One that is missing is newer than the header: ENOSYS, and the kernel stops asking."""
 
+_WITHOUT_XATTRS: Final[dict[int, Row]] = dict.fromkeys(
+    (Op.SETXATTR, Op.GETXATTR, Op.LISTXATTR, Op.REMOVEXATTR),
+    _never(errno.ENOSYS, "extended attributes are not wanted: after the first ENOSYS the kernel says EOPNOTSUPP"),
+)
+"""What replaces the rows of TABLE."""
 
 _NAMES: Final = {int(op): op.name for op in Op}
 
@@ -227,7 +232,8 @@ class Dispatcher:
             union.keep_handles()
         union.let_later(self._later)
         self._waiting = session.waiting
-        rows = [TABLE.get(code) for code in range(len(self._counts))]
+        table = TABLE if session.options.xattrs else TABLE | _WITHOUT_XATTRS
+        rows = [table.get(code) for code in range(len(self._counts))]
         self._serve: list[Serve | None] = [row.serve if row else None for row in rows]
         self._least = [BODY + row.fixed if row else BODY for row in rows]
         self._errors = [row.error if row else errno.ENOSYS for row in rows]
