@@ -271,7 +271,7 @@ class TestUnreadable:
 
 
 def _open_up(path: Path) -> None:
-    for parent in [path, *path.parents][:4]:
+    for parent in [path, *path.parents][:5]:
         if os.stat(parent).st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
             parent.chmod(0o755)
 

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Run:
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(parent.stat().st_mode | 0o011)
 
     def start(function: Callable[[Path], None]) -> None:

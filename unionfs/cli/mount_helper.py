@@ -269,7 +269,7 @@ def _id_map(values: dict[str, str], kind: str) -> IdMap:
 
 
 def _seconds(text: str | None) -> float:
-    """What cannot be meant is ignored as what is unknown: it would only make the kernel ask more often."""
+    """What cannot be meant is ignored, as what is unknown is."""
     if text is None:
         return FOREVER_S
     with suppress(ValueError):

@@ -95,7 +95,10 @@ class Union:
         busiest methods). Raises `refused` where it cannot."""
         place = self.place_if_ours(nodeid) if refused.errno == errno.EACCES else None
         if place is None:
-            raise refused
+            try:
+                raise refused
+            finally:
+                del refused  # its traceback holds this frame: a cycle, which would keep descriptors open
         return LoosenedChain(place)
 
     def close(self) -> None:
