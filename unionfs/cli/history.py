@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from layers import image
+from layers.cli import showing
 from layers.errors import printable
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
             step["digest"].partition(":")[2][:12] or "-",
             printable(step["created"][:19]),
             printable(" ".join(step["created_by"].split()))[:width],
-            image_store.human(step["size"]),
+            showing.human(step["size"]),
             printable(step["comment"])[:width],
         )
         for step in steps

@@ -7,6 +7,7 @@ import json
 import sys
 
 from layers import gc
+from layers.cli import showing
 from layers.errors import printable
 from layers.store import Named, Store
 from unionfs.cli import image_store
@@ -60,7 +61,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         return 0
     for name in removed:
         print(f"untagged {printable(name)}")
-    print(f"freed: {image_store.human(freed.size)} of blobs and {len(freed.layers)} unpacked layers")
+    print(f"freed: {showing.human(freed.size)} of blobs and {len(freed.layers)} unpacked layers")
     return 0
 
 

@@ -221,16 +221,6 @@ def size(text: str) -> int:
     return int(number) * _UNITS[unit]
 
 
-def human(count: int) -> str:
-    """Bytes as people read them."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, heading: bool = True) -> None:
     """Columns as wide as they need to be."""
     lines = [head, *rows] if heading else list(rows)

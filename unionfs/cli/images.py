@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from layers import digest as digests
 from layers import image, reference, unpacked
+from layers.cli import showing
 from layers.errors import LayerError, Malformed, printable
 from layers.store import Named, Store
 from unionfs.cli import image_store
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
                 printable(line.tag) or "<none>",
                 line.digest if arguments.digests else digests.short(digests.Digest(line.digest)),
                 _ago(line.created),
-                image_store.human(line.size),
+                showing.human(line.size),
             )
             for line in lines
         ]
