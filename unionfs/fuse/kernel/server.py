@@ -108,6 +108,7 @@ class _Engine:
 
     def __init__(self, device: Device, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
         self._device = device  # immutable
+        self._lookout = turn.Lookout(len(os.sched_getaffinity(0)))  # immutable
         self._dispatcher = dispatcher  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
@@ -130,6 +131,7 @@ class _Engine:
         while True:
             outcome = turn.serve(
                 self._device,
+                self._lookout,
                 dispatcher,
                 handle,
                 self._refused,
