@@ -17,6 +17,7 @@ from typing import IO, Final
 import pytest
 
 from tests.support.users import User
+from unionfs.launcher import supervisor
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
 
@@ -162,16 +163,23 @@ def test_users_inside_are_who_they_say(stores: tuple[Store, Store]) -> None:
         assert store("exec", "-u", "33:8", "box", "sh", "-c", "touch /tmp/b; stat -c %u:%g /tmp/b") == "33:8\n"
         missing = store("exec", "box", "sh", "-c", "chown 33 /nowhere /proc/self/mounts 2>&1", check=False)
         assert "'/nowhere': No such file" in missing
+        assert len(who_answers(store)) == 1, "a command that joined leaves none of its own, not even a dead one"
     finally:
         store("rm", "-f", "box")
+
+
+def who_answers(store: Store) -> list[int]:
+    """The processes that answer for the users of this user's containers; unburied ones, too."""
+    found = store.user.run(["pgrep", "-u", str(store.user.uid), "-x", supervisor.NAME], check=False)
+    return list(map(int, found.stdout.split()))
 
 
 def test_a_container_ends_with_who_answers_for_it(stores: tuple[Store, Store]) -> None:
     store = stores[0]
     store("run", "-d", "--name", "box", IMAGE, "sleep", "300")
     try:
-        found = store.user.run(["pgrep", "-u", str(store.user.uid), "-x", "unionfs-ids"]).stdout.split()
-        os.kill(int(found[0]), signal.SIGKILL)
+        (answering,) = who_answers(store)
+        os.kill(answering, signal.SIGKILL)
         assert store("wait", "box").strip() == "125"
     finally:
         store("rm", "-f", "box")

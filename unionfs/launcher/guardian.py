@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unionfs.launcher import init
+from unionfs.launcher import init, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.channel import INIT, STARTED, Sender
 from unionfs.launcher.errors import OWN_FAILURE, SEE_DOCTOR, LaunchError
@@ -126,7 +126,7 @@ class Guardian:
                 from unionfs.launcher import supervisor
 
                 supervisor_pid, self._way = supervisor.start()  # before there is a pid namespace, to be outside of it
-                cleanup.callback(_kill, supervisor_pid)
+                cleanup.callback(mapped.end, supervisor_pid)
                 self._supervisor = os.pidfd_open(supervisor_pid), supervisor_pid
             unshare(plans.flags(self._plan.inner))
             if connection:
@@ -137,7 +137,7 @@ class Guardian:
                 self._door = Door(self._spec.door)
                 cleanup.callback(self._door.close)
             init_pid, verdict_fd = self._start_init(life_read, (life_write, *provisions.daemons))
-            cleanup.callback(_kill, init_pid)
+            cleanup.callback(mapped.end, init_pid)  # and with it everything in the container
             self._sender.send(INIT, str(init_pid))
             return self._watch(init_pid, verdict_fd, set(provisions.daemons))
 
@@ -183,17 +183,17 @@ class Guardian:
                 undecided = False
                 poll.unregister(verdict_fd)
                 self._judge(verdict_fd, init_pid)
+            if self._supervisor and ready & supervisors:
+                poll.unregister(self._supervisor[0])  # with the last of those it answers to it ends by itself
+                if os.waitpid(self._supervisor[1], 0)[1]:  # also when what it left unanswered has ended init by now
+                    raise LaunchError("running the container", "", "the process that answers for its users ended")
             if init_fd in ready:
                 return init.exit_status(os.waitpid(init_pid, 0)[1])
             if self._launcher_fd in ready:
-                _kill(init_pid)
+                mapped.end(init_pid)
                 return 128 + signal.SIGKILL
             if self._door and ready & doors:
                 self._door.serve()
-            if self._supervisor and ready & supervisors:
-                poll.unregister(self._supervisor[0])  # with the last of those it answers to it ends by itself
-                if os.waitpid(self._supervisor[1], 0)[1]:
-                    raise LaunchError("running the container", "", "the process that answers for its users ended")
             if ready & daemons:
                 raise LaunchError("running the container", self._spec.rootfs, "the daemon of its root filesystem ended")
 
@@ -206,14 +206,6 @@ class Guardian:
                 self._door.open()
             self._hooks.started(init_pid)
             self._sender.send(STARTED)
-
-
-def _kill(init_pid: int) -> None:
-    """End init, and with it everything in the container. Does nothing if it has ended and was waited for."""
-    with contextlib.suppress(ChildProcessError):
-        if os.waitpid(init_pid, os.WNOHANG) == (0, 0):
-            os.kill(init_pid, signal.SIGKILL)
-            os.waitpid(init_pid, 0)
 
 
 def take_away(provisions: Provisions, life_write: int) -> None:

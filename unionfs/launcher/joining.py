@@ -5,13 +5,14 @@ Everything that is needed inside is imported before the root changes: nothing of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 from typing import Final, NamedTuple
 
-from unionfs.launcher import command, init
+from unionfs.launcher import command, init, mapped
 from unionfs.launcher.capture import Capture
 from unionfs.launcher.channel import INIT, STARTED, Sender
 from unionfs.launcher.door import Namespaces
@@ -36,18 +37,19 @@ class Visitor(NamedTuple):
 
     def run(self) -> int:
         try:
-            return self._run()
+            with contextlib.ExitStack() as cleanup:
+                return self._run(cleanup)
         except LaunchError as error:
             self.sender.send_failure(error)
         except OSError as error:
             self.sender.send_failure(LaunchError.of("entering the container", error))
         return OWN_FAILURE
 
-    def _run(self) -> int:
+    def _run(self, cleanup: contextlib.ExitStack) -> int:
         parent_fd = os.pidfd_open(os.getppid())
         set_process_name(NAME)
         set_command_line(NAME)
-        way = self._start_supervisor() if self.spec.supervised else None
+        way = self._start_supervisor(cleanup) if self.spec.supervised else None
         self.namespaces.enter()
         set_dumpable(False)
         verdict_read, verdict_write = os.pipe()
@@ -73,11 +75,13 @@ class Visitor(NamedTuple):
         os.close(parent_fd)
         return init.serve(child)
 
-    def _start_supervisor(self) -> socket.socket:
-        """One of this command's own: it sees the processes that we see, and has the container's ids."""
+    def _start_supervisor(self, cleanup: contextlib.ExitStack) -> socket.socket:
+        """One of this command's own: it sees the processes that we see, and has the container's ids. It ends with us;
+        we wait for that, so that nothing of ours is left, not even to be buried by others."""
         from unionfs.launcher import supervisor
 
-        _, way = supervisor.start(self.namespaces.take_ids)
+        pid, way = supervisor.start(self.namespaces.take_ids)
+        cleanup.callback(mapped.end, pid)
         return way
 
     def _end_with(self, parent_fd: int) -> None:

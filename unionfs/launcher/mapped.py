@@ -47,6 +47,14 @@ def fork(id_map: idmap.IdMap | None, kinds: int, body: Callable[[], int]) -> int
     return pid
 
 
+def end(pid: int) -> None:
+    """Kill a child and wait for its end. Does nothing if it has ended and was waited for."""
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def call(id_map: idmap.IdMap | None, function: Callable[[], bytes]) -> bytes:
     """Call `function` as root of a user namespace with these ids, in a child, and return what it returned.
 
