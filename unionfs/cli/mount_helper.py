@@ -28,14 +28,14 @@ usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOU
 options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and ','), ro, rw, allow_other,
 uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
-noxattrs=0|1 (no extended attributes), static_nlink (directories show one link), watch, suid, nosuid, dev, nodev,
-exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
+noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
+link), watch, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
     """
     allow_root auto_unmount async clone_fd context defaults default_permissions defcontext fast_ino
-    fscontext ino32_t kernel_cache lazytime max_idle_threads max_write noacl nolazytime
+    fscontext ino32_t kernel_cache lazytime max_idle_threads max_write nolazytime
     norelatime plugins private relatime rootcontext rprivate rshared rslave shared slave splice_move
     splice_read splice_write strictatime subtype sync threaded unbindable user userxattr xino
     """.split()  # noqa: SIM905 - a table of words
@@ -171,6 +171,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             timeout_s=_seconds(values.get("timeout")),
             writeback=values.get("writeback") == "1",
             read_only=read_only,
+            acls="noacl" not in values,
             xattrs=values.get("noxattrs", "0") == "0",
             debug=request.debug,
         ),
@@ -223,7 +224,7 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other atime dev diratime exec fsname fsync gidmapping lowerdir noatime nodev nodiratime noexec nosuid
+    allow_other atime dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime noexec nosuid
     noxattrs redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid timeout uidmapping
     upperdir volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words

@@ -122,7 +122,6 @@ class _Adapter(pyfuse3.Operations):
     """The handlers. Each takes pyfuse3's values apart, calls the Union, and puts its values together for pyfuse3."""
 
     supports_dot_lookup = False
-    enable_acl = True
 
     def __init__(self, union: Union, options: ServeOptions, traffic: Tally | None = None) -> None:
         super().__init__()
@@ -130,6 +129,7 @@ class _Adapter(pyfuse3.Operations):
         union.ledger.asked_by = _cause.get
         union.let_later(lambda run: trio.lowlevel.start_thread_soon(run, lambda _outcome: None))
         self.enable_writeback_cache = options.writeback
+        self.enable_acl = options.acls
         self._union = union  # immutable; touched on the loop's thread only
         self._timeout_s = options.timeout_s  # changed by _distrust only
         self._missing_s = options.timeout_s  # likewise, and by `heed`
@@ -277,6 +277,8 @@ class _Adapter(pyfuse3.Operations):
         self._union.setxattr(inode, name, value, 0)
         if name == _ACCESS_ACL and ctx.uid != 0:
             self._drop_foreign_group(inode, ctx)
+        if name == _ACCESS_ACL and not self.enable_acl:  # the mode has changed with it, which the kernel does not know
+            pyfuse3.invalidate_inode(inode, attr_only=True)
 
     def _drop_foreign_group(self, inode: int, ctx: RequestContext) -> None:
         """An ACL set by somebody who is not in the file's group clears set-group-ID, as chmod(2) does.

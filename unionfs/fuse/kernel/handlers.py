@@ -247,6 +247,10 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         mode = self.union.getattr(nodeid).mode
         if mode & stat.S_ISGID:
             self.union.setattr(nodeid, AttrChange(mode=stat.S_IMODE(mode) & ~stat.S_ISGID))
+    if name == _ACL and not self.session.flags & abi.Init.POSIX_ACL:
+        # To this kernel it is an attribute like any other: that the mode has changed with it must be told.
+        self.slow += (encode.notify_inval_inode(nodeid, -1, 0), encode.empty(unique))
+        return None
     return encode.empty(unique)
 
 

@@ -63,7 +63,6 @@ READDIRPLUS: Final = {
 class Tuning:
     """What only this engine can choose. The defaults are what the benchmarks favour."""
 
-    posix_acl: bool = True
     readdirplus: str = "always"
     """`always`: a listing brings every entry's attributes; `auto`: the kernel guesses who wants them; `never`."""
     handles: bool = False
@@ -160,7 +159,7 @@ class Session:
 
     def _wanted(self) -> Init:
         wanted = _ALWAYS | READDIRPLUS[self.tuning.readdirplus]
-        if self.tuning.posix_acl:
+        if self.options.acls:
             wanted |= Init.POSIX_ACL
         if self.tuning.handles:
             wanted |= Init.EXPORT_SUPPORT
