@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
-from unionfs.fuse import mounting
+from unionfs.fuse import doorbell, mounting
 from unionfs.fuse.departure import Departure
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.lastwill import LastWill
@@ -33,6 +33,7 @@ from unionfs.fuse.traffic import Tally, Traffic
 if TYPE_CHECKING:
     from logging import Logger
 
+    from unionfs.fuse.reporting import Reporter
     from unionfs.fuse.watching import Notifier
 
 TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
@@ -243,6 +244,7 @@ def _mount_and_serve(
             mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
+        bell_fd = None if mounted.connection is None else doorbell.hang_out(mounted.connection)
         ready(_warnings(union, notifier))
         will = LastWill(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()
@@ -250,7 +252,8 @@ def _mount_and_serve(
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
         _start_logging(options.debug)
-        _start_reporting(union, traffic, options.transport, mountpoint, mounted.connection)
+        if bell_fd is not None and mounted.connection is not None:
+            _reporter(union, traffic, options.transport, mountpoint).listen(bell_fd, mounted.connection)
         transport = import_module(TRANSPORTS[options.transport])
         _spare_collections()
         serving = True
@@ -282,12 +285,11 @@ def _begin(options: DaemonOptions, fd: int) -> Traffic:
         raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before it could be used") from None
 
 
-def _start_reporting(union: Union, traffic: Traffic, transport: str, mountpoint: str, connection: int | None) -> None:
-    """Let others ask how it goes (`unionfs stats`). Late, because importing sockets and JSON takes its time."""
+def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -> Reporter:
+    """Who tells others how it goes (`unionfs stats`). Late, because importing sockets and JSON takes its time."""
     from unionfs.fuse.reporting import Reporter
 
-    if connection is not None:
-        Reporter(union, traffic, transport, mountpoint).listen(connection)
+    return Reporter(union, traffic, transport, mountpoint)
 
 
 def _spare_collections() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from tests.support.mounts import mounted
 from tests.support.users import User
+from unionfs.fuse import reporting
 from unionfs.syscalls.mountinfo import topmost_at
 
 
@@ -213,3 +216,78 @@ for said in (b"", b"\\n", b"[]\\n", b"{\\n", b"x" * 100000, b'{"ask": "nothing"}
     assert there is not None
     user.run([sys.executable, "-I", "-S", "-c", code, f"@unionfs/{there.minor}"])
     assert stats(user, mountpoint)["pid"]
+
+
+_RING = """
+import socket, sys
+ends = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for end in ends:
+    end.connect("\\0" + sys.argv[1])
+print("rung", flush=True)
+input()
+for end in ends:
+    end.setblocking(False)
+    try:
+        print(len(end.recv(1)))
+    except BlockingIOError:
+        print("open")
+    except ConnectionResetError:
+        print(0)
+"""
+
+
+def _name_of_bell(mountpoint: Path) -> str:
+    there = topmost_at(str(mountpoint))
+    assert there is not None
+    return f"unionfs/{there.minor}"
+
+
+@contextmanager
+def _ringing(user: User, mountpoint: Path, times: int) -> Iterator[subprocess.Popen[str]]:
+    """A process of `user` that has connected so often and says nothing."""
+    with user.popen([sys.executable, "-I", "-S", "-c", _RING, _name_of_bell(mountpoint), str(times)]) as ringing:
+        try:
+            assert ringing.stdout is not None
+            assert ringing.stdout.readline() == "rung\n"
+            yield ringing
+        finally:
+            ringing.kill()
+
+
+def test_whoever_asks_right_after_mounting_is_heard(user: User, lower: Path, transport: str) -> None:
+    """The first connection is taken, by a daemon that has not come to answer yet, too."""
+    where = lower.parent
+    for _ in range(3):
+        with (
+            mounted([lower], where / "mnt", user=user, transport=transport) as mnt,
+            socket.socket(socket.AF_UNIX) as end,
+        ):
+            end.connect(f"\0{_name_of_bell(mnt)}")
+            end.sendall(b'{"ask": "stats"}\n')
+            assert json.loads(end.makefile().readline())["transport"] == transport
+
+
+def test_who_says_nothing_keeps_nobody_waiting(user: User, mountpoint: Path) -> None:
+    """All but one place taken by silent askers, stats are told at once; and the silent lose their places."""
+    with _ringing(user, mountpoint, reporting._ASKERS - 1) as silent:
+        assert stats(user, mountpoint)["pid"]
+        with socket.socket(socket.AF_UNIX) as end:
+            end.connect(f"\0{_name_of_bell(mountpoint)}")
+            assert end.recv(1) == b"", "told to go in the end, without an answer"
+        out, _ = silent.communicate("\n", timeout=30)
+        assert out.split() == ["0"] * (reporting._ASKERS - 1)
+
+
+def test_strangers_cannot_take_the_places_of_others(
+    root_user: User, ordinary_user: User, scratch: Path, fuse_device: Path
+) -> None:
+    del fuse_device
+    for name in ("lower", "mnt"):
+        (scratch / name).mkdir()
+    with (
+        mounted([scratch / "lower"], scratch / "mnt", user=root_user, transport="kernel") as mnt,
+        _ringing(ordinary_user, mnt, 3 * reporting._ASKERS) as silent,
+    ):
+        assert stats(root_user, mnt)["pid"]
+        out, _ = silent.communicate("\n", timeout=30)
+        assert out.split().count("open") <= reporting._STRANGERS

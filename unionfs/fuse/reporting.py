@@ -1,8 +1,8 @@
 """What a daemon tells about itself while it serves, and how to ask.
 
-Each daemon listens on an abstract Unix socket (unix(7)) named after its FUSE connection: nothing lies about when it is
-gone, and nobody needs a directory for it. One line of JSON asks, `{"ask": "stats"}` or `{"ask": "trace"}`; the answer
-is one line, or with `trace` one for each copy-up until the asker goes. Only the daemon's own user and root get answers.
+Each daemon listens on a socket named after its FUSE connection (fuse.doorbell). One line of JSON asks,
+`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or with `trace` one for each copy-up until the asker
+goes. Only the daemon's own user and root get answers.
 
 The answers come from threads that read what the union's thread writes: numbers that belong together may be a request
 apart. Knows sockets and JSON. Does not know the transport's protocol or how numbers are shown to people.
@@ -27,11 +27,15 @@ from typing import Any, Final
 from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
+from unionfs.fuse import doorbell
 from unionfs.fuse.mounting import process_name
 from unionfs.fuse.traffic import Traffic
 
 _ASKERS: Final = 16
-"""Connections at once; more have to wait."""
+"""Connections of the daemon's user and root at once; more have to wait."""
+
+_STRANGERS: Final = 4
+"""Connections of others at once, who get no more than a no; what is more is closed."""
 
 _QUESTION_MAX: Final = 4096
 _BACKLOG_MAX: Final = 100_000
@@ -40,9 +44,14 @@ _BACKLOG_MAX: Final = 100_000
 _LOOK_S: Final = 0.2
 """How often a trace looks whether its reader has gone while nothing happens."""
 
+_SILENCE_S: Final = 3.0
+"""So long may an asker hold a place without having asked."""
+
 _PATIENCE_S: Final = 30.0
-"""A daemon listens some milliseconds after its mount can be used, and answers at once; on a machine that is busy with
-other things both can take seconds."""
+"""For a reader that takes its time, and for a name that another daemon still has."""
+
+_REFUSED_S: Final = 10.0
+"""For somebody to listen under a connection's name."""
 
 _UCRED: Final = struct.Struct("=iII")  # struct ucred (unix(7), SO_PEERCRED)
 
@@ -93,32 +102,35 @@ class Reporter:
         watched = self.union.watched
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
-    def listen(self, connection: int) -> None:
-        """Answer questions from now on, in threads that end with the process."""
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    def listen(self, fd: int, connection: int) -> None:
+        """Answer questions from now on, in threads that end with the process. `fd` is from `doorbell.hang_out`."""
+        server = socket.socket(fileno=fd)
         threading.Thread(target=self._accept, args=(server, connection), name="reporting", daemon=True).start()
 
     def _accept(self, server: socket.socket, connection: int) -> None:
         if not _bind(server, connection):
             return
-        free = threading.Semaphore(_ASKERS)
+        ours, strangers = threading.Semaphore(_ASKERS), threading.Semaphore(_STRANGERS)
         while True:
-            free.acquire()
             try:
                 asker, _ = server.accept()
             except OSError:
-                free.release()
                 time.sleep(_LOOK_S)  # no descriptors left, most likely
                 continue
-            threading.Thread(target=self._answer, args=(asker, free), name="report", daemon=True).start()
+            may_ask = _peer(asker)[1] in (0, os.geteuid())
+            place = ours if may_ask else strangers
+            if place.acquire(blocking=may_ask):
+                answer = (asker, place, may_ask)
+                threading.Thread(target=self._answer, args=answer, name="report", daemon=True).start()
+            else:
+                asker.close()
 
-    def _answer(self, asker: socket.socket, free: threading.Semaphore) -> None:
+    def _answer(self, asker: socket.socket, place: threading.Semaphore, may_ask: bool) -> None:
         try:
             with asker, suppress(OSError, ValueError):
+                question = json.loads(_question(asker))  # read first: closing with it unread would be a reset
                 asker.settimeout(_PATIENCE_S)
-                question = json.loads(_line(asker))  # read first: closing with it unread would be a reset
-                _, uid, _ = _peer(asker)
-                if uid not in (0, os.geteuid()):
+                if not may_ask:
                     _tell(asker, {"error": "only its own user and root may ask this daemon"})
                     return
                 wanted = question.get("ask") if isinstance(question, dict) else None
@@ -129,7 +141,7 @@ class Reporter:
                 else:
                     _tell(asker, {"error": f"unknown question {wanted!r}"})
         finally:
-            free.release()
+            place.release()
 
     def _trace(self, asker: socket.socket) -> None:
         waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -160,14 +172,15 @@ class Reporter:
 
 
 def _bind(server: socket.socket, connection: int) -> bool:
-    """Take the connection's name. The daemon that had the number before may not be quite gone."""
+    """Take the connection's name, unless that is done: the daemon that had the number before may not be quite gone."""
     import logging  # late: who asks needs none of it
 
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            server.bind(_address(connection))
-            server.listen(_ASKERS)
+            if not server.getsockname():
+                server.bind(doorbell.address(connection))
+                server.listen(doorbell.BACKLOG)
             return True
         except OSError as exc:
             if time.monotonic() > deadline:
@@ -202,19 +215,16 @@ def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _connect(daemon: socket.socket, connection: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    """Who is refused either asks in another network namespace, or while a dying daemon's name is taken over."""
+    deadline = time.monotonic() + _REFUSED_S
     while True:
         try:
-            daemon.connect(_address(connection))
+            daemon.connect(doorbell.address(connection))
             return
         except OSError as exc:
             if time.monotonic() > deadline:
                 raise NotToldError(f"its daemon does not answer: {exc.strerror}") from None
             time.sleep(0.02)
-
-
-def _address(connection: int) -> str:
-    return f"\0unionfs/{connection}"
 
 
 def _peer(end: socket.socket) -> tuple[int, int, int]:
@@ -231,9 +241,12 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _line(end: socket.socket) -> bytes:
+def _question(end: socket.socket) -> bytes:
+    """One line, which must come within _SILENCE_S, in however many pieces. TimeoutError."""
     data = b""
+    deadline = time.monotonic() + _SILENCE_S
     while b"\n" not in data and len(data) < _QUESTION_MAX:
+        end.settimeout(max(deadline - time.monotonic(), 0.001))
         more = end.recv(_QUESTION_MAX)
         if not more:
             break
