@@ -87,6 +87,34 @@ def test_lazy_takes_it_away_and_leaves_it_to_its_users(user: User, mountpoint: P
         assert daemon.has_ended()
 
 
+_HOLD = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'echo; read line; umount "$0"; read line')
+
+
+def test_who_still_shows_it_is_named(root_user: User, scratch: Path, fuse_device: Path) -> None:
+    """Another mount namespace keeps a union: it is gone here, and the message says whose that is and how to end it."""
+    del fuse_device
+    mnt = scratch / "m n"
+    for directory in (scratch / "lower", mnt):
+        directory.mkdir()
+    root_user.unionfs("mount", "--lower", scratch / "lower", mnt)
+    with daemon_of(mnt) as daemon, root_user.popen([*_HOLD, mnt]) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "\n"
+            done = root_user.unionfs("umount", mnt, check=False)
+            assert done.returncode == 1
+            assert f"umount failed: {mnt}: unmounted here, but other mount namespaces still show it" in done.stderr
+            assert f"of process {holder.pid} (sh); its daemon is still there (process {daemon.pid})" in done.stderr
+            assert f"nsenter -t {holder.pid} -m umount '{mnt}'" in done.stderr
+            assert mount_at(mnt) is None
+            assert not daemon.has_ended(0)
+            hint = next(line for line in done.stderr.splitlines() if "nsenter" in line)
+            root_user.run(["sh", "-c", hint[hint.index("nsenter") :]])
+            assert daemon.has_ended()
+        finally:
+            holder.kill()
+
+
 def test_what_is_not_a_union_is_left_alone(scratch: Path, user: User) -> None:
     done = user.unionfs("umount", scratch, check=False)
     assert (done.returncode, done.stderr) == (1, f"unionfs: umount failed: {scratch}: nothing is mounted there\n")

@@ -5,24 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.fuse.mounting import FSTYPE, MountError, process_name, resolve_mountpoint, unmount
 from unionfs.syscalls import mountinfo
 
+_EPILOG: Final = """\
+exit codes: 0 unmounted and ended; 1 not unmounted, or, as the message says, its daemon lives on for other mount
+namespaces that show the union, too"""
+
 _PATIENCE_S: Final = 10.0
 """A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
 _LAZY_PATIENCE_S: Final = 1.0
-"""After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go."""
+"""After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go.
+Otherwise it is time to look who keeps it, before waiting longer."""
+_NAMED: Final = 5
+"""Processes that a message names."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs umount ARGV`."""
-    parser = Parser("umount", "Unmount unions. The command returns when their daemons have gone.")
+    parser = Parser("umount", "Unmount unions. The command returns when their daemons have gone.", _EPILOG)
     parser.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="+")
     parser.add_argument(
         "-l", "--lazy", action="store_true", help="take it away now, and for programs that use it when they end"
@@ -49,12 +57,55 @@ def _unmount(path: str, *, lazy: bool) -> None:
             if error.errno == errno.EBUSY:
                 hint = f"`fuser -vm {path}` lists who uses it; `unionfs umount --lazy {path}` does not wait for them"
             raise CommandError(f"umount failed: {path}: {error.strerror}", hint=hint) from error
-        left = _wait_for_end(pids, _LAZY_PATIENCE_S if lazy else _PATIENCE_S)
-    if left and not lazy:
-        raise CommandError(
-            f"umount failed: {path}: unmounted, but its daemon is still there (process {', '.join(map(str, left))})",
-            hint="another mount namespace may show the union, too; the daemon goes when that ends",
-        )
+        left = _wait_for_end(pids, _LAZY_PATIENCE_S)
+        if lazy or not left:
+            return
+        holders = _holders(mounted, set(left.values()))
+        if not holders:
+            left = _wait_for_end(left, _PATIENCE_S)
+    if left:
+        raise _still_there(path, mounted, list(left.values()), holders)
+
+
+def _still_there(path: str, mounted: mountinfo.Mount, daemons: list[int], holders: list[_Holder]) -> CommandError:
+    daemon = f"its daemon is still there (process {', '.join(map(str, daemons))})"
+    if not holders:
+        look = f"as root, `grep -l ' 0:{mounted.minor} ' /proc/*/mountinfo` lists the processes that see it"
+        hint = f"another mount namespace may show the union, too; the daemon goes when that ends. {look}"
+        return CommandError(f"umount failed: {path}: unmounted, but {daemon}", hint=hint)
+    pids = list(dict.fromkeys(holder.pid for holder in holders))
+    named = [f"{pid} ({_name_of(pid)})" for pid in pids[:_NAMED]]
+    more = [f"{len(pids) - _NAMED} more"] if len(pids) > _NAMED else []
+    first = holders[0]
+    here = f"unmounted here, but other mount namespaces still show it: of process {', '.join(named + more)}"
+    hint = f"it ends with these processes, or by: nsenter -t {first.pid} -m umount {shlex.quote(first.mountpoint)}"
+    return CommandError(f"umount failed: {path}: {here}; {daemon}", hint=hint)
+
+
+class _Holder(NamedTuple):
+    """A process in whose mount namespace a union is mounted, and where."""
+
+    pid: int
+    mountpoint: str
+
+
+def _holders(mounted: mountinfo.Mount, daemons: set[int]) -> list[_Holder]:
+    """Who sees the union, one process of each mount namespace, as far as we may look: of others' only root may."""
+    found: dict[int, _Holder] = {}
+    for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+        with suppress(OSError):
+            namespace = os.stat(f"/proc/{name}/ns/mnt").st_ino
+            if namespace not in found and int(name) not in daemons:
+                for there in mountinfo.mounts(int(name)):
+                    if (there.major, there.minor) == (mounted.major, mounted.minor):
+                        found[namespace] = _Holder(int(name), there.mountpoint)
+    return list(found.values())
+
+
+def _name_of(pid: int) -> str:
+    with suppress(OSError), open(f"/proc/{pid}/comm") as comm:
+        return comm.read().strip()
+    return "ended"
 
 
 def _open_processes(name: str, stack: ExitStack) -> dict[int, int]:
@@ -76,7 +127,7 @@ def _pids_called(name: str) -> Iterator[int]:
                     yield int(directory)
 
 
-def _wait_for_end(pids: dict[int, int], patience_s: float) -> list[int]:
+def _wait_for_end(pids: dict[int, int], patience_s: float) -> dict[int, int]:
     """Wait until the processes have ended; those that have not after `patience_s`."""
     from time import monotonic
 
@@ -89,4 +140,4 @@ def _wait_for_end(pids: dict[int, int], patience_s: float) -> list[int]:
         for pidfd, _ in poll.poll(rest_s * 1000):
             poll.unregister(pidfd)
             del waiting[pidfd]
-    return list(waiting.values())
+    return waiting

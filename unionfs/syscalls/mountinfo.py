@@ -26,9 +26,10 @@ class Mount(NamedTuple):
     source: str
 
 
-def mounts() -> list[Mount]:
-    """Every mount, in the order of mounting. OSError when /proc is not mounted."""
-    with open("/proc/self/mountinfo", "rb") as listing:
+def mounts(pid: int | None = None) -> list[Mount]:
+    """Every mount that this process or another one sees, in the order of mounting. OSError when /proc is not mounted,
+    the process has gone, or may not be looked into."""
+    with open(f"/proc/{pid or 'self'}/mountinfo", "rb") as listing:
         return [_parse(line) for line in listing]
 
 
