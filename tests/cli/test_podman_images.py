@@ -242,6 +242,9 @@ _BAD: Final = {
     "redirect_dir=on": "redirect_dir=on",
     "uidmapping=0:1": "not in groups of three numbers",
     "uidmapping=0:x:1": "not numbers",
+    "gidmapping=0:1:2:3": "not in groups of three numbers",
+    "squash_to_uid=somebody": "squash_to_uid=somebody",
+    "xattr_permissions=3": "not one of 0, 1, 2",
 }
 
 
