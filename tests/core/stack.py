@@ -18,7 +18,7 @@ from unionfs.core.attrs import ROOT
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 
-Whiteout = Literal["aufs", "overlay"]
+Whiteout = Literal["aufs", "overlay", "fuse-overlayfs"]
 
 
 class Stack:

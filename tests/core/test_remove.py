@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.core.conftest import MakeStack
+from tests.core.drivers import errno_of
 from tests.core.native import Native
+from tests.core.onunion import OnUnion
 from tests.core.snapshots import merged, snapshot
 from tests.core.stack import Stack, Whiteout
 from unionfs.core.attrs import ROOT, AttrChange, Caller
+from unionfs.syscalls import files
 
 LONG = "n" * 252  # `.wh.` and this are longer than a name can be
 
@@ -63,21 +66,35 @@ def test_marks_are_written_in_the_format_asked_for(make: MakeStack, whiteout: Wh
         assert values == {b"y"}
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
-@pytest.mark.parametrize("dialect", ["overlay", "fuse-overlayfs"])
-def test_where_device_nodes_are_refused_a_file_is_the_mark(
-    dialect: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in user namespaces of old kernels, on some network filesystems, and under some seccomp filters."""
-    made = os.mknod
+    made, code = os.mknod, getattr(request, "param", errno.EPERM)
 
     def refuse(path: bytes, mode: int = 0o600, device: int = 0, *, dir_fd: int | None = None) -> None:
         if stat.S_ISCHR(mode):
             raise OSError(code, os.strerror(code))
         made(path, mode, device, dir_fd=dir_fd)
 
+    renamed = files.renameat2
+
+    def refuse_whiteout(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
+        if flags & files.RENAME_WHITEOUT:
+            raise OSError(code, os.strerror(code))
+        renamed(old_fd, old, new_fd, new, flags)
+
     monkeypatch.setattr(os, "mknod", refuse)
-    stack = Stack(tmp_path, "a b d/x", upper="b=2", whiteout=dialect)  # type: ignore[arg-type]
+    monkeypatch.setattr(files, "renameat2", refuse_whiteout)
+
+
+DIALECTS = pytest.mark.parametrize("dialect", ["aufs", "overlay", "fuse-overlayfs"])
+
+
+@DIALECTS
+@pytest.mark.parametrize("no_devices", [errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS], indirect=True)
+@pytest.mark.usefixtures("no_devices")
+def test_where_device_nodes_are_refused_a_file_is_the_mark(dialect: Whiteout, tmp_path: Path) -> None:
+    stack = Stack(tmp_path, "a b d/x", upper="b=2", whiteout=dialect)
     stack.u.unlink("a")
     stack.u.unlink("b")
     stack.u.unlink("d/x")
@@ -88,6 +105,61 @@ def test_where_device_nodes_are_refused_a_file_is_the_mark(
     stack.close()
     assert stack.upper is not None
     assert set(Native(stack.upper).names("")) == {b".wh.b", b".wh.d", b"a"}
+    stack.finish()
+
+
+# what is done to "a b d/x e/y/z l->a", what is seen then
+ACTS = {
+    "unlink a": "b d/x e/y/z l->a",
+    "unlink l": "a b d/x e/y/z",
+    "unlink d/x, rmdir d": "a b e/y/z l->a",
+    "unlink d/x, rmdir d, mkdir d": "a b d/ e/y/z l->a",
+    "unlink a, mkdir a": "a/ b d/x e/y/z l->a",
+    "rename a n": "b d/x e/y/z l->a n",
+    "rename a b": "b d/x e/y/z l->a",
+    "rename a n, rename n a": "a b d/x e/y/z l->a",
+    "rename e n": "a b d/x l->a n/y/z",
+    "rename e/y d/y": "a b d/x d/y/z e/ l->a",
+    "unlink d/x, rename e d": "a b d/y/z l->a",
+    "unlink a, rename e a": "a/y/z b d/x l->a",
+    "exchange a e": "a/y/z b d/x e l->a",
+    "unlink a, symlink a b": "a->b b d/x e/y/z l->a",
+    "unlink l, link a l": "a b d/x e/y/z l==a",
+}
+
+
+def _do(union: OnUnion, acts: str) -> None:
+    for act in acts.split(", "):
+        verb, path, *rest = act.split()
+        if verb == "exchange":
+            union.rename(path, rest[0], files.RENAME_EXCHANGE)
+        elif verb == "symlink":
+            union.symlink(path, rest[0].encode())
+        else:
+            getattr(union, verb)(path, *rest)
+
+
+@DIALECTS
+@pytest.mark.parametrize("acts", ACTS)
+@pytest.mark.usefixtures("no_devices")
+def test_every_act_does_without_device_nodes(acts: str, dialect: Whiteout, tmp_path: Path) -> None:
+    """Before and after a remount."""
+    stack = Stack(tmp_path, "a b d/x e/y/z l->a", whiteout=dialect)
+    _do(stack.u, acts)
+    assert merged(stack.u) == ACTS[acts]
+    assert merged(stack.remount()) == ACTS[acts]
+    stack.finish()
+    assert stack.upper is not None
+    assert not any(stat.S_ISCHR(path.lstat().st_mode) for path in stack.upper.rglob("*"))
+
+
+@DIALECTS
+@pytest.mark.usefixtures("no_devices")
+def test_a_name_too_long_for_a_mark_stays_where_device_nodes_are_refused(dialect: Whiteout, tmp_path: Path) -> None:
+    stack = Stack(tmp_path, f"{LONG} d/{LONG}", upper="d/y", whiteout=dialect)
+    for act in (lambda: stack.u.unlink(LONG), lambda: stack.u.rename(LONG, "n"), lambda: stack.u.unlink(f"d/{LONG}")):
+        assert errno_of(act) == errno.ENAMETOOLONG
+    assert merged(stack.remount()) == f"d/{LONG} d/y {LONG}"
     stack.finish()
 
 

@@ -174,11 +174,12 @@ def clear_aufs_whiteout(place: BranchDir, name: bytes) -> None:
 
 
 def make_node_whiteout(dir_fd: int, name: bytes) -> bool:
-    """Make `name` a whiteout of the device form. False when this filesystem or user may not (mknod(2): EPERM)."""
+    """Make `name` a whiteout of the device form. False when this filesystem or user may not (mknod(2): EPERM), or a
+    filter of system calls says so in its own way."""
     try:
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
     except OSError as exc:
-        if exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
+        if exc.errno in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             return False
         raise
     return True

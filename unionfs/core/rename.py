@@ -142,6 +142,8 @@ def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End
         if dst is not None and not had_entry and isinstance(dst.node, FileNode):
             remove.announce_hiding(tree, dst.node, new_up, new_name, dst.st)
         placed = placing and marks.place_aufs_whiteout(up, src.name)
+        if low_src and not placed and not _can_whiteout_by_rename(tree):
+            refuse(errno.ENAMETOOLONG, src.name)
         _rename_entry(
             tree,
             up,
