@@ -1,0 +1,184 @@
+"""What does one message cost in our code, by kind?
+
+Prepared requests are given to the dispatcher itself, over real branches, without a device: what is left out is the way
+through the kernel and the loop. Processor time of this process counts, which others' load changes little. Not part of
+the suite: there is nobody to stand beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from unionfs import compiled
+
+compiled.prefer()
+
+from tests.fuse.kernel import wire  # noqa: E402  all that may import a compiled module comes after `prefer`
+from tests.fuse.kernel.wire import ROOT  # noqa: E402
+from tests.support import scratch  # noqa: E402
+from unionfs.core.options import Options  # noqa: E402
+from unionfs.core.union import Union  # noqa: E402
+from unionfs.fuse.kernel.dispatch import Dispatcher  # noqa: E402
+from unionfs.fuse.kernel.session import MAX_WRITE, Session, Tuning  # noqa: E402
+from unionfs.fuse.options import ServeOptions  # noqa: E402
+
+_MESSAGES: Final = 20_000
+_ROUNDS: Final = 3
+_A_DIRECTORY: Final = 200  # files in each lower directory
+_CONTENT: Final = b"x" * 200
+_CAPABILITY: Final = b"security.capability\0"
+
+Numbers = Iterator[int]
+
+
+class Kernel:
+    """A union over one lower and an upper, and who asks it: the kernel's side, without a kernel."""
+
+    def __init__(self, base: Path, messages: int) -> None:
+        directories = max(1, messages // _A_DIRECTORY)
+        for number in range(directories):
+            place = base / "lower" / f"d{number}"
+            place.mkdir(parents=True)
+            for file in range(_A_DIRECTORY):
+                (place / f"f{file}").write_bytes(_CONTENT * 25)
+        (base / "upper").mkdir()
+        (base / "work").mkdir()
+        options = Options(lowers=(str(base / "lower"),), upper=str(base / "upper"), work=str(base / "work"))
+        self.union = Union(options)
+        self._dispatcher = Dispatcher(self.union, Session(ServeOptions(), Tuning()))
+        self._room = memoryview(bytearray(MAX_WRITE))
+        self.ask(wire.init())
+        self.directories = [self.node(ROOT, b"d%d" % number) for number in range(directories)]
+        self.new = wire.entry_out(
+            self.ask(wire.request(wire.MKDIR, ROOT, struct.pack("=II", 0o755, 0) + b"new\0"))[16:]
+        )
+        self.files: list[int] = []
+
+    def ask(self, request: bytes) -> bytes:
+        """The whole reply; empty if there is none."""
+        self._room[: len(request)] = request
+        return bytes(self._dispatcher.handle(self._room, len(request)) or b"")
+
+    def node(self, parent: int, name: bytes) -> int:
+        """Look a name up that is there."""
+        return wire.entry_out(self.ask(wire.request(wire.LOOKUP, parent, name + b"\0"))[16:]).nodeid
+
+    def took(self, requests: Sequence[bytes]) -> tuple[float, float]:
+        """Seconds of processor time for these requests: user, system. Of putting them where they are read from, too."""
+        room, handle = self._room, self._dispatcher.handle
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        for request in requests:
+            length = len(request)
+            room[:length] = request
+            handle(room, length)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        return after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+
+
+def _lookups(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [
+        wire.request(wire.LOOKUP, directory, b"f%d\0" % file)
+        for directory in kernel.directories
+        for file in range(_A_DIRECTORY)
+    ][:count]
+
+
+def _misses(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.request(wire.LOOKUP, kernel.new.nodeid, b"no%d\0" % next(numbers)) for _ in range(count)]
+
+
+def _attributes(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.request(wire.GETATTR, kernel.new.nodeid, bytes(16))] * count
+
+
+def _makings(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    fixed = struct.pack("=IIII", 0o100644, 0, 0o022, 0)
+    return [wire.request(wire.MKNOD, kernel.new.nodeid, fixed + b"n%d\0" % next(numbers)) for _ in range(count)]
+
+
+def _capabilities(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.request(wire.GETXATTR, _made(kernel), struct.pack("=II", 20, 0) + _CAPABILITY)] * count
+
+
+def _writes(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.write(_made(kernel), 0, _CONTENT)] * count
+
+
+def _reads(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.read(kernel.node(kernel.directories[0], b"f0"), 0, 4096)] * count
+
+
+def _listings(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.read(directory, 0, 1 << 17, wire.READDIRPLUS) for directory in kernel.directories]
+
+
+def _forgets(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    found = {kernel.node(directory, b"f%d" % file) for directory in kernel.directories for file in range(_A_DIRECTORY)}
+    return [wire.request(wire.FORGET, nodeid, struct.pack("=Q", 1 << 20)) for nodeid in found]
+
+
+def _made(kernel: Kernel) -> int:
+    """A file of the upper."""
+    return kernel.node(kernel.new.nodeid, b"n0")
+
+
+KINDS: Final[dict[str, tuple[Callable[[Kernel, int, Numbers], list[bytes]], int]]] = {
+    "GETATTR": (_attributes, 1),
+    "LOOKUP missing": (_misses, 1),
+    "MKNOD": (_makings, 1),
+    "GETXATTR": (_capabilities, 1),
+    "WRITE 200 B": (_writes, 1),
+    "LOOKUP": (_lookups, 1),
+    "READ 4 kB": (_reads, 1),
+    "READDIRPLUS, a line": (_listings, _A_DIRECTORY),
+    "FORGET": (_forgets, 1),
+}
+"""In an order in which each finds what it needs: the requests of a kind, and what each of them counts for."""
+
+
+def measured(base: Path, messages: int) -> dict[str, tuple[float, float]]:
+    """Microseconds by kind: user, system."""
+    base.mkdir()
+    kernel = Kernel(base, messages)
+    found = {}
+    for kind, (prepare, weight) in KINDS.items():
+        requests = prepare(kernel, messages, itertools.count())
+        user, system = kernel.took(requests)
+        each = 1e6 / (len(requests) * weight)
+        found[kind] = user * each, system * each
+    kernel.union.close()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print medians; `--json` as one line."""
+    parser = argparse.ArgumentParser(description="Processor time of a message in our code.")
+    parser.add_argument("--rounds", metavar="N", type=int, default=_ROUNDS)
+    parser.add_argument("--messages", metavar="N", type=int, default=_MESSAGES, help="of each kind (default: 20,000)")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    with scratch.run_dir() as directory:
+        rounds = [measured(directory / str(number), arguments.messages) for number in range(arguments.rounds)]
+    medians = {
+        kind: [round(statistics.median(each[kind][part] for each in rounds), 2) for part in (0, 1)] for kind in KINDS
+    }
+    if arguments.json:
+        print(json.dumps({"compiled": compiled.is_in_use(), "us": medians}))
+        return 0
+    print(f"{compiled.in_words()}; microseconds of processor time a message")
+    for kind, (user, system) in medians.items():
+        print(f"{kind:<20} user {user:6.2f}  system {system:6.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
