@@ -345,3 +345,53 @@ def test_what_a_user_writes_others_read(users_place: Place) -> None:
         "./two",
     ]
     assert os.getxattr(place.root / "up/dir", "user.overlay.opaque") == b"y"
+
+
+_VALUES = [
+    *("fsync=", "fsync=x", "fsync=2", "threaded=x", "noxattrs=", "noxattrs=x", "writeback=x", "fast_ino=x", "noacl=0"),
+    *("redirect_dir=", "redirect_dir", "redirect_dir=on", "xattr_permissions=", "xattr_permissions=3", "volatile=x"),
+    *(
+        "uidmapping=",
+        "uidmapping=:",
+        "uidmapping=0",
+        "uidmapping=0x1:1:1",
+        "uidmapping=0:1:1:0:2:1",
+        "gidmapping=a:b:c",
+    ),
+    *("squash_to_uid=", "squash_to_uid=x", "squash_to_root=0", "static_nlink=0", "ro=1", "=", "=x", "\\", 'context="a'),
+    *(
+        "lowerdir=",
+        "lowerdir=:",
+        "lowerdir=/nowhere",
+        "lowerdir=low1\\:low2",
+        "upperdir=",
+        "upperdir=/nowhere",
+        "workdir=",
+    ),
+    *("workdir=/nowhere", "timeout=", "timeout=x", "timeout=-1", "fsname=", "private,shared", "allow_other,allow_root"),
+]
+_TRY = """
+while read -r option; do
+    rm -rf up work; mkdir up work; chown 3 low1/one
+    if said=$("$@" -o "lowerdir=low1:low2,upperdir=up,workdir=work,$option" mnt 2>&1 </dev/null); then
+        touch mnt/new 2>&1
+        echo "$option|0|$(stat -c '%u %h' mnt/one mnt/dir | tr '\n' ' ')|$(ls up work | grep -c new)"
+        umount mnt
+    else
+        echo "$option|$?|$([ -n "$said" ] && echo told)|"
+    fi
+done
+"""
+
+
+def test_values_that_make_no_sense(place: Place) -> None:
+    """Each with fuse-overlayfs's exit code and effect; where that says nothing at all, we do."""
+    need("fuse-overlayfs")
+    found = []
+    for program in (["/usr/bin/fuse-overlayfs"], place.user.unionfs_cmd):
+        done = place.user.run(["sh", "-c", _TRY, "sh", *program], stdin="\n".join(_VALUES) + "\n", cwd=place.root)
+        found.append(dict(line.split("|", 1) for line in done.stdout.splitlines()))
+    theirs, ours = found
+    assert list(ours) == _VALUES
+    assert ours == {option: said.replace("1||", "1|told|") for option, said in theirs.items()}
+    assert {"1|told|"} < set(ours.values())

@@ -160,7 +160,7 @@ def test_a_timeout_that_is_none_is_ignored_and_told(value: str, capsys: pytest.C
         (["-o", f"{_BRANCHES},gidmapping=0:1:0", "/m"], "gidmapping=0:1:0: a number is out of range"),
         (["-o", f"{_BRANCHES},uidmapping=0:one:5", "/m"], "uidmapping=0:one:5: not numbers"),
         (["-o", f"{_BRANCHES},squash_to_uid=-1", "/m"], "squash_to_uid=-1: a number is out of range"),
-        (["-o", f"{_BRANCHES},squash_to_gid", "/m"], "squash_to_gid=: not in groups of three"),
+        (["-o", f"{_BRANCHES},squash_to_gid=", "/m"], "squash_to_gid=: not in groups of three"),
         (["-o", f"{_BRANCHES},xattr_permissions=3", "/m"], "xattr_permissions=3: not one of 0, 1, 2"),
         (["-o", f"{_BRANCHES},squash_to_uid=root", "/m"], "squash_to_uid=root: not numbers"),
     ],

@@ -137,9 +137,11 @@ def split_paths(text: str) -> list[str]:
 def _daemon_options(request: _Request) -> DaemonOptions:
     values: dict[str, str] = {}
     for option in request.options:
-        name, _, value = option.partition("=")
-        _check(name, value)
-        values[name] = value
+        name, sign, value = option.partition("=")
+        if _is_understood(name, value, has_value=bool(sign)):
+            values[name] = value
+        else:
+            _ignore(option)
     flags = _Flags(request.options)
     upper = _one_path(values, "upperdir")
     work = _one_path(values, "workdir")
@@ -150,7 +152,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         hint = "an upperdir needs a workdir on the same filesystem"
         raise CommandError("mount failed: workdir not specified", hint=hint)
     read_only = upper is None or flags.last("ro", "rw")
-    unsafe = values.get("fsync") == "0" or "volatile" in values
+    unsafe = _number(values, "fsync", 1) == 0 or "volatile" in values
     environment = os.environ
     return DaemonOptions(
         union=branches(
@@ -169,10 +171,10 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         mount=_mount_options(flags, values, read_only),
         serve=ServeOptions(
             timeout_s=_seconds(values.get("timeout")),
-            writeback=values.get("writeback") == "1",
+            writeback=_number(values, "writeback", 0) != 0,
             read_only=read_only,
             acls="noacl" not in values,
-            xattrs=values.get("noxattrs", "0") == "0",
+            xattrs=_number(values, "noxattrs", 0) == 0,
             debug=request.debug,
         ),
         may_cover_union=True,
@@ -231,14 +233,34 @@ _KNOWN: Final = frozenset(
 )
 
 
-def _check(name: str, value: str) -> None:
-    """Complain about an option that we do not follow, as loudly as it matters."""
+_NUMBERS: Final = frozenset({"fast_ino", "fsync", "noxattrs", "threaded", "writeback"})
+"""Options whose value is a number. Also those without a meaning here: a mistake in them is one for fuse-overlayfs."""
+_WITH_VALUES: Final = _NUMBERS | {
+    *("fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout", "uidmapping"),
+    *("upperdir", "workdir", "xattr_permissions"),
+}
+
+
+def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
+    """Whether an option means something, if only to others. Raises CommandError for values that make no sense."""
+    if name.startswith("x-") or (name in _NO_MEANING_HERE and name not in _NUMBERS):
+        return name != "plugins" or not value
+    if name not in _KNOWN | _NUMBERS or has_value != (name in _WITH_VALUES):
+        return False
     if name == "redirect_dir" and value != "off":
         raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
     if name == "xattr_permissions" and value not in _OVERRIDES:
         raise CommandError(f"mount failed: xattr_permissions={value}: not one of {', '.join(_OVERRIDES)}")
-    if name not in _KNOWN | _NO_MEANING_HERE and not name.startswith("x-"):
-        _ignore(f"{name}={value}" if value else name)
+    if name in _NUMBERS and not value.lstrip("-").isdecimal():
+        raise CommandError(f"mount failed: {name}={value}: not a number")
+    if name == "upperdir" and not value:
+        hint = "without an upper directory, which makes the union read-only, leave the option out"
+        raise CommandError("mount failed: upperdir=: no directory is named", hint=hint)
+    return True
+
+
+def _number(values: dict[str, str], name: str, default: int) -> int:
+    return int(values.get(name, default))
 
 
 def _ignore(argument: str) -> None:
@@ -263,7 +285,7 @@ def _id_map(values: dict[str, str], kind: str) -> IdMap:
         return IdMap(all_as=0) if "squash_to_root" in values else IdMap()
     try:
         if name == f"{kind}mapping":
-            return IdMap(parse_ranges(text))
+            return IdMap(parse_ranges(text)[::-1]) if text.strip(":") else IdMap()  # the last that fits counts
         return IdMap(all_as=parse_ranges(f"{text}:0:1")[0].stored)
     except ValueError as why:
         raise CommandError(f"mount failed: {name}={text}: {why}") from None
