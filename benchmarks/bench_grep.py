@@ -19,7 +19,11 @@ def grep(site: Site) -> None:
 WORKLOAD = Workload(
     "grep",
     "grep -r through usr/share, usr/lib/python3.11 and usr/include",
-    [Phase("grep -r, cold", grep), Phase("grep -r, warm", grep, warm=True)],
+    [
+        Phase("grep -r, cold", grep),
+        Phase("grep -r, warm", grep, warm=True),
+        Phase("grep -r, third time", grep, warm=True),
+    ],
     debian,
 )
 

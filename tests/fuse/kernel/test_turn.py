@@ -51,7 +51,7 @@ def test_looking_in_vain_becomes_less_and_then_rare() -> None:
     assert sum(looks) / len(looks) < 1, "less than one look for each request, in the long run"
 
 
-def test_looking_begins_again_when_it_has_become_worth_it() -> None:
+def test_looking_becomes_more_again_bit_by_bit_when_it_is_worth_it() -> None:
     device, lookout = Looked(), turn.Lookout(2)
     for _ in range(20):
         device.looks_of(lookout)
@@ -60,4 +60,9 @@ def test_looking_begins_again_when_it_has_become_worth_it() -> None:
     while not lookout.next_is_there(cast(Device, device)):
         asked += 1
         assert asked < 100
+    some = device.looks_of(lookout)
+    assert 0 < some < turn.LOOKS
+    for _ in range(100):
+        device.answers = [True]
+        assert lookout.next_is_there(cast(Device, device))
     assert device.looks_of(lookout) == turn.LOOKS

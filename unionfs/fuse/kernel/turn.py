@@ -29,6 +29,7 @@ LINGER_MS: Final = 1
 
 LOOKS: Final = 48
 """The most looks for one request: some 30 microseconds, within which a program that only asks has asked again."""
+_MORE: Final = 2
 _REST: Final = 64
 """Requests without a look after looking has not been worth it."""
 
@@ -36,9 +37,10 @@ _REST: Final = 64
 class Lookout:
     """Looks whether the next request is there, again and again, instead of sleeping until it is.
 
-    To be woken costs more than to serve: the processor has gone to sleep and its caches are cold. But who looks out
-    takes time of a processor, so the looks become fewer each time that they were in vain, until there are none for a
-    while (as the kernel's own halt polling does), and a single processor is left to who is going to ask.
+    To be woken costs more than to serve: the processor has gone to sleep and its caches are cold. But who looks in vain
+    has taken a processor from others for several times as long, perhaps from who was going to ask. So the looks become
+    a few more each time that they were worth it, and half as many each time that they were not, until there are none
+    for a while; and a single processor is left to who is going to ask.
     """
 
     def __init__(self, processors: int) -> None:
@@ -53,10 +55,10 @@ class Lookout:
             self._rest -= 1
             if self._rest > 0 or not self._most:
                 return False
-            looks = self._most // 2
+            looks = self._most // 4
         for _ in range(looks):
             if device.wait(0):
-                self._looks = self._most
+                self._looks = min(looks + _MORE, self._most)
                 return True
         self._looks = looks // 2
         self._rest = _REST
