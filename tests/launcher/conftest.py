@@ -1,5 +1,6 @@
 """Containers for tests: a Debian root filesystem for each user, `unionfs run`, and the proof that nothing stays.
 
+user      root, then an ordinary user, with containers of this test file alone
 debian    a minimal Debian of the test's user, unpacked once per run; tests must not change it
 run       `run(*ARGUMENTS)` is `unionfs run --rm ARGUMENTS` as the test's user
 tidy      (every test) no process and no mount of ours is left behind
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,13 @@ _SETTLING_S = 20.0
 def unpacked(run_dir: Path) -> dict[str, Path]:
     """The root filesystems of this run, by kind of user. Filled by `debian`."""
     return {}
+
+
+@pytest.fixture
+def user(user: User, request: pytest.FixtureRequest) -> User:
+    """The state is each test file's own: what one leaves when it fails is not another one's failure."""
+    state = user.home / f".state-{request.node.path.stem}"
+    return replace(user, env={**user.env, "XDG_DATA_HOME": os.fspath(state)})
 
 
 @pytest.fixture
@@ -119,9 +128,14 @@ def processes(user: User) -> dict[int, str]:
 
 
 def containers(user: User) -> list[Path]:
-    """The directories of the user's containers."""
+    """The directories of the user's containers in this test file."""
     return sorted(
         path
-        for path in (user.home / ".local/share/unionfs/containers").glob("[0-9a-f]*")
+        for path in (state(user) / "containers").glob("[0-9a-f]*")
         if stat.S_ISDIR(path.stat().st_mode)
     )
+
+
+def state(user: User) -> Path:
+    """Where the user's containers are."""
+    return Path(user.env["XDG_DATA_HOME"]) / "unionfs"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import Run
+from tests.launcher.conftest import Run, state
 from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 
@@ -50,7 +50,7 @@ def test_a_package_is_installed(run: Run, user: User, package: Path) -> None:
 
 def test_the_containers_own_files_are_not_seen(run: Run, user: User) -> None:
     # Else the union would show itself in itself, and other containers what they have written.
-    store = user.home / ".local/share/unionfs"
+    store = state(user)
     told = run("/", "sh", "-c", f"ls -A {store}; touch {store}/file && ls {store}")
     assert told.stdout == "file\n"
     assert not (store / "file").exists()

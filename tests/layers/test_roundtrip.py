@@ -8,6 +8,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from layers import pack
+from layers import attributes, beneath, pack, unpack
 from layers.tarheader import Header, plain_entry
 from layers.tarread import entry_of
 from layers.tree import Branches
@@ -253,3 +254,57 @@ def _read(kind: type[tarfile.TarInfo], block: bytearray) -> Any:
     return {
         key: value for key, value in info.get_info().items() if key not in ("uname", "gname", "devmajor", "devminor")
     }
+
+
+class _Counting:
+    """`os`, with its calls counted by name."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(os, name)
+        if not callable(found) or isinstance(found, type):
+            return found
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            return found(*args, **kwargs)
+
+        return counted
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_small_file_takes_four_system_calls(scratch: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    def calls(count: int) -> Counter[str]:
+        source, target = scratch / f"source-{count}", scratch / f"target-{count}"
+        trees.make(source, {"d": Dir()} | {f"d/{number}": File(b"data") for number in range(count)})
+        data, _ = packed(source)
+        counting = _Counting()
+        before = os.umask(umask)
+        try:
+            with monkeypatch.context() as patch:
+                for module in (unpack, attributes, beneath):
+                    patch.setattr(module, "os", counting)
+                trees.unpacked(data, target)
+        finally:
+            os.umask(before)
+        assert trees.told(target) == trees.told(source)
+        return counting.calls
+
+    each = calls(150)
+    each.subtract(calls(50))
+    chmods = {} if umask == 0o022 else {"fchmod": 100}  # tar needs that one and fchown(2), whatever the umask is
+    assert +each == {"open": 100, "write": 100, "utime": 100, "close": 100, **chmods}
+
+
+def test_nothing_is_inherited_from_where_layers_are_kept(scratch: Path) -> None:
+    source, place = scratch / "source", scratch / "place"
+    trees.make(source, {"d": Dir(), "d/f": File(b"data"), "f": File(b"data", mode=0o640)})
+    place.mkdir()
+    process.run(["setfacl", "-d", "-m", "u:7:rwx,m::rwx", place])
+    os.chown(place, 0, 8)
+    place.chmod(0o2755)
+    target = place / "target"
+    trees.unpacked(packed(source)[0], target)
+    assert trees.told(target) == trees.told(source)
