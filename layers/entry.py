@@ -17,6 +17,17 @@ LINK: Final = -1  # a further name of a file
 WHITEOUT: Final = -2  # hides a name of the layers beneath
 OPAQUE: Final = -3  # hides all names of a directory of the layers beneath
 
+WORDS: Final = {
+    FILE: "file",
+    DIRECTORY: "directory",
+    SYMLINK: "symlink",
+    FIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    CHARACTER: "device",
+    BLOCK: "device",
+}
+"""The kinds of what is on disk, as people call them."""
+
 
 class Entry(NamedTuple):
     """One entry of a layer. `path` of a WHITEOUT or OPAQUE is what it hides, not the mark's own name."""

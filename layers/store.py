@@ -36,6 +36,7 @@ from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
 _READ: Final = 1 << 20
+_SWEPT_MAX: Final = 20  # times in a row that others may sweep away what is being written
 _PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's reach
 
 
@@ -129,7 +130,8 @@ class Store:
             if os.path.isdir(path):
                 self.discard(path)
             else:
-                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):  # it was put in its place just now, see `_replace`
+                    os.unlink(path)
 
     # -- blobs --
 
@@ -331,19 +333,27 @@ class Store:
         self._replace(self._index, manifests.to_json(Index(manifests.OCI_INDEX, tuple(entries))))
 
     def _replace(self, path: str, data: bytes) -> None:
-        """Put a whole new file in the place of `path`."""
-        aside = self.new_aside()
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            os.rename(aside, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
-            raise
+        """Put a whole new file in the place of `path`.
+
+        Names change and directories are made without the store's lock, so somebody may sweep away what is being
+        written here: then it is written again.
+        """
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        for attempt in range(_SWEPT_MAX):
+            aside = self.new_aside()
+            try:
+                with open(aside, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(aside, path)
+            except BaseException as error:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(aside)
+                if not isinstance(error, FileNotFoundError) or attempt == _SWEPT_MAX - 1:
+                    raise
+            else:
+                return
 
 
 def _is_of(name: str, wanted: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from layers.beneath import Path
+from layers.entry import WORDS
 from layers.tree import Branch, Place, View
 from unionfs import markers
 
@@ -22,15 +23,6 @@ HIDES: Final = "hides"  # it has nothing there but a mark
 HIDDEN: Final = "hidden"  # it has something there that does not show
 ABSENT: Final = "absent"
 
-_KINDS: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-}
 _DIALECTS: Final = {"aufs": "AUFS", "device": "overlayfs (0:0 device)", "xattr": "overlayfs (attribute)"}
 
 
@@ -190,7 +182,7 @@ class _Walk:
 
 
 def _kind(st: os.stat_result) -> str:
-    return _KINDS.get(stat.S_IFMT(st.st_mode), "file of an unknown kind")
+    return WORDS.get(stat.S_IFMT(st.st_mode), "file of an unknown kind")
 
 
 def _text(path: Path) -> str:

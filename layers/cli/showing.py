@@ -39,16 +39,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
     rows."""
     if not rows:
         return
-    to_the_right = set(right.split(","))
-    lines = [tuple(head), *rows]
-    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
-    told = []
-    for line in lines:
-        cells = [
-            " " * (width - _width(cell)) + cell if name in to_the_right else cell + " " * (width - _width(cell))
-            for name, cell, width in zip(head, line, widths, strict=True)
-        ]
-        told.append(_GAP.join(cells).rstrip())
+    told = aligned(head, [head, *rows], right=right)
     if title:
         print(f"\n{title}")
     if not sys.stdout.isatty():
@@ -60,6 +51,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
     console = Console(highlight=False)
     for number, text in enumerate(told):
         console.print(Text(text, "bold" if not number else ""), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], *, right: str = "", gap: str = _GAP) -> list[str]:
+    """`lines` with their columns as wide as they need to be; those of the heads in `right` (words) to the right."""
+    to_the_right = set(right.split(","))
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
+    told = []
+    for line in lines:
+        cells = [
+            " " * (width - _width(cell)) + cell if name in to_the_right else cell + " " * (width - _width(cell))
+            for name, cell, width in zip(head, line, widths, strict=True)
+        ]
+        told.append(gap.join(cells).rstrip())
+    return told
 
 
 def _width(text: str) -> int:

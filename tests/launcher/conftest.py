@@ -129,11 +129,7 @@ def processes(user: User) -> dict[int, str]:
 
 def containers(user: User) -> list[Path]:
     """The directories of the user's containers in this test file."""
-    return sorted(
-        path
-        for path in (state(user) / "containers").glob("[0-9a-f]*")
-        if stat.S_ISDIR(path.stat().st_mode)
-    )
+    return sorted(path for path in (state(user) / "containers").glob("[0-9a-f]*") if stat.S_ISDIR(path.stat().st_mode))
 
 
 def state(user: User) -> Path:

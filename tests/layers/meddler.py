@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import socket
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from tests.layers.answering import Answering, Handler
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
 
 
-class Meddler:
+class Meddler(Answering):
     """The proxy. What it does to answers and requests is up to its attributes."""
 
     def __init__(self, registry_host: str) -> None:
@@ -28,32 +28,12 @@ class Meddler:
         """After how many bytes of an answer's body to break it."""
         self.storage = Path()  # where the registry keeps its blobs
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.meddler = self
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(type("_Meddling", (_Handler,), {"meddler": self}))
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    meddler: Meddler
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections break here on purpose."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    meddler: Meddler
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("do_"):
@@ -61,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def _serve(self) -> None:
-        meddler = self.server.meddler
+        meddler = self.meddler
         meddler.requests.append((self.command, self.path, dict(self.headers)))
         body = self._body(meddler)
         answer = None if body is None else meddler.meddle(self.command, self.path, self._ask(body))
@@ -97,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             begin = int(headers["Content-Range"].partition("-")[0])
             headers["Content-Range"] = f"{begin}-{begin + len(body) - 1}"
         data = body if self.command in ("POST", "PUT", "PATCH") else None
-        url = f"http://{self.server.meddler.registry_host}{self.path}"
+        url = f"http://{self.meddler.registry_host}{self.path}"
         request = urllib.request.Request(url, data=data, headers=headers, method=self.command)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -105,6 +85,3 @@ class _Handler(BaseHTTPRequestHandler):
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers), error.read()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""

@@ -12,9 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.layers.answering import Answering, Handler
 from tests.support import process
 
 NAME: Final = "alice"
@@ -122,7 +121,7 @@ def make_certificate(directory: Path) -> None:
     shutil.copy(directory / "server.pem", directory / "ca" / "ca.crt")
 
 
-class TokenServer:
+class TokenServer(Answering):
     """A token server as Docker's specification has it: a name and password for a signed token (JWT, ES256)."""
 
     def __init__(self, keys: Path, life_s: int = 300) -> None:
@@ -133,7 +132,7 @@ class TokenServer:
         self.life_s = life_s
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Tokens(Handler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
                 given = self.headers.get("Authorization", "")
@@ -154,27 +153,10 @@ class TokenServer:
 
             def _answer(self, query: dict[str, list[str]]) -> None:
                 scopes = [scope for text in query.get("scope", []) for scope in text.split(" ")]
-                body = json.dumps({"token": outer.token(scopes), "expires_in": outer.life_s}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.give(json.dumps({"token": outer.token(scopes), "expires_in": outer.life_s}).encode())
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.realm = f"http://127.0.0.1:{self._server.server_address[1]}/token"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Tokens)
+        self.realm = f"http://{self.host}/token"
 
     def token(self, scopes: list[str]) -> str:
         now = int(time.time())

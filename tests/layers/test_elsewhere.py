@@ -6,10 +6,7 @@ import functools
 import os
 import select
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from layers.image import Remote
 from layers.session import Session, retry_after
 from layers.store import Store
 from tests.layers import images, registries, trees
+from tests.layers.answering import Answering, Handler
 from tests.layers.meddler import Answer, Meddler
 from tests.support import process
 
@@ -57,32 +55,14 @@ class Storage:
         self.told: list[dict[str, str]] = []
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Storing(Handler):
             def do_GET(self) -> None:
                 outer.told.append(dict(self.headers))
                 (found,) = blobs.glob(f"*/{self.path.rpartition(':')[2]}/data")
-                data = found.read_bytes()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.give(found.read_bytes())
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Nobody reads it."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    @contextmanager
-    def served(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+        self.served = Answering(Storing)
+        self.host = self.served.host
 
 
 def pull(store: Store, text: str, remote: Remote) -> image.Pulled:
@@ -97,7 +77,7 @@ def test_the_password_does_not_go_where_blobs_are_kept(locked: registries.Regist
             return 307, {"Location": f"http://{storage.host}{path}", "Content-Length": "0"}, b""
         return answer
 
-    with Meddler(locked.host) as meddler, storage.served():
+    with Meddler(locked.host) as meddler, storage.served:
         meddler.meddle = redirect
         store = Store(str(scratch / "root"))
         assert pull(store, f"{meddler.host}/x:1", Remote(credentials=GIVEN, pause_s=0.01)).new
@@ -191,7 +171,7 @@ class Proxy:
         outer = self
         host, _, port = registry_host.partition(":")
 
-        class Handler(BaseHTTPRequestHandler):
+        class Proxying(Handler):
             def do_CONNECT(self) -> None:
                 outer.asked.append(f"CONNECT {self.path}")
                 if not self.path.startswith("registry.test:") or self.path.endswith(":443"):
@@ -204,29 +184,10 @@ class Proxy:
 
             def do_GET(self) -> None:
                 outer.asked.append(f"GET {self.path}")
-                data = b"{}"
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.give(b"{}")
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Nobody reads it."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    @contextmanager
-    def served(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+        self.served = Answering(Proxying)
+        self.url = f"http://{self.served.host}"
 
 
 def _both_ways(one: socket.socket, other: socket.socket) -> None:
@@ -245,7 +206,7 @@ def test_a_proxy_is_used_for_tls_and_for_plain_http(scratch: Path, monkeypatch: 
 
     with registries.Registry(scratch / "registry", tls=True) as secure:
         proxy = Proxy(secure.host)
-        with proxy.served():
+        with proxy.served:
             for name in ("https_proxy", "http_proxy"):
                 monkeypatch.setenv(name, proxy.url)
             trio.run(ping, "registry.test:5000", True)

@@ -287,6 +287,22 @@ def test_two_processes_pull_the_same_image_at_once(meddler: Meddler, scratch: Pa
     assert len(fetched) == len(set(fetched)) == 3
 
 
+def test_a_store_can_be_made_while_another_process_sweeps_it(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(scratch / "root"))
+    swept: list[list[str]] = []
+
+    def fsync(fd: int) -> None:
+        if len(swept) < 3:
+            swept.append(os.listdir(store.aside))
+            store.sweep_aside()
+
+    monkeypatch.setattr("layers.store.os.fsync", fsync)
+    store.prepare()
+    assert [len(names) for names in swept] == [1, 1, 1]
+    assert (store.named(), os.listdir(store.aside)) == ([], [])
+    assert sorted(os.listdir(store.images)) == ["blobs", "index.json", "oci-layout"]
+
+
 @pytest.mark.parametrize("after", range(4))
 def test_a_pull_that_is_killed_leaves_nothing_half(meddler: Meddler, scratch: Path, after: int) -> None:
     store = Store(str(scratch / "root"))

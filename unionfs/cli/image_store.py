@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from layers import owners
 from layers.attributes import Options
+from layers.cli.showing import aligned
 from layers.config import Settings
 from layers.credentials import Credentials
 from layers.digest import Digest
@@ -224,11 +225,8 @@ def size(text: str) -> int:
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, heading: bool = True) -> None:
     """Columns as wide as they need to be."""
     lines = [head, *rows] if heading else list(rows)
-    if not lines:
-        return
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if lines:
+        print("\n".join(aligned(head, lines, gap="   ")))
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:

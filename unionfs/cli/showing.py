@@ -16,19 +16,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
+from layers.entry import WORDS
 from unionfs.changes.compare import MTIME
 from unionfs.changes.listing import ADDED, CHANGED, DELETED, Change
 from unionfs.changes.objects import Object
 
-_KINDS: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-}
 _COLOURS: Final = {ADDED: "green", CHANGED: "yellow", DELETED: "red"}
 _WORDS: Final = {ADDED: "added", CHANGED: "changed", DELETED: "deleted"}
 
@@ -137,7 +129,7 @@ def path_as_json(path: bytes) -> dict[str, str]:
 
 def kind_of(one: Object) -> str:
     """The type of a file in a word."""
-    return _KINDS.get(one.kind, "unknown")
+    return WORDS.get(one.kind, "unknown")
 
 
 def size_of(change: Change) -> int | None:

@@ -79,7 +79,7 @@ class _Anteroom:
             os.close(self._around.verdict_fd)  # nothing written: it was executed
             if pid in self._ended:
                 return init.exit_status(self._ended[pid])
-            self._let_go()
+            init.let_go()
             return init.serve(pid)
         finally:
             with contextlib.suppress(LaunchError):
@@ -191,16 +191,6 @@ class _Anteroom:
                 if entry.get("level") in ("error", "fatal", None):
                     return str(entry["msg"])
         return lines[-1] if lines else ""
-
-    def _let_go(self) -> None:
-        """Of the descriptors, so that what they lead to can end."""
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                if int(name) > 2:
-                    os.close(int(name))
 
 
 def _give(around: Surroundings, pid: int) -> None:

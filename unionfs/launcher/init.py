@@ -135,8 +135,8 @@ def confess(error: Exception, around: Surroundings) -> None:
     around.sender.send_failure(error)
 
 
-def _withdraw() -> None:
-    """Let go of everything: descriptors, so that what they lead to can end, and capabilities."""
+def let_go() -> None:
+    """Of all descriptors, so that what they lead to can end."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -144,6 +144,11 @@ def _withdraw() -> None:
         with contextlib.suppress(OSError):
             if int(name) > 2:
                 os.close(int(name))
+
+
+def _withdraw() -> None:
+    """Let go of everything: descriptors and capabilities."""
+    let_go()
     left = capabilities.mask(("KILL",))
     capset(Capabilities(effective=left, permitted=left, inheritable=0))
 
