@@ -36,6 +36,7 @@ VERBS = {
     "volume": "directories with a name that outlive containers: create, ls, inspect, rm, prune",
     "export": "write the root filesystem of a container as a tar",
     "rm": "remove containers",
+    "container": "the same under longer names (`container ls`, `container rm`), and `container prune`",
     "pull": "fetch images from a registry",
     "push": "send an image to a registry",
     "login": "keep a name and a password for a registry",
@@ -70,9 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     compiled.prefer()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
+    if verb == "container" and len(arguments) > 1:
+        verb = arguments[1]  # one of those under a longer name
     debug = _debug_wanted(arguments)
     try:
-        status = _dispatch(verb, arguments)
+        status = _dispatch(arguments[0] if arguments else "", arguments)
         if sys.stdout is not None:  # None when the caller closed descriptor 1
             sys.stdout.flush()
         return status

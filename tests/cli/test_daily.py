@@ -26,6 +26,21 @@ def test_create_then_start(box: Box) -> None:
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_prune_removes_what_does_not_run(box: Box) -> None:
+    box("container", "run", "-d", "--name", "on", "debian:1", "sleep", "1000")
+    made = [box("create", "--name", name, "--label", f"is={name}", "debian:1", "true").stdout for name in ("a", "b")]
+    assert box("container", "prune", "--force", "--filter", "label=is=b").stdout == made[1]
+    assert json.loads(box("container", "prune", "--json").stdout) == [made[0].strip()]
+    assert box("container", "prune", "-f").stdout == ""
+    assert box("container", "ls", "-a", "--format", "{{.Names}}").stdout == "on\n"
+    assert box("container", "exec", "on", "no such", check=False).returncode == 127
+    assert box("container", "prune", "--filter", "label", check=False).returncode == 2
+    assert box("container", "sing", check=False).returncode == 2
+    assert "ls       unionfs ps" in box("container", "--help").stdout
+    box("rm", "-f", "on")
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_restart(box: Box) -> None:
     box(
         "run",

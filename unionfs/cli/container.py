@@ -1,0 +1,36 @@
+"""`unionfs container VERB`: verbs on containers under the longer names that Docker and podman have for them, too."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from unionfs.cli import longer
+
+_MODULES: Final = {
+    "ls": "ps",
+    "ps": "ps",
+    "list": "ps",
+    "prune": "container_prune",
+    "commit": "commit",
+    "cp": "cp",
+    "create": "create",
+    "diff": "diff",
+    "exec": "exec",
+    "export": "export",
+    "inspect": "inspect",
+    "kill": "kill",
+    "logs": "logs",
+    "rename": "rename",
+    "restart": "restart",
+    "rm": "rm",
+    "run": "run",
+    "start": "start",
+    "stop": "stop",
+    "top": "top",
+    "wait": "wait",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs container ARGV`."""
+    return longer.run("container", _MODULES, argv, "remove containers that do not run")

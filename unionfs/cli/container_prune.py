@@ -1,0 +1,49 @@
+"""`unionfs container prune`: remove the containers that do not run, with everything they changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+from unionfs.cli import changing, over, selecting
+from unionfs.cli.arguments import Parser
+from unionfs.cli.containers import ContainerStore
+from unionfs.cli.errors import FAILED, CommandError, tell
+
+_DESCRIPTION: Final = """\
+Remove all containers that do not run, with everything they changed, and print their ids. Volumes stay, those without
+a name as well."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs container prune ARGV`. Removes what it can, and fails if that was not all."""
+    parser = Parser("container prune", _DESCRIPTION)
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("--filter", action="append", default=[], metavar="KEY=VALUE", help="only those; see unionfs ps")
+    parser.add_argument("--json", action="store_true", help="print a JSON array of the ids; do not ask")
+    over.add_root(parser)
+    arguments = parser.parse(argv)
+    store = ContainerStore(arguments.root)
+    wanted = selecting.all_of(arguments.filter)
+    if not arguments.force and not arguments.json and sys.stdin.isatty():
+        print("Remove all containers that do not run, with what they changed? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return FAILED
+    status = 0
+    removed: list[str] = []
+    for container in store.list():
+        if container.is_running() or not wanted(container):
+            continue
+        try:
+            changing.remove(store, container)
+        except CommandError as error:
+            print(tell(error), file=sys.stderr)
+            status = FAILED
+        else:
+            removed.append(container.id)
+    if arguments.json:
+        print(json.dumps(removed, indent=1))
+    else:
+        print("".join(f"{identity}\n" for identity in removed), end="")
+    return status
