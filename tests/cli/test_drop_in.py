@@ -363,7 +363,6 @@ _VALUES = [
         "lowerdir=",
         "lowerdir=:",
         "lowerdir=/nowhere",
-        "lowerdir=low1\\:low2",
         "upperdir=",
         "upperdir=/nowhere",
         "workdir=",
