@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -20,6 +21,8 @@ from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.support import process
 from unionfs.__main__ import main
+from unionfs.cli import image_store
+from unionfs.cli.errors import CommandError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -230,3 +233,12 @@ def test_a_manifest_and_a_configuration_that_disagree(unionfs: Command, scratch:
     assert "2 layers, the configuration 1" in unionfs("history", "lie:1", status=4)
     assert "lie" in unionfs("images")  # what is damaged can still be seen, and removed
     unionfs("rmi", "lie:1")
+
+
+def test_who_has_a_full_disk_is_told_what_to_do() -> None:
+    with pytest.raises(CommandError) as caught, image_store.failures():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "layers gc" in caught.value.hint
+    with pytest.raises(CommandError) as caught, image_store.failures():
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/x")
+    assert (str(caught.value), caught.value.hint) == ("working on images failed: /x: Input/output error", "")

@@ -8,6 +8,7 @@ beside the files.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -123,7 +124,9 @@ def failures() -> Iterator[None]:
     except LayerError as error:
         raise CommandError(str(error), hint=error.hint, status=error.exit_code) from error
     except OSError as error:
-        raise CommandError.of("working on images", error) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "layers gc frees what nothing needs; what was fetched is kept, and a second try goes on from there"
+        raise CommandError.of("working on images", error, hint=hint if full else "") from error
 
 
 def add_root(parser: Parser) -> None:
