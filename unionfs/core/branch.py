@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode without its questions
 _ERRORS: Final = sys.getfilesystemencodeerrors()
+_stat: Final = os.stat  # compiled code has no need to look it up at each call
+_fstat: Final = os.fstat
 _PATH_CHUNK: Final = 3500  # bytes of a path opened at once; below PATH_MAX (4096) with the longest name added
 
 
@@ -165,13 +167,13 @@ class BranchDir:
         held = self.held
         if held is not None:
             held.used = True
-            return os.fstat(held.fd)
+            return _fstat(held.fd)
         assert self.parent is not None
         return os.stat(self.name, dir_fd=self.parent.fd(), follow_symlinks=False)
 
     def look(self, name: bytes) -> Stat:
         """Attributes of the entry `name` as it should be. Raises as lstat(2) does."""
-        st = os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+        st = _stat(name, dir_fd=self.fd(), follow_symlinks=False)
         overrides = self.branch.overrides
         return st if overrides is None else overrides.over(self, name, st)
 

@@ -25,6 +25,15 @@ from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
 _PERM: Final = 0o7777
+_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
+_IFCHR: Final = 0o020000
+_IFDIR: Final = 0o040000
+_IFREG: Final = 0o100000
+_IFLNK: Final = 0o120000
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_open: Final = os.open  # likewise
+_fstat: Final = os.fstat
 
 
 def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
@@ -45,18 +54,18 @@ def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
 def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
     """Make anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
     is refused with EPERM, since it would be a whiteout."""
-    kind = stat.S_IFMT(mode) or stat.S_IFREG
+    kind = mode & _IFMT or _IFREG
     check_new_name(tree, parent, name)
-    if kind == stat.S_IFCHR and rdev == 0:
+    if kind == _IFCHR and rdev == 0:
         refuse(errno.EPERM, name)
-    if kind in (stat.S_IFDIR, stat.S_IFLNK):
+    if kind in (_IFDIR, _IFLNK):
         refuse(errno.EINVAL, name)
     up = copyup.ensure_dir(tree, parent)
     held: FileFd | None = None
     if _in_place(tree, up, caller):
         tree.with_umask(caller.umask)
         try:
-            if kind == stat.S_IFREG:
+            if kind == _IFREG:
                 held = FileFd(_create(tree, up.fd(), name, mode & _PERM), writable=True)
             else:
                 os.mknod(name, kind | (mode & _PERM), rdev, dir_fd=up.fd())
@@ -70,15 +79,14 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
 
 
 def _build_node(tree: Tree, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
-    if kind == stat.S_IFREG:
+    if kind == _IFREG:
         return FileFd(_create(tree, dir_fd, name, 0o600), writable=True)
     ownership.make_node(tree.staging.here, name, kind, rdev)
     return None
 
 
 def _create(tree: Tree, dir_fd: int, name: bytes, mode: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | tree.quietly
-    return os.open(name, flags, mode, dir_fd=dir_fd)
+    return _open(name, _CREATE | tree.quietly, mode, dir_fd=dir_fd)
 
 
 def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
@@ -290,11 +298,11 @@ def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Reso
     _clear_whiteout(parent, name)
     up = parent.upper
     assert up is not None
-    st = os.fstat(held.fd) if held is not None and up.branch.overrides is None else up.look(name)
+    st = _fstat(held.fd) if held is not None and up.branch.overrides is None else up.look(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = FileNode(tree.nodes.new_id(), parent, name, up, name, ino, st.st_mode)
     tree.nodes.add(node)
     if held is not None:
         tree.fds.keep(node, held)
-    names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
+    names.added(tree, parent, name, st.st_mode & _IFMT, st.st_ino)
     return make(Resolved, (node, st))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core import inodes, marks
@@ -18,7 +18,12 @@ from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.tree import Tree, refuse
 
-_SCAN_EVERY = 32
+_SCAN_EVERY: Final = 32
+_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
+_IFDIR: Final = 0o040000
+_SLASH: Final = ord("/")
+_DOT: Final = ord(".")
+_DOTS: Final = frozenset((b".", b".."))
 
 
 class Resolved(NamedTuple):
@@ -32,30 +37,39 @@ def check_name(name: bytes) -> None:
     """Refuse names that cannot exist. ENAMETOOLONG above 255 bytes, EINVAL for what would lead elsewhere."""
     if len(name) > markers.NAME_MAX:
         refuse(errno.ENAMETOOLONG, name)
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+    # Numbers, since CPython raises and drops an error before it looks for bytes in bytes.
+    if not name or _SLASH in name or 0 in name or (name[0] == _DOT and name in _DOTS):
         refuse(errno.EINVAL, name)
 
 
 def resolve(tree: Tree, parent: DirNode, name: bytes) -> Resolved:
     """The node that `name` in `parent` is, made if it was not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
+    found = find(tree, parent, name)
+    if found is None:
+        refuse(errno.ENOENT, name)
+    return found
+
+
+def find(tree: Tree, parent: DirNode, name: bytes) -> Resolved | None:
+    """As `resolve`, but None for a name that is missing. ENOENT only where others take it away while we look."""
     child = parent.children.get(name)
     if child is not None:
         return make(Resolved, (child, tree.stat(child)))
     if len(name) > markers.NAME_MAX:
         refuse(errno.ENAMETOOLONG, name)
     if markers.is_reserved(name) or parent.dead:
-        refuse(errno.ENOENT, name)
+        return None
     st = upper_entry(tree, parent, name)
-    low = parent.low
     if st is None:
+        low = parent.low
         found = low.find(name) if low is not None else None
         if found is None or (parent.upper is not None and hides(tree, parent, name)):
-            refuse(errno.ENOENT, name)
+            return None
         return _from_low(tree, parent, name, found)
-    if not stat.S_ISDIR(st.st_mode):
+    if st.st_mode & _IFMT != _IFDIR:
         assert parent.upper is not None
         if marks.is_whiteout(parent.upper, name, st):
-            refuse(errno.ENOENT, name)
+            return None
         return _from_upper_file(tree, parent, name, st)
     return _from_upper_dir(tree, parent, name, st)
 
@@ -148,7 +162,7 @@ def hides(tree: Tree, parent: DirNode, name: bytes) -> bool:
 
 
 def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolved:
-    if found.kind == stat.S_IFDIR:
+    if found.kind == _IFDIR:
         assert found.low is not None
         st: Stat = found.st if found.st is not None else found.low.stat()
         ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)

@@ -5,10 +5,12 @@ Every operation that adds, removes or hides a name tells it here, in the same cr
 
 from __future__ import annotations
 
-import stat
+from typing import Final
 
 from unionfs.core.node import DirNode
 from unionfs.core.tree import Tree
+
+_IFDIR: Final = 0o040000  # of stat, as a number that compiled code has no need to look up
 
 
 def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
@@ -20,7 +22,7 @@ def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None
     if parent.order is not None:
         parent.order.add(name)
         tree.cache.grow(parent, 1)
-    if parent.subdirs >= 0 and kind == stat.S_IFDIR:
+    if parent.subdirs >= 0 and kind == _IFDIR:
         parent.subdirs += 1
     tree.ours(parent)
 
@@ -50,7 +52,7 @@ def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool
             parent.hidden.add(name)
     if parent.order is not None:
         parent.order.discard(name)
-    if parent.subdirs >= 0 and kind == stat.S_IFDIR:
+    if parent.subdirs >= 0 and kind == _IFDIR:
         parent.subdirs -= 1
     tree.ours(parent)
 

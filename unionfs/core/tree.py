@@ -32,6 +32,7 @@ from unionfs.syscalls import mountinfo
 if TYPE_CHECKING:
     from unionfs.core.watching import Watcher
 
+_stat: Final = os.stat  # compiled code has no need to look it up at each call
 _FDS_MOST: Final = 16384
 _PROBE_XATTR: Final = "user.unionfs.probe"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # of a disk, which may be looked at and made less full
@@ -219,7 +220,7 @@ class Tree:
         if isinstance(node, FileNode):
             home = node.home
             try:
-                st = os.stat(node.leaf, dir_fd=home.fd(), follow_symlinks=False)
+                st = _stat(node.leaf, dir_fd=home.fd(), follow_symlinks=False)
             except FileNotFoundError:
                 if node.leaf:
                     raise

@@ -140,10 +140,21 @@ class Union:
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """What `name` in `parent` is. ENOENT, ENOTDIR, ENAMETOOLONG, EACCES."""
+        entry = self.find(parent, name)
+        if entry is None:
+            refuse(errno.ENOENT, name)
+        return entry
+
+    def find(self, parent: int, name: bytes) -> Entry | None:
+        """As `lookup`, but None for a name that is missing: most are asked for in order to be made, and raising costs
+        more than all else. ENOENT only where others take it away while we look."""
         directory = self._nodes.directory(parent)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
             outside.look_when_asked(self._tree, self._tree.watcher, directory, name)
-        node, st = lookup.resolve(self._tree, directory, name)
+        found = lookup.find(self._tree, directory, name)
+        if found is None:
+            return None
+        node, st = found
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
             outside.look_when_asked(self._tree, self._tree.watcher, node)
         node.nlookup += 1

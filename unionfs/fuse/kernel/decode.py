@@ -28,14 +28,20 @@ Head = tuple[int, ...]
 """len opcode unique nodeid uid gid pid total_extlen padding"""
 
 _BILLION: Final = 1_000_000_000
+_SLASH: Final = ord("/")  # `in` with a number: with bytes, CPython raises and drops an error before it looks
+_DOT: Final = ord(".")
 _DOTS: Final = frozenset((b".", b".."))
 _CHANGES: Final = (
     abi.FATTR_MODE | abi.FATTR_UID | abi.FATTR_GID | abi.FATTR_SIZE
     | abi.FATTR_ATIME | abi.FATTR_MTIME | abi.FATTR_ATIME_NOW | abi.FATTR_MTIME_NOW
 )  # fmt: skip
 
-_forget_in = abi.FORGET_IN.unpack_from
-_setattr_in = abi.SETATTR_IN.unpack_from
+_forget_in: Final = abi.FORGET_IN.unpack_from
+_setattr_in: Final = abi.SETATTR_IN.unpack_from
+_mknod_in: Final = abi.MKNOD_IN.unpack_from
+_getxattr_in: Final = abi.GETXATTR_IN.unpack_from
+_GETXATTR_NAME: Final = BODY + abi.GETXATTR_IN.size
+_NAME_MAX: Final = abi.NAME_MAX
 
 
 class MalformedError(ValueError):
@@ -57,16 +63,16 @@ def name_at(buf: memoryview, start: int, end: int) -> bytes:
 
     Raises: MalformedError; ENAMETOOLONG.
     """
-    raw = bytes(buf[start : end - 1])
-    if end <= start or buf[end - 1] or 0 in raw:
+    raw = bytes(buf[start:end])
+    if raw.find(0) != end - start - 1:  # the first NUL is the last byte
         raise MalformedError("a name is not terminated where it should be")
-    return _checked(raw)
+    return _checked(raw[:-1])
 
 
 def _checked(raw: bytes) -> bytes:
-    if len(raw) > abi.NAME_MAX:
+    if len(raw) > _NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if not raw or b"/" in raw or raw in _DOTS:
+    if not raw or _SLASH in raw or (raw[0] == _DOT and raw in _DOTS):
         raise MalformedError("a name is empty, a dot or holds a slash")
     return raw
 
@@ -128,7 +134,7 @@ def symlink(head: Head, buf: memoryview, end: int) -> tuple[bytes, bytes, Caller
 
 def mknod(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, int, Caller]:
     """MKNOD: name, mode, rdev, caller."""
-    mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(buf, BODY)
+    mode, rdev, umask, _ = _mknod_in(buf, BODY)
     return name_at(buf, BODY + 16, end), mode, rdev, make(Caller, (head[4], head[5], head[6], umask))
 
 
@@ -186,8 +192,8 @@ def setxattr(buf: memoryview, end: int, *, extended: bool) -> tuple[bytes, bytes
 
 def getxattr(buf: memoryview, end: int) -> tuple[int, bytes]:
     """GETXATTR: room for the value (0: only its size is asked), name."""
-    size, _ = abi.GETXATTR_IN.unpack_from(buf, BODY)
-    return size, xattr_name_at(buf, BODY + abi.GETXATTR_IN.size, end)
+    size, _ = _getxattr_in(buf, BODY)
+    return size, xattr_name_at(buf, _GETXATTR_NAME, end)
 
 
 def removexattr(head: Head, buf: memoryview, end: int) -> tuple[bytes]:

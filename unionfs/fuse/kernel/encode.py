@@ -17,10 +17,10 @@ _IFMT: Final = 0o170000
 _IFREG: Final = 0o100000
 _HEADER: Final = abi.OUT_HEADER.size
 
-_out_header = abi.OUT_HEADER.pack
-_entry_reply = abi.ENTRY_REPLY.pack
-_attr_reply = abi.ATTR_REPLY.pack
-_write_reply = abi.WRITE_REPLY.pack
+_out_header: Final = abi.OUT_HEADER.pack
+_entry_reply: Final = abi.ENTRY_REPLY.pack
+_attr_reply: Final = abi.ATTR_REPLY.pack
+_write_reply: Final = abi.WRITE_REPLY.pack
 
 _ENTRY_LEN: Final = abi.ENTRY_REPLY.size
 _ATTR_LEN: Final = abi.ATTR_REPLY.size

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 Reply = bytes | memoryview | None
 
-_read_in = abi.READ_IN.unpack_from
-_write_in = abi.WRITE_IN.unpack_from
-_written = encode.written
+_read_in: Final = abi.READ_IN.unpack_from
+_write_in: Final = abi.WRITE_IN.unpack_from
 
 _IOCTL_DATA: Final = BODY + abi.IOCTL_IN.size
 _DATA: Final = BODY + abi.WRITE_IN.size
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE, <linux/fs.h>
 _DOT: Final = ord(".")
+_SET_ID: Final = 0o6000
 _PARENT: Final = b"..\0"
 _OF_HANDLES: Final = (b".\0", _PARENT)
 """What the kernel looks up to find a node by its number alone (open_by_handle_at(2)); EXPORT_SUPPORT allows it."""
@@ -48,10 +48,10 @@ def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
         return self.encoder.entry(unique, self.union.lookup_handle(nodeid, dots == _PARENT))
     name = decode.name_at(buf, BODY, end)
     try:
-        entry = self.union.lookup(nodeid, name)
-    except FileNotFoundError:
-        return self.encoder.missing(unique)
-    return self.encoder.entry(unique, entry)
+        entry = self.union.find(nodeid, name)
+    except FileNotFoundError:  # others took it away while we looked
+        entry = None
+    return self.encoder.entry(unique, entry) if entry is not None else self.encoder.missing(unique)
 
 
 def getattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
@@ -65,7 +65,7 @@ def statx(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     name, mode, rdev, caller = decode.mknod(head, buf, end)
     entry = self.union.mknod(nodeid, name, mode, rdev, caller)
-    if not mode & (stat.S_ISUID | stat.S_ISGID):
+    if not mode & _SET_ID:
         self.harmless.add(entry.nodeid)
     return self.encoder.entry(unique, entry)
 
@@ -97,9 +97,9 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     if self.must_wait(unique, nodeid, None, buf):
         return None
     if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.harmless:
-        return _written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
+        return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by somebody without CAP_FSETID asks for this, which is everybody in a user namespace.
-    reply = _written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
+    reply = encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
     self.harmless.add(nodeid)
     if nodeid not in self.encoder.set_id:
         return reply

@@ -42,7 +42,7 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
     lines: list[bytes] = []
     room = size
     line = encoder.direntplus
-    lookup = union.lookup
+    find = union.find
     try:
         for name, after, ino, kind in union.readdir(nodeid, cookie):
             room -= _DIRENTPLUS + ((len(name) + 7) & ~7)
@@ -51,7 +51,9 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
             entry: Entry | None = None
             if name not in _DOTS:
                 try:
-                    entry = lookup(nodeid, name)
+                    entry = find(nodeid, name)
+                    if entry is None:
+                        continue
                 except FileNotFoundError:
                     continue
                 except OSError:
