@@ -394,3 +394,18 @@ def test_values_that_make_no_sense(place: Place) -> None:
     assert list(ours) == _VALUES
     assert ours == {option: said.replace("1||", "1|told|") for option, said in theirs.items()}
     assert {"1|told|"} < set(ours.values())
+
+
+_FILL = "cd mnt; ! head -c 300M /dev/zero > big 2>&1 && rm big && echo more >> one && echo more > new && rm new"
+
+
+def test_room_made_on_a_full_disk_is_there_at_once(place: Place) -> None:
+    """A file of more than 16 MiB is removed, and the very next write finds the room, as on the disk itself."""
+    script = f"""
+mkdir full; mount -t tmpfs -o size=40m none full; mkdir full/up full/work
+unionfs -o lowerdir=low1:low2,upperdir=full/up,workdir=full/work mnt
+for turn in 1 2 3 4 5; do ({_FILL}); done
+cat mnt/one; umount mnt
+"""
+    said = place.run("unshare", "--mount", "sh", "-ec", script).stdout
+    assert said.split("\n")[-6:] == ["1more", *["more"] * 4, ""]

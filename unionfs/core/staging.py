@@ -32,6 +32,10 @@ Later = Callable[[Callable[[], None]], None]
 LARGE: Final = 16 << 20
 """Giving back the space of more bytes than this takes a while: a second for a GiB on ext4 and on tmpfs."""
 
+_SCARCE: Final = 1 << 30
+"""With less room than this on the filesystem, what is given back is given back at once: who removes a file to make room
+writes the next moment, and must not be told that there is none."""
+
 _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
 INDEX: Final = b"index"
@@ -115,9 +119,10 @@ class Staging:
     def dispose(self, leaf: bytes, *, large: bool = False) -> None:
         """Remove something here: a file, a directory with marks in it, whatever is left of one. Never raises.
 
-        The space of a `large` file is given back `later`: the filesystem does that when its last descriptor goes.
+        The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
+        descriptor goes.
         """
-        if large and self.later is not None:
+        if large and self.later is not None and not self._is_scarce():
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             with contextlib.suppress(OSError):  # then it takes as long as it takes
                 self.later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
@@ -127,6 +132,10 @@ class Staging:
             return
         except OSError as exc:
             _warn("cannot remove %r from the work directory: %s", leaf, exc)
+
+    def _is_scarce(self) -> bool:
+        room = os.statvfs(self.here.fd())
+        return room.f_bavail * room.f_frsize < _SCARCE
 
     def publish(self, leaf: bytes, place: BranchDir, name: bytes, flags: int = 0) -> None:
         """Rename `leaf` from here to `name` in `place`, an upper directory that may not be writable for its owner."""
