@@ -53,6 +53,7 @@ class CopyUp:
         cause: Cause,
         *,
         durable: bool = False,
+        mode: int = -1,
     ) -> None:
         self.node = node  # immutable
         self.cause = cause  # immutable: the request it is made for
@@ -63,6 +64,8 @@ class CopyUp:
         self.src = src  # immutable; None when there are no bytes to copy
         self.length = length  # immutable
         self.durable = durable  # immutable
+        self.mode = mode  # immutable: permissions that the copy was made with and is to keep; -1: they come later
+        self.kept_mode = False  # set by commit: whether it has kept them
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
         self._copied_at_once = 0  # bytes; copy only
 
@@ -134,37 +137,53 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     return None
 
 
-def ensure(tree: Tree, node: FileNode, size: int | None = None) -> None:
-    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before."""
+def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None = None) -> bool:
+    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before.
+
+    `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
+    """
     if not needs_copy(node):
-        return
+        return False
     require_upper(tree)
     looked_at, tree.looked_at = tree.looked_at, None
     st = looked_at[1] if looked_at is not None and looked_at[0] is node else tree.stat(node)
     if not stat.S_ISREG(st.st_mode):
         _make_special(tree, node, st)
-        return
-    job = _open(tree, node, st, size)
+        return False
+    job = _open(tree, node, st, size, mode)
     try:
         job.copy()
     except BaseException:
         abort(tree, job)
         raise
     commit(tree, job)
+    return mode is not None and job.kept_mode and job.mode == mode
 
 
 def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
 
-def _open(tree: Tree, node: FileNode, st: Stat, size: int | None) -> CopyUp:
+def _open(tree: Tree, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
     length = _length(st, size)
     src = tree.read_fd(node) if length else None
-    leaf = tree.staging.new_name()
+    staging = tree.staging
+    leaf = staging.new_name()
+    mode = stat.S_IMODE(st.st_mode) if wanted is None else wanted
+    if _may_have_at_once(staging.here.branch, mode):
+        tree.let_through(mode)
+    else:
+        mode = -1
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.quietly
-    dst = FileFd(os.open(leaf, flags, 0o600, dir_fd=tree.staging.fd()), writable=True)
+    dst = FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), writable=True)
     durable = tree.options.durability == "strict"
-    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by(), durable=durable)
+    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by(), durable=durable, mode=mode)
+
+
+def _may_have_at_once(branch: Branch, mode: int) -> bool:
+    """Whether a copy can be made with its permissions. Not with those that chown(2) clears, nor with those that keep
+    its owner from setting attributes (xattr(7)). Nobody else sees it before it is whole: the work directory is ours."""
+    return branch.overrides is None and not mode & ~0o777 and mode & 0o600 == 0o600
 
 
 def abort(tree: Tree, job: CopyUp) -> None:
@@ -186,7 +205,9 @@ def commit(tree: Tree, job: CopyUp) -> None:
         has_it_open = job.src is not None and not _has_other_data(node)
         source = job.src.fd if has_it_open and job.src is not None else path_at(node.home, node.leaf)
         listed = job.src.xattrs if has_it_open and job.src is not None else None
-        give_attributes(tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd, listed)
+        job.kept_mode = give_attributes(
+            tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd, listed, job.mode
+        )
         if job.length < job.st.st_size:
             os.utime(job.dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
         if tree.options.durability == "strict":
@@ -204,18 +225,14 @@ def _enter(tree: Tree, node: Node, lower: str, kind: str, since: float, job: Cop
     """Tell the ledger. The path is found only if somebody listens: a node below many directories is no rare thing."""
     tree.ours(node)
     ledger = tree.ledger
-    ledger.enter(
-        CopiedUp(
-            path_of(node) if ledger.listeners else b"",
-            lower,
-            kind,
-            job.st.st_size if job is not None else 0,
-            job.copied if job is not None else 0,
-            job is not None and job.reflinked,
-            perf_counter() - since,
-            job.cause if job is not None else ledger.asked_by(),
-        )
-    )
+    copied = job.copied if job is not None else 0
+    reflinked = job is not None and job.reflinked
+    seconds = perf_counter() - since
+    ledger.count(kind, copied, seconds, reflinked=reflinked)
+    if ledger.listeners:
+        size = job.st.st_size if job is not None else 0
+        cause = job.cause if job is not None else ledger.asked_by()
+        ledger.tell(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, cause))
 
 
 def path_of(node: Node) -> bytes:
@@ -340,12 +357,15 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     since = perf_counter()
     st = node.low.stat()
     leaf = staging.new_name()
-    os.mkdir(leaf, 0o700, dir_fd=staging.fd())
+    mode = stat.S_IMODE(st.st_mode)
+    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR)
+    if at_once:
+        tree.let_through(mode)
+    os.mkdir(leaf, mode if at_once else 0o700, dir_fd=staging.fd())
     try:
         lower = node.low.stack[0]
         source = path_at(lower, b".") if not lower.sealed else -1
-        give_attributes(tree, source, lower, st, staging.here, leaf)
-        mode = stat.S_IMODE(st.st_mode)
+        give_attributes(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
         late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
         if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
             files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)
@@ -392,10 +412,15 @@ def give_attributes(
     leaf: bytes,
     fd: int | None = None,
     listed: list[str] | None = None,
-) -> None:
+    has_mode: int = -1,
+) -> bool:
     """Make the new object `leaf` in `place` look like the one with attributes `st` (in or at `lower`): extended
     attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls (a descriptor, or
-    what `path_at` gives), `listed` the names of its attributes if they are known, `fd` the new one if it is open."""
+    what `path_at` gives), `listed` the names of its attributes if they are known, `fd` the new one if it is open.
+
+    `has_mode`: permissions that it was made with and is to keep, unless there are ACLs. Returns whether it has kept
+    them.
+    """
     target = fd if fd is not None else path_at(place, leaf)
     kind = stat.S_IFMT(st.st_mode)
     sealed = isinstance(st, MadeStat) and st.sealed
@@ -411,10 +436,12 @@ def give_attributes(
     if kind in (stat.S_IFREG, stat.S_IFDIR) and not sealed and not lower.branch.writable:
         _set_xattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
-    mode = stat.S_IMODE(st.st_mode) if kind != stat.S_IFLNK else None
+    keeps_mode = has_mode >= 0 and not late
+    mode = None if keeps_mode or kind == stat.S_IFLNK else stat.S_IMODE(st.st_mode)
     if place.branch.overrides is None and (uid, gid) == (tree.euid, tree.egid):
         uid = gid = -1
-    ownership.give(tree, place, leaf, uid, gid, mode, fd)
+    if mode is not None or uid != -1 or gid != -1:
+        ownership.give(tree, place, leaf, uid, gid, mode, fd)
     for name, stored in late:
         _copy_xattr(source, target, name, stored)
     times = (st.st_atime_ns, st.st_mtime_ns)
@@ -422,6 +449,7 @@ def give_attributes(
         os.utime(fd, ns=times)
     else:
         os.utime(leaf, ns=times, dir_fd=place.fd(), follow_symlinks=False)
+    return keeps_mode
 
 
 def _set_xattr(target: bytes | int, name: str, value: bytes) -> None:

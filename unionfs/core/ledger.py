@@ -27,7 +27,7 @@ NOBODY = Cause("", 0)
 class CopiedUp(NamedTuple):
     """One copy-up."""
 
-    path: bytes  # in the union, from its root, without a slash before it; b"" when nobody listens
+    path: bytes  # in the union, from its root, without a slash before it
     branch: str  # the lower it came from
     kind: str  # FILE, DIRECTORY or OTHER
     size: int  # of the file, in bytes
@@ -50,17 +50,20 @@ class Ledger:
         self.asked_by: Callable[[], Cause] = _nobody
         self.listeners: tuple[Callable[[CopiedUp], None], ...] = ()  # replaced as a whole, from any thread
 
-    def enter(self, entry: CopiedUp) -> None:
-        """Count one copy-up and tell who listens."""
-        if entry.kind == FILE:
+    def count(self, kind: str, copied: int, seconds: float, *, reflinked: bool) -> None:
+        """Count one copy-up; the arguments are the fields of CopiedUp."""
+        if kind == FILE:
             self.files += 1
-        elif entry.kind == DIRECTORY:
+        elif kind == DIRECTORY:
             self.directories += 1
         else:
             self.others += 1
-        self.reflinked += entry.reflinked
-        self.bytes += entry.copied
-        self.seconds += entry.seconds
+        self.reflinked += reflinked
+        self.bytes += copied
+        self.seconds += seconds
+
+    def tell(self, entry: CopiedUp) -> None:
+        """Tell who listens of one copy-up, which was counted before."""
         for listener in self.listeners:
             listener(entry)
 

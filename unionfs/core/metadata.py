@@ -32,11 +32,14 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
         if isinstance(node, DirNode):
             refuse(errno.EISDIR)
         _truncate(tree, node, change.size, kill_priv=change.kill_priv)
+    has_mode = False
     if isinstance(node, DirNode):
         up = copyup.ensure_dir(tree, node)
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
-        copyup.ensure(tree, node)
+        owner_stays = change.uid is None and change.gid is None  # else it is given first, and clears what it clears
+        wanted = stat.S_IMODE(change.mode) if change.mode is not None and owner_stays else None
+        has_mode = copyup.ensure(tree, node, None, wanted)
         place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:
         owners = tree.owners or _AS_STORED
@@ -45,7 +48,7 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
         give_away(tree, node, uid, gid)
     elif change.kill_priv and isinstance(node, FileNode) and change.size is None:
         drop_privileges(tree, node)
-    if change.mode is not None:
+    if change.mode is not None and not has_mode:
         held = node.held if isinstance(node, FileNode) else None
         ownership.give(tree, place, name, mode=stat.S_IMODE(change.mode), fd=held.fd if held is not None else None)
     if change.atime_ns is not None or change.mtime_ns is not None:

@@ -448,6 +448,11 @@ class Tree:
             os.umask(umask)
             self._umask = umask
 
+    def let_through(self, mode: int) -> None:
+        """Make what is created next get all of `mode`, whatever the umask was."""
+        if self._umask & mode:
+            self.with_umask(0)
+
     def drop_unused(self, node: Node | None) -> None:
         """Forget a node that nothing needs, with what it kept in the staging directory."""
         for dropped in self.nodes.remove_unused(node):
