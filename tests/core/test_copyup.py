@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.core.acl import ACCESS, acl
+from tests.core.children import expect, in_child
 from tests.core.conftest import MakeStack, needs_root
 from tests.core.drivers import errno_of
+from tests.core.faults import Faults
 from tests.core.native import Native
 from tests.core.onunion import OnUnion
 from tests.core.snapshots import differences, inos_of, snapshot
@@ -526,3 +528,58 @@ def test_a_hole_is_kept_although_attributes_take_as_many_blocks(tmp_path: Path) 
         assert os.lseek(copied.fileno(), 0, os.SEEK_DATA) == os.lseek(original.fileno(), 0, os.SEEK_DATA)
         assert copied.read() == original.read()
     stack.finish()
+
+
+# The calls that change a filesystem, of the second copy-up of a small file in a directory.
+STEPS: dict[str, tuple[Callable[[OnUnion], object], list[str]]] = {
+    "chmod": (lambda u: u.chmod("d/f", 0o640), ["open", "pwrite", "setxattr", "utime", "rename", "utime"]),
+    "write": (lambda u: u.write("d/f", 0, b"X"), ["open", "pwrite", "setxattr", "utime", "rename", "utime", "pwrite"]),
+    "write to a set-user-id program": (
+        lambda u: u.write("d/suid", 0, b"X"),
+        ["open", "pwrite", "setxattr", "fchmod", "utime", "rename", "utime", "pwrite"],
+    ),
+    "chmod of a file with an attribute": (
+        lambda u: u.chmod("d/k", 0o640),
+        ["open", "pwrite", "setxattr", "setxattr", "utime", "rename", "utime"],
+    ),
+    "chmod of a directory": (
+        lambda u: u.chmod("d/e", 0o750),
+        ["mkdir", "setxattr", "utime", "rename", "utime", "chmod_nofollow"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_how_many_steps_a_small_copy_up_takes(name: str, make: MakeStack) -> None:
+    """Each is a system call: their number is what a storm of small copy-ups costs."""
+    stack = make("d/f=content:0644 d/first=1 d/k=content:0644{user.k=v} d/suid=content:4755 d/e/x")
+    trigger, want = STEPS[name]
+
+    def counted() -> list[str]:
+        faults = Faults()
+        faults.install()
+        stack.u.chmod("d/first", 0o600)
+        faults.arm("count", 0)
+        trigger(stack.u)
+        faults.disarm()
+        return faults.log
+
+    assert expect(in_child(counted)) == want
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o444, 0o4755, 0o777])
+def test_a_copy_has_its_permissions_whatever_the_umask(mode: int, umask: int, make: MakeStack) -> None:
+    """Also a copy made with the permissions that a chmod asks for, and the directory above it."""
+    stack = make(f"d/f=content:{mode:04o} d/g=content:0640")
+
+    above = stat.S_IMODE(os.stat(stack.lowers[0] / "d").st_mode)
+
+    def modes() -> list[int]:
+        os.umask(umask)
+        stack.u.write("d/f", 0, b"X")
+        stack.u.chmod("d/g", mode)
+        assert stack.upper is not None
+        return [stat.S_IMODE(os.stat(stack.upper / name).st_mode) for name in ("d", "d/f", "d/g")]
+
+    assert expect(in_child(modes)) == [above, mode, mode]
