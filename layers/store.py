@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Final, NamedTuple
@@ -312,16 +312,33 @@ class Store:
         """What a descriptor of a manifest or index refers to. Raises NotFound, Refused."""
         return manifests.parse(self.read_blob(descriptor.digest), descriptor.media_type)
 
+    def id_of(self, descriptor: Descriptor) -> Digest:
+        """What people know an image by: its configuration's digest, in an index that of the image for this machine.
+
+        What cannot be read, or is for other machines only, has the digest it is kept under.
+        """
+        try:
+            item = self.read_manifest(descriptor)
+            if isinstance(item, Index):
+                item = self.read_manifest(manifests.choose(item, manifests.own_platform()))
+        except LayerError:
+            return descriptor.digest
+        return descriptor.digest if isinstance(item, Index) else item.config.digest
+
     def _by_digest(self, known: list[Named], text: str) -> Named | None:
-        """By the digest of a manifest, whole or its first digits, if no name could be meant."""
+        """By an id or the digest of a manifest, whole or its first digits, if no name could be meant.
+
+        Images that differ in how their layers travel have one id; any of them is found.
+        """
         digits = text.removeprefix("sha256:")
         if len(digits) < 6 or set(digits) - set("0123456789abcdef"):
             return None
-        found = {
-            image.descriptor.digest: image
-            for image in known
-            if digests.encoded(image.descriptor.digest).startswith(digits)
-        }
+
+        def beginning(identify: Callable[[Descriptor], Digest]) -> dict[Digest, Named]:
+            pairs = ((identify(image.descriptor), image) for image in known)
+            return {digest: image for digest, image in pairs if digests.encoded(digest).startswith(digits)}
+
+        found = beginning(lambda descriptor: descriptor.digest) or beginning(self.id_of)
         if len(found) > 1:
             raise LayerError("finding an image", text, "several images begin with these digits")
         return next(iter(found.values()), None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +92,35 @@ def test_images_are_filtered_and_sorted(unionfs: Command, tar: Path, monkeypatch
     assert "not in the store" in unionfs("images", "-f", "since=green", status=5)
 
 
+def digests_of(unionfs: Command) -> set[str]:
+    return {line["digest"] for line in json.loads(unionfs("images", "--json"))}
+
+
+def test_images_are_shown_and_found_by_id(unionfs: Command, tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", f"{time.time() - 80:.0f}")
+    unionfs("import", "--compression", "gzip", tar, "gzip:1")
+    digest = unionfs("import", "--compression", "none", tar, "none:1").strip()  # another manifest, one configuration
+    (told,) = json.loads(unionfs("inspect", "none:1"))
+    assert told["Digest"] == digest
+    whole = told["Id"]
+    short = whole.removeprefix("sha256:")[:12]
+    head, first, _ = unionfs("images").splitlines()
+    assert re.split("  +", head) == ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]
+    assert re.split("  +", first)[:4] == ["gzip", "1", short, "About a minute ago"]
+    assert re.split("  +", unionfs("images", "--digests", "--noheading", "none"))[2:4] == [digest, short]
+    assert whole in unionfs("images", "--no-trunc", "none")
+    assert unionfs("images", "-q") == f"{short}\n"
+    assert unionfs("images", "-q", "--no-trunc") == f"{whole}\n"
+    assert unionfs("images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", "none") == f"none:1 {short}\n"
+    assert "no field" in unionfs("images", "--format", "{{.Weather}}", status=2)
+    unionfs("tag", short, "third:1")
+    assert json.loads(unionfs("inspect", whole))[0]["Id"] == whole
+    assert "none:1" in unionfs("rmi", digest)
+    assert len(digests_of(unionfs)) == 1
+    unionfs("rmi", short)
+    assert unionfs("images", "-q") == ""
+
+
 def test_prune_keeps_what_has_a_name_or_a_container(unionfs: Command, tar: Path) -> None:
     named = unionfs("import", tar, "named:1").strip()
     unionfs("import", "-c", "CMD a", tar)
@@ -101,9 +132,9 @@ def test_prune_keeps_what_has_a_name_or_a_container(unionfs: Command, tar: Path)
     )
     told = json.loads(unionfs("image", "prune", "--json"))
     assert len(told["images"]) == 1
-    assert set(unionfs("images", "-q").split()) == {named, used}
+    assert digests_of(unionfs) == {named, used}
     assert "untagged docker.io/library/named:1" in unionfs("image", "prune", "--all", "--force")
-    assert unionfs("images", "-q").split() == [used]
+    assert digests_of(unionfs) == {used}
     (container / "container.json").unlink()
     unionfs("image", "prune", "--force")
     assert os.listdir(unionfs.store.layers) == os.listdir(Path(unionfs.store.images, "blobs/sha256")) == []

@@ -13,13 +13,15 @@ from layers import image, reference, unpacked
 from layers.cli import showing
 from layers.errors import LayerError, Malformed, printable
 from layers.store import Named, Store
-from unionfs.cli import image_store
+from unionfs.cli import image_store, selecting
 from unionfs.cli.arguments import Parser
+from unionfs.cli.showing import human_duration
 
 
 class _Line(NamedTuple):
     repository: str
     tag: str
+    id: str  # see Store.id_of
     digest: str
     created: str
     size: int  # of the unpacked layers where they are, else as they travel
@@ -33,7 +35,11 @@ class _Line(NamedTuple):
 _Wanted = Callable[[_Line], bool]
 
 _DESCRIPTION = """\
-List the images of the store, or those of one name.
+List the images of the store, or those of one name. IMAGE ID is the beginning of what Docker calls its id, the digest of
+its configuration; every verb takes it for a name.
+
+--format takes json, table, or a line such as '{{.Repository}}:{{.Tag}} {{.ID}}'; there are Digest, CreatedSince,
+CreatedAt and Size, too.
 
 filters (--filter KEY=VALUE; all of several must hold):
   dangling=true|false      images without a name, or with one
@@ -53,8 +59,10 @@ def main(argv: list[str]) -> int:
     parser = Parser("images", _DESCRIPTION, image_store.EPILOG)
     parser.add_argument("name", metavar="NAME", nargs="?", help="NAME[:TAG]")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
-    parser.add_argument("--digests", "--no-trunc", action="store_true", help="print whole digests")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    parser.add_argument("--digests", action="store_true", help="print the digests of manifests, too")
+    parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids")
+    parser.add_argument("--format", metavar="FORMAT", help="see above")
     parser.add_argument("-f", "--filter", metavar="KEY=VALUE", action="append", default=[], help="see above")
     parser.add_argument("--sort", choices=tuple(_SORTS), default="name", help="default: name; others largest first")
     parser.add_argument("-n", "--noheading", action="store_true", help="leave out the heads of the columns")
@@ -70,24 +78,40 @@ def main(argv: list[str]) -> int:
     lines.sort(key=_SORTS["name"])  # type: ignore[arg-type]
     if arguments.sort != "name":
         lines.sort(key=_SORTS[arguments.sort], reverse=True)  # type: ignore[arg-type]
-    if arguments.json:
+    if arguments.format and arguments.format not in ("table", "json"):
+        for line in lines:
+            print(selecting.formatted(arguments.format, _fields(line, whole=arguments.no_trunc)))
+    elif arguments.json or arguments.format == "json":
         print(json.dumps([line._asdict() | {"labels": dict(line.labels)} for line in lines], indent=1))
     elif arguments.quiet:
-        print("\n".join(dict.fromkeys(line.digest for line in lines)), end="\n" if lines else "")
+        for shown in dict.fromkeys(_id(line, whole=arguments.no_trunc) for line in lines):
+            print(shown)
     else:
-        rows = [
-            (
-                printable(line.repository) or "<none>",
-                printable(line.tag) or "<none>",
-                line.digest if arguments.digests else digests.short(digests.Digest(line.digest)),
-                _ago(line.created),
-                showing.human(line.size),
-            )
-            for line in lines
-        ]
-        head = ("REPOSITORY", "TAG", "DIGEST", "CREATED", "SIZE")
-        image_store.print_table(head, rows, heading=not arguments.noheading)
+        columns = {"REPOSITORY": "Repository", "TAG": "Tag", "DIGEST": "Digest", "IMAGE ID": "ID"}
+        columns |= {"CREATED": "CreatedSince", "SIZE": "Size"}
+        if not arguments.digests:
+            del columns["DIGEST"]
+        shown_lines = [_fields(line, whole=arguments.no_trunc) for line in lines]
+        rows = [tuple(fields[column] for column in columns.values()) for fields in shown_lines]
+        image_store.print_table(tuple(columns), rows, heading=not arguments.noheading)
     return 0
+
+
+def _fields(line: _Line, *, whole: bool) -> dict[str, str]:
+    """In docker's words."""
+    return {
+        "ID": _id(line, whole=whole),
+        "Repository": printable(line.repository) or "<none>",
+        "Tag": printable(line.tag) or "<none>",
+        "Digest": line.digest,
+        "CreatedSince": _ago(line.created),
+        "CreatedAt": printable(line.created),
+        "Size": showing.human(line.size),
+    }
+
+
+def _id(line: _Line, *, whole: bool) -> str:
+    return line.id if whole else digests.short(digests.Digest(line.id))
 
 
 def _filter(store: Store, text: str) -> _Wanted:
@@ -143,7 +167,7 @@ def _line(store: Store, named: Named) -> _Line:
             {},
             named.descriptor.size,
         )  # an artifact, or damaged: it still has a name to be removed by
-    return _Line(repository, tag, named.descriptor.digest, created, size, labels)
+    return _Line(repository, tag, store.id_of(named.descriptor), named.descriptor.digest, created, size, labels)
 
 
 def _unpacked_size(store: Store, diff_ids: tuple[digests.Digest, ...]) -> int | None:
@@ -168,10 +192,4 @@ def _moment(created: str) -> datetime | None:
 
 def _ago(created: str) -> str:
     then = _moment(created)
-    if then is None:
-        return ""
-    seconds = (datetime.now(UTC) - then).total_seconds()
-    for unit, length in (("year", 31557600), ("month", 2629800), ("week", 604800), ("day", 86400), ("hour", 3600)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}s ago"
-    return f"{max(seconds, 0) / 60:.0f} minutes ago"
+    return "" if then is None else f"{human_duration((datetime.now(UTC) - then).total_seconds())} ago"

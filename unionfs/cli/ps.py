@@ -12,14 +12,13 @@ from typing import Any, Final
 from unionfs.cli import selecting
 from unionfs.cli.arguments import Parser
 from unionfs.cli.containers import Container, ContainerStore
-from unionfs.cli.showing import named
+from unionfs.cli.showing import human_duration, named
 
 _EPILOG: Final = """\
 --json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),
 status (created, starting, running or exited), exit_code (null if it was killed or has not ended) and pid (null unless
 it is running)."""
 
-_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"))
 _COLUMN_MAX: Final = 30
 _PAST: Final = ("status=", "exited=")  # filters that ask for containers that do not run
 
@@ -81,7 +80,7 @@ def _fields(container: Container) -> dict[str, Any]:
         "Image": container.image or ":".join(map(_text, container.lowers)),
         "Command": shlex.join(map(_text, container.command)),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(container.created)),
-        "RunningFor": f"{_ago(time.time() - container.created)} ago",
+        "RunningFor": f"{human_duration(time.time() - container.created)} ago",
         "State": container.status,
         "Status": _status(container),
         "Labels": ",".join(labels),
@@ -97,7 +96,7 @@ def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
         container.id if whole else container.id[:12],
         rootfs,
         command,
-        f"{_ago(time.time() - container.created)} ago",
+        f"{human_duration(time.time() - container.created)} ago",
         _status(container),
         container.name,
     )
@@ -109,21 +108,13 @@ def _short(text: str) -> str:
 
 def _status(container: Container) -> str:
     if container.status == "running":
-        return f"Up {_ago(time.time() - container.started)}" if container.started else "Up"
+        return f"Up {human_duration(time.time() - container.started)}" if container.started else "Up"
     if container.status == "exited":
         code = "killed" if container.exit_code is None else str(container.exit_code)
-        return f"Exited ({code})" + (f" {_ago(time.time() - container.ended)} ago" if container.ended else "")
+        return f"Exited ({code})" + (f" {human_duration(time.time() - container.ended)} ago" if container.ended else "")
     if container.status == "starting":
         return "Starting"
     return "Created"
-
-
-def _ago(seconds: float) -> str:
-    for length, unit in _UNITS:
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{max(int(seconds), 0)} seconds"
 
 
 def _as_json(container: Container) -> dict[str, Any]:

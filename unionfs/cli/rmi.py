@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from layers import digest as digests
 from layers import gc, image, reference
 from layers.errors import LayerError, Malformed, NotFound, printable
 from layers.manifest import Descriptor
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs rmi ARGV`."""
     parser = Parser("rmi", _DESCRIPTION, image_store.EPILOG)
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="*", help="a name, or a digest, which stands for all its names"
+        "images", metavar="IMAGE", nargs="*", help="a name, or an id or digest, which stand for all its names"
     )
     parser.add_argument("-a", "--all", action="store_true", help="all images")
     parser.add_argument(
@@ -53,30 +54,38 @@ def _remove(arguments: argparse.Namespace) -> int:
                 if arguments.force:
                     continue
                 raise
+            meant = _meant(store, named, text)
             if not arguments.force:
-                _check_unused(store, named, set(used))
-            for name in _untag(store, named, text):
-                print(f"untagged {printable(name)}")
+                _check_unused(store, named, meant, set(used))
+            for one in meant:
+                if one.name:
+                    store.untag(one.name)
+                else:
+                    store.remove_digest(one.descriptor.digest)
+                print(f"untagged {printable(one.name or one.descriptor.digest)}")
         if not arguments.no_prune:
             _free(store, used, image_store.bases(arguments.root))
     return 0
 
 
-def _untag(store: Store, named: Named, text: str) -> list[str]:
-    """By name only that name goes; by digest, or where there is no name, all names of the image."""
+def _meant(store: Store, named: Named, text: str) -> list[Named]:
+    """By name only that name goes; by digest or id all names of the images that have it."""
     try:
         by_name = bool(named.name) and (named.name == text or named.name == str(reference.parse(text)))
     except Malformed:
         by_name = False
     if by_name:
-        store.untag(named.name)
-        return [named.name]
-    return [name for name in store.remove_digest(named.descriptor.digest) if name] or [named.descriptor.digest]
+        return [named]
+    same = [other for other in store.named() if other.descriptor.digest == named.descriptor.digest]
+    if not digests.encoded(named.descriptor.digest).startswith(text.removeprefix("sha256:")):
+        known_as = store.id_of(named.descriptor)
+        same = [other for other in store.named() if store.id_of(other.descriptor) == known_as] or same
+    return same
 
 
-def _check_unused(store: Store, named: Named, used: set[str]) -> None:
+def _check_unused(store: Store, named: Named, meant: list[Named], used: set[str]) -> None:
     """Raises CommandError when a container is made of an image that is about to lose its last name."""
-    if sum(other.descriptor.digest == named.descriptor.digest for other in store.named()) > 1:
+    if sum(other.descriptor.digest == named.descriptor.digest for other in store.named()) > len(meant):
         return
     try:
         found = image.unpacked_layers(store, named.descriptor)
