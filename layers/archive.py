@@ -282,11 +282,13 @@ class _Writer:
     def __init__(self, sink: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
         self._written: set[Digest] = set()
+        self._directories: set[str] = set()
 
     def blob(self, store: Store, descriptor: Descriptor) -> None:
         if descriptor.digest in self._written:
             return
         self._written.add(descriptor.digest)
+        self._directory(f"blobs/{digests.algorithm(descriptor.digest)}")
         with store.open_blob(descriptor.digest) as file:
             self._tar.addfile(_info(_blob_name(descriptor.digest), os.fstat(file.fileno()).st_size), file)
 
@@ -295,6 +297,15 @@ class _Writer:
 
     def close(self) -> None:
         self._tar.close()
+
+    def _directory(self, name: str) -> None:
+        """skopeo gives a directory that no entry makes to root, which an ordinary user cannot."""
+        for one in (os.path.dirname(name), name):
+            if one not in self._directories:
+                self._directories.add(one)
+                info = tarfile.TarInfo(one)
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                self._tar.addfile(info)
 
 
 def _info(name: str, size: int) -> tarfile.TarInfo:

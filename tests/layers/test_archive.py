@@ -17,6 +17,7 @@ from layers.errors import LayerError, Refused
 from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.support import process
+from tests.support.users import User
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -62,8 +63,9 @@ def test_what_is_saved_is_loaded(store: Store, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
-def test_skopeo_reads_what_we_save(store: Store, scratch: Path, kind: str) -> None:
+def test_skopeo_reads_what_we_save(store: Store, scratch: Path, kind: str, ordinary_user: User) -> None:
     file = saved(store, scratch, "one:1")
+    ordinary_user.run(["skopeo", "inspect", f"{kind}:{file}"])
     process.run(["skopeo", "copy", f"{kind}:{file}", f"oci:{scratch / 'back'}:t"])
     process.run(["umoci", "unpack", "--image", f"{scratch / 'back'}:t", scratch / "bundle"])
     assert trees.names(scratch / "bundle/rootfs") == ["a", "c", "c/d"]
