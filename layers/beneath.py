@@ -23,7 +23,7 @@ _BENEATH: Final = (
 )
 _CHUNK_MAX: Final = 3500  # bytes of a path given to one openat2(2); PATH_MAX is 4096 and a name may have 255
 _RACES_MAX: Final = 20  # openat2(2) answers EAGAIN while somebody renames on the way
-_KEPT: Final = 48  # descriptors of directories; the usual limit of a process is 1024
+KEPT: Final = 48  # descriptors of directories; the usual limit of a process is 1024
 
 
 def open_beneath(root_fd: int, path: Path, flags: int) -> int:
@@ -59,8 +59,9 @@ def _openat2(dir_fd: int, rel: bytes, flags: int) -> int:
 class Directories:
     """Descriptors of the directories of one tree, the last used of which stay open. Close it after use."""
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, keep: int = KEPT) -> None:
         self.root_fd = root_fd  # immutable; belongs to whoever made this
+        self._keep = max(keep, 1)
         self._kept: OrderedDict[Path, int] = OrderedDict()  # last used last
 
     def fd(self, path: Path) -> int:
@@ -73,7 +74,7 @@ class Directories:
             return found
         found = self._open(path)
         self._kept[path] = found
-        if len(self._kept) > _KEPT:
+        if len(self._kept) > self._keep:
             os.close(self._kept.popitem(last=False)[1])
         return found
 

@@ -29,6 +29,7 @@ from layers.manifest import Descriptor, Index, Manifest, Platform
 from layers.progress import Progress, Silent
 from layers.reference import Reference
 from layers.store import Store
+from layers.tree import Branches
 
 if TYPE_CHECKING:
     from layers.registry import Registry
@@ -103,14 +104,15 @@ def make_ready(store: Store, descriptor: Descriptor, options: Options, progress:
     descriptor, item, config = read(store, descriptor)
     lowers: list[str] = []
     chain: Digest | None = None
-    for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
-        chain = digests.chain(chain, diff_id)
-        found = unpacked.find(store, diff_id, chain)
-        if found is None:
-            pending = unpacked.Pending(store, options)
-            _run(pending, store, layer, diff_id, progress, lambda: False)
-            found = pending.place(chain, lowers)
-        lowers.insert(0, found.directory)
+    with Branches(len(item.layers)) as branches:
+        for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
+            chain = digests.chain(chain, diff_id)
+            found = unpacked.find(store, diff_id, chain)
+            if found is None:
+                pending = unpacked.Pending(store, options)
+                _run(pending, store, layer, diff_id, progress, lambda: False)
+                found = pending.place(chain, lowers, branches)
+            lowers.insert(0, found.directory)
     return Resolved(config, lowers, descriptor)
 
 
@@ -347,15 +349,16 @@ class _Pull:
 
     def _place(self, item: Manifest, config: ImageConfig, chains: Sequence[Digest]) -> None:
         lowers: list[str] = []
-        for layer, diff_id, chain in zip(item.layers, config.diff_ids, chains, strict=True):
-            found = unpacked.find(self.store, diff_id, chain)
-            if found is None:
-                pending = self.pending.pop(diff_id, None)
-                if pending is None:  # the same layer once more, which looks different on other layers
-                    pending = unpacked.Pending(self.store, self.options)
-                    _run(pending, self.store, layer, diff_id, self.progress, lambda: False)
-                found = pending.place(chain, lowers)
-            lowers.insert(0, found.directory)
+        with Branches(len(item.layers)) as branches:
+            for layer, diff_id, chain in zip(item.layers, config.diff_ids, chains, strict=True):
+                found = unpacked.find(self.store, diff_id, chain)
+                if found is None:
+                    pending = self.pending.pop(diff_id, None)
+                    if pending is None:  # the same layer once more, which looks different on other layers
+                        pending = unpacked.Pending(self.store, self.options)
+                        _run(pending, self.store, layer, diff_id, self.progress, lambda: False)
+                    found = pending.place(chain, lowers, branches)
+                lowers.insert(0, found.directory)
 
     async def _bring(self, sources: Sequence[Registry], blob: Descriptor) -> None:
         """Have a blob in the store, fetched by us or by another process."""

@@ -138,7 +138,8 @@ def import_tar(
         pending = unpacked.Pending(store, chosen)
         with store.open_blob(packed.digest) as blob:
             pending.run(blob, packed.diff_id)
-        pending.place(packed.diff_id, [])
+        with Branches() as branches:
+            pending.place(packed.diff_id, [], branches)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by or "unionfs import", wish.author, wish.message)
         config = with_layer(ImageConfig(wish.platform or manifests.own_platform(), ()), packed.diff_id, entry, wish)

@@ -9,6 +9,7 @@ higher one holds or hides covers what lower ones hold. Two directories with equa
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -18,21 +19,26 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from layers import owners
-from layers.beneath import Directories, Path, open_beneath
+from layers.beneath import KEPT, Directories, Path, open_beneath
 from layers.fingerprint import content_of, read_xattrs
 from unionfs import markers
 
 _TARGET_MAX: Final = 4096
 _SCANS_KEPT: Final = 128  # directories listed; more only saves listing again
+_SCANS_OF_ALL: Final = 8192  # likewise, of all branches together
+_KEPT_OF_ALL: Final = 480  # descriptors of directories, likewise
+_MANY: Final = 100  # branches that need more descriptors than the usual limit of a process lets it have
 
 
 class Branch:
     """One layer directory. Two are the same branch only when they are the same object (see `Branches`)."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, among: int = 1) -> None:
+        """Preconditions: `among` so many branches are open at once; of each of many, less is kept."""
         self.path = path  # immutable
         self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._tree = Directories(self._root_fd)
+        self._tree = Directories(self._root_fd, min(KEPT, _KEPT_OF_ALL // among))
+        self._scans_max = max(min(_SCANS_KEPT, _SCANS_OF_ALL // among), 4)
         self.is_noted = any(name in read_xattrs(self._root_fd) for name in owners.NAMES)  # immutable
         self._scans: OrderedDict[Path, Scan] = OrderedDict()  # last used last
 
@@ -51,7 +57,7 @@ class Branch:
         known = self._scans.get(path)
         if known is None:
             known = self._scans[path] = _scan(self._tree.fd(path), is_root=not path)
-            if len(self._scans) > _SCANS_KEPT:
+            if len(self._scans) > self._scans_max:
                 self._scans.popitem(last=False)
         return known
 
@@ -106,10 +112,15 @@ class Node(NamedTuple):
 
 @dataclass(slots=True)
 class Branches:
-    """Opened branches, one object for each directory. Use it in a `with`."""
+    """Opened branches, one object for each directory. Use it in a `with`.
 
+    While there are many, this process may have as many descriptors as it is allowed.
+    """
+
+    expected: int = 1  # so many are going to be open at once
     _known: dict[str, Branch] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
+    _is_raised: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -124,13 +135,24 @@ class Branches:
         real = os.path.realpath(path)
         known = self._known.get(real)
         if known is None:
-            known = self._known[real] = Branch(path)
+            among = max(self.expected, len(self._known) + 1)
+            if among >= _MANY and not self._is_raised:
+                self._raise_limit()
+            known = self._known[real] = Branch(path, among=among)
             self._stack.callback(known.close)
         return known
 
     def view(self, paths: Sequence[str]) -> View:
         """The union of directories, top first."""
+        self.expected = max(self.expected, len(paths))
         return View([self.open(path) for path in paths])
+
+    def _raise_limit(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._is_raised = True
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            self._stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class View:

@@ -27,7 +27,7 @@ from layers.digest import Digest
 from layers.errors import NotFound, Refused
 from layers.settle import Below, settle
 from layers.store import Store
-from layers.tree import Branches, xattrs
+from layers.tree import Branches, View, xattrs
 from unionfs.syscalls import files
 
 _RECORD: Final = "layer.json"
@@ -91,14 +91,17 @@ class Pending:
             raise
         self.result = result
 
-    def place(self, chain_id: Digest, beneath: Sequence[str]) -> Layer:
-        """Finish on top of the directories `beneath` (top first) and put in place. Raises: Refused, OSError."""
+    def place(self, chain_id: Digest, beneath: Sequence[str], branches: Branches) -> Layer:
+        """Finish on top of the directories `beneath` (top first) and put in place. Raises: Refused, OSError.
+
+        `branches` is for all layers of an image: each is looked at by all above it.
+        """
         assert self.result is not None
         result = self.result
         diff = os.path.join(self._aside, _DIFF)
         root_fd = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with open(os.path.join(self._aside, _PRINTS), "ab") as record, Branches() as branches:
+            with open(os.path.join(self._aside, _PRINTS), "ab") as record:
                 depends = settle(result, root_fd, self._options, _shown_by(branches, beneath), record)
             key = digests.encoded(chain_id if depends else result.diff_id)
             described = {
@@ -156,10 +159,12 @@ def prints_of(directory: str) -> dict[bytes, fingerprint.Print]:
 
 
 def _shown_by(branches: Branches, beneath: Iterable[str]) -> Callable[[Path], Below | None]:
-    view = branches.view(list(beneath))
+    views: list[View] = []  # made when the first question comes: most layers describe all they have
 
     def below(path: Path) -> Below | None:
-        node = view.find(path)
+        if not views:
+            views.append(branches.view(list(beneath)))
+        node = views[0].find(path)
         if node is None:
             return None
         if not node.is_dir and node.kind != stat.S_IFREG:

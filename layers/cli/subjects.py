@@ -106,10 +106,10 @@ def unpack_tar(path: str, into: str, chosen: Options, record: str | None = None)
 
 def unpack_items(items: Iterable[Item], into: str, chosen: Options, record: str | None = None) -> None:
     """What would be packed, as a new directory."""
-    with tempfile.NamedTemporaryFile(prefix="layers-", dir=os.path.dirname(os.path.abspath(into))) as tar:
+    with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(into))) as tar:  # no name that could be left behind
         pack(items, tar, "none")
         tar.flush()
-        unpack_tar(tar.name, into, chosen, record)
+        unpack_tar(f"/proc/self/fd/{tar.fileno()}", into, chosen, record)
 
 
 def remove(directory: str) -> None:

@@ -6,13 +6,14 @@ import gzip
 import io
 import json
 import os
+import resource
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from layers import archive, gc, image, making
+from layers import archive, gc, image, making, tree
 from layers.errors import LayerError, Refused
 from layers.store import Store
 from tests.layers import images, registries, trees
@@ -84,6 +85,36 @@ def test_we_load_what_skopeo_saves(store: Store, scratch: Path, kind: str, compr
     assert image.resolve(other, "r.example/x:1").config.settings.cmd == ("/a",)
     if kind == "docker-archive":
         assert load(other, file)[0].name == "docker.io/some/name:3"
+
+
+def test_many_layers_are_looked_at_once_each(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pass through directories that none describes, so each asks all beneath it. Few descriptors are allowed."""
+    tars = [trees.tar_of([(f"d/{number}", {}, b""), (f"e/{number}", {}, b"")]) for number in range(120)]
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}
+    config["rootfs"] |= {"diff_ids": list(map(images.digest, tars))}  # type: ignore[operator]
+    names = [f"{number}/layer.tar" for number in range(len(tars))]
+    listed = [{"Config": "c.json", "RepoTags": ["many:1"], "Layers": names}]
+    entries: list[Any] = [*zip(names, [{}] * len(tars), tars, strict=True), ("c.json", {}, json.dumps(config).encode())]
+    entries.append(("manifest.json", {}, json.dumps(listed).encode()))
+    (scratch / "many.tar").write_bytes(trees.tar_of(entries))
+    store, scans = Store(str(scratch / "other")), 0
+    scan = tree._scan
+
+    def counted(fd: int, *, is_root: bool) -> tree.Scan:
+        nonlocal scans
+        scans += 1
+        return scan(fd, is_root=is_root)
+
+    monkeypatch.setattr(tree, "_scan", counted)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, limits[1]))
+    try:
+        load(store, scratch / "many.tar")
+        lowers = image.resolve(store, "many:1").lowers
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(set(lowers)) == len(tars)
+    assert scans <= 3 * len(tars)
 
 
 def test_an_archive_of_an_old_docker_is_loaded(scratch: Path) -> None:
