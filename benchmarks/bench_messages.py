@@ -45,8 +45,9 @@ class Kernel:
 
     def __init__(self, base: Path, messages: int) -> None:
         directories = max(1, messages // _A_DIRECTORY)
-        for number in range(directories):
-            place = base / "lower" / f"d{number}"
+        names = [f"{kind}{number}" for kind in "du" for number in range(directories)]
+        for name in names:
+            place = base / "lower" / name
             place.mkdir(parents=True)
             for file in range(_A_DIRECTORY):
                 (place / f"f{file}").write_bytes(_CONTENT * 25)
@@ -57,7 +58,8 @@ class Kernel:
         self._dispatcher = Dispatcher(self.union, Session(ServeOptions(), Tuning()))
         self._room = memoryview(bytearray(MAX_WRITE))
         self.ask(wire.init())
-        self.directories = [self.node(ROOT, b"d%d" % number) for number in range(directories)]
+        nodes = [self.node(ROOT, name.encode()) for name in names]
+        self.directories, self.unread = nodes[:directories], nodes[directories:]
         self.new = wire.entry_out(
             self.ask(wire.request(wire.MKDIR, ROOT, struct.pack("=II", 0o755, 0) + b"new\0"))[16:]
         )
@@ -121,6 +123,10 @@ def _listings(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
     return [wire.read(directory, 0, 1 << 17, wire.READDIRPLUS) for directory in kernel.directories]
 
 
+def _first_listings(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.read(directory, 0, 1 << 17, wire.READDIRPLUS) for directory in kernel.unread]
+
+
 def _forgets(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
     found = {kernel.node(directory, b"f%d" % file) for directory in kernel.directories for file in range(_A_DIRECTORY)}
     return [wire.request(wire.FORGET, nodeid, struct.pack("=Q", 1 << 20)) for nodeid in found]
@@ -140,6 +146,7 @@ KINDS: Final[dict[str, tuple[Callable[[Kernel, int, Numbers], list[bytes]], int]
     "LOOKUP": (_lookups, 1),
     "READ 4 kB": (_reads, 1),
     "READDIRPLUS, a line": (_listings, _A_DIRECTORY),
+    "the same, unknown": (_first_listings, _A_DIRECTORY),
     "FORGET": (_forgets, 1),
 }
 """In an order in which each finds what it needs: the requests of a kind, and what each of them counts for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
 
 from unionfs.core import copyup, metadata
 from unionfs.core.branch import BranchDir
@@ -17,6 +18,8 @@ from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
+
+_pwrite: Final = os.pwrite  # compiled code has no need to look it up at each call
 
 
 def read(tree: Tree, node: FileNode, offset: int, size: int) -> bytes:
@@ -35,7 +38,7 @@ def write(tree: Tree, node: FileNode, offset: int, data: bytes | memoryview, *, 
     """Write at `offset` (pwrite(2)); the file is copied up first. ENOSPC, EFBIG, EDQUOT, EIO."""
     copyup.ensure(tree, node)
     fd = tree.write_fd(node).fd
-    written = os.pwrite(fd, data, offset)
+    written = _pwrite(fd, data, offset)
     if kill_priv:
         metadata.drop_privileges(tree, node)
     tree.ours(node)

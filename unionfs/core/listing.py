@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -52,18 +52,21 @@ class Listing:
         else:
             self.gone.add(name)
 
-    def after(self, cookie: int) -> Iterator[tuple[int, bytes]]:
-        """(cookie, name) of everything that comes after `cookie`.
-
-        Preconditions: the listing is not changed until the iterator is done with.
-        """
+    def after(self, cookie: int, most: int) -> list[tuple[int, bytes]]:
+        """(cookie, name) of what comes after `cookie`, `most` of them at most; none only at the end."""
         if self.fresh or len(self.gone) > len(self.names) // 2:
             self._settle()
-        names, cookies, gone = self.names, self.cookies, self.gone
-        for index in range(bisect_right(cookies, cookie), len(names)):
-            name = names[index]
-            if name not in gone:
-                yield cookies[index], name
+        gone = self.gone
+        first = bisect_right(self.cookies, cookie)
+        while first < len(self.names):
+            behind = first + most
+            found = list(zip(self.cookies[first:behind], self.names[first:behind], strict=True))
+            if gone:
+                found = [line for line in found if line[1] not in gone]
+            if found:
+                return found
+            first = behind
+        return []
 
     def _settle(self) -> None:
         if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:

@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 import stat
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from unionfs.core import marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
@@ -281,14 +281,15 @@ class Tree:
         else:
             lower = node.upper is None
             nlink = 0 if node.dead else self._dir_nlink(node, st)
-        uid, gid = st.st_uid, st.st_gid
+        same: Any = st  # whose values are passed on as they are: of an int, compiled code would make one of its own
+        uid, gid = same.st_uid, same.st_gid
         if lower and self.overflow_ids is not None:
             uid, gid = self.owner(st, lower=True)
         if self.owners is not None:
             uid, gid = self.owners.users.shown(uid), self.owners.groups.shown(gid)
         return make(Attrs, (
-            node.ino, st.st_mode, nlink, uid, gid, st.st_rdev, st.st_size, st.st_blocks, st.st_blksize,
-            st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
+            node.ino, same.st_mode, nlink, uid, gid, same.st_rdev, same.st_size, same.st_blocks, same.st_blksize,
+            same.st_atime_ns, same.st_mtime_ns, same.st_ctime_ns,
         ))  # fmt: skip
 
     def _nlink(self, node: FileNode, st: Stat) -> int:

@@ -12,7 +12,7 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from unionfs import markers
 from unionfs.core import content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
@@ -32,6 +32,8 @@ from unionfs.core.tree import Tree, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
 from unionfs.syscalls.statx import Beyond
+
+_AT_ONCE: Final = 256  # entries of a listing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -203,27 +205,45 @@ class Union:
         if node.dead:
             return
         tree = self._tree
-        if node.order is None:
-            names = [name for name, _, _ in tree.visible(node)]
-            node.order = Listing(names)
-            tree.cache.grow(node, len(names))
+        order = self._order(node)
         up_names = tree.up_names(node)
-        order = node.order
         low = node.low
         low_names = low.load() if low is not None else {}
         stacks = low.stacks if low is not None else []  # a lookup between two lines may make the directory forget them
-        for position, name in order.after(cookie):
-            code = up_names.get(name)
-            if code is not None:
-                yield make(DirEntry, (name, position, self._shown_ino(node, name, code), (code & 0xF) << 12))
-                continue
-            code = low_names.get(name)
-            if code is None:
-                continue
-            assert low is not None
-            ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
-            shown = tree.inodes.shown(low.place_of(code, stacks).branch.fs_index, ino)
-            yield make(DirEntry, (name, position, shown, (code & 0xF) << 12))
+        position = cookie
+        while some := order.after(position, _AT_ONCE):
+            for position, name in some:
+                code = up_names.get(name)
+                if code is not None:
+                    yield make(DirEntry, (name, position, self._shown_ino(node, name, code), (code & 0xF) << 12))
+                    continue
+                code = low_names.get(name)
+                if code is None:
+                    continue
+                assert low is not None
+                ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
+                shown = tree.inodes.shown(low.place_of(code, stacks).branch.fs_index, ino)
+                yield make(DirEntry, (name, position, shown, (code & 0xF) << 12))
+
+    def names(self, nodeid: int, cookie: int, most: int) -> list[tuple[int, bytes]]:
+        """(cookie, name) of what a directory shows after `cookie`, for who looks each of them up: about `most`, of
+        which some may be gone; none only at the end. EACCES where a branch may not be read."""
+        node = self._nodes.directory(nodeid)
+        if self._tree.watcher is not None and self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, node)
+        found = []
+        if cookie < 1:
+            found.append((1, b"."))
+        if cookie < 2:
+            found.append((2, b".."))
+        return found if node.dead else found + self._order(node).after(cookie, most)
+
+    def _order(self, node: DirNode) -> Listing:
+        if node.order is None:
+            names = [name for name, _, _ in self._tree.visible(node)]
+            node.order = Listing(names)
+            self._tree.cache.grow(node, len(names))
+        return node.order
 
     def _shown_ino(self, parent: DirNode, name: bytes, code: int) -> int:
         child = parent.children.get(name)

@@ -105,7 +105,7 @@ def test_lines_of_listings(length: int) -> None:
         wire.Dirent(name, 77, 5, 4, None),
         wire.Dirent(b"x", 78, 6, 10, None),
     ]
-    body = ENCODER.direntplus(Entry(42, FILE), name, 77, 5, 0o100000) + ENCODER.direntplus(None, b".", 1, 6, 0o040000)
+    body = ENCODER.direntplus(Entry(42, FILE), name, 77) + encode.bare_direntplus(b".", 1, 6, 0o040000)
     first, second = wire.dirents(body, plus=True)
     assert (first.name, first.off, first.ino, first.kind) == (name, 77, FILE.ino, 8)
     assert first.entry == wire.entry_out(wire.reply(ENCODER.entry(3, Entry(42, FILE))).body)
@@ -131,5 +131,5 @@ def test_set_id_files_are_noted() -> None:
     encoder.entry(3, Entry(42, FILE._replace(mode=0o104755)))
     encoder.entry(3, Entry(43, FILE._replace(mode=0o042755)))
     encoder.attrs(3, 44, FILE._replace(mode=0o102755))
-    encoder.direntplus(Entry(45, FILE._replace(mode=0o106755)), b"n", 3, 4, 0o100000)
+    encoder.direntplus(Entry(45, FILE._replace(mode=0o106755)), b"n", 3)
     assert encoder.set_id == {42, 44, 45}

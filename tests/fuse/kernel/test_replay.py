@@ -57,6 +57,8 @@ class Kernel:
         struct.pack_into("=QII", out, 16, self.nodes[nodeid], wire.ME["uid"], wire.ME["gid"])
         if opcode in (wire.RENAME, wire.RENAME2, wire.LINK):
             struct.pack_into("=Q", out, 40, self.nodes[struct.unpack_from("=Q", request, 40)[0]])
+        if opcode in (Op.COPY_FILE_RANGE, Op.COPY_FILE_RANGE_64):
+            struct.pack_into("=Q", out, 56, self.nodes[struct.unpack_from("=Q", request, 56)[0]])
         if opcode == wire.BATCH_FORGET:
             for at in range(48, len(request), 16):
                 struct.pack_into("=Q", out, at, self.nodes[struct.unpack_from("=Q", request, at)[0]])

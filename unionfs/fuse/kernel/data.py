@@ -55,7 +55,9 @@ _PAGE_MASK: Final = mmap.PAGESIZE - 1
 _NO_NOWAIT: Final = (errno.EOPNOTSUPP, errno.EINVAL)
 """What preadv2 answers on filesystems that cannot tell whether they would wait."""
 
-_pack_header = abi.OUT_HEADER.pack_into
+_pack_header: Final = abi.OUT_HEADER.pack_into
+_preadv: Final = os.preadv  # compiled code has no need to look it up at each call
+_NOWAIT: Final = os.RWF_NOWAIT
 
 
 class Reader:
@@ -76,7 +78,7 @@ class Reader:
         if room is None:
             room = self._rooms[size] = [self._reply[_HEADER : _HEADER + size]]
         try:
-            got = os.preadv(file.fd, room, offset, os.RWF_NOWAIT)
+            got = _preadv(file.fd, room, offset, _NOWAIT)
             # Cached pages end where the file does, or at a page's end: only then it is to be known which.
             if got < size and not (offset + got) & _PAGE_MASK and offset + got < os.fstat(file.fd).st_size:
                 return partial(_read_waiting, file, unique, offset, size)

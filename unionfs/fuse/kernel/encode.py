@@ -5,8 +5,9 @@ Every function gives one whole message, out header included, so that an answer i
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from unionfs.core.attrs import ANY_NAME, Attrs, Entry, FsStats, Stale
 from unionfs.fuse.kernel import abi
@@ -22,8 +23,11 @@ _entry_reply: Final = abi.ENTRY_REPLY.pack
 _attr_reply: Final = abi.ATTR_REPLY.pack
 _write_reply: Final = abi.WRITE_REPLY.pack
 
-_ENTRY_LEN: Final = abi.ENTRY_REPLY.size
-_ATTR_LEN: Final = abi.ATTR_REPLY.size
+_ENTRY_HEAD: Final = struct.pack("=Ii", abi.ENTRY_REPLY.size, 0)
+_ATTR_HEAD: Final = struct.pack("=Ii", abi.ATTR_REPLY.size, 0)
+_DIRENTPLUS: Final = [layout.pack for layout in abi.DIRENTPLUS_NAMED]
+_DIRENT: Final = [layout.pack for layout in abi.DIRENT_NAMED]
+_NOBODY: Final = bytes(32)
 
 
 def error(unique: int, code: int) -> bytes:
@@ -142,9 +146,13 @@ def _notify(code: abi.Notify, payload: bytes) -> bytes:
 
 
 class Encoder:
-    """The replies that carry a validity: for how long the kernel may believe names, missing names and attributes."""
+    """The replies that carry a validity: for how long the kernel may believe names, missing names and attributes.
 
-    __slots__ = ("_missing_ns", "_missing_s", "_valid_ns", "_valid_s", "set_id")
+    Each packs attributes by itself, and as the objects that they are (`Any`): compiled code would turn an `int` into
+    one of its own and back, which costs as much as packing it.
+    """
+
+    __slots__ = ("_attr_valid", "_missing", "_valid", "_valid_ns", "_valid_s", "set_id")
 
     def __init__(self, timeout_s: float) -> None:
         self.believe(timeout_s)
@@ -155,53 +163,64 @@ class Encoder:
         """From now on the kernel may believe so long."""
         self._valid_s = int(seconds)  # changed here only
         self._valid_ns = int((seconds - self._valid_s) * _BILLION)  # changed here only
+        # As _ENTRY in abi has it behind the node id, and what is before the attributes of GETATTR: changed here only.
+        self._valid = struct.pack("=QQQII", 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns)
+        self._attr_valid = struct.pack("=QII", self._valid_s, self._valid_ns, 0)
         self.believe_missing(seconds)
 
     def believe_missing(self, seconds: float) -> None:
         """As `believe`, of names that are missing only."""
-        self._missing_s = int(seconds)  # changed here only
-        self._missing_ns = int((seconds - self._missing_s) * _BILLION)  # changed here only
+        whole = int(seconds)
+        self._missing = struct.pack("=QQQII", 0, whole, 0, int((seconds - whole) * _BILLION), 0)  # changed here only
 
     def entry(self, unique: int, entry: Entry) -> bytes:
         """LOOKUP, MKNOD, MKDIR, SYMLINK, LINK."""
-        nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
-        if mode & 0o6000 and mode & _IFMT == _IFREG:
+        nodeid: Any = entry[0]
+        attrs = entry[1]
+        as_they_are: tuple[Any, ...] = attrs
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
+        atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
+        kind = attrs[1]
+        if kind & 0o6000 and kind & _IFMT == _IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _entry_reply(
-            _ENTRY_LEN, 0, unique, nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
+            _ENTRY_HEAD, unique, nodeid, self._valid,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
-            mode, nlink, uid, gid, rdev, blksize, 0,
+            mode, nlink, uid, gid, rdev, blksize,
         )  # fmt: skip
 
     def missing(self, unique: int) -> bytes:
         """LOOKUP of a name that is not there: node id 0 is ENOENT that may be remembered."""
         return _entry_reply(
-            _ENTRY_LEN, 0, unique, 0, 0, self._missing_s, 0, self._missing_ns, 0,
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            _ENTRY_HEAD, unique, 0, self._missing,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
 
     def attrs(self, unique: int, nodeid: int, attrs: Attrs) -> bytes:
         """GETATTR, SETATTR."""
-        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
-        if mode & 0o6000 and mode & _IFMT == _IFREG:
+        as_they_are: tuple[Any, ...] = attrs
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
+        atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
+        kind = attrs[1]
+        if kind & 0o6000 and kind & _IFMT == _IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _attr_reply(
-            _ATTR_LEN, 0, unique, self._valid_s, self._valid_ns, 0,
+            _ATTR_HEAD, unique, self._attr_valid,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
-            mode, nlink, uid, gid, rdev, blksize, 0,
+            mode, nlink, uid, gid, rdev, blksize,
         )  # fmt: skip
 
     def opened(self, unique: int, entry: Entry) -> bytes:
         """TMPFILE: an entry and an open file, whose handle means nothing here."""
         return b"".join(
             (
-                _out_header(_ENTRY_LEN + abi.OPEN_OUT.size, 0, unique),
+                _out_header(abi.ENTRY_REPLY.size + abi.OPEN_OUT.size, 0, unique),
                 self.entry(unique, entry)[_HEADER:],
                 abi.OPEN_OUT.pack(0, abi.FOPEN_KEEP_CACHE, 0),
             )
@@ -219,33 +238,44 @@ class Encoder:
             *_device(rdev), 0, 0,
         )  # fmt: skip
 
-    def direntplus(self, entry: Entry | None, name: bytes, cookie: int, ino: int, kind: int) -> bytes:
-        """One line of READDIRPLUS, padded. Without an entry (node id 0) the kernel learns the name only."""
-        length = len(name)
-        packed = abi.DIRENTPLUS_NAMED[(length + 7) >> 3].pack
-        if entry is None:
-            return packed(
-                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                ino, cookie, length, kind >> 12, name,
-            )  # fmt: skip
-        nodeid, (ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime) = entry
-        if mode & 0o6000 and mode & _IFMT == _IFREG:
+    def direntplus(self, entry: Entry, name: bytes, cookie: int) -> bytes:
+        """One line of READDIRPLUS, padded."""
+        nodeid: Any = entry[0]
+        attrs = entry[1]
+        as_they_are: tuple[Any, ...] = attrs
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
+        atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
+        kind = attrs[1]
+        if kind & 0o6000 and kind & _IFMT == _IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
-        return packed(
-            nodeid, 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns,
+        length = len(name)
+        line: bytes = _DIRENTPLUS[(length + 7) >> 3](
+            nodeid, self._valid,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
-            mode, nlink, uid, gid, rdev, blksize, 0,
-            ino, cookie, length, mode >> 12, name,
+            mode, nlink, uid, gid, rdev, blksize,
+            ino, cookie, length, kind >> 12, name,
         )  # fmt: skip
+        return line
+
+
+def bare_direntplus(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
+    """One line of READDIRPLUS without an entry (node id 0): the kernel learns the name only."""
+    length = len(name)
+    line: bytes = _DIRENTPLUS[(length + 7) >> 3](
+        0, _NOBODY,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ino, cookie, length, kind >> 12, name,
+    )  # fmt: skip
+    return line
 
 
 def dirent(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
     """One line of READDIR, padded."""
     length = len(name)
-    return abi.DIRENT_NAMED[(length + 7) >> 3].pack(ino, cookie, length, kind >> 12, name)
+    return _DIRENT[(length + 7) >> 3](ino, cookie, length, kind >> 12, name)
 
 
 def _device(rdev: int) -> tuple[int, int]:

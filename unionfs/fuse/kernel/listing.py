@@ -9,12 +9,12 @@ import errno
 import os
 from typing import Final
 
-from unionfs.core.attrs import Entry
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import abi, encode
 
 _DIRENT: Final = abi.DIRENT.size
 _DIRENTPLUS: Final = abi.DIRENTPLUS.size
+_LEAST: Final = _DIRENTPLUS + 8  # bytes of a line
 _DOTS: Final = frozenset((b".", b".."))
 
 
@@ -41,28 +41,41 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
     """
     lines: list[bytes] = []
     room = size
-    line = encoder.direntplus
-    find = union.find
+    before = cookie
     try:
-        for name, after, ino, kind in union.readdir(nodeid, cookie):
-            room -= _DIRENTPLUS + ((len(name) + 7) & ~7)
-            if room < 0:
+        while some := union.names(nodeid, before, size // _LEAST + 1):
+            for after, name in some:
+                room -= _DIRENTPLUS + ((len(name) + 7) & ~7)
+                if room < 0:
+                    break
+                line = None
+                if name in _DOTS:
+                    line = _without_entry(union, nodeid, before, after)
+                else:
+                    try:
+                        entry = union.find(nodeid, name)
+                        if entry is not None:
+                            line = encoder.direntplus(entry, name, after)
+                    except FileNotFoundError:
+                        pass
+                    except OSError:
+                        line = _without_entry(union, nodeid, before, after)
+                if line is not None:
+                    lines.append(line)
+                before = after
+            if lines or room < 0:
                 break
-            entry: Entry | None = None
-            if name not in _DOTS:
-                try:
-                    entry = find(nodeid, name)
-                    if entry is None:
-                        continue
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    pass
-            lines.append(line(entry, name, after, ino, kind))
     except OSError:
         if not lines:
             raise
     return _some(lines, room)
+
+
+def _without_entry(union: Union, nodeid: int, before: int, cookie: int) -> bytes | None:
+    """The line of `cookie`, which comes after `before`; None if it has gone."""
+    for name, after, ino, kind in union.readdir(nodeid, before):
+        return encode.bare_direntplus(name, after, ino, kind) if after == cookie else None
+    return None
 
 
 def _some(lines: list[bytes], room: int) -> list[bytes]:
