@@ -41,6 +41,11 @@ def test_capabilities_that_were_asked_for(run: Run, debian: Path) -> None:
     assert status["NoNewPrivs"] == "0"
 
 
+def test_limits(run: Run, debian: Path) -> None:
+    show = (debian, "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hc")
+    assert run("--ulimit", "nofile=100:200", "--ulimit", "core=0", *show).stdout == "100\n200\n0\n"
+
+
 def test_set_user_id_programs_give_nothing(run: Run, debian: Path) -> None:
     script = "cp /usr/bin/id /usr/bin/id2; chmod 4755 /usr/bin/id2; su www-data -s /bin/sh -c 'id2 -u; id -u'"
     assert run(debian, "sh", "-c", script).stdout == "33\n33\n"

@@ -110,6 +110,7 @@ def of_container(container: Container) -> dict[str, Any]:
             "ReadonlyRootfs": job.read_only,
             "AutoRemove": job.remove,
             "Capabilities": list(job.capabilities),
+            "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in job.limits],
         }
     return shown
 

@@ -10,6 +10,7 @@ from typing import Any
 from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.drivers.driver import DEFAULT
 from unionfs.launcher.capabilities import USUAL
+from unionfs.launcher.resources import Limit
 from unionfs.launcher.spec import Port
 
 
@@ -50,6 +51,7 @@ class Job:
     terminal: bool = False
     capabilities: tuple[str, ...] = USUAL
     no_new_privileges: bool = True
+    limits: tuple[Limit, ...] = ()
     driver: str = DEFAULT  # how the root filesystem comes about, one of drivers.driver.NAMES
     runtime: str = ""  # the OCI runtime that makes the container; empty: our own launcher
     remove: bool = False  # keep nothing when the command has ended
@@ -85,6 +87,7 @@ def from_record(record: dict[str, Any], **others: Any) -> Job:
     """The job again; `others` are the fields that are not in such a record. What is not known here is left out."""
     known = {field.name for field in dataclasses.fields(Job)}
     values = {key: _frozen(value) for key, value in record.items() if key in known}
+    values["limits"] = tuple(Limit(*limit) for limit in record.get("limits", ()))
     values["published"] = tuple(Port(*port) for port in record.get("published", ()))
     values["volumes"] = tuple(Volume(**volume) for volume in record.get("volumes", ()))
     return Job(**values, **others)

@@ -213,6 +213,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
         terminal=job.terminal,
         capabilities=job.capabilities,
         no_new_privileges=job.no_new_privileges,
+        limits=job.limits,
         supervised=_is_supervised(job, id_map),
         id_map=id_map,
         mountpoints=os.path.join(container.directory, MOUNTPOINTS),

@@ -18,7 +18,7 @@ from unionfs.cli.job import Job
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES
-from unionfs.launcher import channel
+from unionfs.launcher import channel, resources
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.channel import FAILED, STARTED, Sender
 from unionfs.launcher.errors import LaunchError
@@ -196,6 +196,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         terminal=arguments.tty,
         capabilities=_capabilities(arguments.cap_add or (), arguments.cap_drop or ()),
         no_new_privileges=not arguments.allow_new_privileges,
+        limits=tuple(map(_limit, arguments.ulimit or ())),
         remove=arguments.rm,
         driver=arguments.driver,
         runtime=_runtime(arguments.runtime),
@@ -293,6 +294,7 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add("-q", "--quiet", action="store_true", help="show no progress of a pull")
     add("--cap-add", metavar="CAP", action="append", help="a capability to have besides the usual ones, or ALL")
     add("--cap-drop", metavar="CAP", action="append", help="a capability not to have, or ALL")
+    add("--ulimit", metavar="NAME=SOFT[:HARD]", action="append", help="limit a resource, as nofile=1024:4096; -1: none")
     add("--allow-new-privileges", action="store_true", help="let set-user-id programs such as sudo have their effect")
     add(
         "--driver",
@@ -386,6 +388,13 @@ def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ..
         return chosen(added, dropped)
     except KeyError as error:
         raise places.bad("capability", str(error.args[0]), "there is no such capability") from None
+
+
+def _limit(text: str) -> resources.Limit:
+    try:
+        return resources.parse(text)
+    except ValueError as error:
+        raise places.bad("limit", text, str(error)) from None
 
 
 def detached(

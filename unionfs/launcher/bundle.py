@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from unionfs.launcher import plan
+from unionfs.launcher.resources import Limit
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
 from unionfs.launcher.users import Identity
 
@@ -33,6 +34,7 @@ def config(spec: Spec, identity: Identity) -> dict[str, Any]:
             "cwd": spec.workdir,
             "capabilities": _capabilities(spec, identity),
             "noNewPrivileges": spec.no_new_privileges,
+            "rlimits": [_rlimit(limit) for limit in spec.limits],
         },
         "mounts": [*_own_mounts(spec), *_wished_mounts(spec)],
         "linux": {
@@ -41,6 +43,11 @@ def config(spec: Spec, identity: Identity) -> dict[str, Any]:
             "readonlyPaths": list(plan.FROZEN),
         },
     }
+
+
+def _rlimit(limit: Limit) -> dict[str, Any]:
+    soft, hard = (value % (1 << 64) for value in (limit.soft, limit.hard))
+    return {"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard}
 
 
 def _groups(spec: Spec, identity: Identity) -> list[int]:

@@ -12,7 +12,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, NoReturn
 
-from unionfs.launcher import capabilities, users
+from unionfs.launcher import capabilities, resources, users
 from unionfs.launcher.errors import NOT_EXECUTABLE, NOT_FOUND, LaunchError
 from unionfs.launcher.spec import SEARCH_PATH, Spec
 from unionfs.syscalls.namespaces import (
@@ -37,6 +37,7 @@ def describe(spec: Spec) -> tuple[str, ...]:
         "take a new terminal" if spec.terminal else "keep standard output and error",
         *(() if spec.interactive or spec.terminal else ("read standard input from /dev/null",)),
         f"become {_describe_user(spec.user)}",
+        *(f"limit {limit}" for limit in spec.limits),
         f"keep capabilities: {', '.join(spec.capabilities).lower() or 'none'}",
         *privileges,
         f"change to {spec.workdir}",
@@ -79,6 +80,7 @@ def become(
         from unionfs.launcher.supervisor import submit
 
         submit(supervisor)
+    resources.apply(spec.limits)
     _change_identity(spec, identity)
     _close_on_exec()
     _execute(spec.command, {"HOME": identity.home, **dict(spec.environment)})

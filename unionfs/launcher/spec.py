@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from unionfs.launcher.capabilities import USUAL
 from unionfs.launcher.idmap import IdMap
+from unionfs.launcher.resources import Limit
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a container that sets none."""
@@ -71,6 +72,7 @@ class Spec(NamedTuple):
     terminal: bool = False  # the command has a terminal of its own
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS
     no_new_privileges: bool = True
+    limits: tuple[Limit, ...] = ()  # of the command; all others are ours
     mountpoints: str = ""  # a file to which the paths are added, ended by NUL, that were made to mount on; empty: none
     runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
     bundle: str = ""  # where it gets a directory; nothing is there
