@@ -34,6 +34,13 @@ INLINE_MAX: Final = 1 << 20
 _AT_ONCE: Final = 4096
 """Bytes that one read and one write copy."""
 
+_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
+_IFREG: Final = 0o100000
+_IFDIR: Final = 0o040000
+_IFLNK: Final = 0o120000
+
+_pread: Final = os.pread  # likewise
+
 _LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
 """Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
 
@@ -51,13 +58,14 @@ class CopyUp:
         length: int,
         st: Stat,
         cause: Cause,
+        since: float,
         *,
         durable: bool = False,
         mode: int = -1,
     ) -> None:
         self.node = node  # immutable
         self.cause = cause  # immutable: the request it is made for
-        self.since = perf_counter()  # immutable
+        self.since = since  # immutable: perf_counter when it began
         self.leaf = leaf  # immutable: the name in the staging directory
         self.st = st  # immutable: attributes of the lower object
         self.dst = dst  # immutable
@@ -67,24 +75,14 @@ class CopyUp:
         self.mode = mode  # immutable: permissions that the copy was made with and is to keep; -1: they come later
         self.kept_mode = False  # set by commit: whether it has kept them
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
-        self._copied_at_once = 0  # bytes; copy only
 
     def copy(self) -> None:
         """Copy the data, and write them through to the device if that is wanted before anybody sees them.
         Raises OSError; EINTR after `cancel`."""
-        if 0 < self.length <= _AT_ONCE and self.src is not None and self.st.st_size <= _AT_ONCE:
-            self._copy_at_once(self.src.fd)
-        elif self.length:
+        if self.length:
             self._copy.run()
-        if self.length and self.durable:
-            os.fdatasync(self.dst.fd)
-
-    def _copy_at_once(self, src_fd: int) -> None:
-        """As Copy would do it, for what is too small for holes and for being cancelled."""
-        data = os.pread(src_fd, self.length, 0)
-        while data:
-            data = data[os.pwrite(self.dst.fd, data, self._copied_at_once) :]
-            self._copied_at_once = self.length - len(data)
+            if self.durable:
+                os.fdatasync(self.dst.fd)
 
     def share(self) -> bool:
         """Share the data with the lower file, if that can be done, instead of copying them; takes no time to speak of.
@@ -98,7 +96,7 @@ class CopyUp:
     @property
     def copied(self) -> int:
         """Bytes of data moved so far; shared extents do not count."""
-        return self._copy.copied + self._copied_at_once
+        return self._copy.copied
 
     @property
     def reflinked(self) -> bool:
@@ -122,7 +120,7 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
         return None
     require_upper(tree)
     st = tree.stat(node)
-    if not stat.S_ISREG(st.st_mode) or _length(st, size) <= INLINE_MAX:
+    if st.st_mode & _IFMT != _IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st
         return None
     job = _open(tree, node, st, size)
@@ -147,9 +145,12 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None
     require_upper(tree)
     looked_at, tree.looked_at = tree.looked_at, None
     st = looked_at[1] if looked_at is not None and looked_at[0] is node else tree.stat(node)
-    if not stat.S_ISREG(st.st_mode):
+    if st.st_mode & _IFMT != _IFREG:
         _make_special(tree, node, st)
         return False
+    length = _length(st, size)
+    if not length or st.st_size <= _AT_ONCE:
+        return _copy_at_once(tree, node, st, length, mode)
     job = _open(tree, node, st, size, mode)
     try:
         job.copy()
@@ -160,24 +161,53 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None
     return mode is not None and job.kept_mode and job.mode == mode
 
 
+def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int | None) -> bool:
+    """`ensure` for a file with so few bytes to copy that no hole can be among them, and nobody need cancel it. What a
+    CopyUp remembers, this knows by itself."""
+    since, lower = perf_counter(), node.home.branch.path
+    src = tree.source_fd(node) if length else None
+    leaf, dst, mode = _make_copy(tree, st, wanted)
+    copied = 0
+    try:
+        if src is not None:
+            data = _pread(src.fd, length, 0)
+            while data:
+                data = data[os.pwrite(dst.fd, data, copied) :]
+                copied = length - len(data)
+            if tree.is_strict:
+                os.fdatasync(dst.fd)
+        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
+    except BaseException:
+        tree.staging.dispose(leaf)
+        raise
+    _enter(tree, node, lower, FILE, since, st.st_size, copied)
+    return kept_mode and mode == wanted
+
+
 def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
 
 def _open(tree: Tree, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
-    length = _length(st, size)
+    since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
+    leaf, dst, mode = _make_copy(tree, st, wanted)
+    cause = tree.ledger.asked_by()
+    return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
+
+
+def _make_copy(tree: Tree, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
+    """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
+    permissions that it was made with and is to keep, -1 for none."""
     staging = tree.staging
     leaf = staging.new_name()
-    mode = stat.S_IMODE(st.st_mode) if wanted is None else wanted
+    mode = st.st_mode & 0o7777 if wanted is None else wanted
     if _may_have_at_once(staging.here.branch, mode):
         tree.let_through(mode)
     else:
         mode = -1
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.quietly
-    dst = FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), writable=True)
-    durable = tree.options.durability == "strict"
-    return CopyUp(node, src, dst, leaf, length, st, tree.ledger.asked_by(), durable=durable, mode=mode)
+    return leaf, FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), True), mode
 
 
 def _may_have_at_once(branch: Branch, mode: int) -> bool:
@@ -202,37 +232,53 @@ def commit(tree: Tree, job: CopyUp) -> None:
         return
     lower = node.home.branch.path
     try:
-        has_it_open = job.src is not None and not _has_other_data(node)
-        source = job.src.fd if has_it_open and job.src is not None else path_at(node.home, node.leaf)
-        listed = job.src.xattrs if has_it_open and job.src is not None else None
-        job.kept_mode = give_attributes(
-            tree, source, node.home, job.st, tree.staging.here, job.leaf, job.dst.fd, listed, job.mode
-        )
-        if job.length < job.st.st_size:
-            os.utime(job.dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
-        if tree.options.durability == "strict":
-            os.fsync(job.dst.fd)
-        _publish_file(tree, node, job.leaf, job.st)
+        job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
     except BaseException:
         abort(tree, job)
         raise
+    _enter(tree, node, lower, FILE, job.since, job.st.st_size, job.copied, job.reflinked, job.cause)
+
+
+def _complete(
+    tree: Tree, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
+) -> bool:
+    """Give the copy, which has its `length` bytes, its attributes and its place. Returns whether it has kept `mode`.
+    Raises OSError; the copy is then the caller's to dispose of."""
+    if src is not None and not _has_other_data(node):
+        kept_mode = give_attributes(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
+    else:
+        source = path_at(node.home, node.leaf)
+        kept_mode = give_attributes(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
+    if length < st.st_size:
+        os.utime(dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
+    if tree.is_strict:
+        os.fsync(dst.fd)
+    _publish_file(tree, node, leaf, st)
     if not node.is_dead:
-        tree.fds.keep(node, job.dst)
-    _enter(tree, node, lower, FILE, job.since, job)
+        tree.fds.keep(node, dst)
+    return kept_mode
 
 
-def _enter(tree: Tree, node: Node, lower: str, kind: str, since: float, job: CopyUp | None = None) -> None:
-    """Tell the ledger. The path is found only if somebody listens: a node below many directories is no rare thing."""
+def _enter(
+    tree: Tree,
+    node: Node,
+    lower: str,
+    kind: str,
+    since: float,
+    size: int = 0,
+    copied: int = 0,
+    reflinked: bool = False,
+    cause: Cause | None = None,
+) -> None:
+    """Tell the ledger; without a `cause`, that it is the request in hand. The path and the cause are found only if
+    somebody listens: a node below many directories is no rare thing."""
     tree.ours(node)
     ledger = tree.ledger
-    copied = job.copied if job is not None else 0
-    reflinked = job is not None and job.reflinked
     seconds = perf_counter() - since
-    ledger.count(kind, copied, seconds, reflinked=reflinked)
+    ledger.count(kind, copied, seconds, reflinked)
     if ledger.listeners:
-        size = job.st.st_size if job is not None else 0
-        cause = job.cause if job is not None else ledger.asked_by()
-        ledger.tell(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, cause))
+        asker = cause if cause is not None else ledger.asked_by()
+        ledger.tell(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, asker))
 
 
 def path_of(node: Node) -> bytes:
@@ -275,7 +321,8 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
     ensure_dir(tree, parent)
     up = parent.upper
     assert up is not None
-    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or not stat.S_ISREG(st.st_mode) else None
+    kind = st.st_mode & _IFMT
+    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != _IFREG else None
     before = up.stat()
     new_ino = 0  # what a listing shows is the origin's number anyway
     if key is not None:
@@ -293,12 +340,12 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
         raise
     _moved(tree, node, up, node.name)
     tree.restore_times(up.fd(), before)
-    names.copied_up(tree, parent, node.name, stat.S_IFMT(st.st_mode), new_ino)
+    names.copied_up(tree, parent, node.name, kind, new_ino)
     if key is not None:
         tree.nodes.register_inode(node, (up.branch.dev, new_ino))
         if st.st_nlink > 1:
             tree.links.cover(key, st.st_nlink)
-    if tree.options.durability == "strict":
+    if tree.is_strict:
         _sync_dir(up)
 
 
@@ -390,7 +437,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
         return node.upper
     tree.restore_times(up.fd(), before)
     names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)
-    if tree.options.durability == "strict":
+    if tree.is_strict:
         _sync_dir(up)
     return node.upper
 
@@ -422,7 +469,7 @@ def give_attributes(
     them.
     """
     target = fd if fd is not None else path_at(place, leaf)
-    kind = stat.S_IFMT(st.st_mode)
+    kind = st.st_mode & _IFMT
     sealed = isinstance(st, MadeStat) and st.sealed
     late = []
     for name in [] if sealed else listed if listed is not None else _list_xattrs(source):
@@ -433,12 +480,12 @@ def give_attributes(
             late.append((name, stored))
         else:
             _copy_xattr(source, target, name, stored)
-    if kind in (stat.S_IFREG, stat.S_IFDIR) and not sealed and not lower.branch.writable:
+    if kind in (_IFREG, _IFDIR) and not sealed and not lower.branch.writable:
         _set_xattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
     keeps_mode = has_mode >= 0 and not late
-    mode = None if keeps_mode or kind == stat.S_IFLNK else stat.S_IMODE(st.st_mode)
-    if place.branch.overrides is None and (uid, gid) == (tree.euid, tree.egid):
+    mode = None if keeps_mode or kind == _IFLNK else st.st_mode & 0o7777
+    if place.branch.overrides is None and uid == tree.euid and gid == tree.egid:
         uid = gid = -1
     if mode is not None or uid != -1 or gid != -1:
         ownership.give(tree, place, leaf, uid, gid, mode, fd)

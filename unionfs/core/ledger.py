@@ -50,7 +50,7 @@ class Ledger:
         self.asked_by: Callable[[], Cause] = _nobody
         self.listeners: tuple[Callable[[CopiedUp], None], ...] = ()  # replaced as a whole, from any thread
 
-    def count(self, kind: str, copied: int, seconds: float, *, reflinked: bool) -> None:
+    def count(self, kind: str, copied: int, seconds: float, reflinked: bool) -> None:
         """Count one copy-up; the arguments are the fields of CopiedUp."""
         if kind == FILE:
             self.files += 1

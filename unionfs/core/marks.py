@@ -9,12 +9,14 @@ import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
 from unionfs.core.loosened import Loosened, read_xattr_as_owner
+
+_listxattr: Final = os.listxattr  # compiled code has no need to look it up at each call
 
 AUFS = "aufs"
 OVERLAY = "overlay"
@@ -135,10 +137,12 @@ def is_metacopy(place: BranchDir, name: bytes) -> bool:
 def is_metacopy_fd(held: FileFd) -> bool:
     """The same of an open file of a lower, whose attributes are then known."""
     try:
-        held.xattrs = os.listxattr(held.fd)
+        listed = held.xattrs = _listxattr(held.fd)
     except OSError:
         return False
-    return any(present in markers.METACOPY_XATTRS for present in held.xattrs)
+    if not listed:  # as most
+        return False
+    return any(present in markers.METACOPY_XATTRS for present in listed)
 
 
 def metacopy_redirect(place: BranchDir, name: bytes) -> bytes | None:

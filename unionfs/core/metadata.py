@@ -38,7 +38,7 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is given first, and clears what it clears
-        wanted = stat.S_IMODE(change.mode) if change.mode is not None and owner_stays else None
+        wanted = change.mode & 0o7777 if change.mode is not None and owner_stays else None
         has_mode = copyup.ensure(tree, node, None, wanted)
         place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:

@@ -83,6 +83,7 @@ class Tree:
         self.owners = options.owners  # immutable
         self.euid = os.geteuid()  # immutable: whom files made in place belong to
         self.egid = os.getegid()  # immutable
+        self.is_strict = options.durability == "strict"  # immutable
         self.quietly: int = 0 if options.atime else os.O_NOATIME  # immutable: how upper files are opened
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
@@ -367,6 +368,19 @@ class Tree:
         if held is not None:
             held.used = True
             return held
+        held = self._open_to_read(node)
+        self.fds.keep(node, held)
+        return held
+
+    def source_fd(self, node: FileNode) -> FileFd:
+        """As `read_fd`, for who reads once: what is not open already is not kept."""
+        held = node.held
+        if held is not None:
+            held.used = True
+            return held
+        return self._open_to_read(node)
+
+    def _open_to_read(self, node: FileNode) -> FileFd:
         if not node.has_data or not node.leaf:  # no leaf: others have taken it away
             refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -384,8 +398,7 @@ class Tree:
                 if node.parent.low is None:
                     refuse(errno.EIO, node.leaf)
                 node.rare().data = self.lowers.data_place(node.parent.low, node.home, node.leaf)
-                return self.read_fd(node)
-        self.fds.keep(node, held)
+                return self._open_to_read(node)
         return held
 
     def _open_upper(self, node: FileNode, flags: int) -> int:
@@ -477,5 +490,7 @@ class Tree:
 
         What was placed is there already, so failing to do this is no failure of the copy-up.
         """
-        with contextlib.suppress(OSError):
+        try:  # contextlib.suppress would be three calls of Python's
             os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=fd)
+        except OSError:
+            pass

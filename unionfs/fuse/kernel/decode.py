@@ -107,6 +107,8 @@ def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
     """
     (valid, _, _fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, _, uid, gid, _
      ) = _setattr_in(buf, BODY)  # fmt: skip
+    if valid & _CHANGES == abi.FATTR_MODE:  # the commonest by far: chmod(2)
+        return (make(AttrChange, (mode & 0o7777, None, None, None, None, None, bool(valid & abi.FATTR_KILL_SUIDGID))),)
     return (
         make(AttrChange, (
             stat.S_IMODE(mode) if valid & abi.FATTR_MODE else None,

@@ -199,6 +199,7 @@ TABLE: Final[dict[int, Row]] = {
 
 _LOOKUP: Final = 1
 _GETATTR: Final = 3
+_SETATTR: Final = 4
 _MKNOD: Final = 8
 _READ: Final = 15
 _WRITE: Final = 16
@@ -287,6 +288,8 @@ class Dispatcher:
                 return handlers.lookup(self, unique, nodeid, head, buf, without_extensions)
             if opcode == _GETATTR:
                 return handlers.getattr_(self, unique, nodeid, head, buf, without_extensions)
+            if opcode == _SETATTR:
+                return handlers.setattr_(self, unique, nodeid, head, buf, without_extensions)
             if opcode == _READ:
                 return handlers.read(self, unique, nodeid, head, buf, without_extensions)
             if opcode == _WRITE:
