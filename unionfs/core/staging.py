@@ -110,7 +110,7 @@ class Staging:
     def new_name(self) -> bytes:
         """A name that nothing here has had."""
         self._serial += 1
-        return ("t" + str(self._serial)).encode("ascii")  # a third of what `%` costs for bytes
+        return b"t%x" % self._serial
 
     @staticmethod
     def orphan_name(nodeid: int) -> bytes:

@@ -32,6 +32,7 @@ from unionfs.syscalls import mountinfo
 if TYPE_CHECKING:
     from unionfs.core.watching import Watcher
 
+_fstat: Final = os.fstat
 _stat: Final = os.stat  # compiled code has no need to look it up at each call
 _FDS_MOST: Final = 16384
 _PROBE_XATTR: Final = "user.unionfs.probe"
@@ -236,6 +237,14 @@ class Tree:
             return node.upper.stat()
         assert node.low is not None
         return node.low.stat()
+
+    def stat_changed(self, node: Node) -> Stat:
+        """The same of a node that we have just changed. An open file of the upper is its object and needs no name."""
+        if isinstance(node, FileNode):
+            held = node.held
+            if held is not None and held.writable and node.home.branch.overrides is None:
+                return _fstat(held.fd)
+        return self.stat(node)
 
     @staticmethod
     def _stat_lost(node: FileNode) -> Stat:

@@ -363,7 +363,7 @@ class Union:
     def _setattr(self, nodeid: int, change: AttrChange) -> Attrs:
         node = self._nodes.get(nodeid)
         metadata.setattr_node(self._tree, node, change)
-        return self._tree.attrs(node, self._tree.stat(node))
+        return self._tree.attrs(node, self._tree.stat_changed(node))
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
