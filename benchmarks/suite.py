@@ -48,7 +48,7 @@ FILES: Final = (
 )
 """The benchmark files without `bench_`, in the order of the table."""
 
-ALONE: Final = ("unpack", "drivers")
+ALONE: Final = ("unpack", "drivers", "messages")
 """Those that have nothing to do with mounts, and are run by themselves only."""
 
 _ROUNDS: Final = 5

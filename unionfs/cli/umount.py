@@ -24,6 +24,8 @@ _PATIENCE_S: Final = 10.0
 _LAZY_PATIENCE_S: Final = 1.0
 """After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go.
 Otherwise it is time to look who keeps it, before waiting longer."""
+_HELD_PATIENCE_S: Final = 4.0
+"""While other mount namespaces show the union, too: those of programs that just start or end let it go soon."""
 _NAMED: Final = 5
 """Processes that a message names."""
 
@@ -61,8 +63,9 @@ def _unmount(path: str, *, lazy: bool) -> None:
         if lazy or not left:
             return
         holders = _holders(mounted, set(left.values()))
-        if not holders:
-            left = _wait_for_end(left, _PATIENCE_S)
+        left = _wait_for_end(left, _HELD_PATIENCE_S if holders else _PATIENCE_S)
+        if left:
+            holders = _holders(mounted, set(left.values()))
     if left:
         raise _still_there(path, mounted, list(left.values()), holders)
 
