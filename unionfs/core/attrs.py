@@ -13,6 +13,12 @@ ROOT: Final = 1
 NOW: Final = -1 << 63
 """In a time field of AttrChange: the current time, taken by the filesystem (UTIME_NOW in utimensat(2))."""
 
+IFMT: Final = 0o170000
+IFCHR: Final = 0o020000
+IFDIR: Final = 0o040000
+IFREG: Final = 0o100000
+IFLNK: Final = 0o120000
+"""The types within a mode (inode(7)), as `stat` has them: numbers that compiled code has no need to look up."""
 
 make: Final = tuple.__new__
 """make(Entry, (nodeid, attrs)) is Entry(nodeid, attrs) at a fifth of the cost: for values made once a request."""

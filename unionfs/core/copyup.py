@@ -18,6 +18,7 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core import inodes, names, ownership
+from unionfs.core.attrs import IFDIR, IFLNK, IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, MadeStat, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
@@ -34,12 +35,7 @@ INLINE_MAX: Final = 1 << 20
 _AT_ONCE: Final = 4096
 """Bytes that one read and one write copy."""
 
-_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
-_IFREG: Final = 0o100000
-_IFDIR: Final = 0o040000
-_IFLNK: Final = 0o120000
-
-_pread: Final = os.pread  # likewise
+_pread: Final = os.pread  # compiled code has no need to look it up at each call
 
 _LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
 """Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
@@ -120,7 +116,7 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
         return None
     require_upper(tree)
     st = tree.stat(node)
-    if st.st_mode & _IFMT != _IFREG or _length(st, size) <= INLINE_MAX:
+    if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st
         return None
     job = _open(tree, node, st, size)
@@ -145,7 +141,7 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None
     require_upper(tree)
     looked_at, tree.looked_at = tree.looked_at, None
     st = looked_at[1] if looked_at is not None and looked_at[0] is node else tree.stat(node)
-    if st.st_mode & _IFMT != _IFREG:
+    if st.st_mode & IFMT != IFREG:
         _make_special(tree, node, st)
         return False
     length = _length(st, size)
@@ -321,8 +317,8 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
     ensure_dir(tree, parent)
     up = parent.upper
     assert up is not None
-    kind = st.st_mode & _IFMT
-    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != _IFREG else None
+    kind = st.st_mode & IFMT
+    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != IFREG else None
     before = up.stat()
     new_ino = 0  # what a listing shows is the origin's number anyway
     if key is not None:
@@ -469,7 +465,7 @@ def give_attributes(
     them.
     """
     target = fd if fd is not None else path_at(place, leaf)
-    kind = st.st_mode & _IFMT
+    kind = st.st_mode & IFMT
     sealed = isinstance(st, MadeStat) and st.sealed
     late = []
     for name in [] if sealed else listed if listed is not None else _list_xattrs(source):
@@ -480,11 +476,11 @@ def give_attributes(
             late.append((name, stored))
         else:
             _copy_xattr(source, target, name, stored)
-    if kind in (_IFREG, _IFDIR) and not sealed and not lower.branch.writable:
+    if kind in (IFREG, IFDIR) and not sealed and not lower.branch.writable:
         _set_xattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
     uid, gid = tree.owner(st, lower=True)
     keeps_mode = has_mode >= 0 and not late
-    mode = None if keeps_mode or kind == _IFLNK else st.st_mode & 0o7777
+    mode = None if keeps_mode or kind == IFLNK else st.st_mode & 0o7777
     if place.branch.overrides is None and uid == tree.euid and gid == tree.egid:
         uid = gid = -1
     if mode is not None or uid != -1 or gid != -1:

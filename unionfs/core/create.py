@@ -16,7 +16,7 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core import acl, copyup, lookup, marks, names, ownership
-from unionfs.core.attrs import Caller, make
+from unionfs.core.attrs import IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.lookup import Resolved
@@ -25,14 +25,9 @@ from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
 _PERM: Final = 0o7777
-_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
-_IFCHR: Final = 0o020000
-_IFDIR: Final = 0o040000
-_IFREG: Final = 0o100000
-_IFLNK: Final = 0o120000
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_open: Final = os.open  # likewise
+_open: Final = os.open  # compiled code has no need to look it up at each call
 _fstat: Final = os.fstat
 
 
@@ -54,18 +49,18 @@ def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
 def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
     """Make anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
     is refused with EPERM, since it would be a whiteout."""
-    kind = mode & _IFMT or _IFREG
+    kind = mode & IFMT or IFREG
     check_new_name(tree, parent, name)
-    if kind == _IFCHR and rdev == 0:
+    if kind == IFCHR and rdev == 0:
         refuse(errno.EPERM, name)
-    if kind in (_IFDIR, _IFLNK):
+    if kind in (IFDIR, IFLNK):
         refuse(errno.EINVAL, name)
     up = copyup.ensure_dir(tree, parent)
     held: FileFd | None = None
     if _in_place(tree, up, caller):
         tree.with_umask(caller.umask)
         try:
-            if kind == _IFREG:
+            if kind == IFREG:
                 held = FileFd(_create(tree, up.fd(), name, mode & _PERM), writable=True)
             else:
                 os.mknod(name, kind | (mode & _PERM), rdev, dir_fd=up.fd())
@@ -79,7 +74,7 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
 
 
 def _build_node(tree: Tree, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
-    if kind == _IFREG:
+    if kind == IFREG:
         return FileFd(_create(tree, dir_fd, name, 0o600), writable=True)
     ownership.make_node(tree.staging.here, name, kind, rdev)
     return None
@@ -304,5 +299,5 @@ def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Reso
     tree.nodes.add(node)
     if held is not None:
         tree.fds.keep(node, held)
-    names.added(tree, parent, name, st.st_mode & _IFMT, st.st_ino)
+    names.added(tree, parent, name, st.st_mode & IFMT, st.st_ino)
     return make(Resolved, (node, st))

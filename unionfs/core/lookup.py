@@ -12,15 +12,13 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core import inodes, marks
-from unionfs.core.attrs import make
+from unionfs.core.attrs import IFDIR, IFMT, make
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.tree import Tree, refuse
 
 _SCAN_EVERY: Final = 32
-_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
-_IFDIR: Final = 0o040000
 _SLASH: Final = ord("/")
 _DOT: Final = ord(".")
 _DOTS: Final = frozenset((b".", b".."))
@@ -66,7 +64,7 @@ def find(tree: Tree, parent: DirNode, name: bytes) -> Resolved | None:
         if found is None or (parent.upper is not None and hides(tree, parent, name)):
             return None
         return _from_low(tree, parent, name, found)
-    if st.st_mode & _IFMT != _IFDIR:
+    if st.st_mode & IFMT != IFDIR:
         assert parent.upper is not None
         if marks.is_whiteout(parent.upper, name, st):
             return None
@@ -162,7 +160,7 @@ def hides(tree: Tree, parent: DirNode, name: bytes) -> bool:
 
 
 def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolved:
-    if found.kind == _IFDIR:
+    if found.kind == IFDIR:
         assert found.low is not None
         st: Stat = found.st if found.st is not None else found.low.stat()
         ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)

@@ -18,11 +18,10 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core import marks
-from unionfs.core.attrs import make
+from unionfs.core.attrs import IFDIR, make
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.namecache import NameCache
 
-_IFDIR: Final = 0o040000  # of stat, as a number that compiled code has no need to look up
 KIND_SHIFT: Final = 12
 """S_IFMT bits start here: a file type fits in four bits."""
 _INO_SHIFT: Final = 4
@@ -86,7 +85,7 @@ class LowDir:
             return None
         kind = (code & 0xF) << KIND_SHIFT
         positions = self.stacks[code >> _STACK_SHIFT]
-        if kind != _IFDIR:
+        if kind != IFDIR:
             return make(Found, (kind, self.stack[positions[0]], name, None, None))
         return self.tree.walk_one(self, [self.stack[position] for position in positions], name)[0]
 

@@ -5,12 +5,9 @@ Every operation that adds, removes or hides a name tells it here, in the same cr
 
 from __future__ import annotations
 
-from typing import Final
-
+from unionfs.core.attrs import IFDIR
 from unionfs.core.node import DirNode
 from unionfs.core.tree import Tree
-
-_IFDIR: Final = 0o040000  # of stat, as a number that compiled code has no need to look up
 
 
 def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
@@ -22,7 +19,7 @@ def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None
     if parent.order is not None:
         parent.order.add(name)
         tree.cache.grow(parent, 1)
-    if parent.subdirs >= 0 and kind == _IFDIR:
+    if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs += 1
     tree.ours(parent)
 
@@ -52,7 +49,7 @@ def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool
             parent.hidden.add(name)
     if parent.order is not None:
         parent.order.discard(name)
-    if parent.subdirs >= 0 and kind == _IFDIR:
+    if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs -= 1
     tree.ours(parent)
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final
 
-from unionfs.core.attrs import ROOT
+from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.forgotten import Forgotten
 from unionfs.core.listing import Listing
 from unionfs.core.lower import LowDir
-
-_IFMT: Final = 0o170000  # of stat, as numbers that compiled code has no need to look up
-_IFREG: Final = 0o100000
 
 InodeKey = tuple[int, int]
 """(st_dev, st_ino) of the object that holds a file's data now."""
@@ -56,7 +52,7 @@ class FileNode:
         self.ino = ino  # immutable: st_ino as users see it
         self.held: FileFd | None = None  # belongs to the descriptor cache
         self.links: Links | None = None
-        self.has_data = mode & _IFMT == _IFREG  # immutable; what else could be opened would act on this machine
+        self.has_data = mode & IFMT == IFREG  # immutable; what else could be opened would act on this machine
 
     @property
     def is_up(self) -> bool:

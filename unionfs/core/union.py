@@ -195,9 +195,7 @@ class Union:
         The directory must not be changed while the iterator is in use; take what fits and start again at the last
         cookie.
         """
-        node = self._nodes.directory(nodeid)
-        if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, node)
+        node = self._listed(nodeid)
         if cookie < 1:
             yield DirEntry(b".", 1, node.ino, stat.S_IFDIR)
         if cookie < 2:
@@ -228,15 +226,20 @@ class Union:
     def names(self, nodeid: int, cookie: int, most: int) -> list[tuple[int, bytes]]:
         """(cookie, name) of what a directory shows after `cookie`, for who looks each of them up: about `most`, of
         which some may be gone; none only at the end. EACCES where a branch may not be read."""
-        node = self._nodes.directory(nodeid)
-        if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, node)
+        node = self._listed(nodeid)
         found = []
         if cookie < 1:
             found.append((1, b"."))
         if cookie < 2:
             found.append((2, b".."))
         return found if node.dead else found + self._order(node).after(cookie, most)
+
+    def _listed(self, nodeid: int) -> DirNode:
+        """A directory that is to be listed, as it is now. ESTALE, ENOTDIR."""
+        node = self._nodes.directory(nodeid)
+        if self._tree.watcher is not None and self._tree.watcher.unwatched:
+            outside.look_when_asked(self._tree, self._tree.watcher, node)
+        return node
 
     def _order(self, node: DirNode) -> Listing:
         if node.order is None:

@@ -9,13 +9,11 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
-from unionfs.core.attrs import ANY_NAME, Attrs, Entry, FsStats, Stale
+from unionfs.core.attrs import ANY_NAME, IFMT, IFREG, Attrs, Entry, FsStats, Stale
 from unionfs.fuse.kernel import abi
 from unionfs.syscalls.statx import Beyond
 
 _BILLION: Final = 1_000_000_000
-_IFMT: Final = 0o170000
-_IFREG: Final = 0o100000
 _HEADER: Final = abi.OUT_HEADER.size
 
 _out_header: Final = abi.OUT_HEADER.pack
@@ -181,7 +179,7 @@ class Encoder:
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
         atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
         kind = attrs[1]
-        if kind & 0o6000 and kind & _IFMT == _IFREG:
+        if kind & 0o6000 and kind & IFMT == IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
@@ -205,7 +203,7 @@ class Encoder:
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
         atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
         kind = attrs[1]
-        if kind & 0o6000 and kind & _IFMT == _IFREG:
+        if kind & 0o6000 and kind & IFMT == IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
@@ -246,7 +244,7 @@ class Encoder:
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, _, _, _ = as_they_are
         atime, mtime, ctime = attrs[9], attrs[10], attrs[11]
         kind = attrs[1]
-        if kind & 0o6000 and kind & _IFMT == _IFREG:
+        if kind & 0o6000 and kind & IFMT == IFREG:
             self.set_id.add(nodeid)
         atime_s, atime_ns = atime // _BILLION, atime % _BILLION
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
