@@ -16,10 +16,10 @@ import stat
 from time import perf_counter
 from typing import Final
 
-from unionfs import markers
-from unionfs.core import inodes, names, ownership
-from unionfs.core.attrs import IFDIR, IFLNK, IFMT, IFREG
-from unionfs.core.branch import Branch, BranchDir, MadeStat, Stat
+from unionfs.core import inodes, likeness, names, ownership
+from unionfs.core.afterwards import Afterwards, Ready
+from unionfs.core.attrs import IFMT, IFREG
+from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
@@ -35,10 +35,10 @@ INLINE_MAX: Final = 1 << 20
 _AT_ONCE: Final = 4096
 """Bytes that one read and one write copy."""
 
-_pread: Final = os.pread  # compiled code has no need to look it up at each call
+_AHEAD: Final = 64 << 10
+"""Bytes that are copied though nobody has asked for them yet."""
 
-_LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
-"""Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
+_pread: Final = os.pread  # compiled code has no need to look it up at each call
 
 
 class CopyUp:
@@ -119,6 +119,8 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st
         return None
+    if tree.afterwards is not None:
+        tree.afterwards.copied(node, st.st_mode & 0o7777, None)
     job = _open(tree, node, st, size)
     try:
         shared = job.share()
@@ -131,10 +133,13 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     return None
 
 
-def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None = None) -> bool:
+def ensure(
+    tree: Tree, node: FileNode, size: int | None = None, mode: int | None = None, *, later: bool = False
+) -> bool:
     """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before.
 
     `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
+    `later`: nothing else will happen to the directory before the answer, whose times may be put back after it.
     """
     if not needs_copy(node):
         return False
@@ -145,8 +150,16 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None
         _make_special(tree, node, st)
         return False
     length = _length(st, size)
+    afterwards = tree.afterwards
+    if afterwards is not None:
+        afterwards.copied(node, st.st_mode & 0o7777, mode)
+        ready = afterwards.take(node)
+        if ready is not None:
+            if length == st.st_size and ready.is_of(st) and ready.mode in (mode, st.st_mode & 0o7777):
+                return _use(tree, ready, mode, later)
+            tree.staging.dispose(ready.leaf)
     if not length or st.st_size <= _AT_ONCE:
-        return _copy_at_once(tree, node, st, length, mode)
+        return _copy_at_once(tree, node, st, length, mode, later)
     job = _open(tree, node, st, size, mode)
     try:
         job.copy()
@@ -157,27 +170,105 @@ def ensure(tree: Tree, node: FileNode, size: int | None = None, mode: int | None
     return mode is not None and job.kept_mode and job.mode == mode
 
 
-def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int | None) -> bool:
+def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int | None, later: bool) -> bool:
     """`ensure` for a file with so few bytes to copy that no hole can be among them, and nobody need cancel it. What a
     CopyUp remembers, this knows by itself."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
     leaf, dst, mode = _make_copy(tree, st, wanted)
-    copied = 0
     try:
-        if src is not None:
-            data = _pread(src.fd, length, 0)
-            while data:
-                data = data[os.pwrite(dst.fd, data, copied) :]
-                copied = length - len(data)
-            if tree.is_strict:
-                os.fdatasync(dst.fd)
+        copied = _copy_few(src, dst, length) if src is not None else 0
+        if tree.is_strict and copied:
+            os.fdatasync(dst.fd)
         kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
+        _place(tree, node, dst, leaf, st, later)
     except BaseException:
         tree.staging.dispose(leaf)
         raise
     _enter(tree, node, lower, FILE, since, st.st_size, copied)
     return kept_mode and mode == wanted
+
+
+def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
+    """Copy the first `length` bytes; how many there were."""
+    copied = 0
+    data = _pread(src.fd, length, 0)
+    while data:
+        written = os.pwrite(dst.fd, data, copied)
+        copied += written
+        data = data[written:]
+    return copied
+
+
+def _use(tree: Tree, ready: Ready, wanted: int | None, later: bool) -> bool:
+    """`ensure` with a copy that was made before."""
+    since, node = perf_counter() - ready.seconds, ready.node
+    lower = node.home.branch.path
+    try:
+        _place(tree, node, ready.dst, ready.leaf, ready.st, later)
+    except BaseException:
+        tree.staging.dispose(ready.leaf)
+        raise
+    _enter(tree, node, lower, FILE, since, ready.st.st_size, ready.copied, ready.reflinked)
+    return ready.kept_mode and ready.mode == wanted
+
+
+def settle(tree: Tree) -> None:
+    """Do what was left for after the answer (see `core.afterwards`). Never raises."""
+    afterwards = tree.afterwards
+    if afterwards is None:
+        return
+    afterwards.due = False
+    try:
+        while afterwards.touched:
+            place, before = afterwards.touched.pop()
+            tree.restore_times(place.fd(), before)
+        node = afterwards.guess()
+        if node is not None and not tree.is_strict:
+            rest(tree)
+            _copy_ahead(tree, node, afterwards)
+    except OSError:
+        pass  # the directory has gone; or whoever asks for the file will hear why
+
+
+def rest(tree: Tree) -> None:
+    """Nobody asks now: remove what was copied in vain. Never raises."""
+    afterwards = tree.afterwards
+    ready = afterwards.give_up() if afterwards is not None else None
+    if ready is not None:
+        tree.staging.dispose(ready.leaf)
+
+
+def _copy_ahead(tree: Tree, node: FileNode, afterwards: Afterwards) -> None:
+    since = perf_counter()
+    if node.links is not None or node.home.branch.writable:
+        return
+    st = tree.stat(node)
+    if st.st_mode & IFMT != IFREG or st.st_size > _AHEAD or st.st_nlink > 1:
+        return
+    wanted = None
+    if afterwards.last_wanted >= 0 and st.st_mode & 0o7777 == afterwards.last_mode:
+        wanted = afterwards.last_wanted
+    length = st.st_size
+    src = tree.source_fd(node) if length else None
+    if _has_other_data(node):
+        return
+    leaf, dst, mode = _make_copy(tree, st, wanted)
+    try:
+        copied, reflinked = 0, False
+        if length > _AT_ONCE and src is not None:
+            copy = Copy(src.fd, dst.fd, length)
+            copy.run()
+            copied, reflinked = copy.copied, copy.reflinked
+        elif src is not None:
+            copied = _copy_few(src, dst, length)
+        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
+    except BaseException:
+        tree.staging.dispose(leaf)
+        raise
+    if not kept_mode:
+        mode = st.st_mode & 0o7777
+    afterwards.ready = Ready(node, st, leaf, dst, mode, kept_mode, copied, reflinked, perf_counter() - since)
 
 
 def _length(st: Stat, size: int | None) -> int:
@@ -229,6 +320,7 @@ def commit(tree: Tree, job: CopyUp) -> None:
     lower = node.home.branch.path
     try:
         job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
+        _place(tree, node, job.dst, job.leaf, job.st, later=False)
     except BaseException:
         abort(tree, job)
         raise
@@ -238,21 +330,25 @@ def commit(tree: Tree, job: CopyUp) -> None:
 def _complete(
     tree: Tree, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
 ) -> bool:
-    """Give the copy, which has its `length` bytes, its attributes and its place. Returns whether it has kept `mode`.
-    Raises OSError; the copy is then the caller's to dispose of."""
+    """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
+    OSError."""
     if src is not None and not _has_other_data(node):
-        kept_mode = give_attributes(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
+        kept_mode = likeness.give(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
     else:
         source = path_at(node.home, node.leaf)
-        kept_mode = give_attributes(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
+        kept_mode = likeness.give(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
     if length < st.st_size:
         os.utime(dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
     if tree.is_strict:
         os.fsync(dst.fd)
-    _publish_file(tree, node, leaf, st)
+    return kept_mode
+
+
+def _place(tree: Tree, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, later: bool) -> None:
+    """Give the whole copy its place. Raises OSError; it is then the caller's to dispose of."""
+    _publish_file(tree, node, leaf, st, later)
     if not node.is_dead:
         tree.fds.keep(node, dst)
-    return kept_mode
 
 
 def _enter(
@@ -291,7 +387,7 @@ def _has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
 
 
-def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
+def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool = False) -> None:
     """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
     staging = tree.staging
     key = node.links.key if node.links is not None else None
@@ -335,7 +431,11 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat) -> None:
             tree.links.withdraw(key)
         raise
     _moved(tree, node, up, node.name)
-    tree.restore_times(up.fd(), before)
+    if later and tree.afterwards is not None:
+        tree.afterwards.touched.append((up, before))
+        tree.afterwards.due = True
+    else:
+        tree.restore_times(up.fd(), before)
     names.copied_up(tree, parent, node.name, kind, new_ino)
     if key is not None:
         tree.nodes.register_inode(node, (up.branch.dev, new_ino))
@@ -362,7 +462,7 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     else:
         ownership.make_node(staging.here, leaf, stat.S_IFMT(st.st_mode), st.st_rdev)
     try:
-        give_attributes(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
+        likeness.give(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
         _publish_file(tree, node, leaf, st)
     except BaseException:
         staging.dispose(leaf)
@@ -408,7 +508,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     try:
         lower = node.low.stack[0]
         source = path_at(lower, b".") if not lower.sealed else -1
-        give_attributes(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
+        likeness.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
         late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
         if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
             files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)
@@ -444,105 +544,6 @@ def _sync_dir(place: BranchDir) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def give_attributes(
-    tree: Tree,
-    source: bytes | int,
-    lower: BranchDir,
-    st: Stat,
-    place: BranchDir,
-    leaf: bytes,
-    fd: int | None = None,
-    listed: list[str] | None = None,
-    has_mode: int = -1,
-) -> bool:
-    """Make the new object `leaf` in `place` look like the one with attributes `st` (in or at `lower`): extended
-    attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls (a descriptor, or
-    what `path_at` gives), `listed` the names of its attributes if they are known, `fd` the new one if it is open.
-
-    `has_mode`: permissions that it was made with and is to keep, unless there are ACLs. Returns whether it has kept
-    them.
-    """
-    target = fd if fd is not None else path_at(place, leaf)
-    kind = st.st_mode & IFMT
-    sealed = isinstance(st, MadeStat) and st.sealed
-    late = []
-    for name in [] if sealed else listed if listed is not None else _list_xattrs(source):
-        stored = _kept_as(lower.branch, place.branch, name)
-        if stored is None:
-            continue
-        if stored in _LATE_XATTRS:
-            late.append((name, stored))
-        else:
-            _copy_xattr(source, target, name, stored)
-    if kind in (IFREG, IFDIR) and not sealed and not lower.branch.writable:
-        _set_xattr(target, markers.ORIGIN_XATTR, inodes.origin_of(lower.branch, st))
-    uid, gid = tree.owner(st, lower=True)
-    keeps_mode = has_mode >= 0 and not late
-    mode = None if keeps_mode or kind == IFLNK else st.st_mode & 0o7777
-    if place.branch.overrides is None and uid == tree.euid and gid == tree.egid:
-        uid = gid = -1
-    if mode is not None or uid != -1 or gid != -1:
-        ownership.give(tree, place, leaf, uid, gid, mode, fd)
-    for name, stored in late:
-        _copy_xattr(source, target, name, stored)
-    times = (st.st_atime_ns, st.st_mtime_ns)
-    if fd is not None:
-        os.utime(fd, ns=times)
-    else:
-        os.utime(leaf, ns=times, dir_fd=place.fd(), follow_symlinks=False)
-    return keeps_mode
-
-
-def _set_xattr(target: bytes | int, name: str, value: bytes) -> None:
-    if isinstance(target, int):
-        os.setxattr(target, name, value)
-    else:
-        os.setxattr(target, name, value, follow_symlinks=False)
-
-
-def _list_xattrs(source: bytes | int) -> list[str]:
-    try:
-        return os.listxattr(source) if isinstance(source, int) else os.listxattr(source, follow_symlinks=False)
-    except OSError as exc:
-        if exc.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
-            return []
-        raise
-
-
-def _kept_as(source: Branch, target: Branch, name: str) -> str | None:
-    """Under which name `target` keeps the attribute that `source` has as `name`; None if it is not for users."""
-    if source.overrides is not None:
-        shown = source.overrides.shown_xattr(name)
-    elif target.overrides is None and name == markers.OVERRIDE_XATTR:
-        return name  # says of one file of an ordinary branch what it should be: its copy should be that too
-    else:
-        shown = None if markers.is_private_xattr(name) else name
-    if shown is None:
-        return None
-    if target.overrides is not None:
-        return target.overrides.stored_xattr(shown)
-    return None if markers.is_private_xattr(shown) else shown
-
-
-def _copy_xattr(source: bytes | int, target: bytes | int, name: str, stored: str) -> None:
-    """Copy one extended attribute, `stored` being its name at the target.
-
-    What this user may not set, or this filesystem has not, is left behind, as cp -a
-    does."""
-    try:
-        is_fd = isinstance(source, int)
-        value = os.getxattr(source, name) if is_fd else os.getxattr(source, name, follow_symlinks=False)
-    except OSError as exc:
-        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
-            return
-        raise
-    try:
-        _set_xattr(target, stored, value)
-    except OSError as exc:
-        if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-            raise
 
 
 def give_name(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 from unionfs import markers
 from unionfs.core import content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
 from unionfs.core import rename as rename_room
+from unionfs.core.afterwards import Afterwards
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
@@ -532,6 +533,20 @@ class Union:
     def let_later(self, run: Later) -> None:
         """From now on, what nobody waits for and takes long is given to `run`, to be done by any thread."""
         self._tree.let_later(run)
+
+    def answer_first(self) -> Afterwards:
+        """From now on a copy-up leaves for after its answer what nobody waits for. Whoever answers calls `settle` after
+        each answer if the result has something `due`, and `rest` before sleeping."""
+        afterwards = self._tree.afterwards = Afterwards()
+        return afterwards
+
+    def settle(self) -> None:
+        """Do what was left for after the answer. Never raises."""
+        copyup.settle(self._tree)
+
+    def rest(self) -> None:
+        """Nobody asks now: nothing is to be left that was made for who might. Never raises."""
+        copyup.rest(self._tree)
 
     # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
 

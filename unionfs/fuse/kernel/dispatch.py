@@ -233,6 +233,7 @@ class Dispatcher:
         ] = []  # filled by handle and finish; emptied by who calls them
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
+        self.afterwards = union.answer_first()  # what is due when an answer was given; see Union.settle
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.asked_by = self._cause
@@ -305,6 +306,13 @@ class Dispatcher:
             return None if opcode in _UNANSWERED else encode.error(unique, errno.EIO)
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
+
+    def settle(self) -> None:
+        """Do what was left for after the answer that has just been given."""
+        try:
+            self.union.settle()
+        except Exception:
+            log.exception("bug after an answer")
 
     def _later(self, run: Callable[[], None]) -> None:
         self.slow.append(partial(_run, run))

@@ -81,6 +81,7 @@ async def _serve(engine: _Engine, fd: int, session: Session) -> None:
                     if engine.turn(nursery):
                         await trio.lowlevel.checkpoint()
                     else:
+                        engine.rest()
                         await trio.lowlevel.wait_readable(fd)
             except Gone:
                 pass
@@ -156,6 +157,7 @@ class _Engine:
             for reply in replies:
                 self._send(reply)
             self._start(nursery)
+        self._dispatcher.settle()
         if self._notifier is not None:
             self._notifier.release()
 
@@ -172,6 +174,7 @@ class _Engine:
             if reply is not None:
                 self._send(reply)
             self._start(nursery)
+        self._dispatcher.settle()
 
     def _notify(self, stale: Stale) -> None:
         """In the notifier's thread."""
@@ -181,6 +184,10 @@ class _Engine:
                 self._device.notify(message)
             except Gone:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+
+    def rest(self) -> None:
+        """Before sleeping."""
+        self._dispatcher.union.rest()
 
     def let_notifier_end(self, nursery: trio.Nursery) -> None:
         """Serve on while a notification is on its way. It cannot be called back, and a thread that waits in the kernel

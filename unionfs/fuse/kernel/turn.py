@@ -82,6 +82,7 @@ def serve(
     `refused` is given answers that the kernel finds malformed. Raises: Gone.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
+    afterwards = dispatcher.afterwards
     while not session.over:
         if has_served:
             if monotonic() > until:
@@ -94,6 +95,8 @@ def serve(
         reply = handle(request, length)
         if reply is not None and not device.send(reply):
             refused(reply)
+        if afterwards.due:
+            dispatcher.settle()
         has_served = True
         if slow:
             return SLOW

@@ -1,0 +1,127 @@
+"""What a copy-up leaves for the moment after its answer, while who asked goes on: the times of the directory it went
+to, and the copy of the file that is likely to be next.
+
+Programs that change a whole tree (chmod -R, sed -i, a loop over a listing) take one file after the other in the order
+of the listing. After two that came as guessed, the next small one is copied to the staging directory before anybody
+asks: a guess that comes true is renamed into place, one that does not, or is not asked for before the daemon sleeps, is
+removed, and the next is made after twice as many that would have been right.
+
+Holds what is left to do; `core.copyup` does it. Used only where somebody promises to call when an answer was given and
+before sleeping (`Union.answer_first`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.fds import FileFd
+from unionfs.core.listing import cookie_of
+from unionfs.core.node import FileNode
+
+_WORTH: Final = 2
+_WORTH_MOST: Final = 64
+_LOOK_AT: Final = 4  # names after the last one, among which a file is looked for
+
+
+class Ready:
+    """A whole copy in the staging directory that nobody has asked for yet."""
+
+    __slots__ = ("node", "st", "leaf", "dst", "mode", "kept_mode", "copied", "reflinked", "seconds")
+
+    def __init__(
+        self,
+        node: FileNode,
+        st: Stat,
+        leaf: bytes,
+        dst: FileFd,
+        mode: int,
+        kept_mode: bool,
+        copied: int,
+        reflinked: bool,
+        seconds: float,
+    ) -> None:
+        self.node = node  # immutable, as is all the rest
+        self.st = st  # of the lower file, before it was copied
+        self.leaf = leaf
+        self.dst = dst
+        self.mode = mode  # its permissions
+        self.kept_mode = kept_mode  # they are those that it was made with
+        self.copied = copied  # bytes
+        self.reflinked = reflinked
+        self.seconds = seconds  # that it took
+
+    def is_of(self, st: Stat) -> bool:
+        """Whether the lower file is what it was."""
+        mine = self.st
+        return (
+            st.st_ctime_ns == mine.st_ctime_ns
+            and st.st_mtime_ns == mine.st_mtime_ns
+            and st.st_size == mine.st_size
+            and st.st_ino == mine.st_ino
+            and st.st_dev == mine.st_dev
+            and st.st_nlink == mine.st_nlink
+            and st.st_mode == mine.st_mode
+        )
+
+
+class Afterwards:
+    """What is left to do, in one union."""
+
+    def __init__(self) -> None:
+        self.due = False  # there is something; set with the next two, reset by copyup.settle
+        self.touched: list[tuple[BranchDir, Stat]] = []  # directories of the upper, and the times they are to have
+        self.last: FileNode | None = None  # the file copied up since the last time
+        self.ready: Ready | None = None
+        self._guess: FileNode | None = None
+        self._right = 0  # guesses that came true, one after the other
+        self._worth = _WORTH  # so many make the next one worth copying
+        self.last_mode = 0  # permissions of `last`, before
+        self.last_wanted = -1  # those that it was to get; -1: none
+
+    def copied(self, node: FileNode, mode: int, wanted: int | None) -> None:
+        """`node` was copied up to be changed: it had permissions `mode` and is to get `wanted`."""
+        guess = self._guess
+        if node is guess:
+            self._right += 1
+        elif guess is not None and guess.parent is node.parent:
+            self._right = 0
+        self._guess = None
+        self.last, self.last_mode, self.last_wanted = node, mode, wanted if wanted is not None else -1
+        self.due = True
+
+    def guess(self) -> FileNode | None:
+        """The file after `last` in the listing, if it is known and worth copying now."""
+        last = self.last
+        if last is None:
+            return None
+        self.last = None
+        parent = last.parent
+        order = parent.order
+        if order is None:
+            return None
+        children = parent.children
+        for _, name in order.after(cookie_of(last.name), _LOOK_AT):
+            child = children.get(name)
+            if isinstance(child, FileNode) and child.has_data:
+                self._guess = child
+                return child if self._right >= self._worth else None
+        return None
+
+    def take(self, node: FileNode) -> Ready | None:
+        """The copy of `node`, which is the caller's from now on."""
+        ready = self.ready
+        if ready is None or ready.node is not node:
+            return None
+        self.ready = None
+        self._worth = _WORTH
+        return ready
+
+    def give_up(self) -> Ready | None:
+        """The copy that was made in vain, for the caller to remove."""
+        ready = self.ready
+        if ready is not None:
+            self.ready = None
+            self._right = 0
+            self._worth = min(2 * self._worth, _WORTH_MOST)
+        return ready
