@@ -16,7 +16,6 @@ from typing import Final
 
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
-from unionfs.core.listing import cookie_of
 from unionfs.core.node import FileNode
 
 _WORTH: Final = 2
@@ -101,11 +100,16 @@ class Afterwards:
         if order is None:
             return None
         children = parent.children
-        for _, name in order.after(cookie_of(last.name), _LOOK_AT):
-            child = children.get(name)
+        name = last.name
+        for _ in range(_LOOK_AT):
+            following = order.following(name)
+            if following is None:
+                return None
+            child = children.get(following)
             if isinstance(child, FileNode) and child.has_data:
                 self._guess = child
                 return child if self._right >= self._worth else None
+            name = following
         return None
 
     def take(self, node: FileNode) -> Ready | None:

@@ -30,13 +30,14 @@ class Listing:
     until somebody reads on.
     """
 
-    __slots__ = ("cookies", "names", "gone", "fresh")
+    __slots__ = ("cookies", "names", "gone", "fresh", "_at")
 
     def __init__(self, names: Iterable[bytes]) -> None:
         self.cookies: array[int] = array("Q")  # ascending, without duplicates
         self.names: list[bytes] = []  # names[i] has cookies[i]
         self.gone: set[bytes] = set()  # in `names`, but no longer in the directory
         self.fresh: list[bytes] = list(names)  # in the directory, not yet in `names`
+        self._at = -1  # where `following` was last; may be wrong
 
     def add(self, name: bytes) -> None:
         """`name` is new in the directory."""
@@ -67,6 +68,17 @@ class Listing:
                 return found
             first = behind
         return []
+
+    def following(self, name: bytes) -> bytes | None:
+        """The name that comes after `name`, as far as it was read; some that have gone count, too."""
+        names = self.names
+        index = self._at + 1
+        if not 0 < index < len(names) or names[self._at] != name:
+            index = bisect_right(self.cookies, cookie_of(name))
+        if index >= len(names):
+            return None
+        self._at = index
+        return names[index]
 
     def _settle(self) -> None:
         if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:

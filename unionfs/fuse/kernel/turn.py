@@ -83,21 +83,25 @@ def serve(
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
     afterwards = dispatcher.afterwards
+    length = 0
     while not session.over:
-        if has_served:
+        if has_served and not length:
             if monotonic() > until:
                 return BUSY
             if not lookout.next_is_there(device) and lingers and not device.wait(LINGER_MS):
                 return IDLE
-        length = device.receive()
+        if not length:
+            length = device.receive()
         if not length:
             return IDLE
         reply = handle(request, length)
         if reply is not None and not device.send(reply):
             refused(reply)
+        has_served, length = True, 0
         if afterwards.due:
             dispatcher.settle()
-        has_served = True
+            if not slow and monotonic() <= until:
+                length = device.receive()  # meanwhile somebody has asked again
         if slow:
             return SLOW
     return BUSY
