@@ -16,7 +16,7 @@ from typing import Final
 
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
-from unionfs.core.node import FileNode
+from unionfs.core.node import DirNode, FileNode
 
 _WORTH: Final = 2
 _WORTH_MOST: Final = 64
@@ -69,7 +69,7 @@ class Afterwards:
 
     def __init__(self) -> None:
         self.due = False  # there is something; set with the next two, reset by copyup.settle
-        self.touched: list[tuple[BranchDir, Stat]] = []  # directories of the upper, and the times they are to have
+        self.touched: list[tuple[DirNode, BranchDir, Stat]] = []  # where they are in the upper, the times they had
         self.last: FileNode | None = None  # the file copied up since the last time
         self.ready: Ready | None = None
         self._guess: FileNode | None = None

@@ -221,8 +221,9 @@ def settle(tree: Tree) -> None:
     afterwards.due = False
     try:
         while afterwards.touched:
-            place, before = afterwards.touched.pop()
+            directory, place, before = afterwards.touched.pop()
             tree.restore_times(place.fd(), before)
+            tree.ours(directory)
         node = afterwards.guess()
         if node is not None and not tree.is_strict:
             rest(tree)
@@ -432,7 +433,7 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool
         raise
     _moved(tree, node, up, node.name)
     if later and tree.afterwards is not None:
-        tree.afterwards.touched.append((up, before))
+        tree.afterwards.touched.append((parent, up, before))
         tree.afterwards.due = True
     else:
         tree.restore_times(up.fd(), before)
