@@ -5,6 +5,7 @@ What must never happen: a hang, a process left behind, data lost that was writte
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -367,7 +368,10 @@ def test_nothing_of_the_caller_is_kept(stand: Stand) -> None:
 
 
 def _descriptors(pid: int) -> dict[str, object]:
-    targets = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    targets = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed again meanwhile
+            targets[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
     return {
         "cwd": os.readlink(f"/proc/{pid}/cwd"),
         "fds": sorted(targets.values()),
