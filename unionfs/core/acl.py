@@ -18,6 +18,7 @@ from typing import Final
 from unionfs.core.branch import BranchDir
 from unionfs.core.marks import proc_path
 from unionfs.core.overrides import Overrides
+from unionfs.syscalls import files
 
 _ENTRY: Final = struct.Struct("<HHI")
 _HEADER: Final = 4
@@ -31,13 +32,16 @@ ACCESS: Final = "system.posix_acl_access"
 def read_default(place: BranchDir) -> bytes | None:
     """The default ACL of a directory, or None if it has none or its filesystem knows none."""
     overrides = place.branch.overrides
-    path = proc_path(place.fd())
+    path = os.fsencode(proc_path(place.fd()))
     for name in (DEFAULT,) if overrides is None else (overrides.stored_xattr(DEFAULT), DEFAULT):
         try:
-            return os.getxattr(path, name)
+            value = files.find_xattr(path, os.fsencode(name), follow=True)
         except OSError as exc:
-            if exc.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            if exc.errno != errno.EOPNOTSUPP:
                 raise
+            value = None
+        if value is not None:
+            return value
     return None
 
 

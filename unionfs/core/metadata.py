@@ -154,27 +154,34 @@ def _refuse_as_special(tree: Tree, node: Node, name: bytes, code: int) -> None:
 
 def getxattr(tree: Tree, node: Node, name: bytes) -> bytes:
     """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
+    value = find_xattr(tree, node, name)
+    if value is None:
+        refuse(errno.ENODATA, name)
+    return value
+
+
+def find_xattr(tree: Tree, node: Node, name: bytes) -> bytes | None:
+    """As `getxattr`, but None for one that is not there."""
     stored = _stored(_branch(node), name, errno.ENODATA)
     _refuse_as_special(tree, node, name, errno.ENODATA)
     if _is_sealed(node):
-        refuse(errno.ENODATA, name)
-    try:
-        value = _read_xattr(node, os.fsencode(stored))
-    except OSError as exc:
+        return None
+    value = _read_xattr(node, os.fsencode(stored))
+    if value is None:
         text = os.fsdecode(name)
-        if exc.errno != errno.ENODATA or stored == text or markers.is_private_xattr(text):
-            raise
+        if stored == text or markers.is_private_xattr(text):
+            return None
         value = _read_xattr(node, name)  # put there by somebody who could
-    if tree.owners is not None and name in _ACLS:
+    if value is not None and tree.owners is not None and name in _ACLS:
         return acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
     return value
 
 
-def _read_xattr(node: Node, name: bytes) -> bytes:
+def _read_xattr(node: Node, name: bytes) -> bytes | None:
     if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
-        return os.getxattr(node.held.fd, name)
+        return files.find_xattr(node.held.fd, name)
     path, follow = _xattr_path(node)
-    return os.getxattr(path, name, follow_symlinks=follow)
+    return files.find_xattr(path, name, follow=follow)
 
 
 def listxattr(node: Node) -> list[bytes]:

@@ -371,17 +371,24 @@ class Union:
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
+        value = self.find_xattr(nodeid, name)
+        if value is None:
+            refuse(errno.ENODATA, name)
+        return value
+
+    def find_xattr(self, nodeid: int, name: bytes) -> bytes | None:
+        """As `getxattr`, but None for one that is not there, which is what most who ask hear (see `find`)."""
         try:
-            return self._getxattr(nodeid, name)
+            return self._find_xattr(nodeid, name)
         except PermissionError as exc:
             with self._way_in(nodeid, exc):
-                return self._getxattr(nodeid, name)
+                return self._find_xattr(nodeid, name)
 
-    def _getxattr(self, nodeid: int, name: bytes) -> bytes:
+    def _find_xattr(self, nodeid: int, name: bytes) -> bytes | None:
         node = self._nodes.get(nodeid)
         if name == markers.OWNER_XATTR and self._tree.options.owners_kept:
             return kept.get(self._tree, node)
-        return metadata.getxattr(self._tree, node, name)
+        return metadata.find_xattr(self._tree, node, name)
 
     @_as_owner
     def listxattr(self, nodeid: int, privileged: bool = True) -> list[bytes]:

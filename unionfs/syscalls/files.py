@@ -1,5 +1,5 @@
-"""System calls on files that `os` lacks: openat2, renameat2, fallocate, fchmodat2, utimensat, syncfs, fstatfs,
-FICLONE."""
+"""System calls on files that `os` lacks: openat2, renameat2, fallocate, fchmodat2, utimensat, getxattr without
+exceptions, syncfs, fstatfs, FICLONE."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,11 +58,16 @@ _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.POINTER(ctypes.c_long))
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64))
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+_libc.fgetxattr.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+_libc.getxattr.argtypes = _libc.lgetxattr.argtypes = (
+    ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
+)  # fmt: skip
+_libc.fgetxattr.restype = _libc.getxattr.restype = _libc.lgetxattr.restype = ctypes.c_ssize_t
 
-
-_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+_two_timespecs = struct.Struct("@qqqq").pack
+_MOST_XATTRS: Final = 256
+"""Bytes of the values of most extended attributes."""
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
@@ -122,6 +128,31 @@ def set_flags(fd: int, command: int, flags: bytes) -> None:
     fcntl.ioctl(fd, command, flags.ljust(8, b"\0"))
 
 
+def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
+    """The value of an extended attribute of a path or descriptor (getxattr(2)), or None if there is none of this name,
+    which is the usual answer and need not be raised."""
+    buffer = ctypes.create_string_buffer(_MOST_XATTRS)
+    if isinstance(target, int):
+        size = _libc.fgetxattr(target, name, buffer, _MOST_XATTRS)
+    else:
+        size = (_libc.getxattr if follow else _libc.lgetxattr)(target, name, buffer, _MOST_XATTRS)
+    if size >= 0:
+        return buffer.raw[:size]
+    code = ctypes.get_errno()
+    if code == errno.ENODATA:
+        return None
+    if code != errno.ERANGE:
+        raise _fail(target if isinstance(target, bytes) else None)
+    try:
+        return (
+            os.getxattr(target, name) if isinstance(target, int) else os.getxattr(target, name, follow_symlinks=follow)
+        )
+    except OSError as exc:
+        if exc.errno == errno.ENODATA:
+            return None
+        raise
+
+
 def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
     """Change the mode of `name` without following a symlink (fchmodat2(2), else through /proc/self/fd). EOPNOTSUPP on
     a link."""
@@ -147,6 +178,6 @@ def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
 
 def set_times(dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
     """utimensat(2) on (seconds, nanoseconds) pairs; the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
-    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    times = _two_timespecs(*atime, *mtime)
     if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0:
         raise _fail(name)

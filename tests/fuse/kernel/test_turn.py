@@ -9,30 +9,29 @@ from unionfs.fuse.kernel.device import Device
 
 
 class Looked:
-    """A device that says whether a request is there, as told, and counts how often it was asked."""
+    """A device that has a request or none, as told, and counts how often it was asked."""
 
     def __init__(self) -> None:
         self.answers: list[bool] = []  # those still to be given; then there is nothing for ever
         self.looks = 0
 
-    def wait(self, milliseconds: int) -> bool:
-        assert milliseconds == 0, "a look that sleeps is none"
+    def receive(self) -> int:
         self.looks += 1
-        return self.answers.pop(0) if self.answers else False
+        return 40 if self.answers and self.answers.pop(0) else 0
 
     def looks_of(self, lookout: turn.Lookout) -> int:
         """How often one call looks, when nothing comes but what is in `answers`."""
         before = self.looks
-        lookout.next_is_there(cast(Device, self))
+        lookout.look(cast(Device, self))
         return self.looks - before
 
 
 def test_a_request_that_comes_ends_the_looking() -> None:
     device, lookout = Looked(), turn.Lookout(2)
     device.answers = [False, False, True, True]
-    assert lookout.next_is_there(cast(Device, device))
+    assert lookout.look(cast(Device, device))
     assert device.looks == 3
-    assert lookout.next_is_there(cast(Device, device))
+    assert lookout.look(cast(Device, device))
     assert device.looks == 4
 
 
@@ -57,12 +56,12 @@ def test_looking_becomes_more_again_bit_by_bit_when_it_is_worth_it() -> None:
         device.looks_of(lookout)
     device.answers = [True]
     asked = 0
-    while not lookout.next_is_there(cast(Device, device)):
+    while not lookout.look(cast(Device, device)):
         asked += 1
         assert asked < 100
     some = device.looks_of(lookout)
     assert 0 < some < turn.LOOKS
     for _ in range(100):
         device.answers = [True]
-        assert lookout.next_is_there(cast(Device, device))
+        assert lookout.look(cast(Device, device))
     assert device.looks_of(lookout) == turn.LOOKS

@@ -113,7 +113,8 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     (change,) = decode.setattr_(head, buf, end)
     if self.must_wait(unique, nodeid, change.size, buf):
         return None
-    self.harmless.discard(nodeid)
+    if change.mode is not None and change.mode & _SET_ID:  # nothing else can bring what a write would have to clear
+        self.harmless.discard(nodeid)
     held = self.union.long_cut_fd(nodeid, change.size) if change.size is not None else None
     if held is not None and change.size is not None:
         self.union.changing(nodeid)
@@ -258,13 +259,11 @@ def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     size, name = decode.getxattr(buf, end)
     if name == _CAPABILITY and nodeid in self.harmless:
         return encode.error(unique, errno.ENODATA)
-    try:
-        return _xattr(unique, size, self.union.getxattr(nodeid, name))
-    except OSError as exc:
-        if exc.errno == errno.ENODATA and name == _SELINUX:
-            # ls(1) asks for it at every file until it hears that there are no labels here at all.
-            return encode.error(unique, errno.EOPNOTSUPP)
-        raise
+    value = self.union.find_xattr(nodeid, name)
+    if value is not None:
+        return _xattr(unique, size, value)
+    # ls(1) asks for labels at every file until it hears that there are none here at all.
+    return encode.error(unique, errno.EOPNOTSUPP if name == _SELINUX else errno.ENODATA)
 
 
 def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:

@@ -2,8 +2,7 @@
 
 A plain function, so that it can be compiled and no task switch stands between two requests. Somebody who waits for an
 answer is likely to ask again at once, so a turn looks out for that without sleeping (`Lookout`), then lingers for a
-moment before it gives the thread back, which costs several times what a request costs. It waits before it reads: to
-learn by an error that nothing is there costs more than asking.
+moment before it gives the thread back, which costs several times what a request costs.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ LINGER_MS: Final = 1
 """How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
 
 
-LOOKS: Final = 48
-"""The most looks for one request: some 30 microseconds, within which a program that only asks has asked again."""
+LOOKS: Final = 32
+"""The most looks for one request: some 40 microseconds, within which a program that only asks has asked again."""
 _MORE: Final = 2
 _REST: Final = 64
 """Requests without a look after looking has not been worth it."""
@@ -45,24 +44,26 @@ class Lookout:
 
     def __init__(self, processors: int) -> None:
         self._most = LOOKS if processors > 1 else 0  # immutable
-        self._looks = self._most  # changed by next_is_there only, as is the next
+        self._looks = self._most  # changed by look only, as is the next
         self._rest = 0
 
-    def next_is_there(self, device: Device) -> bool:
-        """Whether a request has come while looking. Returns at once while it is not worth looking."""
+    def look(self, device: Device) -> int:
+        """The length of the request that has come while looking, as `Device.receive`. Returns at once while it is not
+        worth looking. Raises: Gone."""
         looks = self._looks
         if not looks:
             self._rest -= 1
             if self._rest > 0 or not self._most:
-                return False
+                return 0
             looks = self._most // 4
         for _ in range(looks):
-            if device.wait(0):
+            length = device.receive()
+            if length:
                 self._looks = min(looks + _MORE, self._most)
-                return True
+                return length
         self._looks = looks // 2
         self._rest = _REST
-        return False
+        return 0
 
 
 def serve(
@@ -88,7 +89,8 @@ def serve(
         if has_served and not length:
             if monotonic() > until:
                 return BUSY
-            if not lookout.next_is_there(device) and lingers and not device.wait(LINGER_MS):
+            length = lookout.look(device)
+            if not length and lingers and not device.wait(LINGER_MS):
                 return IDLE
         if not length:
             length = device.receive()
