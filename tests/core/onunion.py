@@ -5,6 +5,9 @@ Two ways of using node ids, because both happen under a real mount:
 - `caching=False`: each verb looks its path up from the root and forgets everything at once.
 - `caching=True`: dentries are kept until `forget_all`, moved by rename and dropped by unlink as the kernel's own are,
   so the Union must keep every node id it gave out valid, and give the same one for the same file again.
+
+And two ways of ending a verb: with all that it does, or, with `answers_first`, by its answer, what is due being done
+after it as the engine does.
 """
 
 from __future__ import annotations
@@ -24,8 +27,12 @@ from unionfs.core.union import Union
 class OnUnion(Driver):
     """Walks `union`. `lookups` holds what is owed: node id -> number of entries received and not yet forgotten."""
 
-    def __init__(self, union: Union, *, caching: bool = False, caller: Caller | None = None) -> None:
+    def __init__(
+        self, union: Union, *, caching: bool = False, caller: Caller | None = None, answers_first: bool = False
+    ) -> None:
         self.union = union
+        self.settles = True  # after an answer; a test that looks at the moment before calls `settle` itself
+        self._afterwards = union.answer_first() if answers_first else None
         self.caching = caching
         self.caller = caller or Caller(os.geteuid(), os.getegid())
         self.lookups: Counter[int] = Counter()
@@ -81,8 +88,20 @@ class OnUnion(Driver):
             yield
         finally:
             self._depth -= 1
-            if not self.caching and not self._depth:
-                self.forget_all()
+            if not self._depth:
+                if self.settles:
+                    self.settle()
+                if not self.caching:
+                    self.forget_all()
+
+    def settle(self) -> None:
+        """What the engine does after each answer."""
+        if self._afterwards is not None and self._afterwards.due:
+            self.union.settle()
+
+    def rest(self) -> None:
+        """What the engine does before it sleeps."""
+        self.union.rest()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -305,11 +324,13 @@ class OnUnion(Driver):
         return os.pread(file.fd, size, offset)
 
     def pwrite(self, handle: int, offset: int, data: bytes) -> int:
-        file = self.union.write_fd(self._handles[handle])
-        return os.pwrite(file.fd, data, offset)
+        with self._verb():
+            file = self.union.write_fd(self._handles[handle])
+            return os.pwrite(file.fd, data, offset)
 
     def ftruncate(self, handle: int, size: int) -> None:
-        self.union.setattr(self._handles[handle], AttrChange(size=size))
+        with self._verb():
+            self.union.setattr(self._handles[handle], AttrChange(size=size))
 
     def close(self, handle: int) -> None:
         nodeid = self._handles.pop(handle)

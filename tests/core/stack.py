@@ -35,9 +35,13 @@ class Stack:
         unmapped_as_root: bool = False,
         hidden: tuple[str, ...] = (),
         overrides: str = "",
+        durability: str = "volatile",
+        answers_first: bool = False,
     ) -> None:
         self.base = base
         self.caching = caching
+        self.durability = durability
+        self.answers_first = answers_first
         self.lowers = [tree(base / f"lower{number}", text) for number, text in enumerate(lowers)]
         self.upper = None if upper is None else tree(base / "upper", upper)
         self.work = base / "work"
@@ -62,7 +66,7 @@ class Stack:
             upper=None if self.upper is None else str(self.upper),
             work=None if self.upper is None else str(self.work),
             whiteout=self.whiteout,
-            durability="volatile",
+            durability=self.durability,
             skip_unreadable=self.skip_unreadable,
             unmapped_as_root=self.unmapped_as_root,
             hidden=self.hidden,
@@ -73,7 +77,7 @@ class Stack:
     def u(self) -> OnUnion:
         """The driver; the Union is opened at first use."""
         if self._driver is None:
-            self._driver = OnUnion(Union(self.options), caching=self.caching)
+            self._driver = OnUnion(Union(self.options), caching=self.caching, answers_first=self.answers_first)
         return self._driver
 
     @property
@@ -139,6 +143,11 @@ def open_below(path: Path) -> list[str]:
     with os.scandir("/proc/self/fd") as entries:
         targets = [os.readlink(entry.path) for entry in entries if os.path.lexists(entry.path)]
     return sorted(target for target in targets if Path(target).is_relative_to(path))
+
+
+def staged(work: Path) -> list[str]:
+    """What was built in `work/` and has no place yet."""
+    return [name for name in litter(work) if os.path.basename(name).startswith("t")]
 
 
 def litter(work: Path) -> list[str]:

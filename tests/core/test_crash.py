@@ -123,24 +123,37 @@ SCENARIOS: dict[str, Scenario] = {
 _DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 
-def every_scenario(turn: int) -> pytest.MarkDecorator:
-    """Each scenario in both formats if we look deep; else they take turns, by scenario and by test."""
+def every_scenario(turn: int, scenarios: dict[str, Scenario] | None = None) -> pytest.MarkDecorator:
+    """Each scenario in both formats if we look deep; else they take turns, by scenario and by test. So do answers that
+    come with all that a verb does and answers that come first."""
     formats = ("aufs", "overlay")
     chosen = [
-        pytest.param(name, whiteout, id=f"{name}-{whiteout}")
-        for number, name in enumerate(SCENARIOS)
+        pytest.param(name, whiteout, first, id=f"{name}-{whiteout}{'-answers first' if first else ''}")
+        for number, name in enumerate(scenarios or SCENARIOS)
         for whiteout in (formats if _DEEP else (formats[(number + turn) % 2],))
+        for first in ((False, True) if _DEEP else ((number // 2 + turn) % 2 == 0,))
     ]
-    return pytest.mark.parametrize(("name", "whiteout"), chosen)
+    return pytest.mark.parametrize(("name", "whiteout", "answers_first"), chosen)
 
 
 class Trial:
     """One scenario in one format: what it looks like before and after, and how many steps it takes."""
 
-    def __init__(self, base: Path, scenario: Scenario, whiteout: Whiteout) -> None:
+    def __init__(
+        self,
+        base: Path,
+        scenario: Scenario,
+        whiteout: Whiteout,
+        *,
+        answers_first: bool,
+        lowers: list[str] = LOWERS,
+        upper: str = UPPER,
+    ) -> None:
         self.base = base
         self.scenario = scenario
-        self.whiteout = whiteout
+        self.whiteout: Whiteout = whiteout
+        self.answers_first = answers_first
+        self._layers = lowers, upper
         self._count = 0
         counted = self.stack()
         self.after_steps, self.log = cast(
@@ -156,7 +169,15 @@ class Trial:
 
     def stack(self) -> Stack:
         self._count += 1
-        return Stack(self.base / str(self._count), *LOWERS, upper=UPPER, whiteout=self.whiteout, caching=True)
+        lowers, upper = self._layers
+        return Stack(
+            self.base / str(self._count),
+            *lowers,
+            upper=upper,
+            whiteout=self.whiteout,
+            caching=True,
+            answers_first=self.answers_first,
+        )
 
     def _prepare(self, stack: Stack):  # type: ignore[no-untyped-def]
         for verb, *args in self.scenario.before:
@@ -209,8 +230,11 @@ class Trial:
 
 
 @every_scenario(0)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    trial = Trial(tmp_path, SCENARIOS[name], whiteout)
+def test_killed_before_any_step(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
+    check_kills(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first))
+
+
+def check_kills(trial: Trial) -> None:
     for at in (*trial.points(), trial.after_steps + 1):
         stack = trial.stack()
         outcome = in_child(lambda stack=stack, at=at: trial._run(stack, "kill", at) and os._exit(KILLED))  # type: ignore[misc]
@@ -230,15 +254,15 @@ def test_killed_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -
 
 
 @every_scenario(1)
-def test_an_error_at_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_an_error_at_any_step(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
     """The caller gets the error and everything is as it was, also for whoever tries again in the same union."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "fail")
+    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first), "fail")
 
 
 @every_scenario(0)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
     """As above, while removing and renaming still work: a full disk."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "full")
+    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first), "full")
 
 
 def check_errors(trial: Trial, fault: Fault) -> None:
@@ -268,9 +292,14 @@ def check_errors(trial: Trial, fault: Fault) -> None:
 
 
 @every_scenario(1)
-def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_a_filesystem_that_fails_from_any_step_on(
+    name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path
+) -> None:
     """Not even cleaning up works; the next who opens the branches must."""
-    trial = Trial(tmp_path, SCENARIOS[name], whiteout)
+    check_dying(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first))
+
+
+def check_dying(trial: Trial) -> None:
     for at in trial.points():
         stack = trial.stack()
         outcome = in_child(lambda stack=stack, at=at: run_on_dying(trial, stack, at))  # type: ignore[misc]
