@@ -106,6 +106,7 @@ class Union:
 
     def close(self) -> None:
         """Remove this daemon's part of the work directory. Nothing may be called after."""
+        copyup.end(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
