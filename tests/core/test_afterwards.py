@@ -1,0 +1,717 @@
+"""What a copy-up leaves for after its answer: nothing of it is lost, mixed up or left behind.
+
+Files of a directory are changed one after the other in the order of its listing ("a storm"), so that from some moment
+on each is copied before it is asked for. Test_copyup, test_crash and test_against_model run with answers first, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.acl import acl
+from tests.core.children import expect, in_child
+from tests.core.conftest import MakeStack
+from tests.core.drivers import RENAME_EXCHANGE
+from tests.core.faults import Faults
+from tests.core.pair import Pair, Step
+from tests.core.snapshots import differences, shape, snapshot
+from tests.core.stack import Stack, Whiteout, staged
+from tests.core.test_against_model import MODEL_SETTINGS
+from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills
+from tests.core.trees import MTIME_NS, quote
+from unionfs.core import copyup
+from unionfs.core.ledger import CopiedUp
+from unionfs.core.listing import cookie_of
+
+FIRST = 3
+"""So many copy-ups in order make the next one worth copying ahead: the second and the third were guessed."""
+
+NAMES = sorted((f"f{number}" for number in range(24)), key=lambda name: cookie_of(name.encode()))
+"""In the order of a listing."""
+
+FILES = [f"d/{name}" for name in NAMES]
+
+
+@pytest.fixture
+def answers_first() -> bool:
+    return True
+
+
+def layer(*kinds: str) -> str:
+    """`d/` with a file of each kind, in the order of the listing; then ordinary ones."""
+    kinds += ("=content",) * (len(FILES) - len(kinds))
+    return "d/@77.000000007 " + " ".join(path + kind for path, kind in zip(FILES, kinds, strict=True))
+
+
+def looked_at(stack: Stack) -> Stack:
+    """Somebody has listed the directory and looked at all that is in it, as every storm begins."""
+    assert [os.fsdecode(name) for name in stack.u.listing("d") if name.decode() in NAMES] == NAMES
+    for name in FILES:
+        stack.u.stat(name)
+    return stack
+
+
+def prepare(make: MakeStack, *kinds: str, **options: object) -> Stack:
+    return looked_at(make(layer(*kinds), caching=True, **options))
+
+
+def storm(stack: Stack, files: list[str], mode: int = 0o600) -> None:
+    for name in files:
+        stack.u.chmod(name, mode)
+
+
+def is_ahead(stack: Stack) -> bool:
+    """Whether a file has been copied that nobody has asked for."""
+    found = staged(stack.work)
+    assert len(found) < 2, "never more than one"
+    return bool(found)
+
+
+class Calls(Faults):
+    """Also logs what only reads data."""
+
+    def install(self) -> None:
+        super().install()
+        real_open, real_pread = os.open, copyup._pread
+
+        def logged_open(path: bytes, flags: int, *args: int, **kwargs: int) -> int:
+            if self._armed and not flags & os.O_CREAT:
+                self.log.append("open to read")
+            return real_open(path, flags, *args, **kwargs)
+
+        def logged_pread(fd: int, size: int, offset: int) -> bytes:
+            if self._armed:
+                self.log.append("pread")
+            return real_pread(fd, size, offset)
+
+        os.open = logged_open  # type: ignore[assignment]
+        copyup._pread = logged_pread  # type: ignore[misc]
+
+
+COPYING = ["open to read", "open", "pread", "pwrite", "setxattr", "utime"]
+
+
+class TestGuessing:
+    """When a file is copied ahead."""
+
+    @pytest.mark.parametrize(
+        ("verb", "args", "own"), [("chmod", (0o600,), []), ("write", (0, b"X"), ["pwrite"])], ids=["chmod", "write"]
+    )
+    def test_what_was_guessed_needs_only_a_rename(
+        self, verb: str, args: tuple[object, ...], own: list[str], make: MakeStack
+    ) -> None:
+        """Of a file that nobody guessed the bytes are copied between request and answer, of one that was guessed they
+        were copied after the answer before."""
+        stack = prepare(make)
+
+        def counted() -> list[list[str]]:
+            calls = Calls()
+            calls.install()
+            stack.u.settles = False
+            logs = []
+            for name in FILES[: FIRST + 2]:
+                for part in (lambda name=name: getattr(stack.u, verb)(name, *args), stack.u.settle):
+                    calls.log.clear()
+                    calls.arm("count", 0)
+                    part()
+                    calls.disarm()
+                    logs.append(list(calls.log))
+            return logs[2:]  # the first has its directory copied up as well
+
+        logs = expect(in_child(counted))
+        restored = ["utime"]
+        assert logs == [
+            [*COPYING, "rename", *own],
+            restored,
+            [*COPYING, "rename", *own],
+            [*restored, *COPYING],
+            ["rename", *own],
+            [*restored, *COPYING],
+            ["rename", *own],
+            [*restored, *COPYING],
+        ]
+
+    def test_a_wrong_guess_doubles_what_is_needed_before_the_next(self, make: MakeStack) -> None:
+        stack = prepare(make)
+        storm(stack, FILES[:FIRST])
+        assert is_ahead(stack)
+        at, needed = FIRST + 1, 2
+        for _ in range(2):  # another one than the next
+            storm(stack, [FILES[at]])
+            assert not is_ahead(stack), "made in vain and not removed"
+            needed *= 2
+            for name in FILES[at + 1 : at + needed]:
+                storm(stack, [name])
+                assert not is_ahead(stack)
+            storm(stack, [FILES[at + needed]])
+            assert is_ahead(stack)
+            at += needed + 2
+
+    def test_a_guess_that_comes_true_makes_good_for_wrong_ones(self, make: MakeStack) -> None:
+        stack = prepare(make)
+        storm(stack, FILES[:FIRST])
+        stack.u.rest()
+        storm(stack, FILES[FIRST : FIRST + 5])
+        assert is_ahead(stack), "after four instead of two"
+        storm(stack, FILES[FIRST + 5 : FIRST + 6])
+        storm(stack, FILES[FIRST + 8 : FIRST + 9])
+        assert not is_ahead(stack)
+
+    def test_nothing_is_kept_while_nobody_asks(self, make: MakeStack) -> None:
+        stack = prepare(make)
+        storm(stack, FILES[:FIRST])
+        assert is_ahead(stack)
+        stack.u.rest()
+        assert not is_ahead(stack)
+        stack.u.rest()
+
+    def test_nothing_is_kept_by_a_union_that_is_closed(self, make: MakeStack) -> None:
+        """Neither a file nor a descriptor, which would keep the branch's filesystem from being unmounted."""
+        stack = prepare(make)
+        storm(stack, FILES[:FIRST])
+        assert is_ahead(stack)
+        union = stack.union
+        stack.finish()
+        del union
+
+    def test_nothing_is_copied_ahead_with_strict_durability(self, make: MakeStack) -> None:
+        stack = prepare(make, durability="strict")
+        for name in FILES:
+            storm(stack, [name])
+            assert not is_ahead(stack)
+
+    def test_nothing_is_copied_ahead_where_nobody_promised_to_settle(self, make: MakeStack) -> None:
+        stack = prepare(make, answers_first=False)
+        for name in FILES:
+            storm(stack, [name])
+            assert not is_ahead(stack)
+
+    @pytest.mark.parametrize("kind", ["=z*100000", "->content", "<fifo>", "/"])
+    def test_what_is_large_or_no_file_is_not_copied_ahead(self, kind: str, make: MakeStack) -> None:
+        stack = prepare(make, *["=small"] * FIRST, kind)
+        storm(stack, FILES[:FIRST])
+        if kind.startswith("=z"):
+            assert not is_ahead(stack)
+        else:
+            assert is_ahead(stack), "the one behind it"
+            stack.u.write(FILES[FIRST + 1], 0, b"C")
+            assert stack.u.read(FILES[FIRST + 1]) == b"Content"
+
+    def test_a_name_of_several_is_not_copied_ahead(self, make: MakeStack) -> None:
+        """The others could change meanwhile."""
+        stack = prepare(make, *["=small"] * FIRST, "=linked", f"=={FILES[FIRST]}")
+        storm(stack, FILES[:FIRST])
+        assert not is_ahead(stack)
+
+    def test_a_directory_that_nobody_has_listed(self, make: MakeStack) -> None:
+        stack = make(layer(), caching=True)
+        storm(stack, FILES)
+        assert not is_ahead(stack)
+
+
+class TestTimes:
+    """The directory of what was copied up."""
+
+    BEFORE = 77_000_000_007
+
+    def test_they_are_as_before_once_it_has_settled(self, make: MakeStack) -> None:
+        stack = prepare(make)
+        stack.u.settles = False
+        for name in FILES:
+            stack.u.chmod(name, 0o600)
+            stack.u.settle()
+            assert stack.u.stat("d").mtime_ns == self.BEFORE
+        assert stack.u.stat("").mtime_ns == MTIME_NS
+
+    @pytest.mark.parametrize("upto", [1, FIRST, FIRST + 2])
+    def test_a_change_in_the_next_request_stays(self, upto: int, make: MakeStack) -> None:
+        stack = prepare(make)
+        storm(stack, FILES[:upto])
+        stack.u.create("d/new")
+        changed = stack.u.stat("d").mtime_ns
+        assert changed > MTIME_NS
+        stack.u.settle()
+        stack.u.rest()
+        assert stack.u.stat("d").mtime_ns == changed
+        storm(stack, FILES[upto:])
+        assert stack.u.stat("d").mtime_ns == changed
+        assert stack.remount().stat("d").mtime_ns == changed
+
+    def test_times_that_are_set_in_the_next_request_stay(self, make: MakeStack) -> None:
+        stack = prepare(make)
+        storm(stack, FILES[:FIRST])
+        stack.u.utime("d", 5, 6)
+        storm(stack, FILES[FIRST:])
+        assert stack.u.stat("d").mtime_ns == 6
+
+    def test_a_union_that_ends_before_it_has_settled(self, make: MakeStack) -> None:
+        """As when the mount is taken away between request and answer."""
+        stack = prepare(make)
+        stack.u.settles = False
+        storm(stack, FILES[:2])
+        assert stack.remount().stat("d").mtime_ns == self.BEFORE
+
+    def test_two_directories_whose_storms_are_mixed(self, make: MakeStack) -> None:
+        text = layer() + " " + layer().replace("d/", "e/").replace("@77", "@88")
+        stack = looked_at(make(text, caching=True))
+        stack.u.listing("e")
+        for name in FILES:
+            stack.u.stat(name.replace("d/", "e/"))
+        for name in FILES:
+            storm(stack, [name, name.replace("d/", "e/")])
+            assert [stack.u.stat(path).mtime_ns for path in "de"] == [77_000_000_007, 88_000_000_007]
+        stack.u.rest()
+        assert not is_ahead(stack)
+
+
+# -- storms over all kinds of files, beside a plain directory ---------------------------------------------------------
+
+CAPABILITY = quote(b"\x01\x00\x00\x02\x00\x20\x00\x00" + b"\0" * 12)
+RIGHTS = quote(acl("u::rwx,u:1234:r--,g::r-x,m::rwx,o::---"))
+
+KINDS = (
+    [
+        *("=plain",) * FIRST,
+        "=next",
+        "",
+        "=owned:0644,5,6@9",
+        "=x*5000",
+        "=x*60000",
+        "=x*100000",
+        "=k:0640{user.k=v,user.z=}",
+        "=suid:4755,7,8",
+        "=sgid:2711",
+        "=hidden:0000",
+        "=readonly:0444",
+        "->content",
+        "=target",
+        "/",
+        "<fifo>",
+        "=again",
+        "=linked",
+        f"=={FILES[19]}",
+        "=last",
+    ]
+    if os.geteuid() == 0
+    else ["=plain"] * FIRST + ["=next", "", "=x*5000", "=x*100000", "=k:0640{user.k=v}", "->content"]
+)
+if os.geteuid() == 0:
+    KINDS += [f"=acl:0750{{system.posix_acl_access={RIGHTS}}}", f"=capable:0755{{security.capability={CAPABILITY}}}"]
+
+CHANGES: dict[str, Callable[[str], Step]] = {
+    "chmod": lambda name: ("chmod", name, 0o640),
+    "chmod to what most have": lambda name: ("chmod", name, 0o644),
+    "append": lambda name: ("write", name, 6, b"appended"),
+    "truncate": lambda name: ("truncate", name, 3),
+    "empty": lambda name: ("truncate", name, 0),
+    "extend": lambda name: ("truncate", name, 9000),
+    "chown": lambda name: ("chown", name, 5 if os.geteuid() == 0 else os.geteuid(), os.getegid()),
+    "utime": lambda name: ("utime", name, 5, 6),
+    "setxattr": lambda name: ("setxattr", name, b"user.new", b"1", 0),
+    "rename": lambda name: ("rename", name, name.replace("d/", "other/")),
+    "link": lambda name: ("link", name, name.replace("d/", "other/")),
+    "unlink": lambda name: ("unlink", name),
+}
+
+
+def pair_of(base: Path, whiteout: Whiteout, *kinds: str, overrides: str = "", others: str = "other/") -> Pair:
+    pair = Pair(
+        base, [f"{layer(*kinds)} {others}"], "", whiteout, caching=True, overrides=overrides, answers_first=True
+    )
+    looked_at(pair.stack)
+    return pair
+
+
+@pytest.mark.parametrize("overrides", ["", "user"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_storm_over_files_of_every_kind(change: str, overrides: str, whiteout: Whiteout, tmp_path: Path) -> None:
+    """Each file is after it what it is in a plain directory, whichever was copied before it was asked for."""
+    kinds = KINDS
+    if change in ("append", "truncate", "empty", "extend"):
+        # Capabilities are cleared when the kernel says that they are to be, which this driver does not.
+        kinds = [kind for kind in KINDS if "capability" not in kind]
+    pair = pair_of(tmp_path, whiteout, *kinds, overrides=overrides)
+    for name in FILES:
+        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
+    pair.check()
+    pair.do("rest")
+    pair.finish()
+
+
+def test_a_storm_of_changes_by_turns(whiteout: Whiteout, tmp_path: Path) -> None:
+    """A copy made with the permissions that a chmod is expected to ask for is of no use for another change."""
+    pair = pair_of(tmp_path, whiteout, *["=content"] * 6, *KINDS[: len(FILES) - 6])
+    for number, name in enumerate(FILES):
+        pair.do("chmod", name, 0o600) if number % 4 < 3 else pair.do("write", name, 0, b"X")
+    pair.check()
+    pair.finish()
+
+
+def test_a_sparse_file_copied_ahead_stays_sparse(make: MakeStack) -> None:
+    stack = make(layer(), caching=True)
+    with open(stack.lowers[0] / FILES[FIRST], "wb") as file:
+        os.pwrite(file.fileno(), b"data", 40_960)
+        os.truncate(file.fileno(), 64 << 10)
+    stack.watch()
+    looked_at(stack)
+    storm(stack, FILES[:FIRST])
+    assert is_ahead(stack)
+    storm(stack, [FILES[FIRST]])
+    assert stack.upper is not None
+    with open(stack.upper / FILES[FIRST], "rb") as copied, open(stack.lowers[0] / FILES[FIRST], "rb") as original:
+        assert os.lseek(copied.fileno(), 0, os.SEEK_DATA) == os.lseek(original.fileno(), 0, os.SEEK_DATA) > 0
+        assert copied.read() == original.read()
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o444, 0o4755, 0o777])
+def test_a_copy_has_its_permissions_whatever_the_umask(mode: int, umask: int, make: MakeStack) -> None:
+    stack = prepare(make, *["=content:0640"] * 6, *[f"=content:{mode:04o}"] * 6)
+
+    def modes() -> set[int]:
+        os.umask(umask)
+        storm(stack, FILES[:6], mode)
+        for name in FILES[6:10]:
+            stack.u.write(name, 0, b"C")
+        assert stack.upper is not None
+        return {stat.S_IMODE(os.stat(stack.upper / name).st_mode) for name in FILES[:10]}
+
+    assert expect(in_child(modes)) == {mode}
+
+
+# -- between the guess and its use ------------------------------------------------------------------------------------
+
+GUESS, THEN = FILES[FIRST], FILES[FIRST + 1]
+BETWEEN: dict[str, list[Step]] = {
+    "nothing": [],
+    "the guess is removed": [("unlink", GUESS)],
+    "removed and made anew": [("unlink", GUESS), ("create", GUESS, 0o644), ("write", GUESS, 0, b"anew")],
+    "a directory takes its place": [("unlink", GUESS), ("mkdir", GUESS, 0o700)],
+    "renamed": [("rename", GUESS, "other/g")],
+    "renamed and back": [("rename", GUESS, "other/g"), ("rename", "other/g", GUESS)],
+    "another renamed over it": [("rename", THEN, GUESS)],
+    "exchanged": [("rename", GUESS, THEN, RENAME_EXCHANGE)],
+    "linked": [("link", GUESS, "other/g"), ("write", "other/g", 0, b"linked")],
+    "written": [("write", GUESS, 2, b"!")],
+    "cut off": [("truncate", GUESS, 2)],
+    "given other permissions": [("chmod", GUESS, 0o4711)],
+    "given times": [("utime", GUESS, 5, 6)],
+    "read": [("read", GUESS), ("read", THEN)],
+    "its directory renamed": [("rename", "d", "moved"), ("write", GUESS.replace("d/", "moved/"), 0, b"M")],
+    "its directory renamed and back": [("rename", "d", "moved"), ("rename", "moved", "d")],
+    "its directory's permissions": [("chmod", "d", 0o700)],
+    "its directory's times": [("utime", "d", 5, 6)],
+    "forgotten": [("forget",)],
+    "sleep": [("rest",)],
+    "a new file in the directory": [("create", "d/new", 0o600)],
+    "another directory": [("write", "other/o", 0, b"other")],
+    "remount": [("remount",)],
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("change", ["chmod", "append", "empty", "unlink"])
+def test_what_happens_between_a_guess_and_its_use(
+    between: str, change: str, whiteout: Whiteout, tmp_path: Path
+) -> None:
+    pair = pair_of(tmp_path, whiteout, others="other/o=other")
+    for name in FILES[:FIRST]:
+        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
+    assert is_ahead(pair.stack) or change in ("unlink", "empty")
+    for verb, *args in BETWEEN[between]:
+        pair.do(str(verb), *args)
+    for name in FILES[FIRST:]:
+        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
+    pair.check()
+    pair.do("rest")
+    pair.check()
+    pair.finish()
+
+
+@pytest.mark.parametrize("verb", ["pwrite", "ftruncate"])
+def test_the_guess_is_open_and_removed(verb: str, whiteout: Whiteout, tmp_path: Path) -> None:
+    """The copy made ahead is that of the open file, and comes to no name."""
+    pair = pair_of(tmp_path, whiteout)
+    pair.do("open", GUESS)
+    for name in FILES[:FIRST]:
+        pair.do("chmod", name, 0o600)
+    assert is_ahead(pair.stack)
+    pair.do("unlink", GUESS)
+    pair.do("on_handle", 0, verb, *((0, b"X") if verb == "pwrite" else (3,)))
+    pair.do("on_handle", 0, "pread", 0, 100)
+    for name in FILES[FIRST + 1 :]:
+        pair.do("chmod", name, 0o600)
+    pair.check()
+    pair.do("rest")
+    pair.do("close", 0)
+    pair.finish()
+
+
+def _in_place(path: Path) -> None:
+    path.write_bytes(b"CHANGED")  # as long as before
+
+
+def _replaced(path: Path) -> None:
+    (path.parent / "temporary").write_bytes(b"CHANGED")
+    (path.parent / "temporary").rename(path)
+
+
+OUTSIDE: dict[str, Callable[[Path], object]] = {
+    "written": _in_place,
+    "replaced": _replaced,
+    "longer": lambda path: path.write_bytes(b"much longer"),
+    "another mode": lambda path: path.chmod(0o751),
+    "another attribute": lambda path: os.setxattr(path, "user.k", b"v"),
+    "other times": lambda path: os.utime(path, ns=(8, 9)),
+    "another name": lambda path: os.link(path, path.parent / "name"),
+}
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_a_lower_file_that_others_change_is_copied_anew(outside: str, make: MakeStack) -> None:
+    """What was copied before is not what the file is now."""
+    stack = prepare(make)
+    storm(stack, FILES[:FIRST])
+    assert is_ahead(stack)
+    path = stack.lowers[0] / GUESS
+    OUTSIDE[outside](path)
+    stack.watch()
+    stack.u.setxattr(GUESS, b"user.mine", b"1")
+    assert stack.upper is not None
+    copied, now = stack.upper / GUESS, path
+    assert copied.read_bytes() == now.read_bytes()
+    assert (copied.stat().st_mode, copied.stat().st_mtime_ns) == (now.stat().st_mode, now.stat().st_mtime_ns)
+    assert {name for name in os.listxattr(copied) if name.startswith("user.k")} == {
+        name for name in os.listxattr(now) if name.startswith("user.k")
+    }
+    assert stack.u.read(GUESS) == now.read_bytes()
+
+
+def test_each_copy_up_is_counted_once_and_only_if_it_was_asked_for(make: MakeStack) -> None:
+    stack = prepare(make, *["=x*5000"] * 6)
+    told: list[CopiedUp] = []
+    ledger = stack.union.ledger
+    ledger.listeners = (told.append,)
+    storm(stack, FILES[:FIRST])
+    assert is_ahead(stack)
+    assert (ledger.files, ledger.bytes) == (FIRST, FIRST * 5000)
+    storm(stack, FILES[FIRST:8])
+    assert is_ahead(stack)
+    storm(stack, FILES[9:10])
+    stack.u.rest()
+    asked = FILES[:8] + FILES[9:10]
+    assert [entry.path.decode() for entry in told if entry.kind == "file"] == asked
+    assert {entry.path.decode(): entry.copied for entry in told if entry.kind == "file"} == {
+        name: 5000 if name in FILES[:6] else len("content") for name in asked
+    }
+    assert (ledger.files, ledger.bytes) == (9, 6 * 5000 + 3 * len("content"))
+    assert ledger.directories == 1
+
+
+# -- errors and kills -------------------------------------------------------------------------------------------------
+
+SMALL = [layer("=1", "=2", "=3", "=4{user.k=v}", "=x*5000") + " other/o=6"]
+LOOKED: tuple[Step, ...] = (("listing", "d"), *(("stat", name) for name in FILES[:6]))
+GUESSED: tuple[Step, ...] = (*LOOKED, *(("chmod", name, 0o600) for name in FILES[:FIRST]))
+
+STORMS: dict[str, Scenario] = {
+    "copying ahead": Scenario(("chmod", FILES[FIRST - 1], 0o600), GUESSED[:-1]),
+    "using it": Scenario(("chmod", GUESS, 0o600), GUESSED),
+    "using it for a write": Scenario(("write", GUESS, 0, b"C"), GUESSED),
+    "using it with other permissions": Scenario(("chmod", GUESS, 0o640), GUESSED),
+    "truncating it": Scenario(("truncate", GUESS, 0), GUESSED),
+    "giving it up": Scenario(("chmod", FILES[FIRST + 2], 0o600), GUESSED),
+    "removing it": Scenario(("unlink", GUESS), GUESSED),
+    "removing it while it is open": Scenario(("unlink", GUESS), GUESSED, GUESS),
+    "renaming it": Scenario(("rename", GUESS, "other/g"), GUESSED),
+    "renaming another over it": Scenario(("rename", "other/o", GUESS), GUESSED),
+    "linking it": Scenario(("link", GUESS, "other/g"), GUESSED),
+    "renaming its directory": Scenario(("rename", "d", "other/d"), GUESSED),
+}
+
+
+def trial(base: Path, name: str, whiteout: Whiteout) -> Trial:
+    return Trial(base, STORMS[name], whiteout, answers_first=True, lowers=SMALL, upper="")
+
+
+every_storm = pytest.mark.parametrize("name", STORMS)
+
+
+@every_storm
+def test_killed_before_any_step(name: str, tmp_path: Path) -> None:
+    """Of a verb or of what comes after its answer: the old tree or the new one, and the next mount sweeps."""
+    check_kills(trial(tmp_path, name, "overlay"))
+
+
+@every_storm
+def test_an_error_at_any_step(name: str, tmp_path: Path) -> None:
+    """Nobody hears of one after the answer, and nothing stays."""
+    check_errors(trial(tmp_path, name, "aufs"), "fail")
+
+
+@every_storm
+def test_no_space_from_any_step_on(name: str, tmp_path: Path) -> None:
+    check_errors(trial(tmp_path, name, "overlay"), "full")
+
+
+@every_storm
+def test_a_filesystem_that_fails_from_any_step_on(name: str, tmp_path: Path) -> None:
+    check_dying(trial(tmp_path, name, "aufs"))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_an_error_of_copying_ahead_is_told_to_who_asks(
+    code: int, make: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for the file tries again, and hears what comes of that."""
+    stack = prepare(make)
+    storm(stack, FILES[: FIRST - 1])
+    broken = []
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        if os.path.samestat(os.fstat(fd), os.stat(stack.lowers[0] / GUESS)):
+            broken.append(fd)
+            raise OSError(code, os.strerror(code))
+        return os.pread(fd, size, offset)
+
+    monkeypatch.setattr(copyup, "_pread", read)
+    storm(stack, FILES[FIRST - 1 : FIRST])
+    assert len(broken) == 1
+    assert not is_ahead(stack)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        stack.u.chmod(GUESS, 0o600)
+    assert len(broken) == 2
+    assert stack.u.stat(GUESS).mode == stat.S_IFREG | 0o644
+    monkeypatch.setattr(copyup, "_pread", os.pread)
+    storm(stack, FILES[FIRST:])
+    assert {stack.u.stat(name).mode for name in FILES} == {stat.S_IFREG | 0o600}
+    assert {stack.u.read(name) for name in FILES} == {b"content"}
+
+
+def test_a_guess_that_cannot_be_placed_is_copied_by_the_next_try(
+    make: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = prepare(make)
+    storm(stack, FILES[:FIRST])
+    before = shape(snapshot(stack.u))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.union._tree.staging, "publish", refuse)
+        with pytest.raises(OSError, match="quota"):
+            stack.u.chmod(GUESS, 0o600)
+    stack.u.rest()
+    assert not is_ahead(stack)
+    assert differences(before, shape(snapshot(stack.u))) == ""
+    storm(stack, FILES[FIRST:])
+    assert {stack.u.stat(name).mode for name in FILES} == {stat.S_IFREG | 0o600}
+
+
+# -- at random --------------------------------------------------------------------------------------------------------
+
+_DIRECTORIES = ("d", "e", "e/deep")
+_layer_kinds = st.lists(
+    st.sampled_from((*["=content"] * 12, *(kind for kind in KINDS if "==" not in kind and "capability" not in kind))),
+    max_size=len(FILES),
+)
+
+
+class OneAfterTheOther(NamedTuple):
+    """`change` is made to at most `most` files of a directory in the order of its listing, from the one at `start` on.
+    Before the one at `at` something else happens to it."""
+
+    directory: str
+    start: int
+    most: int
+    change: str
+    at: int
+    between: str
+
+    def run(self, pair: Pair) -> None:
+        directory = self.directory.encode()
+        paths = [os.path.join(directory, name) for name in pair.union.listing(directory)]
+        for number, path in enumerate(paths[self.start :][: self.most]):
+            if number == self.at:
+                self.interfere(pair, path, paths[(self.start + number + 1) % len(paths)])
+            pair.do(*CHANGES[self.change](os.fsdecode(path)))  # type: ignore[arg-type]
+
+    def interfere(self, pair: Pair, following: bytes, other: bytes) -> None:
+        what = self.between
+        if what in CHANGES:
+            pair.do(*CHANGES[what](os.fsdecode(following)))  # type: ignore[arg-type]
+        elif what == "directory moves":
+            directory = os.path.dirname(following)
+            pair.do("rename", directory, b"moved")
+            pair.do("write", b"moved/" + os.path.basename(following), 0, b"moved")
+            pair.do("rename", b"moved", directory)
+        elif what == "over":
+            pair.do("rename", other, following)
+        elif what == "exchange":
+            pair.do("rename", following, other, RENAME_EXCHANGE)
+        elif what == "anew":
+            pair.do("unlink", following)
+            pair.check()  # the plain directory's filesystem may give the new file a number that it knew before
+            pair.do("create", following, 0o604)
+        elif what == "open, unlink, write":
+            count = len(pair.handles)
+            pair.do("open", following)
+            pair.do("unlink", following)
+            if len(pair.handles) > count:
+                pair.do("on_handle", count, "pwrite", 1, b"unlinked")
+        elif what != "nothing":
+            pair.do(what)
+
+
+_BETWEEN = (
+    "nothing",
+    "directory moves",
+    "over",
+    "exchange",
+    "anew",
+    "open, unlink, write",
+    "forget",
+    "rest",
+    "remount",
+)
+_storms = st.builds(
+    OneAfterTheOther,
+    directory=st.sampled_from(_DIRECTORIES),
+    start=st.sampled_from((0, 0, 5, 10)),
+    most=st.sampled_from((24, 12, 6)),
+    change=st.sampled_from(sorted(CHANGES)),
+    at=st.integers(0, 8),
+    between=st.sampled_from((*_BETWEEN, *CHANGES)),
+)
+
+
+@settings(MODEL_SETTINGS)
+@given(
+    kinds=_layer_kinds,
+    upper=st.sampled_from(("", f"{FILES[4]}=up {FILES[9]}=up")),
+    whiteout=st.sampled_from(("aufs", "overlay")),
+    storms=st.lists(_storms, min_size=1, max_size=6),
+)
+def test_storms_at_random(kinds: list[str], upper: str, whiteout: Whiteout, storms: list[OneAfterTheOther]) -> None:
+    """The union shows what a plain directory does, and keeps nothing when it sleeps."""
+    linked = "e/a=linked e/b==e/a e/c=3 e/d==e/a e/f=5 e/g=6 e/h=7 e/i=8"
+    plain = " ".join(f"e/deep/{name}=plain" for name in NAMES[:16])
+    with tempfile.TemporaryDirectory(prefix="storms") as base:
+        lowers = [f"{layer(*kinds)} {linked} {plain} other/"]
+        pair = Pair(Path(base), lowers, upper, whiteout, caching=True, answers_first=True)
+        for each in storms:
+            each.run(pair)
+            pair.check()
+        pair.do("rest")
+        pair.finish()
