@@ -157,6 +157,17 @@ class TestGuessing:
             assert is_ahead(stack)
             at += needed + 2
 
+    def test_files_may_come_in_the_order_of_their_names(self, make: MakeStack) -> None:
+        """As a shell's `*` has them, which is not that of the listing."""
+        stack = prepare(make)
+        by_name = sorted(FILES)
+        assert by_name != FILES
+        ahead = []
+        for name in by_name:
+            storm(stack, [name])
+            ahead.append(is_ahead(stack))
+        assert ahead[5:-1] == [True] * len(ahead[5:-1])
+
     def test_a_guess_that_comes_true_makes_good_for_wrong_ones(self, make: MakeStack) -> None:
         stack = prepare(make)
         storm(stack, FILES[:FIRST])
@@ -428,8 +439,10 @@ def test_what_happens_between_a_guess_and_its_use(
     for name in FILES[:FIRST]:
         pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
     assert is_ahead(pair.stack) or change in ("unlink", "empty")
+    pair.check()
     for verb, *args in BETWEEN[between]:
         pair.do(str(verb), *args)
+        pair.check()
     for name in FILES[FIRST:]:
         pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
     pair.check()

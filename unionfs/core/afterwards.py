@@ -1,10 +1,10 @@
 """What a copy-up leaves for the moment after its answer, while who asked goes on: the times of the directory it went
 to, and the copy of the file that is likely to be next.
 
-Programs that change a whole tree (chmod -R, sed -i, a loop over a listing) take one file after the other in the order
-of the listing. After two that came as guessed, the next small one is copied to the staging directory before anybody
-asks: a guess that comes true is renamed into place, one that does not, or is not asked for before the daemon sleeps, is
-removed, and the next is made after twice as many that would have been right.
+Programs that change a whole tree take one file after the other: in the order of the listing (chmod -R, find) or in
+that of the names (what a shell makes of `*`). After two that came as guessed, the next small one is copied to the
+staging directory before anybody asks: a guess that comes true is renamed into place, one that does not, or is not
+asked for before the daemon sleeps, is removed, and the next is made after twice as many that would have been right.
 
 Holds what is left to do; `core.copyup` does it. Used only where somebody promises to call when an answer was given and
 before sleeping (`Union.answer_first`).
@@ -12,6 +12,7 @@ before sleeping (`Union.answer_first`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Final
 
 from unionfs.core.branch import BranchDir, Stat
@@ -21,6 +22,7 @@ from unionfs.core.node import DirNode, FileNode
 _WORTH: Final = 2
 _WORTH_MOST: Final = 64
 _LOOK_AT: Final = 4  # names after the last one, among which a file is looked for
+_SORTED_MOST: Final = 1024  # children of a directory that are put in the order of their names
 
 
 class Ready:
@@ -73,8 +75,13 @@ class Afterwards:
         self.last: FileNode | None = None  # the file copied up since the last time
         self.ready: Ready | None = None
         self._guess: FileNode | None = None
+        self._guessed_after: FileNode | None = None
         self._right = 0  # guesses that came true, one after the other
         self._worth = _WORTH  # so many make the next one worth copying
+        self._missed: FileNode | None = None  # after which the guess was wrong
+        self._by_name = False  # guess in the order of the names; turned over when the other would have been right
+        self._sorted: list[bytes] = []  # names of the children of `_sorted_of`, some perhaps gone or missing
+        self._sorted_of: DirNode | None = None
         self.last_mode = 0  # permissions of `last`, before
         self.last_wanted = -1  # those that it was to get; -1: none
 
@@ -85,6 +92,7 @@ class Afterwards:
             self._right += 1
         elif guess is not None and guess.parent is node.parent:
             self._right = 0
+            self._missed = self._guessed_after
         self._guess = None
         self.last, self.last_mode, self.last_wanted = node, mode, wanted if wanted is not None else -1
         self.due = True
@@ -95,22 +103,29 @@ class Afterwards:
         if last is None:
             return None
         self.last = None
-        parent = last.parent
-        order = parent.order
-        if order is None:
-            return None
-        children = parent.children
-        name = last.name
-        for _ in range(_LOOK_AT):
-            following = order.following(name)
-            if following is None:
-                return None
-            child = children.get(following)
+        missed, self._missed = self._missed, None
+        if missed is not None and last.name in self._names_after(missed, not self._by_name)[:1]:
+            self._by_name = not self._by_name
+        self._guessed_after = last
+        for name in self._names_after(last, self._by_name):
+            child = last.parent.children.get(name)
             if isinstance(child, FileNode) and child.has_data:
                 self._guess = child
                 return child if self._right >= self._worth else None
-            name = following
         return None
+
+    def _names_after(self, node: FileNode, by_name: bool) -> list[bytes]:
+        """The next few names in the order of the names, or of the listing."""
+        parent, name = node.parent, node.name
+        if by_name:
+            if self._sorted_of is not parent:
+                if len(parent.children) > _SORTED_MOST:
+                    return []
+                self._sorted, self._sorted_of = sorted(parent.children), parent
+            at = bisect_right(self._sorted, name)
+            return self._sorted[at : at + _LOOK_AT]
+        order = parent.order
+        return order.following(name, _LOOK_AT) if order is not None else []
 
     def take(self, node: FileNode) -> Ready | None:
         """The copy of `node`, which is the caller's from now on."""

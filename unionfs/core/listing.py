@@ -69,16 +69,14 @@ class Listing:
             first = behind
         return []
 
-    def following(self, name: bytes) -> bytes | None:
-        """The name that comes after `name`, as far as it was read; some that have gone count, too."""
-        names = self.names
-        index = self._at + 1
-        if not 0 < index < len(names) or names[self._at] != name:
-            index = bisect_right(self.cookies, cookie_of(name))
-        if index >= len(names):
-            return None
-        self._at = index
-        return names[index]
+    def following(self, name: bytes, most: int) -> list[bytes]:
+        """The names that come after `name`, `most` of them at most, as far as they were read; some that have gone
+        count, too."""
+        names, at = self.names, self._at
+        if not 0 <= at < len(names) or names[at] != name:
+            at = bisect_right(self.cookies, cookie_of(name)) - 1
+        self._at = at + 1  # for who asks next for what follows the first of them
+        return names[at + 1 : at + 1 + most]
 
     def _settle(self) -> None:
         if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:
