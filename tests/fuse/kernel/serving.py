@@ -38,6 +38,7 @@ class Plan:
     writeback: bool = False
     slow: bool = False
     watch: bool = False
+    durability: str = "normal"
 
 
 class Mount:
@@ -134,7 +135,7 @@ def _main(plan: Plan) -> None:
         Copy.run = run_when_told  # type: ignore[method-assign]
 
     union = Union(Options(
-        lowers=tuple(plan.lowers), upper=plan.upper, work=plan.work, durability="normal",
+        lowers=tuple(plan.lowers), upper=plan.upper, work=plan.work, durability=plan.durability,
     ))  # fmt: skip
     fd = mount_union(plan.mountpoint, MountOptions())
     session = Session(ServeOptions(writeback=plan.writeback), Tuning())
