@@ -20,8 +20,9 @@ Seen = dict[bytes, tuple[object, ...]]
 class Believer:
     """Programs' view of a watched union."""
 
-    def __init__(self, union: Union) -> None:
+    def __init__(self, union: Union, *, answers_first: bool = False) -> None:
         self.union = union
+        self._afterwards = union.answer_first() if answers_first else None
         self.told: list[Stale] = []
         self.limits: list[int] = []
         self._names: dict[tuple[int, bytes], int] = {}  # 0: missing
@@ -119,6 +120,8 @@ class Believer:
         try:
             verb(*args)
         finally:
+            if self._afterwards is not None and self._afterwards.due:
+                self.union.settle()
             for nodeid in touches:
                 for known in (self._attrs, self._listings, self._data):
                     known.pop(nodeid, None)

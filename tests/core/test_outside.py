@@ -30,7 +30,9 @@ NAMES = (b"a", b"b", b"c")
 class Scene:
     """Two lowers, an upper, and a believer in their union."""
 
-    def __init__(self, base: Path, top: str = "", low: str = "", upper: str = "") -> None:
+    def __init__(
+        self, base: Path, top: str = "", low: str = "", upper: str = "", *, answers_first: bool = False
+    ) -> None:
         self.top, self.low, self.up = tree(base / "top", top), tree(base / "low", low), tree(base / "up", upper)
         (base / "work").mkdir()
         self.options = Options(
@@ -41,7 +43,7 @@ class Scene:
         )
         self.union = Union(self.options)
         self.base = base
-        self.kernel = Believer(self.union)
+        self.kernel = Believer(self.union, answers_first=answers_first)
 
     def seen(self) -> dict[bytes, tuple[object, ...]]:
         """What programs see once the union has heeded."""
@@ -145,8 +147,10 @@ def test_the_kernel_is_told_what_is_gone(base: Path) -> None:
     scene.union.close()
 
 
-def test_our_own_changes_are_no_news(base: Path) -> None:
-    scene = Scene(base, "d/x=1 d/y=1 e/f=2 r/s/t=1", "d/x=low g=4 k=1", "u=5 w/z=6")
+@pytest.mark.parametrize("answers_first", [False, True])
+def test_our_own_changes_are_no_news(base: Path, answers_first: bool) -> None:
+    layers = "d/x=1 d/y=1 e/f=2 r/s/t=1", "d/x=low g=4 k=1", "u=5 w/z=6"
+    scene = Scene(base, *layers, answers_first=answers_first)
     scene.seen()
     kernel = scene.kernel
     find = kernel.find
@@ -183,6 +187,18 @@ def test_five_hundred_files_of_ours_are_no_news(base: Path) -> None:
         if not number % 50:
             assert scene.news() == []
     assert scene.news() == []
+    scene.union.close()
+
+
+def test_a_storm_of_ours_is_no_news(base: Path) -> None:
+    """Neither the times that a directory gets back after an answer, nor copies that nobody has asked for."""
+    scene = Scene(base, " ".join(f"d/f{number}=1" for number in range(40)), answers_first=True)
+    scene.seen()
+    directory = scene.kernel.find(b"d")
+    for line in scene.union.readdir(directory, 2):
+        scene.kernel.chmod(scene.kernel.lookup(directory, line.name), 0o600)
+        assert scene.news() == []
+    scene.check()
     scene.union.close()
 
 
@@ -340,7 +356,9 @@ def _act(scene: Scene, draw: random.Random) -> None:
 @given(st.integers(0, 1 << 32))
 def test_random_changes_from_both_sides(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     draw = random.Random(seed)
-    scene = Scene(tmp_path_factory.mktemp("random"), "a/b=1 b/a=2", "a/b=3 a/c=4 c=5", "b/c=6")
+    scene = Scene(
+        tmp_path_factory.mktemp("random"), "a/b=1 b/a=2", "a/b=3 a/c=4 c=5", "b/c=6", answers_first=seed % 2 == 1
+    )
     try:
         for _ in range(12):
             _act(scene, draw)
