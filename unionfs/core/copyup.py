@@ -219,32 +219,26 @@ def settle(tree: Tree) -> None:
     if afterwards is None:
         return
     afterwards.due = False
-    _put_times_back(tree, afterwards)
-    if afterwards.last is not None and afterwards.ready is not None:
-        rest(tree)  # another one was asked for
     try:
+        while afterwards.touched:
+            directory, place, before = afterwards.touched.pop()
+            tree.restore_times(place.fd(), before)
+            tree.ours(directory)
+        if afterwards.last is not None and afterwards.ready is not None:
+            rest(tree)  # another one was asked for
         node = afterwards.guess()
         if node is not None and not tree.is_strict:
             _copy_ahead(tree, node, afterwards)
     except OSError:
-        pass  # whoever asks for the file will hear why
+        pass  # the directory has gone; or whoever asks for the file will hear why
 
 
 def end(tree: Tree) -> None:
-    """Nobody will ask any more, nor perhaps hear the last answer: leave nothing undone. Never raises."""
+    """Nobody asks any more, nor perhaps hears the last answer: leave nothing undone. Never raises."""
     if tree.afterwards is not None:
-        _put_times_back(tree, tree.afterwards)
+        tree.afterwards.last = None  # what would be next is not worth a guess
+        settle(tree)
         rest(tree)
-
-
-def _put_times_back(tree: Tree, afterwards: Afterwards) -> None:
-    while afterwards.touched:
-        directory, place, before = afterwards.touched.pop()
-        try:
-            tree.restore_times(place.fd(), before)
-        except OSError:
-            continue  # it has gone
-        tree.ours(directory)
 
 
 def rest(tree: Tree) -> None:
