@@ -1,7 +1,6 @@
-"""What a copy-up leaves for after its answer: nothing of it is lost, mixed up or left behind.
+"""What a copy-up leaves for after its answer: nothing of it is lost or left behind, and nobody hears of its errors.
 
-Files of a directory are changed one after the other in the order of its listing ("a storm"), so that from some moment
-on each is copied before it is asked for. Test_copyup, test_crash and test_against_model run with answers first, too.
+Test_copyup, test_crash, test_outside and test_against_model run with answers first, too; test_storms compares.
 """
 
 from __future__ import annotations
@@ -9,72 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.core.acl import acl
 from tests.core.children import expect, in_child
 from tests.core.conftest import MakeStack
-from tests.core.drivers import RENAME_EXCHANGE
 from tests.core.faults import Faults
-from tests.core.pair import Pair, Step
+from tests.core.pair import Step
 from tests.core.snapshots import differences, shape, snapshot
-from tests.core.stack import Stack, Whiteout, staged
-from tests.core.test_against_model import MODEL_SETTINGS
+from tests.core.stack import Whiteout
+from tests.core.storms import FILES, FIRST, is_ahead, layer, looked_at, prepare, storm
 from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills
-from tests.core.trees import MTIME_NS, quote
+from tests.core.trees import MTIME_NS
 from unionfs.core import copyup
 from unionfs.core.ledger import CopiedUp
-from unionfs.core.listing import cookie_of
-
-FIRST = 3
-"""So many copy-ups in order make the next one worth copying ahead: the second and the third were guessed."""
-
-NAMES = sorted((f"f{number}" for number in range(24)), key=lambda name: cookie_of(name.encode()))
-"""In the order of a listing."""
-
-FILES = [f"d/{name}" for name in NAMES]
 
 
 @pytest.fixture
 def answers_first() -> bool:
     return True
-
-
-def layer(*kinds: str) -> str:
-    """`d/` with a file of each kind, in the order of the listing; then ordinary ones."""
-    kinds += ("=content",) * (len(FILES) - len(kinds))
-    return "d/@77.000000007 " + " ".join(path + kind for path, kind in zip(FILES, kinds, strict=True))
-
-
-def looked_at(stack: Stack) -> Stack:
-    """Somebody has listed the directory and looked at all that is in it, as every storm begins."""
-    assert [os.fsdecode(name) for name in stack.u.listing("d") if name.decode() in NAMES] == NAMES
-    for name in FILES:
-        stack.u.stat(name)
-    return stack
-
-
-def prepare(make: MakeStack, *kinds: str, **options: object) -> Stack:
-    return looked_at(make(layer(*kinds), caching=True, **options))
-
-
-def storm(stack: Stack, files: list[str], mode: int = 0o600) -> None:
-    for name in files:
-        stack.u.chmod(name, mode)
-
-
-def is_ahead(stack: Stack) -> bool:
-    """Whether a file has been copied that nobody has asked for."""
-    found = staged(stack.work)
-    assert len(found) < 2, "never more than one"
-    return bool(found)
 
 
 class Calls(Faults):
@@ -285,89 +239,6 @@ class TestTimes:
         assert not is_ahead(stack)
 
 
-# -- storms over all kinds of files, beside a plain directory ---------------------------------------------------------
-
-CAPABILITY = quote(b"\x01\x00\x00\x02\x00\x20\x00\x00" + b"\0" * 12)
-RIGHTS = quote(acl("u::rwx,u:1234:r--,g::r-x,m::rwx,o::---"))
-
-KINDS = (
-    [
-        *("=plain",) * FIRST,
-        "=next",
-        "",
-        "=owned:0644,5,6@9",
-        "=x*5000",
-        "=x*60000",
-        "=x*100000",
-        "=k:0640{user.k=v,user.z=}",
-        "=suid:4755,7,8",
-        "=sgid:2711",
-        "=hidden:0000",
-        "=readonly:0444",
-        "->content",
-        "=target",
-        "/",
-        "<fifo>",
-        "=again",
-        "=linked",
-        f"=={FILES[19]}",
-        "=last",
-    ]
-    if os.geteuid() == 0
-    else ["=plain"] * FIRST + ["=next", "", "=x*5000", "=x*100000", "=k:0640{user.k=v}", "->content"]
-)
-if os.geteuid() == 0:
-    KINDS += [f"=acl:0750{{system.posix_acl_access={RIGHTS}}}", f"=capable:0755{{security.capability={CAPABILITY}}}"]
-
-CHANGES: dict[str, Callable[[str], Step]] = {
-    "chmod": lambda name: ("chmod", name, 0o640),
-    "chmod to what most have": lambda name: ("chmod", name, 0o644),
-    "append": lambda name: ("write", name, 6, b"appended"),
-    "truncate": lambda name: ("truncate", name, 3),
-    "empty": lambda name: ("truncate", name, 0),
-    "extend": lambda name: ("truncate", name, 9000),
-    "chown": lambda name: ("chown", name, 5 if os.geteuid() == 0 else os.geteuid(), os.getegid()),
-    "utime": lambda name: ("utime", name, 5, 6),
-    "setxattr": lambda name: ("setxattr", name, b"user.new", b"1", 0),
-    "rename": lambda name: ("rename", name, name.replace("d/", "other/")),
-    "link": lambda name: ("link", name, name.replace("d/", "other/")),
-    "unlink": lambda name: ("unlink", name),
-}
-
-
-def pair_of(base: Path, whiteout: Whiteout, *kinds: str, overrides: str = "", others: str = "other/") -> Pair:
-    pair = Pair(
-        base, [f"{layer(*kinds)} {others}"], "", whiteout, caching=True, overrides=overrides, answers_first=True
-    )
-    looked_at(pair.stack)
-    return pair
-
-
-@pytest.mark.parametrize("overrides", ["", "user"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_storm_over_files_of_every_kind(change: str, overrides: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    """Each file is after it what it is in a plain directory, whichever was copied before it was asked for."""
-    kinds = KINDS
-    if change in ("append", "truncate", "empty", "extend"):
-        # Capabilities are cleared when the kernel says that they are to be, which this driver does not.
-        kinds = [kind for kind in KINDS if "capability" not in kind]
-    pair = pair_of(tmp_path, whiteout, *kinds, overrides=overrides)
-    for name in FILES:
-        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
-    pair.check()
-    pair.do("rest")
-    pair.finish()
-
-
-def test_a_storm_of_changes_by_turns(whiteout: Whiteout, tmp_path: Path) -> None:
-    """A copy made with the permissions that a chmod is expected to ask for is of no use for another change."""
-    pair = pair_of(tmp_path, whiteout, *["=content"] * 6, *KINDS[: len(FILES) - 6])
-    for number, name in enumerate(FILES):
-        pair.do("chmod", name, 0o600) if number % 4 < 3 else pair.do("write", name, 0, b"X")
-    pair.check()
-    pair.finish()
-
-
 def test_a_sparse_file_copied_ahead_stays_sparse(make: MakeStack) -> None:
     stack = make(layer(), caching=True)
     with open(stack.lowers[0] / FILES[FIRST], "wb") as file:
@@ -400,74 +271,7 @@ def test_a_copy_has_its_permissions_whatever_the_umask(mode: int, umask: int, ma
     assert expect(in_child(modes)) == {mode}
 
 
-# -- between the guess and its use ------------------------------------------------------------------------------------
-
-GUESS, THEN = FILES[FIRST], FILES[FIRST + 1]
-BETWEEN: dict[str, list[Step]] = {
-    "nothing": [],
-    "the guess is removed": [("unlink", GUESS)],
-    "removed and made anew": [("unlink", GUESS), ("create", GUESS, 0o644), ("write", GUESS, 0, b"anew")],
-    "a directory takes its place": [("unlink", GUESS), ("mkdir", GUESS, 0o700)],
-    "renamed": [("rename", GUESS, "other/g")],
-    "renamed and back": [("rename", GUESS, "other/g"), ("rename", "other/g", GUESS)],
-    "another renamed over it": [("rename", THEN, GUESS)],
-    "exchanged": [("rename", GUESS, THEN, RENAME_EXCHANGE)],
-    "linked": [("link", GUESS, "other/g"), ("write", "other/g", 0, b"linked")],
-    "written": [("write", GUESS, 2, b"!")],
-    "cut off": [("truncate", GUESS, 2)],
-    "given other permissions": [("chmod", GUESS, 0o4711)],
-    "given times": [("utime", GUESS, 5, 6)],
-    "read": [("read", GUESS), ("read", THEN)],
-    "its directory renamed": [("rename", "d", "moved"), ("write", GUESS.replace("d/", "moved/"), 0, b"M")],
-    "its directory renamed and back": [("rename", "d", "moved"), ("rename", "moved", "d")],
-    "its directory's permissions": [("chmod", "d", 0o700)],
-    "its directory's times": [("utime", "d", 5, 6)],
-    "forgotten": [("forget",)],
-    "sleep": [("rest",)],
-    "a new file in the directory": [("create", "d/new", 0o600)],
-    "another directory": [("write", "other/o", 0, b"other")],
-    "remount": [("remount",)],
-}
-
-
-@pytest.mark.parametrize("between", BETWEEN)
-@pytest.mark.parametrize("change", ["chmod", "append", "empty", "unlink"])
-def test_what_happens_between_a_guess_and_its_use(
-    between: str, change: str, whiteout: Whiteout, tmp_path: Path
-) -> None:
-    pair = pair_of(tmp_path, whiteout, others="other/o=other")
-    for name in FILES[:FIRST]:
-        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
-    assert is_ahead(pair.stack) or change in ("unlink", "empty")
-    pair.check()
-    for verb, *args in BETWEEN[between]:
-        pair.do(str(verb), *args)
-        pair.check()
-    for name in FILES[FIRST:]:
-        pair.do(*CHANGES[change](name))  # type: ignore[arg-type]
-    pair.check()
-    pair.do("rest")
-    pair.check()
-    pair.finish()
-
-
-@pytest.mark.parametrize("verb", ["pwrite", "ftruncate"])
-def test_the_guess_is_open_and_removed(verb: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    """The copy made ahead is that of the open file, and comes to no name."""
-    pair = pair_of(tmp_path, whiteout)
-    pair.do("open", GUESS)
-    for name in FILES[:FIRST]:
-        pair.do("chmod", name, 0o600)
-    assert is_ahead(pair.stack)
-    pair.do("unlink", GUESS)
-    pair.do("on_handle", 0, verb, *((0, b"X") if verb == "pwrite" else (3,)))
-    pair.do("on_handle", 0, "pread", 0, 100)
-    for name in FILES[FIRST + 1 :]:
-        pair.do("chmod", name, 0o600)
-    pair.check()
-    pair.do("rest")
-    pair.do("close", 0)
-    pair.finish()
+GUESS = FILES[FIRST]
 
 
 def _in_place(path: Path) -> None:
@@ -494,7 +298,8 @@ OUTSIDE: dict[str, Callable[[Path], object]] = {
 def test_a_lower_file_that_others_change_is_copied_anew(outside: str, make: MakeStack) -> None:
     """What was copied before is not what the file is now."""
     stack = prepare(make)
-    storm(stack, FILES[:FIRST])
+    for name in FILES[:FIRST]:
+        stack.u.setxattr(name, b"user.mine", b"1")
     assert is_ahead(stack)
     path = stack.lowers[0] / GUESS
     OUTSIDE[outside](path)
@@ -630,101 +435,3 @@ def test_a_guess_that_cannot_be_placed_is_copied_by_the_next_try(
     assert differences(before, shape(snapshot(stack.u))) == ""
     storm(stack, FILES[FIRST:])
     assert {stack.u.stat(name).mode for name in FILES} == {stat.S_IFREG | 0o600}
-
-
-# -- at random --------------------------------------------------------------------------------------------------------
-
-_DIRECTORIES = ("d", "e", "e/deep")
-_layer_kinds = st.lists(
-    st.sampled_from((*["=content"] * 12, *(kind for kind in KINDS if "==" not in kind and "capability" not in kind))),
-    max_size=len(FILES),
-)
-
-
-class OneAfterTheOther(NamedTuple):
-    """`change` is made to at most `most` files of a directory in the order of its listing, from the one at `start` on.
-    Before the one at `at` something else happens to it."""
-
-    directory: str
-    start: int
-    most: int
-    change: str
-    at: int
-    between: str
-
-    def run(self, pair: Pair) -> None:
-        directory = self.directory.encode()
-        paths = [os.path.join(directory, name) for name in pair.union.listing(directory)]
-        for number, path in enumerate(paths[self.start :][: self.most]):
-            if number == self.at:
-                self.interfere(pair, path, paths[(self.start + number + 1) % len(paths)])
-            pair.do(*CHANGES[self.change](os.fsdecode(path)))  # type: ignore[arg-type]
-
-    def interfere(self, pair: Pair, following: bytes, other: bytes) -> None:
-        what = self.between
-        if what in CHANGES:
-            pair.do(*CHANGES[what](os.fsdecode(following)))  # type: ignore[arg-type]
-        elif what == "directory moves":
-            directory = os.path.dirname(following)
-            pair.do("rename", directory, b"moved")
-            pair.do("write", b"moved/" + os.path.basename(following), 0, b"moved")
-            pair.do("rename", b"moved", directory)
-        elif what == "over":
-            pair.do("rename", other, following)
-        elif what == "exchange":
-            pair.do("rename", following, other, RENAME_EXCHANGE)
-        elif what == "anew":
-            pair.do("unlink", following)
-            pair.check()  # the plain directory's filesystem may give the new file a number that it knew before
-            pair.do("create", following, 0o604)
-        elif what == "open, unlink, write":
-            count = len(pair.handles)
-            pair.do("open", following)
-            pair.do("unlink", following)
-            if len(pair.handles) > count:
-                pair.do("on_handle", count, "pwrite", 1, b"unlinked")
-        elif what != "nothing":
-            pair.do(what)
-
-
-_BETWEEN = (
-    "nothing",
-    "directory moves",
-    "over",
-    "exchange",
-    "anew",
-    "open, unlink, write",
-    "forget",
-    "rest",
-    "remount",
-)
-_storms = st.builds(
-    OneAfterTheOther,
-    directory=st.sampled_from(_DIRECTORIES),
-    start=st.sampled_from((0, 0, 5, 10)),
-    most=st.sampled_from((24, 12, 6)),
-    change=st.sampled_from(sorted(CHANGES)),
-    at=st.integers(0, 8),
-    between=st.sampled_from((*_BETWEEN, *CHANGES)),
-)
-
-
-@settings(MODEL_SETTINGS)
-@given(
-    kinds=_layer_kinds,
-    upper=st.sampled_from(("", f"{FILES[4]}=up {FILES[9]}=up")),
-    whiteout=st.sampled_from(("aufs", "overlay")),
-    storms=st.lists(_storms, min_size=1, max_size=6),
-)
-def test_storms_at_random(kinds: list[str], upper: str, whiteout: Whiteout, storms: list[OneAfterTheOther]) -> None:
-    """The union shows what a plain directory does, and keeps nothing when it sleeps."""
-    linked = "e/a=linked e/b==e/a e/c=3 e/d==e/a e/f=5 e/g=6 e/h=7 e/i=8"
-    plain = " ".join(f"e/deep/{name}=plain" for name in NAMES[:16])
-    with tempfile.TemporaryDirectory(prefix="storms") as base:
-        lowers = [f"{layer(*kinds)} {linked} {plain} other/"]
-        pair = Pair(Path(base), lowers, upper, whiteout, caching=True, answers_first=True)
-        for each in storms:
-            each.run(pair)
-            pair.check()
-        pair.do("rest")
-        pair.finish()
