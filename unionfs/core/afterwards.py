@@ -6,7 +6,7 @@ that of the names (what a shell makes of `*`). After two that came as guessed, t
 staging directory before anybody asks: a guess that comes true is renamed into place, one that does not, or is not
 asked for before the daemon sleeps, is removed, and the next is made after twice as many that would have been right.
 
-Holds what is left to do; `core.copyup` does it. Used only where somebody promises to call when an answer was given and
+Holds what is left to do; `core.ahead` does it. Used only where somebody promises to call when an answer was given and
 before sleeping (`Union.answer_first`).
 """
 
@@ -70,10 +70,11 @@ class Afterwards:
     """What is left to do, in one union."""
 
     def __init__(self) -> None:
-        self.due = False  # there is something; set with the next two, reset by copyup.settle
+        self.due = False  # there is something; set with the next two, reset by ahead.settle
         self.touched: list[tuple[DirNode, BranchDir, Stat]] = []  # where they are in the upper, the times they had
         self.last: FileNode | None = None  # the file copied up since the last time
         self.ready: Ready | None = None
+        self.made = 0  # copies made ahead, so far
         self._guess: FileNode | None = None
         self._guessed_after: FileNode | None = None
         self._right = 0  # guesses that came true, one after the other

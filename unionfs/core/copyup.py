@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Final
 
 from unionfs.core import inodes, likeness, names, ownership
-from unionfs.core.afterwards import Afterwards, Ready
+from unionfs.core.afterwards import Ready
 from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
@@ -32,11 +32,8 @@ from unionfs.syscalls import files
 INLINE_MAX: Final = 1 << 20
 """Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
 
-_AT_ONCE: Final = 4096
+AT_ONCE: Final = 4096
 """Bytes that one read and one write copy."""
-
-_AHEAD: Final = 64 << 10
-"""Bytes that are copied though nobody has asked for them yet."""
 
 _pread: Final = os.pread  # compiled code has no need to look it up at each call
 
@@ -158,7 +155,7 @@ def ensure(
             if length == st.st_size and ready.is_of(st) and ready.mode in (mode, st.st_mode & 0o7777):
                 return _use(tree, ready, mode, later)
             tree.staging.dispose(ready.leaf)
-    if not length or st.st_size <= _AT_ONCE:
+    if not length or st.st_size <= AT_ONCE:
         return _copy_at_once(tree, node, st, length, mode, later)
     job = _open(tree, node, st, size, mode)
     try:
@@ -175,12 +172,12 @@ def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int
     CopyUp remembers, this knows by itself."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
-    leaf, dst, mode = _make_copy(tree, st, wanted)
+    leaf, dst, mode = make_copy(tree, st, wanted)
     try:
-        copied = _copy_few(src, dst, length) if src is not None else 0
+        copied = copy_few(src, dst, length) if src is not None else 0
         if tree.is_strict and copied:
             os.fdatasync(dst.fd)
-        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
+        kept_mode = complete(tree, node, src, dst, leaf, length, st, mode)
         _place(tree, node, dst, leaf, st, later)
     except BaseException:
         tree.staging.dispose(leaf)
@@ -189,7 +186,7 @@ def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int
     return kept_mode and mode == wanted
 
 
-def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
+def copy_few(src: FileFd, dst: FileFd, length: int) -> int:
     """Copy the first `length` bytes; how many there were."""
     copied = 0
     data = _pread(src.fd, length, 0)
@@ -213,74 +210,6 @@ def _use(tree: Tree, ready: Ready, wanted: int | None, later: bool) -> bool:
     return ready.kept_mode and ready.mode == wanted
 
 
-def settle(tree: Tree) -> None:
-    """Do what was left for after the answer (see `core.afterwards`). Never raises."""
-    afterwards = tree.afterwards
-    if afterwards is None:
-        return
-    afterwards.due = False
-    try:
-        while afterwards.touched:
-            directory, place, before = afterwards.touched.pop()
-            tree.restore_times(place.fd(), before)
-            tree.ours(directory)
-        if afterwards.last is not None and afterwards.ready is not None:
-            rest(tree)  # another one was asked for
-        node = afterwards.guess()
-        if node is not None and not tree.is_strict:
-            _copy_ahead(tree, node, afterwards)
-    except OSError:
-        pass  # the directory has gone; or whoever asks for the file will hear why
-
-
-def end(tree: Tree) -> None:
-    """Nobody asks any more, nor perhaps hears the last answer: leave nothing undone. Never raises."""
-    if tree.afterwards is not None:
-        tree.afterwards.last = None  # what would be next is not worth a guess
-        settle(tree)
-        rest(tree)
-
-
-def rest(tree: Tree) -> None:
-    """Nobody asks now: remove what was copied in vain. Never raises."""
-    afterwards = tree.afterwards
-    ready = afterwards.give_up() if afterwards is not None else None
-    if ready is not None:
-        tree.staging.dispose(ready.leaf)
-
-
-def _copy_ahead(tree: Tree, node: FileNode, afterwards: Afterwards) -> None:
-    since = perf_counter()
-    if node.links is not None or node.home.branch.writable:
-        return
-    st = tree.stat(node)
-    if st.st_mode & IFMT != IFREG or st.st_size > _AHEAD or st.st_nlink > 1:
-        return
-    wanted = None
-    if afterwards.last_wanted >= 0 and st.st_mode & 0o7777 == afterwards.last_mode:
-        wanted = afterwards.last_wanted
-    length = st.st_size
-    src = tree.source_fd(node) if length else None
-    if _has_other_data(node):
-        return
-    leaf, dst, mode = _make_copy(tree, st, wanted)
-    try:
-        copied, reflinked = 0, False
-        if length > _AT_ONCE and src is not None:
-            copy = Copy(src.fd, dst.fd, length)
-            copy.run()
-            copied, reflinked = copy.copied, copy.reflinked
-        elif src is not None:
-            copied = _copy_few(src, dst, length)
-        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
-    except BaseException:
-        tree.staging.dispose(leaf)
-        raise
-    if not kept_mode:
-        mode = st.st_mode & 0o7777
-    afterwards.ready = Ready(node, st, leaf, dst, mode, kept_mode, copied, reflinked, perf_counter() - since)
-
-
 def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
@@ -288,12 +217,12 @@ def _length(st: Stat, size: int | None) -> int:
 def _open(tree: Tree, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
-    leaf, dst, mode = _make_copy(tree, st, wanted)
+    leaf, dst, mode = make_copy(tree, st, wanted)
     cause = tree.ledger.asked_by()
     return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
 
 
-def _make_copy(tree: Tree, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
+def make_copy(tree: Tree, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
     """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
     permissions that it was made with and is to keep, -1 for none."""
     staging = tree.staging
@@ -329,7 +258,7 @@ def commit(tree: Tree, job: CopyUp) -> None:
         return
     lower = node.home.branch.path
     try:
-        job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
+        job.kept_mode = complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
         _place(tree, node, job.dst, job.leaf, job.st, later=False)
     except BaseException:
         abort(tree, job)
@@ -337,12 +266,12 @@ def commit(tree: Tree, job: CopyUp) -> None:
     _enter(tree, node, lower, FILE, job.since, job.st.st_size, job.copied, job.reflinked, job.cause)
 
 
-def _complete(
+def complete(
     tree: Tree, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
 ) -> bool:
     """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
     OSError."""
-    if src is not None and not _has_other_data(node):
+    if src is not None and not has_other_data(node):
         kept_mode = likeness.give(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
     else:
         source = path_at(node.home, node.leaf)
@@ -393,7 +322,7 @@ def path_of(node: Node) -> bytes:
     return b"/".join(reversed(parts))
 
 
-def _has_other_data(node: FileNode) -> bool:
+def has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
 
 

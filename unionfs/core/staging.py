@@ -123,7 +123,7 @@ class Staging:
         The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
         descriptor goes.
         """
-        if large and self.later is not None and not self._is_scarce():
+        if large and self.later is not None and self.has_room(_SCARCE):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             with contextlib.suppress(OSError):  # then it takes as long as it takes
                 self.later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
@@ -134,9 +134,10 @@ class Staging:
         except OSError as exc:
             _warn("cannot remove %r from the work directory: %s", leaf, exc)
 
-    def _is_scarce(self) -> bool:
+    def has_room(self, size: int) -> bool:
+        """Whether the filesystem has `size` bytes left for us (statvfs(3))."""
         room = os.statvfs(self.here.fd())
-        return room.f_bavail * room.f_frsize < _SCARCE
+        return room.f_bavail * room.f_frsize >= size
 
     def publish(self, leaf: bytes, place: BranchDir, name: bytes, flags: int = 0) -> None:
         """Rename `leaf` from here to `name` in `place`, an upper directory that may not be writable for its owner."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from unionfs import markers
-from unionfs.core import content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
+from unionfs.core import ahead, content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
 from unionfs.core import rename as rename_room
 from unionfs.core.afterwards import Afterwards
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale, make
@@ -106,7 +106,7 @@ class Union:
 
     def close(self) -> None:
         """Remove this daemon's part of the work directory. Nothing may be called after."""
-        copyup.end(self._tree)
+        ahead.end(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
@@ -550,11 +550,11 @@ class Union:
 
     def settle(self) -> None:
         """Do what was left for after the answer. Never raises."""
-        copyup.settle(self._tree)
+        ahead.settle(self._tree)
 
     def rest(self) -> None:
         """Nobody asks now: nothing is to be left that was made for who might. Never raises."""
-        copyup.rest(self._tree)
+        ahead.rest(self._tree)
 
     # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
 
