@@ -293,3 +293,13 @@ def test_owners_that_are_kept_and_not_shown(tmp_path: Path) -> None:
         union.setxattr(ROOT, b"security.unionfs.device", b"1:2:0620:char-1-3/f", 0)
     assert stat.S_ISREG(union.getattr(node).mode)
     union.close()
+
+
+def test_acls_of_symlinks_are_refused_before_copy_up_too(make: MakeStack) -> None:
+    """The copy is a file that stands in for the symlink, and could have one."""
+    stack = make("l->a", overrides="user")
+    for _ in range(2):
+        with pytest.raises(OSError, match="not supported") as refused:
+            stack.u.setxattr("l", ACCESS, acl("u::rw-,u:7:rwx,g::r--,m::r--,o::---"))
+        assert refused.value.errno == errno.EOPNOTSUPP
+        stack.u.utime("l", 5, 6)  # copies it up

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,10 @@ class Daemon:
     def __init__(self, mountpoint: Path) -> None:
         connection = mounting.connection_at(os.fspath(mountpoint))
         assert connection is not None, f"nothing is mounted at {mountpoint}"
-        found = [pid for pid in _pids() if _comm(pid) == mounting.process_name(connection)]
+        name, found = mounting.process_name(connection), list[int]()
+        until = time.monotonic() + PATIENCE_S
+        while len(found) != 1 and time.monotonic() < until:  # what began it may not have left yet
+            found = [pid for pid in _pids() if _comm(pid) == name]
         assert len(found) == 1, f"processes that serve {mountpoint}: {found}"
         self.pid = found[0]
         self.pidfd = os.pidfd_open(self.pid)

@@ -33,7 +33,7 @@ from unionfs.bench.cases import Extent, Group, Point, Series
 from unionfs.bench.child import FailedError
 from unionfs.bench.grounds import Ground
 from unionfs.bench.systems import Place
-from unionfs.syscalls import files, mounts, namespaces
+from unionfs.syscalls import files, mountinfo, mounts, namespaces
 
 _BIG_ROUNDS: Final = 3  # for files from cases.BIG on
 _HUGE_ROUNDS: Final = 2  # from 1 GB on, and for very many files: the spread is two values wide then
@@ -121,7 +121,7 @@ def _work_and_exit(choice: Choice, directory: Path, write_fd: int) -> NoReturn:
         os.setsid()  # Ctrl-C is our parent's to act on
         child.die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _enter_namespaces()
+        _enter_namespaces(directory)
         _Run(choice, directory, tell).all()
         tell("done", None)
         status = 0
@@ -131,9 +131,11 @@ def _work_and_exit(choice: Choice, directory: Path, write_fd: int) -> NoReturn:
         os._exit(status)
 
 
-def _enter_namespaces() -> None:
+def _enter_namespaces(directory: Path) -> None:
     """A mount namespace of our own, with a user namespace where that takes one. Where it cannot be had, mounts are
-    made in everybody's, and swept by the next run if this one is killed."""
+    made in everybody's, and swept by the next run if this one is killed.
+
+    Other people's unions do not stay mounted here: our copy of their mounts would keep their daemons alive."""
     uid, gid = os.geteuid(), os.getegid()
     try:
         if uid == 0:
@@ -147,6 +149,11 @@ def _enter_namespaces() -> None:
         mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
     except OSError:
         return
+    needed = [Path(path).resolve() for path in (directory, sys.prefix, __file__)]
+    for there in mountinfo.mounts():
+        if there.fstype == "fuse.unionfs" and not any(path.is_relative_to(there.mountpoint) for path in needed):
+            with contextlib.suppress(OSError):  # a user namespace may not take away what it was given
+                mounts.umount2(there.mountpoint, mounts.MNT_DETACH)
 
 
 class _Run:

@@ -142,8 +142,10 @@ def _stored(branch: Branch, name: bytes, code: int) -> str:
 
 def _refuse_as_special(tree: Tree, node: Node, name: bytes, code: int) -> None:
     """What the kernel and every filesystem refuse of anything but files and directories, for files that stand in for
-    such: attributes of users (`code`), ACLs of symlinks (xattr(7))."""
-    if _branch(node).overrides is None or isinstance(node, DirNode):
+    such, or will once they are copied up: attributes of users (`code`), ACLs of symlinks (xattr(7))."""
+    if isinstance(node, DirNode):
+        return
+    if _branch(node).overrides is None and (tree.upper is None or tree.upper.overrides is None):
         return
     kind = stat.S_IFMT(tree.stat(node).st_mode)
     if kind != stat.S_IFREG and name.startswith(b"user."):

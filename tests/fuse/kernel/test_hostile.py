@@ -79,7 +79,7 @@ def test_a_bug_is_eio_and_a_traceback(served: Served, expect_log: ExpectLog, mon
     def broken(*_: object) -> bytes:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(served.union, "getxattr", broken)
+    monkeypatch.setattr(served.union, "find_xattr", broken)
     with expect_log("bug while serving a request"):
         body = struct.pack("=II", 0, 0) + b"user.k\0"
         assert served.ask(wire.request(wire.GETXATTR, ROOT, body)).error == errno.EIO
