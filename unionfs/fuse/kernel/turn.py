@@ -26,8 +26,9 @@ LINGER_MS: Final = 1
 """How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
 
 
-LOOKS: Final = 32
-"""The most looks for one request: some 40 microseconds, within which a program that only asks has asked again."""
+LOOKS: Final = 96
+"""The most looks for one request: some 120 microseconds, within which a program that only asks has asked again, even
+where it takes 50 to wake it (virtual machines whose processors have gone to sleep)."""
 _MORE: Final = 2
 _REST: Final = 64
 """Requests without a look after looking has not been worth it."""
