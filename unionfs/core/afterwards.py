@@ -84,7 +84,7 @@ class Afterwards:
         self._sorted: list[bytes] = []  # names of the children of `_sorted_of`, some perhaps gone or missing
         self._sorted_of: DirNode | None = None
         self.last_mode = 0  # permissions of `last`, before
-        self.last_wanted = -1  # those that it was to get; -1: none
+        self.last_wanted: int | None = None  # those that it was to get, if any
 
     def copied(self, node: FileNode, mode: int, wanted: int | None) -> None:
         """`node` was copied up to be changed: it had permissions `mode` and is to get `wanted`."""
@@ -95,11 +95,11 @@ class Afterwards:
             self._right = 0
             self._missed = self._guessed_after
         self._guess = None
-        self.last, self.last_mode, self.last_wanted = node, mode, wanted if wanted is not None else -1
+        self.last, self.last_mode, self.last_wanted = node, mode, wanted
         self.due = True
 
     def guess(self) -> FileNode | None:
-        """The file after `last` in the listing, if it is known and worth copying now."""
+        """The file after `last`, in the listing or by name, if it is known and worth copying now."""
         last = self.last
         if last is None:
             return None

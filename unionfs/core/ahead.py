@@ -72,9 +72,7 @@ def _copy_ahead(tree: Tree, node: FileNode, afterwards: Afterwards) -> None:
     if not afterwards.made % _ROOM_FOR and not tree.staging.has_room(_ROOM):
         return
     afterwards.made += 1
-    wanted = None
-    if afterwards.last_wanted >= 0 and st.st_mode & 0o7777 == afterwards.last_mode:
-        wanted = afterwards.last_wanted
+    wanted = afterwards.last_wanted if st.st_mode & 0o7777 == afterwards.last_mode else None
     length = st.st_size
     src = tree.source_fd(node) if length else None
     if copyup.has_other_data(node):

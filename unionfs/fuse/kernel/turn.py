@@ -85,9 +85,9 @@ def serve(
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
     afterwards = dispatcher.afterwards
-    length = 0
     while not session.over:
-        if has_served and not length:
+        length = 0
+        if has_served:
             if monotonic() > until:
                 return BUSY
             length = lookout.look(device)
@@ -100,11 +100,9 @@ def serve(
         reply = handle(request, length)
         if reply is not None and not device.send(reply):
             refused(reply)
-        has_served, length = True, 0
+        has_served = True
         if afterwards.due:
             dispatcher.settle()
-            if not slow and monotonic() <= until:
-                length = device.receive()  # meanwhile somebody has asked again
         if slow:
             return SLOW
     return BUSY
