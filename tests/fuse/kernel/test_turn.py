@@ -1,4 +1,4 @@
-"""The lookout: how often it looks for a request without sleeping, by what looking has been worth so far."""
+"""The lookout: how often it looks for a request without sleeping, by what looking has been worth and who wants to run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,20 @@ class Looked:
         return self.looks - before
 
 
+class Processor:
+    """Whether one is to spare, as told, and how often that was asked."""
+
+    def __init__(self, is_to_spare: bool = True) -> None:
+        self.is_to_spare = is_to_spare
+        self.asked = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.is_to_spare
+
+
 def test_a_request_that_comes_ends_the_looking() -> None:
-    device, lookout = Looked(), turn.Lookout(2)
+    device, lookout = Looked(), turn.Lookout(Processor())
     device.answers = [False, False, True, True]
     assert lookout.look(cast(Device, device))
     assert device.looks == 3
@@ -35,33 +47,67 @@ def test_a_request_that_comes_ends_the_looking() -> None:
     assert device.looks == 4
 
 
-def test_a_single_processor_is_left_to_who_is_going_to_ask() -> None:
-    device, lookout = Looked(), turn.Lookout(1)
-    assert [device.looks_of(lookout) for _ in range(200)] == [0] * 200
+def test_a_processor_that_others_want_is_left_to_them() -> None:
+    device, processor = Looked(), Processor(False)
+    lookout = turn.Lookout(processor)
+    assert [device.looks_of(lookout) for _ in range(1600)] == [0] * 1600
+    assert processor.asked == 100
 
 
-def test_looking_in_vain_becomes_less_and_then_rare() -> None:
-    device, lookout = Looked(), turn.Lookout(2)
-    looks = [device.looks_of(lookout) for _ in range(1000)]
-    assert looks[0] == turn.LOOKS
-    assert looks[1] == turn.LOOKS // 2
-    assert looks[:20] == sorted(looks[:20], reverse=True)
-    assert looks[19] == 0
-    assert sum(looks) / len(looks) < 1, "less than one look for each request, in the long run"
+def test_looking_begins_when_there_is_a_processor_to_spare() -> None:
+    device, processor = Looked(), Processor(False)
+    lookout = turn.Lookout(processor)
+    assert device.looks_of(lookout) == 0
+    processor.is_to_spare = True
+    looks = [device.looks_of(lookout) for _ in range(16)]
+    assert looks[:15] == [0] * 15
+    assert looks[15] == turn.LOOKS
 
 
-def test_looking_becomes_more_again_bit_by_bit_when_it_is_worth_it() -> None:
-    device, lookout = Looked(), turn.Lookout(2)
-    for _ in range(20):
-        device.looks_of(lookout)
-    device.answers = [True]
-    asked = 0
-    while not lookout.look(cast(Device, device)):
-        asked += 1
-        assert asked < 100
-    some = device.looks_of(lookout)
-    assert 0 < some < turn.LOOKS
-    for _ in range(100):
+def test_looking_ends_when_others_want_the_processor() -> None:
+    device, processor = Looked(), Processor()
+    lookout = turn.Lookout(processor)
+    for _ in range(5):
         device.answers = [True]
-        assert lookout.look(cast(Device, device))
-    assert device.looks_of(lookout) == turn.LOOKS
+        assert device.looks_of(lookout) == 1
+    processor.is_to_spare = False
+    assert device.looks_of(lookout) == turn.LOOKS, "nobody has been asked yet"
+    assert device.looks_of(lookout) == 0, "in vain, so somebody was"
+
+
+def test_others_are_asked_after_while_looking_is_worth_it() -> None:
+    device, processor = Looked(), Processor()
+    lookout = turn.Lookout(processor)
+    for _ in range(160):
+        device.answers = [True]
+        assert device.looks_of(lookout) == 1
+    assert processor.asked == 10
+    processor.is_to_spare = False
+    assert device.looks_of(lookout) == 0
+
+
+def test_looking_in_vain_becomes_rare() -> None:
+    device, lookout = Looked(), turn.Lookout(Processor())
+    looks = [device.looks_of(lookout) for _ in range(10_000)]
+    assert looks[:9] == [turn.LOOKS] * 9
+    assert looks[9:73] == [0] * 64
+    assert sum(looks) / len(looks) < turn.LOOKS / 20, "one request in more than 20 looked for, in the long run"
+
+
+def test_two_finds_in_three_are_worth_the_looking() -> None:
+    device, lookout = Looked(), turn.Lookout(Processor())
+    for _ in range(1000):
+        device.answers = [True]
+        assert device.looks_of(lookout) == 1
+        device.answers = [True]
+        assert device.looks_of(lookout) == 1
+        assert device.looks_of(lookout) == turn.LOOKS
+
+
+def test_one_find_in_four_is_not() -> None:
+    device, lookout = Looked(), turn.Lookout(Processor())
+    wanted = 0
+    for number in range(4000):
+        device.answers = [number % 4 == 0]
+        wanted += device.looks_of(lookout) > 1
+    assert wanted < 1000

@@ -28,6 +28,7 @@ from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
+from unionfs.syscalls import processors
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class _Engine:
 
     def __init__(self, device: Device, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
         self._device = device  # immutable
-        self._lookout = turn.Lookout(len(os.sched_getaffinity(0)))  # immutable
+        self._spare = processors.Spare()  # immutable
+        self._lookout = turn.Lookout(self._spare.is_there)  # immutable
         self._dispatcher = dispatcher  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
@@ -248,3 +250,4 @@ class _Engine:
         """Wait for the threads: none may use the descriptor after this."""
         for _ in range(_THREADS):
             self._threads.acquire()
+        self._spare.close()

@@ -1,0 +1,1 @@
+"""What Python lacks of the system, by itself."""

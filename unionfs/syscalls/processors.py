@@ -1,0 +1,87 @@
+"""How many processors are ours, and whether one of them is to spare.
+
+A process may be confined to some of a machine's processors (sched_setaffinity(2)) and to a share of their time (the
+quotas of cgroups: cpu.max in the kernel's admin-guide/cgroup-v2, cpu.cfs_quota_us in scheduler/sched-bwc).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_ROOM: Final = 64  # bytes; a line of loadavg has some 30
+
+
+def ours(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> float:
+    """The processors this process can use at once, 0.5 being half the time of one. Never raises: a quota that cannot be
+    read does not count.
+
+    `membership`: as cgroups(7) describes /proc/PID/cgroup; `mounted`: the directory of the hierarchies.
+    """
+    usable = [float(len(os.sched_getaffinity(0)))]
+    with suppress(OSError):
+        for line in membership.read_text(errors="surrogateescape").splitlines():
+            _number, controllers, path = line.split(":", 2)
+            usable += _quotas(mounted, controllers, Path(path))
+    return min(usable)
+
+
+def _quotas(mounted: Path, controllers: str, path: Path) -> Iterator[float]:
+    """The quotas of a cgroup and of all that it is in."""
+    if not controllers:
+        places = [mounted, mounted / "unified"]
+    elif "cpu" in controllers.split(","):
+        places = [mounted / controllers, mounted / "cpu"]
+    else:
+        return
+    for place in places:
+        for group in (path, *path.parents):
+            with suppress(OSError, ValueError):
+                yield _quota(place / group.relative_to("/"), of_version_2=not controllers)
+
+
+def _quota(group: Path, *, of_version_2: bool) -> float:
+    """Raises: ValueError where there is none, OSError where there is no such group."""
+    if of_version_2:
+        most, period = (group / "cpu.max").read_text().split()  # "max 100000", "50000 100000"
+    else:
+        most = (group / "cpu.cfs_quota_us").read_text()  # "-1": none
+        period = (group / "cpu.cfs_period_us").read_text()
+    if int(most) <= 0 or int(period) <= 0:
+        raise ValueError(most)
+    return int(most) / int(period)
+
+
+class Spare:
+    """Tells whether one more processor can be kept busy without taking it from anybody."""
+
+    def __init__(self) -> None:
+        self._several = ours() >= 2  # immutable
+        self._most = len(os.sched_getaffinity(0))  # immutable
+        try:
+            self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def is_there(self) -> bool:
+        """Asked by a thread that runs, of which the answer does not count. True where it cannot be known and there is
+        more than one processor. Takes 2 microseconds."""
+        return self._several and self._running() <= self._most
+
+    def _running(self) -> int:
+        """How many threads have or want a processor now, on the whole machine (the fourth field of proc_loadavg(5));
+        0: not known."""
+        try:
+            return int(os.pread(self._fd, _ROOM, 0).split()[3].partition(b"/")[0])
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def close(self) -> None:
+        """Nothing may be asked after."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
