@@ -1,4 +1,4 @@
-"""The lookout: how often it looks for a request without sleeping, by what looking has been worth and who wants to run."""
+"""The lookout: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
 
 from __future__ import annotations
 
