@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -198,6 +199,49 @@ class TestTimes:
             assert stack.u.stat("d").mtime_ns == self.BEFORE
         assert stack.u.stat("").mtime_ns == MTIME_NS
 
+    def test_they_may_wait_until_the_storm_has_passed(self, make: MakeStack) -> None:
+        """One directory gets them back once, not after each of its files; nothing else that a copy-up needs of them
+        sees it before."""
+        stack = prepare(make, *["=content"] * 12, "/")
+        stack.u.settles = False
+        upper = stack.upper
+        assert upper is not None
+        for name in FILES[:12]:
+            stack.u.chmod(name, 0o600)
+            stack.union.settle(times=False)
+            assert (upper / "d").stat().st_mtime_ns > MTIME_NS, "not yet"
+        stack.u.create(f"{FILES[12]}/new")  # the directory is copied up into the one that waits
+        stack.union.put_times_back()
+        assert (upper / "d").stat().st_mtime_ns == self.BEFORE
+        stack.u.chmod(FILES[13], 0o600)
+        stack.union.settle(times=False)
+        stack.u.rest()
+        assert (upper / "d").stat().st_mtime_ns == self.BEFORE
+        stack.u.chmod(FILES[14], 0o600)
+        stack.union.settle(times=False)
+        stack.u.utime("d", 5, 6)
+        stack.u.rest()
+        assert (upper / "d").stat().st_mtime_ns == 6
+
+    def test_those_of_another_directory_do_not_wait(self, make: MakeStack) -> None:
+        stack = make(f"{layer()} e/@88.0 e/f=content", caching=True)
+        stack.u.settles = False
+        upper = stack.upper
+        assert upper is not None
+        for name in (FILES[0], "e/f", FILES[1]):
+            stack.u.chmod(name, 0o600)
+            stack.union.settle(times=False)
+        assert (upper / "e").stat().st_mtime_ns == 88_000_000_000
+        stack.union.put_times_back()
+        assert (upper / "d").stat().st_mtime_ns == self.BEFORE
+
+    def test_strict_durability_leaves_none(self, make: MakeStack) -> None:
+        stack = prepare(make, durability="strict")
+        stack.u.settles = False
+        stack.u.chmod(FILES[0], 0o600)
+        assert stack.upper is not None
+        assert (stack.upper / "d").stat().st_mtime_ns == self.BEFORE
+
     @pytest.mark.parametrize("upto", [1, FIRST, FIRST + 2])
     def test_a_change_in_the_next_request_stays(self, upto: int, make: MakeStack) -> None:
         stack = prepare(make)
@@ -313,6 +357,31 @@ def test_a_lower_file_that_others_change_is_copied_anew(outside: str, make: Make
         name for name in os.listxattr(now) if name.startswith("user.k")
     }
     assert stack.u.read(GUESS) == now.read_bytes()
+
+
+@pytest.mark.parametrize("doubts", [False, True], ids=["it is some time ago", "somebody told"])
+def test_what_was_copied_a_moment_ago_is_believed_in(doubts: bool, make: MakeStack) -> None:
+    """By the first look at a request; what lies longer back, or was changed by others, is looked at again."""
+    stack = prepare(make)
+    storm(stack, FILES[:FIRST])
+    afterwards = stack.union._tree.afterwards
+    assert afterwards is not None
+    ready = afterwards.ready
+    assert ready is not None
+    ready.until = perf_counter() + 100
+    assert afterwards.seen(ready.node) is ready.st
+    assert afterwards.seen(stack.union._nodes.file(stack.u.node(FILES[FIRST + 1]))) is None
+    if doubts:
+        stack.union.heed()
+    else:
+        ready.until = perf_counter()
+    _in_place(stack.lowers[0] / GUESS)
+    stack.watch()
+    assert afterwards.seen(ready.node) is None
+    assert stack.union.copyup_begin(ready.node.nodeid) is None
+    stack.u.chmod(GUESS, 0o600)
+    assert stack.upper is not None
+    assert (stack.upper / GUESS).read_bytes() == b"CHANGED"
 
 
 def test_each_copy_up_is_counted_once_and_only_if_it_was_asked_for(make: MakeStack) -> None:

@@ -6,6 +6,9 @@ that of the names (what a shell makes of `*`). After two that came as guessed, t
 staging directory before anybody asks: a guess that comes true is renamed into place, one that does not, or is not
 asked for before the daemon sleeps, is removed, and the next is made after twice as many that would have been right.
 
+The times may wait as long as nothing but such files is asked for: a directory whose files are all changed gets them
+back once.
+
 Holds what is left to do; `core.ahead` does it. Used only where somebody promises to call when an answer was given and
 before sleeping (`Union.answer_first`).
 """
@@ -13,6 +16,7 @@ before sleeping (`Union.answer_first`).
 from __future__ import annotations
 
 from bisect import bisect_right
+from time import perf_counter
 from typing import Final
 
 from unionfs.core.branch import BranchDir, Stat
@@ -23,12 +27,14 @@ _WORTH: Final = 2
 _WORTH_MOST: Final = 64
 _LOOK_AT: Final = 4  # names after the last one, among which a file is looked for
 _SORTED_MOST: Final = 1024  # children of a directory that are put in the order of their names
+_FRESH_S: Final = 0.002
+"""So long after it was copied nobody looks whether the lower file is still what it was: copying takes as long."""
 
 
 class Ready:
     """A whole copy in the staging directory that nobody has asked for yet."""
 
-    __slots__ = ("node", "st", "leaf", "dst", "mode", "kept_mode", "copied", "reflinked", "seconds")
+    __slots__ = ("node", "st", "leaf", "dst", "mode", "kept_mode", "copied", "reflinked", "seconds", "until")
 
     def __init__(
         self,
@@ -40,7 +46,7 @@ class Ready:
         kept_mode: bool,
         copied: int,
         reflinked: bool,
-        seconds: float,
+        since: float,
     ) -> None:
         self.node = node  # immutable, as is all the rest
         self.st = st  # of the lower file, before it was copied
@@ -50,7 +56,9 @@ class Ready:
         self.kept_mode = kept_mode  # they are those that it was made with
         self.copied = copied  # bytes
         self.reflinked = reflinked
-        self.seconds = seconds  # that it took
+        now = perf_counter()
+        self.seconds = now - since  # that it took
+        self.until = now + _FRESH_S
 
     def is_of(self, st: Stat) -> bool:
         """Whether the lower file is what it was."""
@@ -71,7 +79,8 @@ class Afterwards:
 
     def __init__(self) -> None:
         self.due = False  # there is something; set with the next two, reset by ahead.settle
-        self.touched: list[tuple[DirNode, BranchDir, Stat]] = []  # where they are in the upper, the times they had
+        self.touched: tuple[DirNode, BranchDir, Stat] | None = None
+        """The directory whose times are to be put back: where it is in the upper, and the times it had."""
         self.last: FileNode | None = None  # the file copied up since the last time
         self.ready: Ready | None = None
         self.made = 0  # copies made ahead, so far
@@ -127,6 +136,16 @@ class Afterwards:
             return self._sorted[at : at + _LOOK_AT]
         order = parent.order
         return order.following(name, _LOOK_AT) if order is not None else []
+
+    def seen(self, node: FileNode) -> Stat | None:
+        """What the lower file of a `ready` copy was a moment ago."""
+        ready = self.ready
+        return ready.st if ready is not None and ready.node is node and perf_counter() < ready.until else None
+
+    def doubt(self) -> None:
+        """Others have changed something: look before `ready` is used."""
+        if self.ready is not None:
+            self.ready.until = 0.0
 
     def take(self, node: FileNode) -> Ready | None:
         """The copy of `node`, which is the caller's from now on."""

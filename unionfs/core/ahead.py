@@ -26,17 +26,16 @@ _ROOM_FOR: Final = 64
 """Copies made ahead between two looks at how much room there is."""
 
 
-def settle(tree: Tree) -> None:
-    """Do what was left for after the answer (see `core.afterwards`). Never raises."""
+def settle(tree: Tree, *, times: bool = True) -> None:
+    """Do what was left for after the answer (see `core.afterwards`); without `times`, those of the directory may wait
+    until `copyup.put_times_back`. Never raises."""
     afterwards = tree.afterwards
     if afterwards is None:
         return
     afterwards.due = False
     try:
-        while afterwards.touched:
-            directory, place, before = afterwards.touched.pop()
-            tree.restore_times(place.fd(), before)
-            tree.ours(directory)
+        if times:
+            copyup.put_times_back(tree)
         if afterwards.last is not None and afterwards.ready is not None:
             rest(tree)  # another one was asked for
         node = afterwards.guess()
@@ -55,7 +54,8 @@ def end(tree: Tree) -> None:
 
 
 def rest(tree: Tree) -> None:
-    """Nobody asks now: remove what was copied in vain. Never raises."""
+    """Nobody asks now: remove what was copied in vain, and put times back. Never raises."""
+    copyup.put_times_back(tree)
     afterwards = tree.afterwards
     ready = afterwards.give_up() if afterwards is not None else None
     if ready is not None:
@@ -92,4 +92,4 @@ def _copy_ahead(tree: Tree, node: FileNode, afterwards: Afterwards) -> None:
         raise
     if not kept_mode:
         mode = st.st_mode & 0o7777
-    afterwards.ready = Ready(node, st, leaf, dst, mode, kept_mode, copied, reflinked, perf_counter() - since)
+    afterwards.ready = Ready(node, st, leaf, dst, mode, kept_mode, copied, reflinked, since)

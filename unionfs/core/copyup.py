@@ -112,7 +112,8 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     if not needs_copy(node):
         return None
     require_upper(tree)
-    st = tree.stat(node)
+    seen = tree.afterwards.seen(node) if tree.afterwards is not None else None
+    st = seen if seen is not None else tree.stat(node)
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st
         return None
@@ -152,7 +153,8 @@ def ensure(
         afterwards.copied(node, st.st_mode & 0o7777, mode)
         ready = afterwards.take(node)
         if ready is not None:
-            if length == st.st_size and ready.is_of(st) and ready.mode in (mode, st.st_mode & 0o7777):
+            is_of = st is ready.st or ready.is_of(st)
+            if is_of and length == st.st_size and ready.mode in (mode, st.st_mode & 0o7777):
                 return _use(tree, ready, mode, later)
             tree.staging.dispose(ready.leaf)
     if not length or st.st_size <= AT_ONCE:
@@ -354,7 +356,7 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool
     assert up is not None
     kind = st.st_mode & IFMT
     key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != IFREG else None
-    before = up.stat()
+    before = _times_before(tree, up)
     new_ino = 0  # what a listing shows is the origin's number anyway
     if key is not None:
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
@@ -370,8 +372,8 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool
             tree.links.withdraw(key)
         raise
     _moved(tree, node, up, node.name)
-    if later and tree.afterwards is not None:
-        tree.afterwards.touched.append((parent, up, before))
+    if later and tree.afterwards is not None and not tree.is_strict:
+        tree.afterwards.touched = parent, up, before
         tree.afterwards.due = True
     else:
         tree.restore_times(up.fd(), before)
@@ -382,6 +384,33 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool
             tree.links.cover(key, st.st_nlink)
     if tree.is_strict:
         _sync_dir(up)
+
+
+def _times_before(tree: Tree, up: BranchDir) -> Stat:
+    """The times that a directory of the upper is to have after something was placed in it: those it has, or is still to
+    get back."""
+    touched = tree.afterwards.touched if tree.afterwards is not None else None
+    if touched is not None:
+        if touched[1] is up:
+            return touched[2]
+        put_times_back(tree)
+    return up.stat()
+
+
+def put_times_back(tree: Tree) -> None:
+    """Give the directory that files were placed in the times that it had, if that has been left for later. Never
+    raises: what was placed is there."""
+    afterwards = tree.afterwards
+    touched = afterwards.touched if afterwards is not None else None
+    if afterwards is None or touched is None:
+        return
+    afterwards.touched = None
+    directory, up, before = touched
+    try:
+        tree.restore_times(up.fd(), before)
+    except OSError:  # it has gone
+        return
+    tree.ours(directory)
 
 
 def _moved(tree: Tree, node: FileNode, home: BranchDir, leaf: bytes) -> None:
@@ -457,7 +486,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
             assert node.parent is not None
             assert node.parent.upper is not None
             up, name = node.parent.upper, node.name
-        before = up.stat()
+        before = _times_before(tree, up)
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
         staging.publish(leaf, up, name)
     except BaseException:
@@ -504,7 +533,7 @@ def give_name(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
         pass
     key = node.rare().key
     st = tree.stat(node)
-    before = up.stat()
+    before = _times_before(tree, up)
     if key is not None:
         tree.links.announce(key, 1, st.st_nlink + 1)
     os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)

@@ -132,6 +132,9 @@ class Union:
     def heed(self) -> bool:
         """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
         watcher = self._tree.watcher
+        copyup.put_times_back(self._tree)
+        if self._tree.afterwards is not None:
+            self._tree.afterwards.doubt()
         return watcher is not None and outside.heed(self._tree, watcher)
 
     @property
@@ -367,6 +370,8 @@ class Union:
 
     def _setattr(self, nodeid: int, change: AttrChange) -> Attrs:
         node = self._nodes.get(nodeid)
+        if isinstance(node, DirNode):
+            copyup.put_times_back(self._tree)
         metadata.setattr_node(self._tree, node, change)
         return self._tree.attrs(node, self._tree.stat_changed(node))
 
@@ -548,9 +553,15 @@ class Union:
         afterwards = self._tree.afterwards = Afterwards()
         return afterwards
 
-    def settle(self) -> None:
-        """Do what was left for after the answer. Never raises."""
-        ahead.settle(self._tree)
+    def settle(self, *, times: bool = True) -> None:
+        """Do what was left for after the answer; without `times`, those of a directory may be left for
+        `put_times_back`. Never raises."""
+        ahead.settle(self._tree, times=times)
+
+    def put_times_back(self) -> None:
+        """To be called before anything but `setattr`, `write` and `getxattr`, and soon in any case, by whoever lets
+        `settle` leave times. Never raises."""
+        copyup.put_times_back(self._tree)
 
     def rest(self) -> None:
         """Nobody asks now: nothing is to be left that was made for who might. Never raises."""

@@ -432,3 +432,91 @@ def test_who_may_keeps_them(served: Served) -> None:
     node = served.node(b"suid")
     assert served.ask(wire.write(node, 0, b"y")).error == 0
     assert stat.S_IMODE((served.upper / "suid").stat().st_mode) == 0o4755
+
+
+# -- the times of directories in which files are copied up -----------------------------------------------------------
+
+
+class Storm:
+    """Files of `d` changed one after the other: their directory waits for its times until something else is asked."""
+
+    BEFORE = 77_000_000_007
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        os.utime(served.lower.parent / "top/d", ns=(self.BEFORE, self.BEFORE))
+        self.d = served.node(b"d")
+        self.files = [served.node(name, self.d) for name in (b"a", b"b", b"c")]
+
+    def change(self, *files: int) -> None:
+        for file in files:
+            self.ask(wire.setattr_(file, 1, mode=0o600))
+
+    def ask(self, request: bytes) -> wire.Reply:
+        """As the loop does it: what is due is done once the answer is given."""
+        reply = self.served.ask(request)
+        if self.served.dispatcher.afterwards.due:
+            self.served.dispatcher.settle()
+        return reply
+
+    @property
+    def mtime(self) -> int:
+        """Of the directory in the upper, by nothing that asks the union."""
+        return (self.served.upper / "d").stat().st_mtime_ns
+
+
+OF_ANOTHER_KIND: dict[str, Callable[[int, int], bytes]] = {
+    "getattr": lambda d, file: wire.request(wire.GETATTR, d, bytes(16)),
+    "getattr of a file": lambda d, file: wire.request(wire.GETATTR, file, bytes(16)),
+    "lookup": lambda d, file: wire.request(wire.LOOKUP, ROOT, b"d\0"),
+    "statx": lambda d, file: wire.request(wire.STATX, d, bytes(24)),
+    "readdir": lambda d, file: wire.read(d, 0, 4096, wire.READDIR),
+    "readdirplus of its parent": lambda d, file: wire.read(ROOT, 0, 4096, wire.READDIRPLUS),
+    "read": lambda d, file: wire.read(file, 0, 4096),
+    "forget": lambda d, file: wire.request(wire.BATCH_FORGET, 0, struct.pack("=II", 0, 0)),
+    "fsync": lambda d, file: wire.request(wire.FSYNCDIR, d, struct.pack("=QII", 0, 0, 0)),
+    "setattr of the directory": lambda d, file: wire.setattr_(d, 1, mode=0o700),
+    "an unknown one": lambda d, file: wire.request(4096, d),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANOTHER_KIND)
+def test_a_request_of_another_kind_finds_the_times_put_back(served: Served, kind: str) -> None:
+    storm = Storm(served)
+    storm.change(*storm.files[:2])
+    assert storm.mtime != storm.BEFORE
+    served.raw(OF_ANOTHER_KIND[kind](storm.d, storm.files[0]))
+    assert storm.mtime == storm.BEFORE or kind == "an unknown one"
+    while served.dispatcher.slow:
+        done(served.dispatcher, served.dispatcher.slow.pop())
+    served.dispatcher.calm()
+    assert storm.mtime == storm.BEFORE
+
+
+def test_what_is_asked_of_files_alone_lets_them_wait(served: Served) -> None:
+    storm = Storm(served)
+    storm.change(storm.files[0])
+    storm.ask(wire.request(wire.GETXATTR, storm.files[1], struct.pack("=II", 0, 0) + b"security.capability\0"))
+    storm.ask(wire.write(storm.files[1], 0, b"data"))
+    storm.change(storm.files[2])
+    assert storm.mtime != storm.BEFORE
+    served.dispatcher.calm()
+    assert storm.mtime == storm.BEFORE
+
+
+@pytest.mark.parametrize("kind", ["mknod", "unlink", "utimens"])
+def test_times_that_a_request_changes_stay(served: Served, kind: str) -> None:
+    storm = Storm(served)
+    storm.change(*storm.files[:2])
+    if kind == "mknod":
+        body = struct.pack("=IIII", stat.S_IFREG | 0o644, 0, 0, 0) + b"new\0"
+        assert storm.ask(wire.request(wire.MKNOD, storm.d, body)).error == 0
+    elif kind == "unlink":
+        assert storm.ask(wire.request(wire.UNLINK, storm.d, b"a\0")).error == 0
+    else:
+        assert storm.ask(wire.setattr_(storm.d, 1 << 5, mtime=(5, 6))).error == 0
+    changed = storm.mtime
+    assert changed != storm.BEFORE
+    storm.change(storm.files[2])
+    served.dispatcher.calm()
+    assert storm.mtime == changed

@@ -284,6 +284,8 @@ class Dispatcher:
         try:
             if length != end or without_extensions < self._least[opcode]:
                 raise MalformedError(f"{end} bytes where {length} are announced and {self._least[opcode]} needed")
+            if self.afterwards.touched is not None and opcode not in _LEAVES_TIMES:
+                self.union.put_times_back()
             # The commonest by name: compiled code calls these directly, what is in a table by way of Python's objects.
             if opcode == _LOOKUP:
                 return handlers.lookup(self, unique, nodeid, head, buf, without_extensions)
@@ -308,11 +310,16 @@ class Dispatcher:
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
 
     def settle(self) -> None:
-        """Do what was left for after the answer that has just been given."""
+        """Do what was left for after the answer that has just been given. A directory's times are left for the next
+        request of another kind, or for `calm`."""
         try:
-            self.union.settle()
+            self.union.settle(times=False)
         except Exception:
             log.exception("bug after an answer")
+
+    def calm(self) -> None:
+        """To be called after some milliseconds of serving, and when nothing more is there to serve."""
+        self.union.put_times_back()
 
     def _later(self, run: Callable[[], None]) -> None:
         self.slow.append(partial(_run, run))
@@ -392,6 +399,10 @@ class Dispatcher:
                     replies.append(bytes(reply))
         return replies
 
+
+_LEAVES_TIMES: Final = frozenset((_SETATTR, _WRITE, int(Op.GETXATTR)))
+"""What programs ask for that change one file after the other; shows no times of a directory (setattr of one puts them
+back itself)."""
 
 _UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
 """What the kernel wants no reply to, not even an error."""

@@ -143,6 +143,7 @@ class _Engine:
                 has_served=outcome == turn.SLOW,
             )
             if outcome != turn.SLOW:
+                dispatcher.calm()
                 return outcome == turn.BUSY
             self._start(nursery)
 
@@ -160,6 +161,7 @@ class _Engine:
                 self._send(reply)
             self._start(nursery)
         self._dispatcher.settle()
+        self._dispatcher.calm()
         if self._notifier is not None:
             self._notifier.release()
 
@@ -177,6 +179,7 @@ class _Engine:
                 self._send(reply)
             self._start(nursery)
         self._dispatcher.settle()
+        self._dispatcher.calm()
 
     def _notify(self, stale: Stale) -> None:
         """In the notifier's thread."""
