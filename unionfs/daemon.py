@@ -3,7 +3,8 @@
 Knows the core's door and the transports by name. Does not know command lines; prints nothing and raises StartError.
 
 The order matters: branches are opened and checked first, then the mount is made, then the caller is told, and only then
-the transport is imported, which takes longer than all the rest: requests wait in the kernel until it answers them.
+the transport is imported: requests wait in the kernel until it answers them. What else is to be done at the start are
+the transport's chores, for when nobody waits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from unionfs.fuse.reporting import Reporter
     from unionfs.fuse.watching import Notifier
 
-TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
-"""Name -> module with `serve(fd, union, *, options)`."""
+TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.entry", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
+"""Name -> module with `serve(fd, union, *, options, traffic, notifier, chores)`."""
 DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
@@ -251,13 +253,14 @@ def _mount_and_serve(
         if will is not None:
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
-        _start_logging(options.debug)
+        chores: list[Callable[[], object]] = [partial(_start_logging, options.debug)]
         if bell_fd is not None and mounted.connection is not None:
-            _reporter(union, traffic, options.transport, mountpoint).listen(bell_fd, mounted.connection)
+            about = partial(_reporter, union, traffic, options.transport, mountpoint)
+            chores.append(partial(_listen, about, bell_fd, mounted.connection))
+        chores.append(_spare_collections)
         transport = import_module(TRANSPORTS[options.transport])
-        _spare_collections()
         serving = True
-        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
+        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier, chores=chores)
     except BaseException:
         if departure.has_interrupted:
             return
@@ -290,6 +293,10 @@ def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -
     from unionfs.fuse.reporting import Reporter
 
     return Reporter(union, traffic, transport, mountpoint)
+
+
+def _listen(about: Callable[[], Reporter], bell_fd: int, connection: int) -> None:
+    about().listen(bell_fd, connection)
 
 
 def _spare_collections() -> None:

@@ -19,7 +19,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -58,12 +58,21 @@ _cause: ContextVar[Cause] = ContextVar("cause", default=NOBODY)
 
 
 def serve(
-    fd: int, union: Union, *, options: ServeOptions, traffic: Tally | None = None, notifier: Notifier | None = None
+    fd: int,
+    union: Union,
+    *,
+    options: ServeOptions,
+    traffic: Tally | None = None,
+    notifier: Notifier | None = None,
+    chores: Sequence[Callable[[], object]] = (),
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
 
-    `notifier`: tells the kernel of changes that others make to the branches.
+    `notifier`: tells the kernel of changes that others make to the branches. `chores`: what else is to be done at the
+    start, in this order.
     """
+    for chore in chores:
+        chore()
     # Only one session per process can exist: pyfuse3 keeps it in a global.
     adapter = _Adapter(union, options, traffic)
     pyfuse3.init(adapter, f"/dev/fd/{fd}", set())

@@ -114,7 +114,7 @@ def _main(plan: Plan) -> None:
     from unionfs.core.copydata import CancelledError, Copy
     from unionfs.core.options import Options
     from unionfs.core.union import Union
-    from unionfs.fuse.kernel import server
+    from unionfs.fuse.kernel import entry
     from unionfs.fuse.kernel.session import Session, Tuning
     from unionfs.fuse.mounting import MountOptions, mount_union
     from unionfs.fuse.options import ServeOptions
@@ -153,10 +153,7 @@ def _main(plan: Plan) -> None:
 
     threading.Thread(target=obey, daemon=True).start()
     print("ready", flush=True)
-    import trio
-
-    trio.run(server.serve_async, fd, union, session, notifier)
-    os.close(fd)
+    entry.serve(fd, union, options=session.options, traffic=session, notifier=notifier)
     union.close()
 
 

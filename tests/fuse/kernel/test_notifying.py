@@ -18,7 +18,7 @@ from tests.fuse.kernel.wire import ROOT
 from unionfs.core.attrs import ANY_NAME, Stale
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import encode, server
+from unionfs.fuse.kernel import encode, entry
 from unionfs.fuse.kernel.abi import Notify
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
@@ -74,7 +74,7 @@ class Watched:
         speaker = threading.Thread(target=speak)
         speaker.start()
         fd = os.dup(self.theirs.fileno())
-        server.serve(fd, self.union, options=ServeOptions(), traffic=session, notifier=notifier)
+        entry.serve(fd, self.union, options=ServeOptions(), traffic=session, notifier=notifier)
         speaker.join()
         if failed:
             raise failed[0]

@@ -18,10 +18,12 @@ from tests.core.trees import tree
 from tests.fuse.kernel import wire
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import handshake, server
+from unionfs.fuse.kernel import entry, handshake, server
 from unionfs.fuse.kernel.device import Device, Gone
+from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.handshake import negotiate
 from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
+from unionfs.fuse.kernel.turn import Lookout
 from unionfs.fuse.options import ServeOptions
 
 
@@ -88,7 +90,7 @@ def while_serving(
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), traffic=session)
+    entry.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), traffic=session)
     speaker.join()
     if failed:
         raise failed[0]
@@ -147,7 +149,8 @@ def test_the_other_tasks_get_their_turn(kernel: Kernel, union: Union) -> None:
         session = Session(ServeOptions(), Tuning())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count_turns)
-            await server.serve_async(kernel.theirs.fileno(), union, session)
+            device = Device(kernel.theirs.fileno())
+            await server.serve_async(device, Lookout(lambda: True), Dispatcher(union, session))
             nursery.cancel_scope.cancel()
         assert session.messages["GETATTR"] == rounds * at_once
 
@@ -183,7 +186,7 @@ def test_what_ends_it_is_told_as_it_was(
     kernel.say(wire.init())
     kernel.say(wire.request(wire.STATFS))
     with pytest.raises(interrupt):
-        server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
+        entry.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
 
 
 # -- the first exchange ----------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Rooms, from the bytes outwards: `abi` (numbers and layouts of <linux/fuse.h>), `
 of a Union verb), `encode` (what the verb returned to reply bytes), `session` (what was negotiated, counted, is
 waiting), `listing` and `data` (the requests that fill a buffer), `handlers` (requests with a shape of their own),
 `dispatch` (one table: opcode to decode, verb, encode), all of them without a descriptor of the device; `device` (the
-descriptor), `handshake` (the first exchange) and `server` (the trio loop) do the I/O.
+descriptor), `turn` (requests in, answers out, until none is left), and who takes turns do the I/O: `handshake` (the
+first exchange), `entry` (the way in), `early` (before trio is imported) and `server` (the trio loop).
 
 Knows FUSE and `unionfs.core`'s door. Never imports the other transport.
 

@@ -21,14 +21,10 @@ from typing import Final
 import trio
 
 from unionfs.core.attrs import Stale
-from unionfs.core.union import Union
-from unionfs.fuse.kernel import abi, data, encode, turn
+from unionfs.fuse.kernel import data, encode, turn
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
-from unionfs.fuse.kernel.session import Session, Tuning
-from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
-from unionfs.syscalls import processors
 
 log = logging.getLogger(__name__)
 
@@ -39,42 +35,35 @@ _THREADS: Final = 32
 """Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
 
 
-def serve(
-    fd: int,
-    union: Union,
-    *,
-    options: ServeOptions,
-    tuning: Tuning | None = None,
-    traffic: Session | None = None,
-    notifier: Notifier | None = None,
-) -> None:
-    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
+def run(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
+    """Answer the requests that arrive on `device` until the union is unmounted, those first that are waiting in the
+    dispatcher's `slow`. The Union belongs to this thread.
 
-    `traffic`: a session that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
     `notifier`: tells the kernel of changes that others make to the branches.
     Raises: UnsupportedError when the kernel and this engine have no protocol in common.
     """
     try:
-        trio.run(serve_async, fd, union, traffic or Session(options, tuning or Tuning()), notifier)
+        trio.run(serve_async, device, lookout, dispatcher, notifier)
     except (BaseExceptionGroup, trio.TrioInternalError) as exc:
         raise _innermost(exc) from None
-    finally:
-        os.close(fd)
 
 
-async def serve_async(fd: int, union: Union, session: Session, notifier: Notifier | None = None) -> None:
-    """As `serve`, beside other tasks of a trio program; `fd` stays open. The Union belongs to this thread."""
-    engine = _Engine(Device(fd), Dispatcher(union, session), notifier)
+async def serve_async(
+    device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None = None
+) -> None:
+    """As `run`, beside other tasks of a trio program."""
+    engine = _Engine(device, lookout, dispatcher, notifier)
     if notifier is None:
-        await _serve(engine, fd, session)
+        await _serve(engine, device.fd)
         return
     async with trio.open_nursery() as beside:
         beside.start_soon(notifier.heed)
-        await _serve(engine, fd, session)
+        await _serve(engine, device.fd)
         beside.cancel_scope.cancel()
 
 
-async def _serve(engine: _Engine, fd: int, session: Session) -> None:
+async def _serve(engine: _Engine, fd: int) -> None:
+    session = engine.session
     try:
         async with trio.open_nursery() as nursery:
             try:
@@ -108,11 +97,13 @@ def _innermost(exc: BaseException) -> BaseException:
 class _Engine:
     """One device and one dispatcher, and the work of theirs that is under way in threads."""
 
-    def __init__(self, device: Device, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
+    def __init__(
+        self, device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None
+    ) -> None:
         self._device = device  # immutable
-        self._spare = processors.Spare()  # immutable
-        self._lookout = turn.Lookout(self._spare.is_there)  # immutable
+        self._lookout = lookout  # immutable
         self._dispatcher = dispatcher  # immutable
+        self.session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
             notifier.start(self._notify, dispatcher.may_tell, partial(dispatcher.encoder.believe, UNWATCHED_S))
@@ -129,7 +120,10 @@ class _Engine:
         """
         dispatcher = self._dispatcher
         handle = dispatcher.handle_and_log if dispatcher.session.options.debug else dispatcher.handle
+        refused = partial(turn.refused, self._device)
         until = monotonic() + _TURN_S
+        if dispatcher.slow:
+            self._start(nursery)
         outcome = turn.IDLE
         while True:
             outcome = turn.serve(
@@ -137,7 +131,7 @@ class _Engine:
                 self._lookout,
                 dispatcher,
                 handle,
-                self._refused,
+                refused,
                 until=until,
                 lingers=not self._away,  # the end of what is away is told by trio
                 has_served=outcome == turn.SLOW,
@@ -240,17 +234,9 @@ class _Engine:
     def _send(self, reply: bytes | memoryview) -> None:
         """Answer."""
         if not self._device.send(reply):
-            self._refused(reply)
-
-    def _refused(self, reply: bytes | memoryview) -> None:
-        """A reply the kernel finds malformed becomes EIO, else its caller would wait for ever."""
-        _length, code, unique = abi.OUT_HEADER.unpack_from(reply)
-        log.error("the kernel refused an answer of %d bytes (errno %d)", len(reply), -code)
-        if unique:
-            self._device.send(encode.error(unique, errno.EIO))
+            turn.refused(self._device, reply)
 
     def join(self) -> None:
         """Wait for the threads: none may use the descriptor after this."""
         for _ in range(_THREADS):
             self._threads.acquire()
-        self._spare.close()

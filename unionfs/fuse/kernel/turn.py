@@ -7,13 +7,18 @@ moment before it gives the thread back, which costs several times what a request
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.handlers import Reply
+
+log = logging.getLogger(__name__)
 
 IDLE: Final = 0
 """Nothing is there: sleep until the device is readable."""
@@ -117,3 +122,11 @@ def serve(
         if slow:
             return SLOW
     return BUSY
+
+
+def refused(device: Device, reply: bytes | memoryview) -> None:
+    """A reply that the kernel finds malformed becomes EIO, else its caller would wait for ever. Raises: Gone."""
+    _length, code, unique = abi.OUT_HEADER.unpack_from(reply)
+    log.error("the kernel refused an answer of %d bytes (errno %d)", len(reply), -code)
+    if unique:
+        device.send(encode.error(unique, errno.EIO))

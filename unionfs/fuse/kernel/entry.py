@@ -1,0 +1,68 @@
+"""The way in: serve a mount from its first request to its last. Imports nothing heavy before it can answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from unionfs.core.union import Union
+from unionfs.fuse.kernel import early
+from unionfs.fuse.kernel.device import Device, Gone
+from unionfs.fuse.kernel.dispatch import Dispatcher
+from unionfs.fuse.kernel.session import Session, Tuning
+from unionfs.fuse.kernel.turn import Lookout
+from unionfs.fuse.options import ServeOptions
+from unionfs.syscalls.processors import Spare
+
+if TYPE_CHECKING:
+    from unionfs.fuse.watching import Notifier
+
+_PORTIONS: Final = ("attr", "ssl", "trio._core._local", "trio._core", "trio", "unionfs.fuse.kernel.server")
+"""What the loop needs, in portions of some 20 ms. Any may be missing in other versions of trio: the last brings all."""
+
+
+def serve(
+    fd: int,
+    union: Union,
+    *,
+    options: ServeOptions,
+    tuning: Tuning | None = None,
+    traffic: Session | None = None,
+    notifier: Notifier | None = None,
+    chores: Sequence[early.Chore] = (),
+) -> None:
+    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`. On the
+    main thread.
+
+    `traffic`: a session that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
+    `notifier`: tells the kernel of changes that others make to the branches. `chores`: what else is to be done at the
+    start, for which nobody should have to wait; done in this order.
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common; what a chore raises.
+    """
+    session = traffic or Session(options, tuning or Tuning())
+    spare = Spare()
+    try:
+        device, lookout, dispatcher = Device(fd), Lookout(spare.is_there), Dispatcher(union, session)
+        chores = [*(partial(_import, name) for name in _PORTIONS), *chores]
+        if notifier is None:
+            early.serve(device, lookout, dispatcher, chores)
+        else:  # of which the first answer may already speak
+            for chore in chores:
+                chore()
+        from unionfs.fuse.kernel import server
+
+        server.run(device, lookout, dispatcher, notifier)
+    except Gone:
+        pass
+    finally:
+        spare.close()
+        os.close(fd)
+
+
+def _import(portion: str) -> None:
+    with suppress(ImportError):
+        import_module(portion)
