@@ -10,6 +10,7 @@ the transport's chores, for when nobody waits.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import fcntl
 import os
 import resource
@@ -253,6 +254,7 @@ def _mount_and_serve(
         if will is not None:
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
         chores: list[Callable[[], object]] = [partial(_start_logging, options.debug)]
         if bell_fd is not None and mounted.connection is not None:
             about = partial(_reporter, union, traffic, options.transport, mountpoint)
@@ -311,12 +313,10 @@ def _spare_collections() -> None:
 
 def _start_logging(debug: bool) -> None:
     """Log to stderr from here on. Late, because importing the logging module takes as long as mounting."""
-    import faulthandler
     import logging
 
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
 
 
 def _logger() -> Logger:
