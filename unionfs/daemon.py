@@ -255,7 +255,11 @@ def _mount_and_serve(
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
-        chores: list[Callable[[], object]] = [partial(_start_logging, options.debug)]
+        chores: list[Callable[[], object]] = []
+        if options.debug:
+            _start_logging(debug=True)  # every request is to be seen
+        else:
+            chores.append(partial(_start_logging, debug=False))
         if bell_fd is not None and mounted.connection is not None:
             about = partial(_reporter, union, traffic, options.transport, mountpoint)
             chores.append(partial(_listen, about, bell_fd, mounted.connection))

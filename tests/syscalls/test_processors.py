@@ -54,7 +54,17 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "membership",
-    ["", "0::/\n", "0::/gone\n", "4:cpu:/none\n", "0::/../..\n", "1:name=systemd:/a:b\n", "0::/bad\n", "0::/zero\n"],
+    [
+        "",
+        "0::/\n",
+        "0::/gone\n",
+        "4:cpu:/none\n",
+        "0::/../..\n",
+        "1:name=systemd:/a:b\n",
+        "0::/bad\n",
+        "0::/zero\n",
+        "nonsense\n",
+    ],
 )
 def test_what_cannot_be_read_does_not_count(tmp_path: Path, membership: str) -> None:
     written(tmp_path / "cpu/none/cpu.cfs_quota_us", "-1\n")
@@ -62,6 +72,11 @@ def test_what_cannot_be_read_does_not_count(tmp_path: Path, membership: str) -> 
     written(tmp_path / "bad/cpu.max", "nonsense\n")
     written(tmp_path / "zero/cpu.max", "0 0\n")
     assert ours(tmp_path, membership) == ALL
+
+
+def test_names_with_all_kinds_of_separators(tmp_path: Path) -> None:
+    written(tmp_path / "a\x0b\u2028b/cpu.max", "20000 100000\n")
+    assert ours(tmp_path, "3:memory:/x\x0cy\n0::/a\x0b\u2028b\n") == 0.2
 
 
 def test_more_than_there_are(tmp_path: Path) -> None:

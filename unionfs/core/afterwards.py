@@ -138,14 +138,9 @@ class Afterwards:
         return order.following(name, _LOOK_AT) if order is not None else []
 
     def seen(self, node: FileNode) -> Stat | None:
-        """What the lower file of a `ready` copy was a moment ago."""
+        """What the lower file of a `ready` copy was a moment ago. Not for who promises to notice what others change."""
         ready = self.ready
         return ready.st if ready is not None and ready.node is node and perf_counter() < ready.until else None
-
-    def doubt(self) -> None:
-        """Others have changed something: look before `ready` is used."""
-        if self.ready is not None:
-            self.ready.until = 0.0
 
     def take(self, node: FileNode) -> Ready | None:
         """The copy of `node`, which is the caller's from now on."""

@@ -112,7 +112,7 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
     if not needs_copy(node):
         return None
     require_upper(tree)
-    seen = tree.afterwards.seen(node) if tree.afterwards is not None else None
+    seen = tree.afterwards.seen(node) if tree.afterwards is not None and tree.watcher is None else None
     st = seen if seen is not None else tree.stat(node)
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st

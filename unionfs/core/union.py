@@ -133,8 +133,6 @@ class Union:
         """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
         watcher = self._tree.watcher
         copyup.put_times_back(self._tree)
-        if self._tree.afterwards is not None:
-            self._tree.afterwards.doubt()
         return watcher is not None and outside.heed(self._tree, watcher)
 
     @property
@@ -555,8 +553,8 @@ class Union:
 
     def settle(self, *, times: bool = True) -> None:
         """Do what was left for after the answer; without `times`, those of a directory may be left for
-        `put_times_back`. Never raises."""
-        ahead.settle(self._tree, times=times)
+        `put_times_back`, unless others are watched, who may change them meanwhile. Never raises."""
+        ahead.settle(self._tree, times=times or self._tree.watcher is not None)
 
     def put_times_back(self) -> None:
         """To be called before anything but `setattr`, `write` and `getxattr`, and soon in any case, by whoever lets

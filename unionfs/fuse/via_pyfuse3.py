@@ -71,8 +71,12 @@ def serve(
     `notifier`: tells the kernel of changes that others make to the branches. `chores`: what else is to be done at the
     start, in this order.
     """
-    for chore in chores:
-        chore()
+    try:
+        for chore in chores:
+            chore()
+    except BaseException:
+        os.close(fd)
+        raise
     # Only one session per process can exist: pyfuse3 keeps it in a global.
     adapter = _Adapter(union, options, traffic)
     pyfuse3.init(adapter, f"/dev/fd/{fd}", set())

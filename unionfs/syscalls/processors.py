@@ -23,8 +23,9 @@ def ours(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS)
     `membership`: as cgroups(7) describes /proc/PID/cgroup; `mounted`: the directory of the hierarchies.
     """
     usable = [float(len(os.sched_getaffinity(0)))]
-    with suppress(OSError):
-        for line in membership.read_text(errors="surrogateescape").splitlines():
+    with suppress(OSError, ValueError):
+        lines = membership.read_text(errors="surrogateescape").rstrip("\n").split("\n")
+        for line in lines:  # not splitlines: a name may have whatever else ends one
             _number, controllers, path = line.split(":", 2)
             usable += _quotas(mounted, controllers, Path(path))
     return min(usable)

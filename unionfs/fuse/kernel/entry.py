@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
@@ -21,8 +21,9 @@ from unionfs.syscalls.processors import Spare
 if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
 
-_PORTIONS: Final = ("attr", "ssl", "trio._core._local", "trio._core", "trio", "unionfs.fuse.kernel.server")
-"""What the loop needs, in portions of some 20 ms. Any may be missing in other versions of trio: the last brings all."""
+_PORTIONS: Final = ("attr", "ssl", "outcome", "sortedcontainers", "subprocess", "trio", "unionfs.fuse.kernel.server")
+"""What the loop needs, in portions: trio last, after what it imports itself and can be had alone. Any of that may be
+missing with other versions of trio."""
 
 
 def serve(
@@ -44,23 +45,21 @@ def serve(
     Raises: UnsupportedError when the kernel and this engine have no protocol in common; what a chore raises.
     """
     session = traffic or Session(options, tuning or Tuning())
-    spare = Spare()
-    try:
+    chores = [*(partial(_import, name) for name in _PORTIONS), *chores]
+    with ExitStack() as held:
+        held.callback(os.close, fd)
+        spare = Spare()
+        held.callback(spare.close)
         device, lookout, dispatcher = Device(fd), Lookout(spare.is_there), Dispatcher(union, session)
-        chores = [*(partial(_import, name) for name in _PORTIONS), *chores]
-        if notifier is None:
-            early.serve(device, lookout, dispatcher, chores)
-        else:  # of which the first answer may already speak
-            for chore in chores:
-                chore()
-        from unionfs.fuse.kernel import server
+        with suppress(Gone):
+            if notifier is None:
+                early.serve(device, lookout, dispatcher, chores)
+            else:  # of which the first answer may already speak
+                for chore in chores:
+                    chore()
+            from unionfs.fuse.kernel import server
 
-        server.run(device, lookout, dispatcher, notifier)
-    except Gone:
-        pass
-    finally:
-        spare.close()
-        os.close(fd)
+            server.run(device, lookout, dispatcher, notifier)
 
 
 def _import(portion: str) -> None:

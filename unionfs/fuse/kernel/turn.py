@@ -48,8 +48,8 @@ class Lookout:
     """Looks whether the next request is there, again and again, instead of sleeping until it is.
 
     To be woken costs more than to serve: the processor has gone to sleep and its caches are cold. But who looks keeps a
-    processor busy, so it is done only while there is one to spare, and as long as one look in three or more finds
-    something; if not, it is tried again after a while.
+    processor busy, so it is done only while there is one to spare, and as long as two looks in three find something;
+    if not, it is tried again after a while.
     """
 
     def __init__(self, is_to_spare: Callable[[], bool]) -> None:
