@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_what_an_aborted_run_left_is_swept_and_a_live_run_is_not(root_user: User
     (dead / "mnt").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", dead / "mnt"], check=True)
     left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", f"{dead}/x"])
+    while f"{dead}/x".encode() not in Path(f"/proc/{left.pid}/cmdline").read_bytes():
+        time.sleep(0.001)  # an exec closes what tells of it before it has its arguments
     dead.with_name(dead.name + ".lock").touch()
     swept = scratch_dirs.sweep_dead_runs()
     assert f"{dead} (1 mounts, 1 processes)" in swept

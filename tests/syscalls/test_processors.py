@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -122,6 +123,15 @@ def test_one_processor_is_never_to_spare(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(processors, "ours", lambda: 1.5)
     spare = processors.Spare()
     assert not any(spare.is_there() for _ in range(10))
+    spare.close()
+
+
+def test_few_descriptors_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (36, 1024))
+    spare = processors.Spare()
+    assert set(os.listdir("/proc/self/fd")) == before
+    spare.is_there()
     spare.close()
 
 

@@ -7,6 +7,7 @@ quotas of cgroups: cpu.max in the kernel's admin-guide/cgroup-v2, cpu.cfs_quota_
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Final
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _ROOM: Final = 64  # bytes; a line of loadavg has some 30
+_MANY: Final = 128
+"""Who may have fewer descriptors than this needs each for something else."""
 
 
 def ours(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> float:
@@ -63,14 +66,14 @@ class Spare:
     def __init__(self) -> None:
         self._several = ours() >= 2  # immutable
         self._most = len(os.sched_getaffinity(0))  # immutable
-        try:
-            self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._fd = -1
+        self._fd = -1
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
+            with suppress(OSError):
+                self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
 
     def is_there(self) -> bool:
         """Asked by a thread that runs, of which the answer does not count. True where it cannot be known and there is
-        more than one processor. Takes 2 microseconds."""
+        more than one processor. Takes 2 microseconds and one descriptor, which is kept."""
         return self._several and self._running() <= self._most
 
     def _running(self) -> int:

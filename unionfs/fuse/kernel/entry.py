@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _PORTIONS: Final = ("attr", "ssl", "outcome", "sortedcontainers", "subprocess", "trio", "unionfs.fuse.kernel.server")
 """What the loop needs, in portions: trio last, after what it imports itself and can be had alone. Any of that may be
 missing with other versions of trio."""
+
+_MANY: Final = 512
+"""With so many descriptors the first requests leave some for the loop, whatever they ask for."""
 
 
 def serve(
@@ -52,9 +56,9 @@ def serve(
         held.callback(spare.close)
         device, lookout, dispatcher = Device(fd), Lookout(spare.is_there), Dispatcher(union, session)
         with suppress(Gone):
-            if notifier is None:
+            if notifier is None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
                 early.serve(device, lookout, dispatcher, chores)
-            else:  # of which the first answer may already speak
+            else:  # the first answer may already be worth a notification; or leave no descriptor for what comes later
                 for chore in chores:
                     chore()
             from unionfs.fuse.kernel import server
