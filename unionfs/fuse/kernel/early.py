@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Final
@@ -28,8 +27,6 @@ _QUIET_MS: Final = 2
 _PATIENCE_S: Final = 0.1
 """So long the next chore waits for such a moment."""
 
-_TURN_S: Final = 0.005
-
 
 def serve(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
     """Do the chores, and serve meanwhile, as far as it goes without the loop. On the main thread.
@@ -44,12 +41,10 @@ def serve(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, chores:
 
 
 def _serve_until_quiet(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, wish: _Wish) -> None:
-    handle = dispatcher.handle_and_log if dispatcher.session.options.debug else dispatcher.handle
-    refused = partial(turn.refused, device)
     patience = monotonic() + _PATIENCE_S
     while not dispatcher.slow and not dispatcher.session.over and monotonic() < patience:
-        until = monotonic() + _TURN_S
-        outcome = turn.serve(device, lookout, dispatcher, handle, refused, until=until, lingers=False, has_served=False)
+        until = monotonic() + turn.TURN_S
+        outcome = turn.serve(device, lookout, dispatcher, until=until, lingers=False, has_served=False)
         dispatcher.calm()
         wish.fulfil()
         if outcome == turn.IDLE:

@@ -1,7 +1,7 @@
 """The trio loop: the device's requests to the dispatcher, its answers back, slow work to threads.
 
 The loop's turn is a plain function (`turn`) that serves until nothing is left to read, and gives the thread back to
-trio after `_TURN_S` in any case, for other tasks' sake.
+trio after `turn.TURN_S` in any case, for other tasks' sake.
 
 Work from `Dispatcher.slow` leaves the thread: a read that waits for a disk is answered by the thread that did it, a
 copy-up comes back to be committed here. Nothing but descriptors and reply bytes is touched over there.
@@ -27,9 +27,6 @@ from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
 
 log = logging.getLogger(__name__)
-
-_TURN_S: Final = 0.005
-"""The longest that a turn keeps the thread: what a task beside the loop may have to wait."""
 
 _THREADS: Final = 32
 """Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
@@ -119,9 +116,7 @@ class _Engine:
         Raises: Gone.
         """
         dispatcher = self._dispatcher
-        handle = dispatcher.handle_and_log if dispatcher.session.options.debug else dispatcher.handle
-        refused = partial(turn.refused, self._device)
-        until = monotonic() + _TURN_S
+        until = monotonic() + turn.TURN_S
         if dispatcher.slow:
             self._start(nursery)
         outcome = turn.IDLE
@@ -130,8 +125,6 @@ class _Engine:
                 self._device,
                 self._lookout,
                 dispatcher,
-                handle,
-                refused,
                 until=until,
                 lingers=not self._away,  # the end of what is away is told by trio
                 has_served=outcome == turn.SLOW,
@@ -233,8 +226,7 @@ class _Engine:
 
     def _send(self, reply: bytes | memoryview) -> None:
         """Answer."""
-        if not self._device.send(reply):
-            turn.refused(self._device, reply)
+        turn.answer(self._device, reply)
 
     def join(self) -> None:
         """Wait for the threads: none may use the descriptor after this."""

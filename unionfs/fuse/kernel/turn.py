@@ -16,7 +16,6 @@ from typing import Final
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
-from unionfs.fuse.kernel.handlers import Reply
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +25,9 @@ BUSY: Final = 1
 """There may be more, but others want the thread, too."""
 SLOW: Final = 2
 """`Dispatcher.slow` has something to begin; there may be more."""
+
+TURN_S: Final = 0.005
+"""The longest that a turn should keep the thread: what a task beside the loop may have to wait."""
 
 LINGER_MS: Final = 1
 """How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
@@ -87,8 +89,6 @@ def serve(
     device: Device,
     lookout: Lookout,
     dispatcher: Dispatcher,
-    handle: Callable[[memoryview, int], Reply],
-    refused: Callable[[bytes | memoryview], None],
     *,
     until: float,
     lingers: bool,
@@ -97,10 +97,10 @@ def serve(
     """Serve what is there, at most until `until` (monotonic), and say why it ends: IDLE, BUSY or SLOW.
 
     `lingers`: wait a moment for the next request, if there was one before; `has_served`: there was, in this turn.
-    `refused` is given answers that the kernel finds malformed. Raises: Gone.
+    Raises: Gone.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
-    afterwards = dispatcher.afterwards
+    afterwards, debug = dispatcher.afterwards, session.options.debug
     while not session.over:
         length = 0
         if has_served:
@@ -113,9 +113,9 @@ def serve(
             length = device.receive()
         if not length:
             return IDLE
-        reply = handle(request, length)
-        if reply is not None and not device.send(reply):
-            refused(reply)
+        reply = dispatcher.handle_and_log(request, length) if debug else dispatcher.handle(request, length)
+        if reply is not None:
+            answer(device, reply)
         has_served = True
         if afterwards.due:
             dispatcher.settle()
@@ -124,8 +124,13 @@ def serve(
     return BUSY
 
 
-def refused(device: Device, reply: bytes | memoryview) -> None:
-    """A reply that the kernel finds malformed becomes EIO, else its caller would wait for ever. Raises: Gone."""
+def answer(device: Device, reply: bytes | memoryview) -> None:
+    """Send a reply. One that the kernel finds malformed becomes EIO, else its caller would wait for ever.
+
+    Raises: Gone.
+    """
+    if device.send(reply):
+        return
     _length, code, unique = abi.OUT_HEADER.unpack_from(reply)
     log.error("the kernel refused an answer of %d bytes (errno %d)", len(reply), -code)
     if unique:
