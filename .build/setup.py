@@ -26,9 +26,9 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from unionfs.compiled import CHECKOUT, PLACE, PURE, STAMP, stamp_line
 
-CORE = """acl afterwards ahead attrs branch content copyup create fds flatten hardlinks inodes ledger likeness listing
-    lookup loosened lower marks metadata namecache names node owners ownership remove rename staging tree
-    union"""
+CORE = """acl attrs branch content copy_metadata copyup create deferred emulated_owners fds flatten hardlinks
+    inodes ledger listing lookup lower marks metadata namecache names node owner_override owners ownership prefetch
+    remove rename staging tree union"""
 KERNEL = "abi data decode device dispatch encode handlers handshake listing turn"
 SOURCES = [
     "unionfs/markers.py",

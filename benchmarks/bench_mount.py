@@ -37,7 +37,7 @@ WORKLOAD = Workload(
         Phase("mount, until the first answer", first_answer, "ms", answer_ms),
     ],
     debian,
-    settle=False,
+    run_deferred=False,
     without={systems.NATIVE: "it is not mounted"},
 )
 

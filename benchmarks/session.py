@@ -90,7 +90,7 @@ def _group(
     workload: Workload, phases: Sequence[Phase], mount: Mounted, site: Site, plan: Plan
 ) -> list[tuple[Phase, Sample]]:
     done = []
-    settled = not workload.settle
+    settled = not workload.run_deferred
     for phase in phases:
         if not settled:
             in_child(nothing, site, workload.timeout_s)

@@ -83,7 +83,7 @@ class Workload:
     # these paths of the lowers, or an empty one when there are none.
     copied: Sequence[str] | None = None
     timeout_s: float = 120.0  # for one phase
-    settle: bool = True  # whether a daemon may finish its own start before anything is measured
+    run_deferred: bool = True  # whether a daemon may finish its own start before anything is measured
     without: Mapping[str, str] = field(default_factory=dict)  # system -> why the question makes no sense there
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from layers import config as configs
 from layers import digest as digests
-from layers import image, making
+from layers import image, make_image
 from layers import manifest as manifests
 from layers import reference as references
 from layers.attributes import Options
@@ -265,7 +265,7 @@ def _docker_layer(
     try:
         progress.begin(key, "loading", archive.size(path))
         with archive.open(path) as source, open(aside, "wb") as sink:
-            packed = making.recompressed(source, sink, GZIP, options, lambda n: progress.advance(key, n))
+            packed = make_image.recompressed(source, sink, GZIP, options, lambda n: progress.advance(key, n))
         if packed.diff_id != diff_id:
             raise Refused(_WHAT, path, f"it is {packed.diff_id}, the configuration says {diff_id}")
         store.put_file(aside, packed.digest)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from layers import owners
-from layers.beneath import Directories, Path
 from layers.digest import Digest
 from layers.entry import DIRECTORY
 from layers.fingerprint import Print, Recorder, xattrs_digest
 from layers.limits import Limits
+from layers.safe_open import Directories, Path
 from unionfs import markers
 
 AUFS: Final = "aufs"

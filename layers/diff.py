@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from layers.beneath import Path
+from layers.safe_open import Path
 from layers.tree import Node, View, content, target, xattrs
 
 ADDED: Final = "A"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from typing import Final, NamedTuple
 
-from layers.beneath import Path
+from layers.safe_open import Path
 
 FILE: Final = stat.S_IFREG
 DIRECTORY: Final = stat.S_IFDIR

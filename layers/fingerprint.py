@@ -20,8 +20,8 @@ from typing import IO, Any, Final, NamedTuple
 
 import xxhash
 
-from layers.beneath import Directories, Path
 from layers.errors import Refused
+from layers.safe_open import Directories, Path
 
 _READ: Final = 1 << 20
 _quoted = json.encoder.encode_basestring_ascii

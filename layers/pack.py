@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final, NamedTuple
 
 from layers import diff
-from layers.beneath import Path
 from layers.digest import Digest
 from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import LayerError
+from layers.safe_open import Path
 from layers.tarwrite import TarWriter
 from layers.tree import Branch, Node, Place, View, target, xattrs
 from unionfs import markers

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 import xxhash
 
 from layers.attributes import Options
-from layers.beneath import Path
 from layers.compression import Readable
 from layers.digest import Digest
 from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.limits import Limits
+from layers.safe_open import Path
 from layers.tarread import entries
 from layers.tarstream import TarStream
 from layers.tree import Branch, Node, View, content, target

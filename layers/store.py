@@ -27,11 +27,11 @@ from typing import IO, Final, NamedTuple
 from layers import digest as digests
 from layers import manifest as manifests
 from layers import reference as references
-from layers.beneath import remove_tree
 from layers.digest import Digest
 from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.locks import locked, try_lock
 from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
+from layers.safe_open import remove_tree
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images

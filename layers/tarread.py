@@ -15,10 +15,10 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from layers.beneath import Path
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import Refused
 from layers.limits import HEADER_MAX, NAME_MAX, PATH_MAX, Limits
+from layers.safe_open import Path
 from layers.tarheader import Header, plain_entry
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers

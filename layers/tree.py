@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from layers import owners
-from layers.beneath import KEPT, Directories, Path, open_beneath
 from layers.fingerprint import content_of, read_xattrs
+from layers.safe_open import KEPT, Directories, Path, open_beneath
 from unionfs import markers
 
 _TARGET_MAX: Final = 4096

@@ -34,12 +34,12 @@ from layers.attributes import (
     set_xattrs,
     write_all,
 )
-from layers.beneath import Directories, Path, remove_tree
 from layers.compression import Readable
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import Refused
 from layers.fingerprint import Print, Recorder, xattrs_digest
 from layers.fingerprint import of as print_of
+from layers.safe_open import Directories, Path, remove_tree
 from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers

@@ -21,11 +21,11 @@ from typing import Any, Final, NamedTuple
 from layers import digest as digests
 from layers import fingerprint, unpack
 from layers.attributes import Options, Unpacked
-from layers.beneath import Path, directories
 from layers.compression import Readable
 from layers.digest import Digest
 from layers.errors import NotFound, Refused
-from layers.settle import Below, settle
+from layers.resolve_parents import Below, settle
+from layers.safe_open import Path, directories
 from layers.store import Store
 from layers.tree import Branches, View, xattrs
 from unionfs.syscalls import files

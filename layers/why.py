@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from layers.beneath import Path
 from layers.entry import WORDS
+from layers.safe_open import Path
 from layers.tree import Branch, Place, View
 from unionfs import markers
 

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
-from unionfs.fuse import doorbell, mounting
-from unionfs.fuse.departure import Departure
+from unionfs.fuse import control_socket, mounting
+from unionfs.fuse.abort_on_death import LastWill
 from unionfs.fuse.detachment import Mounted
-from unionfs.fuse.lastwill import LastWill
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.shutdown import Departure
 from unionfs.fuse.traffic import Tally, Traffic
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
 
 
 def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
-    """Mount and serve in this process until the union is unmounted or a signal says to leave (fuse.departure).
+    """Mount and serve in this process until the union is unmounted or a signal says to leave (fuse.shutdown).
 
     Precondition: this is the only thread. Raises: StartError.
     """
@@ -247,7 +247,7 @@ def _mount_and_serve(
             mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
-        bell_fd = None if mounted.connection is None else doorbell.hang_out(mounted.connection)
+        bell_fd = None if mounted.connection is None else control_socket.hang_out(mounted.connection)
         ready(_warnings(union, notifier))
         will = LastWill(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()

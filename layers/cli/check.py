@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from layers import findings
+from layers import lint
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.subjects import TAR
@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
         subject = subjects.parse(text)
         if subject.kind == TAR:
             with open(subject.text, "rb") as file:
-                found += [(text, one) for one in findings.of_tar(file)]
+                found += [(text, one) for one in lint.of_tar(file)]
             continue
         with subjects.directories(subject, arguments) as directories, Branches() as branches:
             for depth, directory in enumerate(directories):
                 beneath = branches.view(directories[depth + 1 :]) if len(directories) > 1 else None
-                for one in findings.of_directory(branches.open(directory), beneath, arguments.dialect):
+                for one in lint.of_directory(branches.open(directory), beneath, arguments.dialect):
                     found.append((directory, one))
     if arguments.json:
         told = [{"layer": where, "path": os.fsdecode(one.path), "what": one.what} for where, one in found]

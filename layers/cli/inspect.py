@@ -15,7 +15,7 @@ from layers.cli.stacks import Stack, StackLayer
 from layers.entry import FILE
 from layers.errors import FOUND, printable
 from layers.pieces import Piece
-from layers.weighing import Hidden, Layer, Shown, Weight, weigh
+from layers.size_report import Hidden, Layer, Shown, Weight, weigh
 
 _DESCRIPTION = """\
 Sizes, numbers of files, whiteouts, and the largest files of layers. Of an image, and of layers with --stack, also what

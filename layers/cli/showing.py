@@ -12,9 +12,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
-from layers.beneath import Path
 from layers.entry import DIRECTORY, LINK, Entry
 from layers.errors import printable
+from layers.safe_open import Path
 
 _GAP: Final = "  "
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 
-from layers import making, reference
+from layers import make_image, reference
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.pack import output
@@ -40,11 +40,11 @@ def main(argv: list[str]) -> int:
     if arguments.tag is not None:
         if len(found) != 1 or found[0].kind != IMAGE:
             parser.error("-t NAME is for one image")
-        wish = making.Wish(
+        wish = make_image.Wish(
             name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
         )
         options = subjects.options()
-        made = making.squash(Store(arguments.root), found[0].text, wish, keep=arguments.keep, options=options)
+        made = make_image.squash(Store(arguments.root), found[0].text, wish, keep=arguments.keep, options=options)
         print(json.dumps({"digest": made.digest} | made.layer._asdict(), indent=1) if arguments.json else made.digest)
         return 0
     with ExitStack() as stack:

@@ -12,10 +12,10 @@ from typing import Final
 
 from layers import image, owners
 from layers.attributes import Options, Unpacked
-from layers.beneath import remove_tree
 from layers.errors import Malformed, NotFound
 from layers.pack import Item, pack
-from layers.settle import settle
+from layers.resolve_parents import settle
+from layers.safe_open import remove_tree
 from layers.store import Store, default_root
 from layers.unpack import unpack
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from layers import digest as digests
 from layers import fingerprint, image, unpacked
-from layers.beneath import directories
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.showing import json_path, path_text
@@ -18,6 +17,7 @@ from layers.cli.subjects import IMAGE, TAR, Subject
 from layers.cli.unpack import PRINTS
 from layers.errors import FOUND, LayerError, NotFound, Refused, printable
 from layers.pieces import TarPieces
+from layers.safe_open import directories
 from layers.store import Store
 
 _DESCRIPTION = f"""\

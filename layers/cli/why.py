@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from layers.beneath import Path
 from layers.cli import stacks, subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_entry, json_path, path_text, table, what
 from layers.cli.stacks import StackLayer
 from layers.entry import DIRECTORY
 from layers.errors import NotFound, printable
+from layers.safe_open import Path
+from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts
 from layers.tarread import path_of
-from layers.weighing import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts
 
 _DESCRIPTION = """\
 Tell what each layer does to PATH, the topmost layer first: brings it, hides it (a whiteout of it or of a directory

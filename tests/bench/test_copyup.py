@@ -18,7 +18,7 @@ from tests.bench.conftest import bench, nothing_left
 from tests.support import mountinfo
 from tests.support import scratch as scratch_dirs
 from tests.support.users import CHECKOUT, User
-from unionfs.bench import cases, child, copyup, runs, systems
+from unionfs.bench import cases, child, copyup, run_directory, systems
 from unionfs.bench.child import FailedError
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -76,13 +76,13 @@ _KNOWN = {
 
 @pytest.mark.parametrize("system", [systems.OURS, systems.OURS_PYFUSE3])
 def test_bytes_are_counted_where_they_went(whole_run: dict[str, Any], system: str) -> None:
-    grounds = whole_run["grounds"]
+    filesystems = whole_run["filesystems"]
     for name in ("ext4", "tmpfs"):
-        if name in grounds:
+        if name in filesystems:
             sizes = [point["size"] for point in series(whole_run, f"size-{name}")["points"]]
             assert [one["bytes"] for one in figures(whole_run, f"size-{name}", system)] == sizes
     for name in ("xfs", "btrfs"):
-        if name in grounds:  # what was not changed is shared with the lower
+        if name in filesystems:  # what was not changed is shared with the lower
             assert figures(whole_run, f"size-{name}", system)[-1]["bytes"] <= 8192
     (sparse,) = figures(whole_run, "sparse", system)
     assert sparse["bytes"] == cases.MB
@@ -155,7 +155,7 @@ def executable(path: Path, text: str) -> None:
 
 
 def run_here(where: Path, chosen: list[str], timeout_s: float = 20.0, minutes: float = 2.0) -> copyup.Result:
-    extent = cases.Extent(sizes=[4096], grounds=["here"], rounds=1, minutes=minutes)
+    extent = cases.Extent(sizes=[4096], filesystems=["here"], rounds=1, minutes=minutes)
     wanted = [one for one in cases.all_series(extent) if one.name == "size-here"]
     directory = where / "run"
     directory.mkdir()
@@ -245,7 +245,7 @@ def test_a_killed_run_is_swept_by_the_next(root_user: User, scratch: Path) -> No
     assert [mount for mount in mountinfo.mounts() if scratch in mount.mountpoint.parents] == []
     (base,) = scratch.iterdir()
     assert list(base.iterdir()) != []
-    assert len(runs.sweep(base)) == 1
+    assert len(run_directory.sweep(base)) == 1
     assert list(base.iterdir()) == []
 
 
@@ -282,8 +282,8 @@ def _wait_until_gone(where: Path) -> None:
 
 
 def test_two_runs_leave_each_other_alone(scratch: Path) -> None:
-    with runs.run_directory(scratch) as one:
-        with runs.run_directory(scratch) as other:
+    with run_directory.run_directory(scratch) as one:
+        with run_directory.run_directory(scratch) as other:
             assert one.is_dir()
             assert stat.S_IMODE(other.stat().st_mode) == 0o755
         assert one.is_dir()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.core.trees import tree
 from unionfs.changes.remove import remove_path
-from unionfs.cli.containers import Container, ContainerError, ContainerStore, process_started
+from unionfs.containers.store import Container, ContainerError, ContainerStore, process_started
 
 
 @pytest.fixture
@@ -140,7 +140,9 @@ def test_records_of_other_versions_are_read(store: ContainerStore) -> None:
 
 
 def test_many_at_once_get_different_names(store: ContainerStore) -> None:
-    code = "import sys; from unionfs.cli.containers import ContainerStore as S; S(sys.argv[1]).create(['/'], ['true'])"
+    code = (
+        "import sys; from unionfs.containers import store as s; s.ContainerStore(sys.argv[1]).create(['/'], ['true'])"
+    )
     children = [subprocess.Popen([sys.executable, "-c", code, store.root]) for _ in range(8)]
     assert [child.wait(60) for child in children] == [0] * 8
     assert len({one.name for one in store.list()}) == 8

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Box
 from tests.support.users import User
-from unionfs.cli.copying import Copy
+from unionfs.containers.copy import Copy
 
 
 @pytest.fixture(params=["running", "stopped"])

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from tests.cli.conftest import Box
-from unionfs.cli.containers import Container
 from unionfs.cli.errors import CommandError
+from unionfs.cli.filter_flags import all_of, formatted
 from unionfs.cli.logs import _moment
-from unionfs.cli.selecting import all_of, formatted
+from unionfs.containers.store import Container
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)

@@ -283,13 +283,13 @@ def test_export(box: Box, user: User) -> None:
 # -- whatever is killed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["process 1", "guardian", "both"])
+@pytest.mark.parametrize("part", ["process 1", "monitor", "both"])
 def test_killed_from_outside(box: Box, part: str) -> None:
     box("run", "-d", "--name", "hit", "debian:1", "sh", "-c", f"echo kept > /kept; {_FOREVER}")
     wait_for(box, "hit", "/kept")
     where = Path(inspected(box, "hit")["GraphDriver"]["Data"]["UpperDir"]).parent
     record = json.loads((where / "container.json").read_text())
-    for name in {"process 1": ["pid"], "guardian": ["guardian"], "both": ["guardian", "pid"]}[part]:
+    for name in {"process 1": ["pid"], "monitor": ["monitor"], "both": ["monitor", "pid"]}[part]:
         try:
             os.kill(record[name], signal.SIGKILL)
         except ProcessLookupError:

@@ -15,8 +15,8 @@ import pytest
 
 from tests.cli.conftest import Box
 from unionfs.cli.errors import CommandError
-from unionfs.cli.publishing import port_from
-from unionfs.launcher import uplink
+from unionfs.cli.network_flags import port_from
+from unionfs.launcher import private_network
 from unionfs.launcher.errors import LaunchError
 
 _SERVER = """
@@ -73,7 +73,7 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
     assert {"pasta": "nameserver 169.254.1.1", "slirp4netns": "nameserver 10.0.2.3"}[program] in resolver
     assert "00000000" in box("exec", "net", "cat", "/proc/net/route").stdout
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
-    os.kill(record["guardian"], signal.SIGKILL)
+    os.kill(record["monitor"], signal.SIGKILL)
     box("wait", "net")
     deadline = time.monotonic() + 20
     while _programs() - before and time.monotonic() < deadline:
@@ -110,7 +110,7 @@ def test_names_and_name_servers(box: Box) -> None:
 def test_nothing_to_connect_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchError, match="neither pasta nor slirp4netns is installed") as told:
-        uplink.find("private")
+        private_network.find("private")
     assert "passt" in told.value.hint
 
 

@@ -12,8 +12,8 @@ import pytest
 from tests.cli.conftest import Box
 from tests.support.users import User
 from unionfs.cli.errors import CommandError
-from unionfs.cli.places import volume_from
-from unionfs.cli.volumes import VolumeStore
+from unionfs.cli.mount_flags import volume_from
+from unionfs.containers.volumes import VolumeStore
 
 
 @pytest.fixture(autouse=True)

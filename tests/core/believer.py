@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from unionfs.core.attrs import ANY_NAME, ROOT, AttrChange, Attrs, Caller, Stale
+from unionfs.core.attrs import ANY_NAME, ROOT, AttrChange, Attrs, Caller, Invalidation
 from unionfs.core.union import Union
 
 ME = Caller(0, 0, 0, 0o022)
@@ -23,7 +23,7 @@ class Believer:
     def __init__(self, union: Union, *, answers_first: bool = False) -> None:
         self.union = union
         self._afterwards = union.answer_first() if answers_first else None
-        self.told: list[Stale] = []
+        self.told: list[Invalidation] = []
         self.limits: list[int] = []
         self._names: dict[tuple[int, bytes], int] = {}  # 0: missing
         self._lookups: dict[int, int] = {}
@@ -32,12 +32,12 @@ class Believer:
         self._data: dict[int, bytes] = {}
         union.watch(self._hear, self.limits.append)
 
-    def heed(self) -> None:
+    def process_events(self) -> None:
         """Let the union look at what has happened."""
-        while self.union.heed():
+        while self.union.process_events():
             pass
 
-    def _hear(self, stale: list[Stale]) -> None:
+    def _hear(self, stale: list[Invalidation]) -> None:
         for each in stale:
             self.told.append(each)
             if each == ANY_NAME:
@@ -121,7 +121,7 @@ class Believer:
             verb(*args)
         finally:
             if self._afterwards is not None and self._afterwards.due:
-                self.union.settle()
+                self.union.run_deferred()
             for nodeid in touches:
                 for known in (self._attrs, self._listings, self._data):
                     known.pop(nodeid, None)

@@ -31,7 +31,7 @@ class OnUnion(Driver):
         self, union: Union, *, caching: bool = False, caller: Caller | None = None, answers_first: bool = False
     ) -> None:
         self.union = union
-        self.settles = True  # after an answer; a test that looks at the moment before calls `settle` itself
+        self.settles = True  # after an answer; a test that looks at the moment before calls `run_deferred` itself
         self._afterwards = union.answer_first() if answers_first else None
         self.caching = caching
         self.caller = caller or Caller(os.geteuid(), os.getegid())
@@ -90,14 +90,14 @@ class OnUnion(Driver):
             self._depth -= 1
             if not self._depth:
                 if self.settles:
-                    self.settle()
+                    self.run_deferred()
                 if not self.caching:
                     self.forget_all()
 
-    def settle(self) -> None:
+    def run_deferred(self) -> None:
         """What the engine does after each answer."""
         if self._afterwards is not None and self._afterwards.due:
-            self.union.settle()
+            self.union.run_deferred()
 
     def rest(self) -> None:
         """What the engine does before it sleeps."""

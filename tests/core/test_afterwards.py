@@ -75,7 +75,7 @@ class TestGuessing:
             stack.u.settles = False
             logs = []
             for name in FILES[: FIRST + 2]:
-                for part in (lambda name=name: getattr(stack.u, verb)(name, *args), stack.u.settle):
+                for part in (lambda name=name: getattr(stack.u, verb)(name, *args), stack.u.run_deferred):
                     calls.log.clear()
                     calls.arm("count", 0)
                     part()
@@ -195,7 +195,7 @@ class TestTimes:
         stack.u.settles = False
         for name in FILES:
             stack.u.chmod(name, 0o600)
-            stack.u.settle()
+            stack.u.run_deferred()
             assert stack.u.stat("d").mtime_ns == self.BEFORE
         assert stack.u.stat("").mtime_ns == MTIME_NS
 
@@ -208,17 +208,17 @@ class TestTimes:
         assert upper is not None
         for name in FILES[:12]:
             stack.u.chmod(name, 0o600)
-            stack.union.settle(times=False)
+            stack.union.run_deferred(times=False)
             assert (upper / "d").stat().st_mtime_ns > MTIME_NS, "not yet"
         stack.u.create(f"{FILES[12]}/new")  # the directory is copied up into the one that waits
         stack.union.put_times_back()
         assert (upper / "d").stat().st_mtime_ns == self.BEFORE
         stack.u.chmod(FILES[13], 0o600)
-        stack.union.settle(times=False)
+        stack.union.run_deferred(times=False)
         stack.u.rest()
         assert (upper / "d").stat().st_mtime_ns == self.BEFORE
         stack.u.chmod(FILES[14], 0o600)
-        stack.union.settle(times=False)
+        stack.union.run_deferred(times=False)
         stack.u.utime("d", 5, 6)
         stack.u.rest()
         assert (upper / "d").stat().st_mtime_ns == 6
@@ -230,7 +230,7 @@ class TestTimes:
         assert upper is not None
         for name in (FILES[0], "e/f", FILES[1]):
             stack.u.chmod(name, 0o600)
-            stack.union.settle(times=False)
+            stack.union.run_deferred(times=False)
         assert (upper / "e").stat().st_mtime_ns == 88_000_000_000
         stack.union.put_times_back()
         assert (upper / "d").stat().st_mtime_ns == self.BEFORE
@@ -241,7 +241,7 @@ class TestTimes:
         stack.union.watch(lambda _stale: None, lambda _errno: None)
         stack.u.settles = False
         stack.u.chmod(FILES[0], 0o600)
-        stack.union.settle(times=False)
+        stack.union.run_deferred(times=False)
         assert stack.upper is not None
         assert (stack.upper / "d").stat().st_mtime_ns == self.BEFORE
 
@@ -259,7 +259,7 @@ class TestTimes:
         stack.u.create("d/new")
         changed = stack.u.stat("d").mtime_ns
         assert changed > MTIME_NS
-        stack.u.settle()
+        stack.u.run_deferred()
         stack.u.rest()
         assert stack.u.stat("d").mtime_ns == changed
         storm(stack, FILES[upto:])

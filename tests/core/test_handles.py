@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.conftest import MakeStack
 from unionfs.core.attrs import ROOT, Caller
-from unionfs.core.forgotten import Forgotten
+from unionfs.core.handle_table import Forgotten
 from unionfs.core.union import Union
 
 ME = Caller(os.geteuid(), os.getegid())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.core.believer import Believer
 from tests.core.trees import tree
-from unionfs.core.attrs import ANY_NAME, ROOT, Stale
+from unionfs.core.attrs import ANY_NAME, ROOT, Invalidation
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 from unionfs.syscalls import inotify
@@ -47,7 +47,7 @@ class Scene:
 
     def seen(self) -> dict[bytes, tuple[object, ...]]:
         """What programs see once the union has heeded."""
-        self.kernel.heed()
+        self.kernel.process_events()
         return self.kernel.walk(also=NAMES)
 
     def check(self) -> None:
@@ -59,10 +59,10 @@ class Scene:
         finally:
             other.close()
 
-    def news(self) -> list[Stale]:
+    def news(self) -> list[Invalidation]:
         """What the kernel is told of changes from now on until it has heeded."""
         self.kernel.told.clear()
-        self.kernel.heed()
+        self.kernel.process_events()
         return self.kernel.told
 
 
@@ -140,8 +140,8 @@ def test_the_kernel_is_told_what_is_gone(base: Path) -> None:
     directory, gone = scene.kernel.find(b"d"), scene.kernel.find(b"d/x")
     (scene.top / "d/x").unlink()
     news = scene.news()
-    assert Stale(directory, b"x", gone) in news
-    assert Stale(directory, b"", data=True) in news
+    assert Invalidation(directory, b"x", gone) in news
+    assert Invalidation(directory, b"", data=True) in news
     assert b"/d/x" in before
     assert b"/d/x" not in scene.seen()
     scene.union.close()
@@ -221,7 +221,7 @@ def test_after_an_overflow_everything_is_looked_at(base: Path, monkeypatch: pyte
     inotify.read(scene.kernel.union._tree.watcher.fd)  # type: ignore[union-attr]
     events = [[inotify.Event(-1, inotify.Q_OVERFLOW, b"")]]
     monkeypatch.setattr(inotify, "read", lambda fd: events.pop() if events else [])
-    scene.kernel.heed()
+    scene.kernel.process_events()
     assert ANY_NAME in scene.kernel.told
     scene.check()
     scene.union.close()
@@ -278,13 +278,13 @@ def test_what_was_lost_cannot_lead_to_what_took_its_name(base: Path) -> None:
         (scene.base / "t").rename(scene.up / name)
     shutil.rmtree(scene.up / "d")
     tree(scene.up, "d/x=new")
-    kernel.heed()
+    kernel.process_events()
     for lost in (closed, inside):
-        with pytest.raises(OSError, match=r"Stale|No such"):
+        with pytest.raises(OSError, match=r"Invalidation|No such"):
             scene.union.read(lost, 0, 10)
-        with pytest.raises(OSError, match=r"Stale|No such"):
+        with pytest.raises(OSError, match=r"Invalidation|No such"):
             scene.union.write(lost, 0, b"WRONG")
-    with pytest.raises(OSError, match="Stale"):
+    with pytest.raises(OSError, match="Invalidation"):
         scene.union.setxattr(closed, b"user.a", b"WRONG", 0)
     scene.union.write(opened, 0, b"still")  # its descriptor is open
     assert scene.union.read(opened, 0, 10) == b"still"
@@ -363,7 +363,7 @@ def test_random_changes_from_both_sides(tmp_path_factory: pytest.TempPathFactory
         for _ in range(12):
             _act(scene, draw)
             if draw.random() < 0.5:
-                scene.kernel.heed()
+                scene.kernel.process_events()
             if draw.random() < 0.3:
                 scene.seen()
         scene.check()

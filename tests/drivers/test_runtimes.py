@@ -83,7 +83,7 @@ def test_a_life(house: House, runtime: str, scratch: Path) -> None:
     assert house("logs", "r").stdout == "out\n"
     house("start", "r")
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
-    os.kill(record["guardian"], signal.SIGKILL)
+    os.kill(record["monitor"], signal.SIGKILL)
     house("wait", "r")
     house("start", "r")
     house("kill", "r")

@@ -13,8 +13,8 @@ import pytest
 
 from tests.support import process
 from tests.support.users import User
-from unionfs.cli.diagnosis import LACKING, LIMITED, OK, diagnose
-from unionfs.cli.machine import Machine, first_free
+from unionfs.doctor.diagnosis import LACKING, LIMITED, OK, diagnose
+from unionfs.doctor.machine import Machine, first_free
 
 FINE = Machine(
     user="alice",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from unionfs.launcher import identities
-from unionfs.launcher.identities import ROOT, UNCHANGED, Identity, Ids
+from unionfs.launcher import emulated_ids
+from unionfs.launcher.emulated_ids import ROOT, UNCHANGED, Identity, Ids
 
 WWW = Identity(Ids(33, 33, 33), Ids(33, 33, 33), (50,))
 
 
 def test_root_becomes_anybody_and_nobody_becomes_root() -> None:
-    assert identities.set_id(Ids(), 33, privileged=True) == Ids(33, 33, 33)
-    assert identities.set_id(Ids(33, 33, 0), 0, privileged=False) == Ids(33, 0, 0)
+    assert emulated_ids.set_id(Ids(), 33, privileged=True) == Ids(33, 33, 33)
+    assert emulated_ids.set_id(Ids(33, 33, 0), 0, privileged=False) == Ids(33, 0, 0)
     for change in (
-        lambda: identities.set_id(WWW.user, 0, privileged=False),
-        lambda: identities.set_res(WWW.user, 0, UNCHANGED, UNCHANGED, privileged=False),
-        lambda: identities.set_re(WWW.user, UNCHANGED, 0, privileged=False),
-        lambda: identities.set_groups(WWW, (0,), privileged=False),
+        lambda: emulated_ids.set_id(WWW.user, 0, privileged=False),
+        lambda: emulated_ids.set_res(WWW.user, 0, UNCHANGED, UNCHANGED, privileged=False),
+        lambda: emulated_ids.set_re(WWW.user, UNCHANGED, 0, privileged=False),
+        lambda: emulated_ids.set_groups(WWW, (0,), privileged=False),
     ):
         with pytest.raises(PermissionError):
             change()
     with pytest.raises(OSError, match="Invalid argument"):
-        identities.set_id(Ids(), UNCHANGED, privileged=True)
+        emulated_ids.set_id(Ids(), UNCHANGED, privileged=True)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_root_becomes_anybody_and_nobody_becomes_root() -> None:
     ],
 )
 def test_the_saved_id_follows_as_setreuid_has_it(real: int, effective: int, wanted: Ids) -> None:
-    assert identities.set_re(Ids(), real, effective, privileged=True) == wanted
+    assert emulated_ids.set_re(Ids(), real, effective, privileged=True) == wanted
 
 
 def test_all_three_at_once() -> None:
-    assert identities.set_res(Ids(), 1, 2, 3, privileged=True) == Ids(1, 2, 3)
-    assert identities.set_res(Ids(1, 2, 3), 3, UNCHANGED, 1, privileged=False) == Ids(3, 2, 1)
-    assert identities.set_groups(ROOT, (1, 2), privileged=True).groups == (1, 2)
+    assert emulated_ids.set_res(Ids(), 1, 2, 3, privileged=True) == Ids(1, 2, 3)
+    assert emulated_ids.set_res(Ids(1, 2, 3), 3, UNCHANGED, 1, privileged=False) == Ids(3, 2, 1)
+    assert emulated_ids.set_groups(ROOT, (1, 2), privileged=True).groups == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -56,5 +56,5 @@ def test_all_three_at_once() -> None:
     ],
 )
 def test_who_may_give_a_file_away(who: Identity, uid: int, gid: int, may: bool) -> None:
-    assert identities.may_give(who, (33, 8), uid, gid) is may
-    assert identities.may_give(who, (1, 8), uid, gid) is (may and who is ROOT)
+    assert emulated_ids.may_give(who, (33, 8), uid, gid) is may
+    assert emulated_ids.may_give(who, (1, 8), uid, gid) is (may and who is ROOT)

@@ -29,7 +29,7 @@ class Running:
     def __init__(self, front: subprocess.Popen[str], user: User) -> None:
         self.front = front
         found = processes(user)
-        self.guardian = next(pid for pid, name in found.items() if name == "unionfs-guard")
+        self.monitor = next(pid for pid, name in found.items() if name == "unionfs-guard")
         self.init = next(pid for pid, name in found.items() if name == "unionfs-init")
         (self.daemon,) = (pid for pid, name in found.items() if name.startswith("unionfs:"))
 
@@ -81,18 +81,18 @@ def test_the_launching_process_is_killed(running: Running, user: User) -> None:
         assert (record["status"], record["exit_code"]) == ("exited", 137)
 
 
-def test_the_guardian_is_killed(running: Running, user: User) -> None:
-    os.kill(running.guardian, signal.SIGKILL)
+def test_the_monitor_is_killed(running: Running, user: User) -> None:
+    os.kill(running.monitor, signal.SIGKILL)
     code, said = running.end()
-    assert (code, "its guardian was killed by signal 9" in said) == (125, True)
+    assert (code, "its monitor was killed by signal 9" in said) == (125, True)
     for record in _records(user):
         assert (record["status"], record["exit_code"]) == ("exited", 125)
 
 
 def test_both_are_killed(running: Running, user: User) -> None:
-    os.kill(running.guardian, signal.SIGSTOP)  # or it may have written down the end before it is killed itself
+    os.kill(running.monitor, signal.SIGSTOP)  # or it may have written down the end before it is killed itself
     os.kill(running.front.pid, signal.SIGKILL)
-    os.kill(running.guardian, signal.SIGKILL)
+    os.kill(running.monitor, signal.SIGKILL)
     running.end()
     assert wait_until_gone(user) == {}
     # Nobody was left who could have written down the end, or removed the container; but nobody is misled.

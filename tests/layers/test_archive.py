@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from layers import archive, gc, image, making, tree
+from layers import archive, gc, image, make_image, tree
 from layers.errors import LayerError, Refused
 from layers.store import Store
 from tests.layers import images, registries, trees
@@ -193,13 +193,13 @@ def test_one_name_is_for_one_image(store: Store, scratch: Path) -> None:
 
 def test_a_root_filesystem_is_imported(scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    made = making.import_tar(
-        store, io.BytesIO(gzip.compress(BASE)), making.Wish(name="docker.io/library/i:1", compression="zstd")
+    made = make_image.import_tar(
+        store, io.BytesIO(gzip.compress(BASE)), make_image.Wish(name="docker.io/library/i:1", compression="zstd")
     )
     assert made.layer.diff_id == images.digest(BASE)
     assert shown(store, "i:1") == [["a", "b"]]
     process.run(["skopeo", "copy", f"oci:{store.images}:docker.io/library/i:1", f"oci:{scratch / 'copy'}:t"])
     with pytest.raises(Refused):
-        making.import_tar(store, io.BytesIO(b"nonsense" * 500), making.Wish(name="docker.io/library/j:1"))
+        make_image.import_tar(store, io.BytesIO(b"nonsense" * 500), make_image.Wish(name="docker.io/library/j:1"))
     assert [image_.name for image_ in store.named()] == ["docker.io/library/i:1"]
     assert os.listdir(store.aside) == []

@@ -17,9 +17,9 @@ from typing import Final
 
 import pytest
 
-from layers import archive, gc, image, making, unpacked
+from layers import archive, gc, image, make_image, unpacked
 from layers.errors import NotFound
-from layers.making import Wish
+from layers.make_image import Wish
 from layers.store import Store
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File
@@ -64,11 +64,11 @@ def load(root: str, given: str) -> None:
 
 
 def import_(root: str, given: str) -> None:
-    making.import_tar(Store(root), io.BytesIO(BASE), Wish(name="docker.io/library/new:1"))
+    make_image.import_tar(Store(root), io.BytesIO(BASE), Wish(name="docker.io/library/new:1"))
 
 
 def commit(root: str, given: str) -> None:
-    making.commit(Store(root), given, "x:1", Wish(name="docker.io/library/new:1"))
+    make_image.commit(Store(root), given, "x:1", Wish(name="docker.io/library/new:1"))
 
 
 WORK: Final[dict[str, Callable[[str, str], None]]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layers import diff, findings, image, making, pack, unpacked
+from layers import diff, image, lint, make_image, pack, unpacked
 from layers.attributes import OVERLAY, Options
 from layers.errors import LayerError, NotFound
 from layers.store import Store
@@ -44,8 +44,8 @@ def store(scratch: Path) -> Store:
     sink = io.BytesIO()
     with Branches() as branches:
         pack.pack(pack.layer_items(branches.open(str(tree))), sink, "gzip")
-    making.import_tar(
-        made, io.BytesIO(sink.getvalue()), making.Wish(name="docker.io/library/base:1", changes=["CMD /kept"])
+    make_image.import_tar(
+        made, io.BytesIO(sink.getvalue()), make_image.Wish(name="docker.io/library/base:1", changes=["CMD /kept"])
     )
     return made
 
@@ -59,9 +59,9 @@ def shown(store: Store, name: str) -> dict[bytes, object]:
     return {path: what[:6] for path, what in told.items()}
 
 
-def commit(store: Store, upper: Path, **wishes: object) -> making.Committed:
-    wish = making.Wish(name="docker.io/library/new:1", **wishes)  # type: ignore[arg-type]
-    return making.commit(store, str(upper), "base:1", wish)
+def commit(store: Store, upper: Path, **wishes: object) -> make_image.Committed:
+    wish = make_image.Wish(name="docker.io/library/new:1", **wishes)  # type: ignore[arg-type]
+    return make_image.commit(store, str(upper), "base:1", wish)
 
 
 def _aufs(upper: Path) -> None:
@@ -168,10 +168,10 @@ def test_the_same_upper_gives_the_same_image(store: Store, scratch: Path, monkey
 
 def test_a_commit_on_nothing_and_on_what_is_not_there(store: Store, scratch: Path) -> None:
     upper = trees.make(scratch / "upper", {"a": File(b"1")})
-    making.commit(store, str(upper), None, making.Wish(name="docker.io/library/scratch:1"))
+    make_image.commit(store, str(upper), None, make_image.Wish(name="docker.io/library/scratch:1"))
     assert sorted(shown(store, "docker.io/library/scratch:1")) == [b"", b"a"]
     with pytest.raises(NotFound):
-        making.commit(store, str(upper), "nobody/knows:1", making.Wish())
+        make_image.commit(store, str(upper), "nobody/knows:1", make_image.Wish())
     assert os.listdir(store.aside) == []
 
 
@@ -179,10 +179,10 @@ def test_a_changed_file_changes_under_all_its_names(store: Store, scratch: Path)
     lower = trees.make(
         scratch / "l", {"x/one": File(b"old"), "y/two": Link("x/one"), "z": Link("x/one"), "w": Link("x/one")}
     )
-    making.commit(store, str(lower), None, making.Wish(name="docker.io/library/linked:1"))
+    make_image.commit(store, str(lower), None, make_image.Wish(name="docker.io/library/linked:1"))
     origin = {"user.unionfs.origin": b"1-2"}
     upper = trees.make(scratch / "u", {"x/one": File(b"new", xattrs=origin), ".wh.z": File(), "w": File(b"own")})
-    making.commit(store, str(upper), "linked:1", making.Wish(name="docker.io/library/new:1"))
+    make_image.commit(store, str(upper), "linked:1", make_image.Wish(name="docker.io/library/new:1"))
     result = shown(store, "docker.io/library/new:1")
     assert sorted(result) == [b"", b"w", b"x", b"x/one", b"y", b"y/two"]
     assert result[b"y/two"][5] == result[b"x/one"][5] == b"new"  # type: ignore[index]
@@ -195,18 +195,18 @@ def test_squash_keeps_what_is_shown(store: Store, scratch: Path) -> None:
     upper = trees.make(scratch / "upper", {"changed": File(b"2"), ".wh.gone": File(), "tree/.wh.a": File()})
     commit(store, upper)
     before = shown(store, "docker.io/library/new:1")
-    making.commit(
-        store, str(trees.make(scratch / "third", {"gone/again": File(b"x")})), "new:1", making.Wish(name="t:1")
+    make_image.commit(
+        store, str(trees.make(scratch / "third", {"gone/again": File(b"x")})), "new:1", make_image.Wish(name="t:1")
     )
-    making.squash(store, "new:1", making.Wish(name="docker.io/library/flat:1"))
+    make_image.squash(store, "new:1", make_image.Wish(name="docker.io/library/flat:1"))
     assert shown(store, "docker.io/library/flat:1") == before
     assert len(image.resolve(store, "flat:1").lowers) == 1
     three = shown(store, "t:1")
-    making.squash(store, "t:1", making.Wish(name="docker.io/library/two:1"), keep=1)
+    make_image.squash(store, "t:1", make_image.Wish(name="docker.io/library/two:1"), keep=1)
     assert shown(store, "docker.io/library/two:1") == three
     assert len(image.resolve(store, "two:1").lowers) == 2
     with pytest.raises(LayerError):
-        making.squash(store, "new:1", making.Wish(), keep=2)
+        make_image.squash(store, "new:1", make_image.Wish(), keep=2)
 
 
 def test_layers_that_depend_on_what_is_beneath(store: Store, scratch: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_layer_survives_every_dialect(scratch: Path, dialect: str) -> None:
         pack.pack(pack.layer_items(branches.open(str(scratch / "start"))), sink, "none")
     (scratch / "other").mkdir()
     root_fd = os.open(scratch / "other", os.O_RDONLY)
-    from layers.settle import settle
+    from layers.resolve_parents import settle
     from layers.unpack import unpack
 
     options = Options(dialect=dialect)
@@ -340,7 +340,7 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         },
     )
     with Branches() as branches:
-        found = list(findings.of_directory(branches.open(str(layer)), branches.view([str(lower)]), "aufs"))
+        found = list(lint.of_directory(branches.open(str(layer)), branches.view([str(lower)]), "aufs"))
     told = sorted((one.path, one.what) for one in found)
     for path, what in [
         (b".wh.", "a whiteout of nothing"),
@@ -359,16 +359,14 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         assert any(where == path and what in why for where, why in told), (path, what, told)
     assert len(told) == 12
     with Branches() as branches:
-        assert list(findings.of_directory(branches.open(str(lower)), None, None)) == []
+        assert list(lint.of_directory(branches.open(str(lower)), None, None)) == []
 
 
 def test_check_reads_tars(scratch: Path) -> None:
     good = trees.tar_of([("d", {"type": b"5"}, b""), ("d/f", {}, b""), (".wh.x", {}, b"")])
-    assert list(findings.of_tar(io.BytesIO(good))) == []
+    assert list(lint.of_tar(io.BytesIO(good))) == []
     bad = trees.tar_of([("f", {}, b""), ("f", {}, b""), (".wh.f", {}, b""), ("f/below", {}, b""), ("../x", {}, b"")])
-    assert sorted(one.what.split(" ")[0] for one in findings.of_tar(io.BytesIO(bad))) == sorted(
-        ["it", "whited", "it", "a"]
-    )
+    assert sorted(one.what.split(" ")[0] for one in lint.of_tar(io.BytesIO(bad))) == sorted(["it", "whited", "it", "a"])
 
 
 def test_owners_are_noted_where_they_cannot_be_given(scratch: Path) -> None:

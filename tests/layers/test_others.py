@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layers import gc, image, making
+from layers import gc, image, make_image
 from layers.errors import LayerError
 from layers.store import Store
 from tests.layers import registries, trees
@@ -46,7 +46,7 @@ def merged(store: Store, name: str) -> dict[bytes, object]:
 def test_umoci_works_in_the_store(scratch: Path) -> None:
     registries.need("umoci")
     store = Store(str(scratch / "root"))
-    making.import_tar(store, io.BytesIO(ROOTFS), making.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
     name = f"{store.images}:docker.io/library/x:1"
     process.run(["umoci", "unpack", "--image", name, scratch / "bundle"])
     rootfs = scratch / "bundle/rootfs"
@@ -72,9 +72,9 @@ def test_umoci_works_in_the_store(scratch: Path) -> None:
 def test_umoci_starts_from_what_we_commit(scratch: Path) -> None:
     registries.need("umoci")
     store = Store(str(scratch / "root"))
-    making.import_tar(store, io.BytesIO(ROOTFS), making.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
     upper = trees.make(scratch / "upper", {".wh.all": trees.File(), "dir/kept": trees.File(b"other", mode=0o4755)})
-    making.commit(store, str(upper), "x:1", making.Wish(name="docker.io/library/x:2", compression="gzip"))
+    make_image.commit(store, str(upper), "x:1", make_image.Wish(name="docker.io/library/x:2", compression="gzip"))
     process.run(["umoci", "unpack", "--image", f"{store.images}:docker.io/library/x:2", scratch / "bundle"])
     told = {path: t[:6] for path, t in trees.told(scratch / "bundle/rootfs", directory_times=False).items() if path}
     assert told == merged(store, "x:2")
@@ -111,10 +111,10 @@ def test_buildah_makes_images_for_us(scratch: Path) -> None:
 
 def test_an_image_that_cannot_be_unpacked_does_not_stop_others(scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    making.import_tar(store, io.BytesIO(ROOTFS), making.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
     bad = trees.tar_of([("../evil", {}, b"")])
     with pytest.raises(LayerError):
-        making.import_tar(store, io.BytesIO(bad), making.Wish(name="docker.io/library/bad:1"))
+        make_image.import_tar(store, io.BytesIO(bad), make_image.Wish(name="docker.io/library/bad:1"))
     assert [named.name for named in store.named()] == ["docker.io/library/x:1"]
     assert gc.collect(store).size > 0  # the blob that was refused
     assert b"a" in merged(store, "x:1")

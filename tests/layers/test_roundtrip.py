@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from layers import attributes, beneath, pack, unpack
+from layers import attributes, pack, safe_open, unpack
 from layers.tarheader import Header, plain_entry
 from layers.tarread import entry_of
 from layers.tree import Branches
@@ -284,7 +284,7 @@ def test_a_small_file_takes_four_system_calls(scratch: Path, monkeypatch: pytest
         before = os.umask(umask)
         try:
             with monkeypatch.context() as patch:
-                for module in (unpack, attributes, beneath):
+                for module in (unpack, attributes, safe_open):
                     patch.setattr(module, "os", counting)
                 trees.unpacked(data, target)
         finally:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from layers.cli import command
 from layers.pieces import TarPieces, of_directory
+from layers.size_report import EQUAL, REMOVED, REPLACED, acts, weigh
 from layers.tree import Branches
-from layers.weighing import EQUAL, REMOVED, REPLACED, acts, weigh
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File, Link, Node, Thing
 

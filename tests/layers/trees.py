@@ -19,7 +19,7 @@ from typing import Any
 from layers import unpack
 from layers.attributes import Options, Unpacked
 from layers.limits import Limits
-from layers.settle import settle
+from layers.resolve_parents import settle
 
 TIME_NS = 1_600_000_000_123_456_789
 

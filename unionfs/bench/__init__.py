@@ -2,7 +2,7 @@
 
     cases         what is asked: series of points, and the size of a run; values only
     trees         the lowers that the cases need, made in a branch filesystem
-    grounds       filesystems to put the branches on: loop files, tmpfs, the directory itself
+    filesystems       filesystems to put the branches on: loop files, tmpfs, the directory itself
     systems       how each peer shows a lower to be changed, and why one may be missing
     acts          one timed first write, in the child process that does it
     child         a child process with a time limit, which leaves nothing behind

@@ -116,7 +116,7 @@ class Extent:
     shared_size: int = _SHARED_SIZE
     rounds: int = 5
     minutes: float = 9.0
-    grounds: Sequence[str] = field(default=("ext4", "xfs", "btrfs", "tmpfs"))
+    filesystems: Sequence[str] = field(default=("ext4", "xfs", "btrfs", "tmpfs"))
 
 
 FULL: Final = Extent()
@@ -138,7 +138,7 @@ QUICK: Final = Extent(
 def all_series(extent: Extent) -> list[Series]:
     """The series of a run, the most wanted first: what a time budget cuts off is the end."""
     found = []
-    for ground in extent.grounds:
+    for ground in extent.filesystems:
         groups = list(_by_size(extent.sizes, MIDDLE))
         title = "4 kB written in the middle of a file, by its size"
         found.append(Series(f"size-{ground}", title, "file size", groups, unit="B", ground=ground))
@@ -194,7 +194,7 @@ def all_series(extent: Extent) -> list[Series]:
         )
     )
     found.append(_sharing("sharing", MAIN, extent))
-    if "btrfs" in extent.grounds[1:]:
+    if "btrfs" in extent.filesystems[1:]:
         found.append(_sharing("sharing-btrfs", "btrfs", extent))
     return found
 

@@ -27,11 +27,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from unionfs.bench import acts, cases, child, grounds, runs, systems, trees
-from unionfs.bench.acts import Site
+from unionfs.bench import cases, child, filesystems, first_write, run_directory, systems, trees
 from unionfs.bench.cases import Extent, Group, Point, Series
 from unionfs.bench.child import FailedError
-from unionfs.bench.grounds import Ground
+from unionfs.bench.filesystems import Ground
+from unionfs.bench.first_write import Site
 from unionfs.bench.systems import Place
 from unionfs.syscalls import files, mountinfo, mounts, namespaces
 
@@ -66,7 +66,7 @@ class Result:
     samples: list[dict[str, Any]] = field(default_factory=list)  # series, system, point (its index), round, ns, ...
     left_out: list[dict[str, str]] = field(default_factory=list)  # series ("" means all), system, why
     order: list[dict[str, Any]] = field(default_factory=list)  # sessions as they were run
-    grounds: dict[str, str] = field(default_factory=dict)  # name -> what it was: "ext4 (loop file)"
+    filesystems: dict[str, str] = field(default_factory=dict)  # name -> what it was: "ext4 (loop file)"
     seconds: float = 0.0
 
 
@@ -75,12 +75,12 @@ def run(choice: Choice, say: Say) -> Result:
     result = Result()
     began = time.monotonic()
     done = False
-    with runs.run_directory(runs.base(choice.directory)) as directory:
+    with run_directory.run_directory(run_directory.base(choice.directory)) as directory:
         for kind, told in _told_by_worker(choice, directory):
             if kind == "say":
                 say(told)
             elif kind == "ground":
-                result.grounds.update(told)
+                result.filesystems.update(told)
             elif kind == "failed":
                 raise FailedError(told)
             elif kind == "done":
@@ -206,12 +206,12 @@ class _Run:
 
     def _by_ground(self) -> dict[str, list[Series]]:
         """The series of each filesystem that can be had, the main one first."""
-        missing = {name: grounds.why_missing(name) for name in self.choice.extent.grounds}
-        usable = [name for name, why in missing.items() if why is None] or [grounds.HERE]
+        missing = {name: filesystems.why_missing(name) for name in self.choice.extent.filesystems}
+        usable = [name for name, why in missing.items() if why is None] or [filesystems.HERE]
         found: dict[str, list[Series]] = {}
         for series in self.choice.series:
             name = usable[0] if series.ground == cases.MAIN else series.ground
-            if series.cache == cases.COLD and name == grounds.TMPFS:
+            if series.cache == cases.COLD and name == filesystems.TMPFS:
                 self.leave_out(series.name, "all", "tmpfs is the page cache: it cannot be cold")
             elif (why := missing.get(name)) is not None:
                 self.leave_out(series.name, "all", why)
@@ -226,11 +226,11 @@ class _Run:
         if time.monotonic() > self.deadline:
             raise FailedError(self._too_late)
         self.tell("say", f"{name}: making the lowers")
-        room = grounds.room(name, self.directory)
+        room = filesystems.room(name, self.directory)
         all_series = [self._shortened(series, name, wanted, contestants, room) for series in wanted]
         size = self._need(all_series, contestants) * 5 // 4
-        with grounds.ready(name, self.directory, size) as ground:
-            what = ground.fstype if name in (grounds.HERE, grounds.TMPFS) else f"{name} in a loop file"
+        with filesystems.ready(name, self.directory, size) as ground:
+            what = ground.fstype if name in (filesystems.HERE, filesystems.TMPFS) else f"{name} in a loop file"
             self.tell("ground", {name: what})
             may_reflink = ground.may_reflink
             for series in all_series:
@@ -361,7 +361,7 @@ class _Run:
                     if one is not None and one.enter is not None:
                         one.enter()
                 if site.fetch is None:
-                    acts.settle(site.merged / trees.SETTLE)
+                    first_write.settle(site.merged / trees.SETTLE)
                 return [
                     _act(_site_of(site, ground, group, point), point, series.cache, number) for point in group.points
                 ]
@@ -380,7 +380,7 @@ def _site_of(site: Site, ground: Ground, group: Group, point: Point) -> Site:
 
 def _act(site: Site, point: Point, cache: str, number: int) -> dict[str, Any]:
     try:
-        return acts.act(site, point, cache, count=number == 0)
+        return first_write.act(site, point, cache, count=number == 0)
     except OSError as why:
         return {"failed": why.strerror or str(why)}
 

@@ -20,11 +20,11 @@ class NoMarkersError(Exception):
 def text(found: Found) -> str:
     """Everything, as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    grounds = ", ".join(found["grounds"].values())
+    filesystems = ", ".join(found["filesystems"].values())
     lines = [
-        f"{where(found)}. Branches on {grounds}. {versions}. Medians of up to {found['rounds']} rounds ± half of the "
-        f"spread, {found['seconds'] / 60:.1f} minutes in all; in brackets what was written where it is not the whole "
-        "file. Less is better.",
+        f"{where(found)}. Branches on {filesystems}. {versions}. Medians of up to {found['rounds']} rounds ± half "
+        f"of the spread, {found['seconds'] / 60:.1f} minutes in all; in brackets what was written where it is not "
+        "the whole file. Less is better.",
         "",
         "| what people say | our figures |",
         "|---|---|",

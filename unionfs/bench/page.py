@@ -150,7 +150,7 @@ def _how(found: Found) -> str:
     facts = {
         "processor": f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB",
         "kernel": machine["kernel"],
-        "branches": ", ".join(found["grounds"].values()),
+        "branches": ", ".join(found["filesystems"].values()),
         "rounds": f"up to {found['rounds']}, the order of the systems turned around every round",
         "taken": f"{machine['utc']} UTC in {found['seconds']:.0f} s, load {machine['load']} at the end, "
         f"as {machine['user']} user",

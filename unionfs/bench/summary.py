@@ -28,7 +28,7 @@ def summary(result: Result, choice: Choice) -> dict[str, Any]:
         "what": "copyup",
         "machine": facts.machine(),
         "versions": {system: systems.version(system) for system in shown},
-        "grounds": result.grounds,
+        "filesystems": result.filesystems,
         "rounds": choice.extent.rounds,
         "seconds": round(result.seconds, 1),
         "systems": shown,
@@ -40,7 +40,7 @@ def summary(result: Result, choice: Choice) -> dict[str, Any]:
 
 def _series(series: Series, result: Result, shown: Sequence[str]) -> dict[str, Any]:
     points = list(series.points)
-    ground = next(iter(result.grounds), "") if series.ground == "main" else series.ground
+    ground = next(iter(result.filesystems), "") if series.ground == "main" else series.ground
     samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for sample in result.samples:
         if sample["series"] == series.name:

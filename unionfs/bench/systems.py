@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unionfs.bench import acts
-from unionfs.bench.acts import Fetch
+from unionfs.bench import first_write
 from unionfs.bench.child import FailedError, die_with_parent
-from unionfs.bench.grounds import Ground, subvolume
-from unionfs.bench.runs import detach
+from unionfs.bench.filesystems import Ground, subvolume
+from unionfs.bench.first_write import Fetch
+from unionfs.bench.run_directory import detach
 from unionfs.syscalls import mountinfo, mounts, namespaces
 
 OURS: Final = "ours"
@@ -163,8 +163,8 @@ def shown(system: str, ground: Ground, lowers: Sequence[str], place: Place, time
     """
     paths = [ground.lowers / lower for lower in lowers]
     if system in (COPY, REFLINK, CP):
-        plain = acts.copy_apart if ground.fstype in _SHARING else acts.copy
-        fetch = {COPY: plain, REFLINK: acts.reflink, CP: acts.cp}[system]
+        plain = first_write.copy_apart if ground.fstype in _SHARING else first_write.copy
+        fetch = {COPY: plain, REFLINK: first_write.reflink, CP: first_write.cp}[system]
         yield Shown(place.merged, place.merged, fetch=fetch)
     elif system == SNAPSHOT:
         place.merged.rmdir()

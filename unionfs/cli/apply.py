@@ -14,10 +14,11 @@ from unionfs.changes.check import Objection
 from unionfs.changes.journal import Operation
 from unionfs.changes.listing import Change
 from unionfs.changes.stage import Progress
-from unionfs.cli import changing, showing
+from unionfs.cli import output
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
+from unionfs.containers import diff
+from unionfs.containers.store import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
 Put what a container changed in its view of this machine in place on the machine itself: one kept by `unionfs try`, or
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.name)
-    if changing.is_begun(container):
+    if diff.is_begun(container):
         if arguments.dry_run:
             raise CommandError(
                 failed("checking the changes", container.name, "a part of them is in place already"),
@@ -54,38 +55,38 @@ def main(argv: list[str]) -> int:
         done = carry_on(store, container, force=arguments.force)
         _print_done(container, done, as_json=arguments.json)
         return 0
-    prepared = changing.prepare(container)
+    prepared = diff.prepare(container)
     if not arguments.dry_run:
         put_in_place(store, prepared, force=arguments.force)
     else:
         prepared.refuse(force=arguments.force)
         warn(prepared.plan.warnings)
     if arguments.json:
-        print(json.dumps({"name": container.name, "changes": showing.as_json(prepared.found.changes)}))
+        print(json.dumps({"name": container.name, "changes": output.as_json(prepared.found.changes)}))
     else:
-        showing.print_lines(prepared.found.changes)
+        output.print_lines(prepared.found.changes)
     return 0
 
 
-def put_in_place(store: ContainerStore, prepared: changing.Prepared, *, force: bool) -> None:
+def put_in_place(store: ContainerStore, prepared: diff.Prepared, *, force: bool) -> None:
     """Put the changes in place and remove the container. Raises: CommandError, and the container stays."""
     prepared.refuse(force=force)
     warn(prepared.plan.warnings)
     with _progress() as progress:
-        applied = changing.put_in_place(prepared, force=force, progress=progress)
+        applied = diff.put_in_place(prepared, force=force, progress=progress)
     _finish(store, prepared.container, applied)
 
 
 def warn(objections: list[Objection]) -> None:
     """Tell what is to be known, though it stops nothing."""
     for one in objections:
-        print(f"unionfs: note: {showing.printable(one.path)} {one.why}", file=sys.stderr)
+        print(f"unionfs: note: {output.printable(one.path)} {one.why}", file=sys.stderr)
 
 
 def carry_on(store: ContainerStore, container: Container, *, force: bool) -> list[Operation]:
     """Complete what was interrupted and remove the container. Preconditions: changing.is_begun()."""
     with _progress() as progress:
-        applied = changing.carry_on(container, force=force, progress=progress)
+        applied = diff.carry_on(container, force=force, progress=progress)
     if applied is None:
         return []
     _finish(store, container, applied)
@@ -96,16 +97,16 @@ def _print_done(container: Container, done: list[Operation], *, as_json: bool) -
     """The upper is gone: what is known of the changes is what the plan said."""
     named = sorted((b"/" + os.fsencode(operation.path), operation.kind) for operation in done)
     if as_json:
-        changes = [{"kind": kind, **showing.path_as_json(path)} for path, kind in named]
+        changes = [{"kind": kind, **output.path_as_json(path)} for path, kind in named]
         print(json.dumps({"name": container.name, "changes": changes}))
     else:
-        showing.print_lines([Change(kind, path, (), None, None) for path, kind in named])
+        output.print_lines([Change(kind, path, (), None, None) for path, kind in named])
 
 
 def _finish(store: ContainerStore, container: Container, applied: Applied) -> None:
     for left in applied.not_removed:
-        print(f"unionfs: warning: old content put aside was not removed: {showing.named(left)}", file=sys.stderr)
-    changing.remove(store, container)
+        print(f"unionfs: warning: old content put aside was not removed: {output.named(left)}", file=sys.stderr)
+    diff.remove(store, container)
 
 
 @contextlib.contextmanager
@@ -124,6 +125,6 @@ def _progress() -> Iterator[Progress]:
             nonlocal count
             count += 1
             if count % 50 == 1:
-                status.update(Text(f"{what} {count}: {showing.printable(path)}"))
+                status.update(Text(f"{what} {count}: {output.printable(path)}"))
 
         yield tell

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from unionfs.bench import cases, copyup, grounds, markdown, page, plots, summary, systems, table
+from unionfs.bench import cases, copyup, filesystems, markdown, page, plots, summary, systems, table
 from unionfs.bench.cases import Extent, Series
 from unionfs.bench.child import FailedError
 from unionfs.cli.arguments import Parser
@@ -28,7 +28,7 @@ measure most. Nothing stays behind, whatever ends it."""
 _EPILOG: Final = f"""\
 series:   {", ".join(one.name for one in cases.all_series(cases.FULL))}
 systems:  {", ".join(name.replace(" ", "-").replace(",", "") for name in systems.SYSTEMS)}
-filesystems: {", ".join(grounds.GROUNDS)} (here: where --dir is)
+filesystems: {", ".join(filesystems.GROUNDS)} (here: where --dir is)
 
 --json prints one object: format, machine, versions, grounds, rounds, seconds, systems, series (each with points, each
 with the figures of each system: median, least, most and values in nanoseconds, again: the same write once more, bytes:
@@ -112,7 +112,7 @@ def _choice(arguments: argparse.Namespace) -> copyup.Choice:
     if arguments.minutes:
         extent = dataclasses.replace(extent, minutes=arguments.minutes)
     if arguments.on:
-        extent = dataclasses.replace(extent, grounds=_known(arguments.on, grounds.GROUNDS, "filesystem"))
+        extent = dataclasses.replace(extent, filesystems=_known(arguments.on, filesystems.GROUNDS, "filesystem"))
     extent = _limited(extent, arguments.max_size, arguments.max_files)
     chosen = list(systems.SYSTEMS)
     if arguments.systems:

@@ -10,19 +10,20 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-from layers import diff, making, reference
+from layers import diff, make_image, reference
 from layers.attributes import Options
 from layers.errors import LayerError, NotFound, printable
-from layers.making import Committed, Wish
+from layers.make_image import Committed, Wish
 from layers.manifest import Descriptor
 from layers.store import Store
-from unionfs.cli import image_store, launching, over, pausing
+from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
-from unionfs.cli.furnishing import mountpoints
-from unionfs.cli.job import Job
 from unionfs.cli.progress import shown
+from unionfs.containers import freeze, start
+from unionfs.containers.job import Job
+from unionfs.containers.rootfs import mountpoints
+from unionfs.containers.store import Container, ContainerStore
 from unionfs.drivers.driver import is_whole
 
 _DESCRIPTION: Final = """\
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     add("--report", action="store_true", help="list what is in the layer, and what was left out because it is equal")
     add("--json", action="store_true", help="print JSON")
     add("-q", "--quiet", action="store_true", help="show no progress")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.container)
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
         name = str(reference.parse(arguments.name)) if arguments.name else ""
         if "@" in name:
             raise CommandError(failed("commit", arguments.name, "a digest cannot be given"), status=2)
-    with pausing.held(container, "commit", stopped=arguments.pause):
+    with freeze.held(container, "commit", stopped=arguments.pause):
         return image_store.with_ids(lambda: _commit(arguments, Store(store.root), container, name))
 
 
@@ -89,7 +90,7 @@ def _commit(arguments: argparse.Namespace, store: Store, container: Container, n
     with image_store.failures(), shown(quiet=arguments.quiet) as progress, store.adding():
         base, steps = _base(store, container, options)
         try:
-            made = making.commit(
+            made = make_image.commit(
                 store,
                 container.upper,
                 base,
@@ -129,7 +130,7 @@ def _base(store: Store, container: Container, options: Options) -> tuple[str | N
     base: str | None = None
     steps: list[str] = []
     for lower in reversed(container.lowers):
-        made = making.commit(store, lower, base, Wish(created_by="unionfs run --lower"), options=options)
+        made = make_image.commit(store, lower, base, Wish(created_by="unionfs run --lower"), options=options)
         base = str(made.digest)
         steps.append(base)
     return base, steps
@@ -139,7 +140,7 @@ def _settings(container: Container) -> list[str]:
     """What the container ran, as instructions of a Dockerfile."""
     if not container.job:
         return []
-    job: Job = launching.job_of(container)
+    job: Job = start.job_of(container)
     rest = job.command[len(job.entrypoint) :]
     found = [f"ENTRYPOINT {_json(job.entrypoint)}", f"CMD {_json(rest)}"]
     found += [f"ENV {name}={shlex.quote(value)}" for name, value in job.environment if name.strip()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from unionfs.cli import longer
+from unionfs.cli import aliases
 
 _MODULES: Final = {
     "ls": "ps",
@@ -33,4 +33,4 @@ _MODULES: Final = {
 
 def main(argv: list[str]) -> int:
     """Run `unionfs container ARGV`."""
-    return longer.run("container", _MODULES, argv, "remove containers that do not run")
+    return aliases.run("container", _MODULES, argv, "remove containers that do not run")

@@ -6,10 +6,11 @@ import json
 import sys
 from typing import Final
 
-from unionfs.cli import changing, over, selecting
+from unionfs.cli import each, filter_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.containers import diff
+from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
 Remove all containers that do not run, with everything they changed, and print their ids. Volumes stay, those without
@@ -22,10 +23,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
     parser.add_argument("--filter", action="append", default=[], metavar="KEY=VALUE", help="only those; see unionfs ps")
     parser.add_argument("--json", action="store_true", help="print a JSON array of the ids; do not ask")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
-    wanted = selecting.all_of(arguments.filter)
+    wanted = filter_flags.all_of(arguments.filter)
     if not arguments.force and not arguments.json and sys.stdin.isatty():
         print("Remove all containers that do not run, with what they changed? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
         if container.is_running() or not wanted(container):
             continue
         try:
-            changing.remove(store, container)
+            diff.remove(store, container)
         except CommandError as error:
             print(tell(error), file=sys.stderr)
             status = FAILED

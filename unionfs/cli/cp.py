@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
-from unionfs.cli import launching, living, over, tarring
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
-from unionfs.cli.copying import Copy, find_in_root
 from unionfs.cli.errors import BROKEN_PIPE, FAILED, CommandError, failed, tell
+from unionfs.containers import running, start, tarstreams
+from unionfs.containers.copy import Copy, find_in_root
+from unionfs.containers.store import Container, ContainerStore
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DESTINATION")
     parser.add_argument("-a", "--archive", action="store_true", help="keep the owners")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     source, destination = side(arguments.source), side(arguments.destination)
     if bool(source.container) == bool(destination.container):
@@ -68,7 +69,7 @@ def _stream_out(root_fd: int, path: str) -> None:
     is_content = name in ("", ".", "..")
     dir_fd = find_in_root(root_fd, path or "/" if is_content else above or "/", os.O_PATH | os.O_DIRECTORY)
     try:
-        tarring.write(dir_fd, "." if is_content else name, sys.stdout.buffer, "." if is_content else name)
+        tarstreams.write(dir_fd, "." if is_content else name, sys.stdout.buffer, "." if is_content else name)
         sys.stdout.buffer.flush()
     finally:
         os.close(dir_fd)
@@ -76,7 +77,7 @@ def _stream_out(root_fd: int, path: str) -> None:
 
 def _stream_in(root_fd: int, path: str, *, keep_owners: bool) -> None:
     os.close(Place(root_fd, "/").open(path, os.O_PATH | os.O_DIRECTORY))
-    tarring.extract(sys.stdin.buffer, root_fd, "/" + path.strip("/"), None if keep_owners else (0, 0))
+    tarstreams.extract(sys.stdin.buffer, root_fd, "/" + path.strip("/"), None if keep_owners else (0, 0))
 
 
 def side(text: str) -> Side:
@@ -150,7 +151,7 @@ def reach(store: ContainerStore, container: Container, body: Callable[[int], Non
 
 
 def _in_running(container: Container, body: Callable[[int], None]) -> int:
-    namespaces = living.enter(container, "cp")
+    namespaces = running.enter(container, "cp")
 
     def work() -> int:
         namespaces.take_ids()
@@ -163,18 +164,18 @@ def _in_running(container: Container, body: Callable[[int], None]) -> int:
 
 
 def _in_stopped(store: ContainerStore, container: Container, body: Callable[[int], None]) -> int:
-    job = launching.job_of(container)
+    job = start.job_of(container)
 
     def work() -> int:
         try:
-            with launching.mounted(job, store, container) as root_fd:
+            with start.mounted(job, store, container) as root_fd:
                 return _told(body, root_fd)
         except LaunchError as error:
             print(tell(CommandError(str(error), hint=error.hint)), file=sys.stderr)
             return FAILED
 
     try:
-        return _wait(mapped.fork(launching.my_ids(), launching.OWN_MOUNTS, work))
+        return _wait(mapped.fork(start.my_ids(), start.OWN_MOUNTS, work))
     except LaunchError as error:
         raise CommandError(str(error), hint=error.hint) from error
 

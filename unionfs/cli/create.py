@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from unionfs.cli import run
-from unionfs.cli.containers import ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError
+from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
 Make a container as `unionfs run` would, and print its id. `unionfs start` runs it; `unionfs cp` reaches into it before

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from unionfs.changes.cost import CopiedUp
-from unionfs.cli import changing, showing
+from unionfs.cli import output
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
+from unionfs.containers import diff
+from unionfs.containers.store import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
 List what a container changed in its root filesystem, one path on a line: A added, C changed, D deleted. A directory is
@@ -48,14 +49,14 @@ def main(argv: list[str]) -> int:
         parser.error("argument --cost: not allowed with -z")
     container = ContainerStore(arguments.root).find(arguments.name)
     if arguments.cost:
-        _show_costs(container, changing.costs_of(container), as_json=arguments.json)
+        _show_costs(container, diff.costs_of(container), as_json=arguments.json)
         return 0
-    changes = changing.changes_of(container).changes
+    changes = diff.changes_of(container).changes
     if arguments.json:
-        shown = {"id": container.id, "name": container.name, "changes": showing.as_json(changes)}
+        shown = {"id": container.id, "name": container.name, "changes": output.as_json(changes)}
         print(json.dumps(shown))
     else:
-        showing.print_lines(changes, end=b"\0" if arguments.null else b"\n")
+        output.print_lines(changes, end=b"\0" if arguments.null else b"\n")
     return 0
 
 
@@ -76,19 +77,19 @@ def _show_costs(container: Container, found: Sequence[CopiedUp], *, as_json: boo
         return
     for one in found:
         verdict = {False: "wasted", True: "changed", None: "?"}[one.changed]
-        path = showing.printable(one.path)
-        print(f"{showing.human_size(one.copied):>10}  {verdict:<7}  {path}")
-    sentence = f"{len(found)} files copied up, {showing.human_size(total)} copied"
+        path = output.printable(one.path)
+        print(f"{output.human_size(one.copied):>10}  {verdict:<7}  {path}")
+    sentence = f"{len(found)} files copied up, {output.human_size(total)} copied"
     if wasted:
         sentence += (
-            f"; {len(wasted)} of them, {showing.human_size(for_nothing)}, for nothing: their content is the lower's"
+            f"; {len(wasted)} of them, {output.human_size(for_nothing)}, for nothing: their content is the lower's"
         )
     print(sentence, file=sys.stderr)
 
 
 def _as_json(container: Container, one: CopiedUp) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        **showing.path_as_json(one.path),
+        **output.path_as_json(one.path),
         "branch": None if one.branch is None else container.branches[one.branch - 1],
         "bytes": one.copied,
         "size": one.size,

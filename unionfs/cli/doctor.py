@@ -8,9 +8,9 @@ import sys
 from typing import Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.diagnosis import LIMITED, OK, Finding, diagnose
 from unionfs.cli.errors import FAILED
-from unionfs.cli.machine import examine
+from unionfs.doctor.diagnosis import LIMITED, OK, Finding, diagnose
+from unionfs.doctor.machine import examine
 
 _DESCRIPTION: Final = """\
 Try out what `unionfs run` needs of this machine, and say what is lacking and which command mends it."""

@@ -6,11 +6,12 @@ import argparse
 from dataclasses import replace
 from typing import Final
 
-from unionfs.cli import launching, living, places, run
+from unionfs.cli import mount_flags, run
 from unionfs.cli.arguments import Parser
-from unionfs.cli.changing import id_map_of
-from unionfs.cli.containers import ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError
+from unionfs.containers import running, start
+from unionfs.containers.diff import id_map_of
+from unionfs.containers.store import ContainerStore
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.run import join
 
@@ -57,19 +58,19 @@ def _exec(arguments: argparse.Namespace) -> int:
         what = "no command" if words else "no container"
         raise CommandError(f"exec: {what} given", hint="see unionfs exec --help", status=OWN_FAILURE)
     container = ContainerStore(arguments.root).find(words[0])
-    job = launching.job_of(container)
+    job = start.job_of(container)
     wished = replace(
         job,
         command=tuple(words[1:]),
         environment=tuple({**dict(job.environment), **dict(run.environment(arguments))}.items()),
         user=job.user if arguments.user is None else arguments.user,
-        workdir=places.inside("working directory", arguments.workdir) if arguments.workdir else job.workdir,
+        workdir=mount_flags.inside("working directory", arguments.workdir) if arguments.workdir else job.workdir,
         interactive=arguments.interactive and not arguments.detach,
         terminal=arguments.tty,
     )
     id_map = id_map_of(container) if container.uid_map else None
-    spec = launching.make_spec(wished, container, id_map)
-    namespaces = living.enter(container, "exec", OWN_FAILURE)
+    spec = start.make_spec(wished, container, id_map)
+    namespaces = running.enter(container, "exec", OWN_FAILURE)
     try:
         if arguments.detach:
             kept = (*namespaces.fds, namespaces.root_fd)

@@ -10,10 +10,11 @@ from typing import IO
 
 from layers import pack
 from layers.tree import Branches
-from unionfs.cli import image_store, over, pausing
+from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError
+from unionfs.containers import freeze
+from unionfs.containers.store import Container, ContainerStore
 from unionfs.drivers.driver import is_whole
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     container = ContainerStore(arguments.root).find(arguments.container)
     if any(os.path.realpath(lower) == "/" for lower in container.lowers):
@@ -35,11 +36,11 @@ def main(argv: list[str]) -> int:
     if output in (None, "-"):
         if sys.stdout.isatty():
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
-        with pausing.held(container, "export", stopped=False):
+        with freeze.held(container, "export", stopped=False):
             return image_store.with_ids(lambda: _write(container, sys.stdout.buffer))
     aside = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
     try:
-        with open(aside, "xb") as sink, pausing.held(container, "export", stopped=False):
+        with open(aside, "xb") as sink, freeze.held(container, "export", stopped=False):
             status = image_store.with_ids(lambda: _write(container, sink))
         if not status:
             os.rename(aside, output)

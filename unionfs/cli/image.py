@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from unionfs.cli import longer
+from unionfs.cli import aliases
 
 _MODULES: Final = {
     "ls": "images",
@@ -25,4 +25,4 @@ _MODULES: Final = {
 
 def main(argv: list[str]) -> int:
     """Run `unionfs image ARGV`."""
-    return longer.run("image", _MODULES, argv, "remove images that nothing needs")
+    return aliases.run("image", _MODULES, argv, "remove images that nothing needs")

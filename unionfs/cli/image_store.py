@@ -30,8 +30,8 @@ from layers.limits import Limits
 from layers.manifest import Descriptor
 from layers.store import Store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore, default_root
 from unionfs.cli.errors import INTERRUPTED, OWN_FAILURE, CommandError, tell
+from unionfs.containers.store import ContainerStore, default_root
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
 

@@ -13,9 +13,9 @@ from layers import image, reference, unpacked
 from layers.cli import showing
 from layers.errors import LayerError, Malformed, printable
 from layers.store import Named, Store
-from unionfs.cli import image_store, selecting
+from unionfs.cli import filter_flags, image_store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.showing import human_duration
+from unionfs.cli.output import human_duration
 
 
 class _Line(NamedTuple):
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         lines.sort(key=_SORTS[arguments.sort], reverse=True)  # type: ignore[arg-type]
     if arguments.format and arguments.format not in ("table", "json"):
         for line in lines:
-            print(selecting.formatted(arguments.format, _fields(line, whole=arguments.no_trunc)))
+            print(filter_flags.formatted(arguments.format, _fields(line, whole=arguments.no_trunc)))
     elif arguments.json or arguments.format == "json":
         print(json.dumps([line._asdict() | {"labels": dict(line.labels)} for line in lines], indent=1))
     elif arguments.quiet:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from layers import making, reference
+from layers import make_image, reference
 from layers.compression import Readable
 from layers.manifest import parse_platform
 from unionfs.cli import image_store
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
     def body() -> int:
         with image_store.failures(), shown(quiet=arguments.quiet) as progress:
-            wish = making.Wish(
+            wish = make_image.Wish(
                 name=str(reference.parse(arguments.name)) if arguments.name else "",
                 message=arguments.message,
                 changes=arguments.change,
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
                 platform=parse_platform(arguments.platform) if arguments.platform else None,
             )
             with _opened(arguments.file) as source:
-                made = making.import_tar(
+                made = make_image.import_tar(
                     image_store.store_of(arguments),
                     source,
                     wish,
@@ -75,7 +75,7 @@ def _opened(text: str) -> Iterator[Readable]:
     if text == "-":
         yield sys.stdin.buffer
     elif text.startswith(("http://", "https://")):
-        from layers.webfile import opened
+        from layers.http_file import opened
 
         with opened(text) as body:
             yield body

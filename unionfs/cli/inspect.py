@@ -8,11 +8,12 @@ import os
 import sys
 from typing import Any
 
-from unionfs.cli import furnishing, launching, logbook, over
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerError, ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.cli.volumes import anonymous_names
+from unionfs.containers import logs, rootfs, start
+from unionfs.containers.store import Container, ContainerError, ContainerStore
+from unionfs.containers.volumes import anonymous_names
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", metavar="NAME", nargs="+", help="a container, else an image, by name or id")
     parser.add_argument("--type", choices=("container", "image"), help="look for this kind only")
     parser.add_argument("--json", action="store_true", help="as always")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     found, status = [], 0
@@ -48,7 +49,7 @@ def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
 def of_container(container: Container) -> dict[str, Any]:
     """What is known of a container."""
     running = container.status == "running"
-    job = launching.job_of(container) if container.job else None
+    job = start.job_of(container) if container.job else None
     shown: dict[str, Any] = {
         "Id": container.id,
         "Name": container.name,
@@ -66,7 +67,7 @@ def of_container(container: Container) -> dict[str, Any]:
         "Image": container.image_digest,
         "ImageName": container.image,
         "Kind": container.kind,
-        "LogPath": os.path.join(container.directory, logbook.NAME),
+        "LogPath": os.path.join(container.directory, logs.NAME),
         "GraphDriver": {
             "Name": container.driver,
             "Data": {"LowerDir": list(container.lowers), "UpperDir": container.upper, "MergedDir": container.merged},
@@ -88,7 +89,7 @@ def of_container(container: Container) -> dict[str, Any]:
         }
         binds = [(volume.name, volume.source, volume.target, not volume.read_only) for volume in job.volumes]
         names = anonymous_names(container)
-        mine = zip(names, furnishing.anonymous_volumes(job, container), strict=True)
+        mine = zip(names, rootfs.anonymous_volumes(job, container), strict=True)
         binds += [(name, place, path, True) for name, (path, place) in mine]
         shown["Mounts"] = [
             {

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from unionfs.cli import logbook, over
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerError, ContainerStore
 from unionfs.cli.errors import CommandError, failed
-from unionfs.cli.logbook import Entry, Reader
+from unionfs.containers import logs
+from unionfs.containers.logs import Entry, Reader
+from unionfs.containers.store import Container, ContainerError, ContainerStore
 
 _ASK_AGAIN_S: Final = 0.1
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -34,12 +35,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-t", "--timestamps", action="store_true", help="when each line began, before it")
     parser.add_argument("--since", metavar="WHEN", type=_moment, help="only what was printed since then: 10m, a time")
     parser.add_argument("--until", metavar="WHEN", type=_moment, help="only what was printed until then")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.container)
     try:
-        reader = Reader(os.path.join(container.directory, logbook.NAME))
+        reader = Reader(os.path.join(container.directory, logs.NAME))
     except FileNotFoundError:
         if container.status == "created":
             return 0

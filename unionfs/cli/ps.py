@@ -9,10 +9,10 @@ import sys
 import time
 from typing import Any, Final
 
-from unionfs.cli import selecting
+from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
-from unionfs.cli.showing import human_duration, named
+from unionfs.cli.output import human_duration, named
+from unionfs.containers.store import Container, ContainerStore
 
 _EPILOG: Final = """\
 --json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
-    fits = selecting.all_of(arguments.filter)
+    fits = filter_flags.all_of(arguments.filter)
     last = 1 if arguments.latest else arguments.last
     everything = arguments.all or last is not None or any(text.startswith(_PAST) for text in arguments.filter)
     known = ContainerStore(arguments.root).list()
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         del containers[last:]
     if arguments.format and arguments.format not in ("table", "json"):
         for container in containers:
-            print(selecting.formatted(arguments.format, _fields(container)))
+            print(filter_flags.formatted(arguments.format, _fields(container)))
         return 0
     if arguments.json or arguments.format == "json":
         print(json.dumps([_as_json(container) for container in containers]))

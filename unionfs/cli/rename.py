@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from unionfs.cli import over
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
+from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:
@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("rename", "Give a container another name.")
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
     parser.add_argument("name", metavar="NAME")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     store.rename(store.find(arguments.container), arguments.name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from unionfs.cli import changing, living, over
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
+from unionfs.containers import diff, running
+from unionfs.containers.store import Container, ContainerStore
 
 _DESCRIPTION: Final = """\
 Remove containers, with everything they changed. One that is running is not removed unless with --force, which ends it.
@@ -17,7 +18,7 @@ unionfs apply), what is in place stays."""
 def main(argv: list[str]) -> int:
     """Run `unionfs rm ARGV`. Removes what it can, and fails if that was not all."""
     parser = Parser("rm", _DESCRIPTION)
-    over.add_names(parser)
+    each.add_names(parser)
     parser.add_argument("-f", "--force", action="store_true", help="end those that run (SIGKILL), and remove them")
     parser.add_argument(
         "-v", "--volumes", action="store_true", help="remove the volumes without a name that they had, too"
@@ -28,9 +29,9 @@ def main(argv: list[str]) -> int:
     def remove(container: Container) -> str:
         left: Container | None = container
         if arguments.force and container.is_running():
-            left = living.kill(store, container)
+            left = running.kill(store, container)
         if left is not None:
-            changing.remove(store, left, volumes=arguments.volumes)
+            diff.remove(store, left, volumes=arguments.volumes)
         return ""
 
-    return over.each(store, arguments.names, remove)
+    return each.each(store, arguments.names, remove)

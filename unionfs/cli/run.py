@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import launching, places, publishing, signals
+from unionfs.cli import mount_flags, network_flags, signals
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
-from unionfs.cli.job import Job
+from unionfs.containers import start
+from unionfs.containers.job import Job
+from unionfs.containers.store import Container, ContainerStore
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES
@@ -26,7 +27,7 @@ from unionfs.launcher.spec import PASTA, SLIRP, Port
 
 if TYPE_CHECKING:
     from layers.store import Store
-    from unionfs.cli.imaging import Ready
+    from unionfs.containers.image_settings import Ready
 
 _DESCRIPTION: Final = """\
 Run COMMAND in a container. Its root filesystem is ROOTFS: an image, which is pulled if it is not here; a directory, or
@@ -61,8 +62,8 @@ def main(argv: list[str]) -> int:
             return 0
         job, container = made
         if arguments.detach:
-            return detached(lambda ready: launching.run(job, store, container, ready, attached=False), container)
-        return launching.run(job, store, container)
+            return detached(lambda ready: start.run(job, store, container, ready, attached=False), container)
+        return start.run(job, store, container)
     except PullFailedError:
         return OWN_FAILURE
     except CommandError as error:
@@ -93,9 +94,9 @@ def make(arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] |
 
 def _made(job: Job, arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
     if arguments.dry_run:
-        print("\n".join(launching.describe(job, store)))
+        print("\n".join(start.describe(job, store)))
         return None
-    return job, launching.create(job, store)
+    return job, start.create(job, store)
 
 
 def _is_directory(word: str, root: str) -> bool:
@@ -105,23 +106,24 @@ def _is_directory(word: str, root: str) -> bool:
     if not os.path.isdir(word):
         return False
     from layers.store import Store
-    from unionfs.cli import imaging
+    from unionfs.containers import image_settings
 
-    return not imaging.is_known(Store(root), word)
+    return not image_settings.is_known(Store(root), word)
 
 
 def _image(arguments: Namespace, name: str, images: Store) -> Ready:
     from layers.manifest import parse_platform
-    from unionfs.cli import image_store, imaging
+    from unionfs.cli import image_store
+    from unionfs.containers import image_settings
 
     with image_store.failures():
-        fetch = imaging.Fetch(
+        fetch = image_settings.Fetch(
             arguments.pull,
             parse_platform(arguments.platform) if arguments.platform else None,
             image_store.remote(arguments),
             arguments.quiet,
         )
-    return imaging.ready(images, name, fetch)
+    return image_settings.ready(images, name, fetch)
 
 
 def _job_on_directories(arguments: Namespace, words: list[str]) -> Job:
@@ -138,10 +140,10 @@ def _job_on_directories(arguments: Namespace, words: list[str]) -> Job:
 
 def _job_on_image(job: Job, arguments: Namespace, words: list[str], image: Ready) -> Job:
     """The image's settings where the command line leaves room for them. Raises: CommandError."""
-    from unionfs.cli import imaging
+    from unionfs.containers import image_settings
 
     settings = image.settings
-    entrypoint, rest = imaging.command_of(settings, arguments.entrypoint, words[1:])
+    entrypoint, rest = image_settings.command_of(settings, arguments.entrypoint, words[1:])
     if not (*entrypoint, *rest):
         hint = f"for a shell: unionfs run -it {image.name} sh"
         raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint, status=OWN_FAILURE)
@@ -150,12 +152,14 @@ def _job_on_image(job: Job, arguments: Namespace, words: list[str], image: Ready
         lowers=image.lowers,
         command=(*entrypoint, *rest),
         entrypoint=entrypoint,
-        environment=imaging.environment_of(settings, job.environment),
+        environment=image_settings.environment_of(settings, job.environment),
         user=job.user or settings.user,
         workdir=job.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
         anonymous=(
             *job.anonymous,
-            *imaging.volumes_of(settings, (*(volume.target for volume in job.volumes), *job.tmpfs, *job.anonymous)),
+            *image_settings.volumes_of(
+                settings, (*(volume.target for volume in job.volumes), *job.tmpfs, *job.anonymous)
+            ),
         ),
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(job.labels)}.items()),
@@ -170,7 +174,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
     """What the flags ask for, on no root filesystem yet. Raises: CommandError when it makes no sense."""
     if arguments.stop_signal:
         signals.number_of(arguments.stop_signal)
-    mounted = places.wanted(arguments)
+    mounted = mount_flags.wanted(arguments)
     return Job(
         lowers=(),
         command=tuple(words),
@@ -178,7 +182,7 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         name=arguments.name,
         hostname=_hostname(arguments.hostname),
         user=arguments.user,
-        workdir=places.inside("working directory", arguments.workdir or "/"),
+        workdir=mount_flags.inside("working directory", arguments.workdir or "/"),
         volumes=mounted.volumes,
         anonymous=mounted.anonymous,
         stop_signal=arguments.stop_signal or "SIGTERM",
@@ -189,8 +193,8 @@ def _check(arguments: Namespace, words: list[str]) -> Job:
         own_network=arguments.network != "host",
         uplink=arguments.network if arguments.network not in ("host", "none") else "",
         published=_published(arguments),
-        hosts=tuple(map(publishing.host_from, arguments.add_host or ())),
-        nameservers=tuple(map(publishing.nameserver_from, arguments.dns or ())),
+        hosts=tuple(map(network_flags.host_from, arguments.add_host or ())),
+        nameservers=tuple(map(network_flags.nameserver_from, arguments.dns or ())),
         read_only=arguments.read_only,
         interactive=arguments.interactive,
         terminal=arguments.tty,
@@ -346,7 +350,7 @@ def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:
 def _environment_entry(text: str) -> tuple[str, str] | None:
     name, equals, value = text.partition("=")
     if not name:
-        raise places.bad("environment variable", text, "it has no name")
+        raise mount_flags.bad("environment variable", text, "it has no name")
     if equals:
         return name, value
     return (name, os.environ[name]) if name in os.environ else None
@@ -354,7 +358,7 @@ def _environment_entry(text: str) -> tuple[str, str] | None:
 
 def _hostname(name: str | None) -> str | None:
     if name is not None and not 0 < len(os.fsencode(name)) <= 64:
-        raise places.bad("hostname", name, "it must have 1 to 64 bytes")
+        raise mount_flags.bad("hostname", name, "it must have 1 to 64 bytes")
     return name
 
 
@@ -380,21 +384,21 @@ def _published(arguments: Namespace) -> tuple[Port, ...]:
             else "no network"
         )
         raise CommandError(f"run: --publish makes no sense: {why}", hint="--network private", status=OWN_FAILURE)
-    return tuple(map(publishing.port_from, arguments.publish))
+    return tuple(map(network_flags.port_from, arguments.publish))
 
 
 def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ...]:
     try:
         return chosen(added, dropped)
     except KeyError as error:
-        raise places.bad("capability", str(error.args[0]), "there is no such capability") from None
+        raise mount_flags.bad("capability", str(error.args[0]), "there is no such capability") from None
 
 
 def _limit(text: str) -> resources.Limit:
     try:
         return resources.parse(text)
     except ValueError as error:
-        raise places.bad("limit", text, str(error)) from None
+        raise mount_flags.bad("limit", text, str(error)) from None
 
 
 def detached(
@@ -426,7 +430,7 @@ def _be_detached(
     status = OWN_FAILURE
     try:
         os.setsid()
-        _redirect(os.path.join(container.directory, launching.LOG), {sender.fileno(), *kept})
+        _redirect(os.path.join(container.directory, start.LOG), {sender.fileno(), *kept})
         status = run(lambda: sender.send(STARTED))
     except CommandError as error:
         sender.send(FAILED, str(error), error.hint, str(error.status))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from unionfs.cli import launching, run
+from unionfs.cli import run
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, failed, tell
+from unionfs.containers import start
+from unionfs.containers.store import Container, ContainerStore
 
 
 def main(argv: list[str]) -> int:
@@ -44,8 +45,8 @@ def main(argv: list[str]) -> int:
 
 def _attached(store: ContainerStore, container: Container, *, interactive: bool) -> int:
     _check(container)
-    job = replace(launching.job_of(container), interactive=interactive)
-    return launching.run(job, store, container, again=True)
+    job = replace(start.job_of(container), interactive=interactive)
+    return start.run(job, store, container, again=True)
 
 
 def in_background(store: ContainerStore, container: Container) -> None:
@@ -53,8 +54,8 @@ def in_background(store: ContainerStore, container: Container) -> None:
     if container.status == "running":
         return  # as docker has it: what is to run runs
     _check(container)
-    job = replace(launching.job_of(container), interactive=False)
-    run.detached(lambda ready: launching.run(job, store, container, ready, attached=False, again=True), container, "")
+    job = replace(start.job_of(container), interactive=False)
+    run.detached(lambda ready: start.run(job, store, container, ready, attached=False, again=True), container, "")
 
 
 def _check(container: Container) -> None:
@@ -62,4 +63,4 @@ def _check(container: Container) -> None:
         raise CommandError(failed("starting the container", container.name, "it is a view of this machine (try)"))
     if container.is_running():
         raise CommandError(failed("starting the container", container.name, "it runs already"))
-    launching.check_sources(launching.job_of(container))
+    start.check_sources(start.job_of(container))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.cli.showing import printable
+from unionfs.cli.output import printable
 from unionfs.fuse import mounting
 
 _EPILOG: Final = """\

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from unionfs.cli import launching, living, over, signals
+from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
+from unionfs.containers import running, start
+from unionfs.containers.store import Container, ContainerStore
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +15,7 @@ def main(argv: list[str]) -> int:
         "Have containers end: by their stop signal (SIGTERM unless the image or `run --stop-signal` says otherwise),\n"
         "and those that do not end in time by SIGKILL. One that has ended already is fine.",
     )
-    over.add_names(parser)
+    each.add_names(parser)
     parser.add_argument("-t", "--time", metavar="SECONDS", type=float, default=10, help="until SIGKILL (default: 10)")
     parser.add_argument("-s", "--signal", metavar="SIGNAL", help="another signal to begin with")
     arguments = parser.parse(argv)
@@ -22,8 +23,8 @@ def main(argv: list[str]) -> int:
     asked = signals.number_of(arguments.signal) if arguments.signal else None
 
     def stop(container: Container) -> str:
-        number = asked or signals.number_of(launching.job_of(container).stop_signal if container.job else "TERM")
-        living.stop(store, container, number, arguments.time)
+        number = asked or signals.number_of(start.job_of(container).stop_signal if container.job else "TERM")
+        running.stop(store, container, number, arguments.time)
         return ""
 
-    return over.each(store, arguments.names, stop)
+    return each.each(store, arguments.names, stop)

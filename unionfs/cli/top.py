@@ -7,13 +7,14 @@ import os
 from contextlib import suppress
 from typing import Any, Final
 
-from unionfs.cli import living, over
+from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
 from unionfs.cli.errors import CommandError, failed
-from unionfs.cli.showing import printable
+from unionfs.cli.output import printable
+from unionfs.containers import running
+from unionfs.containers.store import ContainerStore
 from unionfs.launcher import mapped
-from unionfs.launcher.door import Namespaces
+from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable
 
 _EPILOG: Final = """\
@@ -27,10 +28,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     container = ContainerStore(arguments.root).find(arguments.container)
-    namespaces = living.enter(container, "top")
+    namespaces = running.enter(container, "top")
     read_fd, write_fd = os.pipe()
     try:
         pid = mapped.fork(None, 0, lambda: _look(namespaces, write_fd))

@@ -9,7 +9,7 @@ import time
 from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.showing import printable
+from unionfs.cli.output import printable
 from unionfs.cli.stats import told_by_daemon
 
 _EPILOG: Final = """\

@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from unionfs.changes.listing import Change
 from unionfs.cli import apply as applying
-from unionfs.cli import changing, launching, showing
+from unionfs.cli import output
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError, tell
-from unionfs.cli.job import Job
-from unionfs.cli.places import volume_from
-from unionfs.cli.volumes import VolumeStore
+from unionfs.cli.mount_flags import volume_from
+from unionfs.containers import diff, start
+from unionfs.containers.job import Job
+from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.volumes import VolumeStore
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import SEARCH_PATH
 from unionfs.syscalls import files
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
         job = job_of(arguments)
         store = ContainerStore(arguments.root)
         if arguments.dry_run:
-            print("\n".join(launching.describe(job, store)))
+            print("\n".join(start.describe(job, store)))
             return 0
         return _try(job, store, arguments)
     except CommandError as error:
@@ -179,14 +180,14 @@ def _with_system_programs(path: str) -> str:
 
 
 def _try(job: Job, store: ContainerStore, arguments: Namespace) -> int:
-    container = launching.create(job, store)
-    exit_code = launching.run(job, store, container)
+    container = start.create(job, store)
+    exit_code = start.run(job, store, container)
     container = store.load(container.id)
     outcome = _Outcome(store, container, exit_code)
     try:
-        found = changing.changes_of(container)
-        changing.remember(container, found)
-        return outcome.settle(found.changes, arguments)
+        found = diff.changes_of(container)
+        diff.remember(container, found)
+        return outcome.conclude(found.changes, arguments)
     except KeyboardInterrupt:
         outcome.tell_kept()
         raise
@@ -204,7 +205,7 @@ class _Outcome:
         self._exit_code: Final = exit_code
         self._exists = True  # until it is applied or dropped
 
-    def settle(self, changes: list[Change], arguments: Namespace) -> int:
+    def conclude(self, changes: list[Change], arguments: Namespace) -> int:
         """List, decide, do. Returns the exit code of the whole. Raises: CommandError if it was not to be applied."""
         asks = not (arguments.apply or arguments.keep or arguments.discard or arguments.json)
         asks = asks and sys.stdin.isatty() and sys.stdout.isatty()
@@ -243,7 +244,7 @@ class _Outcome:
                 print()
                 answer = "k"
             if answer in ("l", "list"):
-                showing.print_table(changes)
+                output.print_table(changes)
             elif answer in ("d", "drop", "discard"):
                 self._drop()
                 return self._exit_code
@@ -260,14 +261,14 @@ class _Outcome:
                 return self._exit_code
 
     def _put_in_place(self, *, force: bool) -> None:
-        if changing.is_begun(self._container):
+        if diff.is_begun(self._container):
             applying.carry_on(self._store, self._container, force=force)
         else:
-            applying.put_in_place(self._store, changing.prepare(self._container), force=force)
+            applying.put_in_place(self._store, diff.prepare(self._container), force=force)
         self._exists = False
 
     def _drop(self) -> None:
-        changing.remove(self._store, self._container)
+        diff.remove(self._store, self._container)
         self._exists = False
 
     def tell_kept(self) -> None:
@@ -284,7 +285,7 @@ class _Outcome:
             shown: dict[str, Any] = {
                 "command": [os.fsencode(word).decode(errors="replace") for word in self._container.command],
                 "exit_code": self._exit_code,
-                "changes": showing.as_json(changes),
+                "changes": output.as_json(changes),
                 "done": done,
             }
             if done == "kept":
@@ -297,10 +298,10 @@ class _Outcome:
 
 def _show(changes: list[Change]) -> None:
     if not sys.stdout.isatty():
-        showing.print_lines(changes, sizes=True)
+        output.print_lines(changes, sizes=True)
         return
-    told = showing.worth_telling(changes)
+    told = output.worth_telling(changes)
     if told:
         print()
-        showing.print_table(told, _ROWS)
-    print(f"{showing.summary(changes)}")
+        output.print_table(told, _ROWS)
+    print(f"{output.summary(changes)}")

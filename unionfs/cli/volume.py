@@ -9,11 +9,11 @@ import sys
 from typing import Any, Final
 
 from unionfs.changes.remove import remove_path
-from unionfs.cli import launching
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.cli.volumes import Named, VolumeStore, used_by
+from unionfs.containers import start
+from unionfs.containers.store import ContainerStore
+from unionfs.containers.volumes import Named, VolumeStore, used_by
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
 
@@ -90,7 +90,7 @@ def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) ->
             if name in used:
                 hint = f"remove the container first: unionfs rm {used[name][0]}"
                 raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
-            mapped.call(launching.my_ids(), functools.partial(_gone, store, name))
+            mapped.call(start.my_ids(), functools.partial(_gone, store, name))
         except CommandError as error:
             print(tell(error), file=sys.stderr)
             status = FAILED

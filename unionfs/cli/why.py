@@ -10,11 +10,12 @@ from typing import Any, Final, NamedTuple
 from layers import why
 from layers.tree import Branches
 from layers.why import Verdict
-from unionfs.cli import changing, over, stats
+from unionfs.cli import each, stats
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, failed
-from unionfs.cli.showing import named
+from unionfs.cli.output import named
+from unionfs.containers import diff
+from unionfs.containers.store import Container, ContainerStore
 from unionfs.drivers.driver import is_whole
 from unionfs.fuse import mounting
 from unionfs.launcher import mapped
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--upper", metavar="DIR", help="the writable directory above them")
     parser.add_argument("-a", "--all", action="store_true", help="list branches that have nothing to do with it, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    over.add_root(parser)
+    each.add_root(parser)
     arguments = parser.parse(argv)
     if arguments.upper and not arguments.lower:
         parser.error("--upper needs --lower")
@@ -131,7 +132,7 @@ def _answer(question: Question) -> list[dict[str, Any]]:
             [_as_json(verdict, role) for verdict, role in zip(verdicts, question.roles, strict=True)]
         ).encode()
 
-    id_map = changing.id_map_of(question.container) if question.container else None
+    id_map = diff.id_map_of(question.container) if question.container else None
     found: list[dict[str, Any]] = json.loads(mapped.call(id_map, look))
     return found
 

@@ -73,7 +73,7 @@ class DirEntry(NamedTuple):
     kind: int
 
 
-class Stale(NamedTuple):
+class Invalidation(NamedTuple):
     """Something that the kernel was told and that others have changed since, behind the union's back."""
 
     nodeid: int  # the directory that `name` is in, or with an empty name the node itself; 0: any name anywhere
@@ -82,7 +82,7 @@ class Stale(NamedTuple):
     data: bool = False  # of a node: not only its attributes but its content
 
 
-ANY_NAME: Final = Stale(0, b"")
+ANY_NAME: Final = Invalidation(0, b"")
 """Changes were missed: no name can be believed, present or missing."""
 
 

@@ -16,11 +16,11 @@ import stat
 from time import perf_counter
 from typing import Final
 
-from unionfs.core import inodes, likeness, names, ownership
-from unionfs.core.afterwards import Ready
+from unionfs.core import copy_metadata, inodes, names, ownership
 from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
+from unionfs.core.deferred import Ready
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import path_at
@@ -274,10 +274,10 @@ def complete(
     """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
     OSError."""
     if src is not None and not has_other_data(node):
-        kept_mode = likeness.give(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
+        kept_mode = copy_metadata.give(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
     else:
         source = path_at(node.home, node.leaf)
-        kept_mode = likeness.give(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
+        kept_mode = copy_metadata.give(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
     if length < st.st_size:
         os.utime(dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
     if tree.is_strict:
@@ -430,7 +430,7 @@ def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
     else:
         ownership.make_node(staging.here, leaf, stat.S_IFMT(st.st_mode), st.st_rdev)
     try:
-        likeness.give(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
+        copy_metadata.give(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
         _publish_file(tree, node, leaf, st)
     except BaseException:
         staging.dispose(leaf)
@@ -476,7 +476,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     try:
         lower = node.low.stack[0]
         source = path_at(lower, b".") if not lower.sealed else -1
-        likeness.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
+        copy_metadata.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
         late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
         if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
             files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)

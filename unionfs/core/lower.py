@@ -62,7 +62,7 @@ class LowDir:
         self.tree = tree  # immutable
         self.parent = parent  # immutable; None for the root
         self.name = name  # immutable: in the union of the lowers, whatever the upper calls it
-        self.stack = stack  # immutable: top first, never empty; of the root changed by core.outside only
+        self.stack = stack  # immutable: top first, never empty; of the root changed by core.external_changes only
         self.names: dict[bytes, int] | None = None  # name -> packed (index into `stacks`, ino, kind); None: not scanned
         self.stacks: list[tuple[int, ...]] = []  # positions in `stack`; entry 0 is the commonest, (0,)
         self.wasted = 0  # system calls that a scan would have saved

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
-from unionfs.core.loosened import Loosened, read_xattr_as_owner
+from unionfs.core.owner_override import Loosened, read_xattr_as_owner
 
 _listxattr: Final = os.listxattr  # compiled code has no need to look it up at each call
 

@@ -13,7 +13,7 @@ import os
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
-from unionfs.core.forgotten import Forgotten
+from unionfs.core.handle_table import Forgotten
 from unionfs.core.listing import Listing
 from unionfs.core.lower import LowDir
 

@@ -13,8 +13,8 @@ import stat
 
 from unionfs.core import copyup, lookup, marks, names
 from unionfs.core.branch import BranchDir, Stat
-from unionfs.core.loosened import LoosenedChain
 from unionfs.core.node import DirNode, FileNode
+from unionfs.core.owner_override import LoosenedChain
 from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files

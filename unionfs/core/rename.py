@@ -18,10 +18,10 @@ import stat
 from typing import NamedTuple
 
 from unionfs import markers
-from unionfs.core import copyup, flatten, likeness, lookup, marks, names, remove
+from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, remove
 from unionfs.core.branch import BranchDir, Stat
-from unionfs.core.loosened import Loosened
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.owner_override import Loosened
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
 
@@ -194,7 +194,7 @@ def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
     try:
         place = staging.here.child(leaf)
         marks.set_opaque_xattr(marks.proc_path(place.fd()))
-        likeness.give(tree, marks.path_at(node.upper, b"."), node.upper, node.upper.stat(), staging.here, leaf)
+        copy_metadata.give(tree, marks.path_at(node.upper, b"."), node.upper, node.upper.stat(), staging.here, leaf)
         tree.fds.drop(place)
         files.renameat2(staging.fd(), leaf, up.fd(), dst.name, files.RENAME_EXCHANGE)
     except BaseException:

@@ -24,7 +24,7 @@ from typing import Final
 from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache
-from unionfs.core.loosened import Loosened
+from unionfs.core.owner_override import Loosened
 
 Later = Callable[[Callable[[], None]], None]
 """Has something done that may take long, by any thread, some time after what is being done now."""

@@ -14,19 +14,19 @@ import stat
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from unionfs.core import marks, mountpoints, overrides
-from unionfs.core.afterwards import Afterwards
 from unionfs.core.attrs import Attrs, make
 from unionfs.core.branch import Branch, BranchDir, Stat
+from unionfs.core.deferred import Afterwards
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.inodes import Inodes
 from unionfs.core.ledger import Ledger
-from unionfs.core.loosened import Loosened, LoosenedChain
 from unionfs.core.lower import LowerTree
 from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
+from unionfs.core.owner_override import Loosened, LoosenedChain
 from unionfs.core.staging import Later, Staging
 from unionfs.syscalls import mountinfo
 

@@ -15,19 +15,30 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from unionfs import markers
-from unionfs.core import ahead, content, copyup, create, kept, lookup, metadata, mountpoints, outside, remove
+from unionfs.core import (
+    content,
+    copyup,
+    create,
+    emulated_owners,
+    external_changes,
+    lookup,
+    metadata,
+    mountpoints,
+    prefetch,
+    remove,
+)
 from unionfs.core import rename as rename_room
-from unionfs.core.afterwards import Afterwards
-from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Stale, make
+from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
 from unionfs.core.branch import BranchDir
+from unionfs.core.deferred import Afterwards
 from unionfs.core.fds import FileFd
-from unionfs.core.forgotten import Forgotten
+from unionfs.core.handle_table import Forgotten
 from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
-from unionfs.core.loosened import LoosenedChain
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.options import Options
+from unionfs.core.owner_override import LoosenedChain
 from unionfs.core.staging import Later
 from unionfs.core.tree import Tree, refuse
 from unionfs.core.watching import Watcher
@@ -106,7 +117,7 @@ class Union:
 
     def close(self) -> None:
         """Remove this daemon's part of the work directory. Nothing may be called after."""
-        ahead.end(self._tree)
+        prefetch.end(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
@@ -117,23 +128,23 @@ class Union:
 
     # -- changes that others make to the branches --------------------------------------------------------------------
 
-    def watch(self, tell: Callable[[list[Stale]], None], distrust: Callable[[int], None]) -> int:
+    def watch(self, tell: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]) -> int:
         """From now on notice changes that others make to the branches, in directories that the kernel knows. The
-        descriptor that is readable when there is something to `heed`.
+        descriptor that is readable when there is an event to process.
 
-        `tell` is called with what the kernel is to forget; `distrust`, once, with the errno for which some directories
-        cannot be watched: what is in these is looked at whenever it is asked for, so the kernel should ask often.
+        `tell` is called with what the kernel is to forget; `shorten_timeouts`, once, with the errno for which some
+        directories cannot be watched: their entries are looked at at every request, so the kernel should ask often.
         Raises OSError with EMFILE.
         """
-        watcher = self._tree.watcher = Watcher(tell, distrust)
+        watcher = self._tree.watcher = Watcher(tell, shorten_timeouts)
         self._tree.attrs(self._tree.root, self._tree.stat(self._tree.root))
         return watcher.fd
 
-    def heed(self) -> bool:
+    def process_events(self) -> bool:
         """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
         watcher = self._tree.watcher
         copyup.put_times_back(self._tree)
-        return watcher is not None and outside.heed(self._tree, watcher)
+        return watcher is not None and external_changes.process_events(self._tree, watcher)
 
     @property
     def watched(self) -> tuple[int, int] | None:
@@ -155,13 +166,13 @@ class Union:
         more than all else. ENOENT only where others take it away while we look."""
         directory = self._nodes.directory(parent)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, directory, name)
+            external_changes.look_when_asked(self._tree, self._tree.watcher, directory, name)
         found = lookup.find(self._tree, directory, name)
         if found is None:
             return None
         node, st = found
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
         node.nlookup += 1
         return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
 
@@ -241,7 +252,7 @@ class Union:
         """A directory that is to be listed, as it is now. ESTALE, ENOTDIR."""
         node = self._nodes.directory(nodeid)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
         return node
 
     def _order(self, node: DirNode) -> Listing:
@@ -285,7 +296,7 @@ class Union:
     def _as_stored(self, caller: Caller) -> Caller:
         """Who makes something, in ids as the upper stores them."""
         if self._tree.options.owners_kept:
-            return kept.maker(caller)
+            return emulated_owners.maker(caller)
         owners = self._tree.owners
         if owners is None:
             return caller
@@ -350,7 +361,7 @@ class Union:
     def _getattr(self, nodeid: int) -> Attrs:
         node = self._nodes.get(nodeid)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            outside.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
 
     @_as_owner
@@ -391,7 +402,7 @@ class Union:
     def _find_xattr(self, nodeid: int, name: bytes) -> bytes | None:
         node = self._nodes.get(nodeid)
         if name == markers.OWNER_XATTR and self._tree.options.owners_kept:
-            return kept.get(self._tree, node)
+            return emulated_owners.get(self._tree, node)
         return metadata.find_xattr(self._tree, node, name)
 
     @_as_owner
@@ -405,8 +416,8 @@ class Union:
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute. EEXIST, ENODATA, EPERM, ENOSPC, EROFS."""
         node = self._nodes.get(nodeid)
-        if name in kept.ATTRIBUTES and self._tree.options.owners_kept:
-            kept.change(self._tree, node, name, value)
+        if name in emulated_owners.ATTRIBUTES and self._tree.options.owners_kept:
+            emulated_owners.change(self._tree, node, name, value)
         else:
             metadata.setxattr(self._tree, node, name, value, flags)
 
@@ -546,24 +557,24 @@ class Union:
         self._tree.let_later(run)
 
     def answer_first(self) -> Afterwards:
-        """From now on a copy-up leaves for after its answer what nobody waits for. Whoever answers calls `settle` after
-        each answer if the result has something `due`, and `rest` before sleeping."""
+        """From now on a copy-up leaves for after its answer what nobody waits for. The transport calls
+        `run_deferred` after each answer if the result has something `due`, and `rest` before sleeping."""
         afterwards = self._tree.afterwards = Afterwards()
         return afterwards
 
-    def settle(self, *, times: bool = True) -> None:
+    def run_deferred(self, *, times: bool = True) -> None:
         """Do what was left for after the answer; without `times`, those of a directory may be left for
         `put_times_back`, unless others are watched, who may change them meanwhile. Never raises."""
-        ahead.settle(self._tree, times=times or self._tree.watcher is not None)
+        prefetch.run_deferred(self._tree, times=times or self._tree.watcher is not None)
 
     def put_times_back(self) -> None:
         """To be called before anything but `setattr`, `write` and `getxattr`, and soon in any case, by whoever lets
-        `settle` leave times. Never raises."""
+        `run_deferred` leave times. Never raises."""
         copyup.put_times_back(self._tree)
 
     def rest(self) -> None:
         """Nobody asks now: nothing is to be left that was made for who might. Never raises."""
-        ahead.rest(self._tree)
+        prefetch.rest(self._tree)
 
     # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
 

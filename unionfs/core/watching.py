@@ -3,7 +3,7 @@
 A directory is watched, in every branch it is in, from the moment its attributes leave the core: a tree costs nothing
 before somebody looks at it. inotify does not say who changed something, and we change the upper ourselves. So the
 attributes that each node had when the kernel first heard of it, or after our last change, are kept as one number: what
-still has them is no news. Knows nodes and places; what follows from a change is `core.outside`'s.
+still has them is no news. Knows nodes and places; what follows from a change is `core.external_changes`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from unionfs.core.attrs import Stale
+from unionfs.core.attrs import Invalidation
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
 from unionfs.core.marks import proc_path
@@ -45,17 +45,17 @@ def _is_redirected(node: DirNode) -> bool:
 class Watcher:
     """The watches of one union. Lives on the union's thread."""
 
-    def __init__(self, tell: Callable[[list[Stale]], None], distrust: Callable[[int], None]) -> None:
-        """`tell` hears what the kernel is to forget, `distrust` (once, with an errno) that some directories cannot be
-        watched.
+    def __init__(self, tell: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]) -> None:
+        """`tell` is called with what the kernel is to forget, `shorten_timeouts` (once, with an errno) when some
+        directories cannot be watched.
 
         Raises: OSError with EMFILE.
         """
         self.tell = tell  # immutable
-        self._distrust = distrust  # immutable
-        self.fd = inotify.init()  # immutable; readable when there is something to heed
+        self._shorten_timeouts = shorten_timeouts  # immutable
+        self.fd = inotify.init()  # immutable; readable when there is something to process_events
         self.seen: dict[int, int] = {}  # node id -> print_of it when it was first told, last ours, or last news
-        self.due: dict[int, Due] = {}  # node id of a directory -> what to look at; emptied by core.outside
+        self.due: dict[int, Due] = {}  # node id of a directory -> what to look at; emptied by core.external_changes
         self.unwatched: set[int] = set()  # directories that may change unnoticed
         self.redirected: set[int] = set()  # directories whose lower content is elsewhere in the lowers
         self._nodes: dict[int, set[int]] = {}  # watch -> the directories it is for
@@ -116,7 +116,7 @@ class Watcher:
         self.unwatched.add(nodeid)
         if not self._has_distrusted:
             self._has_distrusted = True
-            self._distrust(exc.errno or errno.EIO)
+            self._shorten_timeouts(exc.errno or errno.EIO)
 
     def _leave(self, wd: int, nodeid: int) -> None:
         nodes = self._nodes.get(wd)

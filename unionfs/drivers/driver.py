@@ -46,7 +46,7 @@ class Tree(NamedTuple):
 
 
 class Provisions(Protocol):
-    """Where it is noted what is mounted, so that it is taken away again (launcher.guardian)."""
+    """Where it is noted what is mounted, so that it is taken away again (launcher.monitor)."""
 
     @property
     def lifeline_fd(self) -> int: ...

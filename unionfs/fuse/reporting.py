@@ -1,6 +1,6 @@
 """What a daemon tells about itself while it serves, and how to ask.
 
-Each daemon listens on a socket named after its FUSE connection (fuse.doorbell). One line of JSON asks,
+Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). One line of JSON asks,
 `{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or with `trace` one for each copy-up until the asker
 goes. Only the daemon's own user and root get answers.
 
@@ -27,7 +27,7 @@ from typing import Any, Final
 from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
-from unionfs.fuse import doorbell
+from unionfs.fuse import control_socket
 from unionfs.fuse.mounting import process_name
 from unionfs.fuse.traffic import Traffic
 
@@ -179,8 +179,8 @@ def _bind(server: socket.socket, connection: int) -> bool:
     while True:
         try:
             if not server.getsockname():
-                server.bind(doorbell.address(connection))
-                server.listen(doorbell.BACKLOG)
+                server.bind(control_socket.address(connection))
+                server.listen(control_socket.BACKLOG)
             return True
         except OSError as exc:
             if time.monotonic() > deadline:
@@ -219,7 +219,7 @@ def _connect(daemon: socket.socket, connection: int) -> None:
     deadline = time.monotonic() + _REFUSED_S
     while True:
         try:
-            daemon.connect(doorbell.address(connection))
+            daemon.connect(control_socket.address(connection))
             return
         except OSError as exc:
             if time.monotonic() > deadline:

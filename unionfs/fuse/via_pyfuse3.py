@@ -27,7 +27,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
-from unionfs.core.attrs import ANY_NAME, AttrChange, Attrs, Caller, Entry, Stale
+from unionfs.core.attrs import ANY_NAME, AttrChange, Attrs, Caller, Entry, Invalidation
 from unionfs.core.ledger import NOBODY, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
@@ -92,13 +92,13 @@ def serve(
 async def _serve(adapter: _Adapter, notifier: Notifier | None) -> None:
     async with trio.open_nursery() as beside:
         if notifier is not None:
-            adapter.heed(notifier)
-            beside.start_soon(notifier.heed)
+            adapter.process_events(notifier)
+            beside.start_soon(notifier.process_events)
         await pyfuse3.main(max_tasks=_MAX_TASKS)
         beside.cancel_scope.cancel()
 
 
-def _notify(stale: Stale) -> None:
+def _notify(stale: Invalidation) -> None:
     """Tell the kernel what is stale. That it knows nothing of it, or uses it, is fine."""
     with contextlib.suppress(OSError):
         if stale == ANY_NAME:
@@ -144,22 +144,22 @@ class _Adapter(pyfuse3.Operations):
         self.enable_writeback_cache = options.writeback
         self.enable_acl = options.acls
         self._union = union  # immutable; touched on the loop's thread only
-        self._timeout_s = options.timeout_s  # changed by _distrust only
-        self._missing_s = options.timeout_s  # likewise, and by `heed`
-        self._notifier: Notifier | None = None  # set once, by `heed`
+        self._timeout_s = options.timeout_s  # changed by _shorten_timeouts only
+        self._missing_s = options.timeout_s  # likewise, and by `process_events`
+        self._notifier: Notifier | None = None  # set once, by `process_events`
         self._read_only = options.read_only  # immutable
         self._xattrs = options.xattrs  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
         self._split_ino = _can_split_ino()  # immutable
         self._writers: dict[int, int] = {}  # node -> who opened it last for writing; changed by `open` and `forget`
 
-    def heed(self, notifier: Notifier) -> None:
+    def process_events(self, notifier: Notifier) -> None:
         """Let the kernel hear of changes that others make."""
         self._notifier = notifier
         self._missing_s = UNWATCHED_S
-        notifier.start(_notify, lambda _: not self._copying, self._distrust)
+        notifier.start(_notify, lambda _: not self._copying, self._shorten_timeouts)
 
-    def _distrust(self) -> None:
+    def _shorten_timeouts(self) -> None:
         self._timeout_s = self._missing_s = UNWATCHED_S
 
     # -- names --

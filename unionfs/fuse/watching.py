@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from unionfs.core.attrs import Stale
+from unionfs.core.attrs import Invalidation
 from unionfs.core.union import Union
 
 log = logging.getLogger(__name__)
@@ -42,22 +42,25 @@ class Notifier:
         self.sent = 0  # notifications; the thread only, may be read from anywhere
         self._told = 0  # of which the thread knows; union's thread only
         self._over = False  # set once, by `stop`
-        self._queue: queue.SimpleQueue[Stale | None] = queue.SimpleQueue()
-        self._held: list[Stale] = []  # not to be sent now; union's thread only
-        self._send: Callable[[Stale], None] = lambda _: None  # this and the next three are set once, by `start`
-        self._may_go: Callable[[Stale], bool] = lambda _: True
-        self._distrust: Callable[[], None] = lambda: None
+        self._queue: queue.SimpleQueue[Invalidation | None] = queue.SimpleQueue()
+        self._held: list[Invalidation] = []  # not to be sent now; union's thread only
+        self._send: Callable[[Invalidation], None] = lambda _: None  # this and the next three are set once, by `start`
+        self._may_go: Callable[[Invalidation], bool] = lambda _: True
+        self._shorten_timeouts: Callable[[], None] = lambda: None
         self._has_started = False  # likewise
         self._union = union  # immutable
         self._fd = union.watch(self._tell, self._limited)  # immutable
 
     def start(
-        self, send: Callable[[Stale], None], may_go: Callable[[Stale], bool], distrust: Callable[[], None]
+        self,
+        send: Callable[[Invalidation], None],
+        may_go: Callable[[Invalidation], bool],
+        shorten_timeouts: Callable[[], None],
     ) -> None:
         """Begin to send. `send` may block, is called in the thread, and raises OSError only when the mount is no more;
-        `may_go` is asked on the union's thread whether something may be sent now; `distrust` is called there when from
-        now on the kernel should believe nothing for longer than UNWATCHED_S."""
-        self._send, self._may_go, self._distrust = send, may_go, distrust
+        `may_go` is asked on the union's thread whether something may be sent now; `shorten_timeouts` is called there
+        when from now on the kernel should believe nothing for longer than UNWATCHED_S."""
+        self._send, self._may_go, self._shorten_timeouts = send, may_go, shorten_timeouts
         self._has_started = True
         if self.limit:
             self._limited(self.limit)
@@ -68,9 +71,9 @@ class Notifier:
         if not self._has_started:
             return
         log.warning("%s; names and attributes are asked for again after %g s", limit_reached(code), UNWATCHED_S)
-        self._distrust()
+        self._shorten_timeouts()
 
-    async def heed(self) -> None:
+    async def process_events(self) -> None:
         """Hear of changes, for ever. A task beside the transport's loop, on the union's thread."""
         import trio  # late: a mount waits for what is imported before it is made
 
@@ -81,12 +84,12 @@ class Notifier:
 
     def _heed_once(self) -> bool:
         try:
-            return self._union.heed()
+            return self._union.process_events()
         except Exception:
             log.exception("bug while looking at changes")
             return False
 
-    def _tell(self, stale: list[Stale]) -> None:
+    def _tell(self, stale: list[Invalidation]) -> None:
         for each in stale:
             if self._may_go(each) and not self._held:
                 self._told += 1

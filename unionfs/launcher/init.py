@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
-    from unionfs.launcher.door import Door
+    from unionfs.launcher.namespace_socket import Door
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-init"

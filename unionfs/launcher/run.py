@@ -1,6 +1,6 @@
 """Run a container and wait for it: the process the user started, in the host's namespaces.
 
-It forks the guardian, then relays: bytes if there is a terminal, signals to the container's init, and at the end the
+It forks the monitor, then relays: bytes if there is a terminal, signals to the container's init, and at the end the
 exit code. Nothing is imported here that a container without a terminal does not need.
 """
 
@@ -18,13 +18,13 @@ from unionfs.launcher import channel, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, Sender, failure_in
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.guardian import Guardian, Hooks
 from unionfs.launcher.init import exit_status
+from unionfs.launcher.monitor import Hooks, Monitor
 from unionfs.launcher.spec import Spec
 
 if TYPE_CHECKING:
     from unionfs.launcher.capture import Capture, Keep
-    from unionfs.launcher.door import Namespaces
+    from unionfs.launcher.namespace_socket import Namespaces
     from unionfs.launcher.terminal import Handover, Relay
 
 _FORWARDED: Final = (
@@ -49,12 +49,12 @@ def launch(
     Raises: LaunchError when the command could not be executed, or the container had to be ended.
     """
 
-    def be_guardian(ends: _Ends) -> int:
-        return Guardian(spec, hooks, ends.sender, ends.alive_fd, ends.handover, ends.capture).run()
+    def be_monitor(ends: _Ends) -> int:
+        return Monitor(spec, hooks, ends.sender, ends.alive_fd, ends.handover, ends.capture).run()
 
     kinds = plans.flags(plans.make(spec).outer)
     try:
-        return _launch(spec, kinds, be_guardian, ready, _Output(keep, attached))
+        return _launch(spec, kinds, be_monitor, ready, _Output(keep, attached))
     except OSError as error:
         raise LaunchError.of("running the container", error) from error
 
@@ -65,7 +65,7 @@ def join(spec: Spec, namespaces: Namespaces, ready: Callable[[], None] = lambda:
     Unless `attached`, what it prints is lost, and it goes on when this process is killed.
     Raises: LaunchError when the command could not be executed.
     """
-    from unionfs.launcher.joining import Visitor
+    from unionfs.launcher.exec_process import Visitor
 
     def be_visitor(ends: _Ends) -> int:
         return Visitor(spec, namespaces, ends.sender, ends.handover, ends.capture, not attached).run()
@@ -118,7 +118,7 @@ def _launch(
     front = _Front(receiver, handover, alive_write, ready, capture, output, interactive=spec.interactive)
     try:
         try:
-            front.guardian = mapped.fork(spec.id_map, kinds, between)
+            front.monitor = mapped.fork(spec.id_map, kinds, between)
         finally:
             forked()
             sender.close()
@@ -133,7 +133,7 @@ def _launch(
 
 
 class _Front:
-    """The launching process' side of one container. Changed by its own methods only, but for `guardian`."""
+    """The launching process' side of one container. Changed by its own methods only, but for `monitor`."""
 
     def __init__(
         self,
@@ -148,26 +148,26 @@ class _Front:
     ) -> None:
         self._receiver: Final = receiver
         self._handover = handover  # where the container's terminal comes from; None once it has come
-        self._alive_fd: int | None = alive_fd  # the guardian ends the container when this is closed
+        self._alive_fd: int | None = alive_fd  # the monitor ends the container when this is closed
         self._ready: Final = ready
         self._capture: Final = capture
         self._output: Final = output
         self._interactive: Final = interactive
-        self.guardian: int | None = None  # set by `launch` when there is one; None again once it was waited for
+        self.monitor: int | None = None  # set by `launch` when there is one; None again once it was waited for
         self._init_fd: int | None = None  # pidfd of init, once there is one
         self._relay: Relay | None = None  # once the container has made its terminal
         self._failure: LaunchError | None = None  # the first one reported
         self._gave_up: int | None = None  # the signal that ended us before there was an init to pass it on to
 
     def wait(self) -> int:
-        """Relay until the guardian has ended."""
-        assert self.guardian is not None
+        """Relay until the monitor has ended."""
+        assert self.monitor is not None
         signals = (*_FORWARDED, *_OF_TERMINALS) if self._handover else _FORWARDED
-        guardian_fd = os.pidfd_open(self.guardian)
+        monitor_fd = os.pidfd_open(self.monitor)
         with _signals_readable(signals) as signals_fd:
             while True:
                 relayed = self._relay.wanted() if self._relay else {}
-                ready = self._poll(relayed, guardian_fd, signals_fd)
+                ready = self._poll(relayed, monitor_fd, signals_fd)
                 for fd in ready & relayed.keys():
                     if self._relay:
                         self._relay.handle(fd)
@@ -180,16 +180,16 @@ class _Front:
                         self._capture.handle(fd)
                 while message := self._receiver.receive():
                     self._handle_message(message)
-                if guardian_fd in ready:
-                    os.close(guardian_fd)
+                if monitor_fd in ready:
+                    os.close(monitor_fd)
                     return self._outcome()
 
     def close(self) -> None:
         """Have the container ended if it has not, wait for that, and give the terminal back."""
-        self._let_guardian_end()
-        if self.guardian is not None:
-            os.waitpid(self.guardian, 0)
-            self.guardian = None
+        self._let_monitor_end()
+        if self.monitor is not None:
+            os.waitpid(self.monitor, 0)
+            self.monitor = None
         if self._relay:
             self._relay.close()
         if self._capture:
@@ -212,21 +212,21 @@ class _Front:
         return {fd for fd, _ in poll.poll()}
 
     def _outcome(self) -> int:
-        assert self.guardian is not None
-        _, wait_status = os.waitpid(self.guardian, 0)
-        self.guardian = None
+        assert self.monitor is not None
+        _, wait_status = os.waitpid(self.monitor, 0)
+        self.monitor = None
         if self._gave_up is not None:
             return 128 + self._gave_up
         if self._failure:
             raise self._failure
         if os.WIFSIGNALED(wait_status):
             self._wait_for_init()
-            why = f"its guardian was killed by signal {os.WTERMSIG(wait_status)}"
+            why = f"its monitor was killed by signal {os.WTERMSIG(wait_status)}"
             raise LaunchError("running the container", "", why)
         return exit_status(wait_status)
 
     def _wait_for_init(self) -> None:
-        """Without its guardian the container ends, but nobody has waited for that."""
+        """Without its monitor the container ends, but nobody has waited for that."""
         if self._init_fd is not None:
             poll = select.poll()
             poll.register(self._init_fd, select.POLLIN)
@@ -270,11 +270,11 @@ class _Front:
                 signal.pidfd_send_signal(self._init_fd, number)
         elif self._gave_up is None:
             self._gave_up = number
-            self._let_guardian_end()
-        elif self.guardian is not None:
-            os.kill(self.guardian, signal.SIGKILL)  # asked twice: the preparation hangs
+            self._let_monitor_end()
+        elif self.monitor is not None:
+            os.kill(self.monitor, signal.SIGKILL)  # asked twice: the preparation hangs
 
-    def _let_guardian_end(self) -> None:
+    def _let_monitor_end(self) -> None:
         if self._alive_fd is not None:
             os.close(self._alive_fd)
             self._alive_fd = None

@@ -2,9 +2,10 @@
 
 The kernel refuses chown(2), setuid(2) and their kin for ids that the container's user namespace does not map, and
 mknod(2) of devices altogether. A filter (syscalls.seccomp) holds these calls, and the supervisor, a process outside of
-the container's pid namespace, does what they ask for: owners and devices are kept by the union (core.kept), identities
-(launcher.identities) here, under a number that each process carries in a resource limit which means nothing to the
-kernel and is inherited as an identity is. Calls that only look are answered with what is kept, where it differs.
+the container's pid namespace, does what they ask for: owners and devices are kept by the union (core.emulated_owners),
+identities (launcher.emulated_ids) here, under a number that each process carries in a resource limit which means
+nothing to the kernel and is inherited as an identity is. Calls that only look are answered with what is kept, where it
+differs.
 
 Nothing is protected by this: in truth all of the container's processes are one user, as outside. What cannot be
 answered is left to the kernel.
@@ -24,8 +25,8 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from unionfs import markers
-from unionfs.launcher import identities
-from unionfs.launcher.identities import ROOT, UNCHANGED, Identity, Ids
+from unionfs.launcher import emulated_ids
+from unionfs.launcher.emulated_ids import ROOT, UNCHANGED, Identity, Ids
 from unionfs.syscalls import files, seccomp
 from unionfs.syscalls.namespaces import set_parent_death_signal, set_process_name
 from unionfs.syscalls.seccomp import Call
@@ -246,36 +247,36 @@ class Supervisor:
         data = seccomp.read_memory(call.thread, call.args[1], 4 * count) if count else b""
         who = self._who(call)
         groups: tuple[int, ...] = struct.unpack(f"{count}I", data)
-        return self._become(call, identities.set_groups(who, groups, privileged=self._is_privileged(call, who)))
+        return self._become(call, emulated_ids.set_groups(who, groups, privileged=self._is_privileged(call, who)))
 
     def _setuid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_id(who.user, _id(call.args[0]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_id(who.user, _id(call.args[0]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(user=ids))
 
     def _setgid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_id(who.group, _id(call.args[0]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_id(who.group, _id(call.args[0]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(group=ids))
 
     def _setreuid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_re(who.user, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_re(who.user, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(user=ids))
 
     def _setregid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_re(who.group, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_re(who.group, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(group=ids))
 
     def _setresuid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_res(who.user, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_res(who.user, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(user=ids))
 
     def _setresgid(self, call: Call) -> int:
         who = self._who(call)
-        ids = identities.set_res(who.group, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
+        ids = emulated_ids.set_res(who.group, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
         return self._become(call, who._replace(group=ids))
 
     def _setfsuid(self, call: Call) -> int:
@@ -372,7 +373,7 @@ class Supervisor:
                     raise LeaveToKernelError
                 return 0  # a filesystem of the host's, where all is the user's and stays so
             owner = _parsed(kept)
-            if not identities.may_give(self._who(call), owner, uid, gid):
+            if not emulated_ids.may_give(self._who(call), owner, uid, gid):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             value = b"%d:%d" % (uid if uid != UNCHANGED else -1, gid if gid != UNCHANGED else -1)
             os.setxattr(path, markers.OWNER_XATTR, value)

@@ -456,7 +456,7 @@ class Storm:
         """As the loop does it: what is due is done once the answer is given."""
         reply = self.served.ask(request)
         if self.served.dispatcher.afterwards.due:
-            self.served.dispatcher.settle()
+            self.served.dispatcher.run_deferred()
         return reply
 
     @property
@@ -489,7 +489,7 @@ def test_a_request_of_another_kind_finds_the_times_put_back(served: Served, kind
     assert storm.mtime == storm.BEFORE or kind == "an unknown one"
     while served.dispatcher.slow:
         done(served.dispatcher, served.dispatcher.slow.pop())
-    served.dispatcher.calm()
+    served.dispatcher.flush_times()
     assert storm.mtime == storm.BEFORE
 
 
@@ -500,7 +500,7 @@ def test_what_is_asked_of_files_alone_lets_them_wait(served: Served) -> None:
     storm.ask(wire.write(storm.files[1], 0, b"data"))
     storm.change(storm.files[2])
     assert storm.mtime != storm.BEFORE
-    served.dispatcher.calm()
+    served.dispatcher.flush_times()
     assert storm.mtime == storm.BEFORE
 
 
@@ -518,5 +518,5 @@ def test_times_that_a_request_changes_stay(served: Served, kind: str) -> None:
     changed = storm.mtime
     assert changed != storm.BEFORE
     storm.change(storm.files[2])
-    served.dispatcher.calm()
+    served.dispatcher.flush_times()
     assert storm.mtime == changed

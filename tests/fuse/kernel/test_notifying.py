@@ -15,7 +15,7 @@ from tests.core.trees import tree
 from tests.fuse.kernel import wire
 from tests.fuse.kernel.served import Served, done
 from tests.fuse.kernel.wire import ROOT
-from unionfs.core.attrs import ANY_NAME, Stale
+from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import encode, entry
@@ -28,20 +28,20 @@ from unionfs.fuse.watching import UNWATCHED_S, Notifier
 @pytest.mark.parametrize(
     ("stale", "code", "body"),
     [
-        (Stale(7, b""), Notify.INVAL_INODE, struct.pack("=Qqq", 7, -1, 0)),
-        (Stale(7, b"", data=True), Notify.INVAL_INODE, struct.pack("=Qqq", 7, 0, 0)),
-        (Stale(1, b"name"), Notify.INVAL_ENTRY, struct.pack("=QII", 1, 4, 0) + b"name\0"),
-        (Stale(1, b"name", 7), Notify.DELETE, struct.pack("=QQII", 1, 7, 4, 0) + b"name\0"),
+        (Invalidation(7, b""), Notify.INVAL_INODE, struct.pack("=Qqq", 7, -1, 0)),
+        (Invalidation(7, b"", data=True), Notify.INVAL_INODE, struct.pack("=Qqq", 7, 0, 0)),
+        (Invalidation(1, b"name"), Notify.INVAL_ENTRY, struct.pack("=QII", 1, 4, 0) + b"name\0"),
+        (Invalidation(1, b"name", 7), Notify.DELETE, struct.pack("=QQII", 1, 7, 4, 0) + b"name\0"),
         (ANY_NAME, Notify.INC_EPOCH, b""),
     ],
 )
-def test_the_bytes(stale: Stale, code: Notify, body: bytes) -> None:
-    message = encode.notify_stale(stale, with_epochs=True)
+def test_the_bytes(stale: Invalidation, code: Notify, body: bytes) -> None:
+    message = encode.notify_invalidation(stale, with_epochs=True)
     assert message == struct.pack("=IiQ", 16 + len(body), code, 0) + body
 
 
 def test_a_kernel_without_epochs_cannot_be_told_of_every_name() -> None:
-    assert encode.notify_stale(ANY_NAME, with_epochs=False) is None
+    assert encode.notify_invalidation(ANY_NAME, with_epochs=False) is None
 
 
 class Watched:
@@ -137,7 +137,13 @@ def test_nothing_is_told_whose_lock_waits_for_a_copy_up(served: Served) -> None:
     assert served.raw(wire.request(wire.RENAME, ROOT, struct.pack("=Q", directory) + b"big\0moved\0")) is None
     (job,) = dispatcher.slow
     dispatcher.slow.clear()
-    told = [Stale(ROOT, b"f"), Stale(directory, b"a", 9), Stale(99, b"x", big), Stale(99, b"x"), Stale(big, b"")]
+    told = [
+        Invalidation(ROOT, b"f"),
+        Invalidation(directory, b"a", 9),
+        Invalidation(99, b"x", big),
+        Invalidation(99, b"x"),
+        Invalidation(big, b""),
+    ]
     assert [dispatcher.may_tell(stale) for stale in told] == [False, False, False, True, False]
     assert done(dispatcher, job) is not None
     assert all(dispatcher.may_tell(stale) for stale in told)

@@ -1,4 +1,4 @@
-"""Whole trees changed on a mount, where each file may be copied up before it is asked for (see core.afterwards)."""
+"""Whole trees changed on a mount, where each file may be copied up before it is asked for (see core.deferred)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lookout: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
+"""The busy_poll: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Looked:
         self.looks += 1
         return 40 if self.answers and self.answers.pop(0) else 0
 
-    def looks_of(self, lookout: turn.Lookout) -> int:
+    def looks_of(self, busy_poll: turn.BusyPoll) -> int:
         """How often one call looks, when nothing comes but what is in `answers`."""
         before = self.looks
-        lookout.look(cast(Device, self))
+        busy_poll.look(cast(Device, self))
         return self.looks - before
 
 
@@ -39,75 +39,75 @@ class Processor:
 
 
 def test_a_request_that_comes_ends_the_looking() -> None:
-    device, lookout = Looked(), turn.Lookout(Processor())
+    device, busy_poll = Looked(), turn.BusyPoll(Processor())
     device.answers = [False, False, True, True]
-    assert lookout.look(cast(Device, device))
+    assert busy_poll.look(cast(Device, device))
     assert device.looks == 3
-    assert lookout.look(cast(Device, device))
+    assert busy_poll.look(cast(Device, device))
     assert device.looks == 4
 
 
 def test_a_processor_that_others_want_is_left_to_them() -> None:
     device, processor = Looked(), Processor(False)
-    lookout = turn.Lookout(processor)
-    assert [device.looks_of(lookout) for _ in range(1600)] == [0] * 1600
+    busy_poll = turn.BusyPoll(processor)
+    assert [device.looks_of(busy_poll) for _ in range(1600)] == [0] * 1600
     assert processor.asked == 100
 
 
 def test_looking_begins_when_there_is_a_processor_to_spare() -> None:
     device, processor = Looked(), Processor(False)
-    lookout = turn.Lookout(processor)
-    assert device.looks_of(lookout) == 0
+    busy_poll = turn.BusyPoll(processor)
+    assert device.looks_of(busy_poll) == 0
     processor.is_to_spare = True
-    looks = [device.looks_of(lookout) for _ in range(16)]
+    looks = [device.looks_of(busy_poll) for _ in range(16)]
     assert looks[:15] == [0] * 15
     assert looks[15] == turn.LOOKS
 
 
 def test_looking_ends_when_others_want_the_processor() -> None:
     device, processor = Looked(), Processor()
-    lookout = turn.Lookout(processor)
+    busy_poll = turn.BusyPoll(processor)
     for _ in range(5):
         device.answers = [True]
-        assert device.looks_of(lookout) == 1
+        assert device.looks_of(busy_poll) == 1
     processor.is_to_spare = False
-    assert device.looks_of(lookout) == turn.LOOKS, "nobody has been asked yet"
-    assert device.looks_of(lookout) == 0, "in vain, so somebody was"
+    assert device.looks_of(busy_poll) == turn.LOOKS, "nobody has been asked yet"
+    assert device.looks_of(busy_poll) == 0, "in vain, so somebody was"
 
 
 def test_others_are_asked_after_while_looking_is_worth_it() -> None:
     device, processor = Looked(), Processor()
-    lookout = turn.Lookout(processor)
+    busy_poll = turn.BusyPoll(processor)
     for _ in range(160):
         device.answers = [True]
-        assert device.looks_of(lookout) == 1
+        assert device.looks_of(busy_poll) == 1
     assert processor.asked == 10
     processor.is_to_spare = False
-    assert device.looks_of(lookout) == 0
+    assert device.looks_of(busy_poll) == 0
 
 
 def test_looking_in_vain_becomes_rare() -> None:
-    device, lookout = Looked(), turn.Lookout(Processor())
-    looks = [device.looks_of(lookout) for _ in range(10_000)]
+    device, busy_poll = Looked(), turn.BusyPoll(Processor())
+    looks = [device.looks_of(busy_poll) for _ in range(10_000)]
     assert looks[:9] == [turn.LOOKS] * 9
     assert looks[9:73] == [0] * 64
     assert sum(looks) / len(looks) < turn.LOOKS / 20, "one request in more than 20 looked for, in the long run"
 
 
 def test_two_finds_in_three_are_worth_the_looking() -> None:
-    device, lookout = Looked(), turn.Lookout(Processor())
+    device, busy_poll = Looked(), turn.BusyPoll(Processor())
     for _ in range(1000):
         device.answers = [True]
-        assert device.looks_of(lookout) == 1
+        assert device.looks_of(busy_poll) == 1
         device.answers = [True]
-        assert device.looks_of(lookout) == 1
-        assert device.looks_of(lookout) == turn.LOOKS
+        assert device.looks_of(busy_poll) == 1
+        assert device.looks_of(busy_poll) == turn.LOOKS
 
 
 def test_one_find_in_four_is_not() -> None:
-    device, lookout = Looked(), turn.Lookout(Processor())
+    device, busy_poll = Looked(), turn.BusyPoll(Processor())
     wanted = 0
     for number in range(4000):
         device.answers = [number % 4 == 0]
-        wanted += device.looks_of(lookout) > 1
+        wanted += device.looks_of(busy_poll) > 1
     assert wanted < 1000

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from unionfs.core.attrs import Entry, Stale
+from unionfs.core.attrs import Entry, Invalidation
 from unionfs.core.ledger import Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
@@ -233,7 +233,7 @@ class Dispatcher:
         ] = []  # filled by handle and finish; emptied by who calls them
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
-        self.afterwards = union.answer_first()  # what is due when an answer was given; see Union.settle
+        self.afterwards = union.answer_first()  # what is due when an answer was given; see Union.run_deferred
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.asked_by = self._cause
@@ -309,15 +309,15 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
 
-    def settle(self) -> None:
+    def run_deferred(self) -> None:
         """Do what was left for after the answer that has just been given. A directory's times are left for the next
-        request of another kind, or for `calm`."""
+        request of another kind, or for `flush_times`."""
         try:
-            self.union.settle(times=False)
+            self.union.run_deferred(times=False)
         except Exception:
             log.exception("bug after an answer")
 
-    def calm(self) -> None:
+    def flush_times(self) -> None:
         """To be called after some milliseconds of serving, and when nothing more is there to serve."""
         self.union.put_times_back()
 
@@ -335,7 +335,7 @@ class Dispatcher:
         if nodeid in self.encoder.set_id:
             self.encoder.set_id.discard(nodeid)
 
-    def may_tell(self, stale: Stale) -> bool:
+    def may_tell(self, stale: Invalidation) -> bool:
         """The kernel is to be told of a change that others made. Whether it can take that now: not while somebody who
         waits for a copy-up holds the lock that this needs."""
         self.harmless.discard(stale.nodeid)

@@ -28,24 +28,24 @@ _PATIENCE_S: Final = 0.1
 """So long the next chore waits for such a moment."""
 
 
-def serve(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
+def serve(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
     """Do the chores, and serve meanwhile, as far as it goes without the loop. On the main thread.
 
     Raises: Gone, KeyboardInterrupt (between two requests), what a chore raises.
     """
     with _interrupted_later() as wish:
         for chore in chores:
-            _serve_until_quiet(device, lookout, dispatcher, wish)
+            _serve_until_quiet(device, busy_poll, dispatcher, wish)
             chore()
             wish.fulfil()
 
 
-def _serve_until_quiet(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, wish: _Wish) -> None:
+def _serve_until_quiet(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, wish: _Wish) -> None:
     patience = monotonic() + _PATIENCE_S
     while not dispatcher.slow and not dispatcher.session.over and monotonic() < patience:
         until = monotonic() + turn.TURN_S
-        outcome = turn.serve(device, lookout, dispatcher, until=until, lingers=False, has_served=False)
-        dispatcher.calm()
+        outcome = turn.serve(device, busy_poll, dispatcher, until=until, lingers=False, has_served=False)
+        dispatcher.flush_times()
         wish.fulfil()
         if outcome == turn.IDLE:
             dispatcher.union.rest()

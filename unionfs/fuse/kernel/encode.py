@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
-from unionfs.core.attrs import ANY_NAME, IFMT, IFREG, Attrs, Entry, FsStats, Stale
+from unionfs.core.attrs import ANY_NAME, IFMT, IFREG, Attrs, Entry, FsStats, Invalidation
 from unionfs.fuse.kernel import abi
 from unionfs.syscalls.statx import Beyond
 
@@ -128,7 +128,7 @@ def notify_inc_epoch() -> bytes:
     return _notify(abi.Notify.INC_EPOCH, b"")
 
 
-def notify_stale(stale: Stale, *, with_epochs: bool) -> bytes | None:
+def notify_invalidation(stale: Invalidation, *, with_epochs: bool) -> bytes | None:
     """What tells the kernel of a change that others made; None: nothing can, it must believe missing names shortly."""
     if stale == ANY_NAME:
         return notify_inc_epoch() if with_epochs else None

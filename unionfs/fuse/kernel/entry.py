@@ -15,7 +15,7 @@ from unionfs.fuse.kernel import early
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
-from unionfs.fuse.kernel.turn import Lookout
+from unionfs.fuse.kernel.turn import BusyPoll
 from unionfs.fuse.options import ServeOptions
 from unionfs.syscalls.processors import Spare
 
@@ -54,16 +54,16 @@ def serve(
         held.callback(os.close, fd)
         spare = Spare()
         held.callback(spare.close)
-        device, lookout, dispatcher = Device(fd), Lookout(spare.is_there), Dispatcher(union, session)
+        device, busy_poll, dispatcher = Device(fd), BusyPoll(spare.is_there), Dispatcher(union, session)
         with suppress(Gone):
             if notifier is None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
-                early.serve(device, lookout, dispatcher, chores)
+                early.serve(device, busy_poll, dispatcher, chores)
             else:  # the first answer may already be worth a notification; or leave no descriptor for what comes later
                 for chore in chores:
                     chore()
             from unionfs.fuse.kernel import server
 
-            server.run(device, lookout, dispatcher, notifier)
+            server.run(device, busy_poll, dispatcher, notifier)
 
 
 def _import(portion: str) -> None:

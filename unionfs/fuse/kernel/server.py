@@ -20,7 +20,7 @@ from typing import Final
 
 import trio
 
-from unionfs.core.attrs import Stale
+from unionfs.core.attrs import Invalidation
 from unionfs.fuse.kernel import data, encode, turn
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
@@ -32,7 +32,7 @@ _THREADS: Final = 32
 """Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
 
 
-def run(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
+def run(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
     """Answer the requests that arrive on `device` until the union is unmounted, those first that are waiting in the
     dispatcher's `slow`. The Union belongs to this thread.
 
@@ -40,21 +40,21 @@ def run(device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier:
     Raises: UnsupportedError when the kernel and this engine have no protocol in common.
     """
     try:
-        trio.run(serve_async, device, lookout, dispatcher, notifier)
+        trio.run(serve_async, device, busy_poll, dispatcher, notifier)
     except (BaseExceptionGroup, trio.TrioInternalError) as exc:
         raise _innermost(exc) from None
 
 
 async def serve_async(
-    device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None = None
+    device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None = None
 ) -> None:
     """As `run`, beside other tasks of a trio program."""
-    engine = _Engine(device, lookout, dispatcher, notifier)
+    engine = _Engine(device, busy_poll, dispatcher, notifier)
     if notifier is None:
         await _serve(engine, device.fd)
         return
     async with trio.open_nursery() as beside:
-        beside.start_soon(notifier.heed)
+        beside.start_soon(notifier.process_events)
         await _serve(engine, device.fd)
         beside.cancel_scope.cancel()
 
@@ -95,10 +95,10 @@ class _Engine:
     """One device and one dispatcher, and the work of theirs that is under way in threads."""
 
     def __init__(
-        self, device: Device, lookout: turn.Lookout, dispatcher: Dispatcher, notifier: Notifier | None
+        self, device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None
     ) -> None:
         self._device = device  # immutable
-        self._lookout = lookout  # immutable
+        self._busy_poll = busy_poll  # immutable
         self._dispatcher = dispatcher  # immutable
         self.session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
@@ -123,14 +123,14 @@ class _Engine:
         while True:
             outcome = turn.serve(
                 self._device,
-                self._lookout,
+                self._busy_poll,
                 dispatcher,
                 until=until,
                 lingers=not self._away,  # the end of what is away is told by trio
                 has_served=outcome == turn.SLOW,
             )
             if outcome != turn.SLOW:
-                dispatcher.calm()
+                dispatcher.flush_times()
                 return outcome == turn.BUSY
             self._start(nursery)
 
@@ -147,8 +147,8 @@ class _Engine:
             for reply in replies:
                 self._send(reply)
             self._start(nursery)
-        self._dispatcher.settle()
-        self._dispatcher.calm()
+        self._dispatcher.run_deferred()
+        self._dispatcher.flush_times()
         if self._notifier is not None:
             self._notifier.release()
 
@@ -165,12 +165,12 @@ class _Engine:
             if reply is not None:
                 self._send(reply)
             self._start(nursery)
-        self._dispatcher.settle()
-        self._dispatcher.calm()
+        self._dispatcher.run_deferred()
+        self._dispatcher.flush_times()
 
-    def _notify(self, stale: Stale) -> None:
+    def _notify(self, stale: Invalidation) -> None:
         """In the notifier's thread."""
-        message = encode.notify_stale(stale, with_epochs=self._dispatcher.session.has_epochs)
+        message = encode.notify_invalidation(stale, with_epochs=self._dispatcher.session.has_epochs)
         if message is not None:
             try:
                 self._device.notify(message)

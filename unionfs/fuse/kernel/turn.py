@@ -1,7 +1,7 @@
 """One turn of the loop: requests from the device to the dispatcher and answers back, until none is left.
 
 A plain function, so that it can be compiled and no task switch stands between two requests. Somebody who waits for an
-answer is likely to ask again at once, so a turn looks out for that without sleeping (`Lookout`), then lingers for a
+answer is likely to ask again at once, so a turn looks out for that without sleeping (`BusyPoll`), then lingers for a
 moment before it gives the thread back, which costs several times what a request costs.
 """
 
@@ -46,7 +46,7 @@ _PERIOD: Final = 16
 """Requests between two questions whether there is a processor to spare."""
 
 
-class Lookout:
+class BusyPoll:
     """Looks whether the next request is there, again and again, instead of sleeping until it is.
 
     To be woken costs more than to serve: the processor has gone to sleep and its caches are cold. But who looks keeps a
@@ -87,7 +87,7 @@ class Lookout:
 
 def serve(
     device: Device,
-    lookout: Lookout,
+    busy_poll: BusyPoll,
     dispatcher: Dispatcher,
     *,
     until: float,
@@ -106,7 +106,7 @@ def serve(
         if has_served:
             if monotonic() > until:
                 return BUSY
-            length = lookout.look(device)
+            length = busy_poll.look(device)
             if not length and lingers and not device.wait(LINGER_MS):
                 return IDLE
         if not length:
@@ -118,7 +118,7 @@ def serve(
             answer(device, reply)
         has_served = True
         if afterwards.due:
-            dispatcher.settle()
+            dispatcher.run_deferred()
         if slow:
             return SLOW
     return BUSY

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from layers import owners
-from layers.beneath import Path
 from layers.compression import Readable
 from layers.entry import DIRECTORY, OPAQUE, WHITEOUT
 from layers.errors import Refused
 from layers.fingerprint import read_xattrs
 from layers.limits import Limits
+from layers.safe_open import Path
 from layers.tarread import entries
 from layers.tarstream import TarStream
 from layers.tree import Branch, Node, View

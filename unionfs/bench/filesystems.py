@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from unionfs.bench.child import FailedError
-from unionfs.bench.runs import detach
+from unionfs.bench.run_directory import detach
 from unionfs.syscalls import files, mountinfo, mounts
 
 HERE: Final = "here"

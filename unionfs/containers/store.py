@@ -95,14 +95,14 @@ class Container:
     exit_code: int | None = None  # None: not ended yet, or killed before anybody could write it down
     pid: int | None = None  # its process 1; while it is `starting`, who prepares it
     pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
-    guardian: int | None = None  # the process that clears up when `pid` has ended: it is over when both have
-    guardian_started: str | None = None
+    monitor: int | None = None  # the process that clears up when `pid` has ended: it is over when both have
+    monitor_started: str | None = None
     started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
     ended: float | None = None
     image: str = ""  # as it was asked for; empty: it is made of directories
     image_digest: str = ""  # of the manifest
     image_type: str = ""  # the manifest's media type
-    job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `cli.job`
+    job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `containers.job`
     kind: str = "run"  # run | try
     began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
     uid_map: IdMap = ()
@@ -150,7 +150,7 @@ class Container:
         """Whether it runs, or is being prepared, or what it leaves is being cleared up."""
         if self.recorded_status not in _LIVELY:
             return False
-        return _lives(self.pid, self.pid_started) or _lives(self.guardian, self.guardian_started)
+        return _lives(self.pid, self.pid_started) or _lives(self.monitor, self.monitor_started)
 
     def is_process_one(self) -> bool:
         """Whether `pid` still is the process that was recorded."""
@@ -289,7 +289,7 @@ class ContainerStore:
                 raise ContainerError(f"already running: {current.name}", hint=f"unionfs stop {current.name} ends it")
             pid = os.getpid()
             claimed = dataclasses.replace(
-                current, recorded_status="starting", pid=pid, pid_started=process_started(pid), guardian=None
+                current, recorded_status="starting", pid=pid, pid_started=process_started(pid), monitor=None
             )
             self._write(claimed.directory, claimed)
             with open(os.path.join(claimed.directory, _OUTCOME), "w", encoding="ascii") as file:
@@ -317,18 +317,18 @@ class ContainerStore:
         """Record that the container could not be started, for which `exit_code` stands."""
         status = "created" if container.started is None else "exited"
         return self.update(
-            container, recorded_status=status, pid=None, pid_started=None, guardian=None, exit_code=exit_code
+            container, recorded_status=status, pid=None, pid_started=None, monitor=None, exit_code=exit_code
         )
 
-    def started(self, container: Container, pid: int, guardian: int | None = None, **changes: Any) -> Container:
-        """Record that `pid` is now the container's process 1, which the process `guardian` looks after."""
+    def started(self, container: Container, pid: int, monitor: int | None = None, **changes: Any) -> Container:
+        """Record that `pid` is now the container's process 1, which the process `monitor` looks after."""
         return self.update(
             container,
             recorded_status="running",
             pid=pid,
             pid_started=process_started(pid),
-            guardian=guardian,
-            guardian_started=None if guardian is None else process_started(guardian),
+            monitor=monitor,
+            monitor_started=None if monitor is None else process_started(monitor),
             started=time.time(),
             ended=None,
             exit_code=None,
@@ -342,8 +342,8 @@ class ContainerStore:
             recorded_status="exited",
             pid=None,
             pid_started=None,
-            guardian=None,
-            guardian_started=None,
+            monitor=None,
+            monitor_started=None,
             ended=time.time(),
             exit_code=exit_code,
             **changes,

@@ -12,12 +12,12 @@ import signal
 import time
 from typing import Final
 
-from unionfs.cli import launching
-from unionfs.cli.containers import Container, ContainerError, ContainerStore, outcome
 from unionfs.cli.errors import CommandError, failed
-from unionfs.launcher import door
-from unionfs.launcher.door import Namespaces
+from unionfs.containers import start
+from unionfs.containers.store import Container, ContainerError, ContainerStore, outcome
+from unionfs.launcher import namespace_socket
 from unionfs.launcher.errors import LaunchError
+from unionfs.launcher.namespace_socket import Namespaces
 
 _ASK_AGAIN_S: Final = 0.05
 _KILLING_S: Final = 90  # for a killed container to be cleared up: a daemon may have much to write out
@@ -29,7 +29,7 @@ def enter(container: Container, what: str, status: int = 1) -> Namespaces:
         hint = f"unionfs start {container.name} starts it"
         raise CommandError(failed(what, container.name, "it is not running"), hint=hint, status=status)
     try:
-        return door.visit(launching.door_of(container))
+        return namespace_socket.visit(start.door_of(container))
     except LaunchError as error:
         raise CommandError(failed(what, container.name, error.why), status=status) from error
 
@@ -69,7 +69,7 @@ def wait(store: ContainerStore, container: Container, timeout_s: float | None = 
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError
-        _wait_for_process(current.guardian or current.pid, left)
+        _wait_for_process(current.monitor or current.pid, left)
 
 
 def wait_for_code(store: ContainerStore, container: Container) -> int | None:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from unionfs.cli.containers import NAME_PATTERN, Container, ContainerStore
 from unionfs.cli.errors import CommandError
+from unionfs.containers.store import NAME_PATTERN, Container, ContainerStore
 
 _RECORD: Final = "volume.json"
 _DATA: Final = "data"

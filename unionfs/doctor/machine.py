@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Final
 
 from unionfs import compiled
-from unionfs.cli.containers import default_root
+from unionfs.containers.store import default_root
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
 from unionfs.syscalls.mounts import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, new_mount

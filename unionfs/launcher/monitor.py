@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
-    from unionfs.launcher.door import Door
+    from unionfs.launcher.namespace_socket import Door
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-guard"
@@ -53,7 +53,7 @@ class Provisions:
 
 
 class Hooks(NamedTuple):
-    """What the launcher's user does at its turns. All are called in the guardian, as root of the user namespace.
+    """What the launcher's user does at its turns. All are called in the monitor, as root of the user namespace.
 
     `prepare` makes a directory of the spec's rootfs, before the container's pid namespace exists; LaunchError if not.
     `started` is told init's pid, as the host knows it, once the command has been executed.
@@ -65,7 +65,7 @@ class Hooks(NamedTuple):
     finish: Callable[[int, bool], None]
 
 
-class Guardian:
+class Monitor:
     """One container's life. Used once, by `run`."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Guardian:
             self._hooks.prepare(provisions)
             connection = None
             if self._spec.uplink:
-                from unionfs.launcher.uplink import Connection
+                from unionfs.launcher.private_network import Connection
 
                 connection = Connection(self._spec.uplink)
                 cleanup.callback(connection.close)
@@ -132,7 +132,7 @@ class Guardian:
             if connection:
                 connection.connect()
             if self._spec.door:
-                from unionfs.launcher.door import Door
+                from unionfs.launcher.namespace_socket import Door
 
                 self._door = Door(self._spec.door)
                 cleanup.callback(self._door.close)
@@ -153,9 +153,9 @@ class Guardian:
                 self._sender, life_read, verdict_write, self._handover, self._capture, self._door, self._way
             )
             if self._spec.runtime:
-                from unionfs.launcher import anteroom
+                from unionfs.launcher import oci_init
 
-                anteroom.run(self._spec, around)
+                oci_init.run(self._spec, around)
             init.run(self._spec, self._plan, around)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._door:

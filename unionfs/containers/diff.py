@@ -25,10 +25,10 @@ from unionfs.changes.objects import Branches
 from unionfs.changes.owners import Owners
 from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import CommandError, failed
-from unionfs.cli.furnishing import mountpoints
-from unionfs.cli.volumes import VolumeStore, anonymous_names
+from unionfs.containers.rootfs import mountpoints
+from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.containers import Container, ContainerStore
 from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.containers.store import Container, ContainerStore
 
 
 def add_names(parser: Parser) -> None:

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from unionfs.cli import living
-from unionfs.cli.containers import Container
 from unionfs.cli.errors import CommandError, failed
+from unionfs.containers import running
+from unionfs.containers.store import Container
 from unionfs.launcher import mapped
-from unionfs.launcher.door import Namespaces
 from unionfs.launcher.errors import LaunchError
+from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls import files
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
 
@@ -32,7 +32,7 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
     if container.status != "running":
         yield
         return
-    namespaces = living.enter(container, what)
+    namespaces = running.enter(container, what)
     firsts = _first_of_runtime(container)
     ready_read, ready_write = os.pipe()
     over_read, over_write = os.pipe()

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 from unionfs.launcher import command, init, mapped
 from unionfs.launcher.capture import Capture
 from unionfs.launcher.channel import INIT, STARTED, Sender
-from unionfs.launcher.door import Namespaces
 from unionfs.launcher.errors import OWN_FAILURE, LaunchError
 from unionfs.launcher.mapped import reset_signals
+from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.launcher.spec import Spec
 from unionfs.launcher.terminal import Handover
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_parent_death_signal, set_process_name

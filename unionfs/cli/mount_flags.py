@@ -7,10 +7,10 @@ from argparse import Namespace
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from unionfs.cli.containers import NAME_PATTERN, ContainerStore
 from unionfs.cli.errors import OWN_FAILURE, CommandError
-from unionfs.cli.job import Volume
-from unionfs.cli.volumes import VolumeStore
+from unionfs.containers.job import Volume
+from unionfs.containers.store import NAME_PATTERN, ContainerStore
+from unionfs.containers.volumes import VolumeStore
 
 _VOLUME_WORDS: Final = (
     "ro",

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from layers.beneath import Path
 from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT
 from layers.pieces import Piece
+from layers.safe_open import Path
 
 REPLACED: Final = "replaced"
 EQUAL: Final = "replaced by the same content"

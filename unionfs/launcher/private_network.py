@@ -2,7 +2,7 @@
 
 Both carry connections between a device inside and ordinary sockets outside, so no privileges are needed. The program
 runs in the host's network, in the container's user namespace and in a pid namespace of its own whose first process ends
-with the guardian: however that ends, the program does, although it changes its credentials and so forgets whose child
+with the monitor: however that ends, the program does, although it changes its credentials and so forgets whose child
 it is.
 
 Sources: passt(1), slirp4netns(1) and its API ("add_hostfwd").
@@ -172,7 +172,7 @@ def _has_way_out() -> bool:
 
 
 def _hold(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
-    """The life of the process between the guardian and the program's pid namespace. Never returns."""
+    """The life of the process between the monitor and the program's pid namespace. Never returns."""
     status = 1
     try:
         set_parent_death_signal(signal.SIGKILL)
@@ -189,7 +189,7 @@ def _hold(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
             _be_first(go_fd, said_fd, command, directory)
         poll = select.poll()
         poll.register(os.pidfd_open(pid), select.POLLIN)
-        poll.register(go_fd, 0)  # POLLHUP: the guardian wants no more of it
+        poll.register(go_fd, 0)  # POLLHUP: the monitor wants no more of it
         poll.poll()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from unionfs.cli.containers import Container
 from unionfs.cli.errors import USAGE, CommandError
+from unionfs.containers.store import Container
 
 _FIELD: Final = re.compile(r"\{\{\s*(json\s+)?\.(\w*)\s*\}\}")
 

@@ -17,10 +17,10 @@ import stat
 from typing import Final
 
 from unionfs.changes.remove import remove_path
-from unionfs.cli.containers import Container
-from unionfs.cli.copying import Copy, find_in_root
-from unionfs.cli.job import Job, Volume
-from unionfs.cli.volumes import VolumeStore, anonymous_names
+from unionfs.containers.copy import Copy, find_in_root
+from unionfs.containers.job import Job, Volume
+from unionfs.containers.store import Container
+from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
 
 VOLUMES: Final = "volumes"

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypedDict
 
 from unionfs.changes.remove import remove_path
-from unionfs.cli import logbook
-from unionfs.cli.containers import Container, ContainerError, ContainerStore, process_started
-from unionfs.cli.copying import find_in_root
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
-from unionfs.cli.furnishing import (
+from unionfs.containers import logs
+from unionfs.containers.copy import find_in_root
+from unionfs.containers.job import Job, from_record, to_record
+from unionfs.containers.logs import Writer
+from unionfs.containers.rootfs import (
     MOUNTPOINTS,
     VOLUMES,
     binds_of_etc,
@@ -31,9 +32,8 @@ from unionfs.cli.furnishing import (
     volumes_aside,
     write_etc,
 )
-from unionfs.cli.job import Job, from_record, to_record
-from unionfs.cli.logbook import Writer
-from unionfs.cli.volumes import VolumeStore, anonymous_names
+from unionfs.containers.store import Container, ContainerError, ContainerStore, process_started
+from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.core.options import OptionError, Options, check_directory
 from unionfs.core.owners import IdMap, Owners
 from unionfs.drivers.driver import DEFAULT as FUSE
@@ -41,7 +41,7 @@ from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
-from unionfs.launcher.guardian import Hooks, Provisions, take_away
+from unionfs.launcher.monitor import Hooks, Provisions, take_away
 from unionfs.launcher.run import launch
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Uplink
 from unionfs.syscalls import seccomp
@@ -131,7 +131,7 @@ def run(
         _tell_limits(id_map.limited, _is_supervised(job, id_map))
     try:
         container = store.claim(container)
-        keep = Writer(os.path.join(container.directory, logbook.NAME)).keep if job.logged else None
+        keep = Writer(os.path.join(container.directory, logs.NAME)).keep if job.logged else None
     except ContainerError as error:
         raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
     turns = _Turns(job, store, container, again=again)
@@ -225,10 +225,10 @@ def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spe
 
 def uplink_program(job: Job) -> str:
     """What connects a private network. Raises: CommandError."""
-    from unionfs.launcher import uplink
+    from unionfs.launcher import private_network
 
     try:
-        return uplink.find(job.uplink)
+        return private_network.find(job.uplink)
     except LaunchError as error:
         raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
 
@@ -285,7 +285,7 @@ def check_sources(job: Job) -> None:
 
 
 class _Turns:
-    """The launcher's hooks for one job. They run in the guardian, which is another process: nothing comes back."""
+    """The launcher's hooks for one job. They run in the monitor, which is another process: nothing comes back."""
 
     def __init__(self, job: Job, store: ContainerStore, container: Container, *, again: bool) -> None:
         self._again: Final = again
@@ -308,8 +308,8 @@ class _Turns:
             raise LaunchError.of("furnishing the container", error) from error
         self._store.update(
             container,
-            guardian=os.getpid(),
-            guardian_started=process_started(os.getpid()),
+            monitor=os.getpid(),
+            monitor_started=process_started(os.getpid()),
             began_ns=container.began_ns or _file_clock_ns(container.directory),
         )
         self.mount(provisions, container.branches, container.directory)
@@ -350,13 +350,13 @@ class _Turns:
         remove_path(path)
 
     def make_up_for(self, id_map: idmap.IdMap | None) -> None:
-        """In the launching process, after a failure: what is left to do if no guardian has done it."""
+        """In the launching process, after a failure: what is left to do if no monitor has done it."""
         try:
             current = self._store.load(self._container.id)
         except ContainerError:
             return  # nothing is left
         has_started = current.recorded_status == "running"
-        if current.recorded_status == "starting" and current.guardian is None:
+        if current.recorded_status == "starting" and current.monitor is None:
             self.finish(OWN_FAILURE, has_started)
         elif current.recorded_status in ("starting", "running"):
             mapped.call(id_map, lambda: self._finish_alone(has_started))  # it may have files of its other ids
@@ -421,7 +421,7 @@ def _nameserver(job: Job) -> str:
     """Whom the container's resolver asks; empty: those whom this machine asks."""
     if not job.uplink:
         return ""
-    from unionfs.launcher.uplink import NAMESERVERS
+    from unionfs.launcher.private_network import NAMESERVERS
 
     return NAMESERVERS[uplink_program(job)]
 

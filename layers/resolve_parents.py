@@ -14,10 +14,10 @@ from typing import IO, Final, NamedTuple
 import xxhash
 
 from layers.attributes import Described, Options, Unpacked, chown, finish_directory, set_xattrs, write_all
-from layers.beneath import Directories, Path
 from layers.entry import DIRECTORY
 from layers.errors import Refused
 from layers.fingerprint import Print, Recorder, read_xattrs, xattrs_digest
+from layers.safe_open import Directories, Path
 
 IMPLICIT_MODE: Final = 0o755  # of directories that no entry and no layer beneath describes
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core import lookup, marks
-from unionfs.core.attrs import ANY_NAME, Stale
+from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode, Node, names_of
@@ -32,7 +32,7 @@ _NAMES_CHANGE: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | in
 _ITSELF: Final = b""
 
 
-def heed(tree: Tree, watcher: Watcher) -> bool:
+def process_events(tree: Tree, watcher: Watcher) -> bool:
     """Look at what inotify has heard of, for a moment. Whether there is more to look at."""
     if watcher.gather():
         watcher.tell([ANY_NAME, *_look_at_everything(tree, watcher)])
@@ -43,26 +43,26 @@ def heed(tree: Tree, watcher: Watcher) -> bool:
         node = tree.nodes.find(nodeid)
         names = due.pop(nodeid)
         if isinstance(node, DirNode) and not node.dead:
-            stale: list[Stale] = []
+            found: list[Invalidation] = []
             while names and monotonic() < until:
                 name, mask = names.popitem()
-                _look_at(tree, watcher, node, name, mask, stale)
+                _look_at(tree, watcher, node, name, mask, found)
             if names:
                 due[nodeid] = names | due.get(nodeid, {})
-            _look_at_times(tree, watcher, node, stale)
-            watcher.tell(stale)
+            _look_at_times(tree, watcher, node, found)
+            watcher.tell(found)
     return bool(due)
 
 
-def _look_at_everything(tree: Tree, watcher: Watcher) -> list[Stale]:
+def _look_at_everything(tree: Tree, watcher: Watcher) -> list[Invalidation]:
     """No listing is to be believed: names may have come and gone beneath a directory's topmost branch."""
-    stale = []
+    found = []
     for node in tree.nodes.all():
         if isinstance(node, DirNode):
-            stale.append(Stale(node.nodeid, b"", data=True))
+            found.append(Invalidation(node.nodeid, b"", data=True))
             for name in (_ITSELF, *node.children):
                 watcher.look_at(node.nodeid, name, FROM_LOWER)
-    return stale
+    return found
 
 
 def look_when_asked(tree: Tree, watcher: Watcher, node: Node, name: bytes = _ITSELF) -> None:
@@ -70,17 +70,19 @@ def look_when_asked(tree: Tree, watcher: Watcher, node: Node, name: bytes = _ITS
     directory = node if isinstance(node, DirNode) else node.parent
     if directory.nodeid not in watcher.unwatched or directory.dead:
         return
-    stale: list[Stale] = []
+    found: list[Invalidation] = []
     if node is not directory:
         name = node.name
-    _look_at(tree, watcher, directory, name, FROM_LOWER, stale)
+    _look_at(tree, watcher, directory, name, FROM_LOWER, found)
     if name == _ITSELF:
         _forget_names(tree, directory)
-        stale.append(Stale(directory.nodeid, b"", data=True))
-    watcher.tell(stale)
+        found.append(Invalidation(directory.nodeid, b"", data=True))
+    watcher.tell(found)
 
 
-def _look_at(tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask: int, stale: list[Stale]) -> None:
+def _look_at(
+    tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask: int, found: list[Invalidation]
+) -> None:
     """See what became of one name of a directory, given as inotify saw it."""
     marked = markers.is_reserved(name)
     if marked:
@@ -88,13 +90,13 @@ def _look_at(tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask
     if name != _ITSELF:
         if mask & FROM_LOWER and watcher.redirected:
             _look_at_redirected(tree, watcher, name)
-        _look_again(tree, watcher, directory, name, mask, marked, stale)
+        _look_again(tree, watcher, directory, name, mask, marked, found)
         return
     parent = directory.parent
     if parent is None:
-        _look_at_root(tree, watcher, directory, mask, stale)
+        _look_at_root(tree, watcher, directory, mask, found)
     elif not parent.dead:
-        _look_again(tree, watcher, parent, directory.name, mask, True, stale)
+        _look_again(tree, watcher, parent, directory.name, mask, True, found)
 
 
 def _look_at_redirected(tree: Tree, watcher: Watcher, name: bytes) -> None:
@@ -105,7 +107,7 @@ def _look_at_redirected(tree: Tree, watcher: Watcher, name: bytes) -> None:
             watcher.look_at(nodeid, _ITSELF, FROM_LOWER)
 
 
-def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, stale: list[Stale]) -> None:
+def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
     """The root has no name. Its marks say whether lowers show through."""
     if mask & FROM_LOWER:
         _forget_names(tree, root)
@@ -114,11 +116,11 @@ def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, stale:
     if stack != (root.low.stack if root.low is not None else ()):
         tree.lowers.root.stack = stack or tree.lowers.root_stack()
         root.low = tree.lowers.root if stack else None
-        _places_changed(tree, watcher, root, stale)
+        _places_changed(tree, watcher, root, found)
 
 
 def _look_again(
-    tree: Tree, watcher: Watcher, parent: DirNode, name: bytes, mask: int, marked: bool, stale: list[Stale]
+    tree: Tree, watcher: Watcher, parent: DirNode, name: bytes, mask: int, marked: bool, found: list[Invalidation]
 ) -> None:
     """Resolve `name` from the branches as if it were unknown, and compare with what is known."""
     old = parent.children.get(name)
@@ -136,19 +138,19 @@ def _look_again(
         if old is None:
             return
         if exc.errno in _ABSENT:
-            _name_lost(tree, watcher, old, parent, name, stale)
+            _name_lost(tree, watcher, old, parent, name, found)
         else:
             _give_name(old, parent, name)
         return
     if old is None:
-        stale.append(Stale(parent.nodeid, name))  # it may be known to be missing
+        found.append(Invalidation(parent.nodeid, name))  # it may be known to be missing
         tree.drop_unused(node)
     elif node is old:
-        _has_changed(watcher, old, st, mask, stale)
+        _has_changed(watcher, old, st, mask, found)
     elif type(node) is type(old) and node.ino == old.ino:
-        _adopt(tree, watcher, old, node, st, mask, stale)
+        _adopt(tree, watcher, old, node, st, mask, found)
     else:
-        _name_lost(tree, watcher, old, parent, name, stale)
+        _name_lost(tree, watcher, old, parent, name, found)
         parent.children[name] = node
         tree.drop_unused(node)
 
@@ -231,12 +233,14 @@ def _has_other_names(node: Node) -> bool:
     return isinstance(node, FileNode) and node.links is not None and not node.links.dead
 
 
-def _name_lost(tree: Tree, watcher: Watcher, node: Node, parent: DirNode, name: bytes, stale: list[Stale]) -> None:
+def _name_lost(
+    tree: Tree, watcher: Watcher, node: Node, parent: DirNode, name: bytes, found: list[Invalidation]
+) -> None:
     """The name, which was taken from the node already, is not its any more."""
-    stale.append(Stale(parent.nodeid, name, node.nodeid))
+    found.append(Invalidation(parent.nodeid, name, node.nodeid))
     if isinstance(node, FileNode) and _has_other_names(node) and _find_home(tree, node):
         watcher.seen.pop(node.nodeid, None)
-        stale.append(Stale(node.nodeid, b""))
+        found.append(Invalidation(node.nodeid, b""))
     else:
         _lose(tree, watcher, node)
     tree.drop_unused(node)
@@ -285,15 +289,17 @@ def _lose(tree: Tree, watcher: Watcher, node: Node) -> None:
 # -- the same object -------------------------------------------------------------------------------------------------
 
 
-def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, stale: list[Stale]) -> None:
+def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[Invalidation]) -> None:
     now = print_of(st)
     before = watcher.seen.get(node.nodeid)
     if before is not None and (now != before or mask & inotify.MODIFY):
         watcher.seen[node.nodeid] = now
-        stale.append(Stale(node.nodeid, b"", data=mask & ~FROM_LOWER != inotify.ATTRIB))
+        found.append(Invalidation(node.nodeid, b"", data=mask & ~FROM_LOWER != inotify.ATTRIB))
 
 
-def _adopt(tree: Tree, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask: int, stale: list[Stale]) -> None:
+def _adopt(
+    tree: Tree, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask: int, found: list[Invalidation]
+) -> None:
     """`fresh` is what `old` has become: it stays the node it was, where it is now."""
     parent, name = fresh.parent, fresh.name
     assert parent is not None
@@ -312,7 +318,7 @@ def _adopt(tree: Tree, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask:
         if moved or mask & _NAMES_CHANGE:
             tree.fds.drop(old)
             mask |= inotify.MODIFY
-        _has_changed(watcher, old, st, mask, stale)
+        _has_changed(watcher, old, st, mask, found)
         return
     assert isinstance(old, DirNode)
     assert isinstance(fresh, DirNode)
@@ -322,10 +328,10 @@ def _adopt(tree: Tree, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask:
     for place in _places(old):
         tree.fds.drop(place)
     if watcher.watch(old) or not is_same:
-        stale.append(Stale(parent.nodeid, name))
-        _places_changed(tree, watcher, old, stale)
+        found.append(Invalidation(parent.nodeid, name))
+        _places_changed(tree, watcher, old, found)
     else:
-        _has_changed(watcher, old, st, mask & ~inotify.MODIFY, stale)
+        _has_changed(watcher, old, st, mask & ~inotify.MODIFY, found)
 
 
 def _places(node: DirNode) -> list[BranchDir]:
@@ -342,17 +348,17 @@ def _same_places(some: list[BranchDir], others: list[BranchDir]) -> bool:
     )
 
 
-def _places_changed(tree: Tree, watcher: Watcher, node: DirNode, stale: list[Stale]) -> None:
+def _places_changed(tree: Tree, watcher: Watcher, node: DirNode, found: list[Invalidation]) -> None:
     """The directory is merged from other branches' directories than before: whatever is known in it may differ."""
     _forget_names(tree, node)
     watcher.watch(node)
     watcher.seen.pop(node.nodeid, None)
-    stale.append(Stale(node.nodeid, b"", data=True))
+    found.append(Invalidation(node.nodeid, b"", data=True))
     for name in node.children:
         watcher.look_at(node.nodeid, name, FROM_LOWER)
 
 
-def _look_at_times(tree: Tree, watcher: Watcher, directory: DirNode, stale: list[Stale]) -> None:
+def _look_at_times(tree: Tree, watcher: Watcher, directory: DirNode, found: list[Invalidation]) -> None:
     """A name that came or went changes its directory, too."""
     before = watcher.seen.get(directory.nodeid)
     if before is None or directory.dead:
@@ -361,6 +367,6 @@ def _look_at_times(tree: Tree, watcher: Watcher, directory: DirNode, stale: list
         now = print_of(tree.stat(directory))
     except OSError:
         return
-    if now != before or any(each.nodeid == directory.nodeid and each.name for each in stale):
+    if now != before or any(each.nodeid == directory.nodeid and each.name for each in found):
         watcher.seen[directory.nodeid] = now
-        stale.append(Stale(directory.nodeid, b"", data=True))
+        found.append(Invalidation(directory.nodeid, b"", data=True))

@@ -9,8 +9,8 @@ asked for before the daemon sleeps, is removed, and the next is made after twice
 The times may wait as long as nothing but such files is asked for: a directory whose files are all changed gets them
 back once.
 
-Holds what is left to do; `core.ahead` does it. Used only where somebody promises to call when an answer was given and
-before sleeping (`Union.answer_first`).
+Holds what is left to do; `core.prefetch` does it. Used only where somebody promises to call when an answer was given
+and before sleeping (`Union.answer_first`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Afterwards:
     """What is left to do, in one union."""
 
     def __init__(self) -> None:
-        self.due = False  # there is something; set with the next two, reset by ahead.settle
+        self.due = False  # there is something; set with the next two, reset by ahead.run_deferred
         self.touched: tuple[DirNode, BranchDir, Stat] | None = None
         """The directory whose times are to be put back: where it is in the upper, and the times it had."""
         self.last: FileNode | None = None  # the file copied up since the last time

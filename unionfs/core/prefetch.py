@@ -1,4 +1,4 @@
-"""Do what a copy-up left for after its answer (`core.afterwards`): put times back, copy the next file of a storm ahead.
+"""Do what a copy-up left for after its answer (`core.deferred`): put times back, copy the next file of a storm ahead.
 
 Nobody waits for any of this, and nobody is told when it fails: whoever asks for the file later does it again and hears
 why.
@@ -10,9 +10,9 @@ from time import perf_counter
 from typing import Final
 
 from unionfs.core import copyup
-from unionfs.core.afterwards import Afterwards, Ready
 from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.copydata import Copy
+from unionfs.core.deferred import Afterwards, Ready
 from unionfs.core.node import FileNode
 from unionfs.core.tree import Tree
 
@@ -26,8 +26,8 @@ _ROOM_FOR: Final = 64
 """Copies made ahead between two looks at how much room there is."""
 
 
-def settle(tree: Tree, *, times: bool = True) -> None:
-    """Do what was left for after the answer (see `core.afterwards`); without `times`, those of the directory may wait
+def run_deferred(tree: Tree, *, times: bool = True) -> None:
+    """Do what was left for after the answer (see `core.deferred`); without `times`, those of the directory may wait
     until `copyup.put_times_back`. Never raises."""
     afterwards = tree.afterwards
     if afterwards is None:
@@ -49,7 +49,7 @@ def end(tree: Tree) -> None:
     """Nobody asks any more, nor perhaps hears the last answer: leave nothing undone. Never raises."""
     if tree.afterwards is not None:
         tree.afterwards.last = None  # what would be next is not worth a guess
-        settle(tree)
+        run_deferred(tree)
         rest(tree)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from unionfs.cli.machine import FUSE, Machine
 from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.doctor.machine import FUSE, Machine
 
 OK: Final = "ok"
 LACKING: Final = "lacking"

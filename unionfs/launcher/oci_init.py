@@ -44,7 +44,7 @@ def run(spec: Spec, around: Surroundings) -> NoReturn:
         init.tie_to_parent(around.alive_fd)
         init.reveal_nothing()
         os.umask(0o022)
-        status = _Anteroom(spec, around).run()
+        status = _OciInit(spec, around).run()
     except Exception as error:  # noqa: BLE001 - process 1 has nobody above it in its namespace who could handle it
         init.confess(error, around)
         if isinstance(error, LaunchError):
@@ -53,7 +53,7 @@ def run(spec: Spec, around: Surroundings) -> NoReturn:
         os._exit(status)
 
 
-class _Anteroom:
+class _OciInit:
     def __init__(self, spec: Spec, around: Surroundings) -> None:
         self._spec: Final = spec
         self._around: Final = around

@@ -1,6 +1,6 @@
 """The door of a container: where the descriptors of its namespaces are had, so that more can be done in it.
 
-It is a socket in the container's own directory, outside of its root. The guardian listens there and gives whoever comes
+It is a socket in the container's own directory, outside of its root. The monitor listens there and gives whoever comes
 the namespaces and the root directory, for the container's processes cannot be asked: they do not let themselves be
 looked into. Who may come is decided by the modes of that directory.
 """
@@ -20,7 +20,7 @@ from unionfs.syscalls.namespaces import setns
 _OF_GUARDIAN: Final = ("user", "pid_for_children", "uts", "ipc", "net", "cgroup")
 _NAMES: Final = ("user", "mnt", "pid", "uts", "ipc", "net", "cgroup")  # in the order in which they are entered
 _BACKLOG: Final = 16
-_PATIENCE_S: Final = 20  # for a guardian that is stopped or very busy
+_PATIENCE_S: Final = 20  # for a monitor that is stopped or very busy
 
 
 class Namespaces(NamedTuple):
@@ -54,7 +54,7 @@ class Namespaces(NamedTuple):
 
 
 class Door:
-    """The guardian's side. Closed by `close`, which lets the namespaces end."""
+    """The monitor's side. Closed by `close`, which lets the namespaces end."""
 
     def __init__(self, path: str) -> None:
         """Listen at `path`. Raises: OSError."""
@@ -63,7 +63,7 @@ class Door:
         self._ours, self._inits = socket.socketpair()
         self._fds: tuple[int, ...] = ()  # what is given; empty until the container is ready
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # of a guardian that was killed
+            os.unlink(path)  # of a monitor that was killed
         with _short(path) as short:
             self._socket.bind(short)
         self._socket.listen(_BACKLOG)
@@ -84,7 +84,7 @@ class Door:
         socket.send_fds(self._inits, [b"a"], fds)
 
     def forget_inits(self) -> None:
-        """In the guardian, once init has been forked."""
+        """In the monitor, once init has been forked."""
         self._inits.close()
 
     def open(self) -> None:

@@ -13,7 +13,7 @@ import stat
 import tarfile
 from typing import IO, Final
 
-from unionfs.cli.copying import find_in_root
+from unionfs.containers.copy import find_in_root
 from unionfs.syscalls import files
 
 _XATTR: Final = "SCHILY.xattr."

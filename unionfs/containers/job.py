@@ -63,7 +63,7 @@ class Job:
     image_digest: str = ""  # of its manifest
     image_type: str = ""  # the manifest's media type
     entrypoint: tuple[str, ...] = ()  # the first part of `command`, as an image of the container is to have it
-    anonymous: tuple[str, ...] = ()  # where volumes are that belong to the container alone, see `cli.volumes`
+    anonymous: tuple[str, ...] = ()  # where volumes are that belong to the container alone, see `containers.volumes`
     stop_signal: str = "SIGTERM"
     labels: tuple[tuple[str, str], ...] = ()
     ports: tuple[str, ...] = ()  # that the image says it serves; nothing is done with them

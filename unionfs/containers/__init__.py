@@ -1,0 +1,1 @@
+"""Containers: their records, their root filesystems, running them. Knows no command line."""

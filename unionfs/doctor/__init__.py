@@ -1,0 +1,1 @@
+"""What this machine allows and what it lacks (`unionfs doctor`)."""
