@@ -29,7 +29,7 @@ class Running:
     def __init__(self, front: subprocess.Popen[str], user: User) -> None:
         self.front = front
         found = processes(user)
-        self.monitor = next(pid for pid, name in found.items() if name == "unionfs-guard")
+        self.monitor = next(pid for pid, name in found.items() if name == "unionfs-monitor")
         self.init = next(pid for pid, name in found.items() if name == "unionfs-init")
         (self.daemon,) = (pid for pid, name in found.items() if name.startswith("unionfs:"))
 

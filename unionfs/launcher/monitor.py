@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from unionfs.launcher.namespace_socket import Door
     from unionfs.launcher.terminal import Handover
 
-NAME: Final = "unionfs-guard"
+NAME: Final = "unionfs-monitor"
 """What `ps` calls it."""
 
 _PATIENCE_S: Final = 30  # for a daemon that has to write out what it holds, before and after its lifeline is cut
