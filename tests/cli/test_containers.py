@@ -12,7 +12,9 @@ import pytest
 
 from tests.core.trees import tree
 from unionfs.changes.remove import remove_path
-from unionfs.containers.store import Container, ContainerError, ContainerStore, process_started
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container, process_started
+from unionfs.containers.store import ContainerStore
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.cli.conftest import Box
 from unionfs.cli.errors import CommandError
 from unionfs.cli.filter_flags import all_of, formatted
 from unionfs.cli.logs import _moment
-from unionfs.containers.store import Container
+from unionfs.containers.record import Container
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)

@@ -18,7 +18,8 @@ from unionfs.cli import output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import diff
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
 Put what a container changed in its view of this machine in place on the machine itself: one kept by `unionfs try`, or

@@ -22,8 +22,9 @@ from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.progress import shown
 from unionfs.containers import freeze, start
 from unionfs.containers.job import Job
+from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
 
 _DESCRIPTION: Final = """\

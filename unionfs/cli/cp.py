@@ -15,7 +15,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import BROKEN_PIPE, FAILED, CommandError, failed, tell
 from unionfs.containers import running, start, tarstreams
 from unionfs.containers.copy import Copy, find_in_root
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
 

@@ -11,7 +11,8 @@ from unionfs.changes.cost import CopiedUp
 from unionfs.cli import output
 from unionfs.cli.arguments import Parser
 from unionfs.containers import diff
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
 List what a container changed in its root filesystem, one path on a line: A added, C changed, D deleted. A directory is

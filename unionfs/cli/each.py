@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 
 def add_names(parser: Parser) -> None:

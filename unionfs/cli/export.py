@@ -14,7 +14,8 @@ from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import freeze
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from unionfs.cli.errors import USAGE, CommandError
-from unionfs.containers.store import Container
+from unionfs.containers.record import Container
 
 _FIELD: Final = re.compile(r"\{\{\s*(json\s+)?\.(\w*)\s*\}\}")
 

@@ -12,7 +12,9 @@ from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, tell
 from unionfs.containers import logs, rootfs, start
-from unionfs.containers.store import Container, ContainerError, ContainerStore
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import anonymous_names
 
 

@@ -7,7 +7,8 @@ import signal
 from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
 from unionfs.containers import running
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:

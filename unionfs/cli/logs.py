@@ -16,8 +16,10 @@ from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import logs
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.logs import Entry, Reader
-from unionfs.containers.store import Container, ContainerError, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _ASK_AGAIN_S: Final = 0.1
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from unionfs.cli.errors import OWN_FAILURE, CommandError
+from unionfs.containers import names
 from unionfs.containers.job import Volume
-from unionfs.containers.store import NAME_PATTERN, ContainerStore
+from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 
 _VOLUME_WORDS: Final = (
@@ -109,7 +110,7 @@ def _place(what: str, text: str, path: str) -> str:
 def _named(
     text: str, name: str, place: str, store: VolumeStore, *, read_only: bool, filled: bool, aside: bool = False
 ) -> Volume:
-    if not NAME_PATTERN.fullmatch(name):
+    if not names.PATTERN.fullmatch(name):
         raise bad("volume", text, f"{name!r} is no name of a volume; a directory here is ./{name}")
     if aside:
         raise bad("volume", text, "only a directory of this machine can have its changes put aside (:O)")

@@ -12,7 +12,8 @@ from typing import Any, Final
 from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import human_duration, named
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _EPILOG: Final = """\
 --json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),

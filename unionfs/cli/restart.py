@@ -5,8 +5,9 @@ from __future__ import annotations
 from unionfs.cli import each, signals, start
 from unionfs.cli.arguments import Parser
 from unionfs.containers import running
+from unionfs.containers.record import Container
 from unionfs.containers.start import job_of
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:

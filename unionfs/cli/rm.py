@@ -7,7 +7,8 @@ from typing import Final
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.containers import diff, running
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
 Remove containers, with everything they changed. One that is running is not removed unless with --force, which ends it.

@@ -15,7 +15,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
 from unionfs.containers import start
 from unionfs.containers.job import Job
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES

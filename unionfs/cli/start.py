@@ -9,7 +9,8 @@ from unionfs.cli import run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, failed, tell
 from unionfs.containers import start
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:

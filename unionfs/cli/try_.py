@@ -19,7 +19,8 @@ from unionfs.cli.errors import OWN_FAILURE, CommandError, tell
 from unionfs.cli.mount_flags import volume_from
 from unionfs.containers import diff, start
 from unionfs.containers.job import Job
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import SEARCH_PATH

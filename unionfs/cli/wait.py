@@ -5,7 +5,8 @@ from __future__ import annotations
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.containers import running
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:

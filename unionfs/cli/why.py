@@ -15,7 +15,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, failed
 from unionfs.cli.output import named
 from unionfs.containers import diff
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
 from unionfs.fuse import mounting
 from unionfs.launcher import mapped

@@ -26,8 +26,9 @@ from unionfs.changes.owners import Owners
 from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
 from unionfs.cli.errors import CommandError, failed
+from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints
-from unionfs.containers.store import Container, ContainerStore
+from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped

@@ -15,7 +15,7 @@ from typing import Final
 
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import running
-from unionfs.containers.store import Container
+from unionfs.containers.record import Container
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.namespace_socket import Namespaces

@@ -19,7 +19,7 @@ from typing import Final
 from unionfs.changes.remove import remove_path
 from unionfs.containers.copy import Copy, find_in_root
 from unionfs.containers.job import Job, Volume
-from unionfs.containers.store import Container
+from unionfs.containers.record import Container
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
 

@@ -14,7 +14,9 @@ from typing import Final
 
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import start
-from unionfs.containers.store import Container, ContainerError, ContainerStore, outcome
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore, outcome
 from unionfs.launcher import namespace_socket
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.namespace_socket import Namespaces

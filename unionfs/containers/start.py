@@ -18,8 +18,10 @@ from unionfs.changes.remove import remove_path
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.containers import logs
 from unionfs.containers.copy import find_in_root
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.job import Job, from_record, to_record
 from unionfs.containers.logs import Writer
+from unionfs.containers.record import Container, process_started
 from unionfs.containers.rootfs import (
     MOUNTPOINTS,
     VOLUMES,
@@ -32,7 +34,7 @@ from unionfs.containers.rootfs import (
     volumes_aside,
     write_etc,
 )
-from unionfs.containers.store import Container, ContainerError, ContainerStore, process_started
+from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.core.options import OptionError, Options, check_directory
 from unionfs.core.owners import IdMap, Owners

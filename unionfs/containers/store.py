@@ -1,4 +1,4 @@
-"""What is known of containers between two commands: one directory each, with its record and its writable branch.
+"""The directory of containers: one directory each, with its record and its writable branch.
 
     ROOT/containers/ID/container.json   the record, replaced atomically
     ROOT/containers/ID/outcome          its exit code, for who waits for a container that is removed when it ends
@@ -8,11 +8,10 @@
 ROOT is `$XDG_DATA_HOME/unionfs` or what `--root DIR` says. The lock is there too, and not in `$XDG_RUNTIME_DIR`, so
 that root and the owner of the containers take the same one.
 
-Knows files and process numbers. Does not know unions, namespaces, mounts being made, or argument parsing.
+Knows files. Does not know what a record holds (`containers.record`), unions, namespaces or mounts being made.
 
-Invariants: a directory whose name starts with a dot is half made or half removed and is nobody's container. A record
-that says `running` is believed only while a process it names lives: `status` is computed, never just read. Whoever
-prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
+Invariants: a directory whose name starts with a dot is half made or half removed and is nobody's container. The process
+that prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
 """
 
 from __future__ import annotations
@@ -20,162 +19,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
-import random
-import re
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from unionfs.cli.errors import CommandError
-from unionfs.drivers.driver import DEFAULT
+from unionfs.containers import names, record
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container, process_started
 
-NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-"""As docker and podman have it, so that names can be moved between the tools."""
-
-_LIVELY: Final = ("starting", "running")
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
 _OUTCOME: Final = "outcome"
 _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
-_ADJECTIVES: Final = (
-    "able",
-    "bold",
-    "brisk",
-    "calm",
-    "clear",
-    "eager",
-    "fair",
-    "glad",
-    "keen",
-    "kind",
-    "merry",
-    "neat",
-)
-_NOUNS: Final = (
-    "alder",
-    "birch",
-    "cedar",
-    "fern",
-    "heron",
-    "ibis",
-    "linden",
-    "lynx",
-    "otter",
-    "plover",
-    "rowan",
-    "wren",
-)
-
-IdMap = tuple[tuple[int, int, int], ...]
-"""Lines of uid_map or gid_map: (id inside, id outside, how many). Empty: ids are the same inside and outside."""
-
-
-class ContainerError(CommandError):
-    """What the user asked of containers cannot be done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """One container as its record tells it. A value: change it through ContainerStore.update()."""
-
-    directory: str
-    id: str
-    name: str
-    lowers: tuple[str, ...]
-    command: tuple[str, ...]
-    created: float  # seconds since the epoch
-    recorded_status: str = "created"  # created | starting | running | exited; what was last written, see `status`
-    exit_code: int | None = None  # None: not ended yet, or killed before anybody could write it down
-    pid: int | None = None  # its process 1; while it is `starting`, who prepares it
-    pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
-    monitor: int | None = None  # the process that clears up when `pid` has ended: it is over when both have
-    monitor_started: str | None = None
-    started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
-    ended: float | None = None
-    image: str = ""  # as it was asked for; empty: it is made of directories
-    image_digest: str = ""  # of the manifest
-    image_type: str = ""  # the manifest's media type
-    job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `containers.job`
-    kind: str = "run"  # run | try
-    began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
-    uid_map: IdMap = ()
-    gid_map: IdMap = ()
-    unmapped_as_root: bool = False
-    skip_unreadable: bool = False
-    hidden: tuple[str, ...] = ()
-    whiteout: str = "aufs"
-    has_ground: bool = False  # there is one more lower, below all others: a place for everything that is mounted
-
-    @property
-    def upper(self) -> str:
-        return os.path.join(self.directory, "upper")
-
-    @property
-    def work(self) -> str:
-        return os.path.join(self.directory, "work")
-
-    @property
-    def merged(self) -> str:
-        return os.path.join(self.directory, "merged")
-
-    @property
-    def ground(self) -> str:
-        return os.path.join(self.directory, "ground")
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The lower branches of the container's union."""
-        return (*self.lowers, self.ground) if self.has_ground else self.lowers
-
-    @property
-    def driver(self) -> str:
-        """How its root filesystem comes about, see `unionfs.drivers`."""
-        return str(self.job.get("driver", DEFAULT))
-
-    @property
-    def status(self) -> str:
-        """created, starting, running or exited, checked against the process table."""
-        if self.recorded_status in _LIVELY and not self.is_running():
-            return "created" if self.started is None and self.recorded_status == "starting" else "exited"
-        return self.recorded_status
-
-    def is_running(self) -> bool:
-        """Whether it runs, or is being prepared, or what it leaves is being cleared up."""
-        if self.recorded_status not in _LIVELY:
-            return False
-        return _lives(self.pid, self.pid_started) or _lives(self.monitor, self.monitor_started)
-
-    def is_process_one(self) -> bool:
-        """Whether `pid` still is the process that was recorded."""
-        return self.recorded_status == "running" and _lives(self.pid, self.pid_started)
-
-
-def _lives(pid: int | None, started: str | None) -> bool:
-    return pid is not None and started is not None and process_started(pid) == started
-
-
-def process_started(pid: int) -> str | None:
-    """When `pid` started, as text that no other process of this machine ever gets; None if it does not live.
-
-    Boot id and field 22 of proc_pid_stat(5). A zombie has ended.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return f"{boot}:{fields[19].decode()}"
 
 
 def outcome(fd: int) -> int | None:
@@ -207,7 +67,7 @@ class ContainerStore:
         Raises ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
         if name is not None:
-            _check_name(name)
+            names.check(name)
         with self._locked():
             self._sweep()
             taken = {known.name for known in self.list()}
@@ -219,7 +79,7 @@ class ContainerStore:
             container = Container(
                 directory=os.path.join(self.containers, container_id),
                 id=container_id,
-                name=name or _free_name(taken),
+                name=name or names.choose(taken),
                 lowers=tuple(lowers),
                 command=tuple(command),
                 created=time.time(),
@@ -241,7 +101,7 @@ class ContainerStore:
         directory = os.path.join(self.containers, container_id)
         try:
             with open(os.path.join(directory, _RECORD), encoding="utf-8") as file:
-                return _from_json(directory, json.load(file))
+                return record.from_json(directory, file.read())
         except (FileNotFoundError, NotADirectoryError):
             raise ContainerError(f"no such container: {container_id}") from None
         except (ValueError, TypeError, KeyError) as exc:
@@ -264,11 +124,11 @@ class ContainerStore:
     def list(self) -> list[Container]:
         """All containers, oldest first. One that is being removed or cannot be read is left out."""
         try:
-            names = os.listdir(self.containers)
+            entries = os.listdir(self.containers)
         except FileNotFoundError:
             return []
         found = []
-        for name in names:
+        for name in entries:
             if not name.startswith("."):
                 with contextlib.suppress(ContainerError, PermissionError):
                     found.append(self.load(name))
@@ -351,7 +211,7 @@ class ContainerStore:
 
     def rename(self, container: Container, name: str) -> Container:
         """Give it another name. Raises ContainerError for a bad or taken one."""
-        _check_name(name)
+        names.check(name)
         with self._locked():
             for known in self.list():
                 if known.name == name and known.id != container.id:
@@ -390,14 +250,10 @@ class ContainerStore:
             os.close(lock)
 
     def _write(self, directory: str, container: Container) -> None:
-        """Replace the record atomically. Names that are not UTF-8 are kept as lone surrogates, escaped by JSON."""
-        record = dataclasses.asdict(container)
-        del record["directory"]
-        record["status"] = record.pop("recorded_status")
+        """Replace the record atomically."""
         aside = os.path.join(directory, f".{_RECORD}.{os.getpid()}")
         with open(aside, "w", encoding="ascii") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
+            file.write(record.to_json(container))
             self._give_to_owner(file.fileno())
         os.rename(aside, os.path.join(directory, _RECORD))
 
@@ -417,30 +273,3 @@ class ContainerStore:
                     path = os.path.join(aside, part)
                     os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
                 os.rmdir(aside)
-
-
-def _check_name(name: str) -> None:
-    if not NAME_PATTERN.fullmatch(name):
-        raise ContainerError(
-            f"bad name: {name}", hint="use letters, digits, '_', '.' and '-', and begin with a letter or digit"
-        )
-
-
-def _free_name(taken: set[str]) -> str:
-    for attempt in range(100):
-        name = f"{random.choice(_ADJECTIVES)}_{random.choice(_NOUNS)}" + (str(attempt) if attempt > 10 else "")
-        if name not in taken:
-            return name
-    return secrets.token_hex(6)
-
-
-def _from_json(directory: str, record: dict[str, Any]) -> Container:
-    """The value of a record; fields this version does not know are dropped, absent ones have their default."""
-    record = dict(record, recorded_status=record.get("status", "created"))
-    known = {field.name for field in dataclasses.fields(Container)} - {"directory"}
-    values = {key: value for key, value in record.items() if key in known}
-    for key in ("lowers", "command", "hidden"):
-        values[key] = tuple(values.get(key, ()))
-    for key in ("uid_map", "gid_map"):
-        values[key] = tuple((int(a), int(b), int(c)) for a, b, c in values.get(key, ()))
-    return Container(directory=directory, **values)

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from unionfs.cli.errors import CommandError
-from unionfs.containers.store import NAME_PATTERN, Container, ContainerStore
+from unionfs.containers import names
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
 
 _RECORD: Final = "volume.json"
 _DATA: Final = "data"
@@ -51,7 +53,7 @@ class VolumeStore:
 
     def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> Named:
         """Make it unless it is there. Raises: CommandError for a bad name, OSError."""
-        if not NAME_PATTERN.fullmatch(name):
+        if not names.PATTERN.fullmatch(name):
             hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
             raise CommandError(f"bad name of a volume: {name}", hint=hint)
         place = os.path.join(self._root, name)
@@ -72,7 +74,7 @@ class VolumeStore:
         """Raises: CommandError if there is none."""
         record: dict[str, Any] = {}
         try:
-            if not NAME_PATTERN.fullmatch(name):
+            if not names.PATTERN.fullmatch(name):
                 raise FileNotFoundError
             with (
                 contextlib.suppress(ValueError),
@@ -87,11 +89,11 @@ class VolumeStore:
     def list(self) -> list[Named]:
         """All of them, by name."""
         try:
-            names = sorted(os.listdir(self._root))
+            entries = sorted(os.listdir(self._root))
         except FileNotFoundError:
             return []
         found = []
-        for name in names:
+        for name in entries:
             with contextlib.suppress(CommandError):
                 found.append(self.find(name))
         return found
