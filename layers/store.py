@@ -31,7 +31,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.locks import locked, try_lock
 from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
-from layers.safe_open import remove_tree
+from unionfs.trees.remove import remove_tree
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images

@@ -20,8 +20,10 @@ from typing import Final, NamedTuple, Self
 
 from layers import owners
 from layers.fingerprint import content_of, read_xattrs
-from layers.safe_open import KEPT, Directories, Path, open_beneath
+from layers.safe_open import KEPT, Directories, Path
 from unionfs import markers
+from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
 
 _TARGET_MAX: Final = 4096
 _SCANS_KEPT: Final = 128  # directories listed; more only saves listing again
@@ -50,7 +52,7 @@ class Branch:
         """An O_PATH descriptor of what is at `path`; the caller's to close."""
         if not path:
             return os.dup(self._root_fd)
-        return open_beneath(self._tree.fd(path[:-1]), path[-1:], os.O_PATH)
+        return open_beneath(self._tree.fd(path[:-1]), path[-1], os.O_PATH, files.RESOLVE_NO_XDEV)
 
     def scan(self, path: Path) -> Scan:
         """The directory at `path`, its marks told apart from its names."""

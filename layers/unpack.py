@@ -39,10 +39,11 @@ from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, 
 from layers.errors import Refused
 from layers.fingerprint import Print, Recorder, xattrs_digest
 from layers.fingerprint import of as print_of
-from layers.safe_open import Directories, Path, remove_tree
+from layers.safe_open import Directories, Path
 from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers
+from unionfs.trees.remove import remove_tree
 
 _MARK_MODE: Final = 0o444
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
-GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls", "unionfs.compiled")
+GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.compiled")
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
 MAX_LINES = 600
@@ -36,6 +36,7 @@ ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row(()),
     "unionfs.syscalls": Row(("unionfs.syscalls",)),
+    "unionfs.trees": Row(("unionfs.markers", "unionfs.syscalls", "unionfs.trees")),
     "unionfs.core": Row(
         (*GROUND_FLOOR, "unionfs.core"), ("xxhash",), not_even=("argparse", "logging.handlers", "threading", "asyncio")
     ),

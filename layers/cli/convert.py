@@ -13,6 +13,7 @@ from layers.cli.pack import output
 from layers.compression import WRITABLE
 from layers.pack import layer_items, pack, source_date_epoch
 from layers.tree import Branch, Branches
+from unionfs.trees.remove import remove_path
 
 OCI = "oci"
 _DESCRIPTION = """\
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
                 name = f"{number}.tar" if arguments.to == OCI else str(number)
                 _convert(branches.open(directory), os.fspath(made / name), arguments)
         except BaseException:
-            subjects.remove(os.fspath(made))
+            remove_path(os.fspath(made))
             raise
     return 0
 

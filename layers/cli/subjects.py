@@ -15,9 +15,9 @@ from layers.attributes import Options, Unpacked
 from layers.errors import Malformed, NotFound
 from layers.pack import Item, pack
 from layers.resolve_parents import settle
-from layers.safe_open import remove_tree
 from layers.store import Store, default_root
 from layers.unpack import unpack
+from unionfs.trees.remove import remove_path
 
 DIRECTORY: Final = "dir"
 TAR: Final = "tar"
@@ -66,11 +66,7 @@ def directories(subject: Subject, arguments: Namespace, *, dialect: str = "aufs"
                 unpack_tar(subject.text, tree, options(dialect=dialect))
                 yield [tree]
             finally:
-                scratch_fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    remove_tree(scratch_fd, b"layer")
-                finally:
-                    os.close(scratch_fd)
+                remove_path(tree)
 
 
 def one_directory(found: list[str], subject: Subject) -> str:
@@ -100,7 +96,7 @@ def unpack_tar(path: str, into: str, chosen: Options, record: str | None = None)
         if record is not None:
             with suppress(FileNotFoundError):
                 os.unlink(record)
-        remove(into)
+        remove_path(into)
         raise
 
 
@@ -110,16 +106,6 @@ def unpack_items(items: Iterable[Item], into: str, chosen: Options, record: str 
         pack(items, tar, "none")
         tar.flush()
         unpack_tar(f"/proc/self/fd/{tar.fileno()}", into, chosen, record)
-
-
-def remove(directory: str) -> None:
-    """A directory with all that is in it."""
-    parent, name = os.path.split(os.path.abspath(directory))
-    parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(parent_fd, os.fsencode(name))
-    finally:
-        os.close(parent_fd)
 
 
 def options(*, dialect: str = "aufs", noted: bool = False) -> Options:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.core.trees import tree
-from unionfs.changes.remove import remove_path
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container, process_started
 from unionfs.containers.store import ContainerStore
+from unionfs.trees.remove import remove_path
 
 
 @pytest.fixture

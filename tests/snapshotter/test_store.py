@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from tests.core.children import KILLED, expect, in_child
-from unionfs.changes.remove import remove_path
 from unionfs.snapshotter.store import Store
 from unionfs.snapshotter.usage import disk_usage
 from unionfs.snapshotter.values import (
@@ -29,6 +28,7 @@ from unionfs.snapshotter.values import (
     NotFoundError,
     SnapshotError,
 )
+from unionfs.trees.remove import remove_path
 
 
 @contextmanager

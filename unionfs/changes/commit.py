@@ -15,11 +15,12 @@ from typing import Final
 
 from unionfs.changes.check import DRESS, DROP, PUT, SWAP
 from unionfs.changes.journal import Journal, Operation
-from unionfs.changes.objects import Identity, open_beneath
+from unionfs.changes.objects import Identity
 from unionfs.changes.owners import Owner
-from unionfs.changes.remove import remove_tree
 from unionfs.changes.stage import Progress, set_attributes
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
+from unionfs.trees.remove import remove_tree
 
 _SECOND: Final = b".old"
 """Appended to an aside name for what is moved away where two names cannot be exchanged."""

@@ -17,18 +17,15 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes.ids import Ids
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
 
 UPPER: Final = 0
 """Index of the upper among the branches; the lowers follow, top first."""
 
 _OVERRIDES: Final = (markers.OVERRIDE_PRIVILEGED_XATTR, markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
 _TARGET_MAX: Final = 4096  # bytes of a symlink (symlink(2))
-_PATH_CHUNK: Final = 3500  # bytes of a path given to one openat2(2); PATH_MAX is 4096 and a name may have 255
 _FDS_KEPT: Final = 64  # directories kept open; more only saves reopening in a union of very many lowers
 _USERS_OWN: Final = ("security.capability",)  # the one attribute of its class that is a file's own
-_RACES_MAX: Final = 20  # openat2(2) answers EAGAIN while somebody renames on the way
-
-BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 
 
 class Place(NamedTuple):
@@ -345,33 +342,6 @@ class Branches:
 def child(parent: Place, name: bytes) -> Place:
     """The place of `name` in the directory `parent`."""
     return Place(parent.branch, parent.rel + b"/" + name if parent.rel else name)
-
-
-def open_beneath(root_fd: int, rel: bytes, flags: int, resolve: int = 0) -> int:
-    """Open what is at `rel` beneath a directory, following no symlink, however long the path is.
-
-    Raises: ELOOP at a symlink, ENOTDIR, ENOENT, EACCES, and EXDEV if `resolve` says so.
-    """
-    at = os.dup(root_fd)
-    try:
-        while len(rel) > _PATH_CHUNK:
-            cut = rel.rindex(b"/", 0, _PATH_CHUNK)
-            deeper = _openat2(at, rel[:cut], os.O_PATH | os.O_DIRECTORY, BENEATH | resolve)
-            os.close(at)
-            at, rel = deeper, rel[cut + 1 :]
-        return _openat2(at, rel or b".", flags | os.O_NOFOLLOW, BENEATH | resolve)
-    finally:
-        os.close(at)
-
-
-def _openat2(dir_fd: int, rel: bytes, flags: int, resolve: int) -> int:
-    for attempt in range(_RACES_MAX):
-        try:
-            return files.openat2(dir_fd, rel, flags, resolve)
-        except OSError as exc:
-            if exc.errno != errno.EAGAIN or attempt == _RACES_MAX - 1:
-                raise
-    raise AssertionError("unreachable")
 
 
 def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:

@@ -14,11 +14,12 @@ from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import BROKEN_PIPE, FAILED, CommandError, failed, tell
 from unionfs.containers import running, start, tarstreams
-from unionfs.containers.copy import Copy, find_in_root
+from unionfs.containers.copy import Copy
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
+from unionfs.trees.open_beneath import open_in_root
 
 _DESCRIPTION: Final = """\
 Copy SOURCE, a file or a directory with all it holds, to DESTINATION; one of them is CONTAINER:PATH. A directory that
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
 def _stream_out(root_fd: int, path: str) -> None:
     above, name = os.path.split(("/" + path).rstrip("/"))
     is_content = name in ("", ".", "..")
-    dir_fd = find_in_root(root_fd, path or "/" if is_content else above or "/", os.O_PATH | os.O_DIRECTORY)
+    dir_fd = open_in_root(root_fd, path or "/" if is_content else above or "/", os.O_PATH | os.O_DIRECTORY)
     try:
         tarstreams.write(dir_fd, "." if is_content else name, sys.stdout.buffer, "." if is_content else name)
         sys.stdout.buffer.flush()
@@ -100,7 +101,7 @@ class Place(NamedTuple):
         whole = os.path.join(self.base, path)
         try:
             if self.root_fd is not None:
-                return find_in_root(self.root_fd, whole, flags)
+                return open_in_root(self.root_fd, whole, flags)
             return os.open(whole, flags | os.O_CLOEXEC)
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), path) from None

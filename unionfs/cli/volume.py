@@ -8,7 +8,6 @@ import json
 import sys
 from typing import Any, Final
 
-from unionfs.changes.remove import remove_path
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, tell
 from unionfs.containers import start
@@ -16,6 +15,7 @@ from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import Named, VolumeStore, used_by
 from unionfs.launcher import mapped
 from unionfs.launcher.errors import LaunchError
+from unionfs.trees.remove import remove_path
 
 _DESCRIPTION: Final = """\
 Volumes are directories with a name that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if

@@ -11,18 +11,12 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from dataclasses import dataclass, field
 from typing import Final
 
 from unionfs.syscalls import files
 
 _CHUNK: Final = 1 << 20
-_RACES_MAX: Final = 1000
-_RACE_S: Final = 0.001
-"""openat2(2) answers EAGAIN to a path with .. while anybody on the machine renames or mounts something."""
-
-_IN_ROOT: Final = 0x10  # RESOLVE_IN_ROOT of openat2(2)
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
 
 
@@ -124,18 +118,6 @@ class Copy:
         if not stat.S_ISLNK(st.st_mode):
             os.chmod(new_name, stat.S_IMODE(st.st_mode), dir_fd=to_fd)
         os.utime(new_name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=to_fd, follow_symlinks=False)
-
-
-def find_in_root(root_fd: int, path: str, flags: int = os.O_PATH) -> int:
-    """Open `path` as a process whose root directory is `root_fd` would, symlinks followed. Raises: OSError."""
-    for attempt in range(_RACES_MAX):
-        try:
-            return files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT | files.RESOLVE_NO_MAGICLINKS)
-        except OSError as error:
-            if error.errno != errno.EAGAIN or attempt == _RACES_MAX - 1:
-                raise
-            time.sleep(_RACE_S)
-    raise AssertionError("unreachable")
 
 
 def _open(dir_fd: int, name: str) -> int:

@@ -23,7 +23,6 @@ from unionfs.changes.ids import Ids
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
 from unionfs.changes.owners import Owners
-from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import Progress
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers.record import Container
@@ -33,6 +32,7 @@ from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name, is_whole
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
+from unionfs.trees.remove import remove_path
 
 _JOURNAL: Final = "apply.journal"  # in the container's directory: see changes.journal
 _LISTED: Final = "changes.json"  # likewise: the changes as they were when the command ended, see changes.record

@@ -16,12 +16,13 @@ import os
 import stat
 from typing import Final
 
-from unionfs.changes.remove import remove_path
-from unionfs.containers.copy import Copy, find_in_root
+from unionfs.containers.copy import Copy
 from unionfs.containers.job import Job, Volume
 from unionfs.containers.record import Container
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
+from unionfs.trees.open_beneath import open_in_root
+from unionfs.trees.remove import remove_path
 
 VOLUMES: Final = "volumes"
 MOUNTPOINTS: Final = "mountpoints"
@@ -141,7 +142,7 @@ def _fill(root_fd: int, path: str, place: str, owner: tuple[int, int] | None) ->
 
 def _copy_directory(root_fd: int, path: str, place: str, owner: tuple[int, int] | None) -> None:
     try:
-        source_fd = find_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+        source_fd = open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         os.mkdir(place, 0o755)
         return

@@ -14,10 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final, TypedDict
 
-from unionfs.changes.remove import remove_path
 from unionfs.cli.errors import NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.containers import logs
-from unionfs.containers.copy import find_in_root
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.job import Job, from_record, to_record
 from unionfs.containers.logs import Writer
@@ -49,6 +47,8 @@ from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Uplink
 from unionfs.syscalls import seccomp
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
+from unionfs.trees.open_beneath import open_in_root
+from unionfs.trees.remove import remove_path
 
 LOG: Final = "daemon.log"
 """In the container's directory: what the union's daemon had to say."""
@@ -179,11 +179,11 @@ def _mount_volumes(job: Job, container: Container, root_fd: int) -> None:
         if bind.target in aside:
             continue
         try:
-            fd = find_in_root(root_fd, bind.target)
+            fd = open_in_root(root_fd, bind.target)
             mount(bind.source, f"/proc/self/fd/{fd}", None, MS_BIND | MS_REC)
             os.close(fd)
             if bind.read_only:
-                fd = find_in_root(root_fd, bind.target)
+                fd = open_in_root(root_fd, bind.target)
                 set_attributes(f"/proc/self/fd/{fd}", MOUNT_ATTR_RDONLY)
                 os.close(fd)
         except OSError as error:

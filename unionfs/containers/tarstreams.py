@@ -13,8 +13,8 @@ import stat
 import tarfile
 from typing import IO, Final
 
-from unionfs.containers.copy import find_in_root
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_in_root
 
 _XATTR: Final = "SCHILY.xattr."
 _KINDS: Final = {
@@ -95,7 +95,7 @@ def extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int]
             elif parts:
                 _place(archive, entry, root_fd, path, target, owner)
     for path, entry in reversed(directories):  # their times last
-        fd = find_in_root(root_fd, path or "/", os.O_RDONLY | os.O_DIRECTORY)
+        fd = open_in_root(root_fd, path or "/", os.O_RDONLY | os.O_DIRECTORY)
         try:
             if path.rstrip("/") != target.rstrip("/"):
                 _finish(f"/proc/self/fd/{fd}", entry, owner)
@@ -107,7 +107,7 @@ def _directory(root_fd: int, path: str) -> None:
     """Make a directory and those it is in, if they are missing."""
     above = ""
     for part in path.strip("/").split("/"):
-        parent_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+        parent_fd = open_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part or ".", 0o755, dir_fd=parent_fd)
@@ -126,10 +126,10 @@ def _place(
 ) -> None:
     above, _, name = path.rpartition("/")
     try:
-        dir_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+        dir_fd = open_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
     except FileNotFoundError:
         _directory(root_fd, above)
-        dir_fd = find_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
+        dir_fd = open_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=dir_fd)
@@ -139,7 +139,7 @@ def _place(
             os.symlink(entry.linkname, name, dir_fd=dir_fd)
         elif entry.islnk():
             first_above, _, first = f"{target.rstrip('/')}/{entry.linkname}".rpartition("/")
-            first_fd = find_in_root(root_fd, first_above or "/", os.O_PATH | os.O_DIRECTORY)
+            first_fd = open_in_root(root_fd, first_above or "/", os.O_PATH | os.O_DIRECTORY)
             try:
                 os.link(first, name, src_dir_fd=first_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             finally:

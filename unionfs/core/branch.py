@@ -9,15 +9,14 @@ its descriptor can be closed and opened again at any time.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
 
 if TYPE_CHECKING:
     from unionfs.core.overrides import Overrides
@@ -27,7 +26,6 @@ _ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode without its questi
 _ERRORS: Final = sys.getfilesystemencodeerrors()
 _stat: Final = os.stat  # compiled code has no need to look it up at each call
 _fstat: Final = os.fstat
-_PATH_CHUNK: Final = 3500  # bytes of a path opened at once; below PATH_MAX (4096) with the longest name added
 
 
 class Mask:
@@ -133,11 +131,9 @@ class BranchDir:
         if len(names) == 1:
             held = FileFd(os.open(names[0], _DIR_FLAGS, dir_fd=start.fd))
         else:
-            held = start
             names.reverse()
-            for chunk in _chunks(names):
-                with held:
-                    held = FileFd(_open_beneath(held.fd, chunk))
+            with start:
+                held = FileFd(open_beneath(start.fd, b"/".join(names), os.O_PATH | os.O_DIRECTORY))
         self.branch.fds.keep(self, held)
         return held
 
@@ -238,36 +234,3 @@ def _kind_of(entry: os.DirEntry[str]) -> int:
     if entry.is_symlink():
         return stat.S_IFLNK
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
-
-
-def _chunks(names: list[bytes]) -> Iterator[list[bytes]]:
-    """Split a chain of names into runs whose joined path stays below PATH_MAX."""
-    run: list[bytes] = []
-    size = 0
-    for name in names:
-        if run and size + len(name) + 1 > _PATH_CHUNK:
-            yield run
-            run, size = [], 0
-        run.append(name)
-        size += len(name) + 1
-    if run:
-        yield run
-
-
-def _open_beneath(fd: int, names: list[bytes]) -> int:
-    """Open the directory that `names` lead to from `fd`, following no symlink on the way."""
-    try:
-        return files.openat2(
-            fd, b"/".join(names), os.O_PATH | os.O_DIRECTORY, files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS
-        )
-    except OSError as exc:
-        if exc.errno not in (errno.ENOSYS, errno.EPERM):
-            raise
-    at = os.open(names[0], _DIR_FLAGS, dir_fd=fd)
-    for name in names[1:]:
-        try:
-            below = os.open(name, _DIR_FLAGS, dir_fd=at)
-        finally:
-            os.close(at)
-        at = below
-    return at

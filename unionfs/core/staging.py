@@ -25,6 +25,7 @@ from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache
 from unionfs.core.owner_override import Loosened
+from unionfs.trees.remove import remove_tree
 
 Later = Callable[[Callable[[], None]], None]
 """Has something done that may take long, by any thread, some time after what is being done now."""
@@ -187,42 +188,6 @@ def _remove(dir_fd: int, name: bytes) -> None:
         if exc.errno == errno.ENOTDIR:
             raise
         remove_tree(dir_fd, name)
-
-
-def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove the directory `name` with everything in it, following nothing. Raises OSError.
-
-    Walks with one descriptor a level and without recursion in Python's stack growing beyond the depth of the tree.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    if os.geteuid() != 0:
-        with contextlib.suppress(OSError):
-            os.chmod(name, 0o700, dir_fd=dir_fd)
-    stack = [(dir_fd, name, os.open(name, flags, dir_fd=dir_fd))]
-    try:
-        while stack:
-            parent_fd, own_name, fd = stack[-1]
-            subdirs = []
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    child = os.fsencode(entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        subdirs.append(child)
-                    else:
-                        os.unlink(child, dir_fd=fd)
-            if not subdirs:
-                stack.pop()
-                os.close(fd)
-                os.rmdir(own_name, dir_fd=parent_fd)
-                continue
-            child = subdirs[0]
-            if os.geteuid() != 0:
-                with contextlib.suppress(OSError):
-                    os.chmod(child, 0o700, dir_fd=fd)
-            stack.append((fd, child, os.open(child, flags, dir_fd=fd)))
-    finally:
-        for _, _, fd in stack:
-            os.close(fd)
 
 
 def _warn(message: str, *args: object) -> None:

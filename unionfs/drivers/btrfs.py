@@ -21,10 +21,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from unionfs.changes.remove import remove_path
 from unionfs.drivers import vfs, whole
 from unionfs.drivers.driver import DriverError, Provisions, Tree
 from unionfs.syscalls import btrfs
+from unionfs.trees.remove import remove_path
 
 is_whole: Final = True
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from unionfs import markers
-from unionfs.changes.objects import fd_xattrs, open_beneath
+from unionfs.changes.objects import fd_xattrs
 from unionfs.changes.owners import Owner
-from unionfs.changes.remove import remove_path
 from unionfs.changes.stage import set_attributes
 from unionfs.drivers.driver import DriverError
+from unionfs.trees.open_beneath import open_beneath
+from unionfs.trees.remove import remove_path
 
 _OVER: Final = "over"
 _UNDER: Final = "under"

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from unionfs.changes.remove import remove_path
 from unionfs.drivers import whole
 from unionfs.drivers.driver import DriverError, Provisions, Tree
 from unionfs.syscalls import mounts
+from unionfs.trees.remove import remove_path
 
 is_whole: Final = True
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from unionfs.changes.ids import Ids
 from unionfs.changes.lowers import Found, Stack, lookup, names, root_stack
-from unionfs.changes.objects import Branches, Object, open_beneath
+from unionfs.changes.objects import Branches, Object
 from unionfs.changes.owners import Owner
 from unionfs.changes.stage import copy_data, set_attributes
+from unionfs.trees.open_beneath import open_beneath
 
 
 def add(

@@ -11,9 +11,8 @@ import stat
 from typing import Final, NamedTuple
 
 from unionfs.launcher.errors import LaunchError
-from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_in_root
 
-_IN_ROOT: Final = 0x10 | files.RESOLVE_NO_MAGICLINKS  # RESOLVE_IN_ROOT of openat2(2)
 _LARGEST_FILE: Final = 16 << 20  # a passwd of a hundred thousand users; more is no passwd file
 _LARGEST_ID: Final = 2**32 - 2
 
@@ -78,7 +77,7 @@ def _read(path: str, root_fd: int | None) -> str:
     """A file of the container, which may be anything there: only a plain file of sensible size is read."""
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.open(path, flags) if root_fd is None else files.openat2(root_fd, os.fsencode(path), flags, _IN_ROOT)
+        fd = os.open(path, flags) if root_fd is None else open_in_root(root_fd, path, flags)
     except OSError:
         return ""
     with open(fd, "rb") as file:

@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import Final
 
 from unionfs.changes.objects import fd_xattrs
-from unionfs.changes.remove import remove_path
 from unionfs.snapshotter import filters
 from unionfs.snapshotter.database import Database, Row
 from unionfs.snapshotter.mounts import UNUSABLE_IN_PATHS, files_of, mounts_of, work_of
@@ -34,6 +33,7 @@ from unionfs.snapshotter.values import (
     SnapshotError,
     Usage,
 )
+from unionfs.trees.remove import remove_path
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from unionfs.changes.objects import open_beneath
 from unionfs.snapshotter.values import Usage
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
 
 _BLOCK: Final = 512  # of st_blocks (inode(7))
 

@@ -21,6 +21,7 @@ RESOLVE_NO_XDEV: Final = 0x01  # openat2(2)
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
 
 RWF_NOWAIT: Final = 0x08  # preadv2(2)
 

@@ -1,0 +1,146 @@
+"""Remove a directory tree, whatever is in it: deeper than any path, locked by its own modes, other mounts left alone.
+
+Knows descriptors and names only. Follows no symlink. What the process may not remove fails as the system says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import Final
+
+from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_beneath
+
+_DEPTH_MAX: Final = 16
+"""Levels entered at once, one descriptor each. Directories further down are first moved to the top of the tree."""
+
+_CANNOT_MOVE: Final = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
+"""Another subvolume of btrfs; a full disk. Such a directory is emptied where it is, with more descriptors."""
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """Remove `name`, a file or a directory with all it holds; fine if it is not there, or goes meanwhile.
+
+    Needs at most 20 descriptors. Directories that this process owns are made writable first.
+    Raises: EXDEV where another filesystem is mounted inside, EACCES, EPERM and so on as the system reports them.
+    """
+    try:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(st.st_mode):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=dir_fd)
+        return
+    try:
+        fd = _open(dir_fd, name)
+    except FileNotFoundError:
+        return
+    try:
+        _empty_in_place(fd)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def remove_path(path: str) -> None:
+    """remove_tree() for a path of which only the last name may be hostile."""
+    parent, name = os.path.split(os.path.abspath(path))
+    fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(fd, os.fsencode(name))
+    finally:
+        os.close(fd)
+
+
+class _Removal:
+    """The removal of what is in one directory."""
+
+    def __init__(self, top_fd: int) -> None:
+        self._top_fd = top_fd  # immutable
+        self._serial = 0  # of the last name given at the top
+
+    def empty(self, fd: int, depth: int) -> bool:
+        """Remove everything in an open directory; whether some of it was moved to the top instead."""
+        moved = False
+        os.lseek(fd, 0, os.SEEK_SET)  # or Btrfs shows what was there when it was last listed or opened
+        for text in os.listdir(fd):
+            name = os.fsencode(text)
+            if _unlink(fd, name):
+                continue
+            try:
+                inner = _open(fd, name)
+            except FileNotFoundError:
+                continue
+            try:
+                if depth == _DEPTH_MAX and self._move_up(fd, name):
+                    moved = True
+                    continue
+                if depth < _DEPTH_MAX:
+                    moved |= self.empty(inner, depth + 1)
+                else:
+                    _empty_in_place(inner)
+            finally:
+                os.close(inner)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(name, dir_fd=fd)
+        return moved
+
+    def _move_up(self, fd: int, name: bytes) -> bool:
+        """Move a directory to the top under a number; False where that cannot be done."""
+        while True:
+            self._serial += 1
+            try:
+                files.renameat2(fd, name, self._top_fd, b"%d" % self._serial, files.RENAME_NOREPLACE)
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno not in _CANNOT_MOVE:
+                    raise
+                return False
+            return True
+
+
+def _empty_in_place(fd: int) -> None:
+    removal = _Removal(fd)
+    while removal.empty(fd, 0):
+        pass
+
+
+def _unlink(dir_fd: int, name: bytes) -> bool:
+    """Remove what is no directory; False if `name` is one."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.EISDIR:
+            return False
+        if error.errno != errno.EPERM or not stat.S_ISDIR(os.lstat(name, dir_fd=dir_fd).st_mode):
+            raise
+        return False
+    return True
+
+
+def _open(dir_fd: int, name: bytes) -> int:
+    """Open a directory for listing, unlocking it if it is ours. EXDEV if another filesystem is mounted there."""
+    try:
+        fd = open_beneath(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY, files.RESOLVE_NO_XDEV)
+    except PermissionError:
+        path_fd = open_beneath(dir_fd, name, os.O_PATH | os.O_DIRECTORY, files.RESOLVE_NO_XDEV)
+        try:
+            with contextlib.suppress(PermissionError):  # not ours: what follows says what is wrong
+                os.chmod(f"/proc/self/fd/{path_fd}", 0o700)
+            return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
+        finally:
+            os.close(path_fd)
+    if os.fstat(fd).st_mode & 0o700 != 0o700:
+        with contextlib.suppress(PermissionError):  # one that is not ours may be writable all the same
+            os.fchmod(fd, 0o700)
+    return fd
