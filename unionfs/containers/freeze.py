@@ -69,10 +69,20 @@ def _first_of_runtime(container: Container) -> list[int]:
     if not container.job.get("runtime") or pid is None:
         return []
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [os.pidfd_open(int(child)) for child in file.read().split()[:1]]
+        children = _children(pid)[:1]
+        fds = [os.pidfd_open(child) for child in children]
+        if _children(pid)[:1] == children and container.is_process_one():  # nothing has taken their numbers
+            return fds
     except OSError:
         return []  # it ends at this moment
+    for fd in fds:
+        os.close(fd)
+    return []
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
 
 
 def _signal(fds: list[int], number: int) -> None:

@@ -26,6 +26,7 @@ from typing import Final, NoReturn
 
 from unionfs import markers
 from unionfs.launcher import emulated_ids
+from unionfs.launcher.caller import Caller, CallerGoneError
 from unionfs.launcher.emulated_ids import ROOT, UNCHANGED, Identity, Ids
 from unionfs.syscalls import files, seccomp
 from unionfs.syscalls.namespaces import set_parent_death_signal, set_process_name
@@ -127,13 +128,13 @@ class Supervisor:
         self._proc_fd: Final = proc_fd  # the host's /proc; also our directory, for what is done by path
         self._identities: list[Identity] = [ROOT]  # by number; only added to
         self._number_of: dict[Identity, int] = {ROOT: 0}  # the reverse
-        self._keeping: dict[int, tuple[int, int]] = {}  # thread -> the program in which it keeps root's rights
+        self._keeping: dict[int, tuple[int, int, int]] = {}  # thread -> the program in which it keeps root's rights
         self._owners: dict[tuple[int, int], tuple[int, int, bytes]] = {}  # (dev, ino) -> ctime, owner
         self._unions: dict[int, bool] = {}  # st_dev -> whether owners are kept there
         here = seccomp.machine()
         assert here is not None
         self._machine: Final = here
-        self._answers: Final[dict[int, Callable[[Call], int]]] = {
+        self._answers: Final[dict[int, Callable[[Caller], int]]] = {
             here.numbers[name]: getattr(self, f"_{name}") for name in HELD if name in here.numbers
         }
 
@@ -152,30 +153,32 @@ class Supervisor:
                 if error.errno in (errno.ENOENT, errno.EINTR):
                     continue  # whoever called has ended
                 raise
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # given up before the answer came
                 self._answer(call)
 
     def _answer(self, call: Call) -> None:
-        try:
-            value = self._answers[call.number](call)
-        except LeaveToKernelError:
-            seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
-        except OSError as error:
-            seccomp.answer(self._listener, call, code=error.errno or errno.EIO)
-        except Exception:  # a bug here must not hang the container
-            seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
-            raise
-        else:
-            seccomp.answer(self._listener, call, value)
+        with contextlib.closing(Caller(self._listener, self._proc_fd, call)) as caller:
+            try:
+                value = self._answers[call.number](caller)
+            except CallerGoneError:
+                return
+            except LeaveToKernelError:
+                seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
+            except OSError as error:
+                seccomp.answer(self._listener, call, code=error.errno or errno.EIO)
+            except Exception:  # a bug here must not hang the container
+                seccomp.answer(self._listener, call, flags=seccomp.CONTINUE)
+                raise
+            else:
+                seccomp.answer(self._listener, call, value)
 
     # -- who a process is ------------------------------------------------------------------------------------------
 
-    def _who(self, call: Call) -> Identity:
-        soft, _ = resource.prlimit(call.thread, resource.RLIMIT_RSS)
-        number = soft - _NUMBERED
+    def _who(self, caller: Caller) -> Identity:
+        number = caller.limit(resource.RLIMIT_RSS) - _NUMBERED
         return self._identities[number] if 0 <= number < len(self._identities) else ROOT
 
-    def _become(self, call: Call, identity: Identity, maker: tuple[int, int] | None = None) -> int:
+    def _become(self, caller: Caller, identity: Identity, maker: tuple[int, int] | None = None) -> int:
         """Let the process be `identity`; what it makes belongs to `maker`, else to its effective ids."""
         number = self._number_of.setdefault(identity, len(self._identities))
         if number == len(self._identities):
@@ -185,148 +188,138 @@ class Supervisor:
             (resource.RLIMIT_RSS, _NUMBERED + number if number else resource.RLIM_INFINITY),
             (markers.IDENTITY_LIMIT, markers.pack_identity(uid, gid)),
         ):
-            _, hard = resource.prlimit(call.thread, limit)
-            resource.prlimit(call.thread, limit, (value, hard))
+            caller.set_limit(limit, value)
         return 0
 
-    def _prctl(self, call: Call) -> int:
+    def _prctl(self, caller: Caller) -> int:
         """Only PR_SET_KEEPCAPS comes here: rights that stay when the user changes, until the next execve(2)."""
-        if call.args[1]:
-            self._keeping[call.thread] = self._program(call)
+        thread = caller.call.thread
+        if caller.args[1]:
+            self._keeping[thread] = caller.program()
         else:
-            self._keeping.pop(call.thread, None)
+            self._keeping.pop(thread, None)
         raise LeaveToKernelError
 
-    def _is_privileged(self, call: Call, who: Identity) -> bool:
+    def _is_privileged(self, caller: Caller, who: Identity) -> bool:
         if who.is_root:
             return True
-        kept = self._keeping.get(call.thread)
-        return kept is not None and kept == self._program(call)
+        kept = self._keeping.get(caller.call.thread)
+        return kept is not None and kept == caller.program()
 
-    def _program(self, call: Call) -> tuple[int, int]:
-        st = os.stat(f"{call.thread}/exe", dir_fd=self._proc_fd)
-        return st.st_dev, st.st_ino
+    def _getuid(self, caller: Caller) -> int:
+        return self._who(caller).user.real
 
-    def _getuid(self, call: Call) -> int:
-        return self._who(call).user.real
+    def _geteuid(self, caller: Caller) -> int:
+        return self._who(caller).user.effective
 
-    def _geteuid(self, call: Call) -> int:
-        return self._who(call).user.effective
+    def _getgid(self, caller: Caller) -> int:
+        return self._who(caller).group.real
 
-    def _getgid(self, call: Call) -> int:
-        return self._who(call).group.real
+    def _getegid(self, caller: Caller) -> int:
+        return self._who(caller).group.effective
 
-    def _getegid(self, call: Call) -> int:
-        return self._who(call).group.effective
+    def _getresuid(self, caller: Caller) -> int:
+        return self._tell_ids(caller, self._who(caller).user)
 
-    def _getresuid(self, call: Call) -> int:
-        return self._tell_ids(call, self._who(call).user)
-
-    def _getresgid(self, call: Call) -> int:
-        return self._tell_ids(call, self._who(call).group)
+    def _getresgid(self, caller: Caller) -> int:
+        return self._tell_ids(caller, self._who(caller).group)
 
     @staticmethod
-    def _tell_ids(call: Call, ids: Ids) -> int:
-        for address, number in zip(call.args, ids, strict=False):
-            seccomp.write_memory(call.thread, address, struct.pack("I", number))
+    def _tell_ids(caller: Caller, ids: Ids) -> int:
+        for address, number in zip(caller.args, ids, strict=False):
+            caller.write_memory(address, struct.pack("I", number))
         return 0
 
-    def _getgroups(self, call: Call) -> int:
-        groups = self._who(call).groups
-        size = _signed(call.args[0])
+    def _getgroups(self, caller: Caller) -> int:
+        groups = self._who(caller).groups
+        size = _signed(caller.args[0])
         if size < 0 or 0 < size < len(groups):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if size and groups:
-            seccomp.write_memory(call.thread, call.args[1], struct.pack(f"{len(groups)}I", *groups))
+            caller.write_memory(caller.args[1], struct.pack(f"{len(groups)}I", *groups))
         return len(groups)
 
-    def _setgroups(self, call: Call) -> int:
-        count = _signed(call.args[0])
+    def _setgroups(self, caller: Caller) -> int:
+        count = _signed(caller.args[0])
         if not 0 <= count <= _GROUPS_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        data = seccomp.read_memory(call.thread, call.args[1], 4 * count) if count else b""
-        who = self._who(call)
+        data = caller.read_memory(caller.args[1], 4 * count) if count else b""
+        who = self._who(caller)
         groups: tuple[int, ...] = struct.unpack(f"{count}I", data)
-        return self._become(call, emulated_ids.set_groups(who, groups, privileged=self._is_privileged(call, who)))
+        return self._become(caller, emulated_ids.set_groups(who, groups, privileged=self._is_privileged(caller, who)))
 
-    def _setuid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_id(who.user, _id(call.args[0]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(user=ids))
+    def _setuid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_id(who.user, _id(caller.args[0]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(user=ids))
 
-    def _setgid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_id(who.group, _id(call.args[0]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(group=ids))
+    def _setgid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_id(who.group, _id(caller.args[0]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(group=ids))
 
-    def _setreuid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_re(who.user, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(user=ids))
+    def _setreuid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_re(who.user, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(user=ids))
 
-    def _setregid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_re(who.group, *map(_id, call.args[:2]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(group=ids))
+    def _setregid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_re(who.group, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(group=ids))
 
-    def _setresuid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_res(who.user, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(user=ids))
+    def _setresuid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_res(who.user, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(user=ids))
 
-    def _setresgid(self, call: Call) -> int:
-        who = self._who(call)
-        ids = emulated_ids.set_res(who.group, *map(_id, call.args[:3]), privileged=self._is_privileged(call, who))
-        return self._become(call, who._replace(group=ids))
+    def _setresgid(self, caller: Caller) -> int:
+        who = self._who(caller)
+        ids = emulated_ids.set_res(who.group, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, who))
+        return self._become(caller, who._replace(group=ids))
 
-    def _setfsuid(self, call: Call) -> int:
+    def _setfsuid(self, caller: Caller) -> int:
         """setfsuid(2) returns the id before, and does nothing where it may not."""
-        who, wanted = self._who(call), _id(call.args[0])
-        before, gid = self._maker(call)
+        who, wanted = self._who(caller), _id(caller.args[0])
+        before, gid = self._maker(caller)
         if wanted != UNCHANGED and (who.is_root or wanted in who.user):
-            self._become(call, who, (wanted, gid))
+            self._become(caller, who, (wanted, gid))
         return before
 
-    def _setfsgid(self, call: Call) -> int:
-        who, wanted = self._who(call), _id(call.args[0])
-        uid, before = self._maker(call)
+    def _setfsgid(self, caller: Caller) -> int:
+        who, wanted = self._who(caller), _id(caller.args[0])
+        uid, before = self._maker(caller)
         if wanted != UNCHANGED and (who.is_root or wanted in who.group):
-            self._become(call, who, (uid, wanted))
+            self._become(caller, who, (uid, wanted))
         return before
 
     @staticmethod
-    def _maker(call: Call) -> tuple[int, int]:
-        return markers.unpack_identity(resource.prlimit(call.thread, markers.IDENTITY_LIMIT)[0])
+    def _maker(caller: Caller) -> tuple[int, int]:
+        return markers.unpack_identity(caller.limit(markers.IDENTITY_LIMIT))
 
     # -- where a path leads ----------------------------------------------------------------------------------------
 
-    def _place(self, call: Call, dir_fd: int, path: bytes) -> int:
+    def _place(self, caller: Caller, dir_fd: int, path: bytes) -> int:
         """A descriptor from which `path` leads where it leads for the caller. The caller's root becomes ours.
 
         Raises: LeaveToKernelError for a path that means something else to us.
         """
         if path.startswith(_ELSEWHERE):
             raise LeaveToKernelError
-        os.chroot(f"{call.thread}/root")
+        caller.take_root()
         if path.startswith(b"/"):
             return os.dup(self._proc_fd)
         where = "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}"
-        return self._open_theirs(call, where)
+        return caller.open(where)
 
-    def _open_theirs(self, call: Call, where: str) -> int:
-        try:
-            return os.open(f"{call.thread}/{where}", os.O_PATH | os.O_CLOEXEC, dir_fd=self._proc_fd)
-        except FileNotFoundError:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
-
-    def _object(self, call: Call, dir_fd: int, address: int, flags: int) -> int:
+    def _object(self, caller: Caller, dir_fd: int, address: int, flags: int) -> int:
         """What a call names, as an O_PATH descriptor."""
-        path = seccomp.read_string(call.thread, address)
+        path = caller.read_string(address)
         if not path:
             if not flags & _AT_EMPTY_PATH:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            return self._open_theirs(call, "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
-        place = self._place(call, dir_fd, path)
+            return caller.open("cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
+        place = self._place(caller, dir_fd, path)
         try:
             nofollow = os.O_NOFOLLOW if flags & _AT_SYMLINK_NOFOLLOW else 0
             return os.open(path, os.O_PATH | os.O_CLOEXEC | nofollow, dir_fd=place)
@@ -345,25 +338,25 @@ class Supervisor:
 
     # -- whose files are -------------------------------------------------------------------------------------------
 
-    def _chown(self, call: Call) -> int:
-        address, uid, gid = call.args[:3]
-        return self._give(call, self._object(call, _AT_FDCWD, address, 0), uid, gid)
+    def _chown(self, caller: Caller) -> int:
+        address, uid, gid = caller.args[:3]
+        return self._give(caller, self._object(caller, _AT_FDCWD, address, 0), uid, gid)
 
-    def _lchown(self, call: Call) -> int:
-        address, uid, gid = call.args[:3]
-        return self._give(call, self._object(call, _AT_FDCWD, address, _AT_SYMLINK_NOFOLLOW), uid, gid)
+    def _lchown(self, caller: Caller) -> int:
+        address, uid, gid = caller.args[:3]
+        return self._give(caller, self._object(caller, _AT_FDCWD, address, _AT_SYMLINK_NOFOLLOW), uid, gid)
 
-    def _fchown(self, call: Call) -> int:
-        fd, uid, gid = call.args[:3]
-        return self._give(call, self._open_theirs(call, f"fd/{_signed(fd)}"), uid, gid)
+    def _fchown(self, caller: Caller) -> int:
+        fd, uid, gid = caller.args[:3]
+        return self._give(caller, caller.open(f"fd/{_signed(fd)}"), uid, gid)
 
-    def _fchownat(self, call: Call) -> int:
-        dir_fd, address, uid, gid, flags = call.args[:5]
+    def _fchownat(self, caller: Caller) -> int:
+        dir_fd, address, uid, gid, flags = caller.args[:5]
         if flags & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return self._give(call, self._object(call, _signed(dir_fd), address, flags), uid, gid)
+        return self._give(caller, self._object(caller, _signed(dir_fd), address, flags), uid, gid)
 
-    def _give(self, call: Call, fd: int, uid: int, gid: int) -> int:
+    def _give(self, caller: Caller, fd: int, uid: int, gid: int) -> int:
         try:
             uid, gid = _id(uid), _id(gid)
             path = b"self/fd/%d" % fd
@@ -373,32 +366,33 @@ class Supervisor:
                     raise LeaveToKernelError
                 return 0  # a filesystem of the host's, where all is the user's and stays so
             owner = _parsed(kept)
-            if not emulated_ids.may_give(self._who(call), owner, uid, gid):
+            if not emulated_ids.may_give(self._who(caller), owner, uid, gid):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             value = b"%d:%d" % (uid if uid != UNCHANGED else -1, gid if gid != UNCHANGED else -1)
+            caller.verify()
             os.setxattr(path, markers.OWNER_XATTR, value)
         finally:
             os.close(fd)
         return 0
 
-    def _mknod(self, call: Call) -> int:
-        address, mode, device = call.args[:3]
-        return self._make(call, _AT_FDCWD, address, mode, device)
+    def _mknod(self, caller: Caller) -> int:
+        address, mode, device = caller.args[:3]
+        return self._make(caller, _AT_FDCWD, address, mode, device)
 
-    def _mknodat(self, call: Call) -> int:
-        dir_fd, address, mode, device = call.args[:4]
-        return self._make(call, _signed(dir_fd), address, mode, device)
+    def _mknodat(self, caller: Caller) -> int:
+        dir_fd, address, mode, device = caller.args[:4]
+        return self._make(caller, _signed(dir_fd), address, mode, device)
 
-    def _make(self, call: Call, dir_fd: int, address: int, mode: int, device: int) -> int:
+    def _make(self, caller: Caller, dir_fd: int, address: int, mode: int, device: int) -> int:
         """Make a device under a name that nobody knows, then rename it: so the kernel learns of it as of any other."""
-        mode, who = mode & 0xFFFF, self._who(call)
+        mode, who = mode & 0xFFFF, self._who(caller)
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) or not who.is_root or not device:
             raise LeaveToKernelError
-        path = seccomp.read_string(call.thread, address)
+        path = caller.read_string(address)
         above, _, name = path.rpartition(b"/")
         if not name or name in (b".", b".."):
             raise LeaveToKernelError
-        place = self._place(call, dir_fd, path)
+        place = self._place(caller, dir_fd, path)
         try:
             parent = os.open(
                 above or (b"/" if path.startswith(b"/") else b"."), os.O_PATH | os.O_DIRECTORY, dir_fd=place
@@ -408,12 +402,13 @@ class Supervisor:
         try:
             if self._kept(b"self/fd/%d" % parent) is None:
                 raise LeaveToKernelError
-            permissions = stat.S_IMODE(mode) & ~self._umask(call)
+            permissions = stat.S_IMODE(mode) & ~caller.umask()
             wish = markers.Override(
-                *self._maker(call), permissions, stat.S_IFMT(mode), (os.major(device), os.minor(device))
+                *self._maker(caller), permissions, stat.S_IFMT(mode), (os.major(device), os.minor(device))
             )
             aside = b".unionfs-%s" % os.urandom(8).hex().encode()
             value = b"%s/%s" % (markers.write_override(wish), aside)
+            caller.verify()
             os.setxattr(b"self/fd/%d" % parent, markers.DEVICE_XATTR, value)
             try:
                 files.renameat2(parent, aside, parent, name, files.RENAME_NOREPLACE)
@@ -424,42 +419,35 @@ class Supervisor:
             os.close(parent)
         return 0
 
-    def _umask(self, call: Call) -> int:
-        with open(os.open(f"{call.thread}/status", os.O_RDONLY, dir_fd=self._proc_fd), "rb") as file:
-            for line in file:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
-        return 0o022
-
     # -- what files are shown as -----------------------------------------------------------------------------------
 
-    def _stat(self, call: Call) -> int:
-        return self._show(call, _AT_FDCWD, call.args[0], 0, call.args[1])
+    def _stat(self, caller: Caller) -> int:
+        return self._show(caller, _AT_FDCWD, caller.args[0], 0, caller.args[1])
 
-    def _lstat(self, call: Call) -> int:
-        return self._show(call, _AT_FDCWD, call.args[0], _AT_SYMLINK_NOFOLLOW, call.args[1])
+    def _lstat(self, caller: Caller) -> int:
+        return self._show(caller, _AT_FDCWD, caller.args[0], _AT_SYMLINK_NOFOLLOW, caller.args[1])
 
-    def _newfstatat(self, call: Call) -> int:
-        dir_fd, address, buffer, flags = call.args[:4]
-        return self._show(call, _signed(dir_fd), address, flags, buffer)
+    def _newfstatat(self, caller: Caller) -> int:
+        dir_fd, address, buffer, flags = caller.args[:4]
+        return self._show(caller, _signed(dir_fd), address, flags, buffer)
 
-    def _fstat(self, call: Call) -> int:
-        return self._show(call, _signed(call.args[0]), 0, _AT_EMPTY_PATH, call.args[1])
+    def _fstat(self, caller: Caller) -> int:
+        return self._show(caller, _signed(caller.args[0]), 0, _AT_EMPTY_PATH, caller.args[1])
 
-    def _statx(self, call: Call) -> int:
-        dir_fd, address, flags, mask, buffer = call.args[:5]
-        return self._show(call, _signed(dir_fd), address, flags, buffer, mask & 0xFFFFFFFF | _STATX_BASIC)
+    def _statx(self, caller: Caller) -> int:
+        dir_fd, address, flags, mask, buffer = caller.args[:5]
+        return self._show(caller, _signed(dir_fd), address, flags, buffer, mask & 0xFFFFFFFF | _STATX_BASIC)
 
-    def _show(self, call: Call, dir_fd: int, address: int, flags: int, buffer: int, mask: int | None = None) -> int:
+    def _show(self, caller: Caller, dir_fd: int, address: int, flags: int, buffer: int, mask: int | None = None) -> int:
         """stat(2) with the owner that is kept, where that is not root. Any failure is the kernel's to tell."""
         place = -1
         try:
-            path = seccomp.read_string(call.thread, address) if address else b""
+            path = caller.read_string(address) if address else b""
             if path:
-                place = self._place(call, dir_fd, path)
+                place = self._place(caller, dir_fd, path)
                 data = seccomp.raw_stat(place, path, flags & ~_AT_EMPTY_PATH, mask)
             else:
-                place = self._open_theirs(call, "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
+                place = caller.open("cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
                 data = seccomp.raw_stat(place, b"", flags | _AT_EMPTY_PATH, mask)
             kept = self._remembered(data, mask is not None, place, path, follow=not flags & _AT_SYMLINK_NOFOLLOW)
         except OSError:
@@ -470,7 +458,7 @@ class Supervisor:
         if kept is None or kept == b"0:0":
             raise LeaveToKernelError
         struct.pack_into("II", data, self._machine.stat_ids if mask is None else 20, *_parsed(kept))
-        seccomp.write_memory(call.thread, buffer, bytes(data))
+        caller.write_memory(buffer, bytes(data))
         return 0
 
     def _remembered(self, data: bytearray, extended: bool, place: int, path: bytes, *, follow: bool) -> bytes | None:

@@ -63,6 +63,7 @@ _NOTIFICATION: Final = struct.Struct("QII iIQ6Q")  # struct seccomp_notif
 _RESPONSE: Final = struct.Struct("QqiI")  # struct seccomp_notif_resp
 _RECEIVE: Final = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
 _SEND: Final = 0xC0182101
+_ID_VALID: Final = 0x40082102  # SECCOMP_IOCTL_NOTIF_ID_VALID
 _PAGE: Final = 4096
 
 
@@ -121,6 +122,15 @@ def receive(fd: int) -> Call:
     fcntl.ioctl(fd, _RECEIVE, buffer)
     identity, thread, _, number, _, _, *args = _NOTIFICATION.unpack(buffer)
     return Call(identity, thread, number, tuple(args))
+
+
+def is_waiting(fd: int, call: Call) -> bool:
+    """Whether `call` still waits for its answer: only then is `call.thread` the number of the thread that made it."""
+    try:
+        fcntl.ioctl(fd, _ID_VALID, struct.pack("Q", call.id))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def answer(fd: int, call: Call, value: int = 0, code: int = 0, flags: int = 0) -> None:

@@ -1,0 +1,121 @@
+"""The thread whose system call a supervisor holds: its memory, limits, directories and files.
+
+A thread's number is free again once the thread was killed, also while its call is still being answered. So a thread is
+reached through a descriptor of its directory in /proc, which stays its own, opened while the kernel says that the call
+still waits (SECCOMP_IOCTL_NOTIF_ID_VALID, see seccomp_unotify(2)). What Linux does by number only, memory and limits,
+is asked about after each reading and before each writing.
+
+Knows /proc and the listener. Does not know what a call means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from typing import Final
+
+from unionfs.syscalls import seccomp
+from unionfs.syscalls.seccomp import Call
+
+
+class CallerGoneError(Exception):
+    """The call has been given up: the thread was killed or interrupted, and its number may be another's."""
+
+
+class Caller:
+    """Closed by `close`."""
+
+    def __init__(self, listener: int, proc_fd: int, call: Call) -> None:
+        self._listener: Final = listener
+        self._proc_fd: Final = proc_fd  # the /proc that knows the thread by `call.thread`
+        self.call: Final = call
+        self.args: Final = call.args
+        self._directory_fd = -1  # of /proc/THREAD; opened when it is first needed
+
+    def close(self) -> None:
+        if self._directory_fd >= 0:
+            os.close(self._directory_fd)
+            self._directory_fd = -1
+
+    def verify(self) -> None:
+        """Raises: CallerGoneError unless the call still waits for its answer."""
+        if not seccomp.is_waiting(self._listener, self.call):
+            raise CallerGoneError
+
+    def directory_fd(self) -> int:
+        """A descriptor of the thread's own directory in /proc. It never becomes that of another thread.
+
+        Raises: CallerGoneError.
+        """
+        if self._directory_fd < 0:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            try:
+                self._directory_fd = os.open(str(self.call.thread), flags, dir_fd=self._proc_fd)
+            except (FileNotFoundError, ProcessLookupError):
+                raise CallerGoneError from None
+            self.verify()
+        return self._directory_fd
+
+    def open(self, name: str) -> int:
+        """An O_PATH descriptor of `cwd` or `fd/N` of the thread. Raises: EBADF, CallerGoneError."""
+        try:
+            return os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.directory_fd())
+        except FileNotFoundError:
+            self.verify()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def take_root(self) -> None:
+        """Make the thread's root directory that of this process.
+
+        Preconditions: `proc_fd` is our working directory. Raises: OSError, CallerGoneError.
+        """
+        os.chroot(f"self/fd/{self.directory_fd()}/root")
+
+    def program(self) -> tuple[int, int, int]:
+        """What is equal for two calls if one thread made both with no execve(2) of another file in between: device
+        and inode of its program, and when it started."""
+        st = os.stat("exe", dir_fd=self.directory_fd())
+        started = self._text("stat").rpartition(b")")[2].split()[19]  # proc_pid_stat(5)
+        return st.st_dev, st.st_ino, int(started)
+
+    def umask(self) -> int:
+        for line in self._text("status").splitlines():
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+        return 0o022
+
+    def _text(self, name: str) -> bytes:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory_fd())
+        with contextlib.closing(os.fdopen(fd, "rb")) as file:
+            return file.read()
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """`size` bytes at `address`. Raises: EFAULT, EPERM, CallerGoneError."""
+        data = seccomp.read_memory(self.call.thread, address, size)
+        self.verify()
+        return data
+
+    def read_string(self, address: int) -> bytes:
+        """The string at `address`. Raises: ENAMETOOLONG, EFAULT, EPERM, CallerGoneError."""
+        text = seccomp.read_string(self.call.thread, address)
+        self.verify()
+        return text
+
+    def write_memory(self, address: int, data: bytes) -> None:
+        """Raises: EFAULT, EPERM, CallerGoneError."""
+        self.verify()
+        seccomp.write_memory(self.call.thread, address, data)
+
+    def limit(self, number: int) -> int:
+        """The soft value of a resource limit. Raises: OSError, CallerGoneError."""
+        soft, _ = resource.prlimit(self.call.thread, number)
+        self.verify()
+        return soft
+
+    def set_limit(self, number: int, value: int) -> None:
+        """Change the soft value of a resource limit. Raises: OSError, CallerGoneError."""
+        _, hard = resource.prlimit(self.call.thread, number)
+        self.verify()
+        resource.prlimit(self.call.thread, number, (value, hard))
