@@ -24,9 +24,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import machine, mounts, rootfs, users
+from tests.support import dispositions, machine, mounts, rootfs, timing, users
 from tests.support import scratch as scratch_dirs
 
+dispositions.reset_ignored()  # before anything is started
 pytest_plugins = ["tests.support.logcheck", "tests.support.report"]
 
 # A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure
@@ -51,9 +52,12 @@ def _usual_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def pytest_configure() -> None:
-    """Being told to end (as by timeout(1)) is an interrupt: fixtures clean up."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGTERM (as of timeout(1)) is an interrupt: fixtures clean up. pytest-timeout's limit gets the factor."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if config.getoption("timeout", None) is None and timing.FACTOR != 1:
+        config.option.timeout = timing.limit(float(config.getini("timeout")))
 
 
 @pytest.fixture(scope="session")

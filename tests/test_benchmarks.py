@@ -17,6 +17,7 @@ from benchmarks import bench_unpack, plots, report, session, suite, systems
 from benchmarks.materials import Materials
 from benchmarks.workload import Scale, Site
 from tests.support import mountinfo, process
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs.bench.child import FailedError
 
@@ -149,12 +150,12 @@ def test_ctrl_c_leaves_nothing(scratch: Path, fuse_device: Path, root_user: User
     null = subprocess.DEVNULL
     argv = _argv("--only", "find", "--rounds", "1000", "--systems", systems.OURS)
     with subprocess.Popen(argv, cwd=CHECKOUT, env=env, stdout=null, stderr=null) as running:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + limit(60)
         while not any(scratch in mount.mountpoint.parents for mount in mountinfo.mounts()):
             assert time.monotonic() < deadline, "nothing was mounted"
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) == 130
+        assert running.wait(timeout=limit(60)) == 130
     _nothing_left(scratch)
 
 

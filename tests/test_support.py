@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support import mountinfo, process
 from tests.support import scratch as scratch_dirs
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User, processes_of
 
 
@@ -38,7 +40,7 @@ def test_a_user_owns_what_it_is_given(user: User, scratch: Path) -> None:
 
 
 def test_a_child_that_hangs_is_ended_with_its_children_and_what_it_said_is_told(ordinary_user: User) -> None:
-    with pytest.raises(process.ChildError, match=r"did not end within 1 s(.|\n)*before the hang"):
+    with pytest.raises(process.ChildError, match=r"did not end within \d+ s(.|\n)*before the hang"):
         ordinary_user.run(["sh", "-c", "echo before the hang; sleep 1000 & wait"], timeout_s=1)
     assert "sleep 1000" not in processes_of(ordinary_user.name).values()
 
@@ -53,6 +55,73 @@ def test_output_that_is_not_utf8_comes_back_whole(ordinary_user: User) -> None:
     assert os.fsencode(ordinary_user.run(["printf", "%b", r"a\0377b"]).stdout) == b"a\xffb"
 
 
+_IGNORING = """
+import os, signal, sys
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_ignored_and_blocked_signals_are_not_inherited_by_the_tests(scratch: Path) -> None:
+    """As under `nohup make test &` of a script, which ignores SIGHUP, SIGINT and SIGQUIT."""
+    look = "from tests.support import dispositions, process\ndispositions.reset_ignored()\n"
+    look += "print(process.run(['grep', '^Sig[BI]', '/proc/self/status']).stdout)"
+    shown = process.run([sys.executable, "-c", _IGNORING, "-c", look], cwd=CHECKOUT).stdout
+    assert shown.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    (scratch / "test_it.py").write_text("import os, signal\ndef test(): os.kill(os.getpid(), signal.SIGINT)\n")
+    code = f"{look.rpartition('print')[0]}import pytest\npytest.main(['-c', '/dev/null', {os.fspath(scratch)!r}])"
+    ended = process.run([sys.executable, "-c", _IGNORING, "-c", code], cwd=CHECKOUT, check=False)
+    assert "KeyboardInterrupt" in ended.stdout
+
+
+def test_limits_have_a_factor(scratch: Path) -> None:
+    """Those of waits, and pytest-timeout's."""
+    look = "from tests.support import timing\nprint(timing.limit(2))"
+    env = {**os.environ, "UNIONFS_TEST_TIME_FACTOR": "1.5"}
+    assert process.run([sys.executable, "-c", look], cwd=CHECKOUT, env=env).stdout == "3.0\n"
+    shown = process.run([sys.executable, "-m", "pytest", "--collect-only", __file__], cwd=CHECKOUT, env=env).stdout
+    assert "timeout: 450.0s" in shown
+
+
+_LIMIT_AT = {"wait": 0, "settimeout": 0, "alarm": 0, "select": 3}
+"""Methods of the standard library -> which positional argument is a limit."""
+_TOO_SHORT_TO_MATTER_S = 1
+_LATER = ("tests/cli", "tests/layers")
+
+
+def test_every_limit_has_the_factor() -> None:
+    """No literal number and no constant limits a wait, only `timing.limit` of it (or what calls that: process.run)."""
+    found = []
+    for path in sorted((CHECKOUT / "tests").rglob("*.py")):
+        if path.is_relative_to(CHECKOUT / "tests/support/timing.py") or any(
+            path.is_relative_to(CHECKOUT / later) for later in _LATER
+        ):
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            found += [f"{path}:{given.lineno}" for given in _limits(node) if not _has_factor(given)]
+    assert found == []
+
+
+def _limits(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and ast.unparse(node.left) == "time.monotonic()":
+        return [node.right]
+    if not isinstance(node, ast.Call):
+        return []
+    given = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+    if isinstance(node.func, ast.Attribute) and node.func.attr in _LIMIT_AT:
+        given += node.args[_LIMIT_AT[node.func.attr] :][:1]
+    return given
+
+
+def _has_factor(given: ast.expr) -> bool:
+    """Names are taken to be limits already where they are not constants (CAPITALS)."""
+    if isinstance(given, ast.Constant):
+        return not isinstance(given.value, int | float) or given.value <= _TOO_SHORT_TO_MATTER_S
+    return isinstance(given, ast.Call) or not ast.unparse(given).rpartition(".")[2].isupper()
+
+
 def test_what_an_aborted_run_left_is_swept_and_a_live_run_is_not(root_user: User, run_dir: Path) -> None:
     dead = Path(tempfile.mkdtemp(prefix="run-", dir=scratch_dirs.base_dir()))
     (dead / "mnt").mkdir()
@@ -63,7 +132,7 @@ def test_what_an_aborted_run_left_is_swept_and_a_live_run_is_not(root_user: User
     dead.with_name(dead.name + ".lock").touch()
     swept = scratch_dirs.sweep_dead_runs()
     assert f"{dead} (1 mounts, 1 processes)" in swept
-    assert left.wait(30) == -signal.SIGKILL
+    assert left.wait(limit(30)) == -signal.SIGKILL
     assert not dead.exists()
     assert not dead.with_name(dead.name + ".lock").exists()
     assert mountinfo.mount_at(dead / "mnt") is None

@@ -163,9 +163,11 @@ def _let_go(options: DaemonOptions, report: _Report) -> None:
             os.dup2(new_fd, fd)
     for fd in {null_fd, out_fd}:
         os.close(fd)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores itself
+        if signal.getsignal(number) == signal.SIG_IGN:  # by nohup, or `&` in a script: daemon(7) wants the defaults
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _above_stdio(fd: int) -> int:

@@ -17,6 +17,7 @@ import pytest
 from tests.bench.conftest import bench, nothing_left
 from tests.support import mountinfo
 from tests.support import scratch as scratch_dirs
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs.bench import cases, child, copyup, run_directory, systems
 from unionfs.bench.child import FailedError
@@ -204,7 +205,7 @@ def test_a_child_that_hangs_is_ended() -> None:
 
 
 def test_too_little_room_shortens_the_series(root_user: User, scratch: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420M", "tmpfs", scratch], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420M", "tmpfs", scratch], check=True, timeout=limit(20))
     args = ("--only", "size-here", "--on", "here", "--systems", "copy", "--rounds", "1", "--json")
     found = json.loads(bench(root_user, scratch, *args).stdout)
     assert max(point["size"] for point in series(found, "size-here")["points"]) == 16 * cases.MB
@@ -214,7 +215,7 @@ def test_too_little_room_shortens_the_series(root_user: User, scratch: Path) -> 
 
 
 def test_no_room_at_all_is_said(root_user: User, scratch: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", scratch], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", scratch], check=True, timeout=limit(20))
     args = ("--only", "size-here", "--on", "here", "--systems", "copy", "--rounds", "1", "--json")
     done = bench(root_user, scratch, *args, check=False)
     assert done.returncode == 1
@@ -232,7 +233,19 @@ def test_the_time_budget_ends_a_run(scratch: Path) -> None:
 def test_nothing_stays_after(root_user: User, scratch: Path, number: int) -> None:
     with _running(root_user, scratch) as running:
         running.send_signal(number)
-        assert running.wait(60) == 130
+        assert running.wait(limit(60)) == 130
+        _wait_until_gone(scratch)
+    nothing_left(scratch)
+
+
+def test_a_hangup_that_is_ignored_does_not_end_it(root_user: User, scratch: Path) -> None:
+    """`nohup unionfs bench`."""
+    with _running(root_user, scratch, "nohup") as running:
+        running.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(0.5)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(limit(60)) == 130
         _wait_until_gone(scratch)
     nothing_left(scratch)
 
@@ -240,7 +253,7 @@ def test_nothing_stays_after(root_user: User, scratch: Path, number: int) -> Non
 def test_a_killed_run_is_swept_by_the_next(root_user: User, scratch: Path) -> None:
     with _running(root_user, scratch) as running:
         running.kill()
-        running.wait(60)
+        running.wait(limit(60))
         _wait_until_gone(scratch)
     assert [mount for mount in mountinfo.mounts() if scratch in mount.mountpoint.parents] == []
     (base,) = scratch.iterdir()
@@ -253,7 +266,7 @@ def test_a_worker_that_is_killed_is_no_result(root_user: User, scratch: Path) ->
     with _running(root_user, scratch) as running:
         (worker,) = map(int, Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
         os.kill(worker, signal.SIGKILL)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=limit(60))
         _wait_until_gone(scratch)
     assert running.returncode == 1
     assert out == ""
@@ -261,11 +274,11 @@ def test_a_worker_that_is_killed_is_no_result(root_user: User, scratch: Path) ->
     nothing_left(scratch)
 
 
-def _running(user: User, where: Path) -> subprocess.Popen[str]:
+def _running(user: User, where: Path, *before: str) -> subprocess.Popen[str]:
     """A run that has mounted something by now."""
     args = ["--only", "size-ext4,size-here", "--on", "ext4,here", "--systems", "ours", "--rounds", "1000"]
-    running = user.popen([*user.unionfs_cmd, "bench", "copyup", "--dir", where, "--max-size", "64k", *args])
-    deadline = time.monotonic() + 60
+    running = user.popen([*before, *user.unionfs_cmd, "bench", "copyup", "--dir", where, "--max-size", "64k", *args])
+    deadline = time.monotonic() + limit(60)
     while not any("merged" in line for line in scratch_dirs.processes_below(where).values()):
         assert time.monotonic() < deadline, "no daemon was started"
         assert running.poll() is None, running.communicate()
@@ -275,7 +288,7 @@ def _running(user: User, where: Path) -> subprocess.Popen[str]:
 
 def _wait_until_gone(where: Path) -> None:
     """The kernel ends a killed process's children and namespaces a moment after it."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + limit(30)
     while scratch_dirs.processes_below(where):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT
 from unionfs.bench import claims, markdown, page, plots, summary, systems
 from unionfs.cli import bench as verb
@@ -57,7 +58,7 @@ def in_browser(document: str, width: int, script: str) -> dict[str, Any]:
         argv = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
         argv += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
         argv += [f"--user-data-dir={directory}/profile", "--dump-dom", path.as_uri()]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=_BROWSER_S)
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=limit(_BROWSER_S))
     told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     assert told is not None, done.stdout[-500:]
     answer: dict[str, Any] = json.loads(html.unescape(told[1]))

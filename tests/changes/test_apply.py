@@ -26,6 +26,8 @@ from tests.changes.test_listing import with_parents
 from tests.core.flatten import flatten
 from tests.core.layers_at_random import layers
 from tests.core.trees import tree
+from tests.support import process
+from tests.support.timing import limit
 from unionfs.changes import apply as applying
 from unionfs.changes.apply import NotAppliedError, PartlyAppliedError
 from unionfs.syscalls import files
@@ -409,9 +411,7 @@ from tests.changes.applying import Setting
 for problem in Setting(Path(sys.argv[1]), Path(sys.argv[2])).plan().problems: print(problem.path.decode(), problem.why)
 ' {change.upper} {change.target}
 """
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script], capture_output=True, text=True, timeout=60, check=False, env=env()
-    )
+    done = process.run(["unshare", "--mount", "sh", "-ec", script], check=False, env=env())
     assert "mounted" in done.stdout or "filesystem" in done.stdout, done.stdout + done.stderr
 
 
@@ -437,14 +437,7 @@ import sys; from pathlib import Path
 from tests.changes.applying import Setting
 print("; ".join(problem.why for problem in Setting(Path(sys.argv[1]), Path(sys.argv[2])).plan().problems))
 """
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, "sh", show],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=env(),
-    )
+    done = process.run(["unshare", "--mount", "sh", "-ec", script, "sh", show], check=False, env=env())
     full, read_only = done.stdout.splitlines()
     assert full.startswith("24 MiB are to be written")
     assert "its filesystem is read-only" in read_only
@@ -482,7 +475,7 @@ def test_without_root_only_what_the_user_may(scratch: Path, readable_code: Path)
         ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", sys.executable, "-c", AS_USER, upper, target],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(60),
         check=False,
         env={**env(), "PYTHONPATH": str(readable_code)},
         cwd=scratch,

@@ -17,6 +17,8 @@ from tests.changes.views import compared, listed
 from tests.core.flatten import flatten
 from tests.core.layers_at_random import layers
 from tests.core.trees import MTIME_NS, Item, parse, render, tree
+from tests.support import process
+from tests.support.timing import limit
 from unionfs.changes import listing
 from unionfs.changes.objects import Branches
 
@@ -234,9 +236,7 @@ def test_hidden_directories_are_empty(tmp_path: Path) -> None:
 def test_what_is_mounted_in_a_lower_is_not_looked_into(tmp_path: Path) -> None:
     root, top = tree(tmp_path / "lower", "d/"), tree(tmp_path / "upper", "d/a=1")
     script = f"mount -t tmpfs none {root}/d && touch {root}/d/a && exec {sys.executable} -c '{_LIST}' {top} {root}"
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = process.run(["unshare", "--mount", "sh", "-c", script], check=False)
     assert done.stdout.splitlines() == ["C /d", "A /d/a"], done.stderr
 
 
@@ -264,9 +264,7 @@ def test_unreadable_lowers_are_skipped_only_if_asked(tmp_path: Path) -> None:
 def as_anybody(script: str, *arguments: Path) -> str:
     """What `script` prints, or the name of the exception that ends it, where rights count for root, too."""
     without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    done = subprocess.run(
-        [*without, sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = process.run([*without, sys.executable, "-c", script, *arguments], check=False)
     return done.stdout.strip() if done.returncode == 0 else done.stderr.splitlines()[-1].partition(":")[0]
 
 
@@ -358,7 +356,7 @@ print("equal" if mine == both else "listed %r\ncompared %r" % (mine, both))
         ["unshare", "--mount", "sh", "-c", script, "sh", str(base), str(seed), sys.executable, change, report],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit(120),
         check=False,
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},

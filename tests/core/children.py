@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tests.support.timing import limit
+
 KILLED = 86
 """Exit status of a child that was told to die at a given step."""
 
@@ -36,7 +38,7 @@ def in_child(function: Callable[[], object]) -> Outcome:
         try:
             os.close(read_fd)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(_TIMEOUT_S)
+            signal.alarm(int(limit(_TIMEOUT_S)))
             try:
                 answer = pickle.dumps((function(), None))
             except BaseException:  # noqa: BLE001 - the parent shows it; pytest's own handlers must not see it here

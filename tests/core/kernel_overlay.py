@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.core.children import expect, in_child
 from tests.core.drivers import Path as RelPath
 from tests.core.native import Native
+from tests.support.timing import limit
 
 _CLONE_NEWNS = 0x00020000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,7 +61,7 @@ class Overlay:
                 try:
                     return function(Mounted(Path(where)))
                 finally:
-                    subprocess.run(["umount", "-l", where], check=True, timeout=30)
+                    subprocess.run(["umount", "-l", where], check=True, timeout=limit(30))
 
         return expect(in_child(child))
 
@@ -70,13 +71,17 @@ def private_namespace() -> None:
     if _libc.unshare(_CLONE_NEWNS) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), "unshare")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=30)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=limit(30))
 
 
 def mount(fstype: str, where: str, options: str) -> None:
     """mount(8) of a filesystem without a device."""
     done = subprocess.run(
-        ["mount", "-t", fstype, "-o", options, "none", where], capture_output=True, text=True, timeout=30, check=False
+        ["mount", "-t", fstype, "-o", options, "none", where],
+        capture_output=True,
+        text=True,
+        timeout=limit(30),
+        check=False,
     )
     if done.returncode != 0:
         raise OSError(done.stderr.strip())

@@ -25,6 +25,7 @@ from tests.core.layers_at_random import CONTENTS, DIR_PERMS, FILE_PERMS, MTIMES,
 from tests.core.pair import Pair, replay
 from tests.core.snapshots import Snapshot
 from tests.core.stack import Whiteout
+from tests.support.timing import limit
 
 _DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 _EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "2000" if _DEEP else "40"))
@@ -321,7 +322,7 @@ def test_as_an_ordinary_user() -> None:
             env={**os.environ, "HOME": scratch, "TMPDIR": scratch},
             capture_output=True,
             text=True,
-            timeout=3600,
+            timeout=limit(3600),
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
 from tests.core.storms import FILES, is_ahead, layer, looked_at, storm
 from tests.core.trees import MTIME_NS
+from tests.support.timing import limit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounting a small filesystem")
 
@@ -33,16 +34,19 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         with open(image, "wb") as file:
             os.truncate(file.fileno(), 12 * MIB)
         made = subprocess.run(
-            ["mkfs.ext4", "-q", "-b", "4096", "-m", "0", str(image)], capture_output=True, timeout=60, check=False
+            ["mkfs.ext4", "-q", "-b", "4096", "-m", "0", str(image)],
+            capture_output=True,
+            timeout=limit(60),
+            check=False,
         )
         if made.returncode != 0:
             pytest.skip(f"mkfs.ext4 does not work here: {made.stderr.decode()}")
         command = ["mount", "-o", "loop", str(image), str(where)]
-    mounted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    mounted = subprocess.run(command, capture_output=True, text=True, timeout=limit(60), check=False)
     if mounted.returncode != 0:
         pytest.skip(f"cannot mount a small {request.param}: {mounted.stderr.strip()}")
     yield where
-    subprocess.run(["umount", "-l", str(where)], check=True, timeout=60)
+    subprocess.run(["umount", "-l", str(where)], check=True, timeout=limit(60))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.core.native import Native
 from tests.core.snapshots import merged, snapshot
 from tests.core.stack import Stack
 from tests.core.trees import tree
+from tests.support.timing import limit
 from unionfs.core.attrs import ROOT, AttrChange, Caller
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
@@ -101,9 +102,9 @@ class TestOtherFilesystems:
     def other(self, here: Path) -> Iterator[Path]:
         path = here / "other"
         path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True, timeout=30)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True, timeout=limit(30))
         yield path
-        subprocess.run(["umount", "-l", path], check=True, timeout=30)
+        subprocess.run(["umount", "-l", path], check=True, timeout=limit(30))
 
     def test_work_on_another_filesystem(self, here: Path, other: Path) -> None:
         (other / "w").mkdir()
@@ -115,7 +116,7 @@ class TestOtherFilesystems:
     def test_a_read_only_upper(self, here: Path, other: Path) -> None:
         for name in ("u", "w"):
             (other / name).mkdir()
-        subprocess.run(["mount", "-o", "remount,ro", other], check=True, timeout=30)
+        subprocess.run(["mount", "-o", "remount,ro", other], check=True, timeout=limit(30))
         with pytest.raises(OptionError) as caught:
             Union(Options(lowers=(str(here / "l"),), upper=str(other / "u"), work=str(other / "w")))
         assert caught.value.errno == errno.EROFS

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support import btrfs, tiny
+from tests.support.timing import limit
 from tests.support.users import User
 
 TIMEOUT_S = 120.0
@@ -106,8 +107,8 @@ def _fill(house: House, tar: Path) -> None:
     with tar.open("rb") as file:
         made = subprocess.run(
             [*house.user.prefix, *house.user.unionfs_cmd, "import", "--root", house.root, "-", "tiny:1"],
-            stdin=file, env=dict(house.user.env), cwd=house.user.home, capture_output=True, text=True, timeout=300,
-            check=False,
+            stdin=file, env=dict(house.user.env), cwd=house.user.home, capture_output=True, text=True,
+            timeout=limit(300), check=False,
         )  # fmt: skip
     assert made.returncode == 0, made.stderr
     base = "tiny:1"

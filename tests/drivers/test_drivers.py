@@ -16,6 +16,7 @@ import pytest
 from tests.drivers.conftest import House
 from tests.support.mountinfo import mounts
 from tests.support.rootfs import as_container_root
+from tests.support.timing import limit
 from unionfs.syscalls import btrfs
 
 _LISTING = """
@@ -38,7 +39,7 @@ _OTHER_NAME = {"C /data/link"}  # of /data/file: the kernel's overlay copies up 
 
 
 def _wait_for(house: House, name: str, path: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + limit(60)
     while house("exec", name, "test", "-e", path, check=False).returncode:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -190,7 +191,7 @@ def test_what_a_driver_cannot_do_is_said(house_for: Callable[[str], House], scra
 def test_a_full_disk_leaves_nothing(driver: str, house_for: Callable[[str], House], scratch: Path) -> None:
     """No room for a copy, or for what the command writes: said so, and no container stays."""
     tiny = _layer(house_for(driver), "tiny:1")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=1777", "tmpfs", scratch], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=1777", "tmpfs", scratch], check=True, timeout=limit(30))
     small = House(house_for(driver).user, scratch, driver)
     done = small("run", "--rm", "--lower", tiny, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=5", check=False)
     if driver == "vfs":

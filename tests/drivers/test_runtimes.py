@@ -14,6 +14,7 @@ import pytest
 
 from tests.drivers.conftest import House
 from tests.launcher.terminals import terminal
+from tests.support.timing import limit
 from unionfs.launcher import bundle
 from unionfs.launcher.idmap import Extent, IdMap
 from unionfs.launcher.spec import Bind, Spec
@@ -64,7 +65,7 @@ def test_a_life(house: House, runtime: str, scratch: Path) -> None:
     house(
         "run", "-d", "--name", "r", "--runtime", runtime, "layered:1", "sh", "-c", f"echo out; touch /ready; {_FOREVER}"
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + limit(60)
     while house("exec", "r", "test", "-e", "/ready", check=False).returncode:
         assert time.monotonic() < deadline
     shown = house.inspect("r")

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.mountinfo import detach, mount_at
+from tests.support.timing import limit
 from unionfs.fuse import mounting
 
 PATIENCE_S = 30.0
@@ -24,7 +25,7 @@ class Daemon:
         connection = mounting.connection_at(os.fspath(mountpoint))
         assert connection is not None, f"nothing is mounted at {mountpoint}"
         name, found = mounting.process_name(connection), list[int]()
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + limit(PATIENCE_S)
         while len(found) != 1 and time.monotonic() < until:  # what began it may not have left yet
             found = [pid for pid in _pids() if _comm(pid) == name]
         assert len(found) == 1, f"processes that serve {mountpoint}: {found}"
@@ -33,7 +34,7 @@ class Daemon:
 
     def has_ended(self, patience_s: float = PATIENCE_S) -> bool:
         """Whether the process ends within `patience_s`."""
-        return bool(select.select([self.pidfd], [], [], patience_s)[0])
+        return bool(select.select([self.pidfd], [], [], limit(patience_s))[0])
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -18,6 +18,7 @@ import pytest
 from tests.fuse.daemons import PATIENCE_S, daemon_of
 from tests.support import mounts
 from tests.support.mountinfo import detach, mount_at
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.syscalls.mountinfo import topmost_at
 
@@ -101,10 +102,10 @@ def test_it_keeps_nothing_of_its_starter(place: Place) -> None:
         pass_fds=[write_fd],
     ) as command:
         os.close(write_fd)
-        out, err = command.communicate(timeout=PATIENCE_S)
+        out, err = command.communicate(timeout=limit(PATIENCE_S))
     assert (command.returncode, out, err) == (0, b"", b"")
     with daemon_of(place.mountpoint) as daemon:
-        assert select.select([read_fd], [], [], PATIENCE_S)[0]
+        assert select.select([read_fd], [], [], limit(PATIENCE_S))[0]
         assert os.read(read_fd, 1) == b""
         os.close(read_fd)
         held = daemon.descriptors()
@@ -178,7 +179,7 @@ def test_users_may_finish_when_it_is_told_to_leave(place: Place) -> None:
             daemon.kill(signal.SIGTERM)  # no more grace
             assert daemon.has_ended()
             program.stdin.close()
-            program.wait(PATIENCE_S)
+            program.wait(limit(PATIENCE_S))
     assert place.litter() == []
     assert place.complaints() == []
 
@@ -188,6 +189,34 @@ def test_sighup_of_a_terminal_that_closes_does_not_end_it(place: Place) -> None:
     with daemon_of(place.mountpoint) as daemon:
         daemon.kill(signal.SIGHUP)
         assert place.read() == "content"
+
+
+_IGNORING = ("bash", "-c", "trap '' HUP INT QUIT TERM; exec \"$@\"", "bash")
+
+
+def test_a_daemon_does_not_inherit_what_its_starter_ignores(place: Place) -> None:
+    """`nohup unionfs mount`, or one in a script's background: daemon(7) wants the defaults, and signals end it."""
+    place.user.run([*_IGNORING, *place.argv("--log", os.fspath(place.log))])
+    with daemon_of(place.mountpoint) as daemon:
+        daemon.kill(signal.SIGINT)
+        assert daemon.has_ended()
+    assert mount_at(place.mountpoint) is None
+    assert place.complaints() == []
+
+
+def test_in_the_foreground_what_is_ignored_stays_ignored(place: Place) -> None:
+    """As nohup wants it; SIGTERM ends it nevertheless, with the mount."""
+    program = place.user.popen([*_IGNORING, *place.argv("--foreground")])
+    with program:
+        while mount_at(place.mountpoint) is None:
+            assert program.poll() is None
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.killpg(program.pid, number)
+        assert place.read() == "content"
+        os.killpg(program.pid, signal.SIGTERM)
+        out, err = program.communicate(timeout=limit(PATIENCE_S))
+    assert (program.returncode, out, err) == (0, "", "")
+    assert mount_at(place.mountpoint) is None
 
 
 def test_sigusr1_shows_what_it_is_doing(place: Place) -> None:
@@ -228,7 +257,7 @@ def test_it_serves_in_the_foreground_until_ctrl_c(place: Place) -> None:
         assert place.read() == "content"
         assert program.poll() is None
         os.killpg(program.pid, signal.SIGINT)
-        out, err = program.communicate(timeout=PATIENCE_S)
+        out, err = program.communicate(timeout=limit(PATIENCE_S))
     assert (program.returncode, out, err) == (0, "", "")
     assert mount_at(place.mountpoint) is None
     assert place.litter() == []
@@ -258,7 +287,7 @@ def test_it_leaves_with_the_holder_of_its_lifeline(place: Place) -> None:
             assert daemon.pid == pid
             assert not daemon.has_ended(0)
             program.kill()
-            program.wait(PATIENCE_S)
+            program.wait(limit(PATIENCE_S))
             assert daemon.has_ended()
             assert mount_at(place.mountpoint) is None
 
@@ -290,9 +319,9 @@ def test_it_leaves_with_the_mount_namespace(ordinary_user: User, scratch: Path, 
         pidfd = os.pidfd_open(int(found.removeprefix("/proc/")))
         assert not select.select([pidfd], [], [], 0)[0]
         program.stdin.close()
-        program.wait(PATIENCE_S)
+        program.wait(limit(PATIENCE_S))
     try:
-        assert select.select([pidfd], [], [], PATIENCE_S)[0]
+        assert select.select([pidfd], [], [], limit(PATIENCE_S))[0]
     finally:
         os.close(pidfd)
     assert place.litter() == []

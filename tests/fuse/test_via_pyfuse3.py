@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import trio
 
+from tests.support.timing import limit
+
 pyfuse3 = pytest.importorskip("pyfuse3")
 
 from unionfs.core.attrs import ROOT  # noqa: E402 - after the check that the transport can be had
@@ -56,7 +58,7 @@ class _Gated:
         self.cancelled = False
 
     def copy(self) -> None:
-        assert self._gate.wait(30)
+        assert self._gate.wait(limit(30))
         self._job.copy()
 
     def cancel(self) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import rootfs
+from tests.support.timing import limit
 from tests.support.users import User
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -73,7 +74,9 @@ def package(run_dir: Path) -> Path:
     (tree / "usr/share/greeting").mkdir(parents=True)
     (tree / "usr/share/greeting/text").write_text("hello\n")
     built = run_dir / "greeting.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=limit(60)
+    )
     built.chmod(0o644)
     return built
 
@@ -99,7 +102,7 @@ def tidy(user: User) -> Iterator[None]:
 
 def wait_until_gone(user: User) -> dict[int, str]:
     """The launcher's processes of `user`, once they have had their time to go."""
-    deadline = time.monotonic() + _SETTLING_S
+    deadline = time.monotonic() + limit(_SETTLING_S)
     while (left := processes(user)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left

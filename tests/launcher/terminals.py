@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.support import process
 from tests.support.process import ChildError
+from tests.support.timing import limit
 from tests.support.users import User
 
 PATIENCE_S = 60.0
@@ -45,7 +46,7 @@ class Terminal:
 
     def expect(self, pattern: str) -> re.Match[str]:
         """Wait until `pattern` is shown after what was expected before. Raises: ChildError if it never is."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + limit(PATIENCE_S)
         while not (found := re.compile(pattern).search(self.screen, self._seen)):
             if time.monotonic() > deadline or not self._read(deadline - time.monotonic()):
                 raise ChildError(f"{pattern!r} was not shown; the last of it: {self.screen[-2000:]!r}")
@@ -54,7 +55,7 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the command to end, reading what it shows; its exit code, negative for a signal."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + limit(PATIENCE_S)
         while self.child.poll() is None:
             if time.monotonic() > deadline:
                 raise ChildError(f"the command did not end; the last it showed: {self.screen[-2000:]!r}")
@@ -96,7 +97,7 @@ def terminal(user: User, argv: Sequence[str | Path], rows: int = 24, columns: in
         if child.poll() is None:
             child.send_signal(signal.SIGHUP)  # an interactive shell ignores SIGTERM
             try:
-                child.wait(process.DEFAULT_TIMEOUT_S)
+                child.wait(limit(process.DEFAULT_TIMEOUT_S))
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.launcher.conftest import containers, processes, wait_until_gone
 from tests.support import process
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 
@@ -35,7 +36,7 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         """Wait until the command has ended: exit code, and what was said on stderr."""
-        _, said = self.front.communicate(timeout=process.DEFAULT_TIMEOUT_S)
+        _, said = self.front.communicate(timeout=limit(process.DEFAULT_TIMEOUT_S))
         return self.front.returncode, said
 
 
@@ -128,7 +129,7 @@ def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, 
         front = user.popen([*user.unionfs_cmd, "run", "--rm", "-v", f"{flags}:/x", debian, "sh", "-c", _COMMAND])
         time.sleep(delay_ms / 1000)
         front.send_signal(number)
-        _, said = front.communicate(timeout=process.DEFAULT_TIMEOUT_S)
+        _, said = front.communicate(timeout=limit(process.DEFAULT_TIMEOUT_S))
         ended.add(front.returncode)
         assert wait_until_gone(user) == {}, f"after {delay_ms} ms"
         assert _sleepers() == [], f"after {delay_ms} ms"
@@ -153,7 +154,7 @@ def _records(user: User) -> list[dict[str, object]]:
 
 
 def _wait_for(path: Path, front: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + process.DEFAULT_TIMEOUT_S
+    deadline = time.monotonic() + limit(process.DEFAULT_TIMEOUT_S)
     while not path.exists():
         assert front.poll() is None, front.communicate()
         assert time.monotonic() < deadline

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 from tests.mounted import checks, trees
 from tests.mounted.checking import REGISTRY, MissingError
+from tests.support import timing
+from tests.support.timing import limit
 
 _REAP_S = 3.0
 _GRACE_S = 20.0
@@ -72,11 +74,12 @@ class Agent:
             self._process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", __name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True,
-                pass_fds=[theirs.fileno()], env={**env, "PYTHONDONTWRITEBYTECODE": "1"},
+                pass_fds=[theirs.fileno()],
+                env={**env, "PYTHONDONTWRITEBYTECODE": "1", timing.VARIABLE: str(timing.FACTOR)},
             )  # fmt: skip
             self._connection: Connection = Connection(ours.detach())
         self._log = log
-        if not self._connection.poll(_GRACE_S) or self._receive() != "ready":
+        if not self._connection.poll(limit(_GRACE_S)) or self._receive() != "ready":
             self.close()
             raise FailedError(f"no agent: {' '.join(prefix)}: {log.read_text(errors='replace')[-2000:]}")
 
@@ -84,8 +87,9 @@ class Agent:
         self, function: Callable[..., Any], *args: Any, cwd: str | Path | None = None, timeout_s: float = 30.0
     ) -> Outcome:
         """Run `function` in a child of the agent; never raises for what the function does."""
+        timeout_s = limit(timeout_s)
         self._connection.send(Job(function, args, None if cwd is None else str(cwd), timeout_s))
-        if not self._connection.poll(timeout_s + _GRACE_S):
+        if not self._connection.poll(timeout_s + limit(_GRACE_S)):
             return Outcome("stuck", story="the agent itself does not answer")
         outcome = self._receive()
         if not isinstance(outcome, Outcome):
@@ -108,10 +112,10 @@ class Agent:
     def close(self) -> None:
         self._connection.close()
         try:
-            self._process.wait(_REAP_S)
+            self._process.wait(limit(_REAP_S))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(_REAP_S)
+            self._process.wait(limit(_REAP_S))
 
     def _receive(self) -> object:
         try:
@@ -125,7 +129,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """As a job: run a program to its end, until nobody holds its output any more. `env` is added to the environment."""
     return subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit(timeout_s), check=False,
         env={**os.environ, **(env or {})},
     )  # fmt: skip
 
@@ -197,9 +201,9 @@ def _reap(pid: int, outcome: Outcome, timed_out: bool) -> Outcome:
     """Wait for the child's end, and kill whatever is left of its process group."""
     pidfd = os.pidfd_open(pid)
     try:
-        if timed_out or not select.select([pidfd], [], [], _REAP_S)[0]:
+        if timed_out or not select.select([pidfd], [], [], limit(_REAP_S))[0]:
             os.killpg(pid, signal.SIGKILL)
-        if not select.select([pidfd], [], [], _REAP_S)[0]:
+        if not select.select([pidfd], [], [], limit(_REAP_S))[0]:
             where = Path(f"/proc/{pid}/wchan").read_text()
             return Outcome("stuck", story=f"{outcome.story}; it cannot be killed, and waits in {where}")
     finally:

@@ -20,6 +20,7 @@ from tests.mounted import trees
 from tests.mounted.agent import Agent, Outcome, build, command
 from tests.mounted.subjects import OURS, Subject
 from tests.support import mountinfo, mounts, users
+from tests.support.timing import limit
 
 _UNSHARE: Final = (
     *("unshare", "--user", "--map-root-user", "--map-auto", "--kill-child"),
@@ -43,7 +44,7 @@ def code_for(user: users.User, base: Path) -> str:
         (copy / "tests").mkdir(parents=True)
         shutil.copy(users.CHECKOUT / "tests/__init__.py", copy / "tests")
         shutil.copytree(users.CHECKOUT / "tests/mounted", copy / "tests/mounted")
-        subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=60)
+        subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=limit(60))
     return f"{paths}:{copy}"
 
 
@@ -96,7 +97,7 @@ class Stand:
         if os.geteuid() == 0:
             # Mount namespaces that others make meanwhile copy our mounts; being shared, ours leave those too.
             for argv in (["--bind", str(self.base), str(self.base)], ["--make-shared", str(self.base)]):
-                subprocess.run(["mount", *argv], check=True, timeout=60)
+                subprocess.run(["mount", *argv], check=True, timeout=limit(60))
         for directory in (self.merged, self.beside, self.upper, self.work, *self.lowers):
             directory.mkdir()
         self.user.own(self.base)
@@ -290,6 +291,6 @@ def _wait_for_end(pid: int, timeout_s: float) -> None:
     except ProcessLookupError:
         return
     try:
-        select.select([pidfd], [], [], timeout_s)
+        select.select([pidfd], [], [], limit(timeout_s))
     finally:
         os.close(pidfd)

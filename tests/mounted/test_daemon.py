@@ -23,6 +23,7 @@ from tests.mounted.agent import command
 from tests.mounted.checking import fails, names, read, same, write
 from tests.mounted.stand import Stand
 from tests.mounted.subjects import OURS, Subject, unavailable
+from tests.support.timing import limit
 from tests.support.users import User
 
 _BROKEN = '''
@@ -249,7 +250,7 @@ def _wait_for(pid: int) -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    select.select([pidfd], [], [], 20)
+    select.select([pidfd], [], [], limit(20))
     os.close(pidfd)
 
 

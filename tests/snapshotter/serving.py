@@ -10,13 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import pytest
+
+from tests.support.timing import limit
 
 grpc = pytest.importorskip("grpc", reason="not installed: grpcio (the extra snapshotter of this project)")
 
@@ -28,11 +30,12 @@ _PATIENCE_S: Final = 60.0
 class Snapshotter:
     """One process; what it keeps stays below `scratch` when it is stopped, killed and started again."""
 
-    def __init__(self, scratch: Path, *words: str) -> None:
+    def __init__(self, scratch: Path, *words: str, before: Sequence[str] = ()) -> None:
+        """`words` are added to its command line, `before` is a command that executes it."""
         self.address = scratch / "s.sock"
         self.root = scratch / "root"
         self.log = scratch / "snapshotter.log"
-        self._argv = [sys.executable, "-m", "unionfs", "snapshotter", "--log", os.fspath(self.log)]
+        self._argv = [*before, sys.executable, "-m", "unionfs", "snapshotter", "--log", os.fspath(self.log)]
         self._argv += ["--address", os.fspath(self.address), "--root", os.fspath(self.root), *words]
         self._notify = scratch / "notify"
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,7 +64,7 @@ class Snapshotter:
             manager.bind(os.fspath(self._notify))
             environment = {**os.environ, "NOTIFY_SOCKET": os.fspath(self._notify)}
             self._process = subprocess.Popen(self._argv, env=environment, stdin=subprocess.DEVNULL)
-            manager.settimeout(_PATIENCE_S)
+            manager.settimeout(limit(_PATIENCE_S))
             assert manager.recv(100) == b"READY=1"
 
     def stop(self) -> int:
@@ -69,6 +72,11 @@ class Snapshotter:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._ended()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -78,7 +86,7 @@ class Snapshotter:
 
     def _ended(self) -> int:
         assert self._process is not None
-        status = self._process.wait(_PATIENCE_S)
+        status = self._process.wait(limit(_PATIENCE_S))
         self._process = None
         return status
 
@@ -109,7 +117,7 @@ class Client:
             response_deserializer=message(method.response).FromString,
         )
         request = message(method.request)(snapshotter="unionfs", **fields)
-        answer = made(request, timeout=_PATIENCE_S)
+        answer = made(request, timeout=limit(_PATIENCE_S))
         return [info for batch in answer for info in batch.info] if method.streams else answer
 
 

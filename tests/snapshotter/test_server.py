@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.snapshotter.serving import Client, Snapshotter, code_of
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.snapshotter.wire import message
 
@@ -159,7 +160,7 @@ class _Busy:
 
     def wait_for_calls(self, number: int) -> None:
         for _ in range(number):
-            assert self._calls.acquire(timeout=60)
+            assert self._calls.acquire(timeout=limit(60))
 
     def join(self) -> None:
         for thread in self._threads:
@@ -237,20 +238,20 @@ def test_it_says_when_it_is_ready_and_when_it_leaves(scratch: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         name = f"unionfs-test-{os.urandom(6).hex()}"
         manager.bind(f"\0{name}")
-        manager.settimeout(60)
+        manager.settimeout(limit(60))
         argv = [sys.executable, "-m", "unionfs", "snapshotter", "--address", f"{scratch}/s", "--root", f"{scratch}/r"]
         with subprocess.Popen(argv, env={**os.environ, "NOTIFY_SOCKET": f"@{name}"}, stderr=subprocess.PIPE) as process:
             assert manager.recv(100) == b"READY=1"
             process.send_signal(signal.SIGINT)
             assert manager.recv(100) == b"STOPPING=1"
-            assert process.wait(60) == 0
+            assert process.wait(limit(60)) == 0
             assert process.stderr is not None
             assert b"serving" in process.stderr.read()
 
 
 def _refused(*words: str | Path) -> str:
     argv = [sys.executable, "-m", "unionfs", "snapshotter", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=limit(60), check=False)
     assert done.returncode == (2 if not words else 1)
     return done.stderr
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.timing import limit
+
 
 class NoBtrfsError(Exception):
     """There can be none here; the message says why."""
@@ -26,9 +28,9 @@ def mounted(directory: Path, gigabytes: float = 0.25) -> Iterator[Path]:
     mountpoint.mkdir()
     with image.open("wb") as file:
         file.truncate(int(gigabytes * (1 << 30)))
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=60, capture_output=True)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=limit(60), capture_output=True)
     done = subprocess.run(
-        ["mount", "-o", "loop", image, mountpoint], check=False, timeout=60, capture_output=True, text=True
+        ["mount", "-o", "loop", image, mountpoint], check=False, timeout=limit(60), capture_output=True, text=True
     )
     if done.returncode:
         raise NoBtrfsError(f"the kernel does not mount a Btrfs here: {done.stderr.strip()}")
@@ -36,5 +38,5 @@ def mounted(directory: Path, gigabytes: float = 0.25) -> Iterator[Path]:
     try:
         yield mountpoint
     finally:
-        subprocess.run(["umount", "-l", mountpoint], check=False, timeout=60)
+        subprocess.run(["umount", "-l", mountpoint], check=False, timeout=limit(60))
         image.unlink()

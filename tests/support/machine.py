@@ -10,6 +10,8 @@ import stat
 import subprocess
 from pathlib import Path
 
+from tests.support.timing import limit
+
 _FUSE = Path("/dev/fuse")
 _FUSE_DEVICE = os.makedev(10, 229)  # FUSE_MINOR in <linux/miscdevice.h>
 _EVERYBODY_MAY = 0o666  # as udev makes it on every distribution
@@ -41,7 +43,7 @@ def _mend() -> None:
         _MTAB.symlink_to("../proc/self/mounts")  # as systemd-tmpfiles makes it
     if not _FUSE.exists():
         if not _kernel_has_fuse():
-            subprocess.run(["modprobe", "fuse"], capture_output=True, check=False, timeout=30)
+            subprocess.run(["modprobe", "fuse"], capture_output=True, check=False, timeout=limit(30))
         if _kernel_has_fuse() and not _FUSE.exists():
             os.mknod(_FUSE, stat.S_IFCHR | _EVERYBODY_MAY, _FUSE_DEVICE)
     if _FUSE.exists() and stat.S_IMODE(_FUSE.stat().st_mode) & _EVERYBODY_MAY != _EVERYBODY_MAY:

@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.timing import limit
+
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -65,7 +67,7 @@ def detach(mountpoint: Path) -> None:
         as_root if os.geteuid() == 0 else as_user,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=20,
+        timeout=limit(20),
         check=False,
     )
 

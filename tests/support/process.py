@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.support.timing import limit
+
 DEFAULT_TIMEOUT_S = 60.0
 """Long enough for a loaded machine with two cores; a hang is a hang either way."""
 
@@ -51,10 +53,10 @@ def run(
     )
     with process:
         try:
-            out, err = process.communicate(stdin, timeout=timeout_s)
+            out, err = process.communicate(stdin, timeout=limit(timeout_s))
         except subprocess.TimeoutExpired:
             out, err, held = _end(process)
-            raise ChildError(_story(command, f"did not end within {timeout_s:g} s{held}", out, err)) from None
+            raise ChildError(_story(command, f"did not end within {limit(timeout_s):g} s{held}", out, err)) from None
         except BaseException:
             _end(process)
             raise
@@ -74,7 +76,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 def _end(process: subprocess.Popen[str]) -> tuple[str, str, str]:
     kill_group(process)
     try:
-        out, err = process.communicate(timeout=_AFTER_KILL_S)
+        out, err = process.communicate(timeout=limit(_AFTER_KILL_S))
     except subprocess.TimeoutExpired:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support.timing import limit
 from tests.support.users import User
 
 _SUITE = "bookworm"
@@ -76,7 +77,7 @@ def unpack(tar: Path, into: Path, user: User) -> Path:
             text=True,
             env=dict(user.env),
             cwd=into,
-            timeout=_UNPACK_TIMEOUT_S,
+            timeout=limit(_UNPACK_TIMEOUT_S),
             check=False,
         )
     if unpacked.returncode != 0:
@@ -108,7 +109,7 @@ def _make(tar: Path) -> None:
                 capture_output=True,
                 text=True,
                 env={**os.environ, "TMPDIR": "/var/tmp"},
-                timeout=_BUILD_TIMEOUT_S,
+                timeout=limit(_BUILD_TIMEOUT_S),
                 check=False,
             )
         except subprocess.TimeoutExpired:

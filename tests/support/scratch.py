@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.support import users
 from tests.support.mountinfo import unmount_below
+from tests.support.timing import limit
 
 _RUN_PREFIX = "run-"
 _LOCK_SUFFIX = ".lock"
@@ -80,12 +81,12 @@ def remove(tree: Path) -> None:
     """Remove `tree` whatever is in it: mounts, paths longer than PATH_MAX, files of subordinate user ids."""
     unmount_below(tree)
     command = ["rm", "-rf", "--one-file-system", "--", os.fspath(tree)]
-    if subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 0:
+    if subprocess.run(command, capture_output=True, timeout=limit(300), check=False).returncode == 0:
         return
     if os.geteuid() != 0 and shutil.which("unshare"):
         # Files of our subordinate ids can be removed only from inside a namespace that maps them.
         command = ["unshare", "--map-root-user", "--map-auto", "--", *command]
-        subprocess.run(command, capture_output=True, timeout=300, check=False)
+        subprocess.run(command, capture_output=True, timeout=limit(300), check=False)
 
 
 def _bury(run: Path) -> tuple[int, int]:

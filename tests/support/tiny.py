@@ -12,6 +12,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from tests.support.timing import limit
+
 _COMMANDS = (
     *("sh", "ls", "cat", "rm", "mkdir", "mv", "cp", "touch", "stat", "sleep", "ln", "id", "chmod", "chown", "readlink"),
     *("env", "true", "false", "test", "head", "find", "sort", "wc", "hostname", "rmdir", "dd", "grep", "kill", "tty"),
@@ -53,7 +55,7 @@ def _which(command: str) -> Path:
 
 
 def _libraries(program: Path) -> list[str]:
-    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False, timeout=30).stdout
+    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False, timeout=limit(30)).stdout
     return re.findall(r"(?:=> |^\s+)(/\S+) \(0x", told, re.MULTILINE)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import process
+from tests.support.timing import limit
 from unionfs import compiled
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ class User:
         if os.geteuid() == self.uid:
             return
         command = ["chown", "-R", "--no-dereference", f"{self.uid}:{self.gid}", "--", *map(os.fspath, trees)]
-        subprocess.run(command, check=True, timeout=300)
+        subprocess.run(command, check=True, timeout=limit(300))
 
 
 def current_user(home: Path) -> User:
@@ -172,8 +173,8 @@ def readable_code(run_dir: Path) -> Path:
         shutil.copy(CHECKOUT / "pyproject.toml", copy)
         if (CHECKOUT / compiled.PLACE).is_dir():
             shutil.copytree(CHECKOUT / compiled.PLACE, copy / compiled.PLACE)
-        subprocess.run([sys.executable, "-m", "compileall", "-q", copy], check=False, timeout=120)
-        subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "compileall", "-q", copy], check=False, timeout=limit(120))
+        subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=limit(60))
     return copy
 
 
@@ -201,7 +202,7 @@ def processes_of(name: str) -> dict[int, str]:
 
 def left_after(look: Callable[[], dict[int, str]], within_s: float = 10) -> dict[int, str]:
     """The processes that `look` finds and that do not leave by themselves `within_s`, as an unmounted daemon does."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + limit(within_s)
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
@@ -211,7 +212,7 @@ def _make_account(name: str, home: Path) -> None:
     for table in (Path("/etc/subuid"), Path("/etc/subgid")):
         table.touch(exist_ok=True)  # useradd gives out ranges only when the tables exist
     command = ["useradd", "--create-home", "--home-dir", os.fspath(home), "--shell", "/bin/bash", name]
-    made = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    made = subprocess.run(command, check=False, capture_output=True, text=True, timeout=limit(60))
     if made.returncode != 0:
         raise CannotMakeUserError(f"useradd failed: {made.stderr.strip()}")
 
@@ -222,7 +223,7 @@ def _remove_account(name: str) -> dict[int, str]:
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    subprocess.run(["userdel", name], check=False, capture_output=True, timeout=60)
+    subprocess.run(["userdel", name], check=False, capture_output=True, timeout=limit(60))
     return left
 
 
@@ -262,7 +263,7 @@ def _refuse_unless_usable(prefix: Sequence[str], code: Path, home: Path) -> None
     """Raises: CannotMakeUserError when the user cannot run our interpreter and import from `code` what is needed."""
     probe = [*prefix, sys.executable, "-c", "import unionfs, layers, tests, trio, xxhash"]
     env = {"PYTHONPATH": os.fspath(code), "PATH": "/usr/bin:/bin"}
-    tried = subprocess.run(probe, cwd=home, env=env, capture_output=True, text=True, check=False, timeout=60)
+    tried = subprocess.run(probe, cwd=home, env=env, capture_output=True, text=True, check=False, timeout=limit(60))
     if tried.returncode != 0:
         raise CannotMakeUserError(
             f"an ordinary user cannot run {sys.executable} with what it imports: {tried.stderr.strip()[-300:]}; "

@@ -17,6 +17,7 @@ import pytest
 from tests.core.children import as_user, expect, in_child
 from tests.core.conftest import needs_root
 from tests.core.trees import tree
+from tests.support.timing import limit
 from unionfs.core.fds import FdCache
 from unionfs.core.staging import Staging
 from unionfs.syscalls import files
@@ -64,7 +65,7 @@ mount -t tmpfs none {top}/m; echo keep > {top}/m/keep; chmod 500 {top}/m
 cat {top}/m/keep; stat -c %a {top}/m
 """
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=limit(60), check=False
     )
     assert done.stdout.split() == ["keep", "500"], done.stderr
 

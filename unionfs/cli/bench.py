@@ -81,7 +81,8 @@ def _parser() -> Parser:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     choice = _choice(arguments)
-    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]  # nohup(1)
+    before = {one: signal.signal(one, signal.default_int_handler) for one in heeded}
     say = _progress if sys.stderr.isatty() else (lambda _: None)
     try:
         result = copyup.run(choice, say)

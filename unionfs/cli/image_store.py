@@ -64,7 +64,7 @@ def with_ids(body: Callable[[], int]) -> int:
     """The exit code of `body`, run where all owners of layers exist.
 
     In a child of a user namespace what `body` raises as CommandError is printed there. SIGINT and SIGTERM are passed on
-    to it, and it ends with us.
+    to it, unless this process ignores them, and it ends with us.
     """
     chosen = ids()
     if chosen.id_map is None:
@@ -87,7 +87,8 @@ def with_ids(body: Callable[[], int]) -> int:
     except LaunchError as error:
         raise CommandError(str(error), hint=error.hint) from error
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda caught, frame: os.kill(child, caught))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a background job of a script ignores SIGINT
+            signal.signal(number, lambda caught, frame: os.kill(child, caught))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

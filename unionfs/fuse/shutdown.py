@@ -39,7 +39,8 @@ class Departure:
         asked_by = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self._wishes = {wish for wish in asked_by if signal.getsignal(wish) is not signal.SIG_IGN}  # immutable
         self._wishes.add(signal.SIGTERM)  # the lifeline uses it
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._wishes)
+        # SIGINT in any case: where it was ignored, the handler that trio needs would make it end us without unmounting.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*self._wishes, signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)  # trio takes over only this one
 
     def listen(self, mounted: Mounted, lifeline_fd: int | None) -> None:

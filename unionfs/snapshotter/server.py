@@ -1,6 +1,7 @@
 """The life of a snapshotter: take the root and the socket, say that it is ready, serve until told to leave.
 
-Told by SIGTERM or SIGINT it takes no more calls, finishes those under way, and removes its socket.
+Told by SIGTERM or SIGINT (unless that was ignored at the start) it takes no more calls, finishes those under way, and
+removes its socket.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def serve(address: str, root: str, mount_program: str, *, environment: Mapping[s
     """
     path = os.path.abspath(address.removeprefix("unix://"))
     _take_place(path)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WISHES)  # before there are threads that could take them
+    wishes = {wish for wish in _WISHES if signal.getsignal(wish) != signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wishes)  # before there are threads that could take them
     store = Store(root, mount_program)
     try:
         server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=[("grpc.so_reuseport", 0)])
@@ -51,7 +53,7 @@ def serve(address: str, root: str, mount_program: str, *, environment: Mapping[s
         server.start()
         log.info("serving %s at %s", store.root, path)
         _tell_systemd("READY=1", environment)
-        wish = signal.sigwait(_WISHES)
+        wish = signal.sigwait(wishes)
         log.info("leaving: %s", signal.Signals(wish).name)
         _tell_systemd("STOPPING=1", environment)
         server.stop(_GRACE_S).wait()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tests.support import process
 from tests.support.mountinfo import detach, mount_at
+from tests.support.timing import limit
 from unionfs import compiled
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -91,14 +92,14 @@ def serving(plan: Plan) -> Iterator[Mount]:
     try:
         assert child.stdout is not None
         ready = child.stdout.readline()
-        assert ready == "ready\n", (ready, child.communicate(timeout=_ENDS_WITHIN_S))
+        assert ready == "ready\n", (ready, child.communicate(timeout=limit(_ENDS_WITHIN_S)))
         mount = Mount(child, mountpoint)
         mount.new_messages()
         yield mount
         if mount_at(mountpoint) is not None:
             umount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
             process.run([*umount, plan.mountpoint])
-        _, complaints = child.communicate(timeout=_ENDS_WITHIN_S)
+        _, complaints = child.communicate(timeout=limit(_ENDS_WITHIN_S))
         assert child.returncode == 0, complaints
         assert complaints == ""
     finally:
@@ -106,7 +107,7 @@ def serving(plan: Plan) -> Iterator[Mount]:
             detach(mountpoint)
         if child.poll() is None:
             process.kill_group(child)
-        child.communicate(timeout=_ENDS_WITHIN_S)
+        child.communicate(timeout=limit(_ENDS_WITHIN_S))
 
 
 def _main(plan: Plan) -> None:

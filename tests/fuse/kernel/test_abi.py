@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.timing import limit
 from unionfs.fuse.kernel import abi
 
 HEADER = Path("/usr/include/linux/fuse.h")
@@ -54,8 +55,8 @@ def test_a_c_compiler_finds_the_same_sizes(header: str, tmp_path: Path) -> None:
     lines = "".join(f'printf("{name} %zu\\n", sizeof(struct fuse_{name}));' for name in known)
     source = tmp_path / "sizes.c"
     source.write_text(f"#include <stdio.h>\n#include <linux/fuse.h>\nint main(void) {{{lines}return 0;}}\n")
-    subprocess.run(["gcc", "-o", tmp_path / "sizes", source], check=True, timeout=60)
-    out = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=60).stdout
+    subprocess.run(["gcc", "-o", tmp_path / "sizes", source], check=True, timeout=limit(60))
+    out = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=limit(60)).stdout
     assert {name: int(size) for name, size in map(str.split, out.splitlines())} == {name: SIZES[name] for name in known}
 
 

@@ -15,6 +15,7 @@ from tests.core.trees import tree
 from tests.fuse.kernel import wire
 from tests.fuse.kernel.served import Served, done
 from tests.fuse.kernel.wire import ROOT
+from tests.support.timing import limit
 from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.options import Options
 from unionfs.core.union import Union
@@ -54,7 +55,7 @@ class Watched:
         lowers = (str(self.lower),)
         self.union = Union(Options(lowers=lowers, upper=str(self.upper), work=str(base / "work")))
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.settimeout(60)
+        self.ours.settimeout(limit(60))
 
     def serve(self, minor: int, talk: Callable[[], None]) -> None:
         failed: list[BaseException] = []

@@ -16,6 +16,7 @@ import trio
 
 from tests.core.trees import tree
 from tests.fuse.kernel import wire
+from tests.support.timing import limit
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import entry, handshake, server
@@ -32,7 +33,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.settimeout(60)
+        self.ours.settimeout(limit(60))
         for end in (self.ours, self.theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
 
