@@ -32,6 +32,8 @@ CORE = """acl attrs branch content copy_metadata copyup create deferred emulated
 KERNEL = "abi data decode device dispatch encode handlers handshake listing turn"
 SOURCES = [
     "unionfs/markers.py",
+    "unionfs/id_ranges.py",
+    "unionfs/posix_acl.py",
     "unionfs/trees/open_beneath.py",
     *(f"unionfs/core/{name}.py" for name in CORE.split()),
     "unionfs/fuse/errors.py",

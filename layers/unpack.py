@@ -42,7 +42,7 @@ from layers.fingerprint import of as print_of
 from layers.safe_open import Directories, Path
 from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
-from unionfs import markers
+from unionfs import markers, posix_acl
 from unionfs.trees.remove import remove_tree
 
 _MARK_MODE: Final = 0o444
@@ -407,7 +407,7 @@ def _inherit_nothing(root_fd: int) -> None:
     mode = os.fstat(root_fd).st_mode
     if mode & stat.S_ISGID:
         os.fchmod(root_fd, stat.S_IMODE(mode) & ~stat.S_ISGID)
-    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+    for name in (posix_acl.DEFAULT, posix_acl.ACCESS):
         with suppress(OSError):  # there is none, or this filesystem has none
             os.removexattr(root_fd, name)
 

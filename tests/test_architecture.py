@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
-GROUND_FLOOR = ("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.compiled")
+GROUND_FLOOR = (
+    *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
+    "unionfs.compiled",
+)
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
 MAX_LINES = 600
@@ -35,6 +38,8 @@ class Row(NamedTuple):
 ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row(()),
+    "unionfs.id_ranges": Row(()),
+    "unionfs.posix_acl": Row(()),
     "unionfs.syscalls": Row(("unionfs.syscalls",)),
     "unionfs.trees": Row(("unionfs.markers", "unionfs.syscalls", "unionfs.trees")),
     "unionfs.core": Row(

@@ -15,9 +15,9 @@ from unionfs import markers
 from unionfs.changes import check, listing
 from unionfs.changes.apply import Applied, apply, resume
 from unionfs.changes.check import Plan
-from unionfs.changes.ids import Ids
+from unionfs.changes.ids import ShownIds
 from unionfs.changes.objects import Branches
-from unionfs.changes.owners import Owners
+from unionfs.changes.owners import OwnerChoice
 from unionfs.changes.stage import Progress
 from unionfs.syscalls import files
 
@@ -47,13 +47,13 @@ def quiet(_what: str, _path: bytes) -> None:
 class Setting:
     """A target directory, an upper on it, and the place of the journal."""
 
-    def __init__(self, upper: Path, target: Path, began_ns: int | None = None, ids: Ids | None = None) -> None:
+    def __init__(self, upper: Path, target: Path, began_ns: int | None = None, ids: ShownIds | None = None) -> None:
         self.upper = upper
         self.target = target
         self.journal = upper.with_name("apply.journal")
         self.began_ns = began_ns
-        self.ids = ids or Ids()
-        self.owners = Owners(self.ids, os.geteuid() == 0)
+        self.ids = ids or ShownIds()
+        self.owners = OwnerChoice(self.ids, os.geteuid() == 0)
 
     def plan(self) -> Plan:
         with self.branches() as branches:

@@ -455,7 +455,7 @@ print("; ".join(problem.why for problem in Setting(Path(sys.argv[1]), Path(sys.a
 AS_USER = """
 import os, sys; from pathlib import Path
 from tests.changes.applying import Setting
-from unionfs.changes.ids import Ids
+from unionfs.changes.ids import ShownIds
 change = Setting(Path(sys.argv[1]), Path(sys.argv[2]))
 for problem in change.plan().problems:
     print(problem.path.decode(), problem.privilege, problem.why)

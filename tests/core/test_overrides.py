@@ -16,8 +16,9 @@ from tests.core.pair import Pair, steps
 from tests.core.snapshots import merged
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller
 from unionfs.core.options import OptionError, Options
-from unionfs.core.owners import IdMap, Owners, Range
+from unionfs.core.owners import IdTranslation, OwnerTranslation
 from unionfs.core.union import Union
+from unionfs.id_ranges import IdRange
 from unionfs.markers import pack_identity, unpack_identity
 
 STAT = "user.containers.override_stat"
@@ -235,7 +236,7 @@ def test_ids_in_acls_are_translated(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "lower/f").write_bytes(b"")
     os.setxattr(tmp_path / "lower/f", ACCESS, acl("u::rw-,u:100007:rwx,g::r--,g:5:r--,m::rwx,o::---"))
-    ids = Owners(IdMap((Range(100000, 0, 1000),)), IdMap((Range(200000, 0, 1000),)))
+    ids = OwnerTranslation(IdTranslation((IdRange(0, 100000, 1000),)), IdTranslation((IdRange(0, 200000, 1000),)))
     branches = ((str(tmp_path / "lower"),), str(tmp_path / "upper"), str(tmp_path / "work"))
     union = Union(Options(*branches, owners=ids, overrides="user"))
     node = union.lookup(ROOT, b"f").nodeid
@@ -268,7 +269,7 @@ def test_owners_that_are_kept_and_not_shown(tmp_path: Path) -> None:
     for name in ("lower", "upper", "work"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower/f").write_bytes(b"")
-    all_root = Owners(IdMap(all_as=0), IdMap(all_as=0))
+    all_root = OwnerTranslation(IdTranslation(all_as=0), IdTranslation(all_as=0))
     branches = ((str(tmp_path / "lower"),), str(tmp_path / "upper"), str(tmp_path / "work"))
     options = Options(*branches, owners=all_root, overrides="user", owners_kept=True)
     union = Union(options)

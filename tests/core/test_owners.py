@@ -10,11 +10,12 @@ import pytest
 from tests.core.trees import tree
 from unionfs.core.attrs import ROOT, AttrChange, Caller
 from unionfs.core.options import Options
-from unionfs.core.owners import OVERFLOW, IdMap, Owners, Range, parse_ranges
+from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
 from unionfs.core.union import Union
+from unionfs.id_ranges import OVERFLOW, IdRange
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: giving files away")
-KEEP_ID = IdMap(parse_ranges(":0:1:1001:1001:0:1:1002:1002:64535"))
+KEEP_ID = IdTranslation(parse_ranges(":0:1:1001:1001:0:1:1002:1002:64535"))
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,8 @@ def test_ranges_both_ways(stored: int, shown: int) -> None:
 
 def test_without_ranges_nothing_changes_and_with_one_for_all_everything() -> None:
     for number in (0, 5, 1 << 31):
-        assert (IdMap().shown(number), IdMap().stored(number)) == (number, number)
-        assert (IdMap(all_as=7).shown(number), IdMap(all_as=7).stored(number)) == (7, 7)
+        assert (IdTranslation().shown(number), IdTranslation().stored(number)) == (number, number)
+        assert (IdTranslation(all_as=7).shown(number), IdTranslation(all_as=7).stored(number)) == (7, 7)
 
 
 @pytest.mark.parametrize("text", ["", ":", "0:1", "0:1:0", "0:-1:5", "a:b:c", "0:1:5:7", "0:4294967295:2"])
@@ -40,10 +41,10 @@ def test_what_are_no_ranges(text: str) -> None:
 
 
 def test_ranges_are_read_with_empty_parts_passed_over() -> None:
-    assert parse_ranges(":0:10:100::100:10000:2000:") == (Range(0, 10, 100), Range(100, 10000, 2000))
+    assert parse_ranges(":0:10:100::100:10000:2000:") == (IdRange(10, 0, 100), IdRange(10000, 100, 2000))
 
 
-def union_with(tmp_path: Path, owners: Owners) -> Union:
+def union_with(tmp_path: Path, owners: OwnerTranslation) -> Union:
     for name in ("upper", "work"):
         (tmp_path / name).mkdir()
     options = Options((str(tmp_path / "lower"),), str(tmp_path / "upper"), str(tmp_path / "work"), owners=owners)
@@ -59,7 +60,7 @@ def owner(path: Path) -> tuple[int, int]:
 def test_ranges_in_a_union(tmp_path: Path) -> None:
     """What is copied up keeps the stored ids; what is made or given away gets them."""
     tree(tmp_path / "lower", "f=1:0644,100000,200005 stranger=2:0644,7,7")
-    ids = Owners(IdMap((Range(100000, 0, 1000),)), IdMap((Range(200000, 0, 1000),)))
+    ids = OwnerTranslation(IdTranslation((IdRange(0, 100000, 1000),)), IdTranslation((IdRange(0, 200000, 1000),)))
     union = union_with(tmp_path, ids)
     entry = union.lookup(ROOT, b"f")
     assert (entry.attrs.uid, entry.attrs.gid) == (0, 5)
@@ -87,7 +88,7 @@ def test_one_user_for_all(tmp_path: Path) -> None:
     """Everything is shown as one user's, and giving it away succeeds without effect where it is not allowed."""
     tree(tmp_path / "lower", "f=1 d/g=2")
     me, mine = os.geteuid(), os.getegid()
-    union = union_with(tmp_path, Owners(IdMap(all_as=0), IdMap(all_as=0)))
+    union = union_with(tmp_path, OwnerTranslation(IdTranslation(all_as=0), IdTranslation(all_as=0)))
     entry = union.lookup(ROOT, b"f")
     assert (entry.attrs.uid, entry.attrs.gid) == (0, 0)
     changed = union.setattr(entry.nodeid, AttrChange(uid=33, gid=33))
@@ -102,7 +103,7 @@ def test_one_user_for_all(tmp_path: Path) -> None:
 @NEEDS_ROOT
 def test_without_it_giving_away_may_be_refused(tmp_path: Path) -> None:
     tree(tmp_path / "lower", "f=1")
-    union = union_with(tmp_path, Owners())
+    union = union_with(tmp_path, OwnerTranslation())
     entry = union.lookup(ROOT, b"f")
     os.seteuid(65534)
     try:

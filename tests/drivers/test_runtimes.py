@@ -15,8 +15,9 @@ import pytest
 from tests.drivers.conftest import House
 from tests.launcher.terminals import terminal
 from tests.support.timing import limit
+from unionfs.id_ranges import IdRange
 from unionfs.launcher import bundle
-from unionfs.launcher.idmap import Extent, IdMap
+from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.spec import Bind, Spec
 from unionfs.launcher.users import Identity
 
@@ -113,7 +114,7 @@ def test_a_terminal(house: House, runtime: str) -> None:
 
 def test_the_bundle() -> None:
     """What is written, and that owners, groups and privileges are those of our own launcher."""
-    ids = IdMap((Extent(0, 1000, 1),), (Extent(0, 1000, 1), Extent(1, 5000, 10)))
+    ids = NamespaceMap((IdRange(0, 1000, 1),), (IdRange(0, 1000, 1), IdRange(1, 5000, 10)))
     spec = Spec("/r", ("a", "b"), binds=(Bind("/s/é", "/t/deep", True), Bind("/s", "/t")), tmpfs=("/scratch",),
                 id_map=ids, capabilities=("CHOWN",), own_network=True)  # fmt: skip
     made = bundle.config(spec, Identity(7, 8, (3, 4000), "/home/x"))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from unionfs.id_ranges import IdRange
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.idmap import Extent, IdMap, Range, extents, parse_ranges
+from unionfs.launcher.idmap import NamespaceMap, SubordinateRange, extents, parse_ranges
 
 SUBUID = """\
 alice:100000:65536
@@ -58,16 +59,16 @@ def test_ranges_of_a_user(names: tuple[str, ...], expected: tuple[tuple[int, int
     ],
 )
 def test_map_of_ranges(own: int, ranges: tuple[tuple[int, int], ...], expected: list[tuple[int, int, int]]) -> None:
-    assert list(extents(own, [Range(*given) for given in ranges])) == expected
+    assert list(extents(own, [SubordinateRange(*given) for given in ranges])) == expected
 
 
 def test_the_kernel_takes_so_many_lines_and_no_more() -> None:
-    found = extents(1000, [Range(100000 + 10 * number, 5) for number in range(500)])
+    found = extents(1000, [SubordinateRange(100000 + 10 * number, 5) for number in range(500)])
     assert len(found) == 340
 
 
 def test_what_a_map_has() -> None:
-    id_map = IdMap((Extent(0, 1000, 1), Extent(1, 100000, 10)), (Extent(0, 100, 1),))
+    id_map = NamespaceMap((IdRange(0, 1000, 1), IdRange(1, 100000, 10)), (IdRange(0, 100, 1),))
     assert [uid for uid in range(-1, 20) if id_map.has_uid(uid)] == list(range(11))
     assert [gid for gid in range(-1, 20) if id_map.has_gid(gid)] == [0]
 
@@ -96,8 +97,8 @@ def test_no_helpers_give_a_single_id_and_say_why(tmp_path: Path, monkeypatch: py
     assert idmap.find(4242, 4242).limited == f"{helper} is neither set-user-id root nor given capabilities"
     helper.chmod(0o4755)
     (tmp_path / "newgidmap").symlink_to(helper)
-    assert idmap.find(4242, 4242) == IdMap(
-        (Extent(0, 4242, 1), Extent(1, 100000, 65536)), (Extent(0, 4242, 1), Extent(1, 100000, 65536))
+    assert idmap.find(4242, 4242) == NamespaceMap(
+        (IdRange(0, 4242, 1), IdRange(1, 100000, 65536)), (IdRange(0, 4242, 1), IdRange(1, 100000, 65536))
     )
 
 
@@ -114,6 +115,6 @@ def test_a_helper_that_refuses_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    id_map = IdMap((Extent(0, os.geteuid(), 1),), (Extent(0, os.getegid(), 1),))
+    id_map = NamespaceMap((IdRange(0, os.geteuid(), 1),), (IdRange(0, os.getegid(), 1),))
     with pytest.raises(LaunchError, match="newuidmap: not you"):
         mapped.call(id_map, lambda: b"")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unionfs.id_ranges import IdRange
 from unionfs.launcher import plan
-from unionfs.launcher.idmap import Extent, IdMap
+from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.spec import Bind, Spec
 
-RANGES = IdMap((Extent(0, 1000, 1), Extent(1, 100000, 65536)), (Extent(0, 1000, 1), Extent(1, 100000, 65536)))
-SINGLE = IdMap((Extent(0, 1000, 1),), (Extent(0, 100, 1),), "there is no more")
+RANGES = NamespaceMap(
+    (IdRange(0, 1000, 1), IdRange(1, 100000, 65536)), (IdRange(0, 1000, 1), IdRange(1, 100000, 65536))
+)
+SINGLE = NamespaceMap((IdRange(0, 1000, 1),), (IdRange(0, 100, 1),), "there is no more")
 
 DEV = [
     "mount tmpfs on /dev",

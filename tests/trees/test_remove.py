@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +73,15 @@ cat {top}/m/keep; stat -c %a {top}/m
 FEW_DESCRIPTORS = 64
 
 
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory that goes even if a test leaves a tree in it that is too deep for Python."""
+    path = tempfile.mkdtemp()
+    os.chmod(path, 0o777)
+    yield Path(path)
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
 def _make_deep(top: Path, levels: int, *, mode: int) -> None:
     """`levels` directories, each in the one before, and in each a file and, every 20 levels, two more directories."""
     top.mkdir()
@@ -95,28 +104,26 @@ def _remove_with_few_descriptors(run: Callable[[], None]) -> None:
     run()
 
 
-def test_a_deep_tree_needs_few_descriptors(tmp_path: Path) -> None:
-    _make_deep(tmp_path / "top", 3000, mode=0o755)
-    expect(in_child(partial(_remove_with_few_descriptors, partial(remove_path, str(tmp_path / "top")))))
-    assert os.listdir(tmp_path) == []
+def test_a_deep_tree_needs_few_descriptors(scratch: Path) -> None:
+    _make_deep(scratch / "top", 3000, mode=0o755)
+    expect(in_child(partial(_remove_with_few_descriptors, partial(remove_path, str(scratch / "top")))))
+    assert os.listdir(scratch) == []
 
 
 @needs_root
-def test_a_deep_locked_tree_of_an_ordinary_user() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chmod(scratch, 0o777)
-        top = Path(scratch) / "top"
+def test_a_deep_locked_tree_of_an_ordinary_user(scratch: Path) -> None:
+    top = scratch / "top"
 
-        def make_and_remove() -> None:
-            _make_deep(top, 300, mode=0o000)
-            remove_path(str(top))
+    def make_and_remove() -> None:
+        _make_deep(top, 300, mode=0o000)
+        remove_path(str(top))
 
-        as_user(1000, 1000, make_and_remove)
-        assert os.listdir(scratch) == []
+    as_user(1000, 1000, make_and_remove)
+    assert os.listdir(scratch) == []
 
 
-def test_a_daemon_sweeps_a_deep_tree_of_a_dead_one_with_few_descriptors(tmp_path: Path) -> None:
-    work = tmp_path / "work"
+def test_a_daemon_sweeps_a_deep_tree_of_a_dead_one_with_few_descriptors(scratch: Path) -> None:
+    work = scratch / "work"
     work.mkdir()
     (work / "live-1-dead").mkdir()
     _make_deep(work / "live-1-dead/t1", 3000, mode=0o755)
@@ -131,13 +138,13 @@ def test_a_daemon_sweeps_a_deep_tree_of_a_dead_one_with_few_descriptors(tmp_path
 
 @needs_root
 def test_a_directory_that_cannot_be_moved_is_emptied_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _make_deep(tmp_path / "top", 40, mode=0o755)
+    _make_deep(scratch / "top", 40, mode=0o755)
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(files, "renameat2", refuse)
-    remove_path(str(tmp_path / "top"))
-    assert os.listdir(tmp_path) == []
+    remove_path(str(scratch / "top"))
+    assert os.listdir(scratch) == []

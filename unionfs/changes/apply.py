@@ -24,7 +24,7 @@ from unionfs.changes.check import Plan
 from unionfs.changes.commit import Commit
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.objects import Branches
-from unionfs.changes.owners import Owners
+from unionfs.changes.owners import OwnerChoice
 from unionfs.changes.stage import Progress, Stage
 from unionfs.syscalls import files
 
@@ -64,7 +64,7 @@ def apply(
     branches: Branches,
     plan: Plan,
     unchanged_links: dict[tuple[int, int], bytes],
-    owners: Owners,
+    owners: OwnerChoice,
     target: str,
     journal_path: str,
     *,

@@ -21,7 +21,7 @@ from unionfs import markers
 from unionfs.changes.compare import MODE, MTIME, OWNER, XATTRS
 from unionfs.changes.listing import ADDED, Change, Changes
 from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, child
-from unionfs.changes.owners import CAPABILITY_XATTR, Owner, Owners
+from unionfs.changes.owners import CAPABILITY_XATTR, Owner, OwnerChoice
 from unionfs.syscalls import statx
 
 TARGET: Final = UPPER + 1
@@ -80,7 +80,7 @@ class Plan:
     space: int = 0  # bytes that building aside will take
 
 
-def plan(branches: Branches, found: Changes, owners: Owners, began_ns: int | None) -> Plan:
+def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int | None) -> Plan:
     """What applying `found` to the target means. `began_ns` is when the union began, on the clock of file times.
 
     Raises OSError only if the target's root itself cannot be read.
@@ -120,7 +120,7 @@ def _tops(changes: list[Change]) -> Iterator[tuple[Change, tuple[Change, ...]]]:
 
 
 class _Check:
-    def __init__(self, branches: Branches, owners: Owners, began_ns: int | None) -> None:
+    def __init__(self, branches: Branches, owners: OwnerChoice, began_ns: int | None) -> None:
         self.branches = branches  # immutable
         self.owners = owners  # immutable
         self.began_ns = began_ns  # immutable

@@ -8,31 +8,26 @@ when the union was made with `unmapped_as_root`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
-IdMap = tuple[tuple[int, int, int], ...]
-"""Lines of uid_map or gid_map: (first id inside, first id outside, how many)."""
-
-OVERFLOW: Final = 65534
-"""What the kernel shows for an id that has no number here (/proc/sys/kernel/overflowuid)."""
+from unionfs.id_ranges import OVERFLOW, IdRanges, to_inside
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
+class ShownIds:
     """How owners read by this process are shown inside the union. The default is a union without a user namespace."""
 
-    uid_map: IdMap = ()  # empty: the process sees the ids of the union's own namespace
-    gid_map: IdMap = ()
+    uid_map: IdRanges = ()  # empty: the process sees the ids of the union's own namespace
+    gid_map: IdRanges = ()
     foreign: bool = False  # lowers hold owners that the union's namespace does not know
     unmapped_as_root: bool = False  # those are shown as root, not as nobody
 
     @classmethod
-    def outside(cls, uid_map: IdMap, gid_map: IdMap, unmapped_as_root: bool) -> Ids:
+    def outside(cls, uid_map: IdRanges, gid_map: IdRanges, unmapped_as_root: bool) -> ShownIds:
         """For a process outside the user namespace of a union that runs in one."""
         return cls(uid_map, gid_map, True, unmapped_as_root)
 
     @classmethod
-    def inside(cls, unmapped_as_root: bool) -> Ids:
+    def inside(cls, unmapped_as_root: bool) -> ShownIds:
         """For a process in a user namespace with the same maps as the union's."""
         return cls((), (), True, unmapped_as_root)
 
@@ -43,32 +38,16 @@ class Ids:
             self.shown_id(self.gid_map, gid, of_lower=of_lower),
         )
 
-    def shown_id(self, id_map: IdMap, number: int, *, of_lower: bool) -> int:
-        """One id of an owner; `id_map` is the map of its kind."""
+    def shown_id(self, ranges: IdRanges, number: int, *, of_lower: bool) -> int:
+        """One id of an owner; `ranges` is the map of its kind."""
         if not self.foreign:
             return number
         shown: int | None = number
-        if id_map:
-            shown = to_inside(id_map, number)
+        if ranges:
+            shown = to_inside(ranges, number)
         elif number == OVERFLOW and of_lower:
             # Seen from inside, nobody and an unknown owner look alike. In a lower it is the unknown one.
             shown = None
         if shown is None:
             return 0 if self.unmapped_as_root and of_lower else OVERFLOW
         return shown
-
-
-def to_inside(id_map: IdMap, number: int) -> int | None:
-    """The id inside for an id outside; None if it has none."""
-    for first_inside, first_outside, count in id_map:
-        if first_outside <= number < first_outside + count:
-            return number - first_outside + first_inside
-    return None
-
-
-def to_outside(id_map: IdMap, number: int) -> int | None:
-    """The id outside for an id inside; None if it has none."""
-    for first_inside, first_outside, count in id_map:
-        if first_inside <= number < first_inside + count:
-            return number - first_inside + first_outside
-    return None

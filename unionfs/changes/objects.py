@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from unionfs import markers
-from unionfs.changes.ids import Ids
+from unionfs.changes.ids import ShownIds
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import open_beneath
 
@@ -115,14 +115,14 @@ class Branches:
         upper: str | bytes,
         lowers: Sequence[str | bytes],
         *,
-        ids: Ids | None = None,
+        ids: ShownIds | None = None,
         hidden: Iterable[str | bytes] = (),
         skip_unreadable: bool = False,
         is_whole: bool = False,
     ) -> None:
         """Raises OSError if a branch cannot be opened."""
         self.is_whole = is_whole  # immutable: the upper holds everything, and nothing of the lowers shows through
-        self.ids = ids or Ids()  # immutable
+        self.ids = ids or ShownIds()  # immutable
         self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
         self._hidden = frozenset(os.path.realpath(os.fsencode(path)) for path in hidden)  # immutable

@@ -15,18 +15,17 @@ from __future__ import annotations
 import stat
 import struct
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
-from unionfs.changes.ids import IdMap, Ids, to_inside, to_outside
+from unionfs import posix_acl
+from unionfs.changes.ids import ShownIds
 from unionfs.changes.objects import Object
+from unionfs.id_ranges import IdRanges, to_inside, to_outside
 
-ACL_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default")
+ACL_XATTRS: Final = (posix_acl.ACCESS, posix_acl.DEFAULT)
 CAPABILITY_XATTR: Final = "security.capability"
 
-_ACL_HEADER: Final = struct.Struct("<I")  # <linux/posix_acl_xattr.h>
-_ACL_ENTRY: Final = struct.Struct("<HHI")
-_ACL_USER: Final = 2
-_ACL_GROUP: Final = 8
 _CAP_V2: Final = struct.Struct("<IIIII")  # <linux/capability.h>, struct vfs_cap_data
 _CAP_V3_SIZE: Final = 24  # with the root id of its user namespace behind
 _CAP_REVISION_2: Final = 0x02000000
@@ -41,10 +40,10 @@ class Owner(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Owners:
+class OwnerChoice:
     """The choice above, for one union and one process that applies its changes."""
 
-    ids: Ids
+    ids: ShownIds
     privileged: bool  # the process may give files to anybody
 
     def choose(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
@@ -59,38 +58,36 @@ class Owners:
             ),
         )
 
-    def _choose(self, id_map: IdMap, number: int, old: int | None, parent: int, to_parent: bool) -> int:
-        if old is not None and self._shown(id_map, old) == number:
+    def _choose(self, ranges: IdRanges, number: int, old: int | None, parent: int, to_parent: bool) -> int:
+        if old is not None and self._shown(ranges, old) == number:
             return old
-        if to_parent and self._shown(id_map, parent) == number:
+        if to_parent and self._shown(ranges, parent) == number:
             return parent
         if number == 0:
-            own = to_outside(id_map, 0)
+            own = to_outside(ranges, 0)
             return 0 if own is None else own
         return number
 
-    def _shown(self, id_map: IdMap, number: int) -> int:
-        return self.ids.shown_id(id_map, number, of_lower=True)
+    def _shown(self, ranges: IdRanges, number: int) -> int:
+        return self.ids.shown_id(ranges, number, of_lower=True)
 
     def translate(self, xattrs: dict[str, bytes]) -> dict[str, bytes]:
         """Attributes of an upper file as they should be on the machine: ids in ACLs and in capabilities put right."""
         if not self.ids.foreign:
             return xattrs
         result = dict(xattrs)
+        users, groups = (partial(_inside_or_same, ranges) for ranges in (self.ids.uid_map, self.ids.gid_map))
         for name in ACL_XATTRS:
             if name in result:
-                result[name] = self._translate_acl(result[name])
+                result[name] = posix_acl.translated(result[name], users, groups)
         if CAPABILITY_XATTR in result:
             result[CAPABILITY_XATTR] = _without_namespace(result[CAPABILITY_XATTR])
         return result
 
-    def _translate_acl(self, value: bytes) -> bytes:
-        parts = [value[: _ACL_HEADER.size]]
-        for tag, perm, number in _ACL_ENTRY.iter_unpack(value[_ACL_HEADER.size :]):
-            id_map = {_ACL_USER: self.ids.uid_map, _ACL_GROUP: self.ids.gid_map}.get(tag, ())
-            inside = to_inside(id_map, number) if id_map else None
-            parts.append(_ACL_ENTRY.pack(tag, perm, number if inside in (None, 0) else inside))
-        return b"".join(parts)
+
+def _inside_or_same(ranges: IdRanges, number: int) -> int:
+    """The id inside of what has one there other than root's; else the id as it is."""
+    return to_inside(ranges, number) or number
 
 
 def _without_namespace(value: bytes) -> bytes:

@@ -21,7 +21,7 @@ from unionfs.changes.compare import MODE, OWNER, XATTRS
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.listing import Change
 from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, fd_xattrs
-from unionfs.changes.owners import Owner, Owners
+from unionfs.changes.owners import Owner, OwnerChoice
 from unionfs.syscalls import files
 
 Progress = Callable[[str, bytes], None]
@@ -44,7 +44,7 @@ class Stage:
     def __init__(
         self,
         branches: Branches,
-        owners: Owners,
+        owners: OwnerChoice,
         journal: Journal,
         unchanged_links: dict[tuple[int, int], bytes],
         progress: Progress,

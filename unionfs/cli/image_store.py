@@ -44,7 +44,7 @@ _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 class Ids:
     """Which owners layers can be given here. `limited` says why there is only one id; else it is empty."""
 
-    id_map: idmap.IdMap | None  # None: this process is root
+    id_map: idmap.NamespaceMap | None  # None: this process is root
     limited: str = ""
 
     @property

@@ -10,7 +10,7 @@ from unionfs import daemon
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options
-from unionfs.core.owners import Owners
+from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
@@ -63,7 +63,7 @@ def branches(
     *,
     whiteout: str,
     durability: str,
-    owners: Owners | None = None,
+    owners: OwnerTranslation | None = None,
     atime: bool = True,
     overrides: str = "",
     static_nlink: bool = False,

@@ -16,7 +16,7 @@ from typing import Final
 
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
-from unionfs.core.owners import IdMap, Owners, parse_ranges
+from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
 from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
@@ -272,21 +272,21 @@ def _one_path(values: dict[str, str], name: str) -> str | None:
     return paths[0] if paths else None
 
 
-def _owners(values: dict[str, str]) -> Owners | None:
+def _owners(values: dict[str, str]) -> OwnerTranslation | None:
     """squash_to_uid and squash_to_gid go before squash_to_root, and that before the mappings."""
     users, groups = (_id_map(values, kind) for kind in ("uid", "gid"))
-    return Owners(users, groups) if users != IdMap() or groups != IdMap() else None
+    return OwnerTranslation(users, groups) if users != IdTranslation() or groups != IdTranslation() else None
 
 
-def _id_map(values: dict[str, str], kind: str) -> IdMap:
+def _id_map(values: dict[str, str], kind: str) -> IdTranslation:
     name = f"squash_to_{kind}" if f"squash_to_{kind}" in values else f"{kind}mapping"
     text = values.get(name, "")
     if name not in values or (name == f"{kind}mapping" and "squash_to_root" in values):
-        return IdMap(all_as=0) if "squash_to_root" in values else IdMap()
+        return IdTranslation(all_as=0) if "squash_to_root" in values else IdTranslation()
     try:
         if name == f"{kind}mapping":
-            return IdMap(parse_ranges(text)[::-1]) if text.strip(":") else IdMap()  # the last that fits counts
-        return IdMap(all_as=parse_ranges(f"{text}:0:1")[0].stored)
+            return IdTranslation(parse_ranges(text)[::-1] if text.strip(":") else ())  # the last that fits counts
+        return IdTranslation(all_as=parse_ranges(f"{text}:0:1")[0].outside)
     except ValueError as why:
         raise CommandError(f"mount failed: {name}={text}: {why}") from None
 

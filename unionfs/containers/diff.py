@@ -19,10 +19,10 @@ from unionfs.changes import check, cost, listing, record
 from unionfs.changes.apply import Applied, NotAppliedError, PartlyAppliedError
 from unionfs.changes.check import Objection, Plan
 from unionfs.changes.cost import CopiedUp
-from unionfs.changes.ids import Ids
+from unionfs.changes.ids import ShownIds
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
-from unionfs.changes.owners import Owners
+from unionfs.changes.owners import OwnerChoice
 from unionfs.changes.stage import Progress
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers.record import Container
@@ -70,7 +70,7 @@ def _looked_at(container: Container, look: Callable[[Branches], bytes]) -> bytes
             hint=f"unionfs apply {container.name} carries on; unionfs rm {container.name} forgets them",
         )
     id_map = id_map_of(container)
-    ids = Ids.inside(container.unmapped_as_root) if id_map else _ids_outside(container)
+    ids = ShownIds.inside(container.unmapped_as_root) if id_map else _ids_outside(container)
     try:
         return mapped.call(id_map, lambda: _look(container, ids, look))
     except OSError as error:
@@ -238,12 +238,12 @@ def _list(container: Container, branches: Branches) -> Changes:
     return found
 
 
-def _look(container: Container, ids: Ids, look: Callable[[Branches], bytes]) -> bytes:
+def _look(container: Container, ids: ShownIds, look: Callable[[Branches], bytes]) -> bytes:
     with _branches(container, ids) as branches:
         return look(branches)
 
 
-def _branches(container: Container, ids: Ids) -> Branches:
+def _branches(container: Container, ids: ShownIds) -> Branches:
     return Branches(
         container.upper,
         container.branches,
@@ -265,22 +265,23 @@ def _remembered(container: Container) -> Changes | None:
         raise CommandError(failed("reading the changes", path, f"bad content: {error}")) from error
 
 
-def _owners(container: Container) -> Owners:
-    return Owners(_ids_outside(container), idmap.is_privileged())
+def _owners(container: Container) -> OwnerChoice:
+    return OwnerChoice(_ids_outside(container), idmap.is_privileged())
 
 
-def _ids_outside(container: Container) -> Ids:
+def _ids_outside(container: Container) -> ShownIds:
     if not container.uid_map:
-        return Ids()
-    return Ids.outside(container.uid_map, container.gid_map, container.unmapped_as_root)
+        return ShownIds()
+    return ShownIds.outside(container.uid_map, container.gid_map, container.unmapped_as_root)
 
 
-def id_map_of(container: Container) -> idmap.IdMap | None:
+def id_map_of(container: Container) -> idmap.NamespaceMap | None:
     """The ids to enter a user namespace with, so that everything in the upper can be read; None for root, who can."""
     if idmap.is_privileged() or not container.uid_map:
         return None
-    uids, gids = (tuple(idmap.Extent(*line) for line in lines) for lines in (container.uid_map, container.gid_map))
-    return idmap.IdMap(uids, gids, "" if len(uids) > 1 else "it was made with one id")
+    return idmap.NamespaceMap(
+        container.uid_map, container.gid_map, "" if len(container.uid_map) > 1 else "it was made with one id"
+    )
 
 
 def _journal(container: Container) -> str:

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from unionfs.drivers.driver import DEFAULT
+from unionfs.id_ranges import IdRange, IdRanges
 
 _LIVELY: Final = ("starting", "running")
-
-IdMap = tuple[tuple[int, int, int], ...]
-"""Lines of uid_map or gid_map: (id inside, id outside, how many). Empty: ids are the same inside and outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,8 @@ class Container:
     job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `containers.job`
     kind: str = "run"  # run | try
     began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
-    uid_map: IdMap = ()
-    gid_map: IdMap = ()
+    uid_map: IdRanges = ()  # empty: ids are the same inside and outside
+    gid_map: IdRanges = ()
     unmapped_as_root: bool = False
     skip_unreadable: bool = False
     hidden: tuple[str, ...] = ()
@@ -140,5 +138,5 @@ def _from_dict(directory: str, record: dict[str, Any]) -> Container:
     for key in ("lowers", "command", "hidden"):
         values[key] = tuple(values.get(key, ()))
     for key in ("uid_map", "gid_map"):
-        values[key] = tuple((int(a), int(b), int(c)) for a, b, c in values.get(key, ()))
+        values[key] = tuple(IdRange(int(a), int(b), int(c)) for a, b, c in values.get(key, ()))
     return Container(directory=directory, **values)

@@ -35,7 +35,7 @@ from unionfs.containers.rootfs import (
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.core.options import OptionError, Options, check_directory
-from unionfs.core.owners import IdMap, Owners
+from unionfs.core.owners import IdTranslation, OwnerTranslation
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
 from unionfs.launcher import idmap, mapped
@@ -62,7 +62,7 @@ OWN_MOUNTS: Final = CLONE_NEWNS
 _RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
 
 
-def my_ids() -> idmap.IdMap | None:
+def my_ids() -> idmap.NamespaceMap | None:
     """The ids a container of this user has; None for root, who needs no user namespace."""
     return None if idmap.is_privileged() else idmap.find(os.geteuid(), os.getegid())
 
@@ -190,7 +190,7 @@ def _mount_volumes(job: Job, container: Container, root_fd: int) -> None:
             raise LaunchError.of("mounting the volume", error, path=bind.source) from error
 
 
-def make_spec(job: Job, container: Container, id_map: idmap.IdMap | None) -> Spec:
+def make_spec(job: Job, container: Container, id_map: idmap.NamespaceMap | None) -> Spec:
     """What the launcher is told."""
     hostname = job.hostname or container.id[:12]
     environment = {"PATH": SEARCH_PATH, "HOSTNAME": hostname, "container": "unionfs"}
@@ -351,7 +351,7 @@ class _Turns:
         by_name(self._job.driver).remove(path)
         remove_path(path)
 
-    def make_up_for(self, id_map: idmap.IdMap | None) -> None:
+    def make_up_for(self, id_map: idmap.NamespaceMap | None) -> None:
         """In the launching process, after a failure: what is left to do if no monitor has done it."""
         try:
             current = self._store.load(self._container.id)
@@ -394,7 +394,7 @@ class _Turns:
             raise LaunchError("", "", str(error), hint=error.hint) from error
 
 
-def _is_supervised(job: Job, id_map: idmap.IdMap | None) -> bool:
+def _is_supervised(job: Job, id_map: idmap.NamespaceMap | None) -> bool:
     """Whether owners and users that do not exist are to be had: by our own union and launcher only."""
     if id_map is None or not id_map.limited:
         return False
@@ -402,7 +402,7 @@ def _is_supervised(job: Job, id_map: idmap.IdMap | None) -> bool:
 
 
 class _Ownership(TypedDict):
-    owners: Owners | None
+    owners: OwnerTranslation | None
     overrides: str
     owners_kept: bool
 
@@ -410,7 +410,8 @@ class _Ownership(TypedDict):
 def _ownership(driver: str) -> _Ownership:
     """Where there is one id, our union shows everything as root's, and keeps beside it whose it should be."""
     if driver == FUSE and idmap.is_alone():
-        return {"owners": Owners(IdMap(all_as=0), IdMap(all_as=0)), "overrides": "user", "owners_kept": True}
+        root = IdTranslation(all_as=0)
+        return {"owners": OwnerTranslation(root, root), "overrides": "user", "owners_kept": True}
     return {"owners": None, "overrides": "", "owners_kept": False}
 
 

@@ -1,32 +1,19 @@
-"""POSIX ACLs: what a new object inherits from its directory when it is not made in place, how an ACL and a mode follow
-each other, and whose ids are in it. acl(5), "OBJECT CREATION AND DEFAULT ACLs", "CORRESPONDENCE BETWEEN ACL ENTRIES AND
-FILE PERMISSION BITS".
+"""What a new object inherits of its directory's default ACL, and ACLs kept aside that follow a changed mode.
 
-The binary form is that of the extended attributes (linux/posix_acl_xattr.h): a version of 32 bits, then entries of
-tag (16), permissions (16) and id (32), little endian. On a branch with overrides an ACL is kept aside, and so is the
-mode, which the filesystem therefore does not keep in step.
+On a branch with overrides an ACL is kept aside, and so is the mode, which the filesystem therefore does not keep in
+step. The form of ACLs is `unionfs.posix_acl`'s.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
-from collections.abc import Callable
-from typing import Final
 
 from unionfs.core.branch import BranchDir
 from unionfs.core.marks import proc_path
 from unionfs.core.overrides import Overrides
+from unionfs.posix_acl import ACCESS, DEFAULT, apply_mode, says_more, with_mode
 from unionfs.syscalls import files
-
-_ENTRY: Final = struct.Struct("<HHI")
-_HEADER: Final = 4
-_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-_ORDER: Final = (_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER)
-_VERSION: Final = 2
-DEFAULT: Final = "system.posix_acl_default"
-ACCESS: Final = "system.posix_acl_access"
 
 
 def read_default(place: BranchDir) -> bytes | None:
@@ -43,86 +30,6 @@ def read_default(place: BranchDir) -> bytes | None:
         if value is not None:
             return value
     return None
-
-
-def _entries(acl: bytes) -> list[list[int]]:
-    return [list(_ENTRY.unpack_from(acl, at)) for at in range(_HEADER, len(acl) - _ENTRY.size + 1, _ENTRY.size)]
-
-
-def _packed(acl: bytes, entries: list[list[int]]) -> bytes:
-    return acl[:_HEADER] + b"".join(_ENTRY.pack(*entry) for entry in entries)
-
-
-def _shifts(entries: list[list[int]]) -> dict[int, int]:
-    """Tag -> where its permissions are in a mode: the group's bits are the mask's, if there is one."""
-    has_mask = any(entry[0] == _MASK for entry in entries)
-    return {_USER_OBJ: 6, _OTHER: 0, (_MASK if has_mask else _GROUP_OBJ): 3}
-
-
-def check(acl: bytes) -> None:
-    """Refuse what is no ACL, as a filesystem that keeps it itself does: EOPNOTSUPP for an unknown form, EINVAL."""
-    if len(acl) < _HEADER or int.from_bytes(acl[:_HEADER], "little") != _VERSION:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    entries = _entries(acl)
-    tags = [entry[0] for entry in entries]
-    once = all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER)) and tags.count(_MASK) <= 1
-    needs_mask = (_USER in tags or _GROUP in tags) and _MASK not in tags
-    known = all(tag in _ORDER and entry[1] <= 7 for tag, entry in zip(tags, entries, strict=True))
-    whole = len(acl) == _HEADER + len(entries) * _ENTRY.size
-    if not whole or not known or not once or needs_mask or sorted(tags, key=_ORDER.index) != tags:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-
-def apply_mode(default: bytes, mode: int) -> tuple[bytes, int]:
-    """The access ACL of a new object and its mode: each class keeps what both the default ACL and `mode` grant."""
-    entries = _entries(default)
-    shift_of = _shifts(entries)
-    kept = mode & ~0o777
-    for entry in entries:
-        shift = shift_of.get(entry[0])
-        if shift is not None:
-            entry[1] &= (mode >> shift) & 7
-            kept |= entry[1] << shift
-    return _packed(default, entries), kept
-
-
-def with_mode(access: bytes, mode: int) -> bytes:
-    """The ACL after chmod(2)."""
-    entries = _entries(access)
-    shift_of = _shifts(entries)
-    for entry in entries:
-        shift = shift_of.get(entry[0])
-        if shift is not None:
-            entry[1] = (mode >> shift) & 7
-    return _packed(access, entries)
-
-
-def mode_of(access: bytes, mode: int) -> int:
-    """The mode of an object that had `mode`, after it got this ACL."""
-    entries = _entries(access)
-    shift_of = _shifts(entries)
-    kept = mode & ~0o777
-    for entry in entries:
-        shift = shift_of.get(entry[0])
-        if shift is not None:
-            kept |= (entry[1] & 7) << shift
-    return kept
-
-
-def says_more(access: bytes) -> bool:
-    """Whether an ACL says what no mode can; else it is none (acl(5), "minimum ACLs")."""
-    return any(entry[0] not in (_USER_OBJ, _GROUP_OBJ, _OTHER) for entry in _entries(access))
-
-
-def translated(acl: bytes, users: Callable[[int], int], groups: Callable[[int], int]) -> bytes:
-    """The same ACL with the ids of its users and groups changed."""
-    entries = _entries(acl)
-    for entry in entries:
-        if entry[0] == _USER:
-            entry[2] = users(entry[2])
-        elif entry[0] == _GROUP:
-            entry[2] = groups(entry[2])
-    return _packed(acl, entries)
 
 
 def follow_mode(overrides: Overrides, place: BranchDir, leaf: bytes, mode: int) -> None:

@@ -10,14 +10,14 @@ import errno
 import os
 from typing import Final
 
-from unionfs import markers
+from unionfs import markers, posix_acl
 from unionfs.core import inodes, ownership
 from unionfs.core.attrs import IFDIR, IFLNK, IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, MadeStat, Stat
 from unionfs.core.marks import path_at
 from unionfs.core.tree import Tree
 
-_LATE_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.capability")
+_LATE_XATTRS: Final = (posix_acl.ACCESS, posix_acl.DEFAULT, "security.capability")
 """Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
 
 

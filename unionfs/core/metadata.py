@@ -7,21 +7,21 @@ import errno
 import os
 import stat
 
-from unionfs import markers
-from unionfs.core import acl, copyup, ownership
+from unionfs import markers, posix_acl
+from unionfs.core import copyup, ownership
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
-from unionfs.core.owners import Owners
+from unionfs.core.owners import OwnerTranslation
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files, statx
 from unionfs.syscalls.statx import Beyond
 
 _NS = 1_000_000_000
-_AS_STORED = Owners()
-_ACLS = (os.fsencode(acl.ACCESS), os.fsencode(acl.DEFAULT))
+_AS_STORED = OwnerTranslation()
+_ACLS = (os.fsencode(posix_acl.ACCESS), os.fsencode(posix_acl.DEFAULT))
 
 
 def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
@@ -175,7 +175,7 @@ def find_xattr(tree: Tree, node: Node, name: bytes) -> bytes | None:
             return None
         value = _read_xattr(node, name)  # put there by somebody who could
     if value is not None and tree.owners is not None and name in _ACLS:
-        return acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
+        return posix_acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
     return value
 
 
@@ -208,7 +208,7 @@ def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> N
     """Set an extended attribute (setxattr(2)); `flags` may be XATTR_CREATE or XATTR_REPLACE. EEXIST, ENODATA, ENOSPC,
     EPERM for the union's own names."""
     if tree.owners is not None and name in _ACLS:
-        value = acl.translated(value, tree.owners.users.stored, tree.owners.groups.stored)
+        value = posix_acl.translated(value, tree.owners.users.stored, tree.owners.groups.stored)
     copyup.require_upper(tree)
     stored = _stored(tree.staging.branch, name, errno.EPERM)
     _refuse_as_special(tree, node, name, errno.EPERM)
@@ -218,15 +218,15 @@ def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> N
         if isinstance(node, FileNode) and not _is_covered(node):
             stored = os.fsdecode(name)
         elif value:
-            acl.check(value)
+            posix_acl.check(value)
             if name == _ACLS[1] and isinstance(node, FileNode):
                 refuse(errno.EACCES, name)
     if stored != os.fsdecode(name) and name == _ACLS[0]:
         mode = stat.S_IMODE(tree.stat(node).st_mode)
-        wanted = acl.mode_of(value, mode)
+        wanted = posix_acl.mode_of(value, mode)
         if wanted != mode:
             setattr_node(tree, node, AttrChange(mode=wanted))
-        if not acl.says_more(value):
+        if not posix_acl.says_more(value):
             with contextlib.suppress(OSError):
                 os.removexattr(path, stored, follow_symlinks=follow)
             tree.ours(node)

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from unionfs.core.owners import Owners
+from unionfs.core.owners import OwnerTranslation
 
 WHITEOUT_FORMATS: Final = ("aufs", "overlay", "fuse-overlayfs")
 DURABILITIES: Final = ("strict", "normal", "volatile")
@@ -41,7 +41,7 @@ class Options:
         "normal"  # strict: copy-ups are on the device before they are visible; volatile: fsync does nothing
     )
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
-    owners: Owners | None = None  # how owners are translated; None: not at all
+    owners: OwnerTranslation | None = None  # how owners are translated; None: not at all
     overrides: str = ""  # upper keeps owners, modes and types in attributes: "user" or "privileged" ones; "": on disk
     overrides_shared: bool = False  # what is so kept can be read on disk by everybody
     owners_kept: bool = False  # owners that are not shown can be set and read by markers.OWNER_XATTR

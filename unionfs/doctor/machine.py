@@ -101,7 +101,7 @@ def first_free(subids: str) -> int:
     return max((_SUBIDS_FIRST, *ends))
 
 
-def _attempt(id_map: idmap.IdMap | None, kinds: int, action: Callable[[], None]) -> str:
+def _attempt(id_map: idmap.NamespaceMap | None, kinds: int, action: Callable[[], None]) -> str:
     """Why `action` fails in a child with new namespaces and these ids; empty if it does not."""
     read_fd, write_fd = os.pipe()
 

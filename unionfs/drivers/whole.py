@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from unionfs.changes.ids import Ids
+from unionfs.changes.ids import ShownIds
 from unionfs.changes.lowers import Found, Stack, lookup, names, root_stack
 from unionfs.changes.objects import Branches, Object
 from unionfs.changes.owners import Owner
@@ -30,7 +30,7 @@ def add(
     A name that is there stays as it is; if both are directories, what is missing inside is added. A directory gets its
     attributes when it is made. Raises: OSError; what was added until then stays.
     """
-    ids = Ids.inside(unmapped_as_root)
+    ids = ShownIds.inside(unmapped_as_root)
     with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden) as branches:
         root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from unionfs.id_ranges import IdRange, IdRanges, to_outside
 from unionfs.launcher.errors import SEE_DOCTOR, LaunchError
 from unionfs.syscalls.namespaces import capget, has_no_new_privileges
 
@@ -29,33 +30,25 @@ _MAX_EXTENTS: Final = 340  # user_namespaces(7): lines of a uid_map
 _ID_END: Final = 2**32 - 1  # (uid_t) -1 is no id
 
 
-class Extent(NamedTuple):
-    """One line of a uid_map or gid_map."""
-
-    inside: int
-    outside: int
-    length: int
-
-
-class Range(NamedTuple):
+class SubordinateRange(NamedTuple):
     """Subordinate ids of one user: one line of /etc/subuid or /etc/subgid."""
 
     first: int
     length: int
 
 
-class IdMap(NamedTuple):
-    """The maps of a user namespace. `limited` says why there is only one id, and is empty when there are more."""
+class NamespaceMap(NamedTuple):
+    """The uid_map and gid_map of a user namespace. `limited` says why there is only one id; empty: there are more."""
 
-    uids: tuple[Extent, ...]
-    gids: tuple[Extent, ...]
+    uids: IdRanges
+    gids: IdRanges
     limited: str = ""
 
     def has_uid(self, uid: int) -> bool:
-        return any(extent.inside <= uid < extent.inside + extent.length for extent in self.uids)
+        return to_outside(self.uids, uid) is not None
 
     def has_gid(self, gid: int) -> bool:
-        return any(extent.inside <= gid < extent.inside + extent.length for extent in self.gids)
+        return to_outside(self.gids, gid) is not None
 
 
 def is_privileged() -> bool:
@@ -64,7 +57,7 @@ def is_privileged() -> bool:
     return os.geteuid() == 0 and bool(effective >> _CAP_SYS_ADMIN & 1) and bool(effective >> _CAP_SETUID & 1)
 
 
-def find(uid: int, gid: int) -> IdMap:
+def find(uid: int, gid: int) -> NamespaceMap:
     """The best map this user can have: its subordinate ids, or one id when it has none."""
     names = {str(uid)}
     try:
@@ -79,7 +72,7 @@ def find(uid: int, gid: int) -> IdMap:
     for helper in HELPERS:
         if why := why_helper_is_useless(helper):
             return single(uid, gid, why)
-    return IdMap(extents(uid, uid_ranges), extents(gid, gid_ranges))
+    return NamespaceMap(extents(uid, uid_ranges), extents(gid, gid_ranges))
 
 
 def why_helper_is_useless(name: str) -> str:
@@ -96,12 +89,12 @@ def why_helper_is_useless(name: str) -> str:
     return ""
 
 
-def single(uid: int, gid: int, why: str) -> IdMap:
+def single(uid: int, gid: int, why: str) -> NamespaceMap:
     """The map anybody can have: root inside is this user outside, and nobody else exists."""
-    return IdMap((Extent(0, uid, 1),), (Extent(0, gid, 1),), why)
+    return NamespaceMap((IdRange(0, uid, 1),), (IdRange(0, gid, 1),), why)
 
 
-def parse_ranges(text: str, names: Iterable[str]) -> tuple[Range, ...]:
+def parse_ranges(text: str, names: Iterable[str]) -> tuple[SubordinateRange, ...]:
     """The ranges that a subuid(5) file gives to the user known by any of `names`; a bad line gives none."""
     wanted = set(names)
     found = []
@@ -109,22 +102,22 @@ def parse_ranges(text: str, names: Iterable[str]) -> tuple[Range, ...]:
         name, _, numbers = line.strip().partition(":")
         first, _, count = numbers.partition(":")
         if name in wanted and first.isdecimal() and count.isdecimal() and int(count) > 0:
-            found.append(Range(int(first), int(count)))
+            found.append(SubordinateRange(int(first), int(count)))
     return tuple(found)
 
 
-def extents(own: int, ranges: Iterable[Range]) -> tuple[Extent, ...]:
+def extents(own: int, ranges: Iterable[SubordinateRange]) -> IdRanges:
     """The map of 0 to `own` and of 1, 2, ... to the ranges.
 
     The kernel takes no id twice: what a range repeats of `own` or of an earlier range is left out.
     """
-    found = [Extent(0, own, 1)]
+    found = [IdRange(0, own, 1)]
     inside = 1
     for given in ranges:
         for first, end in _without(given.first, min(given.first + given.length, _ID_END), found):
             if len(found) < _MAX_EXTENTS:
                 count = min(end - first, _ID_END - inside)
-                found.append(Extent(inside, first, count))
+                found.append(IdRange(inside, first, count))
                 inside += count
     return tuple(found)
 
@@ -135,7 +128,7 @@ def is_alone() -> bool:
         return sum(int(line.split()[2]) for line in file) == 1
 
 
-def write(pid: int, id_map: IdMap) -> None:
+def write(pid: int, id_map: NamespaceMap) -> None:
     """Give the new user namespace of process `pid` its maps.
 
     Uses newuidmap and newgidmap unless only the own ids are mapped, which the kernel lets everybody do.
@@ -150,7 +143,7 @@ def write(pid: int, id_map: IdMap) -> None:
         raise LaunchError("mapping user ids", "", "; ".join(failures), hint=SEE_DOCTOR)
 
 
-def _write_single(pid: int, id_map: IdMap) -> None:
+def _write_single(pid: int, id_map: NamespaceMap) -> None:
     try:
         _write_file(f"/proc/{pid}/setgroups", "deny")  # user_namespaces(7): else the gid_map is refused
         _write_file(f"/proc/{pid}/uid_map", " ".join(map(str, id_map.uids[0])))
@@ -165,7 +158,7 @@ class _Helper(NamedTuple):
     output_fd: int
 
 
-def _start_helper(name: str, pid: int, mapped: tuple[Extent, ...]) -> _Helper:
+def _start_helper(name: str, pid: int, mapped: IdRanges) -> _Helper:
     numbers = [str(number) for extent in mapped for number in extent]
     read_fd, write_fd = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, write_fd, 2)]
@@ -195,7 +188,7 @@ def _end_helper(helper: _Helper) -> str:
     return (said or f"{helper.name} failed") if status else ""
 
 
-def _without(first: int, end: int, taken: Iterable[Extent]) -> list[tuple[int, int]]:
+def _without(first: int, end: int, taken: Iterable[IdRange]) -> list[tuple[int, int]]:
     """What remains of the ids from `first` up to `end` when those taken outside are cut out, as (first, end)."""
     left = [(first, end)]
     for extent in taken:

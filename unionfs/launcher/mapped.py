@@ -20,7 +20,7 @@ from unionfs.syscalls.namespaces import CLONE_NEWUSER, unshare
 _GO = b"g"
 
 
-def fork(id_map: idmap.IdMap | None, kinds: int, body: Callable[[], int]) -> int:
+def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int]) -> int:
     """Fork a child with new namespaces of `kinds` (CLONE_NEW*) that exits with what `body` returns. Returns its pid.
 
     With an `id_map` the child is root of a new user namespace with these ids. When this returns the child has its
@@ -55,7 +55,7 @@ def end(pid: int) -> None:
             os.waitpid(pid, 0)
 
 
-def call(id_map: idmap.IdMap | None, function: Callable[[], bytes]) -> bytes:
+def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes]) -> bytes:
     """Call `function` as root of a user namespace with these ids, in a child, and return what it returned.
 
     For work on files of subordinate ids. With no `id_map`, being root already, it is simply called.
@@ -108,7 +108,9 @@ def _pipes() -> tuple[_Ends, _Ends]:
     return _Ends(up_read, down_write), _Ends(down_read, up_write)
 
 
-def _run_child(id_map: idmap.IdMap | None, kinds: int, body: Callable[[], int], own: _Ends, parents: _Ends) -> None:
+def _run_child(
+    id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int], own: _Ends, parents: _Ends
+) -> None:
     """The child's whole life. Never returns."""
     status = OWN_FAILURE
     try:
@@ -135,7 +137,7 @@ def _flush() -> None:
                 stream.flush()
 
 
-def _enter(id_map: idmap.IdMap | None, kinds: int, own: _Ends) -> bool:
+def _enter(id_map: idmap.NamespaceMap | None, kinds: int, own: _Ends) -> bool:
     """Make the namespaces and wait for the ids. False when the parent gave up or is gone."""
     try:
         unshare(kinds | (CLONE_NEWUSER if id_map else 0))
@@ -153,7 +155,7 @@ def _enter(id_map: idmap.IdMap | None, kinds: int, own: _Ends) -> bool:
     return admitted
 
 
-def _admit(pid: int, id_map: idmap.IdMap | None, parent: _Ends) -> None:
+def _admit(pid: int, id_map: idmap.NamespaceMap | None, parent: _Ends) -> None:
     """The parent's part: wait for the namespaces, map the ids, let the child go."""
     code = int(os.read(parent.read_fd, 16) or b"%d" % errno.EIO)
     if code:
@@ -163,7 +165,7 @@ def _admit(pid: int, id_map: idmap.IdMap | None, parent: _Ends) -> None:
     os.write(parent.write_fd, _GO)
 
 
-def _why_refused(code: int, id_map: idmap.IdMap | None) -> str:
+def _why_refused(code: int, id_map: idmap.NamespaceMap | None) -> str:
     kind = "user namespaces" if id_map else "namespaces"
     if code in (errno.EPERM, errno.EACCES):
         return f"this machine does not let this user make {kind} ({os.strerror(code)})"

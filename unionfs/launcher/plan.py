@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from unionfs.id_ranges import IdRange
 from unionfs.launcher import command, steps
-from unionfs.launcher.idmap import Extent, IdMap
+from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.spec import Spec
 from unionfs.syscalls.namespaces import (
     CLONE_NEWCGROUP,
@@ -56,7 +57,7 @@ _SCRATCH: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
 class Plan(NamedTuple):
     """Everything that will be done, in order."""
 
-    id_map: IdMap | None  # None: no user namespace
+    id_map: NamespaceMap | None  # None: no user namespace
     outer: tuple[str, ...]  # namespaces made before the root filesystem is prepared, in which its daemon lives
     inner: tuple[str, ...]  # namespaces of the container alone
     network: tuple[str, ...]  # what is done outside for the network, in words
@@ -126,7 +127,7 @@ def _dev(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
     )
 
 
-def _describe_ids(id_map: IdMap | None) -> list[str]:
+def _describe_ids(id_map: NamespaceMap | None) -> list[str]:
     if id_map is None:
         return []
     return [
@@ -135,7 +136,7 @@ def _describe_ids(id_map: IdMap | None) -> list[str]:
     ]
 
 
-def _describe_extent(extent: Extent) -> str:
+def _describe_extent(extent: IdRange) -> str:
     if extent.length == 1:
         return f"{extent.inside} is {extent.outside}"
     last = extent.length - 1

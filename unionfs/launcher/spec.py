@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from unionfs.launcher.capabilities import USUAL
-from unionfs.launcher.idmap import IdMap
+from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.resources import Limit
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -77,4 +77,4 @@ class Spec(NamedTuple):
     runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
     bundle: str = ""  # where it gets a directory; nothing is there
     supervised: bool = False  # the map has one id, and calls about others are answered by a `launcher.supervisor`
-    id_map: IdMap | None = None  # None: we are root and need no user namespace
+    id_map: NamespaceMap | None = None  # None: we are root and need no user namespace
