@@ -139,12 +139,12 @@ def _messages(merged: Path) -> dict[str, int] | None:
     """How many requests our daemon got so far; None: another one's."""
     from unionfs.fuse import mounting, reporting
 
-    connection = mounting.union_at(os.fspath(merged))
-    if connection is None:
+    union = mounting.union_at(os.fspath(merged))
+    if union is None:
         return None
     try:
-        answer = next(reporting.ask(connection, "stats"), None)
-    except (reporting.NotToldError, OSError):
+        answer = next(reporting.ask(union.minor, "stats", union.user_id), None)
+    except (reporting.NoAnswerError, OSError):
         return None
     return None if answer is None else dict(answer["messages"])
 

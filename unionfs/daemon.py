@@ -249,7 +249,7 @@ def _mount_and_serve(
             mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
-        bell_fd = None if mounted.connection is None else control_socket.hang_out(mounted.connection)
+        control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
         will = LastWill(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()
@@ -262,9 +262,9 @@ def _mount_and_serve(
             _start_logging(debug=True)  # every request is to be seen
         else:
             chores.append(partial(_start_logging, debug=False))
-        if bell_fd is not None and mounted.connection is not None:
+        if control_fd is not None and mounted.connection is not None:
             about = partial(_reporter, union, traffic, options.transport, mountpoint)
-            chores.append(partial(_listen, about, bell_fd, mounted.connection))
+            chores.append(partial(_listen, about, control_fd, mounted.connection))
         chores.append(_spare_collections)
         transport = import_module(TRANSPORTS[options.transport])
         serving = True
@@ -303,8 +303,8 @@ def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -
     return Reporter(union, traffic, transport, mountpoint)
 
 
-def _listen(about: Callable[[], Reporter], bell_fd: int, connection: int) -> None:
-    about().listen(bell_fd, connection)
+def _listen(about: Callable[[], Reporter], control_fd: int, connection: int) -> None:
+    about().listen(control_fd, connection)
 
 
 def _spare_collections() -> None:

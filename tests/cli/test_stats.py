@@ -269,13 +269,13 @@ def test_whoever_asks_right_after_mounting_is_heard(user: User, lower: Path, tra
 
 def test_who_says_nothing_keeps_nobody_waiting(user: User, mountpoint: Path) -> None:
     """All but one place taken by silent askers, stats are told at once; and the silent lose their places."""
-    with _ringing(user, mountpoint, reporting._ASKERS - 1) as silent:
+    with _ringing(user, mountpoint, reporting._CLIENTS - 1) as silent:
         assert stats(user, mountpoint)["pid"]
         with socket.socket(socket.AF_UNIX) as end:
             end.connect(f"\0{_name_of_bell(mountpoint)}")
             assert end.recv(1) == b"", "told to go in the end, without an answer"
         out, _ = silent.communicate("\n", timeout=30)
-        assert out.split() == ["0"] * (reporting._ASKERS - 1)
+        assert out.split() == ["0"] * (reporting._CLIENTS - 1)
 
 
 def test_strangers_cannot_take_the_places_of_others(
@@ -286,7 +286,7 @@ def test_strangers_cannot_take_the_places_of_others(
         (scratch / name).mkdir()
     with (
         mounted([scratch / "lower"], scratch / "mnt", user=root_user, transport="kernel") as mnt,
-        _ringing(ordinary_user, mnt, 3 * reporting._ASKERS) as silent,
+        _ringing(ordinary_user, mnt, 3 * reporting._CLIENTS) as silent,
     ):
         assert stats(root_user, mnt)["pid"]
         out, _ = silent.communicate("\n", timeout=30)

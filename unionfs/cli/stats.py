@@ -26,27 +26,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
-    found = next(told_by_daemon(arguments.mountpoint, "stats"), None)
+    found = next(ask_daemon(arguments.mountpoint, "stats"), None)
     if found is None:
         raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")
     print(json.dumps(found) if arguments.json else _for_people(found))
     return 0
 
 
-def told_by_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
-    """What the daemon of the union at `path` says to a question, line by line (unionfs.fuse.reporting).
+def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
+    """The answer of the daemon of the union at `path` to a question, line by line (unionfs.fuse.reporting).
 
     Raises: CommandError.
     """
-    from unionfs.fuse.reporting import NotToldError, ask
+    from unionfs.fuse.reporting import NoAnswerError, ask
 
     mountpoint = mounting.resolve_mountpoint(path)
     mounted = mounting.union_at(mountpoint)
     if mounted is None:
         raise CommandError(f"{question} failed: {path}: no union is mounted there", hint="`findmnt -t fuse.unionfs`")
     try:
-        yield from ask(mounted, question)
-    except NotToldError as why:
+        yield from ask(mounted.minor, question, mounted.user_id)
+    except NoAnswerError as why:
         raise CommandError(f"{question} failed: {path}: {why}") from why
 
 

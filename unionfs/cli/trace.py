@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import printable
-from unionfs.cli.stats import told_by_daemon
+from unionfs.cli.stats import ask_daemon
 
 _EPILOG: Final = """\
 --json prints one object a line: time (seconds since 1970), path (in the union), branch (the lower it came from), kind
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
-    for entry in told_by_daemon(arguments.mountpoint, "trace"):
+    for entry in ask_daemon(arguments.mountpoint, "trace"):
         if "listening" in entry:
             print("waiting for copy-ups; Ctrl-C ends", file=sys.stderr, flush=True)
         else:

@@ -6,25 +6,24 @@ import errno
 import os
 import select
 import shlex
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.fuse.mounting import FSTYPE, MountError, process_name, resolve_mountpoint, unmount
-from unionfs.syscalls import mountinfo
+from unionfs.syscalls import mountinfo, peers
 
 _EPILOG: Final = """\
 exit codes: 0 unmounted and ended; 1 not unmounted, or, as the message says, its daemon lives on for other mount
 namespaces that show the union, too"""
 
-_PATIENCE_S: Final = 10.0
+_TIMEOUT_S: Final = 10.0
 """A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
-_LAZY_PATIENCE_S: Final = 1.0
+_LAZY_TIMEOUT_S: Final = 1.0
 """After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go.
 Otherwise it is time to look who keeps it, before waiting longer."""
-_HELD_PATIENCE_S: Final = 4.0
+_HELD_TIMEOUT_S: Final = 4.0
 """While other mount namespaces show the union, too: those of programs that just start or end let it go soon."""
 _NAMED: Final = 5
 """Processes that a message names."""
@@ -51,7 +50,7 @@ def _unmount(path: str, *, lazy: bool) -> None:
     if mounted.fstype != FSTYPE:
         raise CommandError(f"umount failed: {path}: not a union but {mounted.fstype}", hint=f"try: umount {path}")
     with ExitStack() as stack:
-        pids = _open_processes(process_name(mounted.minor), stack)
+        pids = _open_processes(process_name(mounted.minor), mounted.user_id, stack)
         try:
             unmount(mountpoint, lazy=lazy)
         except MountError as error:
@@ -59,11 +58,11 @@ def _unmount(path: str, *, lazy: bool) -> None:
             if error.errno == errno.EBUSY:
                 hint = f"`fuser -vm {path}` lists who uses it; `unionfs umount --lazy {path}` does not wait for them"
             raise CommandError(f"umount failed: {path}: {error.strerror}", hint=hint) from error
-        left = _wait_for_end(pids, _LAZY_PATIENCE_S)
+        left = _wait_for_end(pids, _LAZY_TIMEOUT_S)
         if lazy or not left:
             return
         holders = _holders(mounted, set(left.values()))
-        left = _wait_for_end(left, _HELD_PATIENCE_S if holders else _PATIENCE_S)
+        left = _wait_for_end(left, _HELD_TIMEOUT_S if holders else _TIMEOUT_S)
         if left:
             holders = _holders(mounted, set(left.values()))
     if left:
@@ -93,7 +92,7 @@ class _Holder(NamedTuple):
 
 
 def _holders(mounted: mountinfo.Mount, daemons: set[int]) -> list[_Holder]:
-    """Who sees the union, one process of each mount namespace, as far as we may look: of others' only root may."""
+    """One process of each mount namespace that shows the union; of other users' only root sees any."""
     found: dict[int, _Holder] = {}
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         with suppress(OSError):
@@ -105,40 +104,36 @@ def _holders(mounted: mountinfo.Mount, daemons: set[int]) -> list[_Holder]:
     return list(found.values())
 
 
-def _name_of(pid: int) -> str:
-    with suppress(OSError), open(f"/proc/{pid}/comm") as comm:
-        return comm.read().strip()
+def _name_of(pid: int | str) -> str:
+    with suppress(OSError), open(f"/proc/{pid}/comm", errors="surrogateescape") as comm:
+        return comm.read().rstrip("\n")
     return "ended"
 
 
-def _open_processes(name: str, stack: ExitStack) -> dict[int, int]:
-    """Descriptors of the processes called `name` that are ours or root's: pidfd -> pid; `stack` closes them."""
+def _open_processes(name: str, owner: int | None, stack: ExitStack) -> dict[int, int]:
+    """Descriptors of the processes called `name` that are ours, root's or of `owner`, who mounted the union, since any
+    process may call itself so: pidfd -> pid; `stack` closes them."""
     found = {}
-    for pid in _pids_called(name):
-        with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            stack.callback(os.close, pidfd)
-            found[pidfd] = pid
+    for directory in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if _name_of(directory) == name:
+                pidfd = os.pidfd_open(int(directory))
+                stack.callback(os.close, pidfd)
+                # Looked at while the descriptor is held: then both are of one process.
+                if _name_of(directory) == name and peers.is_trusted(os.stat(f"/proc/{directory}").st_uid, owner):
+                    found[pidfd] = int(directory)
     return found
 
 
-def _pids_called(name: str) -> Iterator[int]:
-    for directory in os.listdir("/proc"):
-        if directory.isdigit():
-            with suppress(OSError), open(f"/proc/{directory}/comm") as comm:
-                if comm.read() == f"{name}\n" and os.stat(f"/proc/{directory}").st_uid in (0, os.geteuid()):
-                    yield int(directory)
-
-
-def _wait_for_end(pids: dict[int, int], patience_s: float) -> dict[int, int]:
-    """Wait until the processes have ended; those that have not after `patience_s`."""
+def _wait_for_end(pids: dict[int, int], timeout_s: float) -> dict[int, int]:
+    """Wait until the processes have ended; those that have not after `timeout_s`."""
     from time import monotonic
 
     poll = select.poll()
     for pidfd in pids:
         poll.register(pidfd, select.POLLIN)  # readable when the process has ended (pidfd_open(2))
     waiting = dict(pids)
-    deadline = monotonic() + patience_s
+    deadline = monotonic() + timeout_s
     while waiting and (rest_s := deadline - monotonic()) > 0:
         for pidfd, _ in poll.poll(rest_s * 1000):
             poll.unregister(pidfd)

@@ -111,7 +111,7 @@ def _of_mount(path: str) -> Question:
             hint = "name a path in a mounted union, CONTAINER:/path, or directories with --lower"
             raise CommandError(failed("why", path, "it is in no union that is mounted"), hint=hint)
         mountpoint = os.path.dirname(mountpoint)
-    told: dict[str, Any] | None = next(stats.told_by_daemon(mountpoint, "stats"), None)
+    told: dict[str, Any] | None = next(stats.ask_daemon(mountpoint, "stats"), None)
     if told is None:
         raise CommandError(failed("why", path, "the union's daemon ended without an answer"))
     found = _of_directories("", told["upper"], told["lowers"])

@@ -1,6 +1,6 @@
 """Containers that run: entered, told to end, waited for. Shared by exec, stop, kill, wait, start, rm, commit and cp.
 
-Knows records, doors and process numbers. Does not know command lines.
+Knows records, namespace sockets and process numbers. Does not know command lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def enter(container: Container, what: str, status: int = 1) -> Namespaces:
         hint = f"unionfs start {container.name} starts it"
         raise CommandError(failed(what, container.name, "it is not running"), hint=hint, status=status)
     try:
-        return namespace_socket.visit(start.door_of(container))
+        return namespace_socket.receive(start.namespace_socket_of(container))
     except LaunchError as error:
         raise CommandError(failed(what, container.name, error.why), status=status) from error
 

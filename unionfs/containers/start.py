@@ -221,7 +221,7 @@ def make_spec(job: Job, container: Container, id_map: idmap.NamespaceMap | None)
         mountpoints=os.path.join(container.directory, MOUNTPOINTS),
         runtime=job.runtime,
         bundle=os.path.join(container.directory, BUNDLE),
-        door=door_of(container) if job.kind == "run" else "",
+        namespace_socket=namespace_socket_of(container) if job.kind == "run" else "",
     )
 
 
@@ -235,9 +235,9 @@ def uplink_program(job: Job) -> str:
         raise CommandError(str(error), hint=error.hint, status=OWN_FAILURE) from error
 
 
-def door_of(container: Container) -> str:
-    """Where a running container's namespaces are had."""
-    return os.path.join(container.directory, "door")
+def namespace_socket_of(container: Container) -> str:
+    """Where the monitor of a running container listens, see `launcher.namespace_socket`."""
+    return os.path.join(container.directory, "namespaces")
 
 
 def _check_driver(job: Job, store: ContainerStore) -> None:

@@ -1,10 +1,11 @@
-"""The socket at which a daemon can be asked (fuse.reporting): it hangs out before anybody is told of the mount.
+"""The socket at which a daemon is asked (fuse.reporting). It listens before the mount is announced.
 
-An abstract Unix socket (unix(7)) named after the FUSE connection: nothing lies about when the daemon is gone, and
-nobody needs a directory for it. Whoever rings before the daemon has come to answering waits in the socket's queue.
+An abstract Unix socket (unix(7)) named after the FUSE connection: nothing of it is left when the daemon is gone, and it
+needs no directory. Any process may bind such a name, so both sides look at the other's user (syscalls.peers). A client
+that connects before the daemon accepts waits in the socket's queue.
 
-Made of the C module beneath `socket`, because a mount waits for what is imported before it is made, and that costs as
-much as the mount itself.
+Made of the C module beneath `socket`, because a mount waits for what is imported before it is made, and importing
+`socket` costs as much as the mount itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 BACKLOG: Final = 64
-"""Who may wait in the queue."""
+"""Clients that may wait in the queue."""
 
 
 def address(connection: int) -> str:
@@ -22,10 +23,10 @@ def address(connection: int) -> str:
     return f"\0unionfs/{connection}"
 
 
-def hang_out(connection: int) -> int:
+def open_listening(connection: int) -> int:
     """A descriptor of the socket, bound and listening; without a name when another daemon still has it."""
-    bell = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     with suppress(OSError):
-        bell.bind(address(connection))
-        bell.listen(BACKLOG)
-    return bell.detach()
+        server.bind(address(connection))
+        server.listen(BACKLOG)
+    return server.detach()

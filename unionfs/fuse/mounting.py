@@ -161,10 +161,10 @@ def connection_at(mountpoint: str) -> int | None:
     return there.minor if there is not None and there.fstype.split(".")[0] in ("fuse", "fuseblk") else None
 
 
-def union_at(mountpoint: str) -> int | None:
-    """The number of the FUSE connection of the union seen at `mountpoint`; None: there is no union."""
+def union_at(mountpoint: str) -> mountinfo.Mount | None:
+    """The union seen at `mountpoint`, whose `minor` is the number of its FUSE connection; None: there is no union."""
     there = mountinfo.topmost_at(mountpoint)
-    return there.minor if there is not None and there.fstype == FSTYPE else None
+    return there if there is not None and there.fstype == FSTYPE else None
 
 
 def read_far_ahead(connection: int) -> None:

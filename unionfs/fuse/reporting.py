@@ -1,8 +1,9 @@
-"""What a daemon tells about itself while it serves, and how to ask.
+"""What a daemon reports about itself while it serves, and how to ask it.
 
 Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). One line of JSON asks,
-`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or with `trace` one for each copy-up until the asker
-goes. Only the daemon's own user and root get answers.
+`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or with `trace` one for each copy-up until the client
+goes. Only the daemon's own user and root get answers. The client believes root, its own user and the user who mounted
+the union only: any process may listen under the socket's name.
 
 The answers come from threads that read what the union's thread writes: numbers that belong together may be a request
 apart. Knows sockets and JSON. Does not know the transport's protocol or how numbers are shown to people.
@@ -16,7 +17,6 @@ import queue
 import resource
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -28,36 +28,34 @@ from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket
-from unionfs.fuse.mounting import process_name
 from unionfs.fuse.traffic import Traffic
+from unionfs.syscalls import peers
 
-_ASKERS: Final = 16
+_CLIENTS: Final = 16
 """Connections of the daemon's user and root at once; more have to wait."""
 
 _STRANGERS: Final = 4
-"""Connections of others at once, who get no more than a no; what is more is closed."""
+"""Connections of other users at once, which get an error only; more are closed."""
 
 _QUESTION_MAX: Final = 4096
 _BACKLOG_MAX: Final = 100_000
 """Copy-ups that a slow reader of a trace may be behind; what is more is counted and left out."""
 
-_LOOK_S: Final = 0.2
-"""How often a trace looks whether its reader has gone while nothing happens."""
+_TRACE_CHECK_S: Final = 0.2
+"""How often a trace checks whether its reader has gone while nothing happens."""
 
-_SILENCE_S: Final = 3.0
-"""So long may an asker hold a place without having asked."""
+_QUESTION_TIMEOUT_S: Final = 3.0
+"""For a client to send its question."""
 
-_PATIENCE_S: Final = 30.0
-"""For a reader that takes its time, and for a name that another daemon still has."""
+_TIMEOUT_S: Final = 30.0
+"""For a slow reader, and for a name that another daemon still has."""
 
-_REFUSED_S: Final = 10.0
-"""For somebody to listen under a connection's name."""
-
-_UCRED: Final = struct.Struct("=iII")  # struct ucred (unix(7), SO_PEERCRED)
+_CONNECT_TIMEOUT_S: Final = 10.0
+"""For a daemon to listen under a connection's name."""
 
 
-class NotToldError(Exception):
-    """The daemon could not be asked, or did not want to tell. `str()` says why."""
+class NoAnswerError(Exception):
+    """The daemon could not be asked, or refused to answer. `str()` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,51 +101,52 @@ class Reporter:
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
     def listen(self, fd: int, connection: int) -> None:
-        """Answer questions from now on, in threads that end with the process. `fd` is from `doorbell.hang_out`."""
+        """Answer questions from now on, in threads that end with the process. `fd` is from
+        `control_socket.open_listening`."""
         server = socket.socket(fileno=fd)
         threading.Thread(target=self._accept, args=(server, connection), name="reporting", daemon=True).start()
 
     def _accept(self, server: socket.socket, connection: int) -> None:
         if not _bind(server, connection):
             return
-        ours, strangers = threading.Semaphore(_ASKERS), threading.Semaphore(_STRANGERS)
+        ours, strangers = threading.Semaphore(_CLIENTS), threading.Semaphore(_STRANGERS)
         while True:
             try:
-                asker, _ = server.accept()
+                client, _ = server.accept()
             except OSError:
-                time.sleep(_LOOK_S)  # no descriptors left, most likely
+                time.sleep(_TRACE_CHECK_S)  # no descriptors left, most likely
                 continue
-            may_ask = _peer(asker)[1] in (0, os.geteuid())
+            may_ask = peers.is_trusted(peers.peer_of(client).uid)
             place = ours if may_ask else strangers
             if place.acquire(blocking=may_ask):
-                answer = (asker, place, may_ask)
+                answer = (client, place, may_ask)
                 threading.Thread(target=self._answer, args=answer, name="report", daemon=True).start()
             else:
-                asker.close()
+                client.close()
 
-    def _answer(self, asker: socket.socket, place: threading.Semaphore, may_ask: bool) -> None:
+    def _answer(self, client: socket.socket, place: threading.Semaphore, may_ask: bool) -> None:
         try:
-            with asker, suppress(OSError, ValueError):
-                question = json.loads(_question(asker))  # read first: closing with it unread would be a reset
-                asker.settimeout(_PATIENCE_S)
+            with client, suppress(OSError, ValueError):
+                question = json.loads(_question(client))  # read first: closing with it unread would be a reset
+                client.settimeout(_TIMEOUT_S)
                 if not may_ask:
-                    _tell(asker, {"error": "only its own user and root may ask this daemon"})
+                    _send(client, {"error": "only its own user and root may ask this daemon"})
                     return
                 wanted = question.get("ask") if isinstance(question, dict) else None
                 if wanted == "stats":
-                    _tell(asker, self.stats())
+                    _send(client, self.stats())
                 elif wanted == "trace":
-                    self._trace(asker)
+                    self._trace(client)
                 else:
-                    _tell(asker, {"error": f"unknown question {wanted!r}"})
+                    _send(client, {"error": f"unknown question {wanted!r}"})
         finally:
             place.release()
 
-    def _trace(self, asker: socket.socket) -> None:
+    def _trace(self, client: socket.socket) -> None:
         waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         missed = 0
 
-        def hear(entry: CopiedUp) -> None:
+        def receive(entry: CopiedUp) -> None:
             nonlocal missed
             if waiting.qsize() < _BACKLOG_MAX:
                 waiting.put(_as_json(entry))
@@ -155,27 +154,27 @@ class Reporter:
                 missed += 1
 
         ledger = self.union.ledger
-        ledger.listeners = (*ledger.listeners, hear)
+        ledger.listeners = (*ledger.listeners, receive)
         try:
-            _tell(asker, {"listening": True})
+            _send(client, {"listening": True})
             while True:
                 try:
-                    _tell(asker, waiting.get(timeout=_LOOK_S))
+                    _send(client, waiting.get(timeout=_TRACE_CHECK_S))
                 except queue.Empty:
-                    if select.select([asker], [], [], 0)[0] and not asker.recv(_QUESTION_MAX):
+                    if select.select([client], [], [], 0)[0] and not client.recv(_QUESTION_MAX):
                         return
                 if missed and waiting.empty():
                     missed, lost = 0, missed
-                    _tell(asker, {"missed": lost})
+                    _send(client, {"missed": lost})
         finally:
-            ledger.listeners = tuple(each for each in ledger.listeners if each is not hear)
+            ledger.listeners = tuple(each for each in ledger.listeners if each is not receive)
 
 
 def _bind(server: socket.socket, connection: int) -> bool:
     """Take the connection's name, unless that is done: the daemon that had the number before may not be quite gone."""
-    import logging  # late: who asks needs none of it
+    import logging  # late: a client does not need it
 
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             if not server.getsockname():
@@ -189,24 +188,33 @@ def _bind(server: socket.socket, connection: int) -> bool:
             time.sleep(0.02)
 
 
-def ask(connection: int, question: str) -> Iterator[dict[str, Any]]:
-    """What the daemon of a FUSE connection says to `question`, line by line.
+def ask(connection: int, question: str, owner: int | None = None) -> Iterator[dict[str, Any]]:
+    """The answer of the daemon of a FUSE connection, which `owner` mounted, to `question`, line by line.
 
-    Raises: NotToldError.
+    Raises: NoAnswerError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
         _connect(daemon, connection)
-        pid, _, _ = _peer(daemon)
-        if _name_of(pid) != process_name(connection):
-            raise NotToldError(f"process {pid} answers in its place")
+        peer = peers.peer_of(daemon)
+        if not peers.is_trusted(peer.uid, owner):
+            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
         with suppress(OSError):  # a daemon that is about to end: what it said before can be read all the same
             daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
         with daemon.makefile("rb") as lines:
             for line in _until_reset(lines):
-                told = json.loads(line)
-                if "error" in told:
-                    raise NotToldError(told["error"])
-                yield told
+                yield _parsed(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NoAnswerError("its daemon's answer is no JSON object")
+    if "error" in answer:
+        raise NoAnswerError(str(answer["error"]))
+    return answer
 
 
 def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -215,36 +223,30 @@ def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _connect(daemon: socket.socket, connection: int) -> None:
-    """Who is refused either asks in another network namespace, or while a dying daemon's name is taken over."""
-    deadline = time.monotonic() + _REFUSED_S
+    """A refusal is final in another network namespace, and passes while a daemon takes over the name of a dying one."""
+    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
     while True:
         try:
             daemon.connect(control_socket.address(connection))
             return
         except OSError as exc:
             if time.monotonic() > deadline:
-                raise NotToldError(f"its daemon does not answer: {exc.strerror}") from None
+                raise NoAnswerError(f"its daemon does not answer: {exc.strerror}") from None
             time.sleep(0.02)
-
-
-def _peer(end: socket.socket) -> tuple[int, int, int]:
-    """Process, user and group at the other end."""
-    pid, uid, gid = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid, uid, gid
 
 
 def _name_of(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm") as comm:
-            return comm.read().rstrip("\n")
+        with open(f"/proc/{pid}/comm", "rb") as comm:
+            return _text(comm.read().rstrip(b"\n"))  # any process may give itself any bytes as a name
     except OSError:
         return ""
 
 
 def _question(end: socket.socket) -> bytes:
-    """One line, which must come within _SILENCE_S, in however many pieces. TimeoutError."""
+    """One line, which must come within _QUESTION_TIMEOUT_S, in however many pieces. TimeoutError."""
     data = b""
-    deadline = time.monotonic() + _SILENCE_S
+    deadline = time.monotonic() + _QUESTION_TIMEOUT_S
     while b"\n" not in data and len(data) < _QUESTION_MAX:
         end.settimeout(max(deadline - time.monotonic(), 0.001))
         more = end.recv(_QUESTION_MAX)
@@ -254,7 +256,7 @@ def _question(end: socket.socket) -> bytes:
     return data
 
 
-def _tell(end: socket.socket, value: dict[str, Any]) -> None:
+def _send(end: socket.socket, value: dict[str, Any]) -> None:
     end.sendall(json.dumps(value).encode() + b"\n")
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
-    from unionfs.launcher.namespace_socket import Door
+    from unionfs.launcher.namespace_socket import NamespaceServer
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-init"
@@ -55,7 +55,7 @@ class Surroundings(NamedTuple):
     verdict_fd: int  # gets a byte if the command could not be started, and is closed when it was
     handover: Handover | None  # for the command's terminal, if it is to have one
     capture: Capture | None = None  # where the command prints to, if not to our own descriptors
-    door: Door | None = None  # who wants in later is let in there
+    namespace_server: NamespaceServer | None = None  # gets the namespaces that only init has
     supervisor: socket.socket | None = None  # who answers for ids that the container does not have
 
 
@@ -73,8 +73,8 @@ def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
         if note_fd >= 0:
             os.write(note_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.made()))
             os.close(note_fd)
-        if around.door:
-            around.door.give_from_init()
+        if around.namespace_server:
+            around.namespace_server.send_from_init()
         child = os.fork()
         if child == 0:
             _run_command(spec, around)

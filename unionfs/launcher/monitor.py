@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
-    from unionfs.launcher.namespace_socket import Door
+    from unionfs.launcher.namespace_socket import NamespaceServer
     from unionfs.launcher.terminal import Handover
 
 NAME: Final = "unionfs-monitor"
@@ -84,7 +84,7 @@ class Monitor:
         self._launcher_fd: Final = launcher_fd  # reading it ends when the launching process has gone
         self._handover: Final = handover  # for the command's terminal, if it is to have one
         self._capture: Final = capture  # for what the command prints, if not to our own descriptors
-        self._door: Door | None = None  # set once, by _run
+        self._namespace_server: NamespaceServer | None = None  # set once, by _run
         self._way: socket.socket | None = None  # to the supervisor, if there is one; set once, by _run
         self._supervisor: tuple[int, int] | None = None  # pidfd and pid of it; likewise
         self._started = False  # changed by _judge only
@@ -131,11 +131,11 @@ class Monitor:
             unshare(plans.flags(self._plan.inner))
             if connection:
                 connection.connect()
-            if self._spec.door:
-                from unionfs.launcher.namespace_socket import Door
+            if self._spec.namespace_socket:
+                from unionfs.launcher.namespace_socket import NamespaceServer
 
-                self._door = Door(self._spec.door)
-                cleanup.callback(self._door.close)
+                self._namespace_server = NamespaceServer(self._spec.namespace_socket)
+                cleanup.callback(self._namespace_server.close)
             init_pid, verdict_fd = self._start_init(life_read, (life_write, *provisions.daemons))
             cleanup.callback(mapped.end, init_pid)  # and with it everything in the container
             self._sender.send(INIT, str(init_pid))
@@ -150,7 +150,7 @@ class Monitor:
             for fd in (*not_for_init, verdict_read, self._launcher_fd):
                 os.close(fd)
             around = init.Surroundings(
-                self._sender, life_read, verdict_write, self._handover, self._capture, self._door, self._way
+                self._sender, life_read, verdict_write, self._handover, self._capture, self._namespace_server, self._way
             )
             if self._spec.runtime:
                 from unionfs.launcher import oci_init
@@ -158,8 +158,8 @@ class Monitor:
                 oci_init.run(self._spec, around)
             init.run(self._spec, self._plan, around)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if self._door:
-            self._door.forget_inits()
+        if self._namespace_server:
+            self._namespace_server.close_init_end()
         if self._way:
             self._way.close()
         if self._capture:
@@ -172,9 +172,9 @@ class Monitor:
         """Wait for init's end, and bring it about when the launching process or a daemon has ended."""
         init_fd = os.pidfd_open(init_pid)
         poll = select.poll()
-        doors = {self._door.fileno()} if self._door else set()
+        servers = {self._namespace_server.fileno()} if self._namespace_server else set()
         supervisors = {self._supervisor[0]} if self._supervisor else set()
-        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *doors, *supervisors):
+        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *servers, *supervisors):
             poll.register(fd, select.POLLIN)
         undecided = True
         while True:
@@ -192,8 +192,8 @@ class Monitor:
             if self._launcher_fd in ready:
                 mapped.end(init_pid)
                 return 128 + signal.SIGKILL
-            if self._door and ready & doors:
-                self._door.serve()
+            if self._namespace_server and ready & servers:
+                self._namespace_server.serve()
             if ready & daemons:
                 raise LaunchError("running the container", self._spec.rootfs, "the daemon of its root filesystem ended")
 
@@ -202,8 +202,8 @@ class Monitor:
         self._started = not os.read(verdict_fd, 1)
         os.close(verdict_fd)
         if self._started:
-            if self._door:
-                self._door.open()
+            if self._namespace_server:
+                self._namespace_server.receive_from_init()
             self._hooks.started(init_pid)
             self._sender.send(STARTED)
 

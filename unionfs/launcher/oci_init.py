@@ -73,7 +73,7 @@ class _OciInit:
         self._write_bundle()
         pid = self._create()
         try:
-            if self._around.door:
+            if self._around.namespace_server:
                 _give(self._around, pid)
             self._runtime("start", _CONTAINER)
             os.close(self._around.verdict_fd)  # nothing written: it was executed
@@ -194,11 +194,11 @@ class _OciInit:
 
 
 def _give(around: Surroundings, pid: int) -> None:
-    """Hand out the namespaces of the container at the door."""
-    assert around.door is not None
+    """Hand the container's namespaces to the monitor, which sends them to clients."""
+    assert around.namespace_server is not None
     fds = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _NAMES]
     root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    around.door.give_all((*fds, root_fd))
+    around.namespace_server.send_all((*fds, root_fd))
     for fd in (*fds, root_fd):
         os.close(fd)
 

@@ -67,7 +67,7 @@ class Spec(NamedTuple):
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
     uplink: Uplink | None = None  # a way out of that
     read_only: bool = False
-    door: str = ""  # where the socket of `launcher.namespace_socket` is made; empty: nowhere
+    namespace_socket: str = ""  # where the socket of `launcher.namespace_socket` is made; empty: nowhere
     interactive: bool = False  # the command reads our standard input; else /dev/null
     terminal: bool = False  # the command has a terminal of its own
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS

@@ -24,6 +24,13 @@ class Mount(NamedTuple):
     options: str
     fstype: str
     source: str
+    super_options: str  # of the filesystem; those of FUSE have user_id=N, who mounted it
+
+    @property
+    def user_id(self) -> int | None:
+        """Who mounted a FUSE filesystem; None for others."""
+        found = [option for option in self.super_options.split(",") if option.startswith("user_id=")]
+        return int(found[0].partition("=")[2]) if found else None
 
 
 def mounts(pid: int | None = None) -> list[Mount]:
@@ -59,9 +66,9 @@ def mount_id(path: str) -> int:
 def _parse(line: bytes) -> Mount:
     left, right = line.rstrip(b"\n").split(b" - ", 1)
     mount_id, parent_id, device, root, mountpoint, options = left.split(b" ")[:6]
-    fstype, source, _ = right.split(b" ", 2)
+    fstype, source, super_options = right.split(b" ", 2)
     major, minor = device.split(b":")
-    texts = map(_text, (root, mountpoint, options, fstype, source))
+    texts = map(_text, (root, mountpoint, options, fstype, source, super_options))
     return Mount(int(mount_id), int(parent_id), int(major), int(minor), *texts)
 
 

@@ -1,0 +1,97 @@
+"""Who answers in a daemon's place, and who may ask: only root, the user who mounted, and the same user are believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
+
+import pytest
+
+from unionfs.cli import umount
+from unionfs.fuse import control_socket, mounting, reporting
+from unionfs.syscalls import mountinfo, peers
+from unionfs.syscalls.namespaces import set_process_name
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs processes of several users")
+
+_CONNECTION: Final = 987654  # no device number is as high: the kernel's minor numbers of FUSE mounts are small
+_STRANGER: Final = 61234
+_OWNER: Final = 61235
+
+
+@contextmanager
+def _impostor(uid: int) -> Iterator[int]:
+    """A process of that user that listens in the place of a daemon, and is called as one."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            set_process_name(mounting.process_name(_CONNECTION))
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(control_socket.address(_CONNECTION))
+                server.listen()
+                os.write(tell, b"r")
+                while True:
+                    client, _ = server.accept()
+                    with client, suppress(OSError):  # of a client that does not believe us
+                        client.recv(100)
+                        client.sendall(json.dumps({"mountpoint": "/mnt", "pid": 1}).encode() + b"\n")
+        finally:
+            os._exit(0)
+    try:
+        assert os.read(ready, 1) == b"r"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(tell)
+
+
+@needs_root
+def test_a_stranger_that_bound_the_name_is_not_believed() -> None:
+    with _impostor(_STRANGER) as pid:
+        for owner in (None, 0, _OWNER):
+            with pytest.raises(
+                reporting.NoAnswerError, match=f"process {pid} of user {_STRANGER}, which did not mount"
+            ):
+                list(reporting.ask(_CONNECTION, "stats", owner))
+        assert list(reporting.ask(_CONNECTION, "stats", _STRANGER)) == [{"mountpoint": "/mnt", "pid": 1}]
+
+
+@needs_root
+def test_a_stranger_that_took_the_name_of_the_process_is_not_waited_for() -> None:
+    name = mounting.process_name(_CONNECTION)
+    with _impostor(_STRANGER) as pid, ExitStack() as stack:
+        assert umount._open_processes(name, None, stack) == {}
+        assert umount._open_processes(name, _OWNER, stack) == {}
+        assert list(umount._open_processes(name, _STRANGER, stack).values()) == [pid]
+
+
+def test_users_without_a_number_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert peers.is_trusted(65534) is peers._is_mapped(65534)
+    monkeypatch.setattr(peers, "_is_mapped", lambda uid: uid == 0)
+    assert not peers.is_trusted(65534)
+    assert not peers.is_trusted(65534, 65534)
+    assert peers.is_trusted(0)
+
+
+def test_the_mount_table_says_who_mounted() -> None:
+    line = b"40 1 0:77 / /mnt rw - fuse.unionfs a rw,user_id=1000,group_id=100,default_permissions\n"
+    assert mountinfo._parse(line).user_id == 1000
+    assert mountinfo._parse(b"40 1 0:77 / /mnt rw - tmpfs a rw,size=1k\n").user_id is None
+
+
+def test_a_daemon_that_answers_nonsense_is_told_in_a_line() -> None:
+    for line in (b"\xff\n", b"[1]\n", b"{\n"):
+        with pytest.raises(reporting.NoAnswerError, match="no JSON object"):
+            reporting._parsed(line)
