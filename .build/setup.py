@@ -2,6 +2,7 @@
 
     pip install .                      the compiled modules beside their sources; without C compiler or mypy, Python
     UNIONFS_PURE=1 pip install .       never compiled
+    python -m build                    a source archive, and a wheel of it
     python .build/setup.py compile_checkout   into build/compiled, for `unionfs` in a checkout (see unionfs.compiled)
 
 The modules stay ordinary Python and behave the same in both ways, with two differences to keep in mind. Compiled code
@@ -22,9 +23,10 @@ from typing import Any
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from unionfs.compiled import CHECKOUT, PLACE, PURE, STAMP, stamp_line
+from unionfs.compiled import CHECKOUT, COMPILED_DIR, PURE, STAMP, stamp_line
 
 CORE = """acl attrs branch content copy_metadata copyup create deferred emulated_owners fds flatten hardlinks
     inodes ledger listing lookup lower marks metadata namecache names node owner_override owners ownership prefetch
@@ -42,7 +44,11 @@ SOURCES = [
 """What a request passes through. The rest would gain nothing; what inherits from OSError or ctypes.Structure (options,
 copydata, session, syscalls.files), or is async, mypyc does not compile."""
 
-DIGESTS = "digests"
+IN_SDIST = [".build", ".ci", "benchmarks", "docs", "tests"]
+"""Directories that a source archive holds besides the packages: it builds, and is tested, as a checkout is."""
+TOP_FILES = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".gitignore"]
+"""... and files, besides those that setuptools takes by itself."""
+
 _BUILDING = {"build", "build_ext", "bdist_wheel", "install", "compile_checkout"}
 
 
@@ -74,6 +80,26 @@ def _none(why: str) -> list[Extension]:
     return []
 
 
+def shared_files() -> list[tuple[str, list[str]]]:
+    """Write man pages and completion of both commands below build/share: (directory below the prefix, its files)."""
+    from unionfs.cli import completion, man, parsers
+
+    made: list[tuple[str, list[str]]] = []
+    for command in (parsers.of_unionfs(), parsers.of_layers()):
+        texts = {
+            f"share/man/man1/{command.name}.1": man.page(command),
+            f"share/bash-completion/completions/{command.name}": completion.script(command, "bash"),
+            f"share/zsh/site-functions/_{command.name}": completion.script(command, "zsh"),
+            f"share/fish/vendor_completions.d/{command.name}.fish": completion.script(command, "fish"),
+        }
+        for name, text in texts.items():
+            path = Path("build", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+            made.append((os.path.dirname(name), [str(path)]))
+    return made
+
+
 class BuildOrNot(build_ext):
     """As build_ext, but all or nothing, and nothing is no failure."""
 
@@ -88,8 +114,19 @@ class BuildOrNot(build_ext):
             self.extensions = []
 
 
+class SourceArchive(sdist):
+    """As sdist, with the rest of the checkout: a MANIFEST.in would have to be at the top."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Take IN_SDIST and TOP_FILES along."""
+        ours = [name for name in TOP_FILES if os.path.exists(name)]
+        for top in IN_SDIST:
+            ours += [str(path) for path in Path(top).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        super().make_release_tree(base_dir, sorted({*files, *ours}))
+
+
 class CompileCheckout(Command):
-    """compile_checkout: bring build/compiled up to date. Does nothing when only the times of sources have changed."""
+    """compile_checkout: bring build/compiled up to date. Compiles nothing when no digest of a source differs."""
 
     user_options: list[tuple[str, str, str]] = []  # noqa: RUF012 - setuptools wants a class attribute
 
@@ -101,60 +138,60 @@ class CompileCheckout(Command):
 
     def run(self) -> None:
         """Compile aside, then exchange directories."""
-        place, new = Path(CHECKOUT, PLACE), Path(CHECKOUT, PLACE + ".new")
-        digests = _digests()
-        is_same = (place / DIGESTS).is_file() and (place / DIGESTS).read_text() == digests
-        if is_same and not os.environ.get(PURE):
-            _write_stamp(place)
+        place, new = Path(CHECKOUT, COMPILED_DIR), Path(CHECKOUT, COMPILED_DIR + ".new")
+        stamp = _stamp()  # before compiling: a source that is changed meanwhile makes it stale
+        if _is_up_to_date(stamp):
+            Path(place, STAMP + ".new").write_text(stamp)  # the times may be new
+            Path(place, STAMP + ".new").rename(place / STAMP)
             return
         shutil.rmtree(place, ignore_errors=True)
         shutil.rmtree(new, ignore_errors=True)
-        stamp = _stamp()  # before compiling: a source that is changed meanwhile makes it stale
         build = self.get_finalized_command("build_ext")
         build.build_lib, build.build_temp, build.inplace = str(new), "build/objects", False
         build.run()
         if build.extensions:
-            (new / DIGESTS).write_text(digests)
             (new / STAMP).write_text(stamp)
             new.rename(place)
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _digests() -> str:
-    """What decides on the outcome: the compiler, Python, the sources."""
+def _stamp() -> str:
+    """Describe what decides on the outcome: Python, the compiler with the list of sources, the sources."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         mypy = version("mypy")
     except PackageNotFoundError:
         mypy = ""
-    lines = [f"{mypy} {sys.version}"]
-    lines += [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {path}" for path in [".build/setup.py", *SOURCES]]
-    return "\n".join(lines)
+    script = hashlib.sha256(Path(".build/setup.py").read_bytes()).hexdigest()
+    compiler = f"{mypy} {sys.version} {script}".replace("\n", " ")
+    return "\n".join([EXTENSION_SUFFIXES[0], compiler, *map(stamp_line, SOURCES)])
 
 
-def _stamp() -> str:
-    return "\n".join([EXTENSION_SUFFIXES[0], *map(stamp_line, SOURCES)])
+def _is_up_to_date(stamp: str) -> bool:
+    """Whether build/compiled was made of what `stamp` describes, times aside."""
+    try:
+        present = Path(CHECKOUT, COMPILED_DIR, STAMP).read_text()
+    except OSError:
+        return False
+    return not os.environ.get(PURE) and _without_times(present) == _without_times(stamp)
 
 
-def _write_stamp(place: Path) -> None:
-    new = place / (STAMP + ".new")
-    new.write_text(_stamp())
-    new.rename(place / STAMP)
+def _without_times(stamp: str) -> list[str]:
+    return [line.partition("\t")[2] or line for line in stamp.splitlines()]
 
 
 def main() -> None:
     """What pip and .ci/setup call."""
     os.chdir(CHECKOUT)
-    made: Any = extensions() if _BUILDING & set(sys.argv) and not _is_up_to_date() else []
-    setup(ext_modules=made, cmdclass={"build_ext": BuildOrNot, "compile_checkout": CompileCheckout})
-
-
-def _is_up_to_date() -> bool:
-    """Nothing is to be done: then mypyc need not be asked."""
-    digests = Path(CHECKOUT, PLACE, DIGESTS)
-    wanted = "compile_checkout" in sys.argv and not os.environ.get(PURE)
-    return wanted and digests.is_file() and digests.read_text() == _digests()
+    asked = _BUILDING & set(sys.argv)
+    is_done = asked == {"compile_checkout"} and _is_up_to_date(_stamp())  # then mypyc need not be asked
+    made: Any = extensions() if asked and not is_done else []
+    commands = {"build_ext": BuildOrNot, "sdist": SourceArchive, "compile_checkout": CompileCheckout}
+    shared = (
+        shared_files() if "bdist_wheel" in sys.argv else []
+    )  # a checkout has `unionfs man` and `unionfs completion`
+    setup(ext_modules=made, data_files=shared, cmdclass=commands)
 
 
 if __name__ == "__main__":

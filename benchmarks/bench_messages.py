@@ -20,9 +20,9 @@ from typing import Final
 
 from unionfs import compiled
 
-compiled.prefer()
+compiled.use_compiled()
 
-from tests.fuse.kernel import wire  # noqa: E402  all that may import a compiled module comes after `prefer`
+from tests.fuse.kernel import wire  # noqa: E402  all that may import a compiled module comes after `use_compiled`
 from tests.fuse.kernel.wire import ROOT  # noqa: E402
 from tests.support import scratch  # noqa: E402
 from unionfs.core.options import Options  # noqa: E402
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps({"compiled": compiled.is_in_use(), "us": medians}))
         return 0
-    print(f"{compiled.in_words()}; microseconds of processor time a message")
+    print(f"{compiled.code_in_use()}; microseconds of processor time a message")
     for kind, (user, system) in medians.items():
         print(f"{kind:<20} user {user:6.2f}  system {system:6.2f}")
     return 0

@@ -95,7 +95,7 @@ def version(system: str) -> str:
     if system in (OURS, OURS_PYFUSE3):
         argv = ["git", "describe", "--always", "--dirty"]
         said = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=20)
-        return f"{said.stdout.strip() or 'unknown'} ({compiled.state_of_checkout() or 'compiled'})"
+        return f"{said.stdout.strip() or 'unknown'} ({compiled.why_not_usable() or 'compiled'})"
     return platform.release()
 
 

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 ALLOWED = {
     "unionfs.markers": Row(()),
-    "unionfs.compiled": Row(()),
+    "unionfs.compiled": Row((), ("xxhash",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),
     "unionfs.syscalls": Row(("unionfs.syscalls",)),
@@ -83,7 +83,7 @@ ALLOWED = {
     ),
     "unionfs.containers": Row(HOUSES, ("rich", "trio"), not_even=("unionfs.snapshotter",)),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
-    "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google")),
+    "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
     "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),

@@ -56,6 +56,8 @@ VERBS = {
     "snapshotter": "serve containerd, so that it keeps images and containers on unions",
     "bench": "measure what copy-up costs, beside other union filesystems",
     "doctor": "say what this machine lacks, and the command that mends it",
+    "completion": "print what makes bash, zsh or fish complete unionfs and layers",
+    "man": "print the manual page of unionfs or layers",
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
 
@@ -68,7 +70,7 @@ COMMANDS_OF_OTHERS = ("run", "exec", "try")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    compiled.prefer()
+    compiled.use_compiled()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     if verb == "container" and len(arguments) > 1:
@@ -139,7 +141,7 @@ def version_text() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"unionfs {version('unionfs')}, {compiled.in_words()}"
+        return f"unionfs {version('unionfs')}, {compiled.code_in_use()}"
     except PackageNotFoundError:
         return "unionfs (not installed as a package)"
 

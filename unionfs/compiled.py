@@ -1,10 +1,14 @@
-"""Which code runs: the hot modules compiled to machine code, or the same modules as ordinary Python.
+"""Chooses which code runs: the hot modules compiled to machine code, or the same modules as ordinary Python.
 
-An installed unionfs has the compiled modules beside their sources, where Python prefers them by itself: nothing here is
-needed then. A checkout must never run yesterday's code. `.build/setup.py compile_checkout` (called by .ci/setup) puts
-its compiled modules into build/compiled, where Python finds none of them, beside a stamp that tells the state of each
-source they were made of. `prefer` lets them be imported if all sources still look like that, else none of them: a
-changed source takes effect at once, as Python, until it is compiled anew.
+An installed unionfs has the compiled modules beside their sources, where Python finds them by itself. A checkout must
+never run yesterday's code: `.build/setup.py compile_checkout` (called by .ci/setup) puts its compiled modules into
+build/compiled, where Python does not look, beside a stamp with the digest of each source. `use_compiled` makes them
+importable if all sources still have these digests, else none of them: a changed source takes effect at once, as Python,
+until it is compiled anew.
+
+Each start of a command makes this check, so a source is only read when its size, mtime or ctime differs from the one in
+the stamp. The ctime is there because a program can set the mtime of what it has changed, but not the ctime. A copy of a
+checkout differs in these times: its commands start a millisecond later, and run the same code.
 """
 
 from __future__ import annotations
@@ -17,16 +21,22 @@ from types import ModuleType
 from typing import Final
 
 CHECKOUT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PLACE: Final = os.path.join("build", "compiled")
+COMPILED_DIR: Final = os.path.join("build", "compiled")
+"""Where a checkout's compiled modules are, relative to CHECKOUT."""
 STAMP: Final = "stamp"
+"""The file in COMPILED_DIR: the suffix of the modules, a line about the compiler, one `stamp_line` for each source."""
 PURE: Final = "UNIONFS_PURE"
-"""Set in the environment: build nothing, and run a checkout as Python. Says nothing to what is installed."""
+"""Set in the environment: build nothing, and run a checkout as Python. Has no effect on what is installed."""
 
-_ONE_OF_THEM: Final = "unionfs.core.union"
+_SETUP_SCRIPT: Final = os.path.join(".build", "setup.py")
+_HOT_MODULE: Final = "unionfs.core.union"
+_SOURCE_MAX: Final = 1 << 20  # bytes; the architecture test allows 600 lines
+
+_reason = ""  # why `use_compiled` left this process with Python; set once, at its start
 
 
 class _Finder:
-    """Knows where each compiled module of the checkout is (importlib.abc.MetaPathFinder)."""
+    """Finds the compiled modules of the checkout (importlib.abc.MetaPathFinder)."""
 
     def __init__(self, paths: dict[str, str]) -> None:
         self._paths = paths  # immutable: by full name
@@ -34,19 +44,23 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What importlib asks for."""
+        """Answer importlib: the spec of `name` if it is compiled, else None."""
         there = self._paths.get(name)
         if there is None:
             return None
         return ModuleSpec(name, ExtensionFileLoader(name, there), origin=there)
 
 
-def prefer() -> None:
-    """Let this process import the checkout's compiled modules, if they are there and up to date. Comes before the first
-    import of any of them."""
-    top = os.path.join(CHECKOUT, PLACE)
-    if os.environ.get(PURE) or state_of_checkout() != "":
+def use_compiled() -> None:
+    """Make the checkout's compiled modules importable in this process, if they are up to date.
+
+    Precondition: none of them is imported yet.
+    """
+    global _reason  # noqa: PLW0603 - one process runs one kind of code
+    _reason = why_not_usable()
+    if _reason:
         return
+    top = os.path.join(CHECKOUT, COMPILED_DIR)
     suffix = EXTENSION_SUFFIXES[0]
     paths = {}
     for directory, _, names in os.walk(top):
@@ -58,42 +72,67 @@ def prefer() -> None:
     sys.meta_path.insert(0, _Finder(paths))
 
 
-def state_of_checkout() -> str:
-    """Why `prefer` does nothing; "" when it does something."""
+def why_not_usable() -> str:
+    """Compare the checkout's compiled modules with its sources: why they cannot be used, "" if they can."""
     try:
-        with open(os.path.join(CHECKOUT, PLACE, STAMP), encoding="utf-8") as file:
-            made_with, *sources = file.read().splitlines()
-    except OSError:
-        return "not compiled"
+        with open(os.path.join(CHECKOUT, COMPILED_DIR, STAMP), encoding="utf-8") as file:
+            made_with, _, *lines = file.read().splitlines()
+    except (OSError, ValueError):
+        made_with, lines = "", []
+    if not made_with and not os.path.exists(os.path.join(CHECKOUT, _SETUP_SCRIPT)):
+        return "installed without compiled modules"
+    if os.environ.get(PURE):
+        return f"{PURE} is set"
+    if not made_with:
+        return "not compiled: run .ci/setup"
     if made_with != EXTENSION_SUFFIXES[0]:
-        return "compiled for another Python"
-    if any(line != stamp_line(line.rpartition("\t")[2]) for line in sources):
-        return "sources have changed since they were compiled"
+        return "compiled for another Python: run .ci/setup"
+    changed = [line.rpartition("\t")[2] for line in lines if not _is_unchanged(line)]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]}{more} changed since it was compiled: run .ci/setup"
     return ""
 
 
-def stamp_line(source: str) -> str:
-    """The state of one source of the checkout, and its path there."""
+def _is_unchanged(line: str) -> bool:
+    """Whether the source of a stamp line has the content that the line was made of."""
+    times, _, rest = line.partition("\t")
+    digest, _, source = rest.partition("\t")
     try:
-        st = os.stat(os.path.join(CHECKOUT, source))
+        return _times_of(source) == times or _digest_of(source) == digest
     except OSError:
-        return ""
-    return f"{st.st_size}\t{st.st_mtime_ns}\t{source}"
+        return False
 
 
-def in_words() -> str:
-    """What this process runs or would run, for people: "compiled" or "Python", with the reason where there is one."""
-    if is_in_use():
-        return "compiled"
-    if os.environ.get(PURE):
-        return f"Python ({PURE} is set)"
-    return f"Python ({state_of_checkout() or 'not compiled'})"
+def stamp_line(source: str) -> str:
+    """Describe the present state of a source: size and times, digest, path in the checkout. Raises: OSError."""
+    return f"{_times_of(source)}\t{_digest_of(source)}\t{source}"
+
+
+def _times_of(source: str) -> str:
+    st = os.stat(os.path.join(CHECKOUT, source))
+    return f"{st.st_size} {st.st_mtime_ns} {st.st_ctime_ns}"
+
+
+def _digest_of(source: str) -> str:
+    import xxhash  # late: seldom needed here. It finds changes; forgers of sources can as well replace the modules
+
+    fd = os.open(os.path.join(CHECKOUT, source), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return xxhash.xxh3_128_hexdigest(os.read(fd, _SOURCE_MAX))
+    finally:
+        os.close(fd)
+
+
+def code_in_use() -> str:
+    """Name the code that this process runs, for people: "compiled", or "Python" with the reason."""
+    return "compiled" if is_in_use() else f"Python ({_reason or why_not_usable() or 'imported as a library'})"
 
 
 def is_in_use() -> bool:
     """Whether the hot modules are compiled ones, imported already or not."""
     from importlib.util import find_spec
 
-    loaded = sys.modules.get(_ONE_OF_THEM)
-    spec = loaded.__spec__ if loaded is not None else find_spec(_ONE_OF_THEM)
+    loaded = sys.modules.get(_HOT_MODULE)
+    spec = loaded.__spec__ if loaded is not None else find_spec(_HOT_MODULE)
     return spec is not None and isinstance(spec.loader, ExtensionFileLoader)

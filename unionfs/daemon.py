@@ -44,6 +44,7 @@ TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.entry", "pyfuse3": "unionfs.
 DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
+_EXTRAS: Final = ("pyfuse3",)  # modules that are not in the base install, and the extras of the same names
 _UPPER_IN_USE: Final = (
     "another live daemon uses the same upper directory: each may be confused by changes of the other "
     "unless both are mounted with --watch"
@@ -332,18 +333,25 @@ def _logger() -> Logger:
 
 
 def _check_transport(name: str) -> None:
-    """Refuse a transport that cannot be imported while there is somebody to tell. Imports nothing heavy."""
+    """Refuse a transport that cannot be imported while the caller still waits for an answer.
+
+    The default one is only looked for, since importing it takes longer than mounting; a transport out of an extra is
+    imported: its libraries may be missing, too. Raises: StartError.
+    """
     if name not in TRANSPORTS:
         raise StartError(f"there is no transport {name!r}", f"there are: {', '.join(TRANSPORTS)}")
     for module in (*_NEEDED[name], TRANSPORTS[name]):
         try:
             found = find_spec(module)
-        except ImportError:
-            found = None
+            if found is not None and name != DEFAULT_TRANSPORT:
+                import_module(module)
+            why = f"no Python module {module}"
+        except ImportError as error:
+            found, why = None, str(error)
         if found is None:
-            is_ours = module == TRANSPORTS[name]
-            hint = "" if is_ours else f"install it (pip install {module}), or choose another --transport"
-            raise StartError(f"transport {name} cannot be used: no Python module {module}", hint)
+            package = f"'unionfs[{module}]'" if module in _EXTRAS else module
+            hint = "" if module == TRANSPORTS[name] else f"pip install {package}, or choose another --transport"
+            raise StartError(f"transport {name} cannot be used: {why}", hint)
 
 
 def _show_in_process_list(connection: int | None) -> None:

@@ -171,8 +171,8 @@ def readable_code(run_dir: Path) -> Path:
         for part in _CODE:
             shutil.copytree(CHECKOUT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(CHECKOUT / "pyproject.toml", copy)
-        if (CHECKOUT / compiled.PLACE).is_dir():
-            shutil.copytree(CHECKOUT / compiled.PLACE, copy / compiled.PLACE)
+        if (CHECKOUT / compiled.COMPILED_DIR).is_dir():
+            shutil.copytree(CHECKOUT / compiled.COMPILED_DIR, copy / compiled.COMPILED_DIR)
         subprocess.run([sys.executable, "-m", "compileall", "-q", copy], check=False, timeout=limit(120))
         subprocess.run(["chmod", "-R", "go+rX", copy], check=True, timeout=limit(60))
     return copy

@@ -6,7 +6,7 @@ from typing import Final
 
 from unionfs.cli import aliases
 
-_MODULES: Final = {
+MODULES: Final = {  # verb -> module of unionfs.cli
     "ls": "ps",
     "ps": "ps",
     "list": "ps",
@@ -33,4 +33,4 @@ _MODULES: Final = {
 
 def main(argv: list[str]) -> int:
     """Run `unionfs container ARGV`."""
-    return aliases.run("container", _MODULES, argv, "remove containers that do not run")
+    return aliases.run("container", MODULES, argv, "remove containers that do not run")

@@ -6,7 +6,7 @@ from typing import Final
 
 from unionfs.cli import aliases
 
-_MODULES: Final = {
+MODULES: Final = {  # verb -> module of unionfs.cli
     "ls": "images",
     "list": "images",
     "pull": "pull",
@@ -25,4 +25,4 @@ _MODULES: Final = {
 
 def main(argv: list[str]) -> int:
     """Run `unionfs image ARGV`."""
-    return aliases.run("image", _MODULES, argv, "remove images that nothing needs")
+    return aliases.run("image", MODULES, argv, "remove images that nothing needs")

@@ -13,9 +13,10 @@ from unionfs.cli.output import printable
 from unionfs.fuse import mounting
 
 _EPILOG: Final = """\
---json prints one object: mountpoint, pid, transport, protocol, compiled (or Python), uptime_s, lowers, upper, messages
-(requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds),
-nodes, memory_bytes (resident) and cpu_s (of the daemon)."""
+--json prints one object: mountpoint, pid, transport, protocol, compiled (true or false), code (the same in words, with
+the reason for Python), uptime_s, lowers, upper, messages (requests by the kernel's opcode names without FUSE_),
+copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, memory_bytes (resident) and cpu_s (of the
+daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -56,7 +57,7 @@ def _for_people(found: dict[str, Any]) -> str:
     rows = [
         ("union", f"{_shown(found['mountpoint'])} (process {found['pid']}, up {_duration(found['uptime_s'])})"),
         ("transport", f"{found['transport']}, FUSE {found['protocol']}"),
-        ("code", "compiled" if found["compiled"] else "Python"),
+        ("code", found["code"]),
         ("lowers", ", ".join(map(_shown, found["lowers"]))),
         ("upper", "none: read-only" if upper is None else _shown(upper)),
         (

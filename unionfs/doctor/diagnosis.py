@@ -19,7 +19,7 @@ KERNEL_WANTED: Final = (6, 9)
 """FUSE passthrough of reads and writes, and the repetition of requests after a daemon's death."""
 
 _SUBIDS: Final = 65536  # as many as there are ids in a 16-bit system, nobody (65534) among them
-_ONLY_FOR: Final[dict[str, str]] = {"pyfuse3": "pyfuse3"}  # modules that one transport needs
+_ONLY_FOR: Final = {"pyfuse3": "pyfuse3"}  # module -> the one transport that needs it
 _PACKAGES: Final = {
     "uidmap": {"apt": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow", "apk": "shadow-uidmap"},
     "fuse3": dict.fromkeys(("apt", "dnf", "pacman", "zypper", "apk"), "fuse3"),
@@ -140,7 +140,7 @@ def _module(machine: Machine, name: str) -> Finding:
     transport = _ONLY_FOR.get(name, DEFAULT_TRANSPORT)
     optional = transport != DEFAULT_TRANSPORT
     why = f"only --transport {transport} needs it" if optional else "the union's daemon needs it"
-    mend = f"pip install {name}"
+    mend = f"pip install 'unionfs[{transport}]'" if optional else f"pip install {name}"
     if name == "pyfuse3" and machine.packages == "apt":
         mend = f"sudo apt-get install gcc libfuse3-dev pkg-config python3-dev && {mend}"
     return Finding(f"Python module {name}", LIMITED if optional else LACKING, missing, why, mend)

@@ -91,7 +91,7 @@ def examine(root: str | None) -> Machine:
         state=state,
         state_xattrs=_try_xattrs(state),
         modules={name: _try_import(name) for name in MODULES},
-        code=compiled.in_words(),
+        code=compiled.code_in_use(),
     )
 
 

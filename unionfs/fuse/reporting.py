@@ -78,6 +78,7 @@ class Reporter:
             "transport": self.transport,
             "protocol": self.traffic.protocol,
             "compiled": compiled.is_in_use(),
+            "code": compiled.code_in_use(),
             "uptime_s": round(time.monotonic() - self.since, 3),
             "lowers": [_text(os.fsencode(lower)) for lower in options.lowers],
             "upper": None if options.upper is None else _text(os.fsencode(options.upper)),

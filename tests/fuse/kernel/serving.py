@@ -111,7 +111,7 @@ def serving(plan: Plan) -> Iterator[Mount]:
 
 
 def _main(plan: Plan) -> None:
-    compiled.prefer()
+    compiled.use_compiled()
     from unionfs.core.copydata import CancelledError, Copy
     from unionfs.core.options import Options
     from unionfs.core.union import Union
