@@ -24,11 +24,13 @@ import pytest
 from tests.support import process
 from tests.support import scratch as scratch_dirs
 from tests.support.mountinfo import mount_at
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs import compiled
 
 _BUILD_S = 500.0
 """Time limit of a step that downloads or compiles, on a loaded machine."""
+pytestmark = pytest.mark.timeout(limit(4 * _BUILD_S))  # the first test waits for the builds
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,10 @@ def archives(directory: Path) -> Archives:
         pytest.skip("not a git checkout: there is no HEAD to build")
     source = directory / "source"
     source.mkdir()
-    archive = subprocess.run(["git", "-C", CHECKOUT, "archive", "HEAD"], stdout=subprocess.PIPE, check=True, timeout=60)
-    subprocess.run(["tar", "-x", "-C", source], input=archive.stdout, check=True, timeout=60)
+    archive = subprocess.run(
+        ["git", "-C", CHECKOUT, "archive", "HEAD"], stdout=subprocess.PIPE, check=True, timeout=limit(60)
+    )
+    subprocess.run(["tar", "-x", "-C", source], input=archive.stdout, check=True, timeout=limit(60))
     out = directory / "dist"
     _run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, source], directory)
     (sdist,) = out.iterdir()

@@ -34,7 +34,7 @@ class Subject:
 
 def add_root(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--root", metavar="DIR", default=default_root(), help="the store of images (default: %(default)s)"
+        "--root", metavar="DIR", default=default_root(), help="the store of images (default: $XDG_DATA_HOME/unionfs)"
     )
 
 

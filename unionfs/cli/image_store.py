@@ -131,7 +131,9 @@ def failures() -> Iterator[None]:
 
 
 def add_root(parser: Parser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="where images and containers are kept (default: %(default)s)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="where images and containers are kept (default: $XDG_DATA_HOME/unionfs)"
+    )
     parser.set_defaults(root=default_root())
 
 
