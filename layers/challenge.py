@@ -1,4 +1,4 @@
-"""What a registry asks for when it answers 401: the WWW-Authenticate header. Pure.
+"""The WWW-Authenticate header of a 401: what a registry wants to be sent. Pure.
 
 RFC 9110, 11.6.1; distribution specification, "Authentication"; Docker's "Token Authentication Specification".
 """
@@ -6,13 +6,18 @@ RFC 9110, 11.6.1; distribution specification, "Authentication"; Docker's "Token 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 BASIC: Final = "basic"
 BEARER: Final = "bearer"
 
-_SCHEME: Final = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)(?:\s+|$)(?!\s*=)")
-_PARAMETER: Final = re.compile(r'\s*,?\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_SEPARATORS: Final = re.compile(r"[\s,]*")
+_PARAMETER: Final = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_SCHEME: Final = re.compile(rf"({_TOKEN})(?=[\s,]|$)")
+_TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
+_UNREADABLE: Final = re.compile(r"[^\s,]+")
 
 
 class Challenge(NamedTuple):
@@ -22,20 +27,28 @@ class Challenge(NamedTuple):
     parameters: dict[str, str]
 
 
-def parse(header: str) -> list[Challenge]:
-    """The challenges of a header; what cannot be read is left out."""
+def parse(headers: Iterable[str]) -> list[Challenge]:
+    """The challenges of all WWW-Authenticate headers; what cannot be read is left out."""
+    return [challenge for header in headers for challenge in _parse(header)]
+
+
+def _parse(header: str) -> list[Challenge]:
     found: list[Challenge] = []
-    at = 0
+    at = _SEPARATORS.match(header).end()  # type: ignore[union-attr]  # it matches anything
     while at < len(header):
-        scheme = _SCHEME.match(header, at)
-        if scheme is None:
-            break
-        at = scheme.end()
-        parameters: dict[str, str] = {}
-        while (parameter := _PARAMETER.match(header, at)) is not None:
+        if found and (parameter := _PARAMETER.match(header, at)) is not None:
             quoted = parameter[2]
             value = parameter[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            parameters[parameter[1].lower()] = value
+            found[-1].parameters.setdefault(parameter[1].lower(), value)
             at = parameter.end()
-        found.append(Challenge(scheme[1].lower(), parameters))
+        elif (scheme := _SCHEME.match(header, at)) is not None:
+            found.append(Challenge(scheme[1].lower(), {}))
+            at = scheme.end()
+            data = re.compile(r"[ \t]+").match(header, at)
+            token = None if data is None else _TOKEN68.match(header, data.end())
+            if token is not None and token[0].lower() not in (BASIC, BEARER):
+                at = token.end()  # `Negotiate TOKEN68`
+        else:
+            at = _UNREADABLE.match(header, at).end()  # type: ignore[union-attr]  # neither space nor comma is here
+        at = _SEPARATORS.match(header, at).end()  # type: ignore[union-attr]
     return found

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -63,18 +63,27 @@ def own_file(environment: Mapping[str, str] = os.environ) -> str:
     return os.path.join(environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"), "config.json")
 
 
-def find(registry: str, repository: str = "", environment: Mapping[str, str] = os.environ) -> Credentials | None:
-    """The credentials for a repository of a registry, or None. Raises: LayerError for a file that cannot be read or a
-    helper that fails."""
+def unheard(warning: str) -> None:
+    """Do not pass on a warning."""
+
+
+def find(
+    registry: str,
+    repository: str = "",
+    environment: Mapping[str, str] = os.environ,
+    warn: Callable[[str], None] = unheard,
+) -> Credentials | None:
+    """The credentials for a repository of a registry, or None. A helper that fails is passed over with one warning, for
+    most images are public. Raises: LayerError for a file that cannot be read."""
+    failed: dict[str, LayerError] = {}  # by helper
+    found = None
     for path in files(environment):
-        value = _read(path)
-        if value is None:
-            continue
+        value = _read(path) or {}
         for key in _keys(registry, repository):
-            found = _from_file(path, value, key)
-            if found is not None:
-                return found
-    return None
+            found = found or _from_file(path, value, key, failed)
+    for failure in failed.values():
+        warn(f"{failure}" + (f" ({failure.hint})" if failure.hint else ""))
+    return found
 
 
 def store(registry: str, credentials: Credentials, path: str | None = None) -> str:
@@ -102,16 +111,21 @@ def store(registry: str, credentials: Credentials, path: str | None = None) -> s
 
 
 def erase(registry: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Forget the credentials for a registry, wherever they are; the places. Raises NotFound when there are none."""
+    """Forget the credentials for a registry, wherever they are; the places. Raises: NotFound when there are none; what
+    a helper that fails raises, after the rest was done."""
     erased = []
+    failure: LayerError | None = None
     for path in files(environment):
         value = _read(path)
         if value is None:
             continue
         helper = _helper_for(path, value, registry)
-        if helper and _ask_helper(helper, _file_key(registry)) is not None:
-            _run_helper(helper, "erase", _file_key(registry))
-            erased.append(f"docker-credential-{helper}")
+        try:
+            if helper and _ask_helper(helper, _file_key(registry)) is not None:
+                _run_helper(helper, "erase", _file_key(registry))
+                erased.append(f"docker-credential-{helper}")
+        except LayerError as error:
+            failure = error
         table = _table(path, value, "auths")
         known = [key for key in table if _normal(key) == registry]
         for key in known:
@@ -119,6 +133,8 @@ def erase(registry: str, environment: Mapping[str, str] = os.environ) -> list[st
         if known:
             _write(path, value)
             erased.append(path)
+    if failure is not None:
+        raise failure
     if not erased:
         raise NotFound("logging out", registry, "there are no credentials for it")
     return erased
@@ -131,10 +147,13 @@ def _keys(registry: str, repository: str) -> Iterator[str]:
         yield "/".join([registry, *parts[:count]])
 
 
-def _from_file(path: str, value: Mapping[str, Any], key: str) -> Credentials | None:
-    helper = _helper_for(path, value, key) if "/" not in key else _mapping(value.get("credHelpers")).get(key)
-    if helper:
-        found = _ask_helper(helper, _file_key(key))
+def _from_file(path: str, value: Mapping[str, Any], key: str, failed: dict[str, LayerError]) -> Credentials | None:
+    helper = _helper_for(path, value, key, particular="/" in key)
+    if helper and helper not in failed:
+        try:
+            found = _ask_helper(helper, _file_key(key))
+        except LayerError as error:
+            found, failed[helper] = None, error
         if found is not None:
             return found
     for name, entry in _mapping(value.get("auths")).items():
@@ -152,7 +171,8 @@ def _entry(path: str, name: str, entry: Mapping[str, Any]) -> Credentials | None
         raise Refused("reading credentials", path, f"the entry of {name} is malformed")
     username, password = entry.get("username", ""), entry.get("password", "")
     if text:
-        try:
+        try:  # some tools break the lines
+            text = text.replace("\n", "").replace("\r", "")
             username, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             colon = ""
@@ -163,9 +183,11 @@ def _entry(path: str, name: str, entry: Mapping[str, Any]) -> Credentials | None
     return Credentials(username, password.strip("\0"), token) if username or token else None
 
 
-def _helper_for(path: str, value: Mapping[str, Any], registry: str) -> str:
+def _helper_for(path: str, value: Mapping[str, Any], registry: str, *, particular: bool = False) -> str:
+    """The helper for a registry; with `particular` for a repository, where the helper for all is not meant."""
     helpers = _mapping(value.get("credHelpers"))
-    helper = next((name for key, name in helpers.items() if _normal(key) == registry), value.get("credsStore", ""))
+    general = "" if particular else value.get("credsStore", "")
+    helper = next((name for key, name in helpers.items() if _normal(key) == registry), general)
     if not isinstance(helper, str) or (helper and not _HELPER_NAME.fullmatch(helper)):
         raise Refused("reading credentials", path, f"{str(helper)[:50]!r} is not the name of a credential helper")
     return helper
@@ -184,7 +206,7 @@ def _ask_helper(helper: str, key: str) -> Credentials | None:
         ) from None
     if username == _TOKEN_USER:
         return Credentials(identity_token=str(secret))
-    return Credentials(str(username), str(secret))
+    return Credentials(str(username), str(secret)) if username else None  # some say nothing in so many words
 
 
 def _run_helper(helper: str, verb: str, said: str) -> str:
@@ -211,9 +233,12 @@ def _file_key(registry: str) -> str:
 
 
 def _normal(key: str) -> str:
-    """A key of a file as we name registries: without scheme, and Docker's old address as docker.io."""
-    key = key.removeprefix("https://").removeprefix("http://").rstrip("/")
-    key = key.removesuffix("/v1").removesuffix("/v2")
+    """A key of a file as we name registries: of an address (https://HOST/path) the host, as Docker and podman have
+    it; else HOST[/NAMESPACE]; and Docker's old names as docker.io."""
+    address = key.removeprefix("https://").removeprefix("http://")
+    if address != key:
+        key = address.partition("/")[0]
+    key = key.rstrip("/").removesuffix("/v1").removesuffix("/v2")
     return DEFAULT_REGISTRY if key in ("index.docker.io", "registry-1.docker.io") else key
 
 

@@ -11,15 +11,16 @@ A registry on this machine (localhost, 127.*, ::1) may speak plain HTTP without 
 from __future__ import annotations
 
 import glob
-import ipaddress
 import os
 import ssl
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from layers.errors import LayerError, Refused
+from layers.origins import is_loopback_name, may_have_what_was_given
 from layers.reference import DEFAULT_REGISTRY, Reference
 
 _DOCKER_HOST: Final = "registry-1.docker.io"  # where docker.io answers
@@ -33,7 +34,8 @@ class Endpoint:
     repository: str
     registry: str  # whose credentials are used
     insecure: bool = False  # certificates are not looked at, and plain HTTP will do
-    certificates: tuple[str, ...] = ()  # directories as in certs.d/HOST
+    certificates: tuple[str, ...] = ()  # directories as in certs.d/HOST, for the authorities in them
+    own_certificates: tuple[str, ...] = ()  # likewise, for our own
 
     @property
     def may_be_plain(self) -> bool:
@@ -76,33 +78,48 @@ def endpoints(reference: Reference, wishes: Wishes, *, to_push: bool = False) ->
     return [_endpoint(where, insecure, reference, wishes) for where, insecure in places]
 
 
+def registry_itself(registry: str, wishes: Wishes) -> Endpoint:
+    """Where a registry is asked by its own name, wherever registries.conf says that its images are: for `login`."""
+    reference = Reference(registry, "login", None)
+    found = endpoints(reference, wishes, to_push=True)[0]
+    return found if found.registry == registry else _endpoint(reference.name, False, reference, wishes)
+
+
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine, by its name alone."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and ":" in host else host
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    """Whether HOST[:PORT] is this machine, by its name alone."""
+    name, colon, port = host.rpartition(":")
+    return is_loopback_name((name if colon and port.isdecimal() else host).strip("[]"))
 
 
-def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+def tls_context(endpoint: Endpoint, *, with_own_certificate: bool = True) -> ssl.SSLContext:
     """What is trusted, and who we are. Raises: LayerError for certificates that cannot be read."""
     context = ssl.create_default_context()
     if endpoint.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    for directory in endpoint.certificates:
-        for path in sorted(glob.glob(os.path.join(glob.escape(directory), "*"))):
-            try:
-                if path.endswith(".crt"):
-                    context.load_verify_locations(path)
-                elif path.endswith(".cert"):
-                    context.load_cert_chain(path, path.removesuffix(".cert") + ".key")
-            except (OSError, ssl.SSLError) as error:
-                raise LayerError("reading certificates", path, str(error)) from None
+    for path in _files(endpoint.certificates, "crt"):
+        with _said(path):
+            context.load_verify_locations(path)
+    for path in _files(endpoint.own_certificates if with_own_certificate else (), "cert"):
+        with _said(path):
+            context.load_cert_chain(path, path.removesuffix(".cert") + ".key")
     return context
+
+
+def _files(directories: Iterable[str], suffix: str) -> list[str]:
+    return [
+        path
+        for directory in directories
+        for path in sorted(glob.glob(os.path.join(glob.escape(directory), f"*.{suffix}")))
+    ]
+
+
+@contextmanager
+def _said(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ssl.SSLError) as error:
+        raise LayerError("reading certificates", path, str(error)) from None
 
 
 def _endpoint(where: str, insecure: bool, reference: Reference, wishes: Wishes) -> Endpoint:
@@ -116,14 +133,14 @@ def _endpoint(where: str, insecure: bool, reference: Reference, wishes: Wishes) 
         for name in {host, registry}
         if os.path.isdir(os.path.join(base, name))
     ]
-    if wishes.cert_dir is not None:
-        directories.append(wishes.cert_dir)
+    given = () if wishes.cert_dir is None else (wishes.cert_dir,)
     return Endpoint(
         _DOCKER_HOST if host == DEFAULT_REGISTRY else host,
         repository or reference.repository,
         registry,
         insecure,
-        tuple(directories),
+        (*directories, *given),
+        (*directories, *(given if may_have_what_was_given(registry, reference.registry) else ())),
     )
 
 

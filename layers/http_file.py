@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import httpx
 
+from layers import proxies
 from layers.compression import Readable
+from layers.connection import redirect_target
 from layers.errors import LayerError
+from layers.origins import join
 
 _TIMEOUT_S: Final = 60
+_REDIRECTS_MAX: Final = 10
 
 
 @contextmanager
 def opened(url: str) -> Iterator[Readable]:
-    """The file at an http or https address. Raises: LayerError when the server does not send it, or not all of it."""
+    """The file at an http or https address; a name and a password within it go to its own origin only.
+
+    Raises: LayerError when the server does not send it, or not all of it.
+    """
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as answer:
+        address = join("", url)
+    except ValueError as error:
+        raise LayerError("fetching a file", url, str(error)) from None
+    shown = str(address.copy_with(username=None, password=None))
+    try:
+        with _answered(address, shown) as answer:
             if answer.status_code != 200:
                 why = f"the server answered {answer.status_code} ({answer.reason_phrase})"
-                raise LayerError("fetching a file", url, why)
+                raise LayerError("fetching a file", shown, why)
             yield _Body(answer)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise LayerError("fetching a file", url, str(error) or type(error).__name__) from None
+    except httpx.HTTPError as error:
+        raise LayerError("fetching a file", shown, str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def _answered(url: httpx.URL, shown: str) -> Iterator[httpx.Response]:
+    """The answer at the end of a chain of redirects."""
+    for _ in range(_REDIRECTS_MAX + 1):
+        with _client(url, shown) as client, client.stream("GET", url) as answer:
+            target = redirect_target("GET", answer)
+            if target is None:
+                yield answer
+                return
+        url = target
+    raise LayerError("fetching a file", shown, f"the server sends us on more than {_REDIRECTS_MAX} times")
+
+
+def _client(url: httpx.URL, shown: str) -> httpx.Client:
+    try:
+        return httpx.Client(timeout=_TIMEOUT_S, trust_env=False, proxy=proxies.proxy_for(url, os.environ))
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise LayerError("fetching a file", shown, f"the proxy: {error}") from None
 
 
 class _Body:

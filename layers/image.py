@@ -26,6 +26,7 @@ from layers.digest import Digest
 from layers.endpoints import Endpoint, Wishes, endpoints
 from layers.errors import LayerError, NotFound, Refused
 from layers.manifest import Descriptor, Index, Manifest, Platform
+from layers.origins import may_have_what_was_given
 from layers.progress import Progress, Silent
 from layers.reference import Reference
 from layers.store import Store
@@ -61,6 +62,7 @@ class Remote:
     wishes: Wishes = field(default_factory=Wishes)
     credentials: known_credentials.Credentials | None = None  # None: those of the usual files
     pause_s: float = 0.5  # before the first retry
+    warn: Callable[[str], None] = known_credentials.unheard  # of what was passed over
 
 
 def resolve(store: Store, text: str, options: Options | None = None, progress: Progress | None = None) -> Resolved:
@@ -196,7 +198,7 @@ async def opened(reference: Reference, remote: Remote, *, to_push: bool = False)
     async with AsyncExitStack() as stack:
         registries = []
         for endpoint in endpoints(reference, remote.wishes, to_push=to_push):
-            credentials = remote.credentials or credentials_for(endpoint)
+            credentials = credentials_for(endpoint, reference, remote)
             session = Session(endpoint, credentials, pause_s=remote.pause_s)
             registries.append(Registry(await stack.enter_async_context(session), endpoint.repository))
         yield registries
@@ -208,9 +210,12 @@ async def tags(text: str, remote: Remote | None = None) -> list[str]:
         return [tag async for tag in registries[-1].tags()]
 
 
-def credentials_for(endpoint: Endpoint) -> known_credentials.Credentials | None:
-    """What the usual files have for an endpoint."""
-    return known_credentials.find(endpoint.registry, endpoint.repository)
+def credentials_for(endpoint: Endpoint, reference: Reference, remote: Remote) -> known_credentials.Credentials | None:
+    """What an endpoint may be told: what was given for the registry that was named, or what is kept for the endpoint's
+    own name."""
+    if remote.credentials is not None and may_have_what_was_given(endpoint.registry, reference.registry):
+        return remote.credentials
+    return known_credentials.find(endpoint.registry, endpoint.repository, warn=remote.warn)
 
 
 async def at_once(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -17,8 +17,9 @@ import httpx
 
 from layers import digest as digests
 from layers import manifest as manifests
+from layers.connection import linked
 from layers.digest import Digest
-from layers.errors import Malformed, NotFound, Refused, RegistryError
+from layers.errors import AuthError, Malformed, NotFound, Refused, RegistryError
 from layers.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, OCI_INDEX, Descriptor, Index
 from layers.session import Session
 from layers.transfer import CHUNK, Told, Upload, download
@@ -53,7 +54,7 @@ class Registry:
             headers={"Accept": _ACCEPT},
             limit=MAX_MANIFEST,
         )
-        shown = f"{self.repository}@{target}" if ":" in target else f"{self.repository}:{target}"
+        shown = self._named(target)
         self.session.expect(answer, "pulling", shown, 200)
         data = answer.content
         wanted = Digest(target) if ":" in target else _claimed(answer)
@@ -68,15 +69,9 @@ class Registry:
         item = manifests.parse(data, media_type)
         return Descriptor(item.media_type, actual, len(data)), data
 
-    async def has_manifest(self, target: str) -> Digest | None:
-        """The digest of what a tag is now; None when there is none."""
-        url = self._url("manifests", target)
-        answer = await self.session.request("HEAD", url, scope=self._pull, headers={"Accept": _ACCEPT})
-        return _claimed(answer) if answer.status_code == 200 else None
-
     async def put_manifest(self, target: str, data: bytes, media_type: str) -> Digest:
         """Store a manifest or index under a tag or its digest. Raises: RegistryError, AuthError."""
-        shown = f"{self.repository}:{target}"
+        shown = self._named(target)
         answer = await self.session.request(
             "PUT",
             self._url("manifests", target),
@@ -84,7 +79,7 @@ class Registry:
             headers={"Content-Type": media_type},
             content=data,
         )
-        self.session.expect(answer, "pushing", shown, 201, 202)
+        self.session.expect(answer, "pushing", shown, 200, 201, 202, 204)
         digest = digests.of(data)
         claimed = _claimed(answer)
         if claimed is not None and claimed != digest:
@@ -97,14 +92,6 @@ class Registry:
 
     # -- blobs --
 
-    async def has_blob(self, digest: Digest) -> bool:
-        """Whether the repository has the blob. Raises: RegistryError, AuthError."""
-        answer = await self.session.request("HEAD", self._url("blobs", digest), scope=self._pull)
-        if answer.status_code == 404:
-            return False
-        self.session.expect(answer, "asking for a blob", digest, 200)
-        return True
-
     async def fetch(self, blob: Descriptor, file: IO[bytes], told: Told) -> None:
         """Bring `file` to hold the blob; see `transfer.download`."""
         await download(self.session, self._url("blobs", blob.digest), self._pull, blob, file, told)
@@ -116,20 +103,36 @@ class Registry:
         """
         if await self.has_blob(blob.digest):
             return EXISTS
-        scope = self._push
-        query = ""
-        if mount_from and mount_from != self.repository:
-            scope += f" repository:{mount_from}:pull"
-            query = "?" + urlencode({"mount": blob.digest, "from": mount_from})
         begin = f"/v2/{self.repository}/blobs/uploads/"
-        answer = await self.session.request("POST", begin + query, scope=scope, content=b"")
-        if answer.status_code == 201 and query:
-            return MOUNTED
-        self.session.expect(answer, "pushing a blob", blob.digest, 202)
-        upload = Upload(self.session, begin, scope, blob, file, told, self._chunk)
-        if not await upload.run(answer):
-            return EXISTS
-        return PUSHED
+        answer = None
+        if mount_from and mount_from != self.repository:
+            answer = await self._mounted(begin, blob.digest, mount_from)
+            if answer is not None and answer.status_code == 201:
+                return MOUNTED
+        if answer is None:
+            answer = await self.session.request("POST", begin, scope=self._push, content=b"")
+            self.session.expect(answer, "pushing a blob", blob.digest, 202)
+        upload = Upload(self.session, begin, self._push, blob, file, told, self._chunk)
+        return PUSHED if await upload.run(answer) else EXISTS
+
+    async def has_blob(self, digest: Digest) -> bool:
+        """Whether the repository is known to have the blob. A registry that does not want to be asked may take it."""
+        try:
+            answer = await self.session.request("HEAD", self._url("blobs", digest), scope=self._push)
+        except (AuthError, RegistryError):
+            return False
+        return answer.status_code == 200
+
+    async def _mounted(self, begin: str, digest: Digest, mount_from: str) -> httpx.Response | None:
+        """The answer (201, or 202 that opens an upload) to the wish to take a blob from another repository; None where
+        that is refused, in whichever way: it was only to save an upload."""
+        scope = f"{self._push} repository:{mount_from}:pull"
+        query = urlencode({"mount": digest, "from": mount_from})
+        try:
+            answer = await self.session.request("POST", f"{begin}?{query}", scope=scope, content=b"", retry=False)
+        except (AuthError, RegistryError):
+            return None
+        return answer if answer.status_code in (201, 202) else None
 
     # -- lists --
 
@@ -173,6 +176,10 @@ class Registry:
         async for item in listed(self.session, path, key, scope):
             yield item
 
+    def _named(self, target: str) -> str:
+        """A tag or digest of the repository, in words."""
+        return f"{self.session.endpoint.registry}/{self.repository}{'@' if ':' in target else ':'}{target}"
+
     def _url(self, kind: str, target: str) -> str:
         return f"/v2/{self.repository}/{kind}/{quote(target, safe=':')}"
 
@@ -201,9 +208,8 @@ async def listed(session: Session, path: str, key: str, scope: str) -> AsyncIter
         following = answer.links.get("next", {}).get("url")
         if following is None:
             return
-        url = str(httpx.URL(path).join(following))
-        if not url.startswith(path):
-            raise Refused("reading a list", path, f"it goes on elsewhere, at {url[:200]}")
+        # Whatever name the registry believes to have: it is asked as before.
+        url = "/" + linked(answer, following).raw_path.decode("ascii").lstrip("/")
 
 
 def _claimed(answer: httpx.Response) -> Digest | None:

@@ -1,56 +1,41 @@
-"""One registry over HTTP: connecting, authenticating, trying again. Knows nothing of what is asked for.
+"""Requests to one registry: authorized, and tried again. Knows nothing of what is asked for.
 
-httpx on trio. A request is tried again when the connection fails or the server is busy; a 401 is answered with
-credentials once. Authorization is sent to the registry alone: httpx takes it away where a redirect leads to another
-host, and a token server gets the name and password only over TLS unless the registry itself has none.
+A request is tried again when the connection fails or the server is busy, and so is one to its token server. A 401 of
+the registry's own origin is answered once, with what `tokens` gets for it; one from elsewhere is an answer like others.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from typing import Final, Self
 
 import httpx
 import trio
 
 from layers import challenge
+from layers.connection import Connection, Content, Exchange, address
 from layers.credentials import Credentials
-from layers.endpoints import Endpoint, is_loopback, tls_context
+from layers.endpoints import Endpoint
 from layers.errors import AuthError, LayerError, NotFound, RegistryError
+from layers.origins import Origin, join, origin
+from layers.tokens import Authenticator, Token
 
 ATTEMPTS: Final = 5
 """Tries of one request. With the pauses between them a registry may be away for half a minute."""
-_TIMEOUT: Final = httpx.Timeout(60, connect=30, pool=None)
 _PAUSE_S: Final = 0.5
 _PAUSE_MAX_S: Final = 20.0
 _ASKED_MAX_S: Final = 120.0
 """The longest that a server may have us wait (Retry-After). Limits that last longer are for people to know of."""
 _BUSY: Final = frozenset((408, 429, 500, 502, 503, 504))
 _ANSWER_MAX: Final = 1 << 20  # bytes of an answer that is no blob and no manifest
-_TOKEN_LIFE_S: Final = 60  # of tokens that do not say (token specification, "expires_in")
-_USER_AGENT: Final = "unionfs"
-
-Content = Callable[[], AsyncIterator[bytes]]
-"""Makes the body of a request, anew for each try."""
-
-
-@dataclass(slots=True)
-class _Token:
-    """The Authorization header for one scope."""
-
-    header: str
-    until: float = math.inf  # time.monotonic()
 
 
 @dataclass(slots=True)
@@ -61,34 +46,22 @@ class Session:
     credentials: Credentials | None = None
     attempts: int = ATTEMPTS
     pause_s: float = _PAUSE_S
-    _client: httpx.AsyncClient | None = None
-    _base: str = ""  # scheme and host, found out by the first request
-    _tokens: dict[str, _Token] = field(default_factory=dict)
+    _connection: Connection = field(init=False)
+    _base: httpx.URL | None = None  # of the registry, found out by the first request
+    _tokens: dict[str, Token] = field(default_factory=dict)
     _lock: trio.Lock = field(default_factory=trio.Lock)  # one task finds out the scheme, or fetches a token
 
+    def __post_init__(self) -> None:
+        self._connection = Connection(self.endpoint)
+
     async def __aenter__(self) -> Self:
-        # A proxy cannot reach what is on this machine.
-        proxies = not is_loopback(self.endpoint.host)
-        try:
-            self._client = httpx.AsyncClient(
-                verify=tls_context(self.endpoint),
-                timeout=_TIMEOUT,
-                headers={"User-Agent": _USER_AGENT},
-                trust_env=proxies,
-                max_redirects=10,
-            )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            if not proxies:
-                raise
-            hint = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say which proxy is used; an HTTP proxy is needed"
-            raise LayerError("reaching a registry", self.endpoint.host, f"its proxy: {error}", hint=hint) from None
+        await self._connection.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._client is not None
-        await self._client.aclose()
+        await self._connection.__aexit__(kind, error, trace)
 
     async def ping(self) -> None:
         """Find out that a registry answers, and that it takes our credentials. Raises: RegistryError, AuthError."""
@@ -136,38 +109,34 @@ class Session:
         retry: bool = True,
     ) -> AsyncIterator[httpx.Response]:
         """An answer whose body is still to come. Trying again ends where the body begins."""
-        answer = await self._answered(method, path, scope, headers or {}, content, retry)
+        exchange = await self._repeated(
+            lambda: self._authorized(method, path, scope, headers or {}, content),
+            self.endpoint.host,
+            self.attempts if retry else 1,
+        )
         try:
-            yield answer
+            yield exchange.answer
         finally:
             with trio.CancelScope(shield=True):
-                await answer.aclose()
+                await exchange.answer.aclose()
 
-    async def _answered(
-        self,
-        method: str,
-        path: str,
-        scope: str,
-        headers: Mapping[str, str],
-        content: bytes | Content | None,
-        retry: bool,
-    ) -> httpx.Response:
-        attempts = self.attempts if retry else 1
+    async def _repeated(self, send: Callable[[], Awaitable[Exchange]], host: str, attempts: int = ATTEMPTS) -> Exchange:
+        """What `send` brings from `host`, sent again while the connection fails or the server is busy."""
         for attempt in range(attempts):
             last = attempt == attempts - 1
             try:
-                answer = await self._authorized(method, path, scope, headers, content)
+                exchange = await send()
             except httpx.TransportError as error:
                 if last or not _may_pass(error):
-                    raise broken(self.endpoint.host, error) from None
+                    raise broken(host, error) from None
                 await self._pause(attempt)
                 continue
             except httpx.HTTPError as error:
-                raise broken(self.endpoint.host, error) from None
-            asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
-            if answer.status_code not in _BUSY or last or asked > _ASKED_MAX_S:
-                return answer
-            await answer.aclose()
+                raise broken(host, error) from None
+            asked = retry_after(exchange.answer.headers.get("Retry-After", ""), time.time())
+            if exchange.answer.status_code not in _BUSY or last or asked > _ASKED_MAX_S:
+                return exchange
+            await exchange.answer.aclose()
             await self._pause(attempt, asked)
         raise AssertionError("unreachable")
 
@@ -178,59 +147,46 @@ class Session:
 
     async def _authorized(
         self, method: str, path: str, scope: str, headers: Mapping[str, str], content: bytes | Content | None
-    ) -> httpx.Response:
+    ) -> Exchange:
+        base = await self._found_base()
+        url = join(base, path)
+        home = origin(base)
+
+        async def send(token: Token | None) -> Exchange:
+            header = "" if token is None else token.header
+            return await self._connection.send(
+                method, url, home, headers=headers, content=content, authorization=header
+            )
+
         token = self._tokens.get(scope)
         if token is not None and token.until < time.monotonic():
             del self._tokens[scope]
             token = None
-        sent = await self._send(method, path, headers, content, token)
-        if sent.status_code != 401:
-            return sent
-        asked = challenge.parse(", ".join(sent.headers.get_list("WWW-Authenticate")))
-        await sent.aclose()
+        exchange = await send(token)
+        if exchange.answer.status_code != 401 or not exchange.stayed:
+            return exchange
+        asked = challenge.parse(exchange.answer.headers.get_list("WWW-Authenticate"))
+        await exchange.answer.aclose()
+        authenticator = Authenticator(self._connection, self.credentials, home, self._repeated)
         async with self._lock:
             renewed = self._tokens.get(scope)
             if renewed is None or renewed is token:
-                renewed = self._tokens[scope] = await self._authenticate(asked, scope)
-        sent = await self._send(method, path, headers, content, renewed)
-        if sent.status_code == 401:
-            await sent.aclose()
-            raise self._refused(scope)
-        return sent
+                renewed = self._tokens[scope] = await authenticator.authorization(asked, scope)
+        exchange = await send(renewed)
+        if exchange.answer.status_code == 401 and exchange.stayed:
+            await exchange.answer.aclose()
+            raise authenticator.refused(scope)
+        return exchange
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        content: bytes | Content | None,
-        token: _Token | None,
-    ) -> httpx.Response:
-        assert self._client is not None, "used outside of its `async with`"
-        if not self._base:
-            await self._find_scheme()
-        base = httpx.URL(self._base)
-        url = base.join(path)
-        if base.scheme == "https" and (url.scheme, url.host, url.port) == ("http", base.host, base.port):
-            url = url.copy_with(scheme="https")  # a registry that does not know that there is TLS in front of it
-        sent_headers = dict(headers)
-        # An upload may be directed elsewhere: our name is for the registry only.
-        if token is not None and (url.scheme, url.host, url.port) == (base.scheme, base.host, base.port):
-            sent_headers["Authorization"] = token.header
-        body = content() if callable(content) else content
-        request = self._client.build_request(method, url, headers=sent_headers, content=body)
-        return await self._client.send(request, stream=True, follow_redirects=method in ("GET", "HEAD"))
-
-    async def _find_scheme(self) -> None:
-        """https, or http where that is allowed and https does not answer."""
-        assert self._client is not None
+    async def _found_base(self) -> httpx.URL:
+        """The root of the registry: https, or http where that is allowed and https does not answer."""
         async with self._lock:
-            if self._base:
-                return
-            base = f"https://{self.endpoint.host}"
+            if self._base is not None:
+                return self._base
+            base = address(self.endpoint)
             try:
-                answer = await self._client.send(self._client.build_request("GET", f"{base}/v2/"), stream=True)
-                await answer.aclose()
+                probe = await self._connection.send("GET", base.join("/v2/"), origin(base), follow=False)
+                await probe.answer.aclose()
             except (
                 httpx.ConnectError,
                 httpx.RemoteProtocolError,
@@ -240,79 +196,17 @@ class Session:
             ) as error:
                 if not self.endpoint.may_be_plain or isinstance(_tls_error(error), ssl.SSLCertVerificationError):
                     raise
-                base = f"http://{self.endpoint.host}"
+                base = address(self.endpoint, "http")
             self._base = base
+            return base
 
-    async def _authenticate(self, asked: list[challenge.Challenge], scope: str) -> _Token:
-        for one in asked:
-            if one.scheme == challenge.BEARER:
-                return await self._bearer(one.parameters, scope)
-            if one.scheme == challenge.BASIC:
-                if self.credentials is None or not self.credentials.username:
-                    raise self._refused(scope)
-                return _Token(_basic(self.credentials))
-        raise AuthError("logging in", self.endpoint.host, "it asks for a way to authenticate that is not known here")
+    def host_of(self, answer: httpx.Response) -> str:
+        """Who gave an answer, in words."""
+        given = origin(answer.url)
+        return "the registry" if self._is_own(given) else f"{given}, where the registry sends us,"
 
-    async def _bearer(self, parameters: Mapping[str, str], scope: str) -> _Token:
-        """Fetch a token, with our credentials if there are any."""
-        assert self._client is not None
-        realm = parameters.get("realm", "")
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise AuthError(
-                "logging in", self.endpoint.host, f"its token server has no proper address: {realm[:200]!r}"
-            )
-        if (
-            self.credentials
-            and parts.scheme == "http"
-            and self._base.startswith("https:")
-            and not self.endpoint.insecure
-        ):
-            raise AuthError(
-                "logging in", self.endpoint.host, f"it wants the password sent without TLS, to {realm[:200]}"
-            )
-        # The scope we know we need; what the registry says it wants comes second.
-        scopes = [text for text in (scope or parameters.get("scope", "")).split(" ") if text]
-        query: list[tuple[str, str | int | float | bool | None]] = (
-            [("service", parameters["service"])] if "service" in parameters else []
-        )
-        if self.credentials is not None and self.credentials.identity_token:
-            form = {
-                "grant_type": "refresh_token",
-                "refresh_token": self.credentials.identity_token,
-                "client_id": _USER_AGENT,
-                "service": parameters.get("service", ""),
-                "scope": " ".join(scopes),
-            }
-            request = self._client.build_request("POST", realm, data=form)
-        else:
-            headers = {"Authorization": _basic(self.credentials)} if self.credentials else {}
-            if self.credentials:
-                query.append(("account", self.credentials.username))
-            url = httpx.URL(realm).copy_merge_params([*query, *(("scope", text) for text in scopes)])
-            request = self._client.build_request("GET", url, headers=headers)
-        answer = await self._client.send(request, stream=True)
-        try:
-            data = b""
-            async for chunk in answer.aiter_bytes():
-                data += chunk
-                if len(data) > _ANSWER_MAX:
-                    raise AuthError("logging in", self.endpoint.host, "the token server's answer is too large")
-        finally:
-            await answer.aclose()
-        if answer.status_code in (400, 401, 403):
-            raise self._refused(scope)
-        if answer.status_code != 200:
-            raise AuthError("logging in", realm, f"the token server answered {answer.status_code}")
-        return _token(data, realm)
-
-    def _refused(self, scope: str) -> AuthError:
-        who = self.endpoint.registry
-        what = scope.split(":")[1] if scope.count(":") >= 2 else who
-        if self.credentials is None:
-            return AuthError("logging in", what, "it wants a name and a password", hint=f"unionfs login {who}")
-        name = self.credentials.username or "the token"
-        return AuthError("logging in", what, f"it does not take {name}'s credentials", hint=f"unionfs login {who}")
+    def _is_own(self, given: Origin) -> bool:
+        return self._base is None or given == origin(self._base)
 
     def expect(self, answer: httpx.Response, what: str, subject: str, *statuses: int) -> httpx.Response:
         """The answer, if its status is one of those. Raises: NotFound, AuthError, RegistryError with its reason."""
@@ -322,11 +216,11 @@ class Session:
 
     def failure(self, answer: httpx.Response, what: str, subject: str) -> LayerError:
         """The failure that an answer tells of."""
-        why = _reason(answer)
+        why = f"{self.host_of(answer)} answered {answer.status_code}{_reason(answer)}"
         if answer.status_code == 404:
             return NotFound(what, subject, why)
         if answer.status_code in (401, 403):
-            hint = f"unionfs login {self.endpoint.registry}"
+            hint = f"unionfs login {self.endpoint.registry}" if self._is_own(origin(answer.url)) else ""
             return AuthError(what, subject, why, hint=hint)
         asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
         hint = f"it wants to be asked again in {asked:.0f} s" if asked > _ASKED_MAX_S else ""
@@ -372,24 +266,6 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     return None
 
 
-def _basic(credentials: Credentials) -> str:
-    text = f"{credentials.username}:{credentials.password}".encode()
-    return f"Basic {base64.b64encode(text).decode()}"
-
-
-def _token(data: bytes, realm: str) -> _Token:
-    try:
-        value: Any = json.loads(data)
-        text = value.get("token") or value["access_token"]
-        life = float(value.get("expires_in") or _TOKEN_LIFE_S)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise AuthError("logging in", realm, "the token server's answer holds no token") from None
-    if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-        raise AuthError("logging in", realm, "the token server's answer holds no proper token")
-    # A little earlier, for a request takes its time.
-    return _Token(f"Bearer {text}", time.monotonic() + max(life * 0.9 - 1, 1))
-
-
 def _reason(answer: httpx.Response) -> str:
     """What the registry says is wrong (distribution specification, "Error Codes")."""
     said = ""
@@ -398,4 +274,4 @@ def _reason(answer: httpx.Response) -> str:
         said = "; ".join(f"{error.get('code', '')}: {error.get('message', '')}".strip(": ") for error in errors[:3])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, httpx.ResponseNotRead):
         said = answer.reason_phrase
-    return f"the registry answered {answer.status_code}" + (f" ({said[:300]})" if said else "")
+    return f" ({said[:300]})" if said else ""

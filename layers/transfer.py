@@ -1,7 +1,8 @@
 """Blobs on their way: downloads and uploads that go on where they broke.
 
 OCI distribution specification 1.1, "Pulling blobs", "Pushing a blob in chunks". A transfer is tried again as long as
-each try moves something; only one that stands still for several tries is given up.
+tries get further than all before; one that does not for several tries is given up. What a registry takes, and refuses
+at its end, is sent once more.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import httpx
 import trio
 
 from layers import digest as digests
+from layers.connection import linked
 from layers.errors import LayerError, NotFound, Refused, RegistryError
 from layers.manifest import Descriptor
 from layers.session import Session, broken
 
 CHUNK: Final = 16 << 20
 """Bytes of one part of an upload: what is sent again at most when the connection breaks."""
+_STORED: Final = (200, 201, 204)
 _READ: Final = 1 << 20
 _SEND: Final = 256 << 10
-_STALLS_MAX: Final = 5  # tries that bring nothing, one after the other
+_STALLS_MAX: Final = 5  # tries that get no further, one after the other
+_CLOSINGS_MAX: Final = 2  # times that a registry may refuse to end an upload of which it took everything
 
 Told = Callable[[int], None]
 
@@ -78,8 +82,8 @@ class _Download:
 
     async def _complete(self) -> None:
         stalls = 0
+        furthest = self.at
         while self.at < self.blob.size:
-            before = self.at
             try:
                 await self._request()
             except _Changed:
@@ -90,18 +94,16 @@ class _Download:
                 self._restart()
             except (httpx.HTTPError, RegistryError) as error:
                 failure = error if isinstance(error, LayerError) else broken(self.session.endpoint.host, error)
-                if self.at <= before:
-                    stalls += 1
-                else:
-                    stalls = 1
-                if stalls >= _STALLS_MAX or isinstance(error, httpx.UnsupportedProtocol):
+                stalls = stalls + 1 if self.at <= furthest else 1
+                if stalls >= _STALLS_MAX:
                     raise failure from None
                 await trio.sleep(self.session.pause_s * 2**stalls)
             else:
-                if self.at <= before:
+                if self.at <= furthest:
                     stalls += 1
                     if stalls >= _STALLS_MAX:
                         raise RegistryError("pulling a blob", self.blob.digest, "the registry sends nothing")
+            furthest = max(furthest, self.at)
 
     async def _request(self) -> None:
         headers = {"Accept-Encoding": "identity"}
@@ -163,6 +165,8 @@ class Upload:
         self.location = ""  # where this one goes on; another one after each answer
         self.at = 0  # bytes that the registry has
         self.whole = False  # the registry wants it in one piece
+        self.refusals = 0  # answers to the request that ends the upload, other than that it did
+        self.is_second = False  # all had been sent once, and was lost
 
     async def run(self, answer: httpx.Response) -> bool:
         """Send everything, beginning with the `answer` (202) that opened the upload.
@@ -170,22 +174,29 @@ class Upload:
         False when the registry turned out to have the blob. Raises: RegistryError, AuthError, LayerError.
         """
         self._moved(answer)
-        stalls = 0
+        stalls = furthest = 0
         while True:
-            before = self.at
+            before, was_whole = self.at, self.whole
+            failure: LayerError | None = None
             try:
                 if await self._step():
                     return True
-            except (RegistryError, NotFound):
+            except (RegistryError, NotFound) as error:
                 # The connection is gone, or the upload is. The registry knows what it has.
+                failure = error
+            if self.at > furthest:
+                stalls, furthest = 0, self.at
+            elif failure is not None or (self.at <= before and self.whole == was_whole):
                 stalls += 1
-                if stalls >= _STALLS_MAX:
-                    raise
-                await trio.sleep(self.session.pause_s * 2**stalls)
-                if await self._ask_again():
-                    return False
-            if self.at > before:
-                stalls = 0
+            if failure is None:
+                if stalls < _STALLS_MAX:
+                    continue
+                failure = RegistryError("pushing a blob", self.blob.digest, "the registry takes nothing")
+            if stalls >= _STALLS_MAX or self.refusals >= _CLOSINGS_MAX:
+                raise failure
+            await trio.sleep(self.session.pause_s * 2**stalls)
+            if await self._ask_again(failure):
+                return False
 
     async def _step(self) -> bool:
         """Send the next part; whether that was the end of it."""
@@ -217,13 +228,15 @@ class Upload:
 
     async def _close(self) -> bool:
         mark = "&" if "?" in self.location else "?"
-        url = f"{self.location}{mark}digest={self.blob.digest}"
+        url = f"{self.location}{mark}digest={self.blob.digest}"  # which has no fragment
         length = self.blob.size if self.whole else 0
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
         answer = await self._send("PUT", url, headers, 0, length)
+        if answer.status_code not in _STORED:
+            self.refusals += 1 if answer.status_code != 413 else _CLOSINGS_MAX  # what is too large stays too large
+        self.session.expect(answer, "pushing a blob", self.blob.digest, *_STORED)
         if self.whole:
             self.told(length)
-        self.session.expect(answer, "pushing a blob", self.blob.digest, 201, 204)
         return True
 
     async def _send(self, method: str, url: str, headers: dict[str, str], at: int, length: int) -> httpx.Response:
@@ -233,8 +246,9 @@ class Upload:
         body: Any = content if length else b""
         return await self.session.request(method, url, scope=self.scope, headers=headers, content=body, retry=False)
 
-    async def _ask_again(self) -> bool:
-        """After a failure: how far the registry got; True when it has the blob."""
+    async def _ask_again(self, failure: LayerError) -> bool:
+        """After a failure: how far the registry got; True when it has the blob. Raises the failure where everything
+        would have to be sent for the third time."""
         head = f"{self.begin.removesuffix('uploads/')}{self.blob.digest}"
         if (await self.session.request("HEAD", head, scope=self.scope)).status_code == 200:
             return True
@@ -246,6 +260,10 @@ class Upload:
             if "Location" in answer.headers:
                 self._moved(answer)
         else:
+            if self.at >= self.blob.size and not self.whole:
+                if self.is_second:
+                    raise failure
+                self.is_second = True
             await self._reopen()
         return False
 
@@ -262,7 +280,7 @@ class Upload:
         location = answer.headers.get("Location")
         if not location:
             raise LayerError("pushing a blob", self.blob.digest, "the registry does not say where the upload goes on")
-        self.location = str(answer.url.join(location))
+        self.location = str(linked(answer, location))
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
         if least.isdecimal():
             self.chunk = max(self.chunk, min(int(least), 1 << 30))

@@ -1,5 +1,5 @@
 """Real registries for the tests: Debian's docker-registry on loopback, open, with a password, with TLS, with tokens.
-See `meddler` for one that breaks and lies.
+See `proxy` for one that breaks and lies.
 
 with Registry(scratch) as registry: ... registry.host ...
 """
@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.layers.answering import Answering, Handler
+from tests.layers.http_server import Handler, HttpServer
 from tests.support import process
 
 NAME: Final = "alice"
@@ -121,7 +121,7 @@ def make_certificate(directory: Path) -> None:
     shutil.copy(directory / "server.pem", directory / "ca" / "ca.crt")
 
 
-class TokenServer(Answering):
+class TokenServer(HttpServer):
     """A token server as Docker's specification has it: a name and password for a signed token (JWT, ES256)."""
 
     def __init__(self, keys: Path, life_s: int = 300) -> None:

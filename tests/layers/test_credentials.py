@@ -120,7 +120,6 @@ def test_a_helper_keeps_the_secret(home: Path, config: dict[str, object]) -> Non
         ('{"auths": {"r.example": {"auth": "%%%"}}}', Refused),
         ('{"auths": {"r.example": {"auth": 5}}}', Refused),
         ('{"credsStore": "../../bin/sh"}', Refused),
-        ('{"credsStore": "missing"}', AuthError),
     ],
 )
 def test_a_bad_file_is_said_to_be_bad(home: Path, text: str, failure: type[Exception]) -> None:
@@ -128,6 +127,66 @@ def test_a_bad_file_is_said_to_be_bad(home: Path, text: str, failure: type[Excep
     (home / ".docker/config.json").write_text(text)
     with pytest.raises(failure):
         credentials.find("r.example")
+
+
+@pytest.mark.parametrize(
+    ("helper", "why"),
+    [
+        ("", "there is no such program"),
+        ("echo 'pass not initialized: exit status 1'; exit 1", "pass not initialized"),
+        ("exit 3", "it ended with 3"),
+        ("echo hello", "it answered nonsense"),
+        ("echo null", "it answered nonsense"),
+        ("echo 'credentials not found in native keychain'; exit 1", None),
+        ("""echo '{"ServerURL": "", "Username": "", "Secret": ""}'""", None),
+    ],
+)
+def test_a_helper_that_cannot_help_is_passed_over_with_one_warning(home: Path, helper: str, why: str | None) -> None:
+    if helper:
+        (home / "bin/docker-credential-odd").write_text(f"#!/bin/sh\n{helper}\n")
+        (home / "bin/docker-credential-odd").chmod(0o755)
+    write(home / ".docker/config.json", {"credsStore": "odd", "auths": {"r.example": auth("me", "pw")}})
+    warnings: list[str] = []
+    assert credentials.find("other.example", "a/b/c", warn=warnings.append) is None
+    assert credentials.find("r.example", "a/b/c", warn=warnings.append) == Credentials("me", "pw")
+    assert len(warnings) == (0 if why is None else 2)
+    assert all(f"docker-credential-odd: {why}" in warning for warning in warnings)
+
+
+def test_logging_out_forgets_what_it_can_when_the_helper_is_missing(home: Path) -> None:
+    write(home / ".docker/config.json", {"credsStore": "missing", "auths": {"r.example": auth("me", "pw")}})
+    with pytest.raises(AuthError, match="no such program"):
+        credentials.erase("r.example")
+    assert json.loads((home / ".docker/config.json").read_text())["auths"] == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "registry", "repository", "fits"),
+    [
+        ("https://r.example/path", "r.example", "", True),
+        ("https://r.example/path", "r.example", "other/repo", True),
+        ("http://r.example:5000/v2/", "r.example:5000", "a", True),
+        ("https://r.example:5000", "r.example", "", False),
+        ("r.example/path", "r.example", "path/x", True),
+        ("r.example/path", "r.example", "other", False),
+        ("r.example/path", "r.example", "pathological", False),
+        ("https://r.example.evil/", "r.example", "", False),
+        ("https://index.docker.io/v1/", "docker.io", "library/x", True),
+        ("https://registry-1.docker.io/v2/", "docker.io", "library/x", True),
+    ],
+)
+def test_the_keys_of_a_file_are_read_as_docker_and_podman_do(
+    home: Path, key: str, registry: str, repository: str, fits: bool
+) -> None:
+    write(home / ".docker/config.json", {"auths": {key: auth("me", "pw")}})
+    assert (credentials.find(registry, repository) == Credentials("me", "pw")) is fits
+
+
+def test_an_entry_may_be_broken_into_lines(home: Path) -> None:
+    text = base64.encodebytes(b"me:" + b"x" * 100).decode()
+    assert text.count("\n") == 2
+    write(home / ".docker/config.json", {"auths": {"r.example": {"auth": text.replace("\n", "\r\n")}}})
+    assert credentials.find("r.example") == Credentials("me", "x" * 100)
 
 
 def test_a_password_is_not_in_what_is_printed() -> None:

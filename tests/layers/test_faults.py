@@ -24,7 +24,7 @@ from layers.manifest import Descriptor
 from layers.registry import PUSHED, Registry
 from layers.store import Store
 from tests.layers import images, registries, trees
-from tests.layers.meddler import Answer, Meddler
+from tests.layers.fault_proxy import Answer, FaultProxy
 from tests.support import process
 
 pytestmark = [
@@ -50,8 +50,8 @@ def origin(run_dir: Path) -> Iterator[registries.Registry]:
 
 
 @pytest.fixture
-def meddler(origin: registries.Registry) -> Iterator[Meddler]:
-    with Meddler(origin.host) as started:
+def proxy(origin: registries.Registry) -> Iterator[FaultProxy]:
+    with FaultProxy(origin.host) as started:
         started.storage = origin.scratch / "storage"
         yield started
 
@@ -77,40 +77,40 @@ def assert_whole(store: Store, host: str) -> None:
     assert os.listdir(store.partial) == os.listdir(store.aside) == []
 
 
-def test_a_download_that_breaks_goes_on_where_it_broke(meddler: Meddler, scratch: Path) -> None:
+def test_a_download_that_breaks_goes_on_where_it_broke(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    meddler.cut_answer = lambda method, path: 300_000 if "/blobs/" in path else None
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
-    ranges = [headers["Range"] for method, path, headers in meddler.requests if "Range" in headers]
+    proxy.cut_answer = lambda method, path: 300_000 if "/blobs/" in path else None
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
+    ranges = [headers["Range"] for method, path, headers in proxy.requests if "Range" in headers]
     assert [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges] == [300_000, 600_000, 900_000]
 
 
 @pytest.mark.parametrize("stage", ["/v2/", "/manifests/", "/blobs/"])
-def test_a_connection_that_is_cut_at_any_stage_of_a_pull(meddler: Meddler, scratch: Path, stage: str) -> None:
+def test_a_connection_that_is_cut_at_any_stage_of_a_pull(proxy: FaultProxy, scratch: Path, stage: str) -> None:
     store = Store(str(scratch / "root"))
-    meddler.meddle = lambda method, path, answer: None if stage in path else answer
+    proxy.change = lambda method, path, answer: None if stage in path else answer
     with pytest.raises(LayerError):
-        pull(store, meddler.host)
+        pull(store, proxy.host)
     assert_nothing_half(store)
-    meddler.meddle = lambda method, path, answer: answer
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    proxy.change = lambda method, path, answer: answer
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_what_a_failed_pull_left_is_taken_up(meddler: Meddler, scratch: Path) -> None:
+def test_what_a_failed_pull_left_is_taken_up(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    meddler.cut_answer = lambda method, path: 400_000 if "/blobs/" in path else None
-    meddler.meddle = lambda method, path, answer: None if answer[0] == 206 else answer
+    proxy.cut_answer = lambda method, path: 400_000 if "/blobs/" in path else None
+    proxy.change = lambda method, path, answer: None if answer[0] == 206 else answer
     with pytest.raises(LayerError):
-        pull(store, meddler.host)
+        pull(store, proxy.host)
     assert_nothing_half(store)
-    meddler.cut_answer = lambda method, path: None
-    meddler.meddle = lambda method, path, answer: answer
-    meddler.requests.clear()
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
-    assert any(headers.get("Range", "").startswith("bytes=400000-") for _, _, headers in meddler.requests)
+    proxy.cut_answer = lambda method, path: None
+    proxy.change = lambda method, path, answer: answer
+    proxy.requests.clear()
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
+    assert any(headers.get("Range", "").startswith("bytes=400000-") for _, _, headers in proxy.requests)
 
 
 def _changed(path: str, answer: Answer, kind: str) -> Answer | None:
@@ -141,82 +141,82 @@ def _changed(path: str, answer: Answer, kind: str) -> Answer | None:
 
 
 @pytest.mark.parametrize("kind", ["manifest", "manifest of 10 GB", "type", "content", "longer", "empty", "other range"])
-def test_a_registry_that_lies_is_found_out(meddler: Meddler, scratch: Path, kind: str) -> None:
+def test_a_registry_that_lies_is_found_out(proxy: FaultProxy, scratch: Path, kind: str) -> None:
     store = Store(str(scratch / "root"))
-    meddler.meddle = lambda method, path, answer: _changed(path, answer, kind)
+    proxy.change = lambda method, path, answer: _changed(path, answer, kind)
     with pytest.raises(LayerError):
-        pull(store, meddler.host)
+        pull(store, proxy.host)
     assert_nothing_half(store)
-    meddler.meddle = lambda method, path, answer: answer
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    proxy.change = lambda method, path, answer: answer
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_what_was_left_is_given_up_when_it_is_wrong(meddler: Meddler, scratch: Path) -> None:
+def test_what_was_left_is_given_up_when_it_is_wrong(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     store.prepare()
-    for blob in Path(meddler.storage, "docker/registry/v2/blobs/sha256").glob("*/*/data"):
+    for blob in Path(proxy.storage, "docker/registry/v2/blobs/sha256").glob("*/*/data"):
         data = blob.read_bytes()
         if len(data) < 10_000:
             continue  # manifests do not come as blobs
         Path(store.partial, images.digest(data)[7:]).write_bytes(bytes(len(data) // 2))
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_a_registry_that_sends_less_than_it_should_is_asked_for_the_rest(meddler: Meddler, scratch: Path) -> None:
+def test_a_registry_that_sends_less_than_it_should_is_asked_for_the_rest(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    meddler.meddle = lambda method, path, answer: _changed(path, answer, "shorter")
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    proxy.change = lambda method, path, answer: _changed(path, answer, "shorter")
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_a_registry_that_lies_about_ranges_is_asked_for_the_whole(meddler: Meddler, scratch: Path) -> None:
+def test_a_registry_that_lies_about_ranges_is_asked_for_the_whole(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     cuts = iter([100_000])
-    meddler.cut_answer = lambda method, path: next(cuts, None) if "/blobs/" in path else None
+    proxy.cut_answer = lambda method, path: next(cuts, None) if "/blobs/" in path else None
 
-    def meddle(method: str, path: str, answer: Answer) -> Answer | None:
+    def change(method: str, path: str, answer: Answer) -> Answer | None:
         status, headers, body = answer
         if status == 206:
             return status, headers | {"Content-Range": "bytes 0-1/2"}, body
         return answer
 
-    meddler.meddle = meddle
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    proxy.change = change
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_a_busy_registry_is_asked_again(meddler: Meddler, scratch: Path) -> None:
+def test_a_busy_registry_is_asked_again(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     busy = iter([429, 503, 502, 429])
 
-    def meddle(method: str, path: str, answer: Answer) -> Answer | None:
+    def change(method: str, path: str, answer: Answer) -> Answer | None:
         status = next(busy, None)
         return answer if status is None else (status, {"Content-Length": "0", "Retry-After": "0"}, b"")
 
-    meddler.meddle = meddle
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    proxy.change = change
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
 @pytest.mark.parametrize("stage", ["POST", "PATCH", "PUT", "never answered"])
-def test_an_upload_that_breaks_goes_on(meddler: Meddler, scratch: Path, stage: str) -> None:
+def test_an_upload_that_breaks_goes_on(proxy: FaultProxy, scratch: Path, stage: str) -> None:
     data = os.urandom(700_000)
     (scratch / "blob").write_bytes(data)
     blob = Descriptor("application/octet-stream", digests.Digest(images.digest(data)), len(data))
     cuts = iter([100_000, 0, 50_000])
     breaks = iter([True, True])
     if stage == "PATCH":
-        meddler.cut_request = lambda method, path: next(cuts, None) if method == "PATCH" else None
+        proxy.cut_request = lambda method, path: next(cuts, None) if method == "PATCH" else None
     elif stage == "never answered":
-        meddler.meddle = lambda method, path, answer: None if method == "PATCH" and next(breaks, False) else answer
+        proxy.change = lambda method, path, answer: None if method == "PATCH" and next(breaks, False) else answer
     else:
-        meddler.meddle = lambda method, path, answer: None if method == stage and next(breaks, False) else answer
+        proxy.change = lambda method, path, answer: None if method == stage and next(breaks, False) else answer
     sent: list[int] = []
 
     async def upload() -> str:
-        reference = references.parse(f"{meddler.host}/uploads/{stage.lower().replace(' ', '-')}")
+        reference = references.parse(f"{proxy.host}/uploads/{stage.lower().replace(' ', '-')}")
         async with image.opened(reference, NOW, to_push=True) as found:
             with (scratch / "blob").open("rb") as file:
                 registry = Registry(found[0].session, found[0].repository, chunk=200_000)
@@ -229,21 +229,21 @@ def test_an_upload_that_breaks_goes_on(meddler: Meddler, scratch: Path, stage: s
         assert sum(sent) == len(data)
 
 
-def test_an_upload_whose_place_was_lost_begins_again(meddler: Meddler, scratch: Path) -> None:
+def test_an_upload_whose_place_was_lost_begins_again(proxy: FaultProxy, scratch: Path) -> None:
     data = os.urandom(500_000)
     (scratch / "blob").write_bytes(data)
     blob = Descriptor("application/octet-stream", digests.Digest(images.digest(data)), len(data))
     lost = iter([False, True, True])
 
-    def meddle(method: str, path: str, answer: Answer) -> Answer | None:
+    def change(method: str, path: str, answer: Answer) -> Answer | None:
         if "/uploads/" in path and method in ("PATCH", "GET") and next(lost, False):
             return 404, {"Content-Length": "0"}, b""
         return answer
 
-    meddler.meddle = meddle
+    proxy.change = change
 
     async def upload() -> bool:
-        async with image.opened(references.parse(f"{meddler.host}/lost/upload"), NOW, to_push=True) as found:
+        async with image.opened(references.parse(f"{proxy.host}/lost/upload"), NOW, to_push=True) as found:
             with (scratch / "blob").open("rb") as file:
                 registry = Registry(found[0].session, found[0].repository, chunk=200_000)
                 await registry.push_blob(blob, file, lambda count: None)
@@ -252,17 +252,17 @@ def test_an_upload_whose_place_was_lost_begins_again(meddler: Meddler, scratch: 
     assert trio.run(upload)
 
 
-def test_a_full_disk_leaves_nothing(meddler: Meddler, scratch: Path) -> None:
+def test_a_full_disk_leaves_nothing(proxy: FaultProxy, scratch: Path) -> None:
     small = scratch / "small"
     small.mkdir()
     process.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small])
     store = Store(str(small / "root"))
     with pytest.raises(OSError, match="No space left"):
-        pull(store, meddler.host)
+        pull(store, proxy.host)
     assert_nothing_half(store)
     process.run(["mount", "-o", "remount,size=20m", small])
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
 _PULLER = """
@@ -278,12 +278,12 @@ def _child(code: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env)
 
 
-def test_two_processes_pull_the_same_image_at_once(meddler: Meddler, scratch: Path) -> None:
+def test_two_processes_pull_the_same_image_at_once(proxy: FaultProxy, scratch: Path) -> None:
     root = str(scratch / "root")
-    children = [_child(_PULLER, root, f"{meddler.host}/x:1") for _ in range(3)]
+    children = [_child(_PULLER, root, f"{proxy.host}/x:1") for _ in range(3)]
     assert [child.wait(timeout=120) for child in children] == [0, 0, 0]
-    assert_whole(Store(root), meddler.host)
-    fetched = [path for method, path, _ in meddler.requests if method == "GET" and "/blobs/" in path]
+    assert_whole(Store(root), proxy.host)
+    fetched = [path for method, path, _ in proxy.requests if method == "GET" and "/blobs/" in path]
     assert len(fetched) == len(set(fetched)) == 3
 
 
@@ -304,39 +304,39 @@ def test_a_store_can_be_made_while_another_process_sweeps_it(scratch: Path, monk
 
 
 @pytest.mark.parametrize("after", range(4))
-def test_a_pull_that_is_killed_leaves_nothing_half(meddler: Meddler, scratch: Path, after: int) -> None:
+def test_a_pull_that_is_killed_leaves_nothing_half(proxy: FaultProxy, scratch: Path, after: int) -> None:
     store = Store(str(scratch / "root"))
-    child = _child(_PULLER, store.root, f"{meddler.host}/x:1")
+    child = _child(_PULLER, store.root, f"{proxy.host}/x:1")
     killed = threading.Event()
 
-    def meddle(method: str, path: str, answer: Answer) -> Answer | None:
-        if len(meddler.requests) > after:
+    def change(method: str, path: str, answer: Answer) -> Answer | None:
+        if len(proxy.requests) > after:
             child.send_signal(signal.SIGKILL)
             killed.set()
         return answer
 
-    meddler.meddle = meddle
+    proxy.change = change
     assert killed.wait(timeout=60)
     child.wait()
-    meddler.meddle = lambda method, path, answer: answer
+    proxy.change = lambda method, path, answer: answer
     store.prepare()
     for key in os.listdir(store.layers):
         assert unpacked.verify(store, key) == []
     with pytest.raises(NotFound):
-        image.resolve(store, f"{meddler.host}/x:1")
-    pull(store, meddler.host)
-    assert_whole(store, meddler.host)
+        image.resolve(store, f"{proxy.host}/x:1")
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
 
 
-def test_gc_frees_exactly_what_nothing_refers_to(meddler: Meddler, scratch: Path) -> None:
+def test_gc_frees_exactly_what_nothing_refers_to(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    pull(store, meddler.host)
+    pull(store, proxy.host)
     images.layout(scratch / "other", [BIG, trees.tar_of([("else", {}, b"")])])
     process.run(["skopeo", "copy", f"oci:{scratch / 'other'}:t", f"oci:{store.images}:other:1"])
     other = image.resolve(store, "other:1")
     assert gc.collect(store) == gc.Freed()
     blobs = set(os.listdir(Path(store.images, "blobs/sha256")))
-    store.untag(f"{meddler.host}/x:1")
+    store.untag(f"{proxy.host}/x:1")
     freed = gc.collect(store)
     assert len(freed.blobs) == 3  # manifest, configuration and the upper layer; the lower one is shared
     assert len(freed.layers) == 1
@@ -377,14 +377,14 @@ gc.collect(store.Store(sys.argv[1]))
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8])
 def test_a_gc_that_is_killed_leaves_what_is_named_and_can_be_repeated(
-    meddler: Meddler, scratch: Path, steps: int
+    proxy: FaultProxy, scratch: Path, steps: int
 ) -> None:
     store = Store(str(scratch / "root"))
-    pull(store, meddler.host)
+    pull(store, proxy.host)
     images.layout(scratch / "other", [TOP])
     process.run(["skopeo", "copy", f"oci:{scratch / 'other'}:t", f"oci:{store.images}:other:1"])
     kept = image.resolve(store, "other:1")
-    store.untag(f"{meddler.host}/x:1")
+    store.untag(f"{proxy.host}/x:1")
     child = _child(_COLLECTOR, store.root, str(steps))
     assert child.wait(timeout=60) == -signal.SIGKILL
     assert image.resolve(store, "other:1") == kept

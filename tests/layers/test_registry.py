@@ -24,7 +24,7 @@ from layers.registry import Registry
 from layers.session import Session
 from layers.store import Store
 from tests.layers import images, registries, trees
-from tests.layers.meddler import Meddler
+from tests.layers.fault_proxy import FaultProxy
 from tests.support import process
 from unionfs.__main__ import main
 
@@ -115,21 +115,21 @@ def test_blobs_are_pushed_once_and_mounted_across_repositories(
     upload(given, open_registry.host, "mount/from:1")
     store = Store(str(scratch / "root"))
     pull(store, f"{open_registry.host}/mount/from:1")
-    with Meddler(open_registry.host) as meddler:
-        # The meddler is another registry to the store, so the origin is named by hand.
+    with FaultProxy(open_registry.host) as proxy:
+        # The proxy is another registry to the store, so the origin is named by hand.
         layer = json.loads(store.read_blob(store.find(f"{open_registry.host}/mount/from:1").descriptor.digest))[
             "layers"
         ][0]
         blob = Descriptor(layer["mediaType"], layer["digest"], layer["size"])
 
         async def both() -> tuple[str, str]:
-            async with image.opened(references.parse(f"{meddler.host}/mount/to:1"), Remote(), to_push=True) as found:
+            async with image.opened(references.parse(f"{proxy.host}/mount/to:1"), Remote(), to_push=True) as found:
                 with store.open_blob(blob.digest) as file:
                     first = await found[0].push_blob(blob, file, lambda n: None, "mount/from")
                     return first, await found[0].push_blob(blob, file, lambda n: None)
 
         assert trio.run(both) == (registry.MOUNTED, registry.EXISTS)
-        assert not [method for method, _, _ in meddler.requests if method in ("PATCH", "PUT")]
+        assert not [method for method, _, _ in proxy.requests if method in ("PATCH", "PUT")]
 
 
 def test_an_upload_in_many_chunks(open_registry: registries.Registry, scratch: Path) -> None:
@@ -301,10 +301,10 @@ def test_a_mirror_is_asked_first_and_passed_over_when_it_fails(
     open_registry: registries.Registry, given: Path, scratch: Path
 ) -> None:
     upload(given, open_registry.host, "mirrored:1")
-    with Meddler(open_registry.host) as mirror:
+    with FaultProxy(open_registry.host) as mirror:
         remote = Remote(Wishes(mirrors=(mirror.host,)))
         assert pull(Store(str(scratch / "one")), f"{open_registry.host}/mirrored:1", remote).new
         assert [path for method, path, _ in mirror.requests if "/blobs/" in path]
-        mirror.meddle = lambda method, path, answer: (500, {"Content-Length": "0"}, b"")
+        mirror.change = lambda method, path, answer: (500, {"Content-Length": "0"}, b"")
         remote = Remote(Wishes(mirrors=(mirror.host,)), pause_s=0.01)
         assert pull(Store(str(scratch / "two")), f"{open_registry.host}/mirrored:1", remote).new

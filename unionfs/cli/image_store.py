@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import os
 import signal
 import sys
@@ -196,7 +197,13 @@ def remote(arguments: argparse.Namespace) -> Remote:
         name, colon, password = arguments.creds.partition(":")
         credentials = Credentials(name, password if colon else ask_password())
     wishes = Wishes(arguments.tls_verify, arguments.cert_dir, tuple(arguments.mirror))
-    return Remote(wishes, credentials)
+    return Remote(wishes, credentials, warn=warn)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Print a warning, once: several images, and mirrors beside, have the same to say."""
+    print(f"unionfs: warning: {text}", file=sys.stderr)
 
 
 def ask_password() -> str:

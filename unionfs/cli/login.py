@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 
 from layers import credentials, reference
-from layers.endpoints import Wishes, endpoints
+from layers.endpoints import Wishes, registry_itself
 from layers.session import Session
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_login(registry: str) -> int:
-    found = credentials.find(registry)
+    found = credentials.find(registry, warn=image_store.warn)
     if found is None:
         raise CommandError(f"login failed: {registry}: nobody is logged in", status=7)
     print(found.username or "(a token)")
@@ -58,7 +58,7 @@ def _try(registry: str, given: credentials.Credentials, arguments: Namespace) ->
     import trio
 
     wishes = Wishes(arguments.tls_verify, arguments.cert_dir)
-    endpoint = endpoints(reference.Reference(registry, "login", None), wishes, to_push=True)[0]
+    endpoint = registry_itself(registry, wishes)
 
     async def ping() -> None:
         async with Session(endpoint, given) as session:

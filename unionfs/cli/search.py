@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from layers import image, reference, registry
 from layers.endpoints import Wishes
@@ -77,7 +78,7 @@ async def _referrers(asked: reference.Reference, remote: image.Remote) -> tuple[
 
 async def _search(asked: reference.Reference, remote: image.Remote, tags: bool, term: str, limit: int) -> list[str]:
     wishes = Wishes(remote.wishes.tls_verify, remote.wishes.cert_dir)
-    async with image.opened(asked, image.Remote(wishes, remote.credentials)) as registries:
+    async with image.opened(asked, replace(remote, wishes=wishes)) as registries:
         last = registries[-1]
         lines: AsyncIterator[str] = last.tags() if tags else registry.catalog(last.session)
         found = []

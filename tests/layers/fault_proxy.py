@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.layers.answering import Answering, Handler
+from tests.layers.http_server import Handler, HttpServer
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
 
 
-class Meddler(Answering):
+class FaultProxy(HttpServer):
     """The proxy. What it does to answers and requests is up to its attributes."""
 
     def __init__(self, registry_host: str) -> None:
         self.registry_host = registry_host
-        self.meddle: Callable[[str, str, Answer], Answer | None] = lambda method, path, answer: answer
+        self.change: Callable[[str, str, Answer], Answer | None] = lambda method, path, answer: answer
         """Changes an answer; None breaks the connection instead."""
         self.cut_request: Callable[[str, str], int | None] = lambda method, path: None
         """After how many bytes of a request's body to break the connection; the registry gets those."""
@@ -28,12 +28,12 @@ class Meddler(Answering):
         """After how many bytes of an answer's body to break it."""
         self.storage = Path()  # where the registry keeps its blobs
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers
-        super().__init__(type("_Meddling", (_Handler,), {"meddler": self}))
+        super().__init__(type("_Faulty", (_Handler,), {"proxy": self}))
 
 
 class _Handler(Handler):
     protocol_version = "HTTP/1.1"
-    meddler: Meddler
+    proxy: FaultProxy
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("do_"):
@@ -41,27 +41,27 @@ class _Handler(Handler):
         raise AttributeError(name)
 
     def _serve(self) -> None:
-        meddler = self.meddler
-        meddler.requests.append((self.command, self.path, dict(self.headers)))
-        body = self._body(meddler)
-        answer = None if body is None else meddler.meddle(self.command, self.path, self._ask(body))
+        proxy = self.proxy
+        proxy.requests.append((self.command, self.path, dict(self.headers)))
+        body = self._body(proxy)
+        answer = None if body is None else proxy.change(self.command, self.path, self._ask(body))
         if answer is None:
             self._break()
             return
         status, headers, data = answer
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name, value.replace(meddler.registry_host, meddler.host))
+            self.send_header(name, value.replace(proxy.registry_host, proxy.host))
         self.end_headers()
-        cut = meddler.cut_answer(self.command, self.path)
+        cut = proxy.cut_answer(self.command, self.path)
         self.wfile.write(data if cut is None else data[:cut])
         if cut is not None and cut < len(data):
             self.wfile.flush()
             self._break()
 
-    def _body(self, meddler: Meddler) -> bytes | None:
+    def _body(self, proxy: FaultProxy) -> bytes | None:
         length = int(self.headers.get("Content-Length") or 0)
-        cut = meddler.cut_request(self.command, self.path)
+        cut = proxy.cut_request(self.command, self.path)
         if cut is not None and cut < length:
             self._ask(self.rfile.read(cut))
             return None
@@ -77,7 +77,7 @@ class _Handler(Handler):
             begin = int(headers["Content-Range"].partition("-")[0])
             headers["Content-Range"] = f"{begin}-{begin + len(body) - 1}"
         data = body if self.command in ("POST", "PUT", "PATCH") else None
-        url = f"http://{self.meddler.registry_host}{self.path}"
+        url = f"http://{self.proxy.registry_host}{self.path}"
         request = urllib.request.Request(url, data=data, headers=headers, method=self.command)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:

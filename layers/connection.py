@@ -1,0 +1,172 @@
+"""HTTP requests to one registry and to where it sends us: proxies, certificates, redirects. Knows no challenges.
+
+httpx on trio. Each connection goes through the proxy that is set for its address, and shows our client certificate to
+the registry's own host only. Cookies are not kept: no registry needs them, and they know no ports.
+
+Redirects, as far as the standard says that the method stays: 301, 302 and 303 of GET and HEAD, 307 and 308 of all. A
+secret goes along until the chain first leaves its origin, and not again after that, even if the chain comes back.
+"""
+
+from __future__ import annotations
+
+import http.cookiejar
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import httpx
+
+from layers import proxies
+from layers.endpoints import Endpoint, tls_context
+from layers.errors import LayerError, Refused, RegistryError
+from layers.origins import (
+    Origin,
+    join,
+    may_have_authorization,
+    may_have_client_certificate,
+    origin,
+    upgraded,
+)
+
+_TIMEOUT: Final = httpx.Timeout(60, connect=30, pool=None)
+_REDIRECTS_MAX: Final = 10
+_SAFE: Final = frozenset(("GET", "HEAD"))
+_KEEPS_METHOD: Final = frozenset((307, 308))
+_MAY_BECOME_GET: Final = frozenset((301, 302, 303))
+_USER_AGENT: Final = "unionfs"
+
+Content = Callable[[], AsyncIterator[bytes]]
+"""Makes the body of a request, anew for each try."""
+
+
+class Exchange(NamedTuple):
+    """An answer, and whether all requests up to it went to the origin that may have the secret."""
+
+    answer: httpx.Response
+    stayed: bool
+
+
+@dataclass(slots=True)
+class Connection:
+    """Where requests go out. Use it in an `async with`."""
+
+    endpoint: Endpoint
+    _client: httpx.AsyncClient = field(init=False)
+
+    async def __aenter__(self) -> Self:
+        self._client = httpx.AsyncClient(
+            transport=_Routes(self.endpoint),
+            timeout=_TIMEOUT,
+            headers={"User-Agent": _USER_AGENT},
+            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        url: httpx.URL,
+        home: Origin,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Content | None = None,
+        authorization: str = "",
+        is_content_secret: bool = False,
+        follow: bool = True,
+    ) -> Exchange:
+        """The answer at the end of a chain of redirects; its body is still to come, and the caller closes it.
+
+        `authorization`, and `content` if that is secret, go to the origin `home` only.
+        Raises: Refused for a redirect to no address, RegistryError for one that is not followed, httpx.HTTPError.
+        """
+        stayed = True
+        for _ in range(_REDIRECTS_MAX + 1):
+            url = upgraded(url, home)
+            stayed = stayed and may_have_authorization(origin(url), home)
+            if is_content_secret and not stayed:
+                raise RegistryError("logging in", str(home), f"it sends what is secret on to {origin(url)}")
+            sent = dict(headers or {})
+            if authorization and stayed:
+                sent["Authorization"] = authorization
+            body = content() if callable(content) else content
+            request = self._client.build_request(method, url, headers=sent, content=body)
+            # A name and password within an address would take the place of ours.
+            answer = await self._client.send(request, stream=True, follow_redirects=False, auth=httpx.Auth())
+            target = redirect_target(method, answer) if follow else None
+            if target is None:
+                return Exchange(answer, stayed)
+            await answer.aclose()
+            url = target
+        raise RegistryError("reaching a registry", str(home), f"it sends us on more than {_REDIRECTS_MAX} times")
+
+
+def address(endpoint: Endpoint, scheme: str = "https") -> httpx.URL:
+    """The root of a registry. Raises: RegistryError for a name that cannot be one."""
+    try:
+        return join(f"{scheme}:", f"//{endpoint.host}/")
+    except ValueError as error:
+        raise RegistryError("reaching a registry", endpoint.host, str(error)) from None
+
+
+def redirect_target(method: str, answer: httpx.Response) -> httpx.URL | None:
+    """Where an answer sends a request on to; None if it is the end. Raises: Refused for what is no address."""
+    status = answer.status_code
+    if "Location" not in answer.headers or not (
+        status in _KEEPS_METHOD or (status in _MAY_BECOME_GET and method in _SAFE)
+    ):
+        return None
+    return location(answer)
+
+
+def location(answer: httpx.Response) -> httpx.URL:
+    """The Location of an answer. Raises: Refused for what is no address."""
+    return linked(answer, answer.headers["Location"])
+
+
+def linked(answer: httpx.Response, text: str) -> httpx.URL:
+    """What an address within an answer leads to. Raises: Refused for what is none."""
+    try:
+        return join(answer.url, text)
+    except ValueError as error:
+        why = f"it sends us to {text[:200]!r}: {error}"
+        raise Refused("reaching a registry", str(origin(answer.url)), why) from None
+
+
+class _Routes(httpx.AsyncBaseTransport):
+    """Connections by their proxy, and by whether they show our client certificate."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._host = address(endpoint).raw_host.decode("ascii")
+        self._context: dict[bool, ssl.SSLContext] = {}
+        self._pools: dict[tuple[str | None, bool], httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        own = may_have_client_certificate(origin(request.url), self._host)
+        proxy = proxies.proxy_for(request.url, os.environ)
+        pool = self._pools.get((proxy, own))
+        if pool is None:
+            pool = self._pools[proxy, own] = self._new(proxy, own)
+        return await pool.handle_async_request(request)
+
+    def _new(self, proxy: str | None, own: bool) -> httpx.AsyncHTTPTransport:
+        if own not in self._context:
+            self._context[own] = tls_context(self._endpoint, with_own_certificate=own)
+        try:
+            return httpx.AsyncHTTPTransport(verify=self._context[own], trust_env=False, proxy=proxy)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            hint = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say which proxy is used; an HTTP proxy is needed"
+            raise LayerError("reaching a registry", self._endpoint.host, f"its proxy: {error}", hint=hint) from None
+
+    async def aclose(self) -> None:
+        for pool in self._pools.values():
+            await pool.aclose()

@@ -1,0 +1,102 @@
+"""Which secret may go to which origin: the only place that decides it. Pure.
+
+docs/registries.md has the rules as a table. An origin is scheme, host and port (RFC 6454). What is decided upon and
+what is connected to are the same `httpx.URL`, so that no two parsers can disagree about where an address leads.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import httpx
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Whom one talks to."""
+
+    scheme: str
+    host: str  # in lower case; without brackets
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback_name(self.host)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+
+def origin(url: httpx.URL) -> Origin:
+    """The origin of an absolute address."""
+    return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0))
+
+
+def join(base: httpx.URL | str, text: str) -> httpx.URL:
+    """The http or https address that `text`, which a server sent, is relative to `base`; without a fragment.
+
+    Raises: ValueError for what is no such address.
+    """
+    import httpx  # here: what reads the configuration of registries does not need it
+
+    try:
+        url = httpx.URL(base).join(text).copy_with(fragment=None)
+        url.raw_host.decode("ascii").encode("idna")  # as the resolver does it, which raises what nobody expects there
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ValueError(str(error)) from None
+    if url.scheme not in _PORTS or not url.host or not 0 < (url.port or 1) < 1 << 16:
+        raise ValueError("not an http or https address")
+    return url
+
+
+def upgraded(url: httpx.URL, registry: Origin) -> httpx.URL:
+    """`url` with TLS if it is an address of the registry that only lacks it: many do not know of the TLS in front of
+    them."""
+    if registry.scheme != "https" or url.scheme != "http":
+        return url
+    secure = url.copy_with(scheme="https")
+    return secure if origin(secure) == registry else url
+
+
+def may_have_authorization(to: Origin, registry: Origin) -> bool:
+    """Whether a request to this origin may carry what authorizes us at the registry, be it Basic or Bearer; and so
+    whether its 401 is answered."""
+    return to == registry
+
+
+def may_have_credentials(token_server: Origin, registry: Origin, *, insecure: bool) -> bool:
+    """Whether a token server that the registry named may have the password or the refresh token kept for the registry.
+
+    With TLS yes, as with all clients: that is what the registry's word is for. Without TLS only if the registry itself
+    is, or may be (`insecure`), spoken to without it, and only on the registry's own host.
+    """
+    if token_server.scheme == "https":
+        return True
+    same_host = token_server.host == registry.host or (token_server.is_loopback and registry.is_loopback)
+    return same_host and (registry.scheme == "http" or insecure)
+
+
+def may_have_client_certificate(to: Origin, registry_host: str) -> bool:
+    """Whether an origin is shown the client certificate kept for the registry. Its token server may be on another
+    port."""
+    return to.host == registry_host
+
+
+def may_have_what_was_given(registry: str, named: str) -> bool:
+    """Whether credentials and a client certificate that the command line gave (--creds, --cert-dir) for an image of the
+    registry `named` are for `registry` (HOST[:PORT] both), which may be a mirror of it, or another location."""
+    return registry == named
+
+
+def is_loopback_name(name: str) -> bool:
+    """Whether a host, without port or brackets, is this machine, by its name alone."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
