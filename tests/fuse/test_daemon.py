@@ -400,6 +400,25 @@ def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place
     assert place.user.run([*start, "x"]).stdout.splitlines()[0] == "there is no transport 'x'"
 
 
+@pytest.mark.transport("pyfuse3")
+def test_a_transport_whose_library_is_missing_is_told_before_mounting(root_user: User, scratch: Path) -> None:
+    lower, mountpoint, modules = (scratch / name for name in ("lower", "mnt", "modules"))
+    for made in (lower, mountpoint, modules):
+        made.mkdir()
+    (modules / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3: cannot open shared object file')\n")
+    path = f"{modules}:{root_user.env['PYTHONPATH']}"
+    flags = ("--transport", "pyfuse3", "--lower", str(lower))
+    done = root_user.run(
+        [*root_user.unionfs_cmd, "mount", *flags, str(mountpoint)], env={"PYTHONPATH": path}, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "unionfs: transport pyfuse3 cannot be used: libfuse3.so.3: cannot open shared object file\n"
+        "  pip install 'unionfs[pyfuse3]', or choose another --transport\n",
+    )
+    assert mount_at(mountpoint) is None
+
+
 def test_two_daemons_on_one_upper_both_mount_and_the_second_says_so(place: Place, scratch: Path) -> None:
     second = scratch / "second"
     second.mkdir()
