@@ -1,0 +1,60 @@
+"""`.ci/run`: what fails is tried once more, what passes then is named, and more than three of those are a failure."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import process
+from tests.support.users import CHECKOUT
+
+_TESTS = """
+import pathlib, pytest
+@pytest.mark.parametrize("number", range({flaky}))
+def test_flaky(number):
+    seen = pathlib.Path(f"seen{{number}}")
+    try:
+        assert seen.exists()
+    finally:
+        seen.touch()
+@pytest.mark.parametrize("number", range({broken}))
+def test_broken(number): assert 0
+def test_good(): pass
+"""
+
+
+def _run(where: Path, *, flaky: int = 0, broken: int = 0) -> subprocess.CompletedProcess[str]:
+    (where / ".ci").mkdir()
+    shutil.copy(CHECKOUT / ".ci/run", where / ".ci/run")
+    (where / "Makefile").write_text(f"check:\ntest:\n\t@{sys.executable} -m pytest -rfE -c pytest.ini $(ARGS)\n")
+    (where / "pytest.ini").write_text("[pytest]\n")
+    (where / "test_it.py").write_text(_TESTS.format(flaky=flaky, broken=broken))
+    return process.run([where / ".ci/run"], check=False)
+
+
+def test_the_first_try_is_enough(tmp_path: Path) -> None:
+    done = _run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flaky" not in done.stdout
+    assert " 1 passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("flaky", "code"), [(1, 0), (3, 0), (4, 1)])
+def test_what_passes_only_the_second_time_is_named(tmp_path: Path, flaky: int, code: int) -> None:
+    done = _run(tmp_path, flaky=flaky)
+    told = [line for line in done.stdout.splitlines() if line.startswith("flaky: ")]
+    assert told == [f"flaky: test_it.py::test_flaky[{number}]" for number in range(flaky)]
+    assert done.returncode == code
+    assert f" {flaky} passed" in done.stdout.splitlines()[-1]
+
+
+def test_what_fails_twice_has_failed(tmp_path: Path) -> None:
+    done = _run(tmp_path, flaky=1, broken=1)
+    assert done.returncode == 1
+    assert "flaky: test_it.py::test_flaky[0]\n" in done.stdout
+    assert "flaky: test_it.py::test_broken" not in done.stdout
+    assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
