@@ -1,5 +1,6 @@
 # make demo     the main job on real input: a container without root on a layered Debian, and what it changed
 # make test     all tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
+# make test-quick   those that need neither mounts nor namespaces, in less than three minutes
 # make check    style, types, architecture
 # make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout
@@ -7,7 +8,7 @@
 # Each first makes the machine ready (.ci/setup): it installs what is missing, as root or through sudo, makes a virtual
 # environment, and does nothing when both are there. VENV and PYTHON choose other places than .ci/setup would.
 
-.PHONY: demo test check bench clean setup
+.PHONY: demo test test-quick check bench clean setup
 .DEFAULT_GOAL := test
 
 VENV ?=
@@ -23,9 +24,15 @@ setup:
 demo:
 	@$(IN_VENV) python -m tests.demo $(ARGS)
 
+# A file's tests share what is expensive, so each file stays on one worker; the long ones come first (tests/conftest.py).
+SPREAD = --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=25
+
 test: SETUP = --tests
 test:
-	@$(IN_VENV) python -m pytest $(or $(ARGS),--numprocesses=auto --dist=loadfile)
+	@$(IN_VENV) python -m pytest $(or $(ARGS),$(SPREAD))
+
+test-quick:
+	@$(IN_VENV) python -m pytest --without-mounts $(SPREAD) $(ARGS)
 
 check:
 	@$(IN_VENV) \

@@ -28,7 +28,7 @@ from tests.support import dispositions, machine, mounts, rootfs, timing, users
 from tests.support import scratch as scratch_dirs
 
 dispositions.reset_ignored()  # before anything is started
-pytest_plugins = ["tests.support.logcheck", "tests.support.report"]
+pytest_plugins = ["tests.support.logcheck", "tests.support.report", "tests.support.without_mounts"]
 
 # A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure
 # is made small but not explained: explaining traces every line, which takes longer than the guard allows.
@@ -42,6 +42,14 @@ hypothesis.settings.register_profile(
     phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain],
 )
 hypothesis.settings.load_profile("unionfs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that the workers end together: containers and mounts before all else."""
+    from tests.support import without_mounts  # not before pytest has registered it as a plugin
+
+    items.sort(key=lambda item: without_mounts.is_without_mounts(item.path.relative_to(config.rootpath).as_posix()))
 
 
 @pytest.fixture(autouse=True)

@@ -85,6 +85,23 @@ def test_limits_have_a_factor(scratch: Path) -> None:
     assert "timeout: 450.0s" in shown
 
 
+def test_without_mounts_nothing_can_be_mounted() -> None:
+    """The guard of `make test-quick` holds for the process and its children."""
+    tries = (
+        "import os, subprocess\n"
+        "from tests.support import without_mounts\n"
+        "without_mounts.refuse_mounts()\n"
+        "for argv in (['unshare', '--user', 'true'], ['unshare', '--mount', 'true'], ['true']):\n"
+        "    print(subprocess.run(argv, stderr=subprocess.DEVNULL).returncode)\n"
+        "try:\n"
+        "    open('/dev/fuse', 'rb')\n"
+        "except PermissionError as error:\n"
+        "    print(error)\n"
+    )
+    said = process.run([sys.executable, "-c", tries], cwd=CHECKOUT).stdout.splitlines()
+    assert said == ["1", "1", "0", "a test without mounts opens /dev/fuse"]
+
+
 _LIMIT_AT = {"wait": 0, "settimeout": 0, "alarm": 0, "select": 3}
 """Methods of the standard library -> which positional argument is a limit."""
 _TOO_SHORT_TO_MATTER_S = 1

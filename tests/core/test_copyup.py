@@ -19,7 +19,7 @@ from tests.core.faults import Faults
 from tests.core.native import Native
 from tests.core.onunion import OnUnion
 from tests.core.snapshots import differences, inos_of, snapshot
-from tests.core.stack import Stack
+from tests.core.stack import Stack, Whiteout
 from tests.core.trees import MTIME_NS, tree
 from unionfs.core.attrs import NOW, ROOT, AttrChange
 from unionfs.syscalls import files
@@ -31,6 +31,12 @@ BLOCK = 4096
 def answers_first(request: pytest.FixtureRequest) -> bool:
     """A copy-up is the same whether what nobody waits for comes before the answer or after it."""
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def whiteout(answers_first: bool) -> Whiteout:
+    """Copy-ups write no marks: each format goes with one of the orders, instead of both with both."""
+    return "overlay" if answers_first else "aufs"
 
 
 # What triggers a copy-up of `f`, each through its own verb.

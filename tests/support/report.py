@@ -1,4 +1,5 @@
-"""At the end of a run: how many tests ran on which transport and as whom, and each reason not to count one.
+"""At the end of a run: how many tests ran on which transport and as whom, each reason not to count one, and how much
+time each directory took.
 
 A test belongs to a transport and a user by its parameters `transport` and `user`, else by the markers
 `transport(name)` and `runs_as(kind)`, else by using the fixture `ordinary_user`.
@@ -7,7 +8,7 @@ A test belongs to a transport and a user by its parameters `transport` and `user
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -39,6 +40,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Write the tables."""
+    _tell_times(terminalreporter)
     counts: Counter[tuple[tuple[str, str], str]] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
     for category, column in _COLUMN_OF.items():
@@ -58,6 +61,24 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         terminalreporter.write_line(line)
     for (column, reason), count in reasons.most_common():
         terminalreporter.write_line(f"{column} {count}: {reason}")
+
+
+def _tell_times(terminalreporter: TerminalReporter) -> None:
+    """Seconds by directory, the longest first. Workers count side by side: the sum is more than the clock says."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    tests: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                directory = report.nodeid.partition("::")[0].rpartition("/")[0]
+                seconds[directory] += report.duration
+                tests[directory] += report.when == "call"
+    if len(seconds) < 2:
+        return
+    terminalreporter.section("time by directory")
+    terminalreporter.write_line(f"{'directory':<24}{'tests':>8}{'seconds':>10}")
+    for directory, took in sorted(seconds.items(), key=lambda one: -one[1]):
+        terminalreporter.write_line(f"{directory or '.':<24}{tests[directory]:>8}{took:>10.1f}")
 
 
 def _reason(report: pytest.TestReport) -> str:
