@@ -1,6 +1,72 @@
 """unionfs: merge read-only lower directories and one writable upper into one tree, in userspace, and run
 containers on it.
 
+As a library (docs/library.md): `Union` is a union in this process, `mount` gives it to all programs, `list_changes`
+tells what an upper changed. The names in `__all__` are public and stay; all modules of this package are private. They
+are imported when the first of these names is used.
+
 The rooms: `markers` and `syscalls` are the ground floor; `core` is the union itself; `fuse` carries requests to it;
-`launcher` runs a process in a root filesystem; `daemon` ties core and transport together; `cli` is what the user types.
+`launcher` runs a process in a root filesystem; `daemon` ties core and transport together; `api` is what `__all__`
+names; `cli` is what the user types.
 """
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing's own costs more than all of this
+if TYPE_CHECKING:
+    from unionfs.api.changes import Change as Change
+    from unionfs.api.changes import Side as Side
+    from unionfs.api.changes import list_changes as list_changes
+    from unionfs.api.mounting import Mounted as Mounted
+    from unionfs.api.mounting import mount as mount
+    from unionfs.api.union import Union as Union
+    from unionfs.core.options import OptionError as OptionError
+    from unionfs.fuse.mounting import MountError as MountError
+
+    __version__: str
+
+__all__ = [
+    "Change",
+    "MountError",
+    "Mounted",
+    "OptionError",
+    "Side",
+    "Union",
+    "__version__",
+    "list_changes",
+    "mount",
+]
+
+_PLACES = {
+    "Change": "unionfs.api.changes",
+    "MountError": "unionfs.fuse.mounting",
+    "Mounted": "unionfs.api.mounting",
+    "OptionError": "unionfs.core.options",
+    "Side": "unionfs.api.changes",
+    "Union": "unionfs.api.union",
+    "list_changes": "unionfs.api.changes",
+    "mount": "unionfs.api.mounting",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is used for the first time (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("unionfs")
+    elif name in _PLACES:
+        from importlib import import_module
+
+        from unionfs import compiled
+
+        compiled.prefer()  # comes before the first import of the core
+        value = getattr(import_module(_PLACES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

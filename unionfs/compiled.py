@@ -69,7 +69,8 @@ def use_compiled() -> None:
         for name in names:
             if name.endswith(suffix):
                 paths[package + name.removesuffix(suffix)] = os.path.join(directory, name)
-    sys.meta_path.insert(0, _Finder(paths))
+    if not any(name in sys.modules for name in paths):  # compiled and Python's own do not take each other's objects
+        sys.meta_path.insert(0, _Finder(paths))
 
 
 def why_not_usable() -> str:

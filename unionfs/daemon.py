@@ -56,11 +56,13 @@ Warn = Callable[[str], None]
 
 
 class StartError(Exception):
-    """The union could not be mounted; nothing is left mounted. `str()` is a sentence for users, `hint` what to do."""
+    """The union could not be mounted; nothing is left mounted. `str()` is a sentence for users, `hint` what to do,
+    `code` the nearest errno (0: none)."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message)
         self.hint = hint
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class DaemonOptions:
     may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
     watch: bool = False  # notice changes that others make to the branches
+    exclusive: bool = False  # refuse an upper that another live union has for writing, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon leaves at its end of file
 
@@ -102,7 +105,8 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
             warn(warning)
         return int(pid)
     if verdict == "failed":
-        raise StartError(*fields)
+        sentence, hint, code = fields
+        raise StartError(sentence, hint, int(code))
     raise StartError("the daemon ended before it was ready", "try --foreground --debug")
 
 
@@ -115,7 +119,7 @@ def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
 
 
 class _Report:
-    """The daemon's one message to its starter: NUL-separated `ready, pid, warning` or `failed, message, hint`."""
+    """The daemon's message to its starter: NUL-separated `ready, pid, warning` or `failed, message, hint, errno`."""
 
     def __init__(self, fd: int) -> None:
         self.fd: int | None = fd  # set once, to None, by `send`
@@ -139,9 +143,9 @@ def _in_child(options: DaemonOptions, report: _Report) -> NoReturn:
         _serve(options, lambda warning: report.send("ready", str(os.getpid()), warning))
         status = 0
     except StartError as error:
-        report.send("failed", str(error), error.hint)
+        report.send("failed", str(error), error.hint, str(error.code))
     except BaseException as bug:  # noqa: BLE001 - somebody may be waiting to hear of it
-        report.send("failed", f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where")
+        report.send("failed", f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where", "0")
         _logger().exception("the daemon ends because of a bug")
     finally:
         os._exit(status)
@@ -197,13 +201,16 @@ def _serve(options: DaemonOptions, ready: Warn) -> None:
         mountpoint = mounting.check_mountpoint(options.mountpoint, may_cover_union=options.may_cover_union)
         union = Union(options.union)
     except MountError as error:
-        raise StartError(str(error), error.hint) from error
+        raise StartError(str(error), error.hint, error.errno or 0) from error
     except OptionError as error:
-        raise StartError(f"mount failed: {options.mountpoint}: {error}") from error
+        raise StartError(f"mount failed: {options.mountpoint}: {error}", code=error.errno or 0) from error
     except OSError as error:
         why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise StartError(f"mount failed: {options.mountpoint}: {why}") from error
+        raise StartError(f"mount failed: {options.mountpoint}: {why}", code=error.errno or 0) from error
     try:
+        if options.exclusive and union.upper_in_use:
+            why = f"another union has the upper {options.union.upper} for writing"
+            raise StartError(f"mount failed: {options.mountpoint}: {why}", code=errno.EBUSY)
         _mount_and_serve(options, mountpoint, union, _notifier(options, union), ready)
     finally:
         union.close()
@@ -240,7 +247,7 @@ def _mount_and_serve(
     try:
         fd = mounting.mount_union(mountpoint, options.mount)
     except MountError as error:
-        raise StartError(str(error), error.hint) from error
+        raise StartError(str(error), error.hint, error.errno or 0) from error
     mounted = Mounted(mountpoint)
     serving = False
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 DEFAULT: Final = "system.posix_acl_default"
@@ -100,3 +100,21 @@ def translated(acl: bytes, users: Callable[[int], int], groups: Callable[[int], 
         elif entry[0] == _GROUP:
             entry[2] = groups(entry[2])
     return _packed(acl, entries)
+
+
+def permits(access: bytes, wanted: int, uid: int, groups: Collection[int], owner_gid: int) -> bool:
+    """Whether an access ACL grants all of `wanted` (R_OK, W_OK, X_OK) to a process that is not the file's owner;
+    `owner_gid` is the file's group. acl(5), "ACCESS CHECK ALGORITHM"."""
+    entries = _entries(access)
+    mask = next((bits for tag, bits, _ in entries if tag == _MASK), 7)
+    for tag, bits, number in entries:
+        if tag == _USER and number == uid:
+            return not wanted & ~(bits & mask)
+    of_groups = [
+        bits & mask
+        for tag, bits, number in entries
+        if (tag == _GROUP_OBJ and owner_gid in groups) or (tag == _GROUP and number in groups)
+    ]
+    if of_groups:
+        return any(not wanted & ~bits for bits in of_groups)
+    return not wanted & ~next((bits for tag, bits, _ in entries if tag == _OTHER), 0)

@@ -9,7 +9,7 @@ from argparse import Namespace
 from unionfs import daemon
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
-from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options
+from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
@@ -158,19 +158,13 @@ def _default_work(arguments: Namespace) -> str | None:
     """Fill in --work if it is missing; the directory, if it had to be made for that."""
     if arguments.upper is None or arguments.work is not None:
         return None
-    upper = os.path.realpath(arguments.upper)
-    arguments.work = f"{upper}.work"
-    if not os.path.isdir(upper):
-        return None  # what is wrong with it is told when the branches are opened
     try:
-        os.mkdir(arguments.work, 0o700)
-    except FileExistsError:
-        return None
+        arguments.work, is_new = make_work(arguments.upper)
     except OSError as error:
-        sentence = failed("making the work directory", arguments.work, error.strerror or str(error))
+        sentence = failed("making the work directory", str(error.filename), error.strerror or str(error))
         raise CommandError(sentence, hint="name another one on the same filesystem: --work DIR") from error
     made: str = arguments.work
-    return made
+    return made if is_new else None
 
 
 def _warn(warning: str) -> None:

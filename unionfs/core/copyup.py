@@ -230,9 +230,7 @@ def make_copy(tree: Tree, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, 
     staging = tree.staging
     leaf = staging.new_name()
     mode = st.st_mode & 0o7777 if wanted is None else wanted
-    if _may_have_at_once(staging.here.branch, mode):
-        tree.let_through(mode)
-    else:
+    if not _may_have_at_once(staging.here.branch, mode) or not tree.let_through(mode):
         mode = -1
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.quietly
     return leaf, FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), True), mode
@@ -469,9 +467,7 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
     st = node.low.stat()
     leaf = staging.new_name()
     mode = stat.S_IMODE(st.st_mode)
-    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR)
-    if at_once:
-        tree.let_through(mode)
+    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR) and tree.let_through(mode)
     os.mkdir(leaf, mode if at_once else 0o700, dir_fd=staging.fd())
     try:
         lower = node.low.stack[0]

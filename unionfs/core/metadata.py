@@ -122,6 +122,12 @@ def _branch(node: Node) -> Branch:
     return node.home.branch if isinstance(node, FileNode) else _place_of(node).branch
 
 
+def branch_path(tree: Tree, node: Node) -> str:
+    """The directory, as the options name it, of the branch that an object is in; the upper for what is indexed."""
+    branch = _branch(node)
+    return tree.upper.path if branch.writable and tree.upper is not None else branch.path
+
+
 def _is_covered(node: FileNode) -> bool:
     """Whether the object itself can carry what is kept aside."""
     overrides = node.home.branch.overrides

@@ -51,6 +51,7 @@ class Options:
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
+    keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
     def __post_init__(self) -> None:
         """Raises OptionError for combinations that can never work."""
@@ -81,6 +82,20 @@ def check_directory(role: str, path: str) -> str:
         raise OptionError(code, f"cannot use {path} as {role}: {os.strerror(code)}") from None
     os.close(fd)
     return os.path.realpath(path)
+
+
+def make_work(upper: str) -> tuple[str, bool]:
+    """The work directory that belongs to an upper unless another is named: UPPER.work beside it, made if missing; and
+    whether it was made. An upper that is no directory gets none: opening it says what is wrong. Raises OSError."""
+    real = os.path.realpath(upper)
+    work = f"{real}.work"
+    if not os.path.isdir(real):
+        return work, False
+    try:
+        os.mkdir(work, 0o700)
+    except FileExistsError:
+        return work, False
+    return work, True
 
 
 def is_inside(path: str, container: str) -> bool:

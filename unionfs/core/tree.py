@@ -469,14 +469,18 @@ class Tree:
     def with_umask(self, umask: int) -> None:
         """Make what is created next obey `umask`, the way the branch's filesystem does it (default ACLs override
         it)."""
-        if self._umask != umask:
+        if self._umask != umask and not self.options.keeps_umask:
             os.umask(umask)
             self._umask = umask
 
-    def let_through(self, mode: int) -> None:
-        """Make what is created next get all of `mode`, whatever the umask was."""
+    def let_through(self, mode: int) -> bool:
+        """Make what is created next get all of `mode`, whatever the umask was. Whether it does: not where the umask is
+        not ours to change."""
+        if self.options.keeps_umask:
+            return False
         if self._umask & mode:
             self.with_umask(0)
+        return True
 
     def drop_unused(self, node: Node | None) -> None:
         """Forget a node that nothing needs, with what it kept in the staging directory."""

@@ -364,6 +364,10 @@ class Union:
             external_changes.look_when_asked(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
 
+    def branch_path(self, nodeid: int) -> str:
+        """The directory of the branch that a node's object is in; of a merged directory, that of its topmost part."""
+        return metadata.branch_path(self._tree, self._nodes.get(nodeid))
+
     @_as_owner
     def beyond_stat(self, nodeid: int) -> Beyond:
         """What statx(2) tells of a node beyond `getattr`: its birth, and attributes such as immutable."""

@@ -1,0 +1,1 @@
+"""The public faces: `import unionfs` and `import layers`."""

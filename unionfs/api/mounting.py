@@ -1,0 +1,174 @@
+"""Mount a union for all programs, from a program: a daemon serves it, as `unionfs mount` would have it.
+
+The daemon is never this process, and not its child: it is started by a fresh interpreter (`starter`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from unionfs.api.making import Durability, Whiteouts, absolute, forget_work, options_of
+from unionfs.api.paths import StrPath
+from unionfs.core.options import Options
+from unionfs.fuse import mounting, unmounting
+from unionfs.fuse.mounting import MountError
+
+_CODE: Final = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from unionfs import compiled
+compiled.prefer()
+from unionfs.api import starter
+starter.main()
+"""
+_lifelines: dict[int, int] = {}  # FUSE connection -> descriptor at whose end its daemon leaves
+
+
+class Mounted:
+    """A union that is mounted. As a context manager it is unmounted at the end of the block."""
+
+    def __init__(self, mountpoint: str, pid: int, connection: int) -> None:
+        self.mountpoint: Final = mountpoint  # absolute, free of symlinks
+        self.pid: Final = pid  # of its daemon
+        self._connection: Final = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.unmount()
+            return
+        try:
+            self.unmount()
+        except MountError:
+            with suppress(MountError):  # what went wrong in the block is what the caller is to see
+                self.unmount(lazy=True)
+
+    def __repr__(self) -> str:
+        return f"<Mounted {self.mountpoint!r}, served by process {self.pid}>"
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it is still mounted at its mountpoint. Does not ask the daemon."""
+        return mounting.union_at(self.mountpoint) == self._connection
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount it and wait until its daemon has gone; nothing where somebody else has done it. `lazy`: take it away
+        now although it is in use, and for programs that use it when they end.
+
+        Raises MountError: EBUSY while it is in use, ETIMEDOUT if its daemon lives on.
+        """
+        if self.is_mounted:
+            unmounting.unmount(self.mountpoint, lazy=lazy)
+        fd = _lifelines.pop(self._connection, None)
+        if fd is not None:
+            os.close(fd)
+
+    def stats(self) -> dict[str, Any]:
+        """What it has done so far: the object that `unionfs stats --json` prints. MountError: ENOTCONN."""
+        from unionfs.fuse.reporting import NotToldError, ask
+
+        why = "its daemon has gone"
+        if self.is_mounted:
+            try:
+                for found in ask(self._connection, "stats"):
+                    return found
+            except NotToldError as error:
+                why = str(error)
+        raise MountError("stats", self.mountpoint, why, code=errno.ENOTCONN)
+
+
+def mount(
+    lowers: Iterable[StrPath],
+    mountpoint: StrPath,
+    *,
+    upper: StrPath | None = None,
+    work: StrPath | None = None,
+    whiteout: Whiteouts = "aufs",
+    durability: Durability = "normal",
+    read_only: bool = False,
+    allow_other: bool | None = None,
+    watch: bool = False,
+    stay: bool = False,
+    log: StrPath | None = None,
+) -> Mounted:
+    """Mount the union of lower directories, the topmost first, and at most one upper at an existing directory.
+
+    It can be used when this returns. It is unmounted by `Mounted`, or when this process ends, however it ends, unless
+    it is to `stay` (then by `unionfs umount`). `allow_other` lets other users in; always so by default when root
+    mounts. With `watch`, changes that others make to the directories underneath show. `log` is a file for what the
+    daemon has to say. The other options are those of Union.
+
+    Raises MountError (EBUSY when another union has the upper for writing, or one is mounted there), OptionError.
+    """
+    options, made = options_of(lowers, upper, work, whiteout, durability)
+    told = {
+        "mountpoint": absolute(mountpoint),
+        "read_only": read_only or upper is None,
+        "allow_other": allow_other,
+        "watch": watch,
+        "log": None if log is None else absolute(log),
+    }
+    try:
+        return _start(options, told, stay=stay)
+    except BaseException:
+        forget_work(made)
+        raise
+
+
+def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
+    ours, theirs = -1, -1
+    try:
+        if not stay:
+            theirs, ours = os.pipe()
+        answer = _ask_starter(options, {**told, "lifeline_fd": None if stay else theirs}, theirs)
+        for warning in answer["warnings"]:
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)
+        mountpoint = mounting.resolve_mountpoint(told["mountpoint"])
+        connection = mounting.union_at(mountpoint)
+        if connection is None:
+            raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
+        if not stay:
+            _lifelines[connection], ours = ours, -1
+        return Mounted(mountpoint, answer["pid"], connection)
+    finally:
+        for fd in (ours, theirs):
+            if fd >= 0:
+                os.close(fd)  # of a lifeline: a daemon that was started though nobody is told leaves
+
+
+def _ask_starter(options: Options, told: dict[str, Any], lifeline_fd: int) -> dict[str, Any]:
+    """Have the daemon started. Raises: MountError."""
+    fields = ("lowers", "upper", "work", "whiteout", "durability", "overrides_shared")
+    union = {name: getattr(options, name) for name in fields}
+    done = subprocess.run(
+        [sys.executable, "-E", "-c", _CODE, json.dumps([os.path.abspath(entry) for entry in sys.path])],
+        input=json.dumps({**told, "union": union}).encode(),
+        capture_output=True,
+        pass_fds=(lifeline_fd,) if lifeline_fd >= 0 else (),
+        start_new_session=True,  # a Ctrl-C is for this program, which then lets go of the lifeline
+        check=False,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = f"the daemon could not be started: {said[-1] if said else f'exit code {done.returncode}'}"
+        raise MountError("mount", told["mountpoint"], why, code=errno.EIO) from None
+    if "failed" in answer:
+        prefix = f"mount failed: {told['mountpoint']}: "
+        why = answer["failed"].removeprefix(prefix)
+        raise MountError("mount", told["mountpoint"], why, code=answer["code"] or errno.EIO, hint=answer["hint"])
+    return answer

@@ -1,0 +1,298 @@
+"""The half of `Union` that changes nothing: what is where, and what is in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, overload
+
+from unionfs.api import file as files
+from unionfs.api.access import READ, Access
+from unionfs.api.guard import Guard
+from unionfs.api.paths import StrPath, Walk, refuse
+from unionfs.core.attrs import Attrs, Caller, DirEntry
+
+if TYPE_CHECKING:
+    from io import BufferedRandom, BufferedReader, BufferedWriter, TextIOWrapper
+
+    from _typeshed import (
+        OpenBinaryMode,
+        OpenBinaryModeReading,
+        OpenBinaryModeUpdating,
+        OpenBinaryModeWriting,
+        OpenTextMode,
+    )
+
+_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Item:
+    """A name of a directory, as `scandir` gives it: os.DirEntry for a union."""
+
+    __slots__ = ("name", "path", "_union", "_line")
+
+    def __init__(self, union: Reading, directory: str, line: DirEntry) -> None:
+        self.name = os.fsdecode(line.name)
+        self.path = os.path.join(directory, self.name)
+        self._union = union
+        self._line = line
+
+    def __repr__(self) -> str:
+        return f"<Item {self.name!r}>"
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def inode(self) -> int:
+        """The number that stat() shows as st_ino."""
+        return self._line.ino
+
+    def is_symlink(self) -> bool:
+        """Whether it is a symlink."""
+        return self._line.kind == stat.S_IFLNK
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a directory, or a symlink to one."""
+        if follow_symlinks and self.is_symlink():
+            return self._union.is_dir(self.path)
+        return self._line.kind == stat.S_IFDIR
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a regular file, or a symlink to one."""
+        if follow_symlinks and self.is_symlink():
+            return self._union.is_file(self.path)
+        return self._line.kind == stat.S_IFREG
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """As Union.stat; asked anew each time."""
+        return self._union.stat(self.path, follow_symlinks=follow_symlinks)
+
+
+class Reading:
+    """Looking at a union. Everything that takes a path raises OSError as the system call of that name: ENOENT, ENOTDIR,
+    ELOOP, ENAMETOOLONG, EACCES; ValueError when the union is closed or a path has a NUL in it."""
+
+    def __init__(self, guard: Guard, access: Access) -> None:
+        self._guard = guard
+        self._access = access
+        self._written: set[IO[Any]] = set()  # files that are open for writing
+
+    @contextmanager
+    def _call(self, path: StrPath, other: StrPath | None = None) -> Iterator[Walk]:
+        """One call about a path, or two; errors name them as the caller did."""
+        try:
+            with self._guard as core:
+                walk = Walk(core, self._access)
+                try:
+                    yield walk
+                finally:
+                    walk.end()
+        except OSError as error:
+            error.filename = os.fspath(path)
+            if other is not None:
+                error.filename2 = os.fspath(other)
+            raise
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
+        """os.stat. `st_ino` is the number that a mounted union shows; `st_dev` is 0."""
+        with self._call(path) as walk:
+            return stat_result(walk.find(path, follow=follow_symlinks).attrs)
+
+    def lstat(self, path: StrPath) -> os.stat_result:
+        """os.lstat: of a symlink itself."""
+        return self.stat(path, follow_symlinks=False)
+
+    def exists(self, path: StrPath, *, follow_symlinks: bool = True) -> bool:
+        """Whether there is something at the path; of a symlink, at its target."""
+        return self._mode(path, follow=follow_symlinks) is not None
+
+    def is_dir(self, path: StrPath) -> bool:
+        """Whether it is a directory, or a symlink to one; False where there is nothing."""
+        return stat.S_ISDIR(self._mode(path) or 0)
+
+    def is_file(self, path: StrPath) -> bool:
+        """Whether it is a regular file, or a symlink to one; False where there is nothing."""
+        return stat.S_ISREG(self._mode(path) or 0)
+
+    def is_symlink(self, path: StrPath) -> bool:
+        """Whether it is a symlink; False where there is nothing."""
+        return stat.S_ISLNK(self._mode(path, follow=False) or 0)
+
+    def _mode(self, path: StrPath, *, follow: bool = True) -> int | None:
+        try:
+            return self.stat(path, follow_symlinks=follow).st_mode
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
+
+    def which(self, path: StrPath, *, follow_symlinks: bool = True) -> str:
+        """The directory of the branch that shows what is at the path; of a merged directory, of its topmost part."""
+        with self._call(path) as walk:
+            return walk.core.branch_path(walk.find(path, follow=follow_symlinks).nodeid)
+
+    def readlink(self, path: StrPath) -> str:
+        """os.readlink. EINVAL for what is no symlink."""
+        with self._call(path) as walk:
+            return os.fsdecode(walk.core.readlink(walk.find(path, follow=False).nodeid))
+
+    def getxattr(self, path: StrPath, name: str | bytes, *, follow_symlinks: bool = True) -> bytes:
+        """os.getxattr. ENODATA for one that is not there."""
+        with self._call(path) as walk:
+            entry = walk.find(path, follow=follow_symlinks)
+            if os.fsencode(name).startswith(b"user."):
+                self._access.require(walk.core, entry.nodeid, entry.attrs, READ)
+            return walk.core.getxattr(entry.nodeid, os.fsencode(name))
+
+    def listxattr(self, path: StrPath, *, follow_symlinks: bool = True) -> list[str]:
+        """os.listxattr, without the union's own marks."""
+        with self._call(path) as walk:
+            nodeid = walk.find(path, follow=follow_symlinks).nodeid
+            return [os.fsdecode(name) for name in walk.core.listxattr(nodeid, os.geteuid() == 0)]
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def listdir(self, path: StrPath = ".") -> list[str]:
+        """os.listdir: the names, in no order that means anything. ENOTDIR."""
+        return [os.fsdecode(line.name) for line in self._lines(path)]
+
+    def scandir(self, path: StrPath = ".") -> Iterator[Item]:
+        """os.scandir: the names with their kinds, as they were when it was called. ENOTDIR."""
+        directory = os.fsdecode(path)
+        return iter([Item(self, directory, line) for line in self._lines(path)])
+
+    def walk(
+        self, top: StrPath = ".", *, topdown: bool = True, onerror: Callable[[OSError], object] | None = None
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
+        """os.walk, symlinks to directories not followed: (directory, directories in it, other names in it), each
+        directory before what is in it unless `topdown` is false; then the second list may be pruned. What cannot be
+        listed is left out, and `onerror` called."""
+        todo: list[tuple[str, tuple[list[str], list[str]] | None]] = [(os.fsdecode(top), None)]
+        while todo:
+            directory, listed = todo.pop()
+            if listed is not None:
+                yield directory, *listed
+                continue
+            try:
+                lines = self._lines(directory)
+            except OSError as error:
+                if onerror is not None:
+                    onerror(error)
+                continue
+            inner = [os.fsdecode(line.name) for line in lines if line.kind == stat.S_IFDIR]
+            names = [os.fsdecode(line.name) for line in lines if line.kind != stat.S_IFDIR]
+            if topdown:
+                yield directory, inner, names
+            else:
+                todo.append((directory, (inner, names)))
+            todo += [(os.path.join(directory, name), None) for name in reversed(inner)]
+
+    def _lines(self, path: StrPath) -> list[DirEntry]:
+        with self._call(path) as walk:
+            entry = walk.find(path)
+            if not stat.S_ISDIR(entry.attrs.mode):
+                refuse(errno.ENOTDIR)
+            self._access.require(walk.core, entry.nodeid, entry.attrs, READ)
+            return list(walk.core.readdir(entry.nodeid, 0))[2:]  # without "." and ".."
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @overload
+    def open(
+        self, path: StrPath, mode: OpenTextMode = "r", buffering: int = -1, encoding: str | None = None,
+        errors: str | None = None, newline: str | None = None,
+    ) -> TextIOWrapper: ...  # fmt: skip
+
+    @overload
+    def open(self, path: StrPath, mode: OpenBinaryMode, buffering: Literal[0]) -> files.RawFile: ...
+
+    @overload
+    def open(self, path: StrPath, mode: OpenBinaryModeReading, buffering: Literal[-1, 1] = -1) -> BufferedReader: ...
+
+    @overload
+    def open(self, path: StrPath, mode: OpenBinaryModeWriting, buffering: Literal[-1, 1] = -1) -> BufferedWriter: ...
+
+    @overload
+    def open(self, path: StrPath, mode: OpenBinaryModeUpdating, buffering: Literal[-1, 1] = -1) -> BufferedRandom: ...
+
+    @overload
+    def open(
+        self, path: StrPath, mode: str, buffering: int = -1, encoding: str | None = None, errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any: ...  # fmt: skip
+
+    def open(
+        self,
+        path: StrPath,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """The builtin open for a file of the union: the same modes, the same kinds of file objects, but no descriptor
+        (fileno() raises io.UnsupportedOperation). Files that are open for writing when the union is closed are closed
+        before. ENOENT, EEXIST, EISDIR, EROFS, EACCES, ENXIO for a fifo, socket or device."""
+        wanted = files.parse_mode(mode)
+        files.check_arguments(wanted, buffering, encoding, errors, newline)
+        with self._call(path) as walk:
+            nodeid = walk.keep(files.open_node(walk, path, wanted, maker))
+            raw = files.RawFile(self._guard, nodeid, path, wanted)
+        try:
+            opened: IO[Any] = files.wrap(raw, wanted, buffering, encoding, errors, newline)
+        except BaseException:
+            raw.close()
+            raise
+        if wanted.writing:
+            self._written = {file for file in self._written if not file.closed}
+            self._written.add(opened)
+        return opened
+
+    def read_bytes(self, path: StrPath) -> bytes:
+        """The content of a file."""
+        with self.open(path, "rb", 0) as file:
+            return file.readall()
+
+    def read_text(self, path: StrPath, encoding: str | None = None, errors: str | None = None) -> str:
+        """The content of a file as text."""
+        with self.open(path, "r", -1, encoding, errors) as file:
+            return file.read()
+
+
+def maker() -> Caller:
+    """Who makes things: this process, with its umask."""
+    return Caller(os.geteuid(), os.getegid(), os.getpid(), _umask())
+
+
+def _umask() -> int:
+    """The umask, read without changing it, since other threads make files with it (proc(5))."""
+    with open("/proc/thread-self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return 0o077
+
+
+def stat_result(attrs: Attrs) -> os.stat_result:
+    """The attributes as `os` has them."""
+    seconds = [ns / 1e9 for ns in (attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns)]
+    whole = [ns // 1_000_000_000 for ns in (attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns)]
+    return os.stat_result(
+        (attrs.mode, attrs.ino, 0, attrs.nlink, attrs.uid, attrs.gid, attrs.size, *whole),
+        {
+            "st_atime": seconds[0],
+            "st_mtime": seconds[1],
+            "st_ctime": seconds[2],
+            "st_atime_ns": attrs.atime_ns,
+            "st_mtime_ns": attrs.mtime_ns,
+            "st_ctime_ns": attrs.ctime_ns,
+            "st_blksize": attrs.blksize,
+            "st_blocks": attrs.blocks,
+            "st_rdev": attrs.rdev,
+        },
+    )
