@@ -60,7 +60,7 @@ def __getattr__(name: str) -> object:
 
         from unionfs import compiled
 
-        compiled.prefer()  # comes before the first import of the core
+        compiled.use_compiled()  # comes before the first import of the core
         value = getattr(import_module(_PLACES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

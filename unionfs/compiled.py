@@ -54,7 +54,7 @@ class _Finder:
 def use_compiled() -> None:
     """Make the checkout's compiled modules importable in this process, if they are up to date.
 
-    Precondition: none of them is imported yet.
+    Changes nothing if one of them is imported already, since compiled code and Python do not take each other's objects.
     """
     global _reason  # noqa: PLW0603 - one process runs one kind of code
     _reason = why_not_usable()
@@ -69,7 +69,7 @@ def use_compiled() -> None:
         for name in names:
             if name.endswith(suffix):
                 paths[package + name.removesuffix(suffix)] = os.path.join(directory, name)
-    if not any(name in sys.modules for name in paths):  # compiled and Python's own do not take each other's objects
+    if not any(name in sys.modules for name in paths):
         sys.meta_path.insert(0, _Finder(paths))
 
 

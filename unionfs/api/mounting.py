@@ -21,12 +21,13 @@ from unionfs.api.paths import StrPath
 from unionfs.core.options import Options
 from unionfs.fuse import mounting, unmounting
 from unionfs.fuse.mounting import MountError
+from unionfs.syscalls.mountinfo import Mount
 
 _CODE: Final = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from unionfs import compiled
-compiled.prefer()
+compiled.use_compiled()
 from unionfs.api import starter
 starter.main()
 """
@@ -62,7 +63,11 @@ class Mounted:
     @property
     def is_mounted(self) -> bool:
         """Whether it is still mounted at its mountpoint. Does not ask the daemon."""
-        return mounting.union_at(self.mountpoint) == self._connection
+        return self._seen() is not None
+
+    def _seen(self) -> Mount | None:
+        there = mounting.union_at(self.mountpoint)
+        return there if there is not None and there.minor == self._connection else None
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount it and wait until its daemon has gone; nothing where somebody else has done it. `lazy`: take it away
@@ -78,14 +83,15 @@ class Mounted:
 
     def stats(self) -> dict[str, Any]:
         """What it has done so far: the object that `unionfs stats --json` prints. MountError: ENOTCONN."""
-        from unionfs.fuse.reporting import NotToldError, ask
+        from unionfs.fuse.reporting import NoAnswerError, ask
 
         why = "its daemon has gone"
-        if self.is_mounted:
+        there = self._seen()
+        if there is not None:
             try:
-                for found in ask(self._connection, "stats"):
+                for found in ask(there.minor, "stats", there.user_id):
                     return found
-            except NotToldError as error:
+            except NoAnswerError as error:
                 why = str(error)
         raise MountError("stats", self.mountpoint, why, code=errno.ENOTCONN)
 
@@ -137,12 +143,12 @@ def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
         for warning in answer["warnings"]:
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
         mountpoint = mounting.resolve_mountpoint(told["mountpoint"])
-        connection = mounting.union_at(mountpoint)
-        if connection is None:
+        there = mounting.union_at(mountpoint)
+        if there is None:
             raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
         if not stay:
-            _lifelines[connection], ours = ours, -1
-        return Mounted(mountpoint, answer["pid"], connection)
+            _lifelines[there.minor], ours = ours, -1
+        return Mounted(mountpoint, answer["pid"], there.minor)
     finally:
         for fd in (ours, theirs):
             if fd >= 0:
