@@ -191,6 +191,23 @@ def test_sighup_of_a_terminal_that_closes_does_not_end_it(place: Place) -> None:
         assert place.read() == "content"
 
 
+def test_the_process_that_unmounts_does_not_outlive_it(scratch: Path, ordinary_user: User, transport: str) -> None:
+    """The connection ends before fusermount3 does."""
+    place = _place(scratch, ordinary_user, transport)
+    helper = scratch / "bin/fusermount3"
+    helper.parent.mkdir()
+    script = (
+        f'#!/bin/sh\n{shutil.which("fusermount3")} "$@"\nsleep 0.5\n[ "$1" != -u ] || touch {place.upper}/unmounted\n'
+    )
+    helper.write_text(script)
+    helper.chmod(0o755)
+    place.user.run(place.argv(), env={"PATH": f"{helper.parent}:{place.user.env['PATH']}"})
+    with daemon_of(place.mountpoint) as daemon:
+        daemon.kill(signal.SIGTERM)
+        assert daemon.has_ended()
+        assert (place.upper / "unmounted").exists()
+
+
 _IGNORING = ("bash", "-c", "trap '' HUP INT QUIT TERM; exec \"$@\"", "bash")
 
 

@@ -35,6 +35,7 @@ class Departure:
 
     def __init__(self) -> None:
         self._over = threading.Event()  # serving has ended
+        self._unmounting = threading.Lock()  # held while a process of ours unmounts
         self.has_interrupted = False  # set once: what serving raises from now on is our doing
         asked_by = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self._wishes = {wish for wish in asked_by if signal.getsignal(wish) is not signal.SIG_IGN}  # immutable
@@ -50,12 +51,19 @@ class Departure:
             threading.Thread(target=_ask_at_end_of, args=(lifeline_fd,), name="lifeline", daemon=True).start()
 
     def over(self) -> None:
-        """Serving has ended: from now on nothing interrupts."""
+        """Serving has ended: from now on nothing interrupts. Waits for a process of ours that is still unmounting.
+
+        The kernel ends the connection, and with it serving, before that process has ended; it must not outlive us.
+        """
         self._over.set()
+        if self._unmounting.acquire(timeout=GRACE_S):
+            self._unmounting.release()
 
     def _leave_when_asked(self, mounted: Mounted) -> None:
         signal.sigwait(self._wishes)
-        if mounted.unmount():
+        with self._unmounting:
+            has_unmounted = mounted.unmount()
+        if has_unmounted:
             signal.sigtimedwait(self._wishes, GRACE_S)  # asked once more: no grace
         self.has_interrupted = True
         while not self._over.is_set():

@@ -68,6 +68,8 @@ class Connection:
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             why = "it may not be opened, or is not there"
             raise LaunchError(_WHAT, "/dev/net/tun", why, hint="as root: modprobe tun; chmod 666 /dev/net/tun")
+        with contextlib.suppress(FileNotFoundError):  # of a monitor that was killed: it would be taken for the new one
+            os.unlink(self._socket)
         read_fd, self._go_fd = os.pipe()
         self._pid: Final = os.fork()
         if self._pid == 0:
@@ -145,7 +147,7 @@ class Connection:
                 api.settimeout(_PATIENCE_S)
                 dir_fd = os.open(self._uplink.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:  # the address of a socket has no room for a long path (unix(7))
-                    api.connect(f"/proc/self/fd/{dir_fd}/{os.path.basename(self._socket)}")
+                    _connect(api, f"/proc/self/fd/{dir_fd}/{os.path.basename(self._socket)}")
                 finally:
                     os.close(dir_fd)
                 api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": wish}).encode())
@@ -155,6 +157,18 @@ class Connection:
             raise LaunchError("publishing a port", str(port), str(error)) from error
         if "error" in answer:
             raise LaunchError("publishing a port", str(port), str(answer["error"].get("desc", "refused")))
+
+
+def _connect(api: socket.socket, address: str) -> None:
+    """Connect, once the program listens: its socket has a name before that. Raises: OSError."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return api.connect(address)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _pasta_spec(port: Port) -> str:
