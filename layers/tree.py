@@ -23,6 +23,7 @@ from layers.fingerprint import content_of, read_xattrs
 from layers.safe_open import KEPT, Directories, Path
 from unionfs import markers
 from unionfs.syscalls import files
+from unionfs.trees import walk
 from unionfs.trees.open_beneath import open_beneath
 
 _TARGET_MAX: Final = 4096
@@ -62,6 +63,14 @@ class Branch:
             if len(self._scans) > self._scans_max:
                 self._scans.popitem(last=False)
         return known
+
+    def xattr_names(self, directory: Path, name: bytes) -> list[str]:
+        """The names of a file's extended attributes, in one system call; none where they may not be listed."""
+        try:
+            path = b"/proc/self/fd/%d/%s" % (self._tree.fd(directory), name)
+            return os.listxattr(path, follow_symlinks=False)
+        except OSError:
+            return []
 
     def xattrs(self, path: Path) -> dict[str, bytes]:
         fd = self.open_path(path)
@@ -157,7 +166,11 @@ class Branches:
             self._stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class View:
+Entry = walk.Entry[Place, os.stat_result]
+"""What one branch has under a name."""
+
+
+class View(walk.Reader[Place, os.stat_result]):
     """Several branches merged, as a union would show them."""
 
     def __init__(self, branches: Sequence[Branch]) -> None:
@@ -169,11 +182,7 @@ class View:
 
     def root(self) -> Node | None:
         """The root directory; None for a view of nothing."""
-        places = []
-        for branch in self.branches:
-            places.append(Place(branch, ()))
-            if branch.scan(()).opaque:
-                break
+        places = self.roots()
         return self._node(places[0], tuple(places)) if places else None
 
     def children(self, directory: Node) -> dict[bytes, Node]:
@@ -188,32 +197,40 @@ class View:
 
     def lookup(self, sources: Sequence[Place], name: bytes) -> Node | None:
         """What `name` is in a directory shown by `sources`."""
-        top: Place | None = None
-        places: list[Place] = []
-        for depth, source in enumerate(sources):
-            scan = source.branch.scan(source.path)
-            st = scan.entries.get(name)
-            if st is None:
-                if name in scan.whiteouts:
-                    break
-                continue
-            place = Place(source.branch, (*source.path, name))
-            is_dir = stat.S_ISDIR(st.st_mode)
-            if top is None:
-                top = place
-                if not is_dir:
-                    return self._file(place, st, name, sources[depth + 1 :])
-            elif not is_dir:
-                break
-            places.append(place)
+        found = walk.lookup(self, sources, name)
+        return self._node(found.path, found.stack or (found.path,), found.data) if found is not None else None
+
+    def entry(self, directory: Place, name: bytes) -> Entry:
+        """What one branch has under `name`, without what is beneath."""
+        scan = directory.branch.scan(directory.path)
+        whiteout = scan.whiteouts.get(name, "")
+        st = scan.entries.get(name)
+        if st is None:
+            return Entry(whiteout=whiteout)
+        place = Place(directory.branch, (*directory.path, name))
+        kind = stat.S_IFMT(st.st_mode)
+        if kind == stat.S_IFDIR:
             inside = place.branch.scan(place.path)
-            if inside.opaque or name in scan.whiteouts:
+            return Entry(place, st, kind, whiteout, inside.opaque, inside.redirect)
+        if kind == stat.S_IFREG and st.st_size and place.branch is not self.branches[-1]:
+            names = place.branch.xattr_names(directory.path, name)
+            if any(mark in names for mark in markers.METACOPY_XATTRS):
+                redirect = markers.sane_redirect(place.branch.xattrs(place.path))
+                return Entry(place, st, kind, redirect=redirect, metacopy=True)
+        return Entry(place, st, kind)
+
+    def roots(self) -> list[Place]:
+        """The roots of the branches, top first, down to the first opaque one."""
+        found = []
+        for branch in self.branches:
+            found.append(Place(branch, ()))
+            if branch.scan(()).opaque:
                 break
-            if inside.redirect is not None:
-                moved = self._redirected(place, inside.redirect, sources[depth + 1 :])
-                places += moved.sources if moved is not None and moved.is_dir else ()
-                break
-        return self._node(top, tuple(places)) if top is not None else None
+        return found
+
+    def branch_of(self, path: Place) -> int:
+        """The position of a place's branch, 0 on top."""
+        return self.branches.index(path.branch)
 
     def find(self, path: Path) -> Node | None:
         """What is at `path`, through no symlink."""
@@ -233,24 +250,6 @@ class View:
             yield path, node
             if node.is_dir:
                 todo += reversed([((*path, name), child) for name, child in self.children(node).items()])
-
-    def _file(self, place: Place, st: os.stat_result, name: bytes, beneath: Sequence[Place]) -> Node:
-        """What is no directory; a file that holds only attributes takes its data from a branch beneath."""
-        data = place
-        if stat.S_ISREG(st.st_mode) and st.st_size and not st.st_blocks:
-            xattrs = place.branch.xattrs(place.path)
-            if any(mark in xattrs for mark in markers.METACOPY_XATTRS):
-                redirect = redirect_of(xattrs)
-                lower = self.lookup(beneath, name) if redirect is None else self._redirected(place, redirect, beneath)
-                data = lower.data if lower is not None and lower.kind == stat.S_IFREG else place
-        return self._node(place, (place,), data)
-
-    def _redirected(self, place: Place, redirect: bytes, beneath: Sequence[Place]) -> Node | None:
-        """What a redirect leads to: a sibling's name, or a path from the root of the branches beneath."""
-        components = markers.redirect_components(redirect)
-        if components is None:
-            return self.lookup(beneath, redirect)
-        return self.below(self.branches.index(place.branch) + 1).find(components)
 
     def _node(self, place: Place, sources: tuple[Place, ...], data: Place | None = None) -> Node:
         fd = place.branch.open_path(place.path)
@@ -310,15 +309,6 @@ def is_own(name: str) -> bool:
     return markers.is_private_xattr(name)
 
 
-def redirect_of(found: dict[str, bytes]) -> bytes | None:
-    """The redirect that attributes hold, if it is one that may be followed."""
-    for mark in markers.REDIRECT_XATTRS:
-        value = found.get(mark)
-        if value is not None and markers.is_sane_redirect(value):
-            return value
-    return None
-
-
 def _scan(fd: int, *, is_root: bool) -> Scan:
     marks = read_xattrs(fd)
     dialects = [mark for mark in markers.OPAQUE_XATTRS if marks.get(mark) == b"y"]
@@ -346,7 +336,7 @@ def _scan(fd: int, *, is_root: bool) -> Scan:
                 whiteouts[name] = "xattr"
             else:
                 entries[name] = st
-    return Scan(entries, whiteouts, opaque, None if is_root else redirect_of(marks), tuple(sorted(strange)))
+    return Scan(entries, whiteouts, opaque, None if is_root else markers.sane_redirect(marks), tuple(sorted(strange)))
 
 
 def _is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Why a union shows at a path what it shows: which branch provides it, what hides what, by which mark.
 
-The walk is that of `tree.View.lookup`, told instead of done: at each name of the path, from the top branch down, and
-for each branch the reason why the way ends there. Knows branches and marks. Does not know mounts or containers.
+The steps of the union's walk (`unionfs.trees.walk`) in words: at each name of the path, from the top branch down, and
+for each branch the reason why the walk ends there. Knows branches and marks. Does not know mounts or containers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from layers.entry import WORDS
 from layers.safe_open import Path
 from layers.tree import Branch, Place, View
 from unionfs import markers
+from unionfs.trees import walk
 
 PROVIDES: Final = "provides"  # what is at the path is this branch's
 MERGES: Final = "merges"  # its directory shows, too, beneath that of another
@@ -24,6 +25,9 @@ HIDDEN: Final = "hidden"  # it has something there that does not show
 ABSENT: Final = "absent"
 
 _DIALECTS: Final = {"aufs": "AUFS", "device": "overlayfs (0:0 device)", "xattr": "overlayfs (attribute)"}
+
+
+_UNKNOWN: Final = "file of an unknown kind"
 
 
 class Mark(NamedTuple):
@@ -49,70 +53,61 @@ class Verdict:
 
 def explain(view: View, path: Path) -> list[Verdict]:
     """A verdict for each branch, top first. Raises: OSError for what may not be read."""
-    walk = _Walk(view.branches)
-    sources = walk.roots()
+    told = _Explanation(view)
+    sources = told.roots()
     for depth, name in enumerate(path):
-        sources = walk.step(sources, name, is_last=depth == len(path) - 1)
-    walk.settle(path, sources)
-    return walk.verdicts
+        sources = told.step(sources, name, is_last=depth == len(path) - 1)
+    told.settle(path, sources)
+    return told.verdicts
 
 
-class _Walk:
-    def __init__(self, branches: Sequence[Branch]) -> None:
-        self._branches: Final = branches
-        self.verdicts: Final = [Verdict(number, one.path, ABSENT) for number, one in enumerate(branches)]
+class _Explanation:
+    def __init__(self, view: View) -> None:
+        self._view: Final = view
+        self._branches: Final = view.branches
+        self.verdicts: Final = [Verdict(number, one.path, ABSENT) for number, one in enumerate(view.branches)]
         self._is_directory = True  # of what the walk has come to
 
     def roots(self) -> list[Place]:
         """The roots that show, down to the first opaque one."""
-        found: list[Place] = []
-        for branch in self._branches:
-            found.append(Place(branch, ()))
-            scan = branch.scan(())
-            if scan.opaque:
-                self._mark(branch, "opaque", scan.opaque, (), is_directory=True)
-                self._cut_below(found[-1], f"{self._name(branch)} is opaque from its root on")
-                break
+        found = self._view.roots()
+        for place in found:
+            opaque = place.branch.scan(()).opaque
+            if opaque:
+                self._mark(place.branch, "opaque", opaque, (), is_directory=True)
+                self._cut_below(place, f"{self._name(place.branch)} is opaque from its root on")
         return found
 
-    def step(self, sources: list[Place], name: bytes, *, is_last: bool) -> list[Place]:
+    def step(self, sources: Sequence[Place], name: bytes, *, is_last: bool) -> list[Place]:
         """What shows `name` in the directory that `sources` show."""
         found: list[Place] = []
-        for depth, source in enumerate(sources):
-            rest = sources[depth + 1 :]
-            scan = source.branch.scan(source.path)
-            st = scan.entries.get(name)
-            if st is None:
-                if name in scan.whiteouts:
-                    self._mark(source.branch, "whiteout", scan.whiteouts[name], (*source.path, name))
-                    self._cut(rest, f"{self._name(source.branch)} has a whiteout of /{_text((*source.path, name))}")
-                    if is_last:
-                        self.verdicts[self._number(source.branch)].shows = HIDES
-                    break
-                continue
-            place = Place(source.branch, (*source.path, name))
-            if not stat.S_ISDIR(st.st_mode):
-                if found:
-                    self._because(place.branch, f"{self._name(found[0].branch)} has a directory there")
-                    self._cut(rest, f"it is beneath what {self._name(place.branch)} has there")
-                    break
+        for directory, entry, outcome, below in walk.steps(self._view, sources, name):
+            path = (*directory.path, name)
+            branch, who = directory.branch, self._name(directory.branch)
+            if outcome == walk.WHITEOUT:
+                self._mark(branch, "whiteout", entry.whiteout, path)
+                self._cut(below, f"{who} has a whiteout of /{_text(path)}")
+                if is_last:
+                    self.verdicts[self._number(branch)].shows = HIDES
+            elif outcome == walk.COVERED:
+                self._because(branch, f"{self._name(found[0].branch)} has a directory there")
+                self._cut(below, f"it is beneath what {who} has there")
+            elif outcome == walk.FILE:
                 self._is_directory = False
-                self._cut(rest, f"{self._name(place.branch)} has a {_kind(st)} at /{_text(place.path)}")
-                return [place] if is_last else []
-            found.append(place)
-            inside = place.branch.scan(place.path)
-            if inside.opaque or name in scan.whiteouts:
-                if inside.opaque:
-                    self._mark(place.branch, "opaque", inside.opaque, place.path, is_directory=True)
+                self._cut(below, f"{who} has a {WORDS.get(entry.kind, _UNKNOWN)} at /{_text(path)}")
+                return [Place(branch, path)] if is_last else []
+            elif outcome in (walk.DIRECTORY, walk.OPAQUE, walk.REDIRECTED):
+                found.append(Place(branch, path))
+            if outcome == walk.OPAQUE:
+                if entry.opaque:
+                    self._mark(branch, "opaque", entry.opaque, path, is_directory=True)
                 else:
-                    self._mark(place.branch, "whiteout", scan.whiteouts[name], place.path)
-                self._cut(rest, f"{self._name(place.branch)} has /{_text(place.path)} opaque")
-                break
-            if inside.redirect is not None:
-                self._mark(place.branch, "redirect", "xattr", place.path, is_directory=True)
-                self._cut(rest, f"{self._name(place.branch)} has /{_text(place.path)} renamed to it (redirect)")
-                found += self._redirected(place, inside.redirect, rest)
-                break
+                    self._mark(branch, "whiteout", entry.whiteout, path)
+                self._cut(below, f"{who} has /{_text(path)} opaque")
+            elif outcome == walk.REDIRECTED and entry.redirect is not None:
+                self._mark(branch, "redirect", "xattr", path, is_directory=True)
+                self._cut(below, f"{who} has /{_text(path)} renamed to it (redirect)")
+                found += self._redirected(branch, entry.redirect, below)
         return found
 
     def settle(self, path: Path, sources: list[Place]) -> None:
@@ -134,13 +129,10 @@ class _Walk:
             elif not verdict.holds:
                 verdict.because = ""
 
-    def _redirected(self, place: Place, redirect: bytes, rest: list[Place]) -> list[Place]:
-        components = markers.redirect_components(redirect)
-        if components is None:
-            return self.step(rest, redirect, is_last=False)
-        beneath = View(self._branches[self._number(place.branch) + 1 :])
-        node = beneath.find(components)
-        return list(node.sources) if node is not None and node.is_dir else []
+    def _redirected(self, branch: Branch, redirect: bytes, siblings: Sequence[Place]) -> Sequence[Place]:
+        if markers.redirect_components(redirect) is None:
+            return self.step(siblings, redirect, is_last=False)
+        return walk.redirected(self._view, siblings, redirect, self._number(branch) + 1)
 
     def _held(self, branch: Branch, path: Path) -> str:
         """The kind of what the branch alone has at a path; empty: nothing."""
@@ -182,7 +174,7 @@ class _Walk:
 
 
 def _kind(st: os.stat_result) -> str:
-    return WORDS.get(stat.S_IFMT(st.st_mode), "file of an unknown kind")
+    return WORDS.get(stat.S_IFMT(st.st_mode), _UNKNOWN)
 
 
 def _text(path: Path) -> str:

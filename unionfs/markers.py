@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
 NAME_MAX: Final = 255
@@ -136,6 +137,15 @@ def is_sane_redirect(value: bytes) -> bool:
         and not is_reserved(part)
         for part in parts
     )
+
+
+def sane_redirect(xattrs: Mapping[str, bytes]) -> bytes | None:
+    """The redirect among the attributes of a directory or metacopy file; None if it has none that may be followed."""
+    for name in REDIRECT_XATTRS:
+        value = xattrs.get(name)
+        if value is not None and is_sane_redirect(value):
+            return value
+    return None
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------

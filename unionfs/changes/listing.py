@@ -21,8 +21,9 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.changes import compare
-from unionfs.changes.lowers import Found, Stack, lookup, metacopy_data, names, redirected, root_stack
-from unionfs.changes.objects import UPPER, Branches, Object, Place
+from unionfs.changes.lowers import Found, Stack, lookup, names
+from unionfs.changes.objects import UPPER, Branches, Entry, Object, Place
+from unionfs.trees import walk
 
 ADDED: Final = "A"
 CHANGED: Final = "C"
@@ -89,24 +90,24 @@ See = Callable[[bytes, Object, Object | None], None]
 
 def changes(branches: Branches, see: See | None = None) -> Changes:
     """Compare the upper with the lowers. Raises OSError, EACCES above all, for what cannot be read."""
-    walk = _Walk(branches, see)
-    top = root_stack(branches)
+    comparison = _Comparison(branches, see)
+    top = branches.roots()
     upper_root = branches.root(UPPER)
     assert upper_root.object is not None
-    walk.todo.append(_Directory(b"", Place(UPPER, b""), () if upper_root.opaque else top, top))
+    comparison.todo.append(_Directory(b"", Place(UPPER, b""), () if upper_root.opaque else top, top))
     if top:
-        walk.root(upper_root.object, branches.root(top[0].branch).object)
-    while walk.todo:
+        comparison.root(upper_root.object, branches.root(top[0].branch).object)
+    while comparison.todo:
         try:
-            walk.directory(walk.todo.popleft())
+            comparison.directory(comparison.todo.popleft())
         except (FileNotFoundError, NotADirectoryError):
             continue  # gone or replaced since it was listed
-    walk.add_ancestors()
-    walk.result.changes.sort(key=lambda change: change.path)
-    return walk.result
+    comparison.add_ancestors()
+    comparison.result.changes.sort(key=lambda change: change.path)
+    return comparison.result
 
 
-class _Walk:
+class _Comparison:
     def __init__(self, branches: Branches, see: See | None) -> None:
         self.branches = branches  # immutable
         self.see = see  # immutable
@@ -162,26 +163,19 @@ class _Walk:
         """What `name` is with the upper on top, and its directory in the upper if it has one."""
         if here.upper is not None:
             entry = self.branches.entry(here.upper, name)
+            if entry.object is not None:
+                return self.in_upper(here, entry, entry.object, name, old)
             if entry.whiteout:
                 return None
-            if entry.object is not None:
-                return self.in_upper(here, entry.object, name, entry.opaque, entry.redirect, entry.metacopy, old)
         below = old if here.new == here.old else lookup(self.branches, here.new, name)
         return (below, None) if below is not None else None
 
     def in_upper(
-        self,
-        here: _Directory,
-        visible: Object,
-        name: bytes,
-        opaque: bool,
-        redirect: bytes | None,
-        metacopy: bool,
-        old: Found | None,
+        self, here: _Directory, entry: Entry, visible: Object, name: bytes, old: Found | None
     ) -> tuple[Found, Place | None]:
         if not visible.is_dir:
-            if metacopy:
-                data = metacopy_data(self.branches, here.new, name, redirect, visible.place)
+            if entry.metacopy:
+                data = walk.metacopy_data(self.branches, here.new, name, entry.redirect, visible.place)
                 visible = visible._replace(data=data)
             if self.see is not None and stat.S_ISREG(visible.mode):
                 below = old if here.new == here.old else lookup(self.branches, here.new, name)
@@ -189,9 +183,10 @@ class _Walk:
                 self.see(here.path + b"/" + name, visible, hidden)
             return Found(visible, ()), None
         stack: Stack = ()
-        if redirect is not None:
-            stack = redirected(self.branches, here.new, redirect, UPPER + 1)
-        elif not opaque:
+        outcome = walk.outcome(entry)
+        if outcome == walk.REDIRECTED and entry.redirect is not None:
+            stack = walk.redirected(self.branches, here.new, entry.redirect, UPPER + 1)
+        elif outcome == walk.DIRECTORY:
             below = old if here.new == here.old else lookup(self.branches, here.new, name)
             stack = below.stack if below is not None and below.object.is_dir else ()
         return Found(visible, stack), visible.place

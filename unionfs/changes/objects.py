@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes.ids import ShownIds
 from unionfs.syscalls import files
+from unionfs.trees import walk
 from unionfs.trees.open_beneath import open_beneath
 
 UPPER: Final = 0
@@ -93,21 +94,13 @@ class Identity(NamedTuple):
         return self == other
 
 
-class Entry(NamedTuple):
-    """One name in one branch directory: `object` is None for nothing or a whiteout, `closed` ends the way down."""
+Entry = walk.Entry[Place, Object]
+"""What one branch directory has under a name."""
 
-    object: Object | None
-    whiteout: bool  # `object` is None because a mark says so
-    opaque: bool  # a directory below which nothing shows, or that replaces what stood there
-    redirect: bytes | None  # where further down this directory (or metacopy file) continues; always sane
-    metacopy: bool
+_NOTHING: Final = Entry()
 
 
-_NOTHING: Final = Entry(None, False, False, None, False)
-_WHITEOUT: Final = Entry(None, True, False, None, False)
-
-
-class Branches:
+class Branches(walk.Reader[Place, Object]):
     """The upper and the lowers of one union, opened for looking only. Close it after use."""
 
     def __init__(
@@ -119,9 +112,11 @@ class Branches:
         hidden: Iterable[str | bytes] = (),
         skip_unreadable: bool = False,
         is_whole: bool = False,
+        has_upper: bool = True,
     ) -> None:
         """Raises OSError if a branch cannot be opened."""
         self.is_whole = is_whole  # immutable: the upper holds everything, and nothing of the lowers shows through
+        self._first_lower = UPPER + 1 if has_upper else UPPER  # immutable; without upper, the first is a lower, too
         self.ids = ids or ShownIds()  # immutable
         self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
@@ -217,49 +212,66 @@ class Branches:
             dir_fd = self.dir_fd(parent)
             st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except FileNotFoundError:
-            return _WHITEOUT if self._has_aufs_whiteout(parent, name) else _NOTHING
+            return Entry(whiteout="aufs") if self._has_aufs_whiteout(parent, name) else _NOTHING
         except OSError as exc:
             if self._is_skipped(parent.branch, exc):
                 return _NOTHING
             raise
         if markers.is_whiteout_device(st):
-            return _WHITEOUT
+            return Entry(whiteout="device")
         if stat.S_ISDIR(st.st_mode):
-            return self._directory(place, st, self._has_aufs_whiteout(parent, name))
+            whiteout = "aufs" if self._has_aufs_whiteout(parent, name) else ""
+            return self._directory(place, st)._replace(whiteout=whiteout)
         if not stat.S_ISREG(st.st_mode):
-            return Entry(self._object(place, st), False, False, None, False)
+            found = self._object(place, st)
+            return Entry(place, found, found.kind)
         marks = self.xattrs(place, private=True)
         if (
             st.st_size == 0
             and any(mark in marks for mark in markers.WHITEOUT_XATTRS)
             and self._counts_xattr_whiteouts(parent)
         ):
-            return _WHITEOUT
+            return Entry(whiteout="xattr")
         metacopy = any(mark in marks for mark in markers.METACOPY_XATTRS)
         found = self._object(place, st, marks=marks)
-        return Entry(found, False, False, _redirect(marks) if metacopy else None, metacopy)
+        redirect = markers.sane_redirect(marks) if metacopy else None
+        return Entry(place, found, found.kind, redirect=redirect, metacopy=metacopy)
 
     def root(self, branch: int) -> Entry:
         """The root directory of a branch. Its own redirect means nothing."""
         place = Place(branch, b"")
-        whole = self.is_whole and branch == UPPER
-        return self._directory(place, os.fstat(self.dir_fd(place)), whole)._replace(redirect=None)
+        entry = self._directory(place, os.fstat(self.dir_fd(place)))._replace(redirect=None)
+        return entry._replace(opaque="whole") if self.is_whole and branch == UPPER else entry
 
-    def _directory(self, place: Place, st: os.stat_result, replaced: bool) -> Entry:
+    def roots(self) -> tuple[Place, ...]:
+        """The roots of the lowers, top first, down to the first opaque one."""
+        found = []
+        for index in range(self._first_lower, len(self.paths)):
+            found.append(Place(index, b""))
+            if self.root(index).opaque:
+                break
+        return tuple(found)
+
+    def branch_of(self, path: Place) -> int:
+        """The index of the branch: see Place."""
+        return path.branch
+
+    def _directory(self, place: Place, st: os.stat_result) -> Entry:
         if place.branch != UPPER and self._is_sealed(place, st):
-            return Entry(self._object(place, st, sealed=True), False, True, None, False)
+            return Entry(place, self._object(place, st, sealed=True), stat.S_IFDIR, sealed=True)
         marks = self.xattrs(place, private=True)
-        opaque = replaced or any(marks.get(mark) == b"y" for mark in markers.OPAQUE_XATTRS)
+        opaque = "xattr" if any(marks.get(mark) == b"y" for mark in markers.OPAQUE_XATTRS) else ""
         if not opaque:
             try:
                 os.stat(markers.OPAQUE_NAME, dir_fd=self.dir_fd(place), follow_symlinks=False)
-                opaque = True
+                opaque = "aufs"
             except FileNotFoundError:
                 pass
             except OSError as exc:
                 if exc.errno not in (errno.EACCES, errno.EXDEV):
                     raise
-        return Entry(self._object(place, st, marks=marks), False, opaque, _redirect(marks), False)
+        found = self._object(place, st, marks=marks)
+        return Entry(place, found, stat.S_IFDIR, opaque=opaque, redirect=markers.sane_redirect(marks))
 
     def xattrs(self, place: Place, *, private: bool = False) -> dict[str, bytes]:
         """The extended attributes that users see, or the union's own ones; what may not be read is left out.
@@ -367,11 +379,3 @@ def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
 
 def _is_users(name: str) -> bool:
     return not name.startswith("security.") or name in _USERS_OWN
-
-
-def _redirect(marks: dict[str, bytes]) -> bytes | None:
-    for mark in markers.REDIRECT_XATTRS:
-        value = marks.get(mark)
-        if value is not None and markers.is_sane_redirect(value):
-            return value
-    return None

@@ -1,7 +1,7 @@
 """The union of the lower branches: an immutable tree in which each merged directory is scanned at most once.
 
-Owns the walk from the top lower down and where it stops: at a whiteout, at an opaque directory, at anything that is
-not a directory. A directory found under a file is hidden by that file and never merged with it. Knows branches and
+Follows the rule of `unionfs.trees.walk` (down from the top lower; a whiteout, an opaque or redirected directory, or
+anything that is not a directory ends the walk), with a cache and as few system calls as will do. Knows branches and
 marks. Does not know the upper, nodes, or who is asking.
 
 Cost is flat in the number of branches: a directory that is asked often is scanned once per branch it is really in and
@@ -201,7 +201,7 @@ class LowerTree:
         stack = []
         for branch in self.branches:
             stack.append(branch.root)
-            if len(stack) < len(self.branches) and marks.read_dir_marks(branch.root).opaque:
+            if marks.read_dir_marks(branch.root, bottom=len(stack) == len(self.branches)).opaque:
                 break
         return tuple(stack)
 

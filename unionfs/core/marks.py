@@ -44,7 +44,8 @@ def path_at(place: BranchDir, leaf: bytes) -> bytes:
 
 
 def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
-    """The marks on and in the directory `place`; `bottom`: nothing is beneath it, so nobody asks for an opaque file."""
+    """The marks on and in the directory `place`; `bottom`: nothing of its name is beneath it, so an opaque
+    file matters only to its redirect."""
     if place.sealed:
         return NO_MARKS
     fd = place.fd()
@@ -66,9 +67,10 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
                 place.has_xattr_whiteouts = True
         elif name in markers.REDIRECT_XATTRS:
             value = private_xattr(path, name, ours=place.branch.writable)
-            if value is not None and markers.is_sane_redirect(value):
+            is_better = redirect is None or name == markers.REDIRECT_XATTRS[0]  # whatever order they are listed in
+            if is_better and value is not None and markers.is_sane_redirect(value):
                 redirect = value
-    if not opaque and not bottom:
+    if not opaque and (redirect is not None or not bottom):
         with Loosened(place):
             opaque = _exists(fd, markers.OPAQUE_NAME)
     return DirMarks(opaque, redirect)

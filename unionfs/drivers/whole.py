@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 
 from unionfs.changes.ids import ShownIds
-from unionfs.changes.lowers import Found, Stack, lookup, names, root_stack
+from unionfs.changes.lowers import Found, Stack, lookup, names
 from unionfs.changes.objects import Branches, Object
 from unionfs.changes.owners import Owner
 from unionfs.changes.stage import copy_data, set_attributes
@@ -31,7 +31,7 @@ def add(
     attributes when it is made. Raises: OSError; what was added until then stays.
     """
     ids = ShownIds.inside(unmapped_as_root)
-    with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden) as branches:
+    with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden, has_upper=False) as branches:
         root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _Addition(branches, root_fd).run(is_new=not os.listdir(root_fd))
@@ -48,7 +48,7 @@ class _Addition:
         self._todo: list[tuple[bytes, Stack]] = []
 
     def run(self, *, is_new: bool) -> None:
-        top = root_stack(self._branches, 0)
+        top = self._branches.roots()
         if is_new:
             root = self._branches.root(top[0].branch).object
             assert root is not None
