@@ -94,7 +94,14 @@ ALLOWED = {
         ),
         not_even=("argparse",),
     ),
-    "unionfs.containers": Row(HOUSES, ("rich", "trio"), not_even=("unionfs.snapshotter",)),
+    "unionfs.containers": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.containers", "unionfs.changes", "unionfs.drivers", "unionfs.launcher", "layers"),
+            *("unionfs.core.options", "unionfs.core.owners", "unionfs.daemon"),
+        ),
+        ("trio",),
+        not_even=("argparse", "layers.cli"),
+    ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
     "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled")),

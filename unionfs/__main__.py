@@ -10,7 +10,18 @@ import sys
 from keyword import iskeyword
 
 from unionfs import compiled
-from unionfs.cli.errors import BROKEN_PIPE, EXIT_CODES, FAILED, INTERRUPTED, OWN_FAILURE, USAGE, CommandError, tell
+from unionfs.cli.errors import (
+    BROKEN_PIPE,
+    EXIT_CODES,
+    FAILED,
+    FAILURES,
+    INTERRUPTED,
+    OWN_FAILURE,
+    USAGE,
+    CommandError,
+    status_of,
+    tell,
+)
 
 VERBS = {
     "mount": "merge directories into one tree at a mountpoint",
@@ -64,8 +75,8 @@ VERBS = {
 MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
 """Called by one of these names (a symlink), we are the mount helper whatever the arguments are."""
 
-COMMANDS_OF_OTHERS = ("run", "exec", "try")
-"""Verbs that pass on a command's exit code, so that our own failures are told apart by 125."""
+PASS_ON_CODES = ("run", "create", "exec", "try")
+"""Verbs that pass on a command's exit code (and `create`, as docker has it): our own failures are 125 and above."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         if sys.stdout is not None:  # None when the caller closed descriptor 1
             sys.stdout.flush()
         return status
-    except CommandError as error:
+    except FAILURES as error:
         print(tell(error), file=sys.stderr)
         if debug:
             _print_traceback()
-        return error.status
+        return status_of(error, passes_on_codes=verb in PASS_ON_CODES)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -96,14 +107,14 @@ def main(argv: list[str] | None = None) -> int:
         print(tell(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
         if debug:
             _print_traceback()
-        return OWN_FAILURE if verb in COMMANDS_OF_OTHERS else FAILED
+        return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
     except Exception as bug:  # noqa: BLE001 - a user is told in a line, not by a traceback
         if debug:
             _print_traceback()
         print(f"unionfs: internal error: {type(bug).__name__}: {bug}", file=sys.stderr)
         if not debug:
             print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
-        return OWN_FAILURE if verb in COMMANDS_OF_OTHERS else FAILED
+        return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
 
 
 def _dispatch(verb: str, arguments: list[str]) -> int:

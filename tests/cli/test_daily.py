@@ -11,7 +11,9 @@ from tests.cli.conftest import Box
 from unionfs.cli.errors import CommandError
 from unionfs.cli.filter_flags import all_of, formatted
 from unionfs.cli.logs import _moment
-from unionfs.containers.record import Container
+from unionfs.containers.config import ContainerConfig, Image, RootFilesystem
+from unionfs.containers.record import Container, State
+from unionfs.launcher.spec import Process
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
@@ -80,16 +82,17 @@ def test_top_and_the_end_of_one_that_removes_itself(box: Box) -> None:
 
 
 _CONTAINER = Container(
-    "/d",
+    root="/d",
     id="abc",
     name="web",
-    lowers=(),
-    command=(),
     created=0.0,
-    image="user/web:1",
-    job={"labels": [["a", "1"], ["b", ""]]},
-    recorded_status="exited",
-    exit_code=3,
+    config=ContainerConfig(
+        Process(("true",)),
+        RootFilesystem(("/lower",)),
+        image=Image("user/web:1", "sha256:0", ""),
+        labels=(("a", "1"), ("b", "")),
+    ),
+    state=State("exited", exit_code=3),
 )
 
 

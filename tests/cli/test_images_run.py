@@ -291,7 +291,7 @@ def test_killed_from_outside(box: Box, part: str) -> None:
     record = json.loads((where / "container.json").read_text())
     for name in {"process 1": ["pid"], "monitor": ["monitor"], "both": ["monitor", "pid"]}[part]:
         try:
-            os.kill(record[name], signal.SIGKILL)
+            os.kill(record["state"][name], signal.SIGKILL)
         except ProcessLookupError:
             continue  # it has ended with the other
     box("wait", "hit")

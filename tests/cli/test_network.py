@@ -73,7 +73,7 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
     assert {"pasta": "nameserver 169.254.1.1", "slirp4netns": "nameserver 10.0.2.3"}[program] in resolver
     assert "00000000" in box("exec", "net", "cat", "/proc/net/route").stdout
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
-    os.kill(record["monitor"], signal.SIGKILL)
+    os.kill(record["state"]["monitor"], signal.SIGKILL)
     box("wait", "net")
     deadline = time.monotonic() + 20
     while _programs() - before and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ from tests.support.timing import limit
 from unionfs.id_ranges import IdRange
 from unionfs.launcher import bundle
 from unionfs.launcher.idmap import NamespaceMap
-from unionfs.launcher.spec import Bind, Spec
+from unionfs.launcher.spec import Bind, Process, Spec, Tmpfs
 from unionfs.launcher.users import Identity
 
 _FOREVER = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
@@ -85,7 +85,7 @@ def test_a_life(house: House, runtime: str, scratch: Path) -> None:
     assert house("logs", "r").stdout == "out\n"
     house("start", "r")
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
-    os.kill(record["monitor"], signal.SIGKILL)
+    os.kill(record["state"]["monitor"], signal.SIGKILL)
     house("wait", "r")
     house("start", "r")
     house("kill", "r")
@@ -115,8 +115,8 @@ def test_a_terminal(house: House, runtime: str) -> None:
 def test_the_bundle() -> None:
     """What is written, and that owners, groups and privileges are those of our own launcher."""
     ids = NamespaceMap((IdRange(0, 1000, 1),), (IdRange(0, 1000, 1), IdRange(1, 5000, 10)))
-    spec = Spec("/r", ("a", "b"), binds=(Bind("/s/é", "/t/deep", True), Bind("/s", "/t")), tmpfs=("/scratch",),
-                id_map=ids, capabilities=("CHOWN",), own_network=True)  # fmt: skip
+    spec = Spec("/r", Process(("a", "b"), capabilities=("CHOWN",)), tmpfs=(Tmpfs("/scratch"),), own_network=True,
+                binds=(Bind("/s/é", "/t/deep", True), Bind("/s", "/t")), id_map=ids)  # fmt: skip
     made = bundle.config(spec, Identity(7, 8, (3, 4000), "/home/x"))
     process = made["process"]
     assert (made["root"], process["args"]) == ({"path": "/r", "readonly": False}, ["a", "b"])

@@ -150,7 +150,7 @@ def test_too_few_descriptors_at_any_point(user: User, debian: Path, tidy: None, 
 
 
 def _records(user: User) -> list[dict[str, object]]:
-    return [json.loads((directory / "container.json").read_text()) for directory in containers(user)]
+    return [json.loads((directory / "container.json").read_text())["state"] for directory in containers(user)]
 
 
 def _wait_for(path: Path, front: subprocess.Popen[str]) -> None:

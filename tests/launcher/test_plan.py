@@ -5,7 +5,7 @@ from __future__ import annotations
 from unionfs.id_ranges import IdRange
 from unionfs.launcher import plan
 from unionfs.launcher.idmap import NamespaceMap
-from unionfs.launcher.spec import Bind, Spec
+from unionfs.launcher.spec import Bind, Process, Spec, Tmpfs
 
 RANGES = NamespaceMap(
     (IdRange(0, 1000, 1), IdRange(1, 100000, 65536)), (IdRange(0, 1000, 1), IdRange(1, 100000, 65536))
@@ -55,7 +55,7 @@ USUAL = (
 
 
 def test_root_needs_no_user_namespace() -> None:
-    assert plan.make(Spec("/r", ("true",), hostname="h")).describe() == [
+    assert plan.make(Spec("/r", Process(("true",)), hostname="h")).describe() == [
         "make namespaces: mount, cgroup",
         "make namespaces: pid, uts, ipc",
         "make /r the root directory",
@@ -78,19 +78,21 @@ def test_root_needs_no_user_namespace() -> None:
 def test_everything_at_once() -> None:
     spec = Spec(
         "/r",
-        ("sh", "-c", "id"),
+        Process(
+            ("sh", "-c", "id"),
+            user="www-data:tty",
+            workdir="/srv/app",
+            interactive=True,
+            terminal=True,
+            capabilities=("KILL",),
+            no_new_privileges=False,
+        ),
         hostname="h",
-        user="www-data:tty",
-        workdir="/srv/app",
         binds=(Bind("/a", "/x/y/z"), Bind("/b", "/x", read_only=True), Bind("/c", "/tmp")),
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),),
-        tmpfs=("/scratch", "/run"),
+        tmpfs=(Tmpfs("/scratch"), Tmpfs("/run")),
         own_network=True,
         read_only=True,
-        interactive=True,
-        terminal=True,
-        capabilities=("KILL",),
-        no_new_privileges=False,
         id_map=RANGES,
     )
     assert plan.make(spec).describe(preparation=["mount something"]) == [
@@ -125,10 +127,10 @@ def test_everything_at_once() -> None:
 
 
 def test_terminals_belong_to_no_group_that_is_not_mapped() -> None:
-    described = plan.make(Spec("/r", ("true",), id_map=SINGLE)).describe()
+    described = plan.make(Spec("/r", Process(("true",)), id_map=SINGLE)).describe()
     assert "mount devpts on /dev/pts" in described
     assert described[1:3] == ["map user ids: 0 is 1000", "map group ids: 0 is 100"]
 
 
 def test_no_capability_at_all_is_said() -> None:
-    assert "keep capabilities: none" in plan.make(Spec("/r", ("true",), capabilities=())).describe()
+    assert "keep capabilities: none" in plan.make(Spec("/r", Process(("true",), capabilities=()))).describe()

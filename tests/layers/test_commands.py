@@ -11,6 +11,7 @@ import pytest
 
 from tests.layers import registries, trees
 from tests.support import process
+from tests.support.records import write_record
 from tests.support.users import User
 
 ROOTFS = trees.tar_of(
@@ -183,14 +184,12 @@ def test_verify_tells_what_changed(user: User, root: Path, rootfs: Path) -> None
 def test_gc_keeps_what_containers_are_made_of(user: User, root: Path, rootfs: Path) -> None:
     unionfs(user, "import", "--root", root, rootfs, "x:1")
     (layer,) = (root / "layers").iterdir()
-    record = {"id": "c", "name": "c", "lowers": [str(layer / "diff")], "command": [], "created": 1.0}
-    (root / "containers/c").mkdir(parents=True)
-    (root / "containers/c/container.json").write_text(json.dumps(record))
+    record = write_record(root, str(layer / "diff"))
     user.own(root / "containers")
     assert "a container is made of it" in unionfs(user, "rmi", "--root", root, "x:1", status=1)
     unionfs(user, "rmi", "--root", root, "--force", "x:1")
     assert layer.exists()
-    (root / "containers/c/container.json").unlink()
+    record.unlink()
     assert "1 unpacked layers" in layers(user, "gc", "--root", root)
     assert not layer.exists()
 

@@ -22,9 +22,10 @@ from layers.manifest import Descriptor, Index, Platform
 from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.support import process
+from tests.support.records import write_record
 from unionfs.__main__ import main
-from unionfs.cli import image_store
-from unionfs.cli.errors import CommandError
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.images import failures
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -125,17 +126,13 @@ def test_prune_keeps_what_has_a_name_or_a_container(unionfs: Command, tar: Path)
     named = unionfs("import", tar, "named:1").strip()
     unionfs("import", "-c", "CMD a", tar)
     used = unionfs("import", "-c", "CMD b", tar).strip()
-    container = unionfs.root / "containers/c"
-    container.mkdir(parents=True)
-    (container / "container.json").write_text(
-        json.dumps({"id": "c", "name": "c", "lowers": [], "command": [], "created": 1.0, "image_digest": used})
-    )
+    container = write_record(unionfs.root, "/lower", used)
     told = json.loads(unionfs("image", "prune", "--json"))
     assert len(told["images"]) == 1
     assert digests_of(unionfs) == {named, used}
     assert "untagged docker.io/library/named:1" in unionfs("image", "prune", "--all", "--force")
     assert digests_of(unionfs) == {used}
-    (container / "container.json").unlink()
+    container.unlink()
     unionfs("image", "prune", "--force")
     assert os.listdir(unionfs.store.layers) == os.listdir(Path(unionfs.store.images, "blobs/sha256")) == []
 
@@ -267,9 +264,9 @@ def test_a_manifest_and_a_configuration_that_disagree(unionfs: Command, scratch:
 
 
 def test_who_has_a_full_disk_is_told_what_to_do() -> None:
-    with pytest.raises(CommandError) as caught, image_store.failures():
+    with pytest.raises(ContainerError) as caught, failures():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "layers gc" in caught.value.hint
-    with pytest.raises(CommandError) as caught, image_store.failures():
+    with pytest.raises(ContainerError) as caught, failures():
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/x")
     assert (str(caught.value), caught.value.hint) == ("working on images failed: /x: Input/output error", "")

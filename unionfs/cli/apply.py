@@ -17,8 +17,9 @@ from unionfs.changes.stage import Progress
 from unionfs.cli import output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
-from unionfs.containers import diff
+from unionfs.containers import apply
 from unionfs.containers.record import Container
+from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.name)
-    if diff.is_begun(container):
+    if apply.is_begun(container):
         if arguments.dry_run:
             raise CommandError(
                 failed("checking the changes", container.name, "a part of them is in place already"),
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         done = carry_on(store, container, force=arguments.force)
         _print_done(container, done, as_json=arguments.json)
         return 0
-    prepared = diff.prepare(container)
+    prepared = apply.prepare(container)
     if not arguments.dry_run:
         put_in_place(store, prepared, force=arguments.force)
     else:
@@ -69,25 +70,25 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def put_in_place(store: ContainerStore, prepared: diff.Prepared, *, force: bool) -> None:
-    """Put the changes in place and remove the container. Raises: CommandError, and the container stays."""
+def put_in_place(store: ContainerStore, prepared: apply.Prepared, *, force: bool) -> None:
+    """Put the changes in place and remove the container, else it stays. Raises: ContainerError, LaunchError."""
     prepared.refuse(force=force)
     warn(prepared.plan.warnings)
     with _progress() as progress:
-        applied = diff.put_in_place(prepared, force=force, progress=progress)
+        applied = apply.put_in_place(prepared, force=force, progress=progress)
     _finish(store, prepared.container, applied)
 
 
 def warn(objections: list[Objection]) -> None:
-    """Tell what is to be known, though it stops nothing."""
+    """Print what the user should know though it stops nothing."""
     for one in objections:
-        print(f"unionfs: note: {output.printable(one.path)} {one.why}", file=sys.stderr)
+        output.warn(f"note: {output.printable(one.path)} {one.why}")
 
 
 def carry_on(store: ContainerStore, container: Container, *, force: bool) -> list[Operation]:
-    """Complete what was interrupted and remove the container. Preconditions: changing.is_begun()."""
+    """Complete what was interrupted and remove the container. Preconditions: apply.is_begun()."""
     with _progress() as progress:
-        applied = diff.carry_on(container, force=force, progress=progress)
+        applied = apply.carry_on(container, force=force, progress=progress)
     if applied is None:
         return []
     _finish(store, container, applied)
@@ -106,8 +107,8 @@ def _print_done(container: Container, done: list[Operation], *, as_json: bool) -
 
 def _finish(store: ContainerStore, container: Container, applied: Applied) -> None:
     for left in applied.not_removed:
-        print(f"unionfs: warning: old content put aside was not removed: {output.named(left)}", file=sys.stderr)
-    diff.remove(store, container)
+        output.warn(f"warning: the old content was not removed: {output.named(left)}")
+    remove(store, container)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Final
 
 from unionfs.cli import each, filter_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.containers import diff
+from unionfs.cli.errors import FAILED, FAILURES, tell
+from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
         if container.is_running() or not wanted(container):
             continue
         try:
-            diff.remove(store, container)
-        except CommandError as error:
+            remove(store, container)
+        except FAILURES as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.cli.errors import FAILED, FAILURES, tell
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
@@ -23,11 +23,16 @@ def add_root(parser: Parser) -> None:
 
 def each(store: ContainerStore, names: Sequence[str], body: Callable[[Container], str]) -> int:
     """Call `body` for each container and print what it returns; 1 when it failed for one of them."""
+    return each_name(names, lambda name: body(store.find(name)))
+
+
+def each_name(names: Sequence[str], body: Callable[[str], str]) -> int:
+    """Call `body` for each name and print what it returns, or the name; 1 when it failed for one of them."""
     status = 0
     for name in names:
         try:
-            said = body(store.find(name))
-        except CommandError as error:
+            said = body(name)
+        except FAILURES as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:

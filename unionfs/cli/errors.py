@@ -1,12 +1,15 @@
-"""What a user is told when something fails: one line that names what, where and why, and one that says what to do.
+"""Failures as lines and exit codes: one line that says what failed, where and why, and lines that say what to do.
 
-Owns the wording's form and the exit codes. Knows no verb. Only `unionfs.__main__` catches `CommandError` and prints it.
+A verb raises `CommandError`; the rooms below raise their own (`FAILURES`). `unionfs.__main__` catches all of them.
 """
 
 from __future__ import annotations
 
 import os
 from typing import Final
+
+from unionfs.containers.errors import ContainerError
+from unionfs.launcher.errors import LaunchError
 
 FAILED: Final = 1
 """The verb could not do its work."""
@@ -21,7 +24,7 @@ NOT_FOUND: Final = 127
 INTERRUPTED: Final = 130
 """Ctrl-C: 128 + SIGINT, as shells report it."""
 BROKEN_PIPE: Final = 141
-"""Whoever read our output has gone: 128 + SIGPIPE."""
+"""The reader of our output has closed it: 128 + SIGPIPE."""
 
 EXIT_CODES: Final = """\
 exit codes:
@@ -53,10 +56,18 @@ def failed(what: str, path: str | bytes | None, why: str) -> str:
     return ": ".join(filter(None, (f"{what} failed", "" if path is None else os.fsdecode(path), why)))
 
 
-def tell(error: CommandError) -> str:
+Failure = CommandError | ContainerError | LaunchError
+FAILURES: Final = (CommandError, ContainerError, LaunchError)
+"""What a verb may raise and the user is to read; anything else but OSError is a bug."""
+
+
+def status_of(error: Failure, *, passes_on_codes: bool = False) -> int:
+    """The exit code; 125 or above where the verb passes on that of a command, so that ours are told apart."""
+    if passes_on_codes:
+        return max(error.status, OWN_FAILURE)
+    return FAILED if isinstance(error, LaunchError) else error.status or FAILED
+
+
+def tell(error: Failure) -> str:
     """The lines for stderr, without the final newline."""
     return "\n".join([f"unionfs: {error}", *(f"  {line}" for line in error.hint.splitlines())])
-
-
-class PullFailedError(Exception):
-    """Fetching an image failed, and why has been told already."""

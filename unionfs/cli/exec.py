@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Final
 
 from unionfs.cli import mount_flags, run
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import OWN_FAILURE, CommandError
-from unionfs.containers import running, start
-from unionfs.containers.diff import id_map_of
+from unionfs.cli.errors import CommandError
+from unionfs.containers import background, running
+from unionfs.containers.ids import id_map_of
+from unionfs.containers.launch_spec import make_spec
 from unionfs.containers.store import ContainerStore
-from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.run import join
 
 _DESCRIPTION: Final = """\
@@ -25,12 +24,8 @@ the command cannot be executed, 127 if it was not found."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `unionfs exec ARGV`. Whatever fails on our side has exit code 125 or above."""
-    try:
-        return _exec(_parser().parse(argv))
-    except CommandError as error:
-        error.status = max(error.status, OWN_FAILURE)
-        raise
+    """Run `unionfs exec ARGV`."""
+    return _exec(_parser().parse(argv))
 
 
 def _parser() -> Parser:
@@ -56,25 +51,21 @@ def _exec(arguments: argparse.Namespace) -> int:
         del words[0]
     if len(words) < 2:
         what = "no command" if words else "no container"
-        raise CommandError(f"exec: {what} given", hint="see unionfs exec --help", status=OWN_FAILURE)
+        raise CommandError(f"exec: {what} given", hint="see unionfs exec --help")
     container = ContainerStore(arguments.root).find(words[0])
-    job = start.job_of(container)
-    wished = replace(
-        job,
+    own = container.config.process
+    process = own._replace(
         command=tuple(words[1:]),
-        environment=tuple({**dict(job.environment), **dict(run.environment(arguments))}.items()),
-        user=job.user if arguments.user is None else arguments.user,
-        workdir=mount_flags.inside("working directory", arguments.workdir) if arguments.workdir else job.workdir,
+        environment=tuple({**dict(own.environment), **dict(run.environment(arguments))}.items()),
+        user=own.user if arguments.user is None else arguments.user,
+        workdir=mount_flags.inside("working directory", arguments.workdir) if arguments.workdir else own.workdir,
         interactive=arguments.interactive and not arguments.detach,
         terminal=arguments.tty,
     )
-    id_map = id_map_of(container) if container.uid_map else None
-    spec = start.make_spec(wished, container, id_map)
-    namespaces = running.enter(container, "exec", OWN_FAILURE)
-    try:
-        if arguments.detach:
-            kept = (*namespaces.fds, namespaces.root_fd)
-            return run.detached(lambda ready: join(spec, namespaces, ready, attached=False), container, "", kept)
+    spec = make_spec(container, process, id_map_of(container))
+    namespaces = running.enter(container, "exec")
+    if not arguments.detach:
         return join(spec, namespaces)
-    except LaunchError as error:
-        raise CommandError(str(error), hint=error.hint, status=error.status) from error
+    keep = (*namespaces.fds, namespaces.root_fd)
+    background.run(container, lambda ready: join(spec, namespaces, ready, attached=False), keep)
+    return 0

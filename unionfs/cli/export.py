@@ -13,7 +13,7 @@ from layers.tree import Branches
 from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.containers import freeze
+from unionfs.containers import freeze, images
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
@@ -31,29 +31,30 @@ def main(argv: list[str]) -> int:
     each.add_root(parser)
     arguments = parser.parse(argv)
     container = ContainerStore(arguments.root).find(arguments.container)
-    if any(os.path.realpath(lower) == "/" for lower in container.lowers):
+    if container.config.rootfs.shows_host:
         raise CommandError(f"export failed: {container.name}: it shows this machine itself")
     output = arguments.output
     if output in (None, "-"):
         if sys.stdout.isatty():
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
-        with freeze.held(container, "export", stopped=False):
-            return image_store.with_ids(lambda: _write(container, sys.stdout.buffer))
-    aside = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
+        with freeze.frozen(container, "export", stopped=False):
+            return images.with_ids(lambda: _write(container, sys.stdout.buffer))
+    new = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
     try:
-        with open(aside, "xb") as sink, freeze.held(container, "export", stopped=False):
-            status = image_store.with_ids(lambda: _write(container, sink))
+        with open(new, "xb") as sink, freeze.frozen(container, "export", stopped=False):
+            status = images.with_ids(lambda: _write(container, sink))
         if not status:
-            os.rename(aside, output)
+            os.rename(new, output)
         return status
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(aside)
+            os.unlink(new)
 
 
 def _write(container: Container, sink: IO[bytes]) -> int:
-    with image_store.failures(), Branches() as branches:
-        view = branches.view([container.upper, *(() if is_whole(container.driver) else container.lowers)])
+    rootfs = container.config.rootfs
+    with Branches() as branches:
+        view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
     sink.flush()
     return 0

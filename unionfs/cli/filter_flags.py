@@ -17,25 +17,30 @@ _FIELD: Final = re.compile(r"\{\{\s*(json\s+)?\.(\w*)\s*\}\}")
 
 
 def _has_label(container: Container, wanted: str) -> bool:
-    labels = dict(map(tuple, container.job.get("labels", ())))
+    labels = dict(container.config.labels)
     name, equals, value = wanted.partition("=")
     return name in labels and (not equals or labels[name] == value)
 
 
 def _uses_volume(container: Container, wanted: str) -> bool:
-    volumes = container.job.get("volumes", ())
-    return any(wanted in (volume.get("name"), volume["source"], volume["target"]) for volume in volumes)
+    volumes = container.config.mounts.volumes
+    return any(wanted in (volume.name, volume.source, volume.target) for volume in volumes)
+
+
+def _is_made_of(container: Container, wanted: str) -> bool:
+    image = container.config.image
+    return image is not None and wanted in (image.name, image.name.partition(":")[0], image.digest)
 
 
 _FILTERS: Final[dict[str, Callable[[Container, str], bool]]] = {
     "id": lambda one, text: one.id.startswith(text),
     "name": lambda one, text: re.search(text, one.name) is not None,
     "status": lambda one, text: one.status == text,
-    "exited": lambda one, text: one.status == "exited" and str(one.exit_code) == text,
-    "ancestor": lambda one, text: text in (one.image, one.image.partition(":")[0], one.image_digest),
+    "exited": lambda one, text: one.status == "exited" and str(one.state.exit_code) == text,
+    "ancestor": _is_made_of,
     "label": _has_label,
     "volume": _uses_volume,
-    "driver": lambda one, text: one.driver == text,
+    "driver": lambda one, text: one.config.rootfs.driver == text,
 }
 
 

@@ -10,6 +10,7 @@ from layers.cli import showing
 from layers.errors import printable
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
+from unionfs.containers import images
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         store = image_store.store_of(arguments)
         _, item, config = image.read(store, store.find(arguments.image).descriptor)
     layers = iter(item.layers)

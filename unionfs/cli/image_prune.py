@@ -12,7 +12,7 @@ from layers.errors import printable
 from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import CommandError
+from unionfs.containers import images
 from unionfs.drivers import btrfs
 
 _DESCRIPTION = """\
@@ -36,23 +36,20 @@ def main(argv: list[str]) -> int:
         print(f"Remove all images {what}? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 1
-    return image_store.with_ids(lambda: _prune(arguments))
+    return images.with_ids(lambda: _prune(arguments))
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    with image_store.failures():
+    with images.failures():
         store = image_store.store_of(arguments)
-        used, bases = image_store.in_use(arguments), image_store.bases(arguments.root)
+        used, bases = images.layers_in_use(arguments.root), images.bases(arguments.root)
         needed = {base.digest for base in bases}
         removed = []
         for named in store.named():
             if named.descriptor.digest not in needed and (not named.name or arguments.all):
                 _take_away(store, named)
                 removed.append(named.name or str(named.descriptor.digest))
-        try:
-            freed = gc.collect(store, used, bases)
-        except gc.Busy as error:
-            raise CommandError(str(error), hint=error.hint, status=error.exit_code) from error
+        freed = gc.collect(store, used, bases)
         btrfs.sweep(store.root)
     if arguments.json:
         print(

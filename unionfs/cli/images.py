@@ -16,6 +16,7 @@ from layers.store import Named, Store
 from unionfs.cli import filter_flags, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import human_duration
+from unionfs.containers import images
 
 
 class _Line(NamedTuple):
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         store = image_store.store_of(arguments)
         filters = [_filter(store, text) for text in arguments.filter]
         lines = [_line(store, named) for named in store.named() if _is_wanted(named, arguments.name)]

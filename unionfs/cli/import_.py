@@ -12,6 +12,7 @@ from layers.manifest import parse_platform
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
+from unionfs.containers import images
 
 _EPILOG = f"""\
 example:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
 
     def body() -> int:
-        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+        with images.failures(), shown(quiet=arguments.quiet) as progress:
             wish = make_image.Wish(
                 name=str(reference.parse(arguments.name)) if arguments.name else "",
                 message=arguments.message,
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         print(made.digest, flush=True)
         return 0
 
-    return image_store.with_ids(body)
+    return images.with_ids(body)
 
 
 @contextmanager

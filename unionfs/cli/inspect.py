@@ -10,11 +10,11 @@ from typing import Any
 
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.containers import logs, rootfs, start
-from unionfs.containers.errors import ContainerError
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, tell
+from unionfs.containers.errors import NoSuchContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.containers.volume_mounts import anonymous_volumes
 from unionfs.containers.volumes import anonymous_names
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     for name in arguments.names:
         try:
             found.append(_one(store, name, arguments.type))
-        except CommandError as error:
+        except FAILURES as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
     print(json.dumps(found, indent=2))
@@ -42,7 +42,7 @@ def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
     if kind != "image":
         try:
             return of_container(store.find(name))
-        except ContainerError:
+        except NoSuchContainerError:
             if kind == "container":
                 raise
     return _of_image(store, name, wanted=kind)
@@ -51,70 +51,74 @@ def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
 def of_container(container: Container) -> dict[str, Any]:
     """What is known of a container."""
     running = container.status == "running"
-    job = start.job_of(container) if container.job else None
+    config, state = container.config, container.state
+    process, network, image = config.process, config.network, config.image
     shown: dict[str, Any] = {
         "Id": container.id,
         "Name": container.name,
         "Created": _time(container.created),
-        "Path": _text(container.command[0]) if container.command else "",
-        "Args": [_text(word) for word in container.command[1:]],
+        "Path": _text(process.command[0]),
+        "Args": [_text(word) for word in process.command[1:]],
         "State": {
             "Status": container.status,
             "Running": running,
-            "Pid": container.pid if running else 0,
-            "ExitCode": container.exit_code,
-            "StartedAt": _time(container.started),
-            "FinishedAt": _time(container.ended),
+            "Pid": state.pid if running else 0,
+            "ExitCode": state.exit_code,
+            "StartedAt": _time(state.started),
+            "FinishedAt": _time(state.ended),
         },
-        "Image": container.image_digest,
-        "ImageName": container.image,
-        "Kind": container.kind,
-        "LogPath": os.path.join(container.directory, logs.NAME),
+        "Image": image.digest if image else "",
+        "ImageName": image.name if image else "",
+        "Kind": config.kind,
+        "LogPath": container.log,
         "GraphDriver": {
-            "Name": container.driver,
-            "Data": {"LowerDir": list(container.lowers), "UpperDir": container.upper, "MergedDir": container.merged},
+            "Name": config.rootfs.driver,
+            "Data": {
+                "LowerDir": list(config.rootfs.lowers),
+                "UpperDir": container.upper,
+                "MergedDir": container.merged,
+            },
         },
     }
-    if job is not None:
-        shown["Config"] = {
-            "Hostname": job.hostname or container.id[:12],
-            "User": job.user,
-            "Env": [_text(f"{name}={value}") for name, value in job.environment],
-            "Entrypoint": [_text(word) for word in job.entrypoint],
-            "Cmd": [_text(word) for word in job.command[len(job.entrypoint) :]],
-            "WorkingDir": job.workdir,
-            "Labels": dict(job.labels),
-            "ExposedPorts": list(job.ports),
-            "StopSignal": job.stop_signal,
-            "Tty": job.terminal,
-            "OpenStdin": job.interactive,
+    shown["Config"] = {
+        "Hostname": container.hostname,
+        "User": process.user,
+        "Env": [_text(f"{name}={value}") for name, value in process.environment],
+        "Entrypoint": [_text(word) for word in config.entrypoint],
+        "Cmd": [_text(word) for word in process.command[len(config.entrypoint) :]],
+        "WorkingDir": process.workdir,
+        "Labels": dict(config.labels),
+        "ExposedPorts": list(image.exposed_ports) if image else [],
+        "StopSignal": config.stop_signal,
+        "Tty": process.terminal,
+        "OpenStdin": process.interactive,
+    }
+    binds = [(volume.name, volume.source, volume.target, not volume.read_only) for volume in config.mounts.volumes]
+    names = anonymous_names(container)
+    mine = zip(names, anonymous_volumes(container), strict=True)
+    binds += [(name, place, path, True) for name, (path, place) in mine]
+    shown["Mounts"] = [
+        {
+            "Type": "volume" if name else "bind",
+            **({"Name": name} if name else {}),
+            "Source": source,
+            "Destination": target,
+            "RW": writable,
         }
-        binds = [(volume.name, volume.source, volume.target, not volume.read_only) for volume in job.volumes]
-        names = anonymous_names(container)
-        mine = zip(names, rootfs.anonymous_volumes(job, container), strict=True)
-        binds += [(name, place, path, True) for name, (path, place) in mine]
-        shown["Mounts"] = [
-            {
-                "Type": "volume" if name else "bind",
-                **({"Name": name} if name else {}),
-                "Source": source,
-                "Destination": target,
-                "RW": writable,
-            }
-            for name, source, target, writable in binds
-        ]
-        shown["HostConfig"] = {
-            "NetworkMode": "private" if job.uplink else "none" if job.own_network else "host",
-            "PortBindings": {
-                f"{port.inside}/{port.protocol}": [{"HostIp": port.address, "HostPort": str(port.outside)}]
-                for port in job.published
-            },
-            "Runtime": job.runtime or "unionfs",
-            "ReadonlyRootfs": job.read_only,
-            "AutoRemove": job.remove,
-            "Capabilities": list(job.capabilities),
-            "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in job.limits],
-        }
+        for name, source, target, writable in binds
+    ]
+    shown["HostConfig"] = {
+        "NetworkMode": "private" if network.uplink else "none" if network.private else "host",
+        "PortBindings": {
+            f"{port.inside}/{port.protocol}": [{"HostIp": port.address, "HostPort": str(port.outside)}]
+            for port in network.published
+        },
+        "Runtime": config.runtime or "unionfs",
+        "ReadonlyRootfs": config.rootfs.read_only,
+        "AutoRemove": config.remove,
+        "Capabilities": list(process.capabilities),
+        "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in process.limits],
+    }
     return shown
 
 
@@ -123,16 +127,17 @@ def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[s
     from layers.errors import LayerError, NotFound
     from layers.store import Store
     from unionfs.cli import image_store
+    from unionfs.containers import images
 
-    images = Store(store.root)
+    known = Store(store.root)
     try:
-        found = images.find(name)
+        found = known.find(name)
     except (NotFound, LayerError) as error:
         what = "image" if wanted else "container or image"
         raise CommandError(f"no such {what}: {name}", hint="unionfs ps -a and unionfs images list them") from error
-    with image_store.failures():
-        descriptor, item, config = image.read(images, found.descriptor)
-        names = [one.name for one in images.named() if one.descriptor.digest == found.descriptor.digest and one.name]
+    with images.failures():
+        descriptor, item, config = image.read(known, found.descriptor)
+        names = [one.name for one in known.named() if one.descriptor.digest == found.descriptor.digest and one.name]
         return {
             "Id": item.config.digest,
             "Digest": descriptor.digest,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from layers.cli import command
-from unionfs.cli import image_store
-from unionfs.cli.errors import CommandError, tell
+from unionfs.cli.errors import FAILURES, status_of, tell
+from unionfs.containers import images
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or {"-h", "--help"} & set(arguments) or arguments[0] == "help":
         return command.main(arguments)
     try:
-        return image_store.with_ids(lambda: command.main(arguments, image_store.layers_in_use, image_store.bases))
-    except CommandError as error:
+        return images.with_ids(lambda: command.main(arguments, images.layers_in_use, images.bases))
+    except FAILURES as error:
         print(tell(error), file=sys.stderr)
-        return error.status
+        return status_of(error)

@@ -9,6 +9,7 @@ from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
+from unionfs.containers import images
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
         raise CommandError("loading failed: stdin is a terminal", hint="unionfs load -i FILE", status=2)
 
     def body() -> int:
-        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+        with images.failures(), shown(quiet=arguments.quiet) as progress:
             source = sys.stdin.buffer if arguments.input in (None, "-") else open(arguments.input, "rb")  # noqa: SIM115
             with source:
                 loaded = archive.load(
@@ -43,4 +44,4 @@ def main(argv: list[str]) -> int:
             print(f"loaded {one.name or one.digest}", flush=True)
         return 0
 
-    return image_store.with_ids(body)
+    return images.with_ids(body)

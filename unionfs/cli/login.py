@@ -12,6 +12,7 @@ from layers.session import Session
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
+from unionfs.containers import images
 
 _DESCRIPTION = """\
 Keep a name and a password for REGISTRY (default: docker.io) after trying whether it takes them.
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     image_store.add_remote(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         registry = reference.check_registry(arguments.registry)
         if arguments.authfile:
             os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile

@@ -7,6 +7,7 @@ import os
 from layers import credentials, reference
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
+from unionfs.containers import images
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     if arguments.authfile:
         os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile
-    with image_store.failures():
+    with images.failures():
         for place in credentials.erase(reference.check_registry(arguments.registry)):
             print(f"removed from {place}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import re
 import sys
 import time
@@ -15,8 +14,7 @@ from typing import Final
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
-from unionfs.containers import logs
-from unionfs.containers.errors import ContainerError
+from unionfs.containers.errors import NoSuchContainerError
 from unionfs.containers.logs import Entry, Reader
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> int:
     store = ContainerStore(arguments.root)
     container = store.find(arguments.container)
     try:
-        reader = Reader(os.path.join(container.directory, logs.NAME))
+        reader = Reader(container.log)
     except FileNotFoundError:
         if container.status == "created":
             return 0
@@ -102,7 +100,7 @@ class _Show:
 def _is_running(store: ContainerStore, container: Container) -> bool:
     try:
         return store.load(container.id).is_running()
-    except ContainerError:
+    except NoSuchContainerError:
         return False
 
 

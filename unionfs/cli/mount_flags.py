@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from unionfs.cli.errors import OWN_FAILURE, CommandError
 from unionfs.containers import names
-from unionfs.containers.job import Volume
+from unionfs.containers.config import Mounts, Volume
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
+from unionfs.launcher.spec import Tmpfs
 
 _VOLUME_WORDS: Final = (
     "ro",
@@ -38,37 +39,27 @@ _MOUNT_KEYS: Final = {
 }  # fmt: skip
 
 
-class Places(NamedTuple):
-    """All of them."""
-
-    volumes: tuple[Volume, ...] = ()
-    anonymous: tuple[str, ...] = ()  # paths of volumes without a name
-    tmpfs: tuple[str, ...] = ()
-    tmpfs_options: tuple[tuple[str, str], ...] = ()  # path, options of tmpfs(5)
-
-
-def wanted(arguments: Namespace) -> Places:
-    """What the command line asks for. Raises: CommandError when it makes no sense."""
+def mounts_of(arguments: Namespace) -> Mounts:
+    """What -v, --mount and --tmpfs ask for. Raises: CommandError when it makes no sense."""
     store = VolumeStore(ContainerStore(arguments.root).root)
     volumes: list[Volume] = []
     anonymous: list[str] = []
     tmpfs: dict[str, str] = {}
     for text in arguments.volume or ():
         if text.startswith("/") and ":" not in text:
-            anonymous.append(_place("volume", text, text))
+            anonymous.append(_target("volume", text, text))
         else:
             volumes.append(volume_from(text, store))
     for text in arguments.mount or ():
         _add_mount(text, store, volumes, anonymous, tmpfs)
     for text in arguments.tmpfs or ():
         path, _, options = text.partition(":")
-        tmpfs[_place("tmpfs", text, path)] = _tmpfs_options(text, options.split(",") if options else ())
-    taken = [*(volume.target for volume in volumes), *anonymous, *tmpfs]
-    for path in taken:
-        if taken.count(path) > 1:
-            raise bad("volume", path, "two of them at one place")
-    chosen = tuple((path, options) for path, options in tmpfs.items() if options)
-    return Places(tuple(volumes), tuple(anonymous), tuple(tmpfs), chosen)
+        tmpfs[_target("tmpfs", text, path)] = _tmpfs_options(text, options.split(",") if options else ())
+    targets = [*(volume.target for volume in volumes), *anonymous, *tmpfs]
+    for path in targets:
+        if targets.count(path) > 1:
+            raise bad("volume", path, "two of them have this target")
+    return Mounts(tuple(volumes), tuple(anonymous), tuple(Tmpfs(path, options) for path, options in tmpfs.items()))
 
 
 def volume_from(text: str, store: VolumeStore) -> Volume:
@@ -81,11 +72,13 @@ def volume_from(text: str, store: VolumeStore) -> Volume:
     for word in chosen:
         if word not in _VOLUME_WORDS:
             raise bad("volume", text, f"{word!r} is none of {', '.join(_VOLUME_WORDS)}")
-    place = _place("volume", text, target)
-    read_only, aside = "ro" in chosen, "O" in chosen
+    target = _target("volume", text, target)
+    read_only, overlay = "ro" in chosen, "O" in chosen
     if not source.startswith(("/", ".", "~")) and "/" not in source:
-        return _named(text, source, place, store, read_only=read_only, filled="nocopy" not in chosen, aside=aside)
-    return Volume(os.path.abspath(os.path.expanduser(source)), place, read_only, aside)
+        return _named(
+            text, source, target, store, read_only=read_only, populate="nocopy" not in chosen, overlay=overlay
+        )
+    return Volume(os.path.abspath(os.path.expanduser(source)), target, read_only, overlay)
 
 
 def inside(what: str, path: str) -> str:
@@ -96,25 +89,25 @@ def inside(what: str, path: str) -> str:
 
 
 def bad(what: str, text: str, why: str) -> CommandError:
-    """What is said of a flag's value that makes no sense."""
+    """The failure for a flag's value that makes no sense."""
     return CommandError(f"run: bad {what}: {text}: {why}", status=OWN_FAILURE)
 
 
-def _place(what: str, text: str, path: str) -> str:
-    place = inside(what, path)
-    if place == "/":
+def _target(what: str, text: str, path: str) -> str:
+    target = inside(what, path)
+    if target == "/":
         raise bad(what, text, "it would cover the whole root filesystem")
-    return place
+    return target
 
 
 def _named(
-    text: str, name: str, place: str, store: VolumeStore, *, read_only: bool, filled: bool, aside: bool = False
+    text: str, name: str, target: str, store: VolumeStore, *, read_only: bool, populate: bool, overlay: bool = False
 ) -> Volume:
     if not names.PATTERN.fullmatch(name):
         raise bad("volume", text, f"{name!r} is no name of a volume; a directory here is ./{name}")
-    if aside:
-        raise bad("volume", text, "only a directory of this machine can have its changes put aside (:O)")
-    return Volume(store.path(name), place, read_only, name=name, filled=filled)
+    if overlay:
+        raise bad("volume", text, "only a directory of this machine can be shown with :O")
+    return Volume(store.path(name), target, read_only, name=name, populate=populate)
 
 
 def _add_mount(
@@ -129,23 +122,23 @@ def _add_mount(
         found[_MOUNT_KEYS[key]] = value if equals else "true"
     if "target" not in found:
         raise bad("mount", text, "it has no target")
-    kind, source, place = found.get("type", "volume"), found.get("source", ""), _place("mount", text, found["target"])
+    kind, source, target = found.get("type", "volume"), found.get("source", ""), _target("mount", text, found["target"])
     read_only = found.get("readonly", "false") in ("true", "1")
     if kind == "tmpfs":
-        tmpfs[place] = _tmpfs_options(text, [f"{key}={found[key]}" for key in ("size", "mode") if key in found])
+        tmpfs[target] = _tmpfs_options(text, [f"{key}={found[key]}" for key in ("size", "mode") if key in found])
     elif kind == "bind" and source:
-        volumes.append(Volume(os.path.abspath(os.path.expanduser(source)), place, read_only))
+        volumes.append(Volume(os.path.abspath(os.path.expanduser(source)), target, read_only))
     elif kind == "volume" and source:
-        filled = found.get("nocopy", "false") not in ("true", "1")
-        volumes.append(_named(text, source, place, store, read_only=read_only, filled=filled))
+        populate = found.get("nocopy", "false") not in ("true", "1")
+        volumes.append(_named(text, source, target, store, read_only=read_only, populate=populate))
     elif kind == "volume":
-        anonymous.append(place)
+        anonymous.append(target)
     else:
         raise bad("mount", text, "a bind needs a source" if kind == "bind" else f"{kind!r} is no type known here")
 
 
 def _tmpfs_options(text: str, words: Iterable[str]) -> str:
-    """The options that the kernel is given; flags that hold anyway are left out."""
+    """The options for mount(2); flags that hold anyway are left out."""
     kept = []
     for word in words:
         key, equals, _ = word.partition("=")

@@ -1,11 +1,29 @@
-"""What a container is told of the network, as people write it with docker: ports, names, name servers."""
+"""The network of a container, as the flags --network, -p, --add-host and --dns ask for it in docker's words."""
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from unionfs.cli.errors import OWN_FAILURE, CommandError
+from unionfs.containers.config import Network
 from unionfs.launcher.spec import Port
 
 _PROTOCOLS = ("tcp", "udp")
+
+
+def network_of(arguments: Namespace) -> Network:
+    """What --network, -p, --add-host and --dns ask for. Raises: CommandError when it makes no sense."""
+    chosen = arguments.network
+    if arguments.publish and chosen in ("host", "none"):
+        why = "a container on this machine's network has its ports already" if chosen == "host" else "no network"
+        raise CommandError(f"run: --publish makes no sense: {why}", hint="--network private")
+    return Network(
+        private=chosen != "host",
+        uplink=chosen if chosen not in ("host", "none") else "",
+        published=tuple(map(port_from, arguments.publish or ())),
+        hosts=tuple(map(host_from, arguments.add_host or ())),
+        nameservers=tuple(map(nameserver_from, arguments.dns or ())),
+    )
 
 
 def port_from(text: str) -> Port:

@@ -168,3 +168,8 @@ def human_duration(seconds: float) -> str:
 def named(path: str) -> str:
     """A path given as text, made printable."""
     return printable(os.fsencode(path))
+
+
+def warn(text: str) -> None:
+    """Print a line that begins with `note: ` or `warning: ` to standard error."""
+    print(f"unionfs: {text}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import tell
 from unionfs.cli.output import human_duration, named
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     fits = filter_flags.all_of(arguments.filter)
     last = 1 if arguments.latest else arguments.last
     everything = arguments.all or last is not None or any(text.startswith(_PAST) for text in arguments.filter)
-    known = ContainerStore(arguments.root).list()
+    known = ContainerStore(arguments.root).list(lambda error: print(tell(error), file=sys.stderr))
     containers = [one for one in known if (everything or one.status == "running") and fits(one)]
     containers.reverse()  # the newest first, as docker and podman have it
     if last is not None and last >= 0:
@@ -74,23 +75,23 @@ def main(argv: list[str]) -> int:
 
 def _fields(container: Container) -> dict[str, Any]:
     """In docker's words."""
-    labels = [f"{name}={value}" for name, value in container.job.get("labels", ())]
+    labels = [f"{name}={value}" for name, value in container.config.labels]
     return {
         "ID": container.id[:12],
         "Names": container.name,
-        "Image": container.image or ":".join(map(_text, container.lowers)),
-        "Command": shlex.join(map(_text, container.command)),
+        "Image": _text(_image(container)),
+        "Command": shlex.join(map(_text, container.config.process.command)),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(container.created)),
         "RunningFor": f"{human_duration(time.time() - container.created)} ago",
         "State": container.status,
         "Status": _status(container),
         "Labels": ",".join(labels),
-        "Driver": container.driver,
+        "Driver": container.config.rootfs.driver,
     }
 
 
 def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
-    rootfs, command = named(container.image or ":".join(container.lowers)), named(shlex.join(container.command))
+    rootfs, command = named(_image(container)), named(shlex.join(container.config.process.command))
     if not whole:
         rootfs, command = _short(rootfs), _short(command)
     return (
@@ -103,34 +104,42 @@ def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
     )
 
 
+def _image(container: Container) -> str:
+    """The image's name, or the directories."""
+    config = container.config
+    return config.image.name if config.image else ":".join(config.rootfs.lowers)
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _COLUMN_MAX else text[: _COLUMN_MAX - 3] + "..."
 
 
 def _status(container: Container) -> str:
     if container.status == "running":
-        return f"Up {human_duration(time.time() - container.started)}" if container.started else "Up"
+        return f"Up {human_duration(time.time() - container.state.started)}" if container.state.started else "Up"
     if container.status == "exited":
-        code = "killed" if container.exit_code is None else str(container.exit_code)
-        return f"Exited ({code})" + (f" {human_duration(time.time() - container.ended)} ago" if container.ended else "")
+        code = "killed" if container.state.exit_code is None else str(container.state.exit_code)
+        return f"Exited ({code})" + (
+            f" {human_duration(time.time() - container.state.ended)} ago" if container.state.ended else ""
+        )
     if container.status == "starting":
         return "Starting"
     return "Created"
 
 
 def _as_json(container: Container) -> dict[str, Any]:
-    running = container.status == "running"
+    running, config = container.status == "running", container.config
     return {
         "id": container.id,
         "name": container.name,
-        "kind": container.kind,
-        "image": container.image,
-        "lowers": [_text(lower) for lower in container.lowers],
-        "command": [_text(word) for word in container.command],
+        "kind": container.config.kind,
+        "image": config.image.name if config.image else "",
+        "lowers": [_text(lower) for lower in container.config.rootfs.lowers],
+        "command": [_text(word) for word in container.config.process.command],
         "created": container.created,
         "status": container.status,
-        "exit_code": None if running else container.exit_code,
-        "pid": container.pid if running else None,
+        "exit_code": None if running else container.state.exit_code,
+        "pid": container.state.pid if running else None,
     }
 
 

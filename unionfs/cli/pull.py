@@ -12,6 +12,7 @@ from layers.manifest import parse_platform
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
+from unionfs.containers import images
 
 _DESCRIPTION = """\
 Fetch images from their registry and unpack their layers, so that they can be run.
@@ -37,13 +38,13 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         remote = image_store.remote(arguments)
 
     def body() -> int:
         import trio
 
-        with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+        with images.failures(), shown(quiet=arguments.quiet) as progress:
             for text in _names(arguments, remote):
                 pull = functools.partial(
                     image.pull,
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
                 print(f"{news}{pulled.digest}", flush=True)
         return 0
 
-    return image_store.with_ids(body)
+    return images.with_ids(body)
 
 
 def _names(arguments: Namespace, remote: Remote) -> list[str]:

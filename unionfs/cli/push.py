@@ -11,6 +11,7 @@ from layers.store import Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
+from unionfs.containers import images
 
 _DESCRIPTION = """\
 Send an image to the registry that its name says, or as DESTINATION to another.
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+    with images.failures(), shown(quiet=arguments.quiet) as progress:
         import trio
 
         store = image_store.store_of(arguments)

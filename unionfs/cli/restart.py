@@ -6,7 +6,6 @@ from unionfs.cli import each, signals, start
 from unionfs.cli.arguments import Parser
 from unionfs.containers import running
 from unionfs.containers.record import Container
-from unionfs.containers.start import job_of
 from unionfs.containers.store import ContainerStore
 
 
@@ -19,10 +18,10 @@ def main(argv: list[str]) -> int:
     store = ContainerStore(arguments.root)
 
     def restart(container: Container) -> str:
-        number = signals.number_of(job_of(container).stop_signal)
+        number = signals.number_of(container.config.stop_signal)
         if container.is_running():
             running.stop(store, container, number, arguments.time)
-        start.in_background(store, store.find(container.id))
+        start.in_background(store.load(container.id))
         return ""
 
     return each.each(store, arguments.names, restart)

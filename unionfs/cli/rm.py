@@ -6,8 +6,10 @@ from typing import Final
 
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.containers import diff, running
+from unionfs.containers import running
+from unionfs.containers.errors import BrokenRecordError
 from unionfs.containers.record import Container
+from unionfs.containers.remove import remove, remove_broken
 from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
@@ -27,12 +29,18 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
 
-    def remove(container: Container) -> str:
-        left: Container | None = container
-        if arguments.force and container.is_running():
-            left = running.kill(store, container)
-        if left is not None:
-            diff.remove(store, left, volumes=arguments.volumes)
+    def remove_one(name: str) -> str:
+        try:
+            container: Container | None = store.find(name)
+        except BrokenRecordError as error:
+            if not arguments.force:
+                raise
+            remove_broken(store, error.container_id)
+            return ""
+        if arguments.force and container and container.is_running():
+            container = running.kill(store, container)
+        if container:
+            remove(store, container, volumes=arguments.volumes)
         return ""
 
-    return each.each(store, arguments.names, remove)
+    return each.each_name(arguments.names, remove_one)

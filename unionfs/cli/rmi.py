@@ -11,7 +11,8 @@ from layers.manifest import Descriptor
 from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import CommandError
+from unionfs.containers import images
+from unionfs.containers.errors import ContainerError
 from unionfs.drivers import btrfs
 
 _DESCRIPTION = """\
@@ -37,13 +38,13 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     if not arguments.images and not arguments.all:
         parser.error("no IMAGE given")
-    return image_store.with_ids(lambda: _remove(arguments))
+    return images.with_ids(lambda: _remove(arguments))
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    with image_store.failures():
+    with images.failures():
         store = image_store.store_of(arguments)
-        used = image_store.in_use(arguments)
+        used = images.layers_in_use(arguments.root)
         wanted = (
             [named.name or named.descriptor.digest for named in store.named()] if arguments.all else arguments.images
         )
@@ -64,7 +65,7 @@ def _remove(arguments: argparse.Namespace) -> int:
                     store.remove_digest(one.descriptor.digest)
                 print(f"untagged {printable(one.name or one.descriptor.digest)}")
         if not arguments.no_prune:
-            _free(store, used, image_store.bases(arguments.root))
+            _free(store, used, images.bases(arguments.root))
     return 0
 
 
@@ -84,7 +85,7 @@ def _meant(store: Store, named: Named, text: str) -> list[Named]:
 
 
 def _check_unused(store: Store, named: Named, meant: list[Named], used: set[str]) -> None:
-    """Raises CommandError when a container is made of an image that is about to lose its last name."""
+    """Raises: ContainerError when a container is made of an image that is about to lose its last name."""
     if sum(other.descriptor.digest == named.descriptor.digest for other in store.named()) > len(meant):
         return
     try:
@@ -93,14 +94,14 @@ def _check_unused(store: Store, named: Named, meant: list[Named], used: set[str]
         return  # what cannot be read cannot be run either
     if found and found[-1].directory in used:
         hint = "unionfs ps -a lists containers; --force takes the name away all the same"
-        raise CommandError(f"removing an image failed: {named.name}: a container is made of it", hint=hint)
+        raise ContainerError("removing an image", named.name, "a container is made of it", hint=hint)
 
 
 def _free(store: Store, used: list[str], bases: list[Descriptor]) -> None:
     try:
         freed = gc.collect(store, used, bases)
     except gc.Busy:
-        print("space is freed later: somebody is adding images (layers gc)")
+        print("space is freed later: another process is adding images (layers gc)")
         return
     btrfs.sweep(store.root)
     for digest in freed.blobs:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import mount_flags, network_flags, signals
+from unionfs.cli import mount_flags, network_flags, output, signals
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import OWN_FAILURE, CommandError, PullFailedError, failed
-from unionfs.containers import start
-from unionfs.containers.job import Job
+from unionfs.cli.errors import CommandError
+from unionfs.containers import background, create, start
+from unionfs.containers.config import ContainerConfig, Mounts, RootFilesystem
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES
-from unionfs.launcher import channel, resources
+from unionfs.launcher import resources
 from unionfs.launcher.capabilities import chosen
-from unionfs.launcher.channel import FAILED, STARTED, Sender
-from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.spec import PASTA, SLIRP, Port
+from unionfs.launcher.spec import PASTA, SLIRP, Process
 
 if TYPE_CHECKING:
     from layers.store import Store
-    from unionfs.containers.image_settings import Ready
+    from unionfs.containers.images import Unpacked
 
 _DESCRIPTION: Final = """\
 Run COMMAND in a container. Its root filesystem is ROOTFS: an image, which is pulled if it is not here; a directory, or
@@ -54,50 +52,49 @@ executed, 127 if it was not found."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `unionfs run ARGV`. Whatever fails on our side, the command line included, has exit code 125 or above."""
-    try:
-        arguments = parser("run", _DESCRIPTION, _EPILOG).parse(argv)
-        store = ContainerStore(arguments.root)
-        made = make(arguments, store)
-        if made is None:
-            return 0
-        job, container = made
-        if arguments.detach:
-            return detached(lambda ready: start.run(job, store, container, ready, attached=False), container)
-        return start.run(job, store, container)
-    except PullFailedError:
-        return OWN_FAILURE
-    except CommandError as error:
-        error.status = max(error.status, OWN_FAILURE)
-        raise
+    """Run `unionfs run ARGV`."""
+    arguments = parser("run", _DESCRIPTION, _EPILOG).parse(argv)
+    container = make(arguments)
+    if container is None:
+        return 0
+    run = functools.partial(start.run, container, output.warn, debug=arguments.debug)
+    if not arguments.detach:
+        return run()
+    background.run(container, lambda ready: run(ready, attached=False))
+    print(container.id)
+    return 0
 
 
-def make(arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
-    """The container that the command line asks for; None when that was only to be described.
+def make(arguments: Namespace) -> Container | None:
+    """The container that the command line asks for, made; None when it was only to be described.
 
-    Raises: CommandError, PullFailedError.
+    Raises: CommandError, ContainerError, LaunchError.
     """
     words = list(arguments.words)
     if words[:1] == ["--"]:
         del words[0]
     if not arguments.lower and not words:
-        raise CommandError("run: no root filesystem given", hint="see unionfs run --help", status=OWN_FAILURE)
+        raise CommandError("run: no root filesystem given", hint="see unionfs run --help")
+    store = ContainerStore(arguments.root)
     if arguments.lower or _is_directory(words[0], store.root):
-        return _made(_job_on_directories(arguments, words), arguments, store)
+        return make_or_describe(store, _config_on_directories(arguments, words), arguments)
     from layers.store import Store
 
-    images = Store(store.root)
-    job = _check(arguments, words)
+    images, config = Store(store.root), _config(arguments)  # what makes no sense is said before anything is pulled
     with images.using():
-        job = _job_on_image(job, arguments, words, _image(arguments, words[0], images))
-        return _made(job, arguments, store)
+        config = _config_on_image(config, arguments, words, _image(arguments, words[0], images))
+        return make_or_describe(store, config, arguments)
 
 
-def _made(job: Job, arguments: Namespace, store: ContainerStore) -> tuple[Job, Container] | None:
-    if arguments.dry_run:
-        print("\n".join(start.describe(job, store)))
-        return None
-    return job, start.create(job, store)
+def make_or_describe(
+    store: ContainerStore, config: ContainerConfig, arguments: Namespace, name: str = ""
+) -> Container | None:
+    """Make the container; with --dry-run print what would be done instead, and return None."""
+    name = name or arguments.name or ""
+    if not arguments.dry_run:
+        return create.create(store, config, name)
+    print("\n".join(create.describe(create.new(store, config, name))))
+    return None
 
 
 def _is_directory(word: str, root: str) -> bool:
@@ -107,108 +104,117 @@ def _is_directory(word: str, root: str) -> bool:
     if not os.path.isdir(word):
         return False
     from layers.store import Store
-    from unionfs.containers import image_settings
+    from unionfs.containers import images
 
-    return not image_settings.is_known(Store(root), word)
+    return not images.is_known(Store(root), word)
 
 
-def _image(arguments: Namespace, name: str, images: Store) -> Ready:
+def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
     from layers.manifest import parse_platform
     from unionfs.cli import image_store
-    from unionfs.containers import image_settings
+    from unionfs.cli.progress import shown
+    from unionfs.containers import images
 
-    with image_store.failures():
-        fetch = image_settings.Fetch(
+    def note(text: str) -> None:
+        if not arguments.quiet:
+            output.warn(text)
+
+    with images.failures():
+        fetch = images.Fetch(
+            functools.partial(shown, quiet=arguments.quiet),
+            note,
             arguments.pull,
             parse_platform(arguments.platform) if arguments.platform else None,
             image_store.remote(arguments),
-            arguments.quiet,
         )
-    return image_settings.ready(images, name, fetch)
+    return images.unpacked(store, name, fetch)
 
 
-def _job_on_directories(arguments: Namespace, words: list[str]) -> Job:
+def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerConfig:
     """Raises: CommandError when it makes no sense."""
     lowers = arguments.lower or words[:1]
     entrypoint = (arguments.entrypoint,) if arguments.entrypoint else ()
     command = (*entrypoint, *(words if arguments.lower else words[1:]))
     if not command:
         hint = f"for a shell: unionfs run -it {lowers[0]} sh" if not arguments.lower else "see unionfs run --help"
-        raise CommandError("run: no command given", hint=hint, status=OWN_FAILURE)
-    wished = _check(arguments, words)
-    return replace(wished, lowers=tuple(map(os.path.abspath, lowers)), command=command, entrypoint=entrypoint)
-
-
-def _job_on_image(job: Job, arguments: Namespace, words: list[str], image: Ready) -> Job:
-    """The image's settings where the command line leaves room for them. Raises: CommandError."""
-    from unionfs.containers import image_settings
-
-    settings = image.settings
-    entrypoint, rest = image_settings.command_of(settings, arguments.entrypoint, words[1:])
-    if not (*entrypoint, *rest):
-        hint = f"for a shell: unionfs run -it {image.name} sh"
-        raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint, status=OWN_FAILURE)
+        raise CommandError("run: no command given", hint=hint)
+    config = _config(arguments)
     return replace(
-        job,
-        lowers=image.lowers,
-        command=(*entrypoint, *rest),
+        config,
+        process=config.process._replace(command=command),
+        rootfs=replace(config.rootfs, lowers=tuple(map(os.path.abspath, lowers))),
         entrypoint=entrypoint,
-        environment=image_settings.environment_of(settings, job.environment),
-        user=job.user or settings.user,
-        workdir=job.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
-        anonymous=(
-            *job.anonymous,
-            *image_settings.volumes_of(
-                settings, (*(volume.target for volume in job.volumes), *job.tmpfs, *job.anonymous)
-            ),
-        ),
-        stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
-        labels=tuple({**settings.labels, **dict(job.labels)}.items()),
-        ports=settings.exposed_ports,
-        image=image.name,
-        image_digest=image.descriptor.digest,
-        image_type=image.descriptor.media_type,
     )
 
 
-def _check(arguments: Namespace, words: list[str]) -> Job:
-    """What the flags ask for, on no root filesystem yet. Raises: CommandError when it makes no sense."""
+def _config_on_image(
+    config: ContainerConfig, arguments: Namespace, words: list[str], image: Unpacked
+) -> ContainerConfig:
+    """The image's settings where the command line says nothing else. Raises: CommandError."""
+    from unionfs.containers import images
+
+    settings, process, mounts = image.settings, config.process, config.mounts
+    entrypoint, rest = images.command_of(settings, arguments.entrypoint, words[1:])
+    if not (*entrypoint, *rest):
+        hint = f"for a shell: unionfs run -it {image.name} sh"
+        raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint)
+    return replace(
+        config,
+        process=process._replace(
+            command=(*entrypoint, *rest),
+            environment=images.environment_of(settings, process.environment),
+            user=process.user or settings.user,
+            workdir=process.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
+        ),
+        rootfs=replace(config.rootfs, lowers=image.lowers),
+        mounts=replace(mounts, anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
+        image=image.facts,
+        entrypoint=entrypoint,
+        stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
+        labels=tuple({**settings.labels, **dict(config.labels)}.items()),
+    )
+
+
+def _targets(mounts: Mounts) -> list[str]:
+    volumes = (volume.target for volume in mounts.volumes)
+    return [*volumes, *(tmpfs.target for tmpfs in mounts.tmpfs), *mounts.anonymous]
+
+
+def _config(arguments: Namespace) -> ContainerConfig:
+    """What the flags ask for, on no root filesystem and with no command yet.
+
+    Raises: CommandError when it makes no sense.
+    """
     if arguments.stop_signal:
         signals.number_of(arguments.stop_signal)
-    mounted = mount_flags.wanted(arguments)
-    return Job(
-        lowers=(),
-        command=tuple(words),
-        environment=environment(arguments),
-        name=arguments.name,
+    return ContainerConfig(
+        process=Process(
+            command=(),
+            environment=environment(arguments),
+            user=arguments.user,
+            workdir=mount_flags.inside("working directory", arguments.workdir or "/"),
+            interactive=arguments.interactive,
+            terminal=arguments.tty,
+            capabilities=_capabilities(arguments.cap_add or (), arguments.cap_drop or ()),
+            no_new_privileges=not arguments.allow_new_privileges,
+            limits=tuple(map(_limit, arguments.ulimit or ())),
+        ),
+        rootfs=RootFilesystem(
+            lowers=(),
+            driver=arguments.driver,
+            read_only=arguments.read_only,
+            transport=arguments.transport,
+            whiteout=arguments.whiteout,
+            durability=arguments.durability,
+        ),
+        mounts=mount_flags.mounts_of(arguments),
+        network=network_flags.network_of(arguments),
         hostname=_hostname(arguments.hostname),
-        user=arguments.user,
-        workdir=mount_flags.inside("working directory", arguments.workdir or "/"),
-        volumes=mounted.volumes,
-        anonymous=mounted.anonymous,
         stop_signal=arguments.stop_signal or "SIGTERM",
         labels=tuple((label.partition("=")[0], label.partition("=")[2]) for label in arguments.label or ()),
-        logged=arguments.detach or not (arguments.rm or arguments.log_driver == "none"),
-        tmpfs=mounted.tmpfs,
-        tmpfs_options=mounted.tmpfs_options,
-        own_network=arguments.network != "host",
-        uplink=arguments.network if arguments.network not in ("host", "none") else "",
-        published=_published(arguments),
-        hosts=tuple(map(network_flags.host_from, arguments.add_host or ())),
-        nameservers=tuple(map(network_flags.nameserver_from, arguments.dns or ())),
-        read_only=arguments.read_only,
-        interactive=arguments.interactive,
-        terminal=arguments.tty,
-        capabilities=_capabilities(arguments.cap_add or (), arguments.cap_drop or ()),
-        no_new_privileges=not arguments.allow_new_privileges,
-        limits=tuple(map(_limit, arguments.ulimit or ())),
-        remove=arguments.rm,
-        driver=arguments.driver,
         runtime=_runtime(arguments.runtime),
-        transport=arguments.transport,
-        whiteout=arguments.whiteout,
-        durability=arguments.durability,
-        debug=arguments.debug,
+        logged=arguments.detach or not (arguments.rm or arguments.log_driver == "none"),
+        remove=arguments.rm,
     )
 
 
@@ -338,13 +344,14 @@ def _add_remote(made: Parser) -> None:
 
 
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:
+    """The variables that -e and --env-file set. Raises: CommandError."""
     lines: list[str] = []
     for path in arguments.env_file or ():
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 lines += [line for line in map(str.strip, file) if line and not line.startswith("#")]
         except OSError as error:
-            raise CommandError.of("reading variables", error, status=OWN_FAILURE) from error
+            raise CommandError.of("reading variables", error) from error
     return tuple(entry for entry in map(_environment_entry, (*lines, *(arguments.env or ()))) if entry)
 
 
@@ -357,10 +364,10 @@ def _environment_entry(text: str) -> tuple[str, str] | None:
     return (name, os.environ[name]) if name in os.environ else None
 
 
-def _hostname(name: str | None) -> str | None:
+def _hostname(name: str | None) -> str:
     if name is not None and not 0 < len(os.fsencode(name)) <= 64:
         raise mount_flags.bad("hostname", name, "it must have 1 to 64 bytes")
-    return name
+    return name or ""
 
 
 def _runtime(name: str) -> str:
@@ -371,21 +378,8 @@ def _runtime(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         hint = f"install the package {name}" if name in ("crun", "runc") else "crun and runc are such"
-        raise CommandError(f"run: no such runtime: {name}", hint=hint, status=OWN_FAILURE)
+        raise CommandError(f"run: no such runtime: {name}", hint=hint)
     return os.path.abspath(found)
-
-
-def _published(arguments: Namespace) -> tuple[Port, ...]:
-    if not arguments.publish:
-        return ()
-    if arguments.network in ("host", "none"):
-        why = (
-            "a container on this machine's network has its ports already"
-            if arguments.network == "host"
-            else "no network"
-        )
-        raise CommandError(f"run: --publish makes no sense: {why}", hint="--network private", status=OWN_FAILURE)
-    return tuple(map(network_flags.port_from, arguments.publish))
 
 
 def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ...]:
@@ -400,55 +394,3 @@ def _limit(text: str) -> resources.Limit:
         return resources.parse(text)
     except ValueError as error:
         raise mount_flags.bad("limit", text, str(error)) from None
-
-
-def detached(
-    run: Callable[[Callable[[], None]], int], container: Container, said: str | None = None, kept: tuple[int, ...] = ()
-) -> int:
-    """Call `run` in a process of its own; return when the command has been executed, or it turned out that it cannot
-    be. `run` is given what to call then. The container's id is printed, or `said`. All
-    descriptors but `kept` are closed."""
-    receiver, sender = channel.make()
-    if os.fork() == 0:
-        receiver.close()
-        _be_detached(run, container, sender, kept)
-    sender.close()
-    message = receiver.wait()
-    if message is None:
-        raise CommandError(failed("running the container", container.name, "its process ended unexpectedly"))
-    if message.kind == FAILED:
-        sentence, hint, status = message.fields
-        raise CommandError(sentence, hint=hint, status=int(status))
-    if told := container.id if said is None else said:
-        print(told)
-    return 0
-
-
-def _be_detached(
-    run: Callable[[Callable[[], None]], int], container: Container, sender: Sender, kept: tuple[int, ...]
-) -> None:
-    """The life of the process that stays. Never returns."""
-    status = OWN_FAILURE
-    try:
-        os.setsid()
-        _redirect(os.path.join(container.directory, start.LOG), {sender.fileno(), *kept})
-        status = run(lambda: sender.send(STARTED))
-    except CommandError as error:
-        sender.send(FAILED, str(error), error.hint, str(error.status))
-    except LaunchError as error:
-        sender.send(FAILED, str(error), error.hint, str(error.status))
-    finally:
-        os._exit(status)
-
-
-def _redirect(log: str, kept: set[int]) -> None:
-    """Standard output and error to `log`, input from nowhere, and nothing else left open of whoever started us."""
-    null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(null_fd, 0)
-    os.dup2(log_fd, 1)
-    os.dup2(log_fd, 2)
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd not in kept:
-            with suppress(OSError):
-                os.close(fd)

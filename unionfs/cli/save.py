@@ -12,6 +12,7 @@ from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
+from unionfs.containers import images
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures(), shown(quiet=arguments.quiet) as progress:
+    with images.failures(), shown(quiet=arguments.quiet) as progress:
         store = image_store.store_of(arguments)
         if arguments.output in (None, "-"):
             if sys.stdout.isatty():

@@ -13,6 +13,7 @@ from layers.errors import printable
 from layers.manifest import Descriptor
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
+from unionfs.containers import images
 
 _DESCRIPTION = """\
 List the repositories of REGISTRY whose names hold TERM, with --tags the tags of NAME, or with --referrers what refers
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     image_store.add_remote(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         import trio
 
         remote = image_store.remote(arguments)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 
-from unionfs.cli import run
+from unionfs.cli import output
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, failed, tell
-from unionfs.containers import start
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, status_of, tell
+from unionfs.containers import background, create, start
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.launcher.errors import LaunchError
 
 
 def main(argv: list[str]) -> int:
@@ -31,12 +33,12 @@ def main(argv: list[str]) -> int:
     if attach and len(arguments.names) > 1:
         parser.error("only one container can be attached to")
     if attach:
-        return _attached(store, store.find(arguments.names[0]), interactive=arguments.interactive)
+        return _attached(store.find(arguments.names[0]), interactive=arguments.interactive)
     status = 0
     for name in arguments.names:
         try:
-            in_background(store, store.find(name))
-        except CommandError as error:
+            in_background(store.find(name))
+        except FAILURES as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:
@@ -44,24 +46,31 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _attached(store: ContainerStore, container: Container, *, interactive: bool) -> int:
+def _attached(container: Container, *, interactive: bool) -> int:
     _check(container)
-    job = replace(start.job_of(container), interactive=interactive)
-    return start.run(job, store, container, again=True)
+    try:
+        return start.run(container, output.warn, interactive=interactive, again=True)
+    except (ContainerError, LaunchError) as error:
+        status = status_of(error, passes_on_codes=True)
+        raise CommandError(str(error), hint=error.hint, status=status) from error
 
 
-def in_background(store: ContainerStore, container: Container) -> None:
-    """Run it, unless it runs. Raises: CommandError."""
+def in_background(container: Container) -> None:
+    """Run it, unless it runs. Raises: ContainerError, LaunchError."""
     if container.status == "running":
         return  # as docker has it: what is to run runs
     _check(container)
-    job = replace(start.job_of(container), interactive=False)
-    run.detached(lambda ready: start.run(job, store, container, ready, attached=False, again=True), container, "")
+
+    def run(ready: Callable[[], None]) -> int:
+        return start.run(container, output.warn, ready, attached=False, interactive=False, again=True)
+
+    background.run(container, run)
 
 
 def _check(container: Container) -> None:
-    if container.kind != "run":
-        raise CommandError(failed("starting the container", container.name, "it is a view of this machine (try)"))
+    """Raises: ContainerError for one that cannot be started again, or runs."""
+    if container.config.kind != "run":
+        raise ContainerError("starting the container", container.name, "it is a view of this machine (try)")
     if container.is_running():
-        raise CommandError(failed("starting the container", container.name, "it runs already"))
-    start.check_sources(start.job_of(container))
+        raise ContainerError("starting the container", container.name, "it runs already")
+    create.check_sources(container.config)

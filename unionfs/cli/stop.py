@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
-from unionfs.containers import running, start
+from unionfs.containers import running
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     asked = signals.number_of(arguments.signal) if arguments.signal else None
 
     def stop(container: Container) -> str:
-        number = asked or signals.number_of(start.job_of(container).stop_signal if container.job else "TERM")
+        number = asked or signals.number_of(container.config.stop_signal)
         running.stop(store, container, number, arguments.time)
         return ""
 

@@ -6,6 +6,7 @@ from layers import reference
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
+from unionfs.containers import images
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> int:
     image_store.add_root(parser)
     image_store.add_debug(parser)
     arguments = parser.parse(argv)
-    with image_store.failures():
+    with images.failures():
         wanted = [reference.parse(name) for name in arguments.names]
         for new in wanted:
             if new.digest is not None:

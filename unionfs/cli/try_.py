@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import socket
@@ -13,18 +12,19 @@ from typing import Any, Final
 
 from unionfs.changes.listing import Change
 from unionfs.cli import apply as applying
-from unionfs.cli import output
+from unionfs.cli import output, run
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import OWN_FAILURE, CommandError, tell
+from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, tell
 from unionfs.cli.mount_flags import volume_from
-from unionfs.containers import diff, start
-from unionfs.containers.job import Job
+from unionfs.containers import diff, host_view, start
+from unionfs.containers.apply import is_begun, prepare
+from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
 from unionfs.containers.record import Container
+from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
-from unionfs.launcher.spec import SEARCH_PATH
-from unionfs.syscalls import files
+from unionfs.launcher.spec import Process
 
 _DESCRIPTION: Final = """\
 Run COMMAND on a copy-on-write view of this machine: it sees all files, and whatever it writes goes aside. When it has
@@ -51,25 +51,14 @@ exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs faile
 _ROWS: Final = 100
 """More changes than these are counted only, unless asked for: what was said before them should stay in view."""
 
-_PROVIDED: Final = ("/dev", "/proc", "/sys", "/run")
-"""What the launcher makes anew: no use in showing the machine's own."""
-
 _QUESTION: Final = "[a]pply to this machine, [k]eep for later, [d]rop, or [l]ist all? "
 
 
 def main(argv: list[str]) -> int:
-    """Run `unionfs try ARGV`. Whatever fails on our side, the command line included, has exit code 125 or above."""
-    try:
-        arguments = _parser().parse(argv)
-        job = job_of(arguments)
-        store = ContainerStore(arguments.root)
-        if arguments.dry_run:
-            print("\n".join(start.describe(job, store)))
-            return 0
-        return _try(job, store, arguments)
-    except CommandError as error:
-        error.status = max(error.status, OWN_FAILURE)
-        raise
+    """Run `unionfs try ARGV`."""
+    arguments = _parser().parse(argv)
+    container = run.make_or_describe(ContainerStore(arguments.root), config_of(arguments), arguments, arguments.keep)
+    return 0 if container is None else _try(container, arguments)
 
 
 def _parser() -> Parser:
@@ -99,34 +88,33 @@ def _parser() -> Parser:
     return parser
 
 
-def job_of(arguments: Namespace) -> Job:
-    """What the command line asks for. Raises: CommandError when it makes no sense."""
+def config_of(arguments: Namespace) -> ContainerConfig:
+    """What the command line asks for. Raises: CommandError, ContainerError when it makes no sense."""
     words = list(arguments.words)
     if words[:1] == ["--"]:
         del words[0]
     if not words:
-        raise CommandError("try: no command given", hint="for a shell: unionfs try bash", status=OWN_FAILURE)
+        raise CommandError("try: no command given", hint="for a shell: unionfs try bash")
     store = VolumeStore(ContainerStore(arguments.root).root)
     volumes = tuple(volume_from(text, store) for text in arguments.volume or ())
     workdir = _working_directory(arguments.workdir)
     if not any(workdir == volume.target or workdir.startswith(volume.target + "/") for volume in volumes):
-        _must_be_in_view(workdir)
+        host_view.check_shown(workdir)
     environment = dict(os.environ)
-    environment["PATH"] = _with_system_programs(environment.get("PATH", ""))
-    return Job(
-        lowers=("/",),
-        command=tuple(words),
-        environment=tuple(environment.items()),
+    environment["PATH"] = host_view.with_system_programs(environment.get("PATH", ""))
+    return ContainerConfig(
+        process=Process(
+            command=tuple(words),
+            environment=tuple(environment.items()),
+            workdir=workdir,
+            interactive=True,
+            terminal=os.isatty(0) and os.isatty(1),
+        ),
+        rootfs=RootFilesystem(lowers=("/",), transport=arguments.transport),
+        mounts=Mounts(volumes=volumes),
+        network=Network(private=arguments.network == "none"),
         kind="try",
-        name=arguments.keep,
         hostname=socket.gethostname(),
-        workdir=workdir,
-        volumes=volumes,
-        own_network=arguments.network == "none",
-        interactive=True,
-        terminal=os.isatty(0) and os.isatty(1),
-        transport=arguments.transport,
-        debug=arguments.debug,
     )
 
 
@@ -137,62 +125,19 @@ def _working_directory(asked: str | None) -> str:
         raise CommandError.of("try: the working directory", error, hint="choose one with -w DIR") from error
 
 
-def _must_be_in_view(directory: str) -> None:
-    """Raises: CommandError if the command would find an empty directory in this place."""
-    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        device = os.fstat(root_fd).st_dev
-        place = ""
-        for name in directory.split("/")[1:]:
-            place = f"{place}/{name}"
-            if os.stat(place).st_dev == device:
-                continue
-            try:
-                fd = files.openat2(root_fd, os.fsencode(place[1:]), os.O_PATH, files.RESOLVE_NO_XDEV)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                if place in _PROVIDED:
-                    raise CommandError(
-                        f"try: {directory} is not part of the view: the command has a {place} of its own",
-                        hint="-w DIR starts the command elsewhere",
-                    ) from None
-                raise CommandError(
-                    f"try: {directory} is on another filesystem than /, mounted at {place}: "
-                    "the command would see an empty directory",
-                    hint=f"-v {place}:{place}:O shows it, and throws away what is changed there\n"
-                    f"-v {place}:{place} shows it unprotected: what is changed there is changed at once\n"
-                    "-w DIR starts the command elsewhere",
-                ) from None
-            os.close(fd)
-    except OSError as error:
-        raise CommandError.of("try: the working directory", error) from error
-    finally:
-        os.close(root_fd)
-
-
-def _with_system_programs(path: str) -> str:
-    """PATH with the places that a user's own often lacks, and root's has: dpkg refuses to work without them."""
-    present = path.split(":") if path else []
-    return ":".join([*present, *(place for place in SEARCH_PATH.split(":") if place not in present)])
-
-
 # -- what to do with the changes ---------------------------------------------------------------------------------------
 
 
-def _try(job: Job, store: ContainerStore, arguments: Namespace) -> int:
-    container = start.create(job, store)
-    exit_code = start.run(job, store, container)
+def _try(container: Container, arguments: Namespace) -> int:
+    exit_code = start.run(container, output.warn, debug=arguments.debug)
+    store = ContainerStore(container.root)
     container = store.load(container.id)
     outcome = _Outcome(store, container, exit_code)
     try:
         found = diff.changes_of(container)
-        diff.remember(container, found)
+        diff.save_list(container, found)
         return outcome.conclude(found.changes, arguments)
-    except KeyboardInterrupt:
-        outcome.tell_kept()
-        raise
-    except CommandError:
+    except (KeyboardInterrupt, *FAILURES):
         outcome.tell_kept()
         raise
 
@@ -203,6 +148,7 @@ class _Outcome:
     def __init__(self, store: ContainerStore, container: Container, exit_code: int) -> None:
         self._store: Final = store
         self._container: Final = container
+        self._command: Final = container.config.process.command
         self._exit_code: Final = exit_code
         self._exists = True  # until it is applied or dropped
 
@@ -230,7 +176,7 @@ class _Outcome:
             if self._exit_code:
                 raise CommandError(f"not applied: the command failed with exit code {self._exit_code}")
             self._put_in_place(force=arguments.force)
-        except CommandError as error:
+        except FAILURES as error:
             self._report(changes, arguments, "kept", str(error))
             print(tell(error), file=sys.stderr)
             self.tell_kept()
@@ -255,21 +201,21 @@ class _Outcome:
             elif answer in ("a", "apply"):
                 try:
                     self._put_in_place(force=False)
-                except CommandError as error:
+                except FAILURES as error:
                     print(tell(error), file=sys.stderr)
                     continue
                 print("applied")
                 return self._exit_code
 
     def _put_in_place(self, *, force: bool) -> None:
-        if diff.is_begun(self._container):
+        if is_begun(self._container):
             applying.carry_on(self._store, self._container, force=force)
         else:
-            applying.put_in_place(self._store, diff.prepare(self._container), force=force)
+            applying.put_in_place(self._store, prepare(self._container), force=force)
         self._exists = False
 
     def _drop(self) -> None:
-        diff.remove(self._store, self._container)
+        remove(self._store, self._container)
         self._exists = False
 
     def tell_kept(self) -> None:
@@ -284,7 +230,9 @@ class _Outcome:
     def _report(self, changes: list[Change], arguments: Namespace, done: str, error: str = "") -> int:
         if arguments.json:
             shown: dict[str, Any] = {
-                "command": [os.fsencode(word).decode(errors="replace") for word in self._container.command],
+                "command": [
+                    os.fsencode(word).decode(errors="replace") for word in self._container.config.process.command
+                ],
                 "exit_code": self._exit_code,
                 "changes": output.as_json(changes),
                 "done": done,

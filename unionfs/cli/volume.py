@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import json
 import sys
 from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, tell
-from unionfs.containers import start
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, tell
+from unionfs.containers.remove import remove_volume
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import Named, VolumeStore, used_by
-from unionfs.launcher import mapped
-from unionfs.launcher.errors import LaunchError
-from unionfs.trees.remove import remove_path
 
 _DESCRIPTION: Final = """\
 Volumes are directories with a name that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if
@@ -86,24 +82,16 @@ def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) ->
     used, status = used_by(containers), 0
     for name in names:
         try:
-            store.find(name)
             if name in used:
                 hint = f"remove the container first: unionfs rm {used[name][0]}"
                 raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
-            mapped.call(start.my_ids(), functools.partial(_gone, store, name))
-        except CommandError as error:
+            remove_volume(store, name)
+        except FAILURES as error:
             print(tell(error), file=sys.stderr)
             status = FAILED
-        except LaunchError as error:
-            raise CommandError(str(error), hint=error.hint) from error
         else:
             print(name)
     return status
-
-
-def _gone(store: VolumeStore, name: str) -> bytes:
-    store.remove(name, remove_path)
-    return b""
 
 
 def _as_json(volume: Named, used: dict[str, list[str]]) -> dict[str, Any]:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from layers import why
-from layers.tree import Branches
-from layers.why import Verdict
 from unionfs.cli import each, stats
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, failed
 from unionfs.cli.output import named
-from unionfs.containers import diff
-from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
-from unionfs.drivers.driver import is_whole
+from unionfs.containers.why import Question, answer, normal, of_container, of_directories
 from unionfs.fuse import mounting
-from unionfs.launcher import mapped
-from unionfs.launcher.errors import LaunchError
 
 _DESCRIPTION: Final = """\
 Say which branch of a union provides what is at PATH, which branches have something there that does not show, and which
@@ -34,21 +28,12 @@ examples:
   unionfs why --upper changes --lower top --lower bottom /etc/motd
 
 --json prints one object: path, shown (true or false), kind, and branches, a list with branch (0 on top), role (upper,
-lower or ground), directory, shows (provides, merges, hides, hidden or absent), holds (the kind of what it has there, or
-null), marks (kind, dialect and path of each) and because.
+lower or mountpoints), directory, shows (provides, merges, hides, hidden or absent), holds (the kind of what it has
+there, or null), marks (kind, dialect and path of each) and because.
 
 exit codes: 0 there is something at PATH, 1 there is nothing, or it failed, 2 the command line makes no sense."""
 
 _SIGNS: Final = {why.PROVIDES: "=>", why.MERGES: "+ ", why.HIDES: "x ", why.HIDDEN: "- ", why.ABSENT: "  "}
-
-
-class Question(NamedTuple):
-    """A path in a union of directories."""
-
-    path: str  # from the union's root
-    directories: tuple[str, ...]  # top first
-    roles: tuple[str, ...]
-    container: Container | None = None  # whose ids are needed to look
 
 
 def main(argv: list[str]) -> int:
@@ -64,15 +49,10 @@ def main(argv: list[str]) -> int:
     if arguments.upper and not arguments.lower:
         parser.error("--upper needs --lower")
     if arguments.lower:
-        question = _of_directories(arguments.path, arguments.upper, arguments.lower)
+        question = of_directories(arguments.path, arguments.upper, arguments.lower)
     else:
         question = _of_container(arguments.path, arguments.root) or _of_mount(arguments.path)
-    try:
-        verdicts = _answer(question)
-    except OSError as error:
-        raise CommandError.of("why", error) from error
-    except LaunchError as error:
-        raise CommandError(str(error), hint=error.hint) from error
+    verdicts = answer(question)
     shown = any(verdict["shows"] == why.PROVIDES for verdict in verdicts)
     if arguments.json:
         kind = next((one["holds"] for one in verdicts if one["shows"] == why.PROVIDES), None)
@@ -83,23 +63,12 @@ def main(argv: list[str]) -> int:
     return 0 if shown else FAILED
 
 
-def _of_directories(path: str, upper: str | None, lowers: list[str]) -> Question:
-    above = (upper,) if upper else ()
-    roles = (*("upper" for _ in above), *("lower" for _ in lowers))
-    return Question(_normal(path), (*above, *lowers), roles)
-
-
 def _of_container(text: str, root: str | None) -> Question | None:
     """CONTAINER:/path; None if it is none."""
     name, colon, path = text.partition(":")
     if not colon or not name or "/" in name or not path.startswith("/"):
         return None
-    container = ContainerStore(root).find(name)
-    if is_whole(container.driver):
-        why_not = f"the {container.driver} driver has copied everything: nothing is provided by a layer any more"
-        raise CommandError(failed("why", text, why_not), hint=f"unionfs diff {name} tells what is different")
-    roles = ["upper", *("lower" for _ in container.lowers), *(("ground",) if container.has_ground else ())]
-    return Question(_normal(path), (container.upper, *container.branches), tuple(roles), container)
+    return of_container(path, ContainerStore(root).find(name))
 
 
 def _of_mount(path: str) -> Question:
@@ -114,41 +83,8 @@ def _of_mount(path: str) -> Question:
     told: dict[str, Any] | None = next(stats.ask_daemon(mountpoint, "stats"), None)
     if told is None:
         raise CommandError(failed("why", path, "the union's daemon ended without an answer"))
-    found = _of_directories("", told["upper"], told["lowers"])
-    return found._replace(path=_normal(os.path.relpath(whole, mountpoint)))
-
-
-def _normal(path: str) -> str:
-    return "/" + os.path.normpath("/" + path).lstrip("/")
-
-
-def _answer(question: Question) -> list[dict[str, Any]]:
-    """The verdicts as JSON has them, looked for with the ids that can see everything."""
-
-    def look() -> bytes:
-        with Branches() as branches:
-            path = tuple(os.fsencode(part) for part in question.path.split("/") if part)
-            verdicts = why.explain(branches.view(question.directories), path)
-        return json.dumps(
-            [_as_json(verdict, role) for verdict, role in zip(verdicts, question.roles, strict=True)]
-        ).encode()
-
-    id_map = diff.id_map_of(question.container) if question.container else None
-    found: list[dict[str, Any]] = json.loads(mapped.call(id_map, look))
-    return found
-
-
-def _as_json(verdict: Verdict, role: str) -> dict[str, Any]:
-    return {
-        "branch": verdict.branch,
-        "role": role,
-        "directory": verdict.directory,
-        "shows": verdict.shows,
-        "holds": verdict.holds or None,
-        **({"at": verdict.place} if verdict.place else {}),
-        "marks": [mark._asdict() for mark in verdict.marks],
-        "because": verdict.because,
-    }
+    found = of_directories("", told["upper"], told["lowers"])
+    return found._replace(path=normal(os.path.relpath(whole, mountpoint)))
 
 
 def _print(question: Question, verdicts: list[dict[str, Any]], *, everything: bool) -> None:
@@ -159,7 +95,7 @@ def _print(question: Question, verdicts: list[dict[str, Any]], *, everything: bo
     if not any(one["shows"] == why.PROVIDES for one in verdicts):
         print(f"there is no {named(question.path)}" + ("" if told else ": no branch has it"))
     for one in told:
-        print(f"{_SIGNS[one['shows']]} {one['branch']:>3} {one['role']:<6} {_sentence(one)}")
+        print(f"{_SIGNS[one['shows']]} {one['branch']:>3} {one['role']:<11} {_sentence(one)}")
         print(f"           {named(one['directory'])}{named(one.get('at') or question.path)}")
         for mark in one["marks"]:
             print(f"           {mark['kind']}, {mark['dialect']}: {named(mark['path'])}")

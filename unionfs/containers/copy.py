@@ -1,8 +1,8 @@
 """Copy a file or a directory tree from one directory to another, each given by a descriptor and a name.
 
-Nothing is reached by a path and no symlink is followed: whoever owns one of the trees cannot lead the copy out of it.
-Kept are data with their holes, modes, times, attributes, symlinks, devices, and hard links within the tree; owners if
-they are wanted.
+Nothing is reached by a path and no symlink is followed: the owner of one tree cannot lead the copy out of it.
+Kept are data with their holes, modes, times, attributes, symlinks, devices, hard links within the tree, and on request
+owners. `copy_path` begins from paths, as `unionfs cp` has them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import contextlib
 import errno
 import os
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.syscalls import files
+from unionfs.trees.open_beneath import open_in_root
 
 _CHUNK: Final = 1 << 20
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
@@ -118,6 +120,57 @@ class Copy:
         if not stat.S_ISLNK(st.st_mode):
             os.chmod(new_name, stat.S_IMODE(st.st_mode), dir_fd=to_fd)
         os.utime(new_name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=to_fd, follow_symlinks=False)
+
+
+class Directory(NamedTuple):
+    """Where paths begin: in the root directory of a container, or on this machine."""
+
+    root_fd: int | None  # None: this machine's root
+    base: str  # of relative paths
+
+    def open(self, path: str, flags: int = os.O_PATH) -> int:
+        """Open a path as the container's processes would, symlinks followed. Raises: OSError naming the path."""
+        whole = os.path.join(self.base, path)
+        try:
+            if self.root_fd is not None:
+                return open_in_root(self.root_fd, whole, flags)
+            return os.open(whole, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+
+
+def copy_path(source: Directory, from_path: str, target: Directory, to_path: str, *, keep_owners: bool) -> None:
+    """Copy a file or a directory as docker cp does: into `to_path` if that is a directory, else to that name; with
+    `from_path` ending in /. the content of a directory. Owners become root unless kept. Raises: OSError."""
+    with ExitStack() as stack:
+
+        def opened(directory: Directory, path: str, flags: int = os.O_PATH) -> int:
+            fd = directory.open(path, flags)
+            stack.callback(os.close, fd)
+            return fd
+
+        plain = from_path.rstrip("/") or "/"
+        parent, name = os.path.split(plain)
+        if name in ("", ".", ".."):  # the content of a directory
+            from_fd, name = opened(source, plain, os.O_PATH | os.O_DIRECTORY), "."
+        else:
+            from_fd = opened(source, parent or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            is_directory = stat.S_ISDIR(os.stat(name, dir_fd=from_fd, follow_symlinks=False).st_mode)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), from_path) from None
+        try:
+            to_fd = opened(target, to_path)
+        except FileNotFoundError:
+            if to_path.endswith("/") and not is_directory:
+                raise
+            to_fd = -1
+        if to_fd >= 0 and stat.S_ISDIR(os.fstat(to_fd).st_mode):
+            new_name = name
+        else:
+            above, new_name = os.path.split(to_path.rstrip("/"))
+            to_fd = opened(target, above or ".", os.O_PATH | os.O_DIRECTORY)
+        Copy(None if keep_owners else (0, 0)).run(from_fd, name, to_fd, new_name)
 
 
 def _open(dir_fd: int, name: str) -> int:

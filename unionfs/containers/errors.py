@@ -1,9 +1,49 @@
-"""What can go wrong with containers."""
+"""What fails with containers: what was attempted, on which path or name, why, and what the user can do.
+
+Nothing here prints or exits: `unionfs.cli.errors` makes lines and exit codes of these.
+"""
 
 from __future__ import annotations
 
-from unionfs.cli.errors import CommandError
+import os
 
 
-class ContainerError(CommandError):
-    """What the user asked of containers cannot be done."""
+class ContainerError(Exception):
+    """`what` failed on `subject` (a path, a container's name) because of `why`; `hint` says what to do, in lines.
+
+    `subject` may be empty; so may `what`, when `why` is the whole sentence. `status` is the exit code that this failure
+    has of its own (docker's 126 and 127; those of `layers` for images); 0: the usual one of the verb.
+    """
+
+    def __init__(self, what: str, subject: str, why: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(what, subject, why, hint, status)
+        self.what = what
+        self.subject = subject
+        self.why = why
+        self.hint = hint
+        self.status = status
+
+    @classmethod
+    def of(cls, what: str, error: OSError, *, subject: str = "", hint: str = "") -> ContainerError:
+        """The failure of `what` that `error` describes, on the path it names unless `subject` is given."""
+        named = "" if error.filename is None else os.fsdecode(error.filename)
+        return cls(what, subject or named, error.strerror or str(error), hint=hint)
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (f"{self.what} failed" if self.what else "", self.subject, self.why)))
+
+
+class NoSuchContainerError(ContainerError):
+    """There is no container of this name or id, any more."""
+
+    def __init__(self, reference: str, *, hint: str = "") -> None:
+        super().__init__("", "", f"no such container: {reference}", hint=hint)
+
+
+class BrokenRecordError(ContainerError):
+    """The record of a container cannot be read."""
+
+    def __init__(self, container_id: str, path: str, why: str) -> None:
+        hint = f"unionfs rm --force {container_id[:12]} removes this container with all that it changed"
+        super().__init__("reading the record", path, why, hint=hint)
+        self.container_id = container_id

@@ -1,7 +1,7 @@
-"""A container held still for a while: all its processes but the first are stopped, and what was written is written out.
+"""Freeze a container for a while: all its processes but the first are stopped, and its filesystem is synced.
 
 The helper that stops them lives in the container's pid namespace and waits for a pipe to end, so that they go on
-whatever becomes of the process that wanted them stopped.
+also when the process that stopped them is killed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import running
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.launcher import mapped
-from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls import files
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
@@ -27,8 +26,8 @@ _STILL: Final = (b"T", b"t", b"Z", b"X")
 
 
 @contextlib.contextmanager
-def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
-    """Around reading the upper of a container that may run. Raises: CommandError when it cannot be stopped."""
+def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
+    """Around reading the upper of a container that may run. Raises: ContainerError, LaunchError."""
     if container.status != "running":
         yield
         return
@@ -44,8 +43,6 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
 
     try:
         helper = mapped.fork(None, 0, be_helper)
-    except LaunchError as error:
-        raise CommandError(str(error), hint=error.hint) from error
     finally:
         namespaces.close()
         for fd in firsts:
@@ -54,7 +51,7 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         os.close(over_read)
     try:
         if not os.read(ready_read, 1):
-            raise CommandError(failed(what, container.name, "it cannot be paused"), hint="--no-pause does without")
+            raise ContainerError(what, container.name, "it cannot be paused", hint="--no-pause does without")
         yield
     finally:
         os.close(over_write)
@@ -65,8 +62,8 @@ def held(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
 def _first_of_runtime(container: Container) -> list[int]:
     """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and nobody in
     its pid namespace can stop it."""
-    pid = container.pid
-    if not container.job.get("runtime") or pid is None:
+    pid = container.state.pid
+    if not container.config.runtime or pid is None:
         return []
     try:
         children = _children(pid)[:1]
@@ -119,7 +116,7 @@ def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, firsts: list[int]
         os.read(over_fd, 1)
     finally:
         if stopped:
-            # Children first: a shell that wakes up and finds its child stopped would think that somebody wanted that.
+            # Children first: a shell that wakes up and finds its child stopped would report it.
             for pid in sorted(_processes(()) - asleep, reverse=True):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""What a container printed: one file of JSON lines beside its record, as docker's json-file has them.
+"""The log of a container (Container.log): what its command printed, as JSON lines like those of docker's json-file.
 
     {"log": "text of one line\\n", "stream": "stdout", "time": "2026-01-31T12:00:00.000000Z"}
 
@@ -12,9 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
-
-NAME: Final = "log"
-"""In the container's directory."""
 
 _LONGEST: Final = 16 << 10  # bytes of one entry; a longer line goes on in the next
 

@@ -46,9 +46,8 @@ _NOUNS: Final = (
 def check(name: str) -> None:
     """Raises: ContainerError unless a container may have this name."""
     if not PATTERN.fullmatch(name):
-        raise ContainerError(
-            f"bad name: {name}", hint="use letters, digits, '_', '.' and '-', and begin with a letter or digit"
-        )
+        hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
+        raise ContainerError("", "", f"bad name: {name}", hint=hint)
 
 
 def choose(taken: Collection[str]) -> str:

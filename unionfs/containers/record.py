@@ -1,4 +1,4 @@
-"""What is known of one container: the value of its record, as JSON, and whether its processes live.
+"""The record of one container: its value, its text as JSON, and whether the processes it names live.
 
 Knows JSON and process numbers. Does not know where the record is kept (`containers.store`).
 
@@ -8,49 +8,69 @@ just read.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import secrets
+import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from unionfs.drivers.driver import DEFAULT
-from unionfs.id_ranges import IdRange, IdRanges
+from unionfs.containers import json_values, names
+from unionfs.containers.config import ContainerConfig
+from unionfs.drivers import driver as drivers
+from unionfs.id_ranges import IdRanges
+
+VERSION: Final = 1
+"""Of the record. A record of another version is refused."""
+
+KINDS: Final = ("run", "try")
 
 _LIVELY: Final = ("starting", "running")
+_STATUSES: Final = ("created", *_LIVELY, "exited")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is decided when a container is made and holds for its life."""
+
+    uid_map: IdRanges = ()  # empty: ids are the same inside and outside
+    gid_map: IdRanges = ()
+    unmapped_as_root: bool = False  # ids that the container does not have are shown as root's
+    skip_unreadable: bool = False  # what its user may not read is shown as empty
+    hidden: tuple[str, ...] = ()  # host paths that are not shown though a lower has them
+    mountpoint_lower: bool = False  # there is one more lower, beneath all others, that has a place for every mount
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What has become of a container so far."""
+
+    status: str = "created"  # created | starting | running | exited; what was last written, see Container.status
+    exit_code: int | None = None  # None: not ended yet, or killed before the monitor could record it
+    pid: int | None = None  # its process 1; while it is `starting`, the process that prepares it
+    pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
+    monitor: int | None = None  # the process that cleans up when `pid` has ended: it is over when both have
+    monitor_started: str | None = None
+    started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
+    ended: float | None = None
+    began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container as its record tells it. A value: change it through ContainerStore.update()."""
+    """One container as its record says. A value: change it through ContainerStore.update()."""
 
-    directory: str
+    root: str  # of the store that has it
     id: str
     name: str
-    lowers: tuple[str, ...]
-    command: tuple[str, ...]
     created: float  # seconds since the epoch
-    recorded_status: str = "created"  # created | starting | running | exited; what was last written, see `status`
-    exit_code: int | None = None  # None: not ended yet, or killed before anybody could write it down
-    pid: int | None = None  # its process 1; while it is `starting`, who prepares it
-    pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
-    monitor: int | None = None  # the process that clears up when `pid` has ended: it is over when both have
-    monitor_started: str | None = None
-    started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
-    ended: float | None = None
-    image: str = ""  # as it was asked for; empty: it is made of directories
-    image_digest: str = ""  # of the manifest
-    image_type: str = ""  # the manifest's media type
-    job: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is to be run, see `containers.job`
-    kind: str = "run"  # run | try
-    began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
-    uid_map: IdRanges = ()  # empty: ids are the same inside and outside
-    gid_map: IdRanges = ()
-    unmapped_as_root: bool = False
-    skip_unreadable: bool = False
-    hidden: tuple[str, ...] = ()
-    whiteout: str = "aufs"
-    has_ground: bool = False  # there is one more lower, below all others: a place for everything that is mounted
+    config: ContainerConfig
+    facts: Facts = Facts()
+    state: State = State()
+
+    @property
+    def directory(self) -> str:
+        return os.path.join(self.root, "containers", self.id)
 
     @property
     def upper(self) -> str:
@@ -65,35 +85,58 @@ class Container:
         return os.path.join(self.directory, "merged")
 
     @property
-    def ground(self) -> str:
-        return os.path.join(self.directory, "ground")
+    def mountpoint_lower(self) -> str:
+        """The lowest branch, if `facts` say that there is one: empty directories and files to mount on."""
+        return os.path.join(self.directory, "mountpoint-lower")
+
+    @property
+    def namespace_socket(self) -> str:
+        """Where its monitor sends the namespaces (launcher.namespace_socket) while it runs."""
+        return os.path.join(self.directory, "namespaces")
+
+    @property
+    def log(self) -> str:
+        """What its command printed (`containers.logs`)."""
+        return os.path.join(self.directory, "log")
+
+    @property
+    def daemon_log(self) -> str:
+        """The messages of the union's daemon, and of a detached launcher."""
+        return os.path.join(self.directory, "daemon.log")
 
     @property
     def branches(self) -> tuple[str, ...]:
         """The lower branches of the container's union."""
-        return (*self.lowers, self.ground) if self.has_ground else self.lowers
+        lowers = self.config.rootfs.lowers
+        return (*lowers, self.mountpoint_lower) if self.facts.mountpoint_lower else lowers
 
     @property
-    def driver(self) -> str:
-        """How its root filesystem comes about, see `unionfs.drivers`."""
-        return str(self.job.get("driver", DEFAULT))
+    def hostname(self) -> str:
+        return self.config.hostname or self.id[:12]
 
     @property
     def status(self) -> str:
         """created, starting, running or exited, checked against the process table."""
-        if self.recorded_status in _LIVELY and not self.is_running():
-            return "created" if self.started is None and self.recorded_status == "starting" else "exited"
-        return self.recorded_status
+        recorded = self.state.status
+        if recorded in _LIVELY and not self.is_running():
+            return "created" if self.state.started is None and recorded == "starting" else "exited"
+        return recorded
 
     def is_running(self) -> bool:
-        """Whether it runs, or is being prepared, or what it leaves is being cleared up."""
-        if self.recorded_status not in _LIVELY:
+        """Whether it runs, or is being prepared, or what it leaves is being cleaned up."""
+        state = self.state
+        if state.status not in _LIVELY:
             return False
-        return _lives(self.pid, self.pid_started) or _lives(self.monitor, self.monitor_started)
+        return _lives(state.pid, state.pid_started) or _lives(state.monitor, state.monitor_started)
 
     def is_process_one(self) -> bool:
         """Whether `pid` still is the process that was recorded."""
-        return self.recorded_status == "running" and _lives(self.pid, self.pid_started)
+        return self.state.status == "running" and _lives(self.state.pid, self.state.pid_started)
+
+
+def new(root: str, config: ContainerConfig, name: str = "", facts: Facts | None = None) -> Container:
+    """The value of a container that the store at `root` does not have yet: ContainerStore.add() makes it."""
+    return Container(os.path.abspath(root), secrets.token_hex(16), name, time.time(), config, facts or Facts())
 
 
 def _lives(pid: int | None, started: str | None) -> bool:
@@ -119,24 +162,30 @@ def process_started(pid: int) -> str | None:
 
 def to_json(container: Container) -> str:
     """The text of its record. Names that are not UTF-8 are kept as lone surrogates, escaped by JSON."""
-    record = dataclasses.asdict(container)
-    del record["directory"]
-    record["status"] = record.pop("recorded_status")
-    return json.dumps(record, indent=1) + "\n"
+    record = json_values.encode(container)
+    del record["root"]
+    return json.dumps({"version": VERSION, **record}, indent=1) + "\n"
 
 
-def from_json(directory: str, text: str) -> Container:
-    """The container at `directory`, of the text of its record. Raises: ValueError, TypeError, KeyError."""
-    return _from_dict(directory, json.loads(text))
-
-
-def _from_dict(directory: str, record: dict[str, Any]) -> Container:
-    """The value of a record; fields this version does not know are dropped, absent ones have their default."""
-    record = dict(record, recorded_status=record.get("status", "created"))
-    known = {field.name for field in dataclasses.fields(Container)} - {"directory"}
-    values = {key: value for key, value in record.items() if key in known}
-    for key in ("lowers", "command", "hidden"):
-        values[key] = tuple(values.get(key, ()))
-    for key in ("uid_map", "gid_map"):
-        values[key] = tuple(IdRange(int(a), int(b), int(c)) for a, b, c in values.get(key, ()))
-    return Container(directory=directory, **values)
+def from_json(root: str, container_id: str, text: str) -> Container:
+    """The container of this id in the store at `root`, of the text of its record. Raises: ValueError that says why."""
+    record = json.loads(text)
+    version = record.pop("version", None) if isinstance(record, dict) else None
+    if version != VERSION:
+        raise ValueError(f"it has version {version}, and this unionfs reads version {VERSION}")
+    container = json_values.decode(Container, {**record, "root": root})
+    config = container.config
+    if container.id != container_id:
+        raise ValueError("it is the record of another container")
+    if not names.PATTERN.fullmatch(container.name):
+        raise ValueError("'name' is not allowed as a name")
+    for field, value, allowed in (
+        ("config.kind", config.kind, KINDS),
+        ("config.rootfs.driver", config.rootfs.driver, drivers.NAMES),
+        ("state.status", container.state.status, _STATUSES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{field!r} is none of {', '.join(allowed)}")
+    if not config.rootfs.lowers or not config.process.command:
+        raise ValueError("it has no lower directory or no command")
+    return container

@@ -1,6 +1,6 @@
-"""Containers that run: entered, told to end, waited for. Shared by exec, stop, kill, wait, start, rm, commit and cp.
+"""Containers that run: enter one, send it a signal, stop it, wait for its end.
 
-Knows records, namespace sockets and process numbers. Does not know command lines.
+Knows records, namespace sockets and process numbers.
 """
 
 from __future__ import annotations
@@ -12,33 +12,27 @@ import signal
 import time
 from typing import Final
 
-from unionfs.cli.errors import CommandError, failed
-from unionfs.containers import start
-from unionfs.containers.errors import ContainerError
+from unionfs.containers.errors import ContainerError, NoSuchContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore, outcome
 from unionfs.launcher import namespace_socket
-from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.namespace_socket import Namespaces
 
 _ASK_AGAIN_S: Final = 0.05
-_KILLING_S: Final = 90  # for a killed container to be cleared up: a daemon may have much to write out
+_KILLING_S: Final = 90  # for a killed container to be cleaned up: a daemon may have much to write out
 
 
-def enter(container: Container, what: str, status: int = 1) -> Namespaces:
-    """The namespaces of a container that runs. Raises: CommandError when it does not."""
+def enter(container: Container, what: str) -> Namespaces:
+    """The namespaces of a container that runs, for `what`. Raises: ContainerError when it does not run, LaunchError."""
     if container.status != "running":
         hint = f"unionfs start {container.name} starts it"
-        raise CommandError(failed(what, container.name, "it is not running"), hint=hint, status=status)
-    try:
-        return namespace_socket.receive(start.namespace_socket_of(container))
-    except LaunchError as error:
-        raise CommandError(failed(what, container.name, error.why), status=status) from error
+        raise ContainerError(what, container.name, "it is not running", hint=hint)
+    return namespace_socket.receive(container.namespace_socket)
 
 
 def send(container: Container, number: int) -> None:
-    """Send a signal to its process 1, which passes it on to the command. Raises: CommandError when it does not run."""
-    pid = container.pid
+    """Send a signal to its process 1, which passes it on to the command. Raises: ContainerError if it does not run."""
+    pid = container.state.pid
     try:
         if container.status != "running" or pid is None:
             raise ProcessLookupError
@@ -50,13 +44,13 @@ def send(container: Container, number: int) -> None:
         finally:
             os.close(fd)
     except ProcessLookupError:
-        raise CommandError(failed("sending a signal", container.name, "it is not running")) from None
+        raise ContainerError("sending a signal", container.name, "it is not running") from None
     except OSError as error:
-        raise CommandError(failed("sending a signal", container.name, error.strerror or str(error))) from error
+        raise ContainerError.of("sending a signal", error, subject=container.name) from error
 
 
 def wait(store: ContainerStore, container: Container, timeout_s: float | None = None) -> Container | None:
-    """Wait until it has ended and is cleared up; how it ended, or None when it was removed then.
+    """Wait until it has ended and is cleaned up; how it ended, or None when it was removed then.
 
     Raises: TimeoutError when it has not ended in time.
     """
@@ -64,23 +58,23 @@ def wait(store: ContainerStore, container: Container, timeout_s: float | None = 
     while True:
         try:
             current = store.load(container.id)
-        except ContainerError:
+        except NoSuchContainerError:
             return None
         if not current.is_running():
             return current
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError
-        _wait_for_process(current.monitor or current.pid, left)
+        _wait_for_process(current.state.monitor or current.state.pid, left)
 
 
 def wait_for_code(store: ContainerStore, container: Container) -> int | None:
-    """Wait until it has ended; its exit code, also when it was removed then. None when nobody could write it down."""
+    """Wait until it has ended; its exit code, also when it was removed then. None if its monitor was killed."""
     fd = store.open_outcome(container)  # as long as we hold it, it can be read
     try:
         ended = wait(store, container)
-        if ended is not None and ended.exit_code is not None:
-            return ended.exit_code
+        if ended is not None and ended.state.exit_code is not None:
+            return ended.state.exit_code
         return None if fd is None else outcome(fd)
     finally:
         if fd is not None:
@@ -88,10 +82,12 @@ def wait_for_code(store: ContainerStore, container: Container) -> int | None:
 
 
 def stop(store: ContainerStore, container: Container, number: int, patience_s: float) -> Container | None:
-    """Have it end by a signal, and when it has not after a time by SIGKILL. Returns and raises as `wait`, and
-    CommandError when it cannot be ended."""
+    """End it by a signal, and if it still runs after `patience_s` by SIGKILL. Returns as `wait` does.
+
+    Raises: ContainerError when it cannot be ended.
+    """
     if container.status == "running":
-        with contextlib.suppress(CommandError):  # it ends by itself at this moment
+        with contextlib.suppress(ContainerError):  # it ends by itself at this moment
             send(container, number)
     with contextlib.suppress(TimeoutError):
         return wait(store, container, patience_s if number != signal.SIGKILL else 0)
@@ -99,17 +95,17 @@ def stop(store: ContainerStore, container: Container, number: int, patience_s: f
 
 
 def kill(store: ContainerStore, container: Container) -> Container | None:
-    """End it at once, and wait until it is cleared up."""
+    """End it at once, and wait until it is cleaned up."""
     try:
         current = store.load(container.id)
-    except ContainerError:
+    except NoSuchContainerError:
         return None
-    with contextlib.suppress(CommandError):
+    with contextlib.suppress(ContainerError):
         send(current, signal.SIGKILL)
     try:
         return wait(store, container, _KILLING_S)
     except TimeoutError:
-        raise CommandError(failed("ending the container", container.name, "it is still being cleared up")) from None
+        raise ContainerError("ending the container", container.name, "it is still being cleaned up") from None
 
 
 def _wait_for_process(pid: int | None, timeout_s: float | None) -> None:

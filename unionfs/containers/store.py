@@ -1,7 +1,7 @@
-"""The directory of containers: one directory each, with its record and its writable branch.
+"""The store of containers: a directory for each, with its record and its writable branch.
 
     ROOT/containers/ID/container.json   the record, replaced atomically
-    ROOT/containers/ID/outcome          its exit code, for who waits for a container that is removed when it ends
+    ROOT/containers/ID/outcome          its exit code, for `wait` on a container that is removed when it ends
     ROOT/containers/ID/{upper,work,merged}
     ROOT/containers/.lock               taken while records are created, changed or removed
 
@@ -20,14 +20,13 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from unionfs.containers import names, record
-from unionfs.containers.errors import ContainerError
+from unionfs.containers.errors import BrokenRecordError, ContainerError, NoSuchContainerError
 from unionfs.containers.record import Container, process_started
 
 _RECORD: Final = "container.json"
@@ -52,6 +51,11 @@ def default_root() -> str:
     return os.path.join(base, "unionfs")
 
 
+def _changed(container: Container, **changes: Any) -> Container:
+    """The container with other fields of its state."""
+    return dataclasses.replace(container, state=dataclasses.replace(container.state, **changes))
+
+
 class ContainerStore:
     """All containers of one root directory. Several processes may use the same root at once."""
 
@@ -59,98 +63,101 @@ class ContainerStore:
         self.root: Final = os.path.abspath(root) if root else default_root()
         self.containers: Final = os.path.join(self.root, "containers")
 
-    def create(
-        self, lowers: Sequence[str], command: Sequence[str], name: str | None = None, **fields: Any
-    ) -> Container:
-        """A new container with empty upper, work and merged directories; `fields` are further fields of Container.
+    def add(self, container: Container) -> Container:
+        """Make the directory of a container (`record.new`) that this store does not have, with empty upper, work and
+        merged directories, and a name unless it has one.
 
-        Raises ContainerError for a bad or taken name, OSError as the filesystem reports it.
+        Raises: ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
-        if name is not None:
-            names.check(name)
+        if container.name:
+            names.check(container.name)
         with self._locked():
             self._sweep()
             taken = {known.name for known in self.list()}
-            if name in taken:
-                raise ContainerError(
-                    f"name taken: {name}", hint=f"remove that container (unionfs rm {name}) or choose another name"
-                )
-            container_id = secrets.token_hex(16)
-            container = Container(
-                directory=os.path.join(self.containers, container_id),
-                id=container_id,
-                name=name or names.choose(taken),
-                lowers=tuple(lowers),
-                command=tuple(command),
-                created=time.time(),
-                **fields,
-            )
-            aside = os.path.join(self.containers, _NEW + container_id)
-            os.mkdir(aside, 0o700)
+            if container.name in taken:
+                hint = f"remove that container (unionfs rm {container.name}) or choose another name"
+                raise ContainerError("", "", f"name taken: {container.name}", hint=hint)
+            container = dataclasses.replace(container, name=container.name or names.choose(taken))
+            new = os.path.join(self.containers, _NEW + container.id)
+            os.mkdir(new, 0o700)
             for part in ("upper", "work", "merged"):
-                os.mkdir(os.path.join(aside, part), 0o755)
+                os.mkdir(os.path.join(new, part), 0o755)
             # The root of the merged tree shows the upper's mode, so it begins as what it covers.
-            mode = stat.S_IMODE(os.stat(container.lowers[0]).st_mode) if container.lowers else 0o755
-            os.chmod(os.path.join(aside, "upper"), mode)
-            self._write(aside, container)
-            os.rename(aside, container.directory)
+            mode = stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
+            os.chmod(os.path.join(new, "upper"), mode)
+            self._write(new, container)
+            os.rename(new, container.directory)
         return container
 
     def load(self, container_id: str) -> Container:
-        """The container with exactly this id. Raises ContainerError if there is none or its record is unreadable."""
-        directory = os.path.join(self.containers, container_id)
+        """The container with exactly this id. Raises: NoSuchContainerError, BrokenRecordError."""
+        path = os.path.join(self.containers, container_id, _RECORD)
         try:
-            with open(os.path.join(directory, _RECORD), encoding="utf-8") as file:
-                return record.from_json(directory, file.read())
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
         except (FileNotFoundError, NotADirectoryError):
-            raise ContainerError(f"no such container: {container_id}") from None
-        except (ValueError, TypeError, KeyError) as exc:
-            raise ContainerError(f"bad record: {os.path.join(directory, _RECORD)}: {exc}") from exc
+            raise NoSuchContainerError(container_id) from None
+        try:
+            return record.from_json(self.root, container_id, text)
+        except ValueError as error:
+            raise BrokenRecordError(container_id, path, str(error)) from error
 
     def find(self, reference: str) -> Container:
-        """The container of this name, this id, or the only one whose id begins so. Raises ContainerError otherwise."""
-        known = self.list()
-        for container in known:
+        """The container of this name, this id, or the only one whose id begins so.
+
+        Raises: NoSuchContainerError, BrokenRecordError; ContainerError if there are several.
+        """
+        for container in self.list():
             if reference in (container.name, container.id):
                 return container
-        matches = [container for container in known if reference and container.id.startswith(reference)]
+        return self.load(self._find_id(reference))
+
+    def _find_id(self, reference: str) -> str:
+        """The id that begins so, also of a container whose record is broken."""
+        matches = [one for one in self._ids() if reference and one.startswith(reference)]
         if len(matches) == 1:
             return matches[0]
         if not matches:
-            raise ContainerError(f"no such container: {reference}", hint="unionfs ps -a lists all")
-        ids = ", ".join(container.id[:12] for container in matches)
-        raise ContainerError(f"ambiguous id: {reference}", hint=f"it may be any of {ids}")
+            raise NoSuchContainerError(reference, hint="unionfs ps -a lists all")
+        ids = ", ".join(one[:12] for one in matches)
+        raise ContainerError("", "", f"ambiguous id: {reference}", hint=f"it may be any of {ids}")
 
-    def list(self) -> list[Container]:
-        """All containers, oldest first. One that is being removed or cannot be read is left out."""
-        try:
-            entries = os.listdir(self.containers)
-        except FileNotFoundError:
-            return []
+    def list(self, broken: Callable[[BrokenRecordError], None] = lambda _: None) -> list[Container]:
+        """All containers, oldest first. One whose record is broken is left out, after `broken` was called for it."""
         found = []
-        for name in entries:
-            if not name.startswith("."):
-                with contextlib.suppress(ContainerError, PermissionError):
-                    found.append(self.load(name))
+        for container_id in self._ids():
+            try:
+                found.append(self.load(container_id))
+            except NoSuchContainerError:
+                pass  # it was removed at this moment
+            except BrokenRecordError as error:
+                broken(error)
+            except PermissionError:
+                pass  # of another user
         return sorted(found, key=lambda container: (container.created, container.id))
 
+    def _ids(self) -> Sequence[str]:
+        try:
+            return [name for name in os.listdir(self.containers) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
     def update(self, container: Container, **changes: Any) -> Container:
-        """Write `changes` into the record and return the new value. Fields not named keep what is on disk now."""
+        """Write `changes` of the state into the record and return the new value. The rest stays as it is on disk."""
         with self._locked():
-            current = dataclasses.replace(self.load(container.id), **changes)
+            current = _changed(self.load(container.id), **changes)
             self._write(current.directory, current)
         return current
 
     def claim(self, container: Container) -> Container:
-        """Record that this process prepares the container. Raises: ContainerError if it runs, or somebody else does."""
+        """Record that this process prepares the container. Raises: ContainerError if it runs or is being prepared."""
         with self._locked():
             current = self.load(container.id)
             if current.is_running():
-                raise ContainerError(f"already running: {current.name}", hint=f"unionfs stop {current.name} ends it")
+                hint = f"unionfs stop {current.name} ends it"
+                raise ContainerError("", "", f"already running: {current.name}", hint=hint)
             pid = os.getpid()
-            claimed = dataclasses.replace(
-                current, recorded_status="starting", pid=pid, pid_started=process_started(pid), monitor=None
-            )
+            claimed = _changed(current, status="starting", pid=pid, pid_started=process_started(pid), monitor=None)
             self._write(claimed.directory, claimed)
             with open(os.path.join(claimed.directory, _OUTCOME), "w", encoding="ascii") as file:
                 file.write(_UNKNOWN)
@@ -175,16 +182,14 @@ class ContainerStore:
 
     def unclaim(self, container: Container, exit_code: int | None) -> Container:
         """Record that the container could not be started, for which `exit_code` stands."""
-        status = "created" if container.started is None else "exited"
-        return self.update(
-            container, recorded_status=status, pid=None, pid_started=None, monitor=None, exit_code=exit_code
-        )
+        status = "created" if container.state.started is None else "exited"
+        return self.update(container, status=status, pid=None, pid_started=None, monitor=None, exit_code=exit_code)
 
     def started(self, container: Container, pid: int, monitor: int | None = None, **changes: Any) -> Container:
         """Record that `pid` is now the container's process 1, which the process `monitor` looks after."""
         return self.update(
             container,
-            recorded_status="running",
+            status="running",
             pid=pid,
             pid_started=process_started(pid),
             monitor=monitor,
@@ -199,7 +204,7 @@ class ContainerStore:
         """Record how the container ended."""
         return self.update(
             container,
-            recorded_status="exited",
+            status="exited",
             pid=None,
             pid_started=None,
             monitor=None,
@@ -215,7 +220,7 @@ class ContainerStore:
         with self._locked():
             for known in self.list():
                 if known.name == name and known.id != container.id:
-                    raise ContainerError(f"name taken: {name}", hint="choose another name")
+                    raise ContainerError("", "", f"name taken: {name}", hint="choose another name")
             current = dataclasses.replace(self.load(container.id), name=name)
             self._write(current.directory, current)
         return current
@@ -230,10 +235,20 @@ class ContainerStore:
         with self._locked():
             current = self.load(container.id)
             if current.is_running() and not mine:
-                raise ContainerError(
-                    f"still running: {current.name}", hint=f"end it first: unionfs stop {current.name}, or rm --force"
-                )
+                hint = f"end it first: unionfs stop {current.name}, or rm --force"
+                raise ContainerError("", "", f"still running: {current.name}", hint=hint)
             os.rename(current.directory, os.path.join(self.containers, _REMOVING + current.id))
+        self._finish_removals(remove_tree)
+
+    def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
+        """Likewise remove a container whose record cannot be read, and of which nobody knows whether it runs."""
+        with self._locked():
+            os.rename(
+                os.path.join(self.containers, container_id), os.path.join(self.containers, _REMOVING + container_id)
+            )
+        self._finish_removals(remove_tree)
+
+    def _finish_removals(self, remove_tree: Callable[[str], None]) -> None:
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
                 remove_tree(os.path.join(self.containers, name))
@@ -251,11 +266,11 @@ class ContainerStore:
 
     def _write(self, directory: str, container: Container) -> None:
         """Replace the record atomically."""
-        aside = os.path.join(directory, f".{_RECORD}.{os.getpid()}")
-        with open(aside, "w", encoding="ascii") as file:
+        new = os.path.join(directory, f".{_RECORD}.{os.getpid()}")
+        with open(new, "w", encoding="ascii") as file:
             file.write(record.to_json(container))
             self._give_to_owner(file.fileno())
-        os.rename(aside, os.path.join(directory, _RECORD))
+        os.rename(new, os.path.join(directory, _RECORD))
 
     def _give_to_owner(self, fd: int) -> None:
         """Root working on somebody else's containers leaves nothing there that their owner cannot use."""

@@ -13,6 +13,7 @@ import stat
 import tarfile
 from typing import IO, Final
 
+from unionfs.containers.errors import ContainerError
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import open_in_root
 
@@ -80,8 +81,15 @@ def _xattrs(fd: int) -> dict[str, str]:
 def extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int] | None) -> None:
     """Put what a tar holds below `target`, a directory of the root directory `root_fd`. None keeps owners.
 
-    Raises: OSError, tarfile.TarError; what was put in place until then stays.
+    Raises: OSError, ContainerError when it is no tar; what was put in place until then stays.
     """
+    try:
+        _extract(source, root_fd, target, owner)
+    except tarfile.TarError as error:
+        raise ContainerError("cp", "-", f"this is no tar: {error}") from error
+
+
+def _extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int] | None) -> None:
     directories: list[tuple[str, tarfile.TarInfo]] = []
     with tarfile.open(fileobj=source, mode="r|*", errors="surrogateescape") as archive:
         for entry in archive:

@@ -1,10 +1,10 @@
 """Volumes: directories with a name that outlive the containers that use them.
 
     ROOT/volumes/NAME/data          what containers see; belongs to root of the containers
-    ROOT/volumes/NAME/volume.json   when it was made, and whether somebody asked for it by name
+    ROOT/volumes/NAME/volume.json   when it was made, its labels, and whether it has a name of its own
 
 One that an image asks for, or `-v /path`, has no name but a long number, made of the container's id.
-Knows directories and containers' records. Does not know command lines.
+Knows directories and containers' records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from unionfs.cli.errors import CommandError
 from unionfs.containers import names
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
@@ -52,10 +52,10 @@ class VolumeStore:
         return os.path.join(self._root, name, _DATA)
 
     def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> Named:
-        """Make it unless it is there. Raises: CommandError for a bad name, OSError."""
+        """Make it unless it is there. Raises: ContainerError for a bad name, OSError."""
         if not names.PATTERN.fullmatch(name):
             hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
-            raise CommandError(f"bad name of a volume: {name}", hint=hint)
+            raise ContainerError("", "", f"bad name of a volume: {name}", hint=hint)
         place = os.path.join(self._root, name)
         if not os.path.isdir(place):
             aside = os.path.join(self._root, f"{_NEW}{secrets.token_hex(8)}")
@@ -66,12 +66,12 @@ class VolumeStore:
             try:
                 os.rename(aside, place)
             except OSError:
-                if not os.path.isdir(place):  # else somebody was faster
+                if not os.path.isdir(place):  # else another process was faster
                     raise
         return self.find(name)
 
     def find(self, name: str) -> Named:
-        """Raises: CommandError if there is none."""
+        """Raises: ContainerError if there is none."""
         record: dict[str, Any] = {}
         try:
             if not names.PATTERN.fullmatch(name):
@@ -82,7 +82,7 @@ class VolumeStore:
             ):
                 record = json.load(file)
         except (FileNotFoundError, NotADirectoryError):
-            raise CommandError(f"no such volume: {name}", hint="unionfs volume ls lists them") from None
+            raise ContainerError("", "", f"no such volume: {name}", hint="unionfs volume ls lists them") from None
         labels = tuple(dict(record.get("labels", {})).items())
         return Named(name, self.path(name), record.get("created", 0.0), bool(record.get("anonymous")), labels)
 
@@ -94,7 +94,7 @@ class VolumeStore:
             return []
         found = []
         for name in entries:
-            with contextlib.suppress(CommandError):
+            with contextlib.suppress(ContainerError):
                 found.append(self.find(name))
         return found
 
@@ -110,7 +110,7 @@ class VolumeStore:
 
 def anonymous_names(container: Container) -> list[str]:
     """The names of the volumes that belong to the container alone."""
-    count = len(container.job.get("anonymous", ()))
+    count = len(container.config.mounts.anonymous)
     return [hashlib.sha256(f"{container.id}:{number}".encode()).hexdigest() for number in range(count)]
 
 
@@ -118,7 +118,7 @@ def used_by(store: ContainerStore) -> dict[str, list[str]]:
     """Volume -> names of the containers that use it."""
     found: dict[str, list[str]] = {}
     for container in store.list():
-        named = [volume.get("name", "") for volume in container.job.get("volumes", ())]
+        named = [volume.name for volume in container.config.mounts.volumes]
         for name in [*filter(None, named), *anonymous_names(container)]:
             found.setdefault(name, []).append(container.name)
     return found

@@ -1,1 +1,1 @@
-"""What this machine allows and what it lacks (`unionfs doctor`)."""
+"""What this machine allows and lacks for `unionfs run`: tried out (`machine`), judged and mended (`diagnosis`)."""

@@ -1,4 +1,4 @@
-"""How a container's root filesystem comes about: one small interface (`driver`), and a module for each way.
+"""The drivers of root filesystems: one interface (`driver`), and a module for each way of making one.
 
     fuse      our union (daemon, core); the default, and the only one that can show this machine's own `/`
     overlay   the kernel's overlay; `marks` gives it layers with AUFS marks in the dialect that it reads

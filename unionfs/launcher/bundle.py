@@ -20,23 +20,23 @@ _TTY_GROUP: Final = 5
 
 
 def config(spec: Spec, identity: Identity) -> dict[str, Any]:
-    """The content of config.json; `identity` is whom `spec.user` means."""
-    environment = {"PATH": SEARCH_PATH, "HOME": identity.home, **dict(spec.environment)}
+    """The content of config.json; `identity` is whom `spec.process.user` means."""
+    environment = {"PATH": SEARCH_PATH, "HOME": identity.home, **dict(spec.process.environment)}
     return {
         "ociVersion": _VERSION,
         "root": {"path": spec.rootfs, "readonly": spec.read_only},
         "hostname": spec.hostname,
         "process": {
-            "terminal": spec.terminal,
+            "terminal": spec.process.terminal,
             "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": _groups(spec, identity)},
-            "args": list(spec.command),
+            "args": list(spec.process.command),
             "env": [f"{name}={value}" for name, value in environment.items()],
-            "cwd": spec.workdir,
+            "cwd": spec.process.workdir,
             "capabilities": _capabilities(spec, identity),
-            "noNewPrivileges": spec.no_new_privileges,
-            "rlimits": [_rlimit(limit) for limit in spec.limits],
+            "noNewPrivileges": spec.process.no_new_privileges,
+            "rlimits": [_rlimit(limit) for limit in spec.process.limits],
         },
-        "mounts": [*_own_mounts(spec), *_wished_mounts(spec)],
+        "mounts": [*_own_mounts(spec), *_asked_mounts(spec)],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
             "maskedPaths": list(plan.HIDDEN),
@@ -58,7 +58,7 @@ def _groups(spec: Spec, identity: Identity) -> list[int]:
 
 def _capabilities(spec: Spec, identity: Identity) -> dict[str, list[str]]:
     """As our own launcher has it: who is not root has none, and may gain those of the bounding set."""
-    names = [f"CAP_{name}" for name in spec.capabilities]
+    names = [f"CAP_{name}" for name in spec.process.capabilities]
     return {name: names if name == "bounding" or identity.uid == 0 else [] for name in _SETS}
 
 
@@ -80,14 +80,11 @@ def _own_mounts(spec: Spec) -> list[dict[str, Any]]:
     ]
 
 
-def _wished_mounts(spec: Spec) -> list[dict[str, Any]]:
+def _asked_mounts(spec: Spec) -> list[dict[str, Any]]:
     taken = {bind.target for bind in spec.binds}
-    scratch = (*spec.tmpfs, *(plan.SCRATCH_OF_READ_ONLY if spec.read_only else ()))
-    options = {"/run": "mode=755", **dict(spec.tmpfs_options)}
     found = [
-        _mount(path, "tmpfs", "tmpfs", "nosuid", "nodev", *options.get(path, "mode=1777").split(","))
-        for path in dict.fromkeys(scratch)
-        if path not in taken
+        _mount(tmpfs.target, "tmpfs", "tmpfs", "nosuid", "nodev", *tmpfs.options.split(","))
+        for tmpfs in plan.tmpfs_mounts(spec)
     ]
     # What is provided where there is none would be the same where there is one: this machine's own.
     provided = [bind._replace(read_only=True) for bind in spec.provided if bind.target not in taken]

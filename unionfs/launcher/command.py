@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 def describe(spec: Spec) -> tuple[str, ...]:
     """What `become` will do, one line each."""
-    privileges = ("gain no privileges by exec",) if spec.no_new_privileges else ()
+    privileges = ("gain no privileges by exec",) if spec.process.no_new_privileges else ()
     return (
-        "take a new terminal" if spec.terminal else "keep standard output and error",
-        *(() if spec.interactive or spec.terminal else ("read standard input from /dev/null",)),
-        f"become {_describe_user(spec.user)}",
-        *(f"limit {limit}" for limit in spec.limits),
-        f"keep capabilities: {', '.join(spec.capabilities).lower() or 'none'}",
+        "take a new terminal" if spec.process.terminal else "keep standard output and error",
+        *(() if spec.process.interactive or spec.process.terminal else ("read standard input from /dev/null",)),
+        f"become {_describe_user(spec.process.user)}",
+        *(f"limit {limit}" for limit in spec.process.limits),
+        f"keep capabilities: {', '.join(spec.process.capabilities).lower() or 'none'}",
         *privileges,
-        f"change to {spec.workdir}",
-        f"execute {' '.join(spec.command)}",
+        f"change to {spec.process.workdir}",
+        f"execute {' '.join(spec.process.command)}",
     )
 
 
@@ -67,12 +67,12 @@ def become(
     else:
         if capture:
             capture.give()
-        if not spec.interactive:
+        if not spec.process.interactive:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
         _give_pipes_to(identity.uid)
     os.umask(0o022)
     try:
-        os.chdir(spec.workdir)
+        os.chdir(spec.process.workdir)
     except OSError as error:
         raise LaunchError.of("changing to the working directory", error) from None
     join_new_session_keyring()
@@ -80,25 +80,25 @@ def become(
         from unionfs.launcher.supervisor import submit
 
         submit(supervisor)
-    resources.apply(spec.limits)
+    resources.apply(spec.process.limits)
     _change_identity(spec, identity)
     _close_on_exec()
-    _execute(spec.command, {"HOME": identity.home, **dict(spec.environment)})
+    _execute(spec.process.command, {"HOME": identity.home, **dict(spec.process.environment)})
 
 
 def _identity(spec: Spec) -> users.Identity:
-    identity = users.look_up(spec.user)
+    identity = users.look_up(spec.process.user)
     id_map = spec.id_map
     if id_map is None or spec.supervised:
         return identity
     if not id_map.has_uid(identity.uid) or not id_map.has_gid(identity.gid):
         why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
-        raise LaunchError("changing the user", spec.user, f"{why}: {id_map.limited}" if id_map.limited else why)
+        raise LaunchError("changing the user", spec.process.user, f"{why}: {id_map.limited}" if id_map.limited else why)
     return identity._replace(groups=tuple(gid for gid in identity.groups if id_map.has_gid(gid)))
 
 
 def _change_identity(spec: Spec, identity: users.Identity) -> None:
-    kept = capabilities.mask(spec.capabilities)
+    kept = capabilities.mask(spec.process.capabilities)
     limit_bounding_set(kept)
     if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where one id is
         os.setgroups(identity.groups)
@@ -107,7 +107,7 @@ def _change_identity(spec: Spec, identity: users.Identity) -> None:
     left = capget().permitted & kept if identity.uid == 0 else 0
     capset(Capabilities(effective=left, permitted=left, inheritable=0))
     clear_ambient_set()
-    if spec.no_new_privileges:
+    if spec.process.no_new_privileges:
         set_no_new_privileges()
 
 
@@ -152,5 +152,5 @@ def _close_on_exec() -> None:
                 os.set_inheritable(int(name), False)
 
 
-def _describe_user(wish: str) -> str:
-    return f"user {wish}, as the container's /etc/passwd and /etc/group have it" if wish else "root"
+def _describe_user(user: str) -> str:
+    return f"user {user}, as the container's /etc/passwd and /etc/group have it" if user else "root"

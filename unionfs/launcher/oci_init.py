@@ -1,8 +1,8 @@
 """Process 1 of the pid namespace in which an OCI runtime (crun, runc) runs a container, in a pid namespace within.
 
-It prepares what the runtime needs, has it create and start the container, hands out the container's namespaces at the
-door, reaps and passes on signals, and ends with the container. When it is killed the kernel ends everything beside and
-within it. It is not in the container: nothing of the container sees it, and so it keeps its capabilities.
+It prepares what the runtime needs, has it create and start the container, sends the container's namespaces to the
+monitor, reaps and passes on signals, and ends with the container. When it is killed the kernel ends everything beside
+and within it. It is not in the container: nothing of the container sees it, and so it keeps its capabilities.
 
 Sources: OCI runtime specification, runtime.md; crun(1), runc(8); the protocol of --console-socket as runc documents it
 (docs/terminals.md).
@@ -89,7 +89,7 @@ class _OciInit:
         os.makedirs(self._bundle, 0o700)
         root_fd = os.open(self._spec.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            identity = users.look_up(self._spec.user, root_fd)
+            identity = users.look_up(self._spec.process.user, root_fd)
         finally:
             os.close(root_fd)
         self._check(identity)
@@ -100,11 +100,11 @@ class _OciInit:
         id_map = self._spec.id_map
         if id_map is not None and not (id_map.has_uid(identity.uid) and id_map.has_gid(identity.gid)):
             why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
-            raise LaunchError("changing the user", self._spec.user, why)
+            raise LaunchError("changing the user", self._spec.process.user, why)
 
     def _create(self) -> int:
         """Have the container created; its process 1, which is our child since the runtime has ended."""
-        listener = self._listen() if self._spec.terminal else None
+        listener = self._listen() if self._spec.process.terminal else None
         console = ("--console-socket", _CONSOLE) if listener else ()
         pid_file = os.path.join(self._bundle, "pid")
         words = ("create", "--bundle", self._bundle, "--pid-file", pid_file, *console, _CONTAINER)
@@ -162,7 +162,7 @@ class _OciInit:
             else:
                 if self._around.capture:
                     self._around.capture.give()
-                if not self._spec.interactive:
+                if not self._spec.process.interactive:
                     os.dup2(null_fd, 0)
             os.execvp(command[0], command)
         finally:
@@ -173,10 +173,10 @@ class _OciInit:
         name = os.path.basename(self._spec.runtime)
         why = self._last_words() or f"{name} {verb} failed"
         plain = why.lower()
-        if any(word in plain for word in ("exec", "executable", repr(self._spec.command[0]))):
+        if any(word in plain for word in ("exec", "executable", repr(self._spec.process.command[0]))):
             for words, status in ((_MISSING, NOT_FOUND), (_FORBIDDEN, NOT_EXECUTABLE)):
                 if any(word in plain for word in words):
-                    return LaunchError("executing", self._spec.command[0], f"{name}: {why}", status=status)
+                    return LaunchError("executing", self._spec.process.command[0], f"{name}: {why}", status=status)
         return LaunchError(f"{name} {verb}", "", why)
 
     def _last_words(self) -> str:

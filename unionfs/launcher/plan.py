@@ -1,4 +1,4 @@
-"""From the wish to the steps: which namespaces, which mounts, in which order. Pure: `make` touches nothing.
+"""From the spec to the steps: which namespaces, which mounts, in which order. Pure: `make` touches nothing.
 
 The order matters: the root is entered before anything is put into it; /dev/null exists before files are hidden behind
 it; what the user binds comes after what we mount, so that it can go into it; the root is made read-only last.
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from unionfs.id_ranges import IdRange
 from unionfs.launcher import command, steps
 from unionfs.launcher.idmap import NamespaceMap
-from unionfs.launcher.spec import Spec
+from unionfs.launcher.spec import Spec, Tmpfs
 from unionfs.syscalls.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -51,7 +51,7 @@ _KINDS: Final = {
 }
 _TTY_GROUP: Final = 5  # the group tty on every Linux distribution; devpts gives new terminals to it
 _SHM: Final = "mode=1777,size=64m"
-_SCRATCH: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
+_TMPFS_OPTIONS: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
 
 
 class Plan(NamedTuple):
@@ -88,15 +88,25 @@ def make(spec: Spec) -> Plan:
     return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec))
 
 
+def tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
+    """The filesystems in memory with their options, those of a read-only root included; where a bind comes, none."""
+    bound = {bind.target for bind in spec.binds}
+    scratch = [Tmpfs(target) for target in SCRATCH_OF_READ_ONLY] if spec.read_only else []
+    wanted = {tmpfs.target: tmpfs for tmpfs in reversed((*spec.tmpfs, *scratch))}
+    targets = dict.fromkeys(tmpfs.target for tmpfs in (*spec.tmpfs, *scratch))
+    return [
+        Tmpfs(target, wanted[target].options or _TMPFS_OPTIONS.get(target, "mode=1777"))
+        for target in targets
+        if target not in bound
+    ]
+
+
 def flags(kinds: tuple[str, ...]) -> int:
     """The CLONE_NEW* bits of these namespaces."""
     return sum(_KINDS[kind] for kind in kinds)
 
 
 def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
-    scratch = (*spec.tmpfs, *(SCRATCH_OF_READ_ONLY if spec.read_only else ()))
-    wanted = [bind.target for bind in spec.binds]
-    options = {**_SCRATCH, **dict(spec.tmpfs_options)}
     return (
         steps.EnterRoot(spec.rootfs),
         steps.Proc(),
@@ -105,12 +115,12 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
         *_dev(spec),
         *(steps.Mask(path) for path in HIDDEN),
         *(steps.Freeze(path) for path in FROZEN),
-        *(steps.Tmpfs(path, options.get(path, "mode=1777")) for path in dict.fromkeys(scratch) if path not in wanted),
+        *(steps.Tmpfs(target, options) for target, options in tmpfs_mounts(spec)),
         *(steps.BindTree(*bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))),
         *(steps.ProvideFile(bind.source, bind.target) for bind in spec.provided),
         steps.Hostname(spec.hostname),
         *((steps.Loopback(),) if spec.own_network else ()),
-        *((steps.Directory(spec.workdir),) if spec.workdir != "/" else ()),
+        *((steps.Directory(spec.process.workdir),) if spec.process.workdir != "/" else ()),
         *((steps.FreezeRoot(),) if spec.read_only else ()),
     )
 

@@ -42,16 +42,16 @@ _WHAT: Final = "connecting the network"
 _DEVICE: Final = "tap0"
 
 
-def find(wish: str) -> str:
+def find(program: str) -> str:
     """The program to use: that one, or for any other word whichever is installed.
 
     Raises: LaunchError naming the packages when there is none.
     """
-    wanted = (wish,) if wish in NAMESERVERS else (PASTA, SLIRP)
+    wanted = (program,) if program in NAMESERVERS else (PASTA, SLIRP)
     for name in wanted:
         if shutil.which(name):
             return name
-    why = f"{wish} is not installed" if wish in NAMESERVERS else "neither pasta nor slirp4netns is installed"
+    why = f"{program} is not installed" if program in NAMESERVERS else "neither pasta nor slirp4netns is installed"
     hint = "install the package passt (for pasta) or slirp4netns, or use --network host"
     raise LaunchError(_WHAT, "", why, hint=hint)
 
@@ -136,7 +136,7 @@ class Connection:
         return [*words, "--netns", self._place]
 
     def _forward(self, port: Port) -> None:
-        wish = {
+        forwarding = {
             "proto": port.protocol,
             "host_addr": port.address or "0.0.0.0",
             "host_port": port.outside,
@@ -150,7 +150,7 @@ class Connection:
                     _connect(api, f"/proc/self/fd/{dir_fd}/{os.path.basename(self._socket)}")
                 finally:
                     os.close(dir_fd)
-                api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": wish}).encode())
+                api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": forwarding}).encode())
                 api.shutdown(socket.SHUT_WR)
                 answer = json.loads(api.recv(65536))
         except (OSError, ValueError) as error:

@@ -105,8 +105,10 @@ def _launch(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, which is inherited, nobody can be waited for
     receiver, sender = channel.make()
     alive_read, alive_write = os.pipe()
-    handover = _make_handover() if spec.terminal else None
-    capture = _make_capture(output.keep, attached=output.attached) if output.keep and not spec.terminal else None
+    handover = _make_handover() if spec.process.terminal else None
+    capture = (
+        _make_capture(output.keep, attached=output.attached) if output.keep and not spec.process.terminal else None
+    )
 
     def between() -> int:
         receiver.close()
@@ -115,7 +117,7 @@ def _launch(
             capture.close_ours()
         return be_between(_Ends(sender, alive_read, handover, capture))
 
-    front = _Front(receiver, handover, alive_write, ready, capture, output, interactive=spec.interactive)
+    front = _Front(receiver, handover, alive_write, ready, capture, output, interactive=spec.process.interactive)
     try:
         try:
             front.monitor = mapped.fork(spec.id_map, kinds, between)

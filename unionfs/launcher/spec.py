@@ -1,4 +1,4 @@
-"""What is to be run, and where: the wish, complete and unchanging. Pure.
+"""What the launcher is to run, and in which surroundings: values, complete and unchanging. Pure.
 
 Paths in `rootfs` and `source` fields are the host's; all others are the container's own, resolved inside its root only.
 """
@@ -51,28 +51,40 @@ class Uplink(NamedTuple):
         return f"connect the network through {self.program}{led}"
 
 
-class Spec(NamedTuple):
-    """A container."""
+class Tmpfs(NamedTuple):
+    """An empty filesystem in memory at `target`."""
 
-    rootfs: str  # absolute; a directory once `prepare` has been called
+    target: str  # absolute and normal; made if it is missing
+    options: str = ""  # of tmpfs(5), separated by commas; empty: the usual ones for this path
+
+
+class Process(NamedTuple):
+    """A command, the user and the directory it runs as and in, and what it may do."""
+
     command: tuple[str, ...]  # not empty; the first is looked for in PATH of `environment` unless it has a slash
-    environment: tuple[tuple[str, str], ...] = ()  # complete, but for HOME, which the user's entry in passwd gives
-    hostname: str = "container"
+    environment: tuple[tuple[str, str], ...] = ()  # HOME, if it is missing, comes from the user's entry in passwd
     user: str = ""  # USER[:GROUP], names or numbers of the container; empty for root
     workdir: str = "/"  # absolute; made if it is missing
-    binds: tuple[Bind, ...] = ()
-    provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
-    tmpfs: tuple[str, ...] = ()
-    tmpfs_options: tuple[tuple[str, str], ...] = ()  # path, options of tmpfs(5); the usual ones for those not named
-    own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
-    uplink: Uplink | None = None  # a way out of that
-    read_only: bool = False
-    namespace_socket: str = ""  # where the socket of `launcher.namespace_socket` is made; empty: nowhere
     interactive: bool = False  # the command reads our standard input; else /dev/null
     terminal: bool = False  # the command has a terminal of its own
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS
     no_new_privileges: bool = True
-    limits: tuple[Limit, ...] = ()  # of the command; all others are ours
+    limits: tuple[Limit, ...] = ()  # all others are ours
+
+
+class Spec(NamedTuple):
+    """A container: a process, and the root filesystem, mounts and namespaces around it."""
+
+    rootfs: str  # absolute; a directory once `prepare` has been called
+    process: Process
+    hostname: str = "container"
+    binds: tuple[Bind, ...] = ()
+    provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
+    tmpfs: tuple[Tmpfs, ...] = ()
+    own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
+    uplink: Uplink | None = None  # a way out of that
+    read_only: bool = False
+    namespace_socket: str = ""  # where the socket of `launcher.namespace_socket` is made; empty: nowhere
     mountpoints: str = ""  # a file to which the paths are added, ended by NUL, that were made to mount on; empty: none
     runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
     bundle: str = ""  # where it gets a directory; nothing is there

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.core.trees import tree
-from unionfs.containers.errors import ContainerError
+from unionfs.containers import images, record
+from unionfs.containers.config import ContainerConfig, RootFilesystem
+from unionfs.containers.errors import BrokenRecordError, ContainerError
 from unionfs.containers.record import Container, process_started
+from unionfs.containers.remove import remove_broken
 from unionfs.containers.store import ContainerStore
+from unionfs.launcher.spec import Process
 from unionfs.trees.remove import remove_path
 
 
@@ -22,20 +26,23 @@ def store(tmp_path: Path) -> ContainerStore:
     return ContainerStore(str(tmp_path / "root"))
 
 
-def create(store: ContainerStore, name: str | None = None) -> Container:
-    return store.create(["/"], ["true"], name)
+def config(*lowers: str) -> ContainerConfig:
+    return ContainerConfig(Process(("true",)), RootFilesystem(lowers or ("/",)))
 
 
-def test_a_record_is_read_as_it_was_written(store: ContainerStore) -> None:
-    lowers, ids = ["/", "/usr"], ((0, 5, 1), (1, 9, 3))
-    made = store.create(lowers, ["sh", "\udcfe\n"], "web", uid_map=ids, hidden=("/x\udcff",), began_ns=5)
+def create(store: ContainerStore, name: str = "") -> Container:
+    return store.add(record.new(store.root, config(), name))
+
+
+def test_an_added_container_is_found_and_has_its_directories(store: ContainerStore) -> None:
+    made = create(store, "web")
     assert store.load(made.id) == store.find("web") == made
     assert all(os.path.isdir(path) for path in (made.upper, made.work, made.merged))
 
 
 def test_the_upper_begins_with_the_mode_of_what_it_covers(store: ContainerStore, tmp_path: Path) -> None:
     lower = tree(tmp_path / "lower", "./:0711")
-    made = store.create([str(lower)], ["true"])
+    made = store.add(record.new(store.root, config(str(lower))))
     assert os.stat(made.upper).st_mode & 0o7777 == 0o711
 
 
@@ -62,7 +69,7 @@ def test_a_name_is_taken_once_and_must_be_one(store: ContainerStore) -> None:
     create(store, "web")
     with pytest.raises(ContainerError, match="name taken: web"):
         create(store, "web")
-    for bad in ("", "-a", ".a", "a/b", "a b", "a\n"):
+    for bad in ("-a", ".a", "a/b", "a b", "a\n"):
         with pytest.raises(ContainerError, match="bad name"):
             create(store, bad)
 
@@ -77,11 +84,11 @@ def test_running_is_believed_only_while_that_very_process_lives(store: Container
             store.remove(running, remove_path)
         child.kill()
     assert store.load(made.id).status == "exited"
-    assert store.load(made.id).exit_code is None
+    assert store.load(made.id).state.exit_code is None
     # Another process has got the number since.
-    reused = store.update(made, recorded_status="running", pid=os.getpid(), pid_started=running.pid_started)
+    reused = store.update(made, status="running", pid=os.getpid(), pid_started=running.state.pid_started)
     assert reused.status == "exited"
-    assert store.exited(made, 3).exit_code == 3
+    assert store.exited(made, 3).state.exit_code == 3
 
 
 def test_a_zombie_does_not_live() -> None:
@@ -97,7 +104,7 @@ def test_an_update_keeps_what_others_wrote_meanwhile(store: ContainerStore) -> N
     made = create(store)
     store.update(made, began_ns=7)
     store.exited(made, 1)  # of the value that does not know
-    assert store.load(made.id).began_ns == 7
+    assert store.load(made.id).state.began_ns == 7
 
 
 def test_removed_is_gone_even_if_deleting_stops(store: ContainerStore) -> None:
@@ -124,27 +131,40 @@ def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
     assert not half.exists()
 
 
-def test_a_broken_record_is_told_and_does_not_hide_the_others(store: ContainerStore) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it has version None, and this unionfs reads version 1"),
+        ('{"lowers": ["/"], "job": {}}', "it has version None"),
+        ('{"version": 2}', "it has version 2, and this unionfs reads version 1"),
+    ],
+)
+def test_a_broken_record_is_told_and_does_not_hide_the_others(store: ContainerStore, text: str, why: str) -> None:
     good, bad = create(store), create(store)
+    path = Path(bad.directory, "container.json")
+    path.write_text(text)
+    told: list[str] = []
+    assert store.list(lambda error: told.append(str(error))) == [good]
+    with pytest.raises(BrokenRecordError, match=re.escape(why)) as caught:
+        store.find(bad.id[:20])
+    assert told == [str(caught.value)]
+    assert told[0].startswith(f"reading the record failed: {path}: ")
+    assert f"unionfs rm --force {bad.id[:12]}" in caught.value.hint
+    with pytest.raises(BrokenRecordError):
+        images.layers_in_use(store.root)  # nobody knows which layers must not be freed
+
+
+def test_a_container_with_a_broken_record_can_be_removed(store: ContainerStore) -> None:
+    good, bad = create(store), create(store)
+    tree(Path(bad.upper), "a/b=1")
     Path(bad.directory, "container.json").write_text("{")
-    assert store.list() == [good]
-    with pytest.raises(ContainerError, match="bad record"):
-        store.load(bad.id)
-
-
-def test_records_of_other_versions_are_read(store: ContainerStore) -> None:
-    made = create(store)
-    path = Path(made.directory, "container.json")
-    record = json.loads(path.read_text())
-    del record["hidden"], record["kind"]
-    path.write_text(json.dumps(record | {"colour": "green"}))
-    assert store.load(made.id) == made
+    remove_broken(store, bad.id)
+    assert sorted(os.listdir(store.containers)) == [".lock", good.id]
 
 
 def test_many_at_once_get_different_names(store: ContainerStore) -> None:
-    code = (
-        "import sys; from unionfs.containers import store as s; s.ContainerStore(sys.argv[1]).create(['/'], ['true'])"
-    )
+    code = "import sys; from tests.containers import test_store as t; t.create(t.ContainerStore(sys.argv[1]))"
     children = [subprocess.Popen([sys.executable, "-c", code, store.root]) for _ in range(8)]
     assert [child.wait(60) for child in children] == [0] * 8
     assert len({one.name for one in store.list()}) == 8

@@ -1,0 +1,1 @@
+"""Tests of unionfs.containers: records, the store, logs, copies, without command lines."""

@@ -1,0 +1,63 @@
+"""Run a container or a command in the background: in a process of its own, which stays when this one has returned."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+from unionfs.containers import children
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container
+from unionfs.launcher import channel
+from unionfs.launcher.channel import FAILED, STARTED, Sender
+from unionfs.launcher.errors import OWN_FAILURE, LaunchError
+
+
+def run(container: Container, body: Callable[[Callable[[], None]], int], keep: tuple[int, ...] = ()) -> None:
+    """Call `body` in a process of its own; return when it calls its argument (the command has been executed), raise
+    what it raises before. That process prints to the container's daemon.log; all descriptors but `keep` are closed
+    there.
+
+    Raises: ContainerError, OSError.
+    """
+    receiver, sender = channel.make()
+    if os.fork() == 0:
+        receiver.close()
+        _stay(container, body, sender, keep)
+    sender.close()
+    message = receiver.wait()
+    receiver.close()
+    if message is None:
+        raise ContainerError("running the container", container.name, "its process ended unexpectedly")
+    if message.kind == FAILED:
+        raise children.failure_in(message)
+
+
+def _stay(
+    container: Container, body: Callable[[Callable[[], None]], int], sender: Sender, keep: tuple[int, ...]
+) -> NoReturn:
+    """The whole life of the process that stays."""
+    status = OWN_FAILURE
+    try:
+        os.setsid()
+        _redirect(container.daemon_log, {sender.fileno(), *keep})
+        status = body(lambda: sender.send(STARTED))
+    except (ContainerError, LaunchError, OSError) as error:
+        children.send_failure(sender, error)
+    finally:
+        os._exit(status)
+
+
+def _redirect(log: str, keep: set[int]) -> None:
+    """Standard output and error to `log`, input from /dev/null, and all inherited descriptors but `keep` closed."""
+    null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(null_fd, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in keep:
+            with contextlib.suppress(OSError):
+                os.close(fd)

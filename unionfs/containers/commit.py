@@ -1,0 +1,109 @@
+"""Make an image of a container: that of which it was made, and on top a layer with what the container changed.
+
+The new image runs what the container ran. A container on directories gives an image in which each of them is a layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+
+from layers import make_image
+from layers.attributes import Options
+from layers.digest import Digest
+from layers.errors import LayerError, NotFound
+from layers.make_image import Committed, Wish
+from layers.manifest import Descriptor
+from layers.progress import Progress
+from layers.store import Store
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.images import owners_here
+from unionfs.containers.record import Container
+from unionfs.containers.rootfs import mountpoints
+from unionfs.drivers.driver import is_whole
+
+
+def check(container: Container) -> None:
+    """Raises: ContainerError for a container of which no image can be made."""
+    if container.config.kind != "run":
+        raise ContainerError("commit", container.name, "it is a view of this machine (try)")
+    if container.config.rootfs.shows_host:
+        hint = f"unionfs diff {container.name} lists its changes; an image needs a base that others can have, too"
+        raise ContainerError("commit", container.name, "it shows this machine itself", hint=hint)
+
+
+def commit(container: Container, images: Store, wish: Wish, progress: Progress) -> Committed:
+    """Make the image, with the container's command and settings, which the changes of `wish` come after.
+
+    Preconditions: within `images.with_ids`, the container frozen or not running.
+    Raises: ContainerError, LayerError, OSError.
+    """
+    options = Options(owners=owners_here())
+    whole = is_whole(container.config.rootfs.driver)
+    wish = dataclasses.replace(
+        wish, created_by=shlex.join(container.config.process.command), changes=[*_settings(container), *wish.changes]
+    )
+    with images.adding():
+        base, steps = _base(images, container, options)
+        try:
+            return make_image.commit(
+                images,
+                container.upper,
+                base,
+                wish,
+                is_whole=whole,
+                mountpoints=mountpoints(container),
+                beneath=(container.mountpoint_lower,) if container.facts.mountpoint_lower and whole else (),
+                options=options,
+                progress=progress,
+            )
+        except NotFound as error:
+            image = container.config.image
+            hint = f"the image {image.name if image else ''} was removed; pull it again"
+            raise ContainerError("", "", str(error), hint=hint) from error
+        finally:
+            for step in steps:  # images of their own only until now
+                with suppress(LayerError):
+                    images.remove_digest(images.find(step).descriptor.digest)
+
+
+def _base(store: Store, container: Container, options: Options) -> tuple[str | None, list[str]]:
+    """The image that the container was made of, and the images that were only made to be that."""
+    image = container.config.image
+    if image is not None:
+        digest = Digest(image.digest)
+        if store.has(digest):  # its name may be another image's by now
+            size = os.stat(store.blob_path(digest)).st_size
+            store.tag(Descriptor(image.media_type, digest, size), "")
+        return digest, []
+    base: str | None = None
+    steps: list[str] = []
+    for lower in reversed(container.config.rootfs.lowers):
+        made = make_image.commit(store, lower, base, Wish(created_by="unionfs run --lower"), options=options)
+        base = str(made.digest)
+        steps.append(base)
+    return base, steps
+
+
+def _settings(container: Container) -> list[str]:
+    """What the container ran, as instructions of a Dockerfile."""
+    config, process = container.config, container.config.process
+    rest = process.command[len(config.entrypoint) :]
+    found = [f"ENTRYPOINT {_json(config.entrypoint)}", f"CMD {_json(rest)}"]
+    found += [f"ENV {name}={shlex.quote(value)}" for name, value in process.environment if name.strip()]
+    found += [f"LABEL {shlex.quote(f'{name}={value}')}" for name, value in config.labels if name]
+    if process.user:
+        found.append(f"USER {process.user}")
+    if process.workdir != "/":
+        found.append(f"WORKDIR {process.workdir}")
+    if config.stop_signal != "SIGTERM":
+        found.append(f"STOPSIGNAL {config.stop_signal}")
+    return found
+
+
+def _json(words: Sequence[str]) -> str:
+    return json.dumps([os.fsencode(word).decode(errors="replace") for word in words])

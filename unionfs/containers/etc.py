@@ -1,0 +1,62 @@
+"""The files of /etc that a container gets, since the host makes them for each machine: hosts, hostname, resolv.conf.
+
+CONTAINER/etc/{hosts,hostname,resolv.conf}   written before each start, bound to /etc/NAME
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from unionfs.containers.record import Container
+from unionfs.launcher.spec import Bind
+
+_DIRECTORY: Final = "etc"
+
+
+def binds(container: Container) -> tuple[Bind, ...]:
+    """What is bound. A root filesystem on a network needs the host's names; the host's own `/` has them already."""
+    network = container.config.network
+    if network.private and not network.uplink:
+        return ()
+    names: tuple[str, ...] = ("hosts", "hostname", "resolv.conf")
+    if container.config.rootfs.shows_host:
+        names = ("resolv.conf",) if network.uplink else ()
+    directory = os.path.join(container.directory, _DIRECTORY)
+    return tuple(Bind(os.path.join(directory, name), f"/etc/{name}") for name in names)
+
+
+def write(container: Container, uplink_nameserver: str = "") -> None:
+    """Write the files that `binds` names. The nameservers are those of the configuration, else that of the uplink,
+    else the host's. Raises: OSError."""
+    wanted = binds(container)
+    if not wanted:
+        return
+    network = container.config.network
+    added = [f"{address} {name}" for name, address in network.hosts]
+    hosts = [_text_of("/etc/hosts") or "127.0.0.1 localhost", f"127.0.1.1 {container.hostname}", *added, ""]
+    content = {
+        "hosts": "\n".join(hosts),
+        "hostname": f"{container.hostname}\n",
+        "resolv.conf": _resolver(network.nameservers or ((uplink_nameserver,) if uplink_nameserver else ())),
+    }
+    os.makedirs(os.path.join(container.directory, _DIRECTORY), 0o755, exist_ok=True)
+    for bind in wanted:  # also when it is started again: this machine's names may have changed
+        with open(bind.source, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(content[os.path.basename(bind.source)])
+
+
+def _resolver(nameservers: tuple[str, ...]) -> str:
+    text = _text_of("/etc/resolv.conf")
+    if not nameservers:
+        return text
+    others = [line for line in text.splitlines() if line.split()[:1] not in (["nameserver"], [])]
+    return "\n".join([*others, *(f"nameserver {nameserver}" for nameserver in nameservers), ""])
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""

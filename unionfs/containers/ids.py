@@ -1,0 +1,28 @@
+"""User and group ids of containers: those this user can have, and those that a container's files belong to."""
+
+from __future__ import annotations
+
+import os
+
+from unionfs.changes.ids import ShownIds
+from unionfs.containers.record import Container
+from unionfs.launcher import idmap
+
+
+def my_ids() -> idmap.NamespaceMap | None:
+    """The ids a container of this user has; None for root, who needs no user namespace."""
+    return None if idmap.is_privileged() else idmap.find(os.geteuid(), os.getegid())
+
+
+def id_map_of(container: Container) -> idmap.NamespaceMap | None:
+    """The ids to enter a user namespace with, so that everything in the upper can be read; None for root, who can."""
+    uid_map, gid_map = container.facts.uid_map, container.facts.gid_map
+    if idmap.is_privileged() or not uid_map:
+        return None
+    return idmap.NamespaceMap(uid_map, gid_map, "" if len(uid_map) > 1 else "it was made with one id")
+
+
+def ids_outside(container: Container) -> ShownIds:
+    """How ids on disk, seen from outside of the container's user namespace, are shown in the container."""
+    facts = container.facts
+    return ShownIds.outside(facts.uid_map, facts.gid_map, facts.unmapped_as_root) if facts.uid_map else ShownIds()

@@ -1,0 +1,264 @@
+"""Images for containers: found or fetched, layers unpacked with the ids they need, settings resolved as Docker does.
+
+An ordinary user's layers hold files of many owners. They are made and removed in a child that is root of a user
+namespace with the user's subordinate ids (`with_ids`), where all of them exist. A user who has none keeps owners noted
+beside the files. Modules for registries are imported only when something must be fetched.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from layers import image, owners
+from layers.attributes import Options
+from layers.config import Settings
+from layers.digest import Digest
+from layers.errors import LayerError, NotFound
+from layers.image import Remote
+from layers.manifest import Descriptor, Platform
+from layers.progress import Progress
+from layers.store import Store
+from unionfs.containers import children, config
+from unionfs.containers.errors import BrokenRecordError, ContainerError
+from unionfs.containers.ids import my_ids
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
+from unionfs.launcher import mapped
+
+ALWAYS: Final = "always"
+MISSING: Final = "missing"
+NEVER: Final = "never"
+
+Shown = Callable[[], AbstractContextManager[Progress]]
+"""Shows progress while the context is entered, perhaps in another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """An image whose layers are unpacked."""
+
+    name: str  # as it was asked for
+    descriptor: Descriptor  # of the manifest
+    settings: Settings
+    lowers: tuple[str, ...]  # top first
+
+    @property
+    def facts(self) -> config.Image:
+        """What a container's record has of it."""
+        exposed = self.settings.exposed_ports
+        return config.Image(self.name, self.descriptor.digest, self.descriptor.media_type, tuple(exposed))
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """How an image is fetched that is not there."""
+
+    shown: Shown
+    note: Callable[[str], None]  # gets a line that says what is being pulled
+    when: str = MISSING
+    platform: Platform | None = None
+    remote: Remote | None = None
+
+
+def is_known(store: Store, name: str) -> bool:
+    """Whether the store has an image of this name."""
+    try:
+        store.find(name)
+    except LayerError:
+        return False
+    return True
+
+
+def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
+    """The image, fetched and unpacked if need be. Raises: ContainerError, LaunchError.
+
+    Preconditions: within `store.using`, else its layers may be removed at any moment.
+    """
+    with failures():
+        if fetch.when == ALWAYS:
+            _in_child(functools.partial(_pull, store, name, fetch))
+        found = _look_up(store, name, fetch.platform)
+        if found is None and fetch.when == NEVER and not is_known(store, name):
+            raise ContainerError("", "", f"run: no such image: {name}", hint=f"unionfs pull {name}")
+        if found is None:
+            _in_child(functools.partial(_unpack_or_pull, store, name, fetch))
+            found = _look_up(store, name, fetch.platform)
+    if found is None:
+        raise ContainerError("", "", f"run: the image {name} was removed at this moment")
+    return found
+
+
+def _look_up(store: Store, name: str, platform: Platform | None) -> Unpacked | None:
+    """The image if it is there, unpacked."""
+    try:
+        descriptor, _, image_config = image.read(store, store.find(name).descriptor, platform)
+    except NotFound:
+        return None
+    if platform is not None and not _is_for(image_config.platform, platform):
+        return None
+    layers = image.unpacked_layers(store, descriptor)
+    if len(layers) != len(image_config.diff_ids):
+        return None
+    return Unpacked(name, descriptor, image_config.settings, tuple(layer.directory for layer in reversed(layers)))
+
+
+def _is_for(has: Platform, wanted: Platform) -> bool:
+    return (has.os, has.architecture) == (wanted.os, wanted.architecture)
+
+
+def _in_child(body: Callable[[Options], None]) -> None:
+    """Call `body` in a child where all owners of layers exist. Raises: ContainerError, LaunchError."""
+
+    def with_options() -> int:
+        body(Options(owners=owners_here()))
+        return 0
+
+    if status := with_ids(with_options):
+        why = "it was interrupted" if status > 128 else "its process ended unexpectedly"
+        raise ContainerError("fetching the image", "", why)
+
+
+def _unpack_or_pull(store: Store, name: str, fetch: Fetch, options: Options) -> None:
+    """Unpack the layers of an image that another tool has put into the store; pull it if it is not there."""
+    try:
+        with fetch.shown() as progress, store.adding():
+            found = store.find(name)
+            descriptor, _, image_config = image.read(store, found.descriptor, fetch.platform)
+            if fetch.platform is None or _is_for(image_config.platform, fetch.platform):
+                image.make_ready(store, descriptor, options, progress)
+                return
+    except NotFound:
+        if fetch.when == NEVER:
+            raise
+    fetch.note(f"{name} is not here: pulling it")
+    _pull(store, name, fetch, options)
+
+
+def _pull(store: Store, name: str, fetch: Fetch, options: Options) -> None:
+    import trio
+
+    with fetch.shown() as progress:
+        pull = functools.partial(
+            image.pull, store, name, platform=fetch.platform, remote=fetch.remote, options=options, progress=progress
+        )
+        trio.run(pull)
+
+
+# -- the ids of layers -------------------------------------------------------------------------------------------------
+
+
+def with_ids(body: Callable[[], int]) -> int:
+    """The exit code of `body`, called where all owners of layers exist; what it raises is raised here.
+
+    For an ordinary user that is in a child, a user namespace with all ids of the user: there OSError, LayerError,
+    ContainerError and LaunchError of `body` are sent to this process and raised as ContainerError. SIGINT and SIGTERM
+    are passed on to the child, and it ends with this process.
+    """
+    id_map = my_ids()
+    if id_map is None:
+        with failures():
+            return body()
+    parent = os.getpid()
+
+    def in_child() -> int:
+        _end_with(parent)
+        with failures():
+            return body()
+
+    return children.run(in_child, lambda child: mapped.fork(id_map, 0, child), pass_on=(signal.SIGINT, signal.SIGTERM))
+
+
+def _end_with(parent: int) -> None:
+    from unionfs.syscalls.namespaces import set_parent_death_signal
+
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def owners_here() -> str:
+    """How layers are given owners in this process: in the namespace of a user without subordinate ids is one id."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        count = sum(int(line.split()[2]) for line in file)
+    return owners.MAPPED if count > 1 else owners.NOTED
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Raise as ContainerError what layers and the disk raise."""
+    try:
+        yield
+    except LayerError as error:
+        raise ContainerError("", "", str(error), hint=error.hint, status=error.exit_code) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "layers gc frees what nothing needs; what was fetched is kept, and a second try goes on from there"
+        raise ContainerError.of("working on images", error, hint=hint if full else "") from error
+
+
+# -- what containers need of the store of images -----------------------------------------------------------------------
+
+
+def layers_in_use(root: str) -> list[str]:
+    """The layer directories of which the containers of the store at `root` are made.
+
+    Raises: BrokenRecordError: which layers that container needs is unknown.
+    """
+    return [lower for container in _all(root) for lower in container.config.rootfs.lowers]
+
+
+def bases(root: str) -> list[Descriptor]:
+    """The manifests of the images of which containers are made: without them nothing could be committed on top.
+
+    Raises: as `layers_in_use`.
+    """
+    images = [container.config.image for container in _all(root)]
+    return [Descriptor(one.media_type, Digest(one.digest), 0) for one in images if one is not None]
+
+
+def _all(root: str) -> list[Container]:
+    def refuse(error: BrokenRecordError) -> None:
+        raise error
+
+    return ContainerStore(root).list(refuse)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def command_of(
+    settings: Settings, entrypoint: str | None, words: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(entrypoint, arguments): the command line's over the image's. An entrypoint that is given drops the image's
+    command; the empty one drops the image's entrypoint, too."""
+    given = tuple(words)
+    if entrypoint is None:
+        return settings.entrypoint or (), given or settings.cmd or ()
+    return (entrypoint,) if entrypoint else (), given
+
+
+def environment_of(settings: Settings, given: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The image's variables with those of the command line over them."""
+    merged = {}
+    for line in settings.env:
+        name, equals, value = line.partition("=")
+        if name and equals:
+            merged[name] = value
+    return tuple({**merged, **dict(given)}.items())
+
+
+def volumes_of(settings: Settings, taken: Iterable[str]) -> tuple[str, ...]:
+    """Where the image wants volumes and the command line has put nothing."""
+    normal = ("/" + os.path.normpath(path).lstrip("/") for path in settings.volumes if path.startswith("/"))
+    covered = {"/", *taken}
+    return tuple(path for path in dict.fromkeys(normal) if path not in covered)

@@ -1,0 +1,78 @@
+"""What the launcher is given to run a container: the Spec of its configuration, its ids and this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from unionfs.containers import etc, volume_mounts
+from unionfs.containers.config import ContainerConfig
+from unionfs.containers.record import Container
+from unionfs.containers.rootfs import mountpoints_file
+from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.launcher import idmap
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Process, Spec, Tmpfs, Uplink
+from unionfs.syscalls import seccomp
+
+_RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
+
+
+def bundle_of(container: Container) -> str:
+    """The directory that an OCI runtime is given, and keeps its state in."""
+    return os.path.join(container.directory, "bundle")
+
+
+def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap | None) -> Spec:
+    """The Spec for running `process` in the container. Raises: LaunchError when no uplink program is installed."""
+    config = container.config
+    network, rootfs = config.network, config.rootfs
+    borrows_resolver = rootfs.shows_host and not network.private and os.path.exists("/etc/resolv.conf")
+    in_memory = (path for path in _RUNTIME_DIRECTORIES if rootfs.shows_host and os.path.ismount(path))
+    return Spec(
+        rootfs=container.merged,
+        process=process._replace(environment=_environment(container, process)),
+        hostname=container.hostname,
+        binds=(*etc.binds(container), *volume_mounts.binds(container)),
+        # It may lead into /run, which is another filesystem and not part of a view of the host.
+        provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if borrows_resolver else (),
+        tmpfs=(*config.mounts.tmpfs, *map(Tmpfs, in_memory)),
+        own_network=network.private,
+        uplink=Uplink(uplink_program(config), container.directory, network.published) if network.uplink else None,
+        read_only=rootfs.read_only,
+        supervised=is_supervised(config, id_map),
+        id_map=id_map,
+        mountpoints=mountpoints_file(container),
+        runtime=config.runtime,
+        bundle=bundle_of(container),
+        namespace_socket=container.namespace_socket if config.kind == "run" else "",
+    )
+
+
+def _environment(container: Container, process: Process) -> tuple[tuple[str, str], ...]:
+    usual = {"PATH": SEARCH_PATH, "HOSTNAME": container.hostname, "container": "unionfs"}
+    if process.terminal:
+        usual["TERM"] = "xterm"
+    return tuple({**usual, **dict(process.environment)}.items())
+
+
+def uplink_program(config: ContainerConfig) -> str:
+    """The program that connects a private network, pasta or slirp4netns. Raises: LaunchError if none is installed."""
+    from unionfs.launcher import private_network
+
+    return private_network.find(config.network.uplink)
+
+
+def uplink_nameserver(config: ContainerConfig) -> str:
+    """The address at which the uplink answers DNS; empty without one."""
+    if not config.network.uplink:
+        return ""
+    from unionfs.launcher.private_network import NAMESERVERS
+
+    return NAMESERVERS[uplink_program(config)]
+
+
+def is_supervised(config: ContainerConfig, id_map: idmap.NamespaceMap | None) -> bool:
+    """Whether users and owners that a container with one id lacks are emulated: by our own union and launcher only."""
+    if id_map is None or not id_map.limited:
+        return False
+    return config.rootfs.driver == FUSE and not config.runtime and seccomp.is_available()

@@ -1,0 +1,57 @@
+"""Reach the files of a container, running or not: its root directory, in a process that has its ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unionfs.containers import children, running
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.ids import my_ids
+from unionfs.containers.record import Container
+from unionfs.containers.rootfs import OWN_MOUNTS, mounted
+from unionfs.containers.store import ContainerStore
+from unionfs.launcher import mapped
+
+
+def reach(container: Container, body: Callable[[int], None], what: str, warn: Callable[[str], None]) -> None:
+    """Call `body` with the container's root directory, in a child that has the container's ids; for `what`.
+
+    Raises: ContainerError and OSError as `body` did; ContainerError, LaunchError when the directory cannot be reached.
+    """
+    if container.status == "running":
+        _in_running(container, body, what)
+        return
+    store = ContainerStore(container.root)
+    store.claim(container)  # so that it is not started meanwhile
+    try:
+        _in_stopped(container, body, warn)
+    finally:
+        store.unclaim(container, container.state.exit_code)
+
+
+def _in_running(container: Container, body: Callable[[int], None], what: str) -> None:
+    namespaces = running.enter(container, what)
+
+    def work() -> int:
+        namespaces.take_ids()
+        body(namespaces.root_fd)
+        return 0
+
+    try:
+        _check(children.run(work, lambda child: mapped.fork(None, 0, child)), container)
+    finally:
+        namespaces.close()
+
+
+def _in_stopped(container: Container, body: Callable[[int], None], warn: Callable[[str], None]) -> None:
+    def work() -> int:
+        with mounted(container, warn) as root_fd:
+            body(root_fd)
+        return 0
+
+    _check(children.run(work, lambda child: mapped.fork(my_ids(), OWN_MOUNTS, child)), container)
+
+
+def _check(status: int, container: Container) -> None:
+    if status:
+        raise ContainerError("reaching the files", container.name, f"the process that did it ended with {status}")

@@ -1,0 +1,59 @@
+"""Remove a container with all it changed, files of subordinate ids included."""
+
+from __future__ import annotations
+
+from unionfs.changes import apply as applying
+from unionfs.containers.diff import journal_of
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.ids import id_map_of, my_ids
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
+from unionfs.containers.volumes import VolumeStore, anonymous_names
+from unionfs.drivers import driver as drivers
+from unionfs.launcher import idmap, mapped
+from unionfs.trees.remove import remove_path
+
+
+def remove(store: ContainerStore, container: Container, *, volumes: bool = False) -> None:
+    """Remove the container, and with `volumes` the anonymous volumes that are its alone.
+
+    Raises: ContainerError, LaunchError.
+    """
+    id_map, driver = id_map_of(container), container.config.rootfs.driver
+    try:
+        applying.take_back(journal_of(container))
+        store.remove(container, lambda path: _remove_mapped(id_map, path, driver))
+        for name in anonymous_names(container) if volumes else ():
+            VolumeStore(store.root).remove(name, lambda path: _remove_mapped(id_map, path, driver))
+    except OSError as error:
+        raise ContainerError.of("removing the container", error) from error
+
+
+def remove_broken(store: ContainerStore, container_id: str) -> None:
+    """Remove a container whose record cannot be read. Raises: ContainerError, LaunchError."""
+    id_map = my_ids()
+    try:
+        store.remove_broken(container_id, lambda path: _remove_mapped(id_map, path, *drivers.NAMES))
+    except OSError as error:
+        raise ContainerError.of("removing the container", error) from error
+
+
+def remove_volume(store: VolumeStore, name: str) -> None:
+    """Remove a volume with files of all ids of this user. Raises: ContainerError, OSError, LaunchError."""
+    store.find(name)
+
+    def body() -> bytes:
+        store.remove(name, remove_path)
+        return b""
+
+    mapped.call(my_ids(), body)
+
+
+def _remove_mapped(id_map: idmap.NamespaceMap | None, path: str, *names: str) -> None:
+    def body() -> bytes:
+        for name in names:
+            drivers.by_name(name).remove(path)
+        remove_path(path)
+        return b""
+
+    mapped.call(id_map, body)

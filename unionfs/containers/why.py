@@ -1,0 +1,79 @@
+"""Which branch of a union provides a path, and what hides what, looked at with the ids that may see all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from layers import why
+from layers.tree import Branches
+from layers.why import Verdict
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.ids import id_map_of
+from unionfs.containers.record import Container
+from unionfs.drivers.driver import is_whole
+from unionfs.launcher import mapped
+
+
+class Question(NamedTuple):
+    """A path in a union of directories."""
+
+    path: str  # from the union's root
+    directories: tuple[str, ...]  # top first
+    roles: tuple[str, ...]
+    container: Container | None = None  # whose ids are needed to look
+
+
+def of_directories(path: str, upper: str | None, lowers: Sequence[str]) -> Question:
+    """About a path in the union of these directories."""
+    above = (upper,) if upper else ()
+    roles = (*("upper" for _ in above), *("lower" for _ in lowers))
+    return Question(normal(path), (*above, *lowers), roles)
+
+
+def of_container(path: str, container: Container) -> Question:
+    """About a path in a container. Raises: ContainerError if its driver has no branches."""
+    driver = container.config.rootfs.driver
+    if is_whole(driver):
+        because = f"the {driver} driver has copied everything: nothing is provided by a layer any more"
+        hint = f"unionfs diff {container.name} tells what is different"
+        raise ContainerError("why", f"{container.name}:{path}", because, hint=hint)
+    lowest = ("mountpoints",) if container.facts.mountpoint_lower else ()
+    roles = ("upper", *("lower" for _ in container.config.rootfs.lowers), *lowest)
+    return Question(normal(path), (container.upper, *container.branches), roles, container)
+
+
+def normal(path: str) -> str:
+    """A path from the root of a union."""
+    return "/" + os.path.normpath("/" + path).lstrip("/")
+
+
+def answer(question: Question) -> list[dict[str, Any]]:
+    """A verdict for each branch, as JSON has them. Raises: OSError, LaunchError."""
+
+    def look() -> bytes:
+        with Branches() as branches:
+            path = tuple(os.fsencode(part) for part in question.path.split("/") if part)
+            verdicts = why.explain(branches.view(question.directories), path)
+        return json.dumps(
+            [_as_json(verdict, role) for verdict, role in zip(verdicts, question.roles, strict=True)]
+        ).encode()
+
+    id_map = id_map_of(question.container) if question.container else None
+    found: list[dict[str, Any]] = json.loads(mapped.call(id_map, look))
+    return found
+
+
+def _as_json(verdict: Verdict, role: str) -> dict[str, Any]:
+    return {
+        "branch": verdict.branch,
+        "role": role,
+        "directory": verdict.directory,
+        "shows": verdict.shows,
+        "holds": verdict.holds or None,
+        **({"at": verdict.place} if verdict.place else {}),
+        "marks": [mark._asdict() for mark in verdict.marks],
+        "because": verdict.because,
+    }
