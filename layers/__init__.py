@@ -3,6 +3,10 @@
 A *layer* is one tar of an image; unpacked, it is a directory that a union takes as a lower branch. Nothing here knows
 unions, mounts, containers or terminals. Imports only the ground floor (`unionfs.markers`, `unionfs.syscalls`).
 
+As a library (docs/library.md): `open` an image or `open_layer` a layer, look at the entries, ask `why` a path shows
+what it shows, `diff` two. The names in `__all__` are public; all modules of this package are private. They are
+imported when the first of these names is used.
+
 Rules of the house:
 
 1. Tars, manifests and registries are written by strangers. What is malformed, dangerous or too large is refused with
@@ -11,3 +15,63 @@ Rules of the house:
 3. sha256 is identity. XXH3-128 only answers "is this file still what was unpacked?".
 4. File names are `bytes` and always meet the disk as (directory descriptor, name), through no symlink.
 """
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing's own costs more than all of this
+if TYPE_CHECKING:
+    from layers.api import Difference as Difference
+    from layers.api import Entry as Entry
+    from layers.api import Image as Image
+    from layers.api import Layer as Layer
+    from layers.api import Verdict as Verdict
+    from layers.api import diff as diff
+    from layers.api import explain as explain
+    from layers.api import open_image as open
+    from layers.api import open_layer as open_layer
+    from layers.errors import LayerError as LayerError
+    from layers.errors import NotFound as NotFound
+    from layers.errors import Refused as Refused
+
+    __version__: str
+
+__all__ = [
+    "Difference",
+    "Entry",
+    "Image",
+    "Layer",
+    "LayerError",
+    "NotFound",
+    "Refused",
+    "Verdict",
+    "__version__",
+    "diff",
+    "explain",
+    "open",
+    "open_layer",
+]
+
+_OF_ERRORS = ("LayerError", "NotFound", "Refused")
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is used for the first time (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("unionfs")
+    elif name in __all__:
+        from unionfs import compiled
+
+        compiled.use_compiled()  # comes before the first import of a hot module
+        from layers import api, errors
+
+        value = getattr(errors if name in _OF_ERRORS else api, "open_image" if name == "open" else name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

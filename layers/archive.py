@@ -60,20 +60,7 @@ def load(
     told = progress or Silent()
     chosen = options or Options()
     with store.adding():
-        aside = store.new_aside()
-        try:
-            with open(aside, "w+b") as spool:
-                _spool(source, spool, chosen.limits, told)
-                archive = _Archive(spool, chosen.limits)
-                if "index.json" in archive.members and "oci-layout" in archive.members:
-                    found = _load_layout(store, archive)
-                elif _DOCKER_MANIFEST in archive.members:
-                    found = _load_docker(store, archive, chosen, told)
-                else:
-                    raise Refused(_WHAT, "", "neither Docker's nor an OCI archive: no manifest.json, no index.json")
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(aside)
+        found = bring(store, source, chosen, told)
         if name and len({descriptor.digest for _, descriptor in found}) != 1:
             raise LayerError(_WHAT, name, f"the archive holds {len(found)} images, which one has the name?")
         loaded = []
@@ -83,6 +70,26 @@ def load(
             store.tag(ready.descriptor if ready.descriptor.digest == descriptor.digest else descriptor, full)
             loaded.append(Loaded(full, descriptor.digest))
     return loaded
+
+
+def bring(store: Store, source: IO[bytes], chosen: Options, told: Progress) -> list[tuple[str, Descriptor]]:
+    """Bring the blobs of an archive into the store: its images by name, without unpacking or naming any.
+
+    Preconditions: within `store.adding`. Raises: Refused for what is no archive or not what it says, OSError.
+    """
+    aside = store.new_aside()
+    try:
+        with open(aside, "w+b") as spool:
+            _spool(source, spool, chosen.limits, told)
+            archive = _Archive(spool, chosen.limits)
+            if "index.json" in archive.members and "oci-layout" in archive.members:
+                return _load_layout(store, archive)
+            if _DOCKER_MANIFEST in archive.members:
+                return _load_docker(store, archive, chosen, told)
+            raise Refused(_WHAT, "", "neither Docker's nor an OCI archive: no manifest.json, no index.json")
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
 
 
 def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress | None = None) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
+from layers import compare, image, pack, unpacked
 from layers import config as configs
-from layers import diff, image, pack, unpacked
 from layers import digest as digests
 from layers import manifest as manifests
 from layers.attributes import Options
+from layers.compare import Change
 from layers.compression import GZIP, ZSTD, Counted, Readable, compressor, decompressed
 from layers.config import History, ImageConfig, Settings
-from layers.diff import Change
 from layers.digest import Digest
 from layers.errors import LayerError
 from layers.fingerprint import Print
@@ -92,7 +92,7 @@ def commit(
         with Branches() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
-            changes = _without(list(diff.changes(old, new, fingerprint=_Known(), equal=True)), mountpoints)
+            changes = _without(list(compare.changes(old, new, fingerprint=_Known(), equal=True)), mountpoints)
             items = pack.change_items(old, new, _noted(_with_other_names(changes, old, new), made))
             if not lowers:
                 items = pack.merged_items(new)
@@ -116,7 +116,7 @@ def squash(store: Store, text: str, wish: Wish, *, keep: int = 0, options: Optio
         with Branches() as branches:
             new = branches.view(ready.lowers)
             old = new.below(len(ready.lowers) - keep)
-            items = pack.change_items(old, new, diff.changes(old, new)) if keep else pack.merged_items(new)
+            items = pack.change_items(old, new, compare.changes(old, new)) if keep else pack.merged_items(new)
             packed, layer = _put_layer(store, items, wish.compression, epoch, Silent())
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by or "layers squash", wish.author, wish.message)
@@ -258,19 +258,19 @@ def _without(changes: list[Change], mountpoints: Collection[bytes]) -> list[Chan
     for change in reversed(changes):  # a directory stands before what is in it
         path, new = change.path, change.new
         is_bare = path not in busy and new is not None and new.size == 0 and new.kind in (stat.S_IFDIR, stat.S_IFREG)
-        is_made = change.kind == diff.ADDED and b"/" + b"/".join(path) in mountpoints
-        if is_bare and (is_made or (path in left and change.kind == diff.CHANGED and not change.what)):
+        is_made = change.kind == compare.ADDED and b"/" + b"/".join(path) in mountpoints
+        if is_bare and (is_made or (path in left and change.kind == compare.CHANGED and not change.what)):
             left.add(path[:-1])
             continue
         kept.append(change)
-        if change.kind != diff.EQUAL:
+        if change.kind != compare.EQUAL:
             busy.update(path[:depth] for depth in range(len(path)))
     return kept[::-1]
 
 
 def _noted(changes: Iterable[Change], made: Committed) -> Iterator[Change]:
     for change in changes:
-        (made.equal if change.kind == diff.EQUAL else made.changes).append(change)
+        (made.equal if change.kind == compare.EQUAL else made.changes).append(change)
         yield change
 
 
@@ -291,11 +291,11 @@ def _with_other_names(changes: list[Change], old: View, new: View) -> list[Chang
         after = new.find(path) if before.inode in changed and not before.is_dir else None
         if after is None or after.sources != before.sources:
             continue
-        known[path] = Change(diff.CHANGED, path, ("content",), before, changed[before.inode])
+        known[path] = Change(compare.CHANGED, path, ("content",), before, changed[before.inode])
         for depth in range(len(path)):
             above = path[:depth]
             if above not in known:
-                known[above] = Change(diff.CHANGED, above, (), old.find(above), new.find(above))
+                known[above] = Change(compare.CHANGED, above, (), old.find(above), new.find(above))
     return [known[path] for path in sorted(known)]
 
 

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final, NamedTuple
 
-from layers import diff
+from layers import compare
 from layers.digest import Digest
 from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import LayerError
@@ -106,14 +106,14 @@ def merged_items(view: View) -> Iterator[Item]:
         yield from _items(path, node, links)
 
 
-def change_items(old: View, new: View, changes: Iterable[diff.Change]) -> Iterator[Item]:
+def change_items(old: View, new: View, changes: Iterable[compare.Change]) -> Iterator[Item]:
     """What makes `new` out of `old`; `changes` are their differences.
 
     Directories that only lead to a change are in it too, with all they are, so that nobody has to guess their owner.
     """
     links: dict[tuple[int, int], Path] = {}
     for change in changes:
-        if change.kind == diff.EQUAL:
+        if change.kind == compare.EQUAL:
             continue
         if change.new is None:
             yield Item(Entry(change.path, WHITEOUT))

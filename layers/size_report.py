@@ -268,3 +268,20 @@ def acts(layers: Sequence[Iterable[Piece]], path: Path) -> list[Act]:
             here.append(Act(number, PASSES, path, None))
         found += [act._replace(files=files, stored=stored) if act.at == path else act for act in here]
     return found
+
+
+def showing(found: list[Act]) -> set[int]:
+    """Which of the acts, bottom layer first, are what shows: the topmost that brings the path, and for a directory
+    also what layers beneath bring to it, down to where something stops that."""
+    shown: set[int] = set()
+    for number in sorted({act.layer for act in found}, reverse=True):
+        here = {at: act for at, act in enumerate(found) if act.layer == number}
+        brought = [at for at, act in here.items() if act.what in (BRINGS, PASSES)]
+        covered = any(act.what == COVERS for act in here.values())
+        is_directory = all((piece := here[at].piece) is None or piece.entry.kind == DIRECTORY for at in brought)
+        if brought and not covered and (is_directory or not shown):
+            shown.update(brought)
+        stops = covered or any(act.what in (HIDES, EMPTIES) for act in here.values())
+        if stops or (brought and not is_directory):
+            return shown
+    return shown

@@ -37,6 +37,7 @@ class Row(NamedTuple):
 
 FACES = {
     "unionfs": Row(("unionfs.api", "unionfs.compiled", "unionfs.core.options", "unionfs.fuse.mounting")),
+    "layers": Row(("layers.api", "layers.errors", "unionfs.compiled")),
 }
 """The doors that are more than a docstring: the public faces (docs/library.md), which import late what they name."""
 

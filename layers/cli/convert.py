@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from layers import tar_directory
 from layers.attributes import AUFS, OVERLAY
 from layers.cli import subjects
 from layers.cli.command import Parser
@@ -56,4 +57,4 @@ def _convert(branch: Branch, output_: str, arguments: argparse.Namespace) -> Non
         if output_ != "-":
             print(packed.digest)
         return
-    subjects.unpack_items(items, output_, subjects.options(dialect=arguments.to))
+    tar_directory.unpack_items(items, output_, tar_directory.own_options(dialect=arguments.to))

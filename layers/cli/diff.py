@@ -10,7 +10,7 @@ from typing import Any
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_path, path_text
-from layers.diff import ADDED, Change, changes
+from layers.compare import ADDED, Change, changes
 from layers.errors import FOUND, printable
 from layers.tree import Branches, Node, target, xattrs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 
-from layers import make_image, reference
+from layers import make_image, reference, tar_directory
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.pack import output
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         wish = make_image.Wish(
             name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
         )
-        options = subjects.options()
+        options = tar_directory.own_options()
         made = make_image.squash(Store(arguments.root), found[0].text, wish, keep=arguments.keep, options=options)
         print(json.dumps({"digest": made.digest} | made.layer._asdict(), indent=1) if arguments.json else made.digest)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layers import tar_directory
 from layers.attributes import AUFS, OVERLAY
 from layers.cli import subjects
 from layers.cli.command import Parser
@@ -32,15 +33,15 @@ def main(argv: list[str]) -> int:
     )
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
-    options = subjects.options(dialect=arguments.dialect, noted=arguments.note_owners)
+    options = tar_directory.own_options(dialect=arguments.dialect, noted=arguments.note_owners)
     subject = Subject(TAR, "-") if arguments.layer == "-" else subjects.parse(arguments.layer)
     into = arguments.directory.rstrip("/") or "/"
     record = into + PRINTS if arguments.fingerprints else None
     if subject.kind == TAR:
-        subjects.unpack_tar(subject.text, into, options, record)
+        tar_directory.unpack_tar(subject.text, into, options, record)
         return 0
     if subject.kind == subjects.DIRECTORY:
         raise Malformed("unpacking", subject.text, "it is a directory", hint="layers convert, or cp -a")
     with subjects.directories(subject, arguments) as found, Branches() as branches:
-        subjects.unpack_items(merged_items(branches.view(found)), into, options, record)
+        tar_directory.unpack_items(merged_items(branches.view(found)), into, options, record)
     return 0

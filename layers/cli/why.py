@@ -9,10 +9,9 @@ from layers.cli import stacks, subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_entry, json_path, path_text, table, what
 from layers.cli.stacks import StackLayer
-from layers.entry import DIRECTORY
 from layers.errors import NotFound, printable
 from layers.safe_open import Path
-from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts
+from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts, showing
 from layers.tarread import path_of
 
 _DESCRIPTION = """\
@@ -59,23 +58,6 @@ def main(argv: list[str]) -> int:
     if not shown:
         print(f"{path_text(path)} does not show")
     return 0
-
-
-def showing(found: list[Act]) -> set[int]:
-    """Which of the acts, bottom layer first, are what shows: the topmost that brings the path, and for a directory
-    also what layers beneath bring to it, down to where something stops that."""
-    shown: set[int] = set()
-    for number in sorted({act.layer for act in found}, reverse=True):
-        here = {at: act for at, act in enumerate(found) if act.layer == number}
-        brought = [at for at, act in here.items() if act.what in (BRINGS, PASSES)]
-        covered = any(act.what == COVERS for act in here.values())
-        is_directory = all((piece := here[at].piece) is None or piece.entry.kind == DIRECTORY for at in brought)
-        if brought and not covered and (is_directory or not shown):
-            shown.update(brought)
-        stops = covered or any(act.what in (HIDES, EMPTIES) for act in here.values())
-        if stops or (brought and not is_directory):
-            return shown
-    return shown
 
 
 def _detail(act: Act, path: Path) -> str:

@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.api.test_layers import layout
 from tests.core.trees import tree
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +24,8 @@ def test_every_block_runs(scratch: Path, fuse_device: Path, monkeypatch: pytest.
     tree(scratch / "bottom", "etc/motd=welcome usr/bin/tool=x")
     for name in ("changes", "merged"):
         (scratch / name).mkdir()
+    with tarfile.open(scratch / "image.tar", "w") as tar:
+        tar.add(layout(scratch / "layout", {"etc/motd": b"hello"}), ".")
     monkeypatch.chdir(scratch)
     assert len(_BLOCKS) >= 4
     for number, block in enumerate(_BLOCKS):
@@ -34,7 +38,7 @@ def test_the_types_are_right_for_a_user(tmp_path: Path) -> None:
     for number, block in enumerate(_BLOCKS):
         (tmp_path / f"block{number}.py").write_text(block)
     (tmp_path / "user.py").write_text(
-        "import io, os, unionfs\n"
+        "import io, os, layers, unionfs\n"
         "from typing import assert_type\n"
         "def use(union: unionfs.Union) -> None:\n"
         "    assert_type(union.open('a'), io.TextIOWrapper)\n"
@@ -45,6 +49,7 @@ def test_the_types_are_right_for_a_user(tmp_path: Path) -> None:
         "    assert_type(union.changes(), list[unionfs.Change])\n"
         "    assert_type(unionfs.mount([], '/mnt'), unionfs.Mounted)\n"
         "    assert_type(unionfs.__version__, str)\n"
+        "    assert_type(layers.open('image.tar'), layers.Image)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}/cache", "."],

@@ -23,7 +23,22 @@ _UNIONFS = [
     "list_changes",
     "mount",
 ]
-_FACES = {"unionfs": _UNIONFS}
+_LAYERS = [
+    "Difference",
+    "Entry",
+    "Image",
+    "Layer",
+    "LayerError",
+    "NotFound",
+    "Refused",
+    "Verdict",
+    "__version__",
+    "diff",
+    "explain",
+    "open",
+    "open_layer",
+]
+_FACES = {"unionfs": _UNIONFS, "layers": _LAYERS}
 
 
 @pytest.mark.parametrize("package", _FACES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layers import diff, image, lint, make_image, pack, unpacked
+from layers import compare, image, lint, make_image, pack, unpacked
 from layers.attributes import OVERLAY, Options
 from layers.errors import LayerError, NotFound
 from layers.store import Store
@@ -277,8 +277,8 @@ def test_differences_of_trees(scratch: Path) -> None:
         },
     )
     with Branches() as branches:
-        found = list(diff.changes(branches.view([str(old)]), branches.view([str(new)])))
-        assert list(diff.changes(branches.view([str(old)]), branches.view([str(old)]))) == []
+        found = list(compare.changes(branches.view([str(old)]), branches.view([str(new)])))
+        assert list(compare.changes(branches.view([str(old)]), branches.view([str(old)]))) == []
     told = {b"/".join(change.path): (change.kind, *change.what) for change in found}
     assert told == {
         b"": ("C",),

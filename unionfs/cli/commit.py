@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, Final
 
-from layers import diff, reference
+from layers import compare, reference
 from layers.errors import printable
 from layers.make_image import Committed, Wish
 from layers.store import Store
@@ -36,7 +36,7 @@ example:
 
 {image_store.EPILOG}"""
 
-_LETTERS: Final = {diff.ADDED: "A", diff.CHANGED: "C", diff.DELETED: "D"}
+_LETTERS: Final = {compare.ADDED: "A", compare.CHANGED: "C", compare.DELETED: "D"}
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,271 @@
+"""What `import layers` gives: images and layers to look into. The names in `layers.__all__` are public.
+
+Nothing is mounted and nothing is run. Images and tars are strangers': what is malformed, dangerous or too large, or not
+what its digest says, is refused (`Refused`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from layers import archive, compare, image
+from layers.config import History
+from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT
+from layers.entry import Entry as TarEntry
+from layers.errors import LayerError, NotFound, Refused
+from layers.manifest import Descriptor
+from layers.pieces import Piece, TarPieces, of_directory
+from layers.progress import Silent
+from layers.safe_open import Path
+from layers.size_report import acts, showing
+from layers.store import Named, Store, default_root
+from layers.tar_directory import own_options, unpacked_tar
+from layers.tree import Branches
+
+StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+Kind = Literal[
+    "file", "directory", "symlink", "link", "fifo", "socket", "character", "block", "whiteout", "opaque"
+]  # fmt: skip
+_KINDS: Final[dict[int, Kind]] = {
+    FILE: "file", DIRECTORY: "directory", SYMLINK: "symlink", LINK: "link", FIFO: "fifo", stat.S_IFSOCK: "socket",
+    CHARACTER: "character", BLOCK: "block", WHITEOUT: "whiteout", OPAQUE: "opaque",
+}  # fmt: skip
+_CHANGES: Final[dict[str, Literal["added", "changed", "deleted"]]] = {
+    compare.ADDED: "added", compare.CHANGED: "changed", compare.DELETED: "deleted",
+}  # fmt: skip
+_WHAT: Final = "opening an image"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a layer. A `whiteout` hides its path in the layers beneath, an `opaque` all that is in its path; a
+    `link` is a further name of the file at `link`."""
+
+    path: str  # with a leading slash; names that are not UTF-8 by surrogateescape
+    kind: Kind
+    mode: int  # permission bits
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    target: str = ""  # of a symlink
+    link: str = ""
+    device: tuple[int, int] = (0, 0)
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one layer does to a path: `brings` it, `hides` it by a whiteout, `empties` it by an opaque mark, `covers` it
+    by something above it that is no directory, or only `passes` through. `shows`: it is what an image shows there."""
+
+    layer: Layer
+    does: Literal["brings", "hides", "empties", "covers", "passes"]
+    at: str  # the path of the entry that does it: the path itself, or one above it
+    shows: bool
+    entry: Entry | None  # what is brought
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path of `diff`. `what` names what differs of a changed one: type, mode, owner, time, content, target, device,
+    attributes; empty for a directory in which something did."""
+
+    kind: Literal["added", "changed", "deleted"]
+    path: str
+    what: tuple[str, ...]
+
+
+class Layer:
+    """One layer: iterate it for its entries, as often as wanted; each time it is read anew."""
+
+    def __init__(
+        self, path: str, *, digest: str = "", diff_id: str = "", size: int = 0, created_by: str = "", index: int = 0
+    ) -> None:
+        self.path: Final = path  # of its tar, compressed or not, or of its directory
+        self.digest: Final = digest  # of the tar as it travels; empty where no image says it
+        self.diff_id: Final = diff_id  # of the tar without compression; likewise
+        self.size: Final = size  # bytes as it travels; 0 for a directory
+        self.created_by: Final = created_by  # the step that made it, as the image tells
+        self.index: Final = index  # in its image, 0 at the bottom
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.digest or self.path}>"
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Its entries in their order. Raises Refused, also at the end, if it is not what the image says; OSError."""
+        return (_entry(piece.entry) for piece in self._pieces())
+
+    def _pieces(self) -> Iterator[Piece]:
+        if os.path.isdir(self.path):
+            with Branches() as branches:
+                yield from of_directory(branches.open(self.path), fingerprints=False)
+            return
+        with open(self.path, "rb") as source:
+            found = TarPieces(source)
+            yield from found
+        if self.diff_id and found.diff_id != self.diff_id:
+            raise Refused("reading a layer", self.digest, f"it is {found.diff_id}, the image says {self.diff_id}")
+
+    def _directories(self, stack: ExitStack) -> list[str]:
+        """Itself as a directory, for as long as `stack`."""
+        if os.path.isdir(self.path):
+            return [self.path]
+        return [stack.enter_context(unpacked_tar(self.path, own_options()))]
+
+
+class Image:
+    """An image that was opened. Use it in a `with`, or close it: an archive is kept in a temporary place until then."""
+
+    def __init__(self, store: Store, found: Named, stack: ExitStack) -> None:
+        self._store: Final = store
+        self._stack: Final = stack
+        descriptor, item, config = image.read(store, found.descriptor)
+        self._descriptor: Final[Descriptor] = descriptor
+        self.name: Final = found.name  # empty if it has none
+        self.digest: Final[str] = descriptor.digest  # of its manifest
+        self.platform: Final = str(config.platform)
+        self.config: Final[dict[str, Any]] = json.loads(store.read_blob(item.config.digest))  # as the image has it
+        steps = [step for step in config.history if not step.empty_layer]
+        told = steps if len(steps) == len(item.layers) else [History()] * len(item.layers)
+        self.layers: Final = tuple(
+            Layer(
+                store.blob_path(layer.digest),
+                digest=layer.digest,
+                diff_id=diff_id,
+                size=layer.size,
+                created_by=step.created_by or step.comment,
+                index=number,
+            )
+            for number, (layer, diff_id, step) in enumerate(zip(item.layers, config.diff_ids, told, strict=True))
+        )  # bottom first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Image {self.name or self.digest}, {len(self.layers)} layers>"
+
+    def close(self) -> None:
+        """Remove what was kept for it. Its layers cannot be read after."""
+        self._stack.close()
+
+    def why(self, path: StrPath) -> list[Verdict]:
+        """What each layer does to a path, the topmost first; empty when none knows it. Raises Refused, OSError."""
+        return explain(self.layers, path)
+
+    def _directories(self, stack: ExitStack) -> list[str]:
+        with self._store.adding():
+            ready = image.make_ready(self._store, self._descriptor, own_options(), Silent())
+        return ready.lowers
+
+
+def open_image(subject: StrPath, *, name: str = "", root: StrPath | None = None) -> Image:
+    """Open an image: an OCI layout (a directory), an archive of `docker save` or OCI (a file, compressed or not), or
+    where there is no such path, an image of the store `root` by name, id or digest. `name` chooses among several.
+
+    Nothing is fetched. Raises NotFound, Refused, LayerError, OSError.
+    """
+    text = os.fsdecode(subject)
+    with ExitStack() as stack:
+        if os.path.isdir(text):
+            store = _of_layout(text, stack)
+            found = _chosen(store.named() if not name else [store.find(name)], text)
+        elif os.path.exists(text):
+            store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-")))
+            with store.adding(), open(text, "rb") as source:
+                brought = archive.bring(store, source, own_options(), Silent())
+            loaded = [Named(known, descriptor) for known, descriptor in brought]
+            found = _chosen([one for one in loaded if not name or one.name == name], text)
+        else:
+            store = Store(default_root() if root is None else os.fsdecode(root))
+            found = store.find(text)
+        return Image(store, found, stack.pop_all())
+    raise AssertionError("unreachable")
+
+
+def open_layer(path: StrPath) -> Layer:
+    """One layer: its tar, compressed or not, or its directory. Raises NotFound."""
+    text = os.path.abspath(os.fsdecode(path))
+    if not os.path.exists(text):
+        raise NotFound("opening a layer", text, "there is no such file or directory")
+    return Layer(text, size=0 if os.path.isdir(text) else os.path.getsize(text))
+
+
+def explain(layers: Iterable[Layer], path: StrPath) -> list[Verdict]:
+    """What each of the layers, bottom first, does to a path: Image.why for layers that are no image's."""
+    stack = list(layers)
+    names = tuple(part for part in os.fsencode(path).split(b"/") if part not in (b"", b"."))
+    found = acts([layer._pieces() for layer in stack], names)
+    shown = showing(found)
+    told = [
+        Verdict(
+            stack[act.layer],
+            _does(act.what),
+            _text(act.at),
+            number in shown,
+            None if act.piece is None else _entry(act.piece.entry),
+        )
+        for number, act in enumerate(found)
+    ]
+    return sorted(told, key=lambda verdict: -stack.index(verdict.layer))
+
+
+def diff(old: Image | Layer, new: Image | Layer) -> list[Difference]:
+    """What makes `new` out of `old`, sorted by path: of images their whole trees are compared, whatever their layers.
+    Layers are unpacked for that, of an image of the store in the store. Raises Refused, OSError."""
+    with ExitStack() as stack:
+        branches = stack.enter_context(Branches())
+        views = [branches.view(one._directories(stack)) for one in (old, new)]
+        return [Difference(_CHANGES[one.kind], _text(one.path), one.what) for one in compare.changes(*views)]
+    raise AssertionError("unreachable")
+
+
+def _does(what: str) -> Literal["brings", "hides", "empties", "covers", "passes"]:
+    for known in ("brings", "hides", "empties", "covers"):
+        if what == known:
+            return known
+    return "passes"
+
+
+def _of_layout(path: str, stack: ExitStack) -> Store:
+    if not os.path.exists(os.path.join(path, "oci-layout")):
+        hint = "layers.open_layer opens a layer's directory"
+        raise Refused(_WHAT, path, "the directory is no OCI layout: it has no oci-layout", hint=hint)
+    root = stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-"))
+    os.symlink(os.path.abspath(path), os.path.join(root, "images"))
+    return Store(root)
+
+
+def _chosen(found: list[Named], text: str) -> Named:
+    if not found:
+        raise NotFound(_WHAT, text, "there is no such image in it")
+    if len({one.descriptor.digest for one in found}) > 1:
+        names = ", ".join(one.name or one.descriptor.digest for one in found[:5])
+        raise LayerError(_WHAT, text, f"it holds {len(found)} images", hint=f"name one of them: {names}")
+    return found[0]
+
+
+def _entry(found: TarEntry) -> Entry:
+    return Entry(
+        _text(found.path), _KINDS[found.kind], found.mode, found.uid, found.gid, found.size, found.mtime_ns,
+        os.fsdecode(found.target), _text(found.link) if found.kind == LINK else "", found.device, dict(found.xattrs),
+    )  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    return "/" + os.fsdecode(b"/".join(path))
