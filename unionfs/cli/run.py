@@ -75,23 +75,20 @@ def make(arguments: Namespace) -> Container | None:
         del words[0]
     if not arguments.lower and not words:
         raise CommandError("run: no root filesystem given", hint="see unionfs run --help")
-    store = ContainerStore(arguments.root)
+    store, name = ContainerStore(arguments.root), arguments.name or ""
     if arguments.lower or _is_directory(words[0], store.root):
-        return make_or_describe(store, _config_on_directories(arguments, words), arguments)
+        return make_or_describe(store, _config_on_directories(arguments, words), name, dry_run=arguments.dry_run)
     from layers.store import Store
 
     images, config = Store(store.root), _config(arguments)  # what makes no sense is said before anything is pulled
     with images.using():
         config = _config_on_image(config, arguments, words, _image(arguments, words[0], images))
-        return make_or_describe(store, config, arguments)
+        return make_or_describe(store, config, name, dry_run=arguments.dry_run)
 
 
-def make_or_describe(
-    store: ContainerStore, config: ContainerConfig, arguments: Namespace, name: str = ""
-) -> Container | None:
-    """Make the container; with --dry-run print what would be done instead, and return None."""
-    name = name or arguments.name or ""
-    if not arguments.dry_run:
+def make_or_describe(store: ContainerStore, config: ContainerConfig, name: str, *, dry_run: bool) -> Container | None:
+    """Make the container; with `dry_run` print what would be done instead, and return None."""
+    if not dry_run:
         return create.create(store, config, name)
     print("\n".join(create.describe(create.new(store, config, name))))
     return None

@@ -57,7 +57,8 @@ _QUESTION: Final = "[a]pply to this machine, [k]eep for later, [d]rop, or [l]ist
 def main(argv: list[str]) -> int:
     """Run `unionfs try ARGV`."""
     arguments = _parser().parse(argv)
-    container = run.make_or_describe(ContainerStore(arguments.root), config_of(arguments), arguments, arguments.keep)
+    store, config = ContainerStore(arguments.root), config_of(arguments)
+    container = run.make_or_describe(store, config, arguments.keep or "", dry_run=arguments.dry_run)
     return 0 if container is None else _try(container, arguments)
 
 

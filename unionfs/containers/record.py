@@ -169,7 +169,10 @@ def to_json(container: Container) -> str:
 
 def from_json(root: str, container_id: str, text: str) -> Container:
     """The container of this id in the store at `root`, of the text of its record. Raises: ValueError that says why."""
-    record = json.loads(text)
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
     version = record.pop("version", None) if isinstance(record, dict) else None
     if version != VERSION:
         raise ValueError(f"it has version {version}, and this unionfs reads version {VERSION}")
