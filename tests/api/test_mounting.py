@@ -15,6 +15,7 @@ import pytest
 
 import unionfs
 from tests.support.mountinfo import mount_at
+from tests.support.timing import limit
 from tests.support.users import User
 
 
@@ -89,7 +90,7 @@ def test_it_is_unmounted_when_the_process_is_killed(base: Path) -> None:
     pidfd = -1
     try:
         pidfd = os.pidfd_open(int(done.stdout))
-        assert select.select([pidfd], [], [], 30)[0] == [pidfd], "the daemon lives on"
+        assert select.select([pidfd], [], [], limit(30))[0] == [pidfd], "the daemon lives on"
     except ProcessLookupError:
         pass  # it has gone already
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.timing import limit
 from tests.support.users import User
 
 Box = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -43,7 +44,8 @@ def box(user: User, debian_tar: Path, debian_archives: dict[str, Path], fuse_dev
         with debian_tar.open("rb") as tar:
             made = subprocess.run(
                 [*user.prefix, *user.unionfs_cmd, "import", "--root", home, "--compression", "none", "-", "debian:1"],
-                stdin=tar, env=dict(user.env), cwd=user.home, capture_output=True, text=True, timeout=300, check=False,
+                stdin=tar, env=dict(user.env), cwd=user.home, capture_output=True, text=True,
+                timeout=limit(300), check=False,
             )  # fmt: skip
         assert made.returncode == 0, made.stderr
     root = home

@@ -20,6 +20,7 @@ from tests.layers.registries import Registry
 from tests.snapshotter.serving import Snapshotter, grpc
 from tests.support import process
 from tests.support.process import ChildError
+from tests.support.timing import limit
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("root")]
@@ -120,7 +121,7 @@ class Containerd:
 
     def until_it_works(self, *words: str | Path) -> None:
         """The same, as often as it takes while somebody restarts what it needs."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + limit(_PATIENCE_S)
         while (done := self.run(*words, check=False)).returncode != 0:
             assert time.monotonic() < deadline, done.stderr
             time.sleep(0.1)
@@ -131,7 +132,7 @@ class Containerd:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait for what containerd does by and by."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + limit(_PATIENCE_S)
         while not holds():
             assert time.monotonic() < deadline, self("snapshot", "ls")
             time.sleep(0.1)
@@ -223,7 +224,7 @@ def test_the_difference_of_a_running_container(ctr: Containerd, container: str) 
     script = "echo new > /new; rm /etc/issue; mkdir /d; chown 5:6 /d; echo x >> /etc/passwd; rm -r /usr/share/moved"
     _exec(ctr, container, script)
     argv = ["ctr", "-a", f"{ctr.where}/c.sock", "snapshot", "--snapshotter", "unionfs", "diff", container]
-    tar = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=_PATIENCE_S).stdout
+    tar = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=limit(_PATIENCE_S)).stdout
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         members = {member.name.rstrip("/"): member for member in opened.getmembers()}
     assert {"new", "etc/.wh.issue", "d", "etc/passwd", "usr/share/.wh.moved"} <= members.keys()
@@ -304,7 +305,7 @@ def test_killed_in_the_middle_of_an_import(ctr: Containerd, run_dir: Path) -> No
                 time.sleep(0.002)
             ctr.snapshotter.kill()
             ctr.snapshotter.start()
-            importing.wait(_PATIENCE_S)
+            importing.wait(limit(_PATIENCE_S))
         ctr.until_it_works(*words)
         assert _files_of(ctr, steps) == {"b": "2", "c": "3"}
         ctr("image", "rm", "--sync", f"{_SMALL}:1")
@@ -364,7 +365,7 @@ def test_a_pod(ctr: Containerd, archive: Path) -> None:
 
     def ask(call: str, request: dict[int, Any]) -> bytes:
         with grpc.insecure_channel(f"unix:{ctr.where}/c.sock") as channel:
-            answer: bytes = channel.unary_unary(f"/runtime.v1.{call}")(_message(request), timeout=_PATIENCE_S)
+            answer: bytes = channel.unary_unary(f"/runtime.v1.{call}")(_message(request), timeout=limit(_PATIENCE_S))
             return answer
 
     def id_in(answer: bytes) -> str:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.timing import limit
 from unionfs.cli.errors import CommandError
 from unionfs.cli.filter_flags import all_of, formatted
 from unionfs.cli.logs import _moment
@@ -55,7 +56,7 @@ def test_restart(box: Box) -> None:
         "echo begun; trap 'exit 0' TERM; while :; do sleep 0.05; done",
     )
     box("restart", "again")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + limit(60)
     while box("logs", "again").stdout != "begun\nbegun\n":
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.core.trees import tree
+from tests.support.timing import limit
 from tests.support.users import User
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -77,7 +78,7 @@ def test_while_it_runs_and_by_its_id(user: User, rootfs: list[Path]) -> None:
     assert child.stdout.readline() == "ready\n"
     assert own(unionfs(user, "diff", listed["id"][:6]).stdout.splitlines()) == ["A /one", "A /two"]
     assert "still running: box" in unionfs(user, "rm", "box").stderr
-    child.communicate("\n", timeout=TIMEOUT_S)
+    child.communicate("\n", timeout=limit(TIMEOUT_S))
     assert unionfs(user, "ps", "-q").stdout == ""
     (listed,) = json.loads(unionfs(user, "ps", "-a", "--json").stdout)
     assert (listed["status"], listed["exit_code"], listed["pid"]) == ("exited", 0, None)
@@ -108,7 +109,7 @@ def test_what_its_copy_ups_have_cost(user: User, rootfs: list[Path]) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     running = cost(user)
-    child.communicate("\n", timeout=TIMEOUT_S)
+    child.communicate("\n", timeout=limit(TIMEOUT_S))
     stopped = cost(user)
     lines = unionfs(user, "diff", "--cost", "box")
     assert unionfs(user, "rm", "box").returncode == 0

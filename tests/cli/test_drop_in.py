@@ -17,6 +17,7 @@ from tests.fuse.daemons import daemon_of
 from tests.layers.registries import need
 from tests.support import process
 from tests.support.mountinfo import detach, mount_at
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse import mounting
 
@@ -151,7 +152,7 @@ def test_as_apptainer_does_with_a_mounted_descriptor(text: str, place: Place) ->
             written = place.run("touch", place.mnt / "new", check=False)
             assert ("Read-only" in written.stderr) == (",ro," in text)
             process.run(["umount", place.mnt])
-            assert serving.wait(30) == 0
+            assert serving.wait(limit(30)) == 0
         finally:
             while mount_at(place.mnt) is not None:
                 detach(place.mnt)
@@ -167,7 +168,7 @@ def test_in_the_foreground_until_unmounted(users_place: Place) -> None:
                 assert serving.poll() is None
             assert place.run("cat", place.mnt / "two").stdout == "2"
             place.run("fusermount3", "-u", place.mnt)
-            assert serving.wait(30) == 0
+            assert serving.wait(limit(30)) == 0
         finally:
             while mount_at(place.mnt) is not None:
                 detach(place.mnt)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import Box
 from tests.launcher.terminals import terminal
+from tests.support.timing import limit
 from tests.support.users import User
 
 _FOREVER = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
@@ -25,7 +26,7 @@ def inspected(box: Box, name: str) -> dict[str, Any]:
 
 
 def wait_for(box: Box, name: str, path: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + limit(60)
     while box("exec", name, "test", "-e", path, check=False).returncode:
         assert time.monotonic() < deadline
         time.sleep(0.05)

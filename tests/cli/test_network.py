@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.timing import limit
 from unionfs.cli.errors import CommandError
 from unionfs.cli.network_flags import port_from
 from unionfs.launcher import private_network
@@ -50,7 +51,7 @@ def _programs() -> set[int]:
 
 
 def _ask(port: int) -> bytes:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + limit(30)
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port), 5) as client:
@@ -75,7 +76,7 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
     record = json.loads((Path(shown["LogPath"]).parent / "container.json").read_text())
     os.kill(record["state"]["monitor"], signal.SIGKILL)
     box("wait", "net")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + limit(20)
     while _programs() - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _programs() - before

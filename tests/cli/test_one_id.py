@@ -16,6 +16,7 @@ from typing import IO, Final
 
 import pytest
 
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.launcher import supervisor
 
@@ -69,7 +70,9 @@ def package(run_dir: Path) -> Path:
     built.parent.mkdir()
     (tree / "DEBIAN/postinst").write_text("#!/bin/sh\nchown games:utmp /owned; chmod 2751 /owned\n")
     (tree / "DEBIAN/postinst").chmod(0o755)
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=limit(60)
+    )
     return built.parent
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.mounts import mounted
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse import reporting
 from unionfs.syscalls.mountinfo import topmost_at
@@ -161,7 +162,7 @@ def test_a_trace_ends_with_the_union(user: User, lower: Path) -> None:
         assert trace.stderr is not None
         assert "waiting for copy-ups" in trace.stderr.readline()
     with trace:
-        assert trace.wait(30) == 0
+        assert trace.wait(limit(30)) == 0
 
 
 class tracing:  # noqa: N801  reads as a verb
@@ -274,7 +275,7 @@ def test_who_says_nothing_keeps_nobody_waiting(user: User, mountpoint: Path) -> 
         with socket.socket(socket.AF_UNIX) as end:
             end.connect(f"\0{_name_of_bell(mountpoint)}")
             assert end.recv(1) == b"", "told to go in the end, without an answer"
-        out, _ = silent.communicate("\n", timeout=30)
+        out, _ = silent.communicate("\n", timeout=limit(30))
         assert out.split() == ["0"] * (reporting._CLIENTS - 1)
 
 
@@ -289,5 +290,5 @@ def test_strangers_cannot_take_the_places_of_others(
         _ringing(ordinary_user, mnt, 3 * reporting._CLIENTS) as silent,
     ):
         assert stats(root_user, mnt)["pid"]
-        out, _ = silent.communicate("\n", timeout=30)
+        out, _ = silent.communicate("\n", timeout=limit(30))
         assert out.split().count("open") <= reporting._STRANGERS

@@ -10,6 +10,7 @@ import pytest
 
 from tests.launcher.terminals import terminal
 from tests.layers.registries import NAME, PASSWORD, Registry
+from tests.support.timing import limit
 from tests.support.users import User
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -31,7 +32,9 @@ def package(scratch: Path) -> Path:
     shared = scratch / "shared"
     shared.mkdir()
     built = shared / "greeting.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", tree, built], check=True, capture_output=True, timeout=limit(60)
+    )
     return built
 
 

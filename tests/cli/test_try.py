@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.timing import limit
 from tests.support.users import User
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -200,7 +201,7 @@ def test_two_at_once_know_nothing_of_each_other(user: User, place: Path) -> None
         assert child.stdout is not None
         assert child.stdout.readline() == "started\n"
     for name, child in zip("ab", children, strict=True):
-        out, err = child.communicate("go\n", timeout=TIMEOUT_S)
+        out, err = child.communicate("go\n", timeout=limit(TIMEOUT_S))
         assert out.splitlines()[0] == name, err
     assert not (place / "who").exists()
 
@@ -365,14 +366,14 @@ def test_killed_while_applying_is_completed_by_applying_again(user: User, place:
     while container.exists() and rounds < 20:
         rounds += 1
         child = user.popen([*user.unionfs_cmd, "apply", "many"], cwd=place)
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + limit(TIMEOUT_S)
         while child.poll() is None and time.monotonic() < deadline:
             done = len([name for name in os.listdir(place) if name.startswith("d")])
             building = len([name for name in os.listdir(place) if name.startswith(".unionfs-apply")])
             if (rounds == 1 and building > 50) or (rounds == 2 and done > 50) or (rounds == 3 and done > 200):
                 os.killpg(child.pid, signal.SIGKILL)
                 break
-        child.communicate(timeout=TIMEOUT_S)
+        child.communicate(timeout=limit(TIMEOUT_S))
         for path in place.glob("d*"):
             assert (path / "f").read_text() == f"{path.name[1:]}\n"
     assert sorted(os.listdir(place)) == sorted(f"d{number}" for number in range(1, 401))
@@ -389,8 +390,8 @@ def test_a_killed_try_leaves_a_container_that_has_ended(user: User, place: Path)
     assert unionfs(user, "rm", "victim").returncode == 1
     assert unionfs(user, "apply", "victim").returncode == 1
     child.kill()
-    child.communicate(timeout=TIMEOUT_S)
-    deadline = time.monotonic() + TIMEOUT_S
+    child.communicate(timeout=limit(TIMEOUT_S))
+    deadline = time.monotonic() + limit(TIMEOUT_S)
     while json.loads(unionfs(user, "ps", "--json").stdout) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert containers(user) == ["victim"]
@@ -409,7 +410,7 @@ def at_terminal(user: User, argv: list[str], cwd: Path, answer: Callable[[bytes]
         os.chdir(cwd)
         command = [*user.prefix, *argv]
         os.execvpe(command[0], command, {**user.env})
-    said, mark, deadline = b"", 0, time.monotonic() + TIMEOUT_S
+    said, mark, deadline = b"", 0, time.monotonic() + limit(TIMEOUT_S)
     typed = b""
     try:
         while time.monotonic() < deadline:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.fuse.daemons import Daemon, daemon_of
 from tests.support.mountinfo import mount_at
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 
@@ -41,7 +42,7 @@ def _user_inside(user: User, mountpoint: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            out, _ = program.communicate("\n", timeout=30)
+            out, _ = program.communicate("\n", timeout=limit(30))
     assert out == "content\n"
 
 

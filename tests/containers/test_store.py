@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.trees import tree
+from tests.support.timing import limit
 from unionfs.containers import images, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import BrokenRecordError, ContainerError
@@ -166,5 +167,5 @@ def test_a_container_with_a_broken_record_can_be_removed(store: ContainerStore) 
 def test_many_at_once_get_different_names(store: ContainerStore) -> None:
     code = "import sys; from tests.containers import test_store as t; t.create(t.ContainerStore(sys.argv[1]))"
     children = [subprocess.Popen([sys.executable, "-c", code, store.root]) for _ in range(8)]
-    assert [child.wait(60) for child in children] == [0] * 8
+    assert [child.wait(limit(60)) for child in children] == [0] * 8
     assert len({one.name for one in store.list()}) == 8

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.layers.http_server import Handler, HttpServer
+from tests.support.timing import limit
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
@@ -80,7 +81,7 @@ class _Handler(Handler):
         url = f"http://{self.proxy.registry_host}{self.path}"
         request = urllib.request.Request(url, data=data, headers=headers, method=self.command)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=limit(60)) as answer:
                 return answer.status, dict(answer.headers), answer.read()
         except urllib.error.HTTPError as error:
             with error:

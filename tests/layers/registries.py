@@ -22,6 +22,7 @@ import pytest
 
 from tests.layers.http_server import Handler, HttpServer
 from tests.support import process
+from tests.support.timing import limit
 
 NAME: Final = "alice"
 PASSWORD: Final = "s3cret:with colon"
@@ -199,7 +200,7 @@ def free_port() -> int:
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + limit(60)
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise AssertionError(f"docker-registry ended: {log.read_text()[-2000:]}")

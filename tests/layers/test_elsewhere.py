@@ -23,6 +23,7 @@ from tests.layers import images, registries, trees
 from tests.layers.fault_proxy import Answer, FaultProxy
 from tests.layers.http_server import Handler, HttpServer
 from tests.support import process
+from tests.support.timing import limit
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root"),
@@ -159,7 +160,7 @@ class Proxy:
 
 def _both_ways(one: socket.socket, other: socket.socket) -> None:
     while True:
-        for ready in select.select([one, other], [], [], 30)[0]:
+        for ready in select.select([one, other], [], [], limit(30))[0]:
             data = ready.recv(1 << 16)
             if not data:
                 return

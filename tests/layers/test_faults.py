@@ -26,6 +26,7 @@ from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.fault_proxy import Answer, FaultProxy
 from tests.support import process
+from tests.support.timing import limit
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners, and small filesystems, need root"),
@@ -281,7 +282,7 @@ def _child(code: str, *arguments: str) -> subprocess.Popen[bytes]:
 def test_two_processes_pull_the_same_image_at_once(proxy: FaultProxy, scratch: Path) -> None:
     root = str(scratch / "root")
     children = [_child(_PULLER, root, f"{proxy.host}/x:1") for _ in range(3)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0, 0]
+    assert [child.wait(timeout=limit(120)) for child in children] == [0, 0, 0]
     assert_whole(Store(root), proxy.host)
     fetched = [path for method, path, _ in proxy.requests if method == "GET" and "/blobs/" in path]
     assert len(fetched) == len(set(fetched)) == 3
@@ -316,7 +317,7 @@ def test_a_pull_that_is_killed_leaves_nothing_half(proxy: FaultProxy, scratch: P
         return answer
 
     proxy.change = change
-    assert killed.wait(timeout=60)
+    assert killed.wait(timeout=limit(60))
     child.wait()
     proxy.change = lambda method, path, answer: answer
     store.prepare()
@@ -386,7 +387,7 @@ def test_a_gc_that_is_killed_leaves_what_is_named_and_can_be_repeated(
     kept = image.resolve(store, "other:1")
     store.untag(f"{proxy.host}/x:1")
     child = _child(_COLLECTOR, store.root, str(steps))
-    assert child.wait(timeout=60) == -signal.SIGKILL
+    assert child.wait(timeout=limit(60)) == -signal.SIGKILL
     assert image.resolve(store, "other:1") == kept
     gc.collect(store)
     assert sorted(os.listdir(store.layers)) == [Path(kept.lowers[0]).parent.name]

@@ -24,6 +24,7 @@ from layers.store import Store
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File
 from tests.support import process
+from tests.support.timing import limit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root")
 
@@ -97,7 +98,7 @@ def _child(what: str, at: int, root: str, given: str) -> subprocess.CompletedPro
     checkout = Path(__file__).resolve().parents[2]
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", _CHILD, str(at), what, root, given]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit(120), check=False)
 
 
 def _assert_nothing_half(store: Store) -> None:

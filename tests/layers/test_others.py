@@ -15,6 +15,7 @@ from layers.errors import LayerError
 from layers.store import Store
 from tests.layers import registries, trees
 from tests.support import process
+from tests.support.timing import limit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners need root")
 
@@ -95,7 +96,7 @@ def test_buildah_makes_images_for_us(scratch: Path) -> None:
         ["buildah", *where, "bud", "--isolation", "chroot", "-t", target, str(scratch / "context")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=limit(200),
         check=False,
     )
     if built.returncode != 0:

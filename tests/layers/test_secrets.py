@@ -27,6 +27,7 @@ from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.http_server import Handler, HttpServer
 from tests.layers.parties import Answer, MemoryRegistry, Party, Request, TokenParty, path_of
+from tests.support.timing import limit
 from unionfs.__main__ import main
 
 pytestmark = [
@@ -438,7 +439,7 @@ class Proxy(HttpServer):
 
     def lead(self, one: socket.socket, other: socket.socket) -> None:
         while True:
-            for ready in select.select([one, other], [], [], 30)[0]:
+            for ready in select.select([one, other], [], [], limit(30))[0]:
                 data = ready.recv(1 << 16)
                 if not data:
                     return
