@@ -1,7 +1,8 @@
 """HTTP requests to one registry and to where it sends us: proxies, certificates, redirects. Knows no challenges.
 
-httpx on trio. Each connection goes through the proxy that is set for its address, and shows our client certificate to
-the registry's own host only. Cookies are not kept: no registry needs them, and they know no ports.
+httpx's transports on trio, without its client: that would parse each Location, keep cookies, and send names and
+passwords that stand in addresses. Each connection goes through the proxy that is set for its address, and shows our
+client certificate to the registry's own host only.
 
 Redirects, as far as the standard says that the method stays: 301, 302 and 303 of GET and HEAD, 307 and 308 of all. A
 secret goes along until the chain first leaves its origin, and not again after that, even if the chain comes back.
@@ -9,7 +10,6 @@ secret goes along until the chain first leaves its origin, and not again after t
 
 from __future__ import annotations
 
-import http.cookiejar
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -36,7 +36,7 @@ _REDIRECTS_MAX: Final = 10
 _SAFE: Final = frozenset(("GET", "HEAD"))
 _KEEPS_METHOD: Final = frozenset((307, 308))
 _MAY_BECOME_GET: Final = frozenset((301, 302, 303))
-_USER_AGENT: Final = "unionfs"
+_HEADERS: Final = {"User-Agent": "unionfs", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 
 Content = Callable[[], AsyncIterator[bytes]]
 """Makes the body of a request, anew for each try."""
@@ -54,22 +54,16 @@ class Connection:
     """Where requests go out. Use it in an `async with`."""
 
     endpoint: Endpoint
-    _client: httpx.AsyncClient = field(init=False)
+    _routes: _Routes = field(init=False)
 
     async def __aenter__(self) -> Self:
-        self._client = httpx.AsyncClient(
-            transport=_Routes(self.endpoint),
-            timeout=_TIMEOUT,
-            headers={"User-Agent": _USER_AGENT},
-            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
-            trust_env=False,
-        )
+        self._routes = _Routes(self.endpoint)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        await self._routes.aclose()
 
     async def send(
         self,
@@ -94,13 +88,14 @@ class Connection:
             stayed = stayed and may_have_authorization(origin(url), home)
             if is_content_secret and not stayed:
                 raise RegistryError("logging in", str(home), f"it sends what is secret on to {origin(url)}")
-            sent = dict(headers or {})
+            sent = {**_HEADERS, **(headers or {})}
             if authorization and stayed:
                 sent["Authorization"] = authorization
             body = content() if callable(content) else content
-            request = self._client.build_request(method, url, headers=sent, content=body)
-            # A name and password within an address would take the place of ours.
-            answer = await self._client.send(request, stream=True, follow_redirects=False, auth=httpx.Auth())
+            timeout = {"timeout": _TIMEOUT.as_dict()}
+            request = httpx.Request(method, url, headers=sent, content=body, extensions=timeout)
+            answer = await self._routes.ask(request)
+            answer.request = request
             target = redirect_target(method, answer) if follow else None
             if target is None:
                 return Exchange(answer, stayed)
@@ -141,7 +136,7 @@ def linked(answer: httpx.Response, text: str) -> httpx.URL:
         raise Refused("reaching a registry", str(origin(answer.url)), why) from None
 
 
-class _Routes(httpx.AsyncBaseTransport):
+class _Routes:
     """Connections by their proxy, and by whether they show our client certificate."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -150,7 +145,7 @@ class _Routes(httpx.AsyncBaseTransport):
         self._context: dict[bool, ssl.SSLContext] = {}
         self._pools: dict[tuple[str | None, bool], httpx.AsyncHTTPTransport] = {}
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def ask(self, request: httpx.Request) -> httpx.Response:
         own = may_have_client_certificate(origin(request.url), self._host)
         proxy = proxies.proxy_for(request.url, os.environ)
         pool = self._pools.get((proxy, own))

@@ -44,9 +44,14 @@ def join(base: httpx.URL | str, text: str) -> httpx.URL:
     import httpx  # here: what reads the configuration of registries does not need it
 
     try:
-        url = httpx.URL(base).join(text).copy_with(fragment=None)
+        given = httpx.URL(text)
+        if given.scheme and not given.host:
+            raise ValueError("it names no host")
+        url = httpx.URL(base).join(given).copy_with(fragment=None)
         url.raw_host.decode("ascii").encode("idna")  # as the resolver does it, which raises what nobody expects there
-    except (httpx.InvalidURL, UnicodeError) as error:
+    except UnicodeError:
+        raise ValueError("its host is no name") from None
+    except httpx.InvalidURL as error:
         raise ValueError(str(error)) from None
     if url.scheme not in _PORTS or not url.host or not 0 < (url.port or 1) < 1 << 16:
         raise ValueError("not an http or https address")

@@ -41,7 +41,8 @@ def _matches(to: Origin, entry: str) -> bool:
         return True
     with suppress(ValueError):
         network = ipaddress.ip_network(entry, strict=False)
-        return _address(to.host) in network
+        address = _address(to.host)
+        return address is not None and address in network
     host, colon, port = entry.rpartition(":")
     if colon and port.isdecimal():
         if int(port) != to.port:

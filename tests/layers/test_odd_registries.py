@@ -1,0 +1,528 @@
+"""Registries that answer otherwise than most: what others take is taken, what cannot be is one clear failure, and
+nothing goes on for ever."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+import trio
+
+from layers import challenge, image, proxies
+from layers.credentials import Credentials
+from layers.errors import AuthError, LayerError, Refused, RegistryError
+from layers.image import Remote
+from layers.registry import Registry
+from layers.store import Store
+from tests.layers import images, registries, trees
+from tests.layers.parties import Answer, MemoryRegistry, Party, Request, TokenParty, path_of
+from tests.support import process
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root"),
+    pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
+]
+
+USER: Final = "alice"
+PASSWORD: Final = "secret"
+CHUNKS: Final[dict[str, Any]] = Registry.__init__.__kwdefaults__ or {}
+TAR: Final = trees.tar_of([("a", {}, os.urandom(20_000))])
+
+
+class Place:
+    """A registry that has a/b:1, another origin with the same content, and our store, which has the image too."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.layout = scratch / "given"
+        images.layout(self.layout, [TAR])
+        self.registry = MemoryRegistry()
+        self.other = MemoryRegistry(shared=self.registry)
+        self.store = Store(str(scratch / "root"))
+        self.credentials: Credentials | None = None
+
+    def remote(self) -> Remote:
+        return Remote(credentials=self.credentials, pause_s=0.001)
+
+    def pull(self) -> image.Pulled:
+        self.registry.add(self.layout, "a/b", "1")
+        store = Store(str(self.scratch / "pulled"))
+        return trio.run(functools.partial(image.pull, store, f"{self.registry.host}/a/b:1", remote=self.remote()))
+
+    def push(self) -> None:
+        self.fill()
+        trio.run(functools.partial(image.push, self.store, "x:1", f"{self.registry.host}/new:1", remote=self.remote()))
+
+    def fill(self) -> None:
+        self.store.prepare()
+        process.run(["skopeo", "copy", f"oci:{self.layout}:t", f"oci:{self.store.images}:docker.io/library/x:1"])
+
+    def is_pushed(self) -> bool:
+        return "new/1" in self.registry.manifests and len(self.registry.blobs) >= 2
+
+    def skopeo_takes(self, verb: str) -> bool:
+        """Whether skopeo pulls or pushes, with the same credentials."""
+        creds = [] if self.credentials is None else [f"{USER}:{PASSWORD}"]
+        if verb == "pull":
+            self.registry.add(self.layout, "a/b", "1")
+            words = [f"docker://{self.registry.host}/a/b:1", f"oci:{self.scratch / 'by-skopeo'}:t"]
+            words += [f"--src-creds={one}" for one in creds] + ["--src-tls-verify=false", "--retry-times=0"]
+        else:
+            words = [f"oci:{self.layout}:t", f"docker://{self.registry.host}/new:1"]
+            words += [f"--dest-creds={one}" for one in creds] + ["--dest-tls-verify=false", "--retry-times=0"]
+        return process.run(["timeout", "20", "skopeo", "copy", *words], check=False).returncode == 0
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.match(pattern, f"{one.method} {one.path}")) for one in self.registry.requests)
+
+
+@pytest.fixture
+def place(scratch: Path) -> Iterator[Place]:
+    registries.need("skopeo")
+    made = Place(scratch)
+    with made.registry, made.other:
+        yield made
+
+
+Change = Callable[[Place, Request], Answer | None]
+
+
+def answering(pattern: str, status: int, **headers: str) -> Change:
+    """Answer all that is asked so with this; in headers {here}, {there} are the hosts, {path} is what was asked."""
+
+    def change(place: Place, request: Request) -> Answer | None:
+        if not re.match(pattern, f"{request.method} {request.path}"):
+            return None
+        names = {"here": place.registry.host, "there": place.other.host, "path": request.path}
+        return Answer(status, {name.replace("_", "-"): text.format(**names) for name, text in headers.items()})
+
+    return change
+
+
+def rewriting(pattern: str, header: str, text: str) -> Change:
+    """Serve what is asked so, with another header; {it} is what it was."""
+
+    def change(place: Place, request: Request) -> Answer | None:
+        if not re.match(pattern, f"{request.method} {request.path}"):
+            return None
+        answer = place.registry.serve(request)
+        names = {"here": place.registry.host, "there": place.other.host, "it": answer.headers.get(header, "")}
+        return Answer(answer.status, answer.headers | {header: text.format(**names)}, answer.body)
+
+    return change
+
+
+class Taken(NamedTuple):
+    verb: str
+    change: Change
+
+
+TAKEN: Final = {
+    # Asking for blobs is refused.
+    **{
+        f"HEAD of a blob {status}": Taken("push", answering("HEAD .*/blobs/", status))
+        for status in (400, 401, 403, 405, 500, 501, 503)
+    },
+    # Redirects with their method, on the same and to another origin.
+    **{
+        f"{method} {status} to {where}": Taken(
+            "push", answering(f"{method} (?!.*moved=)", status, Location=f"http://{{{where}}}{{path}}{mark}moved=1")
+        )
+        for status in (307, 308)
+        for where in ("here", "there")
+        for method, mark in (("POST", "?"), ("PATCH", "?"), ("PUT .*/uploads/", "&"), ("PUT .*/manifests/", "?"))
+    },
+    **{
+        f"GET {kind} {status} to {where}": Taken(
+            "pull", answering(f"GET .*/{kind}/(?!.*moved=)", status, Location=f"//{{{where}}}{{path}}?moved=1")
+        )
+        for status in (301, 302, 303, 307, 308)
+        for where in ("here", "there")
+        for kind in ("manifests", "blobs")
+    },
+    # Where an upload goes on.
+    "Location without a scheme": Taken("push", rewriting("(POST|PATCH) ", "Location", "//{here}{it}")),
+    "Location at another origin": Taken("push", rewriting("(POST|PATCH) ", "Location", "http://{there}{it}")),
+    "Location with a fragment": Taken("push", rewriting("(POST|PATCH) ", "Location", "{it}#part?a=b")),
+    "Location with a query": Taken("push", rewriting("(POST|PATCH) ", "Location", "{it}?_state=a%3D&b=c%2Fd#")),
+    "Location with a name and a password": Taken("push", rewriting("POST ", "Location", "http://a:b@{here}{it}")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_others_take_is_taken(place: Place, case: str) -> None:
+    verb, change = TAKEN[case]
+    place.registry.detour = lambda request: change(place, request)
+    if verb == "pull":
+        assert place.pull().new
+    else:
+        place.push()
+        assert place.is_pushed()
+    assert place.count(".*") < 40
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["POST 307 to there", "PUT .*/uploads/ 307 to there", "PUT .*/manifests/ 307 to there", "GET blobs 307 to there",
+     "Location without a scheme", "Location at another origin", "Location with a fragment", "Location with a query"],
+)  # fmt: skip
+def test_skopeo_takes_it_too(place: Place, case: str) -> None:
+    verb, change = TAKEN[case]
+    place.registry.detour = lambda request: change(place, request)
+    assert place.skopeo_takes(verb)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_a_manifest_is_stored_whichever_success_is_said(place: Place, status: int) -> None:
+    def change(request: Request) -> Answer | None:
+        if request.method != "PUT" or "/manifests/" not in request.path:
+            return None
+        place.registry.serve(request)
+        return Answer(status, {})
+
+    place.registry.detour = change
+    place.push()
+    assert place.is_pushed()
+
+
+@pytest.mark.parametrize("token_server_refuses", [False, True])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 429, 500, 503])
+def test_a_blob_whose_mount_is_refused_is_uploaded(place: Place, status: int, token_server_refuses: bool) -> None:
+    place.fill()
+    process.run(["skopeo", "copy", f"oci:{place.layout}:t", f"oci:{place.store.images}:{place.registry.host}/known:1"])
+    scope = 'scope="repository:known:pull",error="insufficient_scope"'
+    with TokenParty("token", basic=f"{USER}:{PASSWORD}") as tokens:
+        place.credentials = Credentials(USER, PASSWORD)
+        place.registry.challenge = f'Bearer realm="{tokens.url}/token",service="s",{scope}'
+        place.registry.authorization = "Bearer token"
+        place.registry.detour = lambda request: (
+            Answer(status, {"WWW-Authenticate": place.registry.challenge}) if "mount=" in request.path else None
+        )
+        if token_server_refuses:
+            tokens.detour = lambda request: Answer(403, {}) if "known" in request.path else None
+        place.push()
+    assert place.is_pushed()
+    assert place.count("POST .*mount=") > 0 or token_server_refuses
+    assert place.count("PUT .*/uploads/") == 2
+
+
+# What is tried again, and what is not.
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 500, 503])
+@pytest.mark.parametrize("size", [100, 1000, 100_000])
+def test_an_upload_that_is_refused_at_its_end_is_sent_once_more(
+    place: Place, status: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layers.image._TRANSFERS", 1)
+    monkeypatch.setitem(CHUNKS, "chunk", size)
+
+    def change(request: Request) -> Answer | None:
+        if request.method != "PUT" or "/uploads/" not in request.path:
+            return None
+        place.registry.uploads.pop(path_of(request).rpartition("/")[2], None)
+        return Answer(status, {})
+
+    place.registry.detour = change
+    with pytest.raises((RegistryError, LayerError), match=f"answered {status}"):
+        place.push()
+    assert place.count("PUT .*/uploads/") == (1 if status == 413 else 2)
+    assert place.count("POST .*/uploads/") == (1 if status == 413 else 2)
+
+
+def test_an_upload_whose_end_is_never_answered_is_sent_once_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layers.image._TRANSFERS", 1)
+
+    def change(request: Request) -> Answer | None:
+        if request.method != "PUT" or "/uploads/" not in request.path:
+            return None
+        place.registry.uploads.pop(path_of(request).rpartition("/")[2], None)
+        raise ConnectionError
+
+    place.registry.detour = change
+    with pytest.raises(RegistryError):
+        place.push()
+    assert place.count("POST .*/uploads/") == 2
+
+
+def test_a_registry_that_says_that_it_got_nothing_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layers.image._TRANSFERS", 1)
+    place.registry.detour = rewriting_range(place)
+    with pytest.raises(RegistryError, match="takes nothing"):
+        place.push()
+    assert place.count("PATCH ") == 5
+
+
+def rewriting_range(place: Place) -> Callable[[Request], Answer | None]:
+    return functools.partial(rewriting("PATCH ", "Range", "0-0"), place)
+
+
+def test_a_registry_that_loses_an_upload_in_the_middle_each_time_is_given_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layers.image._TRANSFERS", 1)
+    monkeypatch.setitem(CHUNKS, "chunk", 100)
+
+    def change(request: Request) -> Answer | None:
+        key = path_of(request).rpartition("/")[2]
+        if request.method == "PATCH" and len(place.registry.uploads.get(key, b"")) >= 200:
+            place.registry.uploads.pop(key)
+            return Answer(404, {})
+        return None
+
+    place.registry.detour = change
+    with pytest.raises(LayerError, match="404"):
+        place.push()
+    assert place.count("POST .*/uploads/") == 5
+
+
+def test_a_download_that_breaks_earlier_or_later_without_ranges_is_given_up(place: Place) -> None:
+    lengths = [5000, 9000, *([3000, 4000] * 20)]
+
+    def change(request: Request) -> Answer | None:
+        answer = place.registry.serve(request)
+        if "/blobs/" not in request.path or len(answer.body) < 10_000:
+            return None
+        sent = answer.body[: lengths.pop(0)]
+        return Answer(200, {**answer.headers, "Content-Length": str(len(answer.body)), "Connection": "close"}, sent)
+
+    place.registry.detour = change
+    with pytest.raises(LayerError):
+        place.pull()
+    assert len(lengths) == 42 - 6
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_token_server_is_asked_again(place: Place, status: int) -> None:
+    busy = [Answer(status, {"Retry-After": "0"})] * 2
+    with TokenParty("token", basic=f"{USER}:{PASSWORD}") as tokens:
+        tokens.detour = lambda request: busy.pop() if busy else None
+        place.credentials = Credentials(USER, PASSWORD)
+        place.registry.challenge = f'Bearer realm="{tokens.url}/token"'
+        place.registry.authorization = "Bearer token"
+        assert place.pull().new
+        assert len(tokens.requests) == 3
+        tokens.detour = lambda request: Answer(status, {"Retry-After": "0"})
+        with pytest.raises(RegistryError, match=f"its token server {tokens.host} answered {status}"):
+            place.pull()
+        assert len(tokens.requests) == 3 + 5
+
+
+# Addresses that are none.
+
+BAD: Final = (
+    "http://[::1/x",
+    "ftp://{here}/x",
+    "http:///x",
+    "http://{here}x/",
+    "http://a..b/x",
+    "http://[v1.x]/",
+    "::",
+)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    ("verb", "pattern", "status"),
+    [
+        ("pull", "GET .*/manifests/", 307),
+        ("pull", "GET .*/blobs/", 302),
+        ("push", "POST .*/uploads/", 202),
+        ("push", "POST .*/uploads/", 307),
+        ("push", "PATCH .*/uploads/", 202),
+        ("push", "PUT .*/uploads/", 308),
+    ],
+)
+def test_an_address_that_is_none_is_one_failure(place: Place, verb: str, pattern: str, status: int, bad: str) -> None:
+    place.registry.detour = functools.partial(answering(pattern, status, Location=bad), place)
+    with pytest.raises(LayerError, match="it sends us to") as caught:
+        place.pull() if verb == "pull" else place.push()
+    assert isinstance(caught.value, Refused)
+
+
+@pytest.mark.parametrize("bad", [*BAD, "http:///x", "", "token", "/token"])
+def test_a_token_server_without_an_address_is_one_failure(place: Place, bad: str) -> None:
+    place.registry.authorization = "Bearer token"
+    place.registry.challenge = f'Bearer realm="{bad.format(here=place.registry.host)}"'
+    with pytest.raises(AuthError, match="no proper address"):
+        place.pull()
+
+
+def tags(place: Place) -> list[str]:
+    return trio.run(image.tags, f"{place.registry.host}/a/b", place.remote())
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["<http://{here}/v2/a/b/tags/list?n=1&last=1>; rel=\"next\"", "<//{here}/v2/a/b/tags/list?last=1>; rel=next",
+     "</v2/a/b/tags/list?last=1>; rel=\"next\"", "<list?last=1>; rel=\"next\"", "<?last=1>; rel=\"next\"",
+     "<https://internal.name/v2/a/b/tags/list?last=1>; rel=\"next\""],
+)  # fmt: skip
+def test_a_list_goes_on_where_it_says(place: Place, link: str) -> None:
+    def change(request: Request) -> Answer | None:
+        if not path_of(request).endswith("/tags/list"):
+            return None
+        if "last=" in request.path:
+            return Answer(200, {}, b'{"tags": ["2"]}')
+        return Answer(200, {"Link": link.format(here=place.registry.host)}, b'{"tags": ["1"]}')
+
+    place.registry.detour = change
+    assert tags(place) == ["1", "2"]
+
+
+@pytest.mark.parametrize("link", ["<http://[::1/x>; rel=\"next\"", "<ftp://x/>; rel=\"next\""])  # fmt: skip
+def test_a_list_that_goes_on_at_no_address_is_refused(place: Place, link: str) -> None:
+    place.registry.detour = lambda request: Answer(200, {"Link": link}, b'{"tags": ["1"]}')
+    with pytest.raises(Refused):
+        tags(place)
+
+
+def test_a_list_goes_on_at_the_registry_only(place: Place) -> None:
+    link = f'<http://{place.registry.host}//{place.other.host}/v2/a/b/tags/list>; rel="next"'
+    place.registry.detour = lambda request: (
+        Answer(200, {"Link": link}, b'{"tags": ["1"]}') if request.path.startswith("/v2/a/b/tags/list?n=") else None
+    )
+    with pytest.raises(LayerError):
+        tags(place)
+    assert place.other.requests == []
+
+
+# Challenges.
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        (['Basic realm="x"'], ["basic"]),
+        (["Negotiate", 'Basic realm="x"'], ["negotiate", "basic"]),
+        (['Negotiate, Basic realm="x"'], ["negotiate", "basic"]),
+        (['Negotiate YII=, NTLM, Basic realm="x"'], ["negotiate", "ntlm", "basic"]),
+        (['Basic realm="a, Bearer realm=b", Bearer realm="c"'], ["basic", "bearer"]),
+        (['  ,, Bearer realm = "a" , service= "b"'], ["bearer"]),
+        (["BASIC"], ["basic"]),
+        (['Digest qop="auth", nonce=abc==, Basic realm=x'], ["digest", "basic"]),
+        (["", "=x, Basic"], ["basic"]),
+        (["\u20ac, Basic"], ["basic"]),
+        (['Basic realm="unfinished'], ["basic"]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_challenges_are_read(headers: list[str], found: list[str]) -> None:
+    assert [one.scheme for one in challenge.parse(headers) if one.scheme != "realm"][: len(found)] == found
+
+
+def test_parameters_of_a_challenge_are_read() -> None:
+    (one,) = challenge.parse([r'Bearer Realm="https://a/\"t\"",SERVICE=s , scope="a:b:pull,push c"'])
+    assert one.parameters == {"realm": 'https://a/"t"', "service": "s", "scope": "a:b:pull,push c"}
+
+
+@pytest.mark.parametrize("has_credentials", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Negotiate\nBasic realm="x"\nBearer realm="{realm}"',
+        'Negotiate, Basic realm="x"',
+        'Basic realm="x", Bearer realm="{realm}",service="s"',
+        'Bearer realm="{realm}", Basic realm="x"',
+        'Bearer realm="{realm}"',
+        'Bearer realm="nonsense", Basic realm="x"',
+    ],
+)
+def test_a_challenge_that_can_be_answered_is(place: Place, text: str, has_credentials: bool) -> None:
+    with TokenParty("token", basic=f"{USER}:{PASSWORD}" if has_credentials else "") as tokens:
+        has_tokens = "{realm}" in text
+        place.credentials = Credentials(USER, PASSWORD) if has_credentials else None
+        place.registry.challenge = text.format(realm=f"{tokens.url}/token")
+        place.registry.authorization = "Bearer token" if has_tokens else "Basic YWxpY2U6c2VjcmV0"
+        if has_credentials or has_tokens:
+            assert place.pull().new
+        else:
+            with pytest.raises(AuthError):
+                place.pull()
+
+
+# Words.
+
+
+def test_a_failure_names_the_registry(place: Place) -> None:
+    with pytest.raises(
+        LayerError, match=rf"pulling failed: {place.registry.host}/nothing:1: the registry answered 404"
+    ):
+        trio.run(functools.partial(image.pull, place.store, f"{place.registry.host}/nothing:1", remote=place.remote()))
+
+
+def test_a_failure_elsewhere_names_that_host(place: Place) -> None:
+    elsewhere = Party()
+    with elsewhere:
+        place.registry.detour = functools.partial(
+            answering("GET .*/blobs/", 307, Location=f"{elsewhere.url}/gone"), place
+        )
+        with pytest.raises(LayerError, match=f"{elsewhere.host}, where the registry sends us, answered 404"):
+            place.pull()
+
+
+# Proxies.
+
+
+@pytest.mark.parametrize(
+    ("url", "no_proxy", "is_used"),
+    [
+        ("https://r.test/", "", True),
+        ("https://r.test/", "r.test", False),
+        ("https://sub.r.test/", "r.test", False),
+        ("https://sub.r.test/", ".r.test", False),
+        ("https://r.test/", ".r.test", True),
+        ("https://sub.r.test/", "*.r.test", False),
+        ("https://r.test/", "*.r.test", True),
+        ("https://other.test/", "r.test,x.test", True),
+        ("https://notr.test/", "r.test", True),
+        ("https://R.TEST/", "r.Test", False),
+        ("https://r.test/", " x.test ,  r.test ", False),
+        ("https://r.test/", "x.test r.test", False),
+        ("https://r.test:5000/", "r.test:5000", False),
+        ("https://r.test:5000/", "r.test:443", True),
+        ("https://r.test/", "r.test:443", False),
+        ("https://10.1.2.3/", "10.0.0.0/8", False),
+        ("https://11.1.2.3/", "10.0.0.0/8", True),
+        ("https://10.1.2.3:5000/", "10.1.2.3", False),
+        ("https://10.1.2.3:5000/", "10.1.2.3:5000", False),
+        ("https://[fe80::1]/", "fe80::/10", False),
+        ("https://[2001:db8::1]:5000/", "[2001:db8::1]:5000", False),
+        ("https://[2001:db8::1]/", "2001:db8::1", False),
+        ("https://10.test/", "10.0.0.0/8", True),
+        ("https://r.test/", "*", False),
+        ("https://r.test/", ",", True),
+        ("https://r.test/", ".", True),
+        ("https://localhost:5000/", "", False),
+        ("https://127.0.0.2/", "", False),
+        ("https://[::1]/", "", False),
+    ],
+)
+def test_which_hosts_are_reached_without_a_proxy(url: str, no_proxy: str, is_used: bool) -> None:
+    environment = {"https_proxy": "http://p.test:3128", "NO_PROXY": no_proxy}
+    assert (proxies.proxy_for(httpx.URL(url), environment) is not None) is is_used
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "proxy"),
+    [
+        ("http://r.test/", {"HTTP_PROXY": "http://p:1"}, "http://p:1"),
+        ("http://r.test/", {"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"}, None),
+        ("http://r.test/", {"http_proxy": "http://p:1", "REQUEST_METHOD": "GET"}, "http://p:1"),
+        ("http://r.test/", {"https_proxy": "http://p:1"}, None),
+        ("https://r.test/", {"HTTPS_PROXY": "p:1"}, "http://p:1"),
+        ("https://r.test/", {"HTTPS_PROXY": "http://a:1", "https_proxy": "http://b:1"}, "http://b:1"),
+        ("https://r.test/", {"ALL_PROXY": "http://a:1"}, "http://a:1"),
+        ("https://r.test/", {"ALL_PROXY": "http://a:1", "https_proxy": "http://b:1"}, "http://b:1"),
+        ("https://r.test/", {"https_proxy": ""}, None),
+        ("https://r.test/", {}, None),
+    ],
+)
+def test_which_proxy_is_used(url: str, environment: dict[str, str], proxy: str | None) -> None:
+    assert proxies.proxy_for(httpx.URL(url), environment) == proxy
