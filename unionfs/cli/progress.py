@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown(*, quiet: bool = False) -> Iterator[Progress]:
-    """Progress on stderr if that is a terminal, and nobody wants quiet."""
+    """Progress on stderr if that is a terminal and `quiet` is not wanted."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield Silent()
         return

@@ -39,13 +39,13 @@ def main(argv: list[str]) -> int:
             archive.save(store, arguments.images, sys.stdout.buffer, progress)
             return 0
         # Built beside the file, so that a failure leaves the old one.
-        aside = f"{arguments.output}.{secrets.token_hex(4)}"
+        new = f"{arguments.output}.{secrets.token_hex(4)}"
         try:
-            with open(aside, "xb") as sink:
+            with open(new, "xb") as sink:
                 archive.save(store, arguments.images, sink, progress)
-            os.rename(aside, arguments.output)
+            os.rename(new, arguments.output)
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(aside)
+                os.unlink(new)
             raise
     return 0

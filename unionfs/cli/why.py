@@ -80,21 +80,21 @@ def _of_mount(path: str) -> Question:
             hint = "name a path in a mounted union, CONTAINER:/path, or directories with --lower"
             raise CommandError(failed("why", path, "it is in no union that is mounted"), hint=hint)
         mountpoint = os.path.dirname(mountpoint)
-    told: dict[str, Any] | None = next(stats.ask_daemon(mountpoint, "stats"), None)
-    if told is None:
+    union: dict[str, Any] | None = next(stats.ask_daemon(mountpoint, "stats"), None)
+    if union is None:
         raise CommandError(failed("why", path, "the union's daemon ended without an answer"))
-    found = of_directories("", told["upper"], told["lowers"])
+    found = of_directories("", union["upper"], union["lowers"])
     return found._replace(path=normal(os.path.relpath(whole, mountpoint)))
 
 
 def _print(question: Question, verdicts: list[dict[str, Any]], *, everything: bool) -> None:
-    told = [
+    listed = [
         one for one in verdicts
         if everything or one["shows"] != why.ABSENT or one["marks"]
     ]  # fmt: skip
     if not any(one["shows"] == why.PROVIDES for one in verdicts):
-        print(f"there is no {named(question.path)}" + ("" if told else ": no branch has it"))
-    for one in told:
+        print(f"there is no {named(question.path)}" + ("" if listed else ": no branch has it"))
+    for one in listed:
         print(f"{_SIGNS[one['shows']]} {one['branch']:>3} {one['role']:<11} {_sentence(one)}")
         print(f"           {named(one['directory'])}{named(one.get('at') or question.path)}")
         for mark in one["marks"]:

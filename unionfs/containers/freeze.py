@@ -60,8 +60,8 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
 
 
 def _first_of_runtime(container: Container) -> list[int]:
-    """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and nobody in
-    its pid namespace can stop it."""
+    """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and no process
+    in its pid namespace can stop it."""
     pid = container.state.pid
     if not container.config.runtime or pid is None:
         return []

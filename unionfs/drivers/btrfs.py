@@ -42,7 +42,10 @@ def mount(tree: Tree, provisions: Provisions) -> None:
     sweep(tree.root)
     of_store = tuple(lower for lower in tree.union.lowers if _is_of_store(lower, tree.root))
     others = tuple(lower for lower in tree.union.lowers if lower not in of_store)
-    if of_store and tree.union.lowers == (*of_store, *others[-1:]):  # the last may be the ground
+    if of_store and tree.union.lowers == (
+        *of_store,
+        *others[-1:],
+    ):  # the last may be the container's lower for mountpoints
         vfs.fill(tree, lambda path: _snapshot(tree, of_store, path), others)
     else:
         vfs.fill(tree, btrfs.create, tree.union.lowers)
@@ -72,7 +75,7 @@ def sweep(root: str) -> None:
                     continue
         except FileNotFoundError:
             pass
-        with contextlib.suppress(OSError):  # somebody else does it, too
+        with contextlib.suppress(OSError):  # another process does it, too
             _destroy(os.path.join(place, "tree"))
             remove_path(place)
 
@@ -88,17 +91,17 @@ def _shared(tree: Tree, lowers: tuple[str, ...]) -> str:
     subvolume = os.path.join(place, "tree")
     if os.path.isdir(place):
         return subvolume
-    aside = os.path.join(tree.root, _SHARED, f"{_NEW}{os.getpid()}-{secrets.token_hex(4)}")
-    os.makedirs(aside, 0o755)
+    new = os.path.join(tree.root, _SHARED, f"{_NEW}{os.getpid()}-{secrets.token_hex(4)}")
+    os.makedirs(new, 0o755)
     try:
-        btrfs.create(os.path.join(aside, "tree"))
-        whole.add(lowers, os.path.join(aside, "tree"), unmapped_as_root=tree.union.unmapped_as_root)
-        with open(os.path.join(aside, "lowers"), "w", encoding="utf-8", errors="surrogateescape") as file:
+        btrfs.create(os.path.join(new, "tree"))
+        whole.add(lowers, os.path.join(new, "tree"), unmapped_as_root=tree.union.unmapped_as_root)
+        with open(os.path.join(new, "lowers"), "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write("\n".join(lowers) + "\n")
-        os.rename(aside, place)
+        os.rename(new, place)
     except OSError as error:
-        _destroy(os.path.join(aside, "tree"))
-        remove_path(aside)
+        _destroy(os.path.join(new, "tree"))
+        remove_path(new)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
             raise
     return subvolume

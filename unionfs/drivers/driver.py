@@ -14,7 +14,7 @@ DEFAULT: Final = "fuse"
 
 
 class DriverError(Exception):
-    """A root filesystem cannot be had in this way. `str()` is a sentence for users, `hint` what to do."""
+    """A root filesystem cannot be made in this way. `str()` is a sentence for users, `hint` what to do."""
 
     def __init__(self, sentence: str, hint: str = "") -> None:
         super().__init__(sentence)
@@ -37,7 +37,7 @@ class Tree(NamedTuple):
     log: str  # file for what a daemon has to say
     transport: str
     debug: bool = False
-    warn: Callable[[str], None] = lambda _: None  # is told what the user should know
+    warn: Callable[[str], None] = lambda _: None  # called with what the user should know
 
     @property
     def merged(self) -> str:

@@ -46,8 +46,9 @@ class _Marks:
     opaque: bool = False
 
 
-def readable(layer: str, aside: str) -> list[str]:
-    """The directories to be mounted for the layer, top first; it alone if it has no foreign marks.
+def readable(layer: str, private: str) -> list[str]:
+    """The directories to be mounted for the layer, top first; it alone if it has no foreign marks. Directories of
+    marks are kept beside a layer of the store, else made at `private`.
 
     Raises: DriverError for what cannot be expressed, OSError. Preconditions: 0:0 devices can be made.
     """
@@ -58,8 +59,8 @@ def readable(layer: str, aside: str) -> list[str]:
     if beside is None or not os.access(os.path.dirname(beside), os.W_OK):
         if not found:
             return [layer]
-        _make(layer, found, aside)
-        return _with(layer, aside)
+        _make(layer, found, private)
+        return _with(layer, private)
     _sweep(beside)
     building = f"{beside}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -67,7 +68,7 @@ def readable(layer: str, aside: str) -> list[str]:
         os.rename(building, beside)
     except OSError:
         remove_path(building)
-        if not os.path.isdir(beside):  # else somebody was faster
+        if not os.path.isdir(beside):  # else another process was faster
             raise
     return _with(layer, beside)
 

@@ -42,7 +42,7 @@ def mount(tree: Tree, provisions: Provisions) -> None:
         lowers = _lowers(tree, own)
         for number, path in enumerate(lowers):
             os.symlink(path, os.path.join(names, str(number)))
-        if tree.union.work is not None:  # of a time when it was volatile: the kernel wants to see that somebody knows
+        if tree.union.work is not None:  # left by a volatile mount: the kernel refuses to mount while it is there
             remove_path(os.path.join(tree.union.work, "work"))
     except OSError as error:
         raise DriverError.of("preparing the overlay", error) from error
@@ -60,7 +60,7 @@ def _lowers(tree: Tree, own: str) -> list[str]:
     for number, lower in enumerate(tree.union.lowers):
         found += marks.readable(os.path.realpath(lower), os.path.join(own, "marks", str(number)))
     if len(found) == LOWERS_MAX + 1:
-        found.pop()  # the ground, which only keeps mountpoints out of the upper
+        found.pop()  # the lower for mountpoints, which only keeps them out of the upper
     if len(found) > LOWERS_MAX:
         raise _too_many(len(found))
     return found

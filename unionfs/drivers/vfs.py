@@ -28,23 +28,25 @@ def remove(directory: str) -> None:
 
 
 def fill(tree: Tree, begin: Callable[[str], None], lowers: Sequence[str]) -> None:
-    """Make the upper what the lowers show, if it is not yet: aside, so that it is whole or not there at all.
+    """Make the upper what the lowers show, if it is empty. The copy is built beside it: a crash leaves all or none.
 
     `begin` makes the directory that `lowers` are added to. Raises: DriverError.
     """
     upper = tree.union.upper
     assert upper is not None
-    if os.path.isdir(upper) and os.listdir(upper):  # one that was filled has at least the ground
+    if os.path.isdir(upper) and os.listdir(
+        upper
+    ):  # it was copied before: even then it has the directories for mountpoints
         return
-    aside = os.path.join(tree.directory, "upper.new")
+    new = os.path.join(tree.directory, "upper.new")
     try:
-        remove_path(aside)
-        begin(aside)
+        remove_path(new)
+        begin(new)
         if lowers:
-            whole.add(lowers, aside, unmapped_as_root=tree.union.unmapped_as_root, hidden=tree.union.hidden)
-        os.rename(aside, upper)
+            whole.add(lowers, new, unmapped_as_root=tree.union.unmapped_as_root, hidden=tree.union.hidden)
+        os.rename(new, upper)
     except OSError as error:
-        remove_path(aside)
+        remove_path(new)
         raise DriverError.of("copying the layers", error) from error
 
 

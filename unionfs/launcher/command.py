@@ -129,7 +129,7 @@ def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
 
 
 def _give_pipes_to(uid: int) -> None:
-    """Let the command open /dev/stdout and its like also when they are pipes of ours and it is somebody else.
+    """Let the command open /dev/stdout and its like also when they are pipes of ours and it runs as another user.
 
     Only pipes without a name: the owner of anybody's files stays as it is.
     """
@@ -145,7 +145,7 @@ def _give_pipes_to(uid: int) -> None:
 
 
 def _close_on_exec() -> None:
-    """Also for what whoever started us left open: the command gets its three standard descriptors and no other."""
+    """Also for descriptors that our caller left open: the command gets its three standard ones and no other."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one of the listing itself is gone already
             if int(name) > 2:

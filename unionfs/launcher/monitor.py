@@ -56,8 +56,8 @@ class Hooks(NamedTuple):
     """What the launcher's user does at its turns. All are called in the monitor, as root of the user namespace.
 
     `prepare` makes a directory of the spec's rootfs, before the container's pid namespace exists; LaunchError if not.
-    `started` is told init's pid, as the host knows it, once the command has been executed.
-    `finish` is told the exit code and whether the command had been executed, when nothing is mounted any more.
+    `started` is called with init's pid, as the host knows it, once the command has been executed.
+    `finish` is called with the exit code and whether the command was executed, when nothing is mounted any more.
     """
 
     prepare: Callable[[Provisions], None]
