@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from unionfs.printable import printable, printable_line
+
 EXIT_CODES: Final = """\
 exit codes:
   0  done
@@ -35,7 +37,9 @@ class LayerError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (f"{self.what} failed", printable(self.subject), printable(self.why)) if part)
+        return ": ".join(
+            part for part in (f"{self.what} failed", printable(self.subject), printable_line(self.why)) if part
+        )
 
 
 class Malformed(LayerError):  # noqa: N818 - reads as what it says: raise Malformed(...)
@@ -66,8 +70,3 @@ class AuthError(LayerError):
     """A registry wants credentials, or others than were given."""
 
     exit_code = 7
-
-
-def printable(text: str) -> str:
-    """`text` with everything escaped that could move a cursor or start a new line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

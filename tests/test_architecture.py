@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
-    "unionfs.compiled",
+    *("unionfs.compiled", "unionfs.printable", "unionfs.log_lines"),
 )
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
@@ -44,6 +44,8 @@ FACES = {
 ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row((), ("xxhash",)),
+    "unionfs.printable": Row(()),
+    "unionfs.log_lines": Row(("unionfs.printable",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),
     "unionfs.syscalls": Row(("unionfs.syscalls",)),
@@ -105,7 +107,7 @@ ALLOWED = {
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
-    "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled")),
+    "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled", "unionfs.printable")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
     "layers.__main__": Row(("layers.cli",)),

@@ -22,6 +22,7 @@ from unionfs.cli.errors import (
     status_of,
     tell,
 )
+from unionfs.printable import printable_line
 
 VERBS = {
     "mount": "merge directories into one tree at a mountpoint",
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as bug:  # noqa: BLE001 - a user is told in a line, not by a traceback
         if debug:
             _print_traceback()
-        print(f"unionfs: internal error: {type(bug).__name__}: {bug}", file=sys.stderr)
+        print(printable_line(f"unionfs: internal error: {type(bug).__name__}: {bug}"), file=sys.stderr)
         if not debug:
             print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED

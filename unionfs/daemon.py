@@ -327,10 +327,9 @@ def _spare_collections() -> None:
 
 def _start_logging(debug: bool) -> None:
     """Log to stderr from here on. Late, because importing the logging module takes as long as mounting."""
-    import logging
+    from unionfs import log_lines
 
-    level = logging.DEBUG if debug else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines.start(debug=debug)
 
 
 def _logger() -> Logger:

@@ -9,8 +9,9 @@ from layers import lint
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.subjects import TAR
-from layers.errors import FOUND, printable
+from layers.errors import FOUND
 from layers.tree import Branches
+from unionfs.printable import printable
 
 
 def main(argv: list[str]) -> int:
@@ -41,5 +42,5 @@ def main(argv: list[str]) -> int:
         print(json.dumps(told, indent=1))
     else:
         for where, one in found:
-            print(f"{printable(where)}: {printable(os.fsdecode(one.path))}: {printable(one.what)}")
+            print(f"{printable(where)}: {printable(one.path)}: {printable(one.what)}")
     return FOUND if found else 0

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Final, NoReturn
 
-from layers.errors import EXIT_CODES, LayerError, Malformed, printable
+from layers.errors import EXIT_CODES, LayerError, Malformed
 from layers.manifest import Descriptor
+from unionfs.printable import printable, printable_line
 
 VERBS: Final = {
     "inspect": "what is in the layers of an image, what of it does not show, what is there twice",
@@ -68,15 +69,16 @@ def main(
         return status
     except LayerError as error:
         _print_if_debugging(arguments)
-        print(f"layers: {error}", *(f"  {line}" for line in error.hint.splitlines()), sep="\n", file=sys.stderr)
+        hint = (f"  {printable_line(line)}" for line in error.hint.splitlines())
+        print(f"layers: {error}", *hint, sep="\n", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at exit
         return 141
     except OSError as error:
         _print_if_debugging(arguments)
-        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename is not None else ""
-        print(f"layers: {verb} failed: {where}{error.strerror or error}", file=sys.stderr)
+        where = f"{printable(error.filename)}: " if error.filename is not None else ""
+        print(f"layers: {verb} failed: {where}{printable_line(error.strerror or str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -11,8 +11,9 @@ from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_path, path_text
 from layers.compare import ADDED, Change, changes
-from layers.errors import FOUND, printable
+from layers.errors import FOUND
 from layers.tree import Branches, Node, target, xattrs
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 What makes B out of A: A for added, C for changed, D for deleted paths, and what is different of a C. Of images the
@@ -103,7 +104,7 @@ def _attributes(old: dict[str, bytes], new: dict[str, bytes]) -> str:
 
 
 def _text(data: bytes) -> str:
-    return printable(os.fsdecode(data))
+    return printable(data)
 
 
 def _told(change: Change) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from layers.cli.command import Parser
 from layers.cli.showing import human, json_path, path_text, table
 from layers.cli.stacks import Stack, StackLayer
 from layers.entry import FILE
-from layers.errors import FOUND, printable
+from layers.errors import FOUND
 from layers.pieces import Piece
 from layers.size_report import Hidden, Layer, Shown, Weight, weigh
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Sizes, numbers of files, whiteouts, and the largest files of layers. Of an image, and of layers with --stack, also what
@@ -127,7 +128,8 @@ def _told(stack: Stack, weight: Weight, largest: list[list[tuple[int, str]]], to
 def _print(stack: Stack, weight: Weight, top: int) -> None:
     about = stack.about
     if about:
-        print(f"{about['name'] or '(no name)'}  {about['digest']}  {about['platform']}  {printable(about['created'])}")
+        told = (about["name"] or "(no name)", about["digest"], about["platform"], about["created"])
+        print("  ".join(map(printable, told)))
     rows = [
         (str(number), printable(named.name), human(named.packed) if named.packed else "-", human(layer.stored),
          human(layer.hidden) if layer.hidden else "-", *_counts(layer), _marks(layer), _command(named))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from layers.entry import DIRECTORY, LINK, Entry
-from layers.errors import printable
 from layers.safe_open import Path
+from unionfs.printable import printable
 
 _GAP: Final = "  "
 
@@ -86,7 +86,7 @@ def what(entry: Entry, stored: int) -> str:
     if entry.kind == LINK:
         return f"{text} hard link to {path_text(entry.link)}"
     if entry.target:
-        return f"{text} -> {printable(os.fsdecode(entry.target))}"
+        return f"{text} -> {printable(entry.target)}"
     if entry.kind == DIRECTORY:
         return text
     holes = f" ({human(stored)} of data)" if stored < entry.size else ""

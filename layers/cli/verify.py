@@ -15,10 +15,11 @@ from layers.cli.command import Parser
 from layers.cli.showing import json_path, path_text
 from layers.cli.subjects import IMAGE, TAR, Subject
 from layers.cli.unpack import PRINTS
-from layers.errors import FOUND, LayerError, NotFound, Refused, printable
+from layers.errors import FOUND, LayerError, NotFound, Refused
 from layers.pieces import TarPieces
 from layers.safe_open import directories
 from layers.store import Store
+from unionfs.printable import printable
 
 _DESCRIPTION = f"""\
 Compare unpacked layers with the fingerprints taken when they were unpacked (XXH3-128), at the speed of the disk.

@@ -9,10 +9,11 @@ from layers.cli import stacks, subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_entry, json_path, path_text, table, what
 from layers.cli.stacks import StackLayer
-from layers.errors import NotFound, printable
+from layers.errors import NotFound
 from layers.safe_open import Path
 from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts, showing
 from layers.tarread import path_of
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Tell what each layer does to PATH, the topmost layer first: brings it, hides it (a whiteout of it or of a directory

@@ -183,7 +183,7 @@ def test_inspect_of_an_image_a_stack_and_a_tar(root: Path, scratch: Path, capsys
     assert "efficiency 53.2%" in text
     assert EQUAL in text
     shown = layers(capsys, "inspect", scratch / "top.tar")
-    assert r"/a\nb\x1b[31m\u202e" in shown  # nothing that moves a cursor
+    assert r"/a\x0ab\x1b[31m\xe2\x80\xae" in shown  # nothing that moves a cursor
     assert "efficiency" not in shown
     layers(capsys, "inspect", "--root", root, "--min-efficiency", "90", "two:1", status=3)
     layers(capsys, "inspect", "--root", root, "--min-efficiency", "50", "two:1")

@@ -21,6 +21,7 @@ from unionfs.containers import apply
 from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Put what a container changed in its view of this machine in place on the machine itself: one kept by `unionfs try`, or
@@ -82,7 +83,7 @@ def put_in_place(store: ContainerStore, prepared: apply.Prepared, *, force: bool
 def warn(objections: list[Objection]) -> None:
     """Print what the user should know though it stops nothing."""
     for one in objections:
-        output.warn(f"note: {output.printable(one.path)} {one.why}")
+        output.warn(f"note: {printable(one.path)} {one.why}")
 
 
 def carry_on(store: ContainerStore, container: Container, *, force: bool) -> list[Operation]:
@@ -107,7 +108,7 @@ def _print_done(container: Container, done: list[Operation], *, as_json: bool) -
 
 def _finish(store: ContainerStore, container: Container, applied: Applied) -> None:
     for left in applied.not_removed:
-        output.warn(f"warning: the old content was not removed: {output.named(left)}")
+        output.warn(f"warning: the old content was not removed: {printable(left)}")
     remove(store, container)
 
 
@@ -127,6 +128,6 @@ def _progress() -> Iterator[Progress]:
             nonlocal count
             count += 1
             if count % 50 == 1:
-                status.update(Text(f"{what} {count}: {output.printable(path)}"))
+                status.update(Text(f"{what} {count}: {printable(path)}"))
 
         yield tell

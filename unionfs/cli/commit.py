@@ -9,7 +9,6 @@ import sys
 from typing import Any, Final
 
 from layers import compare, reference
-from layers.errors import printable
 from layers.make_image import Committed, Wish
 from layers.store import Store
 from unionfs.cli import each, image_store
@@ -19,6 +18,7 @@ from unionfs.cli.progress import shown
 from unionfs.containers import commit, freeze, images
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Make an image: that of which the container was made, and on top a layer with what the container changed. Only what

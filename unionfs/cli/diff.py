@@ -13,6 +13,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.containers import diff
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 List what a container changed in its root filesystem, one path on a line: A added, C changed, D deleted. A directory is
@@ -78,7 +79,7 @@ def _show_costs(container: Container, found: Sequence[CopiedUp], *, as_json: boo
         return
     for one in found:
         verdict = {False: "wasted", True: "changed", None: "?"}[one.changed]
-        path = output.printable(one.path)
+        path = printable(one.path)
         print(f"{output.human_size(one.copied):>10}  {verdict:<7}  {path}")
     sentence = f"{len(found)} files copied up, {output.human_size(total)} copied"
     if wasted:

@@ -11,6 +11,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED
 from unionfs.doctor.diagnosis import LIMITED, OK, Finding, diagnose
 from unionfs.doctor.machine import examine
+from unionfs.printable import printable_line
 
 _DESCRIPTION: Final = """\
 Try out what `unionfs run` needs of this machine, and say what is lacking and which command mends it."""
@@ -43,10 +44,10 @@ def main(argv: list[str]) -> int:
 
 def _print(findings: list[Finding], *, works: bool, colour: bool) -> None:
     for finding in findings:
-        print(f"{_coloured(finding.state, colour)} {finding.name}: {finding.found}")
+        print(f"{_coloured(finding.state, colour)} {finding.name}: {printable_line(finding.found)}")
         for label, text in (("why", finding.why), ("mend", finding.mend)):
             if text:
-                print(f"          {label + ':':<5} {text}")
+                print(f"          {label + ':':<5} {printable_line(text)}")
     limited = any(finding.state == LIMITED for finding in findings)
     print()
     if not works:

@@ -9,6 +9,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, tell
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 
 def add_names(parser: Parser) -> None:
@@ -36,5 +37,5 @@ def each_name(names: Sequence[str], body: Callable[[str], str]) -> int:
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:
-            print(said or name, flush=True)
+            print(printable(said or name), flush=True)
     return status

@@ -10,6 +10,7 @@ from typing import Final
 
 from unionfs.containers.errors import ContainerError
 from unionfs.launcher.errors import LaunchError
+from unionfs.printable import printable_line
 
 FAILED: Final = 1
 """The verb could not do its work."""
@@ -70,4 +71,5 @@ def status_of(error: Failure, *, passes_on_codes: bool = False) -> int:
 
 def tell(error: Failure) -> str:
     """The lines for stderr, without the final newline."""
-    return "\n".join([f"unionfs: {error}", *(f"  {line}" for line in error.hint.splitlines())])
+    hint = [f"  {printable_line(line)}" for line in error.hint.splitlines()]
+    return "\n".join([printable_line(f"unionfs: {error}"), *hint])

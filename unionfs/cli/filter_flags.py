@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from unionfs.cli.errors import USAGE, CommandError
 from unionfs.containers.record import Container
+from unionfs.printable import printable_line
 
 _FIELD: Final = re.compile(r"\{\{\s*(json\s+)?\.(\w*)\s*\}\}")
 
@@ -77,7 +78,7 @@ def formatted(template: str, fields: Mapping[str, Any]) -> str:
             hint = f"there are {', '.join(fields)}"
             raise CommandError(f"bad format: there is no field {match[2]}", hint=hint, status=USAGE)
         value = fields[match[2]]
-        return json.dumps(value) if match[1] else str(value)
+        return json.dumps(value) if match[1] else printable_line(str(value))
 
     plain = template.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n")
     if "{{" in _FIELD.sub("", plain):

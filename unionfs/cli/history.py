@@ -7,10 +7,10 @@ import json
 
 from layers import image
 from layers.cli import showing
-from layers.errors import printable
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
+from unionfs.printable import printable_line
 
 
 def main(argv: list[str]) -> int:
@@ -47,10 +47,10 @@ def main(argv: list[str]) -> int:
     rows = [
         (
             step["digest"].partition(":")[2][:12] or "-",
-            printable(step["created"][:19]),
-            printable(" ".join(step["created_by"].split()))[:width],
+            printable_line(step["created"][:19]),
+            printable_line(" ".join(step["created_by"].split()))[:width],
             showing.human(step["size"]),
-            printable(step["comment"])[:width],
+            printable_line(step["comment"])[:width],
         )
         for step in steps
     ]

@@ -8,12 +8,12 @@ import sys
 
 from layers import gc
 from layers.cli import showing
-from layers.errors import printable
 from layers.store import Named, Store
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.drivers import btrfs
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Remove the images that have no name; with --all also those of which no container is made. Their layers are freed unless

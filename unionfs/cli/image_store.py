@@ -22,6 +22,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
 from unionfs.containers.store import default_root
+from unionfs.printable import printable_line
 
 EPILOG: Final = EXIT_CODES
 
@@ -84,7 +85,7 @@ def remote(arguments: argparse.Namespace) -> Remote:
 @functools.cache
 def warn(text: str) -> None:
     """Print a warning, once: several images, and mirrors beside, have the same to say."""
-    print(f"unionfs: warning: {text}", file=sys.stderr)
+    print(printable_line(f"unionfs: warning: {text}"), file=sys.stderr)
 
 
 def ask_password() -> str:
@@ -120,7 +121,7 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, headi
     """Columns as wide as they need to be."""
     lines = [head, *rows] if heading else list(rows)
     if lines:
-        print("\n".join(aligned(head, lines, gap="   ")))
+        print("\n".join(map(printable_line, aligned(head, lines, gap="   "))))
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 from layers import digest as digests
 from layers import image, reference, unpacked
 from layers.cli import showing
-from layers.errors import LayerError, Malformed, printable
+from layers.errors import LayerError, Malformed
 from layers.store import Named, Store
 from unionfs.cli import filter_flags, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import human_duration
 from unionfs.containers import images
+from unionfs.printable import printable
 
 
 class _Line(NamedTuple):

@@ -10,6 +10,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
 from unionfs.containers import images
+from unionfs.printable import printable
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
                     progress=progress,
                 )
         for one in loaded:
-            print(f"loaded {one.name or one.digest}", flush=True)
+            print(f"loaded {printable(one.name or one.digest)}", flush=True)
         return 0
 
     return images.with_ids(body)

@@ -13,6 +13,7 @@ from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Keep a name and a password for REGISTRY (default: docker.io) after trying whether it takes them.
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         username = arguments.username or _ask("Username: ")
         given = credentials.Credentials(username, _password(parser, arguments.password, arguments.password_stdin))
         _try(registry, given, arguments)
-        print(f"Login succeeded, kept in {credentials.store(registry, given)}")
+        print(f"Login succeeded, kept in {printable(credentials.store(registry, given))}")
     return 0
 
 
@@ -51,7 +52,7 @@ def _print_login(registry: str) -> int:
     found = credentials.find(registry, warn=image_store.warn)
     if found is None:
         raise CommandError(f"login failed: {registry}: nobody is logged in", status=7)
-    print(found.username or "(a token)")
+    print(printable(found.username) or "(a token)")
     return 0
 
 

@@ -8,6 +8,7 @@ from layers import credentials, reference
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
+from unionfs.printable import printable
 
 
 def main(argv: list[str]) -> int:
@@ -25,5 +26,5 @@ def main(argv: list[str]) -> int:
         os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile
     with images.failures():
         for place in credentials.erase(reference.check_registry(arguments.registry)):
-            print(f"removed from {place}")
+            print(f"removed from {printable(place)}")
     return 0

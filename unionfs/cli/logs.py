@@ -18,6 +18,7 @@ from unionfs.containers.errors import NoSuchContainerError
 from unionfs.containers.logs import Entry, Reader
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 _ASK_AGAIN_S: Final = 0.1
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -91,7 +92,9 @@ class _Show:
 
     def __call__(self, entry: Entry) -> None:
         stream = sys.stderr if entry.stream == "stderr" else sys.stdout
-        prefix = f"{entry.time} ".encode() if self._timestamps and self._at_start.get(entry.stream, True) else b""
+        prefix = (
+            f"{printable(entry.time)} ".encode() if self._timestamps and self._at_start.get(entry.stream, True) else b""
+        )
         stream.buffer.write(prefix + entry.text)
         stream.buffer.flush()
         self._at_start[entry.stream] = entry.text.endswith(b"\n")

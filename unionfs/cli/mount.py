@@ -14,6 +14,7 @@ from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
+from unionfs.printable import printable_line
 
 _DESCRIPTION = """\
 Merge read-only directories and at most one writable directory into one tree, shown at MOUNTPOINT.
@@ -168,4 +169,4 @@ def _default_work(arguments: Namespace) -> str | None:
 
 
 def _warn(warning: str) -> None:
-    print(f"unionfs: warning: {warning}", file=sys.stderr)
+    print(printable_line(f"unionfs: warning: {warning}"), file=sys.stderr)

@@ -21,6 +21,7 @@ from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import FOREVER_S, ServeOptions
+from unionfs.printable import printable
 
 _USAGE: Final = """\
 usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOURCE] MOUNTPOINT
@@ -264,7 +265,7 @@ def _number(values: dict[str, str], name: str, default: int) -> int:
 
 
 def _ignore(argument: str) -> None:
-    print(f"unionfs: unknown argument ignored: {argument}", file=sys.stderr)
+    print(f"unionfs: unknown argument ignored: {printable(argument)}", file=sys.stderr)
 
 
 def _one_path(values: dict[str, str], name: str) -> str | None:

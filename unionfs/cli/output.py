@@ -20,22 +20,10 @@ from layers.entry import WORDS
 from unionfs.changes.compare import MTIME
 from unionfs.changes.listing import ADDED, CHANGED, DELETED, Change
 from unionfs.changes.objects import Object
+from unionfs.printable import printable, printable_line
 
 _COLOURS: Final = {ADDED: "green", CHANGED: "yellow", DELETED: "red"}
 _WORDS: Final = {ADDED: "added", CHANGED: "changed", DELETED: "deleted"}
-
-
-def printable(name: bytes) -> str:
-    r"""A name for a terminal: `\xNN` for every byte of what is not printable or not UTF-8, `\\` for a backslash."""
-    shown = []
-    for char in name.decode("utf-8", "surrogateescape"):
-        if char == "\\":
-            shown.append("\\\\")
-        elif char.isprintable():
-            shown.append(char)
-        else:
-            shown.extend(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
-    return "".join(shown)
 
 
 def as_lines(changes: Iterable[Change], *, sizes: bool = False, end: bytes = b"\n") -> bytes:
@@ -165,11 +153,6 @@ def human_duration(seconds: float) -> str:
     return f"{days} days"
 
 
-def named(path: str) -> str:
-    """A path given as text, made printable."""
-    return printable(os.fsencode(path))
-
-
 def warn(text: str) -> None:
     """Print a line that begins with `note: ` or `warning: ` to standard error."""
-    print(f"unionfs: {text}", file=sys.stderr)
+    print("\n".join(map(printable_line, f"unionfs: {text}".splitlines())), file=sys.stderr)

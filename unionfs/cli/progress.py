@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from layers.progress import Progress, Silent
+from unionfs.printable import printable_line
 
 if TYPE_CHECKING:
     import rich.progress
@@ -42,12 +43,16 @@ class _Bars:
 
     def begin(self, key: str, what: str, total: int | None) -> None:
         if key in self._tasks:
-            self._bars.reset(self._tasks[key], total=total, description=f"{key} {what}")
+            self._bars.reset(self._tasks[key], total=total, description=_shown(key, what))
         else:
-            self._tasks[key] = self._bars.add_task(f"{key} {what}", total=total)
+            self._tasks[key] = self._bars.add_task(_shown(key, what), total=total)
 
     def advance(self, key: str, count: int) -> None:
         self._bars.advance(self._tasks[key], count)
 
     def end(self, key: str, outcome: str) -> None:
-        self._bars.update(self._tasks[key], description=f"{key} {outcome}")
+        self._bars.update(self._tasks[key], description=_shown(key, outcome))
+
+
+def _shown(key: str, what: str) -> str:
+    return printable_line(f"{key} {what}").replace("[", "\\[")  # rich takes brackets for its markup

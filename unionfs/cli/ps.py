@@ -12,9 +12,10 @@ from typing import Any, Final
 from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import tell
-from unionfs.cli.output import human_duration, named
+from unionfs.cli.output import human_duration
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),
@@ -91,7 +92,7 @@ def _fields(container: Container) -> dict[str, Any]:
 
 
 def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
-    rootfs, command = named(_image(container)), named(shlex.join(container.config.process.command))
+    rootfs, command = printable(_image(container)), printable(shlex.join(container.config.process.command))
     if not whole:
         rootfs, command = _short(rootfs), _short(command)
     return (
@@ -100,7 +101,7 @@ def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
         command,
         f"{human_duration(time.time() - container.created)} ago",
         _status(container),
-        container.name,
+        printable(container.name),
     )
 
 

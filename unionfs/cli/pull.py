@@ -13,6 +13,7 @@ from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Fetch images from their registry and unpack their layers, so that they can be run.
@@ -57,7 +58,11 @@ def main(argv: list[str]) -> int:
                     progress=progress,
                 )
                 pulled = trio.run(pull)
-                news = "" if arguments.quiet else f"{pulled.reference.familiar} {'new' if pulled.new else 'unchanged'} "
+                news = (
+                    ""
+                    if arguments.quiet
+                    else f"{printable(pulled.reference.familiar)} {'new' if pulled.new else 'unchanged'} "
+                )
                 print(f"{news}{pulled.digest}", flush=True)
         return 0
 

@@ -12,6 +12,7 @@ from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Send an image to the registry that its name says, or as DESTINATION to another.
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         for name, destination in _names(arguments, store):
             push = functools.partial(image.push, store, name, destination, remote=remote, progress=progress)
             digest = trio.run(push)
-            print(f"{name} {digest}" if arguments.all_tags and not arguments.quiet else digest, flush=True)
+            print(f"{printable(name)} {digest}" if arguments.all_tags and not arguments.quiet else digest, flush=True)
     return 0
 
 

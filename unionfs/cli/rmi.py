@@ -6,7 +6,7 @@ import argparse
 
 from layers import digest as digests
 from layers import gc, image, reference
-from layers.errors import LayerError, Malformed, NotFound, printable
+from layers.errors import LayerError, Malformed, NotFound
 from layers.manifest import Descriptor
 from layers.store import Named, Store
 from unionfs.cli import image_store
@@ -14,6 +14,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.containers.errors import ContainerError
 from unionfs.drivers import btrfs
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Take away names of images. When an image has no name left, its layers are freed unless others have them.

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from layers import image, reference, registry
 from layers.endpoints import Wishes
-from layers.errors import printable
 from layers.manifest import Descriptor
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
+from unionfs.printable import printable
 
 _DESCRIPTION = """\
 List the repositories of REGISTRY whose names hold TERM, with --tags the tags of NAME, or with --referrers what refers

@@ -71,8 +71,6 @@ def _parser() -> Parser:
 
 
 def _start_logging(arguments: Namespace) -> None:
-    import logging
+    from unionfs import log_lines
 
-    level = logging.DEBUG if arguments.debug else logging.INFO
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level, format=form, filename=arguments.log)
+    log_lines.start(debug=arguments.debug, path=arguments.log)

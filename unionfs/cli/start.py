@@ -13,6 +13,7 @@ from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher.errors import LaunchError
+from unionfs.printable import printable
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:
-            print(name)
+            print(printable(name))
     return status
 
 

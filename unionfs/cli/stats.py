@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.cli.output import printable
 from unionfs.fuse import mounting
+from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one object: mountpoint, pid, transport, protocol, compiled (true or false), code (the same in words, with
@@ -85,7 +84,7 @@ def _watch(watch: dict[str, int] | None) -> str:
 
 
 def _shown(path: str) -> str:
-    return printable(os.fsencode(path))
+    return printable(path)
 
 
 def _duration(seconds: float) -> str:

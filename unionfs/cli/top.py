@@ -10,11 +10,11 @@ from typing import Any, Final
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
-from unionfs.cli.output import printable
 from unionfs.containers import running
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher import mapped
 from unionfs.launcher.namespace_socket import Namespaces
+from unionfs.printable import printable
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable
 
 _EPILOG: Final = """\
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         numbers = " ".join(cell.rjust(width) for cell, width in zip(row[:4], widths, strict=True))
-        print(f"{numbers}  {printable(os.fsencode(row[4]))}")
+        print(f"{numbers}  {printable(row[4])}")
     return 0
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.output import printable
 from unionfs.cli.stats import ask_daemon
+from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one object a line: time (seconds since 1970), path (in the union), branch (the lower it came from), kind
@@ -39,6 +38,6 @@ def _for_people(entry: dict[str, Any]) -> str:
         return f"({entry['missed']} copy-ups came too fast to be listed)"
     clock = time.strftime("%H:%M:%S", time.localtime(entry["time"]))
     how = "reflinked" if entry["reflinked"] else f"{entry['bytes']} bytes" if entry["kind"] == "file" else entry["kind"]
-    who = f"{printable(os.fsencode(entry['command']))}[{entry['pid']}]" if entry["pid"] else ""
-    path, branch = printable(os.fsencode(entry["path"])), printable(os.fsencode(entry["branch"]))
+    who = f"{printable(entry['command'])}[{entry['pid']}]" if entry["pid"] else ""
+    path, branch = printable(entry["path"]), printable(entry["branch"])
     return f"{clock}  {entry['ms']:9.3f} ms  {how:>16}  {entry['request']:<9} {who:<20} {path}  from {branch}"

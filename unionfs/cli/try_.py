@@ -25,6 +25,7 @@ from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import Process
+from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Run COMMAND on a copy-on-write view of this machine: it sees all files, and whatever it writes goes aside. When it has
@@ -222,7 +223,7 @@ class _Outcome:
     def tell_kept(self) -> None:
         """Say that nothing is lost, and how to go on."""
         if self._exists:
-            name = self._container.name
+            name = printable(self._container.name)
             print(
                 f"unionfs: changes are kept as {name}: unionfs diff {name}, unionfs apply {name}, unionfs rm {name}",
                 file=sys.stderr,

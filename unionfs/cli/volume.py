@@ -12,6 +12,7 @@ from unionfs.cli.errors import FAILED, FAILURES, CommandError, tell
 from unionfs.containers.remove import remove_volume
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import Named, VolumeStore, used_by
+from unionfs.printable import printable, printable_line
 
 _DESCRIPTION: Final = """\
 Volumes are directories with a name that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if
@@ -68,12 +69,13 @@ def _list(store: VolumeStore, containers: ContainerStore, *, quiet: bool, as_jso
         print(json.dumps([_as_json(volume, used) for volume in found]))
     elif quiet:
         for volume in found:
-            print(volume.name)
+            print(printable(volume.name))
     else:
-        width = max([len(volume.name) for volume in found] + [4])
+        width = max([len(printable(volume.name)) for volume in found] + [4])
         print(f"{'NAME'.ljust(width)}  USED BY")
         for volume in found:
-            print(f"{volume.name.ljust(width)}  {', '.join(used.get(volume.name, ()))}".rstrip())
+            users = printable_line(", ".join(used.get(volume.name, ())))
+            print(f"{printable(volume.name).ljust(width)}  {users}".rstrip())
     sys.stdout.flush()
     return 0
 
@@ -90,7 +92,7 @@ def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) ->
             print(tell(error), file=sys.stderr)
             status = FAILED
         else:
-            print(name)
+            print(printable(name))
     return status
 
 

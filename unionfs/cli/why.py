@@ -11,10 +11,10 @@ from layers import why
 from unionfs.cli import each, stats
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, failed
-from unionfs.cli.output import named
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.why import Question, answer, normal, of_container, of_directories
 from unionfs.fuse import mounting
+from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Say which branch of a union provides what is at PATH, which branches have something there that does not show, and which
@@ -93,12 +93,12 @@ def _print(question: Question, verdicts: list[dict[str, Any]], *, everything: bo
         if everything or one["shows"] != why.ABSENT or one["marks"]
     ]  # fmt: skip
     if not any(one["shows"] == why.PROVIDES for one in verdicts):
-        print(f"there is no {named(question.path)}" + ("" if listed else ": no branch has it"))
+        print(f"there is no {printable(question.path)}" + ("" if listed else ": no branch has it"))
     for one in listed:
         print(f"{_SIGNS[one['shows']]} {one['branch']:>3} {one['role']:<11} {_sentence(one)}")
-        print(f"           {named(one['directory'])}{named(one.get('at') or question.path)}")
+        print(f"           {printable(one['directory'])}{printable(one.get('at') or question.path)}")
         for mark in one["marks"]:
-            print(f"           {mark['kind']}, {mark['dialect']}: {named(mark['path'])}")
+            print(f"           {mark['kind']}, {mark['dialect']}: {printable(mark['path'])}")
 
 
 def _sentence(one: dict[str, Any]) -> str:
