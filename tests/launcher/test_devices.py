@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.launcher.conftest import Run
+from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.launcher.plan import HIDDEN
 
@@ -96,3 +99,66 @@ def test_mounts_cannot_be_undone(run: Run, debian: Path) -> None:
     told = run(debian, "sh", "-c", script, check=False)
     assert told.stdout == "chroot\n"
     assert len(told.stderr.splitlines()) >= 3
+
+
+MACHINE_CHANGED = """
+import os, sys
+paths = [os.path.join(place, name) for place, names, files in os.walk("/dev") for name in (*names, *files)]
+paths += [f"/proc/{name}" for name in os.listdir("/proc") if not name.isdigit()]
+paths += sys.argv[1:]
+for path in paths:
+    for change in (
+        lambda: os.chmod(path, 0o700),
+        lambda: os.chown(path, 7, 7),
+        lambda: os.utime(path, (978307200, 978307200)),
+        lambda: os.setxattr(path, "trusted.unionfs-test", b"x"),
+    ):
+        try:
+            change()
+        except OSError:
+            pass
+os.utime("/dev/null")
+print(open("/dev/null").read() == "", len(open("/dev/urandom", "rb").read(8)), open("/proc/meminfo").read() != "")
+"""
+
+
+def _machine_state() -> dict[str, object]:
+    paths = [Path(place, name) for place, names, files in os.walk("/dev") for name in (*names, *files)]
+    paths += [path for path in Path("/proc").iterdir() if not path.name.isdigit()]
+    paths += [Path(path) for path in HIDDEN if os.path.exists(path)]
+    found: dict[str, object] = {}
+    for path in paths:
+        try:
+            st = path.lstat()
+        except FileNotFoundError:
+            continue  # a terminal of another test
+        found[str(path)] = (st.st_mode, st.st_uid, st.st_gid, st.st_mtime == 978307200)
+    return {path: state for path, state in found.items() if not path.startswith("/dev/pts/")}
+
+
+@pytest.mark.parametrize("driver", ["fuse", "overlay", "vfs"])
+def test_no_inode_of_the_machine_is_changed(run: Run, user: User, debian: Path, driver: str) -> None:
+    before = _machine_state()
+    try:
+        told = run("--driver", driver, debian, "python3", "-c", MACHINE_CHANGED, *HIDDEN)
+        assert told.stdout == "True 8 True\n"
+        if user.kind == "root":  # procfs shows what the kernel keeps for all of its mounts only to a new one
+            fresh = ["unshare", "-mpf", "--mount-proc", "stat", "-c", "%a:%u", "/proc/meminfo", "/proc/keys"]
+            assert subprocess.check_output(fresh, text=True, timeout=60) == "444:0\n" * 2
+        after = _machine_state()
+        assert {path: state for path, state in after.items() if before.get(path, state) != state} == {}
+    finally:  # a failing test must not leave the machine changed either
+        for path, (mode, uid, gid, _) in before.items():  # type: ignore[misc]
+            if not stat.S_ISLNK(mode) and os.path.exists(path) and os.stat(path).st_mode != mode:
+                os.chown(path, uid, gid)
+                os.chmod(path, stat.S_IMODE(mode))
+
+
+def test_a_view_of_the_machine_has_devices_of_its_own(user: User, tidy: None) -> None:
+    before = os.stat("/dev/full")
+    command = "chmod 640 /dev/full && chmod 600 /proc/keys; echo ran"
+    told = user.run([*user.unionfs_cmd, "try", "--discard", "sh", "-c", command], check=False)
+    after = os.stat("/dev/full")
+    assert "ran" in told.stdout
+    assert (after.st_mode, after.st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
+    assert stat.S_IMODE(os.stat("/dev/null").st_mode) == 0o666

@@ -48,6 +48,7 @@ PROTECTION = [
     "make /proc/sys read-only",
     "make /proc/sysrq-trigger read-only",
 ]
+OWN_DEVICES = "make the device nodes /dev/null, /dev/zero, /dev/full, /dev/random, /dev/urandom, /dev/tty"
 USUAL = (
     "keep capabilities: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, "
     "sys_chroot, mknod, audit_write, setfcap"
@@ -62,8 +63,11 @@ def test_root_needs_no_user_namespace() -> None:
         "mount proc on /proc",
         "bind /sys on /sys, read-only",
         "mount cgroup2 on /sys/fs/cgroup, read-only, if possible",
-        *DEV,
+        DEV[0],
+        OWN_DEVICES,
+        *DEV[7:],
         *PROTECTION,
+        "make the files of /proc that are the machine's read-only",
         "set the hostname to h",
         "keep standard output and error",
         "read standard input from /dev/null",

@@ -115,6 +115,7 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
         *_dev(spec),
         *(steps.Mask(path) for path in HIDDEN),
         *(steps.Freeze(path) for path in FROZEN),
+        *((steps.FreezeMachineFiles(),) if spec.id_map is None else ()),
         *(steps.Tmpfs(target, options) for target, options in tmpfs_mounts(spec)),
         *(steps.BindTree(*bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))),
         *(steps.ProvideFile(bind.source, bind.target) for bind in spec.provided),
@@ -127,9 +128,10 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
 
 def _dev(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
     tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
+    paths = tuple(f"/dev/{name}" for name in DEVICES)
     return (
         steps.Dev(),
-        *(steps.Device(f"/dev/{name}") for name in DEVICES),
+        *((steps.OwnDevices(paths),) if spec.id_map is None else map(steps.Device, paths)),
         steps.Terminals(tty_group),
         steps.Tmpfs("/dev/shm", _SHM, noexec=True),
         steps.MessageQueues(),

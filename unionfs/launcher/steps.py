@@ -45,6 +45,7 @@ _made: Final[list[str]] = []  # see `made`; steps are carried out once in the li
 _SIOCGIFFLAGS: Final = 0x8913  # netdevice(7), <linux/sockios.h>
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
+_MAKING_PLACE: Final = "/dev"  # of the host's view in our mount namespace; nothing propagates from it
 _IFREQ: Final = struct.Struct("16sh22x")  # struct ifreq: name, flags, and room for the rest of the union
 
 
@@ -202,6 +203,49 @@ class Device(NamedTuple):
         return lambda: _bring(fd, self.path)
 
 
+class OwnDevices(NamedTuple):
+    """Device nodes of the container's own: root's changes to a bound node would be changes of this machine's.
+
+    They are made in a tmpfs that is mounted nowhere afterwards, and bound one by one: /dev itself honours no devices,
+    or a container with CAP_MKNOD could make any. Where mknod(2) is refused (root within another container), the host's
+    are bound read-only: they can be read and written, but not be given another mode, owner or time.
+    """
+
+    paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"make the device nodes {', '.join(self.paths)}"
+
+    def reach(self) -> Callable[[], None]:
+        bound_fds = [open_tree(path) for path in self.paths]
+        mount("tmpfs", _MAKING_PLACE, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=64k")
+        try:
+            fds = [self._own(os.path.basename(path), fd) for path, fd in zip(self.paths, bound_fds, strict=True)]
+        finally:
+            umount2(_MAKING_PLACE, MNT_DETACH)
+        return lambda: self._bind(fds)
+
+    def _own(self, name: str, bound_fd: int) -> int:
+        """A mount of a new node like the one at `bound_fd`, else that one, read-only."""
+        there, node = os.fstat(bound_fd), os.path.join(_MAKING_PLACE, name)
+        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+        try:
+            os.mknod(node, there.st_mode, there.st_rdev)
+        except PermissionError:
+            set_attributes(bound_fd, attributes | MOUNT_ATTR_RDONLY)
+            return bound_fd
+        os.close(bound_fd)
+        os.chown(node, there.st_uid, there.st_gid)
+        os.chmod(node, stat.S_IMODE(there.st_mode))
+        fd = open_tree(node)
+        set_attributes(fd, attributes)
+        return fd
+
+    def _bind(self, fds: list[int]) -> None:
+        for path, fd in zip(self.paths, fds, strict=True):
+            _bring(fd, path)
+
+
 class ProvideFile(NamedTuple):
     """A copy of a file of the host, where the container has none: `target` is missing, or a symlink to nothing."""
 
@@ -298,7 +342,9 @@ class Mask(NamedTuple):
         if os.path.isdir(self.path):
             mount("tmpfs", self.path, "tmpfs", _MS_HARMLESS | MS_RDONLY, "size=0,mode=755")
         elif os.path.exists(self.path):
-            mount("/dev/null", self.path, None, MS_BIND)
+            fd = open_tree("/dev/null")
+            set_attributes(fd, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)  # /dev/null keeps its mode
+            _place(fd, self.path)
 
 
 class Freeze(NamedTuple):
@@ -313,6 +359,26 @@ class Freeze(NamedTuple):
         if os.path.exists(self.path):
             mount(self.path, self.path, None, MS_BIND)
             set_attributes(self.path, MOUNT_ATTR_RDONLY | _HARMLESS)
+
+
+class FreezeMachineFiles(NamedTuple):
+    """Make what /proc tells of the machine read-only, file by file.
+
+    The kernel keeps one mode and one owner for /proc/meminfo and its like, whichever procfs they are changed through:
+    root's chmod in a container would be this machine's.
+    """
+
+    def describe(self) -> str:
+        return "make the files of /proc that are the machine's read-only"
+
+    def execute(self) -> None:
+        with os.scandir("/proc") as found:
+            names = [entry.name for entry in found if not entry.name.isdigit() and not entry.is_symlink()]
+        for path in (f"/proc/{name}" for name in names):
+            if not os.path.ismount(path):
+                fd = open_tree(path)
+                set_attributes(fd, MOUNT_ATTR_RDONLY | _HARMLESS)
+                _place(fd, path)
 
 
 class FreezeRoot(NamedTuple):
