@@ -242,6 +242,21 @@ def test_few_descriptors(tmp_path: Path) -> None:
     assert expect(in_child(run)) == 1
 
 
+def test_forgotten_directories_are_closed(tmp_path: Path) -> None:
+    """Left to the cache, a descriptor stays open until the cache is full, and holds the space of what was removed."""
+    stack = Stack(tmp_path / "s", " ".join(f"d{i}/f" for i in range(50)), upper=" ".join(f"u{i}/f" for i in range(50)))
+    union, before = stack.union, len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for name in (*(b"d%d" % i for i in range(50)), *(b"u%d" % i for i in range(50))):
+            nodeid = union.lookup(ROOT, name).nodeid
+            child = union.lookup(nodeid, b"f").nodeid
+            assert len(os.listdir("/proc/self/fd")) > before
+            union.forget(child, 1)
+            union.forget(nodeid, 1)
+        assert len(os.listdir("/proc/self/fd")) == before
+    stack.finish()
+
+
 def link_to_the_limit(directory: Path) -> int:
     """Give `f` as many names as it may have (ext4: 65000, EMLINK); how many that are."""
     where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -122,11 +122,11 @@ print(open("/dev/null").read() == "", len(open("/dev/urandom", "rb").read(8)), o
 """
 
 
-def _machine_state() -> dict[str, object]:
+def _machine_state() -> dict[str, tuple[int, int, int, bool]]:
     paths = [Path(place, name) for place, names, files in os.walk("/dev") for name in (*names, *files)]
     paths += [path for path in Path("/proc").iterdir() if not path.name.isdigit()]
     paths += [Path(path) for path in HIDDEN if os.path.exists(path)]
-    found: dict[str, object] = {}
+    found: dict[str, tuple[int, int, int, bool]] = {}
     for path in paths:
         try:
             st = path.lstat()
@@ -148,7 +148,7 @@ def test_no_inode_of_the_machine_is_changed(run: Run, user: User, debian: Path, 
         after = _machine_state()
         assert {path: state for path, state in after.items() if before.get(path, state) != state} == {}
     finally:  # a failing test must not leave the machine changed either
-        for path, (mode, uid, gid, _) in before.items():  # type: ignore[misc]
+        for path, (mode, uid, gid, _) in before.items():
             if not stat.S_ISLNK(mode) and os.path.exists(path) and os.stat(path).st_mode != mode:
                 os.chown(path, uid, gid)
                 os.chmod(path, stat.S_IMODE(mode))

@@ -127,7 +127,7 @@ _ARGUMENTS: Final[dict[str, Callable[[random.Random], tuple[Any, ...]]]] = {
     "lstat": lambda d: (_path(d),),
     "content": lambda d: (_path(d),),
     "truncate": lambda d: (_path(d), d.randrange(_MAX_SIZE)),
-    "mkdir": lambda d: (_path(d), d.choice((0o755, 0o700))),
+    "mkdir": lambda d: (_path(d), d.choice((0o755, 0o700, 0o700, 0o555))),
     "rmdir": lambda d: (_path(d),),
     "unlink": lambda d: (_path(d),),
     "rename": lambda d: (_path(d), _path(d), d.choice((0, 0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE))),
@@ -135,7 +135,7 @@ _ARGUMENTS: Final[dict[str, Callable[[random.Random], tuple[Any, ...]]]] = {
     "symlink": lambda d: (d.choice((*_NAMES, "a/b", "../a", "nowhere")), _path(d)),
     "readlink": lambda d: (_path(d),),
     "mkfifo": lambda d: (_path(d),),
-    "chmod": lambda d: (_path(d), d.choice((0o755, 0o700, 0o644, 0o600, 0o777, 0o4755))),
+    "chmod": lambda d: (_path(d), d.choice((0o755, 0o700, 0o644, 0o600, 0o777, 0o4755, 0o555, 0o500, 0o000))),
     "utime": lambda d: (_path(d), _time(d), _time(d)),
     "setxattr": lambda d: (
         _path(d),

@@ -27,7 +27,6 @@ from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
-from unionfs.syscalls import files
 
 INLINE_MAX: Final = 1 << 20
 """Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
@@ -244,7 +243,7 @@ def _may_have_at_once(branch: Branch, mode: int) -> bool:
 
 def abort(tree: Tree, job: CopyUp) -> None:
     """Give up a copy-up; nothing of it stays."""
-    tree.staging.dispose(job.leaf, large=job.length > LARGE)
+    tree.staging.discard(job.leaf, job.dst, large=job.length > LARGE)
 
 
 def commit(tree: Tree, job: CopyUp) -> None:
@@ -473,9 +472,6 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
         lower = node.low.stack[0]
         source = path_at(lower, b".") if not lower.sealed else -1
         copy_metadata.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
-        late_mode = tree.euid != 0 and not mode & stat.S_IWUSR and staging.here.branch.overrides is None
-        if late_mode:  # rename(2) wants to write the directory itself, and only root may without the bit
-            files.chmod_nofollow(staging.fd(), leaf, mode | stat.S_IWUSR)
         if node.dead:
             up, name = staging.here, staging.orphan_name(node.nodeid)
         else:
@@ -490,8 +486,6 @@ def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
         raise
     node.upper = up.child(name)
     names.learn_empty(tree, node)
-    if late_mode:
-        files.chmod_nofollow(up.fd(), name, mode)
     _enter(tree, node, lower.branch.path, DIRECTORY, since)
     if node.dead or node.parent is None:
         return node.upper

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import acl, copyup, lookup, marks, names, ownership
+from unionfs.core import acl, copyup, lookup, marks, names, owner_override, ownership
 from unionfs.core.attrs import IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
@@ -232,7 +232,7 @@ def place_over_whiteout(tree: Tree, leaf: bytes, up: BranchDir, name: bytes, *, 
     """Rename `leaf` of the staging directory to `name`, where nothing or a whiteout stands."""
     staging = tree.staging
     try:
-        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_NOREPLACE)
+        owner_override.rename(staging.here, leaf, up, name, files.RENAME_NOREPLACE)
         return
     except OSError as exc:
         if exc.errno not in (errno.EEXIST, errno.EINVAL, errno.ENOSYS):
@@ -240,10 +240,10 @@ def place_over_whiteout(tree: Tree, leaf: bytes, up: BranchDir, name: bytes, *, 
         if exc.errno == errno.EEXIST:
             _require_whiteout(up, name)
     if is_dir and _is_there(up, name):
-        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_EXCHANGE)
+        owner_override.rename(staging.here, leaf, up, name, files.RENAME_EXCHANGE)
         staging.dispose(leaf)
     else:
-        os.rename(leaf, name, src_dir_fd=staging.fd(), dst_dir_fd=up.fd())
+        owner_override.rename(staging.here, leaf, up, name)
 
 
 def _is_there(up: BranchDir, name: bytes) -> bool:

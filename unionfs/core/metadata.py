@@ -186,6 +186,15 @@ def find_xattr(tree: Tree, node: Node, name: bytes) -> bytes | None:
 
 
 def _read_xattr(node: Node, name: bytes) -> bytes | None:
+    try:
+        return _read_xattr_of_branch(node, name)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP and name in _ACLS:
+            return None  # a filesystem without ACLs; the kernel asks before each access and refuses it on any error
+        raise
+
+
+def _read_xattr_of_branch(node: Node, name: bytes) -> bytes | None:
     if isinstance(node, FileNode) and node.held is not None and (node.links is None or node.links.data is None):
         return files.find_xattr(node.held.fd, name)
     path, follow = _xattr_path(node)

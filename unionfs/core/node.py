@@ -218,7 +218,20 @@ class NodeTable:
             if isinstance(at, FileNode):
                 at.held = None
                 self.unregister_inode(at)
+            else:
+                _close(at)
         return dropped
+
+
+def _close(directory: DirNode) -> None:
+    """Close the descriptors of a directory that the kernel has forgotten; what still needs one opens it again.
+
+    Left to the cache they would stay open until it is full, and keep the space of removed directories.
+    """
+    places = directory.low.stack if directory.low is not None else ()
+    for place in (*places, directory.upper) if directory.upper is not None else places:
+        if place.parent is not None:  # a branch's root is the way back in
+            place.held = None
 
 
 def names_of(node: Node) -> list[tuple[DirNode, bytes]]:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from unionfs.core.branch import BranchDir
+from unionfs.syscalls import files
 
 _OWNER: Final = 0o700
 
@@ -62,6 +63,44 @@ class LoosenedChain:
 
     def __exit__(self, *exc: object) -> None:
         self.stack.close()
+
+
+class _MovableEntry:
+    """Within this context a directory of our own can be moved, whatever its mode says; anything else can anyway."""
+
+    def __init__(self, place: BranchDir, name: bytes) -> None:
+        self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
+        self.mode: int | None = None  # the mode to restore
+
+    def __enter__(self) -> None:
+        st = os.fstat(self.fd)
+        if stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid() and not st.st_mode & stat.S_IWUSR:
+            self.mode = stat.S_IMODE(st.st_mode)
+            os.chmod(f"/proc/self/fd/{self.fd}", self.mode | stat.S_IWUSR)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.mode is not None:
+            os.chmod(f"/proc/self/fd/{self.fd}", self.mode)
+        os.close(self.fd)
+
+
+def rename(place: BranchDir, name: bytes, new_place: BranchDir, new_name: bytes, flags: int = 0) -> None:
+    """renameat2(2) between two directories of the upper's filesystem, of an entry that the caller may move.
+
+    The kernel wants to write a directory that gets another parent. It has checked that for the caller's rename, but not
+    for a move to or from the work directory, which only we make.
+    """
+    try:
+        files.renameat2(place.fd(), name, new_place.fd(), new_name, flags)
+        return
+    except PermissionError as exc:
+        if exc.errno != errno.EACCES or os.geteuid() == 0:
+            raise
+    with ExitStack() as movable:
+        movable.enter_context(_MovableEntry(place, name))
+        if flags & files.RENAME_EXCHANGE:
+            movable.enter_context(_MovableEntry(new_place, new_name))
+        files.renameat2(place.fd(), name, new_place.fd(), new_name, flags)
 
 
 def read_xattr_as_owner(path: str, name: str) -> bytes:

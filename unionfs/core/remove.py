@@ -14,7 +14,7 @@ import stat
 from unionfs.core import copyup, lookup, marks, names
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode
-from unionfs.core.owner_override import LoosenedChain
+from unionfs.core.owner_override import LoosenedChain, rename
 from unionfs.core.staging import LARGE
 from unionfs.core.tree import Tree, refuse
 from unionfs.syscalls import files
@@ -183,7 +183,7 @@ def take_away(tree: Tree, up: BranchDir, name: bytes, leaf: bytes, whiteout: boo
             refuse(errno.ENAMETOOLONG, name)
         return
     try:
-        os.rename(name, leaf, src_dir_fd=up.fd(), dst_dir_fd=staging.fd())
+        rename(up, name, staging.here, leaf)
     except OSError:
         if whiteout:
             marks.clear_aufs_whiteout(up, name)
@@ -196,7 +196,7 @@ def _exchange_for_whiteout(tree: Tree, up: BranchDir, name: bytes, leaf: bytes) 
     if not marks.make_node_whiteout(staging.fd(), leaf):
         return False
     try:
-        files.renameat2(staging.fd(), leaf, up.fd(), name, files.RENAME_EXCHANGE)
+        rename(staging.here, leaf, up, name, files.RENAME_EXCHANGE)
     except OSError:
         staging.dispose(leaf)
         raise

@@ -18,7 +18,7 @@ import stat
 from typing import NamedTuple
 
 from unionfs import markers
-from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, remove
+from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, owner_override, remove
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import Loosened
@@ -196,7 +196,7 @@ def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
         marks.set_opaque_xattr(marks.proc_path(place.fd()))
         copy_metadata.give(tree, marks.path_at(node.upper, b"."), node.upper, node.upper.stat(), staging.here, leaf)
         tree.fds.drop(place)
-        files.renameat2(staging.fd(), leaf, up.fd(), dst.name, files.RENAME_EXCHANGE)
+        owner_override.rename(staging.here, leaf, up, dst.name, files.RENAME_EXCHANGE)
     except BaseException:
         staging.dispose(leaf)
         raise
@@ -207,7 +207,7 @@ def _give_back(tree: Tree, dst: _End, orphan: bytes) -> None:
     """The rename failed: the saved object takes its place again."""
     if isinstance(dst.node, DirNode) and dst.parent.upper is not None:
         with contextlib.suppress(OSError):
-            files.renameat2(tree.staging.fd(), orphan, dst.parent.upper.fd(), dst.name, files.RENAME_EXCHANGE)
+            owner_override.rename(tree.staging.here, orphan, dst.parent.upper, dst.name, files.RENAME_EXCHANGE)
     tree.staging.dispose(orphan)
 
 
@@ -246,13 +246,13 @@ def _rename_entry(
     """The one rename. A directory cannot replace a whiteout device, so it changes places with it."""
     flags = files.RENAME_WHITEOUT if leave_whiteout else 0
     try:
-        files.renameat2(up.fd(), name, new_up.fd(), new_name, flags)
+        owner_override.rename(up, name, new_up, new_name, flags)
         return
     except OSError as exc:
         if exc.errno != errno.ENOTDIR or not is_dir:
             raise
     before = os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
-    files.renameat2(up.fd(), name, new_up.fd(), new_name, files.RENAME_EXCHANGE)
+    owner_override.rename(up, name, new_up, new_name, files.RENAME_EXCHANGE)
     with contextlib.suppress(OSError):  # xfs moves the mtime of a directory that changes places; a rename does not
         os.utime(new_name, ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=new_up.fd(), follow_symlinks=False)
     if not leave_whiteout:
@@ -287,7 +287,7 @@ def _exchange(tree: Tree, src: _End, dst: _End) -> None:
     new_up = copyup.ensure_dir(tree, dst.parent)
     _prepare(tree, src.node, dst.parent, dst.name)
     _prepare(tree, dst.node, src.parent, src.name)
-    files.renameat2(up.fd(), src.name, new_up.fd(), dst.name, files.RENAME_EXCHANGE)
+    owner_override.rename(up, src.name, new_up, dst.name, files.RENAME_EXCHANGE)
     for end, other in ((src, dst), (dst, src)):
         kind = stat.S_IFMT(other.st.st_mode)
         assert end.parent.upper is not None

@@ -23,8 +23,8 @@ from typing import Final
 
 from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
-from unionfs.core.fds import FdCache
-from unionfs.core.owner_override import Loosened
+from unionfs.core.fds import FdCache, FileFd
+from unionfs.core.owner_override import Loosened, rename
 from unionfs.trees.remove import remove_tree
 
 Later = Callable[[Callable[[], None]], None]
@@ -135,6 +135,15 @@ class Staging:
         except OSError as exc:
             _warn("cannot remove %r from the work directory: %s", leaf, exc)
 
+    def discard(self, leaf: bytes, open_file: FileFd, *, large: bool) -> None:
+        """Remove a file here that is open, and give back its space even if the descriptor lives on: the traceback of
+        what went wrong may hold it until the next garbage collection. `large` as in `dispose`. Never raises."""
+        if large and self.later is not None and self.has_room(_SCARCE):
+            self.later(partial(_empty, open_file))
+        else:
+            _empty(open_file)
+        self.dispose(leaf)
+
     def has_room(self, size: int) -> bool:
         """Whether the filesystem has `size` bytes left for us (statvfs(3))."""
         room = os.statvfs(self.here.fd())
@@ -146,7 +155,7 @@ class Staging:
             os.rename(leaf, name, src_dir_fd=self.here.fd(), dst_dir_fd=place.fd())
             return
         with Loosened(place):
-            os.rename(leaf, name, src_dir_fd=self.here.fd(), dst_dir_fd=place.fd())
+            rename(self.here, leaf, place, name)
 
     def close(self) -> None:
         """Empty this daemon's subdirectory and leave it for the next one."""
@@ -163,6 +172,12 @@ class Staging:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
                 _warn("cannot clean the work directory %s: %s", self.branch.path, exc)
         os.close(self._live_fd)
+
+
+def _empty(open_file: FileFd) -> None:
+    """Cut a file to nothing, from any thread."""
+    with open_file, contextlib.suppress(OSError):
+        os.ftruncate(open_file.fd, 0)
 
 
 def _is_locked(dir_fd: int, name: bytes) -> bool:

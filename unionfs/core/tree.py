@@ -397,9 +397,9 @@ class Tree:
         flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.links is not None and node.links.data is not None:
             held = self._open_lower(*node.links.data, flags)
-        elif node.home.branch.writable:
+        elif node.home.branch.writable:  # only for reading: the file may be running, or its filesystem read-only by now
             try:
-                held = FileFd(self._open_upper(node, os.O_RDWR | flags), writable=True)
+                held = FileFd(self._open_upper(node, os.O_RDONLY | flags))
             except PermissionError:
                 held = FileFd(self._open_as_owner(node, os.O_RDONLY | flags))
         else:

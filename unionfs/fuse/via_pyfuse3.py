@@ -524,7 +524,10 @@ async def _copy_in_thread(job: _Copy) -> None:
             failure = exc  # raised outside, where no nursery wraps it into a group
         nursery.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            failure = None  # its traceback holds this frame: a cycle, which would keep the copy's descriptors open
 
 
 def _read_cached(fd: int, offset: int, size: int) -> memoryview | None:

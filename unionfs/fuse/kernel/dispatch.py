@@ -397,6 +397,7 @@ class Dispatcher:
                 reply = self._answer(_in_header(request), memoryview(request), len(request))
                 if reply is not None:
                     replies.append(bytes(reply))
+        error = None  # its traceback may hold this frame: a cycle, which would keep the copy's descriptors open
         return replies
 
 

@@ -143,6 +143,7 @@ class _Engine:
             error = exc
         self._away -= 1
         replies = self._dispatcher.finish(job, error)
+        error = None  # its traceback holds this frame: a cycle, which would keep the copy's descriptors open
         with suppress(Gone):
             for reply in replies:
                 self._send(reply)
@@ -161,6 +162,7 @@ class _Engine:
             error = exc
         self._away -= 1
         reply = self._dispatcher.bring_back(errand, outcome, error)
+        error = None  # as in _copy_up
         with suppress(Gone):
             if reply is not None:
                 self._send(reply)
