@@ -58,7 +58,9 @@ def test_a_lower_without_acls(kind: str, each_transport: str, ordinary_user: Use
     (tree / "d/file").write_text("content")
     shutil.copy("/bin/true", tree / "true")
     os.chown(tree / "d", ordinary_user.uid, ordinary_user.gid)
-    command = {"squashfs": ["mksquashfs", tree, image, "-quiet"], "erofs": ["mkfs.erofs", image, tree]}[kind]
+    command: list[str | Path] = ["mkfs.erofs", image, tree]
+    if kind == "squashfs":
+        command = ["mksquashfs", tree, image, "-quiet"]
     work = scratch / "user"
     work.mkdir()
     os.chown(work, ordinary_user.uid, ordinary_user.gid)
