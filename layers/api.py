@@ -28,7 +28,7 @@ from layers.safe_open import Path
 from layers.size_report import acts, showing
 from layers.store import Named, Store, default_root
 from layers.tar_directory import own_options, unpacked_tar
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -107,7 +107,7 @@ class Layer:
 
     def _pieces(self) -> Iterator[Piece]:
         if os.path.isdir(self.path):
-            with Branches() as branches:
+            with LayerTrees() as branches:
                 yield from of_directory(branches.open(self.path), fingerprints=False)
             return
         with open(self.path, "rb") as source:
@@ -229,7 +229,7 @@ def diff(old: Image | Layer, new: Image | Layer) -> list[Difference]:
     """What makes `new` out of `old`, sorted by path: of images their whole trees are compared, whatever their layers.
     Layers are unpacked for that, of an image of the store in the store. Raises Refused, OSError."""
     with ExitStack() as stack:
-        branches = stack.enter_context(Branches())
+        branches = stack.enter_context(LayerTrees())
         views = [branches.view(one._directories(stack)) for one in (old, new)]
         return [Difference(_CHANGES[one.kind], _text(one.path), one.what) for one in compare.changes(*views)]
     raise AssertionError("unreachable")

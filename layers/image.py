@@ -30,7 +30,7 @@ from layers.origins import may_have_what_was_given
 from layers.progress import Progress, Silent
 from layers.reference import Reference
 from layers.store import Store
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 if TYPE_CHECKING:
     from layers.registry import Registry
@@ -106,7 +106,7 @@ def make_ready(store: Store, descriptor: Descriptor, options: Options, progress:
     descriptor, item, config = read(store, descriptor)
     lowers: list[str] = []
     chain: Digest | None = None
-    with Branches(len(item.layers)) as branches:
+    with LayerTrees(len(item.layers)) as branches:
         for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
             chain = digests.chain(chain, diff_id)
             found = unpacked.find(store, diff_id, chain)
@@ -354,7 +354,7 @@ class _Pull:
 
     def _place(self, item: Manifest, config: ImageConfig, chains: Sequence[Digest]) -> None:
         lowers: list[str] = []
-        with Branches(len(item.layers)) as branches:
+        with LayerTrees(len(item.layers)) as branches:
             for layer, diff_id, chain in zip(item.layers, config.diff_ids, chains, strict=True):
                 found = unpacked.find(self.store, diff_id, chain)
                 if found is None:

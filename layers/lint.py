@@ -19,7 +19,7 @@ from layers.limits import Limits
 from layers.safe_open import Path
 from layers.tarread import entries
 from layers.tarstream import TarStream
-from layers.tree import Branch, Node, View
+from layers.tree import LayerTree, Node, View
 from unionfs import markers
 
 _FAMILY: Final = {"aufs": "aufs", "device": "overlay", "xattr": "overlay"}
@@ -33,7 +33,7 @@ class Finding(NamedTuple):
     what: str
 
 
-def of_directory(branch: Branch, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
+def of_directory(branch: LayerTree, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
     """What is wrong with a layer directory. Orphaned marks are told only where the layers `beneath` are known;
     `dialect` is the one that marks should have, None for whichever."""
     for path, node in View([branch]).walk():
@@ -69,7 +69,7 @@ def of_tar(source: Readable) -> Iterator[Finding]:
             yield Finding(b"/".join(path), "it is below something that is no directory")
 
 
-def _directory(branch: Branch, path: Path, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
+def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
     scan = branch.scan(path)
     for name in scan.strange:
         if not name.startswith(markers.WHITEOUT_PREFIX * 2):
@@ -105,7 +105,7 @@ def _has(beneath: View, below: Node | None, name: bytes) -> bool:
     return below is not None and below.is_dir and beneath.lookup(below.sources, name) is not None
 
 
-def _bad_redirect(branch: Branch, path: Path) -> Iterator[Finding]:
+def _bad_redirect(branch: LayerTree, path: Path) -> Iterator[Finding]:
     found = branch.xattrs(path)
     for mark in markers.REDIRECT_XATTRS:
         value = found.get(mark)
@@ -113,7 +113,7 @@ def _bad_redirect(branch: Branch, path: Path) -> Iterator[Finding]:
             yield Finding(b"/".join(path), f"a redirect that is not followed: {value[:100]!r}")
 
 
-def _owner(branch: Branch, path: Path) -> Iterator[Finding]:
+def _owner(branch: LayerTree, path: Path) -> Iterator[Finding]:
     fd = branch.open_path(path)
     try:
         st = os.fstat(fd)

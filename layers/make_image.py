@@ -28,7 +28,7 @@ from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Man
 from layers.pack import Item, Packed
 from layers.progress import Progress, Silent
 from layers.store import Store
-from layers.tree import Branches, Node, View, content
+from layers.tree import LayerTrees, Node, View, content
 from unionfs import markers
 
 _ARTIFACTS: Final = {GZIP: "+gzip", ZSTD: "+zstd"}
@@ -89,7 +89,7 @@ def commit(
             _, item, config = image.read(store, found.descriptor)
             lowers, layers = ready.lowers, item.layers
         made = Committed(Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
-        with Branches() as branches:
+        with LayerTrees() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
             changes = _without(list(compare.changes(old, new, fingerprint=_Known(), equal=True)), mountpoints)
@@ -113,7 +113,7 @@ def squash(store: Store, text: str, wish: Wish, *, keep: int = 0, options: Optio
         _, item, config = image.read(store, found.descriptor)
         if not 0 <= keep < len(item.layers):
             raise LayerError("squashing", text, f"it has {len(item.layers)} layers, {keep} of them cannot be kept")
-        with Branches() as branches:
+        with LayerTrees() as branches:
             new = branches.view(ready.lowers)
             old = new.below(len(ready.lowers) - keep)
             items = pack.change_items(old, new, compare.changes(old, new)) if keep else pack.merged_items(new)
@@ -138,7 +138,7 @@ def import_tar(
         pending = unpacked.Pending(store, chosen)
         with store.open_blob(packed.digest) as blob:
             pending.run(blob, packed.diff_id)
-        with Branches() as branches:
+        with LayerTrees() as branches:
             pending.place(packed.diff_id, [], branches)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by or "unionfs import", wish.author, wish.message)

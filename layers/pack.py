@@ -23,7 +23,7 @@ from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import LayerError
 from layers.safe_open import Path
 from layers.tarwrite import TarWriter
-from layers.tree import Branch, Node, Place, View, target, xattrs
+from layers.tree import LayerPath, LayerTree, Node, View, target, xattrs
 from unionfs import markers
 
 _BLOCK: Final = 512  # unit of st_blocks (stat(2))
@@ -33,7 +33,7 @@ class Item(NamedTuple):
     """An entry and where the data of a file are."""
 
     entry: Entry
-    data: Place | None = None
+    data: LayerPath | None = None
 
 
 class Packed(NamedTuple):
@@ -86,7 +86,7 @@ def pack(
     return Packed(digest, diff_id, writer.size, writer.tar_size, count)
 
 
-def layer_items(branch: Branch) -> Iterator[Item]:
+def layer_items(branch: LayerTree) -> Iterator[Item]:
     """A layer directory as it is. Raises: LayerError for marks that an image cannot have: redirects, metacopy."""
     view = View([branch])
     links: dict[tuple[int, int], Path] = {}
@@ -121,7 +121,7 @@ def change_items(old: View, new: View, changes: Iterable[compare.Change]) -> Ite
         yield from _items(change.path, change.new, links)
 
 
-def _directory_with_marks(branch: Branch, path: Path, node: Node) -> Iterator[Item]:
+def _directory_with_marks(branch: LayerTree, path: Path, node: Node) -> Iterator[Item]:
     scan = branch.scan(path)
     if scan.redirect is not None:
         raise _incomplete(path, f"its content is in a layer beneath, at {os.fsdecode(scan.redirect)!r} (redirect)")
@@ -176,7 +176,7 @@ def _incomplete(path: Path, why: str) -> LayerError:
     return LayerError("packing", os.fsdecode(b"/".join(path)), why, hint=hint)
 
 
-def _open(place: Place) -> int:
+def _open(place: LayerPath) -> int:
     path_fd = place.branch.open_path(place.path)
     try:
         return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)

@@ -20,7 +20,7 @@ from layers.limits import Limits
 from layers.safe_open import Path
 from layers.tarread import entries
 from layers.tarstream import TarStream
-from layers.tree import Branch, Node, View, content, target
+from layers.tree import LayerTree, Node, View, content, target
 from unionfs import markers
 
 OCI: Final = "oci"  # the dialect of a tar's marks
@@ -66,7 +66,7 @@ def _file(stream: TarStream, entry: Entry) -> Piece:
     return Piece(entry, stored, hash_.hexdigest())
 
 
-def of_directory(branch: Branch, *, fingerprints: bool = True) -> Iterator[Piece]:
+def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Piece]:
     """The pieces of a layer directory, whatever the dialect of its marks."""
     first: dict[tuple[int, int], Path] = {}
     for path, node in View([branch]).walk():
@@ -84,7 +84,7 @@ def of_directory(branch: Branch, *, fingerprints: bool = True) -> Iterator[Piece
         yield Piece(_entry(path, node), _stored(node), content(node) if taken else "")
 
 
-def _directory(branch: Branch, path: Path, node: Node) -> Iterator[Piece]:
+def _directory(branch: LayerTree, path: Path, node: Node) -> Iterator[Piece]:
     scan = branch.scan(path)
     yield Piece(_entry(path, node), redirect=_from(path, scan.redirect))
     if scan.opaque:

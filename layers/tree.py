@@ -1,9 +1,9 @@
-"""Layer directories as trees that are only looked at: one branch (`Branch`), or several merged (`View`).
+"""Layer directories as trees that are only looked at: one layer (`LayerTree`), or several merged (`View`).
 
 Knows the marks of every dialect (`unionfs.markers`) and noted owners. Does not know tars or images. Writes nothing.
 
-A `Place` is a path in one branch. A directory of a view is shown by several places, its *sources*, top first: what a
-higher one holds or hides covers what lower ones hold. Two directories with equal sources show the same tree.
+A directory of a view is shown by several directories of layers, its *sources*, top first: what a higher one holds or
+hides covers what lower ones hold. Two directories with equal sources show the same tree.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _KEPT_OF_ALL: Final = 480  # descriptors of directories, likewise
 _MANY: Final = 100  # branches that need more descriptors than the usual limit of a process lets it have
 
 
-class Branch:
-    """One layer directory. Two are the same branch only when they are the same object (see `Branches`)."""
+class LayerTree:
+    """One layer's directory. Two are the same only when they are the same object (see `LayerTrees`)."""
 
     def __init__(self, path: str, *, among: int = 1) -> None:
         """Preconditions: `among` so many branches are open at once; of each of many, less is kept."""
@@ -90,10 +90,10 @@ class Scan(NamedTuple):
     strange: tuple[bytes, ...]  # reserved names that mean nothing
 
 
-class Place(NamedTuple):
+class LayerPath(NamedTuple):
     """A path in one branch."""
 
-    branch: Branch
+    branch: LayerTree
     path: Path
 
 
@@ -109,27 +109,27 @@ class Node(NamedTuple):
     device: tuple[int, int]
     inode: tuple[int, int]  # (st_dev, st_ino) of where its data are
     nlink: int
-    sources: tuple[Place, ...]  # of a directory all that show in it; of anything else its own place
-    data: Place  # where a file's data are
+    sources: tuple[LayerPath, ...]  # of a directory all that show in it; of anything else its own place
+    data: LayerPath  # where a file's data are
 
     @property
     def is_dir(self) -> bool:
         return self.kind == stat.S_IFDIR
 
     @property
-    def place(self) -> Place:
+    def place(self) -> LayerPath:
         return self.sources[0]
 
 
 @dataclass(slots=True)
-class Branches:
+class LayerTrees:
     """Opened branches, one object for each directory. Use it in a `with`.
 
     While there are many, this process may have as many descriptors as it is allowed.
     """
 
     expected: int = 1  # so many are going to be open at once
-    _known: dict[str, Branch] = field(default_factory=dict)
+    _known: dict[str, LayerTree] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
     _is_raised: bool = False
 
@@ -141,7 +141,7 @@ class Branches:
     ) -> None:
         self._stack.close()
 
-    def open(self, path: str) -> Branch:
+    def open(self, path: str) -> LayerTree:
         """The branch at the host path `path`. Raises: OSError when it is no directory."""
         real = os.path.realpath(path)
         known = self._known.get(real)
@@ -149,7 +149,7 @@ class Branches:
             among = max(self.expected, len(self._known) + 1)
             if among >= _MANY and not self._is_raised:
                 self._raise_limit()
-            known = self._known[real] = Branch(path, among=among)
+            known = self._known[real] = LayerTree(path, among=among)
             self._stack.callback(known.close)
         return known
 
@@ -166,14 +166,14 @@ class Branches:
             self._stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
 
-Entry = walk.Entry[Place, os.stat_result]
+Entry = walk.Entry[LayerPath, os.stat_result]
 """What one branch has under a name."""
 
 
-class View(walk.Reader[Place, os.stat_result]):
+class View(walk.Reader[LayerPath, os.stat_result]):
     """Several branches merged, as a union would show them."""
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, branches: Sequence[LayerTree]) -> None:
         self.branches = tuple(branches)  # immutable; top first
 
     def below(self, count: int) -> View:
@@ -195,19 +195,19 @@ class View(walk.Reader[Place, os.stat_result]):
                 found[name] = node
         return found
 
-    def lookup(self, sources: Sequence[Place], name: bytes) -> Node | None:
+    def lookup(self, sources: Sequence[LayerPath], name: bytes) -> Node | None:
         """What `name` is in a directory shown by `sources`."""
         found = walk.lookup(self, sources, name)
         return self._node(found.path, found.stack or (found.path,), found.data) if found is not None else None
 
-    def entry(self, directory: Place, name: bytes) -> Entry:
+    def entry(self, directory: LayerPath, name: bytes) -> Entry:
         """What one branch has under `name`, without what is beneath."""
         scan = directory.branch.scan(directory.path)
         whiteout = scan.whiteouts.get(name, "")
         st = scan.entries.get(name)
         if st is None:
             return Entry(whiteout=whiteout)
-        place = Place(directory.branch, (*directory.path, name))
+        place = LayerPath(directory.branch, (*directory.path, name))
         kind = stat.S_IFMT(st.st_mode)
         if kind == stat.S_IFDIR:
             inside = place.branch.scan(place.path)
@@ -219,16 +219,16 @@ class View(walk.Reader[Place, os.stat_result]):
                 return Entry(place, st, kind, redirect=redirect, metacopy=True)
         return Entry(place, st, kind)
 
-    def roots(self) -> list[Place]:
+    def roots(self) -> list[LayerPath]:
         """The roots of the branches, top first, down to the first opaque one."""
         found = []
         for branch in self.branches:
-            found.append(Place(branch, ()))
+            found.append(LayerPath(branch, ()))
             if branch.scan(()).opaque:
                 break
         return found
 
-    def branch_of(self, path: Place) -> int:
+    def branch_of(self, path: LayerPath) -> int:
         """The position of a place's branch, 0 on top."""
         return self.branches.index(path.branch)
 
@@ -251,7 +251,7 @@ class View(walk.Reader[Place, os.stat_result]):
             if node.is_dir:
                 todo += reversed([((*path, name), child) for name, child in self.children(node).items()])
 
-    def _node(self, place: Place, sources: tuple[Place, ...], data: Place | None = None) -> Node:
+    def _node(self, place: LayerPath, sources: tuple[LayerPath, ...], data: LayerPath | None = None) -> Node:
         fd = place.branch.open_path(place.path)
         try:
             st = os.fstat(fd)

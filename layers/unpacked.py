@@ -27,7 +27,7 @@ from layers.errors import NotFound, Refused
 from layers.resolve_parents import Below, settle
 from layers.safe_open import Path, directories
 from layers.store import Store
-from layers.tree import Branches, View, xattrs
+from layers.tree import LayerTrees, View, xattrs
 from unionfs.syscalls import files
 
 _RECORD: Final = "layer.json"
@@ -91,7 +91,7 @@ class Pending:
             raise
         self.result = result
 
-    def place(self, chain_id: Digest, beneath: Sequence[str], branches: Branches) -> Layer:
+    def place(self, chain_id: Digest, beneath: Sequence[str], branches: LayerTrees) -> Layer:
         """Finish on top of the directories `beneath` (top first) and put in place. Raises: Refused, OSError.
 
         `branches` is for all layers of an image: each is looked at by all above it.
@@ -158,7 +158,7 @@ def prints_of(directory: str) -> dict[bytes, fingerprint.Print]:
         return {}
 
 
-def _shown_by(branches: Branches, beneath: Iterable[str]) -> Callable[[Path], Below | None]:
+def _shown_by(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], Below | None]:
     views: list[View] = []  # made when the first question comes: most layers describe all they have
 
     def below(path: Path) -> Below | None:

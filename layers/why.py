@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from layers.entry import WORDS
 from layers.safe_open import Path
-from layers.tree import Branch, Place, View
+from layers.tree import LayerPath, LayerTree, View
 from unionfs import markers
 from unionfs.trees import walk
 
@@ -68,7 +68,7 @@ class _Explanation:
         self.verdicts: Final = [Verdict(number, one.path, ABSENT) for number, one in enumerate(view.branches)]
         self._is_directory = True  # of what the walk has come to
 
-    def roots(self) -> list[Place]:
+    def roots(self) -> list[LayerPath]:
         """The roots that show, down to the first opaque one."""
         found = self._view.roots()
         for place in found:
@@ -78,9 +78,9 @@ class _Explanation:
                 self._cut_below(place, f"{self._name(place.branch)} is opaque from its root on")
         return found
 
-    def step(self, sources: Sequence[Place], name: bytes, *, is_last: bool) -> list[Place]:
+    def step(self, sources: Sequence[LayerPath], name: bytes, *, is_last: bool) -> list[LayerPath]:
         """What shows `name` in the directory that `sources` show."""
-        found: list[Place] = []
+        found: list[LayerPath] = []
         for directory, entry, outcome, below in walk.steps(self._view, sources, name):
             path = (*directory.path, name)
             branch, who = directory.branch, self._name(directory.branch)
@@ -95,9 +95,9 @@ class _Explanation:
             elif outcome == walk.FILE:
                 self._is_directory = False
                 self._cut(below, f"{who} has a {WORDS.get(entry.kind, _UNKNOWN)} at /{_text(path)}")
-                return [Place(branch, path)] if is_last else []
+                return [LayerPath(branch, path)] if is_last else []
             elif outcome in (walk.DIRECTORY, walk.OPAQUE, walk.REDIRECTED):
-                found.append(Place(branch, path))
+                found.append(LayerPath(branch, path))
             if outcome == walk.OPAQUE:
                 if entry.opaque:
                     self._mark(branch, "opaque", entry.opaque, path, is_directory=True)
@@ -110,7 +110,7 @@ class _Explanation:
                 found += self._redirected(branch, entry.redirect, below)
         return found
 
-    def settle(self, path: Path, sources: list[Place]) -> None:
+    def settle(self, path: Path, sources: list[LayerPath]) -> None:
         """Say who shows what is at the path, and what the others have there that does not show."""
         for depth, source in enumerate(sources):
             verdict = self.verdicts[self._number(source.branch)]
@@ -129,12 +129,12 @@ class _Explanation:
             elif not verdict.holds:
                 verdict.because = ""
 
-    def _redirected(self, branch: Branch, redirect: bytes, siblings: Sequence[Place]) -> Sequence[Place]:
+    def _redirected(self, branch: LayerTree, redirect: bytes, siblings: Sequence[LayerPath]) -> Sequence[LayerPath]:
         if markers.redirect_components(redirect) is None:
             return self.step(siblings, redirect, is_last=False)
         return walk.redirected(self._view, siblings, redirect, self._number(branch) + 1)
 
-    def _held(self, branch: Branch, path: Path) -> str:
+    def _held(self, branch: LayerTree, path: Path) -> str:
         """The kind of what the branch alone has at a path; empty: nothing."""
         try:
             fd = branch.open_path(path)
@@ -148,28 +148,28 @@ class _Explanation:
             os.close(fd)
         return "" if path and markers.is_whiteout_device(st) else _kind(st)
 
-    def _mark(self, branch: Branch, kind: str, dialect: str, path: Path, *, is_directory: bool = False) -> None:
+    def _mark(self, branch: LayerTree, kind: str, dialect: str, path: Path, *, is_directory: bool = False) -> None:
         where = path
         if dialect == "aufs":
             where = (*path, markers.OPAQUE_NAME) if is_directory else (*path[:-1], markers.WHITEOUT_PREFIX + path[-1])
         self.verdicts[self._number(branch)].marks.append(Mark(kind, _DIALECTS[dialect], "/" + _text(where)))
 
-    def _cut(self, places: Sequence[Place], why: str) -> None:
+    def _cut(self, places: Sequence[LayerPath], why: str) -> None:
         for place in places:
             self._because(place.branch, why)
 
-    def _cut_below(self, place: Place, why: str) -> None:
+    def _cut_below(self, place: LayerPath, why: str) -> None:
         for branch in self._branches[self._number(place.branch) + 1 :]:
             self._because(branch, why)
 
-    def _because(self, branch: Branch, why: str) -> None:
+    def _because(self, branch: LayerTree, why: str) -> None:
         verdict = self.verdicts[self._number(branch)]
         verdict.because = verdict.because or why
 
-    def _number(self, branch: Branch) -> int:
+    def _number(self, branch: LayerTree) -> int:
         return next(number for number, one in enumerate(self._branches) if one is branch)
 
-    def _name(self, branch: Branch) -> str:
+    def _name(self, branch: LayerTree) -> str:
         return f"branch {self._number(branch)}"
 
 

@@ -10,7 +10,7 @@ from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.subjects import TAR
 from layers.errors import FOUND
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from unionfs.printable import printable
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
             with open(subject.text, "rb") as file:
                 found += [(text, one) for one in lint.of_tar(file)]
             continue
-        with subjects.directories(subject, arguments) as directories, Branches() as branches:
+        with subjects.directories(subject, arguments) as directories, LayerTrees() as branches:
             for depth, directory in enumerate(directories):
                 beneath = branches.view(directories[depth + 1 :]) if len(directories) > 1 else None
                 for one in lint.of_directory(branches.open(directory), beneath, arguments.dialect):

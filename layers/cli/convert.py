@@ -13,7 +13,7 @@ from layers.cli.command import Parser
 from layers.cli.pack import output
 from layers.compression import WRITABLE
 from layers.pack import layer_items, pack, source_date_epoch
-from layers.tree import Branch, Branches
+from layers.tree import LayerTree, LayerTrees
 from unionfs.trees.remove import remove_path
 
 OCI = "oci"
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     subject = subjects.parse(arguments.layer)
-    with subjects.directories(subject, arguments) as found, Branches() as branches:
+    with subjects.directories(subject, arguments) as found, LayerTrees() as branches:
         if len(found) == 1:
             _convert(branches.open(found[0]), arguments.output, arguments)
             return 0
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _convert(branch: Branch, output_: str, arguments: argparse.Namespace) -> None:
+def _convert(branch: LayerTree, output_: str, arguments: argparse.Namespace) -> None:
     items = layer_items(branch)
     if arguments.to == OCI:
         with output(output_) as sink:

@@ -12,7 +12,7 @@ from layers.cli.command import Parser
 from layers.cli.showing import human, json_path, path_text
 from layers.compare import ADDED, Change, changes
 from layers.errors import FOUND
-from layers.tree import Branches, Node, target, xattrs
+from layers.tree import LayerTrees, Node, target, xattrs
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     with (
         subjects.directories(first, arguments) as old,
         subjects.directories(second, arguments) as new,
-        Branches() as branches,
+        LayerTrees() as branches,
     ):
         for change in changes(branches.view(old), branches.view(new)):
             if arguments.ignore_times and change.what == ("time",):

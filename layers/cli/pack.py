@@ -15,7 +15,7 @@ from layers.cli.command import Parser
 from layers.compression import WRITABLE
 from layers.errors import Malformed
 from layers.pack import layer_items, pack, source_date_epoch
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     subject = subjects.parse(arguments.layer)
     with (
         subjects.directories(subject, arguments) as found,
-        Branches() as branches,
+        LayerTrees() as branches,
         output(arguments.output) as sink,
     ):
         items = layer_items(branches.open(subjects.one_directory(found, subject)))

@@ -13,7 +13,7 @@ from layers.cli.subjects import IMAGE
 from layers.compression import WRITABLE
 from layers.pack import merged_items, pack, source_date_epoch
 from layers.store import Store
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         directories = [
             path for subject in found for path in stack.enter_context(subjects.directories(subject, arguments))
         ]
-        branches = stack.enter_context(Branches())
+        branches = stack.enter_context(LayerTrees())
         with output(arguments.output) as sink:
             packed = pack(
                 merged_items(branches.view(directories)), sink, arguments.compression, epoch=source_date_epoch()

@@ -17,7 +17,7 @@ from layers.cli.subjects import IMAGE, TAR, Subject
 from layers.config import History
 from layers.pieces import Piece, TarPieces, of_directory
 from layers.store import Store
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class StackLayer:
     def pieces(self, *, fingerprints: bool = True) -> Iterator[Piece]:
         """All it brings. Raises: Refused, NotFound, OSError."""
         if self.subject is not None and self.subject.kind != TAR:
-            with Branches() as branches:
+            with LayerTrees() as branches:
                 yield from of_directory(branches.open(self.subject.text), fingerprints=fingerprints)
             return
         if self.store is not None:

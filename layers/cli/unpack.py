@@ -9,7 +9,7 @@ from layers.cli.command import Parser
 from layers.cli.subjects import TAR, Subject
 from layers.errors import Malformed
 from layers.pack import merged_items
-from layers.tree import Branches
+from layers.tree import LayerTrees
 
 PRINTS = ".fingerprints"
 """Where the fingerprints of DIR are kept: in DIR.fingerprints, beside it."""
@@ -42,6 +42,6 @@ def main(argv: list[str]) -> int:
         return 0
     if subject.kind == subjects.DIRECTORY:
         raise Malformed("unpacking", subject.text, "it is a directory", hint="layers convert, or cp -a")
-    with subjects.directories(subject, arguments) as found, Branches() as branches:
+    with subjects.directories(subject, arguments) as found, LayerTrees() as branches:
         tar_directory.unpack_items(merged_items(branches.view(found)), into, options, record)
     return 0

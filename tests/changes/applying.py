@@ -14,7 +14,7 @@ from tests.core.trees import tree
 from unionfs import markers
 from unionfs.changes import check, listing
 from unionfs.changes.apply import Applied, apply, resume
-from unionfs.changes.check import Plan
+from unionfs.changes.check import ApplyPlan
 from unionfs.changes.ids import ShownIds
 from unionfs.changes.objects import Branches
 from unionfs.changes.owners import OwnerChoice
@@ -55,7 +55,7 @@ class Setting:
         self.ids = ids or ShownIds()
         self.owners = OwnerChoice(self.ids, os.geteuid() == 0)
 
-    def plan(self) -> Plan:
+    def plan(self) -> ApplyPlan:
         with self.branches() as branches:
             return check.plan(branches, listing.changes(branches), self.owners, self.began_ns)
 

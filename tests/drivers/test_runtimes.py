@@ -19,7 +19,7 @@ from unionfs.id_ranges import IdRange
 from unionfs.launcher import bundle
 from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.spec import Bind, Process, Spec, Tmpfs
-from unionfs.launcher.users import Identity
+from unionfs.launcher.users import Account
 
 _FOREVER = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
 
@@ -117,7 +117,7 @@ def test_the_bundle() -> None:
     ids = NamespaceMap((IdRange(0, 1000, 1),), (IdRange(0, 1000, 1), IdRange(1, 5000, 10)))
     spec = Spec("/r", Process(("a", "b"), capabilities=("CHOWN",)), tmpfs=(Tmpfs("/scratch"),), own_network=True,
                 binds=(Bind("/s/é", "/t/deep", True), Bind("/s", "/t")), id_map=ids)  # fmt: skip
-    made = bundle.config(spec, Identity(7, 8, (3, 4000), "/home/x"))
+    made = bundle.config(spec, Account(7, 8, (3, 4000), "/home/x"))
     process = made["process"]
     assert (made["root"], process["args"]) == ({"path": "/r", "readonly": False}, ["a", "b"])
     assert process["user"] == {"uid": 7, "gid": 8, "additionalGids": [3]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.users import Identity, resolve
+from unionfs.launcher.users import Account, resolve
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/bash
@@ -51,7 +51,7 @@ alice:x:1000:
     ],
 )
 def test_wishes(wish: str, expected: tuple[int, int, tuple[int, ...], str]) -> None:
-    assert resolve(wish, PASSWD, GROUP) == Identity(*expected)
+    assert resolve(wish, PASSWD, GROUP) == Account(*expected)
 
 
 @pytest.mark.parametrize("wish", ["nobody", "noid", "huge", "4294967295", "-1", "1e3", "\u0663"])
@@ -68,5 +68,5 @@ def test_unknown_groups(wish: str) -> None:
 
 
 def test_without_the_files_numbers_work_and_root_is_zero() -> None:
-    assert resolve("", "", "") == Identity(0, 0, (), "/")
-    assert resolve("5:6", "", "") == Identity(5, 6, (), "/")
+    assert resolve("", "", "") == Account(0, 0, (), "/")
+    assert resolve("5:6", "", "") == Account(5, 6, (), "/")

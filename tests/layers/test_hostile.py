@@ -23,7 +23,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, Refused
 from layers.limits import Limits
 from layers.store import Store
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from layers.unpacked import Pending, verify
 from tests.layers import images, trees
 
@@ -120,7 +120,7 @@ def test_what_is_refused_leaves_nothing_in_a_store(scratch: Path, members: list[
 def _run_and_place(pending: Pending, tar: bytes) -> None:
     diff_id = Digest(images.digest(tar))
     pending.run(io.BytesIO(tar), diff_id)
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pending.place(diff_id, [], branches)
 
 

@@ -15,7 +15,7 @@ from layers import compare, image, lint, make_image, pack, unpacked
 from layers.attributes import OVERLAY, Options
 from layers.errors import LayerError, NotFound
 from layers.store import Store
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File, Link, Node, Symlink, Thing
 from tests.support import process
@@ -42,7 +42,7 @@ def store(scratch: Path) -> Store:
     made = Store(str(scratch / "root"))
     tree = trees.make(scratch / "base", BASE)
     sink = io.BytesIO()
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pack.pack(pack.layer_items(branches.open(str(tree))), sink, "gzip")
     make_image.import_tar(
         made, io.BytesIO(sink.getvalue()), make_image.Wish(name="docker.io/library/base:1", changes=["CMD /kept"])
@@ -276,7 +276,7 @@ def test_differences_of_trees(scratch: Path) -> None:
             "l": File(b"kept", xattrs={"user.x": b"1"}),
         },
     )
-    with Branches() as branches:
+    with LayerTrees() as branches:
         found = list(compare.changes(branches.view([str(old)]), branches.view([str(new)])))
         assert list(compare.changes(branches.view([str(old)]), branches.view([str(old)]))) == []
     told = {b"/".join(change.path): (change.kind, *change.what) for change in found}
@@ -300,7 +300,7 @@ def test_a_layer_survives_every_dialect(scratch: Path, dialect: str) -> None:
     first = trees.tar_of([(name, {"mode": 0o600, "mtime": 0} if ".wh." in name else {}, b"") for name in things])
     trees.unpacked(first, scratch / "start")
     sink, again = io.BytesIO(), io.BytesIO()
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pack.pack(pack.layer_items(branches.open(str(scratch / "start"))), sink, "none")
     (scratch / "other").mkdir()
     root_fd = os.open(scratch / "other", os.O_RDONLY)
@@ -314,7 +314,7 @@ def test_a_layer_survives_every_dialect(scratch: Path, dialect: str) -> None:
         assert stat.S_ISCHR((scratch / "other/gone").lstat().st_mode)
         assert os.getxattr(scratch / "other/d", "trusted.overlay.opaque") == b"y"
         assert trees.names(scratch / "other") == ["d", "d/f", "e", "e/x", "gone"]
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pack.pack(pack.layer_items(branches.open(str(scratch / "other"))), again, "none")
     assert again.getvalue() == sink.getvalue()
 
@@ -339,7 +339,7 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
             "bad": Dir(xattrs={"user.overlay.redirect": b"/../etc"}),
         },
     )
-    with Branches() as branches:
+    with LayerTrees() as branches:
         found = list(lint.of_directory(branches.open(str(layer)), branches.view([str(lower)]), "aufs"))
     told = sorted((one.path, one.what) for one in found)
     for path, what in [
@@ -358,7 +358,7 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
     ]:
         assert any(where == path and what in why for where, why in told), (path, what, told)
     assert len(told) == 12
-    with Branches() as branches:
+    with LayerTrees() as branches:
         assert list(lint.of_directory(branches.open(str(lower)), None, None)) == []
 
 
@@ -386,7 +386,7 @@ def test_owners_are_noted_where_they_cannot_be_given(scratch: Path) -> None:
     assert os.getxattr(layer / "dev", "user.containers.override_stat") == b"0:0:0666:char-1-3"
     assert (layer / "f").stat().st_uid == os.geteuid()
     packed = io.BytesIO()
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pack.pack(pack.layer_items(branches.open(str(layer))), packed, "none")
     trees.unpacked(packed.getvalue(), scratch / "real")
     told = trees.told(scratch / "real")

@@ -33,10 +33,10 @@ ROOTFS = trees.tar_of(
 def merged(store: Store, name: str) -> dict[bytes, object]:
     """What an image shows, as our own squash sees it."""
     from layers.pack import merged_items, pack
-    from layers.tree import Branches
+    from layers.tree import LayerTrees
 
     sink = io.BytesIO()
-    with Branches() as branches:
+    with LayerTrees() as branches:
         pack(merged_items(branches.view(image.resolve(store, name).lowers)), sink, "none")
     out = Path(store.root) / "merged"
     shutil.rmtree(out, ignore_errors=True)

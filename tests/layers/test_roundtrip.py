@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from layers import attributes, pack, safe_open, unpack
 from layers.tarheader import Header, plain_entry
 from layers.tarread import entry_of
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from tests.layers import trees
 from tests.layers.trees import Dir, File, Link, Node, Symlink, Thing
 from tests.support import process
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners
 
 def packed(root: Path, compression: str = "none", epoch: int | None = None) -> tuple[bytes, pack.Packed]:
     sink = io.BytesIO()
-    with Branches() as branches:
+    with LayerTrees() as branches:
         result = pack.pack(pack.layer_items(branches.open(str(root))), sink, compression, epoch=epoch)
     return sink.getvalue(), result
 

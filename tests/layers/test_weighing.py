@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from layers.cli import command
 from layers.pieces import TarPieces, of_directory
 from layers.size_report import EQUAL, REMOVED, REPLACED, acts, weigh
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File, Link, Node, Thing
 
@@ -91,7 +91,7 @@ def test_directories_weigh_what_their_tars_weigh(scratch: Path, dialect: str) ->
         else {"d/a": Node(stat.S_IFCHR), "e": Dir(xattrs={"trusted.overlay.opaque": b"y"})}
     )
     upper = trees.make(scratch / "upper", {**marks, "d/b": File(b"44")})
-    with Branches() as branches:
+    with LayerTrees() as branches:
         weight = weigh([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
     assert sorted(b"/".join(one.path) for one in weight.shown) == [b"d/b", b"l"]
     assert sorted((b"/".join(one.file.path), one.how) for one in weight.hidden) == [
@@ -105,7 +105,7 @@ def test_a_redirected_directory_still_shows_its_files(scratch: Path) -> None:
         scratch / "upper",
         {"old": Node(stat.S_IFCHR), "new": Dir(xattrs={"trusted.overlay.redirect": b"/old"}), "new/b": File(b"3")},
     )
-    with Branches() as branches:
+    with LayerTrees() as branches:
         weight = weigh([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
     assert sorted((b"/".join(one.path), one.layer) for one in weight.shown) == [(b"new/a", 0), (b"new/b", 1)]
     assert [(b"/".join(one.file.path), one.how) for one in weight.hidden] == [(b"old/b", REPLACED)]

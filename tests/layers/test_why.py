@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from layers import why
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from layers.why import HIDDEN, HIDES, MERGES, PROVIDES
 
 
 def _stack(scratch: Path, *branches: str) -> list[str]:
-    """Branches out of words: `a/` a directory, `a` a file; top first."""
+    """Layers out of words: `a/` a directory, `a` a file; top first."""
     made = []
     for number, words in enumerate(branches):
         top = scratch / str(number)
@@ -28,7 +28,7 @@ def _stack(scratch: Path, *branches: str) -> list[str]:
 
 
 def _told(stack: list[str], path: str) -> list[tuple[str, str]]:
-    with Branches() as branches:
+    with LayerTrees() as branches:
         verdicts = why.explain(branches.view(stack), tuple(path.encode().split(b"/")) if path else ())
     return [(verdict.shows, verdict.holds) for verdict in verdicts]
 
@@ -54,7 +54,7 @@ def test_verdicts(scratch: Path, branches: tuple[str, ...], path: str, told: lis
 
 def test_marks_and_reasons(scratch: Path) -> None:
     stack = _stack(scratch, "d/.wh.f", "d/f")
-    with Branches() as branches:
+    with LayerTrees() as branches:
         top, bottom = why.explain(branches.view(stack), (b"d", b"f"))
     assert top.marks == [("whiteout", "AUFS", "/d/.wh.f")]
     assert bottom.because == "branch 0 has a whiteout of /d/f"
@@ -63,7 +63,7 @@ def test_marks_and_reasons(scratch: Path) -> None:
 def test_redirects_lead_elsewhere(scratch: Path) -> None:
     stack = _stack(scratch, "new/", "old/f")
     os.setxattr(f"{stack[0]}/new", "user.overlay.redirect", b"/old")
-    with Branches() as branches:
+    with LayerTrees() as branches:
         top, bottom = why.explain(branches.view(stack), (b"new", b"f"))
     assert (top.shows, bottom.shows, bottom.place) == ("absent", PROVIDES, "/old/f")
     assert [mark.kind for mark in top.marks] == ["redirect"]
@@ -83,7 +83,7 @@ def test_never_other_than_the_union_shows(scratch: Path) -> None:
             for word in dice.sample(words, 4):
                 _put(branch, word.format(*dice.choices(names, k=3)))
             stack.append(os.fspath(branch))
-        with Branches() as branches:
+        with LayerTrees() as branches:
             view = branches.view(stack)
             for path in [(a,) for a in names] + [(a, b) for a in names for b in names]:
                 raw = tuple(name.encode() for name in path)

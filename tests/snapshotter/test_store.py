@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.core.children import KILLED, expect, in_child
-from unionfs.snapshotter.store import Store
+from unionfs.snapshotter.store import SnapshotStore
 from unionfs.snapshotter.usage import disk_usage
 from unionfs.snapshotter.values import (
     AlreadyExistsError,
@@ -32,8 +32,8 @@ from unionfs.trees.remove import remove_path
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[Store]:
-    store = Store(os.fspath(root), "unionfs")
+def opened(root: Path) -> Iterator[SnapshotStore]:
+    store = SnapshotStore(os.fspath(root), "unionfs")
     try:
         yield store
     finally:
@@ -46,12 +46,12 @@ def root(scratch: Path) -> Path:
 
 
 @pytest.fixture
-def store(root: Path) -> Iterator[Store]:
+def store(root: Path) -> Iterator[SnapshotStore]:
     with opened(root) as made:
         yield made
 
 
-def _layer(store: Store, name: str, parent: str = "") -> None:
+def _layer(store: SnapshotStore, name: str, parent: str = "") -> None:
     store.prepare(f"{name}-key", parent, {})
     store.commit(name, f"{name}-key", {})
 
@@ -63,7 +63,7 @@ def _upper(mounts: list[Mount]) -> Path:
     return Path(next(option for option in mount.options if option.startswith("upperdir="))[9:])
 
 
-def test_what_is_mounted(store: Store, root: Path) -> None:
+def test_what_is_mounted(store: SnapshotStore, root: Path) -> None:
     base = f"{root}/snapshots"
     assert store.prepare("a", "", {}) == [Mount("bind", f"{base}/1/fs", ("rw", "rbind"))]
     assert store.view("empty", "", {}) == [Mount("bind", f"{base}/2/fs", ("ro", "rbind"))]
@@ -82,7 +82,7 @@ def test_what_is_mounted(store: Store, root: Path) -> None:
         store.mounts("two")
 
 
-def test_mappings_of_owners_are_handed_on(store: Store) -> None:
+def test_mappings_of_owners_are_handed_on(store: SnapshotStore) -> None:
     _layer(store, "one")
     labels = {
         "containerd.io/snapshot/uidmapping": "0:100000:65535,65535:1:1",
@@ -94,7 +94,7 @@ def test_mappings_of_owners_are_handed_on(store: Store) -> None:
     assert mount.type == "fuse3.unionfs"
 
 
-def test_the_root_of_a_new_upper_is_as_the_parents(store: Store) -> None:
+def test_the_root_of_a_new_upper_is_as_the_parents(store: SnapshotStore) -> None:
     below = _upper(store.prepare("a", "", {}))
     below.chmod(0o2711)
     os.setxattr(below, "user.mine", b"1")
@@ -107,7 +107,7 @@ def test_the_root_of_a_new_upper_is_as_the_parents(store: Store) -> None:
     assert os.listxattr(made) == ["user.mine"]
 
 
-def test_what_is_refused(store: Store) -> None:
+def test_what_is_refused(store: SnapshotStore) -> None:
     _layer(store, "one")
     store.prepare("a", "one", {})
     store.view("v", "one", {})
@@ -140,7 +140,7 @@ def test_what_is_refused(store: Store) -> None:
     assert len(os.listdir(f"{store.root}/snapshots")) == 3
 
 
-def test_a_commit_is_a_new_name_with_new_labels(store: Store) -> None:
+def test_a_commit_is_a_new_name_with_new_labels(store: SnapshotStore) -> None:
     upper = _upper(store.prepare("a", "", {"old": "1"}))
     (upper / "file").write_bytes(bytes(10_000))
     (upper / "same").hardlink_to(upper / "file")
@@ -157,7 +157,7 @@ def test_a_commit_is_a_new_name_with_new_labels(store: Store) -> None:
         store.stat("a")
 
 
-def test_labels_change_one_by_one_or_all(store: Store) -> None:
+def test_labels_change_one_by_one_or_all(store: SnapshotStore) -> None:
     store.prepare("a", "", {"x": "1", "y": "2", "empty": ""})
     assert store.stat("a").labels == {"x": "1", "y": "2"}
     assert store.update("a", {"y": "3", "z": "4"}, ["labels.y"]).labels == {"x": "1", "y": "3"}
@@ -170,27 +170,27 @@ def test_labels_change_one_by_one_or_all(store: Store) -> None:
     assert store.stat("a").labels == {"r": "6"}
 
 
-def test_names_may_be_anything(store: Store) -> None:
+def test_names_may_be_anything(store: SnapshotStore) -> None:
     for name in ("../../etc", "ns/1/a b", "'; DROP TABLE snapshot; --", "ü" * 2000, "\n"):
         store.prepare(name, "", {name: name})
         assert store.stat(name).labels == {name: name}
     assert sorted(os.listdir(f"{store.root}/snapshots")) == ["1", "2", "3", "4", "5"]
 
 
-def test_numbers_are_not_used_twice(store: Store) -> None:
+def test_numbers_are_not_used_twice(store: SnapshotStore) -> None:
     store.prepare("a", "", {})
     store.remove("a")
     assert _upper(store.prepare("b", "", {})).parent.name == "2"
 
 
-def test_one_process_at_a_time(store: Store) -> None:
+def test_one_process_at_a_time(store: SnapshotStore) -> None:
     with pytest.raises(SnapshotError, match="in use by another snapshotter"):
-        Store(store.root, "unionfs")
+        SnapshotStore(store.root, "unionfs")
 
 
 def test_a_path_that_mount_options_cannot_carry_is_refused(scratch: Path) -> None:
     with pytest.raises(SnapshotError, match="','"):
-        Store(os.fspath(scratch / "a,b"), "unionfs")
+        SnapshotStore(os.fspath(scratch / "a,b"), "unionfs")
     assert not (scratch / "a,b").exists()
 
 
@@ -217,7 +217,7 @@ def test_a_later_versions_record_is_left_alone(root: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(SnapshotError, match="version 99"):
-        Store(os.fspath(root), "unionfs")
+        SnapshotStore(os.fspath(root), "unionfs")
     assert os.listdir(root / "snapshots") == ["1"]
 
 
@@ -226,7 +226,7 @@ def test_without_its_record_nothing_is_removed(root: Path) -> None:
         store.prepare("a", "", {})
     (root / "snapshots.db").unlink()
     with pytest.raises(SnapshotError, match=r"snapshots\.db is missing"):
-        Store(os.fspath(root), "unionfs")
+        SnapshotStore(os.fspath(root), "unionfs")
     assert os.listdir(root / "snapshots") == ["1"]
     (root / "snapshots/1/fs").rmdir()
     (root / "snapshots/1/work").rmdir()
@@ -246,7 +246,7 @@ def test_usage_of_trees_of_any_depth(scratch: Path) -> None:
     assert disk_usage(os.fspath(scratch)).inodes == 1501
 
 
-_VERBS: dict[str, Callable[[Store], object]] = {
+_VERBS: dict[str, Callable[[SnapshotStore], object]] = {
     "prepare": lambda store: store.prepare("new", "one", {"l": "1"}),
     "commit": lambda store: store.commit("new", "a", {"l": "1"}),
     "remove": lambda store: store.remove("a"),
@@ -311,9 +311,9 @@ def _difference(before: list[Any], after: list[Any]) -> tuple[list[str], list[st
     return gone, come
 
 
-def _killed_at(root: Path, line: int, act: Callable[[Store], object]) -> None:
+def _killed_at(root: Path, line: int, act: Callable[[SnapshotStore], object]) -> None:
     """Do it, but end the process before the n-th line of our code that is run."""
-    store = Store(os.fspath(root), "unionfs")
+    store = SnapshotStore(os.fspath(root), "unionfs")
     left = line
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

@@ -172,7 +172,7 @@ def by_changes(tops: list[Path]) -> View:
 
 
 def by_layers(tops: list[Path]) -> View:
-    with layers_tree.Branches() as branches:
+    with layers_tree.LayerTrees() as branches:
         view = branches.view([os.fspath(top) for top in tops])
         return by_the_rule(
             tops,

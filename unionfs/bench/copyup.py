@@ -32,7 +32,7 @@ from unionfs.bench.cases import Extent, Group, Point, Series
 from unionfs.bench.child import FailedError
 from unionfs.bench.filesystems import Ground
 from unionfs.bench.first_write import Site
-from unionfs.bench.systems import Place
+from unionfs.bench.systems import SessionDirectories
 from unionfs.syscalls import files, mountinfo, mounts, namespaces
 
 _BIG_ROUNDS: Final = 3  # for files from cases.BIG on
@@ -316,7 +316,7 @@ class _Run:
     def _session(self, series: Series, group: Group, base: int, number: int, ground: Ground, system: str) -> None:
         began = time.monotonic()
         self.serial += 1
-        place = Place(ground.root / f"s{self.serial}")
+        place = SessionDirectories(ground.root / f"s{self.serial}")
         try:
             found = self._measure(series, group, number, ground, system, place)
         except FailedError as why:
@@ -336,7 +336,7 @@ class _Run:
         self.tell("order", {"series": series.name, "round": number, "system": system, "s": took})
 
     def _measure(
-        self, series: Series, group: Group, number: int, ground: Ground, system: str, place: Place
+        self, series: Series, group: Group, number: int, ground: Ground, system: str, place: SessionDirectories
     ) -> list[dict[str, Any]]:
         """The samples of one session, or what each point failed with. Raises: FailedError."""
         shares = any(point.trigger == cases.SHARED for point in group.points)
@@ -344,7 +344,7 @@ class _Run:
             here = stack.enter_context(systems.shown(system, ground, group.lowers, place.make(), self._start_s))
             second = None
             if shares:
-                other = Place(place.base / "2").make()
+                other = SessionDirectories(place.base / "2").make()
                 second = stack.enter_context(systems.shown(system, ground, group.lowers, other, self._start_s))
             lower = ground.lowers / group.lowers[-1]
             site = Site(

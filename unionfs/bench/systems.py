@@ -67,12 +67,12 @@ _FUSERMOUNT_S: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SessionDirectories:
     """The directories of one session; short, so that hundreds of lowers fit into the options of mount(2)."""
 
     base: Path
 
-    def make(self) -> Place:
+    def make(self) -> SessionDirectories:
         """Make them. A higher layer of overlayfs must be on the same filesystem as its work directory."""
         for name in ("upper", "work", "merged"):
             (self.base / name).mkdir(parents=True)
@@ -155,7 +155,9 @@ def version(system: str) -> str:
 
 
 @contextlib.contextmanager
-def shown(system: str, ground: Ground, lowers: Sequence[str], place: Place, timeout_s: float) -> Iterator[Shown]:
+def shown(
+    system: str, ground: Ground, lowers: Sequence[str], place: SessionDirectories, timeout_s: float
+) -> Iterator[Shown]:
     """Let `system` show `lowers` (below the ground's lowers); unmounted and ended afterwards, whatever happens.
     `timeout_s` is for its start, and for its end.
 
@@ -186,7 +188,7 @@ def in_user_namespace() -> bool:
     return Path("/proc/self/uid_map").read_text().split()[2] != "4294967295"
 
 
-def _argv(system: str, lowers: Sequence[Path], place: Place) -> list[str]:
+def _argv(system: str, lowers: Sequence[Path], place: SessionDirectories) -> list[str]:
     upper, work, merged = map(os.fspath, (place.upper, place.work, place.merged))
     names = list(map(os.fspath, lowers))
     if system in (OURS, OURS_PYFUSE3):
@@ -202,7 +204,7 @@ def _argv(system: str, lowers: Sequence[Path], place: Place) -> list[str]:
 
 
 @contextlib.contextmanager
-def _served(argv: list[str], place: Place, timeout_s: float) -> Iterator[None]:
+def _served(argv: list[str], place: SessionDirectories, timeout_s: float) -> Iterator[None]:
     """A FUSE daemon in the foreground, from the moment its mount is there to its end."""
     with (place.base / "log").open("w+b") as log:
         daemon = subprocess.Popen(
@@ -238,7 +240,9 @@ def _environment() -> dict[str, str]:
     return env
 
 
-def _wait_until_mounted(daemon: subprocess.Popen[bytes], name: str, place: Place, timeout_s: float) -> None:
+def _wait_until_mounted(
+    daemon: subprocess.Popen[bytes], name: str, place: SessionDirectories, timeout_s: float
+) -> None:
     deadline = time.monotonic() + timeout_s
     while mountinfo.topmost_at(os.fspath(place.merged)) is None:
         if daemon.poll() is not None:
@@ -259,7 +263,7 @@ def _unmount(merged: Path) -> None:
         raise FailedError(f"unmounting failed: {why.strerror}") from None
 
 
-def _mount_overlay(system: str, ground: Ground, lowers: Sequence[str], place: Place) -> None:
+def _mount_overlay(system: str, ground: Ground, lowers: Sequence[str], place: SessionDirectories) -> None:
     """Mount the kernel's overlayfs in new namespaces of this process. By relative names: all options must fit into one
     page. Raises: OSError."""
     options = f"lowerdir={':'.join(lowers)},upperdir={place.upper},workdir={place.work}"

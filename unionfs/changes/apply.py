@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unionfs.changes import journal as journals
-from unionfs.changes.check import Plan
+from unionfs.changes.check import ApplyPlan
 from unionfs.changes.commit import Commit
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.objects import Branches
@@ -62,7 +62,7 @@ def _quiet(_what: str, _path: bytes) -> None:
 
 def apply(
     branches: Branches,
-    plan: Plan,
+    plan: ApplyPlan,
     unchanged_links: dict[tuple[int, int], bytes],
     owners: OwnerChoice,
     target: str,

@@ -1,6 +1,6 @@
-"""Before anything is touched: what is to be done to the target for a list of changes, and all that speaks against it.
+"""Plans how a list of changes is applied to a target directory, and finds every reason not to. Changes nothing.
 
-Knows branches and changes. Changes nothing. The target is the union's only lower: what the union showed beneath the
+Knows branches and changes. The target is the union's only lower: what the union showed beneath the
 upper is what the changes are put into.
 
 Two kinds of objection: a *problem* (no permission, another filesystem, no space) would make the work fail; a *conflict*
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes.compare import MODE, MTIME, OWNER, XATTRS
 from unionfs.changes.listing import ADDED, Change, Changes
-from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, child
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Object, ObjectState, child
 from unionfs.changes.owners import CAPABILITY_XATTR, Owner, OwnerChoice
 from unionfs.syscalls import statx
 
@@ -49,7 +49,7 @@ class Objection(NamedTuple):
 
 
 class Action(NamedTuple):
-    """One thing to do to the target. `below` is built along with a new directory; `owner` is for `change.new`."""
+    """One change to the target. `below` is built along with a new directory; `owner` is for `change.new`."""
 
     verb: str
     change: Change
@@ -70,8 +70,8 @@ class Action(NamedTuple):
 
 
 @dataclass(slots=True)
-class Plan:
-    """What is to be done, in order, and what speaks against it."""
+class ApplyPlan:
+    """The actions that apply the changes, in order, and the objections to them."""
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Objection] = field(default_factory=list)
@@ -80,8 +80,8 @@ class Plan:
     space: int = 0  # bytes that building aside will take
 
 
-def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int | None) -> Plan:
-    """What applying `found` to the target means. `began_ns` is when the union began, on the clock of file times.
+def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int | None) -> ApplyPlan:
+    """The plan for applying `found` to the target. `began_ns` is when the union began, on the clock of file times.
 
     Raises OSError only if the target's root itself cannot be read.
     """
@@ -125,7 +125,7 @@ class _Check:
         self.owners = owners  # immutable
         self.began_ns = began_ns  # immutable
         self.groups = {os.getegid(), *os.getgroups()}  # immutable
-        self.plan = Plan()  # grows
+        self.plan = ApplyPlan()  # grows
         self.reachable: dict[bytes, str] = {b"": ""}  # directories of the target -> why not, empty if they are
         self.links: set[tuple[int, int]] = set()  # hard links whose data are counted
         self.files: dict[tuple[int, int], set[int]] = {}  # upper file with several names -> the target's files of those
@@ -139,7 +139,7 @@ class _Check:
         for key, path in found.unchanged_links.items():
             if key in self.files:
                 try:
-                    self.files[key].add(self.lstat(Place(TARGET, path[1:])).st_ino)
+                    self.files[key].add(self.lstat(BranchPath(TARGET, path[1:])).st_ino)
                 except OSError:
                     self.files[key].add(-1)  # gone meanwhile: certainly another file
 
@@ -161,7 +161,9 @@ class _Check:
             self.problem(change.path, why)
             return
         try:
-            parent = os.stat(b".", dir_fd=self.branches.dir_fd(Place(TARGET, parent_path[1:])), follow_symlinks=False)
+            parent = os.stat(
+                b".", dir_fd=self.branches.dir_fd(BranchPath(TARGET, parent_path[1:])), follow_symlinks=False
+            )
             old = self.on_target(change)
             self.judge(change, below, parent, old)
         except OSError as error:
@@ -261,7 +263,7 @@ class _Check:
     def may_replace(self, change: Change, parent: os.stat_result, old: os.stat_result | None) -> None:
         """Whether an entry of the parent directory may be added, replaced or removed."""
         parent_path, _, name = change.path.rpartition(b"/")
-        fd = self.branches.dir_fd(Place(TARGET, parent_path[1:]))
+        fd = self.branches.dir_fd(BranchPath(TARGET, parent_path[1:]))
         if self.is_read_only(parent_path):
             self.problem(change.path, "its filesystem is read-only")
         elif not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
@@ -280,7 +282,7 @@ class _Check:
             self.problem(change.path, "it or its directory is immutable or append-only (lsattr, chattr)")
 
     def is_read_only(self, path: bytes) -> bool:
-        return bool(os.fstatvfs(self.branches.dir_fd(Place(TARGET, path[1:]))).f_flag & os.ST_RDONLY)
+        return bool(os.fstatvfs(self.branches.dir_fd(BranchPath(TARGET, path[1:]))).f_flag & os.ST_RDONLY)
 
     def may_own(self, path: bytes, owner: Owner) -> None:
         if owner.uid != os.geteuid() or owner.gid not in self.groups:
@@ -311,7 +313,7 @@ class _Check:
 
     def space(self) -> None:
         """Whether the target has room for everything that is built aside."""
-        state = os.fstatvfs(self.branches.dir_fd(Place(TARGET, b"")))
+        state = os.fstatvfs(self.branches.dir_fd(BranchPath(TARGET, b"")))
         free = (state.f_bfree if self.owners.privileged else state.f_bavail) * state.f_frsize
         if self.plan.space and self.plan.space + _SPACE_KEPT > free:
             why = f"{self.plan.space >> 20} MiB are to be written, {free >> 20} MiB are free"
@@ -336,7 +338,7 @@ class _Check:
         elif expected.mode != found.st_mode and set(change.what) & {MODE, OWNER, XATTRS}:
             self.conflict(change.path, "its attributes were changed since")
 
-    def doomed(self, place: Place, path: bytes) -> None:
+    def doomed(self, place: BranchPath, path: bytes) -> None:
         """Look through a directory tree that is to be removed: is anything in it new, mounted, or not to be removed?"""
         named = 0
         todo = [place]
@@ -367,23 +369,25 @@ class _Check:
     def on_target(self, change: Change) -> os.stat_result | None:
         """What is at the path now. It must be what was there when the changes were listed."""
         try:
-            found = self.lstat(Place(TARGET, change.path[1:]))
+            found = self.lstat(BranchPath(TARGET, change.path[1:]))
         except FileNotFoundError:
             found = None
         expected = None if change.kind == ADDED else change.old
         if (found is None) != (expected is None) or (
-            found is not None and expected is not None and not Identity.of(expected).same_object(Identity.of(found))
+            found is not None
+            and expected is not None
+            and not ObjectState.of(expected).same_object(ObjectState.of(found))
         ):
             self.conflict(change.path, "was added, removed or replaced on this machine since")
         elif found is not None and expected is not None and found.st_ctime_ns != expected.ctime_ns:
             self.changed_in_place(change, expected, found)
         return found
 
-    def lstat(self, place: Place) -> os.stat_result:
+    def lstat(self, place: BranchPath) -> os.stat_result:
         if not place.rel:
             return os.stat(b".", dir_fd=self.branches.dir_fd(place), follow_symlinks=False)
         parent, _, name = place.rel.rpartition(b"/")
-        return os.stat(name, dir_fd=self.branches.dir_fd(Place(place.branch, parent)), follow_symlinks=False)
+        return os.stat(name, dir_fd=self.branches.dir_fd(BranchPath(place.branch, parent)), follow_symlinks=False)
 
     def why_unreachable(self, path: bytes) -> str:
         """Why the directory `path` of the target cannot be worked in; empty if it can."""
@@ -400,7 +404,7 @@ class _Check:
         """Why a directory of a reachable one cannot be worked in."""
         parent, _, name = path.rpartition(b"/")
         try:
-            found = self.branches.entry(Place(TARGET, parent[1:]), name).object
+            found = self.branches.entry(BranchPath(TARGET, parent[1:]), name).object
         except OSError as error:
             return os.strerror(error.errno or errno.EIO)
         if found is None or not found.is_dir:

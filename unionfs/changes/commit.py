@@ -15,7 +15,7 @@ from typing import Final
 
 from unionfs.changes.check import DRESS, DROP, PUT, SWAP
 from unionfs.changes.journal import Journal, Operation
-from unionfs.changes.objects import Identity
+from unionfs.changes.objects import ObjectState
 from unionfs.changes.owners import Owner
 from unionfs.changes.stage import Progress, set_attributes
 from unionfs.syscalls import files
@@ -117,8 +117,8 @@ def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:
         return None
 
 
-def _kind(found: os.stat_result | Identity | None) -> int | None:
-    if isinstance(found, Identity):
+def _kind(found: os.stat_result | ObjectState | None) -> int | None:
+    if isinstance(found, ObjectState):
         return stat.S_IFMT(found.mode)
     return None if found is None else stat.S_IFMT(found.st_mode)
 
@@ -133,14 +133,14 @@ def _as_it_is_now(dir_fd: int, name: bytes, operation: Operation) -> Operation:
     if aside is not None:
         either_dir = there is not None and (stat.S_ISDIR(there.st_mode) or stat.S_ISDIR(aside.st_mode))
         verb = SWAP if either_dir else PUT
-    expected = Identity.of(there) if there is not None else None
+    expected = ObjectState.of(there) if there is not None else None
     return dataclasses.replace(operation, verb=verb, expected=expected)
 
 
-def _check(name: bytes, there: os.stat_result | None, expected: Identity | None) -> None:
+def _check(name: bytes, there: os.stat_result | None, expected: ObjectState | None) -> None:
     if there is None and expected is None:
         return
-    if there is None or expected is None or not expected.same_object(Identity.of(there)):
+    if there is None or expected is None or not expected.same_object(ObjectState.of(there)):
         raise ChangedMeanwhileError(0, "was added, removed or replaced by somebody else", os.fsdecode(name))
 
 

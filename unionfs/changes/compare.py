@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs.changes.objects import Branches, Object, Place
+from unionfs.changes.objects import Branches, BranchPath, Object
 
 _CHUNK: Final = 1 << 20  # bytes compared at once
 
@@ -58,7 +58,7 @@ def _same_content(branches: Branches, new: Object, old: Object) -> bool:
     return _same_bytes(branches, new.data, old.data)
 
 
-def _same_bytes(branches: Branches, new: Place, old: Place) -> bool:
+def _same_bytes(branches: Branches, new: BranchPath, old: BranchPath) -> bool:
     """Whether two files hold the same bytes. What cannot be read counts as different."""
     with contextlib.ExitStack() as opened:
         fds = []

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.changes import listing
-from unionfs.changes.objects import UPPER, Branches, Object, Place
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Object
 from unionfs.syscalls import extents
 
 _CHUNK: Final = 1 << 20
@@ -94,7 +94,7 @@ def _is_file(one: Object) -> bool:
     return stat.S_ISREG(one.mode) and one.place.branch != UPPER
 
 
-def _own_bytes(branches: Branches, place: Place, space: int) -> int:
+def _own_bytes(branches: Branches, place: BranchPath, space: int) -> int:
     """What a file has for itself; `space`, all it takes, where it cannot be opened."""
     try:
         fd = branches.open_data(place)
@@ -106,7 +106,7 @@ def _own_bytes(branches: Branches, place: Place, space: int) -> int:
         os.close(fd)
 
 
-def _fingerprint(branches: Branches, place: Place) -> str | None:
+def _fingerprint(branches: Branches, place: BranchPath) -> str | None:
     """The XXH3 of a file's content, in hexadecimal; None if it may not be read."""
     import xxhash
 

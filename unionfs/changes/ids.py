@@ -1,4 +1,4 @@
-"""Owners as a union shows them, whoever looks: the numbers of this process, translated to those inside the union.
+"""Translates the owners that this process reads from branches into those that the union shows inside.
 
 Pure. A union in a user namespace shows its files with the ids of that namespace; outside, the same file has others
 (user_namespaces(7)). Lowers may hold owners that the namespace has no number for: those are shown as nobody, or as root
@@ -14,7 +14,7 @@ from unionfs.id_ranges import OVERFLOW, IdRanges, to_inside
 
 @dataclass(frozen=True, slots=True)
 class ShownIds:
-    """How owners read by this process are shown inside the union. The default is a union without a user namespace."""
+    """The translation for one union. The default is a union without a user namespace: owners stay as they are."""
 
     uid_map: IdRanges = ()  # empty: the process sees the ids of the union's own namespace
     gid_map: IdRanges = ()

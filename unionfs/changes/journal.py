@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Final
 
-from unionfs.changes.objects import Identity
+from unionfs.changes.objects import ObjectState
 
 _PREFIX: Final = ".unionfs-apply-"
 
@@ -38,7 +38,7 @@ class Operation:
     kind: str = ""  # A, C or D: how the change is listed
     aside: str = ""  # name beside `path` of what was built, or that what is removed gets first
     made: tuple[int, int] | None = None  # device and inode number of what was built
-    expected: Identity | None = None  # what is at `path` before
+    expected: ObjectState | None = None  # what is at `path` before
     uid: int | None = None  # for DRESS: what to set; None leaves it
     gid: int | None = None
     mode: int | None = None
@@ -153,5 +153,5 @@ def find(path: str) -> Journal | None:
 
 def _operation(saved: dict[str, Any]) -> Operation:
     saved["made"] = tuple(saved["made"]) if saved["made"] is not None else None
-    saved["expected"] = Identity(*saved["expected"]) if saved["expected"] is not None else None
+    saved["expected"] = ObjectState(*saved["expected"]) if saved["expected"] is not None else None
     return Operation(**saved)

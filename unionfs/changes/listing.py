@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes import compare
 from unionfs.changes.lowers import Found, Stack, lookup, names
-from unionfs.changes.objects import UPPER, Branches, Entry, Object, Place
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Entry, Object
 from unionfs.trees import walk
 
 ADDED: Final = "A"
@@ -79,7 +79,7 @@ class _Directory(NamedTuple):
     """A directory of the new tree that is to be walked."""
 
     path: bytes
-    upper: Place | None  # its directory in the upper
+    upper: BranchPath | None  # its directory in the upper
     new: Stack  # lowers that show below the upper
     old: Stack  # lowers that showed at this path without the upper
 
@@ -94,7 +94,7 @@ def changes(branches: Branches, see: See | None = None) -> Changes:
     top = branches.roots()
     upper_root = branches.root(UPPER)
     assert upper_root.object is not None
-    comparison.todo.append(_Directory(b"", Place(UPPER, b""), () if upper_root.opaque else top, top))
+    comparison.todo.append(_Directory(b"", BranchPath(UPPER, b""), () if upper_root.opaque else top, top))
     if top:
         comparison.root(upper_root.object, branches.root(top[0].branch).object)
     while comparison.todo:
@@ -159,7 +159,7 @@ class _Comparison:
         if found.object.is_dir and (upper is not None or found.stack != old_stack):
             self.todo.append(_Directory(path, upper, found.stack, old_stack))
 
-    def new(self, here: _Directory, name: bytes, old: Found | None) -> tuple[Found, Place | None] | None:
+    def new(self, here: _Directory, name: bytes, old: Found | None) -> tuple[Found, BranchPath | None] | None:
         """What `name` is with the upper on top, and its directory in the upper if it has one."""
         if here.upper is not None:
             entry = self.branches.entry(here.upper, name)
@@ -172,7 +172,7 @@ class _Comparison:
 
     def in_upper(
         self, here: _Directory, entry: Entry, visible: Object, name: bytes, old: Found | None
-    ) -> tuple[Found, Place | None]:
+    ) -> tuple[Found, BranchPath | None]:
         if not visible.is_dir:
             if entry.metacopy:
                 data = walk.metacopy_data(self.branches, here.new, name, entry.redirect, visible.place)

@@ -1,14 +1,14 @@
-"""Names in the union of the lowers, or in a part of it, looked up by the rule of `unionfs.trees.walk`."""
+"""Looks names up in the union of the lowers, or of some of them, by the rule of `unionfs.trees.walk`."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from unionfs import markers
-from unionfs.changes.objects import Branches, Object, Place
+from unionfs.changes.objects import Branches, BranchPath, Object
 from unionfs.trees import walk
 
-Stack = tuple[Place, ...]
+Stack = tuple[BranchPath, ...]
 """The branch directories that a merged directory is made of, top first. Empty: nothing from any lower."""
 
 

@@ -1,4 +1,4 @@
-"""Branches as trees that are only looked at: what stands at a path of one branch, marks and attributes included.
+"""Reads files and directories of branches without changing them: attributes, marks, links, data.
 
 Everything is reached from a branch's root descriptor by its relative path, in pieces shorter than PATH_MAX, through no
 symlink and into no other mount. A directory that is mounted over, or hidden from the union, is *sealed*: it shows as an
@@ -29,21 +29,21 @@ _FDS_KEPT: Final = 64  # directories kept open; more only saves reopening in a u
 _USERS_OWN: Final = ("security.capability",)  # the one attribute of its class that is a file's own
 
 
-class Place(NamedTuple):
-    """Where an object is: index of the branch, path below its root (empty for the root itself)."""
+class BranchPath(NamedTuple):
+    """A path in one branch: the branch's index, and the path below its root (empty for the root itself)."""
 
     branch: int
     rel: bytes
 
 
 class Object(NamedTuple):
-    """What stands at a place. `mode` holds the type bits too; owners are as the union shows them.
+    """A file or directory of a branch. `mode` holds the type bits too; owners are as the union shows them.
 
     `dev`, `ino` and `ctime_ns` identify this very state of the object. `data` is where a regular file's bytes are: the
     object's own place, or another branch for a file of which only the attributes were copied up.
     """
 
-    place: Place
+    place: BranchPath
     mode: int
     uid: int
     gid: int
@@ -56,7 +56,7 @@ class Object(NamedTuple):
     ino: int
     nlink: int
     sealed: bool
-    data: Place
+    data: BranchPath
 
     @property
     def kind(self) -> int:
@@ -72,8 +72,8 @@ class Object(NamedTuple):
         return self.place.rel
 
 
-class Identity(NamedTuple):
-    """What tells that a path still holds the very object that was looked at."""
+class ObjectState(NamedTuple):
+    """Identifies a file or directory and its state, to see later whether a path still holds the same."""
 
     dev: int
     ino: int
@@ -82,25 +82,25 @@ class Identity(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, found: os.stat_result | Object) -> Identity:
+    def of(cls, found: os.stat_result | Object) -> ObjectState:
         if isinstance(found, Object):
             return cls(found.dev, found.ino, found.mode, found.size, found.mtime_ns)
         return cls(found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns)
 
-    def same_object(self, other: Identity) -> bool:
+    def same_object(self, other: ObjectState) -> bool:
         """Directories change size and time as things are done in them; they are the same while they exist."""
         if stat.S_ISDIR(self.mode):
             return self[:2] == other[:2]
         return self == other
 
 
-Entry = walk.Entry[Place, Object]
+Entry = walk.Entry[BranchPath, Object]
 """What one branch directory has under a name."""
 
 _NOTHING: Final = Entry()
 
 
-class Branches(walk.Reader[Place, Object]):
+class Branches(walk.Reader[BranchPath, Object]):
     """The upper and the lowers of one union, opened for looking only. Close it after use."""
 
     def __init__(
@@ -121,14 +121,14 @@ class Branches(walk.Reader[Place, Object]):
         self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
         self._hidden = frozenset(os.path.realpath(os.fsencode(path)) for path in hidden)  # immutable
-        self._dirs: OrderedDict[Place, int] = OrderedDict()  # O_PATH descriptors, least recently used first
+        self._dirs: OrderedDict[BranchPath, int] = OrderedDict()  # O_PATH descriptors, least recently used first
         self._overridden: dict[int, bool] = {}  # branch -> whether it has overrides; filled when asked
         self._root_devs: dict[int, int] = {}  # st_dev of the branches' roots
         self._xattr_whiteouts: dict[
-            Place, bool
+            BranchPath, bool
         ] = {}  # directories in which empty files with an attribute are whiteouts
         for index in range(len(self.paths)):
-            self.dir_fd(Place(index, b""))
+            self.dir_fd(BranchPath(index, b""))
 
     def __enter__(self) -> Branches:
         return self
@@ -143,7 +143,7 @@ class Branches(walk.Reader[Place, Object]):
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
-    def dir_fd(self, place: Place) -> int:
+    def dir_fd(self, place: BranchPath) -> int:
         """An O_PATH descriptor of a directory; valid until many others were asked for: use it at once.
 
         Raises: ENOENT, ENOTDIR, ELOOP when the tree changed; EACCES; EXDEV where another mount begins.
@@ -163,25 +163,27 @@ class Branches(walk.Reader[Place, Object]):
         return fd
 
     def _root_fd(self, branch: int) -> int:
-        return self.dir_fd(Place(branch, b""))
+        return self.dir_fd(BranchPath(branch, b""))
 
-    def open_data(self, place: Place) -> int:
+    def open_data(self, place: BranchPath) -> int:
         """A descriptor for reading a regular file. Raises OSError; ELOOP or ENXIO if it is none."""
         parent, _, name = place.rel.rpartition(b"/")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.open(name, flags, dir_fd=self.dir_fd(Place(place.branch, parent)))
+        return os.open(name, flags, dir_fd=self.dir_fd(BranchPath(place.branch, parent)))
 
-    def open_path(self, place: Place) -> int:
+    def open_path(self, place: BranchPath) -> int:
         """An O_PATH descriptor of whatever stands at `place`, a symlink itself included."""
         if not place.rel:
             return os.dup(self.dir_fd(place))
         parent, _, name = place.rel.rpartition(b"/")
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd(Place(place.branch, parent)))
+        return os.open(
+            name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir_fd(BranchPath(place.branch, parent))
+        )
 
-    def readlink(self, place: Place) -> bytes:
+    def readlink(self, place: BranchPath) -> bytes:
         """The target of a symlink."""
         parent, _, name = place.rel.rpartition(b"/")
-        dir_fd = self.dir_fd(Place(place.branch, parent))
+        dir_fd = self.dir_fd(BranchPath(place.branch, parent))
         try:
             return os.readlink(name, dir_fd=dir_fd)
         except OSError as exc:
@@ -192,7 +194,7 @@ class Branches(walk.Reader[Place, Object]):
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    def names(self, place: Place) -> list[bytes]:
+    def names(self, place: BranchPath) -> list[bytes]:
         """All names in a directory, marks included; none if it may not be read and such are skipped."""
         try:
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.dir_fd(place))
@@ -205,7 +207,7 @@ class Branches(walk.Reader[Place, Object]):
         finally:
             os.close(fd)
 
-    def entry(self, parent: Place, name: bytes) -> Entry:
+    def entry(self, parent: BranchPath, name: bytes) -> Entry:
         """What `name` is in the directory `parent`, marks read. Precondition: `name` is no mark itself."""
         place = child(parent, name)
         try:
@@ -239,24 +241,24 @@ class Branches(walk.Reader[Place, Object]):
 
     def root(self, branch: int) -> Entry:
         """The root directory of a branch. Its own redirect means nothing."""
-        place = Place(branch, b"")
+        place = BranchPath(branch, b"")
         entry = self._directory(place, os.fstat(self.dir_fd(place)))._replace(redirect=None)
         return entry._replace(opaque="whole") if self.is_whole and branch == UPPER else entry
 
-    def roots(self) -> tuple[Place, ...]:
+    def roots(self) -> tuple[BranchPath, ...]:
         """The roots of the lowers, top first, down to the first opaque one."""
         found = []
         for index in range(self._first_lower, len(self.paths)):
-            found.append(Place(index, b""))
+            found.append(BranchPath(index, b""))
             if self.root(index).opaque:
                 break
         return tuple(found)
 
-    def branch_of(self, path: Place) -> int:
-        """The index of the branch: see Place."""
+    def branch_of(self, path: BranchPath) -> int:
+        """The index of the branch: see BranchPath."""
         return path.branch
 
-    def _directory(self, place: Place, st: os.stat_result) -> Entry:
+    def _directory(self, place: BranchPath, st: os.stat_result) -> Entry:
         if place.branch != UPPER and self._is_sealed(place, st):
             return Entry(place, self._object(place, st, sealed=True), stat.S_IFDIR, sealed=True)
         marks = self.xattrs(place, private=True)
@@ -273,7 +275,7 @@ class Branches(walk.Reader[Place, Object]):
         found = self._object(place, st, marks=marks)
         return Entry(place, found, stat.S_IFDIR, opaque=opaque, redirect=markers.sane_redirect(marks))
 
-    def xattrs(self, place: Place, *, private: bool = False) -> dict[str, bytes]:
+    def xattrs(self, place: BranchPath, *, private: bool = False) -> dict[str, bytes]:
         """The extended attributes that users see, or the union's own ones; what may not be read is left out.
 
         Labels and signatures of security modules are no users' attributes: they belong to the machine.
@@ -292,11 +294,11 @@ class Branches(walk.Reader[Place, Object]):
         """Whether attributes say what the files of a branch should be (core.overrides); its root says so."""
         known = self._overridden.get(branch)
         if known is None:
-            marks = fd_xattrs(self.dir_fd(Place(branch, b"")), private=True)
+            marks = fd_xattrs(self.dir_fd(BranchPath(branch, b"")), private=True)
             known = self._overridden[branch] = any(name in marks for name in _OVERRIDES)
         return known
 
-    def _counts_xattr_whiteouts(self, parent: Place) -> bool:
+    def _counts_xattr_whiteouts(self, parent: BranchPath) -> bool:
         """Whether whiteouts in the form of extended attributes count in this directory (overlayfs.rst, "Nesting")."""
         known = self._xattr_whiteouts.get(parent)
         if known is None:
@@ -304,7 +306,7 @@ class Branches(walk.Reader[Place, Object]):
             known = self._xattr_whiteouts[parent] = any(marks.get(mark) == b"x" for mark in markers.OPAQUE_XATTRS)
         return known
 
-    def _has_aufs_whiteout(self, parent: Place, name: bytes) -> bool:
+    def _has_aufs_whiteout(self, parent: BranchPath, name: bytes) -> bool:
         mark = markers.whiteout_name(name)
         if mark is None:
             return False
@@ -316,10 +318,10 @@ class Branches(walk.Reader[Place, Object]):
             raise
         return True
 
-    def _is_sealed(self, place: Place, st: os.stat_result) -> bool:
+    def _is_sealed(self, place: BranchPath, st: os.stat_result) -> bool:
         if self._hidden and os.path.join(self.paths[place.branch], place.rel) in self._hidden:
             return True
-        self.dir_fd(Place(place.branch, b""))
+        self.dir_fd(BranchPath(place.branch, b""))
         if st.st_dev == self._root_devs[place.branch]:
             return False
         # A device of its own alone does not say "another mount": a btrfs subvolume has one too.
@@ -335,7 +337,7 @@ class Branches(walk.Reader[Place, Object]):
         return self.skip_unreadable and branch != UPPER and exc.errno in (errno.EACCES, errno.EPERM)
 
     def _object(
-        self, place: Place, st: os.stat_result, sealed: bool = False, marks: dict[str, bytes] | None = None
+        self, place: BranchPath, st: os.stat_result, sealed: bool = False, marks: dict[str, bytes] | None = None
     ) -> Object:
         uid, gid = self.ids.shown_owner(st.st_uid, st.st_gid, of_lower=place.branch != UPPER)
         mode, rdev = st.st_mode, st.st_rdev
@@ -351,9 +353,9 @@ class Branches(walk.Reader[Place, Object]):
         )  # fmt: skip
 
 
-def child(parent: Place, name: bytes) -> Place:
+def child(parent: BranchPath, name: bytes) -> BranchPath:
     """The place of `name` in the directory `parent`."""
-    return Place(parent.branch, parent.rel + b"/" + name if parent.rel else name)
+    return BranchPath(parent.branch, parent.rel + b"/" + name if parent.rel else name)
 
 
 def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:

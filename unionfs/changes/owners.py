@@ -1,4 +1,4 @@
-"""Which owner an object gets where it is put in place: the way back from ids inside a union to those of the machine.
+"""Chooses the owner that a changed file gets on the machine, from the owner that the union showed inside.
 
 Pure. Without a user namespace nothing is to be decided. With one, several owners of the machine may look alike inside
 (whoever the namespace does not know is shown as root, and so is the user who made it), so the way back is a choice:
@@ -41,7 +41,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnerChoice:
-    """The choice above, for one union and one process that applies its changes."""
+    """Makes the choice above for one union and one process that applies its changes."""
 
     ids: ShownIds
     privileged: bool  # the process may give files to anybody

@@ -1,4 +1,4 @@
-"""A list of changes as bytes and back: for another process, and to know later how the target was when they were listed.
+"""Serialises a list of changes as JSON: to send it to another process, or to compare it with a later list.
 
 Pure. JSON; names that are not UTF-8 are lone surrogates, which JSON escapes.
 """
@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from unionfs.changes.listing import Change, Changes
-from unionfs.changes.objects import Object, Place
+from unionfs.changes.objects import BranchPath, Object
 
 
 def dump(found: Changes) -> bytes:
@@ -24,7 +24,7 @@ def dump(found: Changes) -> bytes:
 
 
 def load(data: bytes) -> Changes:
-    """What dump() was given. Raises ValueError, KeyError or TypeError for anything else."""
+    """The changes that dump() made the bytes of. Raises ValueError, KeyError or TypeError for anything else."""
     saved = json.loads(data)
     return Changes(
         [
@@ -36,7 +36,7 @@ def load(data: bytes) -> Changes:
 
 
 def still_there(then: Changes, now: Changes) -> Changes:
-    """What of `then` is a change still. What only the target's own life has added since is not the upper's doing."""
+    """Those of `then` that `now` still has. What only `now` has, the target itself got meanwhile: the upper did not."""
     paths = {change.path for change in now.changes}
     return Changes([change for change in then.changes if change.path in paths], then.unchanged_links)
 
@@ -44,10 +44,10 @@ def still_there(then: Changes, now: Changes) -> Changes:
 def _plain(one: Object | None) -> list[Any] | None:
     if one is None:
         return None
-    return [_plain_place(value) if isinstance(value, Place) else value for value in one]
+    return [_plain_place(value) if isinstance(value, BranchPath) else value for value in one]
 
 
-def _plain_place(place: Place) -> list[Any]:
+def _plain_place(place: BranchPath) -> list[Any]:
     return [place.branch, os.fsdecode(place.rel)]
 
 
@@ -58,6 +58,6 @@ def _object(values: list[Any] | None) -> Object | None:
     return saved._replace(place=_place(saved.place), data=_place(saved.data))
 
 
-def _place(values: Any) -> Place:
+def _place(values: Any) -> BranchPath:
     branch, rel = values
-    return Place(int(branch), os.fsencode(rel))
+    return BranchPath(int(branch), os.fsencode(rel))

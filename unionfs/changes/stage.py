@@ -1,4 +1,4 @@
-"""Build aside, in the directories they go to, all objects that a plan puts in place.
+"""Builds all new files and directories of a plan under temporary names, beside the paths they will be renamed to.
 
 Knows branches, plans and the journal. What is built has a name of its own that starts with a dot, is private until it
 is complete, and is written down before it is made. Nothing that exists is changed, but a file may get one more link.
@@ -20,18 +20,18 @@ from unionfs.changes.check import DRESS, DROP, TARGET, Action
 from unionfs.changes.compare import MODE, OWNER, XATTRS
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.listing import Change
-from unionfs.changes.objects import UPPER, Branches, Identity, Object, Place, fd_xattrs
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Object, ObjectState, fd_xattrs
 from unionfs.changes.owners import Owner, OwnerChoice
 from unionfs.syscalls import files
 
 Progress = Callable[[str, bytes], None]
-"""Told (what is about to be done, path) before every step."""
+"""Called before every step with a verb (what is about to be done) and the path."""
 
 _CHUNK: Final = 1 << 20
 
 
 class _Built(NamedTuple):
-    """A directory that was built and still has to get its attributes."""
+    """A directory that was built; its attributes are set last."""
 
     rel: bytes
     source: Object
@@ -39,7 +39,7 @@ class _Built(NamedTuple):
 
 
 class Stage:
-    """One round of building aside."""
+    """Builds what one plan needs; every temporary name is in the journal before it is made."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Stage:
         change = action.change
         if action.verb == DRESS:
             return self.dressing(action, path)
-        expected = Identity.of(change.old) if change.old is not None else None
+        expected = ObjectState.of(change.old) if change.old is not None else None
         aside = self.name_aside(action)
         if action.verb == DROP:
             return Operation(DROP, path, change.kind, os.fsdecode(aside), None, expected)
@@ -95,7 +95,7 @@ class Stage:
             DRESS,
             path,
             action.change.kind,
-            expected=Identity.of(action.change.old) if action.change.old is not None else None,
+            expected=ObjectState.of(action.change.old) if action.change.old is not None else None,
             uid=action.owner.uid if OWNER in what else None,
             gid=action.owner.gid if OWNER in what else None,
             mode=stat.S_IMODE(new.mode) if OWNER in what or MODE in what else None,
@@ -108,7 +108,7 @@ class Stage:
         if operation.verb in (DRESS, DROP):
             return operation
         rel = os.fsencode(os.path.join(os.path.dirname(operation.path), operation.aside))
-        st = self.lstat(Place(TARGET, rel))
+        st = self.lstat(BranchPath(TARGET, rel))
         return dataclasses.replace(operation, made=(st.st_dev, st.st_ino))
 
     def name_aside(self, action: Action) -> bytes:
@@ -164,7 +164,7 @@ class Stage:
         if source.nlink > 1:
             self.links[key] = rel
 
-    def link(self, source: Object, key: tuple[int, int], place: Place, name: bytes) -> bool:
+    def link(self, source: Object, key: tuple[int, int], place: BranchPath, name: bytes) -> bool:
         """Make the new name a link of the same file, if another name of it was built or stayed as it was."""
         first = self.links.get(key) or self.one_that_stays(source, key)
         if first is None:
@@ -192,9 +192,9 @@ class Stage:
         if source.place.branch == TARGET:  # it is moved: until the removals, which come last, it is where it was
             return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
-        return first if first and self.is_as_shown(Place(TARGET, first), shown) else None
+        return first if first and self.is_as_shown(BranchPath(TARGET, first), shown) else None
 
-    def is_as_shown(self, place: Place, source: Object) -> bool:
+    def is_as_shown(self, place: BranchPath, source: Object) -> bool:
         """Whether a file of the target is still what the union was made of."""
         try:
             st = self.lstat(place)
@@ -209,7 +209,7 @@ class Stage:
         finally:
             os.close(from_fd)
 
-    def open_source(self, place: Place) -> int:
+    def open_source(self, place: BranchPath) -> int:
         """A descriptor for reading. A file of ours that its mode locks is unlocked for a moment."""
         try:
             return self.branches.open_data(place)
@@ -235,7 +235,7 @@ class Stage:
             atime_ns = os.fstat(path_fd).st_atime_ns
         finally:
             os.close(path_fd)
-        path_fd = self.branches.open_path(Place(TARGET, rel))
+        path_fd = self.branches.open_path(BranchPath(TARGET, rel))
         try:
             set_attributes(path_fd, owner, stat.S_IMODE(source.mode), self.xattrs(source), (atime_ns, source.mtime_ns))
         finally:
@@ -245,7 +245,7 @@ class Stage:
         found = self.branches.xattrs(source.place)
         return self.owners.translate(found) if source.place.branch == UPPER else found
 
-    def lstat(self, place: Place) -> os.stat_result:
+    def lstat(self, place: BranchPath) -> os.stat_result:
         name = place.rel.rpartition(b"/")[2] or b"."
         return os.stat(name, dir_fd=self.branches.dir_fd(_parent(place.rel, place.branch)), follow_symlinks=False)
 
@@ -268,8 +268,8 @@ def _expect_dressed(operations: list[Operation]) -> list[Operation]:
     return [expect(operation) for operation in operations]
 
 
-def _parent(rel: bytes, branch: int = TARGET) -> Place:
-    return Place(branch, rel.rpartition(b"/")[0])
+def _parent(rel: bytes, branch: int = TARGET) -> BranchPath:
+    return BranchPath(branch, rel.rpartition(b"/")[0])
 
 
 def set_attributes(

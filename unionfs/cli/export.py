@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import IO
 
 from layers import pack
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 def _write(container: Container, sink: IO[bytes]) -> int:
     rootfs = container.config.rootfs
-    with Branches() as branches:
+    with LayerTrees() as branches:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
     sink.flush()

@@ -12,7 +12,7 @@ from typing import Final
 from unionfs.changes import apply as applying
 from unionfs.changes import check, record
 from unionfs.changes.apply import Applied, NotAppliedError, PartlyAppliedError
-from unionfs.changes.check import Objection, Plan
+from unionfs.changes.check import ApplyPlan, Objection
 from unionfs.changes.listing import Changes
 from unionfs.changes.owners import OwnerChoice
 from unionfs.changes.stage import Progress
@@ -44,7 +44,7 @@ class Prepared:
 
     container: Container
     found: Changes
-    plan: Plan
+    plan: ApplyPlan
 
     def refuse(self, *, force: bool) -> None:
         """Raises: NotReadyError if there is a problem, or a conflict that is not to be overridden."""

@@ -20,7 +20,7 @@ from unionfs.containers.record import Container
 from unionfs.core.options import OptionError, Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
 from unionfs.drivers.driver import DEFAULT as FUSE
-from unionfs.drivers.driver import DriverError, Tree, by_name, is_whole
+from unionfs.drivers.driver import DriverError, MountRequest, by_name, is_whole
 from unionfs.launcher import idmap
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.monitor import Provisions, take_away
@@ -105,10 +105,10 @@ def _mount_union(
             hidden=facts.hidden,
             **_ownership(driver),
         )
-        tree = Tree(
+        request = MountRequest(
             union, directory, container.root, container.name, container.daemon_log, rootfs.transport, debug, warn
         )
-        by_name(driver).mount(tree, provisions)
+        by_name(driver).mount(request, provisions)
     except OptionError as error:
         raise LaunchError("", "", str(error)) from error
     except DriverError as error:

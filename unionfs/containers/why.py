@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from layers import why
-from layers.tree import Branches
+from layers.tree import LayerTrees
 from layers.why import Verdict
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
@@ -54,7 +54,7 @@ def answer(question: Question) -> list[dict[str, Any]]:
     """A verdict for each branch, as JSON has them. Raises: OSError, LaunchError."""
 
     def look() -> bytes:
-        with Branches() as branches:
+        with LayerTrees() as branches:
             path = tuple(os.fsencode(part) for part in question.path.split("/") if part)
             verdicts = why.explain(branches.view(question.directories), path)
         return json.dumps(

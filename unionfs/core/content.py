@@ -1,7 +1,7 @@
 """The data of files: read, write, space, holes, copying within the union, writing through to the device.
 
-Everything names a node, nothing an open file. What may block long is offered as a descriptor (`Tree.read_fd`,
-`Tree.write_fd`) that a worker thread can use.
+Everything names a node, nothing an open file. What may block long is offered as a descriptor (`UnionState.read_fd`,
+`UnionState.write_fd`) that a worker thread can use.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.staging import LARGE
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
 _pwrite: Final = os.pwrite  # compiled code has no need to look it up at each call
 
 
-def read(tree: Tree, node: FileNode, offset: int, size: int) -> bytes:
+def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
     """Up to `size` bytes from `offset`; fewer only at the end of the file (pread(2))."""
     fd = tree.read_fd(node).fd
     data = os.pread(fd, size, offset)
@@ -34,7 +34,7 @@ def read(tree: Tree, node: FileNode, offset: int, size: int) -> bytes:
     return data
 
 
-def write(tree: Tree, node: FileNode, offset: int, data: bytes | memoryview, *, kill_priv: bool) -> int:
+def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, kill_priv: bool) -> int:
     """Write at `offset` (pwrite(2)); the file is copied up first. ENOSPC, EFBIG, EDQUOT, EIO."""
     copyup.ensure(tree, node, later=True)
     fd = tree.write_fd(node).fd
@@ -45,14 +45,14 @@ def write(tree: Tree, node: FileNode, offset: int, data: bytes | memoryview, *, 
     return written
 
 
-def allocate(tree: Tree, node: FileNode, mode: int, offset: int, length: int) -> None:
+def allocate(tree: UnionState, node: FileNode, mode: int, offset: int, length: int) -> None:
     """Manipulate space (fallocate(2)). EOPNOTSUPP for what the upper's filesystem lacks."""
     copyup.ensure(tree, node)
     files.fallocate(tree.write_fd(node).fd, mode, offset, length)
     tree.ours(node)
 
 
-def seek(tree: Tree, node: FileNode, offset: int, whence: int) -> int:
+def seek(tree: UnionState, node: FileNode, offset: int, whence: int) -> int:
     """Find data or a hole (lseek(2), SEEK_DATA and SEEK_HOLE only). ENXIO past the end, EINVAL for other `whence`."""
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         refuse(errno.EINVAL)
@@ -72,7 +72,7 @@ def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int,
     return os.pwrite(target.fd, os.pread(source.fd, min(length, 1 << 20), src_offset), dst_offset)
 
 
-def sync_fd(tree: Tree, node: Node) -> FileFd | None:
+def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
     """What to write through to the device for fsync(2) of a file or directory. None: nothing, because it is only in the
     lowers, or because the union is volatile."""
     if tree.options.durability == "volatile":
@@ -84,7 +84,7 @@ def sync_fd(tree: Tree, node: Node) -> FileFd | None:
     return tree.read_fd(node)
 
 
-def syncfs_fd(tree: Tree) -> FileFd | None:
+def syncfs_fd(tree: UnionState) -> FileFd | None:
     """A descriptor on the filesystem to write through for syncfs(2). None: nothing, as for `sync_fd`."""
     if tree.upper is None or tree.options.durability == "volatile":
         return None
@@ -95,7 +95,7 @@ def _open_dir(place: BranchDir) -> FileFd:
     return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd()))
 
 
-def long_cut_fd(tree: Tree, node: FileNode, size: int) -> FileFd | None:
+def long_cut_fd(tree: UnionState, node: FileNode, size: int) -> FileFd | None:
     """A descriptor to truncate to `size` by, if that gives back so much space that it takes long; else None."""
     if copyup.needs_copy(node):
         return None

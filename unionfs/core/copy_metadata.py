@@ -15,14 +15,14 @@ from unionfs.core import inodes, ownership
 from unionfs.core.attrs import IFDIR, IFLNK, IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, MadeStat, Stat
 from unionfs.core.marks import path_at
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 
 _LATE_XATTRS: Final = (posix_acl.ACCESS, posix_acl.DEFAULT, "security.capability")
 """Set after owner and mode, which would change or clear them (chown(2), chmod(2), capabilities(7))."""
 
 
 def give(
-    tree: Tree,
+    tree: UnionState,
     source: bytes | int,
     lower: BranchDir,
     st: Stat,

@@ -26,7 +26,7 @@ from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.staging import LARGE
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 
 INLINE_MAX: Final = 1 << 20
 """Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
@@ -101,7 +101,7 @@ def needs_copy(node: FileNode) -> bool:
     return not node.is_up or (node.links is not None and node.links.data is not None)
 
 
-def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
+def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp | None:
     """A copy-up that is worth a worker thread, or None: nothing to do, or so little that `ensure` does it at once, or
     done here, since the data could be shared.
 
@@ -131,7 +131,7 @@ def begin(tree: Tree, node: FileNode, size: int | None = None) -> CopyUp | None:
 
 
 def ensure(
-    tree: Tree, node: FileNode, size: int | None = None, mode: int | None = None, *, later: bool = False
+    tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None, *, later: bool = False
 ) -> bool:
     """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before.
 
@@ -168,7 +168,7 @@ def ensure(
     return mode is not None and job.kept_mode and job.mode == mode
 
 
-def _copy_at_once(tree: Tree, node: FileNode, st: Stat, length: int, wanted: int | None, later: bool) -> bool:
+def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None, later: bool) -> bool:
     """`ensure` for a file with so few bytes to copy that no hole can be among them, and nobody need cancel it. What a
     CopyUp remembers, this knows by itself."""
     since, lower = perf_counter(), node.home.branch.path
@@ -198,7 +198,7 @@ def copy_few(src: FileFd, dst: FileFd, length: int) -> int:
     return copied
 
 
-def _use(tree: Tree, ready: Ready, wanted: int | None, later: bool) -> bool:
+def _use(tree: UnionState, ready: Ready, wanted: int | None, later: bool) -> bool:
     """`ensure` with a copy that was made before."""
     since, node = perf_counter() - ready.seconds, ready.node
     lower = node.home.branch.path
@@ -215,7 +215,7 @@ def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
 
-def _open(tree: Tree, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
+def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
     leaf, dst, mode = make_copy(tree, st, wanted)
@@ -223,7 +223,7 @@ def _open(tree: Tree, node: FileNode, st: Stat, size: int | None, wanted: int | 
     return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
 
 
-def make_copy(tree: Tree, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
+def make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
     """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
     permissions that it was made with and is to keep, -1 for none."""
     staging = tree.staging
@@ -241,12 +241,12 @@ def _may_have_at_once(branch: Branch, mode: int) -> bool:
     return branch.overrides is None and not mode & ~0o777 and mode & 0o600 == 0o600
 
 
-def abort(tree: Tree, job: CopyUp) -> None:
+def abort(tree: UnionState, job: CopyUp) -> None:
     """Give up a copy-up; nothing of it stays."""
     tree.staging.discard(job.leaf, job.dst, large=job.length > LARGE)
 
 
-def commit(tree: Tree, job: CopyUp) -> None:
+def commit(tree: UnionState, job: CopyUp) -> None:
     """Make the copy the node's object. Raises OSError with everything as it was before.
 
     Somebody else may have copied the node up, renamed it or removed its last name since `begin`: what counts is now.
@@ -266,7 +266,7 @@ def commit(tree: Tree, job: CopyUp) -> None:
 
 
 def complete(
-    tree: Tree, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
+    tree: UnionState, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
 ) -> bool:
     """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
     OSError."""
@@ -282,7 +282,7 @@ def complete(
     return kept_mode
 
 
-def _place(tree: Tree, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, later: bool) -> None:
+def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, later: bool) -> None:
     """Give the whole copy its place. Raises OSError; it is then the caller's to dispose of."""
     _publish_file(tree, node, leaf, st, later)
     if not node.is_dead:
@@ -290,7 +290,7 @@ def _place(tree: Tree, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, later
 
 
 def _enter(
-    tree: Tree,
+    tree: UnionState,
     node: Node,
     lower: str,
     kind: str,
@@ -325,7 +325,7 @@ def has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
 
 
-def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool = False) -> None:
+def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat, later: bool = False) -> None:
     """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
     staging = tree.staging
     key = node.links.key if node.links is not None else None
@@ -383,7 +383,7 @@ def _publish_file(tree: Tree, node: FileNode, leaf: bytes, st: Stat, later: bool
         _sync_dir(up)
 
 
-def _times_before(tree: Tree, up: BranchDir) -> Stat:
+def _times_before(tree: UnionState, up: BranchDir) -> Stat:
     """The times that a directory of the upper is to have after something was placed in it: those it has, or is still to
     get back."""
     touched = tree.afterwards.touched if tree.afterwards is not None else None
@@ -394,7 +394,7 @@ def _times_before(tree: Tree, up: BranchDir) -> Stat:
     return up.stat()
 
 
-def put_times_back(tree: Tree) -> None:
+def put_times_back(tree: UnionState) -> None:
     """Give the directory that files were placed in the times that it had, if that has been left for later. Never
     raises: what was placed is there."""
     afterwards = tree.afterwards
@@ -410,14 +410,14 @@ def put_times_back(tree: Tree) -> None:
     tree.ours(directory)
 
 
-def _moved(tree: Tree, node: FileNode, home: BranchDir, leaf: bytes) -> None:
+def _moved(tree: UnionState, node: FileNode, home: BranchDir, leaf: bytes) -> None:
     node.home, node.leaf = home, leaf
     node.held = None  # it leads to the lower file; opened anew at the next use, so every user sees the same data
     if node.links is not None:
         node.links.data = None
 
 
-def _make_special(tree: Tree, node: FileNode, st: Stat) -> None:
+def _make_special(tree: UnionState, node: FileNode, st: Stat) -> None:
     """Make a symlink, fifo, socket or device like the lower one. EPERM for devices that we may not make (mknod(2))."""
     staging = tree.staging
     since, lower = perf_counter(), node.home.branch.path
@@ -443,7 +443,7 @@ def read_target(node: FileNode) -> bytes:
     return os.readlink(node.leaf, dir_fd=node.home.fd())
 
 
-def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
+def ensure_dir(tree: UnionState, directory: DirNode) -> BranchDir:
     """Bring a directory and all above it to the upper, and say where it is there. Raises EROFS, ENOSPC ..."""
     up = directory.upper
     if up is not None:
@@ -459,7 +459,7 @@ def ensure_dir(tree: Tree, directory: DirNode) -> BranchDir:
     return up
 
 
-def _copy_dir(tree: Tree, node: DirNode) -> BranchDir:
+def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
     staging = tree.staging
     assert node.low is not None
     since = perf_counter()
@@ -504,7 +504,7 @@ def _sync_dir(place: BranchDir) -> None:
         os.close(fd)
 
 
-def give_name(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
+def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
     """Make sure that the upper itself has an entry for this name of the node: a copy-up, or a link if the inode is up
     already.
 
@@ -540,7 +540,7 @@ def _make_primary(node: FileNode, parent: DirNode, name: bytes) -> None:
     node.parent, node.name = parent, name
 
 
-def require_upper(tree: Tree) -> None:
+def require_upper(tree: UnionState) -> None:
     """Raise EROFS without an upper."""
     if tree.upper is None:
         refuse(errno.EROFS)

@@ -21,7 +21,7 @@ from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.lookup import Resolved
 from unionfs.core.node import DirNode, FileNode
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
 _PERM: Final = 0o7777
@@ -31,7 +31,7 @@ _open: Final = os.open  # compiled code has no need to look it up at each call
 _fstat: Final = os.fstat
 
 
-def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
+def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Refuse a name that cannot be made. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
     directory, EEXIST."""
     lookup.check_name(name)
@@ -46,7 +46,7 @@ def check_new_name(tree: Tree, parent: DirNode, name: bytes) -> None:
         refuse(errno.EEXIST, name)
 
 
-def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
+def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
     """Make anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
     is refused with EPERM, since it would be a whiteout."""
     kind = mode & IFMT or IFREG
@@ -73,18 +73,18 @@ def make_file(tree: Tree, parent: DirNode, name: bytes, mode: int, rdev: int, ca
     return _born(tree, parent, name, _stage(tree, up, name, mode & _PERM, caller, build))
 
 
-def _build_node(tree: Tree, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
+def _build_node(tree: UnionState, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
     if kind == IFREG:
         return FileFd(_create(tree, dir_fd, name, 0o600), writable=True)
     ownership.make_node(tree.staging.here, name, kind, rdev)
     return None
 
 
-def _create(tree: Tree, dir_fd: int, name: bytes, mode: int) -> int:
+def _create(tree: UnionState, dir_fd: int, name: bytes, mode: int) -> int:
     return _open(name, _CREATE | tree.quietly, mode, dir_fd=dir_fd)
 
 
-def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
+def make_symlink(tree: UnionState, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
     """Make a symlink (symlink(2)). ENAMETOOLONG for a target of PATH_MAX or more, ENOENT for an empty one."""
     check_new_name(tree, parent, name)
     up = copyup.ensure_dir(tree, parent)
@@ -98,12 +98,12 @@ def make_symlink(tree: Tree, parent: DirNode, name: bytes, target: bytes, caller
     return _born(tree, parent, name, None)
 
 
-def _build_symlink(tree: Tree, target: bytes, dir_fd: int, name: bytes) -> FileFd | None:
+def _build_symlink(tree: UnionState, target: bytes, dir_fd: int, name: bytes) -> FileFd | None:
     ownership.make_symlink(tree.staging.here, name, target)
     return None
 
 
-def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Resolved:
+def make_directory(tree: UnionState, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Resolved:
     """Make a directory (mkdir(2)). Over a name that the lowers have and the upper hides, it is opaque."""
     check_new_name(tree, parent, name)
     opaque = lookup.find_low(parent, name) is not None
@@ -128,7 +128,7 @@ def make_directory(tree: Tree, parent: DirNode, name: bytes, mode: int, caller: 
     return Resolved(node, st)
 
 
-def _build_directory(tree: Tree, opaque: bool, dir_fd: int, name: bytes) -> FileFd | None:
+def _build_directory(tree: UnionState, opaque: bool, dir_fd: int, name: bytes) -> FileFd | None:
     os.mkdir(name, 0o700, dir_fd=dir_fd)
     if opaque:
         place = tree.staging.here.child(name)
@@ -137,7 +137,7 @@ def _build_directory(tree: Tree, opaque: bool, dir_fd: int, name: bytes) -> File
     return None
 
 
-def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
+def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
     """Give a file one more name (link(2)). EMLINK as the branch limits it; a lower file is copied up first."""
     check_new_name(tree, parent, name)
     copyup.ensure(tree, node)
@@ -168,7 +168,7 @@ def make_link(tree: Tree, node: FileNode, parent: DirNode, name: bytes) -> None:
     tree.ours(node)
 
 
-def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> FileNode:
+def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -> FileNode:
     """Make a regular file without a name (open(2), O_TMPFILE). It waits where removed files do until it is linked or
     forgotten."""
     copyup.require_upper(tree)
@@ -191,7 +191,7 @@ def make_unnamed(tree: Tree, parent: DirNode, mode: int, caller: Caller) -> File
 # -- shared by the above ---------------------------------------------------------------------------------------------
 
 
-def _in_place(tree: Tree, up: BranchDir, caller: Caller) -> bool:
+def _in_place(tree: UnionState, up: BranchDir, caller: Caller) -> bool:
     """Whether a new entry gets the right owner by itself."""
     if caller.uid != tree.euid or up.branch.overrides is not None:
         return False
@@ -206,7 +206,7 @@ def _require_whiteout(up: BranchDir, name: bytes) -> None:
 
 
 def _stage(
-    tree: Tree,
+    tree: UnionState,
     up: BranchDir,
     name: bytes,
     mode: int | None,
@@ -228,7 +228,7 @@ def _stage(
     return held
 
 
-def place_over_whiteout(tree: Tree, leaf: bytes, up: BranchDir, name: bytes, *, is_dir: bool) -> None:
+def place_over_whiteout(tree: UnionState, leaf: bytes, up: BranchDir, name: bytes, *, is_dir: bool) -> None:
     """Rename `leaf` of the staging directory to `name`, where nothing or a whiteout stands."""
     staging = tree.staging
     try:
@@ -255,7 +255,7 @@ def _is_there(up: BranchDir, name: bytes) -> bool:
 
 
 def _give_owner_and_mode(
-    tree: Tree, up: BranchDir, leaf: bytes, mode: int | None, caller: Caller, *, is_dir: bool
+    tree: UnionState, up: BranchDir, leaf: bytes, mode: int | None, caller: Caller, *, is_dir: bool
 ) -> None:
     """Owner, group, mode and ACLs of a new object, as mkdir(2), open(2) and acl(5) have them. `mode` None: a
     symlink."""
@@ -288,7 +288,7 @@ def _clear_whiteout(parent: DirNode, name: bytes) -> None:
     marks.clear_aufs_whiteout(up, name)
 
 
-def _born(tree: Tree, parent: DirNode, name: bytes, held: FileFd | None) -> Resolved:
+def _born(tree: UnionState, parent: DirNode, name: bytes, held: FileFd | None) -> Resolved:
     """The node of what has just been made at `name`."""
     _clear_whiteout(parent, name)
     up = parent.upper

@@ -17,20 +17,20 @@ from unionfs import markers
 from unionfs.core import copyup, create, metadata
 from unionfs.core.attrs import Caller
 from unionfs.core.node import DirNode, FileNode, Node
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 
 ATTRIBUTES: Final = (markers.OWNER_XATTR, markers.DEVICE_XATTR)
 
 _OWNER: Final = re.compile(rb"(-1|[0-9]{1,10}):(-1|[0-9]{1,10})")
 
 
-def get(tree: Tree, node: Node) -> bytes:
+def get(tree: UnionState, node: Node) -> bytes:
     """`UID:GID` of a node, as kept."""
     is_up = node.is_up if isinstance(node, FileNode) else node.upper is not None
     return b"%d:%d" % tree.owner(tree.stat(node), lower=not is_up)
 
 
-def change(tree: Tree, node: Node, name: bytes, value: bytes) -> None:
+def change(tree: UnionState, node: Node, name: bytes, value: bytes) -> None:
     """chown(2) or mknod(2), as markers.OWNER_XATTR and DEVICE_XATTR say. EINVAL for a value that makes no sense;
     EEXIST, EROFS, ENOSPC."""
     copyup.require_upper(tree)
@@ -47,7 +47,7 @@ def change(tree: Tree, node: Node, name: bytes, value: bytes) -> None:
     metadata.give_away(tree, node, int(match[1]), int(match[2]))
 
 
-def _make_device(tree: Tree, node: Node, value: bytes) -> None:
+def _make_device(tree: UnionState, node: Node, value: bytes) -> None:
     what, _, name = value.partition(b"/")
     override = markers.read_override(what)
     if override is None or not isinstance(node, DirNode) or not override.kind or not name:

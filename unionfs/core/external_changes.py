@@ -20,7 +20,7 @@ from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode, Node, names_of
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 from unionfs.core.watching import FROM_LOWER, Watcher, print_of
 from unionfs.syscalls import inotify
 
@@ -32,7 +32,7 @@ _NAMES_CHANGE: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | in
 _ITSELF: Final = b""
 
 
-def process_events(tree: Tree, watcher: Watcher) -> bool:
+def process_events(tree: UnionState, watcher: Watcher) -> bool:
     """Look at what inotify has heard of, for a moment. Whether there is more to look at."""
     if watcher.gather():
         watcher.tell([ANY_NAME, *_look_at_everything(tree, watcher)])
@@ -54,7 +54,7 @@ def process_events(tree: Tree, watcher: Watcher) -> bool:
     return bool(due)
 
 
-def _look_at_everything(tree: Tree, watcher: Watcher) -> list[Invalidation]:
+def _look_at_everything(tree: UnionState, watcher: Watcher) -> list[Invalidation]:
     """No listing is to be believed: names may have come and gone beneath a directory's topmost branch."""
     found = []
     for node in tree.nodes.all():
@@ -65,7 +65,7 @@ def _look_at_everything(tree: Tree, watcher: Watcher) -> list[Invalidation]:
     return found
 
 
-def look_when_asked(tree: Tree, watcher: Watcher, node: Node, name: bytes = _ITSELF) -> None:
+def look_when_asked(tree: UnionState, watcher: Watcher, node: Node, name: bytes = _ITSELF) -> None:
     """`node`, or `name` in it, is asked for: look at it first if changes to it could not be noticed."""
     directory = node if isinstance(node, DirNode) else node.parent
     if directory.nodeid not in watcher.unwatched or directory.dead:
@@ -81,7 +81,7 @@ def look_when_asked(tree: Tree, watcher: Watcher, node: Node, name: bytes = _ITS
 
 
 def _look_at(
-    tree: Tree, watcher: Watcher, directory: DirNode, name: bytes, mask: int, found: list[Invalidation]
+    tree: UnionState, watcher: Watcher, directory: DirNode, name: bytes, mask: int, found: list[Invalidation]
 ) -> None:
     """See what became of one name of a directory, given as inotify saw it."""
     marked = markers.is_reserved(name)
@@ -99,7 +99,7 @@ def _look_at(
         _look_again(tree, watcher, parent, directory.name, mask, True, found)
 
 
-def _look_at_redirected(tree: Tree, watcher: Watcher, name: bytes) -> None:
+def _look_at_redirected(tree: UnionState, watcher: Watcher, name: bytes) -> None:
     """`name` has changed in a lower: so has the content of directories that were renamed from there."""
     for nodeid in watcher.redirected:
         node = tree.nodes.find(nodeid)
@@ -107,7 +107,7 @@ def _look_at_redirected(tree: Tree, watcher: Watcher, name: bytes) -> None:
             watcher.look_at(nodeid, _ITSELF, FROM_LOWER)
 
 
-def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
+def _look_at_root(tree: UnionState, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
     """The root has no name. Its marks say whether lowers show through."""
     if mask & FROM_LOWER:
         _forget_names(tree, root)
@@ -120,7 +120,7 @@ def _look_at_root(tree: Tree, watcher: Watcher, root: DirNode, mask: int, found:
 
 
 def _look_again(
-    tree: Tree, watcher: Watcher, parent: DirNode, name: bytes, mask: int, marked: bool, found: list[Invalidation]
+    tree: UnionState, watcher: Watcher, parent: DirNode, name: bytes, mask: int, marked: bool, found: list[Invalidation]
 ) -> None:
     """Resolve `name` from the branches as if it were unknown, and compare with what is known."""
     old = parent.children.get(name)
@@ -166,7 +166,7 @@ def _is_as_seen(watcher: Watcher, parent: DirNode, old: Node | None, name: bytes
     return watcher.seen.get(old.nodeid) == print_of(st)
 
 
-def _check_names(tree: Tree, parent: DirNode, name: bytes, mask: int) -> None:
+def _check_names(tree: UnionState, parent: DirNode, name: bytes, mask: int) -> None:
     """Forget what is remembered of a directory's names if it is not so any more. Our own operations keep it right."""
     if mask & FROM_LOWER:
         _forget_names(tree, parent)
@@ -193,7 +193,7 @@ def _code(st: Stat, ino: int) -> int:
     return (ino << 4) | (stat.S_IFMT(st.st_mode) >> 12)
 
 
-def _forget_names(tree: Tree, directory: DirNode) -> None:
+def _forget_names(tree: UnionState, directory: DirNode) -> None:
     tree.cache.forget(directory)
     if directory.low is not None:
         tree.cache.forget(directory.low)
@@ -234,7 +234,7 @@ def _has_other_names(node: Node) -> bool:
 
 
 def _name_lost(
-    tree: Tree, watcher: Watcher, node: Node, parent: DirNode, name: bytes, found: list[Invalidation]
+    tree: UnionState, watcher: Watcher, node: Node, parent: DirNode, name: bytes, found: list[Invalidation]
 ) -> None:
     """The name, which was taken from the node already, is not its any more."""
     found.append(Invalidation(parent.nodeid, name, node.nodeid))
@@ -247,7 +247,7 @@ def _name_lost(
     tree.drop_unused(parent)
 
 
-def _find_home(tree: Tree, node: FileNode) -> bool:
+def _find_home(tree: UnionState, node: FileNode) -> bool:
     """Find the object under one of the names that the node has left."""
     for parent, name in names_of(node):
         try:
@@ -263,7 +263,7 @@ def _find_home(tree: Tree, node: FileNode) -> bool:
     return False
 
 
-def _lose(tree: Tree, watcher: Watcher, node: Node) -> None:
+def _lose(tree: UnionState, watcher: Watcher, node: Node) -> None:
     """Nothing leads to the node's object any more. It must never lead to what has its name now."""
     watcher.forgotten(node.nodeid)
     if isinstance(node, FileNode):
@@ -298,7 +298,7 @@ def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[
 
 
 def _adopt(
-    tree: Tree, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask: int, found: list[Invalidation]
+    tree: UnionState, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask: int, found: list[Invalidation]
 ) -> None:
     """`fresh` is what `old` has become: it stays the node it was, where it is now."""
     parent, name = fresh.parent, fresh.name
@@ -348,7 +348,7 @@ def _same_places(some: list[BranchDir], others: list[BranchDir]) -> bool:
     )
 
 
-def _places_changed(tree: Tree, watcher: Watcher, node: DirNode, found: list[Invalidation]) -> None:
+def _places_changed(tree: UnionState, watcher: Watcher, node: DirNode, found: list[Invalidation]) -> None:
     """The directory is merged from other branches' directories than before: whatever is known in it may differ."""
     _forget_names(tree, node)
     watcher.watch(node)
@@ -358,7 +358,7 @@ def _places_changed(tree: Tree, watcher: Watcher, node: DirNode, found: list[Inv
         watcher.look_at(node.nodeid, name, FROM_LOWER)
 
 
-def _look_at_times(tree: Tree, watcher: Watcher, directory: DirNode, found: list[Invalidation]) -> None:
+def _look_at_times(tree: UnionState, watcher: Watcher, directory: DirNode, found: list[Invalidation]) -> None:
     """A name that came or went changes its directory, too."""
     before = watcher.seen.get(directory.nodeid)
     if before is None or directory.dead:

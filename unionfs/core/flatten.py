@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from unionfs.core import copyup, lookup, marks
 from unionfs.core.node import DirNode
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 
 
-def flatten(tree: Tree, directory: DirNode) -> None:
+def flatten(tree: UnionState, directory: DirNode) -> None:
     """Copy everything below `directory` up, then mark each directory opaque. Raises OSError with the view unchanged."""
     pending, found = [directory], []
     while pending:
@@ -29,7 +29,7 @@ def flatten(tree: Tree, directory: DirNode) -> None:
     _cut_off(tree, found)
 
 
-def _cut_off(tree: Tree, found: list[DirNode]) -> None:
+def _cut_off(tree: UnionState, found: list[DirNode]) -> None:
     for here in reversed(found):
         assert here.upper is not None
         if here.low is not None:

@@ -16,7 +16,7 @@ from unionfs.core.attrs import IFDIR, IFMT, make
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 
 _SCAN_EVERY: Final = 32
 _SLASH: Final = ord("/")
@@ -40,7 +40,7 @@ def check_name(name: bytes) -> None:
         refuse(errno.EINVAL, name)
 
 
-def resolve(tree: Tree, parent: DirNode, name: bytes) -> Resolved:
+def resolve(tree: UnionState, parent: DirNode, name: bytes) -> Resolved:
     """The node that `name` in `parent` is, made if it was not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
     found = find(tree, parent, name)
     if found is None:
@@ -48,7 +48,7 @@ def resolve(tree: Tree, parent: DirNode, name: bytes) -> Resolved:
     return found
 
 
-def find(tree: Tree, parent: DirNode, name: bytes) -> Resolved | None:
+def find(tree: UnionState, parent: DirNode, name: bytes) -> Resolved | None:
     """As `resolve`, but None for a name that is missing. ENOENT only where others take it away while we look."""
     child = parent.children.get(name)
     if child is not None:
@@ -72,7 +72,7 @@ def find(tree: Tree, parent: DirNode, name: bytes) -> Resolved | None:
     return _from_upper_dir(tree, parent, name, st)
 
 
-def is_visible(tree: Tree, parent: DirNode, name: bytes) -> bool:
+def is_visible(tree: UnionState, parent: DirNode, name: bytes) -> bool:
     """Whether `name` in `parent` exists, without making a node of it."""
     if name in parent.children:
         return True
@@ -85,7 +85,7 @@ def is_visible(tree: Tree, parent: DirNode, name: bytes) -> bool:
     return parent.upper is None or not hides(tree, parent, name)
 
 
-def by_number(tree: Tree, nodeid: int) -> Node:
+def by_number(tree: UnionState, nodeid: int) -> Node:
     """The node of this number, made again if it was forgotten. ESTALE if its object is not where it was."""
     chain: list[tuple[int, bytes]] = []  # (node id, name) of what is to be made again, deepest first
     at = nodeid
@@ -119,7 +119,7 @@ def find_low(parent: DirNode, name: bytes) -> Found | None:
     return parent.low.find(name) if parent.low is not None else None
 
 
-def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> Stat | None:
+def upper_entry(tree: UnionState, parent: DirNode, name: bytes) -> Stat | None:
     """Attributes of the upper's own entry `name`, which may be a whiteout; None if there is none.
 
     After a number of misses the directory's names are learnt, if they seem to be few enough to pay.
@@ -143,7 +143,7 @@ def upper_entry(tree: Tree, parent: DirNode, name: bytes) -> Stat | None:
     return None
 
 
-def hides(tree: Tree, parent: DirNode, name: bytes) -> bool:
+def hides(tree: UnionState, parent: DirNode, name: bytes) -> bool:
     """Whether the upper hides `name` of the lowers by a whiteout. Preconditions: the upper has the directory."""
     up = parent.upper
     assert up is not None
@@ -159,7 +159,7 @@ def hides(tree: Tree, parent: DirNode, name: bytes) -> bool:
     return marks.is_whiteout(up, name, st)
 
 
-def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolved:
+def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> Resolved:
     if found.kind == IFDIR:
         assert found.low is not None
         st: Stat = found.st if found.st is not None else found.low.stat()
@@ -180,14 +180,14 @@ def _from_low(tree: Tree, parent: DirNode, name: bytes, found: Found) -> Resolve
     return make(Resolved, (node, st))
 
 
-def _register(tree: Tree, node: FileNode, place: BranchDir, st: Stat) -> None:
+def _register(tree: UnionState, node: FileNode, place: BranchDir, st: Stat) -> None:
     """Make a file with several names known by its inode."""
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     if not place.branch.writable and tree.links_or_none is not None:
         node.rare().key = inodes.link_key(place.branch, st)
 
 
-def _known_link(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
+def _known_link(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
     """If this name of a lower inode leads to a node we know, or to its copy in the upper: that one."""
     indexed = _indexed(tree, parent, name, found, st)
     if indexed is not None:
@@ -199,7 +199,7 @@ def _known_link(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat
     return make(Resolved, (node, tree.stat(node)))
 
 
-def _indexed(tree: Tree, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
+def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
     """The copied-up inode that a lower one became, if the index has it."""
     links = tree.links_or_none
     if links is None:
@@ -233,7 +233,7 @@ def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
     parent.children[name] = node
 
 
-def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resolved:
+def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -> Resolved:
     up = parent.upper
     assert up is not None
     key = None
@@ -261,7 +261,7 @@ def _from_upper_file(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Reso
     return make(Resolved, (node, st))
 
 
-def _find_upper_metacopy_data(tree: Tree, parent: DirNode, name: bytes, node: FileNode) -> None:
+def _find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, node: FileNode) -> None:
     """An upper written by the kernel's overlay may hold attributes only: find the data beneath, or fail with EIO."""
     assert parent.upper is not None
     redirect = marks.metacopy_redirect(parent.upper, name)
@@ -277,7 +277,7 @@ def _find_upper_metacopy_data(tree: Tree, parent: DirNode, name: bytes, node: Fi
     node.rare().data = tree.lowers.data_place(low, found.place, found.name)
 
 
-def _upper_marks(tree: Tree, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> tuple[int, bool]:
+def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> tuple[int, bool]:
     """The number users see for an upper object, its origin's if it was copied up; and whether its data are
     elsewhere."""
     origin = None
@@ -297,7 +297,7 @@ def _upper_marks(tree: Tree, up: BranchDir, name: bytes, st: Stat, key: bytes | 
     return (shown if shown is not None else tree.inodes.shown(up.branch.fs_index, st.st_ino)), is_metacopy
 
 
-def _from_upper_dir(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resolved:
+def _from_upper_dir(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -> Resolved:
     assert parent.upper is not None
     up = parent.upper.child(name)
     low = None
@@ -316,7 +316,7 @@ def _from_upper_dir(tree: Tree, parent: DirNode, name: bytes, st: Stat) -> Resol
     return make(Resolved, (node, st))
 
 
-def _hidden_beside(tree: Tree, parent: DirNode, name: bytes) -> bool:
+def _hidden_beside(tree: UnionState, parent: DirNode, name: bytes) -> bool:
     """Whether `.wh.NAME` stands beside the upper's directory `name`: then the directory is not merged with what is
     below."""
     assert parent.upper is not None

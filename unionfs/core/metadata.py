@@ -15,7 +15,7 @@ from unionfs.core.fds import FileFd
 from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import OwnerTranslation
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files, statx
 from unionfs.syscalls.statx import Beyond
 
@@ -24,7 +24,7 @@ _AS_STORED = OwnerTranslation()
 _ACLS = (os.fsencode(posix_acl.ACCESS), os.fsencode(posix_acl.DEFAULT))
 
 
-def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
+def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     """Change attributes (chmod(2), chown(2), truncate(2), utimensat(2)). EROFS, EPERM, EISDIR, EINVAL, ENOSPC,
     EFBIG."""
     copyup.require_upper(tree)
@@ -56,7 +56,7 @@ def setattr_node(tree: Tree, node: Node, change: AttrChange) -> None:
     tree.ours(node)
 
 
-def give_away(tree: Tree, node: Node, uid: int, gid: int) -> None:
+def give_away(tree: UnionState, node: Node, uid: int, gid: int) -> None:
     """Change owner and group, in ids as stored, -1 for not (chown(2)). EPERM, EINVAL. Preconditions: the node is copied
     up."""
     if isinstance(node, DirNode):
@@ -78,7 +78,7 @@ def _timespec(time_ns: int | None) -> tuple[int, int]:
     return divmod(time_ns, _NS)
 
 
-def _truncate(tree: Tree, node: FileNode, size: int, *, kill_priv: bool) -> None:
+def _truncate(tree: UnionState, node: FileNode, size: int, *, kill_priv: bool) -> None:
     st = tree.stat(node)
     if size < 0 or not stat.S_ISREG(st.st_mode):
         refuse(errno.EINVAL)
@@ -90,7 +90,7 @@ def _truncate(tree: Tree, node: FileNode, size: int, *, kill_priv: bool) -> None
         drop_privileges(tree, node)
 
 
-def drop_privileges(tree: Tree, node: FileNode) -> None:
+def drop_privileges(tree: UnionState, node: FileNode) -> None:
     """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by somebody
     without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
     ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node))
@@ -122,7 +122,7 @@ def _branch(node: Node) -> Branch:
     return node.home.branch if isinstance(node, FileNode) else _place_of(node).branch
 
 
-def branch_path(tree: Tree, node: Node) -> str:
+def branch_path(tree: UnionState, node: Node) -> str:
     """The directory, as the options name it, of the branch that an object is in; the upper for what is indexed."""
     branch = _branch(node)
     return tree.upper.path if branch.writable and tree.upper is not None else branch.path
@@ -146,7 +146,7 @@ def _stored(branch: Branch, name: bytes, code: int) -> str:
     return stored
 
 
-def _refuse_as_special(tree: Tree, node: Node, name: bytes, code: int) -> None:
+def _refuse_as_special(tree: UnionState, node: Node, name: bytes, code: int) -> None:
     """What the kernel and every filesystem refuse of anything but files and directories, for files that stand in for
     such, or will once they are copied up: attributes of users (`code`), ACLs of symlinks (xattr(7))."""
     if isinstance(node, DirNode):
@@ -160,7 +160,7 @@ def _refuse_as_special(tree: Tree, node: Node, name: bytes, code: int) -> None:
         refuse(errno.EOPNOTSUPP, name)
 
 
-def getxattr(tree: Tree, node: Node, name: bytes) -> bytes:
+def getxattr(tree: UnionState, node: Node, name: bytes) -> bytes:
     """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
     value = find_xattr(tree, node, name)
     if value is None:
@@ -168,7 +168,7 @@ def getxattr(tree: Tree, node: Node, name: bytes) -> bytes:
     return value
 
 
-def find_xattr(tree: Tree, node: Node, name: bytes) -> bytes | None:
+def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     """As `getxattr`, but None for one that is not there."""
     stored = _stored(_branch(node), name, errno.ENODATA)
     _refuse_as_special(tree, node, name, errno.ENODATA)
@@ -219,7 +219,7 @@ def listxattr(node: Node) -> list[bytes]:
     return [os.fsencode(name) for name in dict.fromkeys(shown) if name is not None]
 
 
-def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> None:
+def setxattr(tree: UnionState, node: Node, name: bytes, value: bytes, flags: int) -> None:
     """Set an extended attribute (setxattr(2)); `flags` may be XATTR_CREATE or XATTR_REPLACE. EEXIST, ENODATA, ENOSPC,
     EPERM for the union's own names."""
     if tree.owners is not None and name in _ACLS:
@@ -250,7 +250,7 @@ def setxattr(tree: Tree, node: Node, name: bytes, value: bytes, flags: int) -> N
     tree.ours(node)
 
 
-def removexattr(tree: Tree, node: Node, name: bytes) -> None:
+def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     """Remove an extended attribute (removexattr(2)). ENODATA, EPERM for the union's own names."""
     text = os.fsdecode(name)
     if tree.upper is None or tree.upper.overrides is None:
@@ -284,7 +284,7 @@ def removexattr(tree: Tree, node: Node, name: bytes) -> None:
     tree.ours(node)
 
 
-def _bring_up(tree: Tree, node: Node) -> None:
+def _bring_up(tree: UnionState, node: Node) -> None:
     copyup.require_upper(tree)
     if isinstance(node, DirNode):
         copyup.ensure_dir(tree, node)
@@ -304,14 +304,14 @@ def beyond_stat(node: Node) -> Beyond:
     return found._replace(attributes=found.attributes & statx.ATTR_OF_FILES, known=found.known & statx.ATTR_OF_FILES)
 
 
-def get_flags(tree: Tree, node: Node, command: int) -> bytes:
+def get_flags(tree: UnionState, node: Node, command: int) -> bytes:
     """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or
     where there are none."""
     with _flags_fd(tree, node) as held:
         return files.get_flags(held.fd, command)
 
 
-def set_flags(tree: Tree, node: Node, command: int, flags: bytes) -> None:
+def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
     """Set the inode's flags, by one of files.FLAG_WRITES; whoever asked was checked by the kernel. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
     _bring_up(tree, node)
@@ -320,7 +320,7 @@ def set_flags(tree: Tree, node: Node, command: int, flags: bytes) -> None:
     tree.ours(node)
 
 
-def _flags_fd(tree: Tree, node: Node) -> FileFd:
+def _flags_fd(tree: UnionState, node: Node) -> FileFd:
     if isinstance(node, FileNode):
         if not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.ENOTTY)

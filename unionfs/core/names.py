@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from unionfs.core.attrs import IFDIR
 from unionfs.core.node import DirNode
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 
 
-def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
+def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
     """The upper has a new entry `name` that was not visible before. A whiteout of it is gone."""
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
@@ -24,7 +24,7 @@ def added(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None
     tree.ours(parent)
 
 
-def copied_up(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
+def copied_up(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
     """A visible name is now (also) in the upper."""
     if parent.up_names is not None and name not in parent.up_names:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
@@ -32,7 +32,7 @@ def copied_up(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> 
     tree.ours(parent)
 
 
-def replaced(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
+def replaced(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
     """A visible name is another object of the upper now."""
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
@@ -40,7 +40,7 @@ def replaced(tree: Tree, parent: DirNode, name: bytes, kind: int, ino: int) -> N
     tree.ours(parent)
 
 
-def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool) -> None:
+def removed(tree: UnionState, parent: DirNode, name: bytes, kind: int, *, hidden: bool) -> None:
     """`name` is not visible any more; `hidden`: by a whiteout in the upper."""
     if parent.up_names is not None:
         if parent.up_names.pop(name, None) is not None:
@@ -54,7 +54,7 @@ def removed(tree: Tree, parent: DirNode, name: bytes, kind: int, *, hidden: bool
     tree.ours(parent)
 
 
-def learn_empty(tree: Tree, directory: DirNode) -> None:
+def learn_empty(tree: UnionState, directory: DirNode) -> None:
     """The upper's directory has just been made and holds no entry: nothing needs to be scanned."""
     if directory.up_names is None:
         directory.up_names, directory.hidden = {}, set()

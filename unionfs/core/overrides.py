@@ -43,8 +43,8 @@ class Overrides:
     def __init__(self, xattrs: tuple[str, ...], floor: int = SHARED) -> None:
         self.xattrs = xattrs  # immutable: the attributes that may hold them; the first is written
         self.floor = floor  # immutable: the mode that everything has on disk at least
-        self.stands_in = False  # set once by core.tree: we cannot give files away, so whatever cannot carry an override
-        # is stood in for
+        # Set once by core.union_state: we cannot give files away, so what cannot carry an override is stood in for.
+        self.stands_in = False
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,13 @@ import stat
 from unionfs.core import acl
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.overrides import Overrides
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 from unionfs.markers import Override
 from unionfs.syscalls import files
 
 
 def give(
-    tree: Tree,
+    tree: UnionState,
     place: BranchDir,
     leaf: bytes,
     uid: int = -1,
@@ -69,7 +69,7 @@ def _note(overrides: Overrides, place: BranchDir, leaf: bytes, uid: int, gid: in
     return True
 
 
-def clear_privileges(tree: Tree, place: BranchDir, leaf: bytes, st: Stat) -> None:
+def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat) -> None:
     """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities of a file that has `st`, as
     chown(2) does, and a write by somebody without CAP_FSETID (write(2), capabilities(7))."""
     mode = stat.S_IMODE(st.st_mode)

@@ -14,7 +14,7 @@ from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.copydata import Copy
 from unionfs.core.deferred import Afterwards, Ready
 from unionfs.core.node import FileNode
-from unionfs.core.tree import Tree
+from unionfs.core.union_state import UnionState
 
 _AHEAD: Final = 64 << 10
 """Bytes that are copied though nobody has asked for them yet."""
@@ -26,7 +26,7 @@ _ROOM_FOR: Final = 64
 """Copies made ahead between two looks at how much room there is."""
 
 
-def run_deferred(tree: Tree, *, times: bool = True) -> None:
+def run_deferred(tree: UnionState, *, times: bool = True) -> None:
     """Do what was left for after the answer (see `core.deferred`); without `times`, those of the directory may wait
     until `copyup.put_times_back`. Never raises."""
     afterwards = tree.afterwards
@@ -45,7 +45,7 @@ def run_deferred(tree: Tree, *, times: bool = True) -> None:
         afterwards.made = 0  # look at the room before the next
 
 
-def end(tree: Tree) -> None:
+def end(tree: UnionState) -> None:
     """Nobody asks any more, nor perhaps hears the last answer: leave nothing undone. Never raises."""
     if tree.afterwards is not None:
         tree.afterwards.last = None  # what would be next is not worth a guess
@@ -53,7 +53,7 @@ def end(tree: Tree) -> None:
         rest(tree)
 
 
-def rest(tree: Tree) -> None:
+def rest(tree: UnionState) -> None:
     """Nobody asks now: remove what was copied in vain, and put times back. Never raises."""
     copyup.put_times_back(tree)
     afterwards = tree.afterwards
@@ -62,7 +62,7 @@ def rest(tree: Tree) -> None:
         tree.staging.dispose(ready.leaf)
 
 
-def _copy_ahead(tree: Tree, node: FileNode, afterwards: Afterwards) -> None:
+def _copy_ahead(tree: UnionState, node: FileNode, afterwards: Afterwards) -> None:
     since = perf_counter()
     if node.links is not None or node.home.branch.writable:
         return

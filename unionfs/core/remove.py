@@ -16,11 +16,11 @@ from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode
 from unionfs.core.owner_override import LoosenedChain, rename
 from unionfs.core.staging import LARGE
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
 
-def unlink(tree: Tree, parent: DirNode, name: bytes) -> None:
+def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove a name that is not a directory's (unlink(2)). ENOENT, EISDIR, EROFS."""
     lookup.check_name(name)
     copyup.require_upper(tree)
@@ -48,7 +48,7 @@ def unlink(tree: Tree, parent: DirNode, name: bytes) -> None:
     tree.drop_unused(node)
 
 
-def announce_hiding(tree: Tree, node: FileNode, up: BranchDir, name: bytes, st: Stat) -> None:
+def announce_hiding(tree: UnionState, node: FileNode, up: BranchDir, name: bytes, st: Stat) -> None:
     """If the lower name that is about to be hidden is one of several of its inode, let the index know before."""
     if node.links is not None and node.links.key is not None:
         tree.links.announce_hiding(node.links.key, st.st_nlink, up, name)
@@ -60,7 +60,7 @@ def is_last_known(node: FileNode, up: BranchDir, name: bytes) -> bool:
 
 
 def name_gone(
-    tree: Tree, node: FileNode, parent: DirNode, name: bytes, orphan: bytes | None, st: Stat, *, was_low: bool
+    tree: UnionState, node: FileNode, parent: DirNode, name: bytes, orphan: bytes | None, st: Stat, *, was_low: bool
 ) -> None:
     """Let the node forget the name; if that was the last known one, its object waits as an orphan until it is
     forgotten."""
@@ -88,7 +88,7 @@ def name_gone(
     tree.ours(node)
 
 
-def _find_other_home(tree: Tree, node: FileNode) -> None:
+def _find_other_home(tree: UnionState, node: FileNode) -> None:
     """The entry that the node's object was reached by has gone, others are known: use one of them."""
     for parent, name in [(node.parent, node.name), *(node.links.others if node.links is not None else [])]:
         if parent.upper is None:
@@ -106,7 +106,7 @@ def _find_other_home(tree: Tree, node: FileNode) -> None:
         node.home, node.leaf = tree.links.place, key
 
 
-def _release_index(tree: Tree, node: FileNode, key: bytes) -> None:
+def _release_index(tree: UnionState, node: FileNode, key: bytes) -> None:
     """If no name leads to the indexed inode any more, take it out of the index; it may still be in use."""
     if tree.links.remaining(key, 0) > 0:
         return
@@ -127,7 +127,7 @@ def _release_index(tree: Tree, node: FileNode, key: bytes) -> None:
             node.rare().key = None
 
 
-def rmdir(tree: Tree, parent: DirNode, name: bytes) -> None:
+def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove an empty merged directory (rmdir(2)). ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
     lookup.check_name(name)
     copyup.require_upper(tree)
@@ -154,7 +154,7 @@ def rmdir(tree: Tree, parent: DirNode, name: bytes) -> None:
         tree.drop_unused(node)
 
 
-def is_empty(tree: Tree, node: DirNode) -> bool:
+def is_empty(tree: UnionState, node: DirNode) -> bool:
     """Whether a directory shows no entry."""
     if tree.up_names(node):
         return False
@@ -163,7 +163,7 @@ def is_empty(tree: Tree, node: DirNode) -> bool:
     return all(name in node.hidden for name, _, _ in node.low.listing())
 
 
-def hide_low(tree: Tree, up: BranchDir, name: bytes) -> None:
+def hide_low(tree: UnionState, up: BranchDir, name: bytes) -> None:
     """Place a whiteout where the upper has no entry of that name."""
     if tree.options.whiteout != marks.AUFS and marks.make_node_whiteout(up.fd(), name):
         return
@@ -173,7 +173,7 @@ def hide_low(tree: Tree, up: BranchDir, name: bytes) -> None:
         refuse(errno.ENAMETOOLONG, name)
 
 
-def take_away(tree: Tree, up: BranchDir, name: bytes, leaf: bytes, whiteout: bool) -> None:
+def take_away(tree: UnionState, up: BranchDir, name: bytes, leaf: bytes, whiteout: bool) -> None:
     """Move the upper's entry `name` to `leaf` in the staging directory, leaving a whiteout if asked."""
     staging = tree.staging
     if whiteout and tree.options.whiteout != marks.AUFS and _exchange_for_whiteout(tree, up, name, leaf):
@@ -190,7 +190,7 @@ def take_away(tree: Tree, up: BranchDir, name: bytes, leaf: bytes, whiteout: boo
         raise
 
 
-def _exchange_for_whiteout(tree: Tree, up: BranchDir, name: bytes, leaf: bytes) -> bool:
+def _exchange_for_whiteout(tree: UnionState, up: BranchDir, name: bytes, leaf: bytes) -> bool:
     """Put a whiteout device in the entry's place in one step. False where such devices cannot be made."""
     staging = tree.staging
     if not marks.make_node_whiteout(staging.fd(), leaf):

@@ -22,7 +22,7 @@ from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, o
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import Loosened
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
 
@@ -35,7 +35,7 @@ class _End(NamedTuple):
     st: Stat
 
 
-def rename(tree: Tree, parent: DirNode, name: bytes, new_parent: DirNode, new_name: bytes, flags: int) -> None:
+def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, new_name: bytes, flags: int) -> None:
     """rename(2) and renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE. ENOENT, EEXIST, EISDIR, ENOTDIR,
     ENOTEMPTY, EINVAL."""
     lookup.check_name(name)
@@ -86,7 +86,7 @@ def _is_below(directory: DirNode | None, node: Node) -> bool:
     return False
 
 
-def _check_replaceable(tree: Tree, src: _End, dst: _End) -> None:
+def _check_replaceable(tree: UnionState, src: _End, dst: _End) -> None:
     if isinstance(src.node, DirNode):
         if not isinstance(dst.node, DirNode):
             refuse(errno.ENOTDIR, dst.name)
@@ -96,7 +96,7 @@ def _check_replaceable(tree: Tree, src: _End, dst: _End) -> None:
         refuse(errno.EISDIR, dst.name)
 
 
-def _bring_up(tree: Tree, end: _End) -> None:
+def _bring_up(tree: UnionState, end: _End) -> None:
     """Make the upper have this very name."""
     if isinstance(end.node, DirNode):
         copyup.ensure_dir(tree, end.node)
@@ -104,7 +104,7 @@ def _bring_up(tree: Tree, end: _End) -> None:
         copyup.give_name(tree, end.node, end.parent, end.name)
 
 
-def _prepare(tree: Tree, node: Node, new_parent: DirNode, new_name: bytes) -> None:
+def _prepare(tree: UnionState, node: Node, new_parent: DirNode, new_name: bytes) -> None:
     """Mark a directory so that it shows the same content under its new name. Changes nothing under the old one."""
     if not isinstance(node, DirNode):
         return
@@ -126,7 +126,7 @@ def _prepare(tree: Tree, node: Node, new_parent: DirNode, new_name: bytes) -> No
             tree.restore_times(node.upper.fd(), before)
 
 
-def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End | None) -> None:
+def _move(tree: UnionState, src: _End, new_parent: DirNode, new_name: bytes, dst: _End | None) -> None:
     node = src.node
     _bring_up(tree, src)
     up = copyup.ensure_dir(tree, src.parent)
@@ -173,7 +173,7 @@ def _move(tree: Tree, src: _End, new_parent: DirNode, new_name: bytes, dst: _End
     _has_moved(tree, node)
 
 
-def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
+def _save_replaced(tree: UnionState, dst: _End) -> bytes | None:
     """Keep the upper's entry that is about to be replaced in reach of those who still use it. Returns its name in the
     staging directory, None if it is in reach anyway.
 
@@ -203,7 +203,7 @@ def _save_replaced(tree: Tree, dst: _End) -> bytes | None:
     return leaf
 
 
-def _give_back(tree: Tree, dst: _End, orphan: bytes) -> None:
+def _give_back(tree: UnionState, dst: _End, orphan: bytes) -> None:
     """The rename failed: the saved object takes its place again."""
     if isinstance(dst.node, DirNode) and dst.parent.upper is not None:
         with contextlib.suppress(OSError):
@@ -211,7 +211,7 @@ def _give_back(tree: Tree, dst: _End, orphan: bytes) -> None:
     tree.staging.dispose(orphan)
 
 
-def _forget_replaced(tree: Tree, dst: _End, orphan: bytes | None, *, had_entry: bool) -> None:
+def _forget_replaced(tree: UnionState, dst: _End, orphan: bytes | None, *, had_entry: bool) -> None:
     """The replaced object has lost its name."""
     node, parent, name = dst.node, dst.parent, dst.name
     if isinstance(node, DirNode):
@@ -224,7 +224,7 @@ def _forget_replaced(tree: Tree, dst: _End, orphan: bytes | None, *, had_entry: 
     remove.name_gone(tree, node, parent, name, orphan, dst.st, was_low=not had_entry)
 
 
-def _can_whiteout_by_rename(tree: Tree) -> bool:
+def _can_whiteout_by_rename(tree: UnionState) -> bool:
     """Whether the upper's filesystem has RENAME_WHITEOUT (rename(2)); found out once, in the staging directory."""
     if tree.rename_whiteout is None:
         staging = tree.staging
@@ -241,7 +241,14 @@ def _can_whiteout_by_rename(tree: Tree) -> bool:
 
 
 def _rename_entry(
-    tree: Tree, up: BranchDir, name: bytes, new_up: BranchDir, new_name: bytes, *, leave_whiteout: bool, is_dir: bool
+    tree: UnionState,
+    up: BranchDir,
+    name: bytes,
+    new_up: BranchDir,
+    new_name: bytes,
+    *,
+    leave_whiteout: bool,
+    is_dir: bool,
 ) -> None:
     """The one rename. A directory cannot replace a whiteout device, so it changes places with it."""
     flags = files.RENAME_WHITEOUT if leave_whiteout else 0
@@ -280,7 +287,7 @@ def _relocate(
         node.links.others = [(new_parent, new_name) if pair == (parent, name) else pair for pair in node.links.others]
 
 
-def _exchange(tree: Tree, src: _End, dst: _End) -> None:
+def _exchange(tree: UnionState, src: _End, dst: _End) -> None:
     _bring_up(tree, src)
     _bring_up(tree, dst)
     up = copyup.ensure_dir(tree, src.parent)
@@ -301,7 +308,7 @@ def _exchange(tree: Tree, src: _End, dst: _End) -> None:
     _has_moved(tree, dst.node)
 
 
-def _has_moved(tree: Tree, node: Node) -> None:
+def _has_moved(tree: UnionState, node: Node) -> None:
     tree.ours(node)
     if tree.watcher is not None and isinstance(node, DirNode):
         tree.watcher.watch(node)

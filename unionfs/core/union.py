@@ -40,7 +40,7 @@ from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.options import Options
 from unionfs.core.owner_override import LoosenedChain
 from unionfs.core.staging import Later
-from unionfs.core.tree import Tree, refuse
+from unionfs.core.union_state import UnionState, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
 from unionfs.syscalls.statx import Beyond
@@ -73,7 +73,7 @@ class Union:
 
     def __init__(self, options: Options) -> None:
         """Open the branches. Raises OptionError with a message for the user."""
-        self._tree = Tree(options)
+        self._tree = UnionState(options)
         self._nodes = self._tree.nodes
 
     @property

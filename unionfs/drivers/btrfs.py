@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.drivers import vfs, whole
-from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.drivers.driver import DriverError, MountRequest, Provisions
 from unionfs.syscalls import btrfs
 from unionfs.trees.remove import remove_path
 
@@ -38,18 +38,18 @@ def check(root: str, lowers: Sequence[str]) -> None:
         raise DriverError(f"{root} is not on a Btrfs", "--root DIR names a directory that is")
 
 
-def mount(tree: Tree, provisions: Provisions) -> None:
-    sweep(tree.root)
-    of_store = tuple(lower for lower in tree.union.lowers if _is_of_store(lower, tree.root))
-    others = tuple(lower for lower in tree.union.lowers if lower not in of_store)
-    if of_store and tree.union.lowers == (
+def mount(request: MountRequest, provisions: Provisions) -> None:
+    sweep(request.root)
+    of_store = tuple(lower for lower in request.union.lowers if _is_of_store(lower, request.root))
+    others = tuple(lower for lower in request.union.lowers if lower not in of_store)
+    if of_store and request.union.lowers == (
         *of_store,
         *others[-1:],
     ):  # the last may be the container's lower for mountpoints
-        vfs.fill(tree, lambda path: _snapshot(tree, of_store, path), others)
+        vfs.fill(request, lambda path: _snapshot(request, of_store, path), others)
     else:
-        vfs.fill(tree, btrfs.create, tree.union.lowers)
-    vfs.show(tree, provisions)
+        vfs.fill(request, btrfs.create, request.union.lowers)
+    vfs.show(request, provisions)
 
 
 def remove(directory: str) -> None:
@@ -80,22 +80,22 @@ def sweep(root: str) -> None:
             remove_path(place)
 
 
-def _snapshot(tree: Tree, lowers: tuple[str, ...], path: str) -> None:
-    btrfs.snapshot(_shared(tree, lowers), path)
+def _snapshot(request: MountRequest, lowers: tuple[str, ...], path: str) -> None:
+    btrfs.snapshot(_shared(request, lowers), path)
 
 
-def _shared(tree: Tree, lowers: tuple[str, ...]) -> str:
+def _shared(request: MountRequest, lowers: tuple[str, ...]) -> str:
     """The subvolume of these layers, made if it is missing. Raises: OSError."""
     key = hashlib.sha256("\n".join(lowers).encode(errors="surrogateescape")).hexdigest()[:40]
-    place = os.path.join(tree.root, _SHARED, key)
+    place = os.path.join(request.root, _SHARED, key)
     subvolume = os.path.join(place, "tree")
     if os.path.isdir(place):
         return subvolume
-    new = os.path.join(tree.root, _SHARED, f"{_NEW}{os.getpid()}-{secrets.token_hex(4)}")
+    new = os.path.join(request.root, _SHARED, f"{_NEW}{os.getpid()}-{secrets.token_hex(4)}")
     os.makedirs(new, 0o755)
     try:
         btrfs.create(os.path.join(new, "tree"))
-        whole.add(lowers, os.path.join(new, "tree"), unmapped_as_root=tree.union.unmapped_as_root)
+        whole.add(lowers, os.path.join(new, "tree"), unmapped_as_root=request.union.unmapped_as_root)
         with open(os.path.join(new, "lowers"), "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write("\n".join(lowers) + "\n")
         os.rename(new, place)

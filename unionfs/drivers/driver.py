@@ -27,7 +27,7 @@ class DriverError(Exception):
         return cls(f"{what} failed{named}: {error.strerror or error}", hint)
 
 
-class Tree(NamedTuple):
+class MountRequest(NamedTuple):
     """One root filesystem, or what a volume shows."""
 
     union: Options  # its branches and policies; `upper` and `work` exist
@@ -67,12 +67,12 @@ class Driver(Protocol):
     def check(self, root: str, lowers: Sequence[str]) -> None:
         """Find out early what cannot work, for a store at `root`. Raises: DriverError."""
 
-    def mount(self, tree: Tree, provisions: Provisions) -> None:
+    def mount(self, request: MountRequest, provisions: Provisions) -> None:
         """Mount the tree, noting it in `provisions`. Preconditions: a mount namespace of our own, as root of the user
         namespace that the container will have. Raises: DriverError; nothing is left mounted then."""
 
     def remove(self, directory: str) -> None:
-        """Remove what remove_path() of `Tree.directory` would be slow or unable to remove. Raises: OSError."""
+        """Remove what remove_path() of `MountRequest.directory` would be slow or unable to remove. Raises: OSError."""
 
 
 def by_name(name: str) -> Driver:

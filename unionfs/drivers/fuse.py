@@ -7,7 +7,7 @@ from typing import Final
 
 from unionfs.core.options import OptionError
 from unionfs.daemon import DaemonOptions, StartError, start
-from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.drivers.driver import DriverError, MountRequest, Provisions
 from unionfs.fuse.mounting import MountOptions
 
 is_whole: Final = False
@@ -17,18 +17,18 @@ def check(root: str, lowers: Sequence[str]) -> None:
     """Nothing that mounting would not say as well."""
 
 
-def mount(tree: Tree, provisions: Provisions) -> None:
+def mount(request: MountRequest, provisions: Provisions) -> None:
     options = DaemonOptions(
-        union=tree.union,
-        mountpoint=tree.merged,
-        transport=tree.transport,
-        mount=MountOptions(source=f"unionfs:{tree.name}", allow_other=True),
-        log=tree.log,
-        debug=tree.debug,
+        union=request.union,
+        mountpoint=request.merged,
+        transport=request.transport,
+        mount=MountOptions(source=f"unionfs:{request.name}", allow_other=True),
+        log=request.log,
+        debug=request.debug,
         lifeline_fd=provisions.lifeline_fd,
     )
     try:
-        provisions.add(tree.merged, start(options, warn=tree.warn))
+        provisions.add(request.merged, start(options, warn=request.warn))
     except OptionError as error:
         raise DriverError(str(error)) from error
     except StartError as error:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.drivers import marks
-from unionfs.drivers.driver import DriverError, Provisions, Tree
+from unionfs.drivers.driver import DriverError, MountRequest, Provisions
 from unionfs.syscalls import mounts
 from unionfs.trees.remove import remove_path
 
@@ -33,31 +33,31 @@ def check(root: str, lowers: Sequence[str]) -> None:
         raise _too_many(len(lowers))
 
 
-def mount(tree: Tree, provisions: Provisions) -> None:
-    own = os.path.join(tree.directory, _OWN)
+def mount(request: MountRequest, provisions: Provisions) -> None:
+    own = os.path.join(request.directory, _OWN)
     try:
         remove_path(own)
         names = os.path.join(own, "l")
         os.makedirs(names, 0o755)
-        lowers = _lowers(tree, own)
+        lowers = _lowers(request, own)
         for number, path in enumerate(lowers):
             os.symlink(path, os.path.join(names, str(number)))
-        if tree.union.work is not None:  # left by a volatile mount: the kernel refuses to mount while it is there
-            remove_path(os.path.join(tree.union.work, "work"))
+        if request.union.work is not None:  # left by a volatile mount: the kernel refuses to mount while it is there
+            remove_path(os.path.join(request.union.work, "work"))
     except OSError as error:
         raise DriverError.of("preparing the overlay", error) from error
-    _mount(tree, names, len(lowers))
-    provisions.add(tree.merged)
+    _mount(request, names, len(lowers))
+    provisions.add(request.merged)
 
 
 def remove(directory: str) -> None:
     """There is nothing that cannot be removed as files."""
 
 
-def _lowers(tree: Tree, own: str) -> list[str]:
+def _lowers(request: MountRequest, own: str) -> list[str]:
     """The lowers as the kernel can read them. Raises: DriverError, OSError."""
     found: list[str] = []
-    for number, lower in enumerate(tree.union.lowers):
+    for number, lower in enumerate(request.union.lowers):
         found += marks.readable(os.path.realpath(lower), os.path.join(own, "marks", str(number)))
     if len(found) == LOWERS_MAX + 1:
         found.pop()  # the lower for mountpoints, which only keeps them out of the upper
@@ -70,16 +70,16 @@ def _too_many(count: int) -> DriverError:
     return DriverError(f"the kernel's overlay takes {LOWERS_MAX} layers, and there would be {count}", _USE_FUSE)
 
 
-def _mount(tree: Tree, names: str, count: int) -> None:
+def _mount(request: MountRequest, names: str, count: int) -> None:
     options = [
         "lowerdir=" + ":".join(map(str, range(count))),
-        *(("upperdir=../../upper", "workdir=../../work") if tree.union.upper else ()),
+        *(("upperdir=../../upper", "workdir=../../work") if request.union.upper else ()),
         "userxattr",
-        *(("volatile",) if tree.union.durability == "volatile" else ()),
+        *(("volatile",) if request.union.durability == "volatile" else ()),
     ]
     os.chdir(names)
     try:
-        mounts.mount(f"overlay:{tree.name}", tree.merged, "overlay", 0, ",".join(options))
+        mounts.mount(f"overlay:{request.name}", request.merged, "overlay", 0, ",".join(options))
     except OSError as error:
         raise DriverError.of("mounting the kernel's overlay", error, _hint_for(error)) from error
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from unionfs.launcher import plan
 from unionfs.launcher.resources import Limit
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
-from unionfs.launcher.users import Identity
+from unionfs.launcher.users import Account
 
 _VERSION: Final = "1.0.2"
 _HARMLESS: Final = ("nosuid", "noexec", "nodev")
@@ -19,7 +19,7 @@ _SETS: Final = ("bounding", "effective", "permitted")
 _TTY_GROUP: Final = 5
 
 
-def config(spec: Spec, identity: Identity) -> dict[str, Any]:
+def config(spec: Spec, identity: Account) -> dict[str, Any]:
     """The content of config.json; `identity` is whom `spec.process.user` means."""
     environment = {"PATH": SEARCH_PATH, "HOME": identity.home, **dict(spec.process.environment)}
     return {
@@ -50,13 +50,13 @@ def _rlimit(limit: Limit) -> dict[str, Any]:
     return {"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard}
 
 
-def _groups(spec: Spec, identity: Identity) -> list[int]:
+def _groups(spec: Spec, identity: Account) -> list[int]:
     if spec.id_map is None:
         return list(identity.groups)
     return [gid for gid in identity.groups if spec.id_map.has_gid(gid)]
 
 
-def _capabilities(spec: Spec, identity: Identity) -> dict[str, list[str]]:
+def _capabilities(spec: Spec, identity: Account) -> dict[str, list[str]]:
     """As our own launcher has it: who is not root has none, and may gain those of the bounding set."""
     names = [f"CAP_{name}" for name in spec.process.capabilities]
     return {name: names if name == "bounding" or identity.uid == 0 else [] for name in _SETS}

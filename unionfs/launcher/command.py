@@ -86,7 +86,7 @@ def become(
     _execute(spec.process.command, {"HOME": identity.home, **dict(spec.process.environment)})
 
 
-def _identity(spec: Spec) -> users.Identity:
+def _identity(spec: Spec) -> users.Account:
     identity = users.look_up(spec.process.user)
     id_map = spec.id_map
     if id_map is None or spec.supervised:
@@ -97,7 +97,7 @@ def _identity(spec: Spec) -> users.Identity:
     return identity._replace(groups=tuple(gid for gid in identity.groups if id_map.has_gid(gid)))
 
 
-def _change_identity(spec: Spec, identity: users.Identity) -> None:
+def _change_identity(spec: Spec, identity: users.Account) -> None:
     kept = capabilities.mask(spec.process.capabilities)
     limit_bounding_set(kept)
     if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where one id is

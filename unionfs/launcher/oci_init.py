@@ -96,7 +96,7 @@ class _OciInit:
         with open(os.path.join(self._bundle, "config.json"), "w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(bundle.config(self._spec, identity), file, indent=1, ensure_ascii=False)
 
-    def _check(self, identity: users.Identity) -> None:
+    def _check(self, identity: users.Account) -> None:
         id_map = self._spec.id_map
         if id_map is not None and not (id_map.has_uid(identity.uid) and id_map.has_gid(identity.gid)):
             why = f"{identity.uid}:{identity.gid} is none of the ids this container has"

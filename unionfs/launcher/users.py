@@ -17,7 +17,7 @@ _LARGEST_FILE: Final = 16 << 20  # a passwd of a hundred thousand users; more is
 _LARGEST_ID: Final = 2**32 - 2
 
 
-class Identity(NamedTuple):
+class Account(NamedTuple):
     """The ids of a process and the home it starts in."""
 
     uid: int
@@ -26,13 +26,13 @@ class Identity(NamedTuple):
     home: str
 
 
-def look_up(wish: str, root_fd: int | None = None) -> Identity:
+def look_up(wish: str, root_fd: int | None = None) -> Account:
     """Resolve `wish` with the files of the current root directory, or that of `root_fd`. Raises: LaunchError as
     `resolve` does."""
     return resolve(wish, _read("/etc/passwd", root_fd), _read("/etc/group", root_fd))
 
 
-def resolve(wish: str, passwd: str, group: str) -> Identity:
+def resolve(wish: str, passwd: str, group: str) -> Account:
     """The identity that `wish`, USER[:GROUP], names; empty means root. Pure.
 
     Raises: LaunchError when a name is in neither file or a number is no id.
@@ -47,12 +47,12 @@ def resolve(wish: str, passwd: str, group: str) -> Identity:
         raise LaunchError("finding the user", user_wish, "no such user in the container's /etc/passwd")
     if not group_wish:
         groups = _memberships(user[0], group) if user else ()
-        return Identity(uid, gid, groups, home or "/")
+        return Account(uid, gid, groups, home or "/")
     listed = next((entry for entry in _entries(group, 3) if group_wish in (entry[0], entry[2])), None)
     gid = _number(listed[2] if listed else group_wish)
     if gid is None:
         raise LaunchError("finding the group", group_wish, "no such group in the container's /etc/group")
-    return Identity(uid, gid, (), home or "/")
+    return Account(uid, gid, (), home or "/")
 
 
 def _memberships(name: str, group: str) -> tuple[int, ...]:

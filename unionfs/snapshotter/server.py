@@ -19,7 +19,7 @@ from typing import Final
 import grpc
 
 from unionfs.snapshotter.service import handler_of
-from unionfs.snapshotter.store import Store
+from unionfs.snapshotter.store import SnapshotStore
 from unionfs.snapshotter.values import SnapshotError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def serve(address: str, root: str, mount_program: str, *, environment: Mapping[s
     _take_place(path)
     wishes = {wish for wish in _WISHES if signal.getsignal(wish) != signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, wishes)  # before there are threads that could take them
-    store = Store(root, mount_program)
+    store = SnapshotStore(root, mount_program)
     try:
         server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((handler_of(store),))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import grpc
 
-from unionfs.snapshotter.store import Store
+from unionfs.snapshotter.store import SnapshotStore
 from unionfs.snapshotter.values import Info, Mount, SnapshotError
 from unionfs.snapshotter.wire import METHODS, SERVICE, message
 
@@ -33,7 +33,7 @@ _Timestamp: Final = message("Timestamp")
 class Service:
     """The calls of one store; each method takes a request and returns its response."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SnapshotStore) -> None:
         self._store = store  # immutable
 
     def Prepare(self, request: Any) -> Any:
@@ -76,7 +76,7 @@ class Service:
         return message("Empty")()
 
 
-def handler_of(store: Store) -> Any:
+def handler_of(store: SnapshotStore) -> Any:
     """What a gRPC server needs to know to serve a store."""
     service = Service(store)
     handlers = {}

@@ -41,7 +41,7 @@ _PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's
 _LABELS: Final = "labels"
 
 
-class Store:
+class SnapshotStore:
     """The snapshots below one root directory. Any number of threads may call it."""
 
     def __init__(self, root: str, mount_program: str) -> None:

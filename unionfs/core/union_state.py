@@ -45,7 +45,7 @@ def refuse(code: int, name: bytes = b"") -> NoReturn:
     raise OSError(code, os.strerror(code), os.fsdecode(name))
 
 
-class Tree:
+class UnionState:
     """Everything one union consists of. Lives on one thread."""
 
     def __init__(self, options: Options) -> None:
