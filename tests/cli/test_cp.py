@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from tests.cli.conftest import Box
 from tests.support.users import User
-from unionfs.containers.copy import Copy
 
 
 @pytest.fixture(params=["running", "stopped"])
@@ -80,18 +78,3 @@ def test_what_cannot_be(box: Box, target: str, place: Path) -> None:
     assert box("cp", place / "nosuch", f"{target}:/", check=False).returncode == 1
     assert box("cp", f"{target}:/d", "/dev/null", check=False).returncode == 1
     assert box("cp", "nobody:/d", place, check=False).returncode == 1
-
-
-def test_a_device_that_may_not_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_args: object, **_kwargs: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "mknod", refuse)
-    from_fd, to_fd = (os.open(path, os.O_PATH | os.O_DIRECTORY) for path in ("/dev", tmp_path))
-    try:
-        with pytest.raises(PermissionError) as refused:
-            Copy().run(from_fd, "null", to_fd, "new")
-    finally:
-        os.close(from_fd)
-        os.close(to_fd)
-    assert (refused.value.errno, refused.value.filename) == (errno.EPERM, str(tmp_path / "new"))
