@@ -123,13 +123,14 @@ SCENARIOS: dict[str, Scenario] = {
 _DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 
-def every_scenario(turn: int, scenarios: dict[str, Scenario] | None = None) -> pytest.MarkDecorator:
+def every_scenario(turn: int, scenarios: dict[str, Scenario] | None = None, *, one_in: int = 1) -> pytest.MarkDecorator:
     """Each scenario in both formats if we look deep; else they take turns, by scenario and by test. So do answers that
-    come with all that a verb does and answers that come first."""
+    come with all that a verb does and answers that come first. `one_in`: a third of the scenarios, if it is 3."""
     formats = ("aufs", "overlay")
     chosen = [
         pytest.param(name, whiteout, first, id=f"{name}-{whiteout}{'-answers first' if first else ''}")
         for number, name in enumerate(scenarios or SCENARIOS)
+        if _DEEP or number % one_in == 0
         for whiteout in (formats if _DEEP else (formats[(number + turn) % 2],))
         for first in ((False, True) if _DEEP else ((number // 2 + turn) % 2 == 0,))
     ]
@@ -291,7 +292,8 @@ def check_errors(trial: Trial, fault: Fault) -> None:
         empty(stack)
 
 
-@every_scenario(1)
+# What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in a third, too.
+@every_scenario(1, one_in=3)
 def test_a_filesystem_that_fails_from_any_step_on(
     name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path
 ) -> None:

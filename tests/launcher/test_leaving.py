@@ -63,6 +63,7 @@ def running(request: pytest.FixtureRequest, user: User, debian: Path, flags: Pat
     finally:
         process.kill_group(front)
         front.communicate()
+        wait_until_gone(user)
         for directory in containers(user):  # of a test that failed: the next one begins with none
             user.unionfs("rm", "--force", directory.name, check=False)
 

@@ -63,13 +63,13 @@ def _quota(group: Path, *, of_version_2: bool) -> float:
 class Spare:
     """Tells whether one more processor can be kept busy without taking it from anybody."""
 
-    def __init__(self) -> None:
+    def __init__(self, loadavg: str = "/proc/loadavg") -> None:
         self._several = ours() >= 2  # immutable
         self._most = len(os.sched_getaffinity(0))  # immutable
         self._fd = -1
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
             with suppress(OSError):
-                self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(loadavg, os.O_RDONLY | os.O_CLOEXEC)
 
     def is_there(self) -> bool:
         """Asked by a thread that runs, of which the answer does not count. True where it cannot be known and there is
