@@ -26,9 +26,10 @@ from layers.pieces import Piece, TarPieces, of_directory
 from layers.progress import Silent
 from layers.safe_open import Path
 from layers.size_report import acts, showing
-from layers.store import Named, Store, default_root
+from layers.store import Named, Store
 from layers.tar_directory import own_options, unpacked_tar
 from layers.tree import LayerTrees
+from unionfs.store_files import default_root
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 

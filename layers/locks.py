@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from unionfs import store_files
+
 _ASK_AGAIN_S: Final = 0.05
 
 
 def try_lock(path: str, *, shared: bool = False) -> int | None:
     """A descriptor that holds the lock until it is closed; None when somebody else holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = store_files.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Final, NamedTuple
@@ -31,6 +31,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.locks import locked, try_lock
 from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
+from unionfs import store_files
 from unionfs.trees.remove import remove_tree
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
@@ -38,14 +39,6 @@ _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
 _READ: Final = 1 << 20
 _SWEPT_MAX: Final = 20  # times in a row that others may sweep away what is being written
 _PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's reach
-
-
-def default_root(environment: Mapping[str, str] = os.environ) -> str:
-    """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs: where containers are, too."""
-    if named := environment.get("UNIONFS_ROOT"):
-        return os.path.abspath(named)
-    base = environment.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return os.path.join(base, "unionfs")
 
 
 class Named(NamedTuple):
@@ -150,7 +143,7 @@ class Store:
     def open_blob(self, digest: Digest) -> IO[bytes]:
         """The blob, to be read. Raises NotFound."""
         try:
-            return open(self.blob_path(digest), "rb")
+            return open(store_files.open_file(self.blob_path(digest), os.O_RDONLY, shared=True), "rb")
         except FileNotFoundError:
             raise NotFound("reading a blob", digest, "it is not in the store", hint="pull the image again") from None
 
@@ -175,7 +168,7 @@ class Store:
 
     def put_file(self, path: str, digest: Digest) -> None:
         """Take over the file at `path`, which has been verified and is on our filesystem, as a blob."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = store_files.open_file(path, os.O_RDONLY, shared=True)
         try:
             os.fchmod(fd, 0o644)
             os.fsync(fd)
@@ -193,7 +186,7 @@ class Store:
         hash_ = digests.hasher(digest)
         left = size
         try:
-            with open(aside, "wb") as file:
+            with open(store_files.open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), "wb") as file:
                 while left and (data := source.read(min(_READ, left))):
                     file.write(data)
                     hash_.update(data)
@@ -211,7 +204,7 @@ class Store:
     def open_partial(self, digest: Digest) -> IO[bytes]:
         """The file of a download, with what an earlier one left. Preconditions: `try_blob` was granted."""
         path = self.partial_path(digest)
-        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+        return open(store_files.open_file(path, os.O_RDWR | os.O_CREAT), "r+b")
 
     def partial_path(self, digest: Digest) -> str:
         return os.path.join(self.partial, digests.encoded(digest))
@@ -238,7 +231,7 @@ class Store:
     def named(self) -> list[Named]:
         """All images, those without a name too. Raises Refused when index.json is damaged."""
         try:
-            with open(self._index, "rb") as file:
+            with open(store_files.open_file(self._index, os.O_RDONLY, shared=True), "rb") as file:
                 data = file.read(_INDEX_MAX + 1)
         except FileNotFoundError:
             return []
@@ -359,7 +352,7 @@ class Store:
         for attempt in range(_SWEPT_MAX):
             aside = self.new_aside()
             try:
-                with open(aside, "wb") as file:
+                with open(store_files.open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from layers.resolve_parents import Below, settle
 from layers.safe_open import Path, directories
 from layers.store import Store
 from layers.tree import LayerTrees, View, xattrs
+from unionfs import store_files
 from unionfs.syscalls import files
 
 _RECORD: Final = "layer.json"
@@ -49,7 +50,8 @@ def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
         key = digests.encoded(digest)
         directory = os.path.join(store.layers, key)
         try:
-            with open(os.path.join(directory, _RECORD), encoding="utf-8") as file:
+            fd = store_files.open_file(os.path.join(directory, _RECORD), os.O_RDONLY, shared=True)
+            with open(fd, encoding="utf-8") as file:
                 record = json.load(file)
         except FileNotFoundError:
             continue

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
-    *("unionfs.compiled", "unionfs.printable", "unionfs.log_lines"),
+    *("unionfs.compiled", "unionfs.printable", "unionfs.log_lines", "unionfs.store_files"),
 )
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
@@ -45,6 +45,7 @@ ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row((), ("xxhash",)),
     "unionfs.printable": Row(()),
+    "unionfs.store_files": Row(()),
     "unionfs.log_lines": Row(("unionfs.printable",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),

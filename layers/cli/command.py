@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final, NoReturn
 
 from layers.errors import EXIT_CODES, LayerError, Malformed
 from layers.manifest import Descriptor
+from unionfs import store_files
 from unionfs.printable import printable, printable_line
 
 VERBS: Final = {
@@ -43,6 +44,16 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """The values of all flags. Root on another user's store: the command goes on as that user."""
+        values = super().parse_args(args, namespace)
+        if root := getattr(values, "root", None):
+            try:
+                store_files.run_as_owner(os.path.abspath(root), store_files.words_of(args, self.prog.split()))
+            except store_files.OwnerError as error:
+                raise LayerError(self.prog.removeprefix("layers "), "", str(error), hint=error.hint) from error
+        return values
 
     def error(self, message: str) -> NoReturn:
         raise Malformed(self.prog.removeprefix("layers "), "", message, hint=f"see {self.prog} --help")

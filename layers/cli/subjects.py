@@ -11,8 +11,9 @@ from typing import Final
 
 from layers import image
 from layers.errors import Malformed, NotFound
-from layers.store import Store, default_root
+from layers.store import Store
 from layers.tar_directory import own_options, unpacked_tar
+from unionfs.store_files import default_root
 
 DIRECTORY: Final = "dir"
 TAR: Final = "tar"

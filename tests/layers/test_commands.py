@@ -192,15 +192,3 @@ def test_gc_keeps_what_containers_are_made_of(user: User, root: Path, rootfs: Pa
     record.unlink()
     assert "1 unpacked layers" in layers(user, "gc", "--root", root)
     assert not layer.exists()
-
-
-def test_the_root_of_the_store_is_the_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from layers import store
-    from unionfs.containers.store import default_root
-
-    for environment in ({"UNIONFS_ROOT": "/x"}, {"XDG_DATA_HOME": "/y"}, {"HOME": "/z"}):
-        for name in ("UNIONFS_ROOT", "XDG_DATA_HOME"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        assert store.default_root() == default_root()

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
         "--json", action="store_true", help="print one object: name, and changes as unionfs diff has them"
     )
     parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    parser.acts_as_owner = False  # what is put in place is root's
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.name)

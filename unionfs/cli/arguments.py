@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from unionfs.cli.errors import USAGE, CommandError
+from unionfs import store_files
+from unionfs.cli.errors import USAGE, CommandError, failed
 
 _ON = ("1", "yes", "true", "on")
 _OFF = ("", "0", "no", "false", "off")
@@ -20,6 +21,8 @@ _NO_VALUE = (argparse._StoreTrueAction, argparse._StoreFalseAction)
 
 class Parser(argparse.ArgumentParser):
     """The parser of one verb. A command line that makes no sense raises CommandError with exit code 2."""
+
+    acts_as_owner = True  # root acts on the store of another user (--root) as that user
 
     def __init__(self, verb: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -38,7 +41,18 @@ class Parser(argparse.ArgumentParser):
                 if option.startswith("--") and option != "--help" and variable in environment:
                     action.default = self._default_from(action, variable, environment[variable])
                     action.required = False
-        return self.parse_args(argv)
+        values = self.parse_args(argv)
+        if self.acts_as_owner and hasattr(values, "root"):
+            self._leave_to_owner(values.root, argv)
+        return values
+
+    def _leave_to_owner(self, root: str | None, argv: Sequence[str]) -> None:
+        """Root on another user's store: the command goes on as that user."""
+        words = store_files.words_of(argv, self.prog.split())
+        try:
+            store_files.run_as_owner(os.path.abspath(root) if root else store_files.default_root(), words)
+        except store_files.OwnerError as error:
+            raise CommandError(failed(self.prog.removeprefix("unionfs "), None, str(error)), hint=error.hint) from error
 
     def _default_from(self, action: argparse.Action, variable: str, text: str) -> Any:
         if isinstance(action, _NO_VALUE):

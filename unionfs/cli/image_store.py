@@ -21,8 +21,8 @@ from layers.store import Store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
-from unionfs.containers.store import default_root
 from unionfs.printable import printable_line
+from unionfs.store_files import default_root
 
 EPILOG: Final = EXIT_CODES
 

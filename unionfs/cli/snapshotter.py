@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("snapshotter", _DESCRIPTION, _EPILOG)
+    parser.acts_as_owner = False  # it is a service of whoever starts it
     add = parser.add_argument
     add("--address", metavar="SOCKET", required=True, help="the socket to listen at; its directory is made")
     add("--root", metavar="DIR", default=DEFAULT_ROOT, help=f"where snapshots are kept (default: {DEFAULT_ROOT})")

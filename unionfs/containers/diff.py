@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from unionfs import store_files
 from unionfs.changes import apply as applying
 from unionfs.changes import cost, listing, record
 from unionfs.changes.cost import CopiedUp
@@ -55,7 +56,7 @@ def saved_list(container: Container) -> Changes | None:
     """The list that was kept, if any. Raises: ContainerError if it is broken."""
     path = os.path.join(container.directory, _LISTED)
     try:
-        with open(path, "rb") as file:
+        with open(store_files.open_file(path, os.O_RDONLY), "rb") as file:
             return record.load(file.read())
     except FileNotFoundError:
         return None

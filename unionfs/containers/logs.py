@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from unionfs import store_files
+
 _LONGEST: Final = 16 << 10  # bytes of one entry; a longer line goes on in the next
 
 
@@ -28,7 +30,7 @@ class Writer:
     """Appends to the file. Closed with the process."""
 
     def __init__(self, path: str) -> None:
-        self._fd: Final = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd: Final = store_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def keep(self, stream: str, data: bytes) -> None:
         """Append what was printed on `stream`. Raises: OSError."""
@@ -53,7 +55,7 @@ class Reader:
     """Reads the file from its beginning, and what is appended later."""
 
     def __init__(self, path: str) -> None:
-        self._file: Final = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._file: Final = open(store_files.open_file(path, os.O_RDONLY), "rb")  # noqa: SIM115 - closed by `close`
         self._rest = b""  # of a line that is not written completely yet
 
     def close(self) -> None:

@@ -6,7 +6,8 @@
     ROOT/containers/.lock               taken while records are created, changed or removed
 
 ROOT is `$XDG_DATA_HOME/unionfs` or what `--root DIR` says. The lock is there too, and not in `$XDG_RUNTIME_DIR`, so
-that root and the owner of the containers take the same one.
+that all sessions of the owner take the same one. Files are opened by `unionfs.store_files`: the owner may have put
+anything in their places.
 
 Knows files. Does not know what a record holds (`containers.record`), unions, namespaces or mounts being made.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 import stat
@@ -25,9 +27,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from unionfs import store_files
 from unionfs.containers import names, record
 from unionfs.containers.errors import BrokenRecordError, ContainerError, NoSuchContainerError
 from unionfs.containers.record import Container, process_started
+from unionfs.trees.remove import remove_path
 
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
@@ -43,14 +47,6 @@ def outcome(fd: int) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def default_root() -> str:
-    """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs."""
-    if named := os.environ.get("UNIONFS_ROOT"):
-        return os.path.abspath(named)
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return os.path.join(base, "unionfs")
-
-
 def _changed(container: Container, **changes: Any) -> Container:
     """The container with other fields of its state."""
     return dataclasses.replace(container, state=dataclasses.replace(container.state, **changes))
@@ -60,7 +56,7 @@ class ContainerStore:
     """All containers of one root directory. Several processes may use the same root at once."""
 
     def __init__(self, root: str | None = None) -> None:
-        self.root: Final = os.path.abspath(root) if root else default_root()
+        self.root: Final = os.path.abspath(root) if root else store_files.default_root()
         self.containers: Final = os.path.join(self.root, "containers")
 
     def add(self, container: Container) -> Container:
@@ -93,12 +89,17 @@ class ContainerStore:
         """The container with exactly this id. Raises: NoSuchContainerError, BrokenRecordError."""
         path = os.path.join(self.containers, container_id, _RECORD)
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
+            data = store_files.read_file(path)
         except (FileNotFoundError, NotADirectoryError):
             raise NoSuchContainerError(container_id) from None
+        except PermissionError as error:
+            if error.errno == errno.EACCES:
+                raise
+            raise BrokenRecordError(container_id, path, error.strerror or str(error)) from error
+        except OSError as error:
+            raise BrokenRecordError(container_id, path, error.strerror or str(error)) from error
         try:
-            return record.from_json(self.root, container_id, text)
+            return record.from_json(self.root, container_id, data.decode())
         except ValueError as error:
             raise BrokenRecordError(container_id, path, str(error)) from error
 
@@ -138,7 +139,7 @@ class ContainerStore:
 
     def _ids(self) -> Sequence[str]:
         try:
-            return [name for name in os.listdir(self.containers) if not name.startswith(".")]
+            return [name for name in store_files.list_directory(self.containers) if not name.startswith(".")]
         except FileNotFoundError:
             return []
 
@@ -159,22 +160,23 @@ class ContainerStore:
             pid = os.getpid()
             claimed = _changed(current, status="starting", pid=pid, pid_started=process_started(pid), monitor=None)
             self._write(claimed.directory, claimed)
-            with open(os.path.join(claimed.directory, _OUTCOME), "w", encoding="ascii") as file:
-                file.write(_UNKNOWN)
-                self._give_to_owner(file.fileno())
+            path = os.path.join(claimed.directory, _OUTCOME)
+            fd = store_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(fd, _UNKNOWN.encode("ascii"))
+            os.close(fd)
         return claimed
 
     def open_outcome(self, container: Container) -> int | None:
         """A descriptor for `outcome`; None when it has none yet."""
         try:
-            return os.open(os.path.join(container.directory, _OUTCOME), os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):
+            return store_files.open_file(os.path.join(container.directory, _OUTCOME), os.O_RDONLY)
+        except OSError:
             return None
 
     def note_outcome(self, container: Container, exit_code: int) -> None:
         """Write down how it ended where `outcome` finds it, in place: it needs no room on a full disk."""
         with contextlib.suppress(OSError):
-            fd = os.open(os.path.join(container.directory, _OUTCOME), os.O_WRONLY | os.O_CLOEXEC)
+            fd = store_files.open_file(os.path.join(container.directory, _OUTCOME), os.O_WRONLY)
             try:
                 os.pwrite(fd, f"{exit_code:<{len(_UNKNOWN)}}".encode("ascii"), 0)
             finally:
@@ -256,9 +258,8 @@ class ContainerStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         os.makedirs(self.containers, 0o700, exist_ok=True)
-        lock = os.open(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = store_files.open_file(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT)
         try:
-            self._give_to_owner(lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -267,24 +268,14 @@ class ContainerStore:
     def _write(self, directory: str, container: Container) -> None:
         """Replace the record atomically."""
         new = os.path.join(directory, f".{_RECORD}.{os.getpid()}")
-        with open(new, "w", encoding="ascii") as file:
-            file.write(record.to_json(container))
-            self._give_to_owner(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        store_files.write_file(new, record.to_json(container).encode("ascii"))
         os.rename(new, os.path.join(directory, _RECORD))
-
-    def _give_to_owner(self, fd: int) -> None:
-        """Root working on somebody else's containers leaves nothing there that their owner cannot use."""
-        if os.geteuid() == 0:
-            owner = os.stat(self.containers)
-            if os.fstat(fd).st_uid != owner.st_uid:
-                os.fchown(fd, owner.st_uid, owner.st_gid)
 
     def _sweep(self) -> None:
         """Drop what a create() that was killed left behind. Preconditions: the lock is held."""
         for name in os.listdir(self.containers):
             if name.startswith(_NEW):
                 aside = os.path.join(self.containers, name)
-                for part in os.listdir(aside):
-                    path = os.path.join(aside, part)
-                    os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
-                os.rmdir(aside)
+                remove_path(aside)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from unionfs import store_files
 from unionfs.containers import names
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
@@ -76,11 +77,9 @@ class VolumeStore:
         try:
             if not names.PATTERN.fullmatch(name):
                 raise FileNotFoundError
-            with (
-                contextlib.suppress(ValueError),
-                open(os.path.join(self._root, name, _RECORD), encoding="utf-8") as file,
-            ):
-                record = json.load(file)
+            data = store_files.read_file(os.path.join(self._root, name, _RECORD))
+            with contextlib.suppress(ValueError):
+                record = json.loads(data)
         except (FileNotFoundError, NotADirectoryError):
             raise ContainerError("", "", f"no such volume: {name}", hint="unionfs volume ls lists them") from None
         labels = tuple(dict(record.get("labels", {})).items())
@@ -89,12 +88,12 @@ class VolumeStore:
     def list(self) -> list[Named]:
         """All of them, by name."""
         try:
-            entries = sorted(os.listdir(self._root))
+            entries = sorted(store_files.list_directory(self._root))
         except FileNotFoundError:
             return []
         found = []
         for name in entries:
-            with contextlib.suppress(ContainerError):
+            with contextlib.suppress(ContainerError, OSError):
                 found.append(self.find(name))
         return found
 

@@ -17,9 +17,9 @@ from importlib import import_module
 from typing import Final
 
 from unionfs import compiled
-from unionfs.containers.store import default_root
 from unionfs.launcher import idmap, mapped
 from unionfs.launcher.errors import LaunchError
+from unionfs.store_files import default_root
 from unionfs.syscalls.mounts import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, new_mount
 from unionfs.syscalls.namespaces import CLONE_NEWNS, CLONE_NEWPID, unshare
 

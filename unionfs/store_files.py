@@ -1,0 +1,162 @@
+"""The files of a store: opened without trusting what lies in their places, and by root as the store's owner only.
+
+A store (containers, volumes, images) belongs to one user, who may put anything at any place of it: a link to a file of
+root's, a fifo that nobody writes, a hard link, a directory. So a file is opened by its last name without following a
+link or waiting, and must be a regular file of one name that the store's owner made. Directories above it may be
+replaced as well, which gains nothing, because root does not act on another user's store as root: `run_as_owner` starts
+the command again as that user.
+
+Ground floor: knows files and users. Does not know what a store holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+TEXT_MAX: Final = 16 << 20
+"""Bytes of a record; a larger one is not ours."""
+
+
+class OwnerError(Exception):
+    """Root cannot act on the store as its owner. `str()` says why, `hint` what to do."""
+
+    def __init__(self, why: str, hint: str = "") -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
+def default_root(environment: Mapping[str, str] = os.environ) -> str:
+    """$UNIONFS_ROOT, else $XDG_DATA_HOME/unionfs, else ~/.local/share/unionfs."""
+    if named := environment.get("UNIONFS_ROOT"):
+        return os.path.abspath(named)
+    base = environment.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(base, "unionfs")
+
+
+def open_file(path: str, flags: int, mode: int = 0o600, *, shared: bool = False) -> int:
+    """Open a regular file of a store, or make it where `flags` say so. Never waits, follows no link at the last name.
+
+    With `shared` the file may have several names and any owner: for content that is verified when it is read.
+    Raises: ELOOP for a symlink, EINVAL for anything but a regular file, EMLINK for a file with other names, EPERM for
+    one of another user than ours and the directory's; else as open(2) does. `filename` is `path`.
+    """
+    try:
+        fd = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):  # a fifo, socket, device or directory
+            raise OSError(errno.EINVAL, "not a regular file", path) from None
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a symbolic link in the place of a file", path) from None
+        raise
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if not shared:
+            if st.st_nlink > 1:
+                raise OSError(errno.EMLINK, "the file has other names (hard links)", path)
+            if st.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path) or ".").st_uid):
+                raise OSError(errno.EPERM, f"the file belongs to another user ({st.st_uid})", path)
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_file(path: str, limit: int = TEXT_MAX) -> bytes:
+    """The content of a file. Raises: EFBIG beyond `limit` bytes, and as `open_file` does."""
+    fd = open_file(path, os.O_RDONLY)
+    with open(fd, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", path)
+    return data
+
+
+def write_file(path: str, data: bytes, *, synced: bool = False) -> None:
+    """Make a new file. Raises: EEXIST, and as the disk does."""
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        if synced:
+            file.flush()
+            os.fsync(fd)
+
+
+def open_directory(path: str) -> int:
+    """A directory of a store, for listing. Raises: ENOTDIR for anything else, a link included."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def list_directory(path: str) -> list[str]:
+    """The names in a directory of a store. Raises: as `open_directory` does."""
+    fd = open_directory(path)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def owner_of(root: str) -> int:
+    """The user who can decide what is at `root`: the owner of it, or else of a directory or link on the way to it.
+
+    0 when only root can. Raises: OwnerError when several other users can.
+    """
+    owners: set[int] = set()
+    for path in (os.path.abspath(root), os.path.realpath(root)):
+        parts = path.split("/")
+        for end in range(1, len(parts) + 1):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # not there yet
+                owners.add(os.lstat("/".join(parts[:end]) or "/").st_uid)
+    owners.discard(0)
+    if len(owners) > 1:
+        users = ", ".join(map(str, sorted(owners)))
+        raise OwnerError(f"{root}: its path belongs to several users ({users})", "move it to a directory of one user")
+    return owners.pop() if owners else 0
+
+
+def words_of(argv: Sequence[str], command: Sequence[str]) -> list[str]:
+    """The words after the interpreter that run this command again: those it was started with, if they end with `argv`,
+    else those of the module `command[0]`."""
+    own = sys.orig_argv[1:]
+    if own[len(own) - len(argv) :] == list(argv) and len(own) > len(argv):
+        return own
+    return ["-m", *command, *argv]
+
+
+def run_as_owner(root: str, words: Sequence[str]) -> None:
+    """As root, on a store of another user: execute the command `words` of this interpreter as that user, for good.
+
+    Does nothing for other users than root, and for root's own stores. Raises: OwnerError.
+    """
+    if os.geteuid() != 0 or (owner := owner_of(root)) == 0:
+        return
+    try:
+        user = pwd.getpwuid(owner)
+    except KeyError:
+        raise OwnerError(f"{root}: it belongs to user {owner}, who has no account", "give it to a user") from None
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(owner, owner, owner)
+    if not os.access(__file__, os.R_OK) or not os.access(sys.executable, os.X_OK):
+        why = f"{root}: it belongs to {user.pw_name}, who may not read this installation ({os.path.dirname(__file__)})"
+        raise OwnerError(why, f"install unionfs for all users, or run your command as {user.pw_name}")
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("XDG_", "SUDO_", "DBUS_"))}
+    environment |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    runtime = f"/run/user/{owner}"
+    if os.path.isdir(runtime):
+        environment["XDG_RUNTIME_DIR"] = runtime
+    environment["UNIONFS_ROOT"] = os.path.abspath(root)
+    os.execve(sys.executable, [sys.executable, *words], environment)
