@@ -51,7 +51,8 @@ class Wish:
 class Committed:
     """A new image. `changes` are what its layer holds, `equal` what was left out because nothing differs."""
 
-    digest: Digest
+    digest: Digest  # of its manifest
+    id: Digest  # of its configuration
     layer: Packed
     changes: list[Change] = field(default_factory=list)
     equal: list[Change] = field(default_factory=list)
@@ -88,7 +89,7 @@ def commit(
             ready = image.make_ready(store, found.descriptor, options or Options(), told)
             _, item, config = image.read(store, found.descriptor)
             lowers, layers = ready.lowers, item.layers
-        made = Committed(Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
+        made = Committed(Digest(""), Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
         with LayerTrees() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
@@ -100,7 +101,7 @@ def commit(
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by, wish.author, wish.message)
         config = with_layer(config, made.layer.diff_id, entry, wish)
-        made.digest = put_image(store, config, (*layers, layer), wish.name)
+        made.digest, made.id = put_image(store, config, (*layers, layer), wish.name)
     return made
 
 
@@ -122,8 +123,8 @@ def squash(store: Store, text: str, wish: Wish, *, keep: int = 0, options: Optio
         entry = History(created, wish.created_by or "layers squash", wish.author, wish.message)
         config = replace(config, diff_ids=config.diff_ids[:keep], history=_lowest(config.history, keep))
         config = with_layer(config, packed.diff_id, entry, wish)
-        digest = put_image(store, config, (*item.layers[:keep], layer), wish.name)
-    return Committed(digest, packed)
+        digest, image_id = put_image(store, config, (*item.layers[:keep], layer), wish.name)
+    return Committed(digest, image_id, packed)
 
 
 def import_tar(
@@ -143,8 +144,8 @@ def import_tar(
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wish.created_by or "unionfs import", wish.author, wish.message)
         config = with_layer(ImageConfig(wish.platform or manifests.own_platform(), ()), packed.diff_id, entry, wish)
-        digest = put_image(store, config, (layer,), wish.name)
-    return Committed(digest, packed)
+        digest, image_id = put_image(store, config, (layer,), wish.name)
+    return Committed(digest, image_id, packed)
 
 
 def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wish: Wish) -> ImageConfig:
@@ -162,8 +163,9 @@ def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wish: Wish)
     )
 
 
-def put_image(store: Store, config: ImageConfig, layers: Iterable[Descriptor], name: str) -> Digest:
-    """Store configuration and manifest, and name them. Preconditions: within `store.adding`."""
+def put_image(store: Store, config: ImageConfig, layers: Iterable[Descriptor], name: str) -> tuple[Digest, Digest]:
+    """Store configuration and manifest, and name them; the digest of the manifest, and the image's id, which is that of
+    the configuration. Preconditions: within `store.adding`."""
     data = configs.to_json(config)
     described = Descriptor(OCI_CONFIG, store.put(data), len(data))
     # Layers of Docker's types become OCI's: a manifest is of one family.
@@ -171,7 +173,7 @@ def put_image(store: Store, config: ImageConfig, layers: Iterable[Descriptor], n
     manifest = manifests.to_json(Manifest(OCI_MANIFEST, described, oci))
     digest = store.put(manifest)
     store.tag(Descriptor(OCI_MANIFEST, digest, len(manifest), platform=config.platform), name)
-    return digest
+    return digest, described.digest
 
 
 def _oci_type(layer: Descriptor) -> str:

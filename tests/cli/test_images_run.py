@@ -238,9 +238,10 @@ def test_commit_of_a_running_container(box: Box) -> None:
     box("rmi", "-f", "user/new:v1")
 
 
-def test_what_the_base_is_called_meanwhile_does_not_matter(box: Box) -> None:
+def test_what_the_base_is_called_meanwhile_does_not_matter(box: Box, user: User) -> None:
     box("run", "--name", "first", "debian:1", "touch", "/first")
-    box("commit", "first", "moving:1")
+    made = box("commit", "-q", "--iidfile", user.home / "iid", "first", "moving:1")
+    assert made.stdout.strip() == (user.home / "iid").read_text() == inspected(box, "moving:1")["Id"]
     box("run", "--name", "second", "moving:1", "touch", "/second")
     box("tag", "debian:1", "moving:1")
     box("rmi", "-f", "nothing:1")

@@ -97,13 +97,18 @@ def digests_of(unionfs: Command) -> set[str]:
     return {line["digest"] for line in json.loads(unionfs("images", "--json"))}
 
 
+def digest_of(unionfs: Command, image_id: str) -> str:
+    (told,) = json.loads(unionfs("inspect", image_id.strip()))
+    return str(told["Digest"])
+
+
 def test_images_are_shown_and_found_by_id(unionfs: Command, tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", f"{time.time() - 80:.0f}")
     unionfs("import", "--compression", "gzip", tar, "gzip:1")
-    digest = unionfs("import", "--compression", "none", tar, "none:1").strip()  # another manifest, one configuration
+    whole = unionfs("import", "--compression", "none", tar, "none:1").strip()  # another manifest, one configuration
     (told,) = json.loads(unionfs("inspect", "none:1"))
-    assert told["Digest"] == digest
-    whole = told["Id"]
+    assert told["Id"] == whole
+    digest = told["Digest"]
     short = whole.removeprefix("sha256:")[:12]
     head, first, _ = unionfs("images").splitlines()
     assert re.split("  +", head) == ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]
@@ -123,9 +128,9 @@ def test_images_are_shown_and_found_by_id(unionfs: Command, tar: Path, monkeypat
 
 
 def test_prune_keeps_what_has_a_name_or_a_container(unionfs: Command, tar: Path) -> None:
-    named = unionfs("import", tar, "named:1").strip()
+    named = digest_of(unionfs, unionfs("import", tar, "named:1"))
     unionfs("import", "-c", "CMD a", tar)
-    used = unionfs("import", "-c", "CMD b", tar).strip()
+    used = digest_of(unionfs, unionfs("import", "-c", "CMD b", tar))
     container = write_record(unionfs.root, "/lower", used)
     told = json.loads(unionfs("image", "prune", "--json"))
     assert len(told["images"]) == 1
@@ -185,9 +190,16 @@ def test_an_index_is_pulled_and_pushed_whole(unionfs: Command, registry: registr
     name = f"{registry.host}/for/all:1"
     process.run(["skopeo", "copy", "--all", "--dest-tls-verify=false", f"oci:{scratch / 'both'}:t", f"docker://{name}"])
 
-    assert unionfs("pull", "-q", name).strip() == entries[manifests.own_platform().architecture == "arm64"].digest
+    wanted = entries[manifests.own_platform().architecture == "arm64"].digest
+    assert unionfs("pull", name).splitlines() == [
+        f"Digest: {wanted}",
+        f"Status: Downloaded newer image for {name}",
+        name,
+    ]
+    assert unionfs("pull", name).splitlines()[1] == f"Status: Image is up to date for {name}"
+    assert unionfs("pull", "-q", name) == f"{name}\n"
     unionfs("rmi", name)
-    assert unionfs("pull", "-q", "--all-platforms", name).strip() == digest
+    assert unionfs("pull", "--all-platforms", name).splitlines()[0] == f"Digest: {digest}"
     assert len(os.listdir(unionfs.store.layers)) == 1  # one platform is unpacked
     again = f"{registry.host}/for/everybody:2"
     assert unionfs("push", name, again).strip() == digest

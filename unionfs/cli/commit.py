@@ -31,8 +31,8 @@ _EPILOG: Final = f"""\
 example:
   unionfs commit -p -m "with curl" -c 'CMD ["bash"]' box user/box:v0.1
 
---json prints one object: digest, layer (digest, size), changes (kind and path, as `unionfs diff` has them) and equal
-(what was written but is equal to what was there, and left out).
+The new image's id is printed; with --json one object: id, digest, layer (digest, size), changes (kind and path, as
+`unionfs diff` has them) and equal (what was written but is equal to what was there, and left out).
 
 {image_store.EPILOG}"""
 
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     add("--report", action="store_true", help="list what is in the layer, and what was left out because it is equal")
     add("--json", action="store_true", help="print JSON")
     add("-q", "--quiet", action="store_true", help="show no progress")
+    add("--iidfile", metavar="FILE", help="write the image's id to FILE, too")
     each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
@@ -77,12 +78,15 @@ def _commit(arguments: argparse.Namespace, images: Store, container: Container, 
     )
     with shown(quiet=arguments.quiet) as progress:
         made = commit.commit(container, images, wish, progress)
+    if arguments.iidfile:
+        with open(arguments.iidfile, "w", encoding="ascii") as file:
+            file.write(made.id)
     if arguments.json:
         print(json.dumps(_as_json(made)))
     else:
         if arguments.report:
             _report(made)
-        print(made.digest)
+        print(made.id)
     sys.stdout.flush()
     return 0
 
@@ -100,6 +104,7 @@ def _path(path: tuple[bytes, ...]) -> str:
 
 def _as_json(made: Committed) -> dict[str, Any]:
     return {
+        "id": made.id,
         "digest": made.digest,
         "layer": {"digest": made.layer.digest, "size": made.layer.size},
         "changes": [

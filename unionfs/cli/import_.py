@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs import ARGV`."""
     parser = Parser(
         "import",
-        "Make an image out of the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not.",
+        "Make an image out of the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not; print its id.",
         _EPILOG,
     )
     parser.add_argument("file", metavar="FILE|URL", help="a tar, - for stdin, or http(s)://...")
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
                     options=image_store.options(arguments),
                     progress=progress,
                 )
-        print(made.digest, flush=True)
+        print(made.id, flush=True)
         return 0
 
     return images.with_ids(body)

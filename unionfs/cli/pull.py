@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         "--all-platforms", action="store_true", help="keep the images of all platforms, to push them elsewhere"
     )
     parser.add_argument("-a", "--all-tags", action="store_true", help="all tags of the repository IMAGE")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the whole names only")
     image_store.add_remote(parser)
     image_store.add_limits(parser)
     image_store.add_root(parser)
@@ -58,12 +58,10 @@ def main(argv: list[str]) -> int:
                     progress=progress,
                 )
                 pulled = trio.run(pull)
-                news = (
-                    ""
-                    if arguments.quiet
-                    else f"{printable(pulled.reference.familiar)} {'new' if pulled.new else 'unchanged'} "
-                )
-                print(f"{news}{pulled.digest}", flush=True)
+                if not arguments.quiet:
+                    status = "Downloaded newer image" if pulled.new else "Image is up to date"
+                    print(f"Digest: {pulled.digest}\nStatus: {status} for {printable(pulled.reference.familiar)}")
+                print(printable(str(pulled.reference)), flush=True)
         return 0
 
     return images.with_ids(body)
