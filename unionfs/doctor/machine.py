@@ -144,7 +144,7 @@ def _try_proc() -> None:
     if pid == 0:
         code = 0
         try:
-            os.close(new_mount("proc"))
+            new_mount("proc").close()
         except OSError as error:
             code = error.errno or errno.EIO
         finally:

@@ -48,11 +48,11 @@ class LastWill:
 
 
 def _own_control(path: str) -> int:
-    mount_fd = mounts.new_mount("fusectl")
+    control = mounts.new_mount("fusectl")
     try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=mount_fd)
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=control.fd)
     finally:
-        os.close(mount_fd)
+        control.close()
 
 
 def _seen_control(path: str) -> int:

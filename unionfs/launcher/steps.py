@@ -30,8 +30,8 @@ from unionfs.syscalls.mounts import (
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
+    DetachedMount,
     mount,
-    move_mount,
     new_mount,
     open_tree,
     set_attributes,
@@ -101,12 +101,12 @@ class EnterRoot(NamedTuple):
         return f"make {self.rootfs} the root directory"
 
     def reach(self) -> Callable[[], None]:
-        fd = open_tree(self.rootfs)
-        set_attributes(fd, MOUNT_ATTR_NODEV, recursive=True)
-        return lambda: self._enter(fd)
+        tree = open_tree(self.rootfs)
+        tree.set_attributes(MOUNT_ATTR_NODEV, recursive=True)
+        return lambda: self._enter(tree)
 
-    def _enter(self, fd: int) -> None:
-        _place(fd, self.rootfs)
+    def _enter(self, tree: DetachedMount) -> None:
+        tree.attach(self.rootfs)
         os.chdir(self.rootfs)
         pivot_root(".", ".")  # pivot_root(2), NOTES: the old root is now mounted over the new one ...
         umount2(".", MNT_DETACH)  # ... and is what "." means here
@@ -121,13 +121,13 @@ class Proc(NamedTuple):
 
     def reach(self) -> Callable[[], None]:
         try:
-            fd = new_mount("proc", (), _HARMLESS)
+            proc = new_mount("proc", (), _HARMLESS)
         except PermissionError as error:
             why = (
                 "the /proc of this machine is partly hidden, so the kernel gives out no other (are we in a container?)"
             )
             raise LaunchError("mounting proc", "/proc", why) from error
-        return lambda: _place(fd, _own_directory("/proc"))
+        return lambda: proc.attach(_own_directory("/proc"))
 
 
 class Sysfs(NamedTuple):
@@ -139,17 +139,17 @@ class Sysfs(NamedTuple):
         return "mount sysfs on /sys, read-only" if self.own else "bind /sys on /sys, read-only"
 
     def reach(self) -> Callable[[], None]:
-        fd = self._mount()
-        return lambda: _place(fd, _own_directory("/sys"))
+        sysfs = self._mount()
+        return lambda: sysfs.attach(_own_directory("/sys"))
 
-    def _mount(self) -> int:
+    def _mount(self) -> DetachedMount:
         attributes = _HARMLESS | MOUNT_ATTR_RDONLY
         if self.own:
             with contextlib.suppress(PermissionError):  # as with proc: something is mounted over parts of the host's
                 return new_mount("sysfs", (), attributes)
-        fd = open_tree("/sys")
-        set_attributes(fd, attributes, recursive=True)
-        return fd
+        tree = open_tree("/sys")
+        tree.set_attributes(attributes, recursive=True)
+        return tree
 
 
 class Cgroup(NamedTuple):
@@ -160,16 +160,16 @@ class Cgroup(NamedTuple):
 
     def reach(self) -> Callable[[], None]:
         try:
-            fd = new_mount("cgroup2", (), _HARMLESS | MOUNT_ATTR_RDONLY)
+            cgroup = new_mount("cgroup2", (), _HARMLESS | MOUNT_ATTR_RDONLY)
         except OSError:
             return lambda: None
-        return lambda: self._cover(fd)
+        return lambda: self._cover(cgroup)
 
-    def _cover(self, fd: int) -> None:
+    def _cover(self, cgroup: DetachedMount) -> None:
         if os.path.isdir("/sys/fs/cgroup"):
-            _place(fd, "/sys/fs/cgroup")
+            cgroup.attach("/sys/fs/cgroup")
         else:
-            os.close(fd)
+            cgroup.close()
 
 
 class BindTree(NamedTuple):
@@ -183,10 +183,10 @@ class BindTree(NamedTuple):
         return f"bind {self.source} on {self.target}{', read-only' if self.read_only else ''}"
 
     def reach(self) -> Callable[[], None]:
-        fd = open_tree(self.source)
+        tree = open_tree(self.source)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if self.read_only else 0)
-        set_attributes(fd, attributes, recursive=True)
-        return lambda: _bring(fd, self.target)
+        tree.set_attributes(attributes, recursive=True)
+        return lambda: _attach_made(tree, self.target)
 
 
 class Device(NamedTuple):
@@ -198,9 +198,9 @@ class Device(NamedTuple):
         return f"bind {self.path} on {self.path}"
 
     def reach(self) -> Callable[[], None]:
-        fd = open_tree(self.path)
-        set_attributes(fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
-        return lambda: _bring(fd, self.path)
+        node = open_tree(self.path)
+        node.set_attributes(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+        return lambda: _attach_made(node, self.path)
 
 
 class OwnDevices(NamedTuple):
@@ -217,33 +217,33 @@ class OwnDevices(NamedTuple):
         return f"make the device nodes {', '.join(self.paths)}"
 
     def reach(self) -> Callable[[], None]:
-        bound_fds = [open_tree(path) for path in self.paths]
+        bound = [open_tree(path) for path in self.paths]
         mount("tmpfs", _MAKING_PLACE, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=64k")
         try:
-            fds = [self._own(os.path.basename(path), fd) for path, fd in zip(self.paths, bound_fds, strict=True)]
+            nodes = [self._own(os.path.basename(path), node) for path, node in zip(self.paths, bound, strict=True)]
         finally:
             umount2(_MAKING_PLACE, MNT_DETACH)
-        return lambda: self._bind(fds)
+        return lambda: self._attach(nodes)
 
-    def _own(self, name: str, bound_fd: int) -> int:
-        """A mount of a new node like the one at `bound_fd`, else that one, read-only."""
-        there, node = os.fstat(bound_fd), os.path.join(_MAKING_PLACE, name)
+    def _own(self, name: str, bound: DetachedMount) -> DetachedMount:
+        """A mount of a new node like the one that is bound, else that one, read-only."""
+        there, node = os.fstat(bound.fd), os.path.join(_MAKING_PLACE, name)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
         try:
             os.mknod(node, there.st_mode, there.st_rdev)
         except PermissionError:
-            set_attributes(bound_fd, attributes | MOUNT_ATTR_RDONLY)
-            return bound_fd
-        os.close(bound_fd)
+            bound.set_attributes(attributes | MOUNT_ATTR_RDONLY)
+            return bound
+        bound.close()
         os.chown(node, there.st_uid, there.st_gid)
         os.chmod(node, stat.S_IMODE(there.st_mode))
-        fd = open_tree(node)
-        set_attributes(fd, attributes)
-        return fd
+        own = open_tree(node)
+        own.set_attributes(attributes)
+        return own
 
-    def _bind(self, fds: list[int]) -> None:
-        for path, fd in zip(self.paths, fds, strict=True):
-            _bring(fd, path)
+    def _attach(self, nodes: list[DetachedMount]) -> None:
+        for path, node in zip(self.paths, nodes, strict=True):
+            _attach_made(node, path)
 
 
 class ProvideFile(NamedTuple):
@@ -342,9 +342,9 @@ class Mask(NamedTuple):
         if os.path.isdir(self.path):
             mount("tmpfs", self.path, "tmpfs", _MS_HARMLESS | MS_RDONLY, "size=0,mode=755")
         elif os.path.exists(self.path):
-            fd = open_tree("/dev/null")
-            set_attributes(fd, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)  # /dev/null keeps its mode
-            _place(fd, self.path)
+            node = open_tree("/dev/null")
+            node.set_attributes(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)  # /dev/null keeps its mode
+            node.attach(self.path)
 
 
 class Freeze(NamedTuple):
@@ -376,9 +376,9 @@ class FreezeMachineFiles(NamedTuple):
             names = [entry.name for entry in found if not entry.name.isdigit() and not entry.is_symlink()]
         for path in (f"/proc/{name}" for name in names):
             if not os.path.ismount(path):
-                fd = open_tree(path)
-                set_attributes(fd, MOUNT_ATTR_RDONLY | _HARMLESS)
-                _place(fd, path)
+                tree = open_tree(path)
+                tree.set_attributes(MOUNT_ATTR_RDONLY | _HARMLESS)
+                tree.attach(path)
 
 
 class FreezeRoot(NamedTuple):
@@ -446,17 +446,9 @@ def _note(place: str) -> None:
     _made.extend(reversed(missing))
 
 
-def _bring(fd: int, target: str) -> None:
+def _attach_made(tree: DetachedMount, target: str) -> None:
     """Put a mount in place, making the file or directory it covers if that is missing."""
-    place = _directory_at(target) if stat.S_ISDIR(os.fstat(fd).st_mode) else _file_at(target)
-    _place(fd, place)
-
-
-def _place(fd: int, target: str) -> None:
-    try:
-        move_mount(fd, target)
-    finally:
-        os.close(fd)
+    tree.attach(_directory_at(target) if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else _file_at(target))
 
 
 def _own_directory(path: str) -> str:

@@ -1,7 +1,6 @@
 """System calls on mounts: mount(2), umount2(2), and the ones that name a mount by a descriptor.
 
-A mount that is held by a descriptor (open_tree, new_mount) belongs to no path yet: it is put in place by move_mount and
-vanishes when the descriptor is closed before that.
+A mount that is held by a descriptor (open_tree, new_mount) belongs to no path yet: see `DetachedMount`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import errno
 import os
 from collections.abc import Sequence
 from typing import Final
+
+from unionfs.syscalls import mountinfo
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -93,17 +94,52 @@ def umount2(target: str | bytes, flags: int = 0) -> None:
         raise _fail(target)
 
 
-def open_tree(path: str | bytes) -> int:
-    """A descriptor of a private copy of what is mounted at `path` and below it (open_tree(2), Linux 5.2).
+class DetachedMount:
+    """A mount that no path leads to yet, held by a descriptor: it vanishes when that is closed before `attach`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd: Final = fd
+        self._wanted: list[tuple[int, bool]] = []  # attributes that could not be set yet, and whether recursively
+
+    def set_attributes(self, attributes: int, *, recursive: bool = False) -> None:
+        """Add MOUNT_ATTR_* (mount_setattr(2), Linux 5.12). On older kernels a detached mount cannot be changed, so they
+        are set by `attach`."""
+        flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+        try:
+            _set_attributes(self.fd, b"", flags, attributes)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self._wanted.append((attributes, recursive))
+
+    def attach(self, target: str) -> None:
+        """Put the mount in place at `target`, a path without symlinks (move_mount(2), Linux 5.2), and close it. The
+        error names `target`."""
+        try:
+            _syscall(_SYS_MOVE_MOUNT, target, self.fd, b"", _AT_FDCWD, _bytes(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            self.close()
+        for attributes, recursive in self._wanted:
+            _remount(target, attributes)
+            for below in _mounted_below(target) if recursive else ():
+                _remount(below, attributes)
+
+    def close(self) -> None:
+        """Let the mount go."""
+        os.close(self.fd)
+
+
+def open_tree(path: str | bytes) -> DetachedMount:
+    """A private copy of what is mounted at `path` and below it (open_tree(2), Linux 5.2).
 
     `path` may be any file or directory. ENOENT, EPERM without CAP_SYS_ADMIN over the mount namespace.
     """
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    return _syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, _bytes(path), flags)
+    return DetachedMount(_syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, _bytes(path), flags))
 
 
-def new_mount(fstype: str, options: Sequence[tuple[str, str]] = (), attributes: int = 0) -> int:
-    """A descriptor of a new filesystem of this kind, mounted nowhere yet (fsopen(2) to fsmount(2), Linux 5.2).
+def new_mount(fstype: str, options: Sequence[tuple[str, str]] = (), attributes: int = 0) -> DetachedMount:
+    """A new filesystem of this kind, mounted nowhere yet (fsopen(2) to fsmount(2), Linux 5.2).
 
     `options` are (key, value), the value "" for a flag; `attributes` are MOUNT_ATTR_*. EPERM where the caller's user
     namespace may not mount it, ENODEV when the kernel does not have it.
@@ -114,32 +150,30 @@ def new_mount(fstype: str, options: Sequence[tuple[str, str]] = (), attributes: 
             command = _FSCONFIG_SET_STRING if value else _FSCONFIG_SET_FLAG
             _syscall(_SYS_FSCONFIG, fstype, context_fd, command, key.encode(), value.encode() or None, 0)
         _syscall(_SYS_FSCONFIG, fstype, context_fd, _FSCONFIG_CMD_CREATE, None, None, 0)
-        return _syscall(_SYS_FSMOUNT, fstype, context_fd, _FSMOUNT_CLOEXEC, attributes)
+        return DetachedMount(_syscall(_SYS_FSMOUNT, fstype, context_fd, _FSMOUNT_CLOEXEC, attributes))
     finally:
         os.close(context_fd)
 
 
-def move_mount(mount_fd: int, target: str | bytes) -> None:
-    """Put the mount held by `mount_fd` in place at `target` (move_mount(2), Linux 5.2). The error names `target`."""
-    _syscall(_SYS_MOVE_MOUNT, target, mount_fd, b"", _AT_FDCWD, _bytes(target), _MOVE_MOUNT_F_EMPTY_PATH)
-
-
-def set_attributes(target: int | str, attributes: int, *, recursive: bool = False) -> None:
-    """Add MOUNT_ATTR_* to a mount, given by a descriptor of it or by path (mount_setattr(2)).
-
-    Without that call (before Linux 5.12) a remount does the same, for one mount only and not for those below it.
-    """
-    attr = _MountAttr(attributes, 0, 0, 0)
-    flags = _AT_RECURSIVE if recursive else 0
-    dir_fd, path = (target, b"") if isinstance(target, int) else (_AT_FDCWD, os.fsencode(target))
-    if isinstance(target, int):
-        flags |= _AT_EMPTY_PATH
+def set_attributes(path: str, attributes: int) -> None:
+    """Add MOUNT_ATTR_* to the mount at `path`: by mount_setattr(2), before Linux 5.12 by a remount."""
     try:
-        _syscall(_SYS_MOUNT_SETATTR, path, dir_fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
+        _set_attributes(_AT_FDCWD, os.fsencode(path), 0, attributes)
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        _remount(f"/proc/self/fd/{target}" if isinstance(target, int) else target, attributes)
+        _remount(path, attributes)
+
+
+def _set_attributes(dir_fd: int, path: bytes, flags: int, attributes: int) -> None:
+    attr = _MountAttr(attributes, 0, 0, 0)
+    _syscall(_SYS_MOUNT_SETATTR, path, dir_fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def _mounted_below(target: str) -> list[str]:
+    """Where something is mounted below `target` in this mount namespace; what another mount covers may be among it."""
+    prefix = target.rstrip("/") + "/"
+    return [found.mountpoint for found in mountinfo.mounts() if found.mountpoint.startswith(prefix)]
 
 
 def _remount(path: str, attributes: int) -> None:
