@@ -29,6 +29,7 @@ FINE = Machine(
     id_helpers="",
     id_map="",
     fuse_device="",
+    tun_device="",
     fuse_mount="",
     proc_mount="",
     fusermount="",
@@ -50,7 +51,7 @@ def test_a_machine_that_has_everything() -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "state", "mend"),
     [
-        ({"kernel": (4, 19)}, "kernel", LACKING, "install a kernel of version 5.6 or later"),
+        ({"kernel": (4, 19)}, "kernel", LACKING, "install a kernel of version 5.4 or later"),
         ({"kernel": (6, 1)}, "kernel", LIMITED, "install a kernel of version 6.9 or later"),
         (
             {"namespaces": REFUSED, "settings": {"kernel.unprivileged_userns_clone": "0"}},
@@ -89,6 +90,7 @@ def test_a_machine_that_has_everything() -> None:
             "show all of /proc in the container we are in (docker: --security-opt systempaths=unconfined)",
         ),
         ({"fuse_device": "No such file or directory"}, "/dev/fuse", LACKING, "sudo modprobe fuse"),
+        ({"tun_device": "Permission denied"}, "private networks", LIMITED, "sudo chmod 666 /dev/net/tun"),
         ({"fuse_device": "Permission denied"}, "/dev/fuse", LACKING, "sudo chmod 666 /dev/fuse"),
         ({"fuse_mount": "/mnt: No such device"}, "FUSE in namespaces", LACKING, "sudo modprobe fuse"),
         ({"modules": {"trio": "No module named 'trio'"}}, "Python module trio", LACKING, "pip install trio"),

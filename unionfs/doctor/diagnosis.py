@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from unionfs.daemon import DEFAULT_TRANSPORT
-from unionfs.doctor.machine import FUSE, Machine
+from unionfs.doctor.machine import FUSE, TUN, Machine
 
 OK: Final = "ok"
 LACKING: Final = "lacking"
 LIMITED: Final = "limited"
 """`run` works, but not everything in it, or not another verb."""
 
-KERNEL_NEEDED: Final = (5, 6)
-"""openat2(2); what else we need came before: FUSE in user namespaces 4.18, mounts by descriptor 5.2, pidfd_open 5.3."""
+KERNEL_NEEDED: Final = (5, 4)
+"""The FUSE protocol 7.31 of the engine; FUSE in user namespaces came with 4.18, mounts by descriptor with 5.2, pidfd_open
+with 5.3. openat2 (5.6) and mount_setattr (5.12) are used where they are."""
 KERNEL_WANTED: Final = (6, 9)
 """FUSE passthrough of reads and writes, and the repetition of requests after a daemon's death."""
 
@@ -65,6 +66,7 @@ def _findings(machine: Machine) -> Iterator[Finding]:
         yield _subordinate_ids(machine)
         yield _fusermount(machine)
     yield _cgroups(machine)
+    yield _tun_device(machine)
     yield Finding("code", OK, machine.code)
 
 
@@ -121,6 +123,16 @@ def _fuse_device(machine: Machine) -> Finding:
     return Finding(
         FUSE, LACKING, machine.fuse_device, why, "sudo modprobe fuse" if missing else f"sudo chmod 666 {FUSE}"
     )
+
+
+def _tun_device(machine: Machine) -> Finding:
+    name = "private networks"
+    if not machine.tun_device:
+        return Finding(name, OK, f"{TUN} can be opened")
+    missing = machine.tun_device.startswith("No such")
+    why = "`run --network private` needs it; all else works"
+    mend = "sudo modprobe tun" if missing else f"sudo chmod 666 {TUN}"
+    return Finding(name, LIMITED, f"{TUN}: {machine.tun_device}", why, mend)
 
 
 def _fuse_mount(machine: Machine) -> Finding:

@@ -32,6 +32,7 @@ SETTINGS: Final = (
 
 MODULES: Final = ("trio", "xxhash", "pyfuse3")
 FUSE: Final = "/dev/fuse"
+TUN: Final = "/dev/net/tun"
 
 _SUBIDS_USUAL: Final = 65536
 _SUBIDS_FIRST: Final = 100000
@@ -53,6 +54,7 @@ class Machine:
     id_helpers: str  # why newuidmap or newgidmap are of no use
     id_map: str  # why the ids cannot be mapped, though there are some
     fuse_device: str
+    tun_device: str
     fuse_mount: str  # why FUSE cannot be mounted in our namespaces
     proc_mount: str
     fusermount: str
@@ -84,6 +86,7 @@ def examine(root: str | None) -> Machine:
         id_helpers=next(filter(None, map(idmap.why_helper_is_useless, idmap.HELPERS)), ""),
         id_map="" if found is None or found.limited else _attempt(found, 0, lambda: None),
         fuse_device=_why_closed(FUSE),
+        tun_device=_why_closed(TUN),
         fuse_mount=_attempt(anybody, CLONE_NEWNS, _try_fuse),
         proc_mount=_attempt(anybody, CLONE_NEWNS, _try_proc),
         fusermount=_why_no_fusermount(),
