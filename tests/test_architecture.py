@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
-    *("unionfs.compiled", "unionfs.printable", "unionfs.log_lines", "unionfs.store_files"),
+    *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.printable", "unionfs.log_lines"),
+    "unionfs.store_files",
 )
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
@@ -44,6 +45,7 @@ FACES = {
 ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row((), ("xxhash",)),
+    "unionfs.standard_descriptors": Row(()),
     "unionfs.printable": Row(()),
     "unionfs.store_files": Row(()),
     "unionfs.log_lines": Row(("unionfs.printable",)),
@@ -108,7 +110,7 @@ ALLOWED = {
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
-    "unionfs.__main__": Row(("unionfs.cli", "unionfs.compiled", "unionfs.printable")),
+    "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.cli")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
     "layers.__main__": Row(("layers.cli",)),

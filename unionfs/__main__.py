@@ -9,7 +9,7 @@ import os
 import sys
 from keyword import iskeyword
 
-from unionfs import compiled
+from unionfs import compiled, standard_descriptors
 from unionfs.cli.errors import (
     BROKEN_PIPE,
     EXIT_CODES,
@@ -82,6 +82,7 @@ PASS_ON_CODES = ("run", "create", "exec", "try")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    standard_descriptors.open_missing()
     compiled.use_compiled()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""

@@ -36,6 +36,8 @@ _CONTEXT = "system_u:object_r:container_file_t:s0:c1,c2"
         (r"lowerdir=/a\:b", [r"lowerdir=/a\:b"]),
         (f'context="{_CONTEXT}",ro', [f"context={_CONTEXT}", "ro"]),
         ("a\\", ["a\\"]),
+        ('lowerdir=/x/"q"/lo,ro', ['lowerdir=/x/"q"/lo', "ro"]),
+        ('lowerdir="/x"/lo,upperdir=/"y",ro', ['lowerdir="/x"/lo', 'upperdir=/"y"', "ro"]),
     ],
 )
 def test_options_are_separated_by_commas(text: str, wanted: list[str]) -> None:
@@ -54,6 +56,15 @@ def test_options_are_separated_by_commas(text: str, wanted: list[str]) -> None:
 )
 def test_lowers_are_separated_by_colons(text: str, wanted: list[str]) -> None:
     assert mount_helper.split_paths(text) == wanted
+
+
+def test_the_upper_and_the_work_directory_have_colons(tmp_path: Path) -> None:
+    for name in ("lower", "a:b", "c:d"):
+        (tmp_path / name).mkdir()
+    for colon in (":", r"\:"):
+        wanted = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/a{colon}b,workdir={tmp_path}/c{colon}d"
+        union = _options("-o", wanted, "/merged").union
+        assert (union.upper, union.work) == (f"{tmp_path}/a:b", f"{tmp_path}/c:d")
 
 
 def test_podmans_read_write_mount() -> None:

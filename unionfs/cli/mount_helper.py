@@ -8,6 +8,7 @@ Marks are written as fuse-overlayfs writes them.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -102,25 +103,26 @@ def _parse(argv: list[str]) -> _Request:
     return request
 
 
+_QUOTED_VALUE: Final = re.compile(r'([^,="\\]*=)"([^"]*)"(?:,|$)')
+"""An option whose whole value is quoted, as mount(8) has it for context=; a quote anywhere else is part of a path."""
+
+
 def split_options(text: str) -> Iterator[str]:
     """The options of one -o string: commas separate, but for quoted or escaped ones. Empty options are left out."""
-    option = ""
-    quoted = False
-    characters = iter(text)
-    for character in characters:
-        if character == "\\":
-            following = next(characters, "")
-            option += following if following == "," else character + following
-        elif character == '"':
-            quoted = not quoted
-        elif character == "," and not quoted:
-            if option:
-                yield option
-            option = ""
-        else:
-            option += character
-    if option:
-        yield option
+    at = 0
+    while at < len(text):
+        if quoted := _QUOTED_VALUE.match(text, at):
+            yield quoted[1] + quoted[2]
+            at = quoted.end()
+            continue
+        option = ""
+        while at < len(text) and text[at] != ",":
+            pair = text[at : at + 2] if text[at] == "\\" else text[at]
+            option += "," if pair == "\\," else pair
+            at += len(pair)
+        if option:
+            yield option
+        at += 1
 
 
 def split_paths(text: str) -> list[str]:
@@ -269,8 +271,8 @@ def _ignore(argument: str) -> None:
 
 
 def _one_path(values: dict[str, str], name: str) -> str | None:
-    paths = split_paths(values.get(name, "").replace(":", "\\:"))
-    return paths[0] if paths else None
+    """The path of upperdir= or workdir=: a colon is part of it, and may be escaped as in lowerdir=."""
+    return re.sub(r"\\(.)", r"\1", values.get(name, ""), flags=re.DOTALL) or None
 
 
 def _owners(values: dict[str, str]) -> OwnerTranslation | None:

@@ -14,8 +14,8 @@ LIMITED: Final = "limited"
 """`run` works, but not everything in it, or not another verb."""
 
 KERNEL_NEEDED: Final = (5, 4)
-"""The FUSE protocol 7.31 of the engine; FUSE in user namespaces came with 4.18, mounts by descriptor with 5.2, pidfd_open
-with 5.3. openat2 (5.6) and mount_setattr (5.12) are used where they are."""
+"""The FUSE protocol 7.31 of the engine; FUSE in user namespaces came with 4.18, mounts by descriptor with 5.2,
+pidfd_open with 5.3. openat2 (5.6) and mount_setattr (5.12) are used where they are."""
 KERNEL_WANTED: Final = (6, 9)
 """FUSE passthrough of reads and writes, and the repetition of requests after a daemon's death."""
 

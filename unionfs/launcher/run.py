@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from unionfs import standard_descriptors
 from unionfs.launcher import channel, mapped
 from unionfs.launcher import plan as plans
 from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, Sender, failure_in
@@ -101,7 +102,7 @@ def _launch(
     forked: Callable[[], None] = lambda: None,
 ) -> int:
     """Fork the process that runs the command, in new namespaces of `kinds`, and relay until that ends."""
-    _open_standard_descriptors()
+    standard_descriptors.open_missing()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, which is inherited, nobody can be waited for
     receiver, sender = channel.make()
     alive_read, alive_write = os.pipe()
@@ -312,16 +313,6 @@ def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
         signal.set_wakeup_fd(woken)
         os.close(read_fd)
         os.close(write_fd)
-
-
-def _open_standard_descriptors() -> None:
-    """So that nothing of ours gets the number of one that whoever started us had closed."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-            os.set_inheritable(opened, True)
 
 
 def _make_capture(keep: Keep, *, attached: bool) -> Capture:
