@@ -1,8 +1,8 @@
-"""Owners that a union keeps but cannot show, because the user namespace it is mounted in has one id only.
+"""Keeps owners that a union cannot show, because its user namespace maps one id only (`run` with one id).
 
-All files are shown as that one's. The container's supervisor (launcher.lonely) reads and changes what is kept by two
-extended attributes that only the namespace's administrator may set, and tells by a resource limit that the
-kernel has no use for whom a process takes itself to be, so that what it makes becomes that one's.
+All files are shown as owned by that id. The container's supervisor (launcher.supervisor) reads and changes the kept
+owners by two extended attributes that only the namespace's administrator may set. It encodes the uid and gid that a
+process is to have in two resource limits that mean nothing to the kernel; what the process makes gets these owners.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
-from unionfs.core.owner_override import Loosened, read_xattr_as_owner
+from unionfs.core.owner_override import OwnerOverride, read_xattr_as_owner
 
 _listxattr: Final = os.listxattr  # compiled code has no need to look it up at each call
 
@@ -71,7 +71,7 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
             if is_better and value is not None and markers.is_sane_redirect(value):
                 redirect = value
     if not opaque and (redirect is not None or not bottom):
-        with Loosened(place):
+        with OwnerOverride(place):
             opaque = _exists(fd, markers.OPAQUE_NAME)
     return DirMarks(opaque, redirect)
 

@@ -1,8 +1,9 @@
-"""Work on an upper directory of our own whose mode forbids it.
+"""Work on upper objects of our own whose mode forbids it: missing owner bits are set first and taken away again.
 
-Copy-up puts a file into a directory of mode 0555, rmdir looks whether one of mode 0000 is empty, a mark has to be
-read: the kernel asked nothing of the directory's owner for that. Root and user-namespace root need nothing of
-this.
+Copy-up places a file in a directory of mode 0555, rmdir looks whether one of mode 0000 is empty, a mark is read from an
+unreadable object, a file is opened again that was opened before its mode changed: the kernel asked nothing of the
+owner for that, or asked before. Root, also of a user namespace, needs none of this (capabilities(7),
+CAP_DAC_OVERRIDE).
 """
 
 from __future__ import annotations
@@ -16,71 +17,76 @@ from typing import Final
 from unionfs.core.branch import BranchDir
 from unionfs.syscalls import files
 
-_OWNER: Final = 0o700
+_OWNER: Final = stat.S_IRWXU
 
 
-class Loosened:
-    """Within this context an upper directory can be read, searched and written by us, its owner, whatever its mode
-    says."""
+class _AddedBits:
+    """In this context the object at `path`, which has mode `mode`, has the permission `bits`, too."""
 
-    def __init__(self, place: BranchDir) -> None:
-        self.place = place
-        self.mode: int | None = None  # the mode to restore
+    def __init__(self, path: str, mode: int, bits: int) -> None:
+        self._path = path
+        self._mode = stat.S_IMODE(mode)
+        self._bits = bits
 
     def __enter__(self) -> None:
-        if not self.place.branch.writable or os.geteuid() == 0:
-            return
-        st = os.fstat(self.place.fd()) if self.place.branch.overrides is not None else self.place.stat()
-        if st.st_uid == os.geteuid() and st.st_mode & _OWNER != _OWNER:
-            self.mode = stat.S_IMODE(st.st_mode)
-            os.chmod(f"/proc/self/fd/{self.place.fd()}", self.mode | _OWNER)
+        os.chmod(self._path, self._mode | self._bits)
 
     def __exit__(self, *exc: object) -> None:
-        if self.mode is not None:
-            os.chmod(f"/proc/self/fd/{self.place.fd()}", self.mode)
+        os.chmod(self._path, self._mode)
 
 
-class LoosenedChain:
-    """As `Loosened`, for an upper directory and every directory above it: the way to a file that was opened before
-    one of them lost its search permission."""
+class OwnerOverride:
+    """In this context an upper directory of our own can be read, searched and written, whatever its mode says.
 
-    def __init__(self, place: BranchDir) -> None:
-        self.chain: list[BranchDir] = []  # from the root down
-        at: BranchDir | None = place
+    `with_parents`: and every directory above it in its branch, for a file that was opened before one of them lost its
+    search permission. Does nothing to lowers, to directories of other owners, and as root.
+    """
+
+    def __init__(self, place: BranchDir, *, with_parents: bool = False) -> None:
+        self._places = [place]  # from the top down
+        at = place.parent if with_parents else None
         while at is not None:
-            self.chain.append(at)
+            self._places.append(at)
             at = at.parent
-        self.chain.reverse()
-        self.stack = ExitStack()
+        self._places.reverse()
+        self._added: list[_AddedBits] = []  # in the order they were entered
 
     def __enter__(self) -> None:
+        euid = os.geteuid()
+        if euid == 0 or not self._places[-1].branch.writable:
+            return
         try:
-            for place in self.chain:
-                self.stack.enter_context(Loosened(place))
+            for place in self._places:
+                st = os.fstat(place.fd()) if place.branch.overrides is not None else place.stat()
+                if st.st_uid == euid and st.st_mode & _OWNER != _OWNER:
+                    added = _AddedBits(f"/proc/self/fd/{place.fd()}", st.st_mode, _OWNER)
+                    added.__enter__()
+                    self._added.append(added)
         except BaseException:
-            self.stack.close()
+            self.__exit__()
             raise
 
     def __exit__(self, *exc: object) -> None:
-        self.stack.close()
+        while self._added:
+            self._added.pop().__exit__()
 
 
 class _MovableEntry:
-    """Within this context a directory of our own can be moved, whatever its mode says; anything else can anyway."""
+    """In this context a directory of our own can be moved, whatever its mode says; anything else can anyway."""
 
     def __init__(self, place: BranchDir, name: bytes) -> None:
         self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
-        self.mode: int | None = None  # the mode to restore
+        self.added: _AddedBits | None = None
 
     def __enter__(self) -> None:
         st = os.fstat(self.fd)
         if stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid() and not st.st_mode & stat.S_IWUSR:
-            self.mode = stat.S_IMODE(st.st_mode)
-            os.chmod(f"/proc/self/fd/{self.fd}", self.mode | stat.S_IWUSR)
+            self.added = _AddedBits(f"/proc/self/fd/{self.fd}", st.st_mode, stat.S_IWUSR)
+            self.added.__enter__()
 
     def __exit__(self, *exc: object) -> None:
-        if self.mode is not None:
-            os.chmod(f"/proc/self/fd/{self.fd}", self.mode)
+        if self.added is not None:
+            self.added.__exit__()
         os.close(self.fd)
 
 
@@ -108,9 +114,24 @@ def read_xattr_as_owner(path: str, name: str) -> bytes:
     st = os.stat(path)
     if st.st_uid != os.geteuid() or stat.S_ISLNK(st.st_mode):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    mode = stat.S_IMODE(st.st_mode)
-    os.chmod(path, mode | stat.S_IRUSR)
-    try:
+    with _AddedBits(path, st.st_mode, stat.S_IRUSR):
         return os.getxattr(path, name)
+
+
+def open_as_owner(place: BranchDir, leaf: bytes, flags: int) -> int:
+    """Open a regular upper file of our own whose mode forbids it. Raises EACCES if it is none.
+
+    The kernel has checked the user's permission already: when the mode still allowed it, or when the file was made by
+    that open (open(2): the mode of a new file applies to later opens only). We open anew after closing a descriptor.
+    """
+    fd = place.fd()
+    st = os.stat(leaf, dir_fd=fd, follow_symlinks=False)
+    if not place.branch.writable or st.st_uid != os.geteuid() or not stat.S_ISREG(st.st_mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fsdecode(leaf))
+    path_fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        path = f"/proc/self/fd/{path_fd}"
+        with _AddedBits(path, st.st_mode, stat.S_IRUSR | stat.S_IWUSR):
+            return os.open(path, flags & ~os.O_NOFOLLOW)
     finally:
-        os.chmod(path, mode)
+        os.close(path_fd)

@@ -14,7 +14,7 @@ import stat
 from unionfs.core import copyup, lookup, marks, names
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode
-from unionfs.core.owner_override import LoosenedChain, rename
+from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.core.staging import LARGE
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
@@ -96,7 +96,7 @@ def _find_other_home(tree: UnionState, node: FileNode) -> None:
         try:
             entry = lookup.upper_entry(tree, parent, name)
         except PermissionError:
-            with LoosenedChain(parent.upper):  # a name in a directory that has lost its search permission is a name
+            with OwnerOverride(parent.upper, with_parents=True):  # the name exists, whatever the mode above it
                 entry = lookup.upper_entry(tree, parent, name)
         if entry is not None:
             node.home, node.leaf = parent.upper, name

@@ -21,7 +21,7 @@ from unionfs import markers
 from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, owner_override, remove
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
-from unionfs.core.owner_override import Loosened
+from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
@@ -113,14 +113,14 @@ def _prepare(tree: UnionState, node: Node, new_parent: DirNode, new_name: bytes)
     if node.low is not None:
         value = b"/" + b"/".join(node.low.path_components())
         try:
-            with Loosened(node.upper):
+            with OwnerOverride(node.upper):
                 marks.set_trusted_or_user(path, "overlay.redirect", value)
         except OSError as exc:
             if exc.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) or len(value) < 256:
                 raise
             flatten.flatten(tree, node)  # a path too long for an attribute: bring the content up instead
     if node.low is None and lookup.find_low(new_parent, new_name) is not None:
-        with Loosened(node.upper):
+        with OwnerOverride(node.upper):
             before = node.upper.stat()
             marks.set_opaque(path, node.upper.fd(), tree.options.whiteout)
             tree.restore_times(node.upper.fd(), before)

@@ -24,7 +24,7 @@ from typing import Final
 from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache, FileFd
-from unionfs.core.owner_override import Loosened, rename
+from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.trees.remove import remove_tree
 
 Later = Callable[[Callable[[], None]], None]
@@ -154,7 +154,7 @@ class Staging:
         if self._is_root:
             os.rename(leaf, name, src_dir_fd=self.here.fd(), dst_dir_fd=place.fd())
             return
-        with Loosened(place):
+        with OwnerOverride(place):
             rename(self.here, leaf, place, name)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
-from unionfs.core.owner_override import Loosened, LoosenedChain
+from unionfs.core.owner_override import OwnerOverride, open_as_owner
 from unionfs.core.staging import Later, Staging
 from unionfs.syscalls import mountinfo
 
@@ -232,7 +232,7 @@ class UnionState:
             except PermissionError:
                 if self.euid == 0 or not home.branch.writable:
                     raise
-                with LoosenedChain(home):  # another of its names may be in a directory that can still be searched
+                with OwnerOverride(home, with_parents=True):  # it was asked for by another name, in another directory
                     return home.look(node.leaf)
             return st if home.branch.overrides is None else home.branch.overrides.over(home, node.leaf, st)
         if node.upper is not None:
@@ -347,7 +347,7 @@ class UnionState:
         hidden: list[bytes] = []
         names = {}
         if node.upper is not None:
-            with Loosened(node.upper):
+            with OwnerOverride(node.upper):
                 for name, kind, ino in self.lowers.entries(node.upper, hidden):
                     names[name] = (ino << 4) | (kind >> 12)
         node.up_names, node.hidden = names, set(hidden)
@@ -401,7 +401,7 @@ class UnionState:
             try:
                 held = FileFd(self._open_upper(node, os.O_RDONLY | flags))
             except PermissionError:
-                held = FileFd(self._open_as_owner(node, os.O_RDONLY | flags))
+                held = FileFd(open_as_owner(node.home, node.leaf, os.O_RDONLY | flags))
         else:
             held = self._open_lower(node.home, node.leaf, flags)
             if marks.is_metacopy_fd(held):
@@ -440,31 +440,10 @@ class UnionState:
         try:
             fd = self._open_upper(node, flags)
         except PermissionError:
-            fd = self._open_as_owner(node, flags)
+            fd = open_as_owner(node.home, node.leaf, flags)
         held = FileFd(fd, writable=True)
         self.fds.keep(node, held)
         return held
-
-    def _open_as_owner(self, node: FileNode, flags: int) -> int:
-        """Open an upper file of our own whose mode forbids it.
-
-        Whoever opened it may: the kernel checked, at a time when the mode allowed it or because it was made by that
-        open (open(2): the mode of a new file applies only to later opens). We open anew for each descriptor we lost.
-        """
-        fd = node.home.fd()
-        st = os.stat(node.leaf, dir_fd=fd, follow_symlinks=False)
-        if not node.is_up or st.st_uid != self.euid or not stat.S_ISREG(st.st_mode):
-            refuse(errno.EACCES, node.leaf)
-        path_fd = os.open(node.leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            path = proc_path(path_fd)
-            os.chmod(path, stat.S_IMODE(st.st_mode) | 0o600)
-            try:
-                return os.open(path, flags & ~os.O_NOFOLLOW)
-            finally:
-                os.chmod(path, stat.S_IMODE(st.st_mode))
-        finally:
-            os.close(path_fd)
 
     def with_umask(self, umask: int) -> None:
         """Make what is created next obey `umask`, the way the branch's filesystem does it (default ACLs override
