@@ -8,9 +8,12 @@ room needs a new row.
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,6 +184,86 @@ def test_imports_go_in_the_allowed_direction() -> None:
     assert refused == []
 
 
+def _run_time_imports(module: Module) -> set[str]:
+    """The modules of ours that `module` imports when it runs, also from within functions. Not what stands under `if
+    TYPE_CHECKING`: names of types alone bind no module to another when either is read or replaced."""
+    for_types = [
+        node
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    lines = {line for block in for_types for line in range(block.lineno, (block.body[-1].end_lineno or 0) + 1)}
+    known = {other.name for other in HOUSE_MODULES}
+    return {name for line, name in _imports(module) if line not in lines and name in known and name != module.name}
+
+
+def _circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty when there is no circle."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert _circle({module.name: _run_time_imports(module) for module in HOUSE_MODULES}) == []
+
+
+NO_MODULES = ("fuse.unionfs",)  # the type of our filesystem in the mount table
+FILE_ENDINGS = ("h", "json", "log", "md", "py", "rst", "toml")
+ROOMS = {name.split(".")[1] for name in ALLOWED if name.startswith("unionfs.")}
+DOTTED = re.compile(r"(?<![\w./@-])[a-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/-])")
+
+
+def _dangling(text: str) -> Iterator[str]:
+    """The names in `text` like `core.copyup`, `unionfs.core.copyup` or `core.options.Options` of which no module, or
+    nothing in the module, is there."""
+    for name in DOTTED.findall(text):
+        if name in NO_MODULES:
+            continue
+        parts = name.split(".")
+        if parts[0] in ROOMS and parts[-1] not in FILE_ENDINGS:
+            parts.insert(0, "unionfs")
+        elif parts[0] not in HOUSES or parts[-1] in FILE_ENDINGS:
+            continue
+        known = [size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in BY_NAME]
+        rest = parts[known[0] :]
+        if rest and not _defines(BY_NAME[".".join(parts[: known[0]])], rest[0]):
+            yield name
+
+
+def _defines(module: Module, name: str) -> bool:
+    if module.name in HOUSES:  # a public face makes its names on demand
+        return bool(re.search(rf"\b{name}\b", module.path.read_text()))
+    if module.path.name == "__init__.py":
+        return False
+    for node in module.tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            return True
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return True
+    return False
+
+
+BY_NAME = {module.name: module for module in HOUSE_MODULES}
+
+
+def test_names_of_modules_in_comments_and_documents_exist() -> None:
+    dangling = [f"{path}: {name}" for path in _documents() for name in _dangling(path.read_text())]
+    for module in HOUSE_MODULES:
+        for token in tokenize.generate_tokens(io.StringIO(module.path.read_text()).readline):
+            if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+                dangling += [f"{module.path}:{token.start[0]}: {name}" for name in _dangling(token.string)]
+    assert dangling == []
+
+
+def _documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"]
+
+
 def test_every_file_is_small_enough_to_read() -> None:
     sizes = {str(module.path): len(module.path.read_bytes().splitlines()) for module in ALL_MODULES}
     assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
@@ -221,3 +304,12 @@ def test_the_checks_themselves_refuse_what_they_should() -> None:
     assert not _is_refused("unionfs.core.union", "unionfs.fuse.kernel.dispatch", kernel)
     assert _row_of("unionfs.fuse.kernel.server") is kernel
     assert _row_of("unionfs.attic") is None
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) != []
+    assert _circle({"a": {"b", "c"}, "b": {"c"}}) == []
+    union = _run_time_imports(BY_NAME["unionfs.core.union"])
+    assert "unionfs.core.union_state" in union
+    handlers = _run_time_imports(BY_NAME["unionfs.fuse.kernel.handlers"])
+    assert "unionfs.fuse.kernel.dispatch" not in handlers, "it is imported for types only"
+    assert "unionfs.fuse.kernel.server" in _run_time_imports(BY_NAME["unionfs.fuse.kernel.entry"]), "in a function"
+    text = "see core.attic, `unionfs.core.copyup.ensure`, unionfs.fuse.attic, core.copyup.attic, fuse.h, layers.tree"
+    assert list(_dangling(text)) == ["core.attic", "unionfs.fuse.attic", "core.copyup.attic"]
