@@ -31,7 +31,7 @@ from unionfs.compiled import CHECKOUT, COMPILED_DIR, PURE, STAMP, stamp_line
 CORE = """acl attrs branch content copy_metadata copyup create deferred emulated_owners fds flatten hardlinks
     inodes ledger listing lookup lower marks metadata namecache names node owner_override owners ownership prefetch
     remove rename staging union union_state"""
-KERNEL = "abi data decode device dispatch encode handlers handshake listing turn"
+KERNEL = "abi busy_poll data decode device dispatch encode handlers handshake listing turn"
 SOURCES = [
     "unionfs/markers.py",
     "unionfs/id_ranges.py",

@@ -135,6 +135,17 @@ def test_other_options_that_are_understood() -> None:
     assert options.mount.allow_other is True
 
 
+@pytest.mark.parametrize(("text", "mode"), [("", "auto"), ("busy_poll=on", "on"), ("busy_poll=off", "off")])
+def test_busy_polling_is_asked_for_by_name(text: str, mode: str) -> None:
+    assert _options("-o", f"{_BRANCHES},{text}", "/m").serve.busy_poll == mode
+
+
+@pytest.mark.parametrize("value", ["", "x", "1"])
+def test_no_other_mode_of_busy_polling_is_understood(value: str) -> None:
+    with pytest.raises(CommandError, match=f"busy_poll={value}: not one of auto, on, off"):
+        _options("-o", f"{_BRANCHES},busy_poll={value}", "/m")
+
+
 @pytest.mark.parametrize(("value", "kept_in"), [("0", ""), ("1", "privileged"), ("2", "user")])
 def test_where_owners_are_kept(value: str, kept_in: str) -> None:
     options = _options("-o", f"{_BRANCHES},xattr_permissions={value}", "/m").union

@@ -24,7 +24,7 @@ def written(path: Path, text: str) -> None:
 
 def ours(tmp_path: Path, membership: str) -> float:
     written(tmp_path / "membership", membership)
-    return processors.ours(tmp_path / "membership", tmp_path)
+    return processors.usable(tmp_path / "membership", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["", "unified"])
@@ -82,7 +82,7 @@ def test_names_with_all_kinds_of_separators(tmp_path: Path) -> None:
 def test_more_than_there_are(tmp_path: Path) -> None:
     written(tmp_path / "cpu.max", f"{ALL * 200000} 100000\n")
     assert ours(tmp_path, "0::/\n") == ALL
-    assert processors.ours(tmp_path / "no such file", tmp_path) == ALL
+    assert processors.usable(tmp_path / "no such file", tmp_path) == ALL
 
 
 @contextmanager
@@ -99,11 +99,11 @@ def computing() -> Iterator[None]:
 
 
 def test_no_processor_is_to_spare_while_others_use_them_all() -> None:
-    spare = processors.Spare()
+    spare = processors.SpareProcessor()
     with ExitStack() as stack:
         for _ in range(ALL):
             stack.enter_context(computing())
-        assert not any(spare.is_there() for _ in range(100))
+        assert not any(spare.is_available() for _ in range(100))
     spare.close()
 
 
@@ -112,30 +112,30 @@ def test_no_processor_is_to_spare_while_others_use_them_all() -> None:
 def test_one_is_to_spare_while_no_more_run_than_there_are(running: int, is_there: bool, tmp_path: Path) -> None:
     """The figure is a file's: how busy this machine is does not matter."""
     (tmp_path / "loadavg").write_text(f"0.07 0.25 1.03 {running}/345 6789\n")
-    spare = processors.Spare(str(tmp_path / "loadavg"))
-    assert spare.is_there() == is_there
+    spare = processors.SpareProcessor(str(tmp_path / "loadavg"))
+    assert spare.is_available() == is_there
     spare.close()
 
 
 def test_one_processor_is_never_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processors, "ours", lambda: 1.5)
-    spare = processors.Spare()
-    assert not any(spare.is_there() for _ in range(10))
+    monkeypatch.setattr(processors, "usable", lambda: 1.5)
+    spare = processors.SpareProcessor()
+    assert not any(spare.is_available() for _ in range(10))
     spare.close()
 
 
 def test_few_descriptors_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (36, 1024))
-    spare = processors.Spare()
+    spare = processors.SpareProcessor()
     assert set(os.listdir("/proc/self/fd")) == before
-    spare.is_there()
+    spare.is_available()
     spare.close()
 
 
 @pytest.mark.skipif(ALL < 2, reason="a single processor is never to spare")
 def test_without_the_figure_one_is_to_spare() -> None:
     """As it is where /proc is not mounted."""
-    spare = processors.Spare()
+    spare = processors.SpareProcessor()
     spare.close()
-    assert spare.is_there()
+    assert spare.is_available()

@@ -13,7 +13,7 @@ from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Op
 from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
-from unionfs.fuse.options import FOREVER_S, ServeOptions
+from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, FOREVER_S, ServeOptions
 from unionfs.printable import printable_line
 
 _DESCRIPTION = """\
@@ -110,6 +110,13 @@ def _parser() -> Parser:
         "(default: normal)",
     )
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
+    add(
+        "--busy-poll",
+        choices=BUSY_POLL_MODES,
+        default=BUSY_POLL_AUTO,
+        help="look for the next request for some 200 microseconds before sleeping, which keeps a processor busy; auto: "
+        "while one is to spare and it finds requests (default: auto; kernel transport only)",
+    )
     add("--writeback", action="store_true", help="let the kernel collect small writes")
     add(
         "--timeout",
@@ -147,7 +154,11 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
         transport=arguments.transport,
         mount=MountOptions(read_only=read_only, allow_other=arguments.allow_other or None),
         serve=ServeOptions(
-            timeout_s=arguments.timeout, writeback=arguments.writeback, read_only=read_only, debug=arguments.debug
+            timeout_s=arguments.timeout,
+            writeback=arguments.writeback,
+            read_only=read_only,
+            busy_poll=arguments.busy_poll,
+            debug=arguments.debug,
         ),
         log=None if arguments.log is None else os.path.abspath(arguments.log),
         watch=arguments.watch,

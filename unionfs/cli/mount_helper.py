@@ -21,7 +21,7 @@ from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
 from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
-from unionfs.fuse.options import FOREVER_S, ServeOptions
+from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, FOREVER_S, ServeOptions
 from unionfs.printable import printable
 
 _USAGE: Final = """\
@@ -31,7 +31,8 @@ options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and '
 uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
 noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
-link), watch, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
+link), busy_poll=auto|on|off, watch, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime,
+fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -178,6 +179,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             read_only=read_only,
             acls="noacl" not in values,
             xattrs=_number(values, "noxattrs", 0) == 0,
+            busy_poll=values.get("busy_poll", BUSY_POLL_AUTO),
             debug=request.debug,
         ),
         may_cover_union=True,
@@ -229,9 +231,9 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other atime dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime noexec nosuid
-    noxattrs redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid timeout uidmapping
-    upperdir volatile watch workdir writeback xattr_permissions
+    allow_other atime busy_poll dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime
+    noexec nosuid noxattrs redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid timeout
+    uidmapping upperdir volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
@@ -239,8 +241,8 @@ _KNOWN: Final = frozenset(
 _NUMBERS: Final = frozenset({"fast_ino", "fsync", "noxattrs", "threaded", "writeback"})
 """Options whose value is a number. Also those without a meaning here: a mistake in them is one for fuse-overlayfs."""
 _WITH_VALUES: Final = _NUMBERS | {
-    *("fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout", "uidmapping"),
-    *("upperdir", "workdir", "xattr_permissions"),
+    *("busy_poll", "fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout"),
+    *("uidmapping", "upperdir", "workdir", "xattr_permissions"),
 }
 
 
@@ -254,6 +256,8 @@ def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
         raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
     if name == "xattr_permissions" and value not in _OVERRIDES:
         raise CommandError(f"mount failed: xattr_permissions={value}: not one of {', '.join(_OVERRIDES)}")
+    if name == "busy_poll" and value not in BUSY_POLL_MODES:
+        raise CommandError(f"mount failed: busy_poll={value}: not one of {', '.join(BUSY_POLL_MODES)}")
     if name in _NUMBERS and not value.lstrip("-").isdecimal():
         raise CommandError(f"mount failed: {name}={value}: not a number")
     if name == "upperdir" and not value:

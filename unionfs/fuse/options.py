@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 FOREVER_S = 1e9
 """The kernel may keep entries and attributes until we say otherwise: the branches are ours alone."""
+
+BUSY_POLL_AUTO: Final = "auto"
+BUSY_POLL_OFF: Final = "off"
+BUSY_POLL_MODES: Final = (BUSY_POLL_AUTO, "on", BUSY_POLL_OFF)
+"""When the kernel transport looks for the next request instead of sleeping; see `fuse.kernel.busy_poll`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,4 +23,5 @@ class ServeOptions:
     read_only: bool = False  # the union has no upper: refuse to open for writing already
     acls: bool = True  # False: the kernel checks the mode alone, and ACLs are attributes that mean nothing to it
     xattrs: bool = True  # False: extended attributes are ENOSYS, which the kernel shows as EOPNOTSUPP from then on
+    busy_poll: str = BUSY_POLL_AUTO  # one of BUSY_POLL_MODES; means nothing to pyfuse3
     debug: bool = False  # log every request

@@ -1,4 +1,4 @@
-"""How many processors are ours, and whether one of them is to spare.
+"""How many processors this process may use, and whether one of them is to spare.
 
 A process may be confined to some of a machine's processors (sched_setaffinity(2)) and to a share of their time (the
 quotas of cgroups: cpu.max in the kernel's admin-guide/cgroup-v2, cpu.cfs_quota_us in scheduler/sched-bwc).
@@ -16,22 +16,22 @@ from typing import Final
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _ROOM: Final = 64  # bytes; a line of loadavg has some 30
 _MANY: Final = 128
-"""Who may have fewer descriptors than this needs each for something else."""
+"""With a lower RLIMIT_NOFILE than this no descriptor is kept open."""
 
 
-def ours(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> float:
+def usable(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> float:
     """The processors this process can use at once, 0.5 being half the time of one. Never raises: a quota that cannot be
     read does not count.
 
     `membership`: as cgroups(7) describes /proc/PID/cgroup; `mounted`: the directory of the hierarchies.
     """
-    usable = [float(len(os.sched_getaffinity(0)))]
+    limits = [float(len(os.sched_getaffinity(0)))]
     with suppress(OSError, ValueError):
         lines = membership.read_text(errors="surrogateescape").rstrip("\n").split("\n")
         for line in lines:  # not splitlines: a name may have whatever else ends one
             _number, controllers, path = line.split(":", 2)
-            usable += _quotas(mounted, controllers, Path(path))
-    return min(usable)
+            limits += _quotas(mounted, controllers, Path(path))
+    return min(limits)
 
 
 def _quotas(mounted: Path, controllers: str, path: Path) -> Iterator[float]:
@@ -60,20 +60,20 @@ def _quota(group: Path, *, of_version_2: bool) -> float:
     return int(most) / int(period)
 
 
-class Spare:
-    """Tells whether one more processor can be kept busy without taking it from anybody."""
+class SpareProcessor:
+    """Tells whether one more processor can be kept busy without taking it from another thread."""
 
     def __init__(self, loadavg: str = "/proc/loadavg") -> None:
-        self._several = ours() >= 2  # immutable
+        self._several = usable() >= 2  # immutable
         self._most = len(os.sched_getaffinity(0))  # immutable
         self._fd = -1
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
             with suppress(OSError):
                 self._fd = os.open(loadavg, os.O_RDONLY | os.O_CLOEXEC)
 
-    def is_there(self) -> bool:
-        """Asked by a thread that runs, of which the answer does not count. True where it cannot be known and there is
-        more than one processor. Takes 2 microseconds and one descriptor, which is kept."""
+    def is_available(self) -> bool:
+        """Whether the calling thread, which has a processor, can keep it without another thread waiting for one. True
+        where that cannot be known and there is more than one processor. Takes 2 microseconds."""
         return self._several and self._running() <= self._most
 
     def _running(self) -> int:
@@ -85,7 +85,7 @@ class Spare:
             return 0
 
     def close(self) -> None:
-        """Nothing may be asked after."""
+        """Close the descriptor; `is_available` may not be called after."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

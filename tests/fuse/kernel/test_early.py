@@ -17,8 +17,8 @@ from tests.fuse.kernel import wire
 from tests.fuse.kernel.served import BIG, Served
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel import early
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device
-from unionfs.fuse.kernel.turn import BusyPoll
 
 LOOKUP = wire.request(wire.LOOKUP, ROOT, b"f\0")
 
@@ -54,7 +54,7 @@ class Kernel:
         return do
 
     def start(self, *chores: early.Chore) -> None:
-        early.serve(self.device, BusyPoll(lambda: False), self.served.dispatcher, chores)
+        early.serve(self.device, BusyPoll("off", lambda: False), self.served.dispatcher, chores)
 
     def close(self) -> None:
         self.end.close()
@@ -91,7 +91,7 @@ def test_who_asks_for_ever_does_not_keep_chores_from_being_done(
     monkeypatch.setattr(early, "_PATIENCE_S", 0.01)
     monkeypatch.setattr(Device, "send", lambda self, reply: True)
     since = time.monotonic()
-    early.serve(kernel.device, BusyPoll(lambda: False), kernel.served.dispatcher, [lambda: None] * 3)
+    early.serve(kernel.device, BusyPoll("off", lambda: False), kernel.served.dispatcher, [lambda: None] * 3)
     assert 0.03 <= time.monotonic() - since < 10
 
 

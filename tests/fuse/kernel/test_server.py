@@ -20,11 +20,11 @@ from tests.support.timing import limit
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import entry, handshake, server
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.handshake import negotiate
 from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
-from unionfs.fuse.kernel.turn import BusyPoll
 from unionfs.fuse.options import ServeOptions
 
 
@@ -151,7 +151,7 @@ def test_the_other_tasks_get_their_turn(kernel: Kernel, union: Union) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count_turns)
             device = Device(kernel.theirs.fileno())
-            await server.serve_async(device, BusyPoll(lambda: True), Dispatcher(union, session))
+            await server.serve_async(device, BusyPoll("auto", lambda: True), Dispatcher(union, session))
             nursery.cancel_scope.cancel()
         assert session.messages["GETATTR"] == rounds * at_once
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Final
 
 from unionfs.fuse.kernel import turn
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
 
@@ -28,7 +29,7 @@ _PATIENCE_S: Final = 0.1
 """So long the next chore waits for such a moment."""
 
 
-def serve(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
+def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
     """Do the chores, and serve meanwhile, as far as it goes without the loop. On the main thread.
 
     Raises: Gone, KeyboardInterrupt (between two requests), what a chore raises.
@@ -40,7 +41,7 @@ def serve(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, chor
             wish.fulfil()
 
 
-def _serve_until_quiet(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, wish: _Wish) -> None:
+def _serve_until_quiet(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, wish: _Wish) -> None:
     patience = monotonic() + _PATIENCE_S
     while not dispatcher.slow and not dispatcher.session.over and monotonic() < patience:
         until = monotonic() + turn.TURN_S

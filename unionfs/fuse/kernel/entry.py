@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import early
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
-from unionfs.fuse.kernel.turn import BusyPoll
 from unionfs.fuse.options import ServeOptions
-from unionfs.syscalls.processors import Spare
+from unionfs.syscalls.processors import SpareProcessor
 
 if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
@@ -52,9 +52,10 @@ def serve(
     chores = [*(partial(_import, name) for name in _PORTIONS), *chores]
     with ExitStack() as held:
         held.callback(os.close, fd)
-        spare = Spare()
+        spare = SpareProcessor()
         held.callback(spare.close)
-        device, busy_poll, dispatcher = Device(fd), BusyPoll(spare.is_there), Dispatcher(union, session)
+        device, dispatcher = Device(fd), Dispatcher(union, session)
+        busy_poll = BusyPoll(session.options.busy_poll, spare.is_available)
         with suppress(Gone):
             if notifier is None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
                 early.serve(device, busy_poll, dispatcher, chores)

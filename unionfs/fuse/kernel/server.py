@@ -22,6 +22,7 @@ import trio
 
 from unionfs.core.attrs import Invalidation
 from unionfs.fuse.kernel import data, encode, turn
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
@@ -32,7 +33,7 @@ _THREADS: Final = 32
 """Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
 
 
-def run(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
+def run(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
     """Answer the requests that arrive on `device` until the union is unmounted, those first that are waiting in the
     dispatcher's `slow`. The Union belongs to this thread.
 
@@ -46,7 +47,7 @@ def run(device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifi
 
 
 async def serve_async(
-    device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None = None
+    device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None = None
 ) -> None:
     """As `run`, beside other tasks of a trio program."""
     engine = _Engine(device, busy_poll, dispatcher, notifier)
@@ -94,9 +95,7 @@ def _innermost(exc: BaseException) -> BaseException:
 class _Engine:
     """One device and one dispatcher, and the work of theirs that is under way in threads."""
 
-    def __init__(
-        self, device: Device, busy_poll: turn.BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None
-    ) -> None:
+    def __init__(self, device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
         self._device = device  # immutable
         self._busy_poll = busy_poll  # immutable
         self._dispatcher = dispatcher  # immutable

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
 from unionfs.fuse.kernel import abi, encode
+from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
 
@@ -31,58 +31,6 @@ TURN_S: Final = 0.005
 
 LINGER_MS: Final = 1
 """How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
-
-
-LOOKS: Final = 160
-"""The most looks for one request: some 200 microseconds. Of the requests that a program makes one after the other, more
-than 95 in 100 have come by then, even where waking it takes 50 (virtual machines whose processors sleep)."""
-_MOST_CREDIT: Final = 16
-_COST_OF_VAIN: Final = 2
-"""Looking in vain counts as much as finding something twice."""
-_AGAIN: Final = 4
-_REST: Final = 64
-"""Requests without a look after looking has not been worth it."""
-_PERIOD: Final = 16
-"""Requests between two questions whether there is a processor to spare."""
-
-
-class BusyPoll:
-    """Looks whether the next request is there, again and again, instead of sleeping until it is.
-
-    To be woken costs more than to serve: the processor has gone to sleep and its caches are cold. But who looks keeps a
-    processor busy, so it is done only while there is one to spare, and as long as two looks in three find something;
-    if not, it is tried again after a while.
-    """
-
-    def __init__(self, is_to_spare: Callable[[], bool]) -> None:
-        """`is_to_spare`: whether a processor is (see syscalls.processors)."""
-        self._is_to_spare = is_to_spare  # immutable
-        self._credit = _MOST_CREDIT  # changed by look only, as are the next
-        self._looks = False
-        self._left = 0  # requests until is_to_spare is asked again
-
-    def look(self, device: Device) -> int:
-        """The length of the request that has come while looking, as `Device.receive`. Returns at once while it is not
-        worth looking. Raises: Gone."""
-        if not self._left:
-            self._left = _PERIOD
-            self._looks = self._is_to_spare()
-        self._left -= 1
-        if not self._looks:
-            return 0
-        for _ in range(LOOKS):
-            length = device.receive()
-            if length:
-                self._credit = min(self._credit + 1, _MOST_CREDIT)
-                return length
-        self._credit -= _COST_OF_VAIN
-        if self._credit < 0:
-            self._credit = _AGAIN
-            self._looks = False
-            self._left = _REST
-        else:
-            self._looks = self._is_to_spare()
-        return 0
 
 
 def serve(

@@ -1,10 +1,10 @@
-"""The busy_poll: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
+"""Busy polling: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
 
 from __future__ import annotations
 
 from typing import cast
 
-from unionfs.fuse.kernel import turn
+from unionfs.fuse.kernel.busy_poll import LOOKS, BusyPoll
 from unionfs.fuse.kernel.device import Device
 
 
@@ -19,7 +19,7 @@ class Looked:
         self.looks += 1
         return 40 if self.answers and self.answers.pop(0) else 0
 
-    def looks_of(self, busy_poll: turn.BusyPoll) -> int:
+    def looks_of(self, busy_poll: BusyPoll) -> int:
         """How often one call looks, when nothing comes but what is in `answers`."""
         before = self.looks
         busy_poll.look(cast(Device, self))
@@ -39,7 +39,7 @@ class Processor:
 
 
 def test_a_request_that_comes_ends_the_looking() -> None:
-    device, busy_poll = Looked(), turn.BusyPoll(Processor())
+    device, busy_poll = Looked(), BusyPoll("auto", Processor())
     device.answers = [False, False, True, True]
     assert busy_poll.look(cast(Device, device))
     assert device.looks == 3
@@ -49,35 +49,35 @@ def test_a_request_that_comes_ends_the_looking() -> None:
 
 def test_a_processor_that_others_want_is_left_to_them() -> None:
     device, processor = Looked(), Processor(False)
-    busy_poll = turn.BusyPoll(processor)
+    busy_poll = BusyPoll("auto", processor)
     assert [device.looks_of(busy_poll) for _ in range(1600)] == [0] * 1600
     assert processor.asked == 100
 
 
 def test_looking_begins_when_there_is_a_processor_to_spare() -> None:
     device, processor = Looked(), Processor(False)
-    busy_poll = turn.BusyPoll(processor)
+    busy_poll = BusyPoll("auto", processor)
     assert device.looks_of(busy_poll) == 0
     processor.is_to_spare = True
     looks = [device.looks_of(busy_poll) for _ in range(16)]
     assert looks[:15] == [0] * 15
-    assert looks[15] == turn.LOOKS
+    assert looks[15] == LOOKS
 
 
 def test_looking_ends_when_others_want_the_processor() -> None:
     device, processor = Looked(), Processor()
-    busy_poll = turn.BusyPoll(processor)
+    busy_poll = BusyPoll("auto", processor)
     for _ in range(5):
         device.answers = [True]
         assert device.looks_of(busy_poll) == 1
     processor.is_to_spare = False
-    assert device.looks_of(busy_poll) == turn.LOOKS, "nobody has been asked yet"
+    assert device.looks_of(busy_poll) == LOOKS, "nobody has been asked yet"
     assert device.looks_of(busy_poll) == 0, "in vain, so somebody was"
 
 
 def test_others_are_asked_after_while_looking_is_worth_it() -> None:
     device, processor = Looked(), Processor()
-    busy_poll = turn.BusyPoll(processor)
+    busy_poll = BusyPoll("auto", processor)
     for _ in range(160):
         device.answers = [True]
         assert device.looks_of(busy_poll) == 1
@@ -87,27 +87,44 @@ def test_others_are_asked_after_while_looking_is_worth_it() -> None:
 
 
 def test_looking_in_vain_becomes_rare() -> None:
-    device, busy_poll = Looked(), turn.BusyPoll(Processor())
+    device, busy_poll = Looked(), BusyPoll("auto", Processor())
     looks = [device.looks_of(busy_poll) for _ in range(10_000)]
-    assert looks[:9] == [turn.LOOKS] * 9
+    assert looks[:9] == [LOOKS] * 9
     assert looks[9:73] == [0] * 64
-    assert sum(looks) / len(looks) < turn.LOOKS / 20, "one request in more than 20 looked for, in the long run"
+    assert sum(looks) / len(looks) < LOOKS / 20, "one request in more than 20 looked for, in the long run"
 
 
 def test_two_finds_in_three_are_worth_the_looking() -> None:
-    device, busy_poll = Looked(), turn.BusyPoll(Processor())
+    device, busy_poll = Looked(), BusyPoll("auto", Processor())
     for _ in range(1000):
         device.answers = [True]
         assert device.looks_of(busy_poll) == 1
         device.answers = [True]
         assert device.looks_of(busy_poll) == 1
-        assert device.looks_of(busy_poll) == turn.LOOKS
+        assert device.looks_of(busy_poll) == LOOKS
 
 
 def test_one_find_in_four_is_not() -> None:
-    device, busy_poll = Looked(), turn.BusyPoll(Processor())
+    device, busy_poll = Looked(), BusyPoll("auto", Processor())
     wanted = 0
     for number in range(4000):
         device.answers = [number % 4 == 0]
         wanted += device.looks_of(busy_poll) > 1
     assert wanted < 1000
+
+
+def test_on_looks_at_each_request_and_asks_for_no_processor() -> None:
+    device, processor = Looked(), Processor(False)
+    busy_poll = BusyPoll("on", processor)
+    assert [device.looks_of(busy_poll) for _ in range(100)] == [LOOKS] * 100
+    device.answers = [True]
+    assert busy_poll.look(cast(Device, device)) == 40
+    assert processor.asked == 0
+
+
+def test_off_never_looks() -> None:
+    device, processor = Looked(), Processor()
+    busy_poll = BusyPoll("off", processor)
+    device.answers = [True]
+    assert [device.looks_of(busy_poll) for _ in range(100)] == [0] * 100
+    assert processor.asked == 0
