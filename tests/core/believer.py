@@ -20,9 +20,8 @@ Seen = dict[bytes, tuple[object, ...]]
 class Believer:
     """Programs' view of a watched union."""
 
-    def __init__(self, union: Union, *, answers_first: bool = False) -> None:
+    def __init__(self, union: Union) -> None:
         self.union = union
-        self._afterwards = union.answer_first() if answers_first else None
         self.told: list[Invalidation] = []
         self.limits: list[int] = []
         self._names: dict[tuple[int, bytes], int] = {}  # 0: missing
@@ -120,8 +119,6 @@ class Believer:
         try:
             verb(*args)
         finally:
-            if self._afterwards is not None and self._afterwards.due:
-                self.union.run_deferred()
             for nodeid in touches:
                 for known in (self._attrs, self._listings, self._data):
                     known.pop(nodeid, None)

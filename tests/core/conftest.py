@@ -28,20 +28,12 @@ def whiteout(request: pytest.FixtureRequest) -> Whiteout:
 
 
 @pytest.fixture
-def answers_first() -> bool:
-    """Whether answers come before what is due after them. A module that wants both overrides it."""
-    return False
-
-
-@pytest.fixture
-def make(
-    tmp_path: Path, whiteout: Whiteout, answers_first: bool, request: pytest.FixtureRequest
-) -> Iterator[MakeStack]:
+def make(tmp_path: Path, whiteout: Whiteout, request: pytest.FixtureRequest) -> Iterator[MakeStack]:
     """`make("a=1", "b=2", upper="c=3")`: lowers top first. Finished, with its checks, after a test that passed."""
     made: list[Stack] = []
 
     def build(*lowers: str, **options: object) -> Stack:
-        options = {"whiteout": whiteout, "answers_first": answers_first, **options}
+        options = {"whiteout": whiteout, **options}
         stack = Stack(tmp_path / str(len(made)), *lowers, **options)  # type: ignore[arg-type]
         made.append(stack)
         return stack

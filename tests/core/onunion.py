@@ -5,9 +5,6 @@ Two ways of using node ids, because both happen under a real mount:
 - `caching=False`: each verb looks its path up from the root and forgets everything at once.
 - `caching=True`: dentries are kept until `forget_all`, moved by rename and dropped by unlink as the kernel's own are,
   so the Union must keep every node id it gave out valid, and give the same one for the same file again.
-
-And two ways of ending a verb: with all that it does, or, with `answers_first`, by its answer, what is due being done
-after it as the engine does.
 """
 
 from __future__ import annotations
@@ -27,12 +24,8 @@ from unionfs.core.union import Union
 class OnUnion(Driver):
     """Walks `union`. `lookups` holds what is owed: node id -> number of entries received and not yet forgotten."""
 
-    def __init__(
-        self, union: Union, *, caching: bool = False, caller: Caller | None = None, answers_first: bool = False
-    ) -> None:
+    def __init__(self, union: Union, *, caching: bool = False, caller: Caller | None = None) -> None:
         self.union = union
-        self.settles = True  # after an answer; a test that looks at the moment before calls `run_deferred` itself
-        self._afterwards = union.answer_first() if answers_first else None
         self.caching = caching
         self.caller = caller or Caller(os.geteuid(), os.getegid())
         self.lookups: Counter[int] = Counter()
@@ -88,20 +81,8 @@ class OnUnion(Driver):
             yield
         finally:
             self._depth -= 1
-            if not self._depth:
-                if self.settles:
-                    self.run_deferred()
-                if not self.caching:
-                    self.forget_all()
-
-    def run_deferred(self) -> None:
-        """What the engine does after each answer."""
-        if self._afterwards is not None and self._afterwards.due:
-            self.union.run_deferred()
-
-    def rest(self) -> None:
-        """What the engine does before it sleeps."""
-        self.union.rest()
+            if not self._depth and not self.caching:
+                self.forget_all()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from tests.core.flatten import flatten
 from tests.core.native import Native
 from tests.core.onunion import OnUnion
 from tests.core.snapshots import Snapshot, differences, snapshot, survey
-from tests.core.stack import Stack, Whiteout, staged
+from tests.core.stack import Stack, Whiteout
 
 Step = tuple[object, ...]
 
@@ -51,7 +51,6 @@ class Pair:
         *,
         caching: bool = False,
         overrides: str = "",
-        answers_first: bool = False,
     ) -> None:
         self.native = Native(flatten(base / "plain", [*reversed(lowers), upper]))
         self._hidden = base / "plain.hidden"
@@ -62,14 +61,12 @@ class Pair:
             whiteout=whiteout,
             caching=caching,
             overrides=overrides,
-            answers_first=answers_first,
         )
         self.steps: list[Step] = []
         self.handles: list[tuple[int, int]] = []  # (native, union), the same index for the same open file
         self._inos: dict[int, int] = {}  # native ino -> union ino of every file that is there
         self._start = f"{list(lowers)!r}, {upper!r}, {whiteout!r}, caching={caching}"
         self._start += f", overrides={overrides!r}" if overrides else ""
-        self._start += ", answers_first=True" if answers_first else ""
         self._adopt_nlinks()
         self.check()
 
@@ -126,10 +123,6 @@ class Pair:
 
     def _forget(self) -> None:
         self.union.forget_all()
-
-    def _rest(self) -> None:
-        self.union.rest()
-        assert staged(self.stack.work) == [], f"made in vain and not removed\n{self.story()}"
 
     def _remount(self) -> None:
         self.close_handles()
@@ -217,10 +210,9 @@ def replay(
     caching: bool,
     steps: list[Step],
     overrides: str = "",
-    answers_first: bool = False,
 ) -> None:
     """Run steps that once failed."""
-    pair = Pair(base, lowers, upper, whiteout, caching=caching, overrides=overrides, answers_first=answers_first)
+    pair = Pair(base, lowers, upper, whiteout, caching=caching, overrides=overrides)
     for verb, *args in steps:
         pair.do(str(verb), *args)
         pair.check()

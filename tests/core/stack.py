@@ -36,12 +36,10 @@ class Stack:
         hidden: tuple[str, ...] = (),
         overrides: str = "",
         durability: str = "volatile",
-        answers_first: bool = False,
     ) -> None:
         self.base = base
         self.caching = caching
         self.durability = durability
-        self.answers_first = answers_first
         self.lowers = [tree(base / f"lower{number}", text) for number, text in enumerate(lowers)]
         self.upper = None if upper is None else tree(base / "upper", upper)
         self.work = base / "work"
@@ -77,7 +75,7 @@ class Stack:
     def u(self) -> OnUnion:
         """The driver; the Union is opened at first use."""
         if self._driver is None:
-            self._driver = OnUnion(Union(self.options), caching=self.caching, answers_first=self.answers_first)
+            self._driver = OnUnion(Union(self.options), caching=self.caching)
         return self._driver
 
     @property

@@ -64,9 +64,8 @@ class UnionMachine(RuleBasedStateMachine):
         upper=layers(),
         whiteout=st.sampled_from(("aufs", "overlay")),
         caching=st.booleans(),
-        answers_first=st.booleans(),
     )
-    def start(self, lowers: list[str], upper: str, whiteout: str, caching: bool, answers_first: bool) -> None:
+    def start(self, lowers: list[str], upper: str, whiteout: str, caching: bool) -> None:
         self.pair = Pair(
             self.base,
             lowers,
@@ -74,7 +73,6 @@ class UnionMachine(RuleBasedStateMachine):
             cast(Whiteout, whiteout),
             caching=caching,
             overrides=self.overrides,
-            answers_first=answers_first,
         )
         self.started = True
         self.here = self.pair.check()
@@ -242,10 +240,6 @@ class UnionMachine(RuleBasedStateMachine):
         self.do("close", pick % len(self.pair.handles))
 
     # -- the daemon --
-
-    @rule()
-    def rest(self) -> None:
-        self.do("rest")
 
     @rule()
     def forget(self) -> None:

@@ -19,24 +19,12 @@ from tests.core.faults import Faults
 from tests.core.native import Native
 from tests.core.onunion import OnUnion
 from tests.core.snapshots import differences, inos_of, snapshot
-from tests.core.stack import Stack, Whiteout
+from tests.core.stack import Stack
 from tests.core.trees import MTIME_NS, tree
 from unionfs.core.attrs import NOW, ROOT, AttrChange
 from unionfs.syscalls import files
 
 BLOCK = 4096
-
-
-@pytest.fixture(params=[False, True], ids=["", "answers first"])
-def answers_first(request: pytest.FixtureRequest) -> bool:
-    """A copy-up is the same whether what nobody waits for comes before the answer or after it."""
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def whiteout(answers_first: bool) -> Whiteout:
-    """Copy-ups write no marks: each format goes with one of the orders, instead of both with both."""
-    return "overlay" if answers_first else "aufs"
 
 
 # What triggers a copy-up of `f`, each through its own verb.
@@ -567,7 +555,7 @@ STEPS: dict[str, tuple[Callable[[OnUnion], object], list[str]]] = {
 def test_how_many_steps_a_small_copy_up_takes(name: str, make: MakeStack) -> None:
     """Each is a system call: their number is what a storm of small copy-ups costs."""
     text = "d/f=content:0644 d/first=1 d/k=content:0644{user.k=v} d/suid=content:4755 d/e/x"
-    stack = make(text, answers_first=False)  # test_afterwards says what comes after an answer
+    stack = make(text)
     trigger, want = STEPS[name]
 
     def counted() -> list[str]:

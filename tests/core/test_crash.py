@@ -124,17 +124,16 @@ _DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 
 def every_scenario(turn: int, scenarios: dict[str, Scenario] | None = None, *, one_in: int = 1) -> pytest.MarkDecorator:
-    """Each scenario in both formats if we look deep; else they take turns, by scenario and by test. So do answers that
-    come with all that a verb does and answers that come first. `one_in`: a third of the scenarios, if it is 3."""
+    """Each scenario in both formats if we look deep; else they take turns, by scenario and by test. `one_in`: a third
+    of the scenarios, if it is 3."""
     formats = ("aufs", "overlay")
     chosen = [
-        pytest.param(name, whiteout, first, id=f"{name}-{whiteout}{'-answers first' if first else ''}")
+        pytest.param(name, whiteout, id=f"{name}-{whiteout}")
         for number, name in enumerate(scenarios or SCENARIOS)
         if _DEEP or number % one_in == 0
         for whiteout in (formats if _DEEP else (formats[(number + turn) % 2],))
-        for first in ((False, True) if _DEEP else ((number // 2 + turn) % 2 == 0,))
     ]
-    return pytest.mark.parametrize(("name", "whiteout", "answers_first"), chosen)
+    return pytest.mark.parametrize(("name", "whiteout"), chosen)
 
 
 class Trial:
@@ -146,14 +145,12 @@ class Trial:
         scenario: Scenario,
         whiteout: Whiteout,
         *,
-        answers_first: bool,
         lowers: list[str] = LOWERS,
         upper: str = UPPER,
     ) -> None:
         self.base = base
         self.scenario = scenario
         self.whiteout: Whiteout = whiteout
-        self.answers_first = answers_first
         self._layers = lowers, upper
         self._count = 0
         counted = self.stack()
@@ -177,7 +174,6 @@ class Trial:
             upper=upper,
             whiteout=self.whiteout,
             caching=True,
-            answers_first=self.answers_first,
         )
 
     def _prepare(self, stack: Stack):  # type: ignore[no-untyped-def]
@@ -231,8 +227,8 @@ class Trial:
 
 
 @every_scenario(0)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
-    check_kills(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first))
+def test_killed_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+    check_kills(Trial(tmp_path, SCENARIOS[name], whiteout))
 
 
 def check_kills(trial: Trial) -> None:
@@ -255,15 +251,15 @@ def check_kills(trial: Trial) -> None:
 
 
 @every_scenario(1)
-def test_an_error_at_any_step(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
+def test_an_error_at_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
     """The caller gets the error and everything is as it was, also for whoever tries again in the same union."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first), "fail")
+    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "fail")
 
 
 @every_scenario(0)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path) -> None:
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
     """As above, while removing and renaming still work: a full disk."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first), "full")
+    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "full")
 
 
 def check_errors(trial: Trial, fault: Fault) -> None:
@@ -294,11 +290,9 @@ def check_errors(trial: Trial, fault: Fault) -> None:
 
 # What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in a third, too.
 @every_scenario(1, one_in=3)
-def test_a_filesystem_that_fails_from_any_step_on(
-    name: str, whiteout: Whiteout, answers_first: bool, tmp_path: Path
-) -> None:
+def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
     """Not even cleaning up works; the next who opens the branches must."""
-    check_dying(Trial(tmp_path, SCENARIOS[name], whiteout, answers_first=answers_first))
+    check_dying(Trial(tmp_path, SCENARIOS[name], whiteout))
 
 
 def check_dying(trial: Trial) -> None:

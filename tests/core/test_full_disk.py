@@ -13,7 +13,6 @@ import pytest
 from tests.core.drivers import errno_of
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
-from tests.core.storms import FILES, is_ahead, layer, looked_at, storm
 from tests.core.trees import MTIME_NS
 from tests.support.timing import limit
 
@@ -230,16 +229,3 @@ def test_out_of_inodes(stack: Stack, small: Path) -> None:
     stack.u.rename("d", "e")
     assert stack.remount().read("e/f") == b"xontent"
     stack.finish()
-
-
-def test_the_last_room_is_for_who_asks(small: Path, tmp_path: Path, whiteout: Whiteout) -> None:
-    """Where there is little, no file is copied before somebody wants it changed."""
-    stack = Stack(tmp_path / "s", layer(), upper="", whiteout=whiteout, caching=True, answers_first=True)
-    (small / "upper").mkdir()
-    (small / "work").mkdir()
-    stack.upper, stack.work = small / "upper", small / "work"
-    looked_at(stack)
-    for name in FILES:
-        storm(stack, [name])
-        assert not is_ahead(stack)
-    stack.close()

@@ -36,7 +36,7 @@ def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
 
 def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, kill_priv: bool) -> int:
     """Write at `offset` (pwrite(2)); the file is copied up first. ENOSPC, EFBIG, EDQUOT, EIO."""
-    copyup.ensure(tree, node, later=True)
+    copyup.ensure(tree, node)
     fd = tree.write_fd(node).fd
     written = _pwrite(fd, data, offset)
     if kill_priv:

@@ -20,7 +20,6 @@ from unionfs.core import copy_metadata, inodes, names, ownership
 from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
-from unionfs.core.deferred import Ready
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import path_at
@@ -111,13 +110,10 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
     if not needs_copy(node):
         return None
     require_upper(tree)
-    seen = tree.afterwards.seen(node) if tree.afterwards is not None and tree.watcher is None else None
-    st = seen if seen is not None else tree.stat(node)
+    st = tree.stat(node)
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.looked_at = node, st
         return None
-    if tree.afterwards is not None:
-        tree.afterwards.copied(node, st.st_mode & 0o7777, None)
     job = _open(tree, node, st, size)
     try:
         shared = job.share()
@@ -130,13 +126,10 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
     return None
 
 
-def ensure(
-    tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None, *, later: bool = False
-) -> bool:
+def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None) -> bool:
     """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before.
 
     `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
-    `later`: nothing else will happen to the directory before the answer, whose times may be put back after it.
     """
     if not needs_copy(node):
         return False
@@ -147,17 +140,8 @@ def ensure(
         _make_special(tree, node, st)
         return False
     length = _length(st, size)
-    afterwards = tree.afterwards
-    if afterwards is not None:
-        afterwards.copied(node, st.st_mode & 0o7777, mode)
-        ready = afterwards.take(node)
-        if ready is not None:
-            is_of = st is ready.st or ready.is_of(st)
-            if is_of and length == st.st_size and ready.mode in (mode, st.st_mode & 0o7777):
-                return _use(tree, ready, mode, later)
-            tree.staging.dispose(ready.leaf)
     if not length or st.st_size <= AT_ONCE:
-        return _copy_at_once(tree, node, st, length, mode, later)
+        return _copy_at_once(tree, node, st, length, mode)
     job = _open(tree, node, st, size, mode)
     try:
         job.copy()
@@ -168,18 +152,18 @@ def ensure(
     return mode is not None and job.kept_mode and job.mode == mode
 
 
-def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None, later: bool) -> bool:
+def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None) -> bool:
     """`ensure` for a file with so few bytes to copy that no hole can be among them, and nobody need cancel it. What a
     CopyUp remembers, this knows by itself."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
-    leaf, dst, mode = make_copy(tree, st, wanted)
+    leaf, dst, mode = _make_copy(tree, st, wanted)
     try:
-        copied = copy_few(src, dst, length) if src is not None else 0
+        copied = _copy_few(src, dst, length) if src is not None else 0
         if tree.is_strict and copied:
             os.fdatasync(dst.fd)
-        kept_mode = complete(tree, node, src, dst, leaf, length, st, mode)
-        _place(tree, node, dst, leaf, st, later)
+        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
+        _place(tree, node, dst, leaf, st)
     except BaseException:
         tree.staging.dispose(leaf)
         raise
@@ -187,7 +171,7 @@ def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wante
     return kept_mode and mode == wanted
 
 
-def copy_few(src: FileFd, dst: FileFd, length: int) -> int:
+def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
     """Copy the first `length` bytes; how many there were."""
     copied = 0
     data = _pread(src.fd, length, 0)
@@ -198,19 +182,6 @@ def copy_few(src: FileFd, dst: FileFd, length: int) -> int:
     return copied
 
 
-def _use(tree: UnionState, ready: Ready, wanted: int | None, later: bool) -> bool:
-    """`ensure` with a copy that was made before."""
-    since, node = perf_counter() - ready.seconds, ready.node
-    lower = node.home.branch.path
-    try:
-        _place(tree, node, ready.dst, ready.leaf, ready.st, later)
-    except BaseException:
-        tree.staging.dispose(ready.leaf)
-        raise
-    _enter(tree, node, lower, FILE, since, ready.st.st_size, ready.copied, ready.reflinked)
-    return ready.kept_mode and ready.mode == wanted
-
-
 def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
@@ -218,12 +189,12 @@ def _length(st: Stat, size: int | None) -> int:
 def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
-    leaf, dst, mode = make_copy(tree, st, wanted)
+    leaf, dst, mode = _make_copy(tree, st, wanted)
     cause = tree.ledger.asked_by()
     return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
 
 
-def make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
+def _make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
     """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
     permissions that it was made with and is to keep, -1 for none."""
     staging = tree.staging
@@ -257,20 +228,20 @@ def commit(tree: UnionState, job: CopyUp) -> None:
         return
     lower = node.home.branch.path
     try:
-        job.kept_mode = complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
-        _place(tree, node, job.dst, job.leaf, job.st, later=False)
+        job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
+        _place(tree, node, job.dst, job.leaf, job.st)
     except BaseException:
         abort(tree, job)
         raise
     _enter(tree, node, lower, FILE, job.since, job.st.st_size, job.copied, job.reflinked, job.cause)
 
 
-def complete(
+def _complete(
     tree: UnionState, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
 ) -> bool:
     """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
     OSError."""
-    if src is not None and not has_other_data(node):
+    if src is not None and not _has_other_data(node):
         kept_mode = copy_metadata.give(tree, src.fd, node.home, st, tree.staging.here, leaf, dst.fd, src.xattrs, mode)
     else:
         source = path_at(node.home, node.leaf)
@@ -282,9 +253,9 @@ def complete(
     return kept_mode
 
 
-def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, later: bool) -> None:
+def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat) -> None:
     """Give the whole copy its place. Raises OSError; it is then the caller's to dispose of."""
-    _publish_file(tree, node, leaf, st, later)
+    _publish_file(tree, node, leaf, st)
     if not node.is_dead:
         tree.fds.keep(node, dst)
 
@@ -321,11 +292,11 @@ def path_of(node: Node) -> bytes:
     return b"/".join(reversed(parts))
 
 
-def has_other_data(node: FileNode) -> bool:
+def _has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
 
 
-def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat, later: bool = False) -> None:
+def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> None:
     """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
     staging = tree.staging
     key = node.links.key if node.links is not None else None
@@ -353,7 +324,7 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat, later
     assert up is not None
     kind = st.st_mode & IFMT
     key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != IFREG else None
-    before = _times_before(tree, up)
+    before = up.stat()
     new_ino = 0  # what a listing shows is the origin's number anyway
     if key is not None:
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
@@ -369,11 +340,7 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat, later
             tree.links.withdraw(key)
         raise
     _moved(tree, node, up, node.name)
-    if later and tree.afterwards is not None and not tree.is_strict:
-        tree.afterwards.touched = parent, up, before
-        tree.afterwards.due = True
-    else:
-        tree.restore_times(up.fd(), before)
+    tree.restore_times(up.fd(), before)
     names.copied_up(tree, parent, node.name, kind, new_ino)
     if key is not None:
         tree.nodes.register_inode(node, (up.branch.dev, new_ino))
@@ -381,33 +348,6 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat, later
             tree.links.cover(key, st.st_nlink)
     if tree.is_strict:
         _sync_dir(up)
-
-
-def _times_before(tree: UnionState, up: BranchDir) -> Stat:
-    """The times that a directory of the upper is to have after something was placed in it: those it has, or is still to
-    get back."""
-    touched = tree.afterwards.touched if tree.afterwards is not None else None
-    if touched is not None:
-        if touched[1] is up:
-            return touched[2]
-        put_times_back(tree)
-    return up.stat()
-
-
-def put_times_back(tree: UnionState) -> None:
-    """Give the directory that files were placed in the times that it had, if that has been left for later. Never
-    raises: what was placed is there."""
-    afterwards = tree.afterwards
-    touched = afterwards.touched if afterwards is not None else None
-    if afterwards is None or touched is None:
-        return
-    afterwards.touched = None
-    directory, up, before = touched
-    try:
-        tree.restore_times(up.fd(), before)
-    except OSError:  # it has gone
-        return
-    tree.ours(directory)
 
 
 def _moved(tree: UnionState, node: FileNode, home: BranchDir, leaf: bytes) -> None:
@@ -478,7 +418,7 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
             assert node.parent is not None
             assert node.parent.upper is not None
             up, name = node.parent.upper, node.name
-        before = _times_before(tree, up)
+        before = up.stat()
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
         staging.publish(leaf, up, name)
     except BaseException:
@@ -523,7 +463,7 @@ def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
         pass
     key = node.rare().key
     st = tree.stat(node)
-    before = _times_before(tree, up)
+    before = up.stat()
     if key is not None:
         tree.links.announce(key, 1, st.st_nlink + 1)
     os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)

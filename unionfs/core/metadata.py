@@ -39,7 +39,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is given first, and clears what it clears
         wanted = change.mode & 0o7777 if change.mode is not None and owner_stays else None
-        has_mode = copyup.ensure(tree, node, None, wanted, later=True)
+        has_mode = copyup.ensure(tree, node, None, wanted)
         place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:
         owners = tree.owners or _AS_STORED

@@ -124,7 +124,7 @@ class Staging:
         The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
         descriptor goes.
         """
-        if large and self.later is not None and self.has_room(_SCARCE):
+        if large and self.later is not None and self._has_room(_SCARCE):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             with contextlib.suppress(OSError):  # then it takes as long as it takes
                 self.later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
@@ -138,13 +138,13 @@ class Staging:
     def discard(self, leaf: bytes, open_file: FileFd, *, large: bool) -> None:
         """Remove a file here that is open, and give back its space even if the descriptor lives on: the traceback of
         what went wrong may hold it until the next garbage collection. `large` as in `dispose`. Never raises."""
-        if large and self.later is not None and self.has_room(_SCARCE):
+        if large and self.later is not None and self._has_room(_SCARCE):
             self.later(partial(_empty, open_file))
         else:
             _empty(open_file)
         self.dispose(leaf)
 
-    def has_room(self, size: int) -> bool:
+    def _has_room(self, size: int) -> bool:
         """Whether the filesystem has `size` bytes left for us (statvfs(3))."""
         room = os.statvfs(self.here.fd())
         return room.f_bavail * room.f_frsize >= size

@@ -24,12 +24,10 @@ from unionfs.core import (
     lookup,
     metadata,
     mountpoints,
-    prefetch,
     remove,
 )
 from unionfs.core import rename as rename_room
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
-from unionfs.core.deferred import Afterwards
 from unionfs.core.fds import FileFd
 from unionfs.core.handle_table import Forgotten
 from unionfs.core.ledger import Ledger
@@ -110,7 +108,6 @@ class Union:
 
     def close(self) -> None:
         """Remove this daemon's part of the work directory. Nothing may be called after."""
-        prefetch.end(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
@@ -136,7 +133,6 @@ class Union:
     def process_events(self) -> bool:
         """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
         watcher = self._tree.watcher
-        copyup.put_times_back(self._tree)
         return watcher is not None and external_changes.process_events(self._tree, watcher)
 
     @property
@@ -364,8 +360,6 @@ class Union:
     def setattr(self, nodeid: int, change: AttrChange) -> Attrs:
         """Change attributes and return the new ones. EROFS, EPERM, EISDIR, EINVAL, ENOSPC, EFBIG."""
         node = self._nodes.get(nodeid)
-        if isinstance(node, DirNode):
-            copyup.put_times_back(self._tree)
         metadata.setattr_node(self._tree, node, change)
         return self._tree.attrs(node, self._tree.stat_changed(node))
 
@@ -522,26 +516,6 @@ class Union:
     def let_later(self, run: Later) -> None:
         """From now on, what nobody waits for and takes long is given to `run`, to be done by any thread."""
         self._tree.let_later(run)
-
-    def answer_first(self) -> Afterwards:
-        """From now on a copy-up leaves for after its answer what nobody waits for. The transport calls
-        `run_deferred` after each answer if the result has something `due`, and `rest` before sleeping."""
-        afterwards = self._tree.afterwards = Afterwards()
-        return afterwards
-
-    def run_deferred(self, *, times: bool = True) -> None:
-        """Do what was left for after the answer; without `times`, those of a directory may be left for
-        `put_times_back`, unless others are watched, who may change them meanwhile. Never raises."""
-        prefetch.run_deferred(self._tree, times=times or self._tree.watcher is not None)
-
-    def put_times_back(self) -> None:
-        """To be called before anything but `setattr`, `write` and `getxattr`, and soon in any case, by whoever lets
-        `run_deferred` leave times. Never raises."""
-        copyup.put_times_back(self._tree)
-
-    def rest(self) -> None:
-        """Nobody asks now: nothing is to be left that was made for who might. Never raises."""
-        prefetch.rest(self._tree)
 
     # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from unionfs.core import marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
 from unionfs.core.branch import Branch, BranchDir, Stat
-from unionfs.core.deferred import Afterwards
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.inodes import Inodes
@@ -89,7 +88,6 @@ class UnionState:
         self.quietly: int = 0 if options.atime else os.O_NOATIME  # immutable: how upper files are opened
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
-        self.afterwards: Afterwards | None = None  # set once, by Union.answer_first
         self.looked_at: tuple[FileNode, Stat] | None = None  # copyup.begin's look at a file, for ensure soon after
         self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
         self.root = self._make_root()

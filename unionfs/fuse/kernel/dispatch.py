@@ -233,7 +233,6 @@ class Dispatcher:
         ] = []  # filled by handle and finish; emptied by who calls them
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
-        self.afterwards = union.answer_first()  # what is due when an answer was given; see Union.run_deferred
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.asked_by = self._cause
@@ -284,8 +283,6 @@ class Dispatcher:
         try:
             if length != end or without_extensions < self._least[opcode]:
                 raise MalformedError(f"{end} bytes where {length} are announced and {self._least[opcode]} needed")
-            if self.afterwards.touched is not None and opcode not in _LEAVES_TIMES:
-                self.union.put_times_back()
             # The commonest by name: compiled code calls these directly, what is in a table by way of Python's objects.
             if opcode == _LOOKUP:
                 return handlers.lookup(self, unique, nodeid, head, buf, without_extensions)
@@ -308,18 +305,6 @@ class Dispatcher:
             return None if opcode in _UNANSWERED else encode.error(unique, errno.EIO)
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
-
-    def run_deferred(self) -> None:
-        """Do what was left for after the answer that has just been given. A directory's times are left for the next
-        request of another kind, or for `flush_times`."""
-        try:
-            self.union.run_deferred(times=False)
-        except Exception:
-            log.exception("bug after an answer")
-
-    def flush_times(self) -> None:
-        """To be called after some milliseconds of serving, and when nothing more is there to serve."""
-        self.union.put_times_back()
 
     def _later(self, run: Callable[[], None]) -> None:
         self.slow.append(partial(_run, run))
@@ -400,10 +385,6 @@ class Dispatcher:
         error = None  # its traceback may hold this frame: a cycle, which would keep the copy's descriptors open
         return replies
 
-
-_LEAVES_TIMES: Final = frozenset((_SETATTR, _WRITE, int(Op.GETXATTR)))
-"""What programs ask for that change one file after the other; shows no times of a directory (setattr of one puts them
-back itself)."""
 
 _UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
 """What the kernel wants no reply to, not even an error."""

@@ -46,12 +46,9 @@ def _serve_until_quiet(device: Device, busy_poll: BusyPoll, dispatcher: Dispatch
     while not dispatcher.slow and not dispatcher.session.over and monotonic() < patience:
         until = monotonic() + turn.TURN_S
         outcome = turn.serve(device, busy_poll, dispatcher, until=until, lingers=False, has_served=False)
-        dispatcher.flush_times()
         wish.fulfil()
-        if outcome == turn.IDLE:
-            dispatcher.union.rest()
-            if not device.wait(_QUIET_MS):
-                return
+        if outcome == turn.IDLE and not device.wait(_QUIET_MS):
+            return
 
 
 class _Wish:

@@ -69,7 +69,6 @@ async def _serve(engine: _Engine, fd: int) -> None:
                     if engine.turn(nursery):
                         await trio.lowlevel.checkpoint()
                     else:
-                        engine.rest()
                         await trio.lowlevel.wait_readable(fd)
             except Gone:
                 pass
@@ -129,7 +128,6 @@ class _Engine:
                 has_served=outcome == turn.SLOW,
             )
             if outcome != turn.SLOW:
-                dispatcher.flush_times()
                 return outcome == turn.BUSY
             self._start(nursery)
 
@@ -147,8 +145,6 @@ class _Engine:
             for reply in replies:
                 self._send(reply)
             self._start(nursery)
-        self._dispatcher.run_deferred()
-        self._dispatcher.flush_times()
         if self._notifier is not None:
             self._notifier.release()
 
@@ -166,8 +162,6 @@ class _Engine:
             if reply is not None:
                 self._send(reply)
             self._start(nursery)
-        self._dispatcher.run_deferred()
-        self._dispatcher.flush_times()
 
     def _notify(self, stale: Invalidation) -> None:
         """In the notifier's thread."""
@@ -177,10 +171,6 @@ class _Engine:
                 self._device.notify(message)
             except Gone:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
-
-    def rest(self) -> None:
-        """Before sleeping."""
-        self._dispatcher.union.rest()
 
     def let_notifier_end(self, nursery: trio.Nursery) -> None:
         """Serve on while a notification is on its way. It cannot be called back, and a thread that waits in the kernel

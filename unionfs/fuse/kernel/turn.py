@@ -48,7 +48,7 @@ def serve(
     Raises: Gone.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
-    afterwards, debug = dispatcher.afterwards, session.options.debug
+    debug = session.options.debug
     while not session.over:
         length = 0
         if has_served:
@@ -65,8 +65,6 @@ def serve(
         if reply is not None:
             answer(device, reply)
         has_served = True
-        if afterwards.due:
-            dispatcher.run_deferred()
         if slow:
             return SLOW
     return BUSY
