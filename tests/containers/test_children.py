@@ -13,13 +13,13 @@ from unionfs.containers import background, children, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.store import ContainerStore
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.spec import Process
 
 
 def run(body: Callable[[], int]) -> int:
-    return children.run(body, lambda child: mapped.fork(None, 0, child))
+    return children.run(body, lambda child: userns.fork(None, 0, child))
 
 
 def _raise(error: BaseException) -> int:

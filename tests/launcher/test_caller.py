@@ -96,9 +96,9 @@ def test_nothing_is_had_of_what_took_its_number(held: tuple[int, Call], other: t
     uses: tuple[Callable[[Caller], object], ...] = (
         lambda caller: caller.directory_fd(),
         lambda caller: caller.open("cwd"),
-        lambda caller: caller.take_root(),
+        lambda caller: caller.enter_root(),
         lambda caller: caller.umask(),
-        lambda caller: caller.program(),
+        lambda caller: caller.program_identity(),
         lambda caller: caller.limit(resource.RLIMIT_RSS),
         lambda caller: caller.set_limit(resource.RLIMIT_RSS, 4096),
         lambda caller: caller.read_memory(address, 4),

@@ -55,6 +55,6 @@ def test_all_three_at_once() -> None:
         (WWW, 34, UNCHANGED, False),
     ],
 )
-def test_who_may_give_a_file_away(who: Identity, uid: int, gid: int, may: bool) -> None:
-    assert emulated_ids.may_give(who, (33, 8), uid, gid) is may
-    assert emulated_ids.may_give(who, (1, 8), uid, gid) is (may and who is ROOT)
+def test_who_may_chown_a_file_away(who: Identity, uid: int, gid: int, may: bool) -> None:
+    assert emulated_ids.may_chown(who, (33, 8), uid, gid) is may
+    assert emulated_ids.may_chown(who, (1, 8), uid, gid) is (may and who is ROOT)

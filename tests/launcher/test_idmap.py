@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unionfs.id_ranges import IdRange
-from unionfs.launcher import idmap, mapped
+from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.idmap import NamespaceMap, SubordinateRange, extents, parse_ranges
 
@@ -104,7 +104,7 @@ def test_no_helpers_give_a_single_id_and_say_why(tmp_path: Path, monkeypatch: py
 
 def test_a_single_id_needs_no_helper() -> None:
     id_map = idmap.single(os.geteuid(), os.getegid(), "a test")
-    told = mapped.call(
+    told = userns.call(
         id_map, lambda: Path("/proc/self/uid_map").read_bytes() + Path("/proc/self/gid_map").read_bytes()
     )
     assert told.split() == [b"0", b"%d" % os.geteuid(), b"1", b"0", b"%d" % os.getegid(), b"1"]
@@ -117,4 +117,4 @@ def test_a_helper_that_refuses_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     id_map = NamespaceMap((IdRange(0, os.geteuid(), 1),), (IdRange(0, os.getegid(), 1),))
     with pytest.raises(LaunchError, match="newuidmap: not you"):
-        mapped.call(id_map, lambda: b"")
+        userns.call(id_map, lambda: b"")

@@ -67,7 +67,7 @@ def test_root_needs_no_user_namespace() -> None:
         OWN_DEVICES,
         *DEV[7:],
         *PROTECTION,
-        "make the files of /proc that are the machine's read-only",
+        "make the machine's files in /proc read-only",
         "set the hostname to h",
         "keep standard output and error",
         "read standard input from /dev/null",

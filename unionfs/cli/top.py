@@ -12,7 +12,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import running
 from unionfs.containers.store import ContainerStore
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.printable import printable
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     namespaces = running.enter(container, "top")
     read_fd, write_fd = os.pipe()
     try:
-        pid = mapped.fork(None, 0, lambda: _look(namespaces, write_fd))
+        pid = userns.fork(None, 0, lambda: _look(namespaces, write_fd))
     finally:
         namespaces.close()
         os.close(write_fd)

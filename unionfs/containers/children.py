@@ -16,7 +16,7 @@ from unionfs.launcher.errors import LaunchError
 def run(
     body: Callable[[], int], fork: Callable[[Callable[[], int]], int], *, pass_on: Sequence[signal.Signals] = ()
 ) -> int:
-    """The exit code of `body`, called in the child that `fork` makes (as `mapped.fork` does); 128 and the signal that
+    """The exit code of `body`, called in the child that `fork` makes (as `userns.fork` does); 128 and the signal that
     killed it. The signals `pass_on` are sent on to the child
     unless this process ignores them.
 

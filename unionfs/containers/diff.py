@@ -22,7 +22,7 @@ from unionfs.containers.ids import id_map_of, ids_outside
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints
 from unionfs.drivers.driver import is_whole
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 
 _LISTED: Final = "changes.json"  # the changes as they were when the command ended, see changes.record
 
@@ -93,7 +93,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
             return look(branches)
 
     try:
-        return mapped.call(id_map, body)
+        return userns.call(id_map, body)
     except OSError as error:
         raise ContainerError.of("listing the changes", error) from error
 

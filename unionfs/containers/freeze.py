@@ -16,7 +16,7 @@ from typing import Final
 from unionfs.containers import running
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls import files
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
@@ -42,7 +42,7 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         return _help(namespaces, ready_write, over_read, firsts if stopped else [], stopped=stopped)
 
     try:
-        helper = mapped.fork(None, 0, be_helper)
+        helper = userns.fork(None, 0, be_helper)
     finally:
         namespaces.close()
         for fd in firsts:

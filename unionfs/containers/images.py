@@ -30,7 +30,7 @@ from unionfs.containers.errors import BrokenRecordError, ContainerError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 
 ALWAYS: Final = "always"
 MISSING: Final = "missing"
@@ -172,7 +172,7 @@ def with_ids(body: Callable[[], int]) -> int:
         with failures():
             return body()
 
-    return children.run(in_child, lambda child: mapped.fork(id_map, 0, child), pass_on=(signal.SIGINT, signal.SIGTERM))
+    return children.run(in_child, lambda child: userns.fork(id_map, 0, child), pass_on=(signal.SIGINT, signal.SIGTERM))
 
 
 def _end_with(parent: int) -> None:

@@ -11,7 +11,7 @@ from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints_file
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.launcher import idmap
-from unionfs.launcher.spec import SEARCH_PATH, Bind, Process, Spec, Tmpfs, Uplink
+from unionfs.launcher.spec import SEARCH_PATH, Bind, NetworkHelper, Process, Spec, Tmpfs
 from unionfs.syscalls import seccomp
 
 _RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
@@ -37,7 +37,9 @@ def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if borrows_resolver else (),
         tmpfs=(*config.mounts.tmpfs, *map(Tmpfs, in_memory)),
         own_network=network.private,
-        uplink=Uplink(uplink_program(config), container.directory, network.published) if network.uplink else None,
+        network_helper=NetworkHelper(uplink_program(config), container.directory, network.published)
+        if network.uplink
+        else None,
         read_only=rootfs.read_only,
         supervised=is_supervised(config, id_map),
         id_map=id_map,

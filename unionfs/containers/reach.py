@@ -10,7 +10,7 @@ from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import OWN_MOUNTS, mounted
 from unionfs.containers.store import ContainerStore
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 
 
 def reach(container: Container, body: Callable[[int], None], what: str, warn: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ def _in_running(container: Container, body: Callable[[int], None], what: str) ->
         return 0
 
     try:
-        _check(children.run(work, lambda child: mapped.fork(None, 0, child)), container)
+        _check(children.run(work, lambda child: userns.fork(None, 0, child)), container)
     finally:
         namespaces.close()
 
@@ -49,7 +49,7 @@ def _in_stopped(container: Container, body: Callable[[int], None], warn: Callabl
             body(root_fd)
         return 0
 
-    _check(children.run(work, lambda child: mapped.fork(my_ids(), OWN_MOUNTS, child)), container)
+    _check(children.run(work, lambda child: userns.fork(my_ids(), OWN_MOUNTS, child)), container)
 
 
 def _check(status: int, container: Container) -> None:

@@ -10,7 +10,7 @@ from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers import driver as drivers
-from unionfs.launcher import idmap, mapped
+from unionfs.launcher import idmap, userns
 from unionfs.trees.remove import remove_path
 
 
@@ -46,7 +46,7 @@ def remove_volume(store: VolumeStore, name: str) -> None:
         store.remove(name, remove_path)
         return b""
 
-    mapped.call(my_ids(), body)
+    userns.call(my_ids(), body)
 
 
 def _remove_mapped(id_map: idmap.NamespaceMap | None, path: str, *names: str) -> None:
@@ -56,4 +56,4 @@ def _remove_mapped(id_map: idmap.NamespaceMap | None, path: str, *names: str) ->
         remove_path(path)
         return b""
 
-    mapped.call(id_map, body)
+    userns.call(id_map, body)

@@ -23,7 +23,7 @@ from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, MountRequest, by_name, is_whole
 from unionfs.launcher import idmap
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.monitor import Provisions, take_away
+from unionfs.launcher.monitor import Provisions, unmount_all
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 from unionfs.trees.open_beneath import open_in_root
@@ -123,7 +123,7 @@ class _Ownership(TypedDict):
 
 def _ownership(driver: str) -> _Ownership:
     """With one id, our union shows all files as root's and records their owners beside them."""
-    if driver == FUSE and idmap.is_alone():
+    if driver == FUSE and idmap.maps_one_user():
         return {
             "owners": OwnerTranslation(IdTranslation(all_as=0), IdTranslation(all_as=0)),
             "overrides": "user",
@@ -154,7 +154,7 @@ def mounted(container: Container, warn: Callable[[str], None]) -> Iterator[int]:
         finally:
             os.close(root_fd)
     finally:
-        take_away(provisions, life_write)
+        unmount_all(provisions, life_write)
 
 
 def _bind_volumes(container: Container, root_fd: int) -> None:

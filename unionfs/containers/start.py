@@ -18,7 +18,7 @@ from unionfs.containers.record import Container, process_started
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name
-from unionfs.launcher import idmap, mapped
+from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import NOT_FOUND, OWN_FAILURE, SEE_DOCTOR, LaunchError
 from unionfs.launcher.monitor import Hooks, Provisions
 from unionfs.launcher.run import launch
@@ -126,7 +126,7 @@ class _AroundCommand:
         if current.status == "starting" and current.monitor is None:
             self.finish(OWN_FAILURE, has_started)
         elif current.status in ("starting", "running"):
-            mapped.call(id_map, lambda: self._finish_mapped(has_started))  # it may have files of its other ids
+            userns.call(id_map, lambda: self._finish_mapped(has_started))  # it may have files of its other ids
 
     def _finish_mapped(self, has_started: bool) -> bytes:
         self.finish(OWN_FAILURE, has_started)

@@ -14,7 +14,7 @@ from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
 from unionfs.drivers.driver import is_whole
-from unionfs.launcher import mapped
+from unionfs.launcher import userns
 
 
 class Question(NamedTuple):
@@ -62,7 +62,7 @@ def answer(question: Question) -> list[dict[str, Any]]:
         ).encode()
 
     id_map = id_map_of(question.container) if question.container else None
-    found: list[dict[str, Any]] = json.loads(mapped.call(id_map, look))
+    found: list[dict[str, Any]] = json.loads(userns.call(id_map, look))
     return found
 
 

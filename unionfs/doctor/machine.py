@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Final
 
 from unionfs import compiled
-from unionfs.launcher import idmap, mapped
+from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import LaunchError
 from unionfs.store_files import default_root
 from unionfs.syscalls.mounts import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, new_mount
@@ -83,7 +83,7 @@ def examine(root: str | None) -> Machine:
         has_seccomp=re.search(r"^Seccomp:\s*[12]", _text("/proc/self/status"), re.MULTILINE) is not None,
         subordinate_ids=(_count(idmap.SUBUID, name, uid), _count(idmap.SUBGID, name, uid)),
         free_ids=first_free(_text(idmap.SUBUID) + _text(idmap.SUBGID)),
-        id_helpers=next(filter(None, map(idmap.why_helper_is_useless, idmap.HELPERS)), ""),
+        id_helpers=next(filter(None, map(idmap.helper_problem, idmap.HELPERS)), ""),
         id_map="" if found is None or found.limited else _attempt(found, 0, lambda: None),
         fuse_device=_why_closed(FUSE),
         tun_device=_why_closed(TUN),
@@ -116,7 +116,7 @@ def _attempt(id_map: idmap.NamespaceMap | None, kinds: int, action: Callable[[],
         return 0
 
     try:
-        pid = mapped.fork(id_map, kinds, body)
+        pid = userns.fork(id_map, kinds, body)
     except LaunchError as error:
         os.close(read_fd)
         return error.why

@@ -1,7 +1,7 @@
-"""A container as an OCI runtime takes it: the spec as config.json of a bundle. Pure.
+"""Translate a Spec into the config.json of an OCI bundle, the input of an OCI runtime. Pure.
 
-Source: OCI runtime specification 1.0.2, config.md and config-linux.md. What is hidden, read-only and mounted is what
-our own plan has (`launcher.plan`). The network namespace is ours and is made before; so the runtime is told of none.
+Source: OCI runtime specification 1.0.2, config.md and config-linux.md. Masked paths, read-only paths and mounts are
+those of our own plan (`launcher.plan`). config.json names no network namespace: we make it before the runtime starts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
 from unionfs.launcher.users import Account
 
 _VERSION: Final = "1.0.2"
-_HARMLESS: Final = ("nosuid", "noexec", "nodev")
+_RESTRICTED: Final = ("nosuid", "noexec", "nodev")
 _SETS: Final = ("bounding", "effective", "permitted")
 _TTY_GROUP: Final = 5
 
 
 def config(spec: Spec, identity: Account) -> dict[str, Any]:
-    """The content of config.json; `identity` is whom `spec.process.user` means."""
+    """Return the content of config.json; `identity` holds the ids that `spec.process.user` names."""
     environment = {"PATH": SEARCH_PATH, "HOME": identity.home, **dict(spec.process.environment)}
     return {
         "ociVersion": _VERSION,
@@ -36,7 +36,7 @@ def config(spec: Spec, identity: Account) -> dict[str, Any]:
             "noNewPrivileges": spec.process.no_new_privileges,
             "rlimits": [_rlimit(limit) for limit in spec.process.limits],
         },
-        "mounts": [*_own_mounts(spec), *_asked_mounts(spec)],
+        "mounts": [*_default_mounts(spec), *_requested_mounts(spec)],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
             "maskedPaths": list(plan.HIDDEN),
@@ -57,36 +57,38 @@ def _groups(spec: Spec, identity: Account) -> list[int]:
 
 
 def _capabilities(spec: Spec, identity: Account) -> dict[str, list[str]]:
-    """As our own launcher has it: who is not root has none, and may gain those of the bounding set."""
+    """The capability sets, as our own launcher sets them: a user other than root starts with none, and can gain those
+    of the bounding set."""
     names = [f"CAP_{name}" for name in spec.process.capabilities]
     return {name: names if name == "bounding" or identity.uid == 0 else [] for name in _SETS}
 
 
-def _own_mounts(spec: Spec) -> list[dict[str, Any]]:
+def _default_mounts(spec: Spec) -> list[dict[str, Any]]:
     tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
     terminals = ("newinstance", "ptmxmode=0666", "mode=0620", *(("gid=5",) if tty_group else ()))
     sysfs = (
-        _mount("/sys", "sysfs", "sysfs", *_HARMLESS, "ro")
+        _mount("/sys", "sysfs", "sysfs", *_RESTRICTED, "ro")
         if spec.own_network
-        else _mount("/sys", "bind", "/sys", "rbind", *_HARMLESS, "ro")
+        else _mount("/sys", "bind", "/sys", "rbind", *_RESTRICTED, "ro")
     )
     return [
-        _mount("/proc", "proc", "proc", *_HARMLESS),
+        _mount("/proc", "proc", "proc", *_RESTRICTED),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *terminals),
-        _mount("/dev/shm", "tmpfs", "shm", *_HARMLESS, "mode=1777", "size=65536k"),
-        _mount("/dev/mqueue", "mqueue", "mqueue", *_HARMLESS),
+        _mount("/dev/shm", "tmpfs", "shm", *_RESTRICTED, "mode=1777", "size=65536k"),
+        _mount("/dev/mqueue", "mqueue", "mqueue", *_RESTRICTED),
         sysfs,
     ]
 
 
-def _asked_mounts(spec: Spec) -> list[dict[str, Any]]:
+def _requested_mounts(spec: Spec) -> list[dict[str, Any]]:
     taken = {bind.target for bind in spec.binds}
     found = [
         _mount(tmpfs.target, "tmpfs", "tmpfs", "nosuid", "nodev", *tmpfs.options.split(","))
         for tmpfs in plan.tmpfs_mounts(spec)
     ]
-    # What is provided where there is none would be the same where there is one: this machine's own.
+    # A runtime cannot copy files, so `provided` ones are bound, also over files of the container: they are this
+    # machine's own and would have the same content.
     provided = [bind._replace(read_only=True) for bind in spec.provided if bind.target not in taken]
     return found + [_bind(bind) for bind in sorted((*spec.binds, *provided), key=lambda bind: bind.target.count("/"))]
 

@@ -1,9 +1,9 @@
-"""The thread whose system call a supervisor holds: its memory, limits, directories and files.
+"""Access to a thread whose system call a supervisor intercepts: its memory, limits, directories and files.
 
-A thread's number is free again once the thread was killed, also while its call is still being answered. So a thread is
-reached through a descriptor of its directory in /proc, which stays its own, opened while the kernel says that the call
-still waits (SECCOMP_IOCTL_NOTIF_ID_VALID, see seccomp_unotify(2)). What Linux does by number only, memory and limits,
-is asked about after each reading and before each writing.
+The kernel may give a killed thread's number to another thread, also while the call is still being answered. So files
+are opened through a descriptor of the thread's directory in /proc, which always refers to the same thread; it is opened
+while the kernel confirms that the call still waits (SECCOMP_IOCTL_NOTIF_ID_VALID, see seccomp_unotify(2)). Linux gives
+access to memory and limits by number only: this check follows each read and precedes each write of them.
 
 Knows /proc and the listener. Does not know what a call means.
 """
@@ -21,15 +21,15 @@ from unionfs.syscalls.seccomp import Call
 
 
 class CallerGoneError(Exception):
-    """The call has been given up: the thread was killed or interrupted, and its number may be another's."""
+    """The call no longer waits: its thread was killed or interrupted, and the number may belong to another thread."""
 
 
 class Caller:
-    """Closed by `close`."""
+    """The calling thread of one intercepted call. Closed by `close`."""
 
     def __init__(self, listener: int, proc_fd: int, call: Call) -> None:
         self._listener: Final = listener
-        self._proc_fd: Final = proc_fd  # the /proc that knows the thread by `call.thread`
+        self._proc_fd: Final = proc_fd  # of the /proc in which the thread has the number `call.thread`
         self.call: Final = call
         self.args: Final = call.args
         self._directory_fd = -1  # of /proc/THREAD; opened when it is first needed
@@ -45,7 +45,7 @@ class Caller:
             raise CallerGoneError
 
     def directory_fd(self) -> int:
-        """A descriptor of the thread's own directory in /proc. It never becomes that of another thread.
+        """Return a descriptor of the thread's directory in /proc. It never refers to another thread.
 
         Raises: CallerGoneError.
         """
@@ -59,23 +59,25 @@ class Caller:
         return self._directory_fd
 
     def open(self, name: str) -> int:
-        """An O_PATH descriptor of `cwd` or `fd/N` of the thread. Raises: EBADF, CallerGoneError."""
+        """Return an O_PATH descriptor of the thread's `cwd` or `fd/N`. Raises: EBADF, CallerGoneError."""
         try:
             return os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.directory_fd())
         except FileNotFoundError:
             self.verify()
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def take_root(self) -> None:
-        """Make the thread's root directory that of this process.
+    def enter_root(self) -> None:
+        """Change this process's root directory to that of the thread.
 
         Preconditions: `proc_fd` is our working directory. Raises: OSError, CallerGoneError.
         """
         os.chroot(f"self/fd/{self.directory_fd()}/root")
 
-    def program(self) -> tuple[int, int, int]:
-        """What is equal for two calls if one thread made both with no execve(2) of another file in between: device
-        and inode of its program, and when it started."""
+    def program_identity(self) -> tuple[int, int, int]:
+        """Return device and inode of the thread's program, and its start time in clock ticks since boot.
+
+        Two calls have equal values if one thread made both and did not execute another file in between (execve(2)).
+        """
         st = os.stat("exe", dir_fd=self.directory_fd())
         started = self._text("stat").rpartition(b")")[2].split()[19]  # proc_pid_stat(5)
         return st.st_dev, st.st_ino, int(started)
@@ -92,24 +94,24 @@ class Caller:
             return file.read()
 
     def read_memory(self, address: int, size: int) -> bytes:
-        """`size` bytes at `address`. Raises: EFAULT, EPERM, CallerGoneError."""
+        """Return `size` bytes of the thread's memory at `address`. Raises: EFAULT, EPERM, CallerGoneError."""
         data = seccomp.read_memory(self.call.thread, address, size)
         self.verify()
         return data
 
     def read_string(self, address: int) -> bytes:
-        """The string at `address`. Raises: ENAMETOOLONG, EFAULT, EPERM, CallerGoneError."""
+        """Return the NUL-terminated string at `address`. Raises: ENAMETOOLONG, EFAULT, EPERM, CallerGoneError."""
         text = seccomp.read_string(self.call.thread, address)
         self.verify()
         return text
 
     def write_memory(self, address: int, data: bytes) -> None:
-        """Raises: EFAULT, EPERM, CallerGoneError."""
+        """Write `data` to the thread's memory at `address`. Raises: EFAULT, EPERM, CallerGoneError."""
         self.verify()
         seccomp.write_memory(self.call.thread, address, data)
 
     def limit(self, number: int) -> int:
-        """The soft value of a resource limit. Raises: OSError, CallerGoneError."""
+        """Return the soft value of a resource limit. Raises: OSError, CallerGoneError."""
         soft, _ = resource.prlimit(self.call.thread, number)
         self.verify()
         return soft

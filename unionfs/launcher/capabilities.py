@@ -1,6 +1,7 @@
-"""The capabilities a container keeps: names, numbers, and the usual set. Pure.
+"""Capabilities of containers: names, numbers, and the default set. Pure.
 
-Numbers are those of <linux/capability.h>; a name is written without CAP_ and in any case by the user.
+Numbers are those of <linux/capability.h>. Names here are in capitals without CAP_; users may write them in lower case
+and with CAP_.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ USUAL: Final = (
     *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"),
     *("NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP"),
 )
-"""What docker and its kin leave to a container's root."""
+"""The capabilities that docker and podman leave to a container's root by default."""
 
 
 def mask(names: Iterable[str]) -> int:
-    """The names as a bit mask. KeyError for a name that is not in NUMBERS."""
+    """Return the names as a bit mask. Raises: KeyError for a name that is not in NUMBERS."""
     found = 0
     for name in names:
         found |= 1 << NUMBERS[name]
@@ -38,9 +39,9 @@ def mask(names: Iterable[str]) -> int:
 
 
 def chosen(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ...]:
-    """USUAL with some added and some dropped, ALL standing for every one; what is added wins over `dropped` ALL.
+    """Return USUAL with `added` and without `dropped`; ALL means every capability. `added` wins over ALL in `dropped`.
 
-    Raises: KeyError with the name that is none.
+    Raises: KeyError with a name that is no capability.
     """
     adding, dropping = (tuple(map(_plain, names)) for names in (added, dropped))
     kept = set(NUMBERS) if "ALL" in adding else set() if "ALL" in dropping else set(USUAL)

@@ -1,7 +1,7 @@
-"""What the container's processes tell the one that waits for them: short messages through a pipe.
+"""Status messages from the processes of a container to the process that waits for them, through a pipe.
 
-Knows a pipe. Does not know what the messages lead to. A message arrives whole, and those of several senders do not
-mix, since the pipe is in packet mode (O_DIRECT in pipe(2)) and no message is longer than PIPE_BUF.
+Knows the pipe and the format. Does not know how the receiver reacts. Messages arrive whole and those of several senders
+do not mix: the pipe is in packet mode (O_DIRECT in pipe(2)) and no message is longer than PIPE_BUF.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Message(NamedTuple):
 
 
 class Sender:
-    """The end of the container's processes. It survives fork and is closed by exec."""
+    """The write end, held by the container's processes. It survives fork and is closed by exec."""
 
     def __init__(self, fd: int) -> None:
         self._fd: Final = fd
 
     def send(self, kind: str, *fields: str) -> None:
-        """Send a message. If nobody listens any more, it is lost: who has gone needs to know nothing."""
+        """Send a message. It is dropped if the receiver has ended; fields are cut at `_LONGEST_FIELD` bytes."""
         shortened = (os.fsencode(text.replace("\0", "?"))[:_LONGEST_FIELD] for text in (kind, *fields))
         with contextlib.suppress(BrokenPipeError):
             os.write(self._fd, b"\0".join(shortened))
@@ -48,7 +48,7 @@ class Sender:
 
 
 class Receiver:
-    """The end of the process that waits."""
+    """The read end, held by the process that waits for the container."""
 
     def __init__(self, fd: int) -> None:
         self._fd: Final = fd
@@ -58,18 +58,18 @@ class Receiver:
         return self._fd
 
     def receive(self) -> Message | None:
-        """The next message, or None when there is none now."""
+        """Return the next message, or None if none has arrived. Does not block."""
         try:
             data = os.read(self._fd, select.PIPE_BUF)
         except BlockingIOError:
             return None
         if not data:
-            return None  # every sender has gone
+            return None  # every sender has closed its end
         kind, *fields = (os.fsdecode(part) for part in data.split(b"\0"))
         return Message(kind, tuple(fields))
 
     def wait(self) -> Message | None:
-        """The next message, when there is one; None when all senders have gone instead."""
+        """Block until a message arrives and return it, or None once all senders have closed their ends."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.poll()
@@ -80,12 +80,12 @@ class Receiver:
 
 
 def make() -> tuple[Receiver, Sender]:
-    """The two ends of a new channel."""
+    """Make a channel; return its two ends."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
     return Receiver(read_fd), Sender(write_fd)
 
 
 def failure_in(message: Message) -> LaunchError:
-    """The error that a FAILED message carries."""
+    """Return the error that a FAILED message carries."""
     what, path, why, hint, status = message.fields
     return LaunchError(what, path, why, hint=hint, status=int(status))

@@ -1,4 +1,4 @@
-"""The last steps, from root of a container to the user's command: identity, terminal, capabilities, exec.
+"""Execute the user's command: set its terminal, user, limits, capabilities and environment, then exec.
 
 Runs in a child of the container's init, inside the container's root. Knows what docker's exit codes mean.
 """
@@ -27,11 +27,11 @@ from unionfs.syscalls.namespaces import (
 
 if TYPE_CHECKING:
     from unionfs.launcher.capture import Capture
-    from unionfs.launcher.terminal import Handover
+    from unionfs.launcher.terminal import ConsoleSocket
 
 
 def describe(spec: Spec) -> tuple[str, ...]:
-    """What `become` will do, one line each."""
+    """Return what `exec_command` will do, one line for each action."""
     privileges = ("gain no privileges by exec",) if spec.process.no_new_privileges else ()
     return (
         "take a new terminal" if spec.process.terminal else "keep standard output and error",
@@ -45,31 +45,32 @@ def describe(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def become(
+def exec_command(
     spec: Spec,
-    handover: Handover | None,
+    console: ConsoleSocket | None,
     capture: Capture | None = None,
     supervisor: socket.socket | None = None,
     *,
     is_first: bool = True,
 ) -> NoReturn:
-    """Become the command; with a `handover`, on a new terminal, which is the container's console if it `is_first`.
-    A `supervisor` answers for the ids that the container does not have.
+    """Execute the command in this process. Never returns.
 
-    Raises: LaunchError; the process is then good for nothing but to end.
+    With a `console` it gets a new terminal, which is the container's console if `is_first`. At the other end of
+    `supervisor` is the process that answers system calls about ids that the container does not have.
+    Raises: LaunchError; this process is then half changed and must exit.
     """
-    identity = _identity(spec)
+    identity = _resolve_identity(spec)
     os.setsid()
-    if handover:
+    if console:
         from unionfs.launcher import terminal
 
-        terminal.take(handover, identity.uid, is_console=is_first)
+        terminal.open_terminal(console, identity.uid, is_console=is_first)
     else:
         if capture:
-            capture.give()
+            capture.redirect_output()
         if not spec.process.interactive:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
-        _give_pipes_to(identity.uid)
+        _chown_pipes(identity.uid)
     os.umask(0o022)
     try:
         os.chdir(spec.process.workdir)
@@ -86,13 +87,13 @@ def become(
     _execute(spec.process.command, {"HOME": identity.home, **dict(spec.process.environment)})
 
 
-def _identity(spec: Spec) -> users.Account:
+def _resolve_identity(spec: Spec) -> users.Account:
     identity = users.look_up(spec.process.user)
     id_map = spec.id_map
     if id_map is None or spec.supervised:
         return identity
     if not id_map.has_uid(identity.uid) or not id_map.has_gid(identity.gid):
-        why = f"{identity.uid}:{identity.gid} is none of the ids this container has"
+        why = f"{identity.uid}:{identity.gid} is not in the container's id map"
         raise LaunchError("changing the user", spec.process.user, f"{why}: {id_map.limited}" if id_map.limited else why)
     return identity._replace(groups=tuple(gid for gid in identity.groups if id_map.has_gid(gid)))
 
@@ -100,7 +101,7 @@ def _identity(spec: Spec) -> users.Account:
 def _change_identity(spec: Spec, identity: users.Account) -> None:
     kept = capabilities.mask(spec.process.capabilities)
     limit_bounding_set(kept)
-    if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # setgroups(2) is denied where one id is
+    if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # denied where the map has one id
         os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)
@@ -119,7 +120,7 @@ def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     except FileNotFoundError:
         why = "no such file in the container" if "/" in command[0] else "no such command in PATH of the container"
         if "/" in command[0] and os.path.exists(command[0]):
-            why = "the interpreter or loader it names is missing in the container"
+            why = "its interpreter or loader is missing in the container"
         raise LaunchError("executing", command[0], why, status=NOT_FOUND) from None
     except NotADirectoryError as error:
         raise LaunchError.of("executing", error, path=command[0], status=NOT_FOUND) from None
@@ -128,24 +129,24 @@ def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
         raise LaunchError("executing", command[0], why, status=NOT_EXECUTABLE) from None
 
 
-def _give_pipes_to(uid: int) -> None:
-    """Let the command open /dev/stdout and its like also when they are pipes of ours and it runs as another user.
+def _chown_pipes(uid: int) -> None:
+    """Give standard descriptors that are pipes to user `uid`, so that the command can open /dev/stdout and the like.
 
-    Only pipes without a name: the owner of anybody's files stays as it is.
+    Only anonymous pipes: named ones are files of other users, whose owner must not change.
     """
     read_fd, write_fd = os.pipe()
-    nameless = os.fstat(read_fd).st_dev
+    anonymous = os.fstat(read_fd).st_dev
     os.close(read_fd)
     os.close(write_fd)
     for fd in (0, 1, 2):
         with contextlib.suppress(OSError):
             status = os.fstat(fd)
-            if stat.S_ISFIFO(status.st_mode) and status.st_dev == nameless and status.st_uid != uid:
+            if stat.S_ISFIFO(status.st_mode) and status.st_dev == anonymous and status.st_uid != uid:
                 os.fchown(fd, uid, -1)
 
 
 def _close_on_exec() -> None:
-    """Also for descriptors that our caller left open: the command gets its three standard ones and no other."""
+    """Mark all descriptors above 2 close-on-exec, also those that our caller left open."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one of the listing itself is gone already
             if int(name) > 2:

@@ -1,7 +1,7 @@
-"""Whom a process takes itself to be, where the kernel knows one user only: the ids that setuid(2) and its kin change.
+"""Emulated process credentials in a user namespace with one id: the rules of setuid(2), setgroups(2) and the like.
 
-Pure: the rules of credentials(7), and of capabilities(7), "Effect of user ID changes", for a root that may do
-everything and others that may not.
+Pure. The rules are those of credentials(7) and of capabilities(7), "Effect of user ID changes": root has every
+privilege, other users have none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ UNCHANGED: Final = 0xFFFFFFFF  # (uid_t) -1
 
 
 class Ids(NamedTuple):
-    """Real, effective and saved id, of a user or a group."""
+    """Real, effective and saved id of a user or a group."""
 
     real: int = 0
     effective: int = 0
@@ -22,7 +22,7 @@ class Ids(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """The credentials of a process."""
+    """The emulated credentials of a process."""
 
     user: Ids = Ids()
     group: Ids = Ids()
@@ -40,7 +40,7 @@ ROOT: Final = Identity()
 
 
 def set_id(ids: Ids, wanted: int, *, privileged: bool) -> Ids:
-    """setuid(2), setgid(2). EPERM, EINVAL."""
+    """Return `ids` after setuid(2) or setgid(2). Raises: EPERM, EINVAL."""
     if wanted == UNCHANGED:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if privileged:
@@ -50,7 +50,7 @@ def set_id(ids: Ids, wanted: int, *, privileged: bool) -> Ids:
 
 
 def set_re(ids: Ids, real: int, effective: int, *, privileged: bool) -> Ids:
-    """setreuid(2), setregid(2). EPERM."""
+    """Return `ids` after setreuid(2) or setregid(2). Raises: EPERM."""
     if not privileged:
         _require(real in (UNCHANGED, ids.real, ids.effective))
         _require(effective in (UNCHANGED, *ids))
@@ -61,20 +61,23 @@ def set_re(ids: Ids, real: int, effective: int, *, privileged: bool) -> Ids:
 
 
 def set_res(ids: Ids, real: int, effective: int, saved: int, *, privileged: bool) -> Ids:
-    """setresuid(2), setresgid(2). EPERM."""
+    """Return `ids` after setresuid(2) or setresgid(2). Raises: EPERM."""
     for wanted in (real, effective, saved):
         _require(privileged or wanted in (UNCHANGED, *ids))
     return _with(ids, real, effective, saved)
 
 
 def set_groups(identity: Identity, groups: tuple[int, ...], *, privileged: bool) -> Identity:
-    """setgroups(2). EPERM."""
+    """Return `identity` after setgroups(2). Raises: EPERM."""
     _require(privileged)
     return identity._replace(groups=groups)
 
 
-def may_give(identity: Identity, owner: tuple[int, int], uid: int, gid: int) -> bool:
-    """Whether a file of `owner` may be given to others (chown(2)); UNCHANGED keeps one."""
+def may_chown(identity: Identity, owner: tuple[int, int], uid: int, gid: int) -> bool:
+    """Whether `identity` may change the owner of a file, now (uid, gid) `owner`, to `uid` and `gid` (chown(2)).
+
+    UNCHANGED leaves one of them as it is.
+    """
     if identity.is_root:
         return True
     mine = identity.user.effective == owner[0]

@@ -1,4 +1,4 @@
-"""How the launcher says that a container could not be run. Knows no terminal: who calls it prints."""
+"""The launcher's exception, and the exit codes of docker's convention. Prints nothing: the command line does."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 from typing import Final
 
 OWN_FAILURE: Final = 125
-"""The launcher failed, not the command (docker's convention, as the two below)."""
+"""Exit code: the launcher failed, not the command (docker's convention, as the two below)."""
 NOT_EXECUTABLE: Final = 126
+"""Exit code: the command cannot be executed."""
 NOT_FOUND: Final = 127
+"""Exit code: the command does not exist."""
 
 SEE_DOCTOR: Final = "`unionfs doctor` tells what this machine lacks and what mends it"
 
 
 class LaunchError(Exception):
-    """`what` failed on `path` because of `why`; `hint` says what to do, `status` how to exit.
+    """The action `what` failed on `path` because of `why`; `hint` says what to do, `status` is the exit code.
 
-    `path` may be empty; so may `what`, when `why` is a whole sentence from somebody who knows better.
+    `path` may be empty. `what` may be empty if `why` is a complete sentence.
     """
 
     def __init__(self, what: str, path: str, why: str, *, hint: str = "", status: int = OWN_FAILURE) -> None:
@@ -29,7 +31,7 @@ class LaunchError(Exception):
 
     @classmethod
     def of(cls, what: str, error: OSError, *, path: str = "", hint: str = "", status: int = OWN_FAILURE) -> LaunchError:
-        """The failure of `what` that `error` describes, on the path it names unless `path` is given."""
+        """Return the LaunchError for an OSError that ended the action `what`; `path` defaults to that of `error`."""
         named = "" if error.filename is None else os.fsdecode(error.filename)
         return cls(what, path or named, error.strerror or str(error), hint=hint, status=status)
 

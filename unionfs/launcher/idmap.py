@@ -1,9 +1,9 @@
-"""Which user and group ids a container has: the ranges this user was given, and the maps made of them.
+"""Id maps of user namespaces: read a user's subordinate ids, compute the maps, write them.
 
-Knows /etc/subuid and /etc/subgid (subuid(5)), newuidmap(1) and user_namespaces(7). Does not know who uses the map.
-What is read and what is decided are apart: `extents` and `parse_ranges` are pure.
+Knows /etc/subuid and /etc/subgid (subuid(5)), newuidmap(1) and user_namespaces(7). Does not know containers.
+`parse_ranges` and `extents` are pure.
 
-A map always gives id 0 to the user itself. The ranges follow from id 1 on, in the order of the file.
+A map always gives id 0 to the user itself. The subordinate ranges follow from id 1 on, in the order of the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SubordinateRange(NamedTuple):
 
 
 class NamespaceMap(NamedTuple):
-    """The uid_map and gid_map of a user namespace. `limited` says why there is only one id; empty: there are more."""
+    """The uid_map and gid_map of a user namespace. `limited`: why they map one id only; empty: they map more."""
 
     uids: IdRanges
     gids: IdRanges
@@ -52,13 +52,13 @@ class NamespaceMap(NamedTuple):
 
 
 def is_privileged() -> bool:
-    """Whether this process can make namespaces and change ids without a user namespace of its own: it is root."""
+    """Whether this process is root with the capabilities to make namespaces and change ids without a user namespace."""
     effective = capget().effective
     return os.geteuid() == 0 and bool(effective >> _CAP_SYS_ADMIN & 1) and bool(effective >> _CAP_SETUID & 1)
 
 
 def find(uid: int, gid: int) -> NamespaceMap:
-    """The best map this user can have: its subordinate ids, or one id when it has none."""
+    """Return the largest map that this user can have: with its subordinate ids, or with one id if it has none."""
     names = {str(uid)}
     try:
         names.add(pwd.getpwuid(uid).pw_name)
@@ -70,13 +70,13 @@ def find(uid: int, gid: int) -> NamespaceMap:
     if not gid_ranges:
         return single(uid, gid, f"{SUBGID} gives this user no ids")
     for helper in HELPERS:
-        if why := why_helper_is_useless(helper):
+        if why := helper_problem(helper):
             return single(uid, gid, why)
     return NamespaceMap(extents(uid, uid_ranges), extents(gid, gid_ranges))
 
 
-def why_helper_is_useless(name: str) -> str:
-    """Why newuidmap or newgidmap cannot help this process, or an empty text when it can."""
+def helper_problem(name: str) -> str:
+    """Return why the program `name`, newuidmap or newgidmap, cannot map ids for this process; empty if it can."""
     path = next(
         (path for path in (os.path.join(d, name) for d in os.get_exec_path()) if os.access(path, os.X_OK)), None
     )
@@ -90,12 +90,12 @@ def why_helper_is_useless(name: str) -> str:
 
 
 def single(uid: int, gid: int, why: str) -> NamespaceMap:
-    """The map anybody can have: root inside is this user outside, and nobody else exists."""
+    """Return the map of one id, which needs no privileges: root inside is this user outside. `why` fills `limited`."""
     return NamespaceMap((IdRange(0, uid, 1),), (IdRange(0, gid, 1),), why)
 
 
 def parse_ranges(text: str, names: Iterable[str]) -> tuple[SubordinateRange, ...]:
-    """The ranges that a subuid(5) file gives to the user known by any of `names`; a bad line gives none."""
+    """Return the ranges that a subuid(5) file gives to any of `names`; malformed lines are skipped."""
     wanted = set(names)
     found = []
     for line in text.splitlines():
@@ -107,9 +107,9 @@ def parse_ranges(text: str, names: Iterable[str]) -> tuple[SubordinateRange, ...
 
 
 def extents(own: int, ranges: Iterable[SubordinateRange]) -> IdRanges:
-    """The map of 0 to `own` and of 1, 2, ... to the ranges.
+    """Map 0 to `own`, and 1, 2, ... to the ids of the ranges.
 
-    The kernel takes no id twice: what a range repeats of `own` or of an earlier range is left out.
+    Ids of a range that are `own` or in an earlier range are left out: the kernel refuses a map with duplicates.
     """
     found = [IdRange(0, own, 1)]
     inside = 1
@@ -122,17 +122,17 @@ def extents(own: int, ranges: Iterable[SubordinateRange]) -> IdRanges:
     return tuple(found)
 
 
-def is_alone() -> bool:
-    """Whether our user namespace maps one user only: then nobody else can own a file."""
+def maps_one_user() -> bool:
+    """Whether our user namespace maps one user id only: then all files have this owner."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         return sum(int(line.split()[2]) for line in file) == 1
 
 
 def write(pid: int, id_map: NamespaceMap) -> None:
-    """Give the new user namespace of process `pid` its maps.
+    """Write the id maps of the new user namespace of process `pid`.
 
-    Uses newuidmap and newgidmap unless only the own ids are mapped, which the kernel lets everybody do.
-    Raises: LaunchError when they refuse, or the kernel does.
+    Uses newuidmap and newgidmap unless only the user's own ids are mapped, which needs no privileges.
+    Raises: LaunchError when these programs or the kernel refuse.
     """
     if id_map.limited:
         _write_single(pid, id_map)
@@ -179,17 +179,17 @@ def _start_helper(name: str, pid: int, mapped: IdRanges) -> _Helper:
 
 
 def _end_helper(helper: _Helper) -> str:
-    """Wait for a helper; why it failed, or an empty text."""
+    """Wait for a helper. Return why it failed, or an empty text."""
     with open(helper.output_fd, "rb") as pipe:
-        said = pipe.read().decode(errors="replace").strip()
+        output = pipe.read().decode(errors="replace").strip()
     if not helper.pid:
         return f"{helper.name} is not installed"
     _, status = os.waitpid(helper.pid, 0)
-    return (said or f"{helper.name} failed") if status else ""
+    return (output or f"{helper.name} failed") if status else ""
 
 
 def _without(first: int, end: int, taken: Iterable[IdRange]) -> list[tuple[int, int]]:
-    """What remains of the ids from `first` up to `end` when those taken outside are cut out, as (first, end)."""
+    """Return the ids from `first` up to `end` that no extent of `taken` has outside, as (first, end) pairs."""
     left = [(first, end)]
     for extent in taken:
         low, high = extent.outside, extent.outside + extent.length

@@ -1,10 +1,9 @@
-"""Process 1 of a container: builds its root, starts the command, then reaps, passes on signals, and ends with it.
+"""Process 1 of a container: sets up its root, starts the command, reaps, forwards signals, ends with the command.
 
-Whatever else runs in the container when the command ends is killed by the kernel, since its process 1 is gone.
+When process 1 ends, the kernel kills all other processes of the container.
 
-It is one of the container's processes, but made of the host's interpreter, so it must tell nothing of the host: it
-cannot be looked into (not dumpable), its arguments and environment are wiped, its capabilities are given up but for
-the one it needs to pass on signals.
+It runs in the container but has the host's interpreter in memory, so it hides the host: it is not dumpable, its
+arguments and environment are overwritten, and it drops all capabilities except the one to signal the command.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from unionfs.launcher import capabilities, command, steps
 from unionfs.launcher.channel import Sender
 from unionfs.launcher.errors import OWN_FAILURE, LaunchError
-from unionfs.launcher.mapped import reset_signals
 from unionfs.launcher.plan import Plan
 from unionfs.launcher.spec import Spec
+from unionfs.launcher.userns import reset_signals
 from unionfs.syscalls.mounts import MS_PRIVATE, MS_REC, mount
 from unionfs.syscalls.namespaces import (
     CLONE_NEWNS,
@@ -38,62 +37,65 @@ if TYPE_CHECKING:
 
     from unionfs.launcher.capture import Capture
     from unionfs.launcher.namespace_socket import NamespaceServer
-    from unionfs.launcher.terminal import Handover
+    from unionfs.launcher.terminal import ConsoleSocket
 
 NAME: Final = "unionfs-init"
 _UNSTARTED: Final = b"x"
 _APPENDED: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-_OF_KEYS: Final = {signal.SIGINT, signal.SIGQUIT}
-_NOT_PASSED_ON: Final = {signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_KEY_SIGNALS: Final = {signal.SIGINT, signal.SIGQUIT}
+_NOT_FORWARDED: Final = {signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
-class Surroundings(NamedTuple):
-    """What init has of the world outside."""
+class InitContext(NamedTuple):
+    """Descriptors and helpers that init gets from the monitor."""
 
     sender: Sender
-    alive_fd: int  # reading it ends when the parent has gone
-    verdict_fd: int  # gets a byte if the command could not be started, and is closed when it was
-    handover: Handover | None  # for the command's terminal, if it is to have one
-    capture: Capture | None = None  # where the command prints to, if not to our own descriptors
-    namespace_server: NamespaceServer | None = None  # gets the namespaces that only init has
-    supervisor: socket.socket | None = None  # who answers for ids that the container does not have
+    alive_fd: int  # a pipe that is at its end once the parent has ended
+    exec_status_fd: int  # a pipe: gets a byte if the command could not be executed, is closed by exec otherwise
+    console: ConsoleSocket | None  # sends out the command's terminal; None: no terminal
+    capture: Capture | None = None  # the command's output; None: our own descriptors
+    namespace_server: NamespaceServer | None = None  # gets the mount namespace and the root
+    supervisor: socket.socket | None = None  # to the supervisor of a container with one id
 
 
-def run(spec: Spec, plan: Plan, around: Surroundings) -> NoReturn:
-    """Be the container's init. Preconditions: process 1 of a new pid namespace, all signals blocked."""
+def run(spec: Spec, plan: Plan, context: InitContext) -> NoReturn:
+    """Run as the container's init, and exit with the command's exit code.
+
+    Preconditions: process 1 of a new pid namespace, all signals blocked.
+    """
     status = OWN_FAILURE
     try:
-        tie_to_parent(around.alive_fd)
-        reveal_nothing()
-        os.umask(0o022)  # for what is made in the container, whatever our user's habit is
+        die_with_parent(context.alive_fd)
+        hide_host_details()
+        os.umask(0o022)  # for files that init makes, whatever our caller's umask is
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
-        note_fd = os.open(spec.mountpoints, _APPENDED, 0o644) if spec.mountpoints else -1
-        steps.carry_out(plan.steps)
-        if note_fd >= 0:
-            os.write(note_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.made()))
-            os.close(note_fd)
-        if around.namespace_server:
-            around.namespace_server.send_from_init()
+        mountpoints_fd = os.open(spec.mountpoints, _APPENDED, 0o644) if spec.mountpoints else -1
+        steps.execute_all(plan.steps)
+        if mountpoints_fd >= 0:
+            os.write(mountpoints_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.created_mountpoints()))
+            os.close(mountpoints_fd)
+        if context.namespace_server:
+            context.namespace_server.send_from_init()
         child = os.fork()
         if child == 0:
-            _run_command(spec, around)
-        _withdraw()
-        status = serve(child)
-    except Exception as error:  # noqa: BLE001 - process 1 has nobody above it in its namespace who could handle it
-        confess(error, around)
+            _run_command(spec, context)
+        _drop_resources()
+        status = reap_until_exit(child)
+    except Exception as error:  # noqa: BLE001 - no process above this one in the namespace could report it
+        report_failure(error, context)
     finally:
         os._exit(status)
 
 
 def exit_status(wait_status: int) -> int:
-    """The exit code that tells of a process' end: its own, or 128 and the signal that killed it."""
+    """Return a process's own exit code, or 128 plus the number of the signal that killed it."""
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
 
 
-def tie_to_parent(alive_fd: int) -> None:
-    """End when the parent does. It may have done so before the kernel was asked to tell."""
+def die_with_parent(alive_fd: int) -> None:
+    """Have this process killed when its parent ends, and exit if the parent has ended already."""
     set_parent_death_signal(signal.SIGKILL)
     poll = select.poll()
     poll.register(alive_fd, 0)
@@ -102,29 +104,29 @@ def tie_to_parent(alive_fd: int) -> None:
     os.close(alive_fd)
 
 
-def reveal_nothing() -> None:
-    """Show nothing of the host in /proc, and be looked into by nobody."""
+def hide_host_details() -> None:
+    """Hide the host's command line and environment in /proc, and refuse ptrace (not dumpable)."""
     set_process_name(NAME)
     set_command_line(NAME)
     set_dumpable(False)
 
 
-def _run_command(spec: Spec, around: Surroundings) -> NoReturn:
+def _run_command(spec: Spec, context: InitContext) -> NoReturn:
     status = OWN_FAILURE
     try:
         reset_signals()
-        command.become(spec, around.handover, around.capture, around.supervisor)
+        command.exec_command(spec, context.console, context.capture, context.supervisor)
     except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
         if isinstance(error, LaunchError):
             status = error.status
-        confess(error, around)
+        report_failure(error, context)
     finally:
         os._exit(status)
 
 
-def confess(error: Exception, around: Surroundings) -> None:
-    """Tell those outside that there will be no command, and why."""
-    os.write(around.verdict_fd, _UNSTARTED)
+def report_failure(error: Exception, context: InitContext) -> None:
+    """Report to the monitor that the command could not be executed, and why."""
+    os.write(context.exec_status_fd, _UNSTARTED)
     if isinstance(error, OSError):
         error = LaunchError.of("preparing the container", error)
     elif not isinstance(error, LaunchError):
@@ -132,11 +134,11 @@ def confess(error: Exception, around: Surroundings) -> None:
 
         traceback.print_exception(error)
         error = LaunchError("preparing the container", "", f"internal error: {error!r}")
-    around.sender.send_failure(error)
+    context.sender.send_failure(error)
 
 
-def let_go() -> None:
-    """Of all descriptors, so that what they lead to can end."""
+def close_descriptors() -> None:
+    """Close all descriptors and put /dev/null at 0 to 2, so that pipes and terminals reach their end."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -146,29 +148,29 @@ def let_go() -> None:
                 os.close(int(name))
 
 
-def _withdraw() -> None:
-    """Let go of everything: descriptors and capabilities."""
-    let_go()
+def _drop_resources() -> None:
+    """Close all descriptors and drop all capabilities except CAP_KILL."""
+    close_descriptors()
     left = capabilities.mask(("KILL",))
     capset(Capabilities(effective=left, permitted=left, inheritable=0))
 
 
-def serve(child: int) -> int:
-    """Reap every orphan and pass on signals until `child` has ended; its exit code."""
+def reap_until_exit(child: int) -> int:
+    """Reap all children and forward signals to `child` until it has ended. Return its exit code."""
     while True:
         number = signal.sigwait(signal.valid_signals())
         if number == signal.SIGCHLD:
             status = _reap(child)
             if status is not None:
                 return status
-        elif number not in _NOT_PASSED_ON:
-            _pass_on(child, number)
+        elif number not in _NOT_FORWARDED:
+            _forward_signal(child, number)
 
 
-def _pass_on(child: int, number: int) -> None:
-    """Signal the command, or, as a terminal does for a key, all of its process group."""
+def _forward_signal(child: int, number: int) -> None:
+    """Send the signal to the command; SIGINT and SIGQUIT to its process group, as a terminal does for a key."""
     with contextlib.suppress(ProcessLookupError):
-        if number in _OF_KEYS:
+        if number in _KEY_SIGNALS:
             try:
                 os.killpg(child, number)
             except ProcessLookupError:  # it leads no group, or not yet
@@ -178,7 +180,7 @@ def _pass_on(child: int, number: int) -> None:
 
 
 def _reap(child: int) -> int | None:
-    """Bury all who ended; the exit code of `child` if it was among them."""
+    """Reap all ended children. Return the exit code of `child` if it was among them, else None."""
     found = None
     with contextlib.suppress(ChildProcessError):
         while True:

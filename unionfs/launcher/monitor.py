@@ -1,8 +1,8 @@
-"""The process between the host and a container: has its root prepared, starts its init, and clears up behind it.
+"""The monitor of a container: it has the root filesystem prepared, starts init, and unmounts at the end.
 
-It lives in the container's user and mount namespace but in the host's pid namespace, so that the daemon it has started
-can be neither seen nor ended by the container. Whatever ends first, nothing stays: when the launching process goes, it
-ends the container; when it goes itself, the kernel ends init, and the daemon sees its lifeline cut.
+It runs in the container's user and mount namespaces but in the host's pid namespace, so that the container can neither
+see nor kill the daemon that the monitor starts. Nothing is left behind: if the launching process ends, the monitor ends
+the container; if the monitor is killed, the kernel kills init, and the daemon leaves because its lifeline is closed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unionfs.launcher import init, mapped
+from unionfs.launcher import init, userns
 from unionfs.launcher import plan as plans
 from unionfs.launcher.channel import INIT, STARTED, Sender
 from unionfs.launcher.errors import OWN_FAILURE, SEE_DOCTOR, LaunchError
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
     from unionfs.launcher.capture import Capture
     from unionfs.launcher.namespace_socket import NamespaceServer
-    from unionfs.launcher.terminal import Handover
+    from unionfs.launcher.terminal import ConsoleSocket
 
 NAME: Final = "unionfs-monitor"
 """What `ps` calls it."""
 
-_PATIENCE_S: Final = 30  # for a daemon that has to write out what it holds, before and after its lifeline is cut
+_TIMEOUT_S: Final = 30  # for a daemon that still writes data, before and after its lifeline is closed
 
 
 class Provisions:
-    """What `prepare` makes, noted as soon as it is there, so that it is taken away again whatever happens next."""
+    """The mounts and daemons that `prepare` makes. Each is added at once, so that it is removed whatever fails next."""
 
     def __init__(self, lifeline_fd: int) -> None:
-        self.lifeline_fd: Final = lifeline_fd  # for daemons to keep: it can be read to its end when they must leave
+        self.lifeline_fd: Final = lifeline_fd  # for daemons: a pipe that is at its end when they must leave
         self.mounts: list[str] = []  # mountpoints, to be detached at the end; appended to only
-        self.daemons: dict[int, int] = {}  # pidfd -> pid of what ends by that; added to only
+        self.daemons: dict[int, int] = {}  # pidfd -> pid of the daemons behind these mounts; added to only
 
     def add(self, mountpoint: str, daemon: int | None = None) -> None:
-        """Something is mounted at `mountpoint`, served by the process `daemon`, if by any."""
+        """Record a mount at `mountpoint`, and the pid of the daemon that serves it, if there is one."""
         self.mounts.append(mountpoint)
         if daemon is not None:
             self.daemons[os.pidfd_open(daemon)] = daemon
 
 
 class Hooks(NamedTuple):
-    """What the launcher's user does at its turns. All are called in the monitor, as root of the user namespace.
+    """Callbacks of the launcher's caller, called in the monitor, as root of the user namespace.
 
-    `prepare` makes a directory of the spec's rootfs, before the container's pid namespace exists; LaunchError if not.
-    `started` is called with init's pid, as the host knows it, once the command has been executed.
-    `finish` is called with the exit code and whether the command was executed, when nothing is mounted any more.
+    `prepare` mounts the spec's rootfs, before the container's pid namespace exists. Raises: LaunchError.
+    `started` gets init's pid in the host's pid namespace, once the command has been executed.
+    `finish` gets the exit code and whether the command had been executed, after everything was unmounted.
     """
 
     prepare: Callable[[Provisions], None]
@@ -66,7 +66,7 @@ class Hooks(NamedTuple):
 
 
 class Monitor:
-    """One container's life. Used once, by `run`."""
+    """Runs one container. `run` is called once."""
 
     def __init__(
         self,
@@ -74,23 +74,23 @@ class Monitor:
         hooks: Hooks,
         sender: Sender,
         launcher_fd: int,
-        handover: Handover | None,
+        console: ConsoleSocket | None,
         capture: Capture | None = None,
     ) -> None:
         self._spec: Final = spec
         self._plan: Final = plans.make(spec)
         self._hooks: Final = hooks
         self._sender: Final = sender
-        self._launcher_fd: Final = launcher_fd  # reading it ends when the launching process has gone
-        self._handover: Final = handover  # for the command's terminal, if it is to have one
-        self._capture: Final = capture  # for what the command prints, if not to our own descriptors
+        self._launcher_fd: Final = launcher_fd  # a pipe that is at its end once the launching process has ended
+        self._console: Final = console  # sends out the command's terminal; None: no terminal
+        self._capture: Final = capture  # the command's output; None: our own descriptors
         self._namespace_server: NamespaceServer | None = None  # set once, by _run
-        self._way: socket.socket | None = None  # to the supervisor, if there is one; set once, by _run
-        self._supervisor: tuple[int, int] | None = None  # pidfd and pid of it; likewise
-        self._started = False  # changed by _judge only
+        self._supervisor_socket: socket.socket | None = None  # None: no supervisor; set once, by _run
+        self._supervisor: tuple[int, int] | None = None  # its pidfd and pid; set once, by _run
+        self._started = False  # changed by _handle_exec_status only
 
     def run(self) -> int:
-        """Prepare, run, clear up; the command's exit code, or 125 after having reported why there is none."""
+        """Prepare, run, unmount. Return the command's exit code, or 125 after reporting why the command did not run."""
         status = OWN_FAILURE
         try:
             status = self._run()
@@ -98,7 +98,7 @@ class Monitor:
             self._sender.send_failure(error)
         except OSError as error:
             self._sender.send_failure(LaunchError.of("running the container", error, hint=_hint_for(error)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the container's state must be brought in order below
+        except Exception as error:  # noqa: BLE001 - `finish` must be called after a bug, too
             import traceback
 
             traceback.print_exception(error)
@@ -112,95 +112,106 @@ class Monitor:
         os.chdir("/")
         mount(None, "/", None, MS_REC | MS_SLAVE)  # the host's unmounts reach us, our mounts do not reach the host
         with contextlib.ExitStack() as cleanup:
-            life_read, life_write = os.pipe()
-            provisions = Provisions(life_read)
-            cleanup.callback(take_away, provisions, life_write)
+            lifeline_read, lifeline_write = os.pipe()
+            provisions = Provisions(lifeline_read)
+            cleanup.callback(unmount_all, provisions, lifeline_write)
             self._hooks.prepare(provisions)
-            connection = None
-            if self._spec.uplink:
-                from unionfs.launcher.private_network import Connection
+            network_helper = None
+            if self._spec.network_helper:
+                from unionfs.launcher.private_network import HelperProcess
 
-                connection = Connection(self._spec.uplink)
-                cleanup.callback(connection.close)
+                network_helper = HelperProcess(self._spec.network_helper)
+                cleanup.callback(network_helper.close)
             if self._spec.supervised:
                 from unionfs.launcher import supervisor
 
-                supervisor_pid, self._way = supervisor.start()  # before there is a pid namespace, to be outside of it
-                cleanup.callback(mapped.end, supervisor_pid)
+                # Before the pid namespace is made: the supervisor must be outside of it.
+                supervisor_pid, self._supervisor_socket = supervisor.start()
+                cleanup.callback(userns.end, supervisor_pid)
                 self._supervisor = os.pidfd_open(supervisor_pid), supervisor_pid
             unshare(plans.flags(self._plan.inner))
-            if connection:
-                connection.connect()
+            if network_helper:
+                network_helper.connect()
             if self._spec.namespace_socket:
                 from unionfs.launcher.namespace_socket import NamespaceServer
 
                 self._namespace_server = NamespaceServer(self._spec.namespace_socket)
                 cleanup.callback(self._namespace_server.close)
-            init_pid, verdict_fd = self._start_init(life_read, (life_write, *provisions.daemons))
-            cleanup.callback(mapped.end, init_pid)  # and with it everything in the container
+            init_pid, exec_status_fd = self._start_init(lifeline_read, (lifeline_write, *provisions.daemons))
+            cleanup.callback(userns.end, init_pid)  # and with it everything in the container
             self._sender.send(INIT, str(init_pid))
-            return self._watch(init_pid, verdict_fd, set(provisions.daemons))
+            return self._watch(init_pid, exec_status_fd, set(provisions.daemons))
 
-    def _start_init(self, life_read: int, not_for_init: tuple[int, ...]) -> tuple[int, int]:
-        """Fork init; its pid, and the descriptor that tells whether the command was executed."""
-        verdict_read, verdict_write = os.pipe()
+    def _start_init(self, lifeline_read: int, not_for_init: tuple[int, ...]) -> tuple[int, int]:
+        """Fork init. Return its pid and the read end of `InitContext.exec_status_fd`."""
+        exec_status_read, exec_status_write = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
-            for fd in (*not_for_init, verdict_read, self._launcher_fd):
+            for fd in (*not_for_init, exec_status_read, self._launcher_fd):
                 os.close(fd)
-            around = init.Surroundings(
-                self._sender, life_read, verdict_write, self._handover, self._capture, self._namespace_server, self._way
+            context = init.InitContext(
+                self._sender,
+                lifeline_read,
+                exec_status_write,
+                self._console,
+                self._capture,
+                self._namespace_server,
+                self._supervisor_socket,
             )
             if self._spec.runtime:
                 from unionfs.launcher import oci_init
 
-                oci_init.run(self._spec, around)
-            init.run(self._spec, self._plan, around)
+                oci_init.run(self._spec, context)
+            init.run(self._spec, self._plan, context)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._namespace_server:
             self._namespace_server.close_init_end()
-        if self._way:
-            self._way.close()
+        if self._supervisor_socket:
+            self._supervisor_socket.close()
         if self._capture:
-            self._capture.close_theirs()
-        os.close(verdict_write)
-        os.close(life_read)
-        return pid, verdict_read
+            self._capture.close_write_ends()
+        os.close(exec_status_write)
+        os.close(lifeline_read)
+        return pid, exec_status_read
 
-    def _watch(self, init_pid: int, verdict_fd: int, daemons: set[int]) -> int:
-        """Wait for init's end, and bring it about when the launching process or a daemon has ended."""
+    def _watch(self, init_pid: int, exec_status_fd: int, daemons: set[int]) -> int:
+        """Wait until init ends, and kill it when the launching process or a daemon has ended."""
         init_fd = os.pidfd_open(init_pid)
         poll = select.poll()
         servers = {self._namespace_server.fileno()} if self._namespace_server else set()
         supervisors = {self._supervisor[0]} if self._supervisor else set()
-        for fd in (init_fd, verdict_fd, self._launcher_fd, *daemons, *servers, *supervisors):
+        for fd in (init_fd, exec_status_fd, self._launcher_fd, *daemons, *servers, *supervisors):
             poll.register(fd, select.POLLIN)
-        undecided = True
+        exec_pending = True
         while True:
             ready = {fd for fd, _ in poll.poll()}
-            if undecided and verdict_fd in ready:
-                undecided = False
-                poll.unregister(verdict_fd)
-                self._judge(verdict_fd, init_pid)
+            if exec_pending and exec_status_fd in ready:
+                exec_pending = False
+                poll.unregister(exec_status_fd)
+                self._handle_exec_status(exec_status_fd, init_pid)
             if self._supervisor and ready & supervisors:
-                poll.unregister(self._supervisor[0])  # with the last of those it answers to it ends by itself
-                if os.waitpid(self._supervisor[1], 0)[1]:  # also when what it left unanswered has ended init by now
-                    raise LaunchError("running the container", "", "the process that answers for its users ended")
+                poll.unregister(self._supervisor[0])  # it ends when the last process with its filter has ended
+                if os.waitpid(self._supervisor[1], 0)[
+                    1
+                ]:  # also if init has ended by now, since its calls were not answered
+                    raise LaunchError("running the container", "", "the supervisor of its user ids ended unexpectedly")
             if init_fd in ready:
                 return init.exit_status(os.waitpid(init_pid, 0)[1])
             if self._launcher_fd in ready:
-                mapped.end(init_pid)
+                userns.end(init_pid)
                 return 128 + signal.SIGKILL
             if self._namespace_server and ready & servers:
                 self._namespace_server.serve()
             if ready & daemons:
-                raise LaunchError("running the container", self._spec.rootfs, "the daemon of its root filesystem ended")
+                raise LaunchError(
+                    "running the container", self._spec.rootfs, "the daemon of its root filesystem ended unexpectedly"
+                )
 
-    def _judge(self, verdict_fd: int, init_pid: int) -> None:
-        """Nothing to read means: the descriptor was closed by exec."""
-        self._started = not os.read(verdict_fd, 1)
-        os.close(verdict_fd)
+    def _handle_exec_status(self, exec_status_fd: int, init_pid: int) -> None:
+        """Read whether the command was executed: then exec has closed the write end, and there is nothing to read."""
+        self._started = not os.read(exec_status_fd, 1)
+        os.close(exec_status_fd)
         if self._started:
             if self._namespace_server:
                 self._namespace_server.receive_from_init()
@@ -208,14 +219,14 @@ class Monitor:
             self._sender.send(STARTED)
 
 
-def take_away(provisions: Provisions, life_write: int) -> None:
-    """Unmount, and wait for the daemons to end by that, then by their lifeline, then by force."""
+def unmount_all(provisions: Provisions, lifeline_write: int) -> None:
+    """Unmount everything, and wait for the daemons to end; then close their lifeline; then kill those that are left."""
     for mountpoint in reversed(provisions.mounts):
         with contextlib.suppress(OSError):  # EINVAL: gone already
             umount2(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
-    left = _wait_for(provisions.daemons, _PATIENCE_S)
-    os.close(life_write)
-    for pidfd in _wait_for(left, _PATIENCE_S):
+    left = _wait_for(provisions.daemons, _TIMEOUT_S)
+    os.close(lifeline_write)
+    for pidfd in _wait_for(left, _TIMEOUT_S):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     for pidfd, pid in provisions.daemons.items():
@@ -225,7 +236,7 @@ def take_away(provisions: Provisions, life_write: int) -> None:
 
 
 def _wait_for(pidfds: Iterable[int], timeout_s: float) -> list[int]:
-    """Those of the processes that have not ended in time."""
+    """Wait for processes to end. Return the pidfds of those that have not ended in time."""
     left, deadline = list(pidfds), time.monotonic() + timeout_s
     while left and (remaining := deadline - time.monotonic()) > 0:
         poll = select.poll()

@@ -1,7 +1,7 @@
-"""From the spec to the steps: which namespaces, which mounts, in which order. Pure: `make` touches nothing.
+"""Compute the Plan for a Spec: namespaces, mounts and steps, in order. Pure: `make` changes nothing on disk.
 
-The order matters: the root is entered before anything is put into it; /dev/null exists before files are hidden behind
-it; what the user binds comes after what we mount, so that it can go into it; the root is made read-only last.
+Order: the root is entered before mounts are made in it; /dev/null is there before it covers files; the user's binds
+come after our mounts, so that they can lie in them; the root is made read-only last.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ HIDDEN: Final = (
     *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list"),
     *("/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"),
 )
-"""What tells too much of the machine; docker hides the same."""
+"""Paths that reveal details of the machine; docker hides the same."""
 FROZEN: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-"""What changes the machine when it is written to; docker makes the same read-only."""
+"""Paths that configure the machine when written to; docker makes the same read-only."""
 SCRATCH_OF_READ_ONLY: Final = ("/run", "/tmp", "/var/tmp")
-"""Where nearly every program must be able to write, also on a read-only root (podman's choice)."""
+"""Directories that get a tmpfs when the root is read-only, since most programs write there (podman's choice)."""
 
 _KINDS: Final = {
     "mount": CLONE_NEWNS,
@@ -55,17 +55,17 @@ _TMPFS_OPTIONS: Final = {"/run": "mode=755"}  # everything else is mode=1777, as
 
 
 class Plan(NamedTuple):
-    """Everything that will be done, in order."""
+    """All actions that start a container, in order."""
 
     id_map: NamespaceMap | None  # None: no user namespace
-    outer: tuple[str, ...]  # namespaces made before the root filesystem is prepared, in which its daemon lives
+    outer: tuple[str, ...]  # namespaces made before the root filesystem is prepared; its daemon runs in them
     inner: tuple[str, ...]  # namespaces of the container alone
-    network: tuple[str, ...]  # what is done outside for the network, in words
-    steps: tuple[steps.Step | steps.FromHost, ...]
-    command: tuple[str, ...]  # how the command begins, in words
+    network: tuple[str, ...]  # how the network is connected, as text
+    steps: tuple[steps.Step | steps.HostStep, ...]
+    command: tuple[str, ...]  # how the command is started, as text
 
     def describe(self, preparation: Iterable[str] = ()) -> list[str]:
-        """One line for each thing that will be done; `preparation` says how the root filesystem is prepared."""
+        """Return one line for each action; `preparation` has those that prepare the root filesystem."""
         return [
             f"make namespaces: {', '.join((*(('user',) if self.id_map else ()), *self.outer))}",
             *_describe_ids(self.id_map),
@@ -78,10 +78,10 @@ class Plan(NamedTuple):
 
 
 def make(spec: Spec) -> Plan:
-    """The plan that fulfils `spec`."""
+    """Return the plan for `spec`."""
     network_too = ("network",) if spec.own_network else ()
     inner = ("pid", *network_too) if spec.runtime else ("pid", "uts", "ipc", *network_too)
-    network = (spec.uplink.describe(),) if spec.uplink else ()
+    network = (spec.network_helper.describe(),) if spec.network_helper else ()
     if spec.runtime:
         words = (f"write an OCI bundle into {spec.bundle}", f"have {spec.runtime} run it")
         return Plan(spec.id_map, ("mount", "cgroup"), inner, network, (), words)
@@ -89,7 +89,7 @@ def make(spec: Spec) -> Plan:
 
 
 def tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
-    """The filesystems in memory with their options, those of a read-only root included; where a bind comes, none."""
+    """Return the tmpfs mounts with their options, including those of a read-only root; none where a bind goes."""
     bound = {bind.target for bind in spec.binds}
     scratch = [Tmpfs(target) for target in SCRATCH_OF_READ_ONLY] if spec.read_only else []
     wanted = {tmpfs.target: tmpfs for tmpfs in reversed((*spec.tmpfs, *scratch))}
@@ -102,11 +102,11 @@ def tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
 
 
 def flags(kinds: tuple[str, ...]) -> int:
-    """The CLONE_NEW* bits of these namespaces."""
+    """Return the CLONE_NEW* bits of these namespaces."""
     return sum(_KINDS[kind] for kind in kinds)
 
 
-def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
+def _steps(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
     return (
         steps.EnterRoot(spec.rootfs),
         steps.Proc(),
@@ -126,7 +126,7 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
     )
 
 
-def _dev(spec: Spec) -> tuple[steps.Step | steps.FromHost, ...]:
+def _dev(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
     tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
     paths = tuple(f"/dev/{name}" for name in DEVICES)
     return (

@@ -1,9 +1,9 @@
-"""The way out of a network namespace of our own, for which a program must be installed: pasta or slirp4netns.
+"""Connect a container's network namespace to the host's network through a helper program: pasta or slirp4netns.
 
-Both carry connections between a device inside and ordinary sockets outside, so no privileges are needed. The program
-runs in the host's network, in the container's user namespace and in a pid namespace of its own whose first process ends
-with the monitor: however that ends, the program does, although it changes its credentials and so forgets whose child
-it is.
+Both forward connections between a tap device inside and ordinary sockets outside, so no privileges are needed. The
+program runs in the host's network namespace, in the container's user namespace, and in a pid namespace of its own whose
+process 1 is killed when the monitor ends. So the program ends, too: it could not rely on its own parent death signal,
+which the kernel clears when it changes its credentials.
 
 Sources: passt(1), slirp4netns(1) and its API ("add_hostfwd").
 """
@@ -21,8 +21,8 @@ import time
 from typing import Final
 
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.mapped import reset_signals
-from unionfs.launcher.spec import PASTA, SLIRP, Port, Uplink
+from unionfs.launcher.spec import PASTA, SLIRP, NetworkHelper, Port
+from unionfs.launcher.userns import reset_signals
 from unionfs.syscalls.mounts import MNT_DETACH, MS_BIND, mount, umount2
 from unionfs.syscalls.namespaces import (
     CLONE_NEWPID,
@@ -34,18 +34,18 @@ from unionfs.syscalls.namespaces import (
 
 NAME: Final = "unionfs-net"
 NAMESERVERS: Final = {PASTA: "169.254.1.1", SLIRP: "10.0.2.3"}
-"""Where the container's questions go; the program passes them on to this machine's own resolver."""
+"""Program -> address of the container's nameserver. The program forwards queries to this machine's resolver."""
 
-_PATIENCE_S: Final = 20.0
-_LOOK_AGAIN_S: Final = 0.01
+_TIMEOUT_S: Final = 20.0
+_POLL_INTERVAL_S: Final = 0.01
 _WHAT: Final = "connecting the network"
 _DEVICE: Final = "tap0"
 
 
 def find(program: str) -> str:
-    """The program to use: that one, or for any other word whichever is installed.
+    """Return the program to use: `program` if it is pasta or slirp4netns, else the first of them that is installed.
 
-    Raises: LaunchError naming the packages when there is none.
+    Raises: LaunchError naming the packages if it is not installed.
     """
     wanted = (program,) if program in NAMESERVERS else (PASTA, SLIRP)
     for name in wanted:
@@ -56,84 +56,86 @@ def find(program: str) -> str:
     raise LaunchError(_WHAT, "", why, hint=hint)
 
 
-class Connection:
-    """One uplink. Made in the host's network namespace; `connect` is called in the new one."""
+class HelperProcess:
+    """One helper program. Made in the host's network namespace; `connect` is called in the new one."""
 
-    def __init__(self, uplink: Uplink) -> None:
-        """Fork the process that will run the program. Raises: LaunchError, OSError."""
-        self._uplink: Final = uplink
-        self._place: Final = os.path.join(uplink.directory, "netns")
-        self._socket: Final = os.path.join(uplink.directory, "slirp")
-        self._said_fd: Final = os.memfd_create("said", os.MFD_CLOEXEC)
+    def __init__(self, helper: NetworkHelper) -> None:
+        """Fork the process that will start the program. Raises: LaunchError, OSError."""
+        self._helper: Final = helper
+        self._netns_path: Final = os.path.join(helper.directory, "netns")
+        self._socket: Final = os.path.join(helper.directory, "slirp")
+        self._output_fd: Final = os.memfd_create("said", os.MFD_CLOEXEC)
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-            why = "it may not be opened, or is not there"
+            why = "it is missing, or this user may not open it"
             raise LaunchError(_WHAT, "/dev/net/tun", why, hint="as root: modprobe tun; chmod 666 /dev/net/tun")
-        with contextlib.suppress(FileNotFoundError):  # of a monitor that was killed: it would be taken for the new one
+        with contextlib.suppress(FileNotFoundError):  # left by a killed monitor: it would be taken for the new one
             os.unlink(self._socket)
-        read_fd, self._go_fd = os.pipe()
+        read_fd, self._start_fd = os.pipe()
         self._pid: Final = os.fork()
         if self._pid == 0:
-            os.close(self._go_fd)
-            _hold(read_fd, self._said_fd, self._command(), uplink.directory)
+            os.close(self._start_fd)
+            _run_holder(read_fd, self._output_fd, self._command(), helper.directory)
         os.close(read_fd)
 
     def connect(self) -> None:
-        """Have the program join our network namespace, and wait until there is a way out. Raises: LaunchError."""
+        """Have the program join our network namespace, and wait until that has a default route. Raises: LaunchError."""
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        mount("/proc/self/ns/net", self._place, None, MS_BIND)  # /proc/PID/ns would ask for rights that are given up
-        os.write(self._go_fd, b"g")
+            os.close(os.open(self._netns_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        mount("/proc/self/ns/net", self._netns_path, None, MS_BIND)  # the program may not open our /proc/PID/ns
+        os.write(self._start_fd, b"g")
         self._wait()
-        if self._uplink.program == SLIRP:
-            for port in self._uplink.ports:
+        if self._helper.program == SLIRP:
+            for port in self._helper.ports:
                 self._forward(port)
 
     def close(self) -> None:
         """End the program."""
-        os.close(self._go_fd)
+        os.close(self._start_fd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
         with contextlib.suppress(OSError):
-            umount2(self._place, MNT_DETACH)
-        for path in (self._place, self._socket):
+            umount2(self._netns_path, MNT_DETACH)
+        for path in (self._netns_path, self._socket):
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        os.close(self._said_fd)
+        os.close(self._output_fd)
 
     def _wait(self) -> None:
         holder_fd = os.pidfd_open(self._pid)
         try:
             poll = select.poll()
             poll.register(holder_fd, select.POLLIN)
-            deadline = time.monotonic() + _PATIENCE_S
-            while not _has_way_out() or not self._answers():
-                if poll.poll(_LOOK_AGAIN_S * 1000):
-                    raise LaunchError(_WHAT, self._uplink.program, self._said() or "it ended at once")
+            deadline = time.monotonic() + _TIMEOUT_S
+            while not _has_default_route() or not self._is_api_ready():
+                if poll.poll(_POLL_INTERVAL_S * 1000):
+                    raise LaunchError(_WHAT, self._helper.program, self._read_output() or "it ended without a message")
                 if time.monotonic() > deadline:
-                    raise LaunchError(_WHAT, self._uplink.program, self._said() or "there is no device after 20 s")
+                    raise LaunchError(
+                        _WHAT, self._helper.program, self._read_output() or "there is no default route after 20 s"
+                    )
         finally:
             os.close(holder_fd)
 
-    def _answers(self) -> bool:
-        return self._uplink.program == PASTA or not self._uplink.ports or os.path.exists(self._socket)
+    def _is_api_ready(self) -> bool:
+        return self._helper.program == PASTA or not self._helper.ports or os.path.exists(self._socket)
 
-    def _said(self) -> str:
-        lines = os.pread(self._said_fd, 4096, 0).decode(errors="replace").splitlines()
+    def _read_output(self) -> str:
+        lines = os.pread(self._output_fd, 4096, 0).decode(errors="replace").splitlines()
         return "; ".join(line for line in lines if line and "syslog" not in line)
 
     def _command(self) -> list[str]:
-        ports = self._uplink.ports
-        if self._uplink.program == SLIRP:
+        ports = self._helper.ports
+        if self._helper.program == SLIRP:
             api = ["--api-socket", os.path.basename(self._socket)] if ports else []
             quiet = ["--configure", "--mtu=65520", "--disable-host-loopback", *api]
-            return [SLIRP, *quiet, "--netns-type=path", self._place, _DEVICE]
+            return [SLIRP, *quiet, "--netns-type=path", self._netns_path, _DEVICE]
         words = [PASTA, "--foreground", "--quiet", "--stderr", "--config-net", "--no-map-gw", "--runas", "0:0"]
         words += ["--dns-forward", NAMESERVERS[PASTA], "-T", "none", "-U", "none"]
         for flag, protocol in (("-t", "tcp"), ("-u", "udp")):
             specs = [_pasta_spec(port) for port in ports if port.protocol == protocol]
             for spec in specs or ["none"]:
                 words += [flag, spec]
-        return [*words, "--netns", self._place]
+        return [*words, "--netns", self._netns_path]
 
     def _forward(self, port: Port) -> None:
         forwarding = {
@@ -144,9 +146,9 @@ class Connection:
         }
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
-                api.settimeout(_PATIENCE_S)
-                dir_fd = os.open(self._uplink.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:  # the address of a socket has no room for a long path (unix(7))
+                api.settimeout(_TIMEOUT_S)
+                dir_fd = os.open(self._helper.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:  # the path may be too long for a socket address (unix(7))
                     _connect(api, f"/proc/self/fd/{dir_fd}/{os.path.basename(self._socket)}")
                 finally:
                     os.close(dir_fd)
@@ -160,22 +162,22 @@ class Connection:
 
 
 def _connect(api: socket.socket, address: str) -> None:
-    """Connect, once the program listens: its socket has a name before that. Raises: OSError."""
-    deadline = time.monotonic() + _PATIENCE_S
+    """Connect, retrying while the program does not listen yet: its socket exists before that. Raises: OSError."""
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             return api.connect(address)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _pasta_spec(port: Port) -> str:
     return f"{port.address}/{port.outside}:{port.inside}" if port.address else f"{port.outside}:{port.inside}"
 
 
-def _has_way_out() -> bool:
+def _has_default_route() -> bool:
     """Whether our network namespace has a device besides the loopback, with a default route."""
     with open("/proc/self/net/route", encoding="ascii") as file:
         if any(line.split()[1:2] == ["00000000"] for line in file):
@@ -185,8 +187,9 @@ def _has_way_out() -> bool:
     return False
 
 
-def _hold(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
-    """The life of the process between the monitor and the program's pid namespace. Never returns."""
+def _run_holder(start_fd: int, output_fd: int, command: list[str], directory: str) -> None:
+    """Fork process 1 of the program's pid namespace, and kill it once `start_fd` is closed by the monitor. Never
+    returns."""
     status = 1
     try:
         set_parent_death_signal(signal.SIGKILL)
@@ -194,16 +197,16 @@ def _hold(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
         set_command_line(NAME)
         reset_signals()
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd not in (go_fd, said_fd):
+            if fd > 2 and fd not in (start_fd, output_fd):
                 with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already
                     os.close(fd)
         unshare(CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _be_first(go_fd, said_fd, command, directory)
+            _run_pid1(start_fd, output_fd, command, directory)
         poll = select.poll()
         poll.register(os.pidfd_open(pid), select.POLLIN)
-        poll.register(go_fd, 0)  # POLLHUP: the monitor wants no more of it
+        poll.register(start_fd, 0)  # POLLHUP: the monitor has called `close` or has ended
         poll.poll()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -211,16 +214,16 @@ def _hold(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
         os._exit(status)
 
 
-def _be_first(go_fd: int, said_fd: int, command: list[str], directory: str) -> None:
-    """Process 1 around the program: the kernel ends everything beside it when it ends."""
+def _run_pid1(start_fd: int, output_fd: int, command: list[str], directory: str) -> None:
+    """Run as process 1 of the pid namespace: start the program, end with it. The kernel then kills the others."""
     try:
         set_parent_death_signal(signal.SIGKILL)
-        if os.read(go_fd, 1):
-            os.chdir(directory)  # a path there may be too long for the address of a socket
+        if os.read(start_fd, 1):
+            os.chdir(directory)  # slirp4netns gets its socket by name: a path may be too long
             null_fd = os.open(os.devnull, os.O_RDWR)
-            actions = [(os.POSIX_SPAWN_DUP2, null_fd, 0), (os.POSIX_SPAWN_DUP2, said_fd, 1)]
+            actions = [(os.POSIX_SPAWN_DUP2, null_fd, 0), (os.POSIX_SPAWN_DUP2, output_fd, 1)]
             program = os.posix_spawnp(
-                command[0], command, os.environ, file_actions=[*actions, (os.POSIX_SPAWN_DUP2, said_fd, 2)]
+                command[0], command, os.environ, file_actions=[*actions, (os.POSIX_SPAWN_DUP2, output_fd, 2)]
             )
             while os.waitpid(-1, 0)[0] != program:
                 pass

@@ -1,4 +1,4 @@
-"""Limits of resources (setrlimit(2)): their names as docker has them, how they are written, and setting them."""
+"""Resource limits (setrlimit(2)): names as docker writes them, parsing, and setting them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _UNLIMITED: Final = ("-1", "unlimited")
 
 
 class Limit(NamedTuple):
-    """At most so much of something."""
+    """One resource limit."""
 
     name: str  # in NUMBERS
-    soft: int  # -1: without limit
-    hard: int
+    soft: int  # in the unit of getrlimit(2); -1: unlimited
+    hard: int  # likewise
 
     def __str__(self) -> str:
         return f"{self.name}={self.soft}:{self.hard}"
 
 
 def parse(text: str) -> Limit:
-    """NAME=SOFT[:HARD]. Raises: ValueError with what is wrong."""
+    """Parse NAME=SOFT[:HARD]. Raises: ValueError with the reason."""
     name, equals, values = text.partition("=")
     if not equals or name not in NUMBERS:
         raise ValueError(f"expected NAME=SOFT[:HARD] with one of {', '.join(NUMBERS)}")
@@ -52,13 +52,13 @@ def parse(text: str) -> Limit:
 
 
 def apply(limits: Iterable[Limit]) -> None:
-    """Set them for this process and its children. Raises: LaunchError."""
+    """Set the limits of this process and its children. Raises: LaunchError."""
     for limit in limits:
         try:
             resource.setrlimit(NUMBERS[limit.name], (limit.soft, limit.hard))
         except (ValueError, OSError):
-            _, most = resource.getrlimit(NUMBERS[limit.name])
-            why = f"the hard limit here is {most}, and only this machine's root may raise it"
+            _, maximum = resource.getrlimit(NUMBERS[limit.name])
+            why = f"the hard limit here is {maximum}, and only this machine's root may raise it"
             raise LaunchError("setting a limit", str(limit), why) from None
 
 

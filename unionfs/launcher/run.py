@@ -1,7 +1,7 @@
-"""Run a container and wait for it: the process the user started, in the host's namespaces.
+"""Run a container and wait for it: the process that the user started, in the host's namespaces.
 
-It forks the monitor, then relays: bytes if there is a terminal, signals to the container's init, and at the end the
-exit code. Nothing is imported here that a container without a terminal does not need.
+It forks the monitor, then relays output or a terminal, forwards signals to the container's init, and returns the exit
+code. Modules that only some containers need are imported late.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs import standard_descriptors
-from unionfs.launcher import channel, mapped
+from unionfs.launcher import channel, userns
 from unionfs.launcher import plan as plans
 from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, Sender, failure_in
 from unionfs.launcher.errors import LaunchError
@@ -24,124 +24,126 @@ from unionfs.launcher.monitor import Hooks, Monitor
 from unionfs.launcher.spec import Spec
 
 if TYPE_CHECKING:
-    from unionfs.launcher.capture import Capture, Keep
+    from unionfs.launcher.capture import Capture, OutputSink
     from unionfs.launcher.namespace_socket import Namespaces
-    from unionfs.launcher.terminal import Handover, Relay
+    from unionfs.launcher.terminal import ConsoleSocket, Relay
 
 _FORWARDED: Final = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
 )
-_ENDING_S: Final = 10  # for processes that are being killed; longer than that, one hangs in the kernel
-_OF_TERMINALS: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+_ENDING_S: Final = 10  # for killed processes to end; after that, one is stuck in the kernel
+_TERMINAL_SIGNALS: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 
 
 def launch(
     spec: Spec,
     hooks: Hooks,
     ready: Callable[[], None] = lambda: None,
-    keep: Keep | None = None,
+    sink: OutputSink | None = None,
     *,
     attached: bool = True,
 ) -> int:
-    """Run the container until its command ends; the command's exit code, or 128 and the signal that killed it.
+    """Run the container until its command ends. Return its exit code, or 128 plus the signal that killed it.
 
-    `ready` is called when the command has been executed. `keep` is given all that it prints; unless `attached`, that is
-    shown nowhere else. Nothing of the container is left when this returns or raises.
-    Raises: LaunchError when the command could not be executed, or the container had to be ended.
+    `ready` is called when the command has been executed. `sink` gets all its output, which unless `attached` is not
+    written to our standard output and error. When this returns or raises, all processes of the container have ended.
+    Raises: LaunchError when the command could not be executed, or the container had to be killed.
     """
 
-    def be_monitor(ends: _Ends) -> int:
-        return Monitor(spec, hooks, ends.sender, ends.alive_fd, ends.handover, ends.capture).run()
+    def run_monitor(ends: _Ends) -> int:
+        return Monitor(spec, hooks, ends.sender, ends.alive_fd, ends.console, ends.capture).run()
 
     kinds = plans.flags(plans.make(spec).outer)
     try:
-        return _launch(spec, kinds, be_monitor, ready, _Output(keep, attached))
+        return _launch(spec, kinds, run_monitor, ready, _Output(sink, attached))
     except OSError as error:
         raise LaunchError.of("running the container", error) from error
 
 
 def join(spec: Spec, namespaces: Namespaces, ready: Callable[[], None] = lambda: None, *, attached: bool = True) -> int:
-    """Run one more command in a container that runs; its exit code, as `launch` has it. `namespaces` are closed.
+    """Run one more command in a running container. Return its exit code as `launch` does. Closes `namespaces`.
 
-    Unless `attached`, what it prints is lost, and it goes on when this process is killed.
+    Unless `attached`, its output is discarded, and it goes on when this process is killed.
     Raises: LaunchError when the command could not be executed.
     """
-    from unionfs.launcher.exec_process import Visitor
+    from unionfs.launcher.exec_process import ExecProcess
 
-    def be_visitor(ends: _Ends) -> int:
-        return Visitor(spec, namespaces, ends.sender, ends.handover, ends.capture, not attached).run()
+    def run_exec_process(ends: _Ends) -> int:
+        return ExecProcess(spec, namespaces, ends.sender, ends.console, ends.capture, not attached).run()
 
     try:
-        return _launch(spec._replace(id_map=None), 0, be_visitor, ready, _Output(None, attached), namespaces.close)
+        return _launch(
+            spec._replace(id_map=None), 0, run_exec_process, ready, _Output(None, attached), namespaces.close
+        )
     except OSError as error:
         raise LaunchError.of("running in the container", error) from error
 
 
 class _Output(NamedTuple):
-    """What becomes of what the command prints."""
+    """How the command's output is handled, as in `launch`."""
 
-    keep: Keep | None
+    sink: OutputSink | None
     attached: bool
 
 
 class _Ends(NamedTuple):
-    """What the process between us and the command has of ours."""
+    """The pipe and socket ends of the child: the monitor or the exec process."""
 
     sender: Sender
     alive_fd: int
-    handover: Handover | None
+    console: ConsoleSocket | None
     capture: Capture | None
 
 
 def _launch(
     spec: Spec,
     kinds: int,
-    be_between: Callable[[_Ends], int],
+    run_child: Callable[[_Ends], int],
     ready: Callable[[], None],
     output: _Output,
     forked: Callable[[], None] = lambda: None,
 ) -> int:
-    """Fork the process that runs the command, in new namespaces of `kinds`, and relay until that ends."""
+    """Fork the process that runs the command, in new namespaces of `kinds` (CLONE_NEW*), and relay until it ends."""
     standard_descriptors.open_missing()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, which is inherited, nobody can be waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD is inherited, and makes waitpid(2) fail
     receiver, sender = channel.make()
     alive_read, alive_write = os.pipe()
-    handover = _make_handover() if spec.process.terminal else None
+    console = _make_console() if spec.process.terminal else None
     capture = (
-        _make_capture(output.keep, attached=output.attached) if output.keep and not spec.process.terminal else None
+        _make_capture(output.sink, attached=output.attached) if output.sink and not spec.process.terminal else None
     )
 
-    def between() -> int:
+    def run_forked() -> int:
         receiver.close()
         os.close(alive_write)
         if capture:
-            capture.close_ours()
-        return be_between(_Ends(sender, alive_read, handover, capture))
+            capture.close_read_ends()
+        return run_child(_Ends(sender, alive_read, console, capture))
 
-    front = _Front(receiver, handover, alive_write, ready, capture, output, interactive=spec.process.interactive)
+    session = _Session(receiver, console, alive_write, ready, capture, output, interactive=spec.process.interactive)
     try:
         try:
-            front.monitor = mapped.fork(spec.id_map, kinds, between)
+            session.monitor = userns.fork(spec.id_map, kinds, run_forked)
         finally:
             forked()
             sender.close()
             if capture:
-                capture.close_theirs()
+                capture.close_write_ends()
             os.close(alive_read)
-            if handover:
-                handover.close_theirs()
-        return front.wait()
+            if console:
+                console.close_child_end()
+        return session.wait()
     finally:
-        front.close()
+        session.close()
 
 
-class _Front:
-    """The launching process' side of one container. Changed by its own methods only, but for `monitor`."""
+class _Session:
+    """Relays for one container in the launching process. Only `monitor` is changed from outside."""
 
     def __init__(
         self,
         receiver: Receiver,
-        handover: Handover | None,
+        console: ConsoleSocket | None,
         alive_fd: int,
         ready: Callable[[], None],
         capture: Capture | None,
@@ -150,22 +152,22 @@ class _Front:
         interactive: bool,
     ) -> None:
         self._receiver: Final = receiver
-        self._handover = handover  # where the container's terminal comes from; None once it has come
+        self._console = console  # receives the container's terminal; None once it was received
         self._alive_fd: int | None = alive_fd  # the monitor ends the container when this is closed
         self._ready: Final = ready
         self._capture: Final = capture
         self._output: Final = output
         self._interactive: Final = interactive
-        self.monitor: int | None = None  # set by `launch` when there is one; None again once it was waited for
-        self._init_fd: int | None = None  # pidfd of init, once there is one
-        self._relay: Relay | None = None  # once the container has made its terminal
+        self.monitor: int | None = None  # its pid; set by `_launch`; None again once it was waited for
+        self._init_fd: int | None = None  # pidfd of init; None until the monitor has reported it
+        self._relay: Relay | None = None  # None until the container has sent its terminal
         self._failure: LaunchError | None = None  # the first one reported
-        self._gave_up: int | None = None  # the signal that ended us before there was an init to pass it on to
+        self._fatal_signal: int | None = None  # a signal that arrived before there was an init to forward it to
 
     def wait(self) -> int:
         """Relay until the monitor has ended."""
         assert self.monitor is not None
-        signals = (*_FORWARDED, *_OF_TERMINALS) if self._handover else _FORWARDED
+        signals = (*_FORWARDED, *_TERMINAL_SIGNALS) if self._console else _FORWARDED
         monitor_fd = os.pidfd_open(self.monitor)
         with _signals_readable(signals) as signals_fd:
             while True:
@@ -176,8 +178,8 @@ class _Front:
                         self._relay.handle(fd)
                 if signals_fd in ready:
                     self._handle_signals(os.read(signals_fd, 1024))
-                if self._handover and self._handover.fileno() in ready:
-                    self._begin_relay(self._handover)
+                if self._console and self._console.fileno() in ready:
+                    self._begin_relay(self._console)
                 if self._capture:
                     for fd in ready & self._capture.filenos():
                         self._capture.handle(fd)
@@ -188,8 +190,8 @@ class _Front:
                     return self._outcome()
 
     def close(self) -> None:
-        """Have the container ended if it has not, wait for that, and give the terminal back."""
-        self._let_monitor_end()
+        """End the container if it still runs, wait for the monitor, and restore the terminal."""
+        self._end_container()
         if self.monitor is not None:
             os.waitpid(self.monitor, 0)
             self.monitor = None
@@ -197,9 +199,9 @@ class _Front:
             self._relay.close()
         if self._capture:
             self._capture.drain()
-            self._capture.close_ours()
-        if self._handover:
-            self._handover.close()
+            self._capture.close_read_ends()
+        if self._console:
+            self._console.close()
         if self._init_fd is not None:
             os.close(self._init_fd)
         self._receiver.close()
@@ -209,7 +211,7 @@ class _Front:
         for fd, events in relayed.items():
             poll.register(fd, events)
         captured = self._capture.filenos() if self._capture else ()
-        handed = (self._handover.fileno(),) if self._handover else ()
+        handed = (self._console.fileno(),) if self._console else ()
         for fd in (*others, self._receiver.fileno(), *handed, *captured):
             poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll()}
@@ -218,8 +220,8 @@ class _Front:
         assert self.monitor is not None
         _, wait_status = os.waitpid(self.monitor, 0)
         self.monitor = None
-        if self._gave_up is not None:
-            return 128 + self._gave_up
+        if self._fatal_signal is not None:
+            return 128 + self._fatal_signal
         if self._failure:
             raise self._failure
         if os.WIFSIGNALED(wait_status):
@@ -229,21 +231,21 @@ class _Front:
         return exit_status(wait_status)
 
     def _wait_for_init(self) -> None:
-        """Without its monitor the container ends, but nobody has waited for that."""
+        """Wait until the kernel has ended init, after the monitor was killed and could not wait for it."""
         if self._init_fd is not None:
             poll = select.poll()
             poll.register(self._init_fd, select.POLLIN)
             poll.poll(_ENDING_S * 1000)
 
-    def _begin_relay(self, handover: Handover) -> None:
+    def _begin_relay(self, console: ConsoleSocket) -> None:
         from unionfs.launcher.terminal import Relay
 
-        master = handover.receive()
-        handover.close()
-        self._handover = None
+        master = console.receive()
+        console.close()
+        self._console = None
         if master is not None:
-            keep, attached = self._output
-            self._relay = Relay(master, interactive=self._interactive, keep=keep, attached=attached)
+            sink, attached = self._output
+            self._relay = Relay(master, interactive=self._interactive, sink=sink, attached=attached)
 
     def _handle_message(self, message: Message) -> None:
         if message.kind == INIT:
@@ -265,25 +267,25 @@ class _Front:
                 if self._relay:
                     self._relay.resume()
             else:
-                self._pass_on(number)
+                self._forward_signal(number)
 
-    def _pass_on(self, number: int) -> None:
+    def _forward_signal(self, number: int) -> None:
         if self._init_fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, number)
-        elif self._gave_up is None:
-            self._gave_up = number
-            self._let_monitor_end()
+        elif self._fatal_signal is None:
+            self._fatal_signal = number
+            self._end_container()
         elif self.monitor is not None:
-            os.kill(self.monitor, signal.SIGKILL)  # asked twice: the preparation hangs
+            os.kill(self.monitor, signal.SIGKILL)  # a second signal: the preparation hangs
 
-    def _let_monitor_end(self) -> None:
+    def _end_container(self) -> None:
         if self._alive_fd is not None:
             os.close(self._alive_fd)
             self._alive_fd = None
 
     def _stop(self) -> None:
-        """Stop ourselves as asked; what we hold of the user's terminal is given back meanwhile."""
+        """Stop this process (SIGTSTP), with the user's terminal restored while it is stopped."""
         if self._relay:
             self._relay.pause()
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -293,9 +295,9 @@ class _Front:
 
 @contextlib.contextmanager
 def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
-    """A descriptor from which arriving signals are read, one byte each, instead of having their usual effect.
+    """Replace the effect of these signals by a descriptor from which their numbers are read, one byte each.
 
-    One that is ignored stays ignored: whoever started us wants it so (nohup, a shell's background job).
+    Ignored signals stay ignored, as nohup or a shell's background job expects.
     """
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -315,13 +317,13 @@ def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
         os.close(write_fd)
 
 
-def _make_capture(keep: Keep, *, attached: bool) -> Capture:
+def _make_capture(sink: OutputSink, *, attached: bool) -> Capture:
     from unionfs.launcher.capture import Capture
 
-    return Capture(keep, attached=attached)
+    return Capture(sink, attached=attached)
 
 
-def _make_handover() -> Handover:
-    from unionfs.launcher.terminal import Handover
+def _make_console() -> ConsoleSocket:
+    from unionfs.launcher.terminal import ConsoleSocket
 
-    return Handover()
+    return ConsoleSocket()

@@ -1,4 +1,4 @@
-"""What the launcher is to run, and in which surroundings: values, complete and unchanging. Pure.
+"""The launcher's input: a process to run, and its root filesystem, mounts and namespaces, as immutable values. Pure.
 
 Paths in `rootfs` and `source` fields are the host's; all others are the container's own, resolved inside its root only.
 """
@@ -28,7 +28,7 @@ class Bind(NamedTuple):
 
 
 class Port(NamedTuple):
-    """A port of this machine that leads to one of the container."""
+    """A port of this machine whose connections are forwarded to a port of the container."""
 
     address: str  # of this machine; empty: all
     outside: int
@@ -39,16 +39,16 @@ class Port(NamedTuple):
         return f"{self.address or '0.0.0.0'}:{self.outside}->{self.inside}/{self.protocol}"
 
 
-class Uplink(NamedTuple):
-    """A network that is ours alone, with a way out."""
+class NetworkHelper(NamedTuple):
+    """A program that connects the container's network namespace to the host's network, and the ports it publishes."""
 
     program: str  # PASTA or SLIRP
-    directory: str  # where a file or two may be made
+    directory: str  # of the container; gets the file `netns` and the socket `slirp`
     ports: tuple[Port, ...] = ()
 
     def describe(self) -> str:
-        led = f", {', '.join(map(str, self.ports))}" if self.ports else ""
-        return f"connect the network through {self.program}{led}"
+        ports = f", {', '.join(map(str, self.ports))}" if self.ports else ""
+        return f"connect the network through {self.program}{ports}"
 
 
 class Tmpfs(NamedTuple):
@@ -59,34 +59,34 @@ class Tmpfs(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A command, the user and the directory it runs as and in, and what it may do."""
+    """A command, its user, working directory, environment, capabilities and limits."""
 
-    command: tuple[str, ...]  # not empty; the first is looked for in PATH of `environment` unless it has a slash
-    environment: tuple[tuple[str, str], ...] = ()  # HOME, if it is missing, comes from the user's entry in passwd
+    command: tuple[str, ...]  # not empty; the first is searched in PATH of `environment` unless it has a slash
+    environment: tuple[tuple[str, str], ...] = ()  # HOME defaults to the user's entry in passwd
     user: str = ""  # USER[:GROUP], names or numbers of the container; empty for root
     workdir: str = "/"  # absolute; made if it is missing
     interactive: bool = False  # the command reads our standard input; else /dev/null
-    terminal: bool = False  # the command has a terminal of its own
+    terminal: bool = False  # the command gets a new pseudo terminal
     capabilities: tuple[str, ...] = USUAL  # names in capabilities.NUMBERS
     no_new_privileges: bool = True
-    limits: tuple[Limit, ...] = ()  # all others are ours
+    limits: tuple[Limit, ...] = ()  # all others are inherited
 
 
 class Spec(NamedTuple):
     """A container: a process, and the root filesystem, mounts and namespaces around it."""
 
-    rootfs: str  # absolute; a directory once `prepare` has been called
+    rootfs: str  # absolute; a directory once `Hooks.prepare` has returned
     process: Process
     hostname: str = "container"
     binds: tuple[Bind, ...] = ()
     provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
     tmpfs: tuple[Tmpfs, ...] = ()
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
-    uplink: Uplink | None = None  # a way out of that
+    network_helper: NetworkHelper | None = None  # connects that namespace; None: no connection
     read_only: bool = False
-    namespace_socket: str = ""  # where the socket of `launcher.namespace_socket` is made; empty: nowhere
-    mountpoints: str = ""  # a file to which the paths are added, ended by NUL, that were made to mount on; empty: none
-    runtime: str = ""  # an OCI runtime (crun, runc) that is to make the container; empty: we do
-    bundle: str = ""  # where it gets a directory; nothing is there
-    supervised: bool = False  # the map has one id, and calls about others are answered by a `launcher.supervisor`
+    namespace_socket: str = ""  # path of the socket of `launcher.namespace_socket`; empty: none
+    mountpoints: str = ""  # a file to which created mountpoints are appended, each ended by NUL; empty: none
+    runtime: str = ""  # an OCI runtime (crun, runc) that makes the container; empty: we do
+    bundle: str = ""  # path of the runtime's OCI bundle, a directory that we make; it must not exist
+    supervised: bool = False  # the map has one id; a `launcher.supervisor` answers system calls about other ids
     id_map: NamespaceMap | None = None  # None: we are root and need no user namespace

@@ -1,11 +1,11 @@
-"""The small things that make a root filesystem into a container's root: each can say what it does, and do it.
+"""Setup steps that turn a root filesystem into a container's root. Each can describe and execute itself.
 
-A step runs in the container's init, which has its namespaces and every capability over them. There are two moments:
-`reach`, for the steps that have it, in the host's view, where it opens what the step brings in; and `execute`, when the
-container's root is already ours. So a path of the host and a path of the container are never resolved in the same
-place, and no symlink of the container leads out of it.
+Steps run in the container's init, which has every capability over its namespaces, in two phases. First, while the root
+is still the host's, `open_on_host` opens the host's files and mounts (HostStep only). Then, in the container's root,
+`execute` or the function returned by `open_on_host` does the rest. So host paths and container paths are never resolved
+in the same root, and no symlink of the container leads out of it.
 
-Steps are values; what they need is in their fields. An OSError of a step names the path it was about.
+Steps are values with all they need in their fields. An OSError of a step names the path that it failed on.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from unionfs.syscalls.mounts import (
 )
 from unionfs.syscalls.namespaces import pivot_root, sethostname
 
-_HARMLESS: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-_MS_HARMLESS: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
-_made: Final[list[str]] = []  # see `made`; steps are carried out once in the life of a process
+_RESTRICTED: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+_MS_RESTRICTED: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_created: Final[list[str]] = []  # see `created_mountpoints`; a process executes steps once
 _SIOCGIFFLAGS: Final = 0x8913  # netdevice(7), <linux/sockios.h>
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
-_MAKING_PLACE: Final = "/dev"  # of the host's view in our mount namespace; nothing propagates from it
+_STAGING_DIRECTORY: Final = "/dev"  # in the host's root, in our mount namespace, from which no mount propagates
 _IFREQ: Final = struct.Struct("16sh22x")  # struct ifreq: name, flags, and room for the rest of the union
 
 
 class Step(Protocol):
-    """Something to be done inside the container's root."""
+    """A step that runs in the container's root only."""
 
     def describe(self) -> str: ...
 
@@ -58,34 +58,34 @@ class Step(Protocol):
 
 
 @runtime_checkable
-class FromHost(Protocol):
-    """Something of the host's to be brought in: `reach` opens it there and returns what remains to be done inside."""
+class HostStep(Protocol):
+    """A step that opens files or mounts in the host's root, and returns what to call in the container's root."""
 
     def describe(self) -> str: ...
 
-    def reach(self) -> Callable[[], None]: ...
+    def open_on_host(self) -> Callable[[], None]: ...
 
 
-def carry_out(steps: Iterable[Step | FromHost]) -> None:
-    """Do all steps, in order. Preconditions: in a mount namespace of our own, from which nothing propagates.
+def execute_all(steps: Iterable[Step | HostStep]) -> None:
+    """Execute all steps, in order. Preconditions: in a new mount namespace, from which no mount propagates.
 
-    Raises: LaunchError naming the step that failed. What was mounted until then goes with the mount namespace.
+    Raises: LaunchError naming the step that failed. Mounts made until then vanish with the mount namespace.
     """
-    actions = [(step, _reach(step)) for step in steps]
+    actions = [(step, _open(step)) for step in steps]
     for step, action in actions:
         with _failures_of(step):
             action()
 
 
-def _reach(step: Step | FromHost) -> Callable[[], None]:
-    if not isinstance(step, FromHost):
+def _open(step: Step | HostStep) -> Callable[[], None]:
+    if not isinstance(step, HostStep):
         return step.execute
     with _failures_of(step):
-        return step.reach()
+        return step.open_on_host()
 
 
 @contextlib.contextmanager
-def _failures_of(step: Step | FromHost) -> Iterator[None]:
+def _failures_of(step: Step | HostStep) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -93,14 +93,14 @@ def _failures_of(step: Step | FromHost) -> Iterator[None]:
 
 
 class EnterRoot(NamedTuple):
-    """Make the tree at `rootfs` the root, and drop the host's. Device nodes in it have no effect."""
+    """Make the tree at `rootfs` the root, mounted nodev, and detach the host's root."""
 
     rootfs: str
 
     def describe(self) -> str:
         return f"make {self.rootfs} the root directory"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         tree = open_tree(self.rootfs)
         tree.set_attributes(MOUNT_ATTR_NODEV, recursive=True)
         return lambda: self._enter(tree)
@@ -114,38 +114,36 @@ class EnterRoot(NamedTuple):
 
 
 class Proc(NamedTuple):
-    """The process table of our pid namespace."""
+    """Mount proc for our pid namespace."""
 
     def describe(self) -> str:
         return "mount proc on /proc"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         try:
-            proc = new_mount("proc", (), _HARMLESS)
+            proc = new_mount("proc", (), _RESTRICTED)
         except PermissionError as error:
-            why = (
-                "the /proc of this machine is partly hidden, so the kernel gives out no other (are we in a container?)"
-            )
+            why = "parts of /proc are covered by other mounts, so the kernel refuses a new one (are we in a container?)"
             raise LaunchError("mounting proc", "/proc", why) from error
         return lambda: proc.attach(_own_directory("/proc"))
 
 
 class Sysfs(NamedTuple):
-    """The devices of the machine, read-only. A sysfs of our own needs a network namespace of our own."""
+    """Mount sysfs read-only: a new one if `own`, which needs a new network namespace, else the host's."""
 
     own: bool
 
     def describe(self) -> str:
         return "mount sysfs on /sys, read-only" if self.own else "bind /sys on /sys, read-only"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         sysfs = self._mount()
         return lambda: sysfs.attach(_own_directory("/sys"))
 
     def _mount(self) -> DetachedMount:
-        attributes = _HARMLESS | MOUNT_ATTR_RDONLY
+        attributes = _RESTRICTED | MOUNT_ATTR_RDONLY
         if self.own:
-            with contextlib.suppress(PermissionError):  # as with proc: something is mounted over parts of the host's
+            with contextlib.suppress(PermissionError):  # as with proc: parts of the host's are covered by other mounts
                 return new_mount("sysfs", (), attributes)
         tree = open_tree("/sys")
         tree.set_attributes(attributes, recursive=True)
@@ -153,14 +151,14 @@ class Sysfs(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """The control groups from ours downwards, read-only. Where they cannot be had, /sys/fs/cgroup stays as it is."""
+    """Mount our control group and those below it, read-only. If the kernel refuses, /sys/fs/cgroup stays as it is."""
 
     def describe(self) -> str:
         return "mount cgroup2 on /sys/fs/cgroup, read-only, if possible"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         try:
-            cgroup = new_mount("cgroup2", (), _HARMLESS | MOUNT_ATTR_RDONLY)
+            cgroup = new_mount("cgroup2", (), _RESTRICTED | MOUNT_ATTR_RDONLY)
         except OSError:
             return lambda: None
         return lambda: self._cover(cgroup)
@@ -173,7 +171,7 @@ class Cgroup(NamedTuple):
 
 
 class BindTree(NamedTuple):
-    """A file or directory of the host, with what is mounted below it."""
+    """Bind a file or directory of the host, with all mounts below it."""
 
     source: str
     target: str
@@ -182,33 +180,33 @@ class BindTree(NamedTuple):
     def describe(self) -> str:
         return f"bind {self.source} on {self.target}{', read-only' if self.read_only else ''}"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         tree = open_tree(self.source)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if self.read_only else 0)
         tree.set_attributes(attributes, recursive=True)
-        return lambda: _attach_made(tree, self.target)
+        return lambda: _attach_at(tree, self.target)
 
 
 class Device(NamedTuple):
-    """A device node of the host: nobody but the real root can make one that works."""
+    """Bind a device node of the host: in a user namespace mknod(2) of devices fails."""
 
     path: str
 
     def describe(self) -> str:
         return f"bind {self.path} on {self.path}"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         node = open_tree(self.path)
         node.set_attributes(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
-        return lambda: _attach_made(node, self.path)
+        return lambda: _attach_at(node, self.path)
 
 
 class OwnDevices(NamedTuple):
-    """Device nodes of the container's own: root's changes to a bound node would be changes of this machine's.
+    """Make new device nodes: with bound ones, root of the container could change mode or owner of the machine's nodes.
 
-    They are made in a tmpfs that is mounted nowhere afterwards, and bound one by one: /dev itself honours no devices,
-    or a container with CAP_MKNOD could make any. Where mknod(2) is refused (root within another container), the host's
-    are bound read-only: they can be read and written, but not be given another mode, owner or time.
+    They are made in a tmpfs that is unmounted afterwards, and bound one by one: /dev itself is mounted nodev, or a
+    container with CAP_MKNOD could use any device. Where mknod(2) fails (root within another container), the host's
+    nodes are bound read-only: then they can be read and written, but mode, owner and times cannot be changed.
     """
 
     paths: tuple[str, ...]
@@ -216,38 +214,40 @@ class OwnDevices(NamedTuple):
     def describe(self) -> str:
         return f"make the device nodes {', '.join(self.paths)}"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         bound = [open_tree(path) for path in self.paths]
-        mount("tmpfs", _MAKING_PLACE, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=64k")
+        mount("tmpfs", _STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=64k")
         try:
-            nodes = [self._own(os.path.basename(path), node) for path, node in zip(self.paths, bound, strict=True)]
+            nodes = [
+                self._make_node(os.path.basename(path), node) for path, node in zip(self.paths, bound, strict=True)
+            ]
         finally:
-            umount2(_MAKING_PLACE, MNT_DETACH)
+            umount2(_STAGING_DIRECTORY, MNT_DETACH)
         return lambda: self._attach(nodes)
 
-    def _own(self, name: str, bound: DetachedMount) -> DetachedMount:
-        """A mount of a new node like the one that is bound, else that one, read-only."""
-        there, node = os.fstat(bound.fd), os.path.join(_MAKING_PLACE, name)
+    def _make_node(self, name: str, bound: DetachedMount) -> DetachedMount:
+        """Return a mount of a new node with the attributes of `bound`; if mknod(2) fails, `bound` itself, read-only."""
+        original, node = os.fstat(bound.fd), os.path.join(_STAGING_DIRECTORY, name)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
         try:
-            os.mknod(node, there.st_mode, there.st_rdev)
+            os.mknod(node, original.st_mode, original.st_rdev)
         except PermissionError:
             bound.set_attributes(attributes | MOUNT_ATTR_RDONLY)
             return bound
         bound.close()
-        os.chown(node, there.st_uid, there.st_gid)
-        os.chmod(node, stat.S_IMODE(there.st_mode))
+        os.chown(node, original.st_uid, original.st_gid)
+        os.chmod(node, stat.S_IMODE(original.st_mode))
         own = open_tree(node)
         own.set_attributes(attributes)
         return own
 
     def _attach(self, nodes: list[DetachedMount]) -> None:
         for path, node in zip(self.paths, nodes, strict=True):
-            _attach_made(node, path)
+            _attach_at(node, path)
 
 
 class ProvideFile(NamedTuple):
-    """A copy of a file of the host, where the container has none: `target` is missing, or a symlink to nothing."""
+    """Copy a file of the host to `target` if that is missing or a dangling symlink."""
 
     source: str
     target: str
@@ -255,7 +255,7 @@ class ProvideFile(NamedTuple):
     def describe(self) -> str:
         return f"copy {self.source} to {self.target} if there is none"
 
-    def reach(self) -> Callable[[], None]:
+    def open_on_host(self) -> Callable[[], None]:
         with open(self.source, "rb") as file:
             content = file.read()
         return lambda: self._write(content)
@@ -263,14 +263,14 @@ class ProvideFile(NamedTuple):
     def _write(self, content: bytes) -> None:
         if os.path.exists(self.target):
             return
-        place = os.path.realpath(self.target)
-        os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
-        with open(place, "xb") as file:
+        path = os.path.realpath(self.target)
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        with open(path, "xb") as file:
             file.write(content)
 
 
 class Dev(NamedTuple):
-    """The directory of devices: empty, in memory, and small."""
+    """Mount a small empty tmpfs on /dev."""
 
     def describe(self) -> str:
         return "mount tmpfs on /dev"
@@ -280,7 +280,7 @@ class Dev(NamedTuple):
 
 
 class Tmpfs(NamedTuple):
-    """An empty filesystem in memory. `options` are those of tmpfs(5)."""
+    """Mount an empty tmpfs on `target`, with `options` of tmpfs(5)."""
 
     target: str
     options: str
@@ -295,7 +295,7 @@ class Tmpfs(NamedTuple):
 
 
 class Terminals(NamedTuple):
-    """Pseudo terminals of our own (devpts). `tty_group`: the container has group 5, to which they belong."""
+    """Mount a new devpts on /dev/pts. `tty_group`: the id map has group 5, which new terminals then belong to."""
 
     tty_group: bool
 
@@ -308,17 +308,17 @@ class Terminals(NamedTuple):
 
 
 class MessageQueues(NamedTuple):
-    """The POSIX message queues of our ipc namespace (mq_overview(7))."""
+    """Mount the POSIX message queues of our ipc namespace (mq_overview(7))."""
 
     def describe(self) -> str:
         return "mount mqueue on /dev/mqueue"
 
     def execute(self) -> None:
-        mount("mqueue", _directory_at("/dev/mqueue"), "mqueue", _MS_HARMLESS)
+        mount("mqueue", _directory_at("/dev/mqueue"), "mqueue", _MS_RESTRICTED)
 
 
 class Link(NamedTuple):
-    """A symlink."""
+    """Make a symlink."""
 
     path: str
     target: str
@@ -331,7 +331,7 @@ class Link(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """Hide a file behind /dev/null, or a directory behind an empty one. What does not exist needs no hiding."""
+    """Cover a file with /dev/null, or a directory with an empty one, if `path` exists."""
 
     path: str
 
@@ -340,7 +340,7 @@ class Mask(NamedTuple):
 
     def execute(self) -> None:
         if os.path.isdir(self.path):
-            mount("tmpfs", self.path, "tmpfs", _MS_HARMLESS | MS_RDONLY, "size=0,mode=755")
+            mount("tmpfs", self.path, "tmpfs", _MS_RESTRICTED | MS_RDONLY, "size=0,mode=755")
         elif os.path.exists(self.path):
             node = open_tree("/dev/null")
             node.set_attributes(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)  # /dev/null keeps its mode
@@ -358,18 +358,18 @@ class Freeze(NamedTuple):
     def execute(self) -> None:
         if os.path.exists(self.path):
             mount(self.path, self.path, None, MS_BIND)
-            set_attributes(self.path, MOUNT_ATTR_RDONLY | _HARMLESS)
+            set_attributes(self.path, MOUNT_ATTR_RDONLY | _RESTRICTED)
 
 
 class FreezeMachineFiles(NamedTuple):
-    """Make what /proc tells of the machine read-only, file by file.
+    """Make the files of /proc that describe the machine read-only, one by one.
 
-    The kernel keeps one mode and one owner for /proc/meminfo and its like, whichever procfs they are changed through:
-    root's chmod in a container would be this machine's.
+    /proc/meminfo and the like have one mode and one owner in all mounts of proc: a chmod by root of a container would
+    change them on the machine.
     """
 
     def describe(self) -> str:
-        return "make the files of /proc that are the machine's read-only"
+        return "make the machine's files in /proc read-only"
 
     def execute(self) -> None:
         with os.scandir("/proc") as found:
@@ -377,12 +377,12 @@ class FreezeMachineFiles(NamedTuple):
         for path in (f"/proc/{name}" for name in names):
             if not os.path.ismount(path):
                 tree = open_tree(path)
-                tree.set_attributes(MOUNT_ATTR_RDONLY | _HARMLESS)
+                tree.set_attributes(MOUNT_ATTR_RDONLY | _RESTRICTED)
                 tree.attach(path)
 
 
 class FreezeRoot(NamedTuple):
-    """Make the root filesystem read-only; what is mounted in it stays as it is."""
+    """Make the root mount read-only; mounts below it stay as they are."""
 
     def describe(self) -> str:
         return "make / read-only"
@@ -392,7 +392,7 @@ class FreezeRoot(NamedTuple):
 
 
 class Hostname(NamedTuple):
-    """The name of the machine, as the container sees it."""
+    """Set the hostname of our UTS namespace."""
 
     name: str
 
@@ -404,7 +404,7 @@ class Hostname(NamedTuple):
 
 
 class Loopback(NamedTuple):
-    """Bring up `lo`, which a new network namespace has, but down (netdevice(7))."""
+    """Bring up the interface `lo`, which is down in a new network namespace (netdevice(7))."""
 
     def describe(self) -> str:
         return "bring up the loopback interface"
@@ -419,7 +419,7 @@ class Loopback(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A directory that must exist."""
+    """Make a directory if it is missing."""
 
     path: str
 
@@ -427,54 +427,54 @@ class Directory(NamedTuple):
         return f"make the directory {self.path} if it is missing"
 
     def execute(self) -> None:
-        before = len(_made)
+        before = len(_created)
         _directory_at(self.path)
-        del _made[before:]  # it is part of the container
+        del _created[before:]  # unlike a mountpoint, it is a change of the container
 
 
-def made() -> tuple[str, ...]:
-    """What steps of this process had to make in the container's root so that something could be mounted there."""
-    return tuple(_made)
+def created_mountpoints() -> tuple[str, ...]:
+    """Return the files and directories that the steps of this process created as mountpoints, with their parents."""
+    return tuple(_created)
 
 
-def _note(place: str) -> None:
-    """Note that `place` will be made, with the directories on the way to it that are missing."""
+def _record_missing(path: str) -> None:
+    """Record `path` and its parents, as far as they are missing, as mountpoints that are about to be created."""
     missing = []
-    while place != "/" and not os.path.lexists(place):
-        missing.append(place)
-        place = os.path.dirname(place)
-    _made.extend(reversed(missing))
+    while path != "/" and not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    _created.extend(reversed(missing))
 
 
-def _attach_made(tree: DetachedMount, target: str) -> None:
-    """Put a mount in place, making the file or directory it covers if that is missing."""
+def _attach_at(tree: DetachedMount, target: str) -> None:
+    """Attach a mount at `target`, creating the file or directory there if it is missing."""
     tree.attach(_directory_at(target) if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else _file_at(target))
 
 
 def _own_directory(path: str) -> str:
-    """The directory at `path`, which may not be a symlink: it would lead our mount astray."""
+    """Return the directory at `path`, made if it is missing. Refuses a symlink, which would redirect our mount."""
     if os.path.islink(path):
         raise OSError(errno.ENOTDIR, "a symlink, where the root filesystem must have a directory", path)
     return _directory_at(path)
 
 
 def _directory_at(path: str) -> str:
-    """The directory at `path`, made with its parents if it is missing, also where a symlink leads to."""
-    place = os.path.realpath(path)
-    _note(place)
+    """Return the directory that `path` resolves to through symlinks, made with its parents if it is missing."""
+    resolved = os.path.realpath(path)
+    _record_missing(resolved)
     try:
-        os.makedirs(place, 0o755)
+        os.makedirs(resolved, 0o755)
     except FileExistsError:
-        if not os.path.isdir(place):
+        if not os.path.isdir(resolved):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-    return place
+    return resolved
 
 
 def _file_at(path: str) -> str:
-    """The file of any kind at `path`, made empty if it is missing, also where a symlink leads to."""
-    place = os.path.realpath(path)
-    if not os.path.exists(place):
-        _directory_at(os.path.dirname(place))
-        _note(place)
-        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-    return place
+    """Return the file of any type that `path` resolves to through symlinks, made empty if it is missing."""
+    resolved = os.path.realpath(path)
+    if not os.path.exists(resolved):
+        _directory_at(os.path.dirname(resolved))
+        _record_missing(resolved)
+        os.close(os.open(resolved, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    return resolved

@@ -195,7 +195,7 @@ class Supervisor:
         """Only PR_SET_KEEPCAPS comes here: rights that stay when the user changes, until the next execve(2)."""
         thread = caller.call.thread
         if caller.args[1]:
-            self._keeping[thread] = caller.program()
+            self._keeping[thread] = caller.program_identity()
         else:
             self._keeping.pop(thread, None)
         raise LeaveToKernelError
@@ -204,7 +204,7 @@ class Supervisor:
         if who.is_root:
             return True
         kept = self._keeping.get(caller.call.thread)
-        return kept is not None and kept == caller.program()
+        return kept is not None and kept == caller.program_identity()
 
     def _getuid(self, caller: Caller) -> int:
         return self._who(caller).user.real
@@ -306,7 +306,7 @@ class Supervisor:
         """
         if path.startswith(_ELSEWHERE):
             raise LeaveToKernelError
-        caller.take_root()
+        caller.enter_root()
         if path.startswith(b"/"):
             return os.dup(self._proc_fd)
         where = "cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}"
@@ -366,7 +366,7 @@ class Supervisor:
                     raise LeaveToKernelError
                 return 0  # a filesystem of the host's, where all is the user's and stays so
             owner = _parsed(kept)
-            if not emulated_ids.may_give(self._who(caller), owner, uid, gid):
+            if not emulated_ids.may_chown(self._who(caller), owner, uid, gid):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             value = b"%d:%d" % (uid if uid != UNCHANGED else -1, gid if gid != UNCHANGED else -1)
             caller.verify()

@@ -1,10 +1,10 @@
-"""The terminal of a container: made inside of it, and relayed to the terminal (or pipe) we were started from.
+"""A container's pseudo terminal: made inside the container, relayed to our own terminal or pipe.
 
-`take` is the container's side, `Relay` ours; `Handover` lies between them. The pair of pseudo terminals lives in the
-container's own devpts, so that `tty` in it names a file that exists there; we hold its master side only.
+`open_terminal` runs in the container, `Relay` in the launching process; `ConsoleSocket` carries the master side from
+one to the other. The pseudo terminal is in the container's own devpts, so that tty(1) prints a path that exists there.
 
-Invariants: our terminal is raw only while something is relayed, and is what it was whenever we are stopped or have
-ended. We never wait for the master side: a container that does not read would keep us from showing what it writes.
+Invariants: our terminal is raw only while `Relay` runs, and has its old settings whenever we are stopped or have ended.
+We never block on the master side: a container that does not read would keep us from showing its output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import termios
 import tty
 from typing import Any, Final
 
-from unionfs.launcher.capture import STDOUT, Keep
+from unionfs.launcher.capture import STDOUT, OutputSink
 from unionfs.syscalls.mounts import MS_BIND, mount
 
 _SIZE: Final = struct.Struct("4H")  # struct winsize of ioctl_tty(2)
@@ -29,54 +29,53 @@ _TIOCGPTPEER: Final = 0x5441  # ioctl_tty(2), <asm-generic/ioctls.h>
 _END_OF_FILE: Final = b"\x04"  # VEOF of a new terminal: Ctrl-D
 
 
-class Handover:
-    """How the master side of a terminal comes out of the container. Both ends survive fork and are closed by exec."""
+class ConsoleSocket:
+    """A socket pair that sends the master side out of the container. Both ends survive fork and are closed by exec."""
 
     def __init__(self) -> None:
-        self._ours, self._theirs = socket.socketpair()
+        self._launcher_end, self._child_end = socket.socketpair()
         self.size: Final = next((size for size in map(window_size, (0, 1, 2)) if size), None)  # for the new terminal
 
     def fileno(self) -> int:
-        return self._ours.fileno()
+        return self._launcher_end.fileno()
 
-    def give(self, master: int) -> None:
-        socket.send_fds(self._theirs, [b"t"], [master])
+    def send(self, master: int) -> None:
+        socket.send_fds(self._child_end, [b"t"], [master])
 
     def receive(self) -> int | None:
-        """The descriptor, or None if there will be none. Blocks until that is certain."""
-        _, fds, _, _ = socket.recv_fds(self._ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        """Block until the master side arrives and return it; None if all senders have closed their ends."""
+        _, fds, _, _ = socket.recv_fds(self._launcher_end, 1, 1, socket.MSG_CMSG_CLOEXEC)
         return fds[0] if fds else None
 
-    def close_theirs(self) -> None:
-        self._theirs.close()
+    def close_child_end(self) -> None:
+        self._child_end.close()
 
     def close(self) -> None:
-        self._ours.close()
-        self._theirs.close()
+        self._launcher_end.close()
+        self._child_end.close()
 
 
 def window_size(fd: int) -> bytes | None:
-    """The size of the terminal `fd`, as the kernel packs it; None if it is no terminal."""
+    """Return the size of the terminal `fd` as a struct winsize; None if it is no terminal."""
     try:
         return fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(_SIZE.size))
     except OSError:
         return None
 
 
-def take(handover: Handover, owner: int, *, is_console: bool = True) -> None:
-    """Make a new terminal of /dev/pts the controlling one of this process and its three standard descriptors.
+def open_terminal(console: ConsoleSocket, owner: int, *, is_console: bool = True) -> None:
+    """Open a new pseudo terminal; make it our controlling terminal and standard descriptors, send its master side.
 
-    The master side is handed over. Preconditions: this process leads a session without a terminal, may
-    mount, and will be of user `owner`.
+    Preconditions: this process leads a session without a terminal, may mount, and will change to user `owner`.
     """
     master, slave = os.openpty()
-    if handover.size:
-        fcntl.ioctl(master, termios.TIOCSWINSZ, handover.size)
+    if console.size:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, console.size)
     os.fchown(slave, owner, -1)
     if is_console:
         os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         mount(os.ttyname(slave), "/dev/console", None, MS_BIND)
-    handover.give(master)
+    console.send(master)
     os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for fd in (0, 1, 2):
@@ -88,14 +87,16 @@ def take(handover: Handover, owner: int, *, is_console: bool = True) -> None:
 class Relay:
     """Carries bytes between a container's terminal and our standard input and output. Used on one thread."""
 
-    def __init__(self, master_fd: int, *, interactive: bool, keep: Keep | None = None, attached: bool = True) -> None:
+    def __init__(
+        self, master_fd: int, *, interactive: bool, sink: OutputSink | None = None, attached: bool = True
+    ) -> None:
         self._master: int | None = master_fd  # ours to close; None once the container's side is gone
-        # The container's side, held open by us too: else a command that closes its three descriptors just before it
-        # ends (touch does) would leave the terminal without a user, and our hanging up would kill it by SIGHUP.
+        # The container's side, held open here, too: else a command that closes its three descriptors just before it
+        # ends (touch does) would leave it closed everywhere, and our hanging up would kill the command by SIGHUP.
         self._slave = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        self._input: int | None = 0 if interactive else None  # None: nothing (more) to read
-        self._keep: Final = keep  # is given what is shown
-        self._attached: Final = attached  # somebody is at our standard output
+        self._input: int | None = 0 if interactive else None  # None: not interactive, or at its end
+        self._sink: Final = sink  # gets the output
+        self._attached: Final = attached  # output is written to our standard output
         self._unsent = b""  # read from our input, not yet taken by the container
         self._at_line_start = True  # of what was read from our input
         self._cooked: list[Any] | None = None  # our terminal's settings while it is raw
@@ -103,7 +104,7 @@ class Relay:
         self.resume()
 
     def wanted(self) -> dict[int, int]:
-        """What to poll for now: descriptor -> events."""
+        """Return what to poll for now: descriptor -> events."""
         if self._master is None:
             return {}
         wanted = {self._master: select.POLLIN | (select.POLLOUT if self._unsent else 0)}
@@ -112,7 +113,7 @@ class Relay:
         return wanted
 
     def handle(self, fd: int) -> None:
-        """Something is to be had from, or may be written to, a descriptor of `wanted`."""
+        """Read from or write to a descriptor of `wanted` that poll(2) reported as ready."""
         if fd == self._input:
             self._read_input()
         if fd == self._master:
@@ -120,13 +121,13 @@ class Relay:
         self._send()
 
     def resize(self) -> None:
-        """Our window has a new size: pass it on. The kernel tells the container's foreground processes."""
+        """Copy our window size to the container's terminal. The kernel sends SIGWINCH to its foreground processes."""
         size = next((size for size in map(window_size, (0, 1, 2)) if size), None)
         if size and self._master is not None:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def resume(self) -> None:
-        """Begin, or go on after a stop: every key belongs to the container, also Ctrl-C."""
+        """Make our terminal raw, at the start or after a stop: every key goes to the container, also Ctrl-C."""
         self.resize()
         if self._input is None or not os.isatty(self._input) or self._cooked:
             return
@@ -135,18 +136,18 @@ class Relay:
             tty.setraw(self._input, termios.TCSADRAIN)
 
     def pause(self) -> None:
-        """Give our terminal back as it was."""
+        """Restore the settings of our terminal."""
         cooked, self._cooked = self._cooked, None
         if cooked is None:
             return
-        # From the background this would stop us; the settings are ours to restore wherever we are.
+        # tcsetattr from a background process raises SIGTTOU, which would stop us before the settings are restored.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with contextlib.suppress(termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, cooked)
         signal.signal(signal.SIGTTOU, before)
 
     def close(self) -> None:
-        """Show what the container still had to say, then give our terminal back."""
+        """Write the rest of the container's output, then restore our terminal."""
         try:
             while self._master is not None and self._show():
                 pass
@@ -164,7 +165,7 @@ class Relay:
             self._unsent += data
             self._at_line_start = data.endswith(b"\n")
         else:
-            # The first one in a line only passes on what is there of it (termios(3), VEOF).
+            # Within a line, the first VEOF only ends the read of what is there (termios(3)).
             self._unsent += _END_OF_FILE if self._at_line_start else _END_OF_FILE * 2
             self._input = None
 
@@ -179,7 +180,7 @@ class Relay:
             self._hang_up()
 
     def _show(self) -> bool:
-        """Pass on one piece of output; whether there was one."""
+        """Pass on one piece of output. Return whether there was one."""
         assert self._master is not None
         try:
             data = os.read(self._master, _CHUNK)
@@ -190,13 +191,13 @@ class Relay:
         if not data:
             self._hang_up()
             return False
-        if self._keep:
-            self._keep(STDOUT, data)
+        if self._sink:
+            self._sink(STDOUT, data)
         try:
             while self._attached and data:
                 data = data[os.write(1, data) :]
         except OSError:
-            self._hang_up()  # nobody sees it any more: the container's processes get SIGHUP
+            self._hang_up()  # our output is closed: the container's processes get SIGHUP
             return False
         return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unionfs.launcher import idmap, mapped
+from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import LaunchError
 from unionfs.syscalls.namespaces import CLONE_NEWNS
 
@@ -17,19 +17,19 @@ ONE_ID = idmap.single(os.geteuid(), os.getegid(), "a test")
 
 
 def test_the_result_comes_back() -> None:
-    assert mapped.call(ONE_ID, lambda: b"%d %d" % (os.getuid(), os.getgid())) == b"0 0"
-    assert mapped.call(ONE_ID, lambda: b"") == b""
-    assert mapped.call(ONE_ID, lambda: b"x" * 1_000_000) == b"x" * 1_000_000
+    assert userns.call(ONE_ID, lambda: b"%d %d" % (os.getuid(), os.getgid())) == b"0 0"
+    assert userns.call(ONE_ID, lambda: b"") == b""
+    assert userns.call(ONE_ID, lambda: b"x" * 1_000_000) == b"x" * 1_000_000
 
 
 def test_root_needs_no_child() -> None:
-    assert mapped.call(None, lambda: b"%d" % os.getpid()) == b"%d" % os.getpid()
+    assert userns.call(None, lambda: b"%d" % os.getpid()) == b"%d" % os.getpid()
 
 
 def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
     missing = tmp_path / "mi\udcffssing"
     with pytest.raises(FileNotFoundError) as caught:
-        mapped.call(ONE_ID, missing.read_bytes)
+        userns.call(ONE_ID, missing.read_bytes)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(missing))
 
 
@@ -39,7 +39,7 @@ def test_a_child_that_is_killed_is_an_error() -> None:
         return b""
 
     with pytest.raises(LaunchError, match="ended unexpectedly"):
-        mapped.call(ONE_ID, die)
+        userns.call(ONE_ID, die)
 
 
 def test_a_bug_in_the_child_is_an_error_and_does_not_run_our_cleanups(
@@ -48,7 +48,7 @@ def test_a_bug_in_the_child_is_an_error_and_does_not_run_our_cleanups(
     witness = tmp_path / "witness"
     try:
         with pytest.raises(LaunchError, match="ended unexpectedly"):
-            mapped.call(ONE_ID, lambda: b"%d" % (1 // 0))
+            userns.call(ONE_ID, lambda: b"%d" % (1 // 0))
     finally:
         with witness.open("a") as file:
             file.write("once ")
@@ -58,9 +58,9 @@ def test_a_bug_in_the_child_is_an_error_and_does_not_run_our_cleanups(
 
 def test_no_zombie_and_no_descriptor_is_left() -> None:
     before = os.listdir("/proc/self/fd")
-    mapped.call(ONE_ID, lambda: b"")
+    userns.call(ONE_ID, lambda: b"")
     with pytest.raises(OSError):
-        mapped.call(ONE_ID, Path("/proc/missing").read_bytes)
+        userns.call(ONE_ID, Path("/proc/missing").read_bytes)
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -75,7 +75,7 @@ def test_namespaces_are_new_and_signals_as_a_program_expects_them() -> None:
         )
 
     read_fd, write_fd = os.pipe()
-    pid = mapped.fork(ONE_ID, CLONE_NEWNS, lambda: 0 if os.write(write_fd, look()) else 1)
+    pid = userns.fork(ONE_ID, CLONE_NEWNS, lambda: 0 if os.write(write_fd, look()) else 1)
     assert os.waitpid(pid, 0)[1] == 0
     namespace, *rest = os.read(read_fd, 1000).decode().split()
     os.close(read_fd)

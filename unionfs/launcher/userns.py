@@ -1,7 +1,7 @@
-"""Fork a process that is root of a new user namespace, or, when we are root already, just fork it.
+"""Fork a process that is root of a new user namespace; without an id map, as root, simply fork it.
 
-Knows namespaces and id maps. Does not know what the process is for. No thread may exist: fork(2) does not carry it
-over, and unshare(2) of a user namespace refuses.
+Knows namespaces and id maps. Does not know the purpose of the process. Precondition: this process has one thread.
+fork(2) copies the calling thread only, and unshare(2) of a user namespace fails in a process with several.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int])
     from `body` is a bug: traceback, exit 125.
     Raises: LaunchError when the namespaces or the map are refused; no child is left then.
     """
-    _flush()  # or the child would print once more what is still to be printed
+    _flush()  # else the child would print buffered output a second time
     parent, child = _pipes()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
@@ -37,7 +37,7 @@ def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int])
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     child.close()
     try:
-        _admit(pid, id_map, parent)
+        _map_ids(pid, id_map, parent)
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -48,7 +48,7 @@ def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int])
 
 
 def end(pid: int) -> None:
-    """Kill a child and wait for its end. Does nothing if it has ended and was waited for."""
+    """Kill a child and wait for its end. Does nothing if it has been waited for already."""
     with contextlib.suppress(ChildProcessError):
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
@@ -56,11 +56,11 @@ def end(pid: int) -> None:
 
 
 def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes]) -> bytes:
-    """Call `function` as root of a user namespace with these ids, in a child, and return what it returned.
+    """Call `function` in a child that is root of a user namespace with these ids, and return its result.
 
-    For work on files of subordinate ids. With no `id_map`, being root already, it is simply called.
-    Raises: OSError as the function did (errno and first file name only), LaunchError when the child could not be made
-    or ended in any other way.
+    For work on files of subordinate ids. Without an `id_map` the caller is root, and `function` is called here.
+    Raises: OSError that `function` raised (errno and first file name only), LaunchError when the child could not be
+    made or ended in any other way.
     """
     if id_map is None:
         return function()
@@ -87,11 +87,11 @@ def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes]) -> by
     if outcome.startswith(b"-"):
         code, _, name = outcome[1:].partition(b"\0")
         raise OSError(int(code), os.strerror(int(code)), os.fsdecode(name) or None)
-    raise LaunchError("working in a user namespace", "", "the process that did it ended unexpectedly")
+    raise LaunchError("working in a user namespace", "", "the child process ended unexpectedly")
 
 
 class _Ends:
-    """One side of the conversation between parent and child: where it reads and where it writes."""
+    """The pipe ends of the parent or of the child: one to read from, one to write to."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
@@ -111,7 +111,7 @@ def _pipes() -> tuple[_Ends, _Ends]:
 def _run_child(
     id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int], own: _Ends, parents: _Ends
 ) -> None:
-    """The child's whole life. Never returns."""
+    """Run `body` in the new namespaces and exit with its result, or 125 after a traceback. Never returns."""
     status = OWN_FAILURE
     try:
         parents.close()
@@ -138,25 +138,25 @@ def _flush() -> None:
 
 
 def _enter(id_map: idmap.NamespaceMap | None, kinds: int, own: _Ends) -> bool:
-    """Make the namespaces and wait for the ids. False when the parent gave up or is gone."""
+    """Make the namespaces, wait for the parent to map the ids, take them. False when the parent failed or has ended."""
     try:
         unshare(kinds | (CLONE_NEWUSER if id_map else 0))
     except OSError as error:
         os.write(own.write_fd, b"%d" % (error.errno or errno.EIO))
     else:
         os.write(own.write_fd, b"0")
-    admitted = os.read(own.read_fd, 1) == _GO
+    may_continue = os.read(own.read_fd, 1) == _GO
     own.close()
-    if admitted and id_map:
+    if may_continue and id_map:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         if not id_map.limited:
             os.setgroups([])
-    return admitted
+    return may_continue
 
 
-def _admit(pid: int, id_map: idmap.NamespaceMap | None, parent: _Ends) -> None:
-    """The parent's part: wait for the namespaces, map the ids, let the child go."""
+def _map_ids(pid: int, id_map: idmap.NamespaceMap | None, parent: _Ends) -> None:
+    """In the parent: wait for the child's namespaces, write its id maps, tell it to continue."""
     code = int(os.read(parent.read_fd, 16) or b"%d" % errno.EIO)
     if code:
         raise LaunchError("making namespaces", "", _why_refused(code, id_map), hint=SEE_DOCTOR)
@@ -170,12 +170,12 @@ def _why_refused(code: int, id_map: idmap.NamespaceMap | None) -> str:
     if code in (errno.EPERM, errno.EACCES):
         return f"this machine does not let this user make {kind} ({os.strerror(code)})"
     if code == errno.ENOSPC:
-        return f"the limit of {kind} is reached (user.max_user_namespaces and its like)"
+        return f"the limit of {kind} is reached (sysctl user.max_user_namespaces and the like)"
     return os.strerror(code)
 
 
 def reset_signals() -> None:
-    """Every signal at its default and none blocked, as a new program expects it; Python itself ignores SIGPIPE."""
+    """Set every signal to its default and unblock all, as a new program expects. Python itself ignores SIGPIPE."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
