@@ -1,6 +1,6 @@
 """What the checks can run on: a plain directory or a union, behind which transport, as whom, with what in which branch.
 
-Descriptions only; `stand` builds and mounts them.
+Descriptions only; `mounted_subject` builds and mounts them.
 """
 
 from __future__ import annotations

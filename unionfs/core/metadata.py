@@ -174,22 +174,22 @@ def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     _refuse_as_special(tree, node, name, errno.ENODATA)
     if _is_sealed(node):
         return None
-    value = _read_xattr(node, os.fsencode(stored))
+    value = _read_xattr(tree, node, os.fsencode(stored))
     if value is None:
         text = os.fsdecode(name)
         if stored == text or markers.is_private_xattr(text):
             return None
-        value = _read_xattr(node, name)  # put there by somebody who could
+        value = _read_xattr(tree, node, name)  # put there by somebody who could
     if value is not None and tree.owners is not None and name in _ACLS:
         return posix_acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
     return value
 
 
-def _read_xattr(node: Node, name: bytes) -> bytes | None:
+def _read_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     try:
         return _read_xattr_of_branch(node, name)
     except OSError as exc:
-        if exc.errno == errno.EOPNOTSUPP and name in _ACLS:
+        if exc.errno == errno.EOPNOTSUPP and name in _ACLS and not stat.S_ISLNK(tree.stat(node).st_mode):
             return None  # a filesystem without ACLs; the kernel asks before each access and refuses it on any error
         raise
 
