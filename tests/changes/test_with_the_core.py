@@ -20,10 +20,10 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 from tests.changes.applying import Setting
 from tests.changes.test_listing import with_parents
 from tests.changes.views import compared, listed
+from tests.core.differential import Pair
 from tests.core.flatten import flatten
 from tests.core.layers_at_random import layers
 from tests.core.native import Native
-from tests.core.pair import Pair
 from tests.core.snapshots import Snapshot, snapshot
 from tests.core.stack import Whiteout
 from tests.core.test_against_model import MODEL_SETTINGS, UnionMachine

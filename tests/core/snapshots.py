@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.core.drivers import Driver
-from tests.core.onunion import OnUnion
 from tests.core.trees import MTIME_NS, Item, render
+from tests.core.union_driver import UnionDriver
 
 NOW: Final = "now"
 _RECENT_NS: Final = 1_577_836_800 * 10**9  # 2020-01-01
@@ -87,11 +87,11 @@ def _visit(driver: Driver, path: bytes, found: Snapshot, inos: dict[bytes, int])
     if kind == stat.S_IFDIR:
         for name, (listed_kind, listed_ino) in sorted(driver.listing(path).items()):
             child = path + b"/" + name if path else name
-            if isinstance(driver, OnUnion) and driver.caching:
+            if isinstance(driver, UnionDriver) and driver.caching:
                 driver.relook(child)
             _visit(driver, child, found, inos)
             assert found[child].kind == listed_kind, f"{child!r}: the listing says {listed_kind:o}"
-            if isinstance(driver, OnUnion):
+            if isinstance(driver, UnionDriver):
                 assert inos[child] == listed_ino, f"{child!r}: d_ino {listed_ino}, st_ino {inos[child]}"
 
 

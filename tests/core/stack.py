@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import fingerprint
 from tests.core.trees import tree
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT
 from unionfs.core.options import Options
 from unionfs.core.union import Union
@@ -51,7 +51,7 @@ class Stack:
         self.hidden = hidden
         self.overrides = overrides
         self.watch()
-        self._driver: OnUnion | None = None
+        self._driver: UnionDriver | None = None
 
     def watch(self) -> None:
         """From here on the lowers must not change. Call it again after preparing them by other means than a text."""
@@ -72,10 +72,10 @@ class Stack:
         )
 
     @property
-    def u(self) -> OnUnion:
+    def u(self) -> UnionDriver:
         """The driver; the Union is opened at first use."""
         if self._driver is None:
-            self._driver = OnUnion(Union(self.options), caching=self.caching)
+            self._driver = UnionDriver(Union(self.options), caching=self.caching)
         return self._driver
 
     @property
@@ -92,12 +92,12 @@ class Stack:
         driver.union.getattr(ROOT)
         driver.union.close()
 
-    def remount(self) -> OnUnion:
+    def remount(self) -> UnionDriver:
         """Close, and a new Union on the same directories."""
         self.close()
         return self.u
 
-    def restack(self) -> OnUnion:
+    def restack(self) -> UnionDriver:
         """Close, make the upper the top lower, and a new Union with an empty upper on top of it. The old work directory
         is removed: a lower is only what is in it."""
         assert self.upper is not None

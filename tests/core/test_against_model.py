@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.core.acl import acl
+from tests.core.differential import Pair, replay
 from tests.core.drivers import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.core.layers_at_random import CONTENTS, DIR_PERMS, FILE_PERMS, MTIMES, NAMES, OWNERS, layers
-from tests.core.pair import Pair, replay
 from tests.core.snapshots import Snapshot
 from tests.core.stack import Whiteout
 from tests.support.timing import limit

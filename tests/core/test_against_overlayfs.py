@@ -22,10 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.core.differential import steps
 from tests.core.kernel_overlay import Overlay, why_not
 from tests.core.layers_at_random import layers
 from tests.core.native import Native
-from tests.core.pair import steps
 from tests.core.snapshots import Snapshot, differences, snapshot
 from tests.core.stack import Stack
 from tests.core.test_rename import SEQUENCES

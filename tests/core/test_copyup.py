@@ -17,10 +17,10 @@ from tests.core.conftest import MakeStack, needs_root
 from tests.core.drivers import errno_of
 from tests.core.faults import Faults
 from tests.core.native import Native
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import differences, inos_of, snapshot
 from tests.core.stack import Stack
 from tests.core.trees import MTIME_NS, tree
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import NOW, ROOT, AttrChange
 from unionfs.syscalls import files
 
@@ -28,7 +28,7 @@ BLOCK = 4096
 
 
 # What triggers a copy-up of `f`, each through its own verb.
-TRIGGERS: dict[str, Callable[[OnUnion], object]] = {
+TRIGGERS: dict[str, Callable[[UnionDriver], object]] = {
     "write": lambda u: u.write("f", 0, b"X"),
     "chmod": lambda u: u.chmod("f", 0o640),
     "utime": lambda u: u.utime("f", 5, 6),
@@ -120,7 +120,7 @@ def test_holes_stay_holes(make: MakeStack) -> None:
     assert stack.u.stat("f").size == 3 << 30
 
 
-def extents(driver: Native | OnUnion) -> list[tuple[int, int]]:
+def extents(driver: Native | UnionDriver) -> list[tuple[int, int]]:
     """Where the data are, as lseek(2) tells."""
     found: list[tuple[int, int]] = []
     at = 0
@@ -533,7 +533,7 @@ def test_a_hole_is_kept_although_attributes_take_as_many_blocks(tmp_path: Path) 
 
 
 # The calls that change a filesystem, of the second copy-up of a small file in a directory.
-STEPS: dict[str, tuple[Callable[[OnUnion], object], list[str]]] = {
+STEPS: dict[str, tuple[Callable[[UnionDriver], object], list[str]]] = {
     "chmod": (lambda u: u.chmod("d/f", 0o640), ["open", "pwrite", "setxattr", "utime", "rename", "utime"]),
     "write": (lambda u: u.write("d/f", 0, b"X"), ["open", "pwrite", "setxattr", "utime", "rename", "utime", "pwrite"]),
     "write to a set-user-id program": (

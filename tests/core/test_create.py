@@ -13,12 +13,12 @@ import pytest
 from tests.core.acl import ACCESS, DEFAULT, acl
 from tests.core.conftest import MakeStack, needs_root
 from tests.core.native import Native
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import merged, snapshot
 from tests.core.trees import tree
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT, Caller
 
-MAKERS: dict[str, tuple[Callable[[OnUnion, str | bytes], object], str]] = {
+MAKERS: dict[str, tuple[Callable[[UnionDriver, str | bytes], object], str]] = {
     "create": (lambda u, path: u.create(path), ""),
     "mkdir": (lambda u, path: u.mkdir(path), "/"),
     "symlink": (lambda u, path: u.symlink(path, b"t"), "->t"),
@@ -77,7 +77,7 @@ def test_over_a_whiteout(how: str, hidden: str, remount: bool, make: MakeStack) 
     assert merged(stack.u) == ("z" if how == "rename" else "y z")
 
 
-def remove(u: OnUnion, path: str) -> None:
+def remove(u: UnionDriver, path: str) -> None:
     """rm -r."""
     if stat.S_ISDIR(u.stat(path).mode):
         for name in u.names(path):

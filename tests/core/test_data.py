@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.core.conftest import MakeStack
+from tests.core.differential import Pair
 from tests.core.drivers import errno_of
-from tests.core.pair import Pair
 from tests.core.stack import Whiteout
 from tests.core.trees import tree
 from unionfs.core.attrs import ROOT, AttrChange, Caller

@@ -13,9 +13,9 @@ import pytest
 
 from tests.core.children import expect, in_child
 from tests.core.conftest import MakeStack
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import merged, snapshot
 from tests.core.stack import Stack, Whiteout
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT, Caller
 from unionfs.core.union import Union
 
@@ -228,7 +228,7 @@ def test_few_descriptors(tmp_path: Path) -> None:
             upper=" ".join(f"u{i}/f={i}" for i in range(300)),
             caching=True,
         )
-        u: OnUnion = stack.u
+        u: UnionDriver = stack.u
         for i in range(300):
             assert u.read(f"d{i}/e{i}/f{i}") == b"%d" % i
             u.write(f"d{i}/e{i}/f{i}", 0, b"X")

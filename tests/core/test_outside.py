@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.believer import Believer
+from tests.core.caching_kernel import CachingKernel
 from tests.core.trees import tree
 from unionfs.core.attrs import ANY_NAME, ROOT, Invalidation
 from unionfs.core.options import Options
@@ -41,7 +41,7 @@ class Scene:
         )
         self.union = Union(self.options)
         self.base = base
-        self.kernel = Believer(self.union)
+        self.kernel = CachingKernel(self.union)
 
     def seen(self) -> dict[bytes, tuple[object, ...]]:
         """What programs see once the union has heeded."""
@@ -53,7 +53,7 @@ class Scene:
         now = self.seen()
         other = Union(self.options)
         try:
-            assert now == Believer(other).walk(also=NAMES)
+            assert now == CachingKernel(other).walk(also=NAMES)
         finally:
             other.close()
 

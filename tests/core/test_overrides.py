@@ -12,7 +12,7 @@ import pytest
 
 from tests.core.acl import ACCESS, DEFAULT, acl
 from tests.core.conftest import MakeStack, needs_root
-from tests.core.pair import Pair, steps
+from tests.core.differential import Pair, steps
 from tests.core.snapshots import merged
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller
 from unionfs.core.options import OptionError, Options

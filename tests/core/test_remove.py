@@ -12,9 +12,9 @@ import pytest
 from tests.core.conftest import MakeStack
 from tests.core.drivers import errno_of
 from tests.core.native import Native
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import merged, snapshot
 from tests.core.stack import Stack, Whiteout
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT, AttrChange, Caller
 from unionfs.syscalls import files
 
@@ -128,7 +128,7 @@ ACTS = {
 }
 
 
-def _do(union: OnUnion, acts: str) -> None:
+def _do(union: UnionDriver, acts: str) -> None:
     for act in acts.split(", "):
         verb, path, *rest = act.split()
         if verb == "exchange":

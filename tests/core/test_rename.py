@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.core.conftest import MakeStack
+from tests.core.differential import Pair, steps
 from tests.core.drivers import RENAME_EXCHANGE, RENAME_NOREPLACE
-from tests.core.pair import Pair, steps
 from tests.core.snapshots import inos_of, merged, snapshot
 from tests.core.stack import Whiteout
 from unionfs.core.attrs import ROOT

@@ -10,7 +10,7 @@ import pytest
 
 from tests.core.acl import ACCESS, DEFAULT, acl
 from tests.core.conftest import MakeStack, needs_root
-from tests.core.pair import Pair
+from tests.core.differential import Pair
 from tests.core.stack import Whiteout
 
 INTERNAL = [

@@ -17,7 +17,7 @@ import pytest
 from tests.mounted import agent, trees
 from tests.mounted.checking import REGISTRY
 from tests.mounted.expected import expected
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import Subject, all_subjects, unavailable
 from tests.support.users import User
 
@@ -29,7 +29,7 @@ _LATER_STAGES = max(len(check.stages) for check in REGISTRY.values()) - 1
 class Session:
     """A stand and what the checks left for their next stages."""
 
-    def __init__(self, stand: Stand) -> None:
+    def __init__(self, stand: MountedSubject) -> None:
         self.stand = stand
         self.states: dict[str, object] = {}  # what the last stage of a check returned; changed by run only
         self.failed: set[str] = set()  # checks that must not go on; changed by run only
@@ -89,7 +89,7 @@ def stands(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Callable[[
             names = [name for name, check in REGISTRY.items() if subject.can_run(check)]
             base = Path(tempfile.mkdtemp(prefix="mounted-", dir=run_dir))
             base.chmod(0o755)
-            now[subject] = Session(stack.enter_context(Stand(subject, user, base / str(subject), names=names)))
+            now[subject] = Session(stack.enter_context(MountedSubject(subject, user, base / str(subject), names=names)))
             return now[subject]
 
         yield session_of

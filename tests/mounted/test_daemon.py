@@ -21,7 +21,7 @@ from _pytest.mark import ParameterSet
 from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import fails, names, read, same, write
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import OURS, Subject, unavailable
 from tests.support.timing import limit
 from tests.support.users import User
@@ -69,9 +69,9 @@ def user(subject: Subject, request: pytest.FixtureRequest) -> User:
 
 
 @pytest.fixture
-def stand(subject: Subject, user: User, scratch: Path) -> Iterator[Stand]:
+def stand(subject: Subject, user: User, scratch: Path) -> Iterator[MountedSubject]:
     """A union of an empty upper and one lower with a small tree."""
-    with Stand(subject, user, scratch / "stand", mounted=False) as built:
+    with MountedSubject(subject, user, scratch / "stand", mounted=False) as built:
         built.agent.call(_build, "f=hello d/g=1 l->f", built.lowers[0])
         built.mount()
         yield built
@@ -81,7 +81,7 @@ def _build(text: str, top: Path) -> None:
     trees.make(trees.parse(text), top)
 
 
-def _daemon_of(stand: Stand) -> int:
+def _daemon_of(stand: MountedSubject) -> int:
     pids = list(stand.daemons())
     assert len(pids) == 1, stand.daemons()
     return pids[0]
@@ -97,7 +97,7 @@ def test_a_bug_is_an_io_error_and_no_more(subject: Subject, user: User, scratch:
     (broken / "sitecustomize.py").write_text(_BROKEN)
     paths = f"{broken}:{user.env['PYTHONPATH']}"
     env = {"PYTHONPATH": paths, "UNIONFS_PURE": "1"}  # compiled code does not let its methods be replaced
-    with Stand(subject, user, scratch / "stand", env=env, mounted=False) as stand:
+    with MountedSubject(subject, user, scratch / "stand", env=env, mounted=False) as stand:
         stand.agent.call(_build, "f=hello l->f cursed=1 d/g=1", stand.lowers[0])
         stand.mount()
         pid = _daemon_of(stand)
@@ -136,7 +136,7 @@ def test_500_lowers(subject: Subject, user: User, scratch: Path) -> None:
 
 
 def _many_lowers(count: int, subject: Subject, user: User, scratch: Path) -> None:
-    with Stand(subject, user, scratch / "stand", lowers=count, mounted=False) as stand:
+    with MountedSubject(subject, user, scratch / "stand", lowers=count, mounted=False) as stand:
         for number, lower in enumerate(stand.lowers):
             (lower / f"only-{number:03}").write_text(str(number))
             (lower / "d").mkdir()
@@ -173,7 +173,10 @@ def _use_many_again(count: int) -> None:
 
 def test_two_daemons_on_one_upper(subject: Subject, user: User, scratch: Path) -> None:
     """Container tools mount an upper twice: both must work, and neither may throw away what the other is building."""
-    one, two = Stand(subject, user, scratch / "one"), Stand(subject, user, scratch / "two", mounted=False)
+    one, two = (
+        MountedSubject(subject, user, scratch / "one"),
+        MountedSubject(subject, user, scratch / "two", mounted=False),
+    )
     with one, two:
         two.upper, two.work, two.lowers = one.upper, one.work, one.lowers
         held = one.agent.try_call(_write_in_two_steps, str(one.merged), two.mount_argv())
@@ -208,7 +211,7 @@ def _write_in_two_steps(mountpoint: str, mount_again: list[str]) -> None:
 # -- leaving -----------------------------------------------------------------------------------------------------------
 
 
-def test_unmount_while_busy(stand: Stand) -> None:
+def test_unmount_while_busy(stand: MountedSubject) -> None:
     """umount(8): EBUSY while somebody works in the mount, and nothing is lost by having asked; then it works."""
     holder = stand.agent.call(_spawn_holder, str(stand.merged))
     try:
@@ -254,7 +257,7 @@ def _wait_for(pid: int) -> None:
     os.close(pidfd)
 
 
-def test_killed_daemon(stand: Stand) -> None:
+def test_killed_daemon(stand: MountedSubject) -> None:
     """kill -9: whoever uses the mount gets ENOTCONN, not a hang; it can be unmounted and mounted anew, data kept."""
     stand.run(write, "d/new", b"written before")
     stand.run(write, "f", b"changed before")
@@ -276,7 +279,7 @@ def _finds_it_dead(mountpoint: str) -> None:
     fails(errno.ENOTCONN, os.open, f"{mountpoint}/new", os.O_WRONLY | os.O_CREAT)
 
 
-def test_killed_daemon_with_a_request_in_flight(stand: Stand) -> None:
+def test_killed_daemon_with_a_request_in_flight(stand: MountedSubject) -> None:
     """fuse(4): a request that was not answered ends with an error when the daemon is gone; nobody waits for ever."""
     pid = _daemon_of(stand)
     failure = stand.agent.call(_read_until_it_fails, str(stand.merged), pid, timeout_s=60)
@@ -312,7 +315,7 @@ def _read_until_it_fails(mountpoint: str, daemon: int) -> int:
     return ended[0]
 
 
-def test_terminated_daemon(stand: Stand) -> None:
+def test_terminated_daemon(stand: MountedSubject) -> None:
     """SIGTERM: the daemon unmounts and leaves; what was written is there at the next mount."""
     stand.run(write, "f", b"changed")
     pid = _daemon_of(stand)
@@ -324,7 +327,7 @@ def test_terminated_daemon(stand: Stand) -> None:
     same(stand.run(read, "f"), b"changed")
 
 
-def test_lazy_unmount(stand: Stand) -> None:
+def test_lazy_unmount(stand: MountedSubject) -> None:
     """umount(2), MNT_DETACH: the name is free at once; who is inside goes on, and the daemon leaves after the last."""
     holder = stand.agent.call(_spawn_holder, str(stand.merged))
     done = stand.agent.call(command, [*stand.user.unionfs_cmd, "umount", "--lazy", str(stand.merged)])
@@ -348,13 +351,13 @@ def test_a_daemon_elsewhere_keeps_no_other_mount_busy(
     theirs = Subject(transport, "userns", "plain")
     if reason := unavailable(theirs):
         pytest.skip(reason)
-    with Stand(Subject(transport, "root", "plain"), root_user, scratch / "ours") as ours:
-        with Stand(theirs, ordinary_user, scratch / "theirs"):
+    with MountedSubject(Subject(transport, "root", "plain"), root_user, scratch / "ours") as ours:
+        with MountedSubject(theirs, ordinary_user, scratch / "theirs"):
             ours.unmount()
         assert ours.daemons() == {}
 
 
-def test_nothing_of_the_caller_is_kept(stand: Stand) -> None:
+def test_nothing_of_the_caller_is_kept(stand: MountedSubject) -> None:
     """daemon(7): a session of its own, the root directory, no descriptor of the caller, no controlling terminal."""
     pid = _daemon_of(stand)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -380,7 +383,7 @@ def _descriptors(pid: int) -> dict[str, object]:
     }
 
 
-def test_mounted_again_and_again(stand: Stand) -> None:
+def test_mounted_again_and_again(stand: MountedSubject) -> None:
     """Five mounts of the same branches, each changing something, leave a tree that holds all of it and a clean work."""
     for number in range(5):
         stand.run(write, f"n{number}", b"%d" % number)
@@ -396,7 +399,7 @@ def test_mounted_again_and_again(stand: Stand) -> None:
 # -- serving -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_copy_up_keeps_nobody_waiting(stand: Stand) -> None:
+def test_a_long_copy_up_keeps_nobody_waiting(stand: MountedSubject) -> None:
     """A large file is copied up while others go on: many answers come before the write returns."""
     size = 256 << 20
     stand.unmount()

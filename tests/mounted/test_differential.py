@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import operations, trees
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.operations import Operation
-from tests.mounted.stand import Stand
 from tests.mounted.subjects import NATIVE, OURS, Subject, unavailable
 from tests.support.users import User
 
@@ -52,7 +52,10 @@ def test_same_calls_same_results(subject: Subject, seed: int, scratch: Path, req
     text = operations.random_tree(seed)
     calls = operations.generate(seed, _COUNT, with_fallocate=subject.transport == "kernel")
     plain = Subject(NATIVE, subject.who, "plain")
-    native, union = Stand(plain, user, scratch / "plain"), Stand(subject, user, scratch / "union", mounted=False)
+    native, union = (
+        MountedSubject(plain, user, scratch / "plain"),
+        MountedSubject(subject, user, scratch / "union", mounted=False),
+    )
     with native, union:
         native.agent.call(_build, text, [native.merged])
         union.agent.call(_build, text, [union.upper, *union.lowers])
@@ -87,7 +90,7 @@ def _shares_a_word(one: Operation, other: Operation) -> bool:
     return any(str(arg) in mine or any(str(arg) in path for path in mine if isinstance(arg, str)) for arg in one.args)
 
 
-def compare_trees(native: Stand, union: Stand, when: str, below: str = "") -> None:
+def compare_trees(native: MountedSubject, union: MountedSubject, when: str, below: str = "") -> None:
     """Both show the same tree, or the test fails."""
     on_plain = native.run(trees.snapshot, ".", below=below)
     on_union = union.run(trees.snapshot, ".", below=below)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import NATIVE, Subject, unavailable
 from tests.support.users import User
 
@@ -52,7 +52,7 @@ def _cases() -> Sequence[object]:
 def test_emptied_while_it_is_listed(subject: Subject, count: int, root_user: User, scratch: Path) -> None:
     if reason := unavailable(subject):
         pytest.skip(reason)
-    with Stand(subject, root_user, scratch / "stand", mounted=False) as stand:
+    with MountedSubject(subject, root_user, scratch / "stand", mounted=False) as stand:
         _fill((stand.merged if subject.is_native else stand.lowers[0]) / "many", count)
         stand.mount()
         stand.run(_empty, count, timeout_s=250)

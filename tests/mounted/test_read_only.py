@@ -16,7 +16,7 @@ import pytest
 from tests.mounted import trees
 from tests.mounted.checking import fails, names, opened, read, same
 from tests.mounted.libc import RENAME_EXCHANGE, renameat2
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import NATIVE, Subject, unavailable
 
 _TREE = "f=hello d/g=1 d/e/ l->f p| h==f x:755=#!/bin/sh"
@@ -90,7 +90,7 @@ def test_a_union_without_upper_is_read_only(subject: Subject, scratch: Path, req
     if reason := unavailable(subject):
         pytest.skip(reason)
     user = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    with Stand(subject, user, scratch / "stand", read_only=True, mounted=False) as stand:
+    with MountedSubject(subject, user, scratch / "stand", read_only=True, mounted=False) as stand:
         branch = stand.merged if subject.is_native else stand.lowers[0]
         stand.agent.call(_build, branch)
         stand.mount()

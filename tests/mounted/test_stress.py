@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted import operations, stress, trees
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import NATIVE, Subject, unavailable
 from tests.mounted.test_differential import compare_trees
 from tests.support.users import User
@@ -59,8 +59,8 @@ def test_at_once_as_alone(subject: Subject, seed: int, scratch: Path, request: p
         pytest.skip(reason)
     request.getfixturevalue("fuse_device")
     user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    native = Stand(Subject(NATIVE, subject.who, "plain"), user, scratch / "plain")
-    union = Stand(subject, user, scratch / "union", mounted=False)
+    native = MountedSubject(Subject(NATIVE, subject.who, "plain"), user, scratch / "plain")
+    union = MountedSubject(subject, user, scratch / "union", mounted=False)
     fallocates = subject.transport == "kernel"
     time_s = 120 + _COUNT
     with native, union:

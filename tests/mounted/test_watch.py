@@ -24,7 +24,7 @@ from _pytest.mark import ParameterSet
 from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import names, read, same
-from tests.mounted.stand import Stand
+from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import OURS, Subject, unavailable
 
 _TREE = "f=hello g=one d/x=1 d/y=2 d/e/z=3 gone=1 swap=file l->f"
@@ -38,7 +38,7 @@ def _subjects(*whos: str) -> list[ParameterSet]:
 
 
 @pytest.fixture(params=_subjects("root", "user", "userns"))
-def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
+def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
     """A watched union of an upper and two lowers; the tree is in the lower one."""
     subject: Subject = request.param
     if reason := unavailable(subject):
@@ -46,7 +46,7 @@ def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     request.getfixturevalue("fuse_device")
     user = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
     watch = {"UNIONFS_WATCH": "1"}
-    with Stand(subject, user, scratch / "stand", lowers=2, mounted=False, env=watch) as built:
+    with MountedSubject(subject, user, scratch / "stand", lowers=2, mounted=False, env=watch) as built:
         built.agent.call(_build, built.lowers[1])
         built.mount()
         yield built
@@ -256,7 +256,7 @@ def _work_until_the_end(low: Path, upper: Path, daemon: int) -> None:
 
 
 @pytest.mark.parametrize("stand", _subjects("root"), indirect=True)
-def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: Stand) -> None:
+def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: MountedSubject) -> None:
     """Even if it was waiting itself, to tell the kernel of a change. Only root can always see to that."""
     for _ in range(4):
         (daemon,) = [
@@ -268,7 +268,7 @@ def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: Stand) -> None:
         stand.mount()
 
 
-def test_two_mounts_of_one_upper(stand: Stand) -> None:
+def test_two_mounts_of_one_upper(stand: MountedSubject) -> None:
     second = stand.base / "second"
     stand.agent.call(os.mkdir, second)
     argv = [*stand.mount_argv()[:-1], os.fspath(second)]
@@ -279,7 +279,7 @@ def test_two_mounts_of_one_upper(stand: Stand) -> None:
         stand.agent.call(command, [*stand.user.unionfs_cmd, "umount", os.fspath(second)], timeout_s=60)
 
 
-def test_changes_from_outside(stand: Stand) -> None:
+def test_changes_from_outside(stand: MountedSubject) -> None:
     stand.run(_changes_are_seen, stand.lowers[0], stand.lowers[1], stand.upper, timeout_s=120)
     stand.run(_both_sides_in_turn, stand.upper, timeout_s=120)
     stand.run(_nobody_waits_for_ever, stand.lowers[1], stand.upper, timeout_s=120)

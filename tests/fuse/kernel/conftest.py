@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.kernel.served import Served
-from tests.fuse.kernel.serving import Mount, Plan, serving
+from tests.fuse.kernel.dispatched_union import Served
+from tests.fuse.kernel.engine_process import Mount, Plan, serving
 
 MakeMount = Callable[..., Mount]
 

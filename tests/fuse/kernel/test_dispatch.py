@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import BIG, Served, done
+from tests.fuse.kernel.dispatched_union import BIG, Served, done
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel.abi import Op
 from unionfs.fuse.kernel.dispatch import TABLE, CopyUpJob

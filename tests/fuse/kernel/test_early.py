@@ -14,7 +14,7 @@ import pytest
 
 from tests.core.trees import tree
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import BIG, Served
+from tests.fuse.kernel.dispatched_union import BIG, Served
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel import early
 from unionfs.fuse.kernel.busy_poll import BusyPoll

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import Served, done
+from tests.fuse.kernel.dispatched_union import Served, done
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel.abi import Op
 from unionfs.fuse.kernel.dispatch import TABLE

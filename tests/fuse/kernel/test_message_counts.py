@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.kernel.serving import Mount
+from tests.fuse.kernel.engine_process import Mount
 from tests.support.process import run
 
 DIRECTORIES, FILES = 50, 100

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.trees import tree
-from tests.fuse.kernel.serving import Mount
+from tests.fuse.kernel.engine_process import Mount
 from tests.support import process
 from tests.support.timing import limit, wait_until
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.core.trees import tree
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import Served, done
+from tests.fuse.kernel.dispatched_union import Served, done
 from tests.fuse.kernel.wire import ROOT
 from tests.support.timing import limit
 from unionfs.core.attrs import ANY_NAME, Invalidation

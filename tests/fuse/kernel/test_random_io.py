@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.kernel import random_io
-from tests.fuse.kernel.serving import Mount
+from tests.fuse.kernel.engine_process import Mount
 
 STEPS = 1200 * int(os.environ.get("UNIONFS_TEST_STRESS", "1"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.core.trees import tree
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import done
+from tests.fuse.kernel.dispatched_union import done
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 from unionfs.fuse.kernel.abi import Op

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.kernel import wire
-from tests.fuse.kernel.served import Served, done
+from tests.fuse.kernel.dispatched_union import Served, done
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel import data
 

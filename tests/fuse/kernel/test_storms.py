@@ -14,7 +14,7 @@ from tests.core.native import Native
 from tests.core.snapshots import Snapshot, differences, snapshot
 from tests.core.stack import staged
 from tests.core.trees import tree
-from tests.fuse.kernel.serving import Mount
+from tests.fuse.kernel.engine_process import Mount
 from tests.support import process
 
 FILES = 300

@@ -81,7 +81,7 @@ def serving(plan: Plan) -> Iterator[Mount]:
     """
     mountpoint = Path(plan.mountpoint)
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuse.kernel.serving", json.dumps(asdict(plan))],
+        [sys.executable, "-m", "tests.fuse.kernel.engine_process", json.dumps(asdict(plan))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

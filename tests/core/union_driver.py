@@ -21,7 +21,7 @@ from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry
 from unionfs.core.union import Union
 
 
-class OnUnion(Driver):
+class UnionDriver(Driver):
     """Walks `union`. `lookups` holds what is owed: node id -> number of entries received and not yet forgotten."""
 
     def __init__(self, union: Union, *, caching: bool = False, caller: Caller | None = None) -> None:

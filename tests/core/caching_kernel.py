@@ -17,7 +17,7 @@ ME = Caller(0, 0, 0, 0o022)
 Seen = dict[bytes, tuple[object, ...]]
 
 
-class Believer:
+class CachingKernel:
     """Programs' view of a watched union."""
 
     def __init__(self, union: Union) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from tests.core.drivers import RENAME_EXCHANGE, RENAME_NOREPLACE, Driver
 from tests.core.flatten import flatten
 from tests.core.native import Native
-from tests.core.onunion import OnUnion
 from tests.core.snapshots import Snapshot, differences, snapshot, survey
 from tests.core.stack import Stack, Whiteout
+from tests.core.union_driver import UnionDriver
 
 Step = tuple[object, ...]
 
@@ -71,7 +71,7 @@ class Pair:
         self.check()
 
     @property
-    def union(self) -> OnUnion:
+    def union(self) -> UnionDriver:
         return self.stack.u
 
     def story(self) -> str:

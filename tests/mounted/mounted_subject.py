@@ -48,7 +48,7 @@ def code_for(user: users.User, base: Path) -> str:
     return f"{paths}:{copy}"
 
 
-class Stand:
+class MountedSubject:
     """A subject that has been built and mounted. Use as a context manager; at the end nothing is left of it."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Stand:
         assert self._agent is not None
         return self._agent
 
-    def __enter__(self) -> Stand:
+    def __enter__(self) -> MountedSubject:
         self.base.mkdir()
         self.base.chmod(0o755)
         if os.geteuid() == 0:
