@@ -4,7 +4,7 @@ Knows the core's door and the transports by name. Does not know command lines; p
 
 The order matters: branches are opened and checked first, then the mount is made, then the caller is told, and only then
 the transport is imported: requests wait in the kernel until it answers them. What else is to be done at the start are
-the transport's chores, for when nobody waits.
+the transport's start-up tasks, which it runs when no request waits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
 
 TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.entry", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
-"""Name -> module with `serve(fd, union, *, options, traffic, notifier, chores)`."""
+"""Name -> module with `serve(fd, union, *, options, traffic, notifier, startup_tasks)`."""
 DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
@@ -265,18 +265,20 @@ def _mount_and_serve(
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
-        chores: list[Callable[[], object]] = []
+        startup_tasks: list[Callable[[], object]] = []
         if options.debug:
             _start_logging(debug=True)  # every request is to be seen
         else:
-            chores.append(partial(_start_logging, debug=False))
+            startup_tasks.append(partial(_start_logging, debug=False))
         if control_fd is not None and mounted.connection is not None:
             about = partial(_reporter, union, traffic, options.transport, mountpoint)
-            chores.append(partial(_listen, about, control_fd, mounted.connection))
-        chores.append(_spare_collections)
+            startup_tasks.append(partial(_listen, about, control_fd, mounted.connection))
+        startup_tasks.append(_spare_collections)
         transport = import_module(TRANSPORTS[options.transport])
         serving = True
-        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier, chores=chores)
+        transport.serve(
+            fd, union, options=options.serve, traffic=traffic, notifier=notifier, startup_tasks=startup_tasks
+        )
     except BaseException:
         if departure.has_interrupted:
             return

@@ -64,16 +64,15 @@ def serve(
     options: ServeOptions,
     traffic: Tally | None = None,
     notifier: Notifier | None = None,
-    chores: Sequence[Callable[[], object]] = (),
+    startup_tasks: Sequence[Callable[[], object]] = (),
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
 
-    `notifier`: tells the kernel of changes that others make to the branches. `chores`: what else is to be done at the
-    start, in this order.
+    `notifier`: sends the kernel invalidations for changes behind the mount. `startup_tasks`: run first, in this order.
     """
     try:
-        for chore in chores:
-            chore()
+        for task in startup_tasks:
+            task()
     except BaseException:
         os.close(fd)
         raise

@@ -1,9 +1,9 @@
-"""The first requests, answered while what is needed later is still to be imported.
+"""Answers the first requests while the modules that the loop needs are still to be imported.
 
-Importing trio takes as long as mounting does, and whoever has mounted wants to use the mount at once. What is quick is
-answered without it; the chores of a daemon's start are done in between, one by one, when nobody has asked for a moment.
-Who asks in the middle of one waits for it: a chore should be short. What is slow needs threads and the loop: with the
-first such request, and when all chores are done, this is over.
+Importing trio takes as long as mounting does, and a new mount is used at once. Quick requests are answered without the
+loop; the start-up tasks (imports, and what the daemon adds) run one by one in between, when no request has come for
+2 ms. A request that comes during a task waits for its end, so tasks should be short. This phase ends with the first
+request that needs a thread or the loop, or when all tasks are done.
 """
 
 from __future__ import annotations
@@ -20,58 +20,58 @@ from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
 
-Chore = Callable[[], object]
+StartupTask = Callable[[], object]
 
 _QUIET_MS: Final = 2
-"""Nobody has asked for so long: time for a chore."""
+"""A task runs when no request has come for so long."""
 
-_PATIENCE_S: Final = 0.1
-"""So long the next chore waits for such a moment."""
+_MAX_DELAY_S: Final = 0.1
+"""Longest delay of the next task while requests keep coming."""
 
 
-def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, chores: Iterable[Chore]) -> None:
-    """Do the chores, and serve meanwhile, as far as it goes without the loop. On the main thread.
+def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, tasks: Iterable[StartupTask]) -> None:
+    """Run the tasks and answer requests in between, as far as possible without the loop. On the main thread.
 
-    Raises: Gone, KeyboardInterrupt (between two requests), what a chore raises.
+    Raises: Gone, KeyboardInterrupt (between two requests), what a task raises.
     """
-    with _interrupted_later() as wish:
-        for chore in chores:
-            _serve_until_quiet(device, busy_poll, dispatcher, wish)
-            chore()
-            wish.fulfil()
+    with _deferred_interrupt() as interrupt:
+        for task in tasks:
+            _serve_until_quiet(device, busy_poll, dispatcher, interrupt)
+            task()
+            interrupt.raise_if_pending()
 
 
-def _serve_until_quiet(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, wish: _Wish) -> None:
-    patience = monotonic() + _PATIENCE_S
-    while not dispatcher.slow and not dispatcher.session.over and monotonic() < patience:
+def _serve_until_quiet(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, interrupt: _Interrupt) -> None:
+    deadline = monotonic() + _MAX_DELAY_S
+    while not dispatcher.slow and not dispatcher.session.over and monotonic() < deadline:
         until = monotonic() + turn.TURN_S
-        outcome = turn.serve(device, busy_poll, dispatcher, until=until, lingers=False, has_served=False)
-        wish.fulfil()
+        outcome = turn.serve(device, busy_poll, dispatcher, until=until, may_wait=False, has_served=False)
+        interrupt.raise_if_pending()
         if outcome == turn.IDLE and not device.wait(_QUIET_MS):
             return
 
 
-class _Wish:
-    """A signal handler that only remembers: an exception in the middle of a request would tear it apart."""
+class _Interrupt:
+    """A signal handler that only sets a flag: an exception in the middle of a request would leave it half done."""
 
     def __init__(self) -> None:
-        self._is_told = False
+        self._pending = False
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        self._is_told = True
+        self._pending = True
 
-    def fulfil(self) -> None:
+    def raise_if_pending(self) -> None:
         """Raises KeyboardInterrupt if there was a signal."""
-        if self._is_told:
+        if self._pending:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def _interrupted_later() -> Iterator[_Wish]:
-    wish = _Wish()
-    before = signal.signal(signal.SIGINT, wish)
+def _deferred_interrupt() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield wish
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
-    wish.fulfil()
+    interrupt.raise_if_pending()

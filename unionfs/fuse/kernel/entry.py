@@ -1,4 +1,4 @@
-"""The way in: serve a mount from its first request to its last. Imports nothing heavy before it can answer."""
+"""Serves a mount from its first request to its last. Imports nothing heavy before it can answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from unionfs.syscalls.processors import SpareProcessor
 if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
 
-_PORTIONS: Final = ("attr", "ssl", "outcome", "sortedcontainers", "subprocess", "trio", "unionfs.fuse.kernel.server")
-"""What the loop needs, in portions: trio last, after what it imports itself and can be had alone. Any of that may be
+_MODULES: Final = ("attr", "ssl", "outcome", "sortedcontainers", "subprocess", "trio", "unionfs.fuse.kernel.server")
+"""Modules that the loop needs, imported one by one: trio after those that it imports itself. Some of those may be
 missing with other versions of trio."""
 
 _MANY: Final = 512
-"""With so many descriptors the first requests leave some for the loop, whatever they ask for."""
+"""With an RLIMIT_NOFILE from this on, the first requests leave enough descriptors for the loop."""
 
 
 def serve(
@@ -38,18 +38,18 @@ def serve(
     tuning: Tuning | None = None,
     traffic: Session | None = None,
     notifier: Notifier | None = None,
-    chores: Sequence[early.Chore] = (),
+    startup_tasks: Sequence[early.StartupTask] = (),
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`. On the
     main thread.
 
-    `traffic`: a session that has been negotiated already (see `handshake`); it goes before `options` and `tuning`.
-    `notifier`: tells the kernel of changes that others make to the branches. `chores`: what else is to be done at the
-    start, for which nobody should have to wait; done in this order.
-    Raises: UnsupportedError when the kernel and this engine have no protocol in common; what a chore raises.
+    `traffic`: a session that was negotiated already (see `handshake`); `options` and `tuning` are then ignored.
+    `notifier`: sends the kernel invalidations for changes behind the mount. `startup_tasks`: run in this order, between
+    the first requests.
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common; what a task raises.
     """
     session = traffic or Session(options, tuning or Tuning())
-    chores = [*(partial(_import, name) for name in _PORTIONS), *chores]
+    startup_tasks = [*(partial(_import, name) for name in _MODULES), *startup_tasks]
     with ExitStack() as held:
         held.callback(os.close, fd)
         spare = SpareProcessor()
@@ -58,15 +58,15 @@ def serve(
         busy_poll = BusyPoll(session.options.busy_poll, spare.is_available)
         with suppress(Gone):
             if notifier is None and resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
-                early.serve(device, busy_poll, dispatcher, chores)
-            else:  # the first answer may already be worth a notification; or leave no descriptor for what comes later
-                for chore in chores:
-                    chore()
+                early.serve(device, busy_poll, dispatcher, startup_tasks)
+            else:  # the first answer may cause a notification, or take the last descriptor
+                for task in startup_tasks:
+                    task()
             from unionfs.fuse.kernel import server
 
             server.run(device, busy_poll, dispatcher, notifier)
 
 
-def _import(portion: str) -> None:
+def _import(module: str) -> None:
     with suppress(ImportError):
-        import_module(portion)
+        import_module(module)

@@ -1,10 +1,10 @@
 """The trio loop: the device's requests to the dispatcher, its answers back, slow work to threads.
 
 The loop's turn is a plain function (`turn`) that serves until nothing is left to read, and gives the thread back to
-trio after `turn.TURN_S` in any case, for other tasks' sake.
+trio after `turn.TURN_S` at the latest, so that other tasks run.
 
-Work from `Dispatcher.slow` leaves the thread: a read that waits for a disk is answered by the thread that did it, a
-copy-up comes back to be committed here. Nothing but descriptors and reply bytes is touched over there.
+Work from `Dispatcher.slow` runs in worker threads: the thread that reads from a disk sends the answer itself; a copy-up
+is committed here after the thread has copied. The threads touch nothing but descriptors and reply bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from unionfs.fuse.watching import UNWATCHED_S, Notifier
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 32
-"""Reads waiting for disks at once; any more are done in the loop, so that a storm cannot make threads without end."""
+"""Most threads that read from disks at once; further reads run in the loop, so the number of threads has a limit."""
 
 
 def run(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
-    """Answer the requests that arrive on `device` until the union is unmounted, those first that are waiting in the
-    dispatcher's `slow`. The Union belongs to this thread.
+    """Begin what `dispatcher.slow` holds, then answer the requests on `device` until the union is unmounted. Only this
+    thread may use the Union.
 
-    `notifier`: tells the kernel of changes that others make to the branches.
+    `notifier`: sends the kernel invalidations for changes made to the branches behind the mount.
     Raises: UnsupportedError when the kernel and this engine have no protocol in common.
     """
     try:
@@ -81,7 +81,7 @@ async def _serve(engine: _Engine, fd: int) -> None:
 
 
 def _innermost(exc: BaseException) -> BaseException:
-    """What really ended the loop, without trio's wrappers: a signal handler may raise anywhere, inside trio too."""
+    """The exception that ended the loop, without trio's wrappers: a signal handler may raise inside trio, too."""
     while True:
         if isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
             exc = exc.exceptions[0]
@@ -92,7 +92,7 @@ def _innermost(exc: BaseException) -> BaseException:
 
 
 class _Engine:
-    """One device and one dispatcher, and the work of theirs that is under way in threads."""
+    """Connects one device with one dispatcher, and tracks their work in threads."""
 
     def __init__(self, device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
         self._device = device  # immutable
@@ -105,11 +105,11 @@ class _Engine:
             if not dispatcher.session.has_epochs:
                 dispatcher.encoder.believe_missing(UNWATCHED_S)
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
-        self._away = 0  # copy-ups and errands under way; loop's thread only
+        self._away = 0  # copy-ups and errands in threads; changed on the loop's thread only
 
-    @trio.lowlevel.enable_ki_protection  # being told to leave must not tear a request apart
+    @trio.lowlevel.enable_ki_protection  # KeyboardInterrupt is not raised in the middle of a request
     def turn(self, nursery: trio.Nursery) -> bool:
-        """Serve what is there. Whether there may be more: False when it is time to sleep until the device is readable.
+        """Serve one turn. Returns whether there may be more requests; False: sleep until the device is readable.
 
         Raises: Gone.
         """
@@ -124,7 +124,7 @@ class _Engine:
                 self._busy_poll,
                 dispatcher,
                 until=until,
-                lingers=not self._away,  # the end of what is away is told by trio
+                may_wait=not self._away,  # trio wakes the loop when work in a thread ends
                 has_served=outcome == turn.SLOW,
             )
             if outcome != turn.SLOW:
@@ -132,11 +132,11 @@ class _Engine:
             self._start(nursery)
 
     async def _copy_up(self, job: CopyUpJob, nursery: trio.Nursery) -> None:
-        """Copy the bytes in a thread, commit here, and serve who waited."""
+        """Copy the bytes in a thread, commit here, and answer the requests that waited."""
         error: Exception | None = None
         try:
             await trio.to_thread.run_sync(job.copy)
-        except Exception as exc:  # noqa: BLE001  whatever it is, it becomes the answer of those that wait
+        except Exception as exc:  # noqa: BLE001  any error becomes the answer of the waiting requests
             error = exc
         self._away -= 1
         replies = self._dispatcher.finish(job, error)
@@ -149,11 +149,11 @@ class _Engine:
             self._notifier.release()
 
     async def _run_errand(self, errand: data.Errand, nursery: trio.Nursery) -> None:
-        """Do the work in a thread and answer here."""
+        """Run the errand in a thread and send its answer here."""
         outcome, error = 0, None
         try:
             outcome = await trio.to_thread.run_sync(errand.work)
-        except Exception as exc:  # noqa: BLE001  whatever it is, it becomes the answer
+        except Exception as exc:  # noqa: BLE001  any error becomes the answer
             error = exc
         self._away -= 1
         reply = self._dispatcher.bring_back(errand, outcome, error)
@@ -173,17 +173,17 @@ class _Engine:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
     def let_notifier_end(self, nursery: trio.Nursery) -> None:
-        """Serve on while a notification is on its way. It cannot be called back, and a thread that waits in the kernel
-        for an answer of ours would keep the connection, and so itself, alive."""
+        """Keep serving until the notifier's write(2) to the device has returned. It cannot be cancelled and may wait in
+        the kernel for one of our answers, which would keep the connection open for ever."""
         if self._notifier is not None:
             self._notifier.stop()
             with suppress(Gone):
                 while self._notifier.is_sending:
                     self.turn(nursery)
-                    self._device.wait(turn.LINGER_MS)
+                    self._device.wait(turn.WAIT_MS)
 
     def _start(self, nursery: trio.Nursery) -> None:
-        """Begin what the dispatcher left as slow."""
+        """Begin the work in `Dispatcher.slow`."""
         slow = self._dispatcher.slow
         while slow:
             item = slow.pop(0)
@@ -205,7 +205,7 @@ class _Engine:
             self._send(reply)
 
     def _read(self, work: data.Work) -> None:
-        """In a thread: wait for the disk, and answer."""
+        """In a thread: read from the disk and send the answer."""
         try:
             self._do(work)
         except Gone:
@@ -220,6 +220,6 @@ class _Engine:
         turn.answer(self._device, reply)
 
     def join(self) -> None:
-        """Wait for the threads: none may use the descriptor after this."""
+        """Wait until all threads have ended: the caller closes the descriptor."""
         for _ in range(_THREADS):
             self._threads.acquire()

@@ -1,8 +1,8 @@
 """One turn of the loop: requests from the device to the dispatcher and answers back, until none is left.
 
-A plain function, so that it can be compiled and no task switch stands between two requests. Somebody who waits for an
-answer is likely to ask again at once, so a turn looks out for that without sleeping (`BusyPoll`), then lingers for a
-moment before it gives the thread back, which costs several times what a request costs.
+A plain function, so that it can be compiled and no task switch stands between two requests. A program that got its
+answer often asks again at once: so a turn looks for the next request without sleeping (`fuse.kernel.busy_poll`), then
+sleeps in poll(2) for a millisecond at most, before it returns to the loop, which costs as much as several requests.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from unionfs.fuse.kernel.dispatch import Dispatcher
 log = logging.getLogger(__name__)
 
 IDLE: Final = 0
-"""Nothing is there: sleep until the device is readable."""
+"""No request is there: the caller sleeps until the device is readable."""
 BUSY: Final = 1
-"""There may be more, but others want the thread, too."""
+"""There may be more requests, but the time of the turn is over."""
 SLOW: Final = 2
-"""`Dispatcher.slow` has something to begin; there may be more."""
+"""`Dispatcher.slow` holds work that the caller must begin; there may be more requests."""
 
 TURN_S: Final = 0.005
-"""The longest that a turn should keep the thread: what a task beside the loop may have to wait."""
+"""How long a turn may keep the thread, in seconds: what other tasks of the loop may have to wait."""
 
-LINGER_MS: Final = 1
-"""How long a turn waits for one more request: poll(2)'s shortest, longer than a busy program needs to ask again."""
+WAIT_MS: Final = 1
+"""How long a turn waits in poll(2) for one more request: its shortest wait, longer than a busy program needs."""
 
 
 def serve(
@@ -39,12 +39,12 @@ def serve(
     dispatcher: Dispatcher,
     *,
     until: float,
-    lingers: bool,
+    may_wait: bool,
     has_served: bool,
 ) -> int:
-    """Serve what is there, at most until `until` (monotonic), and say why it ends: IDLE, BUSY or SLOW.
+    """Serve requests until none is left or `until` (monotonic seconds) is over. Returns why it ends: IDLE, BUSY, SLOW.
 
-    `lingers`: wait a moment for the next request, if there was one before; `has_served`: there was, in this turn.
+    `has_served`: a request was served in this turn already. `may_wait`: wait `WAIT_MS` for the request after it.
     Raises: Gone.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
@@ -55,7 +55,7 @@ def serve(
             if monotonic() > until:
                 return BUSY
             length = busy_poll.look(device)
-            if not length and lingers and not device.wait(LINGER_MS):
+            if not length and may_wait and not device.wait(WAIT_MS):
                 return IDLE
         if not length:
             length = device.receive()
@@ -71,7 +71,7 @@ def serve(
 
 
 def answer(device: Device, reply: bytes | memoryview) -> None:
-    """Send a reply. One that the kernel finds malformed becomes EIO, else its caller would wait for ever.
+    """Send a reply. If the kernel refuses it as malformed, send EIO instead: the program would wait for ever.
 
     Raises: Gone.
     """
