@@ -25,7 +25,7 @@ from layers.manifest import Descriptor
 from layers.pieces import Piece, TarPieces, of_directory
 from layers.progress import Silent
 from layers.safe_open import Path
-from layers.size_report import acts, showing
+from layers.size_report import effects, visible_effects
 from layers.store import Named, Store
 from layers.tar_directory import own_options, unpacked_tar
 from layers.tree import LayerTrees
@@ -211,17 +211,17 @@ def explain(layers: Iterable[Layer], path: StrPath) -> list[Verdict]:
     """What each of the layers, bottom first, does to a path: Image.why for layers that are no image's."""
     stack = list(layers)
     names = tuple(part for part in os.fsencode(path).split(b"/") if part not in (b"", b"."))
-    found = acts([layer._pieces() for layer in stack], names)
-    shown = showing(found)
+    found = effects([layer._pieces() for layer in stack], names)
+    shown = visible_effects(found)
     told = [
         Verdict(
-            stack[act.layer],
-            _does(act.what),
-            _text(act.at),
+            stack[effect.layer],
+            _does(effect.what),
+            _text(effect.at),
             number in shown,
-            None if act.piece is None else _entry(act.piece.entry),
+            None if effect.piece is None else _entry(effect.piece.entry),
         )
-        for number, act in enumerate(found)
+        for number, effect in enumerate(found)
     ]
     return sorted(told, key=lambda verdict: -stack.index(verdict.layer))
 

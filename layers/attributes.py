@@ -1,5 +1,5 @@
-"""How a layer is unpacked and what came of it; and owners, extended attributes, modes and times, put on in the order
-that keeps them all.
+"""Options and result of unpacking a layer; setting owner, extended attributes, mode and time in an order in which none
+undoes another.
 
 Knows system calls, noted owners and fingerprints. Does not know tars.
 """
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from layers import owners
 from layers.digest import Digest
 from layers.entry import DIRECTORY
-from layers.fingerprint import Print, Recorder, xattrs_digest
+from layers.fingerprint import Fingerprint, Recorder, xattrs_digest
 from layers.limits import Limits
 from layers.safe_open import Directories, Path
 from unionfs import markers
@@ -34,29 +34,31 @@ class Options:
     owners: str = owners.MAPPED
     dialect: str = AUFS  # of the marks that whiteouts become
     limits: Limits = field(default_factory=Limits)
-    tell: Callable[[int], None] | None = None  # is told of compressed bytes as they are read
+    on_read: Callable[[int], None] | None = None  # called with the number of compressed bytes of each read
 
 
-class Left(NamedTuple):
-    """What a layer leaves to those beneath it."""
+class Unresolved(NamedTuple):
+    """The parts of a layer that can be completed only when the layers beneath are known."""
 
-    directories: dict[Path, int]  # passed through, not described -> the latest time of what was put in
-    links: dict[Path, Path]  # further names of files that the layer does not have
+    directories: dict[Path, int]  # without an entry of their own -> the latest mtime_ns of the entries in them
+    links: dict[Path, Path]  # hard links to files that the layer does not have: link -> target
 
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came out of a layer. Filled by `unpack` and `settle` only."""
+    """The result of unpacking a layer. Filled by `unpack` and `resolve_parents` only."""
 
     diff_id: Digest = _UNKNOWN
     tar_size: int = 0
     count: int = 0  # entries
     size: int = 0  # bytes of files
-    open: Left = field(default_factory=lambda: Left({}, {}))
-    dropped_xattrs: set[str] = field(default_factory=set)  # attributes that could not be, or must not be, kept
+    unresolved: Unresolved = field(default_factory=lambda: Unresolved({}, {}))
+    dropped_xattrs: set[str] = field(default_factory=set)  # names of attributes that could not, or must not, be set
 
 
 class Described(NamedTuple):
+    """The metadata of a directory, as its entry has it."""
+
     mode: int
     uid: int
     gid: int
@@ -72,6 +74,7 @@ def finish_directory(
     recorder: Recorder | None,
     dropped: set[str],
 ) -> None:
+    """Set the metadata of a directory, after everything in it was made, and record its fingerprint."""
     fd = tree.fd(path)
     mode, uid, gid = described.mode, described.uid, described.gid
     xattrs = dict(described.xattrs)
@@ -86,21 +89,22 @@ def finish_directory(
     os.fchmod(fd, mode)
     os.utime(fd, ns=(described.mtime_ns, described.mtime_ns))
     if recorder is not None:
-        recorder.add(path, Print("d", mode, uid, gid, described.mtime_ns, "", xattrs_digest(kept)))
+        recorder.add(path, Fingerprint("d", mode, uid, gid, described.mtime_ns, "", xattrs_digest(kept)))
 
 
 def chown(where: int | str | bytes, uid: int, gid: int, dir_fd: int | None = None) -> None:
+    """Like os.chown; with `dir_fd` no symlink is followed. EINVAL says which ids are not mapped."""
     try:
         os.chown(where, uid, gid, dir_fd=dir_fd, follow_symlinks=dir_fd is None)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        why = f"owner {uid}:{gid} is not among the ids that this user has (subuid(5))"
+        why = f"owner {uid}:{gid} is not among the ids that this user has (subuid(5))"  # EINVAL: no such id here
         raise OSError(errno.EINVAL, why) from None
 
 
 def note(where: int | str, override: owners.Override) -> dict[str, bytes]:
-    """Say beside a file or directory what it should be; what was set. Raises: OSError."""
+    """Record owner, mode, type and device of a file in its attribute; returns the attribute. Raises: OSError."""
     value = owners.write(override)
     os.setxattr(where, owners.XATTR, value)
     return {owners.XATTR: value}
@@ -109,7 +113,10 @@ def note(where: int | str, override: owners.Override) -> dict[str, bytes]:
 def set_xattrs(
     where: int | str, xattrs: dict[str, bytes], dropped: set[str], *, every: bool = False
 ) -> dict[str, bytes]:
-    """Set attributes; what was set. The union's own marks and other policies' labels are left out unless `every`."""
+    """Set extended attributes; returns those that were set, and adds the names of the others to `dropped`.
+
+    Without `every` the marks of unions and the labels of security policies are dropped.
+    """
     kept = {}
     for name, value in xattrs.items():
         if not every and not _may_be_kept(name):
@@ -127,12 +134,13 @@ def set_xattrs(
 
 
 def _may_be_kept(name: str) -> bool:
-    """Whether an attribute from a tar is set: no mark of a union, no label of a security policy but capabilities."""
+    """Whether an attribute of a tar is set: not if it is a union's mark or a security label, but for capabilities."""
     if markers.is_private_xattr(name):
         return False
     return not name.startswith("security.") or name == "security.capability"
 
 
 def write_all(fd: int, data: memoryview) -> None:
+    """Write all of `data`; write(2) may take only a part."""
     while data:
         data = data[os.write(fd, data) :]

@@ -1,7 +1,7 @@
-"""Two trees -> what is different: added, changed, deleted. Knows views. Does not know tars.
+"""Compare two trees: paths added, changed, deleted. Knows views. Does not know tars.
 
-Where both show the same sources nothing is looked at, so comparing a stack with the stack beneath its top costs what
-the top holds. Files are equal when their XXH3-128 is; their times count, for programs such as make ask for them.
+Directories with the same sources in both are skipped, so comparing a stack with the stack beneath its top layer reads
+the top layer only. Files are compared by XXH3-128. Times count as a difference, since programs such as make use them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ DELETED: Final = "D"
 EQUAL: Final = "="
 
 Content = Callable[[Node], str]
-"""The fingerprint of a file's data, from wherever it is known."""
+"""A function that gives the fingerprint of a file's data, from the data or from a record."""
 
 
 class Change(NamedTuple):
-    """One path. `what` names what differs of a C: type, mode, owner, time, content, target, device, attributes.
+    """One changed path. `what` lists differences of a C: type, mode, owner, time, content, target, device, attributes.
 
-    A directory with no difference of its own is named as C, with `what` empty, when something below it changed.
-    EQUAL is something that is stored twice but differs in nothing (see `changes`).
+    A directory without a difference of its own is a C with an empty `what` when something below it changed.
+    EQUAL is a file that both trees store, without a difference (see `changes`).
     """
 
     kind: str
@@ -37,10 +37,10 @@ class Change(NamedTuple):
 
 
 def changes(old: View, new: View, *, fingerprint: Content = content, equal: bool = False) -> Iterator[Change]:
-    """What makes `new` out of `old`, sorted by path, each directory before what is in it; of what was deleted or added
-    as a whole directory, everything added is named, and of the deleted only the top.
+    """The changes that make `new` out of `old`, sorted by path, each directory before its content. An added directory
+    is listed with its whole content, a deleted one alone.
 
-    With `equal`, files that are stored again without a difference are named too, as EQUAL.
+    With `equal`, files that `new` stores again without a difference are listed as EQUAL.
     """
     old_root, new_root = old.root(), new.root()
     if new_root is None:
@@ -57,12 +57,12 @@ class _Walk:
         self.equal = equal
 
     def pair(self, path: Path, old: Node | None, new: Node) -> Iterator[Change]:
-        """Changes of one path and what is below it. Does not recurse: a tree may be deeper than Python's stack.
+        """The changes of one path and everything below it. Does not recurse: a tree may be deeper than Python's stack.
 
-        A directory is held back until something below it turns out to have changed.
+        An unchanged directory is listed only once a change below it is found.
         """
         todo: list[tuple[Path, Node | None, Node | None]] = [(path, old, new)]
-        held: list[Change] = []  # the unchanged directories that lead to where the walk is, outermost first
+        held: list[Change] = []  # the unchanged directories above the current path, outermost first
         while todo:
             where, before, after = todo.pop()
             while held and where[: len(held[-1].path)] != held[-1].path:
@@ -80,7 +80,7 @@ class _Walk:
                 todo += reversed(self.inside(where, before, after))
 
     def one(self, path: Path, old: Node | None, new: Node | None) -> Change | None:
-        """The change of one path; None where there is nothing to look at any further."""
+        """The change of one path; None where neither it nor anything below it can differ."""
         if new is None:
             return Change(DELETED, path, (), old, None)
         if old is None:

@@ -1,8 +1,7 @@
-"""Streams in and out of gzip and zstd (and, for reading, bzip2 and xz), in bounded memory.
+"""Compress and decompress gzip and zstd streams (bzip2 and xz: decompress only) in bounded memory.
 
-Knows compressed bytes. Does not know what is in them. What is decompressed comes in chunks of at most CHUNK bytes,
-however well it was compressed. Compressing is deterministic: equal input gives equal bytes on one version of the
-library.
+Does not know the content of the streams. Decompressed data come in chunks of at most CHUNK bytes, whatever the ratio.
+Compressing is deterministic: equal input gives equal bytes with one version of the library.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from layers.errors import Refused
 from layers.limits import ZSTD_WINDOW_MAX
 
 CHUNK: Final = 1 << 20
-"""Bytes handed on at once: enough that the cost of handing on does not show, little enough to have several."""
+"""Bytes of one chunk: large enough that the cost per chunk does not matter, small enough to queue several."""
 _READ: Final = 256 << 10
 
 NONE: Final = "none"
@@ -37,36 +36,36 @@ _WHAT: Final = "decompressing"
 
 
 class Readable(Protocol):
-    """What bytes come from."""
+    """A source of bytes: a file, a pipe, a response."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
-class Counted:
-    """A Readable that counts what was read, and tells somebody (for progress)."""
+class CountingReader:
+    """A Readable that counts the bytes read from `source` and passes each read's number to `on_read` (for progress)."""
 
-    def __init__(self, source: Readable, tell: Callable[[int], None] | None = None) -> None:
+    def __init__(self, source: Readable, on_read: Callable[[int], None] | None = None) -> None:
         self.count = 0  # grows only
         self._source = source
-        self._tell = tell
+        self._on_read = on_read
 
     def read(self, size: int, /) -> bytes:
         data = self._source.read(size)
         self.count += len(data)
-        if self._tell is not None:
-            self._tell(len(data))
+        if self._on_read is not None:
+            self._on_read(len(data))
         return data
 
 
 def detect(head: bytes) -> str:
-    """How something that begins with `head` is compressed."""
+    """The compression of data that begin with `head`, by their magic number."""
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
         return ZSTD  # a skippable frame (RFC 8878, 3.1.2)
     return next((name for magic, name in _MAGIC if head.startswith(magic)), NONE)
 
 
 def decompressed(source: Readable) -> Iterator[bytes]:
-    """The content of `source` in chunks of at most CHUNK bytes. Raises Refused when it is damaged or cut off."""
+    """Decompress `source` into chunks of at most CHUNK bytes. Raises Refused when it is damaged or cut off."""
     head = source.read(_READ)
     while 0 < len(head) < 8 and (more := source.read(_READ)):
         head += more
@@ -83,13 +82,13 @@ def decompressed(source: Readable) -> Iterator[bytes]:
     except (zlib.error, lzma.LZMAError, EOFError, _zstd_error()) as error:
         raise Refused(_WHAT, "", f"damaged {kind} data: {error}") from None
     except OSError as error:
-        if error.errno is None:  # bz2's way to say "invalid data stream"
+        if error.errno is None:  # bz2 raises OSError without an errno for damaged data
             raise Refused(_WHAT, "", f"damaged {kind} data: {error}") from None
         raise
 
 
 class Compressor(Protocol):
-    """Takes bytes, gives compressed ones."""
+    """The interface of zlib's and zstandard's compressors."""
 
     def compress(self, data: bytes, /) -> bytes: ...
 
@@ -105,21 +104,21 @@ class _Plain:
 
 
 def compressor(kind: str) -> Compressor:
-    """A compressor of one of WRITABLE."""
+    """A new compressor; `kind` is one of WRITABLE."""
     if kind == GZIP:
         # zlib writes the header itself (wbits 31): no time, no name, so equal input gives equal output.
         return zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
     if kind == ZSTD:
         import zstandard
 
-        # Not threads=-1: the number of threads must not show in the bytes, and with 0 it never does.
+        # Without threads: the output of several would depend on their number.
         return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compressobj()
     assert kind == NONE, kind
     return _Plain()
 
 
 class _Prefixed:
-    """A Readable that begins with bytes that were read already."""
+    """A Readable that gives `head`, then the rest of a source from which `head` was read."""
 
     def __init__(self, head: bytes, rest: Readable) -> None:
         self._head = head
@@ -183,7 +182,7 @@ def _members(source: Readable, make: Callable[[], Any]) -> Iterator[bytes]:
 def _zstd(source: Readable) -> Iterator[bytes]:
     import zstandard
 
-    # A stream that is cut off looks here like one that ended. Whoever reads the tar in it misses the rest.
+    # No error is raised here for a stream that is cut off; the reader of the tar in it finds the tar cut off.
     decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
     with decoder.stream_reader(cast(Any, source), read_size=_READ, read_across_frames=True) as reader:
         while chunk := reader.read(CHUNK):

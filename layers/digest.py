@@ -1,4 +1,4 @@
-"""Digests: the names of blobs. Pure, apart from hashing what it is given.
+"""Digests, the names of blobs: parsing and computing. Pure.
 
 OCI image specification, descriptor.md ("Digests"): `algorithm:encoded`. sha256 and sha512 are registered; we make
 sha256 and verify both.
@@ -22,7 +22,7 @@ _SHAPE: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)", re.ASCII)
 
 
 def parse(text: object) -> Digest:
-    """`text` as a digest. Raises Malformed when it is none, or of an algorithm that cannot be verified."""
+    """Parse `text` as a digest. Raises Malformed when it is no digest, or its algorithm cannot be verified here."""
     match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
     if match is None or len(match[2]) != _LENGTHS[match[1]]:
         raise Malformed("reading a digest", str(text)[:100], "expected sha256: and 64 lower-case hexadecimal digits")
@@ -35,12 +35,12 @@ def of(data: bytes) -> Digest:
 
 
 def hasher(digest: Digest) -> _Hash:
-    """A fresh hash of the algorithm of `digest`."""
+    """A new hash object of the algorithm of `digest`."""
     return hashlib.new(algorithm(digest))
 
 
 def finished(digest: Digest, hash_: _Hash) -> Digest:
-    """The digest that `hash_`, made by `hasher(digest)`, has come to."""
+    """The digest of the data fed to `hash_`, which `hasher(digest)` made."""
     return Digest(f"{algorithm(digest)}:{hash_.hexdigest()}")
 
 
@@ -55,7 +55,7 @@ def encoded(digest: Digest) -> str:
 
 
 def short(digest: Digest) -> str:
-    """Twelve digits, as people see it."""
+    """The first twelve hexadecimal digits, for display."""
     return encoded(digest)[:12]
 
 

@@ -26,11 +26,11 @@ WORDS: Final = {
     CHARACTER: "device",
     BLOCK: "device",
 }
-"""The kinds of what is on disk, as people call them."""
+"""File types (S_IFMT) in words, for messages."""
 
 
 class Entry(NamedTuple):
-    """One entry of a layer. `path` of a WHITEOUT or OPAQUE is what it hides, not the mark's own name."""
+    """One entry of a layer. `path` of a WHITEOUT or OPAQUE is the hidden path, not the mark's own name."""
 
     path: Path
     kind: int

@@ -1,4 +1,4 @@
-"""What can go wrong with layers and images, for people: a sentence, a hint, and the exit code of the command.
+"""Errors about layers and images: each is a sentence, a hint, and the exit code of the command.
 
 Knows no terminal: the command lines print these and exit. Plain OSErrors of the disk pass through unwrapped.
 """
@@ -43,13 +43,13 @@ class LayerError(Exception):
 
 
 class Malformed(LayerError):  # noqa: N818 - reads as what it says: raise Malformed(...)
-    """A reference or a digest that is none."""
+    """A reference, a digest or a command line is malformed."""
 
     exit_code = 2
 
 
 class Refused(LayerError):  # noqa: N818
-    """Content of strangers that will not be taken."""
+    """Content is malformed, dangerous, too large, or not what its digest says, and was not taken."""
 
     exit_code = 4
 
@@ -67,6 +67,6 @@ class RegistryError(LayerError):
 
 
 class AuthError(LayerError):
-    """A registry wants credentials, or others than were given."""
+    """A registry wants credentials, or other ones than it was given."""
 
     exit_code = 7

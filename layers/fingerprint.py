@@ -1,12 +1,13 @@
-"""Fingerprints: what every file of an unpacked layer was like when it was unpacked, and what is different now.
+"""Fingerprints: the metadata and a content hash of every file of a layer, recorded when it was unpacked and compared
+later.
 
-Knows directories and XXH3-128. The fingerprint is not an identity (sha256 is), it answers at disk speed whether
-somebody changed a layer that must never change.
+Knows directories and XXH3-128. A fingerprint is no identity (sha256 is); it shows at disk speed whether an unpacked
+layer, which must never change, was changed.
 
 The file holds one JSON array per line, the later one of two for a path counts:
-    [path, type, mode, uid, gid, mtime_ns, what, xattrs]
-`type` is f, d, l, c, b, p, s, or "-" for a path that was removed again with everything below it. `what` is the XXH3-128
-of the content of a file, the target of a symlink, [major, minor] of a device; `xattrs` the XXH3-128 of all attributes,
+    [path, type, mode, uid, gid, mtime_ns, content, xattrs]
+`type` is f, d, l, c, b, p, s, or "-" for a path that was removed again with everything below it. `content` is the
+XXH3-128 of a file's data, the target of a symlink, [major, minor] of a device; `xattrs` the XXH3-128 of all attributes,
 or empty when there are none.
 """
 
@@ -36,20 +37,20 @@ _TYPES: Final = {
 }
 
 
-class Print(NamedTuple):
-    """What one file is like on disk."""
+class Fingerprint(NamedTuple):
+    """The metadata of one file on disk and a hash of its content (see the module's docstring)."""
 
     type: str
     mode: int
     uid: int
     gid: int
     mtime_ns: int
-    what: str | tuple[int, ...] = ""
+    content: str | tuple[int, ...] = ""
     xattrs: str = ""
 
 
 class Difference(NamedTuple):
-    """A path that is not as it was unpacked. `what` names the differences: missing, unexpected, type, content ..."""
+    """A path that changed since unpacking. `what` names the differences: missing, unexpected, type, content ..."""
 
     path: bytes
     what: tuple[str, ...]
@@ -61,7 +62,7 @@ class Recorder:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def add(self, path: Path, found: Print) -> None:
+    def add(self, path: Path, found: Fingerprint) -> None:
         text = _quoted(os.fsdecode(b"/".join(path)))
         if found.type == "f":  # nearly all are
             line = f'[{text},"f",{found[1]},{found[2]},{found[3]},{found[4]},"{found[5]}","{found[6]}"]\n'
@@ -69,14 +70,14 @@ class Recorder:
             line = f"[{text},{json.dumps(found, separators=(',', ':'))[1:]}\n"
         self._file.write(line.encode("ascii"))
 
-    def gone(self, path: Path) -> None:
-        """`path` and all below it was removed again."""
+    def removed(self, path: Path) -> None:
+        """Record that `path` and everything below it was removed again."""
         self._file.write(json.dumps([os.fsdecode(b"/".join(path)), "-"]).encode("ascii") + b"\n")
 
 
-def read(file: Iterable[bytes]) -> dict[bytes, Print]:
-    """Path -> fingerprint. Raises Refused when the file is damaged."""
-    found: dict[bytes, Print] = {}
+def read(file: Iterable[bytes]) -> dict[bytes, Fingerprint]:
+    """Read a file of fingerprints: path -> fingerprint. Raises Refused when it is damaged."""
+    found: dict[bytes, Fingerprint] = {}
     try:
         for line in file:
             path, *rest = json.loads(line)
@@ -87,14 +88,14 @@ def read(file: Iterable[bytes]) -> dict[bytes, Print]:
             else:
                 if isinstance(rest[5], list):
                     rest[5] = tuple(rest[5])
-                found[name] = Print(*rest)
+                found[name] = Fingerprint(*rest)
     except (ValueError, TypeError, IndexError) as error:
         raise Refused("reading fingerprints", "", f"damaged: {error}") from None
     return found
 
 
-def differences(tree: Directories, expected: Mapping[bytes, Print]) -> Iterator[Difference]:
-    """What of `tree` is not as `expected`, in the order of the paths of what is there, then what is missing."""
+def differences(tree: Directories, expected: Mapping[bytes, Fingerprint]) -> Iterator[Difference]:
+    """Compare `tree` with the `expected` fingerprints: first paths that exist, in order, then missing ones."""
     seen = set()
     for path, found in scan(tree):
         seen.add(path)
@@ -107,8 +108,8 @@ def differences(tree: Directories, expected: Mapping[bytes, Print]) -> Iterator[
         yield Difference(path, ("missing",))
 
 
-def scan(tree: Directories) -> Iterator[tuple[bytes, Print]]:
-    """The fingerprint of everything in `tree`, a file of several names read only once."""
+def scan(tree: Directories) -> Iterator[tuple[bytes, Fingerprint]]:
+    """The fingerprints of all paths of `tree`; a file with several names is read once."""
     hashed: dict[tuple[int, int], str] = {}
     yield b"", of(tree, (), hashed)
     todo: list[Path] = [()]
@@ -123,33 +124,33 @@ def scan(tree: Directories) -> Iterator[tuple[bytes, Print]]:
         todo += reversed(inner)
 
 
-def of(tree: Directories, path: Path, hashed: dict[tuple[int, int], str]) -> Print:
-    """The fingerprint of one path; `hashed` remembers the content of files with several names."""
+def of(tree: Directories, path: Path, hashed: dict[tuple[int, int], str]) -> Fingerprint:
+    """The fingerprint of one path. `hashed` caches the content hashes of files with several names."""
     if not path:
         st = os.fstat(tree.root_fd)
-        return _print(st, "", xattrs_digest(read_xattrs(tree.root_fd)))
+        return _fingerprint(st, "", xattrs_digest(read_xattrs(tree.root_fd)))
     dir_fd = tree.fd(path[:-1])
     fd = os.open(path[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         st = os.fstat(fd)
-        what: str | tuple[int, ...] = ""
+        content: str | tuple[int, ...] = ""
         if stat.S_ISREG(st.st_mode):
             key = (st.st_dev, st.st_ino)
             known = hashed.get(key)
-            what = known if known is not None else content_of(fd)
+            content = known if known is not None else content_of(fd)
             if st.st_nlink > 1:
-                hashed[key] = what
+                hashed[key] = content
         elif stat.S_ISLNK(st.st_mode):
-            what = os.fsdecode(os.readlink(b"", dir_fd=fd))
+            content = os.fsdecode(os.readlink(b"", dir_fd=fd))
         elif stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
-            what = (os.major(st.st_rdev), os.minor(st.st_rdev))
-        return _print(st, what, xattrs_digest(read_xattrs(fd)))
+            content = (os.major(st.st_rdev), os.minor(st.st_rdev))
+        return _fingerprint(st, content, xattrs_digest(read_xattrs(fd)))
     finally:
         os.close(fd)
 
 
 def content_of(path_fd: int) -> str:
-    """The XXH3-128 of a regular file behind an O_PATH descriptor."""
+    """The XXH3-128 of the data of a regular file, given as an O_PATH descriptor."""
     hash_ = xxhash.xxh3_128()
     fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -161,19 +162,19 @@ def content_of(path_fd: int) -> str:
 
 
 def read_xattrs(path_fd: int) -> dict[str, bytes]:
-    """All extended attributes that this process may read, except labels of the machine's own policy."""
+    """All extended attributes that this process may read, except security.selinux, which the host's policy sets."""
     path = f"/proc/self/fd/{path_fd}"
     try:
         names = os.listxattr(path)
     except OSError:
-        return {}  # a filesystem without them, or a symlink on one that gives it none
+        return {}  # a filesystem without extended attributes, or a symlink, which has none on some filesystems
     found = {}
     for name in names:
         if name != "security.selinux":
             try:
                 found[name] = os.getxattr(path, name)
             except OSError:
-                continue  # of another user namespace, or not for us
+                continue  # set in another user namespace, or not readable for this user
     return found
 
 
@@ -187,16 +188,17 @@ def xattrs_digest(xattrs: Mapping[str, bytes]) -> str:
     return hash_.hexdigest()
 
 
-def _print(st: os.stat_result, what: str | tuple[int, ...], xattrs: str) -> Print:
-    return Print(
-        _TYPES[stat.S_IFMT(st.st_mode)], stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, st.st_mtime_ns, what, xattrs
-    )
+def _fingerprint(st: os.stat_result, content: str | tuple[int, ...], xattrs: str) -> Fingerprint:
+    mode = stat.S_IMODE(st.st_mode)
+    return Fingerprint(
+        _TYPES[stat.S_IFMT(st.st_mode)], mode, st.st_uid, st.st_gid, st.st_mtime_ns, content, xattrs
+    )  # fmt: skip
 
 
 _FIELDS: Final = ("type", "mode", "owner", "group", "time", "content", "attributes")
 
 
-def _different(known: Print, found: Print) -> tuple[str, ...]:
+def _different(known: Fingerprint, found: Fingerprint) -> tuple[str, ...]:
     if known.type != found.type:
         return ("type",)
     pairs: Iterator[tuple[str, Any, Any]] = zip(_FIELDS, known, found, strict=True)

@@ -1,7 +1,7 @@
-"""Free what nothing refers to: blobs, unpacked layers, and what died halfway.
+"""Garbage collection: remove unreferenced blobs and unpacked layers, and the remains of processes that were killed.
 
-Everything that index.json names, through indexes and manifests down to configurations and layers, stays; so does every
-unpacked layer of those images, and every one that the caller says is in use (containers). The rest goes.
+Everything that index.json refers to, through indexes and manifests down to configurations and layers, stays; so do the
+unpacked layers of those images, and the directories that the caller says are in use (by containers).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ALGORITHMS: Final = ("sha256", "sha512")
 
 @dataclass(slots=True)
 class Freed:
-    """What was removed."""
+    """The blobs and layers that were removed, or would be."""
 
     blobs: list[Digest] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)  # keys of unpacked layers
@@ -32,19 +32,19 @@ class Freed:
 
 
 class Busy(LayerError):  # noqa: N818 - reads as what it says
-    """Somebody is adding to the store."""
+    """Another process is adding to the store."""
 
 
 def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor] = (), *, dry: bool = False) -> Freed:
-    """Remove what is not reachable, or with `dry` only say what that is. `in_use` are directories of unpacked layers,
+    """Remove unreachable blobs and layers; with `dry` only list them. `in_use` are directories of unpacked layers,
     `bases` images that must stay.
 
-    A process that is killed meanwhile leaves less garbage, and nothing else. Raises: Busy; Refused when something that
-    is named cannot be read, for then nobody can tell what it refers to.
+    Killed at any moment, it has removed a part of the garbage and nothing else. Raises: Busy; Refused when a manifest
+    or index cannot be read, since the blobs it refers to are then unknown.
     """
     lock = store.try_alone()
     if lock is None:
-        why = "somebody is adding images"
+        why = "another process is adding images"
         raise Busy("freeing space", store.root, why, hint="try again when the pull, load or commit has ended")
     try:
         blobs, keys = reachable(store, bases)
@@ -60,7 +60,7 @@ def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor
 
 
 def reachable(store: Store, bases: Iterable[Descriptor] = ()) -> tuple[set[Digest], set[str]]:
-    """The blobs that names and `bases` lead to, and the keys under which their layers may be unpacked."""
+    """The blobs reachable from the store's images and `bases`, and the keys their layers may be unpacked under."""
     blobs: set[Digest] = set()
     keys: set[str] = set()
     todo: list[Descriptor] = [*(image.descriptor for image in store.named()), *bases]
@@ -122,7 +122,7 @@ def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed, dry: bool) -> 
 
 
 def _sweep(store: Store) -> None:
-    """What died halfway. Nobody is adding, so nobody owns any of it."""
+    """Remove what killed processes left unfinished. The exclusive lock is held, so no living process uses any of it."""
     store.sweep_aside()
     for name in os.listdir(store.partial):
         os.unlink(os.path.join(store.partial, name))

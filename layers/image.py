@@ -20,7 +20,7 @@ from layers import manifest as manifests
 from layers import reference as references
 from layers import unpacked
 from layers.attributes import Options
-from layers.compression import Counted
+from layers.compression import CountingReader
 from layers.config import ImageConfig
 from layers.digest import Digest
 from layers.endpoints import Endpoint, Wishes, endpoints
@@ -418,14 +418,14 @@ def _run(
     _ = layer.compression  # an unknown kind is refused
     progress.begin(key, "unpacking", layer.size)
 
-    def tell(count: int) -> None:
+    def report(count: int) -> None:
         if stopped():
             raise LayerError("unpacking a layer", layer.digest, "another layer failed")
         progress.advance(key, count)
 
     try:
         with store.open_blob(layer.digest) as blob:
-            pending.run(Counted(blob, tell), diff_id)
+            pending.run(CountingReader(blob, report), diff_id)
     except LayerError as error:
         if error.subject or isinstance(error, NotFound):
             raise

@@ -1,4 +1,4 @@
-"""How much a stranger may make us store. Pure values, and the words that refuse what is more."""
+"""Limits on the size of layers from untrusted sources, and the errors that refuse larger ones. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Limits:
     ratio_from: int = 256 << 20  # the ratio is looked at beyond this many bytes
 
     def check_bytes(self, packed: int, unpacked: int) -> None:
-        """Raises Refused when `unpacked` bytes out of `packed` ones are too many."""
+        """Raise Refused if `packed` compressed bytes that give `unpacked` bytes exceed the size or the ratio."""
         if unpacked > self.max_bytes:
             raise Refused(_WHAT, "", f"it is larger than {self.max_bytes} bytes", hint=_HINT)
         if self.max_ratio is not None and unpacked > self.ratio_from and unpacked > packed * self.max_ratio:
@@ -34,15 +34,15 @@ class Limits:
             raise Refused(_WHAT, "", why, hint=_HINT)
 
     def check_files(self, size: int) -> None:
-        """Raises Refused when files of `size` bytes together are too many. With holes they may be far more than the
-        tar: nothing is stored for those, but whoever reads the files reads them."""
+        """Raise Refused if the files of a layer, `size` bytes together, exceed the limit. Holes count: they take no
+        space on disk, but a program that reads the files reads all of them."""
         if size > self.max_bytes:
             raise Refused(_WHAT, "", f"its files are larger than {self.max_bytes} bytes, holes included", hint=_HINT)
 
     def check_entries(self, count: int) -> None:
-        """Raises Refused when `count` entries are too many."""
+        """Raise Refused if a layer has more than `max_entries` entries."""
         if count > self.max_entries:
             raise Refused(_WHAT, "", f"it has more than {self.max_entries} entries")
 
 
-_HINT: Final = "if you trust it: --max-layer-size SIZE"
+_HINT: Final = "if you trust the image, raise the limit: --max-layer-size SIZE"

@@ -1,6 +1,6 @@
-"""What is wrong with a layer: contradictory, orphaned, meaningless and foreign marks, broken noted owners.
+"""Check a layer for contradictory, orphaned, meaningless and foreign marks, and for malformed noted owners.
 
-Knows trees and tars. Does not know command lines. Looks only.
+Knows trees and tars. Does not know command lines. Changes nothing.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from layers.tree import LayerTree, Node, View
 from unionfs import markers
 
 _FAMILY: Final = {"aufs": "aufs", "device": "overlay", "xattr": "overlay"}
-"""To which dialect each form of a mark belongs."""
+"""Form of a mark -> its dialect."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong."""
+    """A fault of a layer: the path that has it, and a sentence."""
 
     path: bytes
     what: str
 
 
 def of_directory(branch: LayerTree, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
-    """What is wrong with a layer directory. Orphaned marks are told only where the layers `beneath` are known;
-    `dialect` is the one that marks should have, None for whichever."""
+    """Check a layer directory. Orphaned marks are found only if `beneath` gives the layers beneath; `dialect` is the
+    one that marks should have, None for any."""
     for path, node in View([branch]).walk():
         yield from _owner(branch, path)
         if node.is_dir:
@@ -43,7 +43,7 @@ def of_directory(branch: LayerTree, beneath: View | None, dialect: str | None) -
 
 
 def of_tar(source: Readable) -> Iterator[Finding]:
-    """What is wrong with a tar of a layer; of what is refused only the first is told."""
+    """Check a layer's tar. Ends at the first entry that unpacking would refuse, and reports that."""
     hidden: set[Path] = set()
     brought: dict[Path, int] = {}
     limits = Limits()
@@ -56,17 +56,22 @@ def of_tar(source: Readable) -> Iterator[Finding]:
                     hidden.add(entry.path)
                 elif entry.kind != OPAQUE:
                     if entry.path in brought and (entry.kind, brought[entry.path]) != (DIRECTORY, DIRECTORY):
-                        yield Finding(b"/".join(entry.path), "it is there twice; the later one counts")
+                        yield Finding(
+                            b"/".join(entry.path), "the tar has two entries of this path; the later one counts"
+                        )
                     brought[entry.path] = entry.kind
             stream.finish()
     except Refused as error:
         yield Finding(os.fsencode(error.subject), error.why)
     for path in sorted(hidden & brought.keys()):
         if brought[path] != DIRECTORY:
-            yield Finding(b"/".join(path), "whited out and there at once; the whiteout hides only what is beneath")
+            yield Finding(b"/".join(path), _BOTH)
     for path in sorted(brought):
         if any(path[:depth] in brought and brought[path[:depth]] != DIRECTORY for depth in range(1, len(path))):
-            yield Finding(b"/".join(path), "it is below something that is no directory")
+            yield Finding(b"/".join(path), "it is below an entry that is no directory")
+
+
+_BOTH: Final = "both a whiteout and an entry; the whiteout hides only what the layers beneath have at this path"
 
 
 def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
@@ -75,16 +80,16 @@ def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str
         if not name.startswith(markers.WHITEOUT_PREFIX * 2):
             yield Finding(b"/".join((*path, name)), "a whiteout of nothing")
         else:
-            yield Finding(b"/".join((*path, name)), "AUFS's own bookkeeping, which means nothing here")
+            yield Finding(b"/".join((*path, name)), "a bookkeeping file of AUFS, which has no meaning in a layer")
     below = beneath.find(path) if beneath is not None else None
     for name, form in scan.whiteouts.items():
         where = b"/".join((*path, name))
         if dialect is not None and _FAMILY[form] != dialect:
             yield Finding(where, f"a whiteout of the {_FAMILY[form]} dialect ({form})")
         if name in scan.entries:
-            yield Finding(where, "whited out and there at once; the whiteout hides only what is beneath")
+            yield Finding(where, _BOTH)
         elif beneath is not None and not _has(beneath, below, name):
-            yield Finding(where, "a whiteout of what no layer beneath has")
+            yield Finding(where, "a whiteout of a name that no layer beneath has")
     if scan.opaque:
         where = b"/".join(path)
         if dialect is not None and _FAMILY[scan.opaque] != dialect:
@@ -92,7 +97,7 @@ def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str
         if path and beneath is not None and (below is None or not below.is_dir):
             yield Finding(where, "opaque, but no layer beneath has such a directory")
         if scan.redirect is not None:
-            yield Finding(where, "opaque and redirected at once; the redirect means nothing")
+            yield Finding(where, "both opaque and redirected; the redirect has no effect")
     elif scan.redirect is not None and beneath is not None:
         components = markers.redirect_components(scan.redirect) or (*path[:-1], scan.redirect)
         target = beneath.find(components)
@@ -127,10 +132,10 @@ def _owner(branch: LayerTree, path: Path) -> Iterator[Finding]:
         if noted is None:
             yield Finding(where, f"the noted owner is malformed: {value[:100]!r}")
             continue
-        # A file may stand for anything that could not be made or given away, but a directory.
+        # A regular file may stand for a device, fifo, socket or symlink that could not be made; never for a directory.
         kind = stat.S_IFMT(st.st_mode)
         stand_in = kind == stat.S_IFREG and noted.kind != stat.S_IFDIR
         if noted.kind and noted.kind != kind and not stand_in:
-            yield Finding(where, "the noted owner is of something else than what is there")
+            yield Finding(where, "the noted owner is for another type of file than this one")
     if len({owners.read(value) for value in values} - {None}) > 1:
         yield Finding(where, "two noted owners that contradict each other")

@@ -1,7 +1,6 @@
-"""Locks between processes: flock(2) on files that only exist to be locked.
+"""Locks between processes: flock(2) on files that exist only to be locked.
 
-A lock ends with its process, however that ends. Waiting is in the caller's hands: `try_lock` never waits, so that an
-event loop may ask again.
+A lock ends when its process ends, also when that is killed. `try_lock` never waits, so that an event loop can use it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _ASK_AGAIN_S: Final = 0.05
 
 
 def try_lock(path: str, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the lock until it is closed; None when somebody else holds it."""
+    """Take the lock; returns a descriptor that holds it until closed, or None if another process holds it."""
     fd = store_files.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -29,15 +28,15 @@ def try_lock(path: str, *, shared: bool = False) -> int | None:
     except BaseException:
         os.close(fd)
         raise
-    if _is_still(fd, path):
+    if _is_at(fd, path):
         return fd
-    os.close(fd)  # removed between opening and locking: whoever comes next locks another file
+    os.close(fd)  # removed between opening and locking: the next process would lock a new file of this name
     return None
 
 
 @contextmanager
 def locked(path: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock, waiting for it."""
+    """Hold the lock within the block; waits for it without a limit."""
     fd = try_lock(path, shared=shared)
     while fd is None:
         time.sleep(_ASK_AGAIN_S)
@@ -48,7 +47,7 @@ def locked(path: str, *, shared: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_still(fd: int, path: str) -> bool:
+def _is_at(fd: int, path: str) -> bool:
     try:
         st = os.stat(path)
     except FileNotFoundError:

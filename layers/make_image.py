@@ -18,11 +18,11 @@ from layers import digest as digests
 from layers import manifest as manifests
 from layers.attributes import Options
 from layers.compare import Change
-from layers.compression import GZIP, ZSTD, Counted, Readable, compressor, decompressed
+from layers.compression import GZIP, ZSTD, CountingReader, Readable, compressor, decompressed
 from layers.config import History, ImageConfig, Settings
 from layers.digest import Digest
 from layers.errors import LayerError
-from layers.fingerprint import Print
+from layers.fingerprint import Fingerprint
 from layers.instructions import with_change
 from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest, Platform
 from layers.pack import Item, Packed
@@ -188,7 +188,7 @@ def _put_layer(
     with _RemovedOnFailure(aside) as path:
         with open(path, "wb") as sink:
             packed = pack.pack(
-                items, sink, compression, epoch=epoch, tell=lambda count: progress.advance("layer", count)
+                items, sink, compression, epoch=epoch, on_read=lambda count: progress.advance("layer", count)
             )
         store.put_file(path, packed.digest)
     progress.end("layer", "packed")
@@ -210,10 +210,10 @@ def _recompress(
 
 
 def recompressed(
-    source: Readable, sink: IO[bytes], compression: str, options: Options, tell: Callable[[int], None]
+    source: Readable, sink: IO[bytes], compression: str, options: Options, on_read: Callable[[int], None]
 ) -> Packed:
     """Write `source`, however it is compressed, into `sink` with another compression. Raises: Refused."""
-    counted = Counted(source, tell)
+    counted = CountingReader(source, on_read)
     plain, outer = digests.hasher(_SHA256), digests.hasher(_SHA256)
     work = compressor(compression)
     tar_size = size = 0
@@ -305,15 +305,22 @@ class _Known:
     """Fingerprints of files. Those of an unpacked layer were taken when it was unpacked, and need no reading."""
 
     def __init__(self) -> None:
-        self._prints: dict[str, dict[bytes, Print]] = {}  # of layers, by their directory; filled when asked for
+        self._fingerprints: dict[
+            str, dict[bytes, Fingerprint]
+        ] = {}  # of layers, by their directory; filled when asked for
 
     def __call__(self, node: Node) -> str:
         directory = node.data.branch.path
-        if directory not in self._prints:
-            self._prints[directory] = unpacked.prints_of(directory)
-        known = self._prints[directory].get(b"/".join(node.data.path))
-        if known is not None and isinstance(known.what, str) and known.type == "f" and known.mtime_ns == node.mtime_ns:
-            return known.what
+        if directory not in self._fingerprints:
+            self._fingerprints[directory] = unpacked.fingerprints_of(directory)
+        known = self._fingerprints[directory].get(b"/".join(node.data.path))
+        if (
+            known is not None
+            and isinstance(known.content, str)
+            and known.type == "f"
+            and known.mtime_ns == node.mtime_ns
+        ):
+            return known.content
         return content(node)
 
 

@@ -1,6 +1,6 @@
-"""Owners, modes and devices that this process cannot give to a file, kept beside it in an extended attribute.
+"""Noted owners: owner, mode and device that this process cannot give to a file, recorded in an extended attribute.
 
-Pure: when that is done. The attribute is `unionfs.markers.OVERRIDE_XATTR`, as container tools have it.
+Pure; the attribute (`unionfs.markers.OVERRIDE_XATTR`) is the one that containers/storage uses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from unionfs.markers import Override
 XATTR: Final = markers.OVERRIDE_XATTR
 
 NAMES: Final = (markers.OVERRIDE_PRIVILEGED_XATTR, markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
-"""All names that are read, the first that a file has counts."""
+"""The names of the attribute that are read; of several on one file the first of these counts."""
 
 MAPPED: Final = "mapped"
-"""Files get their owners: this process is root, or root of a user namespace that has all of them."""
+"""Files are chowned: this process is root, or root of a user namespace in which all owners are mapped."""
 NOTED: Final = "noted"
-"""Files belong to this process; the attribute says whose they should be."""
+"""Files belong to this process; the attribute records their owners."""
 
 write = markers.write_override
 read = markers.read_override

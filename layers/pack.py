@@ -1,10 +1,10 @@
-"""Directories -> a layer: which entries it has, in a fixed order, and how they get into a tar.
+"""Write directories as a layer's tar: which entries it has, and in which order.
 
-Knows trees, differences and `tarwrite`. Three ways to make the entries of a layer:
+Knows trees, differences and `tarwrite`. The entries of a layer come from one of:
 
-    layer_items      a layer directory as it is, its whiteouts in whatever dialect becoming OCI's
-    merged_items     all that a stack of directories shows, without whiteouts
-    change_items     what makes one stack out of another (`diff`): commit, and squash of some layers
+    layer_items      a layer directory as it is, with whiteouts of any dialect converted to OCI's
+    merged_items     the merged content of a stack of directories, without whiteouts
+    change_items     the differences between two stacks (see `compare`): for commit, and squash of some layers
 
 Equal trees give equal bytes: names are sorted, times later than SOURCE_DATE_EPOCH are set back to it.
 """
@@ -30,19 +30,19 @@ _BLOCK: Final = 512  # unit of st_blocks (stat(2))
 
 
 class Item(NamedTuple):
-    """An entry and where the data of a file are."""
+    """An entry, and the place of its data if it is a file with data."""
 
     entry: Entry
     data: LayerPath | None = None
 
 
 class Packed(NamedTuple):
-    """A layer that was written."""
+    """The digests and sizes of a layer that was written."""
 
-    digest: Digest
-    diff_id: Digest
-    size: int  # as written
-    tar_size: int
+    digest: Digest  # of the compressed tar
+    diff_id: Digest  # of the plain tar
+    size: int  # bytes, compressed
+    tar_size: int  # bytes, plain
     entries: int
 
 
@@ -60,13 +60,13 @@ def pack(
     compression: str,
     *,
     epoch: int | None = None,
-    tell: Callable[[int], None] | None = None,
+    on_read: Callable[[int], None] | None = None,
 ) -> Packed:
-    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `tell` is told of bytes of files read.
+    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `on_read` gets numbers of bytes read.
 
-    Raises: OSError as the disk does, LayerError for what no tar can hold.
+    Raises: OSError, LayerError for an entry that no tar can hold.
     """
-    writer = TarWriter(sink, compression, tell)
+    writer = TarWriter(sink, compression, on_read)
     latest = None if epoch is None else epoch * 10**9
     count = 0
     for item in items:
@@ -87,7 +87,7 @@ def pack(
 
 
 def layer_items(branch: LayerTree) -> Iterator[Item]:
-    """A layer directory as it is. Raises: LayerError for marks that an image cannot have: redirects, metacopy."""
+    """The entries of a layer directory. Raises: LayerError for marks that OCI has no form of: redirects, metacopy."""
     view = View([branch])
     links: dict[tuple[int, int], Path] = {}
     for path, node in view.walk():
@@ -100,16 +100,16 @@ def layer_items(branch: LayerTree) -> Iterator[Item]:
 
 
 def merged_items(view: View) -> Iterator[Item]:
-    """All that a view shows."""
+    """The entries of everything that a view shows."""
     links: dict[tuple[int, int], Path] = {}
     for path, node in view.walk():
         yield from _items(path, node, links)
 
 
 def change_items(old: View, new: View, changes: Iterable[compare.Change]) -> Iterator[Item]:
-    """What makes `new` out of `old`; `changes` are their differences.
+    """The entries that make `new` out of `old`; `changes` are their differences.
 
-    Directories that only lead to a change are in it too, with all they are, so that nobody has to guess their owner.
+    Unchanged directories above a change are included with their owner and mode, which unpacking would else not know.
     """
     links: dict[tuple[int, int], Path] = {}
     for change in changes:
@@ -136,8 +136,8 @@ def _directory_with_marks(branch: LayerTree, path: Path, node: Node) -> Iterator
 
 
 def _items(path: Path, node: Node, links: dict[tuple[int, int], Path]) -> Iterator[Item]:
-    """The entry of a node; the second and later names of a file become links to the first. None for a socket: nobody
-    listens to it in another container, and no tar can hold it."""
+    """The entry of a node; the second and later names of a file become links to the first. Nothing for a socket: it has
+    no use without the process that made it, and no tar can hold it."""
     if node.kind == stat.S_IFSOCK:
         return
     if not node.is_dir and node.nlink > 1:
@@ -185,7 +185,7 @@ def _open(place: LayerPath) -> int:
 
 
 def _with_holes(entry: Entry, fd: int) -> Entry:
-    """The entry with the size that the file has now, and where its data are when there are holes between them."""
+    """The entry with the current size of the file, and with the extents of its data if it has holes."""
     st = os.fstat(fd)
     entry = entry._replace(size=st.st_size)
     if st.st_blocks * _BLOCK >= st.st_size:
@@ -199,7 +199,7 @@ def _with_holes(entry: Entry, fd: int) -> Entry:
             extents.append((begin, at - begin))
     except OSError as error:
         if error.errno == errno.EINVAL:
-            return entry  # a filesystem that knows no holes
+            return entry  # the filesystem does not support SEEK_DATA
         if error.errno != errno.ENXIO:
             raise
     if extents == [(0, st.st_size)]:

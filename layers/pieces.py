@@ -1,6 +1,6 @@
-"""What a layer brings, piece by piece, out of its tar or its directory, for those who only look.
+"""Read the entries of a layer from its tar or directory, with the stored size and a fingerprint of each, for reports.
 
-Knows tars and directories. Does not know images, nor what layers do to each other: that is `weighing`.
+Knows tars and directories. Does not know images, nor how layers hide each other's files: see `size_report`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ OCI: Final = "oci"  # the dialect of a tar's marks
 
 
 class Piece(NamedTuple):
-    """One entry, and what there is to know of it without its data."""
+    """One entry of a layer, with the size and fingerprint of its data."""
 
     entry: Entry
-    stored: int = 0  # bytes of data that the layer holds for it: less than its size where there are holes
-    content: str = ""  # fingerprint of the data of a file; empty when nobody took it
+    stored: int = 0  # bytes of data in the layer: less than the entry's size if the file has holes
+    content: str = ""  # XXH3-128 of a file's data; empty when it was not computed
     dialect: str = ""  # of a mark
-    redirect: Path | None = None  # of a directory: where the layers beneath have its content
+    redirect: Path | None = None  # of a directory: the path of its content in the layers beneath
 
 
 class TarPieces:
-    """The pieces of a tar, to be read once. Afterwards `diff_id` is known."""
+    """The pieces of a tar. Can be iterated once, after which `diff_id` is set."""
 
     def __init__(self, source: Readable, limits: Limits | None = None) -> None:
         self.diff_id = Digest("")  # set once, at the end
@@ -60,14 +60,14 @@ def _file(stream: TarStream, entry: Entry) -> Piece:
     hash_ = xxhash.xxh3_128()
     for part in stream.parts(stored):
         hash_.update(part)
-    # Where the holes are is a part of the content.
+    # Two files with holes at different offsets may have the same data.
     if entry.extents is not None:
         hash_.update(repr((entry.size, entry.extents)).encode())
     return Piece(entry, stored, hash_.hexdigest())
 
 
 def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Piece]:
-    """The pieces of a layer directory, whatever the dialect of its marks."""
+    """The pieces of a layer directory with marks of any dialect."""
     first: dict[tuple[int, int], Path] = {}
     for path, node in View([branch]).walk():
         if node.is_dir:
@@ -79,7 +79,7 @@ def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Pi
         if node.kind != stat.S_IFREG:
             yield Piece(_entry(path, node))
             continue
-        # A file without data here has none of its own: they are beneath (metacopy).
+        # The data of a metacopy file are in a layer beneath; it has size 0 in this view.
         taken = fingerprints and node.size > 0
         yield Piece(_entry(path, node), _stored(node), content(node) if taken else "")
 

@@ -1,4 +1,4 @@
-"""How long work is told of. The command lines show it; everybody else passes it on."""
+"""The interface through which long work reports its progress. Command lines implement it; other modules pass it on."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Somebody who is told. Calls may come from several threads."""
+    """A receiver of progress reports. Calls may come from several threads."""
 
     def begin(self, key: str, what: str, total: int | None) -> None:
-        """Work `key` begins, or begins its next part: `what` in words, `total` in bytes when it is known."""
+        """Report that the work `key` begins, or its next part: `what` in words, `total` bytes (None: unknown)."""
 
     def advance(self, key: str, count: int) -> None:
-        """`count` more bytes are done."""
+        """Report `count` more bytes done."""
 
     def end(self, key: str, outcome: str) -> None:
-        """Work `key` is over."""
+        """Report the end of the work `key`, with its outcome in words."""
 
 
 class Silent:
-    """Nobody is told."""
+    """A Progress that discards all reports."""
 
     def begin(self, key: str, what: str, total: int | None) -> None:
         pass

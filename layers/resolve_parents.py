@@ -1,7 +1,7 @@
-"""What a layer leaves to the layers beneath it, put right when those are there.
+"""Complete an unpacked layer with what only the layers beneath it know.
 
-Knows unpacked layers. Does not know tars. Two things are left: the attributes of directories that the layer passes
-through without describing them, and further names of files that it does not bring.
+Knows unpacked layers. Does not know tars. Two things come from the layers beneath: the metadata of directories that
+have no entry in the layer, and the data of files that the layer only has hard links to.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ import xxhash
 from layers.attributes import Described, Options, Unpacked, chown, finish_directory, set_xattrs, write_all
 from layers.entry import DIRECTORY
 from layers.errors import Refused
-from layers.fingerprint import Print, Recorder, read_xattrs, xattrs_digest
+from layers.fingerprint import Fingerprint, Recorder, read_xattrs, xattrs_digest
 from layers.safe_open import Directories, Path
 
-IMPLICIT_MODE: Final = 0o755  # of directories that no entry and no layer beneath describes
+IMPLICIT_MODE: Final = 0o755  # of directories that neither this layer nor one beneath has an entry for
 
 
-class Below(NamedTuple):
-    """What stands at a path of the layers beneath: its attributes, and a descriptor of a file."""
+class LowerEntry(NamedTuple):
+    """The file or directory that the layers beneath show at a path."""
 
     mode: int
     uid: int
     gid: int
     xattrs: dict[str, bytes]
-    path_fd: int | None = None  # O_PATH; belongs to whoever asked
+    path_fd: int | None = None  # O_PATH, None for a directory; closed by the receiver
 
 
-def settle(
+def resolve_parents(
     unpacked: Unpacked,
     root_fd: int,
     options: Options,
-    below: Callable[[Path], Below | None],
+    below: Callable[[Path], LowerEntry | None],
     record: IO[bytes] | None = None,
 ) -> bool:
-    """Put right what `unpack` left open; `below` tells what the layers beneath show at a path.
+    """Complete what `unpack` left in `unpacked.unresolved`; `below` looks a path up in the layers beneath.
 
-    Returns whether the layer looks different because of what is beneath. Raises: Refused for a link to nothing.
+    Returns whether the result depends on the layers beneath. Raises: Refused for a hard link to no file; OSError.
     """
     tree = Directories(root_fd)
     recorder = Recorder(record) if record is not None else None
     depends = False
     try:
-        for link, target in unpacked.open.links.items():
+        for link, target in unpacked.unresolved.links.items():
             _copy_linked(tree, link, target, below(target), options, recorder)
             depends = True
-        # The deepest first: putting attributes on a directory may take away the way into it.
-        for path, mtime_ns in sorted(unpacked.open.directories.items(), key=lambda item: -len(item[0])):
+        # The deepest first: a directory's mode may forbid entering it.
+        for path, mtime_ns in sorted(unpacked.unresolved.directories.items(), key=lambda item: -len(item[0])):
             found = below(path)
             if found is None or not stat.S_ISDIR(found.mode):
-                found = Below(DIRECTORY | IMPLICIT_MODE, 0, 0, {})
+                found = LowerEntry(DIRECTORY | IMPLICIT_MODE, 0, 0, {})
             elif (found.mode, found.uid, found.gid) != (DIRECTORY | IMPLICIT_MODE, 0, 0) or found.xattrs:
                 depends = True
             described = Described(
@@ -62,7 +62,7 @@ def settle(
             )
             finish_directory(tree, path, described, options, recorder, unpacked.dropped_xattrs)
     finally:
-        tree.forget()
+        tree.close_all()
     return depends
 
 
@@ -70,11 +70,11 @@ def _copy_linked(
     tree: Directories,
     link: Path,
     target: Path,
-    found: Below | None,
+    found: LowerEntry | None,
     options: Options,
     recorder: Recorder | None,
 ) -> None:
-    """Make `link` a copy of a file of the layers beneath: files of two directories cannot be one."""
+    """Make `link` a copy of a file of the layers beneath: each layer is a tree of its own, with its own files."""
     if found is None or found.path_fd is None:
         why = f"a hard link to {os.fsdecode(b'/'.join(target))!r}, which does not exist"
         raise Refused("unpacking a layer", os.fsdecode(b"/".join(link)), why)
@@ -101,5 +101,5 @@ def _copy_linked(
     if recorder is not None:
         mode = stat.S_IMODE(st.st_mode)
         recorder.add(
-            link, Print("f", mode, st.st_uid, st.st_gid, st.st_mtime_ns, hash_.hexdigest(), xattrs_digest(kept))
+            link, Fingerprint("f", mode, st.st_uid, st.st_gid, st.st_mtime_ns, hash_.hexdigest(), xattrs_digest(kept))
         )

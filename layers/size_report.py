@@ -1,7 +1,7 @@
-"""What the layers of a stack do to each other: which bytes show, which are hidden and by whom, which are there twice.
+"""Measure a stack of layers: visible bytes, bytes hidden by which layer, files stored twice; explain one path.
 
-Pure: takes pieces, gives numbers. A byte is hidden when a higher layer replaces or removes its file; it still travels
-with every pull. The stack is read from the bottom up, as it was made.
+Pure: takes pieces, gives numbers. A file is hidden when a higher layer replaces or removes it; it is still transferred
+by every pull. The stack is read from the bottom up, as it was built.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ EQUAL: Final = "replaced by the same content"
 REMOVED: Final = "removed"
 
 
-class Shown(NamedTuple):
-    """A file of one layer."""
+class LayerFile(NamedTuple):
+    """A file stored in one layer."""
 
     path: Path
     layer: int  # counted from the bottom, beginning with 0
     piece: Piece
 
 
-class Hidden(NamedTuple):
-    """A file that does not show, and why."""
+class HiddenFile(NamedTuple):
+    """A file that does not show, and the layer that hides it."""
 
-    file: Shown
-    by: int  # the layer
+    file: LayerFile
+    by: int  # that layer, counted as above
     how: str  # REPLACED, EQUAL or REMOVED
 
 
 @dataclass(slots=True)
-class Layer:
-    """One layer of the stack in numbers. Filled by `weigh` only."""
+class LayerSizes:
+    """The sizes and counts of one layer. Filled by `measure` only."""
 
     stored: int = 0  # bytes of its files
     hidden: int = 0  # of these, bytes that do not show
@@ -72,12 +72,12 @@ class Layer:
 
 
 @dataclass(slots=True)
-class Weight:
-    """A whole stack."""
+class SizeReport:
+    """The sizes of a whole stack."""
 
-    layers: list[Layer] = field(default_factory=list)  # bottom first
-    shown: list[Shown] = field(default_factory=list)  # files, as they are found
-    hidden: list[Hidden] = field(default_factory=list)
+    layers: list[LayerSizes] = field(default_factory=list)  # bottom first
+    visible: list[LayerFile] = field(default_factory=list)  # files that show, at the paths where they show
+    hidden: list[HiddenFile] = field(default_factory=list)
 
     @property
     def stored(self) -> int:
@@ -85,14 +85,14 @@ class Weight:
 
     @property
     def efficiency(self) -> float:
-        """Which part of the stored bytes shows; 1 for an image of one layer."""
+        """The visible part of the stored bytes, 0 to 1; 1 for an image of one layer."""
         wasted = sum(layer.hidden for layer in self.layers)
         return 1 - wasted / self.stored if self.stored else 1.0
 
-    def duplicates(self) -> list[list[Shown]]:
-        """Files that show and have the same content, those first that cost most."""
-        groups: dict[tuple[str, int], list[Shown]] = defaultdict(list)
-        for one in self.shown:
+    def duplicates(self) -> list[list[LayerFile]]:
+        """Groups of visible files with the same content, those first that waste most bytes."""
+        groups: dict[tuple[str, int], list[LayerFile]] = defaultdict(list)
+        for one in self.visible:
             if one.piece.content and one.piece.stored:
                 groups[one.piece.content, one.piece.entry.size].append(one)
         found = [sorted(group) for group in groups.values() if len(group) > 1]
@@ -100,34 +100,34 @@ class Weight:
 
 
 class _Node:
-    """One name of the stack as far as it has been read."""
+    """A path of the stack as read so far."""
 
     __slots__ = ("below", "file")
 
     def __init__(self) -> None:
         self.below: dict[bytes, _Node] = {}
-        self.file: int | None = None  # its place in _Stack.files; None: a directory
+        self.file: int | None = None  # index into _Stack.files; None: a directory
 
 
-def weigh(layers: Iterable[Iterable[Piece]]) -> Weight:
-    """The layers of a stack, bottom first. Raises what reading the pieces raises."""
+def measure(layers: Iterable[Iterable[Piece]]) -> SizeReport:
+    """Measure the layers of a stack, bottom first. Raises the errors of reading the pieces."""
     stack = _Stack()
     for pieces in layers:
         stack.add(pieces)
-    return stack.weight()
+    return stack.report()
 
 
 class _Stack:
     def __init__(self) -> None:
         self.root = _Node()
-        self.layers: list[Layer] = []
-        self.files: list[Shown] = []  # all that any layer brought
-        self.hidden: dict[int, Hidden] = {}  # by their places in `files`
+        self.layers: list[LayerSizes] = []
+        self.files: list[LayerFile] = []  # all files of all layers
+        self.hidden: dict[int, HiddenFile] = {}  # by index into `files`
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """One layer on top. Its marks act on what is beneath only, wherever among the pieces they stand."""
+        """Add one layer on top. Its marks hide files of lower layers only, wherever among the pieces they stand."""
         number = len(self.layers)
-        layer = Layer()
+        layer = LayerSizes()
         self.layers.append(layer)
         marks: list[Piece] = []
         brought: list[Piece] = []
@@ -150,11 +150,11 @@ class _Stack:
         for piece in brought:
             self._bring(piece, number)
 
-    def weight(self) -> Weight:
-        result = Weight(self.layers)
+    def report(self) -> SizeReport:
+        result = SizeReport(self.layers)
         for path, node in _walk(self.root):
             if node.file is not None:
-                result.shown.append(self.files[node.file]._replace(path=path))
+                result.visible.append(self.files[node.file]._replace(path=path))
         result.hidden = list(self.hidden.values())
         for one in result.hidden:
             self.layers[one.file.layer].hidden += one.file.piece.stored
@@ -165,7 +165,7 @@ class _Stack:
         if not path:
             return
         node = self.root
-        for name in path[:-1]:  # something below a file of the layers beneath: the file is gone
+        for name in path[:-1]:  # a file of the layers beneath at a parent directory's path is replaced
             node = node.below.setdefault(name, _Node())
             if node.file is not None:
                 self._hide_file(node, number, REPLACED)
@@ -179,7 +179,7 @@ class _Stack:
             same = bool(piece.content) and piece.content == self.files[node.file].piece.content
             self._hide_file(node, number, EQUAL if same else REPLACED)
         node.file = len(self.files)
-        self.files.append(Shown(path, number, piece))
+        self.files.append(LayerFile(path, number, piece))
 
     def _find(self, path: Path) -> _Node | None:
         node: _Node | None = self.root
@@ -196,7 +196,7 @@ class _Stack:
     def _hide(self, node: _Node, by: int, how: str) -> None:
         for _, below in _walk(node):
             if below.file is not None:
-                self.hidden[below.file] = Hidden(self.files[below.file], by, how)
+                self.hidden[below.file] = HiddenFile(self.files[below.file], by, how)
 
     def _hide_below(self, node: _Node, by: int, how: str) -> None:
         for below in node.below.values():
@@ -205,7 +205,7 @@ class _Stack:
 
     def _hide_file(self, node: _Node, by: int, how: str) -> None:
         assert node.file is not None
-        self.hidden[node.file] = Hidden(self.files[node.file], by, how)
+        self.hidden[node.file] = HiddenFile(self.files[node.file], by, how)
         node.file = None
 
     def _show_again(self, node: _Node) -> None:
@@ -223,65 +223,65 @@ def _walk(top: _Node) -> Iterator[tuple[Path, _Node]]:
         todo += [((*path, name), below) for name, below in node.below.items()]
 
 
-class Act(NamedTuple):
-    """What one layer does to one path."""
+class Effect(NamedTuple):
+    """The effect of one layer on one path."""
 
     layer: int
-    what: str  # see `acts`
-    at: Path  # the path that says so: the path itself, or one above it
-    piece: Piece | None  # what it brings there
-    files: int = 0  # below the path, that the layer brings
+    what: str  # BRINGS, HIDES, EMPTIES, COVERS or PASSES
+    at: Path  # the path of the entry that has the effect: the path itself, or one above it
+    piece: Piece | None  # that entry, if it brings or covers the path
+    files: int = 0  # number of the layer's files below the path
     stored: int = 0  # their bytes
 
 
-BRINGS: Final = "brings"
-HIDES: Final = "hides"  # by a whiteout of it, or of a directory above
-EMPTIES: Final = "empties"  # by an opaque mark on it, or on a directory above
-COVERS: Final = "covers"  # with something above it that is no directory
-PASSES: Final = "passes through"  # it brings something below, and does not say what the directory is like
+BRINGS: Final = "brings"  # has an entry of the path
+HIDES: Final = "hides"  # has a whiteout of it, or of a directory above it
+EMPTIES: Final = "empties"  # has an opaque mark on it, or on a directory above it
+COVERS: Final = "covers"  # has a file where lower layers have a directory above it
+PASSES: Final = "passes through"  # has files below the path, but no entry of it
 
 
-def acts(layers: Sequence[Iterable[Piece]], path: Path) -> list[Act]:
-    """What each layer of a stack, bottom first, does to a path: as many acts as there are, by layer, bottom first."""
+def effects(layers: Sequence[Iterable[Piece]], path: Path) -> list[Effect]:
+    """The effects of all layers of a stack, bottom first, on a path; a layer may have several, or none."""
     found = []
     for number, pieces in enumerate(layers):
-        here: list[Act] = []
+        here: list[Effect] = []
         files = stored = 0
         for piece in pieces:
             at = piece.entry.path
             is_above = len(at) < len(path) and path[: len(at)] == at
             if piece.entry.kind == WHITEOUT:
                 if at == path or is_above:
-                    here.append(Act(number, HIDES, at, None))
+                    here.append(Effect(number, HIDES, at, None))
             elif piece.entry.kind == OPAQUE:
                 if at == path or is_above:
-                    here.append(Act(number, EMPTIES, at, None))
+                    here.append(Effect(number, EMPTIES, at, None))
             elif at == path:
-                here = [act for act in here if act.what != BRINGS]  # the later of two entries counts
-                here.append(Act(number, BRINGS, at, piece))
+                here = [effect for effect in here if effect.what != BRINGS]  # the later of two entries counts
+                here.append(Effect(number, BRINGS, at, piece))
             elif is_above and piece.entry.kind != DIRECTORY:
-                here.append(Act(number, COVERS, at, piece))
+                here.append(Effect(number, COVERS, at, piece))
             elif len(at) > len(path) and at[: len(path)] == path:
                 files += piece.entry.kind != DIRECTORY
                 stored += piece.stored
-        if files and not any(act.what == BRINGS for act in here):
-            here.append(Act(number, PASSES, path, None))
-        found += [act._replace(files=files, stored=stored) if act.at == path else act for act in here]
+        if files and not any(effect.what == BRINGS for effect in here):
+            here.append(Effect(number, PASSES, path, None))
+        found += [effect._replace(files=files, stored=stored) if effect.at == path else effect for effect in here]
     return found
 
 
-def showing(found: list[Act]) -> set[int]:
-    """Which of the acts, bottom layer first, are what shows: the topmost that brings the path, and for a directory
-    also what layers beneath bring to it, down to where something stops that."""
+def visible_effects(found: list[Effect]) -> set[int]:
+    """The indexes of the effects (bottom layer first) that provide what shows: the topmost BRINGS or PASSES, and for a
+    directory those of lower layers too, down to the first layer that hides, empties, covers or replaces it."""
     shown: set[int] = set()
-    for number in sorted({act.layer for act in found}, reverse=True):
-        here = {at: act for at, act in enumerate(found) if act.layer == number}
-        brought = [at for at, act in here.items() if act.what in (BRINGS, PASSES)]
-        covered = any(act.what == COVERS for act in here.values())
+    for number in sorted({effect.layer for effect in found}, reverse=True):
+        here = {at: effect for at, effect in enumerate(found) if effect.layer == number}
+        brought = [at for at, effect in here.items() if effect.what in (BRINGS, PASSES)]
+        covered = any(effect.what == COVERS for effect in here.values())
         is_directory = all((piece := here[at].piece) is None or piece.entry.kind == DIRECTORY for at in brought)
         if brought and not covered and (is_directory or not shown):
             shown.update(brought)
-        stops = covered or any(act.what in (HIDES, EMPTIES) for act in here.values())
+        stops = covered or any(effect.what in (HIDES, EMPTIES) for effect in here.values())
         if stops or (brought and not is_directory):
             return shown
     return shown

@@ -1,11 +1,11 @@
-"""Tar headers -> entries that may be unpacked: every name, link and number checked. Writes nothing.
+"""Read the entries of a layer's tar, with every name, link and number checked. Writes nothing.
 
 Knows the tar formats through `tarfile` (ustar, GNU, pax; sparse files of all four kinds) and OCI's whiteouts
 (layer.md). Does not know the disk.
 
-What is refused, with its name and the reason: `..` and absolute names, names that are too long, unknown types, links
-whose target is outside of the layer, whiteouts of nothing, of `.` or of `..`, whiteouts that are not files, numbers out
-of range, an archive that ends too early or holds something else between two entries.
+Refused with name and reason are: `..` and absolute names, names that are too long, unknown types, links whose target is
+outside of the layer, whiteouts with an empty name, of `.` or of `..`, whiteouts that are not files, numbers out of
+range, and a tar that ends too early or has other bytes between two entries.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ _KINDS: Final = {
 
 
 class _Archive(tarfile.TarFile):
-    """Just as much of a TarFile as `TarInfo.fromtarfile` needs: no member is ever kept."""
+    """The part of TarFile that `TarInfo.fromtarfile` needs; keeps no list of members."""
 
     def __init__(self, stream: TarStream) -> None:
         self.fileobj: Any = _HeaderReader(stream)
         self.encoding = "utf-8"
         self.errors = "surrogateescape"
         self.offset = 0
-        self.pax_headers = _Globals()
+        self.pax_headers = _GlobalHeaders()
 
 
-class _Globals(dict[str, str]):
-    """What global extended headers say. `tarfile` gives a copy to every entry that follows, so they are bounded."""
+class _GlobalHeaders(dict[str, str]):
+    """The pax records of global headers. `tarfile` copies them to every later entry, so their size is limited."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._size = 0  # of all that was ever set
+        self._size = 0  # characters of all records that were ever set
 
     def __setitem__(self, key: str, value: str) -> None:
         self._size += len(key) + len(str(value))
@@ -67,12 +67,12 @@ class _Globals(dict[str, str]):
 
 
 class _HeaderReader:
-    """What `tarfile` reads headers from. A header that is too large is refused before it is in memory."""
+    """The file object that `tarfile` reads headers from. Refuses a header that is too large before reading it."""
 
     def __init__(self, stream: TarStream) -> None:
-        self.block = b""  # read already, and put back
+        self.block = b""  # a block that was read already and is to be read again
         self._stream = stream
-        self.tell = stream.tell  # asked for only when nothing is put back
+        self.tell = stream.tell  # right only while `block` is empty
 
     def read(self, size: int) -> bytes:
         if self.block:
@@ -80,13 +80,13 @@ class _HeaderReader:
             block, self.block = self.block, b""
             return block
         if not 0 <= size <= HEADER_MAX:
-            raise Refused(_WHAT, "", f"a header of {size} bytes; {HEADER_MAX} are the most that is taken")
+            raise Refused(_WHAT, "", f"a header of {size} bytes; the limit is {HEADER_MAX}")
         return self._stream.read(size)
 
 
 def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
-    """The entries of a tar in their order. Before the next one is asked for, the data of a FILE may be read from
-    `stream`; whatever of it was not read is skipped.
+    """The entries of a tar in their order. The data of a FILE may be read from `stream` before the next entry is taken;
+    unread data are skipped.
 
     Raises: Refused.
     """
@@ -113,9 +113,9 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             return  # an archive without its closing blocks, which some writers leave out
         except tarfile.HeaderError as error:
-            raise Refused(_WHAT, "", f"no tar, or a damaged one, at byte {archive.offset}: {error}") from None
+            raise Refused(_WHAT, "", f"not a tar, or a damaged one, at byte {archive.offset}: {error}") from None
         except RecursionError:
-            raise Refused(_WHAT, "", "extended headers without end") from None
+            raise Refused(_WHAT, "", "too many extended headers in a row") from None
         except (ValueError, IndexError, OverflowError) as error:
             raise Refused(_WHAT, "", f"a malformed header at byte {archive.offset}: {error}") from None
         count += 1
@@ -126,8 +126,8 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
 
 
 def entry_of(info: tarfile.TarInfo) -> Entry | None:
-    """The checked entry of one header; None for what AUFS keeps for itself. Raises Refused."""
-    # Where a sparse file has a `path` as well, that is what tars without sparse files unpack it to.
+    """The checked entry of one header; None for a bookkeeping file of AUFS. Raises Refused."""
+    # A sparse file may also have a `path` record, which only tar programs without support of sparse files use.
     shown = info.pax_headers.get("GNU.sparse.name", info.name)
     kind = _KINDS.get(info.type)
     if kind is None:
@@ -176,12 +176,12 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
 
 
 def path_of(text: str, shown: str) -> Path:
-    """The names of a path that stays within the layer; `./` and double slashes mean nothing. Raises Refused."""
+    """The names of a path, without `.` and empty ones. Raises Refused for one that may lead outside of the layer."""
     data = _encoded(text)
     if data.startswith(b"/"):
         raise _refused(shown, "an absolute name")
     if len(data) > PATH_MAX:
-        raise _refused(shown[:200] + "...", f"a path of {len(data)} bytes; {PATH_MAX} are the most that can be used")
+        raise _refused(shown[:200] + "...", f"a path of {len(data)} bytes; the limit is {PATH_MAX}")
     if not data:
         raise _refused(shown, "an entry without a name")
     names = tuple(name for name in data.split(b"/") if name not in (b"", b"."))
@@ -189,7 +189,7 @@ def path_of(text: str, shown: str) -> Path:
         if name == b"..":
             raise _refused(shown, "a name with '..' may lead outside of the layer")
         if len(name) > NAME_MAX:
-            raise _refused(shown[:200] + "...", f"a name of {len(name)} bytes; {NAME_MAX} are the most")
+            raise _refused(shown[:200] + "...", f"a name of {len(name)} bytes; the limit is {NAME_MAX}")
         if b"\0" in name:
             raise _refused(shown, "a name with a zero byte")
     return names
@@ -197,7 +197,7 @@ def path_of(text: str, shown: str) -> Path:
 
 _RESERVED: Final = markers.WHITEOUT_PREFIX.decode()
 _AUFS_OWN: Final = markers.WHITEOUT_PREFIX * 2
-"""Names that begin so are AUFS's own bookkeeping, found in layers of old Docker versions; they mean nothing here."""
+"""Prefix of AUFS's bookkeeping files, which layers of old Docker versions contain; they are ignored."""
 
 
 def _mark(path: Path, kind: int, shown: str) -> Entry | None:
@@ -212,7 +212,7 @@ def _mark(path: Path, kind: int, shown: str) -> Entry | None:
     if hidden is None:
         raise _refused(shown, "a whiteout of nothing")
     if hidden in (b".", b".."):
-        raise _refused(shown, f"a whiteout of {'the directory it is in' if hidden == b'.' else 'what is outside'}")
+        raise _refused(shown, f"a whiteout of {'its own' if hidden == b'.' else 'the parent'} directory")
     return Entry((*parent, hidden), WHITEOUT)
 
 
@@ -220,11 +220,11 @@ def _check_symlink(path: Path, target: bytes, shown: str) -> None:
     if not target:
         raise _refused(shown, "a symbolic link to nothing")
     if len(target) > PATH_MAX:
-        raise _refused(shown, f"a symbolic link of {len(target)} bytes; {PATH_MAX} are the most that can be used")
+        raise _refused(shown, f"a symbolic link of {len(target)} bytes; the limit is {PATH_MAX}")
     if b"\0" in target:
         raise _refused(shown, "a symbolic link with a zero byte")
     if target.startswith(b"/"):
-        return  # from the root of the container: that is inside
+        return  # relative to the container's root, so inside
     depth = len(path) - 1
     for name in target.split(b"/"):
         if name == b"..":
@@ -258,7 +258,7 @@ def _device(kind: int, info: tarfile.TarInfo, shown: str) -> tuple[int, int]:
     return device
 
 
-_CONVERT: Final = "make the tar with `layers pack`, which writes whiteouts as images have them"
+_CONVERT: Final = "make the tar with `layers pack`, which writes OCI's whiteouts"
 
 
 def _extents(info: tarfile.TarInfo, shown: str) -> tuple[tuple[int, int], ...] | None:
@@ -292,7 +292,7 @@ _TIME_MIN_S: Final = -(2**31)
 
 
 def _mtime_ns(pax: str | None, header: float) -> int:
-    """Nanoseconds since 1970; what no filesystem can hold becomes the nearest that it can."""
+    """Nanoseconds since 1970, clamped to the range that filesystems can store."""
     match = _TIME.fullmatch(pax) if pax is not None else None
     if match is not None:
         nanoseconds = int(match[2]) * 10**9 + int((match[3] or "0").ljust(9, "0"))

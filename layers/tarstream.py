@@ -1,10 +1,9 @@
-"""The bytes of a layer's tar, decompressed and hashed on threads of their own while they are being read.
+"""A stream of the bytes of a layer's tar, decompressed and hashed on two threads while it is read.
 
 Knows compression, limits and digests. Does not know tar headers: `tarread` reads them from here.
 
-Two threads are started for each stream: one decompresses, one hashes. Both work on chunks of some hundred KiB, during
-which Python lets other threads run; a bounded queue between them and the reader keeps memory flat. Only the reader's
-thread touches `tell`, `read` and `skip_to`.
+For each stream one thread decompresses and one hashes. Both work on chunks of some hundred KiB and release the GIL
+meanwhile; bounded queues between them and the reader bound the memory. Only the reader's thread may call methods.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
-from layers.compression import Counted, Readable, decompressed
+from layers.compression import CountingReader, Readable, decompressed
 from layers.digest import Digest
 from layers.errors import Refused
 from layers.limits import Limits
 
 _QUEUED: Final = 4
-"""Chunks between two threads. Enough that neither waits for a moment's delay of the other."""
+"""Chunks between two threads: enough that a short delay of one does not stop the other."""
 
 
 class TarStream:
     """A forward-only stream of the decompressed tar; close it, or use it in a `with`."""
 
-    def __init__(self, source: Readable, limits: Limits, tell: Callable[[int], None] | None = None) -> None:
-        self._source = Counted(source, tell)
+    def __init__(self, source: Readable, limits: Limits, on_read: Callable[[int], None] | None = None) -> None:
+        self._source = CountingReader(source, on_read)
         self._limits = limits
         self._chunks: queue.Queue[bytes | BaseException] = queue.Queue(_QUEUED)  # b"" ends it
         self._hashed: queue.Queue[bytes] = queue.Queue(_QUEUED)  # b"" ends it
         self._hash = hashlib.sha256()  # changed by the hashing thread only, read when that has ended
         self._stopping = False  # set once, by close()
-        self._chunk = memoryview(b"")  # what is left of the chunk being read
+        self._chunk = memoryview(b"")  # the unread rest of the current chunk
         self._position = 0
         self._ended = False
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._decompress, self._digest)]
@@ -51,7 +50,7 @@ class TarStream:
         self.close()
 
     def close(self) -> None:
-        """End the threads. What was not read is not looked at."""
+        """End the threads. The unread rest is not checked."""
         self._stopping = True
         self._drain()
         for thread in self._threads:
@@ -71,7 +70,7 @@ class TarStream:
         return b"".join(bytes(part) for part in self.parts(size))
 
     def parts(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes in pieces, without a copy; fewer only at the end."""
+        """The next `size` bytes in parts, without a copy; fewer only at the end."""
         while size and (self._chunk or self._next()):
             part = self._chunk[:size]
             self._chunk = self._chunk[size:]
@@ -80,20 +79,20 @@ class TarStream:
             yield part
 
     def skip_to(self, position: int) -> bool:
-        """Go on at `position`, which is not behind us. False when the stream ends before."""
+        """Skip forward to `position`, at or after `tell()`. False when the stream ends before it."""
         for _ in self.parts(position - self._position):
             pass
         return self._position == position
 
     def finish(self) -> tuple[Digest, int]:
-        """Read to the end; the sha256 of everything, and its length."""
+        """Read to the end; returns the sha256 and the length of the whole tar."""
         while self._next():
             pass
         self._threads[1].join()
         return Digest(f"sha256:{self._hash.hexdigest()}"), self._position
 
     def _next(self) -> bool:
-        """Take the next chunk; what is left of this one counts as skipped."""
+        """Take the next chunk, skipping the rest of the current one. False at the end."""
         self._position += len(self._chunk)
         self._chunk = memoryview(b"")
         if self._ended:
@@ -134,5 +133,5 @@ class TarStream:
 
 
 def cut_off(where: str = "") -> Refused:
-    """The failure of a tar that ends too early."""
+    """The error for a tar that ends too early."""
     return Refused("reading a tar", where, "it is cut off")

@@ -1,8 +1,8 @@
-"""Entries -> the bytes of a layer's tar: deterministic, readable by every tar.
+"""Write entries as a layer's tar: equal entries give equal bytes, and every tar program can read them.
 
-Knows the pax format through `tarfile`. Does not know where entries come from. Extended headers appear only where a
-plain header cannot say it: long or non-ASCII names, times that are no whole seconds, extended attributes, large
-numbers, sparse files (GNU tar's format 1.0 for pax). No user names and no access times: they differ between machines.
+Knows the pax format through `tarfile`. Does not know where entries come from. Pax headers are written only for what a
+ustar header cannot hold: long or non-ASCII names, fractions of seconds, extended attributes, large numbers, sparse
+files (GNU tar's format 1.0 for pax). No user names and no access times: they differ between machines.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _SPARSE_MAX: Final = 8 << 30  # tarfile misreads the size of larger sparse files
 
 
 class TarWriter:
-    """Writes one tar into `sink`, compressed; afterwards knows both digests."""
+    """Writes one tar into `sink`, compressed, and computes its size and both digests."""
 
-    def __init__(self, sink: IO[bytes], compression: str, tell: Callable[[int], None] | None = None) -> None:
+    def __init__(self, sink: IO[bytes], compression: str, on_read: Callable[[int], None] | None = None) -> None:
         self.size = 0  # bytes of the compressed tar
         self.tar_size = 0
         self._sink = sink
         self._compressor = compressor(compression)
         self._compressed = hashlib.sha256()
         self._plain = hashlib.sha256()
-        self._tell = tell
+        self._on_read = on_read
 
     def add(self, entry: Entry, data_fd: int | None = None) -> None:
         """Write one entry. The data of a FILE come from `data_fd`, opened for reading.
 
-        Raises: LayerError for what no tar can hold; OSError, and EIO for a file that became shorter meanwhile.
+        Raises: LayerError for an entry that no tar can hold, and for a file that became shorter meanwhile; OSError.
         """
         header, extents = _header(entry)
         self._put(header)
@@ -63,7 +63,7 @@ class TarWriter:
         self._pad(written)
 
     def close(self) -> tuple[Digest, Digest]:
-        """Write the end; the digests of the compressed tar and of the tar (the diff id)."""
+        """Write the end of the tar; returns the digests of the compressed tar and of the plain tar (the diff id)."""
         self._put(bytes(2 * tarfile.BLOCKSIZE))
         self._put(bytes(-self.tar_size % _RECORD))
         self._out(self._compressor.flush())
@@ -77,8 +77,8 @@ class TarWriter:
             self._put(data)
             offset += len(data)
             length -= len(data)
-            if self._tell is not None:
-                self._tell(len(data))
+            if self._on_read is not None:
+                self._on_read(len(data))
 
     def _pad(self, written: int) -> None:
         self._put(bytes(-written % tarfile.BLOCKSIZE))
@@ -97,7 +97,7 @@ class TarWriter:
 
 
 def _header(entry: Entry) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """The header of an entry, and which parts of its data follow."""
+    """The header of an entry, and the (offset, length) of the parts of its data that follow it."""
     info = tarfile.TarInfo(_text(b"/".join(entry.path) or b"."))
     pax: dict[str, str] = {}
     extents: tuple[tuple[int, int], ...] = ((0, entry.size),)
@@ -154,7 +154,7 @@ def _sparse_map(extents: tuple[tuple[int, int], ...], size: int) -> bytes:
     """GNU tar manual, "Storing Sparse Files", format 1.0: the count, then offset and length of each part."""
     parts = list(extents)
     if not parts or sum(parts[-1]) < size:
-        parts.append((size, 0))  # so that readers know how far the last hole reaches
+        parts.append((size, 0))  # marks the end of the last hole
     text = b"".join(b"%d\n" % number for number in (len(parts), *(n for part in parts for n in part)))
     return text + bytes(-len(text) % tarfile.BLOCKSIZE)
 

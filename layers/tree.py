@@ -1,9 +1,9 @@
-"""Layer directories as trees that are only looked at: one layer (`LayerTree`), or several merged (`View`).
+"""Read layer directories as trees: one of them (`LayerTree`), or several merged (`View`). Writes nothing.
 
-Knows the marks of every dialect (`unionfs.markers`) and noted owners. Does not know tars or images. Writes nothing.
+Knows the marks of every dialect (`unionfs.markers`) and noted owners. Does not know tars or images.
 
-A directory of a view is shown by several directories of layers, its *sources*, top first: what a higher one holds or
-hides covers what lower ones hold. Two directories with equal sources show the same tree.
+A directory of a view is merged from directories of several layers, its *sources*, top first: the entries and marks of a
+higher one hide those of lower ones. Directories with equal sources show the same tree.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from typing import Final, NamedTuple, Self
 
 from layers import owners
 from layers.fingerprint import content_of, read_xattrs
-from layers.safe_open import KEPT, Directories, Path
+from layers.safe_open import OPEN_DIRECTORIES_MAX, Directories, Path
 from unionfs import markers
 from unionfs.syscalls import files
 from unionfs.trees import walk
 from unionfs.trees.open_beneath import open_beneath
 
 _TARGET_MAX: Final = 4096
-_SCANS_KEPT: Final = 128  # directories listed; more only saves listing again
-_SCANS_OF_ALL: Final = 8192  # likewise, of all branches together
-_KEPT_OF_ALL: Final = 480  # descriptors of directories, likewise
-_MANY: Final = 100  # branches that need more descriptors than the usual limit of a process lets it have
+_SCANS_MAX: Final = 128  # cached listings of directories of one branch
+_SCANS_MAX_TOTAL: Final = 8192  # cached listings of all branches together
+_OPEN_MAX_TOTAL: Final = 480  # open directories of all branches together
+_MANY: Final = 100  # branches that need more descriptors than the usual soft limit (1024) allows
 
 
 class LayerTree:
     """One layer's directory. Two are the same only when they are the same object (see `LayerTrees`)."""
 
     def __init__(self, path: str, *, among: int = 1) -> None:
-        """Preconditions: `among` so many branches are open at once; of each of many, less is kept."""
+        """Open the directory at the host path `path`. With more branches open at once (`among`) each caches less."""
         self.path = path  # immutable
         self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._tree = Directories(self._root_fd, min(KEPT, _KEPT_OF_ALL // among))
-        self._scans_max = max(min(_SCANS_KEPT, _SCANS_OF_ALL // among), 4)
+        self._tree = Directories(self._root_fd, min(OPEN_DIRECTORIES_MAX, _OPEN_MAX_TOTAL // among))
+        self._scans_max = max(min(_SCANS_MAX, _SCANS_MAX_TOTAL // among), 4)
         self.is_noted = any(name in read_xattrs(self._root_fd) for name in owners.NAMES)  # immutable
         self._scans: OrderedDict[Path, Scan] = OrderedDict()  # last used last
 
     def close(self) -> None:
-        self._tree.forget()
+        self._tree.close_all()
         os.close(self._root_fd)
 
     def open_path(self, path: Path) -> int:
-        """An O_PATH descriptor of what is at `path`; the caller's to close."""
+        """An O_PATH descriptor of the file or directory at `path`, through no symlink; the caller closes it."""
         if not path:
             return os.dup(self._root_fd)
         return open_beneath(self._tree.fd(path[:-1]), path[-1], os.O_PATH, files.RESOLVE_NO_XDEV)
 
     def scan(self, path: Path) -> Scan:
-        """The directory at `path`, its marks told apart from its names."""
+        """List the directory at `path`, its marks separated from its entries. Cached."""
         known = self._scans.get(path)
         if known is None:
             known = self._scans[path] = _scan(self._tree.fd(path), is_root=not path)
@@ -65,7 +65,7 @@ class LayerTree:
         return known
 
     def xattr_names(self, directory: Path, name: bytes) -> list[str]:
-        """The names of a file's extended attributes, in one system call; none where they may not be listed."""
+        """The names of a file's extended attributes, in one system call; none if they may not be listed."""
         try:
             path = b"/proc/self/fd/%d/%s" % (self._tree.fd(directory), name)
             return os.listxattr(path, follow_symlinks=False)
@@ -81,13 +81,13 @@ class LayerTree:
 
 
 class Scan(NamedTuple):
-    """One directory of one branch."""
+    """The listing of one directory of one branch."""
 
     entries: dict[bytes, os.stat_result]  # without marks
-    whiteouts: dict[bytes, str]  # hidden name -> dialect: aufs, device, xattr
-    opaque: str  # the dialect of the mark that hides all beneath; empty: nothing is hidden
-    redirect: bytes | None  # where its lower content is; a sane value
-    strange: tuple[bytes, ...]  # reserved names that mean nothing
+    whiteouts: dict[bytes, str]  # hidden name -> form of the mark: aufs, device, xattr
+    opaque: str  # form of the opaque mark: aufs, xattr; empty: not opaque
+    redirect: bytes | None  # overlayfs's redirect, checked by `markers.sane_redirect`
+    strange: tuple[bytes, ...]  # names with the prefix of whiteouts that are no marks
 
 
 class LayerPath(NamedTuple):
@@ -98,7 +98,7 @@ class LayerPath(NamedTuple):
 
 
 class Node(NamedTuple):
-    """What a view shows at a path. Owner, mode and kind are those it should have (see `owners`)."""
+    """A file or directory of a view. Owner, mode, kind and device are the noted ones, if there are (see `owners`)."""
 
     kind: int  # S_IFMT bits
     mode: int
@@ -107,10 +107,10 @@ class Node(NamedTuple):
     mtime_ns: int
     size: int
     device: tuple[int, int]
-    inode: tuple[int, int]  # (st_dev, st_ino) of where its data are
+    inode: tuple[int, int]  # (st_dev, st_ino) of `place`
     nlink: int
-    sources: tuple[LayerPath, ...]  # of a directory all that show in it; of anything else its own place
-    data: LayerPath  # where a file's data are
+    sources: tuple[LayerPath, ...]  # top first; one unless it is a merged directory
+    data: LayerPath  # of a file's data: beneath `place` for a metacopy file
 
     @property
     def is_dir(self) -> bool:
@@ -123,12 +123,12 @@ class Node(NamedTuple):
 
 @dataclass(slots=True)
 class LayerTrees:
-    """Opened branches, one object for each directory. Use it in a `with`.
+    """The open layer directories, one object for each directory. Use it in a `with`.
 
-    While there are many, this process may have as many descriptors as it is allowed.
+    While there are many, the soft limit of descriptors (RLIMIT_NOFILE) is raised to the hard one.
     """
 
-    expected: int = 1  # so many are going to be open at once
+    expected: int = 1  # number of branches that will be open at once
     _known: dict[str, LayerTree] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
     _is_raised: bool = False
@@ -142,7 +142,7 @@ class LayerTrees:
         self._stack.close()
 
     def open(self, path: str) -> LayerTree:
-        """The branch at the host path `path`. Raises: OSError when it is no directory."""
+        """Open the branch at the host path `path`, once. Raises: OSError when it is no directory."""
         real = os.path.realpath(path)
         known = self._known.get(real)
         if known is None:
@@ -154,7 +154,7 @@ class LayerTrees:
         return known
 
     def view(self, paths: Sequence[str]) -> View:
-        """The union of directories, top first."""
+        """The merged view of the directories at host paths, top first."""
         self.expected = max(self.expected, len(paths))
         return View([self.open(path) for path in paths])
 
@@ -167,26 +167,26 @@ class LayerTrees:
 
 
 Entry = walk.Entry[LayerPath, os.stat_result]
-"""What one branch has under a name."""
+"""The entry of one branch under a name, with its marks."""
 
 
 class View(walk.Reader[LayerPath, os.stat_result]):
-    """Several branches merged, as a union would show them."""
+    """Several branches merged, as a union of them shows them."""
 
     def __init__(self, branches: Sequence[LayerTree]) -> None:
         self.branches = tuple(branches)  # immutable; top first
 
     def below(self, count: int) -> View:
-        """The same without the `count` topmost branches."""
+        """The view without its `count` topmost branches."""
         return View(self.branches[count:])
 
     def root(self) -> Node | None:
-        """The root directory; None for a view of nothing."""
+        """The root directory; None for a view without branches."""
         places = self.roots()
         return self._node(places[0], tuple(places)) if places else None
 
     def children(self, directory: Node) -> dict[bytes, Node]:
-        """All names of a directory, sorted."""
+        """The content of a directory, sorted by name."""
         found = {}
         names = {name for place in directory.sources for name in place.branch.scan(place.path).entries}
         for name in sorted(names):
@@ -196,12 +196,12 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return found
 
     def lookup(self, sources: Sequence[LayerPath], name: bytes) -> Node | None:
-        """What `name` is in a directory shown by `sources`."""
+        """Look up `name` in the directory merged from `sources`."""
         found = walk.lookup(self, sources, name)
         return self._node(found.path, found.stack or (found.path,), found.data) if found is not None else None
 
     def entry(self, directory: LayerPath, name: bytes) -> Entry:
-        """What one branch has under `name`, without what is beneath."""
+        """The entry of one branch under `name`, without those of lower branches."""
         scan = directory.branch.scan(directory.path)
         whiteout = scan.whiteouts.get(name, "")
         st = scan.entries.get(name)
@@ -220,7 +220,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return Entry(place, st, kind)
 
     def roots(self) -> list[LayerPath]:
-        """The roots of the branches, top first, down to the first opaque one."""
+        """The sources of the root: the roots of the branches, top first, down to the first opaque one."""
         found = []
         for branch in self.branches:
             found.append(LayerPath(branch, ()))
@@ -233,7 +233,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return self.branches.index(path.branch)
 
     def find(self, path: Path) -> Node | None:
-        """What is at `path`, through no symlink."""
+        """Look up `path` from the root, following no symlink."""
         node = self.root()
         for name in path:
             if node is None or not node.is_dir:
@@ -242,7 +242,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return node
 
     def walk(self) -> Iterator[tuple[Path, Node]]:
-        """Everything, each directory before what is in it, names in order; the root first."""
+        """All paths of the view: the root first, each directory before its content, names sorted."""
         root = self.root()
         todo: list[tuple[Path, Node]] = [((), root)] if root is not None else []
         while todo:
@@ -275,7 +275,7 @@ class View(walk.Reader[LayerPath, os.stat_result]):
 
 
 def target(node: Node) -> bytes:
-    """Where a symlink points."""
+    """The target of a symlink, also of one that is kept as a file with a noted owner."""
     fd = node.place.branch.open_path(node.place.path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -296,7 +296,7 @@ def content(node: Node) -> str:
 
 
 def xattrs(node: Node) -> dict[str, bytes]:
-    """The attributes that a union would show."""
+    """The extended attributes of a node as a union shows them."""
     found = node.place.branch.xattrs(node.place.path)
     if not node.place.branch.is_noted:
         return {name: value for name, value in found.items() if not is_own(name)}
@@ -305,7 +305,7 @@ def xattrs(node: Node) -> dict[str, bytes]:
 
 
 def is_own(name: str) -> bool:
-    """Whether an attribute says something to unions and not to users."""
+    """Whether an extended attribute is a mark of a union, which users do not see."""
     return markers.is_private_xattr(name)
 
 
@@ -349,7 +349,7 @@ def _is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
 
 def _noted(fd: int, st: os.stat_result) -> owners.Override | None:
     if not stat.S_ISREG(st.st_mode) and not stat.S_ISDIR(st.st_mode):
-        return None  # only files and directories can have attributes of users
+        return None  # only files and directories can have user.* attributes (xattr(7))
     for name in owners.NAMES:
         with suppress(OSError):
             return owners.read(os.getxattr(f"/proc/self/fd/{fd}", name))
@@ -357,5 +357,5 @@ def _noted(fd: int, st: os.stat_result) -> owners.Override | None:
 
 
 def _unnoted(number: int, own: int) -> int:
-    """The owner of what has no noted one, in a layer that has them: what is ours is root's, as a union shows it."""
+    """The owner of a file without a noted one, in a layer that has noted owners: our id stands for root's."""
     return 0 if number == own else number

@@ -1,15 +1,15 @@
-"""A layer's tar -> a directory that a union takes as a lower branch.
+"""Unpack a layer's tar into a directory that a union takes as a lower branch.
 
 Knows entries (`tarread`), directories by descriptor, owners, fingerprints. Does not know stores or images.
 
 Rules:
 1. Every path is resolved beneath the layer's root through no symlink: an entry below a symlink is refused.
-2. Whiteouts become AUFS marks. A whiteout of something the layer itself brings only hides what is beneath: for a
-   directory that is an opaque mark, for anything else nothing is needed.
-3. A directory's owner, mode and time come last, when nothing is put in it any more.
-4. What the layer leaves to the layers beneath (the attributes of directories it only passes through, files it links to)
-   is collected in `Unpacked.open` and put right by `settle`, so that layers can be unpacked at the same time.
-5. When anything is refused or fails, the directory is the caller's to remove: nothing outside of it was touched.
+2. Whiteouts become AUFS marks. A whiteout of a path that the layer itself has an entry for hides the layers beneath
+   only: for a directory that is an opaque mark, for a file no mark is needed.
+3. A directory's owner, mode and time are set last, when everything in it was made.
+4. What depends on the layers beneath (the metadata of directories without an entry, the data of hard links' targets) is
+   collected in `Unpacked.unresolved` for `resolve_parents`, so that layers can be unpacked at the same time.
+5. When anything is refused or fails, the caller removes the directory; nothing outside of it was touched.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from layers.attributes import (
 from layers.compression import Readable
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import Refused
-from layers.fingerprint import Print, Recorder, xattrs_digest
-from layers.fingerprint import of as print_of
+from layers.fingerprint import Fingerprint, Recorder, xattrs_digest
+from layers.fingerprint import of as fingerprint_of
 from layers.safe_open import Directories, Path
 from layers.tarread import entries
 from layers.tarstream import TarStream, cut_off
@@ -51,21 +51,21 @@ _SMALL: Final = 64 << 10  # files up to this size are read in one piece
 
 
 def unpack(source: Readable, root_fd: int, options: Options, record: IO[bytes] | None = None) -> Unpacked:
-    """Unpack the tar that `source` holds, compressed or not, into the empty directory `root_fd`, and write the
-    fingerprints of what was unpacked to `record`. What is left open still needs `settle`.
+    """Unpack the tar in `source`, compressed or not, into the empty directory `root_fd`, and write fingerprints to
+    `record`. Call `resolve_parents` with the result to complete the layer.
 
-    Raises: Refused, and OSError as the disk does.
+    Raises: Refused, OSError.
     """
-    with TarStream(source, options.limits, options.tell) as stream:
+    with TarStream(source, options.limits, options.on_read) as stream:
         work = _Unpacking(stream, root_fd, options, record)
         try:
             return work.run()
         finally:
-            work.tree.forget()
+            work.tree.close_all()
 
 
 class _Unpacking:
-    """One layer on its way to disk."""
+    """The state of unpacking one layer."""
 
     def __init__(self, stream: TarStream, root_fd: int, options: Options, record: IO[bytes] | None) -> None:
         self.stream = stream
@@ -74,10 +74,10 @@ class _Unpacking:
         self.result = Unpacked()
         self.recorder = Recorder(record) if record is not None else None
         self.described: dict[Path, Described] = {}  # directories with an entry of their own
-        self.implicit: dict[Path, int] = {(): 0}  # directories without
-        self.hidden: set[Path] = set()  # whiteouts seen
-        self.opaque: set[Path] = set()
-        self.linked: dict[tuple[int, int], str] = {}  # (st_dev, st_ino) of files of several names -> their content
+        self.implicit: dict[Path, int] = {(): 0}  # directories without one -> the latest mtime_ns of entries in them
+        self.hidden: set[Path] = set()  # paths of whiteouts
+        self.opaque: set[Path] = set()  # paths of opaque directories
+        self.linked: dict[tuple[int, int], str] = {}  # (st_dev, st_ino) of files with several names -> content hash
         self.noted = options.owners == owners.NOTED
         self.own = (os.geteuid(), os.getegid())
         self.umask = _umask()
@@ -94,7 +94,7 @@ class _Unpacking:
         for path, described in sorted(self.described.items(), key=lambda item: -len(item[0])):
             finish_directory(self.tree, path, described, self.options, self.recorder, self.result.dropped_xattrs)
         self.result.diff_id, self.result.tar_size = self.stream.finish()
-        self.result.open.directories.update(self.implicit)
+        self.result.unresolved.directories.update(self.implicit)
         return self.result
 
     def _entry(self, entry: Entry) -> None:
@@ -128,10 +128,10 @@ class _Unpacking:
     def _file(self, entry: Entry) -> None:
         dir_fd = self._parent(entry)
         name = entry.path[-1]
-        # Most files are made with the mode that they keep, which is one system call in five saved. Attributes can be
-        # set only on what its owner may write, and the umask is whoever's it is.
-        ready = not (entry.xattrs or self.noted or entry.mode & (0o7000 | self.umask))
-        fd = self._create(dir_fd, entry.path, entry.mode if ready else 0o600)
+        # Most files are created with their final mode, which saves one system call in five. Not so if the umask would
+        # clear bits of it, or if attributes are set, which needs write permission.
+        has_mode = not (entry.xattrs or self.noted or entry.mode & (0o7000 | self.umask))
+        fd = self._create(dir_fd, entry.path, entry.mode if has_mode else 0o600)
         try:
             if entry.extents is not None:
                 self.options.limits.check_files(self.result.size + entry.size)
@@ -146,7 +146,7 @@ class _Unpacking:
             else:
                 content = self._large(fd, entry)
             self.result.size += entry.size
-            found = self._finish_file(fd, entry, content, ready)
+            found = self._finish_file(fd, entry, content, has_mode)
         finally:
             os.close(fd)
         if self.recorder is not None:
@@ -189,8 +189,8 @@ class _Unpacking:
         _hash_zeros(hash_, entry.size - at)
         return hash_.hexdigest()
 
-    def _finish_file(self, fd: int, entry: Entry, content: str, has_mode: bool) -> Print:
-        """Owner, attributes, mode, time: in this order, for each of them may take away what comes after."""
+    def _finish_file(self, fd: int, entry: Entry, content: str, has_mode: bool) -> Fingerprint:
+        """Set owner, attributes, mode, time, in this order: chown clears set-id bits and capabilities, for example."""
         mode, uid, gid = entry.mode, entry.uid, entry.gid
         noted = {}
         if self.noted:
@@ -205,10 +205,10 @@ class _Unpacking:
         if not has_mode:
             os.fchmod(fd, mode)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-        return Print("f", mode, uid, gid, entry.mtime_ns, content, xattrs_digest(kept))
+        return Fingerprint("f", mode, uid, gid, entry.mtime_ns, content, xattrs_digest(kept))
 
     def _special(self, entry: Entry) -> None:
-        """A symlink, a device or a fifo."""
+        """Make a symlink, a device or a fifo, or a regular file that stands for it."""
         dir_fd = self._parent(entry)
         name = entry.path[-1]
         if _exists(dir_fd, name):
@@ -230,16 +230,16 @@ class _Unpacking:
 
     def _make_node(self, dir_fd: int, entry: Entry) -> bool:
         if self.noted:
-            return False  # what it should be can be noted beside an ordinary file only
+            return False  # user.* attributes can be set on regular files only
         try:
             os.mknod(entry.path[-1], entry.kind | 0o600, os.makedev(*entry.device), dir_fd=dir_fd)
         except PermissionError:
             if entry.kind == FIFO:
                 raise
-            return False  # nobody makes devices in a user namespace
+            return False  # in a user namespace no devices can be made
         return True
 
-    def _finish_node(self, dir_fd: int, entry: Entry) -> Print:
+    def _finish_node(self, dir_fd: int, entry: Entry) -> Fingerprint:
         fd = os.open(entry.path[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         path = f"/proc/self/fd/{fd}"
         mode, uid, gid = entry.mode, entry.uid, entry.gid
@@ -252,10 +252,10 @@ class _Unpacking:
             os.close(fd)
         kind = {CHARACTER: "c", BLOCK: "b", FIFO: "p"}[entry.kind]
         what: str | tuple[int, ...] = "" if entry.kind == FIFO else entry.device
-        return Print(kind, mode, uid, gid, entry.mtime_ns, what, xattrs_digest(kept))
+        return Fingerprint(kind, mode, uid, gid, entry.mtime_ns, what, xattrs_digest(kept))
 
-    def _note_special(self, fd: int, entry: Entry) -> Print:
-        """An ordinary file that stands for a device, a fifo, or a symlink, whose target it holds."""
+    def _note_special(self, fd: int, entry: Entry) -> Fingerprint:
+        """Finish a regular file that stands for a device, a fifo, or a symlink, whose target is its content."""
         mode = 0o777 if entry.kind == SYMLINK else entry.mode
         write_all(fd, memoryview(entry.target))
         try:
@@ -263,16 +263,18 @@ class _Unpacking:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
-            why = "this cannot be made here, and not noted either: no extended attributes"
+            why = "this device, fifo or symlink cannot be made, nor noted in an extended attribute, on this filesystem"
             raise OSError(errno.EPERM, why) from None
         uid, gid = self.own if self.noted else (entry.uid, entry.gid)
         if not self.noted:
             chown(fd, uid, gid)
         os.fchmod(fd, 0o600)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-        return Print("f", 0o600, uid, gid, entry.mtime_ns, xxhash.xxh3_128_hexdigest(entry.target), xattrs_digest(kept))
+        return Fingerprint(
+            "f", 0o600, uid, gid, entry.mtime_ns, xxhash.xxh3_128_hexdigest(entry.target), xattrs_digest(kept)
+        )
 
-    def _finish_symlink(self, dir_fd: int, entry: Entry) -> Print:
+    def _finish_symlink(self, dir_fd: int, entry: Entry) -> Fingerprint:
         name = entry.path[-1]
         uid, gid = (entry.uid, entry.gid) if not self.noted else self.own
         if (uid, gid) != self.own:
@@ -285,17 +287,17 @@ class _Unpacking:
             finally:
                 os.close(fd)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
-        return Print("l", 0o777, uid, gid, entry.mtime_ns, os.fsdecode(entry.target), xattrs_digest(kept))
+        return Fingerprint("l", 0o777, uid, gid, entry.mtime_ns, os.fsdecode(entry.target), xattrs_digest(kept))
 
     def _link(self, entry: Entry) -> None:
         dir_fd = self._parent(entry)
         *parent, name = entry.link
         if entry.path == entry.link[: len(entry.path)]:
-            raise _refused(entry.path, "a hard link to what is below itself")
+            raise _refused(entry.path, "a hard link to a path below itself")
         try:
             source_fd = os.dup(self.tree.fd(tuple(parent)))
         except FileNotFoundError:
-            self.result.open.links[entry.path] = entry.link
+            self.result.unresolved.links[entry.path] = entry.link
             return
         try:
             st = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
@@ -307,20 +309,20 @@ class _Unpacking:
                 dir_fd = self.tree.fd(entry.path[:-1])
             os.link(name, entry.path[-1], src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
         except FileNotFoundError:
-            self.result.open.links[entry.path] = entry.link
+            self.result.unresolved.links[entry.path] = entry.link
             return
         finally:
             os.close(source_fd)
-        self.result.open.links.pop(entry.path, None)
+        self.result.unresolved.links.pop(entry.path, None)
         if self.recorder is not None:
-            # What was hashed is not kept for every file: it is read again, but once only.
-            self.recorder.add(entry.path, print_of(Directories(dir_fd), entry.path[-1:], self.linked))
+            # Content hashes are not kept in memory for every file: the target is read again, once.
+            self.recorder.add(entry.path, fingerprint_of(Directories(dir_fd), entry.path[-1:], self.linked))
 
     def _parent(self, entry: Entry) -> int:
-        """The directory that `entry` goes into, made if nothing has described it yet."""
+        """The directory that `entry` goes into, made if it does not exist."""
         path = entry.path
-        if path in self.result.open.links:
-            del self.result.open.links[path]
+        if path in self.result.unresolved.links:
+            del self.result.unresolved.links[path]
         return self._make_parents(path, entry.mtime_ns)
 
     def _make_parents(self, path: Path, mtime_ns: int) -> int:
@@ -339,33 +341,33 @@ class _Unpacking:
         return fd
 
     def _clear(self, path: Path) -> None:
-        """Remove what an earlier entry put at `path`: the later of two entries counts."""
-        self.tree.forget()
+        """Remove the result of an earlier entry at `path`: the later of two entries counts."""
+        self.tree.close_all()
         remove_tree(self.tree.fd(path[:-1]), path[-1])
-        self.linked.clear()  # numbers of inodes are used again
+        self.linked.clear()  # inode numbers are reused
         depth = len(path)
-        for known in (self.described, self.implicit, self.result.open.links):
+        for known in (self.described, self.implicit, self.result.unresolved.links):
             for below in [other for other in known if other[:depth] == path]:
                 del known[below]
         self.hidden = {other for other in self.hidden if other[:depth] != path or len(other) == depth}
         self.opaque = {other for other in self.opaque if other[:depth] != path}
         if self.recorder is not None:
-            self.recorder.gone(path)
+            self.recorder.removed(path)
 
     def _place_marks(self) -> None:
         for path in sorted(self.hidden):
             dir_fd = self.tree.fd(path[:-1])
             if path in self.described or path in self.implicit:
                 self.opaque.add(path)
-            elif not _exists(dir_fd, path[-1]) and path not in self.result.open.links:
+            elif not _exists(dir_fd, path[-1]) and path not in self.result.unresolved.links:
                 mark = markers.whiteout_name(path[-1])
-                assert mark is not None, "it came as a whiteout, so it is short enough"
+                assert mark is not None, "the name came from a whiteout, so it is short enough"
                 self._mark(path[:-1], mark)
         for path in sorted(self.opaque):
             self._mark(path, markers.OPAQUE_NAME)
 
     def _mark(self, parent: Path, mark: bytes) -> None:
-        """An empty file of no age, so that a layer looks the same whenever it is unpacked."""
+        """Make a mark: an empty file with the time 0, so that unpacking a layer twice gives equal directories."""
         if self.options.dialect == OVERLAY:
             self._overlay_mark(parent, mark)
             return
@@ -376,11 +378,11 @@ class _Unpacking:
         finally:
             os.close(fd)
         if self.recorder is not None:
-            found = Print("f", _MARK_MODE, *self.own, 0, xxhash.xxh3_128_hexdigest(b""))
+            found = Fingerprint("f", _MARK_MODE, *self.own, 0, xxhash.xxh3_128_hexdigest(b""))
             self.recorder.add((*parent, mark), found)
 
     def _overlay_mark(self, parent: Path, mark: bytes) -> None:
-        """The same as the kernel's overlayfs has it (overlayfs.rst, "whiteouts and opaque directories")."""
+        """Make a mark of the kernel's overlayfs (overlayfs.rst, "whiteouts and opaque directories")."""
         fd = self.tree.fd(parent)
         if mark == markers.OPAQUE_NAME:
             try:
@@ -394,7 +396,7 @@ class _Unpacking:
 
 
 def _umask() -> int:
-    """The umask of this process, which umask(2) cannot tell without changing it for all threads (Linux 4.7)."""
+    """The umask of this process, from /proc (Linux 4.7): umask(2) would change it, for all threads."""
     with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         for line in status:
             if line.startswith("Umask:"):
@@ -403,7 +405,7 @@ def _umask() -> int:
 
 
 def _inherit_nothing(root_fd: int) -> None:
-    """What is put in the layer is not to get the group or the ACL of the place where layers are kept."""
+    """Remove set-group-ID and ACLs, which the layer's files would inherit, from the root directory."""
     mode = os.fstat(root_fd).st_mode
     if mode & stat.S_ISGID:
         os.fchmod(root_fd, stat.S_IMODE(mode) & ~stat.S_ISGID)
@@ -430,7 +432,7 @@ def _hash_zeros(hash_: xxhash.xxh3_128, count: int) -> None:
 
 
 def _explained(error: OSError, path: Path) -> Exception:
-    """A failure that the tar is to blame for as a refusal; any other with the path it happened at."""
+    """Convert an error: to Refused if the tar's content caused it; else to an OSError with the path of the entry."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return _refused(path, "it is below a symbolic link or a file")
     if error.errno == errno.EXDEV:

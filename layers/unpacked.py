@@ -1,12 +1,12 @@
-"""Unpacked layers of a store: shared by all images that have them, made once, never half.
+"""The unpacked layers of a store: each is unpacked once, and shared by all images that have it.
 
-    ROOT/layers/HEX/diff          the directory a union takes as a lower branch
-    ROOT/layers/HEX/fingerprints  what each file was like (see `fingerprint`)
-    ROOT/layers/HEX/layer.json    diff id, chain id, sizes, how owners are kept
+    ROOT/layers/HEX/diff          the directory that a union takes as a lower branch
+    ROOT/layers/HEX/fingerprints  fingerprints of its files (see `fingerprint`)
+    ROOT/layers/HEX/layer.json    diff id, chain id, sizes, how owners are kept (see `owners`)
 
-HEX is of the layer's diff id, so that every stack that has the layer shares the directory. A layer that looks different
-on other layers (it passes through directories without describing them, or links to files it does not bring) is kept
-under its chain id instead. A directory that exists is whole: it was renamed into place.
+HEX is the layer's diff id, so that all stacks with the layer share the directory. A layer whose content depends on the
+layers beneath (directories without an entry, hard links to files of other layers) is kept under its chain id instead.
+A directory that exists is complete: it was renamed into place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from layers.attributes import Options, Unpacked
 from layers.compression import Readable
 from layers.digest import Digest
 from layers.errors import NotFound, Refused
-from layers.resolve_parents import Below, settle
+from layers.resolve_parents import LowerEntry, resolve_parents
 from layers.safe_open import Path, directories
 from layers.store import Store
 from layers.tree import LayerTrees, View, xattrs
@@ -32,7 +32,7 @@ from unionfs import store_files
 from unionfs.syscalls import files
 
 _RECORD: Final = "layer.json"
-_PRINTS: Final = "fingerprints"
+_FINGERPRINTS: Final = "fingerprints"
 _DIFF: Final = "diff"
 
 
@@ -40,12 +40,12 @@ class Layer(NamedTuple):
     """One unpacked layer."""
 
     key: str  # the name of its directory
-    directory: str  # to be used as a lower branch
-    record: dict[str, Any]
+    directory: str  # for use as a lower branch
+    record: dict[str, Any]  # the content of layer.json
 
 
 def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
-    """The unpacked layer, if it is there."""
+    """The unpacked layer, or None. Raises: Refused when its record is damaged."""
     for digest in (diff_id, chain_id):
         key = digests.encoded(digest)
         directory = os.path.join(store.layers, key)
@@ -57,16 +57,16 @@ def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
             continue
         except ValueError:
             hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
-            raise Refused("reading a layer", directory, "its record was damaged", hint=hint) from None
-        # A layer under its diff id is for every stack; one under a chain id of the same digits for that stack only.
+            raise Refused("reading a layer", directory, f"its {_RECORD} is damaged", hint=hint) from None
+        # A layer under its diff id serves every stack, one under a chain id only that stack.
         if record.get("diff_id") == diff_id:
             return Layer(key, os.path.join(directory, _DIFF), record)
     return None
 
 
 class Pending:
-    """A layer that is unpacked but not yet in its place: layers of one image are unpacked at the same time, and each
-    is put in place when all beneath it are."""
+    """A layer that is being unpacked in a temporary directory. Layers of one image are unpacked at the same time;
+    `place` completes and renames each of them, from the bottom up."""
 
     def __init__(self, store: Store, options: Options) -> None:
         self.result: Unpacked | None = None  # set once, by `run`
@@ -75,11 +75,11 @@ class Pending:
         self._aside = store.new_aside()
 
     def run(self, source: Readable, diff_id: Digest) -> None:
-        """Unpack. Raises: Refused also when the tar is not the one that `diff_id` says."""
+        """Unpack the tar in `source`. Raises: Refused, also when its digest is not `diff_id`; OSError."""
         os.mkdir(self._aside, 0o700)
         try:
             os.mkdir(os.path.join(self._aside, _DIFF), 0o755)
-            with open(os.path.join(self._aside, _PRINTS), "wb") as record:
+            with open(os.path.join(self._aside, _FINGERPRINTS), "wb") as record:
                 root_fd = os.open(os.path.join(self._aside, _DIFF), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     result = unpack.unpack(source, root_fd, self._options, record)
@@ -94,17 +94,17 @@ class Pending:
         self.result = result
 
     def place(self, chain_id: Digest, beneath: Sequence[str], branches: LayerTrees) -> Layer:
-        """Finish on top of the directories `beneath` (top first) and put in place. Raises: Refused, OSError.
+        """Complete the layer with the directories `beneath` (top first) and rename it into place.
 
-        `branches` is for all layers of an image: each is looked at by all above it.
+        `branches` is shared by all layers of an image, each of which reads those beneath it. Raises: Refused, OSError.
         """
         assert self.result is not None
         result = self.result
         diff = os.path.join(self._aside, _DIFF)
         root_fd = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with open(os.path.join(self._aside, _PRINTS), "ab") as record:
-                depends = settle(result, root_fd, self._options, _shown_by(branches, beneath), record)
+            with open(os.path.join(self._aside, _FINGERPRINTS), "ab") as record:
+                depends = resolve_parents(result, root_fd, self._options, _lookup_in(branches, beneath), record)
             key = digests.encoded(chain_id if depends else result.diff_id)
             described = {
                 "diff_id": result.diff_id,
@@ -117,7 +117,7 @@ class Pending:
             }
             with open(os.path.join(self._aside, _RECORD), "w", encoding="utf-8") as file:
                 json.dump(described, file)
-            files.syncfs(root_fd)  # all of it, before it shows: a crash must not leave a layer of empty files
+            files.syncfs(root_fd)  # before the rename: a crash must not leave a layer of empty files in place
         except BaseException:
             self.drop()
             raise
@@ -130,20 +130,20 @@ class Pending:
             if not os.path.exists(os.path.join(final, _RECORD)):
                 self.drop()
                 raise
-            self.drop()  # another process was faster
+            self.drop()  # another process has put the same layer in place
         return Layer(key, os.path.join(final, _DIFF), described)
 
     def drop(self) -> None:
-        """Remove what was unpacked."""
+        """Remove the temporary directory."""
         with suppress(FileNotFoundError):
             self._store.discard(self._aside)
 
 
 def verify(store: Store, key: str) -> list[fingerprint.Difference]:
-    """What of an unpacked layer changed since it was unpacked. Raises NotFound."""
+    """The paths of an unpacked layer that changed since it was unpacked. Raises NotFound."""
     directory = os.path.join(store.layers, key)
     try:
-        with open(os.path.join(directory, _PRINTS), "rb") as file:
+        with open(os.path.join(directory, _FINGERPRINTS), "rb") as file:
             expected = fingerprint.read(file)
     except FileNotFoundError:
         raise NotFound("verifying a layer", key, "it is not unpacked") from None
@@ -151,19 +151,19 @@ def verify(store: Store, key: str) -> list[fingerprint.Difference]:
         return list(fingerprint.differences(tree, expected))
 
 
-def prints_of(directory: str) -> dict[bytes, fingerprint.Print]:
-    """The fingerprints of an unpacked layer, by the path of its `diff` directory; empty when it has none."""
+def fingerprints_of(directory: str) -> dict[bytes, fingerprint.Fingerprint]:
+    """The fingerprints of the unpacked layer whose `diff` directory is `directory`; empty when it has none."""
     try:
-        with open(os.path.join(os.path.dirname(directory), _PRINTS), "rb") as file:
+        with open(os.path.join(os.path.dirname(directory), _FINGERPRINTS), "rb") as file:
             return fingerprint.read(file)
     except FileNotFoundError:
         return {}
 
 
-def _shown_by(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], Below | None]:
-    views: list[View] = []  # made when the first question comes: most layers describe all they have
+def _lookup_in(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], LowerEntry | None]:
+    views: list[View] = []  # opened at the first lookup: most layers need none
 
-    def below(path: Path) -> Below | None:
+    def below(path: Path) -> LowerEntry | None:
         if not views:
             views.append(branches.view(list(beneath)))
         node = views[0].find(path)
@@ -172,6 +172,6 @@ def _shown_by(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], 
         if not node.is_dir and node.kind != stat.S_IFREG:
             return None
         path_fd = None if node.is_dir else node.data.branch.open_path(node.data.path)
-        return Below(node.kind | node.mode, node.uid, node.gid, xattrs(node), path_fd)
+        return LowerEntry(node.kind | node.mode, node.uid, node.gid, xattrs(node), path_fd)
 
     return below

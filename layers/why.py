@@ -1,7 +1,7 @@
-"""Why a union shows at a path what it shows: which branch provides it, what hides what, by which mark.
+"""Explain a lookup in a union: which branch provides a path, which branches are hidden, and by which mark.
 
-The steps of the union's walk (`unionfs.trees.walk`) in words: at each name of the path, from the top branch down, and
-for each branch the reason why the walk ends there. Knows branches and marks. Does not know mounts or containers.
+Follows the union's walk (`unionfs.trees.walk`) at each name of the path, from the top branch down, and records for each
+branch why the walk ends there. Knows branches and marks. Does not know mounts or containers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from layers.tree import LayerPath, LayerTree, View
 from unionfs import markers
 from unionfs.trees import walk
 
-PROVIDES: Final = "provides"  # what is at the path is this branch's
-MERGES: Final = "merges"  # its directory shows, too, beneath that of another
-HIDES: Final = "hides"  # it has nothing there but a mark
-HIDDEN: Final = "hidden"  # it has something there that does not show
-ABSENT: Final = "absent"
+PROVIDES: Final = "provides"  # the union shows this branch's file or directory
+MERGES: Final = "merges"  # its directory is merged below that of a higher branch
+HIDES: Final = "hides"  # it has only a mark at the path
+HIDDEN: Final = "hidden"  # it has a file or directory at the path that the union does not show
+ABSENT: Final = "absent"  # it has nothing at the path
 
 _DIALECTS: Final = {"aufs": "AUFS", "device": "overlayfs (0:0 device)", "xattr": "overlayfs (attribute)"}
 
@@ -31,7 +31,7 @@ _UNKNOWN: Final = "file of an unknown kind"
 
 
 class Mark(NamedTuple):
-    """A mark that bears on the path."""
+    """A mark that the lookup of the path met."""
 
     kind: str  # whiteout, opaque or redirect
     dialect: str  # in words
@@ -40,36 +40,38 @@ class Mark(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """What one branch has to do with the path."""
+    """The part of one branch in the lookup of the path."""
 
     branch: int  # its position, 0 on top
-    directory: str
+    directory: str  # its host path
     shows: str  # PROVIDES, MERGES, HIDES, HIDDEN or ABSENT
-    holds: str = ""  # the kind of what it has there; empty: nothing
-    place: str = ""  # where that is in the branch, when a redirect led elsewhere
+    holds: str = ""  # type of its file at the path; empty: it has none
+    place: str = ""  # path of that file within the branch, where a redirect changed it
     marks: list[Mark] = field(default_factory=list)
-    because: str = ""
+    because: str = ""  # why the union does not show its file
 
 
 def explain(view: View, path: Path) -> list[Verdict]:
-    """A verdict for each branch, top first. Raises: OSError for what may not be read."""
-    told = _Explanation(view)
-    sources = told.roots()
+    """A verdict for each branch, top first. Raises: OSError for directories that may not be read."""
+    explanation = _Explanation(view)
+    sources = explanation.roots()
     for depth, name in enumerate(path):
-        sources = told.step(sources, name, is_last=depth == len(path) - 1)
-    told.settle(path, sources)
-    return told.verdicts
+        sources = explanation.step(sources, name, is_last=depth == len(path) - 1)
+    explanation.finish(path, sources)
+    return explanation.verdicts
 
 
 class _Explanation:
+    """The verdicts of one lookup, filled step by step."""
+
     def __init__(self, view: View) -> None:
         self._view: Final = view
         self._branches: Final = view.branches
         self.verdicts: Final = [Verdict(number, one.path, ABSENT) for number, one in enumerate(view.branches)]
-        self._is_directory = True  # of what the walk has come to
+        self._is_directory = True  # whether the walk is at a directory
 
     def roots(self) -> list[LayerPath]:
-        """The roots that show, down to the first opaque one."""
+        """The roots of the branches that are merged: down to the first opaque one."""
         found = self._view.roots()
         for place in found:
             opaque = place.branch.scan(()).opaque
@@ -79,22 +81,22 @@ class _Explanation:
         return found
 
     def step(self, sources: Sequence[LayerPath], name: bytes, *, is_last: bool) -> list[LayerPath]:
-        """What shows `name` in the directory that `sources` show."""
+        """Look up `name` in the directory merged from `sources`; returns the places that show it, top first."""
         found: list[LayerPath] = []
         for directory, entry, outcome, below in walk.steps(self._view, sources, name):
             path = (*directory.path, name)
-            branch, who = directory.branch, self._name(directory.branch)
+            branch, label = directory.branch, self._name(directory.branch)
             if outcome == walk.WHITEOUT:
                 self._mark(branch, "whiteout", entry.whiteout, path)
-                self._cut(below, f"{who} has a whiteout of /{_text(path)}")
+                self._cut(below, f"{label} has a whiteout of /{_text(path)}")
                 if is_last:
                     self.verdicts[self._number(branch)].shows = HIDES
             elif outcome == walk.COVERED:
                 self._because(branch, f"{self._name(found[0].branch)} has a directory there")
-                self._cut(below, f"it is beneath what {who} has there")
+                self._cut(below, f"it is beneath a file of {label} at /{_text(path)}")
             elif outcome == walk.FILE:
                 self._is_directory = False
-                self._cut(below, f"{who} has a {WORDS.get(entry.kind, _UNKNOWN)} at /{_text(path)}")
+                self._cut(below, f"{label} has a {WORDS.get(entry.kind, _UNKNOWN)} at /{_text(path)}")
                 return [LayerPath(branch, path)] if is_last else []
             elif outcome in (walk.DIRECTORY, walk.OPAQUE, walk.REDIRECTED):
                 found.append(LayerPath(branch, path))
@@ -103,15 +105,15 @@ class _Explanation:
                     self._mark(branch, "opaque", entry.opaque, path, is_directory=True)
                 else:
                     self._mark(branch, "whiteout", entry.whiteout, path)
-                self._cut(below, f"{who} has /{_text(path)} opaque")
+                self._cut(below, f"{label} has an opaque directory at /{_text(path)}")
             elif outcome == walk.REDIRECTED and entry.redirect is not None:
                 self._mark(branch, "redirect", "xattr", path, is_directory=True)
-                self._cut(below, f"{who} has /{_text(path)} renamed to it (redirect)")
+                self._cut(below, f"{label} has another directory renamed to /{_text(path)} (redirect)")
                 found += self._redirected(branch, entry.redirect, below)
         return found
 
-    def settle(self, path: Path, sources: list[LayerPath]) -> None:
-        """Say who shows what is at the path, and what the others have there that does not show."""
+    def finish(self, path: Path, sources: list[LayerPath]) -> None:
+        """Name the branches that show the path, and those that have a file there that does not show."""
         for depth, source in enumerate(sources):
             verdict = self.verdicts[self._number(source.branch)]
             verdict.shows = MERGES if depth else PROVIDES
@@ -125,7 +127,7 @@ class _Explanation:
             verdict.holds = self._held(branch, path)
             if verdict.holds and verdict.shows == ABSENT:
                 verdict.shows = HIDDEN
-                verdict.because = verdict.because or "a directory on the way does not show it"
+                verdict.because = verdict.because or "the union does not show this branch's directory that it is in"
             elif not verdict.holds:
                 verdict.because = ""
 
@@ -135,13 +137,13 @@ class _Explanation:
         return walk.redirected(self._view, siblings, redirect, self._number(branch) + 1)
 
     def _held(self, branch: LayerTree, path: Path) -> str:
-        """The kind of what the branch alone has at a path; empty: nothing."""
+        """The type of the file that the branch by itself has at a path; empty: none."""
         try:
             fd = branch.open_path(path)
         except (FileNotFoundError, NotADirectoryError):
             return ""
         except OSError:
-            return "something that cannot be looked at"
+            return "something that cannot be read"
         try:
             st = os.fstat(fd)
         finally:

@@ -15,7 +15,7 @@ from layers.cli.stacks import Stack, StackLayer
 from layers.entry import FILE
 from layers.errors import FOUND
 from layers.pieces import Piece
-from layers.size_report import Hidden, Layer, Shown, Weight, weigh
+from layers.size_report import HiddenFile, LayerFile, LayerSizes, SizeReport, measure
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
@@ -45,12 +45,12 @@ def main(argv: list[str]) -> int:
     for one in wanted:
         stack = stacks.of_subjects(one, arguments)
         largest: list[list[tuple[int, str]]] = []
-        weight = weigh(_noting(layer.pieces(), largest, arguments.top) for layer in stack.layers)
-        poor |= weight.efficiency * 100 < arguments.min_efficiency
+        report = measure(_noting(layer.pieces(), largest, arguments.top) for layer in stack.layers)
+        poor |= report.efficiency * 100 < arguments.min_efficiency
         if arguments.json:
-            results.append(_told(stack, weight, largest, arguments.top))
+            results.append(_told(stack, report, largest, arguments.top))
         else:
-            _print(stack, weight, arguments.top)
+            _print(stack, report, arguments.top)
     if arguments.json:
         print(json.dumps(results, indent=1))
     return FOUND if poor else 0
@@ -80,7 +80,7 @@ def _noting(pieces: Iterable[Piece], largest: list[list[tuple[int, str]]], top: 
         yield piece
 
 
-def _told(stack: Stack, weight: Weight, largest: list[list[tuple[int, str]]], top: int) -> dict[str, Any]:
+def _told(stack: Stack, report: SizeReport, largest: list[list[tuple[int, str]]], top: int) -> dict[str, Any]:
     layers = [
         {
             "subject": named.name,
@@ -101,13 +101,13 @@ def _told(stack: Stack, weight: Weight, largest: list[list[tuple[int, str]]], to
             "redirects": layer.redirects,
             "largest": [{"path": path, "size": size} for size, path in sorted(heap, reverse=True)],
         }
-        for named, layer, heap in zip(stack.layers, weight.layers, largest, strict=True)
+        for named, layer, heap in zip(stack.layers, report.layers, largest, strict=True)
     ]
     return stack.about | {
         "layers": layers,
-        "size": weight.stored,
-        "hidden": sum(layer.hidden for layer in weight.layers),
-        "efficiency": round(weight.efficiency, 4),
+        "size": report.stored,
+        "hidden": sum(layer.hidden for layer in report.layers),
+        "efficiency": round(report.efficiency, 4),
         "hidden_files": [
             {
                 "path": json_path(one.file.path),
@@ -116,16 +116,16 @@ def _told(stack: Stack, weight: Weight, largest: list[list[tuple[int, str]]], to
                 "by": one.by,
                 "how": one.how,
             }
-            for one in _worst(weight)[:top]
+            for one in _worst(report)[:top]
         ],
         "duplicates": [
             {"size": group[0].piece.stored, "files": [{"path": json_path(f.path), "layer": f.layer} for f in group]}
-            for group in weight.duplicates()[:top]
+            for group in report.duplicates()[:top]
         ],
     }
 
 
-def _print(stack: Stack, weight: Weight, top: int) -> None:
+def _print(stack: Stack, report: SizeReport, top: int) -> None:
     about = stack.about
     if about:
         told = (about["name"] or "(no name)", about["digest"], about["platform"], about["created"])
@@ -133,7 +133,7 @@ def _print(stack: Stack, weight: Weight, top: int) -> None:
     rows = [
         (str(number), printable(named.name), human(named.packed) if named.packed else "-", human(layer.stored),
          human(layer.hidden) if layer.hidden else "-", *_counts(layer), _marks(layer), _command(named))
-        for number, (named, layer) in enumerate(zip(stack.layers, weight.layers, strict=True))
+        for number, (named, layer) in enumerate(zip(stack.layers, report.layers, strict=True))
     ]  # fmt: skip
     heads = ["#", "LAYER", "PACKED", "SIZE", "HIDDEN", "FILES", "DIRS", "LINKS", "OTHERS", "MARKS", "MADE BY"]
     keep = [column for column, head in enumerate(heads) if head != "MADE BY" or any(row[column] for row in rows)]
@@ -143,12 +143,12 @@ def _print(stack: Stack, weight: Weight, top: int) -> None:
         right="#,PACKED,SIZE,HIDDEN,FILES,DIRS,LINKS,OTHERS",
     )
     if len(stack.layers) > 1:
-        hidden = sum(layer.hidden for layer in weight.layers)
+        hidden = sum(layer.hidden for layer in report.layers)
         print(
-            f"\nefficiency {weight.efficiency:.1%}: of {human(weight.stored)} in {len(stack.layers)} layers "
+            f"\nefficiency {report.efficiency:.1%}: of {human(report.stored)} in {len(stack.layers)} layers "
             f"{human(hidden)} do not show"
         )
-    worst = [one for one in _worst(weight) if one.file.piece.stored][:top]
+    worst = [one for one in _worst(report) if one.file.piece.stored][:top]
     table(
         ["SIZE", "IN", "BY", "HOW", "PATH"],
         [(human(one.file.piece.stored), str(one.file.layer), str(one.by), one.how, path_text(one.file.path))
@@ -156,7 +156,7 @@ def _print(stack: Stack, weight: Weight, top: int) -> None:
         right="SIZE,IN,BY",
         title="hidden: in layer IN, by layer BY",
     )  # fmt: skip
-    shown = heapq.nsmallest(top, weight.shown, key=lambda one: (-one.piece.stored, one.path))
+    shown = heapq.nsmallest(top, report.visible, key=lambda one: (-one.piece.stored, one.path))
     table(
         ["SIZE", "IN", "PATH"],
         [(human(one.piece.stored), str(one.layer), path_text(one.path)) for one in shown if one.piece.stored],
@@ -165,17 +165,17 @@ def _print(stack: Stack, weight: Weight, top: int) -> None:
     )
     table(
         ["SIZE", "TIMES", "IN", "PATHS"],
-        [_group(group) for group in weight.duplicates()[:top]],
+        [_group(group) for group in report.duplicates()[:top]],
         right="SIZE,TIMES",
         title="the same content more than once",
     )
 
 
-def _counts(layer: Layer) -> tuple[str, str, str, str]:
+def _counts(layer: LayerSizes) -> tuple[str, str, str, str]:
     return str(layer.files), str(layer.directories), str(layer.symlinks + layer.links), str(layer.special)
 
 
-def _marks(layer: Layer) -> str:
+def _marks(layer: LayerSizes) -> str:
     marks = [f"{count} whiteouts ({dialect})" for dialect, count in layer.whiteouts.items()]
     marks += [f"{count} opaque ({dialect})" for dialect, count in layer.opaque.items()]
     marks += [f"{layer.redirects} redirects"] if layer.redirects else []
@@ -188,11 +188,11 @@ def _command(layer: StackLayer) -> str:
     return printable(text if len(text) <= 60 else text[:59] + "…")
 
 
-def _worst(weight: Weight) -> list[Hidden]:
-    return sorted(weight.hidden, key=lambda one: (-one.file.piece.stored, one.file.path, one.file.layer))
+def _worst(report: SizeReport) -> list[HiddenFile]:
+    return sorted(report.hidden, key=lambda one: (-one.file.piece.stored, one.file.path, one.file.layer))
 
 
-def _group(group: list[Shown]) -> tuple[str, str, str, str]:
+def _group(group: list[LayerFile]) -> tuple[str, str, str, str]:
     paths = [path_text(one.path) for one in group[:3]] + (["..."] if len(group) > 3 else [])
     layers = sorted({one.layer for one in group})
     return human(group[0].piece.stored), str(len(group)), ",".join(map(str, layers)), "  ".join(paths)

@@ -11,7 +11,7 @@ from layers.errors import Malformed
 from layers.pack import merged_items
 from layers.tree import LayerTrees
 
-PRINTS = ".fingerprints"
+FINGERPRINTS_SUFFIX = ".fingerprints"
 """Where the fingerprints of DIR are kept: in DIR.fingerprints, beside it."""
 
 
@@ -29,14 +29,16 @@ def main(argv: list[str]) -> int:
         "--note-owners", action="store_true", help="keep owners, modes and devices beside the files, in an attribute"
     )
     parser.add_argument(
-        "--fingerprints", action="store_true", help=f"write DIR{PRINTS}, so that `layers verify DIR` tells what changed"
+        "--fingerprints",
+        action="store_true",
+        help=f"write DIR{FINGERPRINTS_SUFFIX}, so that `layers verify DIR` tells what changed",
     )
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     options = tar_directory.own_options(dialect=arguments.dialect, noted=arguments.note_owners)
     subject = Subject(TAR, "-") if arguments.layer == "-" else subjects.parse(arguments.layer)
     into = arguments.directory.rstrip("/") or "/"
-    record = into + PRINTS if arguments.fingerprints else None
+    record = into + FINGERPRINTS_SUFFIX if arguments.fingerprints else None
     if subject.kind == TAR:
         tar_directory.unpack_tar(subject.text, into, options, record)
         return 0

@@ -1,4 +1,4 @@
-"""`layers verify`: which files of unpacked layers changed since they were unpacked, and whether tars are sound."""
+"""`layers verify`: list files of unpacked layers that changed since they were unpacked; check tars and blobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.showing import json_path, path_text
 from layers.cli.subjects import IMAGE, TAR, Subject
-from layers.cli.unpack import PRINTS
+from layers.cli.unpack import FINGERPRINTS_SUFFIX
 from layers.errors import FOUND, LayerError, NotFound, Refused
 from layers.pieces import TarPieces
 from layers.safe_open import directories
@@ -25,13 +25,13 @@ _DESCRIPTION = f"""\
 Compare unpacked layers with the fingerprints taken when they were unpacked (XXH3-128), at the speed of the disk.
 Without an argument all unpacked layers of the store are compared.
 
-A directory is compared with DIR{PRINTS}, which `layers unpack --fingerprints` wrote. A tar is read to its end: it is
-whole, and nothing in it would be refused. --blobs reads what the store holds of an image, too: it is what its digest
-says. Exit code 3 when something is not as it should be."""
+A directory is compared with DIR{FINGERPRINTS_SUFFIX}, which `layers unpack --fingerprints` wrote. A tar is read to its
+end, to see whether it is complete and unpacking would refuse none of it. --blobs also compares the blobs of an image
+in the store with their digests. Exit code 3 when a difference or a fault is found."""
 
 
 class _Finding(NamedTuple):
-    where: str  # a layer, a tar, a blob
+    where: str  # key of a layer, path of a tar or directory, or digest of a blob
     path: bytes
     what: tuple[str, ...]
 
@@ -101,18 +101,18 @@ def _of_tar(subject: Subject) -> Iterator[_Finding]:
 def _of_directory(directory: str) -> Iterator[_Finding]:
     directory = directory.rstrip("/") or "/"
     try:
-        with open(directory + PRINTS, "rb") as file:
+        with open(directory + FINGERPRINTS_SUFFIX, "rb") as file:
             expected = fingerprint.read(file)
     except FileNotFoundError:
         hint = "layers unpack --fingerprints TAR DIR takes them; layers diff compares with another tree"
-        raise NotFound("verifying", directory, "there are no fingerprints of it", hint=hint) from None
+        raise NotFound("verifying", directory, f"there is no {directory}{FINGERPRINTS_SUFFIX}", hint=hint) from None
     with directories(directory) as tree:
         for one in fingerprint.differences(tree, expected):
             yield _Finding(directory, one.path, one.what)
 
 
 def _of_blobs(store: Store, text: str) -> Iterator[_Finding]:
-    """Whether the blobs of an image are what their digests say; what cannot be read is a finding, too."""
+    """Compare the blobs of an image with their digests; a blob that cannot be read is a finding, too."""
     try:
         descriptor, item, _ = image.read(store, store.find(text).descriptor)
     except NotFound:

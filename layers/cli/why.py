@@ -11,7 +11,7 @@ from layers.cli.showing import human, json_entry, json_path, path_text, table, w
 from layers.cli.stacks import StackLayer
 from layers.errors import NotFound
 from layers.safe_open import Path
-from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Act, acts, showing
+from layers.size_report import BRINGS, COVERS, EMPTIES, HIDES, PASSES, Effect, effects, visible_effects
 from layers.tarread import path_of
 from unionfs.printable import printable
 
@@ -33,25 +33,25 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)  # LAYER... --root DIR PATH, too
     path = path_of(arguments.path.lstrip("/") or ".", arguments.path)
     stack = stacks.of_subjects([subjects.parse(text) for text in arguments.layers], arguments)
-    found = acts([layer.pieces(fingerprints=False) for layer in stack.layers], path)
+    found = effects([layer.pieces(fingerprints=False) for layer in stack.layers], path)
     if not found:
         raise NotFound("looking for a path", arguments.path, "no layer knows it", hint="layers inspect lists layers")
-    shown = showing(found)
+    shown = visible_effects(found)
     lines = sorted(enumerate(found), key=lambda one: -one[1].layer)
     if arguments.json:
-        told = [_told(act, stack.layers[act.layer], shows=number in shown) for number, act in lines]
+        told = [_told(effect, stack.layers[effect.layer], shows=number in shown) for number, effect in lines]
         print(json.dumps({"path": json_path(path), "shows": bool(shown), "layers": told}, indent=1))
         return 0
     rows = [
         (
             "->" if number in shown else "",
-            str(act.layer),
-            printable(stack.layers[act.layer].name),
-            act.what,
-            _detail(act, path),
-            printable(" ".join(stack.layers[act.layer].created_by.split()))[:60],
+            str(effect.layer),
+            printable(stack.layers[effect.layer].name),
+            effect.what,
+            _detail(effect, path),
+            printable(" ".join(stack.layers[effect.layer].created_by.split()))[:60],
         )
-        for number, act in lines
+        for number, effect in lines
     ]
     heads = ["", "#", "LAYER", "DOES", "WHAT", "MADE BY"]
     keep = range(6 if any(row[5] for row in rows) else 5)
@@ -61,29 +61,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _detail(act: Act, path: Path) -> str:
-    if act.piece is not None:
-        text = what(act.piece.entry, act.piece.stored)
-        if act.what == COVERS:
-            text = f"{path_text(act.at)}: {text}"
+def _detail(effect: Effect, path: Path) -> str:
+    if effect.piece is not None:
+        text = what(effect.piece.entry, effect.piece.stored)
+        if effect.what == COVERS:
+            text = f"{path_text(effect.at)}: {text}"
     else:
-        text = {HIDES: "a whiteout", EMPTIES: "an opaque directory", PASSES: "a directory"}[act.what]
-        text += "" if act.at == path else f" at {path_text(act.at)}"
-    if act.files and act.what in (BRINGS, PASSES):
-        text += f", {act.files} files below, {human(act.stored)}"
+        text = {HIDES: "a whiteout", EMPTIES: "an opaque directory", PASSES: "a directory"}[effect.what]
+        text += "" if effect.at == path else f" at {path_text(effect.at)}"
+    if effect.files and effect.what in (BRINGS, PASSES):
+        text += f", {effect.files} files below, {human(effect.stored)}"
     return text
 
 
-def _told(act: Act, layer: StackLayer, *, shows: bool) -> dict[str, Any]:
+def _told(effect: Effect, layer: StackLayer, *, shows: bool) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "layer": act.layer,
+        "layer": effect.layer,
         "subject": layer.name,
         "digest": layer.digest,
         "created_by": layer.created_by,
-        "does": act.what,
-        "at": json_path(act.at),
+        "does": effect.what,
+        "at": json_path(effect.at),
         "shows": shows,
-        "files": act.files,
-        "stored": act.stored,
+        "files": effect.files,
+        "stored": effect.stored,
     }
-    return told | ({"entry": json_entry(act.piece.entry)} if act.piece is not None else {})
+    return told | ({"entry": json_entry(effect.piece.entry)} if effect.piece is not None else {})

@@ -75,7 +75,7 @@ REFUSED: list[tuple[str, list[Member], str]] = [
     ("hard link to a directory", [directory("d"), hardlink("a", "d")], "to a directory"),
     ("hard link to the root", [hardlink("a", ".")], "to the root"),
     ("hard link to nothing", [hardlink("a", "nowhere")], "does not exist"),
-    ("hard link to what is below", [file("a/b"), hardlink("a", "a/b")], "below itself"),
+    ("hard link to what is below", [file("a/b"), hardlink("a", "a/b")], "a path below itself"),
     ("hard link to a whiteout", [file(".wh.x"), hardlink("a", ".wh.x")], "to a whiteout"),
     ("whiteout of nothing", [file(".wh.")], "of nothing"),
     ("whiteout of itself", [file("a/.wh..")], "directory it is in"),

@@ -304,11 +304,11 @@ def test_a_layer_survives_every_dialect(scratch: Path, dialect: str) -> None:
         pack.pack(pack.layer_items(branches.open(str(scratch / "start"))), sink, "none")
     (scratch / "other").mkdir()
     root_fd = os.open(scratch / "other", os.O_RDONLY)
-    from layers.resolve_parents import settle
+    from layers.resolve_parents import resolve_parents
     from layers.unpack import unpack
 
     options = Options(dialect=dialect)
-    settle(unpack(io.BytesIO(sink.getvalue()), root_fd, options), root_fd, options, lambda path: None)
+    resolve_parents(unpack(io.BytesIO(sink.getvalue()), root_fd, options), root_fd, options, lambda path: None)
     os.close(root_fd)
     if dialect == OVERLAY:
         assert stat.S_ISCHR((scratch / "other/gone").lstat().st_mode)
@@ -348,8 +348,8 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         (b".wh..wh.orph", "bookkeeping"),
         (b"both", "at once"),
         (b"dev", "of the overlay dialect"),
-        (b"dev", "what no layer beneath has"),
-        (b"orphan", "what no layer beneath has"),
+        (b"dev", "a name that no layer beneath has"),
+        (b"orphan", "a name that no layer beneath has"),
         (b"new", "no layer beneath has such a directory"),
         (b"owner", "malformed"),
         (b"owner2", "something else"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from layers.cli import command
 from layers.pieces import TarPieces, of_directory
-from layers.size_report import EQUAL, REMOVED, REPLACED, acts, weigh
+from layers.size_report import EQUAL, REMOVED, REPLACED, effects, measure
 from layers.tree import LayerTrees
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File, Link, Node, Thing
@@ -51,8 +51,8 @@ TOP: tuple[Member, ...] = (
 
 
 def test_hidden_bytes_are_found_with_their_reason() -> None:
-    weight = weigh([tar(*BASE), tar(*TOP)])
-    assert {(b"/".join(one.file.path), one.file.layer, one.by, one.how) for one in weight.hidden} == {
+    report = measure([tar(*BASE), tar(*TOP)])
+    assert {(b"/".join(one.file.path), one.file.layer, one.by, one.how) for one in report.hidden} == {
         (b"etc/changed", 0, 1, REPLACED),
         (b"etc/touched", 0, 1, EQUAL),
         (b"old/a", 0, 1, REMOVED),
@@ -60,25 +60,25 @@ def test_hidden_bytes_are_found_with_their_reason() -> None:
         (b"opaque/x", 0, 1, REMOVED),
         (b"dir/inside", 0, 1, REPLACED),
     }
-    assert sorted(b"/".join(one.path) for one in weight.shown) == [
+    assert sorted(b"/".join(one.path) for one in report.visible) == [
         b"dir", b"etc/changed", b"etc/kept", b"etc/touched", b"opaque/y",
     ]  # fmt: skip
-    assert [layer.hidden for layer in weight.layers] == [7 + 3 + 1 + 2 + 4 + 5, 0]
-    assert weight.efficiency == pytest.approx(1 - 22 / (27 + 20))
-    assert weight.layers[1].whiteouts == weight.layers[1].opaque == {"oci": 1}
+    assert [layer.hidden for layer in report.layers] == [7 + 3 + 1 + 2 + 4 + 5, 0]
+    assert report.efficiency == pytest.approx(1 - 22 / (27 + 20))
+    assert report.layers[1].whiteouts == report.layers[1].opaque == {"oci": 1}
 
 
 def test_marks_act_on_what_is_beneath_only_wherever_they_stand() -> None:
     whiteout: Member = (".wh.f", {}, b"")
     file: Member = ("f", {}, b"3")
     for members in ([whiteout, file], [file, whiteout]):
-        weight = weigh([tar(("d/a", {}, b"1"), ("f", {}, b"2")), tar(*members)])
-        assert [(one.path, one.layer) for one in weight.shown if one.path == (b"f",)] == [((b"f",), 1)]
+        report = measure([tar(("d/a", {}, b"1"), ("f", {}, b"2")), tar(*members)])
+        assert [(one.path, one.layer) for one in report.visible if one.path == (b"f",)] == [((b"f",), 1)]
 
 
 def test_the_same_content_twice_is_found_across_layers() -> None:
-    weight = weigh([tar(("a", {}, b"x" * 50), ("b", {}, b"y")), tar(("c", {}, b"x" * 50), ("d", {}, b""))])
-    assert [[one.path for one in group] for group in weight.duplicates()] == [[(b"a",), (b"c",)]]
+    report = measure([tar(("a", {}, b"x" * 50), ("b", {}, b"y")), tar(("c", {}, b"x" * 50), ("d", {}, b""))])
+    assert [[one.path for one in group] for group in report.duplicates()] == [[(b"a",), (b"c",)]]
 
 
 @pytest.mark.parametrize("dialect", ["aufs", "overlay"])
@@ -92,9 +92,9 @@ def test_directories_weigh_what_their_tars_weigh(scratch: Path, dialect: str) ->
     )
     upper = trees.make(scratch / "upper", {**marks, "d/b": File(b"44")})
     with LayerTrees() as branches:
-        weight = weigh([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
-    assert sorted(b"/".join(one.path) for one in weight.shown) == [b"d/b", b"l"]
-    assert sorted((b"/".join(one.file.path), one.how) for one in weight.hidden) == [
+        report = measure([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
+    assert sorted(b"/".join(one.path) for one in report.visible) == [b"d/b", b"l"]
+    assert sorted((b"/".join(one.file.path), one.how) for one in report.hidden) == [
         (b"d/a", REMOVED), (b"d/b", REPLACED), (b"e/f", REMOVED),
     ]  # fmt: skip
 
@@ -106,9 +106,9 @@ def test_a_redirected_directory_still_shows_its_files(scratch: Path) -> None:
         {"old": Node(stat.S_IFCHR), "new": Dir(xattrs={"trusted.overlay.redirect": b"/old"}), "new/b": File(b"3")},
     )
     with LayerTrees() as branches:
-        weight = weigh([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
-    assert sorted((b"/".join(one.path), one.layer) for one in weight.shown) == [(b"new/a", 0), (b"new/b", 1)]
-    assert [(b"/".join(one.file.path), one.how) for one in weight.hidden] == [(b"old/b", REPLACED)]
+        report = measure([of_directory(branches.open(os.fspath(one))) for one in (lower, upper)])
+    assert sorted((b"/".join(one.path), one.layer) for one in report.visible) == [(b"new/a", 0), (b"new/b", 1)]
+    assert [(b"/".join(one.file.path), one.how) for one in report.hidden] == [(b"old/b", REPLACED)]
 
 
 _NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
@@ -130,9 +130,9 @@ def test_what_shows_is_what_a_stack_of_trees_shows(layers: list[dict[str, bool]]
             if real:
                 shown[name] = number
         stack.append(tar(*((name, {}, b"x") if real else (_whiteout(name), {}, b"") for name, real in names.items())))
-    weight = weigh(stack)
-    assert {b"/".join(one.path).decode(): one.layer for one in weight.shown} == shown
-    assert sum(layer.stored for layer in weight.layers) == len(weight.shown) + len(weight.hidden)
+    report = measure(stack)
+    assert {b"/".join(one.path).decode(): one.layer for one in report.visible} == shown
+    assert sum(layer.stored for layer in report.layers) == len(report.visible) + len(report.hidden)
 
 
 def _whiteout(name: str) -> str:
@@ -142,8 +142,8 @@ def _whiteout(name: str) -> str:
 
 def test_acts_of_each_layer_on_a_path() -> None:
     def told(path: str) -> list[tuple[int, str, bytes]]:
-        found = acts([tar(*BASE), tar(*TOP)], tuple(path.encode().split(b"/")))
-        return [(act.layer, act.what, b"/".join(act.at)) for act in found]
+        found = effects([tar(*BASE), tar(*TOP)], tuple(path.encode().split(b"/")))
+        return [(effect.layer, effect.what, b"/".join(effect.at)) for effect in found]
 
     assert told("etc/changed") == [(0, "brings", b"etc/changed"), (1, "brings", b"etc/changed")]
     assert told("old/a") == [(0, "brings", b"old/a"), (1, "hides", b"old")]

@@ -19,7 +19,7 @@ from typing import Any
 from layers import unpack
 from layers.attributes import Options, Unpacked
 from layers.limits import Limits
-from layers.resolve_parents import settle
+from layers.resolve_parents import resolve_parents
 
 TIME_NS = 1_600_000_000_123_456_789
 
@@ -165,7 +165,7 @@ def unpacked(data: bytes, into: Path, limits: Limits | None = None, owners: str 
     root_fd = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
     try:
         result = unpack.unpack(io.BytesIO(data), root_fd, options)
-        settle(result, root_fd, options, lambda path: None)
+        resolve_parents(result, root_fd, options, lambda path: None)
     finally:
         os.close(root_fd)
     return result
