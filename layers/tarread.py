@@ -212,7 +212,7 @@ def _mark(path: Path, kind: int, shown: str) -> Entry | None:
     if hidden is None:
         raise _refused(shown, "a whiteout of nothing")
     if hidden in (b".", b".."):
-        raise _refused(shown, f"a whiteout of {'its own' if hidden == b'.' else 'the parent'} directory")
+        raise _refused(shown, f"a whiteout of {'the directory it is in' if hidden == b'.' else 'a path outside'}")
     return Entry((*parent, hidden), WHITEOUT)
 
 

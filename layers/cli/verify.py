@@ -105,7 +105,9 @@ def _of_directory(directory: str) -> Iterator[_Finding]:
             expected = fingerprint.read(file)
     except FileNotFoundError:
         hint = "layers unpack --fingerprints TAR DIR takes them; layers diff compares with another tree"
-        raise NotFound("verifying", directory, f"there is no {directory}{FINGERPRINTS_SUFFIX}", hint=hint) from None
+        raise NotFound(
+            "verifying", directory, f"there are no fingerprints ({directory}{FINGERPRINTS_SUFFIX})", hint=hint
+        ) from None
     with directories(directory) as tree:
         for one in fingerprint.differences(tree, expected):
             yield _Finding(directory, one.path, one.what)

@@ -346,13 +346,13 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         (b".wh.", "a whiteout of nothing"),
         (b".wh...", "a whiteout of nothing"),
         (b".wh..wh.orph", "bookkeeping"),
-        (b"both", "at once"),
+        (b"both", "both a whiteout and an entry"),
         (b"dev", "of the overlay dialect"),
         (b"dev", "a name that no layer beneath has"),
         (b"orphan", "a name that no layer beneath has"),
         (b"new", "no layer beneath has such a directory"),
         (b"owner", "malformed"),
-        (b"owner2", "something else"),
+        (b"owner2", "another type of file"),
         (b"moved", "which no layer beneath has"),
         (b"bad", "not followed"),
     ]:
@@ -366,7 +366,7 @@ def test_check_reads_tars(scratch: Path) -> None:
     good = trees.tar_of([("d", {"type": b"5"}, b""), ("d/f", {}, b""), (".wh.x", {}, b"")])
     assert list(lint.of_tar(io.BytesIO(good))) == []
     bad = trees.tar_of([("f", {}, b""), ("f", {}, b""), (".wh.f", {}, b""), ("f/below", {}, b""), ("../x", {}, b"")])
-    assert sorted(one.what.split(" ")[0] for one in lint.of_tar(io.BytesIO(bad))) == sorted(["it", "whited", "it", "a"])
+    assert sorted(one.what.split(" ")[0] for one in lint.of_tar(io.BytesIO(bad))) == sorted(["the", "both", "it", "a"])
 
 
 def test_owners_are_noted_where_they_cannot_be_given(scratch: Path) -> None:
