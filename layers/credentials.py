@@ -63,15 +63,15 @@ def own_file(environment: Mapping[str, str] = os.environ) -> str:
     return os.path.join(environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"), "config.json")
 
 
-def unheard(warning: str) -> None:
-    """Do not pass on a warning."""
+def no_warning(warning: str) -> None:
+    """Drop a warning."""
 
 
 def find(
     registry: str,
     repository: str = "",
     environment: Mapping[str, str] = os.environ,
-    warn: Callable[[str], None] = unheard,
+    warn: Callable[[str], None] = no_warning,
 ) -> Credentials | None:
     """The credentials for a repository of a registry, or None. A helper that fails is passed over with one warning, for
     most images are public. Raises: LayerError for a file that cannot be read."""

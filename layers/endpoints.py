@@ -92,7 +92,7 @@ def is_loopback(host: str) -> bool:
 
 
 def tls_context(endpoint: Endpoint, *, with_own_certificate: bool = True) -> ssl.SSLContext:
-    """What is trusted, and who we are. Raises: LayerError for certificates that cannot be read."""
+    """The authorities that are trusted, and our own certificate. Raises: LayerError for files that cannot be read."""
     context = ssl.create_default_context()
     if endpoint.insecure:
         context.check_hostname = False

@@ -62,7 +62,7 @@ class Remote:
     wishes: Wishes = field(default_factory=Wishes)
     credentials: known_credentials.Credentials | None = None  # None: those of the usual files
     pause_s: float = 0.5  # before the first retry
-    warn: Callable[[str], None] = known_credentials.unheard  # of what was passed over
+    warn: Callable[[str], None] = known_credentials.no_warning  # of a credential helper that failed
 
 
 def resolve(store: Store, text: str, options: Options | None = None, progress: Progress | None = None) -> Resolved:
@@ -211,8 +211,8 @@ async def tags(text: str, remote: Remote | None = None) -> list[str]:
 
 
 def credentials_for(endpoint: Endpoint, reference: Reference, remote: Remote) -> known_credentials.Credentials | None:
-    """What an endpoint may be told: what was given for the registry that was named, or what is kept for the endpoint's
-    own name."""
+    """The credentials for an endpoint: those of the command line if it is the registry that was named, else those kept
+    for the endpoint's own name."""
     if remote.credentials is not None and may_have_what_was_given(endpoint.registry, reference.registry):
         return remote.credentials
     return known_credentials.find(endpoint.registry, endpoint.repository, warn=remote.warn)

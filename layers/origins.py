@@ -16,7 +16,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """Whom one talks to."""
+    """Scheme, host and port of a server."""
 
     scheme: str
     host: str  # in lower case; without brackets
@@ -48,7 +48,7 @@ def join(base: httpx.URL | str, text: str) -> httpx.URL:
         if given.scheme and not given.host:
             raise ValueError("it names no host")
         url = httpx.URL(base).join(given).copy_with(fragment=None)
-        url.raw_host.decode("ascii").encode("idna")  # as the resolver does it, which raises what nobody expects there
+        url.raw_host.decode("ascii").encode("idna")  # the resolver does it too, and fails with UnicodeError
     except UnicodeError:
         raise ValueError("its host is no name") from None
     except httpx.InvalidURL as error:
@@ -59,8 +59,8 @@ def join(base: httpx.URL | str, text: str) -> httpx.URL:
 
 
 def upgraded(url: httpx.URL, registry: Origin) -> httpx.URL:
-    """`url` with TLS if it is an address of the registry that only lacks it: many do not know of the TLS in front of
-    them."""
+    """`url` as https if it is an http address of a registry that is spoken to with TLS, on the same host and port: many
+    registries do not know that a proxy in front of them has TLS."""
     if registry.scheme != "https" or url.scheme != "http":
         return url
     secure = url.copy_with(scheme="https")
@@ -68,16 +68,16 @@ def upgraded(url: httpx.URL, registry: Origin) -> httpx.URL:
 
 
 def may_have_authorization(to: Origin, registry: Origin) -> bool:
-    """Whether a request to this origin may carry what authorizes us at the registry, be it Basic or Bearer; and so
-    whether its 401 is answered."""
+    """Whether a request to this origin may carry the registry's Authorization header (Basic or Bearer), and so whether
+    its 401 is answered."""
     return to == registry
 
 
 def may_have_credentials(token_server: Origin, registry: Origin, *, insecure: bool) -> bool:
     """Whether a token server that the registry named may have the password or the refresh token kept for the registry.
 
-    With TLS yes, as with all clients: that is what the registry's word is for. Without TLS only if the registry itself
-    is, or may be (`insecure`), spoken to without it, and only on the registry's own host.
+    With TLS always, as with all clients: the registry's own origin named it. Without TLS only if the registry itself
+    is, or may be (`insecure`), spoken to without TLS, and only on the registry's own host.
     """
     if token_server.scheme == "https":
         return True
@@ -86,8 +86,8 @@ def may_have_credentials(token_server: Origin, registry: Origin, *, insecure: bo
 
 
 def may_have_client_certificate(to: Origin, registry_host: str) -> bool:
-    """Whether an origin is shown the client certificate kept for the registry. Its token server may be on another
-    port."""
+    """Whether a connection to this origin may present the client certificate kept for the registry. All ports of its
+    host may have it: token servers are often on another one."""
     return to.host == registry_host
 
 
@@ -98,8 +98,9 @@ def may_have_what_was_given(registry: str, named: str) -> bool:
 
 
 def is_loopback_name(name: str) -> bool:
-    """Whether a host, without port or brackets, is this machine, by its name alone."""
-    if name == "localhost" or name.endswith(".localhost"):
+    """Whether a host, without port or brackets, is this machine, by its name alone. Names below `localhost` are not:
+    many resolvers ask the network for them."""
+    if name == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -192,7 +192,7 @@ class Session:
                 httpx.RemoteProtocolError,
                 httpx.ReadError,
                 httpx.ConnectTimeout,
-                httpx.ProxyError,  # which lets nobody through to that port
+                httpx.ProxyError,  # many refuse CONNECT to that port
             ) as error:
                 if not self.endpoint.may_be_plain or isinstance(_tls_error(error), ssl.SSLCertVerificationError):
                     raise

@@ -66,9 +66,9 @@ class Authenticator(NamedTuple):
 
     def refused(self, scope: str) -> AuthError:
         """The failure when a registry or its token server does not take what we have."""
-        who = self.connection.endpoint.registry
-        what = scope.split(":")[1] if scope.count(":") >= 2 else who
-        hint = f"unionfs login {who}"
+        registry = self.connection.endpoint.registry
+        what = scope.split(":")[1] if scope.count(":") >= 2 else registry
+        hint = f"unionfs login {registry}"
         if self.credentials is None:
             return AuthError("logging in", what, "it wants a name and a password", hint=hint)
         name = self.credentials.username or "the token"

@@ -57,7 +57,7 @@ class _Download:
         self.hash = digests.hasher(blob.digest)  # of what the file holds
         self.at = 0  # how much that is
         self.ranges = True  # whether it is worth asking for a part
-        self.left_by_others = False  # what an earlier download left may be wrong: nobody could verify it
+        self.left_by_others = False  # the bytes of an earlier download, which are not verified yet
 
     def hash_what_is_there(self) -> None:
         self.file.seek(0)
@@ -88,7 +88,7 @@ class _Download:
                 await self._request()
             except _Changed:
                 if not self.ranges:
-                    why = "the registry sends a part that nobody asked for"
+                    why = "the registry sends another part than it was asked for"
                     raise Refused("pulling a blob", self.blob.digest, why) from None
                 self.ranges = False
                 self._restart()

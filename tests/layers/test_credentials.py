@@ -248,6 +248,9 @@ def test_registries_conf_names_mirrors_and_blocks(home: Path, monkeypatch: pytes
         ("[::1]:5000", True),
         ("10.0.0.1", False),
         ("x.example:5000", False),
+        ("x.localhost:5000", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
     ],
 )
 def test_this_machine_is_known(host: str, is_it: bool) -> None:

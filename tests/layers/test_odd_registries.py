@@ -314,6 +314,36 @@ def test_a_busy_token_server_is_asked_again(place: Place, status: int) -> None:
         assert len(tokens.requests) == 3 + 5
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"token": "token"}', None),
+        (b'{"access_token": "token"}', None),
+        (b'{"token": "", "access_token": "token", "expires_in": 300}', None),
+        (b'{"token": "token", "expires_in": -5}', None),
+        (b'{"token": "token", "expires_in": 1e400}', None),
+        (b'{"token": "token", "expires_in": NaN}', None),
+        (b'{"token": "token", "expires_in": "never"}', "holds no token"),
+        (b'{"token": "to\\r\\nken"}', "no proper token"),
+        (b'{"token": 5}', "no proper token"),
+        (b"{}", "holds no token"),
+        (b"[]", "holds no token"),
+        (b"<html>", "holds no token"),
+        (b" " * (2 << 20), "too large"),
+    ],
+)
+def test_what_a_token_server_says_is_a_token_or_a_failure(place: Place, body: bytes, says: str | None) -> None:
+    with TokenParty("token") as tokens:
+        tokens.detour = lambda request: Answer(200, {}, body)
+        place.registry.challenge = f'Bearer realm="{tokens.url}/token"'
+        place.registry.authorization = "Bearer token"
+        if says is None:
+            assert place.pull().new
+        else:
+            with pytest.raises(AuthError, match=says):
+                place.pull()
+
+
 # Addresses that are none.
 
 BAD: Final = (
