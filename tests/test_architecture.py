@@ -50,7 +50,7 @@ ALLOWED = {
     "unionfs.compiled": Row((), ("xxhash",)),
     "unionfs.standard_descriptors": Row(()),
     "unionfs.printable": Row(()),
-    "unionfs.store_files": Row(()),
+    "unionfs.store_files": Row(("unionfs.syscalls",)),
     "unionfs.log_lines": Row(("unionfs.printable",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),

@@ -6,7 +6,7 @@ link or waiting, and must be a regular file of one name that the store's owner m
 replaced as well, which gains nothing, because root does not act on another user's store as root: `run_as_owner` starts
 the command again as that user.
 
-Ground floor: knows files and users. Does not know what a store holds.
+Ground floor: knows files and users, and system calls. Does not know what a store holds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+from unionfs.syscalls import peers
 
 TEXT_MAX: Final = 16 << 20
 """Bytes of a record; a larger one is not ours."""
@@ -110,8 +112,11 @@ def list_directory(path: str) -> list[str]:
 def owner_of(root: str) -> int:
     """The user who can decide what is at `root`: the owner of it, or else of a directory or link on the way to it.
 
-    0 when only root can. Raises: OwnerError when several other users can.
+    0 when only root can, and in a user namespace that does not have all users. Raises: OwnerError when several others
+    can.
     """
+    if not peers.has_all_users():
+        return 0
     owners: set[int] = set()
     for path in (os.path.abspath(root), os.path.realpath(root)):
         parts = path.split("/")

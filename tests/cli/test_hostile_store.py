@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.users import User
 from unionfs import store_files
+from unionfs.syscalls import peers
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
 
@@ -182,3 +184,47 @@ def test_only_a_regular_file_of_one_name_and_of_its_owner_is_opened(tmp_path: Pa
     (tmp_path / "large").write_text("four")
     with pytest.raises(OSError, match="larger than 3 bytes"):
         store_files.read_file(str(tmp_path / "large"), 3)
+
+
+def test_users_that_a_namespace_does_not_have_own_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the machine's root, to whom / belongs, looks like an ordinary user."""
+    monkeypatch.setattr(os, "lstat", lambda path: os.stat_result((0o40755, 1, 1, 1, 65534, 0, 0, 0, 0, 0)))
+    assert store_files.owner_of(str(tmp_path)) == (65534 if peers.has_all_users() else 0)
+    monkeypatch.setattr(peers, "has_all_users", lambda: False)
+    assert store_files.owner_of(str(tmp_path)) == 0
+
+
+def test_root_applies_nothing_that_a_user_has_forged(ordinary_user: User, root_user: User, victim: Path) -> None:
+    """Ids that are not the user's, a journal that root did not write, a link to root's files for an upper."""
+    home = ordinary_user.home / "forged"
+    home.mkdir()
+    ordinary_user.own(home)
+    root, box = _store(ordinary_user, home)
+    before = _state(victim)
+    container = root / box
+    honest = (container / "container.json").read_bytes()
+
+    def refused(why: str) -> None:
+        done = root_user.run([*root_user.unionfs_cmd, "apply", "--root", root, "b"], check=False)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert _state(victim) == before
+        assert container.stat().st_uid == (container / "container.json").stat().st_uid == ordinary_user.uid
+
+    value = json.loads(honest)
+    value["facts"]["uid_map"] = [{"inside": 0, "outside": 0, "length": 1}]
+    (container / "container.json").write_text(json.dumps(value))
+    refused("claims user ids that its owner does not have")
+    (container / "container.json").write_bytes(honest)
+    (container / "apply.journal").write_text("{}")
+    os.chown(container / "apply.journal", ordinary_user.uid, ordinary_user.gid)
+    (container / "apply.journal").rename(container / "forged")
+    (container / "upper").rename(container / "kept")
+    (container / "upper").symlink_to(victim.parent)
+    refused("upper is a symbolic link")
+    (container / "upper").unlink()
+    (container / "kept").rename(container / "upper")
+    (container / "forged").rename(container / "apply.journal")
+    done = root_user.run([*root_user.unionfs_cmd, "apply", "--root", root, "b"], check=False)
+    assert done.returncode == 1
+    assert "apply.journal was not written by root" in done.stderr

@@ -77,8 +77,8 @@ def test_a_stranger_that_took_the_name_of_the_process_is_not_waited_for() -> Non
 
 def test_users_without_a_number_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    assert peers.is_trusted(65534) is peers._is_mapped(65534)
-    monkeypatch.setattr(peers, "_is_mapped", lambda uid: uid == 0)
+    assert peers.is_trusted(65534) is peers.is_mapped(65534)
+    monkeypatch.setattr(peers, "is_mapped", lambda uid: uid == 0)
     assert not peers.is_trusted(65534)
     assert not peers.is_trusted(65534, 65534)
     assert peers.is_trusted(0)

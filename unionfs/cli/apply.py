@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.changes.apply import Applied
@@ -17,7 +19,7 @@ from unionfs.changes.stage import Progress
 from unionfs.cli import output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
-from unionfs.containers import apply
+from unionfs.containers import apply, take_over
 from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
@@ -50,18 +52,32 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.name)
+    owner = take_over.owner_of(container)
+    if not owner:
+        _apply(container, arguments, lambda: remove(store, container))
+        return 0
+    with take_over.taken_over(container, owner) as taken:
+        _apply(taken, arguments, lambda: take_over.end_journal(taken))
+    if not arguments.dry_run:
+        take_over.remove_as_owner(container)
+    return 0
+
+
+def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], None]) -> None:
     if apply.is_begun(container):
         if arguments.dry_run:
             raise CommandError(
                 failed("checking the changes", container.name, "a part of them is in place already"),
                 hint=f"unionfs apply {container.name} carries on with the rest",
             )
-        done = carry_on(store, container, force=arguments.force)
+        done = carry_on(container, remove_it, force=arguments.force)
         _print_done(container, done, as_json=arguments.json)
-        return 0
+        return
     prepared = apply.prepare(container)
+    if container.facts.uid_map:  # made by another user
+        _warn_of_rights(prepared)
     if not arguments.dry_run:
-        put_in_place(store, prepared, force=arguments.force)
+        put_in_place(prepared, remove_it, force=arguments.force)
     else:
         prepared.refuse(force=arguments.force)
         warn(prepared.plan.warnings)
@@ -69,16 +85,25 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"name": container.name, "changes": output.as_json(prepared.found.changes)}))
     else:
         output.print_lines(prepared.found.changes)
-    return 0
 
 
-def put_in_place(store: ContainerStore, prepared: apply.Prepared, *, force: bool) -> None:
+def _warn_of_rights(prepared: apply.Prepared) -> None:
+    """As root: name what gives more rights than its maker had."""
+    for change in prepared.found.changes if os.geteuid() == 0 else ():
+        mode = change.new.mode if change.new else 0
+        if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+            output.warn(f"note: {printable(change.path)} runs with its owner's or group's rights (set-id)")
+        elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            output.warn(f"note: {printable(change.path)} is a device")
+
+
+def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, force: bool) -> None:
     """Put the changes in place and remove the container, else it stays. Raises: ContainerError, LaunchError."""
     prepared.refuse(force=force)
     warn(prepared.plan.warnings)
     with _progress() as progress:
         applied = apply.put_in_place(prepared, force=force, progress=progress)
-    _finish(store, prepared.container, applied)
+    _finish(applied, remove_it)
 
 
 def warn(objections: list[Objection]) -> None:
@@ -87,13 +112,13 @@ def warn(objections: list[Objection]) -> None:
         output.warn(f"note: {printable(one.path)} {one.why}")
 
 
-def carry_on(store: ContainerStore, container: Container, *, force: bool) -> list[Operation]:
+def carry_on(container: Container, remove_it: Callable[[], None], *, force: bool) -> list[Operation]:
     """Complete what was interrupted and remove the container. Preconditions: apply.is_begun()."""
     with _progress() as progress:
         applied = apply.carry_on(container, force=force, progress=progress)
     if applied is None:
         return []
-    _finish(store, container, applied)
+    _finish(applied, remove_it)
     return applied.done
 
 
@@ -107,10 +132,10 @@ def _print_done(container: Container, done: list[Operation], *, as_json: bool) -
         output.print_lines([Change(kind, path, (), None, None) for path, kind in named])
 
 
-def _finish(store: ContainerStore, container: Container, applied: Applied) -> None:
+def _finish(applied: Applied, remove_it: Callable[[], None]) -> None:
     for left in applied.not_removed:
         output.warn(f"warning: the old content was not removed: {printable(left)}")
-    remove(store, container)
+    remove_it()
 
 
 @contextlib.contextmanager

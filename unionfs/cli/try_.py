@@ -211,13 +211,16 @@ class _Outcome:
 
     def _put_in_place(self, *, force: bool) -> None:
         if is_begun(self._container):
-            applying.carry_on(self._store, self._container, force=force)
+            applying.carry_on(self._container, self._remove, force=force)
         else:
-            applying.put_in_place(self._store, prepare(self._container), force=force)
+            applying.put_in_place(prepare(self._container), self._remove, force=force)
         self._exists = False
 
-    def _drop(self) -> None:
+    def _remove(self) -> None:
         remove(self._store, self._container)
+
+    def _drop(self) -> None:
+        self._remove()
         self._exists = False
 
     def tell_kept(self) -> None:

@@ -8,6 +8,7 @@ import struct
 from typing import Final, NamedTuple
 
 _UCRED: Final = struct.Struct("=iII")  # struct ucred
+_ALL: Final = (1 << 32) - 1  # user ids; the last number means none
 
 
 class Peer(NamedTuple):
@@ -29,10 +30,21 @@ def is_trusted(uid: int, owner: int | None = None) -> bool:
     All users without a number in this user namespace have one number together (/proc/sys/kernel/overflowuid): it is
     nobody's, unless it is mapped.
     """
-    return uid in (0, os.geteuid(), owner) and _is_mapped(uid)
+    return uid in (0, os.geteuid(), owner) and is_mapped(uid)
 
 
-def _is_mapped(uid: int) -> bool:
+def is_mapped(uid: int) -> bool:
+    """Whether this user namespace has a number for the user, so that `uid` does not stand for all that have none."""
+    return any(first <= uid < first + count for first, _, count in _uid_map())
+
+
+def has_all_users() -> bool:
+    """Whether this user namespace has all users of the machine: in others root is one user's, with that user's rights,
+    and owners of files that have no number look like an ordinary user."""
+    return sum(count for _, _, count in _uid_map()) == _ALL
+
+
+def _uid_map() -> list[tuple[int, int, int]]:
     with open("/proc/self/uid_map", "rb") as file:
-        extents = [tuple(map(int, line.split())) for line in file]
-    return any(first <= uid < first + count for first, _, count in extents)
+        rows = [[int(number) for number in line.split()] for line in file]
+    return [(first, outside, count) for first, outside, count in rows]

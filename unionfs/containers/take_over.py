@@ -1,0 +1,130 @@
+"""Put root in charge of another user's container while its changes are put in place on this machine.
+
+`apply` runs as root on what the user wrote. For that time the container's directory is root's alone, so that nothing
+in it can be exchanged, and it is reached by a descriptor. Before, everything in it is checked: no links, no file with
+other names, nothing of other users, ids that the user really has, and no journal that root did not write. Only what is
+in the upper can still change, and `unionfs.changes` follows no link there. Removing it is left to its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import stat
+import tempfile
+from collections.abc import Iterator
+
+from unionfs import store_files
+from unionfs.changes import apply as applying
+from unionfs.containers.diff import journal_of
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.record import Container
+from unionfs.id_ranges import IdRanges
+from unionfs.launcher import idmap
+from unionfs.trees.open_beneath import open_beneath
+
+
+def owner_of(container: Container) -> int:
+    """The user whose container root is about to touch; 0 for root's own, and for other processes than root."""
+    if os.geteuid() != 0:
+        return 0
+    try:
+        return store_files.owner_of(container.root)
+    except store_files.OwnerError as error:
+        raise ContainerError("opening the store", "", str(error), hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def taken_over(container: Container, owner: int) -> Iterator[Container]:
+    """The container of `owner` under a path that only root can change. It is given back at the end, unless changes
+    were put in place in part: then it stays root's, who can carry on. Raises: ContainerError, OSError."""
+    root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_beneath(root_fd, os.fsencode(f"containers/{container.id}"), os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(root_fd)
+    gid = pwd.getpwuid(owner).pw_gid
+    journal = os.path.basename(journal_of(container))
+    try:
+        before = os.fstat(fd)
+        if before.st_uid not in (owner, 0):
+            raise _refused(container, f"its directory belongs to another user ({before.st_uid})")
+        os.fchown(fd, 0, 0)
+        os.fchmod(fd, 0o700)
+        taken: list[str] = []
+        try:
+            _check_ids(container, owner, gid)
+            _take_files(container, fd, owner, journal, taken)
+            with tempfile.TemporaryDirectory(prefix="unionfs-apply-", dir="/run") as place:
+                os.mkdir(os.path.join(place, "containers"))
+                os.symlink(f"/proc/self/fd/{fd}", os.path.join(place, "containers", container.id))
+                yield dataclasses.replace(container, root=place)
+        finally:
+            if journal not in os.listdir(fd):
+                for name in taken:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.chown(name, owner, gid, dir_fd=fd, follow_symlinks=False)
+                os.fchown(fd, owner, gid)
+    finally:
+        os.close(fd)
+
+
+def end_journal(container: Container) -> None:
+    """All is in place: nothing is left to carry on. Raises: OSError."""
+    journal = journal_of(container)
+    applying.take_back(journal)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(journal)
+
+
+def remove_as_owner(container: Container) -> None:
+    """Run `unionfs rm` as the owner of the store. Raises: ContainerError."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            store_files.run_as_owner(container.root, ["-m", "unionfs", "rm", "--root", container.root, container.id])
+        finally:
+            os._exit(125)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise ContainerError("removing the container", container.name, "its owner could not remove it")
+
+
+def _refused(container: Container, why: str) -> ContainerError:
+    hint = "root puts nothing in place that its user could have forged"
+    return ContainerError("apply", container.name, why, hint=hint)
+
+
+def _check_ids(container: Container, owner: int, gid: int) -> None:
+    allowed = idmap.find(owner, gid)
+    facts = container.facts
+    for kind, claimed, own in (("user", facts.uid_map, allowed.uids), ("group", facts.gid_map, allowed.gids)):
+        if not claimed or not _is_within(claimed, own):
+            raise _refused(container, f"its record claims {kind} ids that its owner does not have")
+
+
+def _is_within(claimed: IdRanges, own: IdRanges) -> bool:
+    return all(
+        any(start <= outside and outside + count <= start + length for _, start, length in own)
+        for _, outside, count in claimed
+    )
+
+
+def _take_files(container: Container, fd: int, owner: int, journal: str, taken: list[str]) -> None:
+    """Check each name in the container's directory, and make its regular files root's."""
+    for name in os.listdir(fd):
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if stat.S_ISLNK(st.st_mode):
+            raise _refused(container, f"{name} is a symbolic link")
+        if name in ("upper", "work", "merged") and not stat.S_ISDIR(st.st_mode):
+            raise _refused(container, f"{name} is not a directory")
+        if name == journal and (st.st_uid != 0 or not stat.S_ISREG(st.st_mode) or st.st_nlink != 1):
+            raise _refused(container, f"{name} was not written by root")
+        if stat.S_ISREG(st.st_mode) and name != journal:
+            if st.st_nlink != 1 or st.st_uid not in (owner, 0):
+                raise _refused(container, f"{name} has other names, or belongs to another user")
+            os.chown(name, 0, 0, dir_fd=fd, follow_symlinks=False)
+            taken.append(name)
