@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import Run
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.launcher.plan import HIDDEN
@@ -144,7 +145,7 @@ def test_no_inode_of_the_machine_is_changed(run: Run, user: User, debian: Path, 
         assert told.stdout == "True 8 True\n"
         if user.kind == "root":  # procfs shows what the kernel keeps for all of its mounts only to a new one
             fresh = ["unshare", "-mpf", "--mount-proc", "stat", "-c", "%a:%u", "/proc/meminfo", "/proc/keys"]
-            assert subprocess.check_output(fresh, text=True, timeout=60) == "444:0\n" * 2
+            assert subprocess.check_output(fresh, text=True, timeout=limit(60)) == "444:0\n" * 2
         after = _machine_state()
         assert {path: state for path, state in after.items() if before.get(path, state) != state} == {}
     finally:  # a failing test must not leave the machine changed either

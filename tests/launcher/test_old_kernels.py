@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.old_kernel import MOUNT_SETATTR, OPENAT2
+from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs.daemon import DEFAULT_TRANSPORT
 
@@ -23,7 +24,9 @@ done"""
 def unionfs(user: User, first: int, *arguments: str | Path) -> str:
     """What the command prints for `user` where system calls from `first` on are missing."""
     argv = [sys.executable, "-m", "tests.support.old_kernel", str(first), *user.prefix, *user.unionfs_cmd, *arguments]
-    done = subprocess.run(argv, env=user.env, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        argv, env=user.env, cwd=CHECKOUT, capture_output=True, text=True, timeout=limit(120), check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.mounted.subjects import OURS
 from tests.support.mounts import mounted
+from tests.support.timing import limit
 from tests.support.users import User
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounting filesystems")
@@ -29,7 +30,7 @@ def each_transport(request: pytest.FixtureRequest, fuse_device: Path) -> str:
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     """A command that must not fail."""
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=limit(60))
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def mounted_image(made: list[str | Path], image: Path, at: Path, kind: str) -> I
     run(*made)
     at.mkdir()
     tried = subprocess.run(
-        ["mount", "-t", kind, "-o", "loop", image, at], capture_output=True, text=True, timeout=60, check=False
+        ["mount", "-t", kind, "-o", "loop", image, at], capture_output=True, text=True, timeout=limit(60), check=False
     )
     if tried.returncode:
         if kind not in Path("/proc/filesystems").read_text().split():
