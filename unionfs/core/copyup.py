@@ -96,7 +96,7 @@ class CopyUp:
 
 
 def needs_copy(node: FileNode) -> bool:
-    """Whether the node has to be copied up before it can be changed."""
+    """Whether the node must be copied up before it is changed."""
     return not node.is_up or (node.links is not None and node.links.data is not None)
 
 
@@ -153,8 +153,7 @@ def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int 
 
 
 def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None) -> bool:
-    """`ensure` for a file with so few bytes to copy that no hole can be among them, and nobody need cancel it. What a
-    CopyUp remembers, this knows by itself."""
+    """`ensure` for a file of so few bytes that it has no hole and its copying needs no cancelling."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
     leaf, dst, mode = _make_copy(tree, st, wanted)
@@ -172,7 +171,7 @@ def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wante
 
 
 def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
-    """Copy the first `length` bytes; how many there were."""
+    """Copy the first `length` bytes. Returns how many were copied."""
     copied = 0
     data = _pread(src.fd, length, 0)
     while data:
@@ -213,14 +212,14 @@ def _may_have_at_once(branch: Branch, mode: int) -> bool:
 
 
 def abort(tree: UnionState, job: CopyUp) -> None:
-    """Give up a copy-up; nothing of it stays."""
+    """Give up a copy-up and remove the unfinished copy."""
     tree.staging.discard(job.leaf, job.dst, large=job.length > LARGE)
 
 
 def commit(tree: UnionState, job: CopyUp) -> None:
     """Make the copy the node's object. Raises OSError with everything as it was before.
 
-    Somebody else may have copied the node up, renamed it or removed its last name since `begin`: what counts is now.
+    Another request may have copied the node up, renamed it or removed its last name since `begin`.
     """
     node = job.node
     if not needs_copy(node):
@@ -254,7 +253,7 @@ def _complete(
 
 
 def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat) -> None:
-    """Give the whole copy its place. Raises OSError; it is then the caller's to dispose of."""
+    """Rename the finished copy into place. Raises OSError; the caller then removes the copy."""
     _publish_file(tree, node, leaf, st)
     if not node.is_dead:
         tree.fds.keep(node, dst)
@@ -271,8 +270,8 @@ def _enter(
     reflinked: bool = False,
     cause: Cause | None = None,
 ) -> None:
-    """Tell the ledger; without a `cause`, that it is the request in hand. The path and the cause are found only if
-    somebody listens: a node below many directories is no rare thing."""
+    """Enter a copy-up in the ledger; without a `cause` it is the current request. Path and cause are looked up for
+    listeners only, since a node may lie below many directories."""
     tree.ours(node)
     ledger = tree.ledger
     seconds = perf_counter() - since
@@ -376,7 +375,7 @@ def _make_special(tree: UnionState, node: FileNode, st: Stat) -> None:
 
 
 def read_target(node: FileNode) -> bytes:
-    """Where a symlink points. EINVAL for anything else."""
+    """Read the target of a symlink. EINVAL for anything else."""
     overrides = node.home.branch.overrides
     if overrides is not None:
         return overrides.readlink(node.home, node.leaf)

@@ -59,9 +59,9 @@ def _make_device(tree: UnionState, node: Node, value: bytes) -> None:
 
 
 def maker(caller: Caller) -> Caller:
-    """Whom what `caller` makes is to belong to."""
+    """The caller with the owner that new files get, read from its resource limit (markers.IDENTITY_LIMIT)."""
     try:
         uid, gid = markers.unpack_identity(resource.prlimit(caller.pid, markers.IDENTITY_LIMIT)[0])
     except (OSError, ValueError):
-        uid, gid = 0, 0  # it has gone, or is none of the container's
+        uid, gid = 0, 0  # the process has ended, or is not of the container
     return caller._replace(uid=uid, gid=gid)

@@ -28,7 +28,7 @@ from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.trees.remove import remove_tree
 
 Later = Callable[[Callable[[], None]], None]
-"""Has something done that may take long, by any thread, some time after what is being done now."""
+"""Runs a function that may take long in any thread, some time after the current request."""
 
 LARGE: Final = 16 << 20
 """Giving back the space of more bytes than this takes a while: a second for a GiB on ext4 and on tmpfs."""

@@ -215,7 +215,7 @@ _NAMES: Final = {int(op): op.name for op in Op}
 
 
 def _run(run: Callable[[], None]) -> bytes:
-    """As work of which nobody is told."""
+    """Run work that has no reply, as `data.Work`."""
     run()
     return b""
 
@@ -230,7 +230,7 @@ class Dispatcher:
         self.reader = data.Reader(MAX_WRITE)  # immutable
         self.slow: list[
             data.Work | data.Errand | CopyUpJob | bytes
-        ] = []  # filled by handle and finish; emptied by who calls them
+        ] = []  # filled by handle and finish; emptied by their callers
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self._counts = session.counts
@@ -261,7 +261,7 @@ class Dispatcher:
         return self._answer(head, buf, end)
 
     def handle_and_log(self, buf: memoryview, end: int) -> Reply:
-        """As `handle`, with a line in the log for every request."""
+        """As `handle`, and log a line for the request."""
         reply = self.handle(buf, end)
         if end >= BODY:
             _length, opcode, unique, nodeid, uid, _gid, pid, *_ = _in_header(buf)
@@ -314,15 +314,15 @@ class Dispatcher:
         return Cause(_NAMES.get(opcode) or str(opcode), pid)
 
     def forgotten(self, nodeid: int) -> None:
-        """The kernel dropped a node: nothing is to be remembered of it here either."""
+        """Drop what is remembered of a node that the kernel has forgotten."""
         if nodeid in self.harmless:
             self.harmless.discard(nodeid)
         if nodeid in self.encoder.set_id:
             self.encoder.set_id.discard(nodeid)
 
     def may_tell(self, stale: Invalidation) -> bool:
-        """The kernel is to be told of a change that others made. Whether it can take that now: not while somebody who
-        waits for a copy-up holds the lock that this needs."""
+        """Whether an invalidation can be sent now: not while a request that waits for a copy-up holds the inode lock
+        which the kernel would need. Called with each invalidation."""
         self.harmless.discard(stale.nodeid)
         if not self._waiting:
             return True
@@ -330,7 +330,7 @@ class Dispatcher:
         return stale.nodeid not in locked and stale.child not in locked
 
     def must_wait(self, unique: int, nodeid: int, size: int | None, buf: memoryview) -> bool:
-        """Whether the request has to wait until `nodeid` is copied up; if so it is kept and will be served in time.
+        """Whether the request must wait until `nodeid` is copied up; if so it is kept, and served by `finish`.
 
         Raises: what Union.copyup_begin raises.
         """
@@ -352,16 +352,16 @@ class Dispatcher:
         return True
 
     def bring_back(self, errand: data.Errand, outcome: int, error: Exception | None) -> Reply:
-        """An errand is done, with `error` or without: its reply."""
+        """The reply of an errand that has ended, with `error` or without."""
         try:
             return encode.error(errand.unique, errno_of(error)) if error is not None else errand.answer(outcome)
         except Exception as exc:  # noqa: BLE001  as in _answer
             return encode.error(errand.unique, errno_of(exc))
 
     def finish(self, job: CopyUpJob, error: Exception | None) -> list[bytes]:
-        """The copying ended, with `error` or without: commit it or undo it. The replies of those that waited.
+        """Commit a copy-up whose bytes are copied, or undo it after an `error`. Returns the waiting requests' replies.
 
-        Who waited is served as if the request had just come, so there may be something in `slow` afterwards.
+        The waiting requests are served as if they had just come, so `slow` may hold new work afterwards.
         """
         waiting = job.waiting
         given_up = waiting.given_up
@@ -370,7 +370,7 @@ class Dispatcher:
                 job.commit()
             else:
                 job.abort()
-        except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes the answer of those that wait
+        except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes the answer of the waiting requests
             error = exc
         replies = []
         for unique, request in self.session.release(waiting).items():
@@ -387,4 +387,4 @@ class Dispatcher:
 
 
 _UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
-"""What the kernel wants no reply to, not even an error."""
+"""Requests that get no reply, not even an error."""
