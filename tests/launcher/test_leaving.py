@@ -21,7 +21,8 @@ from unionfs.daemon import DEFAULT_TRANSPORT
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 
 _READY = "touch /x/ready; "
-_COMMAND = _READY + "sleep 76543 & sleep 76543"
+_SECONDS = f"76543.{os.getpid()}"  # of this run alone: others may run beside it
+_COMMAND = f"{_READY}sleep {_SECONDS} & sleep {_SECONDS}"
 
 
 class Running:
@@ -170,6 +171,6 @@ def _sleepers() -> list[str]:
             command = (directory / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if command.startswith(b"sleep\x0076543"):
+        if command == f"sleep\0{_SECONDS}\0".encode():
             found.append(directory.name)
     return found
