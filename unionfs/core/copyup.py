@@ -340,7 +340,7 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> No
         raise
     _moved(tree, node, up, node.name)
     tree.restore_times(up.fd(), before)
-    names.copied_up(tree, parent, node.name, kind, new_ino)
+    names.copied_up(tree, parent, node.name, kind, new_ino, before)
     if key is not None:
         tree.nodes.register_inode(node, (up.branch.dev, new_ino))
         if st.st_nlink > 1:
@@ -424,12 +424,13 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
         staging.dispose(leaf)
         raise
     node.upper = up.child(name)
+    node.shown_as = st
     names.learn_empty(tree, node)
     _enter(tree, node, lower.branch.path, DIRECTORY, since)
     if node.dead or node.parent is None:
         return node.upper
     tree.restore_times(up.fd(), before)
-    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino)
+    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino, before)
     if tree.is_strict:
         _sync_dir(up)
     return node.upper
@@ -469,7 +470,7 @@ def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
     tree.restore_times(up.fd(), before)
     if key is not None:
         tree.links.cover(key, 1)
-    names.copied_up(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
+    names.copied_up(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino, before)
 
 
 def _make_primary(node: FileNode, parent: DirNode, name: bytes) -> None:

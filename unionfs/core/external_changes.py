@@ -294,6 +294,8 @@ def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[
     before = watcher.seen.get(node.nodeid)
     if before is not None and (now != before or mask & inotify.MODIFY):
         watcher.seen[node.nodeid] = now
+        if isinstance(node, DirNode):
+            node.shown_as = None
         found.append(Invalidation(node.nodeid, b"", data=mask & ~FROM_LOWER != inotify.ATTRIB))
 
 

@@ -35,6 +35,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     has_mode = False
     if isinstance(node, DirNode):
         up = copyup.ensure_dir(tree, node)
+        node.shown_as = None
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is given first, and clears what it clears
@@ -288,6 +289,7 @@ def _bring_up(tree: UnionState, node: Node) -> None:
     copyup.require_upper(tree)
     if isinstance(node, DirNode):
         copyup.ensure_dir(tree, node)
+        node.shown_as = None
     else:
         copyup.ensure(tree, node)
 

@@ -6,6 +6,7 @@ Every operation that adds, removes or hides a name tells it here, in the same cr
 from __future__ import annotations
 
 from unionfs.core.attrs import IFDIR
+from unionfs.core.branch import Stat
 from unionfs.core.node import DirNode
 from unionfs.core.union_state import UnionState
 
@@ -21,11 +22,15 @@ def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -
         tree.cache.grow(parent, 1)
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs += 1
+    parent.shown_as = None
     tree.ours(parent)
 
 
-def copied_up(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
-    """A visible name is now (also) in the upper."""
+def copied_up(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int, before: Stat) -> None:
+    """A visible name is now (also) in the upper. The directory shows the attributes it had `before`: no user changed
+    it."""
+    if parent.shown_as is None:
+        parent.shown_as = before
     if parent.up_names is not None and name not in parent.up_names:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         tree.cache.grow(parent, 1)
@@ -37,6 +42,7 @@ def replaced(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         parent.hidden.discard(name)
+    parent.shown_as = None
     tree.ours(parent)
 
 
@@ -51,6 +57,7 @@ def removed(tree: UnionState, parent: DirNode, name: bytes, kind: int, *, hidden
         parent.order.discard(name)
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs -= 1
+    parent.shown_as = None
     tree.ours(parent)
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 
 from unionfs.core.attrs import IFMT, IFREG, ROOT
-from unionfs.core.branch import BranchDir
+from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
 from unionfs.core.handle_table import Forgotten
 from unionfs.core.listing import Listing
@@ -76,7 +76,7 @@ class DirNode:
 
     __slots__ = (
         "nodeid", "parent", "name", "nlookup", "ino", "upper", "low", "children", "dead",
-        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use",
+        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use", "shown_as",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +97,7 @@ class DirNode:
         self.subdirs = -1  # visible subdirectories of a merged directory; -1: not counted
         self.wasted = 0  # system calls that knowing up_names would have saved
         self.cached_use = False  # belongs to the name cache
+        self.shown_as: Stat | None = None  # what it was before a copy-up changed it on disk; None after a user's change
 
     def remembered(self) -> int:
         """How many names are remembered."""

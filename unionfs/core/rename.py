@@ -277,6 +277,7 @@ def _relocate(
     if isinstance(node, DirNode):
         assert node.upper is not None
         node.parent, node.name = new_parent, new_name
+        node.shown_as = None
         node.upper.parent, node.upper.name = new_up, new_name
         return
     if node.home is up and node.leaf == name:

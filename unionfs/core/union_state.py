@@ -280,9 +280,14 @@ class UnionState:
                 raise
 
     def attrs(self, node: Node, st: Stat) -> Attrs:
-        """The node's attributes as users see them, given `st` from its branch."""
+        """The node's attributes as users see them, given `st` from its branch.
+
+        A copy-up moves the ctime of the directories it touches, and may change their size: what users saw before stays
+        true until they change something there themselves, or the kernel forgets the directory.
+        """
         if self.watcher is not None:
             self.watcher.told(node, st)
+        before: Any = st
         if isinstance(node, FileNode):
             lower = not node.home.branch.writable
             nlink = st.st_nlink if node.links is None else self._nlink(node, st)
@@ -291,6 +296,8 @@ class UnionState:
         else:
             lower = node.upper is None
             nlink = 0 if node.dead else self._dir_nlink(node, st)
+            if node.shown_as is not None:
+                before = node.shown_as
         same: Any = st  # whose values are passed on as they are: of an int, compiled code would make one of its own
         uid, gid = same.st_uid, same.st_gid
         if lower and self.overflow_ids is not None:
@@ -298,8 +305,8 @@ class UnionState:
         if self.owners is not None:
             uid, gid = self.owners.users.shown(uid), self.owners.groups.shown(gid)
         return make(Attrs, (
-            node.ino, same.st_mode, nlink, uid, gid, same.st_rdev, same.st_size, same.st_blocks, same.st_blksize,
-            same.st_atime_ns, same.st_mtime_ns, same.st_ctime_ns,
+            node.ino, same.st_mode, nlink, uid, gid, same.st_rdev, before.st_size, before.st_blocks, same.st_blksize,
+            same.st_atime_ns, same.st_mtime_ns, before.st_ctime_ns,
         ))  # fmt: skip
 
     def _nlink(self, node: FileNode, st: Stat) -> int:
