@@ -8,17 +8,17 @@ from collections.abc import Callable
 import pytest
 
 from tests.core.conftest import MakeStack
-from tests.core.onunion import OnUnion
+from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import Attrs
 
-COPY_UPS: dict[str, Callable[[OnUnion], object]] = {
+COPY_UPS: dict[str, Callable[[UnionDriver], object]] = {
     "a new file below": lambda u: u.create("d/e/s/new"),
     "a file below changed": lambda u: u.chmod("d/e/s/f", 0o600),
     "a file in it changed": lambda u: u.chmod("d/g", 0o600),
     "a directory in it changed": lambda u: u.chmod("d/e", 0o700),
     "a file in it written": lambda u: u.write("d/g", 0, b"X"),
 }
-CHANGES: dict[str, Callable[[OnUnion], object]] = {
+CHANGES: dict[str, Callable[[UnionDriver], object]] = {
     "a new name": lambda u: u.mkdir("d/new"),
     "a name removed": lambda u: u.unlink("d/g"),
     "its mode": lambda u: u.chmod("d", 0o700),
@@ -27,7 +27,7 @@ CHANGES: dict[str, Callable[[OnUnion], object]] = {
 }
 
 
-def told(union: OnUnion, path: str) -> Attrs:
+def told(union: UnionDriver, path: str) -> Attrs:
     return union.stat(path)._replace(atime_ns=0)
 
 
