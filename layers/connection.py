@@ -141,12 +141,11 @@ class _Routes:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._host = address(endpoint).raw_host.decode("ascii")
         self._context: dict[bool, ssl.SSLContext] = {}
         self._pools: dict[tuple[str | None, bool], httpx.AsyncHTTPTransport] = {}
 
     async def ask(self, request: httpx.Request) -> httpx.Response:
-        own = may_have_client_certificate(origin(request.url), self._host)
+        own = may_have_client_certificate(origin(request.url), origin(address(self._endpoint)).host)
         proxy = proxies.proxy_for(request.url, os.environ)
         pool = self._pools.get((proxy, own))
         if pool is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -55,7 +56,9 @@ def _answered(url: httpx.URL, shown: str) -> Iterator[httpx.Response]:
 
 def _client(url: httpx.URL, shown: str) -> httpx.Client:
     try:
-        return httpx.Client(timeout=_TIMEOUT_S, trust_env=False, proxy=proxies.proxy_for(url, os.environ))
+        proxy = proxies.proxy_for(url, os.environ)
+        # The machine's authorities, as for registries; httpx has its own.
+        return httpx.Client(timeout=_TIMEOUT_S, trust_env=False, proxy=proxy, verify=ssl.create_default_context())
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise LayerError("fetching a file", shown, f"the proxy: {error}") from None
 

@@ -194,15 +194,16 @@ async def listed(session: Session, path: str, key: str, scope: str) -> AsyncIter
     """The items of a list that comes in pages (distribution specification, "Listing Tags")."""
     url = f"{path}?n={_PAGE}"
     seen: set[str] = set()
+    shown = f"{session.endpoint.registry}/{path.removeprefix('/v2/')}"
     while url not in seen:
         if len(seen) >= _PAGES_MAX:
-            raise RegistryError("listing", path, f"more than {_PAGES_MAX} pages")
+            raise RegistryError("listing", shown, f"more than {_PAGES_MAX} pages")
         seen.add(url)
         answer = await session.request("GET", url, scope=scope, limit=MAX_MANIFEST)
-        session.expect(answer, "listing", path.removeprefix("/v2/"), 200)
+        session.expect(answer, "listing", shown, 200)
         items = manifests.load_json(answer.content, "reading a list").get(key) or []
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise Refused("reading a list", path, f"{key} is not a list of texts")
+            raise Refused("reading a list", shown, f"{key} is not a list of texts")
         for item in items:
             yield item
         following = answer.links.get("next", {}).get("url")

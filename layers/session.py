@@ -91,7 +91,8 @@ class Session:
                 async for chunk in answer.aiter_bytes():
                     data += chunk
                     if len(data) > limit:
-                        raise RegistryError("asking a registry", path, f"the answer is larger than {limit} bytes")
+                        why = f"the answer to {path} is larger than {limit} bytes"
+                        raise RegistryError("asking a registry", self.endpoint.host, why)
             except httpx.HTTPError as error:
                 raise broken(self.endpoint.host, error) from None
         answer._content = bytes(data)  # as aread() does
@@ -201,9 +202,9 @@ class Session:
             return base
 
     def host_of(self, answer: httpx.Response) -> str:
-        """Who gave an answer, in words."""
+        """The host that gave an answer, in words."""
         given = origin(answer.url)
-        return "the registry" if self._is_own(given) else f"{given}, where the registry sends us,"
+        return str(given) if self._is_own(given) else f"{given}, where the registry sends us,"
 
     def _is_own(self, given: Origin) -> bool:
         return self._base is None or given == origin(self._base)

@@ -16,6 +16,7 @@ import trio
 
 from layers import challenge, image, proxies
 from layers.credentials import Credentials
+from layers.endpoints import Wishes
 from layers.errors import AuthError, LayerError, Refused, RegistryError
 from layers.image import Remote
 from layers.registry import Registry
@@ -267,11 +268,11 @@ def test_a_registry_that_loses_an_upload_in_the_middle_each_time_is_given_up(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("layers.image._TRANSFERS", 1)
-    monkeypatch.setitem(CHUNKS, "chunk", 100)
+    monkeypatch.setitem(CHUNKS, "chunk", 50)
 
     def change(request: Request) -> Answer | None:
         key = path_of(request).rpartition("/")[2]
-        if request.method == "PATCH" and len(place.registry.uploads.get(key, b"")) >= 200:
+        if request.method == "PATCH" and len(place.registry.uploads.get(key, b"")) >= 100:
             place.registry.uploads.pop(key)
             return Answer(404, {})
         return None
@@ -481,10 +482,20 @@ def test_a_challenge_that_can_be_answered_is(place: Place, text: str, has_creden
 
 
 def test_a_failure_names_the_registry(place: Place) -> None:
-    with pytest.raises(
-        LayerError, match=rf"pulling failed: {place.registry.host}/nothing:1: the registry answered 404"
-    ):
-        trio.run(functools.partial(image.pull, place.store, f"{place.registry.host}/nothing:1", remote=place.remote()))
+    host = place.registry.host
+    name = f"{host}/nothing:1"
+    with pytest.raises(LayerError, match=f"pulling failed: {name}: {host} answered 404"):
+        trio.run(functools.partial(image.pull, place.store, name, remote=place.remote()))
+    with pytest.raises(LayerError, match=f"listing failed: {host}/nothing/tags/list: {host} answered 404"):
+        trio.run(image.tags, name, place.remote())
+    with pytest.raises(RegistryError, match=r"a{64}\.test: its host is no name"):
+        trio.run(functools.partial(image.pull, place.store, f"{'a' * 64}.test/x:1", remote=place.remote()))
+
+
+def test_a_mirror_whose_name_cannot_be_one_is_passed_over(place: Place) -> None:
+    place.registry.add(place.layout, "a/b", "1")
+    remote = Remote(Wishes(mirrors=("a" * 64, "127.0.0.1:99999")), pause_s=0.001)
+    assert trio.run(functools.partial(image.pull, place.store, f"{place.registry.host}/a/b:1", remote=remote)).new
 
 
 def test_a_failure_elsewhere_names_that_host(place: Place) -> None:
