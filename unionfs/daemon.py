@@ -1,10 +1,10 @@
-"""The process that serves a union: options become a core and a mount, then a transport serves until it is unmounted.
+"""The daemon: open a union, mount it, and serve it through a transport until it is unmounted.
 
-Knows the core's door and the transports by name. Does not know command lines; prints nothing and raises StartError.
+Knows `core.union` and the transports by name. Does not know command lines; prints nothing and raises StartError.
 
-The order matters: branches are opened and checked first, then the mount is made, then the caller is told, and only then
-the transport is imported: requests wait in the kernel until it answers them. What else is to be done at the start are
-the transport's start-up tasks, which it runs when no request waits.
+Order: branches are opened and checked, the mount is made, the caller gets the pid, and only then the transport is
+imported: requests wait in the kernel until it answers them. All other work of the start is done by the transport later,
+as its `startup_tasks`, when no request waits.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.entry", "pyfuse3": "unionfs.
 DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
-_EXTRAS: Final = ("pyfuse3",)  # modules that are not in the base install, and the extras of the same names
+_EXTRAS: Final = ("pyfuse3",)  # modules outside of the base install; each is in the extra of the same name
 _UPPER_IN_USE: Final = (
-    "another live daemon uses the same upper directory: each may be confused by changes of the other "
+    "another running daemon uses the same upper directory: each may miss changes of the other "
     "unless both are mounted with --watch"
 )
 
@@ -56,8 +56,8 @@ Warn = Callable[[str], None]
 
 
 class StartError(Exception):
-    """The union could not be mounted; nothing is left mounted. `str()` is a sentence for users, `hint` what to do,
-    `code` the nearest errno (0: none)."""
+    """The union could not be mounted; nothing is left mounted. `str()` is the message for users, `hint` says what to
+    do, `code` is the nearest errno (0: none)."""
 
     def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message)
@@ -67,32 +67,32 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
-    """Everything a daemon is told. Immutable. Paths must be absolute: the daemon leaves the caller's directory."""
+    """The options of a daemon. Immutable. Paths must be absolute: the daemon leaves the caller's working directory."""
 
     union: Options
-    mountpoint: str  # or /dev/fd/N, a descriptor mounted by somebody else
+    mountpoint: str  # or /dev/fd/N, a descriptor of /dev/fuse that another program has mounted
     transport: str = DEFAULT_TRANSPORT
     mount: MountOptions = field(default_factory=MountOptions)
     serve: ServeOptions = field(default_factory=ServeOptions)
     may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
-    watch: bool = False  # notice changes that others make to the branches
-    exclusive: bool = False  # refuse an upper that another live union has for writing, instead of warning
+    watch: bool = False  # notice changes to the branches that are made outside of the union
+    exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
-    lifeline_fd: int | None = None  # the daemon leaves at its end of file
+    lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
 
 
 def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
     """Mount in a new process that outlives this one, and return its pid as soon as the mount can be used.
 
-    The process belongs to nobody: a session of its own, the root as directory, no descriptor but what `options` names.
+    The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
     Raises: StartError.
     """
     read_fd, write_fd = map(_above_stdio, os.pipe())
     child = os.fork()
     if child == 0:
         os.close(read_fd)
-        _in_child(options, _Report(write_fd))
+        _run_daemon(options, _Report(write_fd))
     os.close(write_fd)
     with open(read_fd, "rb") as pipe:
         report = os.fsdecode(pipe.read())
@@ -107,11 +107,11 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
     if verdict == "failed":
         sentence, hint, code = fields
         raise StartError(sentence, hint, int(code))
-    raise StartError("the daemon ended before it was ready", "try --foreground --debug")
+    raise StartError("the daemon ended before it was ready", "run it with --foreground --debug to see why")
 
 
 def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
-    """Mount and serve in this process until the union is unmounted or a signal says to leave (fuse.shutdown).
+    """Mount and serve in this process until the union is unmounted or a signal ends it (fuse.shutdown).
 
     Precondition: this is the only thread. Raises: StartError.
     """
@@ -119,40 +119,40 @@ def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
 
 
 class _Report:
-    """The daemon's message to its starter: NUL-separated `ready, pid, warning` or `failed, message, hint, errno`."""
+    """Sends the daemon's start report: NUL-separated `ready, pid, warning` or `failed, message, hint, errno`."""
 
     def __init__(self, fd: int) -> None:
         self.fd: int | None = fd  # set once, to None, by `send`
 
     def send(self, *fields: str) -> None:
-        """Send `fields`, if nothing was sent yet. BrokenPipeError when the starter has gone."""
+        """Send `fields`, unless a report was sent already. Raises: BrokenPipeError when the starter has ended."""
         if self.fd is not None:
             fd, self.fd = self.fd, None
             with open(fd, "wb", buffering=0) as pipe:
                 pipe.write(os.fsencode("\0".join(fields)))
 
 
-def _in_child(options: DaemonOptions, report: _Report) -> NoReturn:
-    """The life of the daemon process, from the fork to its exit."""
+def _run_daemon(options: DaemonOptions, report: _Report) -> NoReturn:
+    """Run the daemon in the forked child: detach, serve, exit."""
     status = 1
     try:
         os.setsid()
         if os.fork() != 0:
-            os._exit(0)  # the daemon is nobody's child: its starter has nothing to reap
-        _let_go(options, report)
+            os._exit(0)  # the daemon is reparented, so that its starter need not reap it
+        _detach(options, report)
         _serve(options, lambda warning: report.send("ready", str(os.getpid()), warning))
         status = 0
     except StartError as error:
         report.send("failed", str(error), error.hint, str(error.code))
-    except BaseException as bug:  # noqa: BLE001 - somebody may be waiting to hear of it
+    except BaseException as bug:  # noqa: BLE001 - the starter may wait for a report
         report.send("failed", f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where", "0")
         _logger().exception("the daemon ends because of a bug")
     finally:
         os._exit(status)
 
 
-def _let_go(options: DaemonOptions, report: _Report) -> None:
-    """Drop whatever ties this process to its starter."""
+def _detach(options: DaemonOptions, report: _Report) -> None:
+    """Detach this process from its starter: umask, descriptors, signal dispositions."""
     os.umask(0)
     keep = {report.fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
     if options.debug and options.log is None:
@@ -176,7 +176,7 @@ def _let_go(options: DaemonOptions, report: _Report) -> None:
 
 
 def _above_stdio(fd: int) -> int:
-    """`fd`, moved out of the way of descriptors 0 to 2 in case the caller had closed them."""
+    """Return `fd`, duplicated above 2 if it is one of 0 to 2, which happens when the caller has closed them."""
     if fd >= _FIRST_AFTER_STDIO:
         return fd
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_AFTER_STDIO)
@@ -192,7 +192,7 @@ def _open_log(path: str) -> int:
 
 
 def _serve(options: DaemonOptions, ready: Warn) -> None:
-    """Open, mount, tell `ready` (with a warning or ""), serve, tidy up."""
+    """Open and mount the union, call `ready` with a warning or "", serve, close."""
     _check_transport(options.transport)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -252,7 +252,7 @@ def _mount_and_serve(
     serving = False
     try:
         os.chdir("/")
-        traffic = _begin(options, fd)
+        traffic = _negotiate(options, fd)
         if mounted.connection is not None:
             mounting.read_far_ahead(mounted.connection)
         union.learn_mounts()
@@ -264,16 +264,16 @@ def _mount_and_serve(
         if will is not None:
             will.entrust()
         departure.listen(mounted, options.lifeline_fd)
-        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # what is it doing? And SIGUSR1 no longer kills
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
         startup_tasks: list[Callable[[], object]] = []
         if options.debug:
-            _start_logging(debug=True)  # every request is to be seen
+            _start_logging(debug=True)  # from the first request on
         else:
             startup_tasks.append(partial(_start_logging, debug=False))
         if control_fd is not None and mounted.connection is not None:
-            about = partial(_reporter, union, traffic, options.transport, mountpoint)
-            startup_tasks.append(partial(_listen, about, control_fd, mounted.connection))
-        startup_tasks.append(_spare_collections)
+            make_reporter = partial(_reporter, union, traffic, options.transport, mountpoint)
+            startup_tasks.append(partial(_listen, make_reporter, control_fd, mounted.connection))
+        startup_tasks.append(_tune_garbage_collection)
         transport = import_module(TRANSPORTS[options.transport])
         serving = True
         transport.serve(
@@ -282,16 +282,16 @@ def _mount_and_serve(
     except BaseException:
         if departure.has_interrupted:
             return
-        if not serving:  # else the transport has closed it
+        if not serving:  # a transport closes it itself
             os.close(fd)
-        mounted.unmount()  # needs no answers from us, since the connection ended with its descriptor
+        mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
         raise
     finally:
         departure.over()
 
 
-def _begin(options: DaemonOptions, fd: int) -> Traffic:
-    """What must be known before anybody is told that the mount can be used: whether the transport can serve it."""
+def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
+    """Negotiate the protocol with the kernel. Done before the mount is reported as ready, so that it may fail."""
     if options.transport != "kernel":
         return Tally()
     from unionfs.fuse.kernel.device import Gone
@@ -303,23 +303,23 @@ def _begin(options: DaemonOptions, fd: int) -> Traffic:
     except OSError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
     except Gone:
-        raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before it could be used") from None
+        raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before the daemon was ready") from None
 
 
 def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -> Reporter:
-    """Who tells others how it goes (`unionfs stats`). Late, because importing sockets and JSON takes its time."""
+    """Make the Reporter, which answers `unionfs stats`. Called late: importing sockets and JSON takes time."""
     from unionfs.fuse.reporting import Reporter
 
     return Reporter(union, traffic, transport, mountpoint)
 
 
-def _listen(about: Callable[[], Reporter], control_fd: int, connection: int) -> None:
-    about().listen(control_fd, connection)
+def _listen(make_reporter: Callable[[], Reporter], control_fd: int, connection: int) -> None:
+    make_reporter().listen(control_fd, connection)
 
 
-def _spare_collections() -> None:
-    """Let Python look for garbage in cycles seldom: nodes, which are many and live long, are let go one by one, and
-    each look would visit all of them."""
+def _tune_garbage_collection() -> None:
+    """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, live long, and are freed
+    by reference counts."""
     import gc
 
     gc.collect()
@@ -328,7 +328,7 @@ def _spare_collections() -> None:
 
 
 def _start_logging(debug: bool) -> None:
-    """Log to stderr from here on. Late, because importing the logging module takes as long as mounting."""
+    """Log to stderr from now on. Called late: importing the logging module takes as long as mounting."""
     from unionfs import log_lines
 
     log_lines.start(debug=debug)
@@ -341,13 +341,13 @@ def _logger() -> Logger:
 
 
 def _check_transport(name: str) -> None:
-    """Refuse a transport that cannot be imported while the caller still waits for an answer.
+    """Check that the transport can be imported, while the caller still waits for the report.
 
-    The default one is only looked for, since importing it takes longer than mounting; a transport out of an extra is
-    imported: its libraries may be missing, too. Raises: StartError.
+    The default transport is only looked up, since importing it takes longer than mounting. One from an extra is
+    imported, since its libraries may be missing, too. Raises: StartError.
     """
     if name not in TRANSPORTS:
-        raise StartError(f"there is no transport {name!r}", f"there are: {', '.join(TRANSPORTS)}")
+        raise StartError(f"unknown transport {name!r}", f"choose one of {', '.join(TRANSPORTS)}")
     for module in (*_NEEDED[name], TRANSPORTS[name]):
         try:
             found = find_spec(module)
@@ -363,7 +363,7 @@ def _check_transport(name: str) -> None:
 
 
 def _show_in_process_list(connection: int | None) -> None:
-    """Name this process after its FUSE connection, so that `unionfs umount` finds it and people tell it from others."""
+    """Name this process after its FUSE connection, so that `unionfs umount` finds it and `ps` shows which one it is."""
     if connection is not None:
         with suppress(OSError), open("/proc/self/comm", "w") as comm:
             comm.write(mounting.process_name(connection))

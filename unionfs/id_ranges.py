@@ -1,6 +1,6 @@
-"""Ranges of user or group ids that are other ids elsewhere: the lines of a uid_map or gid_map (user_namespaces(7)).
+"""Translate user and group ids with ranges, as the lines of a uid_map or gid_map do (user_namespaces(7)). Pure.
 
-Pure. Used for user namespaces, and for owners that a union shows as other owners.
+Used for user namespaces, and for unions that show owners under other ids.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 OVERFLOW: Final = 65534
-"""Stands for an id that no range has (/proc/sys/kernel/overflowuid)."""
+"""Replaces an id that is in no range (/proc/sys/kernel/overflowuid)."""
 
 
 class IdRange(NamedTuple):
-    """The `length` ids from `inside` on are, seen from outside, those from `outside` on."""
+    """`length` consecutive ids: the id `inside` + N inside is the id `outside` + N outside."""
 
     inside: int
     outside: int
@@ -20,11 +20,11 @@ class IdRange(NamedTuple):
 
 
 IdRanges = tuple[IdRange, ...]
-"""One kind of id, users' or groups'. Where ranges overlap, the first counts."""
+"""The ranges of user ids or of group ids. Where ranges overlap, the first one counts."""
 
 
 def to_inside(ranges: IdRanges, number: int) -> int | None:
-    """The id inside for an id outside; None if no range has it."""
+    """Translate an id outside to the id inside; None if no range has it."""
     for inside, outside, length in ranges:
         if outside <= number < outside + length:
             return inside + number - outside
@@ -32,7 +32,7 @@ def to_inside(ranges: IdRanges, number: int) -> int | None:
 
 
 def to_outside(ranges: IdRanges, number: int) -> int | None:
-    """The id outside for an id inside; None if no range has it."""
+    """Translate an id inside to the id outside; None if no range has it."""
     for inside, outside, length in ranges:
         if inside <= number < inside + length:
             return outside + number - inside

@@ -1,7 +1,7 @@
-"""The marks that say "hidden from here down": whiteouts, opaque directories, redirects, in every dialect that is
-read; and overrides, which say what a file should be where it cannot be that on disk.
+"""Names and encodings of marks in every supported dialect: whiteouts, opaque directories, redirects, and overrides.
 
-Pure names and values; imports nothing of ours and touches no file. The I/O side is `core.marks`.
+An override holds the owner, mode and type that a file has in the union where the branch cannot store them. Pure names
+and values; imports no other module of the project and touches no file. `core.marks` reads and writes the marks.
 
 Sources: OCI image specification, layer.md ("Whiteouts"); AUFS (`.wh.` names); Linux
 Documentation/filesystems/overlayfs.rst ("whiteouts and opaque directories", "Nesting overlayfs mounts",
@@ -16,33 +16,34 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
 NAME_MAX: Final = 255
-"""Longest file name in bytes (limits.h). The kernel may hand longer ones to a FUSE daemon."""
+"""Longest file name in bytes (limits.h). The kernel may send longer ones to a FUSE daemon."""
 
 WHITEOUT_PREFIX: Final = b".wh."
-"""`.wh.NAME` hides NAME in every branch beneath. Every name with this prefix is reserved and never shown."""
+"""`.wh.NAME` hides NAME in all branches below. Names with this prefix are reserved and never shown."""
 
 OPAQUE_NAME: Final = b".wh..wh..opq"
-"""A file of this name in a directory: nothing beneath this directory shows through."""
+"""A file of this name makes its directory opaque: directories below it are not merged with it."""
 
 OPAQUE_XATTRS: Final = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
-"""Extended attributes that mark an opaque directory with value `y`; the value `x` only says that the directory may hold
-whiteouts of the extended-attribute form."""
+"""Extended attributes that mark an opaque directory with the value `y`. The value `x` only announces that the directory
+may contain WHITEOUT_XATTRS."""
 
 REDIRECT_XATTRS: Final = ("trusted.overlay.redirect", "user.overlay.redirect")
-"""On a directory: where its lower content is: `/path` from the root of the branches beneath, or a sibling's name."""
+"""On a directory: the location of its lower content, as `/path` from the root of the lower branches or as the name of
+a sibling."""
 
 WHITEOUT_XATTRS: Final = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 """On an empty regular file in a directory whose opaque attribute is `x`: a whiteout of the file's own name."""
 
 METACOPY_XATTRS: Final = ("trusted.overlay.metacopy", "user.overlay.metacopy")
-"""On a regular file: only the attributes are here, the data are in a branch beneath."""
+"""On a regular file: this file has the attributes only, the data are in a branch below."""
 
 ORIGIN_XATTR: Final = "user.unionfs.origin"
 """On a copied-up file or directory: the lower object it came from, as `FSID-INO` in hexadecimal (see core.inodes)."""
 
 OVERRIDE_XATTR: Final = "user.containers.override_stat"
-"""What a file should be: owner, mode, type, device. As containers/storage and fuse-overlayfs (xattr_permissions=2) keep
-it."""
+"""Owner, mode, type and device that a file has in the union, as containers/storage and fuse-overlayfs
+(xattr_permissions=2) store them."""
 
 OVERRIDE_OLD_XATTR: Final = "user.fuseoverlayfs.override_stat"
 """The same, as fuse-overlayfs before 1.12 wrote it."""
@@ -51,17 +52,19 @@ OVERRIDE_PRIVILEGED_XATTR: Final = "security.fuseoverlayfs.override_stat"
 """The same, where only privileged users may write it (xattr_permissions=1)."""
 
 OVERRIDE_PREFIX: Final = "user.containers.override_"
-"""Before the name of an attribute that users set and that cannot be, or must not be, the file's own (`set_aside`)."""
+"""Prefix under which users' attributes are stored that the branch cannot store, or must not, by their own names
+(`set_aside`)."""
 
 OWNER_XATTR: Final = b"security.unionfs.owner"
-"""Of a union that shows all files as one user's but keeps their owners: `UID:GID` as kept; setting it is chown(2)."""
+"""In a union that shows one owner for all files but stores the real ones: `UID:GID` as stored; setting it changes the
+stored owner, as chown(2)."""
 
 DEVICE_XATTR: Final = b"security.unionfs.device"
-"""Setting it on a directory of such a union makes a device there, as mknod(2): `UID:GID:MODE:TYPE/NAME`."""
+"""Setting it on a directory of such a union makes a device in it, as mknod(2): `UID:GID:MODE:TYPE/NAME`."""
 
 IDENTITY_LIMIT: Final = 10
-"""RLIMIT_LOCKS (getrlimit(2): "not used since Linux 2.4"): its soft value says whom a process of such a union takes
-itself to be (`pack_identity`). It is inherited and kept as an identity is, and the supervisor can set it."""
+"""RLIMIT_LOCKS (getrlimit(2): "not used since Linux 2.4"). With one id, its soft value encodes the emulated
+uid and gid of a process (`pack_identity`): it is inherited as ids are, and the supervisor can set it."""
 
 PRIVATE_PREFIXES: Final = (
     "user.unionfs.",
@@ -73,21 +76,21 @@ PRIVATE_PREFIXES: Final = (
     "security.fuseoverlayfs.",
     "security.unionfs.",
 )
-"""Extended attributes with these prefixes belong to the union itself and are never shown or set through it."""
+"""Prefixes of extended attributes that belong to the union itself and are never shown or set through it."""
 
 
 def is_reserved(name: bytes) -> bool:
-    """Whether `name` may only be used for marks."""
+    """Whether `name` is reserved for marks."""
     return name.startswith(WHITEOUT_PREFIX)
 
 
 def whiteout_name(name: bytes) -> bytes | None:
-    """The AUFS whiteout of `name`, or None when it would be longer than NAME_MAX."""
+    """Return the AUFS whiteout of `name`, or None if that would be longer than NAME_MAX."""
     return WHITEOUT_PREFIX + name if len(name) <= NAME_MAX - len(WHITEOUT_PREFIX) else None
 
 
 def hidden_name(mark: bytes) -> bytes | None:
-    """The name that the AUFS whiteout `mark` hides; None for the nameless `.wh.` and for `.wh..wh.*`, which hide
+    """Return the name that the AUFS whiteout `mark` hides; None for the bare `.wh.` and for `.wh..wh.*`, which hide
     nothing.
 
     Preconditions: `is_reserved(mark)`.
@@ -96,7 +99,7 @@ def hidden_name(mark: bytes) -> bytes | None:
     return name if name and not name.startswith(WHITEOUT_PREFIX) else None
 
 
-class _Looked(Protocol):
+class _StatResult(Protocol):
     """The parts of os.stat_result that are needed here."""
 
     @property
@@ -106,19 +109,18 @@ class _Looked(Protocol):
     def st_rdev(self) -> int: ...
 
 
-def is_whiteout_device(st: _Looked) -> bool:
+def is_whiteout_device(st: _StatResult) -> bool:
     """Whether `st` is overlayfs's whiteout, a character device 0:0."""
     return st.st_rdev == 0 and stat.S_ISCHR(st.st_mode)
 
 
 def is_private_xattr(name: str) -> bool:
-    """Whether the extended attribute belongs to the union itself."""
+    """Whether the extended attribute `name` belongs to the union itself."""
     return name.startswith(PRIVATE_PREFIXES)
 
 
 def redirect_components(value: bytes) -> tuple[bytes, ...] | None:
-    """The names of an absolute redirect, from the root down; None when `value` is a sibling's name or not a sane
-    path."""
+    """Return the path components of an absolute redirect, from the root down; None when `value` is a sibling's name."""
     if not value.startswith(b"/"):
         return None
     return tuple(part for part in value.split(b"/") if part)
@@ -140,7 +142,7 @@ def is_sane_redirect(value: bytes) -> bool:
 
 
 def sane_redirect(xattrs: Mapping[str, bytes]) -> bytes | None:
-    """The redirect among the attributes of a directory or metacopy file; None if it has none that may be followed."""
+    """Return the redirect among the attributes of a directory or metacopy file; None if there is no valid one."""
     for name in REDIRECT_XATTRS:
         value = xattrs.get(name)
         if value is not None and is_sane_redirect(value):
@@ -167,7 +169,7 @@ _KINDS: Final = {name: kind for kind, name in _TYPES.items()} | {b"block": stat.
 
 
 class Override(NamedTuple):
-    """What a file should be. `kind` holds S_IFMT bits, 0 when it is what it seems; `device` is for devices."""
+    """Attributes of a file in the union. `kind` has S_IFMT bits, 0: the type on disk; `device` is (major, minor)."""
 
     uid: int
     gid: int
@@ -177,7 +179,7 @@ class Override(NamedTuple):
 
 
 def write_override(override: Override) -> bytes:
-    """The attribute's value."""
+    """Encode an override as the value of OVERRIDE_XATTR."""
     kind = _TYPES.get(override.kind, b"file")
     if override.kind in (stat.S_IFBLK, stat.S_IFCHR):
         kind = b"%s-%d-%d" % (b"block" if override.kind == stat.S_IFBLK else b"char", *override.device)
@@ -185,9 +187,9 @@ def write_override(override: Override) -> bytes:
 
 
 def read_override(value: bytes) -> Override | None:
-    """What the attribute says; None when it is malformed.
+    """Decode the value of OVERRIDE_XATTR; None when it is malformed.
 
-    Also what peers write: the type within the mode and an id of -1 (fuse-overlayfs 1.10), a device as `block8:0` (2.0).
+    Accepts variants: the type within the mode and an id of -1 (fuse-overlayfs 1.10), a device as `block8:0` (2.0).
     """
     match = _SHAPE.fullmatch(value)
     if match is None:
@@ -204,15 +206,17 @@ def read_override(value: bytes) -> Override | None:
 
 
 def set_aside(name: str) -> str | None:
-    """Under which name a branch with overrides keeps an attribute `name` of users that would have a meaning on the
-    branch itself, or that our user may not set; None for one that is kept as it is."""
+    """Return the name under which a branch with overrides stores the users' attribute `name`; None: its own name.
+
+    Attributes are renamed if they would take effect on the branch itself, or if our user may not set them.
+    """
     if name.startswith((*PRIVATE_PREFIXES, "security.", "system.posix_acl_")):
         return OVERRIDE_PREFIX + name
     return None
 
 
 def shown_xattr(name: str) -> str | None:
-    """What users call the attribute that a branch with overrides has as `name`; None when they do not see it."""
+    """Return the name that users see for the attribute `name` of a branch with overrides; None if it is hidden."""
     if name.startswith(OVERRIDE_PREFIX) and name != OVERRIDE_XATTR:
         return name.removeprefix(OVERRIDE_PREFIX)
     return None if is_private_xattr(name) else name
@@ -220,19 +224,19 @@ def shown_xattr(name: str) -> str | None:
 
 _IDENTITY: Final = 1 << 62
 _ID_BITS: Final = 31
-_NOBODY_SET_IT: Final = -1  # RLIM_INFINITY
+_UNSET: Final = -1  # RLIM_INFINITY
 
 
 def pack_identity(uid: int, gid: int) -> int:
-    """Whom the files that a process makes belong to, as one number that a resource limit can hold."""
+    """Encode the owner of files that a process creates as one value of a resource limit."""
     if (uid, gid) == (0, 0):
-        return _NOBODY_SET_IT
+        return _UNSET
     uid, gid = (number if number >> _ID_BITS == 0 else _OVERFLOW for number in (uid, gid))
     return _IDENTITY | uid << _ID_BITS | gid
 
 
 def unpack_identity(limit: int) -> tuple[int, int]:
-    """What `pack_identity` packed; root for any other number."""
+    """Decode a value of `pack_identity`; any other value means root."""
     if limit < _IDENTITY:
         return 0, 0
     return limit >> _ID_BITS & ((1 << _ID_BITS) - 1), limit & ((1 << _ID_BITS) - 1)

@@ -31,13 +31,13 @@ def _packed(acl: bytes, entries: list[list[int]]) -> bytes:
 
 
 def _shifts(entries: list[list[int]]) -> dict[int, int]:
-    """Tag -> where its permissions are in a mode: the group's bits are the mask's, if there is one."""
+    """Return tag -> shift of its permission bits in a mode. If there is a mask, it has the bits of the group class."""
     has_mask = any(entry[0] == _MASK for entry in entries)
     return {_USER_OBJ: 6, _OTHER: 0, (_MASK if has_mask else _GROUP_OBJ): 3}
 
 
 def check(acl: bytes) -> None:
-    """Refuse what is no ACL, as a filesystem that keeps it itself does: EOPNOTSUPP for an unknown form, EINVAL."""
+    """Refuse an invalid ACL, as the kernel's filesystems do. Raises: EOPNOTSUPP for an unknown version, EINVAL."""
     if len(acl) < _HEADER or int.from_bytes(acl[:_HEADER], "little") != _VERSION:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     entries = _entries(acl)
@@ -51,7 +51,7 @@ def check(acl: bytes) -> None:
 
 
 def apply_mode(default: bytes, mode: int) -> tuple[bytes, int]:
-    """The access ACL of a new object and its mode: each class keeps what both the default ACL and `mode` grant."""
+    """Return access ACL and mode of a new object: each class keeps what both the default ACL and `mode` grant."""
     entries = _entries(default)
     shift_of = _shifts(entries)
     kept = mode & ~0o777
@@ -64,7 +64,7 @@ def apply_mode(default: bytes, mode: int) -> tuple[bytes, int]:
 
 
 def with_mode(access: bytes, mode: int) -> bytes:
-    """The ACL after chmod(2)."""
+    """Return the access ACL as chmod(2) to `mode` leaves it."""
     entries = _entries(access)
     shift_of = _shifts(entries)
     for entry in entries:
@@ -75,7 +75,7 @@ def with_mode(access: bytes, mode: int) -> bytes:
 
 
 def mode_of(access: bytes, mode: int) -> int:
-    """The mode of an object that had `mode`, after it got this ACL."""
+    """Return the mode of an object that had `mode`, after the ACL `access` was set."""
     entries = _entries(access)
     shift_of = _shifts(entries)
     kept = mode & ~0o777
@@ -87,12 +87,12 @@ def mode_of(access: bytes, mode: int) -> int:
 
 
 def says_more(access: bytes) -> bool:
-    """Whether an ACL says what no mode can; else it is none (acl(5), "minimum ACLs")."""
+    """Whether an ACL has entries that a mode cannot express, unlike a minimal one (acl(5), "minimum ACLs")."""
     return any(entry[0] not in (_USER_OBJ, _GROUP_OBJ, _OTHER) for entry in _entries(access))
 
 
 def translated(acl: bytes, users: Callable[[int], int], groups: Callable[[int], int]) -> bytes:
-    """The same ACL with the ids of its users and groups changed."""
+    """Return the ACL with the ids of its user and group entries translated."""
     entries = _entries(acl)
     for entry in entries:
         if entry[0] == _USER:

@@ -414,7 +414,7 @@ def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place
     assert said.splitlines()[0] == f"transport {place.transport} cannot be used: no Python module trio"
     assert "pip install trio" in said
     assert mount_at(place.mountpoint) is None
-    assert place.user.run([*start, "x"]).stdout.splitlines()[0] == "there is no transport 'x'"
+    assert place.user.run([*start, "x"]).stdout.splitlines()[0] == "unknown transport 'x'"
 
 
 @pytest.mark.transport("pyfuse3")
@@ -443,7 +443,7 @@ def test_two_daemons_on_one_upper_both_mount_and_the_second_says_so(place: Place
     place.mount()
     with daemon_of(place.mountpoint):
         done = place.user.run(place.argv(mountpoint=second))
-        assert "unionfs: warning: another live daemon uses the same upper directory" in done.stderr
+        assert "unionfs: warning: another running daemon uses the same upper directory" in done.stderr
         with daemon_of(second) as daemon:
             assert len(place.litter()) == 2
             place.user.unionfs("umount", second)

@@ -259,14 +259,14 @@ def _refused(*words: str | Path) -> str:
 def test_what_cannot_be_served_is_told(snapshotter: Snapshotter, scratch: Path) -> None:
     other = scratch / "other"
     assert "required: --address" in _refused()
-    assert f"something listens at {snapshotter.address} already" in _refused(
+    assert f"another process listens at {snapshotter.address} already" in _refused(
         "--address", snapshotter.address, "--root", other
     )
     assert "in use by another snapshotter" in _refused("--address", scratch / "t.sock", "--root", snapshotter.root)
     (scratch / "file").write_text("mine")
     assert "is not a socket" in _refused("--address", scratch / "file", "--root", other)
     assert (scratch / "file").read_text() == "mine"
-    assert "longer than the 107 bytes" in _refused("--address", scratch / ("x" * 100), "--root", other)
+    assert "longer than 107 bytes" in _refused("--address", scratch / ("x" * 100), "--root", other)
     (other / "snapshots").mkdir(parents=True, exist_ok=True)
     (other / "snapshots.db").write_text("this is no database, whatever its name says" * 100)
     assert "file is not a database" in _refused("--address", scratch / "t.sock", "--root", other)

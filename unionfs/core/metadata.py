@@ -17,7 +17,7 @@ from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owners import OwnerTranslation
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files, statx
-from unionfs.syscalls.statx import Beyond
+from unionfs.syscalls.statx import ExtendedStat
 
 _NS = 1_000_000_000
 _AS_STORED = OwnerTranslation()
@@ -294,15 +294,15 @@ def _bring_up(tree: UnionState, node: Node) -> None:
         copyup.ensure(tree, node)
 
 
-def beyond_stat(node: Node) -> Beyond:
+def extended_stat(node: Node) -> ExtendedStat:
     """When the object that the node is now was born, and its attributes (statx(2)). A file that was copied up was born
     then, as with any copy."""
     if _is_sealed(node):
-        return Beyond(None, 0, 0)
+        return ExtendedStat(None, 0, 0)
     if isinstance(node, FileNode):
-        found = statx.beyond(node.home.fd(), node.leaf) if node.leaf else Beyond(None, 0, 0)
+        found = statx.extended_stat(node.home.fd(), node.leaf) if node.leaf else ExtendedStat(None, 0, 0)
     else:
-        found = statx.beyond(_place_of(node).fd(), b"")
+        found = statx.extended_stat(_place_of(node).fd(), b"")
     return found._replace(attributes=found.attributes & statx.ATTR_OF_FILES, known=found.known & statx.ATTR_OF_FILES)
 
 

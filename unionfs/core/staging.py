@@ -49,7 +49,7 @@ class Staging:
         """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
         self.branch = Branch(path, fds, writable=True)
         self.later: Later | None = None  # set once by Union.let_later; None: everything is done at once
-        self.upper_in_use = False  # set once: another live daemon works here
+        self.upper_in_use = False  # set once: another running daemon works here
         self._serial = 0
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
         root = self.branch.root

@@ -40,7 +40,7 @@ from unionfs.core.staging import Later
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
-from unionfs.syscalls.statx import Beyond
+from unionfs.syscalls.statx import ExtendedStat
 
 _AT_ONCE: Final = 256  # entries of a listing
 
@@ -81,7 +81,7 @@ class Union:
 
     @property
     def upper_in_use(self) -> bool:
-        """Whether another live daemon was using the upper's work directory when this one started."""
+        """Whether another running daemon was using the upper's work directory when this one started."""
         return self._tree.upper_in_use
 
     @property
@@ -352,9 +352,9 @@ class Union:
         return metadata.branch_path(self._tree, self._nodes.get(nodeid))
 
     @_as_owner
-    def beyond_stat(self, nodeid: int) -> Beyond:
+    def extended_stat(self, nodeid: int) -> ExtendedStat:
         """What statx(2) tells of a node beyond `getattr`: its birth, and attributes such as immutable."""
-        return metadata.beyond_stat(self._nodes.get(nodeid))
+        return metadata.extended_stat(self._nodes.get(nodeid))
 
     @_as_owner
     def setattr(self, nodeid: int, change: AttrChange) -> Attrs:

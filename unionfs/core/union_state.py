@@ -200,7 +200,7 @@ class UnionState:
 
     @property
     def upper_in_use(self) -> bool:
-        """Whether another live daemon uses the same work directory."""
+        """Whether another running daemon uses the same work directory."""
         return self._staging is not None and self._staging.upper_in_use
 
     def close(self) -> None:

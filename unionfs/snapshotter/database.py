@@ -1,6 +1,6 @@
-"""The record of snapshots in SQLite: names, parents, kinds, labels. One writer, durable when a transaction returns.
+"""The table of snapshots in SQLite: names, parents, kinds, labels. Transactions are durable when they return.
 
-Knows rows, not directories. Used by the threads of one process, each of which gets what the others have committed.
+Knows rows, not directories. Used by the threads of one process; each sees what the others have committed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CREATE TABLE label (
 PRAGMA user_version = {_VERSION};
 COMMIT;
 """
-# AUTOINCREMENT: a number that was committed once is never given out again, so no directory can get the wrong row.
+# AUTOINCREMENT: a committed number is never used again, so no directory can get the wrong row.
 
 _ROWS: Final = """
 SELECT s.id, s.name, coalesce(p.name, ''), s.kind, s.created_ns, s.updated_ns, s.size, s.inodes
@@ -65,7 +65,7 @@ WITH RECURSIVE above (id, depth) AS (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A snapshot as it is recorded. Immutable."""
+    """One snapshot: its row, labels included. Immutable."""
 
     id: int
     info: Info
@@ -73,33 +73,33 @@ class Row:
 
 
 class Database:
-    """The snapshots of one root."""
+    """The snapshots of one root directory."""
 
     def __init__(self, path: str) -> None:
-        """Raises: sqlite3.Error; SnapshotError if a later version wrote it."""
-        self._lock = threading.RLock()  # held by whoever uses the connection
+        """Open or create the database. Raises: sqlite3.Error; SnapshotError if it has another version."""
+        self._lock = threading.RLock()  # held while the connection is used
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._run("PRAGMA journal_mode = WAL")
-            self._run("PRAGMA synchronous = FULL")  # on the disk before anybody hears of it
+            self._run("PRAGMA synchronous = FULL")  # on the disk before the call is answered
             self._run("PRAGMA foreign_keys = ON")
             (version,) = self._run("PRAGMA user_version").fetchone()
             if version == 0:
                 self._connection.executescript(_SCHEMA)
             elif version != _VERSION:
-                raise SnapshotError(f"{path} is of version {version}, and this is made for {_VERSION}")
+                raise SnapshotError(f"{path} has version {version}, but this unionfs reads version {_VERSION}")
         except BaseException:
             self._connection.close()
             raise
 
     def close(self) -> None:
-        """Nothing may be asked after this."""
+        """Close the connection. No method may be called afterwards."""
         with self._lock:
             self._connection.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All changes inside happen, or none; nobody else reads or writes meanwhile. Not to be nested."""
+        """Run the block in one exclusive transaction: all of its changes are committed, or none. May not be nested."""
         with self._lock:
             self._run("BEGIN IMMEDIATE")
             try:
@@ -111,7 +111,7 @@ class Database:
                 raise
 
     def get(self, name: str) -> Row:
-        """Raises: NotFoundError."""
+        """Return the snapshot `name`. Raises: NotFoundError."""
         with self._lock:
             found = self._run(f"{_ROWS} WHERE s.name = ?", name).fetchone()
             if found is None:
@@ -119,24 +119,24 @@ class Database:
             return self._row(found)
 
     def all(self) -> list[Row]:
-        """Every snapshot, oldest first."""
+        """Return all snapshots, oldest first."""
         with self._lock:
             return [self._row(found) for found in self._run(f"{_ROWS} ORDER BY s.id").fetchall()]
 
     def numbers(self) -> set[int]:
-        """The numbers of all snapshots."""
+        """Return the numbers of all snapshots."""
         with self._lock:
             return {number for (number,) in self._run("SELECT id FROM snapshot")}
 
     def ancestors(self, number: int) -> list[int]:
-        """The numbers of a snapshot's parents, nearest first."""
+        """Return the numbers of a snapshot's ancestors, its parent first."""
         with self._lock:
             return [above for (above,) in self._run(_ANCESTORS, number)]
 
     def add(self, name: str, parent: str, kind: Kind, labels: Mapping[str, str], now_ns: int) -> int:
-        """Record a new snapshot; its number.
+        """Insert a new snapshot and return its number.
 
-        Raises: AlreadyExistsError, NotFoundError for the parent, InvalidArgumentError if that is not committed.
+        Raises: AlreadyExistsError, NotFoundError for the parent, InvalidArgumentError if the parent is not committed.
         """
         parent_number = None
         if parent:
@@ -152,7 +152,7 @@ class Database:
         return number
 
     def commit(self, key: str, name: str, labels: Mapping[str, str], usage: Usage, now_ns: int) -> None:
-        """Make an active snapshot a committed one of another name, with these labels and no others.
+        """Turn the active snapshot `key` into the committed snapshot `name`, with these labels and no others.
 
         Raises: AlreadyExistsError, NotFoundError, FailedPreconditionError if it is not active.
         """
@@ -167,19 +167,19 @@ class Database:
         self._set_labels(found.id, labels)
 
     def remove(self, name: str) -> int:
-        """Forget a snapshot; the number it had.
+        """Delete a snapshot and return its number.
 
-        Raises: NotFoundError, FailedPreconditionError if it is the parent of another one.
+        Raises: NotFoundError, FailedPreconditionError if it is the parent of another snapshot.
         """
         found = self.get(name)
         child = self._run("SELECT name FROM snapshot WHERE parent = ? LIMIT 1", found.id).fetchone()
         if child is not None:
-            raise FailedPreconditionError(f"snapshot {name} is the parent of others, of {child[0]} for one")
+            raise FailedPreconditionError(f"snapshot {name} has children, such as {child[0]}: remove them first")
         self._run("DELETE FROM snapshot WHERE id = ?", found.id)
         return found.id
 
     def relabel(self, number: int, labels: Mapping[str, str], now_ns: int) -> None:
-        """Give a snapshot these labels and no others."""
+        """Replace the labels of a snapshot."""
         self._run("UPDATE snapshot SET updated_ns = ? WHERE id = ?", now_ns, number)
         self._set_labels(number, labels)
 
@@ -188,7 +188,7 @@ class Database:
             raise AlreadyExistsError(f"snapshot {name} exists already")
 
     def _set_labels(self, number: int, labels: Mapping[str, str]) -> None:
-        """An empty value means no label, as in containerd's own record."""
+        """Replace the labels. An empty value means no label, as in containerd's own database."""
         self._run("DELETE FROM label WHERE snapshot = ?", number)
         for key, value in labels.items():
             if value:

@@ -1,4 +1,4 @@
-"""containerd's filters: `kind==active,labels."my.key"!=x` as a test of an Info. Pure.
+"""Parse containerd's filters, such as `kind==active,labels."my.key"!=x`, into tests of an Info. Pure.
 
 A filter is selectors joined by commas, all of which must hold; of several filters one must. A selector is a field path,
 alone (is there such a field?) or with `==`, `!=` or `~=` (a regular expression found anywhere) and a value. Quotes
@@ -25,22 +25,22 @@ _NAMED_ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", 
 
 
 def parse(filters: Iterable[str]) -> Test:
-    """Whether one of `filters` holds; without any, or with an empty one, everything passes.
+    """Return a test that passes if one of `filters` holds. It always passes without filters or with an empty one.
 
     Raises: InvalidArgumentError.
     """
-    tests = [_Parser(text).all_of_it() for text in filters]
+    tests = [_Parser(text).parse_all() for text in filters]
     return lambda info: not tests or any(test(info) for test in tests)
 
 
 class _Parser:
-    """One filter, read from the left."""
+    """Parses one filter from left to right."""
 
     def __init__(self, text: str) -> None:
         self._text = text  # immutable
-        self._at = 0  # everything before it has been understood
+        self._at = 0  # the position of the next character to parse
 
-    def all_of_it(self) -> Test:
+    def parse_all(self) -> Test:
         if not self._text:
             return lambda _: True
         selectors = [self._selector()]
@@ -56,16 +56,16 @@ class _Parser:
             path.append(self._field())
         operator = _OPERATOR.match(self._text, self._at)
         if operator is None:
-            return lambda info: _look(info, path) is not None
+            return lambda info: _field_value(info, path) is not None
         self._at = operator.end()
         if operator[0] == "==":
             wanted = self._value('"')
-            return lambda info: _look(info, path) == wanted
+            return lambda info: _field_value(info, path) == wanted
         if operator[0] == "!=":
             unwanted = self._value('"')
-            return lambda info: (_look(info, path) or "") != unwanted
+            return lambda info: (_field_value(info, path) or "") != unwanted
         pattern = self._pattern()
-        return lambda info: (found := _look(info, path)) is not None and pattern.search(found) is not None
+        return lambda info: (found := _field_value(info, path)) is not None and pattern.search(found) is not None
 
     def _field(self) -> str:
         if self._text.startswith('"', self._at):
@@ -88,8 +88,8 @@ class _Parser:
     def _pattern(self) -> re.Pattern[str]:
         start = self._at
         text = self._value('"/|')
-        if "[[:" in text:  # Python would take the class for a set of these characters
-            raise self._refusal("classes such as [[:alpha:]] are not understood", start)
+        if "[[:" in text:  # Python would match one of these characters instead
+            raise self._refusal("character classes such as [[:alpha:]] are not supported", start)
         try:
             return re.compile(text.replace(r"\z", r"\Z"))
         except re.error as why:
@@ -124,11 +124,11 @@ def _unescaped(code: str, quote: str) -> str:
         return code
     if quote == '"':
         return _NAMED_ESCAPES.get(code, code)
-    return f"\\{code}"  # /\d/ is a regular expression's own
+    return f"\\{code}"  # such as \d in /\d/: left to the regular expression
 
 
-def _look(info: Info, path: list[str]) -> str | None:
-    """The value of a field; None if there is none."""
+def _field_value(info: Info, path: list[str]) -> str | None:
+    """Return the value of a field, or None if it does not exist."""
     match path[0]:
         case "name":
             return info.name

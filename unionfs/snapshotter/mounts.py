@@ -1,6 +1,6 @@
-"""What containerd has to mount to show a snapshot. Pure.
+"""Compute the mounts by which containerd mounts a snapshot. Pure.
 
-What needs no union is a bind mount: a snapshot without parents, and a view of a single one. All else is one call of
+A snapshot without parents and a view of a single parent need no union: they are bind mounts. All others are mounted by
 the mount program through mount.fuse3(8), which containerd runs for types that begin with `fuse3.`.
 """
 
@@ -12,19 +12,19 @@ from typing import Final
 from unionfs.snapshotter.values import Kind, Mount
 
 UNUSABLE_IN_PATHS: Final = ',:\\"'
-"""What cannot stand in the path of the root: it separates or protects within mount options."""
+"""Characters that the path of the root may not contain: they are separators or quotes in mount options."""
 
 _MAPPINGS: Final = {
     "containerd.io/snapshot/uidmapping": "uidmapping",
     "containerd.io/snapshot/gidmapping": "gidmapping",
 }
-"""Labels of containers in user namespaces of their own -> options of the mount program."""
+"""Label of a container in a user namespace -> option of the mount program."""
 
 
 def mounts_of(
     kind: Kind, own: str, parents: Sequence[str], labels: Mapping[str, str], mount_program: str
 ) -> list[Mount]:
-    """The mounts for a snapshot with the directory `own`; directories of its parents, nearest first."""
+    """Return the mounts for a snapshot with the directory `own`; `parents` are directories, nearest first."""
     mapped = [f"{option}={labels[label].replace(',', ':')}" for label, option in _MAPPINGS.items() if labels.get(label)]
     if not parents:
         return [_bind(own, "ro" if kind is Kind.VIEW else "rw")]
@@ -36,12 +36,12 @@ def mounts_of(
 
 
 def files_of(snapshot: str) -> str:
-    """Where a snapshot has its files: the upper, later a lower."""
+    """Return the directory of a snapshot's files: an upper, and a lower once it is committed."""
     return f"{snapshot}/fs"
 
 
 def work_of(snapshot: str) -> str:
-    """The work directory beside the upper."""
+    """Return the work directory beside the upper."""
     return f"{snapshot}/work"
 
 

@@ -1,7 +1,7 @@
-"""The life of a snapshotter: take the root and the socket, say that it is ready, serve until told to leave.
+"""Run the snapshotter: lock the root, listen at the socket, notify systemd, serve calls until a signal.
 
-Told by SIGTERM or SIGINT (unless that was ignored at the start) it takes no more calls, finishes those under way, and
-removes its socket.
+At SIGTERM or SIGINT (unless ignored at the start) it refuses new calls, finishes those that are running, and removes
+its socket.
 """
 
 from __future__ import annotations
@@ -25,49 +25,51 @@ from unionfs.snapshotter.values import SnapshotError
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 16
-"""Calls at a time. They wait for the disk (removing, measuring), not for the processor; containerd unpacks few layers
-at once, but removes many."""
+"""Calls at a time. Most wait for the disk (removing, measuring), not for a processor; containerd unpacks few layers at
+once, but removes many."""
 
 _GRACE_S: Final = 30.0
-"""For calls under way at the end: removing a large image takes seconds. systemd kills after 90 s."""
+"""Seconds for running calls to finish at the end: removing a large image takes seconds. systemd kills after 90 s."""
 
 _ADDRESS_MAX: Final = 107  # bytes of a socket's path: unix(7), sun_path
-_WISHES: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve(address: str, root: str, mount_program: str, *, environment: Mapping[str, str] = os.environ) -> None:
-    """Serve the snapshots below `root` at the socket `address` until a signal says to leave.
+    """Serve the snapshots below `root` at the socket `address` until SIGTERM or SIGINT.
 
-    Precondition: this is the only thread. Raises: SnapshotError, OSError, sqlite3.Error; then nothing is served.
+    Precondition: this is the only thread. Raises: SnapshotError, OSError, sqlite3.Error if it cannot start.
     """
     path = os.path.abspath(address.removeprefix("unix://"))
-    _take_place(path)
-    wishes = {wish for wish in _WISHES if signal.getsignal(wish) != signal.SIG_IGN}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wishes)  # before there are threads that could take them
+    _prepare_socket_path(path)
+    stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before there are threads that could receive them
     store = SnapshotStore(root, mount_program)
     try:
         server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((handler_of(store),))
         _listen(server, path)
-        number = os.lstat(path).st_ino
+        ino = os.lstat(path).st_ino
         server.start()
         log.info("serving %s at %s", store.root, path)
-        _tell_systemd("READY=1", environment)
-        wish = signal.sigwait(wishes)
-        log.info("leaving: %s", signal.Signals(wish).name)
-        _tell_systemd("STOPPING=1", environment)
+        _notify_systemd("READY=1", environment)
+        number = signal.sigwait(stop_signals)
+        log.info("leaving: %s", signal.Signals(number).name)
+        _notify_systemd("STOPPING=1", environment)
         server.stop(_GRACE_S).wait()
         with suppress(FileNotFoundError):
-            if os.lstat(path).st_ino == number:  # nobody else has taken the place meanwhile
+            if os.lstat(path).st_ino == ino:  # else another snapshotter has replaced the socket
                 os.unlink(path)
     finally:
         store.close()
 
 
-def _take_place(path: str) -> None:
-    """Make the socket's directory, and remove a socket at which nobody listens any more."""
+def _prepare_socket_path(path: str) -> None:
+    """Make the socket's directory, and remove a stale socket, at which no process listens."""
     if len(os.fsencode(path)) > _ADDRESS_MAX:
-        raise SnapshotError(f"the path {path} is longer than the {_ADDRESS_MAX} bytes that a socket may have")
+        raise SnapshotError(
+            f"the path {path} is longer than {_ADDRESS_MAX} bytes, the limit for sockets: choose a shorter one"
+        )
     os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
@@ -76,14 +78,14 @@ def _take_place(path: str) -> None:
             return
         except ConnectionRefusedError:
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise SnapshotError(f"{path} is there already and is not a socket") from None
+                raise SnapshotError(f"{path} exists and is not a socket: remove it, or choose another path") from None
             os.unlink(path)
             return
-    raise SnapshotError(f"something listens at {path} already")
+    raise SnapshotError(f"another process listens at {path} already")
 
 
 def _listen(server: grpc.Server, path: str) -> None:
-    """Make the socket, for nobody but us: who can call can have files of images mounted."""
+    """Make the socket with access for this user only, since clients can read all files of images."""
     umask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -93,8 +95,8 @@ def _listen(server: grpc.Server, path: str) -> None:
         os.umask(umask)
 
 
-def _tell_systemd(state: str, environment: Mapping[str, str]) -> None:
-    """What a service of Type=notify tells its manager (sd_notify(3)); nothing if there is none."""
+def _notify_systemd(state: str, environment: Mapping[str, str]) -> None:
+    """Send `state` to the service manager if NOTIFY_SOCKET names it (sd_notify(3))."""
     address = environment.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -105,4 +107,4 @@ def _tell_systemd(state: str, environment: Mapping[str, str]) -> None:
             notifier.connect(address)
             notifier.sendall(state.encode())
     except OSError as error:
-        log.warning("telling systemd %s failed: %s", state, error)
+        log.warning("notifying systemd of %s failed: %s", state, error)

@@ -1,7 +1,7 @@
-"""The service as gRPC calls it: a message becomes a call of the store, what comes of it a message or a status.
+"""The gRPC service: each request becomes a call of the store, and its result or error a response or status.
 
-One line of log for each change. An error that nobody foresaw is a bug: INTERNAL to the caller, a traceback to the log,
-and the next call is served as ever.
+Each change is logged in one line. An unexpected exception is a bug: the client gets INTERNAL, the log a traceback, and
+the service goes on.
 """
 
 from __future__ import annotations
@@ -77,21 +77,21 @@ class Service:
 
 
 def handler_of(store: SnapshotStore) -> Any:
-    """What a gRPC server needs to know to serve a store."""
+    """Return the gRPC handler that serves `store`."""
     service = Service(store)
     handlers = {}
     for name, method in METHODS.items():
         kind = grpc.unary_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
         handlers[name] = kind(
-            _answering(name, getattr(service, name)),
+            _with_status(name, getattr(service, name)),
             request_deserializer=message(method.request).FromString,
             response_serializer=message(method.response).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _answering(name: str, call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """`call` with what it raises made a status."""
+def _with_status(name: str, call: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """Wrap `call` so that its exceptions become gRPC statuses."""
 
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         subject = _subject(request)
@@ -123,7 +123,7 @@ def _status(error: SnapshotError | OSError | sqlite3.Error) -> tuple[grpc.Status
 
 
 def _subject(request: Any) -> str:
-    """What a request is about, for the log."""
+    """Return the names in a request, for the log."""
     names = (getattr(request, field, "") for field in ("name", "key", "parent"))
     own = request.info.name if "info" in request.DESCRIPTOR.fields_by_name else ""
     return " ".join(filter(None, (own, *names)))

@@ -1,11 +1,11 @@
-"""Snapshots: rows of the database and their directories, one method for each thing containerd may ask.
+"""The store of snapshots: rows of the database and their directories, one method for each call of containerd.
 
-    ROOT/snapshots.db        what there is
+    ROOT/snapshots.db        the database
     ROOT/snapshots/N/fs      the files of snapshot N: the upper of an active one, a lower once it is committed
-    ROOT/snapshots/N/work    where the mount program builds things
-    ROOT/lock                held by the process that uses all this
+    ROOT/snapshots/N/work    the work directory of the mount program
+    ROOT/lock                locked by the process that uses the root
 
-A directory is made in the transaction that adds its row, and removed after the one that takes the row away.
+A directory is made in the transaction that adds its row, and removed after the one that deletes the row.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from unionfs.trees.remove import remove_path
 
 log = logging.getLogger(__name__)
 
-_PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's reach
+_PRIVATE: Final = 0o700  # other users must not be able to execute set-id files of images
 _LABELS: Final = "labels"
 
 
@@ -45,23 +45,23 @@ class SnapshotStore:
     """The snapshots below one root directory. Any number of threads may call it."""
 
     def __init__(self, root: str, mount_program: str) -> None:
-        """Open or make a root, and remove what was left of snapshots that are no more.
+        """Open or make a root, and remove directories without a row.
 
-        Raises: SnapshotError if another process uses it or its path will not do; OSError, sqlite3.Error.
+        Raises: SnapshotError if another process uses the root or its path is unusable; OSError, sqlite3.Error.
         """
         self.root = os.path.realpath(root)  # immutable
         self._mount_program = mount_program  # immutable
         unusable = set(UNUSABLE_IN_PATHS).intersection(self.root)
         if unusable:
-            raise SnapshotError(f"the path {self.root} has a {min(unusable)!r} in it, which mount options cannot carry")
+            raise SnapshotError(f"the path {self.root} contains {min(unusable)!r}, which mount options cannot have")
         self._directory = os.path.join(self.root, "snapshots")  # immutable
         os.makedirs(self._directory, _PRIVATE, exist_ok=True)
         self._lock_fd = _lock(os.path.join(self.root, "lock"))
         path = os.path.join(self.root, "snapshots.db")
         try:
             if not os.path.exists(path) and os.listdir(self._directory):
-                # Without the record everything would count as garbage.
-                raise SnapshotError(f"{path} is missing: put it back, or remove {self._directory} to begin anew")
+                # Without the database all directories would be removed as garbage.
+                raise SnapshotError(f"{path} is missing: restore it, or remove {self._directory} to start empty")
             self._database = Database(path)
         except BaseException:
             os.close(self._lock_fd)
@@ -69,23 +69,23 @@ class SnapshotStore:
         self.cleanup()
 
     def close(self) -> None:
-        """Let others use the root. Nothing may be asked after this."""
+        """Close the database and unlock the root. No method may be called afterwards."""
         self._database.close()
         os.close(self._lock_fd)
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        """A new active snapshot on top of a committed one, or of nothing; what to mount.
+        """Make an active snapshot on top of the committed `parent`, or empty without one. Return its mounts.
 
         Raises: AlreadyExistsError, NotFoundError, InvalidArgumentError, OSError.
         """
         return self._add(key, parent, Kind.ACTIVE, labels)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        """The same, to be looked at only."""
+        """Make a read-only snapshot. Otherwise as `prepare`."""
         return self._add(key, parent, Kind.VIEW, labels)
 
     def mounts(self, key: str) -> list[Mount]:
-        """What to mount for a snapshot that is active or a view.
+        """Return the mounts of a snapshot that is active or a view.
 
         Raises: NotFoundError, FailedPreconditionError.
         """
@@ -115,7 +115,7 @@ class SnapshotStore:
         self._remove_directory(number)
 
     def stat(self, key: str) -> Info:
-        """Raises: NotFoundError."""
+        """Return a snapshot's Info. Raises: NotFoundError."""
         return self._database.get(key).info
 
     def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Info:
@@ -140,21 +140,21 @@ class SnapshotStore:
             return replace(row.info, labels=kept, updated_ns=now_ns)
 
     def walk(self, texts: Iterable[str]) -> list[Info]:
-        """The snapshots that pass the filters (`filters`), oldest first. Raises: InvalidArgumentError."""
+        """Return the snapshots that pass the filters (`filters`), oldest first. Raises: InvalidArgumentError."""
         passes = filters.parse(texts)
         return [row.info for row in self._database.all() if passes(row.info)]
 
     def usage(self, key: str) -> Usage:
-        """What a snapshot takes without its parents: as it is now if it is active. Raises: NotFoundError."""
+        """Return a snapshot's disk usage without its parents, measured now if it is active. Raises: NotFoundError."""
         return self._usage(self._database.get(key))
 
     def cleanup(self) -> None:
-        """Remove the directories that no snapshot has."""
-        with self._database.transaction():  # so that none is met whose row is about to come
+        """Remove the directories that have no row."""
+        with self._database.transaction():  # so that no directory is listed whose row is about to be committed
             known = self._database.numbers()
             orphans = [name for name in os.listdir(self._directory) if not (name.isdigit() and int(name) in known)]
         for name in orphans:
-            log.info("removing what is left of snapshot %s", name)
+            log.info("removing the leftover directory of snapshot %s", name)
             self._remove_directory(name)
 
     def _add(self, key: str, parent: str, kind: Kind, labels: Mapping[str, str]) -> list[Mount]:
@@ -170,23 +170,23 @@ class SnapshotStore:
             return self._mounts(self._database.get(key))
 
     def _make_directory(self, number: int, parent: str | None) -> None:
-        """Make the directory of a snapshot, durably; its root as its parent's is."""
+        """Make the directory of a snapshot, durably. Its root directory gets the attributes of its parent's."""
         path = self._path(number)
         try:
             os.mkdir(path, _PRIVATE)
-        except FileExistsError:  # what a transaction left that was taken back
+        except FileExistsError:  # left by a transaction that was rolled back
             remove_path(path)
             os.mkdir(path, _PRIVATE)
         os.mkdir(work_of(path), _PRIVATE)
         os.mkdir(files_of(path), 0o755)
-        os.chmod(files_of(path), 0o755)  # whatever the umask is
+        os.chmod(files_of(path), 0o755)  # regardless of the umask
         if parent is not None:
             _copy_attributes(files_of(parent), files_of(path))
         for directory in (path, self._directory):
             _sync_directory(directory)
 
     def _remove_directory(self, number: int | str) -> None:
-        """What cannot be removed now is left to the next cleanup: the snapshot itself has gone."""
+        """Remove a snapshot's directory. A failure is only logged: the next cleanup tries again."""
         try:
             remove_path(self._path(number))
         except OSError as error:
@@ -198,7 +198,7 @@ class SnapshotStore:
         try:
             return disk_usage(files_of(self._path(row.id)))
         except FileNotFoundError:
-            self._database.get(row.info.name)  # removed meanwhile, most likely
+            self._database.get(row.info.name)  # NotFoundError if it was removed meanwhile
             raise
 
     def _mounts(self, row: Row) -> list[Mount]:
@@ -211,7 +211,7 @@ class SnapshotStore:
 
 def _check_name(name: str) -> None:
     if not name:
-        raise InvalidArgumentError("a snapshot needs a name")
+        raise InvalidArgumentError("the name of the snapshot is empty")
 
 
 def _lock(path: str) -> int:
@@ -225,11 +225,11 @@ def _lock(path: str) -> int:
 
 
 def _copy_attributes(source: str, target: str) -> None:
-    """Owner, mode, times and the users' own attributes of a directory; marks of the union are not copied."""
+    """Copy owner, mode, times and extended attributes of a directory, except the union's own marks."""
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = os.fstat(source_fd)
-        with suppress(PermissionError):  # only root gives directories away
+        with suppress(PermissionError):  # only root may change the owner
             os.chown(target, found.st_uid, found.st_gid)
         for name, value in fd_xattrs(source_fd).items():
             os.setxattr(target, name, value)

@@ -1,4 +1,4 @@
-"""How much of the disk a directory tree takes. Follows no symlink, enters no other mount, and any depth will do."""
+"""Measure the disk usage of a directory tree of any depth, without following symlinks or entering other mounts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BLOCK: Final = 512  # of st_blocks (inode(7))
 
 
 def disk_usage(path: str) -> Usage:
-    """Space and inodes of everything in the directory `path`, itself included; a file with several names counts once.
+    """Return bytes and inodes of the tree at `path`, itself included. A file with several names counts once.
 
-    The tree may change meanwhile: what has gone when it is looked at does not count.
+    The tree may change meanwhile: an entry that has vanished when it is read does not count.
     """
     root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -41,11 +41,11 @@ def disk_usage(path: str) -> Usage:
 
 
 def _listed(root_fd: int, rel: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """The entries of one directory."""
+    """Yield the entries of one directory with their attributes."""
     try:
         fd = open_beneath(root_fd, rel, os.O_RDONLY | os.O_DIRECTORY, files.RESOLVE_NO_XDEV)
     except OSError:
-        return  # gone, replaced by something else, or another mount: not ours to count
+        return  # vanished, no directory any more, or another mount: not counted
     try:
         with os.scandir(fd) as entries:
             for entry in entries:

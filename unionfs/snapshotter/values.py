@@ -1,7 +1,7 @@
-"""What the snapshotter's rooms pass on to one another, and how they refuse.
+"""The values and exceptions that the snapshotter's modules share.
 
-Words as containerd has them (its documentation, "Snapshotters"): *active* is writable and will be committed, a *view*
-is only looked at, *committed* may be a parent.
+Terms are containerd's (its documentation, "Snapshotters"): an *active* snapshot is writable and can be committed, a
+*view* is read-only, a *committed* one can be a parent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """Numbers as in the protocol and in the database."""
+    """The kind of a snapshot. The numbers are those of the protocol and of the database."""
 
     VIEW = 1
     ACTIVE = 2
@@ -20,13 +20,13 @@ class Kind(IntEnum):
 
     @property
     def word(self) -> str:
-        """As filters and messages have it."""
+        """The kind as filters and messages write it."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What is told of a snapshot. Immutable."""
+    """The description of a snapshot. Immutable."""
 
     name: str
     parent: str  # empty: none
@@ -38,7 +38,7 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a snapshot takes beyond its parents. Immutable."""
+    """The disk usage of a snapshot without its parents. Immutable."""
 
     size: int  # bytes on the disk
     inodes: int
@@ -54,7 +54,7 @@ class Mount:
 
 
 class SnapshotError(Exception):
-    """A request cannot be met, and why. `code` is the name of the gRPC status."""
+    """A request failed; the message says why. `code` is the name of the gRPC status."""
 
     code = "UNKNOWN"
 

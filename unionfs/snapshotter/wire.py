@@ -1,7 +1,7 @@
-"""The messages of the service containerd.services.snapshots.v1.Snapshots, made from the table of their fields.
+"""The protobuf messages of the service containerd.services.snapshots.v1.Snapshots, built from a table of their fields.
 
-The table is what the published service description says, without its compiler: classes made at run time go with any
-version of protobuf, where generated ones ask for the version that they were generated for.
+The table has the content of the published .proto file. Classes built at run time work with any version of protobuf,
+while generated code requires the version that it was generated for.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SCALARS: Final = {"string": _Field.TYPE_STRING, "int64": _Field.TYPE_INT64}
 
 
 class Method(NamedTuple):
-    """A call of the service: the names of its messages."""
+    """The names of the request and response messages of one call."""
 
     request: str
     response: str
@@ -86,7 +86,7 @@ def _qualified(name: str) -> str:
 
 
 def _pool() -> Any:
-    """All messages, apart from those of other programs in this process."""
+    """Return a descriptor pool of all messages, separate from protobuf's default pool, which other modules use."""
     pool = descriptor_pool.DescriptorPool()
     for module in _KNOWN.values():
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
@@ -132,5 +132,5 @@ _POOL: Final = _pool()
 
 
 def message(name: str) -> Any:
-    """The class of a message."""
+    """Return the class of a message."""
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(_qualified(name)))

@@ -41,12 +41,12 @@ def is_subvolume(path: str) -> bool:
 
 
 def create(path: str) -> None:
-    """Make an empty subvolume. EEXIST, ENOTTY where it is no Btrfs, EPERM."""
+    """Make an empty subvolume. Raises: EEXIST, ENOTTY on another filesystem, EPERM."""
     _in_parent(path, _SUBVOL_CREATE, lambda name: _ARGS.pack(0, name))
 
 
 def snapshot(source: str, path: str) -> None:
-    """Make `path` a writable snapshot of the subvolume `source`. EPERM when the source is somebody else's."""
+    """Make `path` a writable snapshot of the subvolume `source`. Raises: EPERM if another user owns `source`."""
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _in_parent(path, _SNAP_CREATE_V2, lambda name: _ARGS_V2.pack(fd, 0, 0, name))
@@ -55,8 +55,8 @@ def snapshot(source: str, path: str) -> None:
 
 
 def destroy(path: str) -> None:
-    """Delete a subvolume with all it holds. EPERM for those who are not root, unless the filesystem is mounted with
-    user_subvol_rm_allowed; ENOTEMPTY when another subvolume is inside."""
+    """Delete a subvolume with its content. Raises: EPERM for users other than root, unless the filesystem is mounted
+    with user_subvol_rm_allowed; ENOTEMPTY if it contains another subvolume."""
     _in_parent(path, _SNAP_DESTROY, lambda name: _ARGS.pack(0, name))
 
 
@@ -67,7 +67,7 @@ def _in_parent(path: str, command: int, arguments: Callable[[bytes], bytes]) -> 
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, command, bytearray(arguments(raw)))  # bytes are taken up to a length of 1024 only
+        fcntl.ioctl(fd, command, bytearray(arguments(raw)))  # fcntl.ioctl copies bytes objects of at most 1024 bytes
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or errno.EIO), path) from None
     finally:

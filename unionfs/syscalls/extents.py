@@ -1,4 +1,4 @@
-"""Which bytes of a file are its own: FIEMAP, the ioctl that lists a file's extents (kernel documentation, fiemap)."""
+"""Count the bytes that a file shares with no other file, with FIEMAP, which lists extents (kernel docs, fiemap)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _HEADER: Final = struct.Struct("=QQLLLL")  # struct fiemap: start, length, flags
 _EXTENT: Final = struct.Struct("=QQQQQLLLL")  # struct fiemap_extent: logical, physical, length, 2 reserved, flags, 3
 _AT_ONCE: Final = 256
 _WHOLE: Final = 0xFFFFFFFFFFFFFFFF
-_CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 
 
 def own_bytes(fd: int) -> int:
-    """How many bytes a file takes for itself: neither holes nor extents that it shares with other files.
+    """Return the number of bytes that are allocated to this file only: without holes and shared extents.
 
-    What is not on the device yet counts, too, but nothing beyond the file's end. Where the filesystem lists no extents
-    (tmpfs, FUSE) all blocks are the file's own. Raises OSError: EIO.
+    Data not yet written to the device count, too; extents beyond the file's end do not. Where the filesystem lists no
+    extents (tmpfs, FUSE), all blocks count. Raises OSError: EIO.
     """
     try:
         own, shared = _sum(fd, 0)
-        if shared:  # what replaces shared data is listed only when it has been written
+        if shared:  # data that replace shared data are listed only once they are on the device
             own, _ = _sum(fd, _FIEMAP_FLAG_SYNC)
     except OSError as exc:
-        if exc.errno not in _CANNOT_TELL:
+        if exc.errno not in _UNSUPPORTED:
             raise
         return os.fstat(fd).st_blocks * 512
     return own
 
 
 def _sum(fd: int, flags: int) -> tuple[int, int]:
-    """Bytes that are the file's own, bytes that are shared."""
+    """Return the bytes in unshared extents and the bytes in shared ones."""
     own = shared = 0
     st = os.fstat(fd)
     size = -(-st.st_size // st.st_blksize) * st.st_blksize
@@ -52,7 +52,7 @@ def _sum(fd: int, flags: int) -> tuple[int, int]:
 
 
 def _extents(fd: int, flags: int) -> Iterator[tuple[int, int, int]]:
-    """(start, length, FIEMAP_EXTENT_* flags) of each extent."""
+    """Yield (start, length, FIEMAP_EXTENT_* flags) of each extent."""
     start = 0
     while True:
         request = _HEADER.pack(start, _WHOLE - start, flags, 0, _AT_ONCE, 0)

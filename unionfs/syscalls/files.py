@@ -67,13 +67,13 @@ _libc.getxattr.argtypes = _libc.lgetxattr.argtypes = (
 _libc.fgetxattr.restype = _libc.getxattr.restype = _libc.lgetxattr.restype = ctypes.c_ssize_t
 
 _two_timespecs = struct.Struct("@qqqq").pack
-_MOST_XATTRS: Final = 256
-"""Bytes of the values of most extended attributes."""
+_USUAL_XATTR_SIZE: Final = 256
+"""Bytes; the values of most extended attributes are shorter. Longer ones cost a second call."""
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
-    """Open `path` beneath `dir_fd` with RESOLVE_* restrictions (openat2(2)). ENOSYS before Linux 5.6, ELOOP at a
-    symlink."""
+    """Open `path` beneath `dir_fd` with RESOLVE_* restrictions (openat2(2)). Raises: ENOSYS before Linux 5.6, ELOOP at
+    a symlink."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     fd: int = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2),
@@ -88,7 +88,7 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -
 
 
 def renameat2(src_fd: int, src: bytes, dst_fd: int, dst: bytes, flags: int) -> None:
-    """Rename with flags (rename(2)). EINVAL when the filesystem lacks a flag."""
+    """Rename with RENAME_* flags (rename(2)). Raises: EINVAL when the filesystem does not support a flag."""
     if _libc.renameat2(src_fd, src, dst_fd, dst, flags) < 0:
         raise _fail(src)
 
@@ -106,7 +106,7 @@ def syncfs(fd: int) -> None:
 
 
 def filesystem_type(fd: int) -> int:
-    """The magic number of the filesystem that `fd` is on (fstatfs(2), f_type)."""
+    """Return the magic number of the filesystem that `fd` is on (fstatfs(2), f_type)."""
     buffer = (ctypes.c_long * 32)()  # struct statfs is shorter; its first member is f_type
     if _libc.fstatfs(fd, buffer) < 0:
         raise _fail()
@@ -114,29 +114,31 @@ def filesystem_type(fd: int) -> int:
 
 
 def ficlone(dst_fd: int, src_fd: int) -> None:
-    """Make `dst_fd` share all data of `src_fd` (FICLONE). EOPNOTSUPP, EXDEV or EINVAL where reflinks cannot be had."""
+    """Make `dst_fd` share all data of `src_fd` (FICLONE). Raises: EOPNOTSUPP, EXDEV, EINVAL without reflinks."""
     fcntl.ioctl(dst_fd, _FICLONE, src_fd)
 
 
 def get_flags(fd: int, command: int) -> bytes:
-    """The inode's flags as `command` of FLAG_READS gives them. ENOTTY where the filesystem has none."""
+    """Return the inode's flags as `command` of FLAG_READS gives them. Raises: ENOTTY if the filesystem has none."""
     size = FLAG_READS[command]
     return fcntl.ioctl(fd, command, bytes(max(size, 8)))[:size]
 
 
 def set_flags(fd: int, command: int, flags: bytes) -> None:
-    """Set the inode's flags by `command` of FLAG_WRITES. ENOTTY, EOPNOTSUPP for what the filesystem has not, EPERM."""
+    """Set the inode's flags by `command` of FLAG_WRITES. Raises: ENOTTY, EOPNOTSUPP for unsupported flags, EPERM."""
     fcntl.ioctl(fd, command, flags.ljust(8, b"\0"))
 
 
 def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
-    """The value of an extended attribute of a path or descriptor (getxattr(2)), or None if there is none of this name,
-    which is the usual answer and need not be raised."""
-    buffer = ctypes.create_string_buffer(_MOST_XATTRS)
+    """Return the value of an extended attribute of a path or descriptor (getxattr(2)), or None if it is missing.
+
+    A missing attribute is the usual case, and raising an exception for it would cost time.
+    """
+    buffer = ctypes.create_string_buffer(_USUAL_XATTR_SIZE)
     if isinstance(target, int):
-        size = _libc.fgetxattr(target, name, buffer, _MOST_XATTRS)
+        size = _libc.fgetxattr(target, name, buffer, _USUAL_XATTR_SIZE)
     else:
-        size = (_libc.getxattr if follow else _libc.lgetxattr)(target, name, buffer, _MOST_XATTRS)
+        size = (_libc.getxattr if follow else _libc.lgetxattr)(target, name, buffer, _USUAL_XATTR_SIZE)
     if size >= 0:
         return buffer.raw[:size]
     code = ctypes.get_errno()
@@ -155,8 +157,8 @@ def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> byt
 
 
 def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
-    """Change the mode of `name` without following a symlink (fchmodat2(2), else through /proc/self/fd). EOPNOTSUPP on
-    a link."""
+    """Change the mode of `name` without following a symlink (fchmodat2(2), else through /proc/self/fd). Raises:
+    EOPNOTSUPP on a symlink."""
     result = _libc.syscall(
         ctypes.c_long(_SYS_FCHMODAT2),
         ctypes.c_int(dir_fd),
@@ -178,7 +180,7 @@ def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
 
 
 def set_times(dir_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """utimensat(2) on (seconds, nanoseconds) pairs; the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
+    """Set times as (seconds, nanoseconds), without following a symlink; nanoseconds may be UTIME_NOW or UTIME_OMIT."""
     times = _two_timespecs(*atime, *mtime)
     if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0:
         raise _fail(name)

@@ -1,4 +1,4 @@
-"""inotify(7): hear of changes in directories, by descriptor. One thin wrapper each, events as values."""
+"""inotify(7): watch directories for changes. One thin wrapper for each call; events are values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
 class Event(NamedTuple):
-    """Something changed in the watched directory `wd`, or, with an empty name, the directory itself."""
+    """A change of the entry `name` in the watched directory `wd`, or, if `name` is empty, of the directory itself."""
 
     wd: int  # -1 for Q_OVERFLOW
     mask: int
@@ -46,7 +46,7 @@ def _fail(path: str = "") -> OSError:
 
 
 def init() -> int:
-    """A new descriptor, non-blocking. EMFILE beyond fs.inotify.max_user_instances."""
+    """Return a new non-blocking inotify descriptor. Raises: EMFILE beyond fs.inotify.max_user_instances."""
     fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         raise _fail()
@@ -54,8 +54,8 @@ def init() -> int:
 
 
 def watch(fd: int, path: str) -> int:
-    """Hear of changes in the directory at `path`, which may be a descriptor's in /proc; a directory watched already
-    keeps its number. ENOSPC beyond fs.inotify.max_user_watches, EACCES where it may not be read."""
+    """Watch the directory at `path`, which may be /proc/self/fd/N. Return its watch descriptor; a directory that is
+    watched already keeps its own. Raises: ENOSPC beyond fs.inotify.max_user_watches, EACCES if it is not readable."""
     wd: int = _libc.inotify_add_watch(fd, os.fsencode(path), _CHANGES | _ONLYDIR | _EXCL_UNLINK)
     if wd < 0:
         raise _fail(path)
@@ -63,12 +63,12 @@ def watch(fd: int, path: str) -> int:
 
 
 def unwatch(fd: int, wd: int) -> None:
-    """Hear no more of `wd`; one that has ended by itself is fine."""
+    """Stop watching `wd`. A watch that has ended already is no error."""
     _libc.inotify_rm_watch(fd, wd)
 
 
 def read(fd: int) -> list[Event]:
-    """The events that wait, some thousand at most; none if there are none."""
+    """Return the events that are queued, at most some thousand at a time. Does not block."""
     try:
         raw = os.read(fd, _ROOM)
     except BlockingIOError:

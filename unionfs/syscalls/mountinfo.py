@@ -1,4 +1,4 @@
-"""The mounts of this mount namespace, as /proc/self/mountinfo lists them (proc_pid_mountinfo(5)).
+"""Read the mounts of this mount namespace from /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
 Reading the list touches no mounted filesystem, so it answers even when one of them is dead or stuck.
 """
@@ -13,7 +13,7 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo. `mountpoint` is seen from this process's root; the `minor` names a FUSE connection."""
+    """One line of mountinfo. `mountpoint` starts at this process's root; `minor` is the number of a FUSE connection."""
 
     mount_id: int
     parent_id: int
@@ -24,29 +24,31 @@ class Mount(NamedTuple):
     options: str
     fstype: str
     source: str
-    super_options: str  # of the filesystem; those of FUSE have user_id=N, who mounted it
+    super_options: str  # of the filesystem; FUSE has user_id=N, the user that mounted it
 
     @property
     def user_id(self) -> int | None:
-        """Who mounted a FUSE filesystem; None for others."""
+        """The uid of the user that mounted a FUSE filesystem; None for other filesystems."""
         found = [option for option in self.super_options.split(",") if option.startswith("user_id=")]
         return int(found[0].partition("=")[2]) if found else None
 
 
 def mounts(pid: int | None = None) -> list[Mount]:
-    """Every mount that this process or another one sees, in the order of mounting. OSError when /proc is not mounted,
-    the process has gone, or may not be looked into."""
+    """Return all mounts in the mount namespace of this process or of `pid`, in the order of mounting.
+
+    Raises: OSError when /proc is not mounted, or the process has ended or may not be inspected.
+    """
     with open(f"/proc/{pid or 'self'}/mountinfo", "rb") as listing:
         return [_parse(line) for line in listing]
 
 
 def topmost_at(mountpoint: str) -> Mount | None:
-    """The mount seen at `mountpoint`, which must be absolute and free of symlinks; None if nothing is mounted there."""
+    """Return the topmost mount at `mountpoint`, an absolute path without symlinks; None if nothing is mounted there."""
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
 
 
 def fd_mount_id(fd: int) -> int:
-    """The id of the mount that a descriptor is on, from fdinfo (proc_pid_fdinfo(5)); -1 if the kernel does not say."""
+    """Return the id of the mount that `fd` is on, from proc_pid_fdinfo(5); -1 if the kernel does not list it."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
         for line in info:
             if line.startswith(b"mnt_id:"):
@@ -55,7 +57,7 @@ def fd_mount_id(fd: int) -> int:
 
 
 def mount_id(path: str) -> int:
-    """The id of the mount that a path is on. Raises what open(2) raises."""
+    """Return the id of the mount that `path` is on. Raises: OSError, as open(2)."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         return fd_mount_id(fd)

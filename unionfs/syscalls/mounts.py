@@ -1,6 +1,6 @@
 """System calls on mounts: mount(2), umount2(2), and the ones that name a mount by a descriptor.
 
-A mount that is held by a descriptor (open_tree, new_mount) belongs to no path yet: see `DetachedMount`.
+A mount that is held by a descriptor (open_tree, new_mount) is not attached to a path yet: see `DetachedMount`.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ def mount(
 
 
 def umount2(target: str | bytes, flags: int = 0) -> None:
-    """Unmount what is mounted at `target` (umount2(2)). EBUSY in use, unless MNT_DETACH; EINVAL if nothing is there."""
+    """Unmount `target` (umount2(2)). Raises: EBUSY if in use, unless MNT_DETACH; EINVAL if it is no mountpoint."""
     if _libc.umount2(_bytes(target), flags) < 0:
         raise _fail(target)
 
 
 class DetachedMount:
-    """A mount that no path leads to yet, held by a descriptor: it vanishes when that is closed before `attach`."""
+    """A mount that is not attached to a path yet. It vanishes when its descriptor is closed before `attach`."""
 
     def __init__(self, fd: int) -> None:
         self.fd: Final = fd
@@ -113,8 +113,8 @@ class DetachedMount:
             self._wanted.append((attributes, recursive))
 
     def attach(self, target: str) -> None:
-        """Put the mount in place at `target`, a path without symlinks (move_mount(2), Linux 5.2), and close it. The
-        error names `target`."""
+        """Attach the mount at `target`, a path without symlinks (move_mount(2), Linux 5.2), and close the descriptor.
+        The error names `target`."""
         try:
             _syscall(_SYS_MOVE_MOUNT, target, self.fd, b"", _AT_FDCWD, _bytes(target), _MOVE_MOUNT_F_EMPTY_PATH)
         finally:
@@ -125,12 +125,12 @@ class DetachedMount:
                 _remount(below, attributes)
 
     def close(self) -> None:
-        """Let the mount go."""
+        """Close the descriptor."""
         os.close(self.fd)
 
 
 def open_tree(path: str | bytes) -> DetachedMount:
-    """A private copy of what is mounted at `path` and below it (open_tree(2), Linux 5.2).
+    """Return a detached copy of the mounts at `path` and below it (open_tree(2), Linux 5.2).
 
     `path` may be any file or directory. ENOENT, EPERM without CAP_SYS_ADMIN over the mount namespace.
     """
@@ -139,7 +139,7 @@ def open_tree(path: str | bytes) -> DetachedMount:
 
 
 def new_mount(fstype: str, options: Sequence[tuple[str, str]] = (), attributes: int = 0) -> DetachedMount:
-    """A new filesystem of this kind, mounted nowhere yet (fsopen(2) to fsmount(2), Linux 5.2).
+    """Return a new detached mount of a filesystem of type `fstype` (fsopen(2) to fsmount(2), Linux 5.2).
 
     `options` are (key, value), the value "" for a flag; `attributes` are MOUNT_ATTR_*. EPERM where the caller's user
     namespace may not mount it, ENODEV when the kernel does not have it.
@@ -171,7 +171,7 @@ def _set_attributes(dir_fd: int, path: bytes, flags: int, attributes: int) -> No
 
 
 def _mounted_below(target: str) -> list[str]:
-    """Where something is mounted below `target` in this mount namespace; what another mount covers may be among it."""
+    """Return the mountpoints below `target` in this mount namespace, also those that another mount covers."""
     prefix = target.rstrip("/") + "/"
     return [found.mountpoint for found in mountinfo.mounts() if found.mountpoint.startswith(prefix)]
 

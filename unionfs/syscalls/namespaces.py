@@ -1,4 +1,4 @@
-"""System calls on what surrounds a process: its namespaces, its root, its capabilities, and what becomes of it.
+"""System calls on process attributes: namespaces, root, hostname, capabilities, prctl(2) settings, keyring.
 
 Each acts on the calling process (strictly: thread) only. Numbers are those of <linux/sched.h>, <linux/prctl.h> and
 <linux/capability.h>.
@@ -63,7 +63,7 @@ class _Data(ctypes.Structure):
 def unshare(flags: int) -> None:
     """Leave the namespaces named by CLONE_NEW* for new ones (unshare(2)).
 
-    EPERM when this user may not, ENOSPC when user.max_*_namespaces is reached, EINVAL when the kernel lacks a kind.
+    Raises: EPERM without the right, ENOSPC beyond user.max_*_namespaces, EINVAL when the kernel lacks a kind.
     """
     _check(_libc.unshare(flags))
 
@@ -79,18 +79,18 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def sethostname(name: str) -> None:
-    """Name this machine, as its UTS namespace sees it (sethostname(2)). EINVAL above 64 bytes."""
+    """Set the hostname of our UTS namespace (sethostname(2)). Raises: EINVAL above 64 bytes."""
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, len(raw)), name)
 
 
 def set_parent_death_signal(signal: int) -> None:
-    """Have `signal` sent to this process when its parent ends. Forgotten when credentials change: call again then."""
+    """Have the kernel send `signal` to this process when its parent ends. A change of credentials clears this."""
     _prctl(_PR_SET_PDEATHSIG, signal)
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Whether others of the same user may look into this process through /proc and ptrace. exec(2) sets it again."""
+    """Allow or deny other processes of the same user access through /proc and ptrace. exec(2) allows it again."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable))
 
 
@@ -100,17 +100,17 @@ def set_child_subreaper() -> None:
 
 
 def set_no_new_privileges() -> None:
-    """From now on set-id bits and file capabilities give nothing to this process and its descendants."""
+    """Disable set-id bits and file capabilities for this process and its descendants, for ever."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def has_no_new_privileges() -> bool:
-    """Whether set_no_new_privileges was called, by this process or an ancestor."""
+    """Whether this process or an ancestor has called set_no_new_privileges."""
     return bool(_libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
 
 
 def set_process_name(name: str) -> None:
-    """What `ps` shows as this process' command, at most 15 bytes."""
+    """Set the command name that `ps` shows for this process, cut at 15 bytes."""
     buffer = ctypes.create_string_buffer(os.fsencode(name)[:15])
     _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
@@ -128,7 +128,7 @@ def set_command_line(text: str) -> None:
 
 
 def capget() -> Capabilities:
-    """The capabilities of this process (capget(2))."""
+    """Return the capabilities of this process (capget(2))."""
     header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()
     _check(_libc.capget(ctypes.byref(header), data))
     low, high = data
@@ -140,18 +140,18 @@ def capget() -> Capabilities:
 
 
 def capset(capabilities: Capabilities) -> None:
-    """Set the capabilities of this process (capset(2)). EPERM when the permitted set would grow."""
+    """Set the capabilities of this process (capset(2)). Raises: EPERM if the permitted set would grow."""
     header = _Header(_CAPABILITY_VERSION_3, 0)
     data = (_Data * 2)(*(_Data(*(mask >> shift & 0xFFFFFFFF for mask in capabilities)) for shift in (0, 32)))
     _check(_libc.capset(ctypes.byref(header), data))
 
 
 def limit_bounding_set(kept: int) -> None:
-    """Drop from the bounding set what is not in the mask `kept` (capabilities(7)). EPERM without CAP_SETPCAP."""
+    """Drop all but the mask `kept` from the bounding set (capabilities(7)). Raises: EPERM without CAP_SETPCAP."""
     for number in range(_HIGHEST_CAPABILITY + 1):
         present = _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)
         if present < 0:
-            return  # EINVAL: the kernel knows none of this number or above
+            return  # EINVAL: the kernel has no capability of this number or above
         if present and not kept >> number & 1:
             _prctl(_PR_CAPBSET_DROP, number)
 
@@ -162,7 +162,7 @@ def clear_ambient_set() -> None:
 
 
 def join_new_session_keyring() -> bool:
-    """Leave the session keyring for an empty one (keyctl(2)). False where the kernel has none or will not."""
+    """Replace our session keyring by an empty one (keyctl(2)). Return False if the kernel has none or refuses."""
     number = _SYS_KEYCTL.get(os.uname().machine)
     if number is None:
         return False

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket: SO_PEERCRED of unix(7), translated to our user namespace."""
+"""Identify the process at the other end of a Unix socket with SO_PEERCRED (unix(7)), in ids of our user namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ALL: Final = (1 << 32) - 1  # user ids; the last number means none
 
 
 class Peer(NamedTuple):
-    """The process that connected, or that began to listen, as it was then."""
+    """Pid and ids of the process at the other end, as they were when it called connect(2) or listen(2)."""
 
     pid: int
     uid: int
@@ -20,15 +20,15 @@ class Peer(NamedTuple):
 
 
 def peer_of(end: _socket.socket) -> Peer:
-    """The process at the other end of a connected stream socket. Raises: OSError."""
+    """Return the process at the other end of a connected stream socket. Raises: OSError."""
     return Peer(*_UCRED.unpack(end.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size)))
 
 
 def is_trusted(uid: int, owner: int | None = None) -> bool:
     """Whether `uid` is root, this process's user, or `owner`.
 
-    All users without a number in this user namespace have one number together (/proc/sys/kernel/overflowuid): it is
-    nobody's, unless it is mapped.
+    All users that this user namespace does not map share one number (/proc/sys/kernel/overflowuid). It is not trusted
+    unless it is mapped, since it does not identify a user.
     """
     return uid in (0, os.geteuid(), owner) and is_mapped(uid)
 

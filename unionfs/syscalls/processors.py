@@ -1,4 +1,4 @@
-"""How many processors this process may use, and whether one of them is to spare.
+"""Count the processors that this process may use, and tell whether one of them is idle.
 
 A process may be confined to some of a machine's processors (sched_setaffinity(2)) and to a share of their time (the
 quotas of cgroups: cpu.max in the kernel's admin-guide/cgroup-v2, cpu.cfs_quota_us in scheduler/sched-bwc).
@@ -15,27 +15,28 @@ from typing import Final
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _ROOM: Final = 64  # bytes; a line of loadavg has some 30
-_MANY: Final = 128
+_MIN_NOFILE: Final = 128
 """With a lower RLIMIT_NOFILE than this no descriptor is kept open."""
 
 
 def usable(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> float:
-    """The processors this process can use at once, 0.5 being half the time of one. Never raises: a quota that cannot be
-    read does not count.
+    """Return how many processors this process can use at once; 0.5 is half the time of one.
+
+    Never raises: a quota that cannot be read is ignored.
 
     `membership`: as cgroups(7) describes /proc/PID/cgroup; `mounted`: the directory of the hierarchies.
     """
     limits = [float(len(os.sched_getaffinity(0)))]
     with suppress(OSError, ValueError):
         lines = membership.read_text(errors="surrogateescape").rstrip("\n").split("\n")
-        for line in lines:  # not splitlines: a name may have whatever else ends one
+        for line in lines:  # not splitlines: names may contain other line separators
             _number, controllers, path = line.split(":", 2)
             limits += _quotas(mounted, controllers, Path(path))
     return min(limits)
 
 
 def _quotas(mounted: Path, controllers: str, path: Path) -> Iterator[float]:
-    """The quotas of a cgroup and of all that it is in."""
+    """Yield the quotas of a cgroup and of its ancestors, in processors."""
     if not controllers:
         places = [mounted, mounted / "unified"]
     elif "cpu" in controllers.split(","):
@@ -49,7 +50,7 @@ def _quotas(mounted: Path, controllers: str, path: Path) -> Iterator[float]:
 
 
 def _quota(group: Path, *, of_version_2: bool) -> float:
-    """Raises: ValueError where there is none, OSError where there is no such group."""
+    """Return the quota of one cgroup. Raises: ValueError if it has none, OSError if the group does not exist."""
     if of_version_2:
         most, period = (group / "cpu.max").read_text().split()  # "max 100000", "50000 100000"
     else:
@@ -67,7 +68,7 @@ class SpareProcessor:
         self._several = usable() >= 2  # immutable
         self._most = len(os.sched_getaffinity(0))  # immutable
         self._fd = -1
-        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MANY:
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= _MIN_NOFILE:
             with suppress(OSError):
                 self._fd = os.open(loadavg, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -77,8 +78,8 @@ class SpareProcessor:
         return self._several and self._running() <= self._most
 
     def _running(self) -> int:
-        """How many threads have or want a processor now, on the whole machine (the fourth field of proc_loadavg(5));
-        0: not known."""
+        """Return how many threads run or wait for a processor, on the whole machine (field 4 of proc_loadavg(5)); 0:
+        unknown."""
         try:
             return int(os.pread(self._fd, _ROOM, 0).split()[3].partition(b"/")[0])
         except (OSError, ValueError, IndexError):

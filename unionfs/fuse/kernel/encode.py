@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from unionfs.core.attrs import ANY_NAME, IFMT, IFREG, Attrs, Entry, FsStats, Invalidation
 from unionfs.fuse.kernel import abi
-from unionfs.syscalls.statx import Beyond
+from unionfs.syscalls.statx import ExtendedStat
 
 _BILLION: Final = 1_000_000_000
 _HEADER: Final = abi.OUT_HEADER.size
@@ -224,14 +224,14 @@ class Encoder:
             )
         )
 
-    def statx(self, unique: int, attrs: Attrs, beyond: Beyond) -> bytes:
+    def statx(self, unique: int, attrs: Attrs, extended: ExtendedStat) -> bytes:
         """STATX: what stat(2) tells, the birth time if there is one, and attributes such as immutable."""
-        born_s, born_ns = beyond.birth or (0, 0)
-        mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if beyond.birth is not None else 0)
+        born_s, born_ns = extended.birth or (0, 0)
+        mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if extended.birth is not None else 0)
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
         return _out_header(_HEADER + abi.STATX_OUT.size, 0, unique) + abi.STATX_OUT.pack(
             self._valid_s, self._valid_ns, 0,
-            mask, blksize, beyond.attributes, nlink, uid, gid, mode, 0, ino, size, blocks, beyond.known,
+            mask, blksize, extended.attributes, nlink, uid, gid, mode, 0, ino, size, blocks, extended.known,
             *divmod(atime, _BILLION), 0, born_s, born_ns, 0, *divmod(ctime, _BILLION), 0, *divmod(mtime, _BILLION), 0,
             *_device(rdev), 0, 0,
         )  # fmt: skip

@@ -59,7 +59,7 @@ def getattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 
 def statx(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
-    return self.encoder.statx(unique, self.union.getattr(nodeid), self.union.beyond_stat(nodeid))
+    return self.encoder.statx(unique, self.union.getattr(nodeid), self.union.extended_stat(nodeid))
 
 
 def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
