@@ -1,24 +1,25 @@
-"""Layers and images: what they are made of, where they are kept, how they travel.
+"""Layers and images: reading, making, storing, pulling and pushing them.
 
 A *layer* is one tar of an image; unpacked, it is a directory that a union takes as a lower branch. Nothing here knows
 unions, mounts, containers or terminals. Imports only the ground floor (`unionfs.markers`, `unionfs.syscalls`).
 
-As a library (docs/library.md): `open` an image or `open_layer` a layer, look at the entries, ask `why` a path shows
-what it shows, `diff` two. The names in `__all__` are public; all modules of this package are private. They are
-imported when the first of these names is used.
+As a library (docs/library.md): `open` an image or `open_layer` a layer, iterate its entries, explain a path (`why`),
+`diff` two. The names in `__all__` are public; all modules of this package are private. They are imported when the
+first of these names is used.
 
 Rules of the house:
 
-1. Tars, manifests and registries are written by strangers. What is malformed, dangerous or too large is refused with
-   the reason (`errors.Refused`); nothing is written outside the directory it belongs to, nothing partial stays.
-2. Every blob is built aside, verified against its digest, then renamed into place. A name that exists is whole.
-3. sha256 is identity. XXH3-128 only answers "is this file still what was unpacked?".
-4. File names are `bytes` and always meet the disk as (directory descriptor, name), through no symlink.
+1. Tars, manifests and registries are untrusted. Malformed, dangerous or too large content is refused with the reason
+   (`errors.Refused`); nothing is written outside of the directory it belongs to, and nothing partial stays.
+2. Every blob is built in a temporary file, verified against its digest, then renamed into place: it exists complete or
+   not at all.
+3. sha256 is identity. XXH3-128 only shows whether an unpacked file was changed.
+4. File names are `bytes`, and are accessed as (directory descriptor, name), through no symlink.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own costs more than all of this
+TYPE_CHECKING = False  # importing typing would take longer than importing this package
 if TYPE_CHECKING:
     from layers.api import Difference as Difference
     from layers.api import Entry as Entry

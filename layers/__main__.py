@@ -1,4 +1,4 @@
-"""`python -m layers`: the command without the ids that `layers` gives it (see `layers.cli`)."""
+"""`python -m layers`: the command with the ids of the caller, in no user namespace of its own (see `layers.cli`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What `import layers` gives: images and layers to look into. The names in `layers.__all__` are public.
+"""The implementation of `import layers`: reading images and layers. The names in `layers.__all__` are public.
 
-Nothing is mounted and nothing is run. Images and tars are strangers': what is malformed, dangerous or too large, or not
-what its digest says, is refused (`Refused`).
+Nothing is mounted and nothing is run. Images and tars are untrusted: malformed, dangerous or too large content, and
+content that is not what its digest says, is refused (`Refused`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from layers.pieces import Piece, TarPieces, of_directory
 from layers.progress import Silent
 from layers.safe_open import Path
 from layers.size_report import effects, visible_effects
-from layers.store import Named, Store
+from layers.store import Store, StoredImage
 from layers.tar_directory import own_options, unpacked_tar
 from layers.tree import LayerTrees
 from unionfs.store_files import default_root
@@ -48,8 +48,8 @@ _WHAT: Final = "opening an image"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a layer. A `whiteout` hides its path in the layers beneath, an `opaque` all that is in its path; a
-    `link` is a further name of the file at `link`."""
+    """One entry of a layer. A `whiteout` hides its path in the layers beneath, an `opaque` the content of its directory
+    there; a `link` is a further name of the file at `link`."""
 
     path: str  # with a leading slash; names that are not UTF-8 by surrogateescape
     kind: Kind
@@ -66,20 +66,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one layer does to a path: `brings` it, `hides` it by a whiteout, `empties` it by an opaque mark, `covers` it
-    by something above it that is no directory, or only `passes` through. `shows`: it is what an image shows there."""
+    """The effect of one layer on a path: it `brings` the path, `hides` it by a whiteout, `empties` it by an opaque
+    mark, `covers` it by a file at a directory above it, or only `passes` through: it has files below, but no entry of
+    it. `shows`: the image shows this layer's entry."""
 
     layer: Layer
     does: Literal["brings", "hides", "empties", "covers", "passes"]
-    at: str  # the path of the entry that does it: the path itself, or one above it
+    at: str  # the path of the entry that has this effect: the path itself, or one above it
     shows: bool
-    entry: Entry | None  # what is brought
+    entry: Entry | None  # that entry, if it brings or covers the path
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One path of `diff`. `what` names what differs of a changed one: type, mode, owner, time, content, target, device,
-    attributes; empty for a directory in which something did."""
+    """One path of `diff`. `what` lists the differences of a changed one: type, mode, owner, time, content, target,
+    device, attributes; it is empty for a directory of which only the content changed."""
 
     kind: Literal["added", "changed", "deleted"]
     path: str
@@ -87,23 +88,23 @@ class Difference:
 
 
 class Layer:
-    """One layer: iterate it for its entries, as often as wanted; each time it is read anew."""
+    """One layer. Iterating it gives its entries; each iteration reads it again."""
 
     def __init__(
         self, path: str, *, digest: str = "", diff_id: str = "", size: int = 0, created_by: str = "", index: int = 0
     ) -> None:
         self.path: Final = path  # of its tar, compressed or not, or of its directory
-        self.digest: Final = digest  # of the tar as it travels; empty where no image says it
+        self.digest: Final = digest  # of the tar as stored in the image; empty if it is of no image
         self.diff_id: Final = diff_id  # of the tar without compression; likewise
-        self.size: Final = size  # bytes as it travels; 0 for a directory
-        self.created_by: Final = created_by  # the step that made it, as the image tells
+        self.size: Final = size  # bytes of the tar as stored; 0 for a directory
+        self.created_by: Final = created_by  # the build step that made it, as the image's history says
         self.index: Final = index  # in its image, 0 at the bottom
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest or self.path}>"
 
     def __iter__(self) -> Iterator[Entry]:
-        """Its entries in their order. Raises Refused, also at the end, if it is not what the image says; OSError."""
+        """The entries in their order. Raises Refused, also at the end if the digest is not the image's; OSError."""
         return (_entry(piece.entry) for piece in self._pieces())
 
     def _pieces(self) -> Iterator[Piece]:
@@ -118,16 +119,16 @@ class Layer:
             raise Refused("reading a layer", self.digest, f"it is {found.diff_id}, the image says {self.diff_id}")
 
     def _directories(self, stack: ExitStack) -> list[str]:
-        """Itself as a directory, for as long as `stack`."""
+        """Its layer directory, as a list; a tar is unpacked into a temporary one that `stack` removes."""
         if os.path.isdir(self.path):
             return [self.path]
         return [stack.enter_context(unpacked_tar(self.path, own_options()))]
 
 
 class Image:
-    """An image that was opened. Use it in a `with`, or close it: an archive is kept in a temporary place until then."""
+    """An open image. Use it in a `with`, or close it: an archive's blobs are in a temporary directory until then."""
 
-    def __init__(self, store: Store, found: Named, stack: ExitStack) -> None:
+    def __init__(self, store: Store, found: StoredImage, stack: ExitStack) -> None:
         self._store: Final = store
         self._stack: Final = stack
         descriptor, item, config = image.read(store, found.descriptor)
@@ -137,7 +138,8 @@ class Image:
         self.platform: Final = str(config.platform)
         self.config: Final[dict[str, Any]] = json.loads(store.read_blob(item.config.digest))  # as the image has it
         steps = [step for step in config.history if not step.empty_layer]
-        told = steps if len(steps) == len(item.layers) else [History()] * len(item.layers)
+        if len(steps) != len(item.layers):
+            steps = [History()] * len(item.layers)  # a history of other layers says nothing about these
         self.layers: Final = tuple(
             Layer(
                 store.blob_path(layer.digest),
@@ -147,7 +149,7 @@ class Image:
                 created_by=step.created_by or step.comment,
                 index=number,
             )
-            for number, (layer, diff_id, step) in enumerate(zip(item.layers, config.diff_ids, told, strict=True))
+            for number, (layer, diff_id, step) in enumerate(zip(item.layers, config.diff_ids, steps, strict=True))
         )  # bottom first
 
     def __enter__(self) -> Self:
@@ -162,22 +164,22 @@ class Image:
         return f"<Image {self.name or self.digest}, {len(self.layers)} layers>"
 
     def close(self) -> None:
-        """Remove what was kept for it. Its layers cannot be read after."""
+        """Remove the temporary directory. The layers of an archive cannot be read afterwards."""
         self._stack.close()
 
     def why(self, path: StrPath) -> list[Verdict]:
-        """What each layer does to a path, the topmost first; empty when none knows it. Raises Refused, OSError."""
+        """The effects of the layers on a path, the topmost first; empty if there are none. Raises Refused, OSError."""
         return explain(self.layers, path)
 
     def _directories(self, stack: ExitStack) -> list[str]:
         with self._store.adding():
-            ready = image.make_ready(self._store, self._descriptor, own_options(), Silent())
-        return ready.lowers
+            resolved = image.unpack_image(self._store, self._descriptor, own_options(), Silent())
+        return resolved.lowers
 
 
 def open_image(subject: StrPath, *, name: str = "", root: StrPath | None = None) -> Image:
-    """Open an image: an OCI layout (a directory), an archive of `docker save` or OCI (a file, compressed or not), or
-    where there is no such path, an image of the store `root` by name, id or digest. `name` chooses among several.
+    """Open an image: an OCI layout (a directory), an archive of `docker save` or OCI (a file, compressed or not), or if
+    no such path exists, an image of the store `root` by name, id or digest. `name` selects one of several images.
 
     Nothing is fetched. Raises NotFound, Refused, LayerError, OSError.
     """
@@ -185,12 +187,12 @@ def open_image(subject: StrPath, *, name: str = "", root: StrPath | None = None)
     with ExitStack() as stack:
         if os.path.isdir(text):
             store = _of_layout(text, stack)
-            found = _chosen(store.named() if not name else [store.find(name)], text)
+            found = _chosen(store.list_images() if not name else [store.find(name)], text)
         elif os.path.exists(text):
             store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-")))
             with store.adding(), open(text, "rb") as source:
-                brought = archive.bring(store, source, own_options(), Silent())
-            loaded = [Named(known, descriptor) for known, descriptor in brought]
+                blobs = archive.load_blobs(store, source, own_options(), Silent())
+            loaded = [StoredImage(its_name, descriptor) for its_name, descriptor in blobs]
             found = _chosen([one for one in loaded if not name or one.name == name], text)
         else:
             store = Store(default_root() if root is None else os.fsdecode(root))
@@ -200,7 +202,7 @@ def open_image(subject: StrPath, *, name: str = "", root: StrPath | None = None)
 
 
 def open_layer(path: StrPath) -> Layer:
-    """One layer: its tar, compressed or not, or its directory. Raises NotFound."""
+    """Open one layer: its tar, compressed or not, or its directory. Raises NotFound."""
     text = os.path.abspath(os.fsdecode(path))
     if not os.path.exists(text):
         raise NotFound("opening a layer", text, "there is no such file or directory")
@@ -208,12 +210,12 @@ def open_layer(path: StrPath) -> Layer:
 
 
 def explain(layers: Iterable[Layer], path: StrPath) -> list[Verdict]:
-    """What each of the layers, bottom first, does to a path: Image.why for layers that are no image's."""
+    """The effects of layers, given bottom first, on a path: `Image.why` for layers that belong to no image."""
     stack = list(layers)
     names = tuple(part for part in os.fsencode(path).split(b"/") if part not in (b"", b"."))
     found = effects([layer._pieces() for layer in stack], names)
     shown = visible_effects(found)
-    told = [
+    verdicts = [
         Verdict(
             stack[effect.layer],
             _does(effect.what),
@@ -223,12 +225,12 @@ def explain(layers: Iterable[Layer], path: StrPath) -> list[Verdict]:
         )
         for number, effect in enumerate(found)
     ]
-    return sorted(told, key=lambda verdict: -stack.index(verdict.layer))
+    return sorted(verdicts, key=lambda verdict: -stack.index(verdict.layer))
 
 
 def diff(old: Image | Layer, new: Image | Layer) -> list[Difference]:
-    """What makes `new` out of `old`, sorted by path: of images their whole trees are compared, whatever their layers.
-    Layers are unpacked for that, of an image of the store in the store. Raises Refused, OSError."""
+    """The changes that make `new` out of `old`, sorted by path. Of images the merged trees are compared. Layers in tars
+    are unpacked for this into a temporary directory, those of an image into its store. Raises Refused, OSError."""
     with ExitStack() as stack:
         branches = stack.enter_context(LayerTrees())
         views = [branches.view(one._directories(stack)) for one in (old, new)]
@@ -252,7 +254,7 @@ def _of_layout(path: str, stack: ExitStack) -> Store:
     return Store(root)
 
 
-def _chosen(found: list[Named], text: str) -> Named:
+def _chosen(found: list[StoredImage], text: str) -> StoredImage:
     if not found:
         raise NotFound(_WHAT, text, "there is no such image in it")
     if len({one.descriptor.digest for one in found}) > 1:

@@ -1,8 +1,8 @@
-"""Images as one file: `docker save` and OCI archives, read and written.
+"""Read and write images as one file: `docker save` and OCI archives.
 
-An archive we write is both: an OCI image layout (image-layout.md) with Docker's manifest.json beside it, as newer
-Dockers write them. What is read may be either, compressed or not, from a pipe too. Archives are written by strangers as
-layers are: names are looked up within the archive, digests are compared, and a layer is verified when it is unpacked.
+Written archives are both: an OCI image layout (image-layout.md) with Docker's manifest.json beside it, as newer Docker
+versions write it. Read archives may be either, compressed or not, also from a pipe. Archives are untrusted: names are
+looked up within the archive, digests are compared, and a layer is verified when it is unpacked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WHAT: Final = "loading"
 
 
 class Loaded(NamedTuple):
-    """One image of an archive. Its name is empty if the archive gives it none."""
+    """One image that was loaded. Its name is empty if the archive gives it none."""
 
     name: str
     digest: Digest
@@ -53,39 +53,40 @@ def load(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> list[Loaded]:
-    """Bring in all images of an archive and unpack their layers. `name` is for an archive with one image.
+    """Load all images of an archive into the store and unpack their layers; `name` is for an archive with one image.
 
-    Raises: Refused for what is no archive or not what it says, LayerError, OSError; images before it stay.
+    Raises: Refused for a malformed archive or a wrong digest, LayerError, OSError; images loaded before it stay.
     """
-    told = progress or Silent()
+    report = progress or Silent()
     chosen = options or Options()
     with store.adding():
-        found = bring(store, source, chosen, told)
+        found = load_blobs(store, source, chosen, report)
         if name and len({descriptor.digest for _, descriptor in found}) != 1:
-            raise LayerError(_WHAT, name, f"the archive holds {len(found)} images, which one has the name?")
+            why = f"a name can be given to one image only; the archive holds {len(found)} images"
+            raise LayerError(_WHAT, name, why)
         loaded = []
         for known, descriptor in found:
-            ready = image.make_ready(store, descriptor, chosen, told)
+            resolved = image.unpack_image(store, descriptor, chosen, report)
             full = str(references.parse(name)) if name else known
-            store.tag(ready.descriptor if ready.descriptor.digest == descriptor.digest else descriptor, full)
+            store.tag(resolved.descriptor if resolved.descriptor.digest == descriptor.digest else descriptor, full)
             loaded.append(Loaded(full, descriptor.digest))
     return loaded
 
 
-def bring(store: Store, source: IO[bytes], chosen: Options, told: Progress) -> list[tuple[str, Descriptor]]:
-    """Bring the blobs of an archive into the store: its images by name, without unpacking or naming any.
+def load_blobs(store: Store, source: IO[bytes], chosen: Options, report: Progress) -> list[tuple[str, Descriptor]]:
+    """Put the blobs of an archive into the store, without naming or unpacking the images; returns their names.
 
-    Preconditions: within `store.adding`. Raises: Refused for what is no archive or not what it says, OSError.
+    Preconditions: within `store.adding`. Raises: Refused for a malformed archive or a wrong digest, OSError.
     """
     aside = store.new_aside()
     try:
         with open(aside, "w+b") as spool:
-            _spool(source, spool, chosen.limits, told)
+            _spool(source, spool, chosen.limits, report)
             archive = _Archive(spool, chosen.limits)
             if "index.json" in archive.members and "oci-layout" in archive.members:
                 return _load_layout(store, archive)
             if _DOCKER_MANIFEST in archive.members:
-                return _load_docker(store, archive, chosen, told)
+                return _load_docker(store, archive, chosen, report)
             raise Refused(_WHAT, "", "neither Docker's nor an OCI archive: no manifest.json, no index.json")
     finally:
         with suppress(FileNotFoundError):
@@ -94,18 +95,18 @@ def bring(store: Store, source: IO[bytes], chosen: Options, told: Progress) -> l
 
 def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress | None = None) -> None:
     """Write images of the store into one archive. Raises: NotFound, OSError."""
-    told = progress or Silent()
+    report = progress or Silent()
     with store.adding():  # so that nothing is freed meanwhile
         found = [store.find(name) for name in names]
         writer = _Writer(sink)
         docker: list[dict[str, Any]] = []
         index: list[Descriptor] = []
-        told.begin("archive", "saving", None)
+        report.begin("archive", "saving", None)
         for saved in found:
             descriptor, item, config = image.read(store, saved.descriptor)
             for blob in (*item.layers, item.config, descriptor):
                 writer.blob(store, blob)
-                told.advance("archive", blob.size)
+                report.advance("archive", blob.size)
             docker.append(
                 {
                     "Config": _blob_name(item.config.digest),
@@ -121,15 +122,15 @@ def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress
         writer.add(_DOCKER_MANIFEST, manifests.dump_json(docker))
         writer.add("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         writer.close()
-        told.end("archive", "saved")
+        report.end("archive", "saved")
 
 
 class _Archive:
-    """The files of a tar, to be read in any order."""
+    """The files of a plain tar, readable in any order."""
 
     def __init__(self, file: IO[bytes], limits: Limits) -> None:
         self._file = file
-        self.members: dict[str, tuple[int, int]] = {}  # path -> where its data are, and how many
+        self.members: dict[str, tuple[int, int]] = {}  # path -> offset and size of its data
         links: dict[str, str] = {}
         file.seek(0)
         with TarStream(file, limits) as stream:
@@ -139,14 +140,14 @@ class _Archive:
                     self.members[path] = (stream.tell(), entry.size)
                 elif entry.kind == LINK:
                     links[path] = os.fsdecode(b"/".join(entry.link))
-                elif entry.kind == SYMLINK:  # old Dockers wrote equal layers once
+                elif entry.kind == SYMLINK:  # old versions of Docker link equal layers
                     links[path] = posixpath.normpath(posixpath.join(posixpath.dirname(path), os.fsdecode(entry.target)))
         for path, target in links.items():
             if target in self.members:
                 self.members.setdefault(path, self.members[target])
 
     def read(self, path: str, limit: int = MAX_MANIFEST) -> bytes:
-        """A small file. Raises: Refused when it is missing or large."""
+        """Read a small file. Raises: Refused when it is missing or larger than `limit` bytes."""
         offset, size = self._find(path)
         if size > limit:
             raise Refused(_WHAT, path, f"{size} bytes are more than the {limit} that are taken")
@@ -154,7 +155,7 @@ class _Archive:
         return self._file.read(size)
 
     def open(self, path: str) -> IO[bytes]:
-        """A file of any size."""
+        """Open a file of any size. Raises: Refused when it is missing."""
         offset, size = self._find(path)
         return io.BufferedReader(_Part(self._file, offset, size), _READ)
 
@@ -169,7 +170,7 @@ class _Archive:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file."""
+    """A part of a file, as a file for reading."""
 
     def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
         self._file = file
@@ -188,7 +189,7 @@ class _Part(io.RawIOBase):
 
 
 def _spool(source: IO[bytes], spool: IO[bytes], limits: Limits, progress: Progress) -> None:
-    """The archive without compression, in a file: its parts are needed in another order than they come."""
+    """Write the decompressed archive to the file `spool`: its members are needed in another order than they come."""
     progress.begin("archive", "reading", None)
     total = 0
     for chunk in decompressed(source):
@@ -306,7 +307,7 @@ class _Writer:
         self._tar.close()
 
     def _directory(self, name: str) -> None:
-        """skopeo gives a directory that no entry makes to root, which an ordinary user cannot."""
+        """Add entries for a directory: skopeo chowns one without an entry to root, which fails for other users."""
         for one in (os.path.dirname(name), name):
             if one not in self._directories:
                 self._directories.add(one)
@@ -327,7 +328,7 @@ def _blob_name(digest: Digest) -> str:
 
 
 def _full_name(text: str) -> str:
-    """A name as the store has it; a tag alone, which an OCI archive may have, names nothing."""
+    """A name in full, as the store has it; empty for a tag alone, which an OCI archive may have."""
     try:
         return str(references.parse(text)) if "/" in text or ":" in text else ""
     except Malformed:

@@ -1,7 +1,7 @@
-"""The image configuration <-> JSON: what to run, on which layers, and how it came to be. Pure.
+"""The image configuration <-> JSON: settings for containers, layers, history. Pure.
 
-OCI image specification, config.md; Docker's image configuration is the same in all that is read here. What is not
-known here (health checks, build triggers ...) is kept as it came and written again.
+OCI image specification, config.md; Docker's image configuration has the same keys. Keys that are not known here (health
+checks, build triggers ...) are kept and written again unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """How one layer, or none (`empty_layer`), came to be."""
+    """One build step, which made a layer or not (`empty_layer`)."""
 
     created: str = ""
     created_by: str = ""
@@ -46,7 +46,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """An image without its files."""
+    """The configuration of an image."""
 
     platform: Platform
     diff_ids: tuple[Digest, ...]  # bottom first
@@ -58,14 +58,14 @@ class ImageConfig:
 
 
 def parse(data: bytes) -> ImageConfig:
-    """The configuration in `data`. Raises Refused."""
+    """Parse a configuration. Raises Refused."""
     value = load_json(data, _WHAT)
     rootfs = value.get("rootfs")
     if not isinstance(rootfs, dict) or rootfs.get("type") != "layers":
         raise _refused("rootfs is not of the type 'layers'")
     diff_ids = _list(rootfs, "diff_ids")
     if len(diff_ids) > MAX_LAYERS:
-        raise _refused(f"{len(diff_ids)} layers are more than the {MAX_LAYERS} that are taken")
+        raise _refused(f"{len(diff_ids)} layers; the limit is {MAX_LAYERS}")
     try:
         known = tuple(digests.parse(diff_id) for diff_id in diff_ids)
     except Malformed as error:
@@ -86,7 +86,7 @@ def parse(data: bytes) -> ImageConfig:
 
 
 def to_json(config: ImageConfig) -> bytes:
-    """The bytes of a configuration; the same for equal values."""
+    """The JSON of a configuration; equal values give equal bytes."""
     value: dict[str, Any] = {
         "created": config.created,
         "author": config.author,
@@ -104,7 +104,7 @@ def to_json(config: ImageConfig) -> bytes:
 
 
 def timestamp(seconds: float) -> str:
-    """RFC 3339, as manifests have it."""
+    """A time in seconds since 1970 as RFC 3339 text, in UTC."""
     moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
     return moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 

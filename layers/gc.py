@@ -42,7 +42,7 @@ def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor
     Killed at any moment, it has removed a part of the garbage and nothing else. Raises: Busy; Refused when a manifest
     or index cannot be read, since the blobs it refers to are then unknown.
     """
-    lock = store.try_alone()
+    lock = store.try_exclusive()
     if lock is None:
         why = "another process is adding images"
         raise Busy("freeing space", store.root, why, hint="try again when the pull, load or commit has ended")
@@ -63,7 +63,7 @@ def reachable(store: Store, bases: Iterable[Descriptor] = ()) -> tuple[set[Diges
     """The blobs reachable from the store's images and `bases`, and the keys their layers may be unpacked under."""
     blobs: set[Digest] = set()
     keys: set[str] = set()
-    todo: list[Descriptor] = [*(image.descriptor for image in store.named()), *bases]
+    todo: list[Descriptor] = [*(image.descriptor for image in store.list_images()), *bases]
     while todo:
         descriptor = todo.pop()
         if descriptor.digest in blobs:

@@ -1,8 +1,7 @@
-"""Images of a store: fetch them, make their layers ready for a union, send them away.
+"""Images of a store: pull them, unpack their layers for a union, push them.
 
-Ties together the rooms of this house: registry, store, unpacked layers. What a union needs of an image is `resolve`;
-for that nothing is imported of what only registries need.
-`making` makes new images, `archive` reads and writes them as files.
+Combines registry, store and unpacked layers. `resolve` gives what a union needs of an image, without importing the
+modules that only registries need. `make_image` makes new images, `archive` reads and writes them as files.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from layers.tree import LayerTrees
 if TYPE_CHECKING:
     from layers.registry import Registry
 
-_TRANSFERS: Final = 3  # at once, as Docker has it: more only share the same line
-_ASK_AGAIN_S: Final = 0.1  # while another process fetches the same blob
+_TRANSFERS: Final = 3  # concurrent transfers, as in Docker; more would only share the same bandwidth
+_POLL_S: Final = 0.1  # while another process fetches the same blob
 
 
 class Resolved(NamedTuple):
-    """An image, ready to be mounted."""
+    """An image whose layers are unpacked."""
 
     config: ImageConfig
     lowers: list[str]  # directories of its layers, top first
@@ -48,37 +47,40 @@ class Resolved(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """What a pull brought."""
+    """The result of a pull."""
 
     reference: Reference
     digest: Digest  # of the manifest
-    new: bool  # the name was not there, or was another image
+    new: bool  # the name did not exist before, or named another image
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """How registries are asked."""
+    """Options for requests to registries."""
 
     wishes: Wishes = field(default_factory=Wishes)
-    credentials: known_credentials.Credentials | None = None  # None: those of the usual files
+    credentials: known_credentials.Credentials | None = None  # None: those of the usual files (see `credentials`)
     pause_s: float = 0.5  # before the first retry
     warn: Callable[[str], None] = known_credentials.no_warning  # of a credential helper that failed
 
 
 def resolve(store: Store, text: str, options: Options | None = None, progress: Progress | None = None) -> Resolved:
-    """The image of this name, id or digest, its layers unpacked. Nothing is fetched.
+    """Find an image by name, id or digest, and unpack its layers. Nothing is fetched.
 
     Raises: NotFound when it is not in the store, Refused when it is damaged or of another kind.
     """
     image = store.find(text)
     with store.adding():
-        return make_ready(store, image.descriptor, options or Options(), progress or Silent())
+        return unpack_image(store, image.descriptor, options or Options(), progress or Silent())
 
 
 def read(
     store: Store, descriptor: Descriptor, platform: Platform | None = None
 ) -> tuple[Descriptor, Manifest, ImageConfig]:
-    """The manifest and configuration that a descriptor leads to, of an index those for the platform."""
+    """Read the manifest and configuration of a descriptor; of an index, those for the platform (None: this machine's).
+
+    Returns them with the manifest's descriptor. Raises: NotFound, Refused.
+    """
     item = store.read_manifest(descriptor)
     if isinstance(item, Index):
         chosen = manifests.choose(item, platform or manifests.own_platform(), descriptor.digest)
@@ -90,7 +92,7 @@ def read(
 
 
 def config_of(item: Manifest, data: bytes) -> ImageConfig:
-    """The configuration of an image, compared with its manifest. Raises: Refused."""
+    """Parse the configuration `data` of an image and compare it with the manifest. Raises: Refused."""
     if item.config.media_type not in manifests.CONFIG_TYPES:
         kind = item.artifact_type or item.config.media_type
         raise Refused("reading an image", "", f"not a container image but {kind[:100]!r}")
@@ -101,8 +103,8 @@ def config_of(item: Manifest, data: bytes) -> ImageConfig:
     return config
 
 
-def make_ready(store: Store, descriptor: Descriptor, options: Options, progress: Progress) -> Resolved:
-    """Unpack the layers of an image that are not. Preconditions: within `store.adding`."""
+def unpack_image(store: Store, descriptor: Descriptor, options: Options, progress: Progress) -> Resolved:
+    """Unpack those layers of an image that are not unpacked yet. Preconditions: within `store.adding`."""
     descriptor, item, config = read(store, descriptor)
     lowers: list[str] = []
     chain: Digest | None = None
@@ -112,7 +114,7 @@ def make_ready(store: Store, descriptor: Descriptor, options: Options, progress:
             found = unpacked.find(store, diff_id, chain)
             if found is None:
                 pending = unpacked.Pending(store, options)
-                _run(pending, store, layer, diff_id, progress, lambda: False)
+                _unpack_blob(pending, store, layer, diff_id, progress, lambda: False)
                 found = pending.place(chain, lowers, branches)
             lowers.insert(0, found.directory)
     return Resolved(config, lowers, descriptor)
@@ -136,24 +138,24 @@ async def pull(
     text: str,
     *,
     platform: Platform | None = None,
-    whole: bool = False,
+    all_platforms: bool = False,
     remote: Remote | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
-    """Fetch an image and unpack its layers, several at once; then name it. With `whole`, an index is kept with the
-    images of all its platforms, of which those of `platform` are unpacked; it can be pushed as it is.
+    """Fetch an image, unpack its layers, several at once, and name it. With `all_platforms` an index is stored with the
+    images of all platforms, and can be pushed as it is; only the layers for `platform` are unpacked.
 
-    What is there already is not fetched again, what a broken pull left is taken up. Raises: LayerError and its kinds;
-    the store then has no new name, and nothing half.
+    Blobs in the store are not fetched again; partial downloads are resumed. Raises: LayerError and its subclasses; the
+    store then has no new name, and no incomplete blob or layer.
     """
     reference = references.parse(text)
     work = _Pull(store, reference, options or Options(), progress or Silent())
     with store.adding():
-        async with opened(reference, remote or Remote()) as registries:
-            descriptor = await work.run(registries, platform or manifests.own_platform(), whole)
+        async with open_registries(reference, remote or Remote()) as registries:
+            descriptor = await work.run(registries, platform or manifests.own_platform(), all_platforms)
         name = str(reference)
-        before = next((image.descriptor.digest for image in store.named() if image.name == name), None)
+        before = next((image.descriptor.digest for image in store.list_images() if image.name == name), None)
         store.tag(descriptor, name)
     return Pulled(reference, descriptor.digest, before != descriptor.digest)
 
@@ -166,13 +168,13 @@ async def push(
     remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> Digest:
-    """Send an image to a registry, under its own name or as `destination`. Raises: LayerError and its kinds."""
+    """Send an image to a registry, under its own name or as `destination`. Raises: LayerError and its subclasses."""
     image = store.find(text)
     reference = references.parse(destination or image.name or text)
     if reference.digest is not None:
         raise LayerError("pushing", str(reference), "a digest cannot be chosen", hint="name a tag: NAME:TAG")
-    origins = _origins(store, reference)
-    async with opened(reference, remote or Remote(), to_push=True) as registries:
+    mount_sources = _mount_sources(store, reference)
+    async with open_registries(reference, remote or Remote(), to_push=True) as registries:
         registry = registries[0]
         item = store.read_manifest(image.descriptor)
         if isinstance(item, Index):
@@ -182,16 +184,18 @@ async def push(
                 hint = f"unionfs pull --all-platforms {image.name or text}"
                 raise NotFound("pushing", image.name or text, why, hint=hint)
             for entry in item.manifests:
-                await _push_manifest(store, registry, entry, entry.digest, origins, progress or Silent())
+                await _push_manifest(store, registry, entry, entry.digest, mount_sources, progress or Silent())
             data = store.read_blob(image.descriptor.digest)
             return await registry.put_manifest(reference.target, data, item.media_type)
         target = reference.target
-        return await _push_manifest(store, registry, image.descriptor, target, origins, progress or Silent())
+        return await _push_manifest(store, registry, image.descriptor, target, mount_sources, progress or Silent())
 
 
 @asynccontextmanager
-async def opened(reference: Reference, remote: Remote, *, to_push: bool = False) -> AsyncIterator[list[Registry]]:
-    """The places that have a repository, the first to be asked first."""
+async def open_registries(
+    reference: Reference, remote: Remote, *, to_push: bool = False
+) -> AsyncIterator[list[Registry]]:
+    """Open the endpoints of a repository (mirrors, then the registry) in the order in which they are asked."""
     from layers.registry import Registry
     from layers.session import Session
 
@@ -205,8 +209,8 @@ async def opened(reference: Reference, remote: Remote, *, to_push: bool = False)
 
 
 async def tags(text: str, remote: Remote | None = None) -> list[str]:
-    """All tags of the repository that `text` names, as its registry has them. Raises: LayerError and its kinds."""
-    async with opened(references.parse(text), remote or Remote()) as registries:
+    """All tags of the repository of the reference `text`, as the registry lists them. Raises: LayerError."""
+    async with open_registries(references.parse(text), remote or Remote()) as registries:
         return [tag async for tag in registries[-1].tags()]
 
 
@@ -218,8 +222,8 @@ def credentials_for(endpoint: Endpoint, reference: Reference, remote: Remote) ->
     return known_credentials.find(endpoint.registry, endpoint.repository, warn=remote.warn)
 
 
-async def at_once(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Run jobs at the same time; the first failure ends the others and is raised as it is."""
+async def run_concurrently(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run jobs at the same time. The first failure cancels the others and is raised without an ExceptionGroup."""
     import trio
 
     failures: list[BaseException] = []
@@ -239,7 +243,7 @@ async def at_once(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
 
 
 class _Pull:
-    """One pull. Layers are fetched and unpacked side by side, and put in place from the bottom up."""
+    """One pull. Layers are fetched and unpacked concurrently, and put in place from the bottom up."""
 
     def __init__(self, store: Store, reference: Reference, options: Options, progress: Progress) -> None:
         self.store = store
@@ -253,13 +257,13 @@ class _Pull:
         self.pending: dict[Digest, unpacked.Pending] = {}  # by diff id
         self.failed = False
 
-    async def run(self, registries: Sequence[Registry], platform: Platform, whole: bool) -> Descriptor:
+    async def run(self, registries: Sequence[Registry], platform: Platform, all_platforms: bool) -> Descriptor:
         registry, descriptor, data = await self._manifest(registries)
         item = manifests.parse(data, descriptor.media_type)
         index: Descriptor | None = None
         if isinstance(item, Index):
-            if whole:
-                await self._whole(registries[registries.index(registry) :], item)
+            if all_platforms:
+                await self._fetch_all_platforms(registries[registries.index(registry) :], item)
                 self.store.put(data)
                 index = descriptor
             chosen = manifests.choose(item, platform, self.reference.familiar)
@@ -273,11 +277,11 @@ class _Pull:
         if item.config.media_type in manifests.CONFIG_TYPES and item.config.size > manifests.MAX_MANIFEST:
             raise Refused("pulling", self.reference.familiar, f"a configuration of {item.config.size} bytes")
         for layer in item.layers:
-            _ = layer.compression  # unknown kinds are refused before anything is fetched
+            _ = layer.compression  # refuses unknown media types before anything is fetched
         sources = registries[registries.index(registry) :]
         if item.config.media_type not in manifests.CONFIG_TYPES:
             config_of(item, b"")
-        await self._bring(sources, item.config)
+        await self._ensure_blob(sources, item.config)
         config = config_of(item, self.store.read_blob(item.config.digest))
         self.store.put(data)
         try:
@@ -289,8 +293,8 @@ class _Pull:
                 await trio.to_thread.run_sync(left.drop)
         return index or descriptor
 
-    async def _whole(self, sources: Sequence[Registry], index: Index) -> None:
-        """Have all that an index refers to in the store; nothing of it is unpacked."""
+    async def _fetch_all_platforms(self, sources: Sequence[Registry], index: Index) -> None:
+        """Fetch all manifests and blobs that an index refers to; nothing is unpacked."""
         for entry in index.manifests:
             descriptor, data = await sources[0].manifest(entry.digest)
             if entry.size != descriptor.size:
@@ -299,16 +303,16 @@ class _Pull:
             if isinstance(item, Index):
                 raise Refused("pulling", self.reference.familiar, "an index within an index")
             blobs = {blob.digest: blob for blob in (item.config, *item.layers)}
-            await at_once([_bringing(self, sources, blob) for blob in blobs.values()])
+            await run_concurrently([_ensure_job(self, sources, blob) for blob in blobs.values()])
             self.store.put(data)
 
     async def _manifest(self, registries: Sequence[Registry]) -> tuple[Registry, Descriptor, bytes]:
-        """From the first place that has it."""
+        """Fetch the manifest from the first endpoint that has it."""
         for registry in registries[:-1]:
             try:
                 return registry, *await registry.manifest(self.reference.target)
             except LayerError:
-                continue  # a mirror that does not answer, or has no such image
+                continue  # the mirror does not answer, or has no such image
         registry = registries[-1]
         return registry, *await registry.manifest(self.reference.target)
 
@@ -327,7 +331,7 @@ class _Pull:
         def job(diff_id: Digest, layer: Descriptor) -> Callable[[], Awaitable[None]]:
             async def run() -> None:
                 try:
-                    await self._bring(sources, layer)
+                    await self._ensure_blob(sources, layer)
                     if diff_id in missing:
                         async with self.unpacking:
                             await self._unpack(layer, diff_id)
@@ -337,11 +341,11 @@ class _Pull:
 
             return run
 
-        # Layers that only the manifest repeats under another compression are fetched too: they belong to the image.
+        # A layer that the manifest lists twice, in two compressions, is unpacked once; both blobs are fetched.
         extra = [layer for layer in item.layers if layer not in wanted.values()]
         jobs = [job(diff_id, layer) for diff_id, layer in wanted.items()]
-        jobs += [_bringing(self, sources, layer) for layer in extra]
-        await at_once(jobs)
+        jobs += [_ensure_job(self, sources, layer) for layer in extra]
+        await run_concurrently(jobs)
         import trio
 
         await trio.to_thread.run_sync(self._place, item, config, chains)
@@ -350,7 +354,9 @@ class _Pull:
         import trio
 
         pending = self.pending[diff_id] = unpacked.Pending(self.store, self.options)
-        await trio.to_thread.run_sync(_run, pending, self.store, layer, diff_id, self.progress, lambda: self.failed)
+        await trio.to_thread.run_sync(
+            _unpack_blob, pending, self.store, layer, diff_id, self.progress, lambda: self.failed
+        )
 
     def _place(self, item: Manifest, config: ImageConfig, chains: Sequence[Digest]) -> None:
         lowers: list[str] = []
@@ -359,21 +365,21 @@ class _Pull:
                 found = unpacked.find(self.store, diff_id, chain)
                 if found is None:
                     pending = self.pending.pop(diff_id, None)
-                    if pending is None:  # the same layer once more, which looks different on other layers
+                    if pending is None:  # the same layer again, whose content depends on the layers beneath
                         pending = unpacked.Pending(self.store, self.options)
-                        _run(pending, self.store, layer, diff_id, self.progress, lambda: False)
+                        _unpack_blob(pending, self.store, layer, diff_id, self.progress, lambda: False)
                     found = pending.place(chain, lowers, branches)
                 lowers.insert(0, found.directory)
 
-    async def _bring(self, sources: Sequence[Registry], blob: Descriptor) -> None:
-        """Have a blob in the store, fetched by us or by another process."""
+    async def _ensure_blob(self, sources: Sequence[Registry], blob: Descriptor) -> None:
+        """Fetch a blob into the store, or wait for another process that is fetching it."""
         import trio
 
         key = digests.short(blob.digest)
         while not self.store.has(blob.digest, blob.size):
             lock = self.store.try_blob(blob.digest)
             if lock is None:
-                await trio.sleep(_ASK_AGAIN_S)
+                await trio.sleep(_POLL_S)
                 continue
             try:
                 if not self.store.has(blob.digest, blob.size):
@@ -398,28 +404,28 @@ class _Pull:
         self.progress.end(key, "pulled")
 
 
-def _bringing(pull_: _Pull, sources: Sequence[Registry], layer: Descriptor) -> Callable[[], Awaitable[None]]:
+def _ensure_job(pull_: _Pull, sources: Sequence[Registry], layer: Descriptor) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
-        await pull_._bring(sources, layer)
+        await pull_._ensure_blob(sources, layer)
 
     return run
 
 
-def _run(
+def _unpack_blob(
     pending: unpacked.Pending,
     store: Store,
     layer: Descriptor,
     diff_id: Digest,
     progress: Progress,
-    stopped: Callable[[], bool],
+    is_cancelled: Callable[[], bool],
 ) -> None:
-    """Unpack one layer, on any thread, until `stopped` says that nobody wants it any more."""
+    """Unpack one layer, on any thread, and stop with LayerError once `is_cancelled` returns True."""
     key = digests.short(layer.digest)
-    _ = layer.compression  # an unknown kind is refused
+    _ = layer.compression  # refuses an unknown media type
     progress.begin(key, "unpacking", layer.size)
 
     def report(count: int) -> None:
-        if stopped():
+        if is_cancelled():
             raise LayerError("unpacking a layer", layer.digest, "another layer failed")
         progress.advance(key, count)
 
@@ -433,10 +439,10 @@ def _run(
     progress.end(key, "done")
 
 
-def _origins(store: Store, reference: Reference) -> dict[Digest, str]:
-    """Which other repository of the same registry has a blob, as far as the store knows."""
+def _mount_sources(store: Store, reference: Reference) -> dict[Digest, str]:
+    """Blob -> another repository of the same registry that has it, for cross-repository mounts, as the store knows."""
     found: dict[Digest, str] = {}
-    for image in store.named():
+    for image in store.list_images():
         try:
             other = references.parse(image.name)
             item = store.read_manifest(image.descriptor)
@@ -453,7 +459,7 @@ async def _push_manifest(
     registry: Registry,
     descriptor: Descriptor,
     target: str,
-    origins: dict[Digest, str],
+    mount_sources: dict[Digest, str],
     progress: Progress,
 ) -> Digest:
     import trio
@@ -471,12 +477,12 @@ async def _push_manifest(
                 with store.open_blob(blob.digest) as file:
                     progress.begin(key, "pushing", blob.size)
                     outcome = await registry.push_blob(
-                        blob, file, lambda count: progress.advance(key, count), origins.get(blob.digest, "")
+                        blob, file, lambda count: progress.advance(key, count), mount_sources.get(blob.digest, "")
                     )
                     progress.end(key, outcome)
 
         return run
 
     blobs = {blob.digest: blob for blob in (*item.layers, item.config)}
-    await at_once([job(blob) for blob in blobs.values()])
+    await run_concurrently([job(blob) for blob in blobs.values()])
     return await registry.put_manifest(target, data, item.media_type)

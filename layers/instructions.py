@@ -1,6 +1,6 @@
-"""Instructions of a Dockerfile that change an image's settings, as `commit --change` and `import --change` take them.
+"""Apply Dockerfile instructions to the settings of an image, for `commit --change` and `import --change`.
 
-Pure. Dockerfile reference; the ones that run or copy something are for builders.
+Pure. Dockerfile reference; instructions that run or copy something are refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _NOT_ON_BUILD: Final = ("ONBUILD", "FROM", "MAINTAINER")
 
 
 def with_change(settings: Settings, instruction: str) -> Settings:
-    """`settings` after one instruction of a Dockerfile, as `commit --change` and `import --change` take it.
+    """Apply one Dockerfile instruction to `settings`; returns the new ones.
 
-    Those that Docker takes there: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME,
+    Takes those that Docker takes: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME,
     WORKDIR. Raises Malformed for any other.
     """
     word, _, rest = instruction.strip().partition(" ")
@@ -52,20 +52,20 @@ def with_change(settings: Settings, instruction: str) -> Settings:
             return replace(settings, others={**settings.others, "Healthcheck": _health(instruction, rest)})
         case "ONBUILD" if rest:
             if rest.partition(" ")[0].upper() in _NOT_ON_BUILD:
-                raise Malformed("reading a change", instruction[:200], "this cannot be done when others build on it")
+                raise Malformed("reading a change", instruction[:200], "ONBUILD cannot be followed by this instruction")
             known = settings.others.get("OnBuild")
             triggers = [*(known if isinstance(known, list) else []), rest]
             return replace(settings, others={**settings.others, "OnBuild": triggers})
     raise Malformed(
         "reading a change",
         instruction[:200],
-        "not an instruction that is known here",
+        "the instruction is unknown or cannot be used here",
         hint="CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR",
     )
 
 
 def _command(rest: str) -> tuple[str, ...] | None:
-    """Words of the exec form, or the shell form through /bin/sh; an empty list takes the command away."""
+    """The words of the exec form, or of the shell form with /bin/sh -c; None (no command) for an empty list."""
     words = _json_words(rest)
     if words is not None:
         return tuple(words) or None
@@ -126,7 +126,7 @@ def _health(instruction: str, rest: str) -> dict[str, Any]:
         elif name == "retries" and text.isdecimal() and text.isascii() and len(text) < 6:
             found["Retries"] = int(text)
         else:
-            raise Malformed("reading a change", instruction[:200], f"{match[0].strip()[:100]!r} is no option of it")
+            raise Malformed("reading a change", instruction[:200], f"{match[0].strip()[:100]!r} is not a valid option")
         rest = rest[match.end() :]
     word, _, command = rest.partition(" ")
     command = command.strip()

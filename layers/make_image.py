@@ -1,6 +1,6 @@
-"""New images out of directories and tars: commit, squash, import.
+"""Make new images of directories and tars: commit, squash, import.
 
-Knows trees, packing and the store. `commit` looks at the writable branch alone: what it does not mention is not read.
+Knows trees, packing and the store. `commit` reads the writable branch, and of the layers only what it changes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from layers.store import Store
 from layers.tree import LayerTrees, Node, View, content
 from unionfs import markers
 
-_ARTIFACTS: Final = {GZIP: "+gzip", ZSTD: "+zstd"}
+_TYPE_SUFFIXES: Final = {GZIP: "+gzip", ZSTD: "+zstd"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a new image is to be, beside its files."""
+class ImageOptions:
+    """The metadata and compression of a new image."""
 
     name: str = ""  # in full; empty: the image has no name
     author: str = ""
     message: str = ""
     created_by: str = ""
-    changes: Sequence[str] = ()  # instructions of a Dockerfile
+    changes: Sequence[str] = ()  # Dockerfile instructions (see `instructions`)
     compression: str = GZIP
-    platform: Platform | None = None  # of an image on nothing; None: this machine's
+    platform: Platform | None = None  # of an image without a base; None: this machine's
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ def commit(
     store: Store,
     upper: str,
     base: str | None,
-    wish: Wish,
+    wanted: ImageOptions,
     *,
     is_whole: bool = False,
     beneath: Sequence[str] = (),
@@ -70,88 +70,97 @@ def commit(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Committed:
-    """A new image: `base` (a name, id or digest; None for nothing) with what the writable branch `upper` changed.
-    With `is_whole` it holds all that there is, and no marks; what is there because of the directories `beneath` the
-    base is no change; nor are `mountpoints`, absolute paths, with nothing in them.
+    """Make an image of `base` (a name, id or digest; None for none) and the changes in the writable branch `upper`.
 
-    Whiteouts and opaque directories may be of any dialect, a redirected directory comes out whole, and a file that was
-    copied up but equals the one beneath is left out. Times after SOURCE_DATE_EPOCH are set back to it.
+    With `is_whole` the upper holds the whole tree and no marks. Files that equal those of the directories `beneath` the
+    base are no change; nor are empty `mountpoints` (absolute paths).
+    Whiteouts and opaque directories may be of any dialect, the content of a redirected directory is included, and a
+    file that was copied up but equals the lower one is left out. Times after SOURCE_DATE_EPOCH are set back to it.
     Raises: NotFound for the base, LayerError, OSError.
     """
-    told = progress or Silent()
+    report = progress or Silent()
     epoch = pack.source_date_epoch()
     with store.adding():
         lowers: list[str] = []
         layers: tuple[Descriptor, ...] = ()
-        config = ImageConfig(wish.platform or manifests.own_platform(), ())
+        config = ImageConfig(wanted.platform or manifests.own_platform(), ())
         if base is not None:
             found = store.find(base)
-            ready = image.make_ready(store, found.descriptor, options or Options(), told)
+            resolved = image.unpack_image(store, found.descriptor, options or Options(), report)
             _, item, config = image.read(store, found.descriptor)
-            lowers, layers = ready.lowers, item.layers
+            lowers, layers = resolved.lowers, item.layers
         made = Committed(Digest(""), Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
         with LayerTrees() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
-            changes = _without(list(compare.changes(old, new, fingerprint=_Known(), equal=True)), mountpoints)
-            items = pack.change_items(old, new, _noted(_with_other_names(changes, old, new), made))
+            changes = _without_mountpoints(
+                list(compare.changes(old, new, fingerprint=_RecordedFingerprints(), equal=True)), mountpoints
+            )
+            items = pack.change_items(old, new, _collecting(_with_hard_links(changes, old, new), made))
             if not lowers:
                 items = pack.merged_items(new)
-            made.layer, layer = _put_layer(store, items, wish.compression, epoch, told)
+            made.layer, layer = _put_layer(store, items, wanted.compression, epoch, report)
         created = configs.timestamp(time.time() if epoch is None else epoch)
-        entry = History(created, wish.created_by, wish.author, wish.message)
-        config = with_layer(config, made.layer.diff_id, entry, wish)
-        made.digest, made.id = put_image(store, config, (*layers, layer), wish.name)
+        entry = History(created, wanted.created_by, wanted.author, wanted.message)
+        config = with_layer(config, made.layer.diff_id, entry, wanted)
+        made.digest, made.id = put_image(store, config, (*layers, layer), wanted.name)
     return made
 
 
-def squash(store: Store, text: str, wish: Wish, *, keep: int = 0, options: Options | None = None) -> Committed:
-    """The image with all layers but the `keep` lowest made one. Raises: NotFound, LayerError."""
+def squash(
+    store: Store, text: str, wanted: ImageOptions, *, keep: int = 0, options: Options | None = None
+) -> Committed:
+    """Make an image with all layers but the `keep` lowest merged into one. Raises: NotFound, LayerError."""
     epoch = pack.source_date_epoch()
     with store.adding():
         found = store.find(text)
-        ready = image.make_ready(store, found.descriptor, options or Options(), Silent())
+        resolved = image.unpack_image(store, found.descriptor, options or Options(), Silent())
         _, item, config = image.read(store, found.descriptor)
         if not 0 <= keep < len(item.layers):
             raise LayerError("squashing", text, f"it has {len(item.layers)} layers, {keep} of them cannot be kept")
         with LayerTrees() as branches:
-            new = branches.view(ready.lowers)
-            old = new.below(len(ready.lowers) - keep)
+            new = branches.view(resolved.lowers)
+            old = new.below(len(resolved.lowers) - keep)
             items = pack.change_items(old, new, compare.changes(old, new)) if keep else pack.merged_items(new)
-            packed, layer = _put_layer(store, items, wish.compression, epoch, Silent())
+            packed, layer = _put_layer(store, items, wanted.compression, epoch, Silent())
         created = configs.timestamp(time.time() if epoch is None else epoch)
-        entry = History(created, wish.created_by or "layers squash", wish.author, wish.message)
-        config = replace(config, diff_ids=config.diff_ids[:keep], history=_lowest(config.history, keep))
-        config = with_layer(config, packed.diff_id, entry, wish)
-        digest, image_id = put_image(store, config, (*item.layers[:keep], layer), wish.name)
+        entry = History(created, wanted.created_by or "layers squash", wanted.author, wanted.message)
+        config = replace(config, diff_ids=config.diff_ids[:keep], history=_history_up_to(config.history, keep))
+        config = with_layer(config, packed.diff_id, entry, wanted)
+        digest, image_id = put_image(store, config, (*item.layers[:keep], layer), wanted.name)
     return Committed(digest, image_id, packed)
 
 
 def import_tar(
-    store: Store, source: Readable, wish: Wish, *, options: Options | None = None, progress: Progress | None = None
+    store: Store,
+    source: Readable,
+    wanted: ImageOptions,
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
 ) -> Committed:
-    """An image of one layer out of a root filesystem's tar, compressed or not. Raises: Refused, OSError."""
-    told = progress or Silent()
+    """Make an image of one layer from the tar of a root filesystem, compressed or not. Raises: Refused, OSError."""
+    report = progress or Silent()
     chosen = options or Options()
     epoch = pack.source_date_epoch()
     with store.adding():
-        packed, layer = _recompress(store, source, wish.compression, chosen, told)
+        packed, layer = _recompress(store, source, wanted.compression, chosen, report)
         pending = unpacked.Pending(store, chosen)
         with store.open_blob(packed.digest) as blob:
             pending.run(blob, packed.diff_id)
         with LayerTrees() as branches:
             pending.place(packed.diff_id, [], branches)
         created = configs.timestamp(time.time() if epoch is None else epoch)
-        entry = History(created, wish.created_by or "unionfs import", wish.author, wish.message)
-        config = with_layer(ImageConfig(wish.platform or manifests.own_platform(), ()), packed.diff_id, entry, wish)
-        digest, image_id = put_image(store, config, (layer,), wish.name)
+        entry = History(created, wanted.created_by or "unionfs import", wanted.author, wanted.message)
+        config = with_layer(ImageConfig(wanted.platform or manifests.own_platform(), ()), packed.diff_id, entry, wanted)
+        digest, image_id = put_image(store, config, (layer,), wanted.name)
     return Committed(digest, image_id, packed)
 
 
-def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wish: Wish) -> ImageConfig:
-    """The configuration with one more layer, changed as wished."""
+def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wanted: ImageOptions) -> ImageConfig:
+    """The configuration with one more layer and with the changes of `wanted`."""
     settings: Settings = config.settings
-    for change in wish.changes:
+    for change in wanted.changes:
         settings = with_change(settings, change)
     return replace(
         config,
@@ -159,7 +168,7 @@ def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wish: Wish)
         history=(*config.history, entry),
         settings=settings,
         created=entry.created,
-        author=wish.author or config.author,
+        author=wanted.author or config.author,
     )
 
 
@@ -177,7 +186,7 @@ def put_image(store: Store, config: ImageConfig, layers: Iterable[Descriptor], n
 
 
 def _oci_type(layer: Descriptor) -> str:
-    return OCI_LAYER + _ARTIFACTS.get(layer.compression, "")
+    return OCI_LAYER + _TYPE_SUFFIXES.get(layer.compression, "")
 
 
 def _put_layer(
@@ -192,13 +201,13 @@ def _put_layer(
             )
         store.put_file(path, packed.digest)
     progress.end("layer", "packed")
-    return packed, Descriptor(OCI_LAYER + _ARTIFACTS.get(compression, ""), packed.digest, packed.size)
+    return packed, Descriptor(OCI_LAYER + _TYPE_SUFFIXES.get(compression, ""), packed.digest, packed.size)
 
 
 def _recompress(
     store: Store, source: Readable, compression: str, options: Options, progress: Progress
 ) -> tuple[Packed, Descriptor]:
-    """What `source` holds as a blob of the given compression."""
+    """Store the tar in `source` as a blob of the given compression."""
     aside = store.new_aside()
     progress.begin("layer", "importing", None)
     with _RemovedOnFailure(aside) as path:
@@ -206,13 +215,13 @@ def _recompress(
             packed = recompressed(source, sink, compression, options, lambda n: progress.advance("layer", n))
         store.put_file(path, packed.digest)
     progress.end("layer", "imported")
-    return packed, Descriptor(OCI_LAYER + _ARTIFACTS.get(compression, ""), packed.digest, packed.size)
+    return packed, Descriptor(OCI_LAYER + _TYPE_SUFFIXES.get(compression, ""), packed.digest, packed.size)
 
 
 def recompressed(
     source: Readable, sink: IO[bytes], compression: str, options: Options, on_read: Callable[[int], None]
 ) -> Packed:
-    """Write `source`, however it is compressed, into `sink` with another compression. Raises: Refused."""
+    """Decompress `source` and write it into `sink` with another compression. Raises: Refused."""
     counted = CountingReader(source, on_read)
     plain, outer = digests.hasher(_SHA256), digests.hasher(_SHA256)
     work = compressor(compression)
@@ -237,7 +246,7 @@ _SHA256: Final = Digest("sha256:")
 
 
 class _RemovedOnFailure:
-    """Around making a file: when that fails, nothing of it stays."""
+    """Removes the file at `path` when the block fails."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -250,14 +259,14 @@ class _RemovedOnFailure:
             os.unlink(self._path)
 
 
-def _without(changes: list[Change], mountpoints: Collection[bytes]) -> list[Change]:
-    """The changes without what was only made to mount something on, and the directories named for that alone."""
+def _without_mountpoints(changes: list[Change], mountpoints: Collection[bytes]) -> list[Change]:
+    """The changes without empty mountpoints and without the directories that are listed only because of them."""
     if not mountpoints:
         return changes
     kept: list[Change] = []
-    busy: set[tuple[bytes, ...]] = set()  # the directories that lead to what is kept
-    left: set[tuple[bytes, ...]] = set()  # those that lead to what is not
-    for change in reversed(changes):  # a directory stands before what is in it
+    busy: set[tuple[bytes, ...]] = set()  # directories above changes that are kept
+    left: set[tuple[bytes, ...]] = set()  # directories above changes that are left out
+    for change in reversed(changes):  # a directory precedes its content
         path, new = change.path, change.new
         is_bare = path not in busy and new is not None and new.size == 0 and new.kind in (stat.S_IFDIR, stat.S_IFREG)
         is_made = change.kind == compare.ADDED and b"/" + b"/".join(path) in mountpoints
@@ -270,16 +279,16 @@ def _without(changes: list[Change], mountpoints: Collection[bytes]) -> list[Chan
     return kept[::-1]
 
 
-def _noted(changes: Iterable[Change], made: Committed) -> Iterator[Change]:
+def _collecting(changes: Iterable[Change], made: Committed) -> Iterator[Change]:
     for change in changes:
         (made.equal if change.kind == compare.EQUAL else made.changes).append(change)
         yield change
 
 
-def _with_other_names(changes: list[Change], old: View, new: View) -> list[Change]:
-    """The changes, with the other names of changed files: our union shows one file under all of them, though the
-    writable branch holds only those that were used. Sorted by path."""
-    changed: dict[tuple[int, int], Node] = {}  # inode beneath -> what it is now
+def _with_hard_links(changes: list[Change], old: View, new: View) -> list[Change]:
+    """Add the other hard links of changed files to the changes, sorted by path. The union shows the changed file at all
+    of them, but the upper holds only those that were opened."""
+    changed: dict[tuple[int, int], Node] = {}  # lower inode -> the changed file
     known = {change.path: change for change in changes}
     for change in changes:
         if change.old is not None and change.new is not None and change.old.nlink > 1 and change.what:
@@ -301,13 +310,11 @@ def _with_other_names(changes: list[Change], old: View, new: View) -> list[Chang
     return [known[path] for path in sorted(known)]
 
 
-class _Known:
-    """Fingerprints of files. Those of an unpacked layer were taken when it was unpacked, and need no reading."""
+class _RecordedFingerprints:
+    """Gives fingerprints of files; those of unpacked layers come from the record, without reading the files."""
 
     def __init__(self) -> None:
-        self._fingerprints: dict[
-            str, dict[bytes, Fingerprint]
-        ] = {}  # of layers, by their directory; filled when asked for
+        self._fingerprints: dict[str, dict[bytes, Fingerprint]] = {}  # by layer directory; filled on demand
 
     def __call__(self, node: Node) -> str:
         directory = node.data.branch.path
@@ -324,7 +331,7 @@ class _Known:
         return content(node)
 
 
-def _lowest(history: Sequence[History], layers: int) -> tuple[History, ...]:
+def _history_up_to(history: Sequence[History], layers: int) -> tuple[History, ...]:
     """The entries of a history up to its `layers`-th layer."""
     kept: list[History] = []
     for entry in history:

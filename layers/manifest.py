@@ -1,8 +1,8 @@
 """Manifests, indexes and descriptors <-> JSON, in OCI's and Docker's media types. Pure.
 
 OCI image specification 1.1: descriptor.md, manifest.md, image-index.md; Docker "Image Manifest Version 2, Schema 2".
-The image configuration is in `config`. A manifest that was read is never written again from here: its bytes are its
-identity and are kept as they came.
+The image configuration is in `config`. A manifest that was read is kept as the bytes that came, never written anew from
+its values: its digest is that of the bytes.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ LAYER_TYPES: Final = {
     DOCKER_LAYER: "none",
     DOCKER_LAYER + ".gzip": "gzip",
     DOCKER_LAYER + ".zstd": "zstd",
-    # Layers that a registry may not be allowed to hand on; obsolete, and still in old images.
+    # Layers that registries may not distribute; obsolete, but used by old images.
     "application/vnd.oci.image.layer.nondistributable.v1.tar": "none",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": "gzip",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": "zstd",
     "application/vnd.docker.image.rootfs.foreign.diff.tar": "none",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
-"""Media types of layers, and how each is compressed."""
+"""Media type of a layer -> its compression."""
 
 MAX_MANIFEST: Final = 4 << 20
 """Bytes of a manifest, index or configuration (distribution specification: registries should take up to 4 MiB)."""
 MAX_LAYERS: Final = 4096
-"""Docker stops at 128 and overlayfs at 500; beyond this somebody is playing."""
+"""Far above the limits of Docker (128) and overlayfs (500)."""
 MAX_INDEX_ENTRIES: Final = 100_000  # an image layout's own index may hold many names
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
@@ -60,7 +60,7 @@ _SIZE_MAX: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an image runs on (image-index.md, "platform")."""
+    """The platform that an image is for (image-index.md, "platform")."""
 
     os: str
     architecture: str
@@ -73,7 +73,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A blob that something refers to: what it is, its digest, its size."""
+    """A reference to a blob: media type, digest, size (descriptor.md)."""
 
     media_type: str
     digest: Digest
@@ -84,7 +84,7 @@ class Descriptor:
 
     @property
     def compression(self) -> str:
-        """none, gzip or zstd. Raises Refused for what is not a layer."""
+        """The compression of a layer: none, gzip or zstd. Raises Refused for another media type than a layer's."""
         try:
             return LAYER_TYPES[self.media_type]
         except KeyError:
@@ -113,15 +113,15 @@ class Index:
 
 
 def parse(data: bytes, media_type: str = "", limit: int = MAX_MANIFEST) -> Manifest | Index:
-    """The manifest or index in `data`, sent as `media_type` (empty: unknown).
+    """Parse a manifest or index that was sent as `media_type` (empty: unknown).
 
-    Raises: Refused for what is too large, malformed, of an unknown type, or of two types at once.
+    Raises: Refused if it is larger than `limit` bytes, malformed, of an unknown type, or of two types at once.
     """
     value = load_json(data, "reading a manifest", limit)
     inside = _text(value, "mediaType")
     sent = media_type.partition(";")[0].strip()
     if sent in ("application/json", "application/octet-stream", "text/plain"):
-        sent = ""  # servers that know no better
+        sent = ""  # some servers send a generic type
     kind = inside or sent or _guess(value)
     if kind.startswith(_DOCKER_SCHEMA1) or (value.get("schemaVersion") == 1 and not inside):
         raise _refused("Docker's manifest schema 1 is obsolete and not read; push the image again with a newer tool")
@@ -131,7 +131,7 @@ def parse(data: bytes, media_type: str = "", limit: int = MAX_MANIFEST) -> Manif
         raise _refused(f"it says it is {inside[:100]!r} but was sent as {sent[:100]!r}")
     if value.get("schemaVersion") != 2:
         raise _refused("schemaVersion is not 2")
-    # The same bytes must not be two things to two readers (manifest.md, "ambiguous").
+    # The same bytes must not be a manifest to one reader and an index to another (manifest.md, "ambiguous").
     others = ("layers", "config", "fsLayers") if kind in INDEX_TYPES else ("manifests", "fsLayers")
     if any(key in value for key in others):
         raise _refused("it is an index and a manifest at once")
@@ -148,7 +148,7 @@ def parse(data: bytes, media_type: str = "", limit: int = MAX_MANIFEST) -> Manif
 
 
 def to_json(item: Manifest | Index) -> bytes:
-    """The bytes of a manifest or index of ours; the same for equal values."""
+    """The JSON of a new manifest or index; equal values give equal bytes."""
     value: dict[str, Any] = {"schemaVersion": 2, "mediaType": item.media_type}
     if isinstance(item, Index):
         value["manifests"] = [_descriptor_json(entry) for entry in item.manifests]
@@ -165,14 +165,14 @@ def to_json(item: Manifest | Index) -> bytes:
 
 
 def dump_json(value: object) -> bytes:
-    """JSON without spaces."""
+    """Serialize as JSON without spaces."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def load_json(data: bytes, what: str, limit: int = MAX_MANIFEST) -> dict[str, Any]:
-    """The JSON object in `data`. Raises Refused when it is too large, too deep or no object."""
+    """Parse a JSON object. Raises Refused when it is larger than `limit` bytes, nested too deeply, or no object."""
     if len(data) > limit:
-        raise Refused(what, "", f"{len(data)} bytes are more than the {limit} that are taken")
+        raise Refused(what, "", f"{len(data)} bytes; the limit is {limit}")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -183,7 +183,7 @@ def load_json(data: bytes, what: str, limit: int = MAX_MANIFEST) -> dict[str, An
 
 
 def parse_platform(text: str) -> Platform:
-    """`os/architecture[/variant]`, or the architecture alone. Raises Malformed."""
+    """Parse `os/architecture[/variant]`, or an architecture alone (of linux). Raises Malformed."""
     parts = text.lower().split("/")
     if len(parts) == 1:
         parts = ["linux", *parts]
@@ -193,12 +193,12 @@ def parse_platform(text: str) -> Platform:
 
 
 def own_platform() -> Platform:
-    """What this machine runs."""
+    """The platform of this machine."""
     return _normal(Platform("linux", machine.machine().lower()))
 
 
 def choose(index: Index, wanted: Platform, subject: str = "") -> Descriptor:
-    """The first entry of `index` for the platform, the exact variant before any other. Raises NotFound."""
+    """The first entry of `index` for the platform, preferring the exact variant. Raises NotFound."""
     wanted = _normal(wanted)
     offered = [(entry, _normal(entry.platform)) for entry in index.manifests if entry.platform is not None]
     same = [(e, p) for e, p in offered if (p.os, p.architecture) == (wanted.os, wanted.architecture)]
@@ -232,11 +232,11 @@ _ARCHITECTURES: Final = {
 
 
 def _normal(platform: Platform) -> Platform:
-    """One spelling for each platform, as Go's names have it."""
+    """The platform with the names of GOOS and GOARCH, and with the default variant left out, or v7 for arm."""
     architecture, variant = _ARCHITECTURES.get(platform.architecture, (platform.architecture, ""))
     variant = platform.variant or variant
     if (architecture, variant) in (("arm64", "v8"), ("amd64", "v1")):
-        variant = ""  # these say nothing
+        variant = ""  # the defaults
     if architecture == "arm" and not variant:
         variant = "v7"
     if variant.isdecimal():
@@ -245,7 +245,7 @@ def _normal(platform: Platform) -> Platform:
 
 
 def _guess(value: Mapping[str, Any]) -> str:
-    """The type of what does not say it: an OCI manifest or index need not."""
+    """Guess the media type of an OCI manifest or index, which need not name it; empty if it is neither."""
     if "manifests" in value:
         return OCI_INDEX
     return OCI_MANIFEST if "config" in value and "layers" in value else ""
@@ -258,7 +258,7 @@ def _descriptors(value: Mapping[str, Any], key: str, limit: int) -> tuple[Descri
     if not isinstance(entries, list):
         raise _refused(f"{key} is not a list")
     if len(entries) > limit:
-        raise _refused(f"{len(entries)} {key} are more than the {limit} that are taken")
+        raise _refused(f"{len(entries)} {key}; the limit is {limit}")
     return tuple(_descriptor(entry) for entry in entries)
 
 
@@ -325,7 +325,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 
 
 def layer_sizes(layers: Iterable[Descriptor]) -> int:
-    """Bytes of all layers as they travel."""
+    """The bytes of all layers together, as compressed."""
     return sum(layer.size for layer in layers)
 
 

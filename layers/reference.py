@@ -1,4 +1,4 @@
-"""References: how people name images, `[REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]`. Pure.
+"""Parse references, the names of images: `[REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]`. Pure.
 
 The grammar and the defaults (`docker.io`, `library/`, `latest`) are those of Docker's references and of the OCI
 distribution specification ("Pulling manifests").
@@ -30,7 +30,7 @@ _IMAGE_ID: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image by name, complete: what was left out has its default."""
+    """A complete reference; parts that were left out have their defaults."""
 
     registry: str
     repository: str
@@ -44,12 +44,12 @@ class Reference:
 
     @property
     def target(self) -> str:
-        """What a registry is asked for: the digest where there is one, else the tag."""
+        """The digest if there is one, else the tag: the last part of the URL of a manifest."""
         return self.digest or self.tag or DEFAULT_TAG
 
     @property
     def familiar(self) -> str:
-        """As short as people write it."""
+        """The shortest form, without Docker's default registry and `library/`."""
         name = self.name
         if self.registry == DEFAULT_REGISTRY:
             name = self.repository.removeprefix(_OFFICIAL) if self.repository.count("/") == 1 else self.repository
@@ -63,7 +63,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """The image that `text` names. The tag is `latest` unless there is a tag or a digest. Raises Malformed."""
+    """Parse a reference. Without a tag and a digest the tag is `latest`. Raises Malformed."""
     rest, at, digest_text = text.partition("@")
     if at and not digest_text:
         raise _bad(text, "nothing follows the '@'")
@@ -84,7 +84,7 @@ def parse(text: str) -> Reference:
 
 
 def check_registry(text: str) -> str:
-    """`text` as the name of a registry, Docker's aliases made one. Raises Malformed."""
+    """Parse the name or URL of a registry; Docker's aliases become `docker.io`. Raises Malformed."""
     name = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     name = name.removesuffix("/v1").removesuffix("/v2")
     if not _REGISTRY.fullmatch(name) or not _port_fits(name):
@@ -111,8 +111,8 @@ def _check_name(text: str, registry: str, repository: str) -> None:
     for component in repository.split("/"):
         if not _COMPONENT.fullmatch(component):
             if component != component.lower():
-                raise _bad(text, f"{component[:100]!r}: names are lower case")
-            raise _bad(text, f"{component[:100]!r} is not a part of a name")
+                raise _bad(text, f"{component[:100]!r} has upper-case letters; names are lower case")
+            raise _bad(text, f"{component[:100]!r} is not a valid part of a name")
     if len(registry) + 1 + len(repository) > _NAME_MAX:
         raise _bad(text, f"a name is at most {_NAME_MAX} characters long")
 

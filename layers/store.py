@@ -1,17 +1,17 @@
-"""Where images are kept: an OCI image layout, and beside it what is private to us. Blobs and names; no layers unpacked.
+"""The store of images: an OCI image layout, and directories of our own beside it. Keeps blobs and names of images.
 
     ROOT/images/                  OCI image layout (image-layout.md): other tools read and write it in place
         oci-layout  index.json    index.json names the images: annotation org.opencontainers.image.ref.name
         blobs/sha256/HEX          whole and verified, or not there
     ROOT/layers/                  unpacked layers (see `unpacked`)
-    ROOT/partial/HEX              downloads that are not complete; they are taken up again
-    ROOT/aside/                   what is being built or removed; swept by gc
-    ROOT/locks/                   one for the whole store, one for index.json, one for each blob under way
+    ROOT/partial/HEX              incomplete downloads, which are resumed
+    ROOT/aside/                   files and directories being built or removed; swept by gc
+    ROOT/locks/                   one for the store, one for index.json, one for each blob being fetched
 
-Whoever adds something holds the store's lock shared, from before the first blob until the name is in index.json; gc
-holds it alone. So gc never meets a blob that is about to be named. index.json is replaced as a whole.
+A process that adds an image holds the store's lock shared, from before the first blob until the name is in index.json;
+gc holds it exclusively, so it never removes a blob that is about to be named. index.json is replaced atomically.
 
-Names are written in full (docker.io/library/debian:12). A name another tool wrote is found as it was written.
+Names are written in full (docker.io/library/debian:12). A name that another tool wrote is matched as it was written.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from unionfs.trees.remove import remove_tree
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
 _READ: Final = 1 << 20
-_SWEPT_MAX: Final = 20  # times in a row that others may sweep away what is being written
-_PRIVATE: Final = 0o700  # set-id files of images must not be within everybody's reach
+_SWEPT_MAX: Final = 20  # attempts to write a file that other processes sweep away meanwhile
+_PRIVATE: Final = 0o700  # other users must not reach set-id files of images
 
 
-class Named(NamedTuple):
-    """An image of the store: its name as written (empty: none), and what it refers to."""
+class StoredImage(NamedTuple):
+    """An image of the store: its name as written (empty: none), and the descriptor of its manifest or index."""
 
     name: str
     descriptor: Descriptor
@@ -76,38 +76,38 @@ class Store:
 
     @contextmanager
     def adding(self) -> Iterator[None]:
-        """Around everything that adds blobs or layers and then names them."""
+        """Hold the store's lock shared while blobs or layers are added and named; first sweep leftovers, if alone."""
         self.prepare()
-        alone = self.try_alone()
-        if alone is not None:  # what is aside now is of processes that died
+        exclusive = self.try_exclusive()
+        if exclusive is not None:  # so everything in aside/ was left by processes that died
             try:
                 self.sweep_aside()
             finally:
-                os.close(alone)
+                os.close(exclusive)
         with locked(self._lock("store"), shared=True):
             yield
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Around everything that needs blobs or layers which nothing else may hold yet: nothing is removed meanwhile.
+        """Hold the store's lock shared, so that gc does not remove blobs or layers that nothing refers to yet.
 
-        Unlike `adding` it can be had without the ids that layers' files have.
+        Unlike `adding` it sweeps nothing, and so does not need the ids of the files of layers.
         """
         self.prepare()
         with locked(self._lock("store"), shared=True):
             yield
 
-    def try_alone(self) -> int | None:
-        """A descriptor to close that keeps everybody from adding; None when somebody is adding."""
+    def try_exclusive(self) -> int | None:
+        """Take the store's lock exclusively; returns a descriptor that holds it until closed, None if it is held."""
         self.prepare()
         return try_lock(self._lock("store"))
 
     def try_blob(self, digest: Digest) -> int | None:
-        """A descriptor to close that gives the sole right to bring this blob in; None when somebody else has it."""
+        """Take the lock for fetching this blob; returns a descriptor that holds it, None if another process does."""
         return try_lock(self._lock(digests.encoded(digest)))
 
     def sweep_locks(self) -> None:
-        """Remove the locks of blobs. Preconditions: `try_alone` was granted, so nobody holds one."""
+        """Remove the lock files of blobs. Preconditions: the lock of `try_exclusive` is held, so these are free."""
         for name in os.listdir(self._locks):
             if name not in ("store.lock", "index.lock"):
                 with contextlib.suppress(FileNotFoundError):
@@ -117,23 +117,23 @@ class Store:
         return os.path.join(self._locks, f"{name}.lock")
 
     def sweep_aside(self) -> None:
-        """Remove what was being built. Preconditions: as for `sweep_locks`."""
+        """Remove the content of aside/. Preconditions: as for `sweep_locks`."""
         for name in os.listdir(self.aside):
             path = os.path.join(self.aside, name)
             if os.path.isdir(path):
                 self.discard(path)
             else:
-                with contextlib.suppress(FileNotFoundError):  # it was put in its place just now, see `_replace`
+                with contextlib.suppress(FileNotFoundError):  # `_replace` needs no lock, and has just renamed it
                     os.unlink(path)
 
     # -- blobs --
 
     def blob_path(self, digest: Digest) -> str:
-        """Where a blob is, if it is there."""
+        """The host path of a blob, whether or not it exists."""
         return os.path.join(self.images, "blobs", digests.algorithm(digest), digests.encoded(digest))
 
     def has(self, digest: Digest, size: int | None = None) -> bool:
-        """Whether the blob is there, whole; of the given size, if one is given."""
+        """Whether the blob exists (then it is complete), and has the given size, if one is given."""
         try:
             found = os.stat(self.blob_path(digest)).st_size
         except FileNotFoundError:
@@ -141,14 +141,14 @@ class Store:
         return size is None or found == size
 
     def open_blob(self, digest: Digest) -> IO[bytes]:
-        """The blob, to be read. Raises NotFound."""
+        """Open a blob for reading. Raises NotFound."""
         try:
             return open(store_files.open_file(self.blob_path(digest), os.O_RDONLY, shared=True), "rb")
         except FileNotFoundError:
             raise NotFound("reading a blob", digest, "it is not in the store", hint="pull the image again") from None
 
     def read_blob(self, digest: Digest, limit: int = MAX_MANIFEST) -> bytes:
-        """A small blob, verified. Raises NotFound, Refused."""
+        """Read a blob of at most `limit` bytes and verify it. Raises NotFound, Refused."""
         with self.open_blob(digest) as file:
             data = file.read(limit + 1)
         if len(data) > limit:
@@ -167,7 +167,7 @@ class Store:
         return digest
 
     def put_file(self, path: str, digest: Digest) -> None:
-        """Take over the file at `path`, which has been verified and is on our filesystem, as a blob."""
+        """Rename the file at `path` to the blob `digest`. Preconditions: verified, and on the store's filesystem."""
         fd = store_files.open_file(path, os.O_RDONLY, shared=True)
         try:
             os.fchmod(fd, 0o644)
@@ -179,7 +179,7 @@ class Store:
         os.rename(path, target)
 
     def put_stream(self, source: IO[bytes], digest: Digest, size: int) -> None:
-        """Add a blob of any size from what `source` holds. Raises Refused when it is another."""
+        """Add a blob of any size from `source`. Raises Refused when its size or digest differs."""
         if self.has(digest, size):
             return
         aside = self.new_aside()
@@ -192,7 +192,7 @@ class Store:
                     hash_.update(data)
                     left -= len(data)
             if left or source.read(1):
-                raise Refused("reading a blob", digest, f"it is not of the {size} bytes that were announced")
+                raise Refused("reading a blob", digest, f"its size is not the {size} bytes that the descriptor says")
             if digests.finished(digest, hash_) != digest:
                 raise Refused("reading a blob", digest, "it is not what its digest says")
             self.put_file(aside, digest)
@@ -202,7 +202,7 @@ class Store:
             raise
 
     def open_partial(self, digest: Digest) -> IO[bytes]:
-        """The file of a download, with what an earlier one left. Preconditions: `try_blob` was granted."""
+        """Open the file of a partial download, made if missing. Preconditions: the lock of `try_blob` is held."""
         path = self.partial_path(digest)
         return open(store_files.open_file(path, os.O_RDWR | os.O_CREAT), "r+b")
 
@@ -210,11 +210,11 @@ class Store:
         return os.path.join(self.partial, digests.encoded(digest))
 
     def new_aside(self) -> str:
-        """A path on the store's filesystem where nothing is yet, for something that is being made."""
+        """A new path in aside/, on the store's filesystem, for a file or directory being built."""
         return os.path.join(self.aside, secrets.token_hex(12))
 
     def discard(self, path: str) -> None:
-        """Remove a directory of the store: first out of sight, then from the disk."""
+        """Remove a directory of the store: rename it into aside/, then delete it."""
         gone = self.new_aside()
         try:
             os.rename(path, gone)
@@ -228,8 +228,8 @@ class Store:
 
     # -- names --
 
-    def named(self) -> list[Named]:
-        """All images, those without a name too. Raises Refused when index.json is damaged."""
+    def list_images(self) -> list[StoredImage]:
+        """All images, also those without a name. Raises Refused when index.json is damaged."""
         try:
             with open(store_files.open_file(self._index, os.O_RDONLY, shared=True), "rb") as file:
                 data = file.read(_INDEX_MAX + 1)
@@ -239,11 +239,11 @@ class Store:
         index = manifests.parse(data, manifests.OCI_INDEX, limit=_INDEX_MAX)
         if not isinstance(index, Index):
             raise Refused("reading the store's index.json", self._index, "it is no index")
-        return [Named(entry.annotations.get(REF_NAME, ""), entry) for entry in index.manifests]
+        return [StoredImage(entry.annotations.get(REF_NAME, ""), entry) for entry in index.manifests]
 
-    def find(self, text: str) -> Named:
-        """The image of this name, id or digest. Raises NotFound, and Malformed for what cannot be a name."""
-        known = self.named()
+    def find(self, text: str) -> StoredImage:
+        """Find an image by name, id or digest. Raises NotFound, and Malformed for a text that cannot be a name."""
+        known = self.list_images()
         for image in known:
             if image.name and image.name == text:
                 return image
@@ -267,14 +267,14 @@ class Store:
         raise NotFound("finding an image", text, "it is not in the store", hint=f"unionfs pull {reference.familiar}")
 
     def tag(self, descriptor: Descriptor, name: str) -> None:
-        """Name an image, taking the name from whatever had it; with an empty name it is only kept.
+        """Name an image, taking the name from another image that has it; with an empty name it is only kept.
 
         Preconditions: within `adding`.
         """
         annotations = {key: text for key, text in descriptor.annotations.items() if key != REF_NAME}
         entry = replace(descriptor, annotations=annotations | ({REF_NAME: name} if name else {}))
         with self._index_locked():
-            known = self.named()
+            known = self.list_images()
             if not name and any(image.descriptor.digest == descriptor.digest for image in known):
                 return
             # The same image without a name is not needed any more.
@@ -286,29 +286,29 @@ class Store:
             self._write_index((*kept, entry))
 
     def untag(self, name: str) -> None:
-        """Take a name away. Raises NotFound."""
+        """Remove a name. Raises NotFound."""
         with self._index_locked():
-            known = self.named()
+            known = self.list_images()
             kept = [image.descriptor for image in known if image.name != name]
             if len(kept) == len(known):
                 raise NotFound("removing an image", name, "it is not in the store")
             self._write_index(kept)
 
     def remove_digest(self, digest: Digest) -> list[str]:
-        """Take away every name of what has this digest; the names."""
+        """Remove all names of the image with this digest; returns them."""
         with self._index_locked():
-            known = self.named()
+            known = self.list_images()
             self._write_index([image.descriptor for image in known if image.descriptor.digest != digest])
         return [image.name for image in known if image.descriptor.digest == digest]
 
     def read_manifest(self, descriptor: Descriptor) -> Manifest | Index:
-        """What a descriptor of a manifest or index refers to. Raises NotFound, Refused."""
+        """Read the manifest or index of a descriptor. Raises NotFound, Refused."""
         return manifests.parse(self.read_blob(descriptor.digest), descriptor.media_type)
 
     def id_of(self, descriptor: Descriptor) -> Digest:
-        """What people know an image by: its configuration's digest, in an index that of the image for this machine.
+        """The image id, as Docker has it: the digest of the configuration; of an index, of this machine's image.
 
-        What cannot be read, or is for other machines only, has the digest it is kept under.
+        For an image that cannot be read, or is for other platforms only, it is the descriptor's digest.
         """
         try:
             item = self.read_manifest(descriptor)
@@ -318,16 +318,16 @@ class Store:
             return descriptor.digest
         return descriptor.digest if isinstance(item, Index) else item.config.digest
 
-    def _by_digest(self, known: list[Named], text: str) -> Named | None:
-        """By an id or the digest of a manifest, whole or its first digits, if no name could be meant.
+    def _by_digest(self, known: list[StoredImage], text: str) -> StoredImage | None:
+        """Find an image by its id or the digest of its manifest, or by their first digits (six or more).
 
-        Images that differ in how their layers travel have one id; any of them is found.
+        Images that differ only in the compression of layers have the same id; any of them is returned.
         """
         digits = text.removeprefix("sha256:")
         if len(digits) < 6 or set(digits) - set("0123456789abcdef"):
             return None
 
-        def beginning(identify: Callable[[Descriptor], Digest]) -> dict[Digest, Named]:
+        def beginning(identify: Callable[[Descriptor], Digest]) -> dict[Digest, StoredImage]:
             pairs = ((identify(image.descriptor), image) for image in known)
             return {digest: image for digest, image in pairs if digests.encoded(digest).startswith(digits)}
 
@@ -343,10 +343,10 @@ class Store:
         self._replace(self._index, manifests.to_json(Index(manifests.OCI_INDEX, tuple(entries))))
 
     def _replace(self, path: str, data: bytes) -> None:
-        """Put a whole new file in the place of `path`.
+        """Replace the file at `path` atomically.
 
-        Names change and directories are made without the store's lock, so somebody may sweep away what is being
-        written here: then it is written again.
+        This is also done without the store's lock, so another process may sweep the new file from aside/ before it is
+        renamed; then it is written again.
         """
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         for attempt in range(_SWEPT_MAX):

@@ -1,5 +1,5 @@
-"""The `layers` command: one file per verb. Prints and exits; everything it does is in the house behind it.
+"""The `layers` command: one file per verb, with its flags, output and exit codes; the work is done by `layers`.
 
-It is called through `unionfs.cli.layers`, which first gives it the ids that the files of layers need. `python -m
-layers` runs it with those there are.
+It is called through `unionfs.cli.layers`, which first enters a user namespace with the ids that files of layers need.
+`python -m layers` runs it with the ids of the caller.
 """

@@ -1,4 +1,4 @@
-"""`layers check`: marks and owners in a layer that contradict each other, mean nothing, or are of a foreign dialect."""
+"""`layers check`: find marks and owners that are contradictory, without effect, or of another dialect."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def main(argv: list[str]) -> int:
     """Run `layers check ARGV`."""
     parser = Parser(
         "check",
-        "Find what is wrong with the marks of a layer, or of each layer of an image. Exit code 3 when something is.",
+        "Find faults of the marks and owners of a layer, or of each layer of an image. Exit code 3 when there is one.",
     )
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
-    parser.add_argument("--dialect", choices=("aufs", "overlay"), help="of the marks that are right (default: either)")
+    parser.add_argument(
+        "--dialect", choices=("aufs", "overlay"), help="report marks of the other one (default: both are right)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
@@ -38,8 +40,8 @@ def main(argv: list[str]) -> int:
                 for one in lint.of_directory(branches.open(directory), beneath, arguments.dialect):
                     found.append((directory, one))
     if arguments.json:
-        told = [{"layer": where, "path": os.fsdecode(one.path), "what": one.what} for where, one in found]
-        print(json.dumps(told, indent=1))
+        findings = [{"layer": where, "path": os.fsdecode(one.path), "what": one.what} for where, one in found]
+        print(json.dumps(findings, indent=1))
     else:
         for where, one in found:
             print(f"{printable(where)}: {printable(one.path)}: {printable(one.what)}")

@@ -1,4 +1,4 @@
-"""`layers VERB`: find the verb, run it, turn failures into a sentence and an exit code."""
+"""`layers VERB`: import the verb's module, run it, and print errors as a line with a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from unionfs import store_files
 from unionfs.printable import printable, printable_line
 
 VERBS: Final = {
-    "inspect": "what is in the layers of an image, what of it does not show, what is there twice",
-    "why": "which layer brings a path, and which hide it",
-    "diff": "what is different between two layers, trees or images",
-    "check": "find contradictory, orphaned and foreign marks, and broken owners",
+    "inspect": "show sizes, hidden files and duplicate files of the layers of an image",
+    "why": "show which layer provides a path, and which hide it",
+    "diff": "list the differences between two layers, trees or images",
+    "check": "find contradictory, orphaned and foreign marks, and malformed owners",
     "convert": "write a layer's marks in another dialect",
-    "verify": "which files of unpacked layers changed since they were unpacked",
-    "squash": "make one layer of several",
-    "pack": "a layer's tar out of a directory",
-    "unpack": "a directory out of a layer's tar",
-    "gc": "free what no image and no container refers to",
+    "verify": "list files of unpacked layers that changed since they were unpacked",
+    "squash": "merge several layers into one",
+    "pack": "write a directory as a layer's tar",
+    "unpack": "unpack a layer's tar into a directory",
+    "gc": "remove blobs and layers that no image and no container refers to",
 }
 
 _SUBJECTS: Final = """\
-A layer is a directory, a tar (compressed or not), or IMAGE, the name of an image in the store; `dir:`, `tar:` and
-`image:` before it say which."""
+A layer is given as a directory, a tar (compressed or not), or IMAGE, the name of an image in the store; the prefixes
+`dir:`, `tar:` and `image:` tell these apart where a name could be several."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +64,8 @@ def main(
     in_use: Callable[[str], list[str]] = lambda root: [],
     bases: Callable[[str], list[Descriptor]] = lambda root: [],
 ) -> int:
-    """Run `layers ARGV`; `in_use` tells which unpacked layers containers are made of, `bases` which images."""
+    """Run `layers ARGV`. For gc, `in_use` gives the layer directories, `bases` the images, that containers of a store
+    (the argument) need."""
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help", "help"):
@@ -96,7 +97,7 @@ def main(
 
 
 def help_text() -> str:
-    """The page of `layers --help`."""
+    """The text of `layers --help`."""
     verbs = "\n".join(f"  {verb:<8} {summary}" for verb, summary in VERBS.items())
     return f"""\
 usage: layers VERB [OPTIONS...]

@@ -1,4 +1,4 @@
-"""`layers convert`: the same layer with its marks in another dialect."""
+"""`layers convert`: write a layer with its marks in another dialect."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def main(argv: list[str]) -> int:
         if len(found) == 1:
             _convert(branches.open(found[0]), arguments.output, arguments)
             return 0
-        made = Path(arguments.output)
-        made.mkdir()
+        parent = Path(arguments.output)
+        parent.mkdir()
         try:
             for number, directory in enumerate(reversed(found)):
                 name = f"{number}.tar" if arguments.to == OCI else str(number)
-                _convert(branches.open(directory), os.fspath(made / name), arguments)
+                _convert(branches.open(directory), os.fspath(parent / name), arguments)
         except BaseException:
-            remove_path(os.fspath(made))
+            remove_path(os.fspath(parent))
             raise
     return 0
 

@@ -1,4 +1,4 @@
-"""`layers diff`: what is different between two trees."""
+"""`layers diff`: list the differences between two trees."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from layers.tree import LayerTrees, Node, target, xattrs
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-What makes B out of A: A for added, C for changed, D for deleted paths, and what is different of a C. Of images the
-whole trees are compared, whatever their layers. Exit code 3 when there is a difference.
+List the changes from A to B: A for added, C for changed, D for deleted paths, and the differences of a C. Of images the
+merged trees are compared, not the layers. Exit code 3 when there is a difference.
 
 --json prints a list: kind, path, what (type, mode, owner, time, content, target, device, attributes), and old and new
 with type, mode, uid, gid, size, mtime_ns, target, device, attributes (in hexadecimal digits)."""
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--names", action="store_true", help="only kinds and paths")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing: the exit code tells")
-    parser.add_argument("--ignore-times", action="store_true", help="a file of which only the time differs is equal")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing, only set the exit code")
+    parser.add_argument("--ignore-times", action="store_true", help="ignore files of which only the time differs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             if arguments.quiet:
                 break
             if arguments.json:
-                found.append(_told(change))
+                found.append(_json(change))
             else:
                 detail = "" if arguments.names else _detail(change)
                 print(f"{change.kind} {path_text(change.path)}{detail}")
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _detail(change: Change) -> str:
-    """What is different, in words; of what was added what it is."""
+    """The differences in words; of an added path its type, mode, owner and size."""
     if change.kind == ADDED:
         assert change.new is not None
         return f"  ({_words(change.new)})"
@@ -98,7 +98,7 @@ def _words(node: Node) -> str:
 
 
 def _attributes(old: dict[str, bytes], new: dict[str, bytes]) -> str:
-    """+ added, - removed, ~ changed."""
+    """The names of changed attributes, with + for added, - for removed, ~ for changed."""
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return " ".join(("+" if name not in old else "-" if name not in new else "~") + printable(name) for name in names)
 
@@ -107,12 +107,12 @@ def _text(data: bytes) -> str:
     return printable(data)
 
 
-def _told(change: Change) -> dict[str, Any]:
-    told: dict[str, Any] = {"kind": change.kind, "path": json_path(change.path), "what": list(change.what)}
+def _json(change: Change) -> dict[str, Any]:
+    value: dict[str, Any] = {"kind": change.kind, "path": json_path(change.path), "what": list(change.what)}
     for side, node in (("old", change.old), ("new", change.new)):
         if node is not None:
-            told[side] = _node(node)
-    return told
+            value[side] = _node(node)
+    return value
 
 
 _TYPES = {

@@ -1,4 +1,4 @@
-"""`layers gc`: free what nothing refers to."""
+"""`layers gc`: remove blobs and layers that nothing refers to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from layers.store import Store
 def main(
     argv: list[str], in_use: Callable[[str], list[str]], bases: Callable[[str], list[Descriptor]] = lambda root: []
 ) -> int:
-    """Run `layers gc ARGV`; `in_use` tells which layer directories containers are made of, `bases` which images."""
+    """Run `layers gc ARGV`. `in_use` gives the layer directories, `bases` the images, that containers need."""
     parser = Parser(
-        "gc", "Free blobs and unpacked layers that no image and no container refers to, and what broken pulls left."
+        "gc", "Remove blobs and unpacked layers that no image and no container refers to, and partial downloads."
     )
-    parser.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be freed")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only list what would be removed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)

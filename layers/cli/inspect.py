@@ -1,4 +1,4 @@
-"""`layers inspect`: what is in the layers of an image, what of it nobody sees, and what is there more than once."""
+"""`layers inspect`: show sizes, hidden files and duplicate files of the layers of an image."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from layers.size_report import HiddenFile, LayerFile, LayerSizes, SizeReport, me
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Sizes, numbers of files, whiteouts, and the largest files of layers. Of an image, and of layers with --stack, also what
-does not show although everybody who pulls it gets it: files that higher layers replace or remove, with the layer that
-does so; and files of which the same content is there more than once.
+Show sizes, numbers of files, whiteouts, and the largest files of layers. Of an image, and of layers with --stack, also
+list hidden files, which every pull transfers: files that a higher layer replaces or removes, with that layer; and files
+with the same content.
 
-The efficiency is the part of the stored bytes that shows. Files "replaced by the same content" were only given another
-owner, mode or time: do that in the step that makes them. `layers why` tells of one path."""
+The efficiency is the part of the stored bytes that shows. Files "replaced by the same content" only got another owner,
+mode or time: set it in the build step that makes them. `layers why` explains one path."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers inspect ARGV`."""
     parser = Parser("inspect", _DESCRIPTION)
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
-    parser.add_argument("--stack", action="store_true", help="the layers lie on each other, the first is on top")
+    parser.add_argument("--stack", action="store_true", help="the layers are a stack, the first on top")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="lines of each list (default: 10)")
     parser.add_argument(
         "--min-efficiency", metavar="PERCENT", type=_percent, default=0.0, help="exit code 3 when it is less"
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
     for one in wanted:
         stack = stacks.of_subjects(one, arguments)
         largest: list[list[tuple[int, str]]] = []
-        report = measure(_noting(layer.pieces(), largest, arguments.top) for layer in stack.layers)
+        report = measure(_with_largest(layer.pieces(), largest, arguments.top) for layer in stack.layers)
         poor |= report.efficiency * 100 < arguments.min_efficiency
         if arguments.json:
-            results.append(_told(stack, report, largest, arguments.top))
+            results.append(_json(stack, report, largest, arguments.top))
         else:
             _print(stack, report, arguments.top)
     if arguments.json:
@@ -66,8 +66,8 @@ def _percent(text: str) -> float:
     return value
 
 
-def _noting(pieces: Iterable[Piece], largest: list[list[tuple[int, str]]], top: int) -> Iterator[Piece]:
-    """The pieces, with the largest files of each layer noted on the way."""
+def _with_largest(pieces: Iterable[Piece], largest: list[list[tuple[int, str]]], top: int) -> Iterator[Piece]:
+    """Pass the pieces on, and append the (size, path) of the `top` largest files to `largest`."""
     heap: list[tuple[int, str]] = []
     largest.append(heap)
     for piece in pieces:
@@ -80,7 +80,7 @@ def _noting(pieces: Iterable[Piece], largest: list[list[tuple[int, str]]], top: 
         yield piece
 
 
-def _told(stack: Stack, report: SizeReport, largest: list[list[tuple[int, str]]], top: int) -> dict[str, Any]:
+def _json(stack: Stack, report: SizeReport, largest: list[list[tuple[int, str]]], top: int) -> dict[str, Any]:
     layers = [
         {
             "subject": named.name,
@@ -128,8 +128,8 @@ def _told(stack: Stack, report: SizeReport, largest: list[list[tuple[int, str]]]
 def _print(stack: Stack, report: SizeReport, top: int) -> None:
     about = stack.about
     if about:
-        told = (about["name"] or "(no name)", about["digest"], about["platform"], about["created"])
-        print("  ".join(map(printable, told)))
+        fields = (about["name"] or "(no name)", about["digest"], about["platform"], about["created"])
+        print("  ".join(map(printable, fields)))
     rows = [
         (str(number), printable(named.name), human(named.packed) if named.packed else "-", human(layer.stored),
          human(layer.hidden) if layer.hidden else "-", *_counts(layer), _marks(layer), _command(named))
@@ -183,7 +183,7 @@ def _marks(layer: LayerSizes) -> str:
 
 
 def _command(layer: StackLayer) -> str:
-    """How a layer was made, without what every step of a Dockerfile begins with."""
+    """The build step of a layer, without the prefixes that Docker adds, at most 60 characters."""
     text = " ".join(layer.created_by.split()).removeprefix("/bin/sh -c ").removeprefix("#(nop) ")
     return printable(text if len(text) <= 60 else text[:59] + "…")
 

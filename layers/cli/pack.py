@@ -1,4 +1,4 @@
-"""`layers pack`: a directory becomes a layer's tar, the same bytes for the same tree."""
+"""`layers pack`: write a directory as a layer's tar; equal trees give equal bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 @contextmanager
 def output(path: str) -> Iterator[IO[bytes]]:
-    """A file that is there when all went well, and else as it was before; or stdout."""
+    """A file that replaces the one at `path` when the block succeeds; or stdout for `-`."""
     if path == "-":
         if sys.stdout.isatty():
             raise Malformed("writing a tar", "stdout", "it is a terminal", hint="name a file: -o LAYER.tar")

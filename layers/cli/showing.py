@@ -1,6 +1,6 @@
-"""How the verbs of `layers` show things to people: tables, sizes, modes, names that cannot play tricks.
+"""Format the output of verbs: tables, sizes, modes, printable names.
 
-Columns are the same in a pipe and on a terminal; rich adds its colours on a terminal only, and only then is imported.
+Columns are the same in a pipe and on a terminal; rich adds bold heads on a terminal only, and is imported only then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def path_text(path: Path) -> str:
 
 
 def human(count: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes with a unit: 1.5 kB, 20 MB (powers of 1000)."""
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
@@ -35,53 +35,53 @@ def human(count: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", title: str = "") -> None:
-    """Print columns as wide as they need to be; those of the heads in `right` (words) to the right. Nothing for no
+    """Print a table; columns whose head is in `right` (comma-separated) are right-aligned. Prints nothing without
     rows."""
     if not rows:
         return
-    told = aligned(head, [head, *rows], right=right)
+    lines = aligned(head, [head, *rows], right=right)
     if title:
         print(f"\n{title}")
     if not sys.stdout.isatty():
-        print("\n".join(told))
+        print("\n".join(lines))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    for number, text in enumerate(told):
+    for number, text in enumerate(lines):
         console.print(Text(text, "bold" if not number else ""), no_wrap=True, overflow="ellipsis", crop=True)
 
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], *, right: str = "", gap: str = _GAP) -> list[str]:
-    """`lines` with their columns as wide as they need to be; those of the heads in `right` (words) to the right."""
+    """`lines` with padded columns; those whose head is in `right` (comma-separated) are right-aligned."""
     to_the_right = set(right.split(","))
     widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
-    told = []
+    padded = []
     for line in lines:
         cells = [
             " " * (width - _width(cell)) + cell if name in to_the_right else cell + " " * (width - _width(cell))
             for name, cell, width in zip(head, line, widths, strict=True)
         ]
-        told.append(gap.join(cells).rstrip())
-    return told
+        padded.append(gap.join(cells).rstrip())
+    return padded
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that a text takes: some characters take two, some none."""
+    """The width of a text in columns of a terminal: wide characters take two, combining ones none."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def attributes(entry: Entry) -> str:
-    """`-rwxr-xr-x 0:0`, as ls -ln has it."""
+    """Mode and owner of an entry, as ls -ln prints them: `-rwxr-xr-x 0:0`."""
     kind = stat.S_IFREG if entry.kind == LINK else entry.kind
     return f"{stat.filemode(kind | entry.mode)} {entry.uid}:{entry.gid}"
 
 
 def what(entry: Entry, stored: int) -> str:
-    """A piece in words: its attributes and its size or target."""
+    """An entry in words: mode, owner, and size or target; `stored` is the number of bytes without holes."""
     text = attributes(entry)
     if entry.kind == LINK:
         return f"{text} hard link to {path_text(entry.link)}"
@@ -94,15 +94,15 @@ def what(entry: Entry, stored: int) -> str:
 
 
 def json_path(path: Path) -> str:
-    """A path for JSON; what is not UTF-8 becomes surrogates, which json.dumps escapes."""
+    """A path for JSON; bytes that are not UTF-8 become surrogates, which json.dumps escapes."""
     return "/" + os.fsdecode(b"/".join(path))
 
 
 def json_entry(entry: Entry) -> dict[str, Any]:
-    """What an entry is, without its path."""
+    """The fields of an entry for JSON, without its path."""
     kinds = {stat.S_IFREG: "file", DIRECTORY: "directory", stat.S_IFLNK: "symlink", LINK: "link"}
     kinds |= {stat.S_IFCHR: "character device", stat.S_IFBLK: "block device", stat.S_IFIFO: "fifo"}
-    told: dict[str, Any] = {
+    value: dict[str, Any] = {
         "type": kinds.get(entry.kind, "other"),
         "mode": f"{entry.mode:04o}",
         "uid": entry.uid,
@@ -111,9 +111,9 @@ def json_entry(entry: Entry) -> dict[str, Any]:
         "size": entry.size,
     }
     if entry.target:
-        told["target"] = os.fsdecode(entry.target)
+        value["target"] = os.fsdecode(entry.target)
     if entry.kind == LINK:
-        told["link"] = json_path(entry.link)
+        value["link"] = json_path(entry.link)
     if entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
-        told["device"] = list(entry.device)
-    return told
+        value["device"] = list(entry.device)
+    return value

@@ -1,4 +1,4 @@
-"""`layers squash`: several layers become one."""
+"""`layers squash`: merge several layers into one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def main(argv: list[str]) -> int:
     """Run `layers squash ARGV`."""
     parser = Parser(
         "squash",
-        "Make one layer of several: of an image a new image (-t), or of any layers, the topmost first, a tar (-o)\n"
-        "that holds what they show together, without whiteouts.",
+        "Merge several layers into one: of an image make a new image (-t); of any layers, the topmost first, write a\n"
+        "tar (-o) with their merged tree, without whiteouts.",
     )
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
     parser.add_argument("-o", "--output", metavar="TAR", help="- for stdout")
@@ -40,11 +40,11 @@ def main(argv: list[str]) -> int:
     if arguments.tag is not None:
         if len(found) != 1 or found[0].kind != IMAGE:
             parser.error("-t NAME is for one image")
-        wish = make_image.Wish(
+        wanted = make_image.ImageOptions(
             name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
         )
         options = tar_directory.own_options()
-        made = make_image.squash(Store(arguments.root), found[0].text, wish, keep=arguments.keep, options=options)
+        made = make_image.squash(Store(arguments.root), found[0].text, wanted, keep=arguments.keep, options=options)
         print(json.dumps({"digest": made.digest} | made.layer._asdict(), indent=1) if arguments.json else made.digest)
         return 0
     with ExitStack() as stack:

@@ -1,13 +1,13 @@
-"""What a command line names as a stack of layers to look into: an image, or directories and tars, the topmost first.
+"""The stack of layers that a command line names: an image, or directories and tars, the topmost first.
 
-Nothing is unpacked: tars are read as they are, of an image out of the store.
+Nothing is unpacked: tars, also those of an image in the store, are read directly.
 """
 
 from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +22,19 @@ from layers.tree import LayerTrees
 
 @dataclass(slots=True)
 class StackLayer:
-    """One layer to look into. What only images have is empty for others."""
+    """One layer of a stack. Fields that only layers of images have are empty for others."""
 
     subject: Subject | None  # None: of an image
     name: str
     store: Store | None = None
-    digest: str = ""  # of the tar as it travels
-    diff_id: str = ""  # found out by reading, where it is not known before
-    packed: int = 0  # bytes as it travels
+    digest: str = ""  # of the tar as stored in the image
+    diff_id: str = ""  # for a tar of no image set by reading all its pieces
+    packed: int = 0  # bytes of the tar as stored
     created: str = ""
     created_by: str = ""
 
     def pieces(self, *, fingerprints: bool = True) -> Iterator[Piece]:
-        """All it brings. Raises: Refused, NotFound, OSError."""
+        """Read the entries of the layer. Raises: Refused, NotFound, OSError."""
         if self.subject is not None and self.subject.kind != TAR:
             with LayerTrees() as branches:
                 yield from of_directory(branches.open(self.subject.text), fingerprints=fingerprints)
@@ -52,7 +52,7 @@ class StackLayer:
 
 @dataclass(slots=True)
 class Stack:
-    """Layers, bottom first, and what the image says of itself."""
+    """Layers, bottom first, and the metadata of the image for JSON (empty for layers of no image)."""
 
     layers: list[StackLayer]
     about: dict[str, Any]
@@ -62,11 +62,10 @@ def of_image(store: Store, text: str) -> Stack:
     """The layers of an image. Raises: NotFound, Refused."""
     named = store.find(text)
     descriptor, item, config = image.read(store, named.descriptor)
-    steps: Iterable[History] = (entry for entry in config.history if not entry.empty_layer)
-    told = list(steps)
+    steps = [entry for entry in config.history if not entry.empty_layer]
     layers = []
     for number, (layer, diff_id) in enumerate(zip(item.layers, config.diff_ids, strict=True)):
-        step = told[number] if len(told) == len(item.layers) else History()
+        step = steps[number] if len(steps) == len(item.layers) else History()
         layers.append(
             StackLayer(
                 None,
@@ -102,7 +101,7 @@ def of_image(store: Store, text: str) -> Stack:
 
 
 def of_subjects(subjects: list[Subject], arguments: Namespace) -> Stack:
-    """Layers as they were named, the topmost first; an image among them stands for all its layers."""
+    """The stack of the named layers, the topmost first; an image among them stands for all its layers."""
     layers: list[StackLayer] = []
     about: dict[str, Any] = {}
     for subject in subjects:

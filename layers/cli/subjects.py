@@ -1,4 +1,4 @@
-"""What a command line names: a directory, a tar, or an image of the store; as directories to look into."""
+"""The subjects of verbs: a directory, a tar, or an image of the store, resolved to layer directories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE: Final = "image"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What one word names."""
+    """One argument of the command line: its kind (DIRECTORY, TAR, IMAGE), and the path or name."""
 
     kind: str
     text: str
@@ -35,7 +35,7 @@ def add_root(parser: ArgumentParser) -> None:
 
 
 def parse(text: str) -> Subject:
-    """A word of the command line. What exists as a file is meant as one; anything else is an image."""
+    """Parse an argument: without a prefix, an existing path is a directory or tar, any other text an image."""
     kind, colon, rest = text.partition(":")
     if colon and kind in (DIRECTORY, TAR, IMAGE) and rest:
         return Subject(kind, rest)
@@ -50,7 +50,7 @@ def parse(text: str) -> Subject:
 
 @contextmanager
 def directories(subject: Subject, arguments: Namespace, *, dialect: str = "aufs") -> Iterator[list[str]]:
-    """The layer directories of a subject, top first. A tar is unpacked somewhere temporary."""
+    """The layer directories of a subject, top first, for the block. A tar is unpacked into a temporary directory."""
     if subject.kind == DIRECTORY:
         yield [subject.text]
     elif subject.kind == IMAGE:
@@ -61,7 +61,7 @@ def directories(subject: Subject, arguments: Namespace, *, dialect: str = "aufs"
 
 
 def one_directory(found: list[str], subject: Subject) -> str:
-    """The only layer of a subject. Raises Malformed when it has several."""
+    """The single layer of a subject. Raises Malformed when it has several."""
     if len(found) != 1:
         why = f"it has {len(found)} layers, one is needed"
         raise Malformed("reading a layer", subject.text, why, hint=f"layers squash image:{subject.text} -o LAYER.tar")

@@ -1,4 +1,4 @@
-"""`layers unpack`: a layer's tar, or all that an image shows, becomes a directory."""
+"""`layers unpack`: unpack a layer's tar, or the merged layers of an image, into a directory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from layers.pack import merged_items
 from layers.tree import LayerTrees
 
 FINGERPRINTS_SUFFIX = ".fingerprints"
-"""Where the fingerprints of DIR are kept: in DIR.fingerprints, beside it."""
+"""The fingerprints of DIR are in the file DIR.fingerprints."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers unpack ARGV`."""
     parser = Parser(
         "unpack",
-        "Unpack a layer's tar, compressed or not, into a new directory. What is dangerous is refused. Of an image,\n"
-        "all that its layers show together becomes the directory.",
+        "Unpack a layer's tar, compressed or not, into a new directory. Dangerous entries are refused. Of an image,\n"
+        "the merged layers are unpacked.",
     )
     parser.add_argument("layer", metavar="TAR|IMAGE", help="- for a tar from stdin")
-    parser.add_argument("directory", metavar="DIR", help="is made")
+    parser.add_argument("directory", metavar="DIR", help="the new directory")
     parser.add_argument("--dialect", choices=(AUFS, OVERLAY), default=AUFS, help="of the marks (default: aufs)")
     parser.add_argument(
         "--note-owners", action="store_true", help="keep owners, modes and devices beside the files, in an attribute"

@@ -74,7 +74,7 @@ def _findings(arguments: Namespace) -> Iterator[_Finding]:
                 if not damaged:
                     raise
     if not named:
-        for known in store.named() if arguments.blobs else []:
+        for known in store.list_images() if arguments.blobs else []:
             yield from _of_blobs(store, known.descriptor.digest)
         keys |= dict.fromkeys(sorted(os.listdir(store.layers)) if os.path.isdir(store.layers) else [])
     for key in keys:

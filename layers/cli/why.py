@@ -1,4 +1,4 @@
-"""`layers why`: which layer brings a path, and which hide it."""
+"""`layers why`: show which layer brings a path, and which hide it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from layers.tarread import path_of
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Tell what each layer does to PATH, the topmost layer first: brings it, hides it (a whiteout of it or of a directory
-above it), empties it (an opaque directory), covers it (a file where a directory above it was), or only passes through.
-The line with the arrow is what shows. Directories show what all layers bring to them.
+Show the effect of each layer on PATH, the topmost layer first: it brings the path, hides it (a whiteout of it or of a
+directory above it), empties it (an opaque directory), covers it (a file in the place of a directory above it), or only
+passes through (it has files below it). Arrows mark the layers that the image shows there; directories are merged.
 
-Exit code 5 when no layer knows the path, 0 otherwise, also when nothing of it shows."""
+Exit code 5 when no layer knows the path, 0 otherwise, also when the path does not show."""
 
 
 def main(argv: list[str]) -> int:
     """Run `layers why ARGV`."""
     parser = Parser("why", _DESCRIPTION)
-    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+", help="several lie on each other, the first on top")
+    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+", help="several are a stack, the first on top")
     parser.add_argument("path", metavar="PATH", help="in the container, as /etc/passwd")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     shown = visible_effects(found)
     lines = sorted(enumerate(found), key=lambda one: -one[1].layer)
     if arguments.json:
-        told = [_told(effect, stack.layers[effect.layer], shows=number in shown) for number, effect in lines]
-        print(json.dumps({"path": json_path(path), "shows": bool(shown), "layers": told}, indent=1))
+        effects_json = [_json(effect, stack.layers[effect.layer], shows=number in shown) for number, effect in lines]
+        print(json.dumps({"path": json_path(path), "shows": bool(shown), "layers": effects_json}, indent=1))
         return 0
     rows = [
         (
@@ -74,8 +74,8 @@ def _detail(effect: Effect, path: Path) -> str:
     return text
 
 
-def _told(effect: Effect, layer: StackLayer, *, shows: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _json(effect: Effect, layer: StackLayer, *, shows: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {
         "layer": effect.layer,
         "subject": layer.name,
         "digest": layer.digest,
@@ -86,4 +86,4 @@ def _told(effect: Effect, layer: StackLayer, *, shows: bool) -> dict[str, Any]:
         "files": effect.files,
         "stored": effect.stored,
     }
-    return told | ({"entry": json_entry(effect.piece.entry)} if effect.piece is not None else {})
+    return value | ({"entry": json_entry(effect.piece.entry)} if effect.piece is not None else {})

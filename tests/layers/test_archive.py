@@ -181,7 +181,7 @@ def test_what_is_no_archive_is_refused_and_leaves_nothing(scratch: Path, data: b
     store = Store(str(scratch / "root"))
     with pytest.raises(Refused):
         archive.load(store, io.BytesIO(data))
-    assert store.named() == []
+    assert store.list_images() == []
     assert os.listdir(store.aside) == os.listdir(store.layers) == []
 
 
@@ -194,12 +194,16 @@ def test_one_name_is_for_one_image(store: Store, scratch: Path) -> None:
 def test_a_root_filesystem_is_imported(scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     made = make_image.import_tar(
-        store, io.BytesIO(gzip.compress(BASE)), make_image.Wish(name="docker.io/library/i:1", compression="zstd")
+        store,
+        io.BytesIO(gzip.compress(BASE)),
+        make_image.ImageOptions(name="docker.io/library/i:1", compression="zstd"),
     )
     assert made.layer.diff_id == images.digest(BASE)
     assert shown(store, "i:1") == [["a", "b"]]
     process.run(["skopeo", "copy", f"oci:{store.images}:docker.io/library/i:1", f"oci:{scratch / 'copy'}:t"])
     with pytest.raises(Refused):
-        make_image.import_tar(store, io.BytesIO(b"nonsense" * 500), make_image.Wish(name="docker.io/library/j:1"))
-    assert [image_.name for image_ in store.named()] == ["docker.io/library/i:1"]
+        make_image.import_tar(
+            store, io.BytesIO(b"nonsense" * 500), make_image.ImageOptions(name="docker.io/library/j:1")
+        )
+    assert [image_.name for image_ in store.list_images()] == ["docker.io/library/i:1"]
     assert os.listdir(store.aside) == []

@@ -63,7 +63,7 @@ def pull(store: Store, host: str) -> image.Pulled:
 
 def assert_nothing_half(store: Store) -> None:
     """Whatever failed: no name, no layer that is not whole, nothing being built."""
-    assert store.named() == []
+    assert store.list_images() == []
     assert os.listdir(store.aside) == []
     for key in os.listdir(store.layers):
         assert unpacked.verify(store, key) == []
@@ -218,7 +218,7 @@ def test_an_upload_that_breaks_goes_on(proxy: FaultProxy, scratch: Path, stage: 
 
     async def upload() -> str:
         reference = references.parse(f"{proxy.host}/uploads/{stage.lower().replace(' ', '-')}")
-        async with image.opened(reference, NOW, to_push=True) as found:
+        async with image.open_registries(reference, NOW, to_push=True) as found:
             with (scratch / "blob").open("rb") as file:
                 registry = Registry(found[0].session, found[0].repository, chunk=200_000)
                 outcome = await registry.push_blob(blob, file, sent.append)
@@ -244,7 +244,7 @@ def test_an_upload_whose_place_was_lost_begins_again(proxy: FaultProxy, scratch:
     proxy.change = change
 
     async def upload() -> bool:
-        async with image.opened(references.parse(f"{proxy.host}/lost/upload"), NOW, to_push=True) as found:
+        async with image.open_registries(references.parse(f"{proxy.host}/lost/upload"), NOW, to_push=True) as found:
             with (scratch / "blob").open("rb") as file:
                 registry = Registry(found[0].session, found[0].repository, chunk=200_000)
                 await registry.push_blob(blob, file, lambda count: None)
@@ -300,7 +300,7 @@ def test_a_store_can_be_made_while_another_process_sweeps_it(scratch: Path, monk
     monkeypatch.setattr("layers.store.os.fsync", fsync)
     store.prepare()
     assert [len(names) for names in swept] == [1, 1, 1]
-    assert (store.named(), os.listdir(store.aside)) == ([], [])
+    assert (store.list_images(), os.listdir(store.aside)) == ([], [])
     assert sorted(os.listdir(store.images)) == ["blobs", "index.json", "oci-layout"]
 
 

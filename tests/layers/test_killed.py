@@ -19,7 +19,7 @@ import pytest
 
 from layers import archive, gc, image, make_image, unpacked
 from layers.errors import NotFound
-from layers.make_image import Wish
+from layers.make_image import ImageOptions
 from layers.store import Store
 from tests.layers import images, trees
 from tests.layers.trees import Dir, File
@@ -65,11 +65,11 @@ def load(root: str, given: str) -> None:
 
 
 def import_(root: str, given: str) -> None:
-    make_image.import_tar(Store(root), io.BytesIO(BASE), Wish(name="docker.io/library/new:1"))
+    make_image.import_tar(Store(root), io.BytesIO(BASE), ImageOptions(name="docker.io/library/new:1"))
 
 
 def commit(root: str, given: str) -> None:
-    make_image.commit(Store(root), given, "x:1", Wish(name="docker.io/library/new:1"))
+    make_image.commit(Store(root), given, "x:1", ImageOptions(name="docker.io/library/new:1"))
 
 
 WORK: Final[dict[str, Callable[[str, str], None]]] = {
@@ -106,7 +106,7 @@ def _assert_nothing_half(store: Store) -> None:
         assert unpacked.verify(store, key) == []
     for name in os.listdir(Path(store.images, "blobs/sha256")):
         assert images.digest(Path(store.images, "blobs/sha256", name).read_bytes()) == f"sha256:{name}"
-    for named in store.named():  # what has a name can be used
+    for named in store.list_images():  # what has a name can be used
         image.resolve(store, named.name)
 
 
@@ -122,11 +122,11 @@ def test_nothing_half_shows_and_a_second_try_succeeds(what: str, scratch: Path) 
     for point in POINTS:
         (scratch / str(point)).mkdir()
         store, given = _prepared(what, scratch / str(point))
-        before = [named.name for named in store.named()]
+        before = [named.name for named in store.list_images()]
         killed = _child(what, int(total * point), store.root, given)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         store.prepare()
-        named = [one.name for one in store.named()]
+        named = [one.name for one in store.list_images()]
         assert named[: len(before)] == before
         if what != "unpack" and len(named) == len(before):
             with pytest.raises(NotFound):
@@ -146,13 +146,13 @@ def test_a_full_disk_leaves_nothing_half(what: str, scratch: Path) -> None:
     small.mkdir()
     process.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small])
     store, given = _prepared(what, small)
-    before, failed = store.named(), 0
+    before, failed = store.list_images(), 0
     for left in (0, 6, 12, 40):  # KiB; the work needs more, or just enough
         room = os.statvfs(small)
         (small / "filler").write_bytes(bytes(max(room.f_bavail * room.f_frsize - (left << 10), 0)))
         if _is_full(what, store, given):
             failed += 1
-            assert store.named() == before
+            assert store.list_images() == before
         (small / "filler").unlink()
         assert os.listdir(store.aside) == []
     assert failed

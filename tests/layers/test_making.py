@@ -45,7 +45,9 @@ def store(scratch: Path) -> Store:
     with LayerTrees() as branches:
         pack.pack(pack.layer_items(branches.open(str(tree))), sink, "gzip")
     make_image.import_tar(
-        made, io.BytesIO(sink.getvalue()), make_image.Wish(name="docker.io/library/base:1", changes=["CMD /kept"])
+        made,
+        io.BytesIO(sink.getvalue()),
+        make_image.ImageOptions(name="docker.io/library/base:1", changes=["CMD /kept"]),
     )
     return made
 
@@ -60,7 +62,7 @@ def shown(store: Store, name: str) -> dict[bytes, object]:
 
 
 def commit(store: Store, upper: Path, **wishes: object) -> make_image.Committed:
-    wish = make_image.Wish(name="docker.io/library/new:1", **wishes)  # type: ignore[arg-type]
+    wish = make_image.ImageOptions(name="docker.io/library/new:1", **wishes)  # type: ignore[arg-type]
     return make_image.commit(store, str(upper), "base:1", wish)
 
 
@@ -168,10 +170,10 @@ def test_the_same_upper_gives_the_same_image(store: Store, scratch: Path, monkey
 
 def test_a_commit_on_nothing_and_on_what_is_not_there(store: Store, scratch: Path) -> None:
     upper = trees.make(scratch / "upper", {"a": File(b"1")})
-    make_image.commit(store, str(upper), None, make_image.Wish(name="docker.io/library/scratch:1"))
+    make_image.commit(store, str(upper), None, make_image.ImageOptions(name="docker.io/library/scratch:1"))
     assert sorted(shown(store, "docker.io/library/scratch:1")) == [b"", b"a"]
     with pytest.raises(NotFound):
-        make_image.commit(store, str(upper), "nobody/knows:1", make_image.Wish())
+        make_image.commit(store, str(upper), "nobody/knows:1", make_image.ImageOptions())
     assert os.listdir(store.aside) == []
 
 
@@ -179,10 +181,10 @@ def test_a_changed_file_changes_under_all_its_names(store: Store, scratch: Path)
     lower = trees.make(
         scratch / "l", {"x/one": File(b"old"), "y/two": Link("x/one"), "z": Link("x/one"), "w": Link("x/one")}
     )
-    make_image.commit(store, str(lower), None, make_image.Wish(name="docker.io/library/linked:1"))
+    make_image.commit(store, str(lower), None, make_image.ImageOptions(name="docker.io/library/linked:1"))
     origin = {"user.unionfs.origin": b"1-2"}
     upper = trees.make(scratch / "u", {"x/one": File(b"new", xattrs=origin), ".wh.z": File(), "w": File(b"own")})
-    make_image.commit(store, str(upper), "linked:1", make_image.Wish(name="docker.io/library/new:1"))
+    make_image.commit(store, str(upper), "linked:1", make_image.ImageOptions(name="docker.io/library/new:1"))
     result = shown(store, "docker.io/library/new:1")
     assert sorted(result) == [b"", b"w", b"x", b"x/one", b"y", b"y/two"]
     assert result[b"y/two"][5] == result[b"x/one"][5] == b"new"  # type: ignore[index]
@@ -196,17 +198,20 @@ def test_squash_keeps_what_is_shown(store: Store, scratch: Path) -> None:
     commit(store, upper)
     before = shown(store, "docker.io/library/new:1")
     make_image.commit(
-        store, str(trees.make(scratch / "third", {"gone/again": File(b"x")})), "new:1", make_image.Wish(name="t:1")
+        store,
+        str(trees.make(scratch / "third", {"gone/again": File(b"x")})),
+        "new:1",
+        make_image.ImageOptions(name="t:1"),
     )
-    make_image.squash(store, "new:1", make_image.Wish(name="docker.io/library/flat:1"))
+    make_image.squash(store, "new:1", make_image.ImageOptions(name="docker.io/library/flat:1"))
     assert shown(store, "docker.io/library/flat:1") == before
     assert len(image.resolve(store, "flat:1").lowers) == 1
     three = shown(store, "t:1")
-    make_image.squash(store, "t:1", make_image.Wish(name="docker.io/library/two:1"), keep=1)
+    make_image.squash(store, "t:1", make_image.ImageOptions(name="docker.io/library/two:1"), keep=1)
     assert shown(store, "docker.io/library/two:1") == three
     assert len(image.resolve(store, "two:1").lowers) == 2
     with pytest.raises(LayerError):
-        make_image.squash(store, "new:1", make_image.Wish(), keep=2)
+        make_image.squash(store, "new:1", make_image.ImageOptions(), keep=2)
 
 
 def test_layers_that_depend_on_what_is_beneath(store: Store, scratch: Path) -> None:

@@ -47,7 +47,7 @@ def merged(store: Store, name: str) -> dict[bytes, object]:
 def test_umoci_works_in_the_store(scratch: Path) -> None:
     registries.need("umoci")
     store = Store(str(scratch / "root"))
-    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.ImageOptions(name="docker.io/library/x:1"))
     name = f"{store.images}:docker.io/library/x:1"
     process.run(["umoci", "unpack", "--image", name, scratch / "bundle"])
     rootfs = scratch / "bundle/rootfs"
@@ -73,9 +73,11 @@ def test_umoci_works_in_the_store(scratch: Path) -> None:
 def test_umoci_starts_from_what_we_commit(scratch: Path) -> None:
     registries.need("umoci")
     store = Store(str(scratch / "root"))
-    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.ImageOptions(name="docker.io/library/x:1"))
     upper = trees.make(scratch / "upper", {".wh.all": trees.File(), "dir/kept": trees.File(b"other", mode=0o4755)})
-    make_image.commit(store, str(upper), "x:1", make_image.Wish(name="docker.io/library/x:2", compression="gzip"))
+    make_image.commit(
+        store, str(upper), "x:1", make_image.ImageOptions(name="docker.io/library/x:2", compression="gzip")
+    )
     process.run(["umoci", "unpack", "--image", f"{store.images}:docker.io/library/x:2", scratch / "bundle"])
     told = {path: t[:6] for path, t in trees.told(scratch / "bundle/rootfs", directory_times=False).items() if path}
     assert told == merged(store, "x:2")
@@ -112,10 +114,10 @@ def test_buildah_makes_images_for_us(scratch: Path) -> None:
 
 def test_an_image_that_cannot_be_unpacked_does_not_stop_others(scratch: Path) -> None:
     store = Store(str(scratch / "root"))
-    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.Wish(name="docker.io/library/x:1"))
+    make_image.import_tar(store, io.BytesIO(ROOTFS), make_image.ImageOptions(name="docker.io/library/x:1"))
     bad = trees.tar_of([("../evil", {}, b"")])
     with pytest.raises(LayerError):
-        make_image.import_tar(store, io.BytesIO(bad), make_image.Wish(name="docker.io/library/bad:1"))
-    assert [named.name for named in store.named()] == ["docker.io/library/x:1"]
+        make_image.import_tar(store, io.BytesIO(bad), make_image.ImageOptions(name="docker.io/library/bad:1"))
+    assert [named.name for named in store.list_images()] == ["docker.io/library/x:1"]
     assert gc.collect(store).size > 0  # the blob that was refused
     assert b"a" in merged(store, "x:1")

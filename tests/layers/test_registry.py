@@ -123,7 +123,8 @@ def test_blobs_are_pushed_once_and_mounted_across_repositories(
         blob = Descriptor(layer["mediaType"], layer["digest"], layer["size"])
 
         async def both() -> tuple[str, str]:
-            async with image.opened(references.parse(f"{proxy.host}/mount/to:1"), Remote(), to_push=True) as found:
+            reference = references.parse(f"{proxy.host}/mount/to:1")
+            async with image.open_registries(reference, Remote(), to_push=True) as found:
                 with store.open_blob(blob.digest) as file:
                     first = await found[0].push_blob(blob, file, lambda n: None, "mount/from")
                     return first, await found[0].push_blob(blob, file, lambda n: None)
@@ -204,7 +205,8 @@ def test_a_token_that_ends_is_renewed(given: Path, scratch: Path) -> None:
         upload(given, bearer.host, "t/x:1", f"--dest-creds={registries.NAME}:{registries.PASSWORD}")
 
         async def twice() -> int:
-            async with image.opened(references.parse(f"{bearer.host}/t/x:1"), Remote(credentials=GIVEN)) as found:
+            reference = references.parse(f"{bearer.host}/t/x:1")
+            async with image.open_registries(reference, Remote(credentials=GIVEN)) as found:
                 await found[0].manifest("1")
                 await trio.sleep(1.5)
                 before = len(tokens.asked)
@@ -231,7 +233,7 @@ def test_an_index_is_resolved_by_platform(open_registry: registries.Registry, sc
     )
 
     async def put() -> None:
-        async with image.opened(references.parse(f"{open_registry.host}/multi"), Remote()) as found:
+        async with image.open_registries(references.parse(f"{open_registry.host}/multi"), Remote()) as found:
             await found[0].put_manifest("all", index.encode(), "application/vnd.oci.image.index.v1+json")
 
     trio.run(put)
@@ -251,7 +253,7 @@ def test_tags_and_catalog_come_page_by_page(
     monkeypatch.setattr(registry, "_PAGE", 2)
 
     async def both() -> tuple[list[str], list[str]]:
-        async with image.opened(references.parse(f"{open_registry.host}/paged"), Remote()) as found:
+        async with image.open_registries(references.parse(f"{open_registry.host}/paged"), Remote()) as found:
             tags = [tag async for tag in found[0].tags()]
             return tags, [name async for name in registry.catalog(found[0].session)]
 
@@ -267,7 +269,8 @@ def test_referrers_are_kept_by_tag_where_there_is_no_api(
     upload(given, open_registry.host, "signed:1")
 
     async def sign() -> tuple[str, list[tuple[str, str]], int]:
-        async with image.opened(references.parse(f"{open_registry.host}/signed"), Remote(), to_push=True) as found:
+        reference = references.parse(f"{open_registry.host}/signed")
+        async with image.open_registries(reference, Remote(), to_push=True) as found:
             subject, _ = await found[0].manifest("1")
             for data in (b"{}", b"one", b"two"):
                 path = open_registry.scratch / "empty"

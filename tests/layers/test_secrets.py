@@ -402,7 +402,7 @@ def test_what_looks_at_images_of_the_store_asks_nobody(world: World, capsys: pyt
         assert layers([words[0], "--root", str(world.root), *words[1:]]) == 0
     assert layers(["inspect", "--root", str(world.root), f"{world.registry.host}/a/b:1"]) == 5
     assert world.registry.requests == world.tokens.requests == world.thief.requests == []
-    assert Store(str(world.root)).named()
+    assert Store(str(world.root)).list_images()
 
 
 class Proxy(HttpServer):

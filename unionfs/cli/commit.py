@@ -9,7 +9,7 @@ import sys
 from typing import Any, Final
 
 from layers import compare, reference
-from layers.make_image import Committed, Wish
+from layers.make_image import Committed, ImageOptions
 from layers.store import Store
 from unionfs.cli import each, image_store
 from unionfs.cli.arguments import Parser
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def _commit(arguments: argparse.Namespace, images: Store, container: Container, name: str) -> int:
-    wish = Wish(
+    wanted = ImageOptions(
         name=name,
         author=arguments.author,
         message=arguments.message,
@@ -77,7 +77,7 @@ def _commit(arguments: argparse.Namespace, images: Store, container: Container, 
         compression=arguments.compression,
     )
     with shown(quiet=arguments.quiet) as progress:
-        made = commit.commit(container, images, wish, progress)
+        made = commit.commit(container, images, wanted, progress)
     if arguments.iidfile:
         with open(arguments.iidfile, "w", encoding="ascii") as file:
             file.write(made.id)

@@ -8,7 +8,7 @@ import sys
 
 from layers import gc
 from layers.cli import showing
-from layers.store import Named, Store
+from layers.store import Store, StoredImage
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
@@ -45,7 +45,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         used, bases = images.layers_in_use(arguments.root), images.bases(arguments.root)
         needed = {base.digest for base in bases}
         removed = []
-        for named in store.named():
+        for named in store.list_images():
             if named.descriptor.digest not in needed and (not named.name or arguments.all):
                 _take_away(store, named)
                 removed.append(named.name or str(named.descriptor.digest))
@@ -62,7 +62,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _take_away(store: Store, named: Named) -> None:
+def _take_away(store: Store, named: StoredImage) -> None:
     if named.name:
         store.untag(named.name)
     else:

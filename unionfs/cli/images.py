@@ -12,7 +12,7 @@ from layers import digest as digests
 from layers import image, reference, unpacked
 from layers.cli import showing
 from layers.errors import LayerError, Malformed
-from layers.store import Named, Store
+from layers.store import Store, StoredImage
 from unionfs.cli import filter_flags, image_store
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import human_duration
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     with images.failures():
         store = image_store.store_of(arguments)
         filters = [_filter(store, text) for text in arguments.filter]
-        lines = [_line(store, named) for named in store.named() if _is_wanted(named, arguments.name)]
+        lines = [_line(store, named) for named in store.list_images() if _is_wanted(named, arguments.name)]
     lines = [line for line in lines if all(wanted(line) for wanted in filters)]
     lines.sort(key=_SORTS["name"])  # type: ignore[arg-type]
     if arguments.sort != "name":
@@ -140,7 +140,7 @@ def _filter(store: Store, text: str) -> _Wanted:
     raise Malformed("reading a filter", text, "not a filter that is known here", hint=hint)
 
 
-def _is_wanted(named: Named, wanted: str | None) -> bool:
+def _is_wanted(named: StoredImage, wanted: str | None) -> bool:
     if wanted is None:
         return True
     try:
@@ -151,7 +151,7 @@ def _is_wanted(named: Named, wanted: str | None) -> bool:
     return known.name == asked.name and (":" not in wanted.rpartition("/")[2] or known.tag == asked.tag)
 
 
-def _line(store: Store, named: Named) -> _Line:
+def _line(store: Store, named: StoredImage) -> _Line:
     try:
         known = reference.parse(named.name)
         repository = known.familiar.removesuffix(f"@{known.digest}").removesuffix(f":{known.tag}")

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
     def body() -> int:
         with images.failures(), shown(quiet=arguments.quiet) as progress:
-            wish = make_image.Wish(
+            wanted = make_image.ImageOptions(
                 name=str(reference.parse(arguments.name)) if arguments.name else "",
                 message=arguments.message,
                 changes=arguments.change,
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
                 made = make_image.import_tar(
                     image_store.store_of(arguments),
                     source,
-                    wish,
+                    wanted,
                     options=image_store.options(arguments),
                     progress=progress,
                 )

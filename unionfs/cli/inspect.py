@@ -137,7 +137,9 @@ def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[s
         raise CommandError(f"no such {what}: {name}", hint="unionfs ps -a and unionfs images list them") from error
     with images.failures():
         descriptor, item, config = image.read(known, found.descriptor)
-        names = [one.name for one in known.named() if one.descriptor.digest == found.descriptor.digest and one.name]
+        names = [
+            one.name for one in known.list_images() if one.descriptor.digest == found.descriptor.digest and one.name
+        ]
         return {
             "Id": item.config.digest,
             "Digest": descriptor.digest,

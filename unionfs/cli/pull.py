@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
                     image_store.store_of(arguments),
                     text,
                     platform=parse_platform(arguments.platform) if arguments.platform else None,
-                    whole=arguments.all_platforms,
+                    all_platforms=arguments.all_platforms,
                     remote=remote,
                     options=image_store.options(arguments),
                     progress=progress,

@@ -54,7 +54,7 @@ def _names(arguments: Namespace, store: Store) -> list[tuple[str, str | None]]:
         if one is not None and (one.digest is not None or text.endswith(f":{one.tag}")):
             raise Malformed("pushing", text, "it names one image", hint="--all-tags takes names without a tag")
     found: list[tuple[str, str | None]] = []
-    for image_ in store.named():
+    for image_ in store.list_images():
         try:
             known = reference.parse(image_.name)
         except Malformed:

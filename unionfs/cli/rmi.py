@@ -8,7 +8,7 @@ from layers import digest as digests
 from layers import gc, image, reference
 from layers.errors import LayerError, Malformed, NotFound
 from layers.manifest import Descriptor
-from layers.store import Named, Store
+from layers.store import Store, StoredImage
 from unionfs.cli import image_store
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
@@ -47,7 +47,9 @@ def _remove(arguments: argparse.Namespace) -> int:
         store = image_store.store_of(arguments)
         used = images.layers_in_use(arguments.root)
         wanted = (
-            [named.name or named.descriptor.digest for named in store.named()] if arguments.all else arguments.images
+            [named.name or named.descriptor.digest for named in store.list_images()]
+            if arguments.all
+            else arguments.images
         )
         for text in dict.fromkeys(wanted):
             try:
@@ -70,7 +72,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _meant(store: Store, named: Named, text: str) -> list[Named]:
+def _meant(store: Store, named: StoredImage, text: str) -> list[StoredImage]:
     """By name only that name goes; by digest or id all names of the images that have it."""
     try:
         by_name = bool(named.name) and (named.name == text or named.name == str(reference.parse(text)))
@@ -78,16 +80,16 @@ def _meant(store: Store, named: Named, text: str) -> list[Named]:
         by_name = False
     if by_name:
         return [named]
-    same = [other for other in store.named() if other.descriptor.digest == named.descriptor.digest]
+    same = [other for other in store.list_images() if other.descriptor.digest == named.descriptor.digest]
     if not digests.encoded(named.descriptor.digest).startswith(text.removeprefix("sha256:")):
         known_as = store.id_of(named.descriptor)
-        same = [other for other in store.named() if store.id_of(other.descriptor) == known_as] or same
+        same = [other for other in store.list_images() if store.id_of(other.descriptor) == known_as] or same
     return same
 
 
-def _check_unused(store: Store, named: Named, meant: list[Named], used: set[str]) -> None:
+def _check_unused(store: Store, named: StoredImage, meant: list[StoredImage], used: set[str]) -> None:
     """Raises: ContainerError when a container is made of an image that is about to lose its last name."""
-    if sum(other.descriptor.digest == named.descriptor.digest for other in store.named()) > len(meant):
+    if sum(other.descriptor.digest == named.descriptor.digest for other in store.list_images()) > len(meant):
         return
     try:
         found = image.unpacked_layers(store, named.descriptor)

@@ -71,7 +71,7 @@ def _print_referrers(found: tuple[Descriptor, ...], arguments: Namespace) -> int
 
 
 async def _referrers(asked: reference.Reference, remote: image.Remote) -> tuple[Descriptor, ...]:
-    async with image.opened(asked, remote) as registries:
+    async with image.open_registries(asked, remote) as registries:
         last = registries[-1]
         subject = asked.digest or (await last.manifest(asked.target))[0].digest
         return await last.referrers(subject)
@@ -79,7 +79,7 @@ async def _referrers(asked: reference.Reference, remote: image.Remote) -> tuple[
 
 async def _search(asked: reference.Reference, remote: image.Remote, tags: bool, term: str, limit: int) -> list[str]:
     wishes = Wishes(remote.wishes.tls_verify, remote.wishes.cert_dir)
-    async with image.opened(asked, replace(remote, wishes=wishes)) as registries:
+    async with image.open_registries(asked, replace(remote, wishes=wishes)) as registries:
         last = registries[-1]
         lines: AsyncIterator[str] = last.tags() if tags else registry.catalog(last.session)
         found = []

@@ -16,7 +16,7 @@ from layers import make_image
 from layers.attributes import Options
 from layers.digest import Digest
 from layers.errors import LayerError, NotFound
-from layers.make_image import Committed, Wish
+from layers.make_image import Committed, ImageOptions
 from layers.manifest import Descriptor
 from layers.progress import Progress
 from layers.store import Store
@@ -36,16 +36,18 @@ def check(container: Container) -> None:
         raise ContainerError("commit", container.name, "it shows this machine itself", hint=hint)
 
 
-def commit(container: Container, images: Store, wish: Wish, progress: Progress) -> Committed:
-    """Make the image, with the container's command and settings, which the changes of `wish` come after.
+def commit(container: Container, images: Store, wanted: ImageOptions, progress: Progress) -> Committed:
+    """Make the image, with the container's command and settings, which the changes of `wanted` come after.
 
     Preconditions: within `images.with_ids`, the container frozen or not running.
     Raises: ContainerError, LayerError, OSError.
     """
     options = Options(owners=owners_here())
     whole = is_whole(container.config.rootfs.driver)
-    wish = dataclasses.replace(
-        wish, created_by=shlex.join(container.config.process.command), changes=[*_settings(container), *wish.changes]
+    wanted = dataclasses.replace(
+        wanted,
+        created_by=shlex.join(container.config.process.command),
+        changes=[*_settings(container), *wanted.changes],
     )
     with images.adding():
         base, steps = _base(images, container, options)
@@ -54,7 +56,7 @@ def commit(container: Container, images: Store, wish: Wish, progress: Progress) 
                 images,
                 container.upper,
                 base,
-                wish,
+                wanted,
                 is_whole=whole,
                 mountpoints=mountpoints(container),
                 beneath=(container.mountpoint_lower,) if container.facts.mountpoint_lower and whole else (),
@@ -83,7 +85,7 @@ def _base(store: Store, container: Container, options: Options) -> tuple[str | N
     base: str | None = None
     steps: list[str] = []
     for lower in reversed(container.config.rootfs.lowers):
-        made = make_image.commit(store, lower, base, Wish(created_by="unionfs run --lower"), options=options)
+        made = make_image.commit(store, lower, base, ImageOptions(created_by="unionfs run --lower"), options=options)
         base = str(made.digest)
         steps.append(base)
     return base, steps

@@ -132,7 +132,7 @@ def _unpack_or_pull(store: Store, name: str, fetch: Fetch, options: Options) -> 
             found = store.find(name)
             descriptor, _, image_config = image.read(store, found.descriptor, fetch.platform)
             if fetch.platform is None or _is_for(image_config.platform, fetch.platform):
-                image.make_ready(store, descriptor, options, progress)
+                image.unpack_image(store, descriptor, options, progress)
                 return
     except NotFound:
         if fetch.when == NEVER:
