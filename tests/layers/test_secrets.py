@@ -17,12 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import httpx
 import pytest
 
-from layers import origins
 from layers.cli.command import main as layers
-from layers.origins import Origin
 from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.http_server import Handler, HttpServer
@@ -510,87 +507,3 @@ def test_a_client_certificate_is_shown_to_the_registrys_host_alone(scratch: Path
         assert main(["pull", "--root", str(scratch / "root"), *flags, f"{registry.host}/a/b:1"]) == 0
     assert set(registry.shown) == {True}
     assert set(storage.shown) == set(mirror.shown) == {False}
-
-
-R: Final = "https://r.test"
-
-
-@pytest.mark.parametrize(
-    ("to", "registry", "may"),
-    [
-        ("https://r.test/any", R, True),
-        ("https://R.TEST/any", R, True),
-        ("https://r.test:443/", R, True),
-        ("http://r.test/", R, False),
-        ("https://r.test:444/", R, False),
-        ("https://r.test./", R, False),
-        ("https://sub.r.test/", R, False),
-        ("https://test/", R, False),
-        ("https://r.test@evil.test/", R, False),
-        ("https://r.test:x@evil.test/", R, False),
-        ("https://evil.test/r.test", R, False),
-        ("https://evil.test#@r.test/", R, False),
-        ("https://evil.test?@r.test/", R, False),
-        ("http://r.test:80", "http://r.test", True),
-        ("https://r.test", "http://r.test", False),
-        ("http://127.0.0.2", "http://127.0.0.1", False),
-        ("https://[::1]:5000/", "https://[::1]:5000", True),
-    ],
-)
-def test_what_authorizes_goes_to_the_registrys_own_origin(to: str, registry: str, may: bool) -> None:
-    own = origins.origin(httpx.URL(registry))
-    assert origins.may_have_authorization(origins.origin(origins.join("", to)), own) is may
-
-
-@pytest.mark.parametrize(
-    ("realm", "registry", "insecure", "may"),
-    [
-        ("https://r.test/token", R, False, True),
-        ("https://auth.test/token", R, False, True),
-        ("https://auth.test/token", "http://r.test", True, True),
-        ("http://r.test/token", R, False, False),
-        ("http://r.test/token", R, True, True),
-        ("http://r.test:81/token", "http://r.test", True, True),
-        ("http://auth.test/token", R, False, False),
-        ("http://auth.test/token", R, True, False),
-        ("http://auth.test/token", "http://r.test", True, False),
-        ("http://127.0.0.1:81/token", "http://localhost:80", False, True),
-        ("http://localhost.evil.test/token", "http://localhost", False, False),
-        ("http://localhost/token", "http://r.test", True, False),
-    ],
-)
-def test_which_token_servers_get_a_password(realm: str, registry: str, insecure: bool, may: bool) -> None:
-    to, own = (origins.origin(httpx.URL(url)) for url in (realm, registry))
-    assert origins.may_have_credentials(to, own, insecure=insecure) is may
-
-
-@pytest.mark.parametrize(
-    ("url", "registry", "upgraded"),
-    [
-        ("http://r.test/x", R, "https://r.test/x"),
-        ("http://r.test:443/x", R, "https://r.test/x"),
-        ("http://r.test:80/x", R, "https://r.test/x"),
-        ("http://r.test:5000/x", "https://r.test:5000", "https://r.test:5000/x"),
-        ("http://r.test:8080/x", R, "http://r.test:8080/x"),
-        ("http://evil.test/x", R, "http://evil.test/x"),
-        ("http://r.test/x", "http://r.test", "http://r.test/x"),
-    ],
-)
-def test_an_address_of_the_registry_gets_its_tls_back(url: str, registry: str, upgraded: str) -> None:
-    assert str(origins.upgraded(httpx.URL(url), origins.origin(httpx.URL(registry)))) == upgraded
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["http://[::1/x", "ftp://r.test/x", "http:///x", "http:x", "http://h:x/", "http://h:99999/", "http://a..b/",
-     f"http://{'a' * 64}.test/", "http://h\x01/", "javascript:alert(1)", "file:///etc/passwd", "http://999.1.1.1/",
-     "x" * 70_000, "http://[v1.x]/"],
-)  # fmt: skip
-def test_what_is_no_address_is_one_error(text: str) -> None:
-    with pytest.raises(ValueError):
-        origins.join(R, text)
-
-
-def test_an_origin_in_words() -> None:
-    assert str(Origin("https", "r.test", 443)) == "r.test"
-    assert str(Origin("http", "::1", 5000)) == "[::1]:5000"
