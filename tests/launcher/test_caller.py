@@ -17,7 +17,7 @@ import pytest
 
 from unionfs import markers
 from unionfs.launcher.caller import Caller, CallerGoneError
-from unionfs.launcher.supervisor import HELD, Supervisor
+from unionfs.launcher.supervisor import INTERCEPTED, Supervisor
 from unionfs.syscalls import seccomp
 from unionfs.syscalls.seccomp import Call
 
@@ -46,7 +46,7 @@ def held() -> Iterator[tuple[int, Call]]:
     ours, theirs = socket.socketpair()
 
     def live() -> None:
-        listener = seccomp.hold(["getgroups"])
+        listener = seccomp.install_filter(["getgroups"])
         socket.send_fds(theirs, [b"l"], [listener])
         os.getgroups()
 
@@ -126,7 +126,7 @@ def _arguments(name: str, address: int) -> tuple[int, ...]:
     }.get(name, (33, 33, 33))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("name", INTERCEPTED)
 def test_each_call_leaves_what_took_its_number_alone(
     held: tuple[int, Call], other: tuple[int, int], proc_fd: int, name: str
 ) -> None:
@@ -180,7 +180,7 @@ def _answer(listener: int, proc_fd: int, call: Call, looks: int) -> None:
     try:
         os.fchdir(proc_fd)
         supervisor = Supervisor(listener, proc_fd)
-        supervisor._kept = lambda path: b"0:0"  # type: ignore[method-assign]  # as on a union
+        supervisor._stored_owner = lambda path: b"0:0"  # type: ignore[method-assign]  # as on a union
         seccomp.is_waiting, seccomp.write_memory, seccomp.answer = is_waiting, write, answer
         resource.prlimit, os.setxattr = prlimit, write
         from unionfs.syscalls import files

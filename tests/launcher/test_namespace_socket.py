@@ -89,7 +89,7 @@ def test_a_stranger_that_answers_is_not_believed(tmp_path: Path) -> None:
         if pid == 0:
             os._exit(_as_user(_STRANGER, answer))
         assert os.read(read_fd, 1) == b"r"
-        with pytest.raises(LaunchError, match=f"of user {_STRANGER} answers in its monitor's place"):
+        with pytest.raises(LaunchError, match=f"of user {_STRANGER} listens at its socket instead of its monitor"):
             namespace_socket.receive(path)
         os.waitpid(pid, 0)
         os.close(read_fd)

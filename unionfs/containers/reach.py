@@ -33,7 +33,7 @@ def _in_running(container: Container, body: Callable[[int], None], what: str) ->
     namespaces = running.enter(container, what)
 
     def work() -> int:
-        namespaces.take_ids()
+        namespaces.enter_user_namespace()
         body(namespaces.root_fd)
         return 0
 

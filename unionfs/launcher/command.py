@@ -78,9 +78,9 @@ def exec_command(
         raise LaunchError.of("changing to the working directory", error) from None
     join_new_session_keyring()
     if supervisor:
-        from unionfs.launcher.supervisor import submit
+        from unionfs.launcher.supervisor import install_filter
 
-        submit(supervisor)
+        install_filter(supervisor)
     resources.apply(spec.process.limits)
     _change_identity(spec, identity)
     _close_on_exec()

@@ -86,7 +86,7 @@ class ExecProcess(NamedTuple):
         """
         from unionfs.launcher import supervisor
 
-        pid, supervisor_socket = supervisor.start(self.namespaces.take_ids)
+        pid, supervisor_socket = supervisor.start(self.namespaces.enter_user_namespace)
         cleanup.callback(userns.end, pid)
         return supervisor_socket
 

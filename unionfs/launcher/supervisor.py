@@ -1,14 +1,14 @@
-"""Owners, devices and users in a container that has one id: its system calls about them are answered here.
+"""The supervisor of a container with one id: it answers system calls about owners, devices and users.
 
-The kernel refuses chown(2), setuid(2) and their kin for ids that the container's user namespace does not map, and
-mknod(2) of devices altogether. A filter (syscalls.seccomp) holds these calls, and the supervisor, a process outside of
-the container's pid namespace, does what they ask for: owners and devices are kept by the union (core.emulated_owners),
-identities (launcher.emulated_ids) here, under a number that each process carries in a resource limit which means
-nothing to the kernel and is inherited as an identity is. Calls that only look are answered with what is kept, where it
-differs.
+The kernel refuses chown(2), setuid(2) and the like for ids that the container's user namespace does not map, and
+mknod(2) of devices altogether. A filter (syscalls.seccomp) intercepts these calls, and the supervisor emulates them. It
+is a process outside of the container's pid namespace. Owners and devices are stored by the union
+(core.emulated_owners), identities (launcher.emulated_ids) by the supervisor. The number of a process's identity is its
+RLIMIT_RSS, which the kernel does not use and which is inherited as an identity is. stat(2) and getuid(2) return the
+emulated values.
 
-Nothing is protected by this: in truth all of the container's processes are one user, as outside. What cannot be
-answered is left to the kernel.
+This protects nothing: for the kernel, all processes of the container have the same uid. Calls that cannot be emulated
+are left to the kernel.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from unionfs.syscalls.namespaces import set_parent_death_signal, set_process_nam
 from unionfs.syscalls.seccomp import Call
 
 NAME: Final = "unionfs-ids"
-"""What `ps` calls it."""
+"""The name of the process in `ps`."""
 
-HELD: Final = (
+INTERCEPTED: Final = (
     *("chown", "fchown", "lchown", "fchownat", "mknod", "mknodat"),
     *("stat", "fstat", "lstat", "newfstatat", "statx"),
     *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups"),
@@ -51,46 +51,53 @@ _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
 _GROUPS_MAX: Final = 65536  # setgroups(2)
 _STATX_BASIC: Final = 0x7FF  # statx(2): what stat(2) tells
-_KNOWN_MAX: Final = 100_000  # files whose owners are remembered; more are asked for again
+_KNOWN_MAX: Final = 100_000  # files in the cache of owners; it is cleared when it is full
 _NUMBERED: Final = 1 << 62  # in RLIMIT_RSS, which has had no effect since Linux 2.4.30 (getrlimit(2)): an identity
 
 _STAT_CTIME: Final = struct.Struct("qq")  # at 104 of struct stat on all machines known here
-_ELSEWHERE: Final = (b"/proc/self/", b"/proc/thread-self/", b"/dev/fd/", b"/dev/stdin", b"/dev/stdout", b"/dev/stderr")
-"""Paths that mean something else to each process."""
+_PER_PROCESS_PATHS: Final = (
+    b"/proc/self/",
+    b"/proc/thread-self/",
+    b"/dev/fd/",
+    b"/dev/stdin",
+    b"/dev/stdout",
+    b"/dev/stderr",
+)
+"""Path prefixes that resolve differently in each process."""
 
 
 class LeaveToKernelError(Exception):
-    """The kernel is to do what the call asks for."""
+    """Raised to let the kernel execute the call."""
 
 
 def start(prepare: Callable[[], None] = lambda: None) -> tuple[int, socket.socket]:
-    """Fork a supervisor: its pid, and where it is to be given the listener. It ends with the processes it listens to,
-    or with us.
+    """Fork a supervisor. Return its pid and the socket for `install_filter`. It ends with the last process that has the
+    filter, or with this process.
 
-    Preconditions: after `prepare`, it is root of the user namespace that the container has; we see the container's
-    processes in /proc.
+    Preconditions: after `prepare`, it is root of the container's user namespace; our /proc shows the container's
+    processes.
     """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _live(theirs, parent, prepare)
+        _run_supervisor(theirs, parent, prepare)
     theirs.close()
     return pid, ours
 
 
-def submit(way: socket.socket) -> None:
-    """Have the system calls of this process and its descendants answered by the supervisor at the end of `way`.
+def install_filter(supervisor_socket: socket.socket) -> None:
+    """Install the filter for this process and its descendants, and send the listener to the supervisor.
 
-    Raises: OSError where filters with a listener cannot be had.
+    Raises: OSError when the kernel refuses a filter with a listener.
     """
-    listener = seccomp.hold(HELD, (_PR_SET_KEEPCAPS,))
-    socket.send_fds(way, [b"l"], [listener])
+    listener = seccomp.install_filter(INTERCEPTED, (_PR_SET_KEEPCAPS,))
+    socket.send_fds(supervisor_socket, [b"l"], [listener])
     os.close(listener)
-    way.close()
+    supervisor_socket.close()
 
 
-def _live(way: socket.socket, parent: int, prepare: Callable[[], None]) -> NoReturn:
+def _run_supervisor(supervisor_socket: socket.socket, parent: int, prepare: Callable[[], None]) -> NoReturn:
     status = 1
     try:
         prepare()
@@ -99,13 +106,13 @@ def _live(way: socket.socket, parent: int, prepare: Callable[[], None]) -> NoRet
             os._exit(0)
         set_process_name(NAME)
         proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _close_others({way.fileno(), proc_fd, 2})
-        _, (listener,), _, _ = socket.recv_fds(way, 1, 1, socket.MSG_CMSG_CLOEXEC)
-        way.close()
+        _close_others({supervisor_socket.fileno(), proc_fd, 2})
+        _, (listener,), _, _ = socket.recv_fds(supervisor_socket, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        supervisor_socket.close()
         Supervisor(listener, proc_fd).run()
         status = 0
     except ValueError:
-        status = 0  # nobody gave us anything: there is no command
+        status = 0  # the socket was closed without a listener: there is no command
     finally:
         os._exit(status)
 
@@ -128,18 +135,19 @@ class Supervisor:
         self._proc_fd: Final = proc_fd  # the host's /proc; also our directory, for what is done by path
         self._identities: list[Identity] = [ROOT]  # by number; only added to
         self._number_of: dict[Identity, int] = {ROOT: 0}  # the reverse
-        self._keeping: dict[int, tuple[int, int, int]] = {}  # thread -> the program in which it keeps root's rights
+        # Thread -> `Caller.program_identity` when it set PR_SET_KEEPCAPS.
+        self._keepcaps_threads: dict[int, tuple[int, int, int]] = {}
         self._owners: dict[tuple[int, int], tuple[int, int, bytes]] = {}  # (dev, ino) -> ctime, owner
         self._unions: dict[int, bool] = {}  # st_dev -> whether owners are kept there
         here = seccomp.machine()
         assert here is not None
         self._machine: Final = here
         self._answers: Final[dict[int, Callable[[Caller], int]]] = {
-            here.numbers[name]: getattr(self, f"_{name}") for name in HELD if name in here.numbers
+            here.numbers[name]: getattr(self, f"_{name}") for name in INTERCEPTED if name in here.numbers
         }
 
     def run(self) -> None:
-        """Until nobody is left who could call."""
+        """Answer calls until the last process with the filter has ended."""
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         os.fchdir(self._proc_fd)
@@ -151,9 +159,9 @@ class Supervisor:
                 call = seccomp.receive(self._listener)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
-                    continue  # whoever called has ended
+                    continue  # the caller was interrupted or has ended
                 raise
-            with contextlib.suppress(FileNotFoundError):  # given up before the answer came
+            with contextlib.suppress(FileNotFoundError):  # the call was interrupted before the answer
                 self._answer(call)
 
     def _answer(self, call: Call) -> None:
@@ -172,18 +180,18 @@ class Supervisor:
             else:
                 seccomp.answer(self._listener, call, value)
 
-    # -- who a process is ------------------------------------------------------------------------------------------
+    # -- identities of processes -------------------------------------------------------------------------------------
 
-    def _who(self, caller: Caller) -> Identity:
+    def _identity_of(self, caller: Caller) -> Identity:
         number = caller.limit(resource.RLIMIT_RSS) - _NUMBERED
         return self._identities[number] if 0 <= number < len(self._identities) else ROOT
 
-    def _become(self, caller: Caller, identity: Identity, maker: tuple[int, int] | None = None) -> int:
-        """Let the process be `identity`; what it makes belongs to `maker`, else to its effective ids."""
+    def _set_identity(self, caller: Caller, identity: Identity, creator: tuple[int, int] | None = None) -> int:
+        """Set the identity of the calling process. Its new files belong to `creator`, else to its effective ids."""
         number = self._number_of.setdefault(identity, len(self._identities))
         if number == len(self._identities):
             self._identities.append(identity)
-        uid, gid = maker or (identity.user.effective, identity.group.effective)
+        uid, gid = creator or (identity.user.effective, identity.group.effective)
         for limit, value in (
             (resource.RLIMIT_RSS, _NUMBERED + number if number else resource.RLIM_INFINITY),
             (markers.IDENTITY_LIMIT, markers.pack_identity(uid, gid)),
@@ -192,46 +200,46 @@ class Supervisor:
         return 0
 
     def _prctl(self, caller: Caller) -> int:
-        """Only PR_SET_KEEPCAPS comes here: rights that stay when the user changes, until the next execve(2)."""
+        """Record PR_SET_KEEPCAPS, the only intercepted option: privileges survive a change of user, until execve(2)."""
         thread = caller.call.thread
         if caller.args[1]:
-            self._keeping[thread] = caller.program_identity()
+            self._keepcaps_threads[thread] = caller.program_identity()
         else:
-            self._keeping.pop(thread, None)
+            self._keepcaps_threads.pop(thread, None)
         raise LeaveToKernelError
 
-    def _is_privileged(self, caller: Caller, who: Identity) -> bool:
-        if who.is_root:
+    def _is_privileged(self, caller: Caller, identity: Identity) -> bool:
+        if identity.is_root:
             return True
-        kept = self._keeping.get(caller.call.thread)
+        kept = self._keepcaps_threads.get(caller.call.thread)
         return kept is not None and kept == caller.program_identity()
 
     def _getuid(self, caller: Caller) -> int:
-        return self._who(caller).user.real
+        return self._identity_of(caller).user.real
 
     def _geteuid(self, caller: Caller) -> int:
-        return self._who(caller).user.effective
+        return self._identity_of(caller).user.effective
 
     def _getgid(self, caller: Caller) -> int:
-        return self._who(caller).group.real
+        return self._identity_of(caller).group.real
 
     def _getegid(self, caller: Caller) -> int:
-        return self._who(caller).group.effective
+        return self._identity_of(caller).group.effective
 
     def _getresuid(self, caller: Caller) -> int:
-        return self._tell_ids(caller, self._who(caller).user)
+        return self._write_ids(caller, self._identity_of(caller).user)
 
     def _getresgid(self, caller: Caller) -> int:
-        return self._tell_ids(caller, self._who(caller).group)
+        return self._write_ids(caller, self._identity_of(caller).group)
 
     @staticmethod
-    def _tell_ids(caller: Caller, ids: Ids) -> int:
+    def _write_ids(caller: Caller, ids: Ids) -> int:
         for address, number in zip(caller.args, ids, strict=False):
             caller.write_memory(address, struct.pack("I", number))
         return 0
 
     def _getgroups(self, caller: Caller) -> int:
-        groups = self._who(caller).groups
+        groups = self._identity_of(caller).groups
         size = _signed(caller.args[0])
         if size < 0 or 0 < size < len(groups):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -244,67 +252,78 @@ class Supervisor:
         if not 0 <= count <= _GROUPS_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         data = caller.read_memory(caller.args[1], 4 * count) if count else b""
-        who = self._who(caller)
+        identity = self._identity_of(caller)
         groups: tuple[int, ...] = struct.unpack(f"{count}I", data)
-        return self._become(caller, emulated_ids.set_groups(who, groups, privileged=self._is_privileged(caller, who)))
+        return self._set_identity(
+            caller, emulated_ids.set_groups(identity, groups, privileged=self._is_privileged(caller, identity))
+        )
 
     def _setuid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_id(who.user, _id(caller.args[0]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(user=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_id(identity.user, _id(caller.args[0]), privileged=self._is_privileged(caller, identity))
+        return self._set_identity(caller, identity._replace(user=ids))
 
     def _setgid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_id(who.group, _id(caller.args[0]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(group=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_id(identity.group, _id(caller.args[0]), privileged=self._is_privileged(caller, identity))
+        return self._set_identity(caller, identity._replace(group=ids))
 
     def _setreuid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_re(who.user, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(user=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_re(
+            identity.user, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, identity)
+        )
+        return self._set_identity(caller, identity._replace(user=ids))
 
     def _setregid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_re(who.group, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(group=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_re(
+            identity.group, *map(_id, caller.args[:2]), privileged=self._is_privileged(caller, identity)
+        )
+        return self._set_identity(caller, identity._replace(group=ids))
 
     def _setresuid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_res(who.user, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(user=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_res(
+            identity.user, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, identity)
+        )
+        return self._set_identity(caller, identity._replace(user=ids))
 
     def _setresgid(self, caller: Caller) -> int:
-        who = self._who(caller)
-        ids = emulated_ids.set_res(who.group, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, who))
-        return self._become(caller, who._replace(group=ids))
+        identity = self._identity_of(caller)
+        ids = emulated_ids.set_res(
+            identity.group, *map(_id, caller.args[:3]), privileged=self._is_privileged(caller, identity)
+        )
+        return self._set_identity(caller, identity._replace(group=ids))
 
     def _setfsuid(self, caller: Caller) -> int:
-        """setfsuid(2) returns the id before, and does nothing where it may not."""
-        who, wanted = self._who(caller), _id(caller.args[0])
-        before, gid = self._maker(caller)
-        if wanted != UNCHANGED and (who.is_root or wanted in who.user):
-            self._become(caller, who, (wanted, gid))
+        """Emulate setfsuid(2), which returns the previous id and never fails: without the right it changes nothing."""
+        identity, wanted = self._identity_of(caller), _id(caller.args[0])
+        before, gid = self._creator_ids(caller)
+        if wanted != UNCHANGED and (identity.is_root or wanted in identity.user):
+            self._set_identity(caller, identity, (wanted, gid))
         return before
 
     def _setfsgid(self, caller: Caller) -> int:
-        who, wanted = self._who(caller), _id(caller.args[0])
-        uid, before = self._maker(caller)
-        if wanted != UNCHANGED and (who.is_root or wanted in who.group):
-            self._become(caller, who, (uid, wanted))
+        identity, wanted = self._identity_of(caller), _id(caller.args[0])
+        uid, before = self._creator_ids(caller)
+        if wanted != UNCHANGED and (identity.is_root or wanted in identity.group):
+            self._set_identity(caller, identity, (uid, wanted))
         return before
 
     @staticmethod
-    def _maker(caller: Caller) -> tuple[int, int]:
+    def _creator_ids(caller: Caller) -> tuple[int, int]:
         return markers.unpack_identity(caller.limit(markers.IDENTITY_LIMIT))
 
-    # -- where a path leads ----------------------------------------------------------------------------------------
+    # -- path resolution ---------------------------------------------------------------------------------------------
 
-    def _place(self, caller: Caller, dir_fd: int, path: bytes) -> int:
-        """A descriptor from which `path` leads where it leads for the caller. The caller's root becomes ours.
+    def _base_directory(self, caller: Caller, dir_fd: int, path: bytes) -> int:
+        """Return a directory descriptor relative to which `path` resolves as for the caller. Changes our root to the
+        caller's.
 
-        Raises: LeaveToKernelError for a path that means something else to us.
+        Raises: LeaveToKernelError for a path that resolves differently in each process.
         """
-        if path.startswith(_ELSEWHERE):
+        if path.startswith(_PER_PROCESS_PATHS):
             raise LeaveToKernelError
         caller.enter_root()
         if path.startswith(b"/"):
@@ -313,13 +332,13 @@ class Supervisor:
         return caller.open(where)
 
     def _object(self, caller: Caller, dir_fd: int, address: int, flags: int) -> int:
-        """What a call names, as an O_PATH descriptor."""
+        """Return an O_PATH descriptor of the file that a call names."""
         path = caller.read_string(address)
         if not path:
             if not flags & _AT_EMPTY_PATH:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return caller.open("cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
-        place = self._place(caller, dir_fd, path)
+        place = self._base_directory(caller, dir_fd, path)
         try:
             nofollow = os.O_NOFOLLOW if flags & _AT_SYMLINK_NOFOLLOW else 0
             return os.open(path, os.O_PATH | os.O_CLOEXEC | nofollow, dir_fd=place)
@@ -327,8 +346,8 @@ class Supervisor:
             os.close(place)
 
     @staticmethod
-    def _kept(path: bytes) -> bytes | None:
-        """Whose the union says it is; None for what is on no union."""
+    def _stored_owner(path: bytes) -> bytes | None:
+        """Return the owner that the union stores for a file, as `UID:GID`; None for a file outside of a union."""
         try:
             return os.getxattr(path, markers.OWNER_XATTR)
         except OSError as error:
@@ -336,37 +355,37 @@ class Supervisor:
                 return None
             raise
 
-    # -- whose files are -------------------------------------------------------------------------------------------
+    # -- owners and devices ------------------------------------------------------------------------------------------
 
     def _chown(self, caller: Caller) -> int:
         address, uid, gid = caller.args[:3]
-        return self._give(caller, self._object(caller, _AT_FDCWD, address, 0), uid, gid)
+        return self._change_owner(caller, self._object(caller, _AT_FDCWD, address, 0), uid, gid)
 
     def _lchown(self, caller: Caller) -> int:
         address, uid, gid = caller.args[:3]
-        return self._give(caller, self._object(caller, _AT_FDCWD, address, _AT_SYMLINK_NOFOLLOW), uid, gid)
+        return self._change_owner(caller, self._object(caller, _AT_FDCWD, address, _AT_SYMLINK_NOFOLLOW), uid, gid)
 
     def _fchown(self, caller: Caller) -> int:
         fd, uid, gid = caller.args[:3]
-        return self._give(caller, caller.open(f"fd/{_signed(fd)}"), uid, gid)
+        return self._change_owner(caller, caller.open(f"fd/{_signed(fd)}"), uid, gid)
 
     def _fchownat(self, caller: Caller) -> int:
         dir_fd, address, uid, gid, flags = caller.args[:5]
         if flags & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return self._give(caller, self._object(caller, _signed(dir_fd), address, flags), uid, gid)
+        return self._change_owner(caller, self._object(caller, _signed(dir_fd), address, flags), uid, gid)
 
-    def _give(self, caller: Caller, fd: int, uid: int, gid: int) -> int:
+    def _change_owner(self, caller: Caller, fd: int, uid: int, gid: int) -> int:
         try:
             uid, gid = _id(uid), _id(gid)
             path = b"self/fd/%d" % fd
-            kept = self._kept(path)
+            kept = self._stored_owner(path)
             if kept is None:
                 if uid in (0, UNCHANGED) and gid in (0, UNCHANGED):
                     raise LeaveToKernelError
-                return 0  # a filesystem of the host's, where all is the user's and stays so
-            owner = _parsed(kept)
-            if not emulated_ids.may_chown(self._who(caller), owner, uid, gid):
+                return 0  # a filesystem of the host, where all files belong to the user and stay so
+            owner = _parse_owner(kept)
+            if not emulated_ids.may_chown(self._identity_of(caller), owner, uid, gid):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             value = b"%d:%d" % (uid if uid != UNCHANGED else -1, gid if gid != UNCHANGED else -1)
             caller.verify()
@@ -377,22 +396,22 @@ class Supervisor:
 
     def _mknod(self, caller: Caller) -> int:
         address, mode, device = caller.args[:3]
-        return self._make(caller, _AT_FDCWD, address, mode, device)
+        return self._make_device(caller, _AT_FDCWD, address, mode, device)
 
     def _mknodat(self, caller: Caller) -> int:
         dir_fd, address, mode, device = caller.args[:4]
-        return self._make(caller, _signed(dir_fd), address, mode, device)
+        return self._make_device(caller, _signed(dir_fd), address, mode, device)
 
-    def _make(self, caller: Caller, dir_fd: int, address: int, mode: int, device: int) -> int:
-        """Make a device under a name that nobody knows, then rename it: so the kernel learns of it as of any other."""
-        mode, who = mode & 0xFFFF, self._who(caller)
-        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) or not who.is_root or not device:
+    def _make_device(self, caller: Caller, dir_fd: int, address: int, mode: int, device: int) -> int:
+        """Make a device under a random name, then rename it, so that the kernel's cache learns the name as usual."""
+        mode, identity = mode & 0xFFFF, self._identity_of(caller)
+        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) or not identity.is_root or not device:
             raise LeaveToKernelError
         path = caller.read_string(address)
         above, _, name = path.rpartition(b"/")
         if not name or name in (b".", b".."):
             raise LeaveToKernelError
-        place = self._place(caller, dir_fd, path)
+        place = self._base_directory(caller, dir_fd, path)
         try:
             parent = os.open(
                 above or (b"/" if path.startswith(b"/") else b"."), os.O_PATH | os.O_DIRECTORY, dir_fd=place
@@ -400,14 +419,14 @@ class Supervisor:
         finally:
             os.close(place)
         try:
-            if self._kept(b"self/fd/%d" % parent) is None:
+            if self._stored_owner(b"self/fd/%d" % parent) is None:
                 raise LeaveToKernelError
             permissions = stat.S_IMODE(mode) & ~caller.umask()
-            wish = markers.Override(
-                *self._maker(caller), permissions, stat.S_IFMT(mode), (os.major(device), os.minor(device))
+            override = markers.Override(
+                *self._creator_ids(caller), permissions, stat.S_IFMT(mode), (os.major(device), os.minor(device))
             )
             aside = b".unionfs-%s" % os.urandom(8).hex().encode()
-            value = b"%s/%s" % (markers.write_override(wish), aside)
+            value = b"%s/%s" % (markers.write_override(override), aside)
             caller.verify()
             os.setxattr(b"self/fd/%d" % parent, markers.DEVICE_XATTR, value)
             try:
@@ -419,37 +438,39 @@ class Supervisor:
             os.close(parent)
         return 0
 
-    # -- what files are shown as -----------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------------------------
 
     def _stat(self, caller: Caller) -> int:
-        return self._show(caller, _AT_FDCWD, caller.args[0], 0, caller.args[1])
+        return self._answer_stat(caller, _AT_FDCWD, caller.args[0], 0, caller.args[1])
 
     def _lstat(self, caller: Caller) -> int:
-        return self._show(caller, _AT_FDCWD, caller.args[0], _AT_SYMLINK_NOFOLLOW, caller.args[1])
+        return self._answer_stat(caller, _AT_FDCWD, caller.args[0], _AT_SYMLINK_NOFOLLOW, caller.args[1])
 
     def _newfstatat(self, caller: Caller) -> int:
         dir_fd, address, buffer, flags = caller.args[:4]
-        return self._show(caller, _signed(dir_fd), address, flags, buffer)
+        return self._answer_stat(caller, _signed(dir_fd), address, flags, buffer)
 
     def _fstat(self, caller: Caller) -> int:
-        return self._show(caller, _signed(caller.args[0]), 0, _AT_EMPTY_PATH, caller.args[1])
+        return self._answer_stat(caller, _signed(caller.args[0]), 0, _AT_EMPTY_PATH, caller.args[1])
 
     def _statx(self, caller: Caller) -> int:
         dir_fd, address, flags, mask, buffer = caller.args[:5]
-        return self._show(caller, _signed(dir_fd), address, flags, buffer, mask & 0xFFFFFFFF | _STATX_BASIC)
+        return self._answer_stat(caller, _signed(dir_fd), address, flags, buffer, mask & 0xFFFFFFFF | _STATX_BASIC)
 
-    def _show(self, caller: Caller, dir_fd: int, address: int, flags: int, buffer: int, mask: int | None = None) -> int:
-        """stat(2) with the owner that is kept, where that is not root. Any failure is the kernel's to tell."""
+    def _answer_stat(
+        self, caller: Caller, dir_fd: int, address: int, flags: int, buffer: int, mask: int | None = None
+    ) -> int:
+        """Answer stat(2) with the stored owner if that is not root. Otherwise, and on errors, the kernel answers."""
         place = -1
         try:
             path = caller.read_string(address) if address else b""
             if path:
-                place = self._place(caller, dir_fd, path)
+                place = self._base_directory(caller, dir_fd, path)
                 data = seccomp.raw_stat(place, path, flags & ~_AT_EMPTY_PATH, mask)
             else:
                 place = caller.open("cwd" if dir_fd == _AT_FDCWD else f"fd/{dir_fd}")
                 data = seccomp.raw_stat(place, b"", flags | _AT_EMPTY_PATH, mask)
-            kept = self._remembered(data, mask is not None, place, path, follow=not flags & _AT_SYMLINK_NOFOLLOW)
+            kept = self._cached_owner(data, mask is not None, place, path, follow=not flags & _AT_SYMLINK_NOFOLLOW)
         except OSError:
             raise LeaveToKernelError from None
         finally:
@@ -457,12 +478,12 @@ class Supervisor:
                 os.close(place)
         if kept is None or kept == b"0:0":
             raise LeaveToKernelError
-        struct.pack_into("II", data, self._machine.stat_ids if mask is None else 20, *_parsed(kept))
+        struct.pack_into("II", data, self._machine.stat_ids if mask is None else 20, *_parse_owner(kept))
         caller.write_memory(buffer, bytes(data))
         return 0
 
-    def _remembered(self, data: bytearray, extended: bool, place: int, path: bytes, *, follow: bool) -> bytes | None:
-        """Whose the file of these attributes is, asked for unless it is known and unchanged since."""
+    def _cached_owner(self, data: bytearray, extended: bool, place: int, path: bytes, *, follow: bool) -> bytes | None:
+        """Return the stored owner of the file with these attributes, from the cache if its ctime is unchanged."""
         if extended:
             ino, ctime, ctime_ns = *struct.unpack_from("Q", data, 32), *struct.unpack_from("qI", data, 96)
             device = os.makedev(*struct.unpack_from("II", data, 136))
@@ -477,7 +498,7 @@ class Supervisor:
         if path:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), dir_fd=place)
         try:
-            kept = self._kept(b"self/fd/%d" % place)
+            kept = self._stored_owner(b"self/fd/%d" % place)
         finally:
             if path:
                 os.close(place)
@@ -490,7 +511,7 @@ class Supervisor:
 
 
 def _signed(number: int) -> int:
-    """An int that came in a register."""
+    """Convert a register's value to a signed int."""
     number &= 0xFFFFFFFF
     return number - (1 << 32) if number >> 31 else number
 
@@ -499,6 +520,6 @@ def _id(number: int) -> int:
     return number & 0xFFFFFFFF
 
 
-def _parsed(kept: bytes) -> tuple[int, int]:
+def _parse_owner(kept: bytes) -> tuple[int, int]:
     uid, _, gid = kept.partition(b":")
     return int(uid), int(gid)

@@ -1,7 +1,8 @@
-"""System calls of other processes, held until this one has answered them: seccomp(2), "SECCOMP_USER_NOTIF".
+"""Intercept system calls of other processes: seccomp(2), "SECCOMP_USER_NOTIF".
 
-A process puts a filter on itself and its descendants; the listener that it gets is read by another process. Structures
-and numbers are those of <linux/seccomp.h>, <linux/filter.h>, <linux/audit.h> and <asm/unistd.h>.
+A process installs a filter for itself and its descendants and gets a listener. Another process reads the calls from the
+listener and answers them; until then the callers wait. Structures and numbers are those of <linux/seccomp.h>,
+<linux/filter.h>, <linux/audit.h> and <asm/unistd.h>.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _GENERIC: Final = {
 
 
 class Machine(NamedTuple):
-    """What differs between processors."""
+    """Constants that depend on the processor architecture."""
 
     audit_arch: int
     seccomp: int  # number of seccomp(2)
-    numbers: dict[str, int]  # of the system calls that can be held
+    numbers: dict[str, int]  # of the system calls that can be intercepted
     stat_size: int  # of struct stat
     stat_ids: int  # offset of st_uid, which st_gid follows
 
@@ -47,12 +48,12 @@ _MACHINES: Final = {
     "riscv64": Machine(0xC00000F3, 277, _GENERIC, 128, 24),
 }
 
-CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE: let the kernel do it
+CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE: the kernel executes the call
 
 _SET_MODE_FILTER: Final = 1
 _GET_NOTIF_SIZES: Final = 3
 _NEW_LISTENER: Final = 1 << 3
-_WAIT_KILLABLE: Final = 1 << 5  # a call that was taken up is interrupted by deadly signals only; since Linux 5.19
+_WAIT_KILLABLE: Final = 1 << 5  # a call that was received is interrupted by fatal signals only; since Linux 5.19
 _RET_ALLOW: Final = 0x7FFF0000
 _RET_NOTIFY: Final = 0x7FC00000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
@@ -77,20 +78,21 @@ class Call(NamedTuple):
 
 
 def machine() -> Machine | None:
-    """The processor's conventions, or None for one that is not known here."""
+    """Return the constants of this machine's architecture, or None if it is not supported."""
     return _MACHINES.get(os.uname().machine)
 
 
 def is_available() -> bool:
-    """Whether calls can be held here. A filter may forbid it all the same."""
+    """Whether kernel and architecture support interception. Installing a filter may fail all the same."""
     here = machine()
     sizes = ctypes.create_string_buffer(6)
     return here is not None and _libc.syscall(ctypes.c_long(here.seccomp), _GET_NOTIF_SIZES, 0, sizes) == 0
 
 
-def hold(names: Iterable[str], prctls: tuple[int, ...] = ()) -> int:
-    """From now on this process and its descendants wait at these system calls, and at prctl(2) with one of `prctls`.
-    Returns the listener that is told of them.
+def install_filter(names: Iterable[str], prctls: tuple[int, ...] = ()) -> int:
+    """Intercept these system calls of this process and its descendants, and prctl(2) with an option in `prctls`.
+
+    Returns the listener.
 
     Raises: EBUSY below a filter with a listener, EACCES without CAP_SYS_ADMIN or no_new_privs, ENOSYS, EINVAL.
     """
@@ -99,9 +101,9 @@ def hold(names: Iterable[str], prctls: tuple[int, ...] = ()) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     numbers = [here.numbers[name] for name in names if name in here.numbers and name != "prctl"]
     tail = [(_EQUAL, 0, len(prctls) + 1, here.numbers["prctl"]), (_LOAD, 0, 0, _OFFSET_ARG)]
-    tail += [(_EQUAL, len(prctls) - at, 0, wish) for at, wish in enumerate(prctls)]
+    tail += [(_EQUAL, len(prctls) - at, 0, option) for at, option in enumerate(prctls)]
     tail += [(_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_NOTIFY)]
-    last = len(numbers) + len(tail) - 1  # counted from after the loading of the number
+    last = len(numbers) + len(tail) - 1  # index after the instruction that loads the number
     program = [(_LOAD, 0, 0, _OFFSET_ARCH), (_EQUAL, 0, last, here.audit_arch), (_LOAD, 0, 0, _OFFSET_NR)]
     program += [(_EQUAL, last - at - 1, 0, number) for at, number in enumerate(numbers)]
     program += tail
@@ -117,7 +119,7 @@ def hold(names: Iterable[str], prctls: tuple[int, ...] = ()) -> int:
 
 
 def receive(fd: int) -> Call:
-    """The next call that waits. ENOENT when it has been given up meanwhile."""
+    """Receive the next intercepted call. Raises: ENOENT if it was interrupted meanwhile."""
     buffer = bytearray(_NOTIFICATION.size)
     fcntl.ioctl(fd, _RECEIVE, buffer)
     identity, thread, _, number, _, _, *args = _NOTIFICATION.unpack(buffer)
@@ -125,7 +127,7 @@ def receive(fd: int) -> Call:
 
 
 def is_waiting(fd: int, call: Call) -> bool:
-    """Whether `call` still waits for its answer: only then is `call.thread` the number of the thread that made it."""
+    """Whether `call` still waits for its answer. Only then is `call.thread` certainly the number of its caller."""
     try:
         fcntl.ioctl(fd, _ID_VALID, struct.pack("Q", call.id))
     except FileNotFoundError:
@@ -134,19 +136,20 @@ def is_waiting(fd: int, call: Call) -> bool:
 
 
 def answer(fd: int, call: Call, value: int = 0, code: int = 0, flags: int = 0) -> None:
-    """Let a call return `value`, or fail with errno `code`, or go on (CONTINUE). ENOENT when it was given up."""
+    """Make a call return `value`, fail with errno `code`, or continue in the kernel (CONTINUE). Raises: ENOENT if it
+    was interrupted."""
     fcntl.ioctl(fd, _SEND, bytearray(_RESPONSE.pack(call.id, value, -code, flags)))
 
 
 def read_memory(thread: int, address: int, size: int) -> bytes:
-    """`size` bytes of a process's memory (process_vm_readv(2)). EFAULT, ESRCH, EPERM."""
+    """Read `size` bytes of a process's memory (process_vm_readv(2)). Raises: EFAULT, ESRCH, EPERM."""
     buffer = ctypes.create_string_buffer(size)
     _transfer(_libc.process_vm_readv, thread, ctypes.addressof(buffer), address, size)
     return buffer.raw
 
 
 def read_string(thread: int, address: int, limit: int = _PAGE) -> bytes:
-    """The string at `address`. ENAMETOOLONG when it does not end within `limit` bytes, EFAULT."""
+    """Read the NUL-terminated string at `address`. Raises: ENAMETOOLONG beyond `limit` bytes, EFAULT, ESRCH, EPERM."""
     found = b""
     while len(found) < limit:
         part = read_memory(thread, address, min(_PAGE - address % _PAGE, limit - len(found)))
@@ -159,7 +162,7 @@ def read_string(thread: int, address: int, limit: int = _PAGE) -> bytes:
 
 
 def write_memory(thread: int, address: int, data: bytes) -> None:
-    """Put `data` into a process's memory (process_vm_writev(2)). EFAULT, ESRCH, EPERM."""
+    """Write `data` to a process's memory (process_vm_writev(2)). Raises: EFAULT, ESRCH, EPERM."""
     buffer = ctypes.create_string_buffer(data, len(data))
     _transfer(_libc.process_vm_writev, thread, ctypes.addressof(buffer), address, len(data))
 
@@ -183,7 +186,8 @@ def _transfer(function: ctypes._NamedFuncPointer, thread: int, ours: int, theirs
 
 
 def raw_stat(dir_fd: int, path: bytes, flags: int, mask: int | None = None) -> bytearray:
-    """struct stat as newfstatat(2) fills it in, or with a `mask` struct statx as statx(2) does. Raises as they do."""
+    """Return the struct stat of newfstatat(2), or with a `mask` the struct statx of statx(2). Raises: OSError, as these
+    calls."""
     here = machine()
     assert here is not None
     if mask is None:
