@@ -1,4 +1,4 @@
-"""The WWW-Authenticate header of a 401: what a registry wants to be sent. Pure.
+"""Parse the WWW-Authenticate header of a 401, which names ways to authenticate. Pure.
 
 RFC 9110, 11.6.1; distribution specification, "Authentication"; Docker's "Token Authentication Specification".
 """
@@ -28,7 +28,7 @@ class Challenge(NamedTuple):
 
 
 def parse(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all WWW-Authenticate headers; what cannot be read is left out."""
+    """The challenges of all WWW-Authenticate headers; malformed parts are skipped."""
     return [challenge for header in headers for challenge in _parse(header)]
 
 

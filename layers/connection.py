@@ -1,11 +1,11 @@
-"""HTTP requests to one registry and to where it sends us: proxies, certificates, redirects. Knows no challenges.
+"""HTTP requests to one registry and along its redirects: proxies, certificates. Knows no challenges.
 
-httpx's transports on trio, without its client: that would parse each Location, keep cookies, and send names and
-passwords that stand in addresses. Each connection goes through the proxy that is set for its address, and shows our
-client certificate to the registry's own host only.
+Uses httpx's transports on trio without its client, which would parse each Location, keep cookies, and send names and
+passwords within URLs. Each connection goes through the proxy that is set for its URL, and presents the client
+certificate to the registry's own host only.
 
-Redirects, as far as the standard says that the method stays: 301, 302 and 303 of GET and HEAD, 307 and 308 of all. A
-secret goes along until the chain first leaves its origin, and not again after that, even if the chain comes back.
+Redirects are followed where the method stays the same: 301, 302 and 303 of GET and HEAD, 307 and 308 of all. A secret
+is sent until the chain first leaves its origin, and not after that, even if the chain comes back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAY_BECOME_GET: Final = frozenset((301, 302, 303))
 _HEADERS: Final = {"User-Agent": "unionfs", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 
 Content = Callable[[], AsyncIterator[bytes]]
-"""Makes the body of a request, anew for each try."""
+"""Makes the body of a request, again for each attempt."""
 
 
 class Exchange(NamedTuple):
@@ -51,7 +51,7 @@ class Exchange(NamedTuple):
 
 @dataclass(slots=True)
 class Connection:
-    """Where requests go out. Use it in an `async with`."""
+    """The connections to one endpoint. Use it in an `async with`."""
 
     endpoint: Endpoint
     _routes: _Routes = field(init=False)
@@ -77,10 +77,10 @@ class Connection:
         is_content_secret: bool = False,
         follow: bool = True,
     ) -> Exchange:
-        """The answer at the end of a chain of redirects; its body is still to come, and the caller closes it.
+        """Send a request and follow redirects; the caller reads the body of the last answer and closes it.
 
         `authorization`, and `content` if that is secret, go to the origin `home` only.
-        Raises: Refused for a redirect to no address, RegistryError for one that is not followed, httpx.HTTPError.
+        Raises: Refused for a malformed redirect, RegistryError for one that is not followed, httpx.HTTPError.
         """
         stayed = True
         for _ in range(_REDIRECTS_MAX + 1):
@@ -105,7 +105,7 @@ class Connection:
 
 
 def address(endpoint: Endpoint, scheme: str = "https") -> httpx.URL:
-    """The root of a registry. Raises: RegistryError for a name that cannot be one."""
+    """The root URL of a registry. Raises: RegistryError if its name is malformed."""
     try:
         return join(f"{scheme}:", f"//{endpoint.host}/")
     except ValueError as error:
@@ -113,7 +113,7 @@ def address(endpoint: Endpoint, scheme: str = "https") -> httpx.URL:
 
 
 def redirect_target(method: str, answer: httpx.Response) -> httpx.URL | None:
-    """Where an answer sends a request on to; None if it is the end. Raises: Refused for what is no address."""
+    """The URL that an answer redirects to; None if it is no redirect. Raises: Refused for a malformed URL."""
     status = answer.status_code
     if "Location" not in answer.headers or not (
         status in _KEEPS_METHOD or (status in _MAY_BECOME_GET and method in _SAFE)
@@ -123,12 +123,12 @@ def redirect_target(method: str, answer: httpx.Response) -> httpx.URL | None:
 
 
 def location(answer: httpx.Response) -> httpx.URL:
-    """The Location of an answer. Raises: Refused for what is no address."""
+    """The Location of an answer. Raises: Refused for a malformed URL."""
     return linked(answer, answer.headers["Location"])
 
 
 def linked(answer: httpx.Response, text: str) -> httpx.URL:
-    """What an address within an answer leads to. Raises: Refused for what is none."""
+    """Resolve a URL within an answer, relative to the answer's. Raises: Refused for a malformed URL."""
     try:
         return join(answer.url, text)
     except ValueError as error:
@@ -137,7 +137,7 @@ def linked(answer: httpx.Response, text: str) -> httpx.URL:
 
 
 class _Routes:
-    """Connections by their proxy, and by whether they show our client certificate."""
+    """Connection pools by proxy, and by whether they present the client certificate."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

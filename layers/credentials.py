@@ -1,13 +1,13 @@
-"""Names and passwords for registries: where Docker and podman keep them, read and written the same way.
+"""Credentials for registries, in the files of Docker and podman, read and written as these do.
 
     $REGISTRY_AUTH_FILE                                      podman's variable; alone if set
     $XDG_RUNTIME_DIR/containers/auth.json                    podman login
     ${XDG_CONFIG_HOME:-~/.config}/containers/auth.json
     ${DOCKER_CONFIG:-~/.docker}/config.json                  docker login, and ours
 
-Read in this order, the first that knows the registry counts; containers-auth.json(5). A file may name a program that
-keeps the secrets (`credHelpers`, `credsStore`: docker-credential-NAME). Files are written with mode 0600, what is not
-known here stays in them.
+Read in this order; the first file with an entry for the registry counts; containers-auth.json(5). A file may name a
+program that keeps the secrets (`credHelpers`, `credsStore`: docker-credential-NAME). Files are written with mode 0600;
+unknown keys in them are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from layers.errors import AuthError, LayerError, NotFound, Refused
 from layers.reference import DEFAULT_REGISTRY
 
 _DOCKER_KEY: Final = "https://index.docker.io/v1/"
-_TOKEN_USER: Final = "<token>"  # a helper's way to say that the secret is an identity token
+_TOKEN_USER: Final = "<token>"  # the user name with which helpers mark an identity token
 _HELPER_TIMEOUT_S: Final = 60
 _HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FILE_MAX: Final = 4 << 20
@@ -44,7 +44,7 @@ class Credentials:
 
 
 def files(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The files that may hold credentials, the first to be asked first."""
+    """The files that may have credentials, in the order in which they are read."""
     if named := environment.get("REGISTRY_AUTH_FILE"):
         return [named]
     home = environment.get("HOME") or os.path.expanduser("~")
@@ -73,8 +73,8 @@ def find(
     environment: Mapping[str, str] = os.environ,
     warn: Callable[[str], None] = no_warning,
 ) -> Credentials | None:
-    """The credentials for a repository of a registry, or None. A helper that fails is passed over with one warning, for
-    most images are public. Raises: LayerError for a file that cannot be read."""
+    """Find the credentials for a repository of a registry. A helper that fails is skipped with one warning, since most
+    images are public. Raises: LayerError for a file that cannot be read."""
     failed: dict[str, LayerError] = {}  # by helper
     found = None
     for path in files(environment):
@@ -87,7 +87,7 @@ def find(
 
 
 def store(registry: str, credentials: Credentials, path: str | None = None) -> str:
-    """Keep credentials, with the helper that the file names if it names one. Returns where they are."""
+    """Store credentials in the file, or with the helper that it names. Returns the file or the helper's program."""
     path = path or own_file()
     value = _read(path) or {}
     helper = _helper_for(path, value, registry)
@@ -111,8 +111,8 @@ def store(registry: str, credentials: Credentials, path: str | None = None) -> s
 
 
 def erase(registry: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Forget the credentials for a registry, wherever they are; the places. Raises: NotFound when there are none; what
-    a helper that fails raises, after the rest was done."""
+    """Remove the credentials for a registry from all files and helpers; returns these. Raises: NotFound when there are
+    none; the error of a helper that failed, after the others were done."""
     erased = []
     failure: LayerError | None = None
     for path in files(environment):
@@ -141,7 +141,7 @@ def erase(registry: str, environment: Mapping[str, str] = os.environ) -> list[st
 
 
 def _keys(registry: str, repository: str) -> Iterator[str]:
-    """What credentials may be filed under, the most particular first (containers-auth.json(5))."""
+    """The keys of credentials for a repository, the most specific first (containers-auth.json(5))."""
     parts = repository.split("/") if repository else []
     for count in range(len(parts), -1, -1):
         yield "/".join([registry, *parts[:count]])
@@ -184,7 +184,7 @@ def _entry(path: str, name: str, entry: Mapping[str, Any]) -> Credentials | None
 
 
 def _helper_for(path: str, value: Mapping[str, Any], registry: str, *, particular: bool = False) -> str:
-    """The helper for a registry; with `particular` for a repository, where the helper for all is not meant."""
+    """The helper for a registry, or empty; with `particular` for a repository, for which credsStore does not count."""
     helpers = _mapping(value.get("credHelpers"))
     general = "" if particular else value.get("credsStore", "")
     helper = next((name for key, name in helpers.items() if _normal(key) == registry), general)
@@ -194,7 +194,7 @@ def _helper_for(path: str, value: Mapping[str, Any], registry: str, *, particula
 
 
 def _ask_helper(helper: str, key: str) -> Credentials | None:
-    """What the helper has for `key`; None when it has nothing."""
+    """Get the credentials for `key` from a helper; None when it has none."""
     try:
         said = json.loads(_run_helper(helper, "get", key))
         username, secret = said["Username"], said["Secret"]
@@ -206,7 +206,9 @@ def _ask_helper(helper: str, key: str) -> Credentials | None:
         ) from None
     if username == _TOKEN_USER:
         return Credentials(identity_token=str(secret))
-    return Credentials(str(username), str(secret)) if username else None  # some say nothing in so many words
+    return (
+        Credentials(str(username), str(secret)) if username else None
+    )  # some helpers answer empty values if they have none
 
 
 def _run_helper(helper: str, verb: str, said: str) -> str:
@@ -233,8 +235,8 @@ def _file_key(registry: str) -> str:
 
 
 def _normal(key: str) -> str:
-    """A key of a file as we name registries: of an address (https://HOST/path) the host, as Docker and podman have
-    it; else HOST[/NAMESPACE]; and Docker's old names as docker.io."""
+    """Normalize a key of a file to the name of a registry: of a URL (https://HOST/path) the host, as Docker and podman
+    do; else HOST[/NAMESPACE]; Docker's old names become docker.io."""
     address = key.removeprefix("https://").removeprefix("http://")
     if address != key:
         key = address.partition("/")[0]
@@ -269,7 +271,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _write(path: str, value: Mapping[str, Any]) -> None:
-    """Replace the file, or what it is a symlink to, by one that only its owner may read."""
+    """Replace the file, or the target of a symlink, atomically by one that only its owner may read."""
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     aside = f"{path}.{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""Where a registry is really asked: mirrors, plain HTTP, certificates. Reads the machine's configuration.
+"""The endpoints of a registry: mirrors, other locations, plain HTTP, certificates. Reads the machine's configuration.
 
     /etc/containers/registries.conf, registries.conf.d/*.conf, the same below ~/.config/containers   (TOML, version 2)
         [[registry]] prefix location insecure blocked, [[registry.mirror]] location insecure
@@ -23,19 +23,19 @@ from layers.errors import LayerError, Refused
 from layers.origins import is_loopback_name, may_have_what_was_given
 from layers.reference import DEFAULT_REGISTRY, Reference
 
-_DOCKER_HOST: Final = "registry-1.docker.io"  # where docker.io answers
+_DOCKER_HOST: Final = "registry-1.docker.io"  # serves docker.io
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place that has a repository."""
+    """A server that has a repository, and how it is reached."""
 
     host: str  # HOST[:PORT]
     repository: str
     registry: str  # whose credentials are used
-    insecure: bool = False  # certificates are not looked at, and plain HTTP will do
-    certificates: tuple[str, ...] = ()  # directories as in certs.d/HOST, for the authorities in them
-    own_certificates: tuple[str, ...] = ()  # likewise, for our own
+    insecure: bool = False  # certificates are not verified, and plain HTTP is allowed
+    certificates: tuple[str, ...] = ()  # directories like certs.d/HOST with certificates of authorities
+    own_certificates: tuple[str, ...] = ()  # likewise, with client certificates
 
     @property
     def may_be_plain(self) -> bool:
@@ -44,7 +44,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the command line says."""
+    """The flags of the command line that concern registries."""
 
     tls_verify: bool | None = None  # None: as configured
     cert_dir: str | None = None
@@ -52,7 +52,7 @@ class Wishes:
 
 
 def endpoints(reference: Reference, wishes: Wishes, *, to_push: bool = False) -> list[Endpoint]:
-    """Where to ask for a repository: mirrors first, the registry itself last; only that to push.
+    """The endpoints of a repository: mirrors first, the registry itself last; only that `to_push`.
 
     Raises: Refused for a registry that the machine's configuration blocks, or a configuration that cannot be read.
     """
@@ -79,20 +79,20 @@ def endpoints(reference: Reference, wishes: Wishes, *, to_push: bool = False) ->
 
 
 def registry_itself(registry: str, wishes: Wishes) -> Endpoint:
-    """Where a registry is asked by its own name, wherever registries.conf says that its images are: for `login`."""
+    """The endpoint of a registry by its own name, also if registries.conf gives another location: for `login`."""
     reference = Reference(registry, "login", None)
     found = endpoints(reference, wishes, to_push=True)[0]
     return found if found.registry == registry else _endpoint(reference.name, False, reference, wishes)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether HOST[:PORT] is this machine, by its name alone."""
+    """Whether HOST[:PORT] is a loopback address or localhost, judged by its name."""
     name, colon, port = host.rpartition(":")
     return is_loopback_name((name if colon and port.isdecimal() else host).strip("[]"))
 
 
 def tls_context(endpoint: Endpoint, *, with_own_certificate: bool = True) -> ssl.SSLContext:
-    """The authorities that are trusted, and our own certificate. Raises: LayerError for files that cannot be read."""
+    """A TLS context with the trusted authorities and the client certificate. Raises: LayerError."""
     context = ssl.create_default_context()
     if endpoint.insecure:
         context.check_hostname = False

@@ -1,4 +1,4 @@
-"""A file of a web server, read as it comes. Knows HTTP; does not know what is in it."""
+"""Read a file from a web server as a stream. Knows HTTP; does not know the file's format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REDIRECTS_MAX: Final = 10
 
 @contextmanager
 def opened(url: str) -> Iterator[Readable]:
-    """The file at an http or https address; a name and a password within it go to its own origin only.
+    """Open the file at an http or https URL; a name and password in the URL are sent to its own origin only.
 
     Raises: LayerError when the server does not send it, or not all of it.
     """
@@ -64,7 +64,7 @@ def _client(url: httpx.URL, shown: str) -> httpx.Client:
 
 
 class _Body:
-    """What the server sends, not decompressed."""
+    """The body of an answer as a Readable, not decompressed."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self._chunks = answer.iter_raw()

@@ -1,7 +1,7 @@
-"""Which secret may go to which origin: the only place that decides it. Pure.
+"""Decide which secret may be sent to which origin. No other module decides this. Pure.
 
-docs/registries.md has the rules as a table. An origin is scheme, host and port (RFC 6454). What is decided upon and
-what is connected to are the same `httpx.URL`, so that no two parsers can disagree about where an address leads.
+docs/registries.md has the rules as a table. An origin is scheme, host and port (RFC 6454). The decision and the
+connection use the same `httpx.URL`, so that no two parsers can disagree about its host.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Origin(NamedTuple):
 
 
 def origin(url: httpx.URL) -> Origin:
-    """The origin of an absolute address."""
+    """The origin of an absolute URL."""
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0))
 
 
 def join(base: httpx.URL | str, text: str) -> httpx.URL:
-    """The http or https address that `text`, which a server sent, is relative to `base`; without a fragment.
+    """Resolve `text`, which a server sent, relative to `base` to an http or https URL without a fragment.
 
-    Raises: ValueError for what is no such address.
+    Raises: ValueError for anything else.
     """
-    import httpx  # here: what reads the configuration of registries does not need it
+    import httpx  # here: reading the configuration of registries does not need it
 
     try:
         given = httpx.URL(text)

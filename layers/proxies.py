@@ -1,6 +1,6 @@
-"""Which proxy is used for an address: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY. Pure.
+"""Choose the proxy for a URL by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. Pure.
 
-Read as curl and Go (golang.org/x/net/http/httpproxy) read them; small letters count before capitals. What is on this
+Read as curl and Go (golang.org/x/net/http/httpproxy) read them; lower-case names count before upper-case ones. This
 machine is reached without a proxy.
 """
 
@@ -17,7 +17,7 @@ from layers.origins import Origin, is_loopback_name, origin
 
 
 def proxy_for(url: httpx.URL, environment: Mapping[str, str]) -> str | None:
-    """The address of the proxy; None where there is none, or none to be used."""
+    """The URL of the proxy; None if none is set, or the URL is exempt."""
     to = origin(url)
     proxy = _value(environment, f"{to.scheme}_proxy") or _value(environment, "all_proxy")
     if not proxy or is_loopback_name(to.host) or _is_exempt(to, _value(environment, "no_proxy")):
@@ -36,7 +36,8 @@ def _is_exempt(to: Origin, no_proxy: str) -> bool:
 
 
 def _matches(to: Origin, entry: str) -> bool:
-    """`*`, a network, an address, NAME with all below it, `.NAME` or `*.NAME` for what is below; some with :PORT."""
+    """Match an entry of NO_PROXY: `*`, a network, an address, NAME (and its subdomains), `.NAME` or `*.NAME` (only
+    subdomains); addresses and names with an optional :PORT."""
     if entry == "*":
         return True
     with suppress(ValueError):

@@ -3,8 +3,7 @@
 OCI distribution specification 1.1. Knows digests and descriptors, and `session` for HTTP. Does not know the store:
 blobs come from and go to files that the caller has opened.
 
-What arrives is believed only as far as its digest: sizes, ranges and headers that a registry says are compared, and a
-blob that is not what was asked for is refused.
+Answers are untrusted: digests, sizes, ranges and headers are compared, and a blob with another digest is refused.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Registry:
     # -- manifests --
 
     async def manifest(self, target: str) -> tuple[Descriptor, bytes]:
-        """The manifest or index of a tag or digest, verified. Raises: NotFound, Refused, RegistryError."""
+        """Fetch the manifest or index of a tag or digest, and verify it. Raises: NotFound, Refused, RegistryError."""
         answer = await self.session.request(
             "GET",
             self._url("manifests", target),
@@ -93,11 +92,11 @@ class Registry:
     # -- blobs --
 
     async def fetch(self, blob: Descriptor, file: IO[bytes], told: Told) -> None:
-        """Bring `file` to hold the blob; see `transfer.download`."""
+        """Download the blob into `file`; see `transfer.download`."""
         await download(self.session, self._url("blobs", blob.digest), self._pull, blob, file, told)
 
     async def push_blob(self, blob: Descriptor, file: IO[bytes], told: Told, mount_from: str = "") -> str:
-        """Bring a blob into the repository. How that came about: "exists", "mounted" or "pushed".
+        """Put a blob into the repository; returns EXISTS, MOUNTED or PUSHED.
 
         `mount_from` is another repository of the same registry that may have it. Raises: RegistryError, AuthError.
         """
@@ -116,7 +115,7 @@ class Registry:
         return PUSHED if await upload.run(answer) else EXISTS
 
     async def has_blob(self, digest: Digest) -> bool:
-        """Whether the repository is known to have the blob. A registry that does not want to be asked may take it."""
+        """Whether the repository has the blob; False if the registry refuses to say, since it may accept an upload."""
         try:
             answer = await self.session.request("HEAD", self._url("blobs", digest), scope=self._push)
         except (AuthError, RegistryError):
@@ -124,8 +123,8 @@ class Registry:
         return answer.status_code == 200
 
     async def _mounted(self, begin: str, digest: Digest, mount_from: str) -> httpx.Response | None:
-        """The answer (201, or 202 that opens an upload) to the wish to take a blob from another repository; None where
-        that is refused, in whichever way: it was only to save an upload."""
+        """Ask to mount a blob from another repository; returns the answer (201, or 202, which opens an upload). None if
+        that fails in any way: mounting only saves an upload."""
         scope = f"{self._push} repository:{mount_from}:pull"
         query = urlencode({"mount": digest, "from": mount_from})
         try:
@@ -142,7 +141,7 @@ class Registry:
             yield tag
 
     async def referrers(self, digest: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
-        """What refers to a manifest: signatures and the like; by the API, or where there is none by the tag
+        """The manifests that refer to a manifest, such as signatures; by the API, or without one by the referrers tag
         (distribution specification, "Referrers Tag Schema")."""
         query = "?" + urlencode({"artifactType": artifact_type}) if artifact_type else ""
         url = f"/v2/{self.repository}/referrers/{digest}{query}"
@@ -185,7 +184,7 @@ class Registry:
 
 
 async def catalog(session: Session) -> AsyncIterator[str]:
-    """The repositories of a registry, where it tells them. Raises: NotFound, RegistryError, AuthError."""
+    """The repositories of a registry, if it lists them. Raises: NotFound, RegistryError, AuthError."""
     async for name in listed(session, "/v2/_catalog", "repositories", "registry:catalog:*"):
         yield name
 
@@ -209,12 +208,12 @@ async def listed(session: Session, path: str, key: str, scope: str) -> AsyncIter
         following = answer.links.get("next", {}).get("url")
         if following is None:
             return
-        # Whatever name the registry believes to have: it is asked as before.
+        # Only path and query are used: a registry may give another host name than the one it is reached by.
         url = "/" + linked(answer, following).raw_path.decode("ascii").lstrip("/")
 
 
 def _claimed(answer: httpx.Response) -> Digest | None:
-    """The digest that the registry says its answer has."""
+    """The digest in the Docker-Content-Digest header, or None."""
     text = answer.headers.get("Docker-Content-Digest")
     try:
         return None if text is None else digests.parse(text)

@@ -1,7 +1,8 @@
-"""Requests to one registry: authorized, and tried again. Knows nothing of what is asked for.
+"""Requests to one registry, with authorization and retries. Does not know what is requested.
 
-A request is tried again when the connection fails or the server is busy, and so is one to its token server. A 401 of
-the registry's own origin is answered once, with what `tokens` gets for it; one from elsewhere is an answer like others.
+A request is repeated when the connection fails or the server is busy; so is one to the registry's token server. After
+a 401 of the registry's own origin it is sent once more, with the header that `tokens` gives; a 401 of another origin is
+an answer like others.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from layers.origins import Origin, join, origin
 from layers.tokens import Authenticator, Token
 
 ATTEMPTS: Final = 5
-"""Tries of one request. With the pauses between them a registry may be away for half a minute."""
+"""Attempts of one request. With the pauses between them this bridges about half a minute without the registry."""
 _PAUSE_S: Final = 0.5
 _PAUSE_MAX_S: Final = 20.0
 _ASKED_MAX_S: Final = 120.0
-"""The longest that a server may have us wait (Retry-After). Limits that last longer are for people to know of."""
+"""The longest Retry-After that is waited for; a longer one is reported as an error."""
 _BUSY: Final = frozenset((408, 429, 500, 502, 503, 504))
 _ANSWER_MAX: Final = 1 << 20  # bytes of an answer that is no blob and no manifest
 
@@ -64,7 +65,7 @@ class Session:
         await self._connection.__aexit__(kind, error, trace)
 
     async def ping(self) -> None:
-        """Find out that a registry answers, and that it takes our credentials. Raises: RegistryError, AuthError."""
+        """Check that the registry answers and accepts the credentials. Raises: RegistryError, AuthError."""
         answer = await self.request("GET", "/v2/", scope="")
         if answer.status_code == 404:
             raise RegistryError("reaching a registry", self.endpoint.host, "it has no registry API (version 2)")
@@ -81,7 +82,7 @@ class Session:
         retry: bool = True,
         limit: int = _ANSWER_MAX,
     ) -> httpx.Response:
-        """An answer with its body, whatever its status. `path` may be a whole URL that the registry gave.
+        """Send a request; returns the answer of any status with its body. `path` may be a URL that the registry gave.
 
         Raises: RegistryError when there is no answer, or one of more than `limit` bytes; AuthError.
         """
@@ -109,7 +110,7 @@ class Session:
         content: bytes | Content | None = None,
         retry: bool = True,
     ) -> AsyncIterator[httpx.Response]:
-        """An answer whose body is still to come. Trying again ends where the body begins."""
+        """Send a request; yields the answer before its body is read. Failures of reading the body are not retried."""
         exchange = await self._repeated(
             lambda: self._authorized(method, path, scope, headers or {}, content),
             self.endpoint.host,
@@ -122,7 +123,7 @@ class Session:
                 await exchange.answer.aclose()
 
     async def _repeated(self, send: Callable[[], Awaitable[Exchange]], host: str, attempts: int = ATTEMPTS) -> Exchange:
-        """What `send` brings from `host`, sent again while the connection fails or the server is busy."""
+        """Call `send`, and again while the connection to `host` fails or the server is busy."""
         for attempt in range(attempts):
             last = attempt == attempts - 1
             try:
@@ -142,7 +143,7 @@ class Session:
         raise AssertionError("unreachable")
 
     async def _pause(self, attempt: int, asked: float = 0.0) -> None:
-        """Longer each time, and not at the same moment for everybody; or as long as the server says."""
+        """Wait before another attempt: longer each time, with jitter; or `asked` seconds if that is longer."""
         pause = min(self.pause_s * 2**attempt * (0.5 + random.random()), _PAUSE_MAX_S)
         await trio.sleep(max(pause, asked))
 
@@ -202,7 +203,7 @@ class Session:
             return base
 
     def host_of(self, answer: httpx.Response) -> str:
-        """The host that gave an answer, in words."""
+        """The host that sent an answer, in words."""
         given = origin(answer.url)
         return str(given) if self._is_own(given) else f"{given}, where the registry sends us,"
 
@@ -216,7 +217,7 @@ class Session:
         raise self.failure(answer, what, subject)
 
     def failure(self, answer: httpx.Response, what: str, subject: str) -> LayerError:
-        """The failure that an answer tells of."""
+        """The error for an answer: NotFound, AuthError or RegistryError, with the registry's reason."""
         why = f"{self.host_of(answer)} answered {answer.status_code}{_reason(answer)}"
         if answer.status_code == 404:
             return NotFound(what, subject, why)
@@ -231,7 +232,7 @@ class Session:
 
 
 def retry_after(text: str, now: float) -> float:
-    """The seconds that a Retry-After header asks for, in whichever form (RFC 9110, 10.2.3); 0 for nonsense."""
+    """The seconds of a Retry-After header in either form (RFC 9110, 10.2.3); 0 for a malformed one."""
     if text.isdecimal() and text.isascii():
         return float(text[:9])
     try:
@@ -241,7 +242,7 @@ def retry_after(text: str, now: float) -> float:
 
 
 def broken(host: str, error: Exception) -> RegistryError:
-    """The failure of a connection."""
+    """The error for a failed connection."""
     tls = _tls_error(error)
     text = str(tls or error) or type(error).__name__
     hint = ""
@@ -254,12 +255,12 @@ def broken(host: str, error: Exception) -> RegistryError:
 
 
 def _may_pass(error: httpx.TransportError) -> bool:
-    """Whether it is worth trying again: a certificate does not get better."""
+    """Whether the error may be temporary: one of TLS or of an unsupported protocol is not."""
     return _tls_error(error) is None and not isinstance(error, httpx.UnsupportedProtocol)
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS has to do with a failure: httpx and trio wrap it several times."""
+    """The TLS error among the causes of an error, or None: httpx and trio wrap it several times."""
     while error is not None:
         if isinstance(error, ssl.SSLError):
             return error
@@ -268,7 +269,7 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
 
 
 def _reason(answer: httpx.Response) -> str:
-    """What the registry says is wrong (distribution specification, "Error Codes")."""
+    """The reason in the body of an answer (distribution specification, "Error Codes")."""
     said = ""
     try:
         errors = json.loads(answer.content)["errors"]

@@ -1,7 +1,7 @@
-"""What authorizes us at a registry: an Authorization header, made of the credentials or got from a token server.
+"""Make Authorization headers for a registry, from the credentials or from a token server.
 
-Docker's "Token Authentication Specification" and "OAuth2 Token Authentication". Who may have what is decided in
-`origins`; here a token server is asked, or not.
+Docker's "Token Authentication Specification" and "OAuth2 Token Authentication". `origins` decides which server may get
+the credentials.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from layers.errors import AuthError, RegistryError
 from layers.origins import Origin, join, may_have_credentials, origin
 
 _ANSWER_MAX: Final = 1 << 20  # bytes
-_LIFE_S: Final = 60  # of tokens that do not say (token specification, "expires_in")
+_LIFE_S: Final = 60  # of tokens without "expires_in" (token specification)
 _LIFE_MAX_S: Final = 86400.0
 _CLIENT: Final = "unionfs"
 
 Repeated = Callable[[Callable[[], Awaitable[Exchange]], str], Awaitable[Exchange]]
-"""Runs a request, again if the server (HOST) is busy or the connection fails."""
+"""Runs a request to a host (the str), again if the server is busy or the connection fails."""
 
 
 class Token(NamedTuple):
@@ -48,9 +48,9 @@ class Authenticator(NamedTuple):
     repeated: Repeated
 
     async def authorization(self, challenges: Sequence[Challenge], scope: str) -> Token:
-        """What answers the first challenge that can be answered: tokens before passwords.
+        """The header for the first challenge of a known scheme, Bearer before Basic.
 
-        Raises: AuthError where there is none, or the token server refuses; RegistryError when it cannot be reached.
+        Raises: AuthError if there is none, or the token server refuses; RegistryError when it cannot be reached.
         """
         failure: AuthError | None = None
         for asked in sorted(challenges, key=lambda one: one.scheme != challenge.BEARER):
@@ -65,7 +65,7 @@ class Authenticator(NamedTuple):
         raise failure or AuthError("logging in", self.connection.endpoint.host, why)
 
     def refused(self, scope: str) -> AuthError:
-        """The failure when a registry or its token server does not take what we have."""
+        """The error when a registry or its token server does not accept the credentials."""
         registry = self.connection.endpoint.registry
         what = scope.split(":")[1] if scope.count(":") >= 2 else registry
         hint = f"unionfs login {registry}"
@@ -92,7 +92,7 @@ class Authenticator(NamedTuple):
             origin(url), self.registry, insecure=self.connection.endpoint.insecure
         ):
             raise AuthError("logging in", host, f"it wants the password sent without TLS, to {realm[:200]}")
-        # The scope we know we need; what the registry says it wants comes second.
+        # The scope that the request needs, else the one that the registry names.
         scopes = (scope or parameters.get("scope", "")).split()
         ask = self._form(parameters, scopes, url) or self._query(parameters, scopes, url)
         exchange = await self.repeated(ask, str(origin(url)))
@@ -166,5 +166,5 @@ def _token(data: bytes, realm: str) -> Token:
         raise AuthError("logging in", realm[:200], "the token server's answer holds no proper token")
     if not 0 < life < _LIFE_MAX_S:
         life = _LIFE_S
-    # A little earlier, for a request takes its time.
+    # Expires a little earlier here, since a request takes time.
     return Token(f"Bearer {text}", time.monotonic() + max(life * 0.9 - 1, 1))

@@ -1,8 +1,8 @@
-"""Blobs on their way: downloads and uploads that go on where they broke.
+"""Download and upload blobs, resuming after a failure.
 
-OCI distribution specification 1.1, "Pulling blobs", "Pushing a blob in chunks". A transfer is tried again as long as
-tries get further than all before; one that does not for several tries is given up. What a registry takes, and refuses
-at its end, is sent once more.
+OCI distribution specification 1.1, "Pulling blobs", "Pushing a blob in chunks". A transfer is repeated as long as
+attempts make progress; it fails after several without. An upload that the registry refuses at its end is sent once
+more.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from layers.manifest import Descriptor
 from layers.session import Session, broken
 
 CHUNK: Final = 16 << 20
-"""Bytes of one part of an upload: what is sent again at most when the connection breaks."""
+"""Bytes of one chunk of an upload, the most that is sent again after a failed connection."""
 _STORED: Final = (200, 201, 204)
 _READ: Final = 1 << 20
 _SEND: Final = 256 << 10
-_STALLS_MAX: Final = 5  # tries that get no further, one after the other
-_CLOSINGS_MAX: Final = 2  # times that a registry may refuse to end an upload of which it took everything
+_STALLS_MAX: Final = 5  # consecutive attempts without progress
+_CLOSINGS_MAX: Final = 2  # refusals of a registry to end an upload of which it has all bytes
 
 Told = Callable[[int], None]
 
 
 async def download(session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told) -> None:
-    """Bring `file` to hold the blob, going on behind what it holds already; verified.
+    """Download the blob into `file`, resuming after the bytes that it has, and verify it.
 
-    Raises: Refused, with the file emptied, when the registry sends something else; NotFound, RegistryError, AuthError.
+    Raises: Refused, with the file emptied, when the digest differs; NotFound, RegistryError, AuthError.
     """
     work = _Download(session, url, scope, blob, file, told)
     await trio.to_thread.run_sync(work.hash_what_is_there)
@@ -54,9 +54,9 @@ class _Download:
         self.blob = blob
         self.file = file
         self.told = told
-        self.hash = digests.hasher(blob.digest)  # of what the file holds
-        self.at = 0  # how much that is
-        self.ranges = True  # whether it is worth asking for a part
+        self.hash = digests.hasher(blob.digest)  # of the bytes in the file
+        self.at = 0  # number of bytes in the file
+        self.ranges = True  # whether range requests are tried
         self.left_by_others = False  # the bytes of an earlier download, which are not verified yet
 
     def hash_what_is_there(self) -> None:
@@ -118,7 +118,7 @@ class _Download:
                 if not wanted or begin is None or int(begin[1]) != wanted:
                     raise _Changed
             elif answer.status_code == 200:
-                self._restart()  # nothing is lost the first time; later it means that ranges are not known there
+                self._restart()  # the first request asks for all; on later ones the registry ignored the range
             elif answer.status_code == 416 and wanted:
                 raise _Changed
             else:
@@ -127,7 +127,7 @@ class _Download:
             await self._receive(answer)
 
     async def _receive(self, answer: httpx.Response) -> None:
-        async for data in answer.aiter_raw():  # as it comes: what has come is kept when the rest does not
+        async for data in answer.aiter_raw():  # written at once, so that it is kept when the connection fails
             if self.at + len(data) > self.blob.size:
                 self._restart()
                 why = f"the registry sends more than the {self.blob.size} bytes that the manifest says"
@@ -150,23 +150,23 @@ class _Download:
 
 
 class Upload:
-    """One blob on its way into a registry."""
+    """The upload of one blob to a registry."""
 
     def __init__(
         self, session: Session, begin: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told, chunk: int
     ) -> None:
         self.session = session
-        self.begin = begin  # where uploads begin
+        self.begin = begin  # the path that opens an upload
         self.scope = scope
         self.blob = blob
         self.file = file
         self.told = told
         self.chunk = chunk
-        self.location = ""  # where this one goes on; another one after each answer
+        self.location = ""  # URL of the next request; each answer gives a new one
         self.at = 0  # bytes that the registry has
-        self.whole = False  # the registry wants it in one piece
-        self.refusals = 0  # answers to the request that ends the upload, other than that it did
-        self.is_second = False  # all had been sent once, and was lost
+        self.whole = False  # the registry takes no chunks: the blob is sent in one request
+        self.refusals = 0  # failed answers to the request that ends the upload
+        self.is_second = False  # all bytes had been sent once, and the registry lost them
 
     async def run(self, answer: httpx.Response) -> bool:
         """Send everything, beginning with the `answer` (202) that opened the upload.
@@ -182,7 +182,7 @@ class Upload:
                 if await self._step():
                     return True
             except (RegistryError, NotFound) as error:
-                # The connection is gone, or the upload is. The registry knows what it has.
+                # The connection failed, or the upload is gone: below, the registry is asked how much it has.
                 failure = error
             if self.at > furthest:
                 stalls, furthest = 0, self.at
@@ -199,7 +199,7 @@ class Upload:
                 return False
 
     async def _step(self) -> bool:
-        """Send the next part; whether that was the end of it."""
+        """Send the next chunk, or end the upload; returns whether it ended."""
         if self.whole or self.at >= self.blob.size:
             return await self._close()
         length = min(self.chunk, self.blob.size - self.at)
@@ -210,7 +210,7 @@ class Upload:
         }
         answer = await self._send("PATCH", self.location, headers, self.at, length)
         if answer.status_code in (400, 404, 405, 411, 415, 501) and self.at == 0:
-            # Some registries know uploads in one piece only.
+            # Some registries do not support chunks.
             self.whole = True
             await self._reopen()
             return False
@@ -233,7 +233,9 @@ class Upload:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
         answer = await self._send("PUT", url, headers, 0, length)
         if answer.status_code not in _STORED:
-            self.refusals += 1 if answer.status_code != 413 else _CLOSINGS_MAX  # what is too large stays too large
+            self.refusals += (
+                1 if answer.status_code != 413 else _CLOSINGS_MAX
+            )  # 413: a blob that is too large stays too large
         self.session.expect(answer, "pushing a blob", self.blob.digest, *_STORED)
         if self.whole:
             self.told(length)
@@ -247,8 +249,8 @@ class Upload:
         return await self.session.request(method, url, scope=self.scope, headers=headers, content=body, retry=False)
 
     async def _ask_again(self, failure: LayerError) -> bool:
-        """After a failure: how far the registry got; True when it has the blob. Raises the failure where everything
-        would have to be sent for the third time."""
+        """Ask after a failure how much of the upload the registry has; returns True when it has the blob. Raises the
+        failure if all bytes would have to be sent for the third time."""
         head = f"{self.begin.removesuffix('uploads/')}{self.blob.digest}"
         if (await self.session.request("HEAD", head, scope=self.scope)).status_code == 200:
             return True
@@ -268,7 +270,7 @@ class Upload:
         return False
 
     async def _reopen(self) -> None:
-        """Begin again."""
+        """Open a new upload."""
         answer = await self.session.request("POST", self.begin, scope=self.scope, content=b"")
         self.session.expect(answer, "pushing a blob", self.blob.digest, 202)
         self.told(-self.at)
@@ -276,7 +278,7 @@ class Upload:
         self._moved(answer)
 
     def _moved(self, answer: httpx.Response) -> None:
-        """Where the upload goes on, as the last answer says (relative to what was asked)."""
+        """Take the URL of the next request, and the minimal chunk size, from an answer."""
         location = answer.headers.get("Location")
         if not location:
             raise LayerError("pushing a blob", self.blob.digest, "the registry does not say where the upload goes on")
@@ -287,7 +289,7 @@ class Upload:
 
 
 class _Part(AsyncIterator[bytes]):
-    """A part of a file, piece by piece. No generator: one that is left in the middle would need to be closed."""
+    """The bytes of a part of a file. Not a generator, which would have to be closed if it is not read to its end."""
 
     def __init__(self, fd: int, at: int, length: int) -> None:
         self._fd = fd
@@ -305,7 +307,7 @@ class _Part(AsyncIterator[bytes]):
 
 
 def _received(answer: httpx.Response) -> int | None:
-    """How many bytes of an upload a registry has, by its Range header. "0-0" is what it says of none, and of one."""
+    """The number of bytes of an upload that a registry has, by its Range header. "0-0" means none (or one)."""
     match = re.fullmatch(r"(?:bytes=)?0-(\d{1,18})", answer.headers.get("Range", ""))
     if match is None:
         return None
