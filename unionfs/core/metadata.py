@@ -68,7 +68,8 @@ def give_away(tree: UnionState, node: Node, uid: int, gid: int) -> None:
         place, name = node.home, node.leaf
     ownership.give(tree, place, name, uid, gid)
     if place.branch.overrides is not None and isinstance(node, FileNode):
-        drop_privileges(tree, node)  # what the branch's filesystem does by itself when the owner is its own
+        # What the branch's filesystem does by itself when the owner is its own.
+        ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node))
 
 
 def _timespec(time_ns: int | None) -> tuple[int, int]:
@@ -94,7 +95,7 @@ def _truncate(tree: UnionState, node: FileNode, size: int, *, kill_priv: bool) -
 def drop_privileges(tree: UnionState, node: FileNode) -> None:
     """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by somebody
     without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
-    ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node))
+    ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node), is_written=True)
 
 
 def _xattr_path(node: Node) -> tuple[bytes, bool]:

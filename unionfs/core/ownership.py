@@ -17,6 +17,7 @@ from unionfs.core.overrides import Overrides
 from unionfs.core.union_state import UnionState
 from unionfs.markers import Override
 from unionfs.syscalls import files
+from unionfs.syscalls.status import groups_of
 
 
 def give(
@@ -69,12 +70,15 @@ def _note(overrides: Overrides, place: BranchDir, leaf: bytes, uid: int, gid: in
     return True
 
 
-def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat) -> None:
+def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat, *, is_written: bool = False) -> None:
     """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities of a file that has `st`, as
-    chown(2) does, and a write by somebody without CAP_FSETID (write(2), capabilities(7))."""
+    chown(2) does, and a write by a process without CAP_FSETID (write(2), capabilities(7)). `is_written`: by such a
+    write, which also clears set-group-id of a file without group execution, unless the process is in the group."""
     mode = stat.S_IMODE(st.st_mode)
     cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+    if mode & stat.S_ISGID and (
+        mode & stat.S_IXGRP or (is_written and st.st_gid not in groups_of(tree.ledger.asked_by().pid))
+    ):
         cleared &= ~stat.S_ISGID
     if cleared != mode:
         give(tree, place, leaf, mode=cleared)

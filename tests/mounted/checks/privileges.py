@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from tests.mounted.checking import CHOWN, STRANGERS, check, elsewhere, exists, fails, names, opened, read, same, write
 from tests.mounted.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, RENAME_EXCHANGE, fallocate, renameat2
@@ -215,6 +216,26 @@ def new_files_in_a_directory_of_another_group() -> None:
     same({os.stat(f"d/{name}").st_gid for name in ("f", "n", "e")}, {3000})
     os.close(os.open("d/g", os.O_WRONLY | os.O_CREAT, 0o2775))
     same(_mode("d/g"), 0o2755, "root may")
+
+
+@check("", CHOWN, STRANGERS)
+def changes_from_outside_of_the_group() -> None:
+    """inode(7): set-group-ID of a file without group execution stays when a member of the group changes the content,
+    and goes when another process does (since Linux 6.2 in every filesystem)."""
+    os.chmod(".", 0o777)
+    write("f", b"x")
+
+    def put() -> None:
+        fd = os.open("f", os.O_WRONLY)
+        os.pwrite(fd, b"y", 0)
+        os.close(fd)
+
+    for change in (put, partial(os.truncate, "f", 5)):
+        for groups, want in (((3000,), 0o2666), ((), 0o666)):
+            os.chown("f", 1000, 3000)
+            os.chmod("f", 0o2666)
+            elsewhere(change, uid=2000, groups=groups)
+            same(_mode("f"), want, groups)
 
 
 @check("", CHOWN, STRANGERS)

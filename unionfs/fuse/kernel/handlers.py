@@ -100,9 +100,12 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by somebody without CAP_FSETID asks for this, which is everybody in a user namespace.
     reply = encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
-    self.harmless.add(nodeid)
     if nodeid not in self.encoder.set_id:
+        self.harmless.add(nodeid)
         return reply
+    if self.union.getattr(nodeid).mode & _SET_ID:  # set-group-id stays when a member of the group writes
+        return reply
+    self.harmless.add(nodeid)
     # The kernel leaves it to us to clear the bits and would go on to believe in them: what it knows must go first.
     self.encoder.set_id.discard(nodeid)
     self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
