@@ -11,7 +11,7 @@ from typing import Any, Final
 from layers import compare, reference
 from layers.make_image import Committed, ImageOptions
 from layers.store import Store
-from unionfs.cli import each, image_store
+from unionfs.cli import each, image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.progress import shown
@@ -34,7 +34,7 @@ example:
 The new image's id is printed; with --json one object: id, digest, layer (digest, size), changes (kind and path, as
 `unionfs diff` has them) and equal (what was written but is equal to what was there, and left out).
 
-{image_store.EPILOG}"""
+{image_flags.EPILOG}"""
 
 _LETTERS: Final = {compare.ADDED: "A", compare.CHANGED: "C", compare.DELETED: "D"}
 

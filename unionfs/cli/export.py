@@ -10,7 +10,7 @@ from typing import IO
 
 from layers import pack
 from layers.tree import LayerTrees
-from unionfs.cli import each, image_store
+from unionfs.cli import each, image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import freeze, images
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         "export",
         "Write all that a container's root filesystem holds, without volumes, as a tar to FILE or stdout.",
-        image_store.EPILOG,
+        image_flags.EPILOG,
     )
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")

@@ -7,7 +7,7 @@ import json
 
 from layers import image
 from layers.cli import showing
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.printable import printable_line
@@ -15,16 +15,16 @@ from unionfs.printable import printable_line
 
 def main(argv: list[str]) -> int:
     """Run `unionfs history ARGV`."""
-    parser = Parser("history", "Show how an image came to be, the latest step first.", image_store.EPILOG)
+    parser = Parser("history", "Show how an image came to be, the latest step first.", image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="digests of layers only")
     parser.add_argument("--no-trunc", action="store_true", help="whole commands")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         _, item, config = image.read(store, store.find(arguments.image).descriptor)
     layers = iter(item.layers)
     steps = []
@@ -54,5 +54,5 @@ def main(argv: list[str]) -> int:
         )
         for step in steps
     ]
-    image_store.print_table(("LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    image_flags.print_table(("LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
     return 0

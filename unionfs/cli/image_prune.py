@@ -9,7 +9,7 @@ import sys
 from layers import gc
 from layers.cli import showing
 from layers.store import Store, StoredImage
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.drivers import btrfs
@@ -22,14 +22,14 @@ others have them, and what broken pulls left is freed, too."""
 
 def main(argv: list[str]) -> int:
     """Run `unionfs image prune ARGV`."""
-    parser = Parser("image prune", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("image prune", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument(
         "-a", "--all", action="store_true", help="also images with names, if no container is made of them"
     )
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print JSON; do not ask")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if not arguments.force and not arguments.json and sys.stdin.isatty():
         what = "that no container is made of" if arguments.all else "without a name"
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 def _prune(arguments: argparse.Namespace) -> int:
     with images.failures():
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         used, bases = images.layers_in_use(arguments.root), images.bases(arguments.root)
         needed = {base.digest for base in bases}
         removed = []

@@ -13,7 +13,7 @@ from layers import image, reference, unpacked
 from layers.cli import showing
 from layers.errors import LayerError, Malformed
 from layers.store import Store, StoredImage
-from unionfs.cli import filter_flags, image_store
+from unionfs.cli import filter_flags, image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.output import human_duration
 from unionfs.containers import images
@@ -58,7 +58,7 @@ _SORTS: Final[dict[str, Callable[[_Line], object]]] = {
 
 def main(argv: list[str]) -> int:
     """Run `unionfs images ARGV`."""
-    parser = Parser("images", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("images", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("name", metavar="NAME", nargs="?", help="NAME[:TAG]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
@@ -69,11 +69,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sort", choices=tuple(_SORTS), default="name", help="default: name; others largest first")
     parser.add_argument("-n", "--noheading", action="store_true", help="leave out the heads of the columns")
     parser.add_argument("-a", "--all", action="store_true", help="as always: no image is hidden")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         filters = [_filter(store, text) for text in arguments.filter]
         lines = [_line(store, named) for named in store.list_images() if _is_wanted(named, arguments.name)]
     lines = [line for line in lines if all(wanted(line) for wanted in filters)]
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
             del columns["DIGEST"]
         shown_lines = [_fields(line, whole=arguments.no_trunc) for line in lines]
         rows = [tuple(fields[column] for column in columns.values()) for fields in shown_lines]
-        image_store.print_table(tuple(columns), rows, heading=not arguments.noheading)
+        image_flags.print_table(tuple(columns), rows, heading=not arguments.noheading)
     return 0
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from layers import make_image, reference
 from layers.compression import Readable
 from layers.manifest import parse_platform
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
@@ -18,7 +18,7 @@ _EPILOG = f"""\
 example:
   mmdebstrap --variant=minbase bookworm | unionfs import - debian:mine
 
-{image_store.EPILOG}"""
+{image_flags.EPILOG}"""
 
 
 def main(argv: list[str]) -> int:
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of what is in it (default: this machine's)")
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="default: gzip")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    image_store.add_limits(parser)
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_limits(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
 
     def body() -> int:
@@ -58,10 +58,10 @@ def main(argv: list[str]) -> int:
             )
             with _opened(arguments.file) as source:
                 made = make_image.import_tar(
-                    image_store.store_of(arguments),
+                    image_flags.store_of(arguments),
                     source,
                     wanted,
-                    options=image_store.options(arguments),
+                    options=image_flags.options(arguments),
                     progress=progress,
                 )
         print(made.id, flush=True)

@@ -126,7 +126,7 @@ def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[s
     from layers import image
     from layers.errors import LayerError, NotFound
     from layers.store import Store
-    from unionfs.cli import image_store
+    from unionfs.cli import image_flags
     from unionfs.containers import images
 
     known = Store(store.root)
@@ -149,7 +149,7 @@ def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[s
             "Architecture": config.platform.architecture,
             "Os": config.platform.os,
             "Size": sum(layer.size for layer in item.layers),
-            "Config": image_store.settings_json(config.settings),
+            "Config": image_flags.settings_json(config.settings),
             "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from layers import archive
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
@@ -18,14 +18,14 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         "load",
         "Bring in the images of an archive, Docker's or OCI's, compressed or not, from FILE or stdin.",
-        image_store.EPILOG,
+        image_flags.EPILOG,
     )
     parser.add_argument("-i", "--input", metavar="FILE", help="default: stdin")
     parser.add_argument("-t", "--tag", metavar="NAME", default="", help="the name of the image, if there is only one")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    image_store.add_limits(parser)
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_limits(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if arguments.input is None and sys.stdin.isatty():
         raise CommandError("loading failed: stdin is a terminal", hint="unionfs load -i FILE", status=2)
@@ -35,10 +35,10 @@ def main(argv: list[str]) -> int:
             source = sys.stdin.buffer if arguments.input in (None, "-") else open(arguments.input, "rb")  # noqa: SIM115
             with source:
                 loaded = archive.load(
-                    image_store.store_of(arguments),
+                    image_flags.store_of(arguments),
                     source,
                     name=arguments.tag,
-                    options=image_store.options(arguments),
+                    options=image_flags.options(arguments),
                     progress=progress,
                 )
         for one in loaded:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from layers import credentials, reference
 from layers.endpoints import Wishes, registry_itself
 from layers.session import Session
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
@@ -24,7 +24,7 @@ They go into ~/.docker/config.json, which only you can read, or to the credentia
 
 def main(argv: list[str]) -> int:
     """Run `unionfs login ARGV`."""
-    parser = Parser("login", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("login", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default=reference.DEFAULT_REGISTRY)
     parser.add_argument("-u", "--username", metavar="NAME")
     parser.add_argument(
@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
     parser.add_argument("--get-login", action="store_true", help="only print who is logged in")
-    image_store.add_remote(parser)
-    image_store.add_debug(parser)
+    image_flags.add_remote(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
         registry = reference.check_registry(arguments.registry)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_login(registry: str) -> int:
-    found = credentials.find(registry, warn=image_store.warn)
+    found = credentials.find(registry, warn=image_flags.warn)
     if found is None:
         raise CommandError(f"login failed: {registry}: nobody is logged in", status=7)
     print(printable(found.username) or "(a token)")
@@ -74,7 +74,7 @@ def _password(parser: Parser, given: str | None, from_stdin: bool) -> str:
         parser.error("--password and --password-stdin exclude each other")
     if from_stdin:
         return sys.stdin.readline().rstrip("\r\n")
-    return image_store.ask_password() if given is None else given
+    return image_flags.ask_password() if given is None else given
 
 
 def _ask(prompt: str) -> str:

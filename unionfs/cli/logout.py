@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from layers import credentials, reference
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.printable import printable
@@ -16,11 +16,11 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         "logout",
         "Forget the name and password for REGISTRY (default: docker.io), wherever they are.",
-        image_store.EPILOG,
+        image_flags.EPILOG,
     )
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default=reference.DEFAULT_REGISTRY)
     parser.add_argument("--authfile", metavar="FILE", help="the file that keeps names and passwords")
-    image_store.add_debug(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if arguments.authfile:
         os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile

@@ -9,7 +9,7 @@ from layers import image, reference
 from layers.errors import Malformed
 from layers.image import Remote
 from layers.manifest import parse_platform
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
@@ -24,7 +24,7 @@ already is not fetched again, and what a broken pull left is taken up."""
 
 def main(argv: list[str]) -> int:
     """Run `unionfs pull ARGV`."""
-    parser = Parser("pull", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("pull", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument(
         "--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)"
@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("-a", "--all-tags", action="store_true", help="all tags of the repository IMAGE")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the whole names only")
-    image_store.add_remote(parser)
-    image_store.add_limits(parser)
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_remote(parser)
+    image_flags.add_limits(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
-        remote = image_store.remote(arguments)
+        remote = image_flags.remote(arguments)
 
     def body() -> int:
         import trio
@@ -49,12 +49,12 @@ def main(argv: list[str]) -> int:
             for text in _names(arguments, remote):
                 pull = functools.partial(
                     image.pull,
-                    image_store.store_of(arguments),
+                    image_flags.store_of(arguments),
                     text,
                     platform=parse_platform(arguments.platform) if arguments.platform else None,
                     all_platforms=arguments.all_platforms,
                     remote=remote,
-                    options=image_store.options(arguments),
+                    options=image_flags.options(arguments),
                     progress=progress,
                 )
                 pulled = trio.run(pull)

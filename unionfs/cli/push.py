@@ -8,7 +8,7 @@ from argparse import Namespace
 from layers import image, reference
 from layers.errors import Malformed, NotFound
 from layers.store import Store
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
@@ -23,20 +23,20 @@ platforms, which `pull --all-platforms` or another tool brought, is sent whole."
 
 def main(argv: list[str]) -> int:
     """Run `unionfs push ARGV`."""
-    parser = Parser("push", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("push", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("destination", metavar="DESTINATION", nargs="?")
     parser.add_argument("-a", "--all-tags", action="store_true", help="all tags that the repository IMAGE has here")
     parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
-    image_store.add_remote(parser)
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_remote(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures(), shown(quiet=arguments.quiet) as progress:
         import trio
 
-        store = image_store.store_of(arguments)
-        remote = image_store.remote(arguments)
+        store = image_flags.store_of(arguments)
+        remote = image_flags.remote(arguments)
         for name, destination in _names(arguments, store):
             push = functools.partial(image.push, store, name, destination, remote=remote, progress=progress)
             digest = trio.run(push)

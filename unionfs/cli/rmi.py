@@ -9,7 +9,7 @@ from layers import gc, image, reference
 from layers.errors import LayerError, Malformed, NotFound
 from layers.manifest import Descriptor
 from layers.store import Store, StoredImage
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.containers.errors import ContainerError
@@ -25,7 +25,7 @@ removed."""
 
 def main(argv: list[str]) -> int:
     """Run `unionfs rmi ARGV`."""
-    parser = Parser("rmi", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("rmi", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="*", help="a name, or an id or digest, which stand for all its names"
     )
@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
         "-f", "--force", action="store_true", help="also images that containers use; missing ones are fine"
     )
     parser.add_argument("--no-prune", action="store_true", help="take names away only")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if not arguments.images and not arguments.all:
         parser.error("no IMAGE given")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 def _remove(arguments: argparse.Namespace) -> int:
     with images.failures():
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         used = images.layers_in_use(arguments.root)
         wanted = (
             [named.name or named.descriptor.digest for named in store.list_images()]

@@ -108,7 +108,7 @@ def _is_directory(word: str, root: str) -> bool:
 
 def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
     from layers.manifest import parse_platform
-    from unionfs.cli import image_store
+    from unionfs.cli import image_flags
     from unionfs.cli.progress import shown
     from unionfs.containers import images
 
@@ -122,7 +122,7 @@ def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
             note,
             arguments.pull,
             parse_platform(arguments.platform) if arguments.platform else None,
-            image_store.remote(arguments),
+            image_flags.remote(arguments),
         )
     return images.unpacked(store, name, fetch)
 
@@ -335,9 +335,9 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
 
 def _add_remote(made: Parser) -> None:
     """Those of `unionfs pull`, without importing what only pulling needs."""
-    from unionfs.cli import image_store
+    from unionfs.cli import image_flags
 
-    image_store.add_remote(made)
+    image_flags.add_remote(made)
 
 
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 
 from layers import archive
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         "save",
         "Write images into one archive, which is Docker's and OCI's at once, to FILE or stdout.",
-        image_store.EPILOG,
+        image_flags.EPILOG,
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
         "--format", choices=("docker-archive", "oci-archive"), help="for podman's habits: the archive is both"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures(), shown(quiet=arguments.quiet) as progress:
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         if arguments.output in (None, "-"):
             if sys.stdout.isatty():
                 raise CommandError("saving failed: stdout is a terminal", hint="unionfs save -o FILE", status=2)

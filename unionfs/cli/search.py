@@ -10,7 +10,7 @@ from dataclasses import replace
 from layers import image, reference, registry
 from layers.endpoints import Wishes
 from layers.manifest import Descriptor
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.printable import printable
@@ -24,20 +24,20 @@ Many public registries, docker.io among them, do not tell their repositories; th
 
 def main(argv: list[str]) -> int:
     """Run `unionfs search ARGV`."""
-    parser = Parser("search", _DESCRIPTION, image_store.EPILOG)
+    parser = Parser("search", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("where", metavar="REGISTRY|NAME")
     parser.add_argument("term", metavar="TERM", nargs="?", default="")
     parser.add_argument("--tags", action="store_true", help="list the tags of the repository NAME")
     parser.add_argument("--referrers", action="store_true", help="list what refers to the image NAME")
     parser.add_argument("--limit", metavar="N", type=int, default=0, help="stop after N lines")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    image_store.add_remote(parser)
-    image_store.add_debug(parser)
+    image_flags.add_remote(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
         import trio
 
-        remote = image_store.remote(arguments)
+        remote = image_flags.remote(arguments)
         if arguments.tags or arguments.referrers:
             asked = reference.parse(arguments.where)
         else:

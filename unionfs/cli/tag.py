@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layers import reference
-from unionfs.cli import image_store
+from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
@@ -11,18 +11,18 @@ from unionfs.containers import images
 
 def main(argv: list[str]) -> int:
     """Run `unionfs tag ARGV`."""
-    parser = Parser("tag", "Give IMAGE the name NAME too; an image that had the name loses it.", image_store.EPILOG)
+    parser = Parser("tag", "Give IMAGE the name NAME too; an image that had the name loses it.", image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("names", metavar="NAME", nargs="+", help="[REGISTRY/]NAME[:TAG]")
-    image_store.add_root(parser)
-    image_store.add_debug(parser)
+    image_flags.add_root(parser)
+    image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():
         wanted = [reference.parse(name) for name in arguments.names]
         for new in wanted:
             if new.digest is not None:
                 raise CommandError(f"tagging failed: {new}: a digest cannot be given", status=2)
-        store = image_store.store_of(arguments)
+        store = image_flags.store_of(arguments)
         with store.adding():
             descriptor = store.find(arguments.image).descriptor
             for new in wanted:
