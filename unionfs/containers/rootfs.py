@@ -23,7 +23,7 @@ from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, MountRequest, by_name, is_whole
 from unionfs.launcher import idmap
 from unionfs.launcher.errors import LaunchError
-from unionfs.launcher.monitor import Provisions, unmount_all
+from unionfs.launcher.monitor import RootfsMounts, unmount_all
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 from unionfs.trees.open_beneath import open_in_root
@@ -66,22 +66,24 @@ def make_mountpoint_lower(container: Container) -> None:
         os.close(os.open(lower + path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
-def mount_rootfs(container: Container, provisions: Provisions, warn: Callable[[str], None], *, debug: bool) -> None:
+def mount_rootfs(
+    container: Container, rootfs_mounts: RootfsMounts, warn: Callable[[str], None], *, debug: bool
+) -> None:
     """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError."""
-    _mount_union(container, provisions, container.branches, container.directory, warn, debug=debug)
+    _mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug=debug)
 
 
 def mount_overlay_volumes(
-    container: Container, provisions: Provisions, warn: Callable[[str], None], *, debug: bool
+    container: Container, rootfs_mounts: RootfsMounts, warn: Callable[[str], None], *, debug: bool
 ) -> None:
     """Mount the unions of the overlay volumes. Raises: LaunchError."""
     for volume, directory in volume_mounts.overlay_volumes(container):
-        _mount_union(container, provisions, (volume.source,), directory, warn, debug=debug)
+        _mount_union(container, rootfs_mounts, (volume.source,), directory, warn, debug=debug)
 
 
 def _mount_union(
     container: Container,
-    provisions: Provisions,
+    rootfs_mounts: RootfsMounts,
     lowers: tuple[str, ...],
     directory: str,
     warn: Callable[[str], None],
@@ -108,7 +110,7 @@ def _mount_union(
         request = MountRequest(
             union, directory, container.root, container.name, container.daemon_log, rootfs.transport, debug, warn
         )
-        by_name(driver).mount(request, provisions)
+        by_name(driver).mount(request, rootfs_mounts)
     except OptionError as error:
         raise LaunchError("", "", str(error)) from error
     except DriverError as error:
@@ -141,11 +143,11 @@ def mounted(container: Container, warn: Callable[[str], None]) -> Iterator[int]:
     set_child_subreaper()  # the daemon detaches from us, but is ours to wait for
     mount(None, "/", None, MS_REC | MS_SLAVE)
     life_read, life_write = os.pipe()
-    provisions = Provisions(life_read)
+    rootfs_mounts = RootfsMounts(life_read)
     try:
         if not os.path.isdir(container.mountpoint_lower):  # it was never run
             make_mountpoint_lower(container)
-        mount_rootfs(container, provisions, warn, debug=False)
+        mount_rootfs(container, rootfs_mounts, warn, debug=False)
         root_fd = os.open(container.merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             volume_mounts.make_and_populate(container)
@@ -154,7 +156,7 @@ def mounted(container: Container, warn: Callable[[str], None]) -> Iterator[int]:
         finally:
             os.close(root_fd)
     finally:
-        unmount_all(provisions, life_write)
+        unmount_all(rootfs_mounts, life_write)
 
 
 def _bind_volumes(container: Container, root_fd: int) -> None:

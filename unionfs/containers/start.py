@@ -20,7 +20,7 @@ from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers.driver import by_name
 from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import NOT_FOUND, OWN_FAILURE, SEE_DOCTOR, LaunchError
-from unionfs.launcher.monitor import Hooks, Provisions
+from unionfs.launcher.monitor import Hooks, RootfsMounts
 from unionfs.launcher.run import launch
 from unionfs.trees.remove import remove_path
 
@@ -72,7 +72,7 @@ class _AroundCommand:
         self._again: Final = again
         self._debug: Final = debug
 
-    def prepare(self, provisions: Provisions) -> None:
+    def prepare(self, rootfs_mounts: RootfsMounts) -> None:
         """Mount the union of the root filesystem, then those of the overlay volumes."""
         container = self._container
         os.umask(0o022)  # what we make is for the container, whatever our user's habit is
@@ -89,12 +89,12 @@ class _AroundCommand:
             monitor_started=process_started(os.getpid()),
             began_ns=container.state.began_ns or _file_clock_ns(container.directory),
         )
-        rootfs.mount_rootfs(container, provisions, self._warn_of_union, debug=self._debug)
+        rootfs.mount_rootfs(container, rootfs_mounts, self._warn_of_union, debug=self._debug)
         try:
             volume_mounts.make_and_populate(container)
         except OSError as error:
             raise LaunchError.of("making the volumes of the image", error) from error
-        rootfs.mount_overlay_volumes(container, provisions, self._warn_of_union, debug=self._debug)
+        rootfs.mount_overlay_volumes(container, rootfs_mounts, self._warn_of_union, debug=self._debug)
 
     def started(self, pid: int) -> None:
         """Record process 1 of the container."""

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.drivers import vfs, whole
-from unionfs.drivers.driver import DriverError, MountRequest, Provisions
+from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import btrfs
 from unionfs.trees.remove import remove_path
 
@@ -38,7 +38,7 @@ def check(root: str, lowers: Sequence[str]) -> None:
         raise DriverError(f"{root} is not on a Btrfs", "--root DIR names a directory that is")
 
 
-def mount(request: MountRequest, provisions: Provisions) -> None:
+def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     sweep(request.root)
     of_store = tuple(lower for lower in request.union.lowers if _is_of_store(lower, request.root))
     others = tuple(lower for lower in request.union.lowers if lower not in of_store)
@@ -49,7 +49,7 @@ def mount(request: MountRequest, provisions: Provisions) -> None:
         vfs.fill(request, lambda path: _snapshot(request, of_store, path), others)
     else:
         vfs.fill(request, btrfs.create, request.union.lowers)
-    vfs.show(request, provisions)
+    vfs.show(request, rootfs_mounts)
 
 
 def remove(directory: str) -> None:

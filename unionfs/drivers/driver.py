@@ -45,8 +45,8 @@ class MountRequest(NamedTuple):
         return os.path.join(self.directory, "merged")
 
 
-class Provisions(Protocol):
-    """Where it is noted what is mounted, so that it is taken away again (launcher.monitor)."""
+class RootfsMounts(Protocol):
+    """The interface of launcher.monitor.RootfsMounts: mounts that are added are unmounted at the end."""
 
     @property
     def lifeline_fd(self) -> int: ...
@@ -67,9 +67,11 @@ class Driver(Protocol):
     def check(self, root: str, lowers: Sequence[str]) -> None:
         """Find out early what cannot work, for a store at `root`. Raises: DriverError."""
 
-    def mount(self, request: MountRequest, provisions: Provisions) -> None:
-        """Mount the tree, noting it in `provisions`. Preconditions: a mount namespace of our own, as root of the user
-        namespace that the container will have. Raises: DriverError; nothing is left mounted then."""
+    def mount(self, request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
+        """Mount the tree and add it to `rootfs_mounts`. Raises: DriverError; nothing is left mounted then.
+
+        Preconditions: a mount namespace of our own, as root of the user namespace that the container will have.
+        """
 
     def remove(self, directory: str) -> None:
         """Remove what remove_path() of `MountRequest.directory` would be slow or unable to remove. Raises: OSError."""

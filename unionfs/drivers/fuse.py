@@ -7,7 +7,7 @@ from typing import Final
 
 from unionfs.core.options import OptionError
 from unionfs.daemon import DaemonOptions, StartError, start
-from unionfs.drivers.driver import DriverError, MountRequest, Provisions
+from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.fuse.mounting import MountOptions
 
 is_whole: Final = False
@@ -17,7 +17,7 @@ def check(root: str, lowers: Sequence[str]) -> None:
     """Nothing that mounting would not say as well."""
 
 
-def mount(request: MountRequest, provisions: Provisions) -> None:
+def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     options = DaemonOptions(
         union=request.union,
         mountpoint=request.merged,
@@ -25,10 +25,10 @@ def mount(request: MountRequest, provisions: Provisions) -> None:
         mount=MountOptions(source=f"unionfs:{request.name}", allow_other=True),
         log=request.log,
         debug=request.debug,
-        lifeline_fd=provisions.lifeline_fd,
+        lifeline_fd=rootfs_mounts.lifeline_fd,
     )
     try:
-        provisions.add(request.merged, start(options, warn=request.warn))
+        rootfs_mounts.add(request.merged, start(options, warn=request.warn))
     except OptionError as error:
         raise DriverError(str(error)) from error
     except StartError as error:

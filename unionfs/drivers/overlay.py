@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.drivers import marks
-from unionfs.drivers.driver import DriverError, MountRequest, Provisions
+from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import mounts
 from unionfs.trees.remove import remove_path
 
@@ -33,7 +33,7 @@ def check(root: str, lowers: Sequence[str]) -> None:
         raise _too_many(len(lowers))
 
 
-def mount(request: MountRequest, provisions: Provisions) -> None:
+def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     own = os.path.join(request.directory, _OWN)
     try:
         remove_path(own)
@@ -47,7 +47,7 @@ def mount(request: MountRequest, provisions: Provisions) -> None:
     except OSError as error:
         raise DriverError.of("preparing the overlay", error) from error
     _mount(request, names, len(lowers))
-    provisions.add(request.merged)
+    rootfs_mounts.add(request.merged)
 
 
 def remove(directory: str) -> None:

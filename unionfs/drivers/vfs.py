@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from unionfs.drivers import whole
-from unionfs.drivers.driver import DriverError, MountRequest, Provisions
+from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import mounts
 from unionfs.trees.remove import remove_path
 
@@ -18,9 +18,9 @@ def check(root: str, lowers: Sequence[str]) -> None:
     """Nothing can be known before there is no room left."""
 
 
-def mount(request: MountRequest, provisions: Provisions) -> None:
+def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     fill(request, _begin, request.union.lowers)
-    show(request, provisions)
+    show(request, rootfs_mounts)
 
 
 def remove(directory: str) -> None:
@@ -50,13 +50,13 @@ def fill(request: MountRequest, begin: Callable[[str], None], lowers: Sequence[s
         raise DriverError.of("copying the layers", error) from error
 
 
-def show(request: MountRequest, provisions: Provisions) -> None:
+def show(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     """Mount the upper as it is. Raises: DriverError."""
     try:
         mounts.mount(request.union.upper, request.merged, None, mounts.MS_BIND)
     except OSError as error:
         raise DriverError.of("mounting the copy", error) from error
-    provisions.add(request.merged)
+    rootfs_mounts.add(request.merged)
 
 
 def _begin(path: str) -> None:

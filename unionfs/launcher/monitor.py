@@ -37,7 +37,7 @@ NAME: Final = "unionfs-monitor"
 _TIMEOUT_S: Final = 30  # for a daemon that still writes data, before and after its lifeline is closed
 
 
-class Provisions:
+class RootfsMounts:
     """The mounts and daemons that `prepare` makes. Each is added at once, so that it is removed whatever fails next."""
 
     def __init__(self, lifeline_fd: int) -> None:
@@ -60,7 +60,7 @@ class Hooks(NamedTuple):
     `finish` gets the exit code and whether the command had been executed, after everything was unmounted.
     """
 
-    prepare: Callable[[Provisions], None]
+    prepare: Callable[[RootfsMounts], None]
     started: Callable[[int], None]
     finish: Callable[[int, bool], None]
 
@@ -113,9 +113,9 @@ class Monitor:
         mount(None, "/", None, MS_REC | MS_SLAVE)  # the host's unmounts reach us, our mounts do not reach the host
         with contextlib.ExitStack() as cleanup:
             lifeline_read, lifeline_write = os.pipe()
-            provisions = Provisions(lifeline_read)
-            cleanup.callback(unmount_all, provisions, lifeline_write)
-            self._hooks.prepare(provisions)
+            rootfs_mounts = RootfsMounts(lifeline_read)
+            cleanup.callback(unmount_all, rootfs_mounts, lifeline_write)
+            self._hooks.prepare(rootfs_mounts)
             network_helper = None
             if self._spec.network_helper:
                 from unionfs.launcher.private_network import HelperProcess
@@ -137,10 +137,10 @@ class Monitor:
 
                 self._namespace_server = NamespaceServer(self._spec.namespace_socket)
                 cleanup.callback(self._namespace_server.close)
-            init_pid, exec_status_fd = self._start_init(lifeline_read, (lifeline_write, *provisions.daemons))
+            init_pid, exec_status_fd = self._start_init(lifeline_read, (lifeline_write, *rootfs_mounts.daemons))
             cleanup.callback(userns.end, init_pid)  # and with it everything in the container
             self._sender.send(INIT, str(init_pid))
-            return self._watch(init_pid, exec_status_fd, set(provisions.daemons))
+            return self._watch(init_pid, exec_status_fd, set(rootfs_mounts.daemons))
 
     def _start_init(self, lifeline_read: int, not_for_init: tuple[int, ...]) -> tuple[int, int]:
         """Fork init. Return its pid and the read end of `InitContext.exec_status_fd`."""
@@ -219,17 +219,17 @@ class Monitor:
             self._sender.send(STARTED)
 
 
-def unmount_all(provisions: Provisions, lifeline_write: int) -> None:
+def unmount_all(rootfs_mounts: RootfsMounts, lifeline_write: int) -> None:
     """Unmount everything, and wait for the daemons to end; then close their lifeline; then kill those that are left."""
-    for mountpoint in reversed(provisions.mounts):
+    for mountpoint in reversed(rootfs_mounts.mounts):
         with contextlib.suppress(OSError):  # EINVAL: gone already
             umount2(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
-    left = _wait_for(provisions.daemons, _TIMEOUT_S)
+    left = _wait_for(rootfs_mounts.daemons, _TIMEOUT_S)
     os.close(lifeline_write)
     for pidfd in _wait_for(left, _TIMEOUT_S):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    for pidfd, pid in provisions.daemons.items():
+    for pidfd, pid in rootfs_mounts.daemons.items():
         os.close(pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
