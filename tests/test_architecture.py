@@ -22,7 +22,7 @@ HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
     *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.printable", "unionfs.log_lines"),
-    "unionfs.store_files",
+    *("unionfs.store_files", "unionfs.write_all"),
 )
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
 
@@ -51,6 +51,7 @@ ALLOWED = {
     "unionfs.standard_descriptors": Row(()),
     "unionfs.printable": Row(()),
     "unionfs.store_files": Row(("unionfs.syscalls",)),
+    "unionfs.write_all": Row((), ("_typeshed",)),
     "unionfs.log_lines": Row(("unionfs.printable",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),

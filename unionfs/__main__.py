@@ -23,6 +23,7 @@ from unionfs.cli.errors import (
     tell,
 )
 from unionfs.printable import printable_line
+from unionfs.write_all import replace_standard_streams
 
 VERBS = {
     "mount": "merge directories into one tree at a mountpoint",
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     standard_descriptors.open_missing()
     compiled.use_compiled()
+    replace_standard_streams()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     if verb == "container" and len(arguments) > 1:

@@ -13,6 +13,7 @@ from layers.errors import EXIT_CODES, LayerError, Malformed
 from layers.manifest import Descriptor
 from unionfs import store_files
 from unionfs.printable import printable, printable_line
+from unionfs.write_all import replace_standard_streams
 
 VERBS: Final = {
     "inspect": "show sizes, hidden files and duplicate files of the layers of an image",
@@ -66,6 +67,7 @@ def main(
 ) -> int:
     """Run `layers ARGV`. For gc, `in_use` gives the layer directories, `bases` the images, that containers of a store
     (the argument) need."""
+    replace_standard_streams()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
     if verb in ("", "-h", "--help", "help"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -64,8 +65,66 @@ def test_volumes_without_a_name(box: Box) -> None:
 def test_tmpfs_with_options(box: Box) -> None:
     script = "stat -c %a /t; dd if=/dev/zero of=/t/x bs=1M count=2 2>&1 | grep -c 'No space'"
     assert box("run", "--rm", "--tmpfs", "/t:size=1m,mode=700", "debian:1", "sh", "-c", script).stdout == "700\n1\n"
-    for wrong in ("/t:colour=red", "relative", "/"):
+    for wrong in ("/t:colour=red", "/t:dev", "relative", "/"):
         assert box("run", "--rm", "--tmpfs", wrong, "debian:1", "true", check=False).returncode == 125
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_the_inner_mount_shows_whatever_the_order_of_the_flags(box: Box, scratch: Path, user: User) -> None:
+    user.own(scratch)
+    asked = (
+        "--read-only",
+        "--tmpfs",
+        "/a/b",
+        "--tmpfs",
+        "/a",
+        "-v",
+        f"{scratch}:/x",
+        "--tmpfs",
+        "/x/t",
+        "--tmpfs",
+        "/run/app",
+    )
+    script = "for path in /a /a/b /x /x/t /run /run/app; do touch $path/new && stat -f -c %T $path; done"
+    shown = box("run", "--rm", *asked, "debian:1", "sh", "-c", f"{script}; ls /a/b/c").stdout
+    assert [line == "tmpfs" for line in shown.splitlines()] == [True, True, False, True, True, True, False, False]
+    assert shown.splitlines()[-2:] == ["new", "t"]
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@pytest.mark.parametrize("runtime", ["unionfs", "crun"])
+def test_options_are_applied(box: Box, scratch: Path, user: User, runtime: str) -> None:
+    user.own(scratch)
+    if not shutil.which(runtime) and runtime != "unionfs":
+        pytest.skip(f"{runtime} is not installed")
+    asked = (
+        *("--tmpfs", "/t/a:noexec", "--tmpfs", "/t/b:ro,noatime,size=1m", "--mount", "type=tmpfs,dst=/t/c,ro"),
+        *("-v", f"{scratch}:/t/b/in:cached", "-v", f"{scratch}:/t/d:ro,delegated"),
+    )
+    script = r"sed -nE 's,^\S+ (/t\S*) \S+ (\S+) .*,\1 \2,p' /proc/self/mounts"
+    lines = box("run", "--rm", "--runtime", runtime, *asked, "debian:1", "sh", "-c", script).stdout.splitlines()
+    shown = {path: set(options.split(",")) for path, options in map(str.split, lines)}
+    assert {"rw", "nosuid", "nodev", "noexec"} <= shown["/t/a"]
+    assert {"ro", "nosuid", "nodev", "noatime", "size=1024k"} <= shown["/t/b"]
+    assert "rw" in shown["/t/b/in"]
+    assert "ro" in shown["/t/c"]
+    assert "ro" in shown["/t/d"]
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_options_without_effect_are_refused(user: User) -> None:
+    for wrong in (
+        ("-v", "/etc:/x:rshared"),
+        ("-v", "/etc:/x:slave"),
+        ("--mount", "type=bind,src=/etc,dst=/x,bind-propagation=rslave"),
+        ("--mount", "type=bind,src=/etc,dst=/x,tmpfs-size=1m"),
+        ("--mount", "type=bind,src=/etc,dst=/x,readonly=perhaps"),
+        ("--mount", "type=tmpfs,src=/etc,dst=/x"),
+        ("--mount", "type=volume,dst=/x,readonly"),
+        ("--mount", "type=npipe,src=/etc,dst=/x"),
+    ):
+        refused = user.run([*user.unionfs_cmd, "run", "--rm", *wrong, "/", "true"], check=False)
+        assert (refused.returncode, refused.stderr[:18]) == (125, "unionfs: run: bad ")
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)

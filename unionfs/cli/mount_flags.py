@@ -15,28 +15,26 @@ from unionfs.containers.volumes import VolumeStore
 from unionfs.launcher.spec import Tmpfs
 
 _VOLUME_WORDS: Final = (
-    "ro",
-    "rw",
-    "O",
-    "z",
-    "Z",
-    "nocopy",
-    "rprivate",
-    "private",
-    "rslave",
-    "slave",
-    "rshared",
-    "shared",
+    *("ro", "rw", "O", "z", "Z", "nocopy", "rprivate", "private"),
+    *("cached", "delegated", "consistent"),
 )
-"""z and Z relabel for SELinux in other tools: nothing to do here. What the host mounts later shows in no container."""
+"""z and Z relabel for SELinux in other tools: nothing to do here. What the host mounts later shows in no container, so
+rprivate holds and the other propagations are refused. cached, delegated and consistent mean something to Docker Desktop
+alone: a file that is bound is the host's file, so all of them hold."""
 
 _TMPFS_VALUES: Final = ("size", "mode", "nr_inodes", "uid", "gid")
-_TMPFS_WORDS: Final = ("rw", "nosuid", "nodev", "exec", "noexec", "suid", "dev", "relatime", "noatime", "strictatime")
+_TMPFS_WORDS: Final = ("ro", "rw", "nosuid", "nodev", "exec", "noexec", "suid", "relatime", "noatime", "strictatime")
 _MOUNT_KEYS: Final = {
     "source": "source", "src": "source", "target": "target", "destination": "target", "dst": "target",
     "readonly": "readonly", "ro": "readonly", "type": "type", "volume-nocopy": "nocopy",
-    "tmpfs-size": "size", "tmpfs-mode": "mode", "bind-propagation": "", "consistency": "",
+    "tmpfs-size": "size", "tmpfs-mode": "mode", "bind-propagation": "propagation", "consistency": "consistency",
 }  # fmt: skip
+_KEYS_OF_KIND: Final = {
+    "bind": {"source", "readonly", "propagation"},
+    "volume": {"source", "readonly", "nocopy"},
+    "tmpfs": {"readonly", "size", "mode"},
+}
+_TRUTHS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def mounts_of(arguments: Namespace) -> Mounts:
@@ -123,29 +121,39 @@ def _add_mount(
     if "target" not in found:
         raise bad("mount", text, "it has no target")
     kind, source, target = found.get("type", "volume"), found.get("source", ""), _target("mount", text, found["target"])
-    read_only = found.get("readonly", "false") in ("true", "1")
+    if kind not in _KEYS_OF_KIND:
+        raise bad("mount", text, f"{kind!r} is no type known here")
+    for key in found.keys() - _KEYS_OF_KIND[kind] - {"type", "target", "consistency"}:
+        raise bad("mount", text, f"{key} means nothing to a {kind}")
+    if found.get("propagation", "rprivate") not in ("private", "rprivate"):
+        raise bad(
+            "mount", text, "what this machine mounts later does not show in a container: bind-propagation=rprivate"
+        )
+    read_only, nocopy = (_truth(text, key, found.get(key, "false")) for key in ("readonly", "nocopy"))
     if kind == "tmpfs":
-        tmpfs[target] = _tmpfs_options(text, [f"{key}={found[key]}" for key in ("size", "mode") if key in found])
+        words = [f"{key}={found[key]}" for key in ("size", "mode") if key in found]
+        tmpfs[target] = _tmpfs_options(text, [*words, *(("ro",) if read_only else ())])
     elif kind == "bind" and source:
         volumes.append(Volume(os.path.abspath(os.path.expanduser(source)), target, read_only))
     elif kind == "volume" and source:
-        populate = found.get("nocopy", "false") not in ("true", "1")
-        volumes.append(_named(text, source, target, store, read_only=read_only, populate=populate))
-    elif kind == "volume":
+        volumes.append(_named(text, source, target, store, read_only=read_only, populate=not nocopy))
+    elif kind == "volume" and not (read_only or nocopy):
         anonymous.append(target)
     else:
-        raise bad("mount", text, "a bind needs a source" if kind == "bind" else f"{kind!r} is no type known here")
+        raise bad("mount", text, f"a {kind} needs a source" if kind == "bind" else "readonly and nocopy need a source")
+
+
+def _truth(text: str, key: str, value: str) -> bool:
+    if value not in _TRUTHS:
+        raise bad("mount", text, f"{key} is true or false")
+    return _TRUTHS[value]
 
 
 def _tmpfs_options(text: str, words: Iterable[str]) -> str:
-    """The options for mount(2); flags that hold anyway are left out."""
-    kept = []
-    for word in words:
+    """The options of a filesystem in memory, separated by commas. Raises: CommandError for one that is not applied."""
+    kept = list(words)
+    for word in kept:
         key, equals, _ = word.partition("=")
         if not (equals and key in _TMPFS_VALUES) and word not in _TMPFS_WORDS:
             raise bad("tmpfs", text, f"{word!r} is none of {', '.join((*_TMPFS_VALUES, *_TMPFS_WORDS))}")
-        if equals:
-            kept.append(word)
-    if kept and not any(word.startswith("mode=") for word in kept):
-        kept.append("mode=1777")
     return ",".join(kept)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from unionfs import store_files
+from unionfs.write_all import write_all
 
 _LONGEST: Final = 16 << 10  # bytes of one entry; a longer line goes on in the next
 
@@ -41,8 +42,12 @@ class Writer:
                 text = line[start : start + _LONGEST].decode(errors="surrogateescape")
                 lines.append(json.dumps({"log": text, "stream": stream, "time": now}) + "\n")
         written = "".join(lines).encode("ascii")
-        while written:
-            written = written[os.write(self._fd, written) :]
+        size = os.fstat(self._fd).st_size
+        try:
+            write_all(self._fd, written)
+        except OSError:
+            os.ftruncate(self._fd, size)  # no half of a line, which the next one would be added to
+            raise
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -51,7 +51,7 @@ def run(
     process = config.process if interactive is None else config.process._replace(interactive=interactive)
     spec = make_spec(container, process, id_map)
     container = ContainerStore(container.root).claim(container)
-    keep = logs.Writer(container.log).keep if config.logged else None
+    keep = _Log(container, warn).keep if config.logged else None
     around = _AroundCommand(container, warn, again=again, debug=debug)
     try:
         return launch(spec, Hooks(around.prepare, around.started, around.finish), ready, keep, attached=attached)
@@ -60,6 +60,25 @@ def run(
         if isinstance(error, LaunchError) and not error.hint:
             error.hint = _guess(container, error)
         raise
+
+
+class _Log:
+    """The container's log. What cannot be written (a full disk) is lost, with one warning: the command goes on."""
+
+    def __init__(self, container: Container, warn: Warn) -> None:
+        self._writer: Final = logs.Writer(container.log)
+        self._path: Final = container.log
+        self._warn: Final = warn
+        self._warned = False  # set once, by keep
+
+    def keep(self, stream: str, data: bytes) -> None:
+        """Append what was printed on `stream`."""
+        try:
+            self._writer.keep(stream, data)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                self._warn(f"warning: the log has gaps: {self._path}: {error.strerror}")
 
 
 class _AroundCommand:

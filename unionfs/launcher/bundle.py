@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from unionfs.launcher import plan
 from unionfs.launcher.resources import Limit
-from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Spec, Tmpfs
 from unionfs.launcher.users import Account
 
 _VERSION: Final = "1.0.2"
@@ -83,14 +83,15 @@ def _default_mounts(spec: Spec) -> list[dict[str, Any]]:
 
 def _requested_mounts(spec: Spec) -> list[dict[str, Any]]:
     taken = {bind.target for bind in spec.binds}
-    found = [
-        _mount(tmpfs.target, "tmpfs", "tmpfs", "nosuid", "nodev", *tmpfs.options.split(","))
-        for tmpfs in plan.tmpfs_mounts(spec)
-    ]
     # A runtime cannot copy files, so `provided` ones are bound, also over files of the container: they are this
     # machine's own and would have the same content.
     provided = [bind._replace(read_only=True) for bind in spec.provided if bind.target not in taken]
-    return found + [_bind(bind) for bind in sorted((*spec.binds, *provided), key=lambda bind: bind.target.count("/"))]
+    requested = plan.requested_mounts(spec._replace(binds=(*spec.binds, *provided)))
+    return [_tmpfs(one) if isinstance(one, Tmpfs) else _bind(one) for one in requested]
+
+
+def _tmpfs(tmpfs: Tmpfs) -> dict[str, Any]:
+    return _mount(tmpfs.target, "tmpfs", "tmpfs", "nosuid", "nodev", *tmpfs.options.split(","))
 
 
 def _bind(bind: Bind) -> dict[str, Any]:

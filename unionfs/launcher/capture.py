@@ -7,8 +7,11 @@ own descriptors; with a terminal, output goes through `terminal.Relay` instead.
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable
 from typing import Final
+
+from unionfs.write_all import Outlet
 
 STDOUT: Final = "stdout"
 STDERR: Final = "stderr"
@@ -23,9 +26,9 @@ _NAMES: Final = {1: STDOUT, 2: STDERR}
 class Capture:
     """The two pipes. All ends survive fork. exec closes them, except write ends moved by `redirect_output`."""
 
-    def __init__(self, sink: OutputSink, *, attached: bool) -> None:
+    def __init__(self, sink: OutputSink | None, *, attached: bool) -> None:
         self._sink: Final = sink
-        self._attached: Final = attached  # output is also written to our own descriptors
+        self._outlets: Final = {number: Outlet(number) for number in _NAMES} if attached else {}  # our own descriptors
         self._read_ends: dict[int, int] = {}  # read end -> 1 or 2
         self._write_ends: dict[int, int] = {}  # 1 or 2 -> write end
         for number in _NAMES:
@@ -39,32 +42,46 @@ class Capture:
         for number, fd in self._write_ends.items():
             os.dup2(fd, number)
 
-    def filenos(self) -> set[int]:
-        """Return the read ends that are still open, to poll for POLLIN."""
-        return set(self._read_ends)
+    def wanted(self) -> dict[int, int]:
+        """Return what to poll for now: descriptor -> events. While our reader is behind, the container has to wait."""
+        wanted = {}
+        for fd, number in self._read_ends.items():
+            outlet = self._outlets.get(number)
+            if outlet and outlet.is_behind():
+                wanted[number] = select.POLLOUT
+            else:
+                wanted[fd] = select.POLLIN
+        return wanted
 
     def handle(self, fd: int) -> bool:
-        """Read one piece of output from `fd` and pass it on. Return whether there was one."""
+        """Pass on one piece of output, on a descriptor of `wanted` that is ready. Return whether there was one."""
+        if fd in self._outlets:
+            return self._show(fd, None)
         number = self._read_ends[fd]
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
             return False
         if data:
-            self._sink(_NAMES[number], data)
-            if self._show(number, data):
-                return True
-        # At end of file: every process of the container has closed it. When our own output is closed: closing the read
-        # end makes the container's next write fail with SIGPIPE.
-        del self._read_ends[fd]
-        os.close(fd)
+            if self._sink:
+                self._sink(_NAMES[number], data)
+            return self._show(number, data)
+        self._close(number)
         return False
 
     def drain(self) -> None:
-        """Pass on all output that is left in the pipes. Call it after the command has ended."""
-        for fd in self.filenos():
-            while fd in self._read_ends and self.handle(fd):
-                pass
+        """Pass on all output that is left, waiting for our reader. Call it after the command has ended."""
+        for fd, number in list(self._read_ends.items()):
+            outlet = self._outlets.get(number)
+            while fd in self._read_ends:
+                try:
+                    if outlet:
+                        outlet.finish()
+                except OSError:
+                    self._close(number)
+                    break
+                if not self.handle(fd):
+                    break
 
     def close_read_ends(self) -> None:
         for fd in self._read_ends:
@@ -76,10 +93,21 @@ class Capture:
             os.close(fd)
         self._write_ends.clear()
 
-    def _show(self, number: int, data: bytes) -> bool:
+    def _show(self, number: int, data: bytes | None) -> bool:
+        """Write `data`, or more of what waits. Return False when our output is closed."""
+        outlet = self._outlets.get(number)
         try:
-            while self._attached and data:
-                data = data[os.write(number, data) :]
+            if outlet and data is not None:
+                outlet.send(data)
+            elif outlet:
+                outlet.go_on()
         except OSError:
+            self._close(number)
             return False
         return True
+
+    def _close(self, number: int) -> None:
+        """Close a read end: at end of file, or to make the container's next write fail with SIGPIPE."""
+        for fd in [fd for fd, its_number in self._read_ends.items() if its_number == number]:
+            del self._read_ends[fd]
+            os.close(fd)

@@ -1,7 +1,8 @@
 """Compute the Plan for a Spec: namespaces, mounts and steps, in order. Pure: `make` changes nothing on disk.
 
-Order: the root is entered before mounts are made in it; /dev/null is there before it covers files; the user's binds
-come after our mounts, so that they can lie in them; the root is made read-only last.
+Order: the root is entered before mounts are made in it; /dev/null is there before it covers files; the user's mounts
+come after ours, in the order of depth, so that they can lie in ours and in each other; mounts are made read-only last,
+when every mountpoint in them is there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final, NamedTuple
 from unionfs.id_ranges import IdRange
 from unionfs.launcher import command, steps
 from unionfs.launcher.idmap import NamespaceMap
-from unionfs.launcher.spec import Spec, Tmpfs
+from unionfs.launcher.spec import Bind, Spec, Tmpfs
 from unionfs.syscalls.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -50,8 +51,8 @@ _KINDS: Final = {
     "network": CLONE_NEWNET,
 }
 _TTY_GROUP: Final = 5  # the group tty on every Linux distribution; devpts gives new terminals to it
-_SHM: Final = "mode=1777,size=64m"
-_TMPFS_OPTIONS: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
+_SHM: Final = "mode=1777,size=64m,noexec"
+_TMPFS_MODES: Final = {"/run": "mode=755"}  # everything else is mode=1777, as /tmp
 
 
 class Plan(NamedTuple):
@@ -88,17 +89,25 @@ def make(spec: Spec) -> Plan:
     return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec))
 
 
-def tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
+def requested_mounts(spec: Spec) -> list[Tmpfs | Bind]:
+    """Return all that the spec mounts, in the order of depth: a mount within another one comes after it."""
+    return sorted((*_tmpfs_mounts(spec), *spec.binds), key=lambda one: one.target.count("/"))
+
+
+def _tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
     """Return the tmpfs mounts with their options, including those of a read-only root; none where a bind goes."""
     bound = {bind.target for bind in spec.binds}
     scratch = [Tmpfs(target) for target in SCRATCH_OF_READ_ONLY] if spec.read_only else []
     wanted = {tmpfs.target: tmpfs for tmpfs in reversed((*spec.tmpfs, *scratch))}
     targets = dict.fromkeys(tmpfs.target for tmpfs in (*spec.tmpfs, *scratch))
-    return [
-        Tmpfs(target, wanted[target].options or _TMPFS_OPTIONS.get(target, "mode=1777"))
-        for target in targets
-        if target not in bound
-    ]
+    return [Tmpfs(target, _with_mode(target, wanted[target].options)) for target in targets if target not in bound]
+
+
+def _with_mode(target: str, options: str) -> str:
+    """The options of a filesystem in memory, its mode among them."""
+    if any(word.startswith("mode=") for word in options.split(",")):
+        return options
+    return ",".join(filter(None, (options, _TMPFS_MODES.get(target, "mode=1777"))))
 
 
 def flags(kinds: tuple[str, ...]) -> int:
@@ -107,6 +116,7 @@ def flags(kinds: tuple[str, ...]) -> int:
 
 
 def _steps(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
+    mounts = requested_mounts(spec)
     return (
         steps.EnterRoot(spec.rootfs),
         steps.Proc(),
@@ -116,13 +126,13 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
         *(steps.Mask(path) for path in HIDDEN),
         *(steps.Freeze(path) for path in FROZEN),
         *((steps.FreezeMachineFiles(),) if spec.id_map is None else ()),
-        *(steps.Tmpfs(target, options) for target, options in tmpfs_mounts(spec)),
-        *(steps.BindTree(*bind) for bind in sorted(spec.binds, key=lambda bind: bind.target.count("/"))),
+        *(steps.Tmpfs(*one) if isinstance(one, Tmpfs) else steps.BindTree(*one) for one in mounts),
         *(steps.ProvideFile(bind.source, bind.target) for bind in spec.provided),
         steps.Hostname(spec.hostname),
         *((steps.Loopback(),) if spec.own_network else ()),
         *((steps.Directory(spec.process.workdir),) if spec.process.workdir != "/" else ()),
-        *((steps.FreezeRoot(),) if spec.read_only else ()),
+        *(steps.MakeReadOnly(one.target) for one in mounts if isinstance(one, Tmpfs) and one.is_read_only()),
+        *((steps.MakeReadOnly("/"),) if spec.read_only else ()),
     )
 
 
@@ -133,7 +143,7 @@ def _dev(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
         steps.Dev(),
         *((steps.OwnDevices(paths),) if spec.id_map is None else map(steps.Device, paths)),
         steps.Terminals(tty_group),
-        steps.Tmpfs("/dev/shm", _SHM, noexec=True),
+        steps.Tmpfs("/dev/shm", _SHM),
         steps.MessageQueues(),
         *(steps.Link(path, target) for path, target in LINKS),
     )

@@ -109,9 +109,8 @@ def _launch(
     receiver, sender = channel.make()
     alive_read, alive_write = os.pipe()
     console = _make_console() if spec.process.terminal else None
-    capture = (
-        _make_capture(output.sink, attached=output.attached) if output.sink and not spec.process.terminal else None
-    )
+    captured = not spec.process.terminal and (output.sink is not None or (output.attached and _is_non_blocking()))
+    capture = _make_capture(output.sink, attached=output.attached) if captured else None
 
     def run_forked() -> int:
         receiver.close()
@@ -172,7 +171,8 @@ class _Session:
         with _signals_readable(signals) as signals_fd:
             while True:
                 relayed = self._relay.wanted() if self._relay else {}
-                ready = self._poll(relayed, monitor_fd, signals_fd)
+                captured = self._capture.wanted() if self._capture else {}
+                ready = self._poll({**relayed, **captured}, monitor_fd, signals_fd)
                 for fd in ready & relayed.keys():
                     if self._relay:
                         self._relay.handle(fd)
@@ -181,7 +181,7 @@ class _Session:
                 if self._console and self._console.fileno() in ready:
                     self._begin_relay(self._console)
                 if self._capture:
-                    for fd in ready & self._capture.filenos():
+                    for fd in ready & captured.keys():
                         self._capture.handle(fd)
                 while message := self._receiver.receive():
                     self._handle_message(message)
@@ -206,13 +206,12 @@ class _Session:
             os.close(self._init_fd)
         self._receiver.close()
 
-    def _poll(self, relayed: dict[int, int], *others: int) -> set[int]:
+    def _poll(self, wanted: dict[int, int], *others: int) -> set[int]:
         poll = select.poll()
-        for fd, events in relayed.items():
+        for fd, events in wanted.items():
             poll.register(fd, events)
-        captured = self._capture.filenos() if self._capture else ()
         handed = (self._console.fileno(),) if self._console else ()
-        for fd in (*others, self._receiver.fileno(), *handed, *captured):
+        for fd in (*others, self._receiver.fileno(), *handed):
             poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll()}
 
@@ -317,7 +316,12 @@ def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
         os.close(write_fd)
 
 
-def _make_capture(sink: OutputSink, *, attached: bool) -> Capture:
+def _is_non_blocking() -> bool:
+    """Return whether our standard output or error is non-blocking: commands expect blocking ones, and get pipes."""
+    return not (os.get_blocking(1) and os.get_blocking(2))
+
+
+def _make_capture(sink: OutputSink | None, *, attached: bool) -> Capture:
     from unionfs.launcher.capture import Capture
 
     return Capture(sink, attached=attached)

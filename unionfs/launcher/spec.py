@@ -55,7 +55,11 @@ class Tmpfs(NamedTuple):
     """An empty filesystem in memory at `target`."""
 
     target: str  # absolute and normal; made if it is missing
-    options: str = ""  # of tmpfs(5), separated by commas; empty: the usual ones for this path
+    options: str = ""  # of tmpfs(5) and mount(8), separated by commas; empty: the usual ones for this path
+
+    def is_read_only(self) -> bool:
+        """Whether the last of `ro` and `rw` among the options is `ro`."""
+        return next((word for word in reversed(self.options.split(",")) if word in ("ro", "rw")), "rw") == "ro"
 
 
 class Process(NamedTuple):

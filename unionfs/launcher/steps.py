@@ -26,10 +26,13 @@ from unionfs.syscalls.mounts import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MS_BIND,
+    MS_NOATIME,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_RDONLY,
+    MS_RELATIME,
+    MS_STRICTATIME,
     DetachedMount,
     mount,
     new_mount,
@@ -41,6 +44,14 @@ from unionfs.syscalls.namespaces import pivot_root, sethostname
 
 _RESTRICTED: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 _MS_RESTRICTED: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_ATIMES: Final = MS_RELATIME | MS_NOATIME | MS_STRICTATIME
+_TMPFS_FLAGS: Final = {
+    "ro": (0, 0), "rw": (0, 0),
+    "exec": (0, MS_NOEXEC), "noexec": (MS_NOEXEC, 0),
+    "suid": (0, MS_NOSUID), "nosuid": (MS_NOSUID, 0), "nodev": (MS_NODEV, 0),
+    "relatime": (MS_RELATIME, _ATIMES), "noatime": (MS_NOATIME, _ATIMES), "strictatime": (MS_STRICTATIME, _ATIMES),
+}  # fmt: skip
+"""Options of a tmpfs that are flags: the MS_* bits that each sets, and those that it clears."""
 _created: Final[list[str]] = []  # see `created_mountpoints`; a process executes steps once
 _SIOCGIFFLAGS: Final = 0x8913  # netdevice(7), <linux/sockios.h>
 _SIOCSIFFLAGS: Final = 0x8914
@@ -280,18 +291,26 @@ class Dev(NamedTuple):
 
 
 class Tmpfs(NamedTuple):
-    """Mount an empty tmpfs on `target`, with `options` of tmpfs(5)."""
+    """Mount an empty tmpfs on `target`, nosuid and nodev, with `options` of tmpfs(5) and of `_TMPFS_FLAGS`.
+
+    `ro` is left to MakeReadOnly: mountpoints may have to be made in it first.
+    """
 
     target: str
     options: str
-    noexec: bool = False
 
     def describe(self) -> str:
         return f"mount tmpfs on {self.target} ({self.options})"
 
     def execute(self) -> None:
-        flags = MS_NOSUID | MS_NODEV | (MS_NOEXEC if self.noexec else 0)
-        mount("tmpfs", _directory_at(self.target), "tmpfs", flags, self.options)
+        flags, values = MS_NOSUID | MS_NODEV, []
+        for word in self.options.split(","):
+            if word in _TMPFS_FLAGS:
+                added, removed = _TMPFS_FLAGS[word]
+                flags = flags & ~removed | added
+            else:
+                values.append(word)
+        mount("tmpfs", _directory_at(self.target), "tmpfs", flags, ",".join(values))
 
 
 class Terminals(NamedTuple):
@@ -381,14 +400,16 @@ class FreezeMachineFiles(NamedTuple):
                 tree.attach(path)
 
 
-class FreezeRoot(NamedTuple):
-    """Make the root mount read-only; mounts below it stay as they are."""
+class MakeReadOnly(NamedTuple):
+    """Make the mount at `path` read-only; mounts below it stay as they are."""
+
+    path: str
 
     def describe(self) -> str:
-        return "make / read-only"
+        return f"make {self.path} read-only"
 
     def execute(self) -> None:
-        set_attributes("/", MOUNT_ATTR_RDONLY)
+        set_attributes(os.path.realpath(self.path), MOUNT_ATTR_RDONLY)
 
 
 class Hostname(NamedTuple):

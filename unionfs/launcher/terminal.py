@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from unionfs.launcher.capture import STDOUT, OutputSink
 from unionfs.syscalls.mounts import MS_BIND, mount
+from unionfs.write_all import Outlet
 
 _SIZE: Final = struct.Struct("4H")  # struct winsize of ioctl_tty(2)
 _CHUNK: Final = 64 << 10
@@ -96,7 +97,7 @@ class Relay:
         self._slave = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         self._input: int | None = 0 if interactive else None  # None: not interactive, or at its end
         self._sink: Final = sink  # gets the output
-        self._attached: Final = attached  # output is written to our standard output
+        self._outlet: Final = Outlet(1) if attached else None  # output is written to our standard output
         self._unsent = b""  # read from our input, not yet taken by the container
         self._at_line_start = True  # of what was read from our input
         self._cooked: list[Any] | None = None  # our terminal's settings while it is raw
@@ -107,7 +108,10 @@ class Relay:
         """Return what to poll for now: descriptor -> events."""
         if self._master is None:
             return {}
-        wanted = {self._master: select.POLLIN | (select.POLLOUT if self._unsent else 0)}
+        behind = self._outlet is not None and self._outlet.is_behind()
+        wanted = {self._master: (0 if behind else select.POLLIN) | (select.POLLOUT if self._unsent else 0)}
+        if behind:
+            wanted[1] = select.POLLOUT
         if self._input is not None and not self._unsent:
             wanted[self._input] = select.POLLIN
         return wanted
@@ -118,6 +122,8 @@ class Relay:
             self._read_input()
         if fd == self._master:
             self._show()
+        if fd == 1:
+            self._go_on()
         self._send()
 
     def resize(self) -> None:
@@ -149,7 +155,7 @@ class Relay:
     def close(self) -> None:
         """Write the rest of the container's output, then restore our terminal."""
         try:
-            while self._master is not None and self._show():
+            while self._finish() and self._show():
                 pass
             self._hang_up()
         finally:
@@ -182,6 +188,8 @@ class Relay:
     def _show(self) -> bool:
         """Pass on one piece of output. Return whether there was one."""
         assert self._master is not None
+        if self._outlet and self._outlet.is_behind():
+            return True  # the container waits, as our reader has it wait
         try:
             data = os.read(self._master, _CHUNK)
         except BlockingIOError:
@@ -194,12 +202,28 @@ class Relay:
         if self._sink:
             self._sink(STDOUT, data)
         try:
-            while self._attached and data:
-                data = data[os.write(1, data) :]
+            if self._outlet:
+                self._outlet.send(data)
         except OSError:
             self._hang_up()  # our output is closed: the container's processes get SIGHUP
             return False
         return True
+
+    def _go_on(self) -> None:
+        try:
+            if self._outlet:
+                self._outlet.go_on()
+        except OSError:
+            self._hang_up()
+
+    def _finish(self) -> bool:
+        """Wait until our reader has all that was read; whether there may be more."""
+        try:
+            if self._outlet:
+                self._outlet.finish()
+        except OSError:
+            self._hang_up()
+        return self._master is not None
 
     def _hang_up(self) -> None:
         if self._master is not None:
