@@ -89,13 +89,19 @@ def test_a_private_network_with_a_published_port(box: Box, program: str) -> None
 def test_what_cannot_be(box: Box, tun: None) -> None:
     refused = box("run", "--rm", "-p", "80:80", "debian:1", "true", check=False)
     assert (refused.returncode, "--publish makes no sense" in refused.stderr) == (125, True)
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@pytest.mark.parametrize("address", ["127.0.0.1", ""], ids=["loopback", "all addresses"])
+def test_a_port_that_is_taken(box: Box, program: str, address: str) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind((address, 0))
         taken.listen()
-        port = f"127.0.0.1:{taken.getsockname()[1]}:80"
-        done = box("run", "--rm", "--network", "slirp4netns", "-p", port, "debian:1", "true", check=False)
-    assert done.returncode == 125
-    assert "publishing a port failed" in done.stderr
+        number = taken.getsockname()[1]
+        port = f"{address}:{number}:80" if address else f"{number}:80"
+        done = box("run", "--rm", "--network", program, "-p", port, "debian:1", "true", check=False)
+    told = f"unionfs: publishing a port failed: {address or '0.0.0.0'}:{number}->80/tcp: Address already in use\n"
+    assert (done.returncode, done.stderr) == (125, told)
     assert box("ps", "-aq").stdout == ""
 
 

@@ -72,19 +72,8 @@ def test_tmpfs_with_options(box: Box) -> None:
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_the_inner_mount_shows_whatever_the_order_of_the_flags(box: Box, scratch: Path, user: User) -> None:
     user.own(scratch)
-    asked = (
-        "--read-only",
-        "--tmpfs",
-        "/a/b",
-        "--tmpfs",
-        "/a",
-        "-v",
-        f"{scratch}:/x",
-        "--tmpfs",
-        "/x/t",
-        "--tmpfs",
-        "/run/app",
-    )
+    binds = ("-v", f"{scratch}:/x", "-v", f"{scratch}:/a/b/c")
+    asked = ("--read-only", "--tmpfs", "/a/b", "--tmpfs", "/a", *binds, "--tmpfs", "/x/t", "--tmpfs", "/run/app")
     script = "for path in /a /a/b /x /x/t /run /run/app; do touch $path/new && stat -f -c %T $path; done"
     shown = box("run", "--rm", *asked, "debian:1", "sh", "-c", f"{script}; ls /a/b/c").stdout
     assert [line == "tmpfs" for line in shown.splitlines()] == [True, True, False, True, True, True, False, False]

@@ -6,14 +6,14 @@ import signal
 
 from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
-from unionfs.containers import running
+from unionfs.containers import freeze, running
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs kill ARGV`."""
-    parser = Parser("kill", "Send a signal to the commands of containers. SIGKILL ends everything in the container.")
+    parser = Parser("kill", "Send a signal to the commands of containers. KILL, STOP and CONT reach all of it.")
     each.add_names(parser)
     parser.add_argument("-s", "--signal", metavar="SIGNAL", default="KILL", help="name or number (default: KILL)")
     arguments = parser.parse(argv)
@@ -21,6 +21,9 @@ def main(argv: list[str]) -> int:
     store = ContainerStore(arguments.root)
 
     def kill(container: Container) -> str:
+        if number in (signal.SIGSTOP, signal.SIGCONT):
+            freeze.signal_all(container, number)
+            return ""
         running.send(container, number)
         if number == signal.SIGKILL:
             running.kill(store, container)

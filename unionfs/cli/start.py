@@ -8,7 +8,7 @@ from collections.abc import Callable
 from unionfs.cli import output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, CommandError, status_of, tell
-from unionfs.containers import background, create, start
+from unionfs.containers import background, create, running, start
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -57,15 +57,23 @@ def _attached(container: Container, *, interactive: bool) -> int:
 
 
 def in_background(container: Container) -> None:
-    """Run it, unless it runs. Raises: ContainerError, LaunchError."""
-    if container.status == "running":
+    """Run it, unless it runs or another process starts it. Raises: ContainerError, LaunchError."""
+    store = ContainerStore(container.root)
+    if container.is_running():
+        running.wait_for_start(store, container)
         return  # as docker has it: what is to run runs
     _check(container)
 
     def run(ready: Callable[[], None]) -> int:
-        return start.run(container, output.warn, ready, attached=False, interactive=False, again=True)
+        return start.run(container, output.warn, ready, attached=False, again=True)
 
-    background.run(container, run)
+    try:
+        background.run(container, run)
+    except ContainerError:
+        current = store.load(container.id)
+        if not current.is_running():
+            raise
+        running.wait_for_start(store, current)
 
 
 def _check(container: Container) -> None:

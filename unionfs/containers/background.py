@@ -51,13 +51,14 @@ def _stay(
 
 
 def _redirect(log: str, keep: set[int]) -> None:
-    """Standard output and error to `log`, input from /dev/null, and all inherited descriptors but `keep` closed."""
-    null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    """Standard output and error to `log`, input from a pipe that nobody writes to and that stays open as long as this
+    process lives (docker's -d -i), and all inherited descriptors but `keep` closed."""
+    input_fd, write_fd = os.pipe()
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(null_fd, 0)
+    os.dup2(input_fd, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd not in keep:
+        if fd > 2 and fd != write_fd and fd not in keep:
             with contextlib.suppress(OSError):
                 os.close(fd)

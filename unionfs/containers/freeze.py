@@ -59,6 +59,38 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         os.waitpid(helper, 0)
 
 
+def signal_all(container: Container, number: int) -> None:
+    """Send a signal to all processes of a container that runs, but to process 1 only if that is the command itself.
+
+    For SIGSTOP, which would stop process 1 alone, and SIGCONT. Raises: ContainerError, LaunchError.
+    """
+    namespaces = running.enter(container, "sending a signal")
+    firsts = _first_of_runtime(container)
+
+    def be_helper() -> int:
+        _enter(namespaces)
+        _signal(firsts, number)
+        child = os.fork()  # it is the child that is in the pid namespace
+        if child:
+            os.waitpid(child, 0)
+            return 0
+        try:
+            if number == signal.SIGCONT:
+                _wake(_processes(()))
+            else:
+                os.kill(-1, number)
+        finally:
+            os._exit(0)
+
+    try:
+        helper = userns.fork(None, 0, be_helper)
+    finally:
+        namespaces.close()
+        for fd in firsts:
+            os.close(fd)
+    os.waitpid(helper, 0)
+
+
 def _first_of_runtime(container: Container) -> list[int]:
     """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and no process
     in its pid namespace can stop it."""
@@ -89,11 +121,7 @@ def _signal(fds: list[int], number: int) -> None:
 
 
 def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, firsts: list[int], *, stopped: bool) -> int:
-    set_process_name("unionfs-pause")
-    set_command_line("unionfs-pause")
-    namespaces.enter()
-    namespaces.close()
-    set_dumpable(False)
+    _enter(namespaces)
     _signal(firsts, signal.SIGSTOP)
     child = os.fork()  # it is the child that is in the pid namespace
     if child:
@@ -116,11 +144,23 @@ def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, firsts: list[int]
         os.read(over_fd, 1)
     finally:
         if stopped:
-            # Children first: a shell that wakes up and finds its child stopped would report it.
-            for pid in sorted(_processes(()) - asleep, reverse=True):
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGCONT)
+            _wake(_processes(()) - asleep)
         os._exit(0)
+
+
+def _enter(namespaces: Namespaces) -> None:
+    set_process_name("unionfs-pause")
+    set_command_line("unionfs-pause")
+    namespaces.enter()
+    namespaces.close()
+    set_dumpable(False)
+
+
+def _wake(pids: set[int]) -> None:
+    """Continue processes, children first: a shell that wakes up and finds its child stopped would report it."""
+    for pid in sorted(pids, reverse=True):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _processes(states: tuple[bytes, ...]) -> set[int]:

@@ -49,6 +49,21 @@ def send(container: Container, number: int) -> None:
         raise ContainerError.of("sending a signal", error, subject=container.name) from error
 
 
+def wait_for_start(store: ContainerStore, container: Container) -> None:
+    """Wait until a container that another process starts runs its command, or has run it.
+
+    Raises: ContainerError when it was not executed.
+    """
+    current = container
+    while current.status == "starting":
+        if not current.is_running():
+            break
+        time.sleep(_ASK_AGAIN_S)
+        current = store.load(container.id)
+    if current.status != "running" and current.state.started == container.state.started:
+        raise ContainerError("starting the container", container.name, "another process has failed to start it")
+
+
 def wait(store: ContainerStore, container: Container, timeout_s: float | None = None) -> Container | None:
     """Wait until it has ended and is cleaned up; how it ended, or None when it was removed then.
 

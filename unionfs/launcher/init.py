@@ -43,7 +43,6 @@ NAME: Final = "unionfs-init"
 _UNSTARTED: Final = b"x"
 _APPENDED: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _KEY_SIGNALS: Final = {signal.SIGINT, signal.SIGQUIT}
-_NOT_FORWARDED: Final = {signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class InitContext(NamedTuple):
@@ -163,7 +162,7 @@ def reap_until_exit(child: int) -> int:
             status = _reap(child)
             if status is not None:
                 return status
-        elif number not in _NOT_FORWARDED:
+        else:
             _forward_signal(child, number)
 
 

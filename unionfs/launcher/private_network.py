@@ -68,6 +68,8 @@ class HelperProcess:
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             why = "it is missing, or this user may not open it"
             raise LaunchError(_WHAT, "/dev/net/tun", why, hint="as root: modprobe tun; chmod 666 /dev/net/tun")
+        for port in helper.ports:
+            _check_free(port)
         with contextlib.suppress(FileNotFoundError):  # left by a killed monitor: it would be taken for the new one
             os.unlink(self._socket)
         read_fd, self._start_fd = os.pipe()
@@ -159,6 +161,21 @@ class HelperProcess:
             raise LaunchError("publishing a port", str(port), str(error)) from error
         if "error" in answer:
             raise LaunchError("publishing a port", str(port), str(answer["error"].get("desc", "refused")))
+
+
+def _check_free(port: Port) -> None:
+    """Raise LaunchError if the port cannot be had: pasta is silent about that when it gets it for IPv6 alone."""
+    address = port.address or "0.0.0.0"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM) as probe:
+            if port.protocol != "udp":  # connections of an earlier listener may still be closing
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port.outside))
+            if port.protocol != "udp":
+                probe.listen()
+    except OSError as error:
+        raise LaunchError("publishing a port", str(port), error.strerror or str(error)) from error
 
 
 def _connect(api: socket.socket, address: str) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,11 +28,19 @@ if TYPE_CHECKING:
     from unionfs.launcher.namespace_socket import Namespaces
     from unionfs.launcher.terminal import ConsoleSocket, Relay
 
-_FORWARDED: Final = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
-)
+_NOT_FORWARDED: Final = {
+    *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
+    *(
+        signal.SIGCHLD,
+        signal.SIGPIPE,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    ),  # about this process, as for podman
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),  # a fault of this process would be caught for ever
+}
 _ENDING_S: Final = 10  # for killed processes to end; after that, one is stuck in the kernel
-_TERMINAL_SIGNALS: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+_JOB_SIGNALS: Final = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
+_TERMINAL_SIGNALS: Final = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
 
 
 def launch(
@@ -159,6 +167,7 @@ class _Session:
         self._interactive: Final = interactive
         self.monitor: int | None = None  # its pid; set by `_launch`; None again once it was waited for
         self._init_fd: int | None = None  # pidfd of init; None until the monitor has reported it
+        self._job_signals: set[signal.Signals] = set()  # those that are about this process; set once, by wait
         self._relay: Relay | None = None  # None until the container has sent its terminal
         self._failure: LaunchError | None = None  # the first one reported
         self._fatal_signal: int | None = None  # a signal that arrived before there was an init to forward it to
@@ -166,7 +175,10 @@ class _Session:
     def wait(self) -> int:
         """Relay until the monitor has ended."""
         assert self.monitor is not None
-        signals = (*_FORWARDED, *_TERMINAL_SIGNALS) if self._console else _FORWARDED
+        signals = signal.valid_signals() - _NOT_FORWARDED
+        if self._console:  # with a terminal, stopping and continuing is about this process
+            signals = signals - _JOB_SIGNALS | _TERMINAL_SIGNALS
+            self._job_signals = _TERMINAL_SIGNALS
         monitor_fd = os.pidfd_open(self.monitor)
         with _signals_readable(signals) as signals_fd:
             while True:
@@ -257,21 +269,23 @@ class _Session:
 
     def _handle_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number == signal.SIGTSTP:
-                self._stop()
-            elif number == signal.SIGWINCH:
-                if self._relay:
-                    self._relay.resize()
-            elif number == signal.SIGCONT:
-                if self._relay:
-                    self._relay.resume()
-            else:
+            if number not in self._job_signals:
                 self._forward_signal(number)
+            elif number == signal.SIGTSTP:
+                self._stop()
+            elif self._relay and number == signal.SIGWINCH:
+                self._relay.resize()
+            elif self._relay:
+                self._relay.resume()
 
     def _forward_signal(self, number: int) -> None:
         if self._init_fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, number)
+            if number == signal.SIGTSTP and os.isatty(0):
+                self._stop()  # Ctrl-Z: the shell waits for us, not for the command
+        elif number in _JOB_SIGNALS:
+            pass  # there is no command yet that could stop
         elif self._fatal_signal is None:
             self._fatal_signal = number
             self._end_container()
@@ -293,7 +307,7 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
+def _signals_readable(numbers: Iterable[int]) -> Iterator[int]:
     """Replace the effect of these signals by a descriptor from which their numbers are read, one byte each.
 
     Ignored signals stay ignored, as nohup or a shell's background job expects.
@@ -304,7 +318,8 @@ def _signals_readable(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
         """The byte written to `write_fd` is the effect."""
 
     woken = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    taken = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    own = {signal.SIGXFSZ}  # ignored by the interpreter itself
+    taken = [number for number in numbers if number in own or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, nothing) for number in taken}
     try:
         yield read_fd
