@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from layers.safe_open import Path
 from layers.tree import Node, View, content, target, xattrs
+from unionfs.trees.open_beneath import is_gone
 
 ADDED: Final = "A"
 CHANGED: Final = "C"
@@ -76,8 +77,8 @@ class _Walk:
                 yield change
             elif change is not None:
                 held.append(change)
-            if change is not None and after is not None and after.is_dir:
-                todo += reversed(self.inside(where, before, after))
+            if change is not None and change.new is not None and change.new.is_dir:
+                todo += reversed(self.inside(where, before, change.new))
 
     def one(self, path: Path, old: Node | None, new: Node | None) -> Change | None:
         """The change of one path; None where neither it nor anything below it can differ."""
@@ -87,7 +88,12 @@ class _Walk:
             return Change(ADDED, path, (), None, new)
         if old.sources == new.sources:
             return None
-        what = self.differences(old, new)
+        try:
+            what = self.differences(old, new)
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return Change(DELETED, path, (), old, None)  # by a container that runs
         if not what and not new.is_dir:
             return Change(EQUAL, path, (), old, new) if self.equal else None
         return Change(CHANGED, path, what, old, new)

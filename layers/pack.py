@@ -23,17 +23,17 @@ from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
 from layers.errors import LayerError
 from layers.safe_open import Path
 from layers.tarwrite import TarWriter
-from layers.tree import LayerPath, LayerTree, Node, View, target, xattrs
+from layers.tree import LayerPath, LayerTree, Node, View, leaving_out_gone, target, xattrs
 from unionfs import markers
 
 _BLOCK: Final = 512  # unit of st_blocks (stat(2))
 
 
 class Item(NamedTuple):
-    """An entry, and the place of its data if it is a file with data."""
+    """An entry, and for a file with data a descriptor of it: open, so that it cannot go. `pack` closes it."""
 
     entry: Entry
-    data: LayerPath | None = None
+    data_fd: int | None = None
 
 
 class Packed(NamedTuple):
@@ -73,14 +73,13 @@ def pack(
         entry = item.entry
         if latest is not None and entry.mtime_ns > latest:
             entry = entry._replace(mtime_ns=latest)
-        if item.data is None:
+        if item.data_fd is None:
             writer.add(entry)
         else:
-            fd = _open(item.data)
             try:
-                writer.add(_with_holes(entry, fd), fd)
+                writer.add(_with_holes(entry, item.data_fd), item.data_fd)
             finally:
-                os.close(fd)
+                os.close(item.data_fd)
         count += 1
     digest, diff_id = writer.close()
     return Packed(digest, diff_id, writer.size, writer.tar_size, count)
@@ -115,10 +114,10 @@ def change_items(old: View, new: View, changes: Iterable[compare.Change]) -> Ite
     for change in changes:
         if change.kind == compare.EQUAL:
             continue
-        if change.new is None:
-            yield Item(Entry(change.path, WHITEOUT))
-            continue
-        yield from _items(change.path, change.new, links)
+        items = list(_items(change.path, change.new, links)) if change.new is not None else []
+        if not items and change.old is not None:  # removed, perhaps since it was compared
+            items = [Item(Entry(change.path, WHITEOUT))]
+        yield from items
 
 
 def _directory_with_marks(branch: LayerTree, path: Path, node: Node) -> Iterator[Item]:
@@ -140,12 +139,16 @@ def _items(path: Path, node: Node, links: dict[tuple[int, int], Path]) -> Iterat
     no use without the process that made it, and no tar can hold it."""
     if node.kind == stat.S_IFSOCK:
         return
-    if not node.is_dir and node.nlink > 1:
-        first = links.setdefault(node.inode, path)
-        if first != path:
-            yield Item(Entry(path, LINK, node.mode, node.uid, node.gid, node.mtime_ns, link=first))
-            return
-    yield Item(_entry(path, node), node.data if node.kind == stat.S_IFREG and node.size else None)
+    if not node.is_dir and node.inode in links:
+        yield Item(Entry(path, LINK, node.mode, node.uid, node.gid, node.mtime_ns, link=links[node.inode]))
+        return
+    item = None
+    with leaving_out_gone():
+        item = Item(_entry(path, node), _open(node.data) if node.kind == stat.S_IFREG and node.size else None)
+    if item is not None:
+        if not node.is_dir and node.nlink > 1:
+            links[node.inode] = path
+        yield item
 
 
 def _entry(path: Path, node: Node) -> Entry:

@@ -13,7 +13,7 @@ import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -24,7 +24,7 @@ from layers.safe_open import OPEN_DIRECTORIES_MAX, Directories, Path
 from unionfs import markers
 from unionfs.syscalls import files
 from unionfs.trees import walk
-from unionfs.trees.open_beneath import open_beneath
+from unionfs.trees.open_beneath import is_gone, open_beneath
 
 _TARGET_MAX: Final = 4096
 _SCANS_MAX: Final = 128  # cached listings of directories of one branch
@@ -186,14 +186,21 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return self._node(places[0], tuple(places)) if places else None
 
     def children(self, directory: Node) -> dict[bytes, Node]:
-        """The content of a directory, sorted by name."""
+        """The content of a directory, sorted by name, without what a running container removes meanwhile."""
         found = {}
-        names = {name for place in directory.sources for name in place.branch.scan(place.path).entries}
-        for name in sorted(names):
-            node = self.lookup(directory.sources, name)
-            if node is not None:
-                found[name] = node
+        for name in sorted(self._names(directory)):
+            with leaving_out_gone():
+                node = self.lookup(directory.sources, name)
+                if node is not None:
+                    found[name] = node
         return found
+
+    def _names(self, directory: Node) -> set[bytes]:
+        names: set[bytes] = set()
+        with leaving_out_gone():
+            for place in directory.sources:
+                names.update(place.branch.scan(place.path).entries)
+        return names
 
     def lookup(self, sources: Sequence[LayerPath], name: bytes) -> Node | None:
         """Look up `name` in the directory merged from `sources`."""
@@ -274,6 +281,16 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         )  # fmt: skip
 
 
+@contextmanager
+def leaving_out_gone() -> Iterator[None]:
+    """Around reading what was listed: end the block where it was removed since, by a container that runs."""
+    try:
+        yield
+    except OSError as error:
+        if not is_gone(error):
+            raise
+
+
 def target(node: Node) -> bytes:
     """The target of a symlink, also of one that is kept as a file with a noted owner."""
     fd = node.place.branch.open_path(node.place.path)
@@ -329,7 +346,10 @@ def _scan(fd: int, *, is_root: bool) -> Scan:
                 else:
                     whiteouts[hidden] = "aufs"
                 continue
-            st = entry.stat(follow_symlinks=False)
+            try:
+                st = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # removed since the listing began
             if markers.is_whiteout_device(st):
                 whiteouts[name] = "device"
             elif has_xattr_whiteouts and stat.S_ISREG(st.st_mode) and not st.st_size and _is_xattr_whiteout(fd, name):

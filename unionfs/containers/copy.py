@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from unionfs.syscalls import files
-from unionfs.trees.open_beneath import open_in_root
+from unionfs.trees.open_beneath import is_gone, open_in_root
 
 _CHUNK: Final = 1 << 20
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
@@ -34,14 +34,14 @@ class Copy:
         """Copy `name` of the directory `from_fd` as `new_name` into `to_fd`. A directory that is there is added to, a
         file replaced. Raises: OSError; IsADirectoryError or NotADirectoryError when one would replace the other."""
         try:
-            self._copy(from_fd, name, to_fd, new_name)
+            self._copy(_open(from_fd, name), to_fd, new_name)
         finally:
             for fd in self._held:
                 os.close(fd)
             self._held.clear()
 
-    def _copy(self, from_fd: int, name: str, to_fd: int, new_name: str) -> None:
-        source_fd = _open(from_fd, name)
+    def _copy(self, source_fd: int, to_fd: int, new_name: str) -> None:
+        """Copy what an O_PATH descriptor names, which is closed."""
         try:
             st = os.fstat(source_fd)
             kind = stat.S_IFMT(st.st_mode)
@@ -49,14 +49,9 @@ class Copy:
                 self._directory(source_fd, st, to_fd, new_name)
                 return
             _make_room(to_fd, new_name)
-            if st.st_nlink > 1:
-                first = self.links.get((st.st_dev, st.st_ino))
-                if first is not None:
-                    os.link(first[1], new_name, src_dir_fd=first[0], dst_dir_fd=to_fd, follow_symlinks=False)
-                    return
-                held = os.dup(to_fd)
-                self._held.append(held)
-                self.links[st.st_dev, st.st_ino] = (held, new_name)
+            if first := self.links.get((st.st_dev, st.st_ino)):
+                os.link(first[1], new_name, src_dir_fd=first[0], dst_dir_fd=to_fd, follow_symlinks=False)
+                return
             if kind == stat.S_IFREG:
                 self._file(source_fd, st, to_fd, new_name)
             elif kind == stat.S_IFLNK:
@@ -67,6 +62,10 @@ class Copy:
             else:
                 _make_node(to_fd, new_name, kind | 0o600, st.st_rdev)
                 self._finish_unopened(st, to_fd, new_name)
+            if st.st_nlink > 1:
+                held = os.dup(to_fd)
+                self._held.append(held)
+                self.links[st.st_dev, st.st_ino] = (held, new_name)
         finally:
             os.close(source_fd)
 
@@ -81,7 +80,13 @@ class Copy:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
             try:
                 for name in sorted(os.listdir(list_fd)):
-                    self._copy(list_fd, name, target_fd, name)
+                    try:
+                        child_fd = _open(list_fd, name)
+                    except OSError as error:
+                        if not is_gone(error):
+                            raise
+                        continue  # a container that runs has removed it since it was listed
+                    self._copy(child_fd, target_fd, name)
                 if made:
                     self._finish(list_fd, st, target_fd)
             finally:

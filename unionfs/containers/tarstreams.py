@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from unionfs.containers.errors import ContainerError
 from unionfs.syscalls import files
-from unionfs.trees.open_beneath import open_in_root
+from unionfs.trees.open_beneath import is_gone, open_in_root
 
 _XATTR: Final = "SCHILY.xattr."
 _KINDS: Final = {
@@ -25,15 +25,27 @@ _KINDS: Final = {
 _BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_MAGICLINKS
 
 
+class _GoneError(OSError):
+    """A container that runs has removed it since it was listed."""
+
+
 def write(dir_fd: int, name: str, sink: IO[bytes], shown: str) -> None:
     """Write `name` of a directory, with all that is in it, as a tar in which it is called `shown`. Raises: OSError."""
     links: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
-        _add(archive, dir_fd, name, shown, links)
+        try:
+            _add(archive, dir_fd, name, shown, links)
+        except _GoneError as error:  # all of it
+            raise OSError(error.errno, error.strerror, name) from None
 
 
 def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> None:
-    fd = files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH)
+    try:
+        fd = files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        raise _GoneError(error.errno, error.strerror, shown) from None
     try:
         st = os.fstat(fd)
         kind = _KINDS.get(stat.S_IFMT(st.st_mode))
@@ -47,21 +59,25 @@ def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: di
             entry.linkname = os.fsdecode(os.readlink(b"", dir_fd=fd))
         elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
             entry.devmajor, entry.devminor = os.major(st.st_rdev), os.minor(st.st_rdev)
-        if kind != tarfile.DIRTYPE and st.st_nlink > 1:
-            first = links.setdefault((st.st_dev, st.st_ino), shown)
-            if first != shown:
-                entry.type, entry.linkname = tarfile.LNKTYPE, first
+        inode = (st.st_dev, st.st_ino)
+        if kind != tarfile.DIRTYPE and inode in links:
+            entry.type, entry.linkname = tarfile.LNKTYPE, links[inode]
         if entry.type == tarfile.REGTYPE:
             with open(f"/proc/self/fd/{fd}", "rb") as data:
+                if st.st_nlink > 1:
+                    links[inode] = shown
                 entry.size = os.fstat(data.fileno()).st_size
                 archive.addfile(entry, data)
             return
+        if kind != tarfile.DIRTYPE and st.st_nlink > 1:
+            links.setdefault(inode, shown)
         archive.addfile(entry)
         if kind == tarfile.DIRTYPE:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 for child in sorted(os.listdir(list_fd)):
-                    _add(archive, list_fd, child, f"{shown}/{child}", links)
+                    with contextlib.suppress(_GoneError):
+                        _add(archive, list_fd, child, f"{shown}/{child}", links)
             finally:
                 os.close(list_fd)
     finally:

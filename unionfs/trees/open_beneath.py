@@ -17,6 +17,7 @@ _CHUNK_MAX: Final = 3500  # bytes of a path given to one openat2(2); PATH_MAX is
 _ATTEMPTS_MAX: Final = 1000  # openat2(2) answers EAGAIN to a path with .. while anything on the machine is renamed
 _ATTEMPTS_AT_ONCE: Final = 20
 _PAUSE_S: Final = 0.001
+_GONE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE}
 
 _BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,6 +49,11 @@ def open_beneath(root_fd: int, rel: bytes, flags: int, resolve: int = 0) -> int:
 def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_PATH) -> int:
     """Open `path` as a process whose root directory is `root_fd` would, symlinks followed. Raises: OSError."""
     return _retry(root_fd, os.fsencode(path), flags, files.RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether opening a name that was listed failed because it was removed or replaced since, by others."""
+    return error.errno in _GONE
 
 
 def _open(dir_fd: int, rel: bytes, flags: int, resolve: int) -> int:

@@ -1,0 +1,91 @@
+"""Copies of a container that runs leave out what it removes between the listing of a directory and the reading."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from layers import compare, pack
+from layers.tree import LayerTrees
+from unionfs.containers import tarstreams
+from unionfs.containers.copy import Copy
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A directory with a file of two names, a directory and a file."""
+    top = tmp_path / "tree"
+    (top / "d/e").mkdir(parents=True)
+    (top / "d/e/f").write_text("f\n")
+    (top / "first").write_text("x\n")
+    os.link(top / "first", top / "second")
+    return top
+
+
+@pytest.fixture
+def listed_before(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listing of `tree` is that from before `d` and `first` were removed."""
+    listing, inode, real = os.listdir(tree), tree.stat().st_ino, os.listdir
+    shutil.rmtree(tree / "d")
+    (tree / "first").unlink()
+
+    def listdir(path: int | str) -> list[str]:
+        return listing if os.stat(path).st_ino == inode else real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+
+
+def test_cp(tree: Path, tmp_path: Path, listed_before: None) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    Copy((os.getuid(), os.getgid())).run(fd, "tree", fd, "copy")
+    os.close(fd)
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["second"]
+    assert (tmp_path / "copy/second").read_text() == "x\n"
+
+
+def test_cp_as_a_stream(tree: Path, tmp_path: Path, listed_before: None) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    sink = io.BytesIO()
+    tarstreams.write(fd, "tree", sink, "t")
+    with pytest.raises(FileNotFoundError):
+        tarstreams.write(fd, "missing", sink, "t")
+    os.close(fd)
+    sink.seek(0)
+    with tarfile.open(fileobj=sink) as archive:
+        assert [(entry.name, entry.isfile()) for entry in archive] == [("t", False), ("t/second", True)]
+
+
+def test_export(tree: Path) -> None:
+    sink = io.BytesIO()
+    with LayerTrees() as branches:
+        view = branches.view([os.fspath(tree)])
+        for path in ((), (b"d",), (b"d", b"e")):
+            view.branches[0].scan(path)  # kept: what is removed now was listed
+        shutil.rmtree(tree / "d")
+        (tree / "first").unlink()
+        pack.pack(pack.merged_items(view), sink, "none")
+    sink.seek(0)
+    with tarfile.open(fileobj=sink) as archive:
+        assert [(entry.name.strip("./"), entry.isfile()) for entry in archive] == [("", False), ("second", True)]
+
+
+def test_commit(tree: Path, tmp_path: Path) -> None:
+    """What is removed after the comparison is no part of the layer; where it hid something, it is a whiteout."""
+    (tmp_path / "lower/d").mkdir(parents=True)
+    sink = io.BytesIO()
+    with LayerTrees() as branches:
+        old = branches.view([os.fspath(tmp_path / "lower")])
+        new = branches.view([os.fspath(tree), os.fspath(tmp_path / "lower")])
+        changes = list(compare.changes(old, new))
+        shutil.rmtree(tree / "d")
+        (tree / "first").unlink()
+        pack.pack(pack.change_items(old, new, changes), sink, "none")
+    sink.seek(0)
+    with tarfile.open(fileobj=sink) as archive:
+        names = [entry.name.strip("./") for entry in archive]
+    assert names == ["", "wh.d", "second"]
