@@ -29,7 +29,7 @@ _UNKNOWN: Final = Digest("")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a layer is unpacked."""
+    """Options of unpacking a layer."""
 
     owners: str = owners.MAPPED
     dialect: str = AUFS  # of the marks that whiteouts become

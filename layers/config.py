@@ -19,7 +19,7 @@ from layers.manifest import MAX_LAYERS, Platform, dump_json, load_json
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a container of the image is run (config.md, "config")."""
+    """The settings of containers of the image (config.md, "config")."""
 
     user: str = ""
     env: tuple[str, ...] = ()

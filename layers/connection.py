@@ -87,7 +87,9 @@ class Connection:
             url = upgraded(url, home)
             stayed = stayed and may_have_authorization(origin(url), home)
             if is_content_secret and not stayed:
-                raise RegistryError("logging in", str(home), f"it sends what is secret on to {origin(url)}")
+                raise RegistryError(
+                    "logging in", str(home), f"it redirects a request with credentials to {origin(url)}"
+                )
             sent = {**_HEADERS, **(headers or {})}
             if authorization and stayed:
                 sent["Authorization"] = authorization
@@ -101,7 +103,7 @@ class Connection:
                 return Exchange(answer, stayed)
             await answer.aclose()
             url = target
-        raise RegistryError("reaching a registry", str(home), f"it sends us on more than {_REDIRECTS_MAX} times")
+        raise RegistryError("reaching a registry", str(home), f"it redirects more than {_REDIRECTS_MAX} times")
 
 
 def address(endpoint: Endpoint, scheme: str = "https") -> httpx.URL:

@@ -202,7 +202,7 @@ def _ask_helper(helper: str, key: str) -> Credentials | None:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise LayerError(
-            "reading credentials", f"docker-credential-{helper}", f"it answered nonsense: {error}"
+            "reading credentials", f"docker-credential-{helper}", f"its answer is malformed: {error}"
         ) from None
     if username == _TOKEN_USER:
         return Credentials(identity_token=str(secret))

@@ -51,7 +51,7 @@ def _answered(url: httpx.URL, shown: str) -> Iterator[httpx.Response]:
                 yield answer
                 return
         url = target
-    raise LayerError("fetching a file", shown, f"the server sends us on more than {_REDIRECTS_MAX} times")
+    raise LayerError("fetching a file", shown, f"the server redirects more than {_REDIRECTS_MAX} times")
 
 
 def _client(url: httpx.URL, shown: str) -> httpx.Client:

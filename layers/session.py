@@ -225,9 +225,9 @@ class Session:
             hint = f"unionfs login {self.endpoint.registry}" if self._is_own(origin(answer.url)) else ""
             return AuthError(what, subject, why, hint=hint)
         asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
-        hint = f"it wants to be asked again in {asked:.0f} s" if asked > _ASKED_MAX_S else ""
+        hint = f"it asks to be tried again in {asked:.0f} s" if asked > _ASKED_MAX_S else ""
         if answer.status_code == 429 and self.credentials is None:
-            hint += f"\nlimits are often higher for those who log in: unionfs login {self.endpoint.registry}"
+            hint += f"\nlimits are often higher with a login: unionfs login {self.endpoint.registry}"
         return RegistryError(what, subject, why, hint=hint.strip())
 
 
@@ -248,7 +248,7 @@ def broken(host: str, error: Exception) -> RegistryError:
     hint = ""
     if isinstance(tls, ssl.SSLCertVerificationError):
         text = f"its certificate is not trusted: {tls.verify_message}"
-        hint = "give its authority with --cert-dir DIR, or trust it blindly with --tls-verify=false"
+        hint = "give its authority with --cert-dir DIR, or do not verify it: --tls-verify=false"
     elif tls is not None:
         hint = "it may speak plain HTTP: --tls-verify=false allows that"
     return RegistryError("reaching a registry", host, text, hint=hint)

@@ -61,7 +61,7 @@ class Authenticator(NamedTuple):
                     return self._basic(scope)
             except AuthError as error:
                 failure = failure or error
-        why = "it asks for a way to authenticate that is not known here"
+        why = "it offers no supported way to authenticate (Basic, Bearer)"
         raise failure or AuthError("logging in", self.connection.endpoint.host, why)
 
     def refused(self, scope: str) -> AuthError:

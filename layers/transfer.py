@@ -215,7 +215,9 @@ class Upload:
             await self._reopen()
             return False
         if answer.status_code == 416:
-            raise RegistryError("pushing a blob", self.blob.digest, "the registry lost its place")
+            raise RegistryError(
+                "pushing a blob", self.blob.digest, "the registry does not accept the offset of the chunk"
+            )
         self.session.expect(answer, "pushing a blob", self.blob.digest, 202)
         self._moved(answer)
         had = _received(answer)
