@@ -12,7 +12,8 @@ import re
 import struct
 import tarfile
 import zlib
-from typing import Final, Self
+from collections.abc import Mapping
+from typing import Any, Final, Self
 
 from layers.entry import DIRECTORY, FILE, Entry
 from layers.limits import NAME_MAX
@@ -21,6 +22,13 @@ from unionfs import markers
 _FIELDS: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s16s155s12x")
 _PLAIN: Final = frozenset((tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE))
 _NO_DEVICE: Final = frozenset((bytes(16), b"0000000\0" * 2, b"000000 \0" * 2))
+_EXTENDED: Final = frozenset(
+    (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+)
+_NUMBERS: Final = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (329, 337), (337, 345))
+"""Start and end of the fields mode, uid, gid, size, mtime, devmajor, devminor."""
+_CHECKSUM: Final = slice(148, 156)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)  # of 64 bits
 _CHECKSUM_BLANK: Final = 8 * ord(" ")  # the checksum field itself is summed as blanks
 
 
@@ -34,7 +42,24 @@ class Header(tarfile.TarInfo):
             header = cls._plain(bytes(buf), encoding, errors)
             if header is not None:
                 return header
-        return super().frombuf(buf, encoding, errors)
+        return super().frombuf(_without_leading_zeros(bytes(buf)), encoding, errors)
+
+    def _proc_member(self, tarfile_: Any) -> Any:
+        """Tell the reader how long an extended header is: behind it, the tar may end."""
+        if self.type in _EXTENDED:
+            tarfile_.fileobj.needed = self.size
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
+
+    def _apply_pax_info(self, pax_headers: Mapping[str, str], encoding: str, errors: str) -> None:
+        """As `tarfile` has it, but an empty value leaves the header's field as it is, and one of no number is an error.
+
+        Raises: ValueError.
+        """
+        given = {key: value for key, value in pax_headers.items() if value or key not in tarfile.PAX_FIELDS}
+        for key in ("uid", "gid", "size"):
+            if key in given and not _NUMBER.fullmatch(given[key]):
+                raise ValueError(f"{key} {given[key][:50]!r} is no number")
+        super()._apply_pax_info(given, encoding, errors)  # type: ignore[misc]
 
     @classmethod
     def _plain(cls, buf: bytes, encoding: str, errors: str) -> Self | None:
@@ -100,8 +125,27 @@ _TIME_MAX_S: Final = 8**11  # of eleven digits; filesystems hold more
 
 @functools.lru_cache(4096)
 def _octal(field: bytes) -> int:
-    """The number in a header field; cached, since many headers have the same. Raises ValueError."""
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    """The number in a header field; cached, since many headers have the same. Raises ValueError.
+
+    Zero bytes before the number are skipped, as other readers do: an old writer's previous field overflows into them.
+    """
+    return int(field.lstrip(b"\0").split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _without_leading_zeros(block: bytes) -> bytes:
+    """The header with blanks instead of zero bytes before numbers: `tarfile` reads nothing behind a zero byte."""
+    fields = [block[start:end] for start, end in _NUMBERS]
+    if len(block) != tarfile.BLOCKSIZE or not any(field[0] == 0 and any(field) for field in fields):
+        return block
+    changed = bytearray(block)
+    for (start, end), field in zip(_NUMBERS, fields, strict=True):
+        changed[start:end] = field.lstrip(b"\0").rjust(len(field))
+    try:
+        difference = sum(changed) - sum(block)
+        changed[_CHECKSUM] = b"%06o\0 " % (_octal(block[_CHECKSUM]) + difference)
+    except ValueError:
+        return block  # a damaged checksum
+    return bytes(changed)
 
 
 def _sum(block: bytes, checksum: bytes) -> int:

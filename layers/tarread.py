@@ -3,9 +3,10 @@
 Knows the tar formats through `tarfile` (ustar, GNU, pax; sparse files of all four kinds) and OCI's whiteouts
 (layer.md). Does not know the disk.
 
-Refused with name and reason are: `..` and absolute names, names that are too long, unknown types, links whose target is
-outside of the layer, whiteouts with an empty name, of `.` or of `..`, whiteouts that are not files, numbers out of
-range, and a tar that ends too early or has other bytes between two entries.
+The root of the layer is the root of all names: `/a` is `a`, `a/../b` is `b`. Targets of symlinks are data and are not
+looked at. Refused with name and reason are: names and hard links that climb above the root, names that are too long,
+unknown types, whiteouts with an empty name, of `.` or of `..`, numbers out of range, and a tar that ends too early or
+has other bytes between two entries. The last block may be short, and the closing blocks may be missing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from layers.tarheader import Header, plain_entry
 from layers.tarstream import TarStream, cut_off
 from unionfs import markers
 
-_ID_MAX: Final = 2**32 - 2  # (uid_t) -1 is no id
+_ID_BITS: Final = 0xFFFFFFFF  # of a uid_t
+_NO_ID: Final = 0xFFFFFFFF  # (uid_t) -1
 _XATTR_PREFIX: Final = "SCHILY.xattr."  # as star, GNU tar and Go write them
 _WHAT: Final = "reading a tar"
 
@@ -71,6 +73,7 @@ class _HeaderReader:
 
     def __init__(self, stream: TarStream) -> None:
         self.block = b""  # a block that was read already and is to be read again
+        self.needed = 0  # bytes that the next read needs, or the tar is cut off
         self._stream = stream
         self.tell = stream.tell  # right only while `block` is empty
 
@@ -81,7 +84,11 @@ class _HeaderReader:
             return block
         if not 0 <= size <= HEADER_MAX:
             raise Refused(_WHAT, "", f"a header of {size} bytes; the limit is {HEADER_MAX}")
-        return self._stream.read(size)
+        data = self._stream.read(size)
+        if len(data) < self.needed:
+            raise cut_off()
+        self.needed = 0
+        return data
 
 
 def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
@@ -92,14 +99,20 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
     """
     archive = _Archive(stream)
     count = 0
+    data_end = 0  # of the last entry: its last block may be short
     while True:
         if archive.offset < stream.tell():
             raise Refused(_WHAT, "", "an entry of negative size")
         if not stream.skip_to(archive.offset):
-            raise cut_off()
+            if stream.tell() < data_end:
+                raise cut_off()
+            return
         block = stream.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE and not any(block):
+            return
         entry = plain_entry(block) if not archive.pax_headers else None
         if entry is not None:
+            data_end = archive.offset + tarfile.BLOCKSIZE + entry.size
             archive.offset += tarfile.BLOCKSIZE + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             count += 1
             limits.check_entries(count)
@@ -113,6 +126,8 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             return  # an archive without its closing blocks, which some writers leave out
         except tarfile.HeaderError as error:
+            if _is_extended_only(error):
+                return
             raise Refused(_WHAT, "", f"not a tar, or a damaged one, at byte {archive.offset}: {error}") from None
         except RecursionError:
             raise Refused(_WHAT, "", "too many extended headers in a row") from None
@@ -120,9 +135,24 @@ def entries(stream: TarStream, limits: Limits) -> Iterator[Entry]:
             raise Refused(_WHAT, "", f"a malformed header at byte {archive.offset}: {error}") from None
         count += 1
         limits.check_entries(count)
+        data_end = archive.offset - -_stored(info) % tarfile.BLOCKSIZE
         entry = entry_of(info)
         if entry is not None:
             yield entry
+
+
+def _is_extended_only(error: tarfile.HeaderError) -> bool:
+    """Whether the tar ends after an extended header, as `git archive` of an empty commit does."""
+    cause: BaseException | None = error
+    while isinstance(cause, tarfile.SubsequentHeaderError):  # type: ignore[attr-defined]
+        cause = cause.__context__
+    return isinstance(cause, tarfile.EOFHeaderError | tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+
+
+def _stored(info: tarfile.TarInfo) -> int:
+    """Bytes of a member's data in the tar: less than its size if it has holes."""
+    sparse: Any = info.sparse
+    return info.size if sparse is None else sum(length for _, length in sparse)
 
 
 def entry_of(info: tarfile.TarInfo) -> Entry | None:
@@ -134,19 +164,17 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
         raise _refused(shown, f"unknown type {info.type!r}")
     path = path_of(shown, shown)
     if not path and kind != DIRECTORY:
-        raise _refused(shown, "the root of a layer is a directory")
+        raise _refused(shown, "the root of a layer is a directory" if shown else "an entry without a name")
     for name in path[:-1] if _RESERVED in shown else ():
         if markers.is_reserved(name):
             if name.startswith(_AUFS_OWN):
                 return None
             raise _refused(shown, "it is below a whiteout")
     if path and markers.is_reserved(path[-1]):
-        return _mark(path, kind, shown)
+        return _mark(path, shown)
     if info.size < 0:
         raise _refused(shown, f"a size of {info.size}")
     pax = info.pax_headers
-    if not 0 <= info.uid <= _ID_MAX or not 0 <= info.gid <= _ID_MAX:
-        raise _refused(shown, f"owner {info.uid}:{info.gid} does not exist")
     target, device = b"", (0, 0)
     link: Path = ()
     extents: tuple[tuple[int, int], ...] | None = None
@@ -154,7 +182,7 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
         extents = _extents(info, shown)
     elif kind == SYMLINK:
         target = _encoded(info.linkname)
-        _check_symlink(path, target, shown)
+        _check_symlink(target, shown)
     elif kind == LINK:
         link = _link_target(path, info.linkname, shown)
     elif kind in (CHARACTER, BLOCK):
@@ -163,8 +191,8 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
         path,
         kind,
         info.mode & 0o7777,
-        info.uid,
-        info.gid,
+        _id(info.uid),
+        _id(info.gid),
         _mtime_ns(pax.get("mtime"), info.mtime),
         info.size if kind == FILE else 0,
         target,
@@ -175,24 +203,33 @@ def entry_of(info: tarfile.TarInfo) -> Entry | None:
     )
 
 
+def _id(number: int) -> int:
+    """The owner that chown(2) makes of a number, as other readers have it: its low 32 bits; of -1 that is root."""
+    low = number & _ID_BITS
+    return 0 if low == _NO_ID else low
+
+
 def path_of(text: str, shown: str) -> Path:
-    """The names of a path, without `.` and empty ones. Raises Refused for one that may lead outside of the layer."""
+    """The names of a path from the layer's root, without `.`, `..` and empty ones.
+
+    Raises: Refused for one that climbs above the root, is too long, or has a zero byte.
+    """
     data = _encoded(text)
-    if data.startswith(b"/"):
-        raise _refused(shown, "an absolute name")
     if len(data) > PATH_MAX:
         raise _refused(shown[:200] + "...", f"a path of {len(data)} bytes; the limit is {PATH_MAX}")
-    if not data:
-        raise _refused(shown, "an entry without a name")
-    names = tuple(name for name in data.split(b"/") if name not in (b"", b"."))
-    for name in names:
+    if b"\0" in data:
+        raise _refused(shown, "a name with a zero byte")
+    names: list[bytes] = []
+    for name in data.split(b"/"):
         if name == b"..":
-            raise _refused(shown, "a name with '..' may lead outside of the layer")
-        if len(name) > NAME_MAX:
-            raise _refused(shown[:200] + "...", f"a name of {len(name)} bytes; the limit is {NAME_MAX}")
-        if b"\0" in name:
-            raise _refused(shown, "a name with a zero byte")
-    return names
+            if not names:
+                raise _refused(shown, "a name with '..' that leads outside of the layer")
+            names.pop()
+        elif name not in (b"", b"."):
+            names.append(name)
+            if len(name) > NAME_MAX:
+                raise _refused(shown[:200] + "...", f"a name of {len(name)} bytes; the limit is {NAME_MAX}")
+    return tuple(names)
 
 
 _RESERVED: Final = markers.WHITEOUT_PREFIX.decode()
@@ -200,12 +237,10 @@ _AUFS_OWN: Final = markers.WHITEOUT_PREFIX * 2
 """Prefix of AUFS's bookkeeping files, which layers of old Docker versions contain; they are ignored."""
 
 
-def _mark(path: Path, kind: int, shown: str) -> Entry | None:
+def _mark(path: Path, shown: str) -> Entry | None:
     *parent, mark = path
     if mark.startswith(_AUFS_OWN) and mark != markers.OPAQUE_NAME:
         return None
-    if kind not in (FILE, LINK):
-        raise _refused(shown, "a whiteout that is not a file")
     if mark == markers.OPAQUE_NAME:
         return Entry(tuple(parent), OPAQUE)
     hidden = markers.hidden_name(mark)
@@ -216,23 +251,13 @@ def _mark(path: Path, kind: int, shown: str) -> Entry | None:
     return Entry((*parent, hidden), WHITEOUT)
 
 
-def _check_symlink(path: Path, target: bytes, shown: str) -> None:
+def _check_symlink(target: bytes, shown: str) -> None:
     if not target:
         raise _refused(shown, "a symbolic link to nothing")
     if len(target) > PATH_MAX:
         raise _refused(shown, f"a symbolic link of {len(target)} bytes; the limit is {PATH_MAX}")
     if b"\0" in target:
         raise _refused(shown, "a symbolic link with a zero byte")
-    if target.startswith(b"/"):
-        return  # relative to the container's root, so inside
-    depth = len(path) - 1
-    for name in target.split(b"/"):
-        if name == b"..":
-            depth -= 1
-            if depth < 0:
-                raise _refused(shown, f"a symbolic link that leads outside of the layer, to {target[:200]!r}")
-        elif name not in (b"", b"."):
-            depth += 1
 
 
 def _link_target(path: Path, text: str, shown: str) -> Path:

@@ -3,7 +3,9 @@
 Knows entries (`tarread`), directories by descriptor, owners, fingerprints. Does not know stores or images.
 
 Rules:
-1. Every path is resolved beneath the layer's root through no symlink: an entry below a symlink is refused.
+1. An entry below a symlink of the layer goes where that leads with the layer's root as `/`, as a container would see
+   it; the path is resolved here, from the symlinks that were made. The system follows none: files are opened beneath
+   the root through no symlink.
 2. Whiteouts become AUFS marks. A whiteout of a path that the layer itself has an entry for hides the layers beneath
    only: for a directory that is an opaque mark, for a file no mark is needed.
 3. A directory's owner, mode and time are set last, when everything in it was made.
@@ -47,6 +49,7 @@ from unionfs.trees.remove import remove_tree
 
 _MARK_MODE: Final = 0o444
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLLOWED_MAX: Final = 40  # symlinks on one path, as the kernel has it (path_resolution(7))
 _SMALL: Final = 64 << 10  # files up to this size are read in one piece
 
 
@@ -77,6 +80,7 @@ class _Unpacking:
         self.implicit: dict[Path, int] = {(): 0}  # directories without one -> the latest mtime_ns of entries in them
         self.hidden: set[Path] = set()  # paths of whiteouts
         self.opaque: set[Path] = set()  # paths of opaque directories
+        self.symlinks: dict[Path, bytes] = {}  # those of the layer, by path -> target
         self.linked: dict[tuple[int, int], str] = {}  # (st_dev, st_ino) of files with several names -> content hash
         self.noted = options.owners == owners.NOTED
         self.own = (os.geteuid(), os.getegid())
@@ -87,7 +91,7 @@ class _Unpacking:
         for entry in entries(self.stream, self.options.limits):
             self.result.count += 1
             try:
-                self._entry(entry)
+                self._entry(self._resolved(entry) if self.symlinks else entry)
             except OSError as error:
                 raise _explained(error, entry.path) from None
         self._place_marks()
@@ -96,6 +100,44 @@ class _Unpacking:
         self.result.diff_id, self.result.tar_size = self.stream.finish()
         self.result.unresolved.directories.update(self.implicit)
         return self.result
+
+    def _resolved(self, entry: Entry) -> Entry:
+        """The entry with its path, and of a hard link its target's, resolved through the symlinks of the layer."""
+        if entry.kind == OPAQUE:
+            return entry._replace(path=self._through_symlinks((*entry.path, b""))[:-1])
+        path = self._through_symlinks(entry.path)
+        link = self._through_symlinks(entry.link)
+        if entry.kind == LINK and path == link:
+            raise _refused(entry.path, "a hard link to itself")
+        return entry if path is entry.path and link is entry.link else entry._replace(path=path, link=link)
+
+    def _through_symlinks(self, path: Path) -> Path:
+        """A path with symlinks in its directories resolved, its last name not. Raises: Refused."""
+        parent = path[:-1]
+        if not parent or parent in self.described or parent in self.implicit:
+            return path  # a directory
+        real: list[bytes] = []
+        todo = list(reversed(parent))
+        followed = 0
+        while todo:
+            name = todo.pop()
+            if name == b"..":
+                del real[-1:]  # the root's `..` is the root
+                continue
+            real.append(name)
+            target = self.symlinks.get(tuple(real))
+            if target is None:
+                continue
+            followed += 1
+            if followed > _FOLLOWED_MAX:
+                raise _refused(path, f"it is below more than {_FOLLOWED_MAX} symbolic links")
+            real = [] if target.startswith(b"/") else real[:-1]
+            todo += (name for name in reversed(target.split(b"/")) if name not in (b"", b"."))
+        if not followed:
+            return path
+        if any(markers.is_reserved(name) for name in real):
+            raise _refused(path, "it is below a symbolic link to a whiteout")
+        return (*real, path[-1])
 
     def _entry(self, entry: Entry) -> None:
         if entry.kind == WHITEOUT:
@@ -225,6 +267,8 @@ class _Unpacking:
                 found = self._note_special(fd, entry)
             finally:
                 os.close(fd)
+        if entry.kind == SYMLINK:
+            self.symlinks[entry.path] = entry.target
         if self.recorder is not None:
             self.recorder.add(entry.path, found)
 
@@ -314,6 +358,8 @@ class _Unpacking:
         finally:
             os.close(source_fd)
         self.result.unresolved.links.pop(entry.path, None)
+        if entry.link in self.symlinks:
+            self.symlinks[entry.path] = self.symlinks[entry.link]
         if self.recorder is not None:
             # Content hashes are not kept in memory for every file: the target is read again, once.
             self.recorder.add(entry.path, fingerprint_of(Directories(dir_fd), entry.path[-1:], self.linked))
@@ -346,7 +392,7 @@ class _Unpacking:
         remove_tree(self.tree.fd(path[:-1]), path[-1])
         self.linked.clear()  # inode numbers are reused
         depth = len(path)
-        for known in (self.described, self.implicit, self.result.unresolved.links):
+        for known in (self.described, self.implicit, self.symlinks, self.result.unresolved.links):
             for below in [other for other in known if other[:depth] == path]:
                 del known[below]
         self.hidden = {other for other in self.hidden if other[:depth] != path or len(other) == depth}
@@ -434,7 +480,9 @@ def _hash_zeros(hash_: xxhash.xxh3_128, count: int) -> None:
 def _explained(error: OSError, path: Path) -> Exception:
     """Convert an error: to Refused if the tar's content caused it; else to an OSError with the path of the entry."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return _refused(path, "it is below a symbolic link or a file")
+        return _refused(path, "it is below a file")
+    if error.errno == errno.ENAMETOOLONG:
+        return _refused(path, "it is below a symbolic link to a name that is too long")
     if error.errno == errno.EXDEV:
         return _refused(path, "something is mounted there")
     return OSError(error.errno, error.strerror, _shown(path))
