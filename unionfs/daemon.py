@@ -318,7 +318,7 @@ def _listen(make_reporter: Callable[[], Reporter], control_fd: int, connection: 
 
 
 def _tune_garbage_collection() -> None:
-    """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, live long, and are freed
+    """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, long-lived, and freed
     by reference counts."""
     import gc
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unionfs.launcher.terminal import ConsoleSocket
 
 NAME: Final = "unionfs-monitor"
-"""What `ps` calls it."""
+"""The name of the process in `ps`."""
 
 _TIMEOUT_S: Final = 30  # for a daemon that still writes data, before and after its lifeline is closed
 

@@ -50,7 +50,7 @@ _AT_SYMLINK_FOLLOW: Final = 0x400
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
 _GROUPS_MAX: Final = 65536  # setgroups(2)
-_STATX_BASIC: Final = 0x7FF  # statx(2): what stat(2) tells
+_STATX_BASIC: Final = 0x7FF  # statx(2): the fields of stat(2)
 _KNOWN_MAX: Final = 100_000  # files in the cache of owners; it is cleared when it is full
 _NUMBERED: Final = 1 << 62  # in RLIMIT_RSS, which has had no effect since Linux 2.4.30 (getrlimit(2)): an identity
 
@@ -132,7 +132,7 @@ class Supervisor:
 
     def __init__(self, listener: int, proc_fd: int) -> None:
         self._listener: Final = listener
-        self._proc_fd: Final = proc_fd  # the host's /proc; also our directory, for what is done by path
+        self._proc_fd: Final = proc_fd  # the host's /proc; also our working directory, for paths like self/fd/N
         self._identities: list[Identity] = [ROOT]  # by number; only added to
         self._number_of: dict[Identity, int] = {ROOT: 0}  # the reverse
         # Thread -> `Caller.program_identity` when it set PR_SET_KEEPCAPS.

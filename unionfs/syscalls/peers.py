@@ -8,7 +8,7 @@ import struct
 from typing import Final, NamedTuple
 
 _UCRED: Final = struct.Struct("=iII")  # struct ucred
-_ALL: Final = (1 << 32) - 1  # user ids; the last number means none
+_ALL: Final = (1 << 32) - 1  # the number of user ids; (uid_t) -1 is no id
 
 
 class Peer(NamedTuple):
@@ -34,13 +34,15 @@ def is_trusted(uid: int, owner: int | None = None) -> bool:
 
 
 def is_mapped(uid: int) -> bool:
-    """Whether this user namespace has a number for the user, so that `uid` does not stand for all that have none."""
+    """Whether this user namespace maps `uid`. Otherwise it is the number shared by all unmapped users."""
     return any(first <= uid < first + count for first, _, count in _uid_map())
 
 
 def has_all_users() -> bool:
-    """Whether this user namespace has all users of the machine: in others root is one user's, with that user's rights,
-    and owners of files that have no number look like an ordinary user."""
+    """Whether this user namespace maps all users of the machine.
+
+    In others, root has the rights of an ordinary user only, and unmapped owners of files look like an ordinary user.
+    """
     return sum(count for _, _, count in _uid_map()) == _ALL
 
 

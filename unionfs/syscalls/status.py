@@ -1,4 +1,4 @@
-"""What the kernel says of a process in /proc/PID/status (proc_pid_status(5))."""
+"""Read the groups of a process from /proc/PID/status (proc_pid_status(5))."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ _FILESYSTEM_GID: Final = 4  # "Gid:", then the real, effective, saved and filesy
 
 
 def groups_of(pid: int) -> frozenset[int]:
-    """The groups that a process is in as far as files are concerned, in ids of our user namespace; none if the process
-    has gone or `pid` is 0, which names no process."""
+    """Return the filesystem and supplementary groups of a process, in ids of our user namespace.
+
+    Empty if the process has ended, or if `pid` is 0, which is no process.
+    """
     found: set[int] = set()
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
