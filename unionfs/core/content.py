@@ -6,6 +6,7 @@ Everything names a node, nothing an open file. What may block long is offered as
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,6 +21,9 @@ from unionfs.core.union_state import UnionState, refuse
 from unionfs.syscalls import files
 
 _pwrite: Final = os.pwrite  # compiled code has no need to look it up at each call
+
+
+_CAPABILITY: Final = b"security.capability"
 
 
 def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
@@ -41,6 +45,20 @@ def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryvie
     written = _pwrite(fd, data, offset)
     if kill_priv:
         metadata.drop_privileges(tree, node)
+    tree.ours(node)
+    return written
+
+
+def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview) -> int:
+    """Write what the page cache held back, as `write` does, but keep a file capability: the branch's filesystem removes
+    it at each write(2), and the kernel has removed the one that the program's own write had to take."""
+    copyup.ensure(tree, node)
+    fd = tree.write_fd(node).fd
+    capability = files.find_xattr(fd, _CAPABILITY)
+    written = _pwrite(fd, data, offset)
+    if capability is not None:
+        with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
+            os.setxattr(fd, _CAPABILITY, capability)
     tree.ours(node)
     return written
 

@@ -431,6 +431,11 @@ class Union:
         return content.write(self._tree, self._nodes.file(nodeid), offset, data, kill_priv=kill_priv)
 
     @_as_owner
+    def write_back(self, nodeid: int, offset: int, data: bytes | memoryview) -> int:
+        """Write what the page cache held back: as `write`, but a file capability set meanwhile stays."""
+        return content.write_back(self._tree, self._nodes.file(nodeid), offset, data)
+
+    @_as_owner
     def read_fd(self, nodeid: int) -> FileFd:
         """A descriptor of the node's data as it is now; a later copy-up leads to another one."""
         return self._tree.read_fd(self._nodes.file(nodeid))

@@ -177,6 +177,21 @@ def chown_by_whom() -> None:
         same((os.stat(name).st_uid, os.stat(name).st_gid), (1000, 3000))
 
 
+@check("", CHOWN)
+def capabilities_set_after_a_mapping_was_written() -> None:
+    """capabilities(7): a write takes them; a page that was written before and reaches the file later does not."""
+    import mmap
+
+    write("f", b"c" * _SIZE)
+    with opened("f", os.O_RDWR) as fd, mmap.mmap(fd, _SIZE) as mapped:
+        mapped[0:4] = b"page"
+        os.setxattr(fd, "security.capability", _PING)
+        mapped.flush()
+        os.fsync(fd)
+    assert _has_capabilities("f")
+    same(read("f")[:4], b"page")
+
+
 @check("", CHOWN, STRANGERS)
 def chmod_by_whom() -> None:
     """chmod(2): set-group-ID needs membership in the file's group, else it is dropped in silence; EPERM for others."""

@@ -31,6 +31,7 @@ _DATA: Final = BODY + abi.WRITE_IN.size
 _EXCHANGE: Final = 2  # RENAME_EXCHANGE, <linux/fs.h>
 _DOT: Final = ord(".")
 _SET_ID: Final = 0o6000
+_HOW: Final = abi.WRITE_CACHE | abi.WRITE_KILL_SUIDGID
 _PARENT: Final = b"..\0"
 _OF_HANDLES: Final = (b".\0", _PARENT)
 """What the kernel looks up to find a node by its number alone (open_by_handle_at(2)); EXPORT_SUPPORT allows it."""
@@ -96,6 +97,8 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         raise MalformedError("a WRITE announces another size than it has")
     if self.must_wait(unique, nodeid, None, buf):
         return None
+    if flags & _HOW == abi.WRITE_CACHE and nodeid not in self.harmless:
+        return encode.written(unique, self.union.write_back(nodeid, offset, buf[_DATA:end]))
     if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.harmless:
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by somebody without CAP_FSETID asks for this, which is everybody in a user namespace.
