@@ -89,22 +89,22 @@ def commit(
             resolved = image.unpack_image(store, found.descriptor, options or Options(), report)
             _, item, config = image.read(store, found.descriptor)
             lowers, layers = resolved.lowers, item.layers
-        made = Committed(Digest(""), Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
+        committed = Committed(Digest(""), Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
         with LayerTrees() as branches:
             new = branches.view([upper] if is_whole else [upper, *lowers])
             old = branches.view([*lowers, *beneath])
             changes = _without_mountpoints(
                 list(compare.changes(old, new, fingerprint=_RecordedFingerprints(), equal=True)), mountpoints
             )
-            items = pack.change_items(old, new, _collecting(_with_hard_links(changes, old, new), made))
+            items = pack.change_items(old, new, _collecting(_with_hard_links(changes, old, new), committed))
             if not lowers:
                 items = pack.merged_items(new)
-            made.layer, layer = _put_layer(store, items, wanted.compression, epoch, report)
+            committed.layer, layer = _put_layer(store, items, wanted.compression, epoch, report)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wanted.created_by, wanted.author, wanted.message)
-        config = with_layer(config, made.layer.diff_id, entry, wanted)
-        made.digest, made.id = put_image(store, config, (*layers, layer), wanted.name)
-    return made
+        config = with_layer(config, committed.layer.diff_id, entry, wanted)
+        committed.digest, committed.id = put_image(store, config, (*layers, layer), wanted.name)
+    return committed
 
 
 def squash(
@@ -279,9 +279,9 @@ def _without_mountpoints(changes: list[Change], mountpoints: Collection[bytes]) 
     return kept[::-1]
 
 
-def _collecting(changes: Iterable[Change], made: Committed) -> Iterator[Change]:
+def _collecting(changes: Iterable[Change], committed: Committed) -> Iterator[Change]:
     for change in changes:
-        (made.equal if change.kind == compare.EQUAL else made.changes).append(change)
+        (committed.equal if change.kind == compare.EQUAL else committed.changes).append(change)
         yield change
 
 

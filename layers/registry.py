@@ -21,7 +21,7 @@ from layers.digest import Digest
 from layers.errors import AuthError, Malformed, NotFound, Refused, RegistryError
 from layers.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, OCI_INDEX, Descriptor, Index
 from layers.session import Session
-from layers.transfer import CHUNK, Told, Upload, download
+from layers.transfer import CHUNK, OnBytes, Upload, download
 
 _PAGE: Final = 500  # names asked for at once; registries may send fewer
 _PAGES_MAX: Final = 10_000
@@ -91,11 +91,11 @@ class Registry:
 
     # -- blobs --
 
-    async def fetch(self, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+    async def fetch(self, blob: Descriptor, file: IO[bytes], on_bytes: OnBytes) -> None:
         """Download the blob into `file`; see `transfer.download`."""
-        await download(self.session, self._url("blobs", blob.digest), self._pull, blob, file, told)
+        await download(self.session, self._url("blobs", blob.digest), self._pull, blob, file, on_bytes)
 
-    async def push_blob(self, blob: Descriptor, file: IO[bytes], told: Told, mount_from: str = "") -> str:
+    async def push_blob(self, blob: Descriptor, file: IO[bytes], on_bytes: OnBytes, mount_from: str = "") -> str:
         """Put a blob into the repository; returns EXISTS, MOUNTED or PUSHED.
 
         `mount_from` is another repository of the same registry that may have it. Raises: RegistryError, AuthError.
@@ -111,7 +111,7 @@ class Registry:
         if answer is None:
             answer = await self.session.request("POST", begin, scope=self._push, content=b"")
             self.session.expect(answer, "pushing a blob", blob.digest, 202)
-        upload = Upload(self.session, begin, self._push, blob, file, told, self._chunk)
+        upload = Upload(self.session, begin, self._push, blob, file, on_bytes, self._chunk)
         return PUSHED if await upload.run(answer) else EXISTS
 
     async def has_blob(self, digest: Digest) -> bool:

@@ -29,15 +29,18 @@ _SEND: Final = 256 << 10
 _STALLS_MAX: Final = 5  # consecutive attempts without progress
 _CLOSINGS_MAX: Final = 2  # refusals of a registry to end an upload of which it has all bytes
 
-Told = Callable[[int], None]
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes that were transferred; negative when a transfer starts again."""
 
 
-async def download(session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+async def download(
+    session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], on_bytes: OnBytes
+) -> None:
     """Download the blob into `file`, resuming after the bytes that it has, and verify it.
 
     Raises: Refused, with the file emptied, when the digest differs; NotFound, RegistryError, AuthError.
     """
-    work = _Download(session, url, scope, blob, file, told)
+    work = _Download(session, url, scope, blob, file, on_bytes)
     await trio.to_thread.run_sync(work.hash_what_is_there)
     await work.run()
 
@@ -47,13 +50,15 @@ class _Changed(Exception):  # noqa: N818 - not an error: the transfer starts aga
 
 
 class _Download:
-    def __init__(self, session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told) -> None:
+    def __init__(
+        self, session: Session, url: str, scope: str, blob: Descriptor, file: IO[bytes], on_bytes: OnBytes
+    ) -> None:
         self.session = session
         self.url = url
         self.scope = scope
         self.blob = blob
         self.file = file
-        self.told = told
+        self.on_bytes = on_bytes
         self.hash = digests.hasher(blob.digest)  # of the bytes in the file
         self.at = 0  # number of bytes in the file
         self.ranges = True  # whether range requests are tried
@@ -139,12 +144,12 @@ class _Download:
     def _took(self, data: bytes) -> None:
         self.hash.update(data)
         self.at += len(data)
-        self.told(len(data))
+        self.on_bytes(len(data))
 
     def _restart(self) -> None:
         self.file.seek(0)
         self.file.truncate()
-        self.told(-self.at)
+        self.on_bytes(-self.at)
         self.at = 0
         self.hash = digests.hasher(self.blob.digest)
 
@@ -153,14 +158,14 @@ class Upload:
     """The upload of one blob to a registry."""
 
     def __init__(
-        self, session: Session, begin: str, scope: str, blob: Descriptor, file: IO[bytes], told: Told, chunk: int
+        self, session: Session, begin: str, scope: str, blob: Descriptor, file: IO[bytes], on_bytes: OnBytes, chunk: int
     ) -> None:
         self.session = session
         self.begin = begin  # the path that opens an upload
         self.scope = scope
         self.blob = blob
         self.file = file
-        self.told = told
+        self.on_bytes = on_bytes
         self.chunk = chunk
         self.location = ""  # URL of the next request; each answer gives a new one
         self.at = 0  # bytes that the registry has
@@ -224,7 +229,7 @@ class Upload:
         now = self.at + length if had is None else had
         if not self.at <= now <= self.at + length:
             raise RegistryError("pushing a blob", self.blob.digest, f"the registry says it has {now} bytes")
-        self.told(now - self.at)
+        self.on_bytes(now - self.at)
         self.at = now
         return False
 
@@ -240,7 +245,7 @@ class Upload:
             )  # 413: a blob that is too large stays too large
         self.session.expect(answer, "pushing a blob", self.blob.digest, *_STORED)
         if self.whole:
-            self.told(length)
+            self.on_bytes(length)
         return True
 
     async def _send(self, method: str, url: str, headers: dict[str, str], at: int, length: int) -> httpx.Response:
@@ -259,7 +264,7 @@ class Upload:
         answer = await self.session.request("GET", self.location, scope=self.scope)
         had = _received(answer)
         if answer.status_code in (202, 204) and not self.whole and had is not None and had <= self.blob.size:
-            self.told(had - self.at)
+            self.on_bytes(had - self.at)
             self.at = had
             if "Location" in answer.headers:
                 self._moved(answer)
@@ -275,7 +280,7 @@ class Upload:
         """Open a new upload."""
         answer = await self.session.request("POST", self.begin, scope=self.scope, content=b"")
         self.session.expect(answer, "pushing a blob", self.blob.digest, 202)
-        self.told(-self.at)
+        self.on_bytes(-self.at)
         self.at = 0
         self._moved(answer)
 

@@ -66,26 +66,26 @@ def _detail(change: Change) -> str:
     old, new = change.old, change.new
     if old is None or new is None or not change.what:
         return ""
-    told = []
+    parts = []
     for what in change.what:
         match what:
             case "type":
-                told.append(f"{_words(old)} -> {_words(new)}")
+                parts.append(f"{_words(old)} -> {_words(new)}")
             case "mode":
-                told.append(f"mode {old.mode:04o} -> {new.mode:04o}")
+                parts.append(f"mode {old.mode:04o} -> {new.mode:04o}")
             case "owner":
-                told.append(f"owner {old.uid}:{old.gid} -> {new.uid}:{new.gid}")
+                parts.append(f"owner {old.uid}:{old.gid} -> {new.uid}:{new.gid}")
             case "content" if old.size != new.size:
-                told.append(f"content, {human(old.size)} -> {human(new.size)}")
+                parts.append(f"content, {human(old.size)} -> {human(new.size)}")
             case "target":
-                told.append(f"target {_text(target(old))} -> {_text(target(new))}")
+                parts.append(f"target {_text(target(old))} -> {_text(target(new))}")
             case "device":
-                told.append(f"device {old.device[0]}:{old.device[1]} -> {new.device[0]}:{new.device[1]}")
+                parts.append(f"device {old.device[0]}:{old.device[1]} -> {new.device[0]}:{new.device[1]}")
             case "attributes":
-                told.append(f"attributes {_attributes(xattrs(old), xattrs(new))}")
+                parts.append(f"attributes {_attributes(xattrs(old), xattrs(new))}")
             case _:
-                told.append(what)
-    return f"  ({', '.join(told)})"
+                parts.append(what)
+    return f"  ({', '.join(parts)})"
 
 
 def _words(node: Node) -> str:
@@ -127,7 +127,7 @@ _TYPES = {
 
 
 def _node(node: Node) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    value: dict[str, Any] = {
         "type": _TYPES[node.kind],
         "mode": f"{node.mode:04o}",
         "uid": node.uid,
@@ -136,9 +136,9 @@ def _node(node: Node) -> dict[str, Any]:
         "mtime_ns": node.mtime_ns,
     }
     if node.kind == stat.S_IFLNK:
-        told["target"] = os.fsdecode(target(node))
+        value["target"] = os.fsdecode(target(node))
     if node.kind in (stat.S_IFCHR, stat.S_IFBLK):
-        told["device"] = list(node.device)
+        value["device"] = list(node.device)
     if found := xattrs(node):
-        told["attributes"] = {name: value.hex() for name, value in sorted(found.items())}
-    return told
+        value["attributes"] = {name: value.hex() for name, value in sorted(found.items())}
+    return value

@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
             name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
         )
         options = tar_directory.own_options()
-        made = make_image.squash(Store(arguments.root), found[0].text, wanted, keep=arguments.keep, options=options)
-        print(json.dumps({"digest": made.digest} | made.layer._asdict(), indent=1) if arguments.json else made.digest)
+        new = make_image.squash(Store(arguments.root), found[0].text, wanted, keep=arguments.keep, options=options)
+        print(json.dumps({"digest": new.digest} | new.layer._asdict(), indent=1) if arguments.json else new.digest)
         return 0
     with ExitStack() as stack:
         directories = [
