@@ -73,7 +73,12 @@ ALLOWED = {
     ),
     "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), ("xxhash",), not_even=("argparse",)),
     "unionfs.snapshotter": Row(
-        (*GROUND_FLOOR, "unionfs.changes", "unionfs.snapshotter"), ("grpc", "google"), not_even=("argparse",)
+        (
+            *(*GROUND_FLOOR, "unionfs.changes", "unionfs.snapshotter"),
+            *("unionfs.core.complete", "unionfs.core.options"),
+        ),
+        ("grpc", "google"),
+        not_even=("argparse",),
     ),
     "unionfs.launcher": Row((*GROUND_FLOOR, "unionfs.launcher"), not_even=("argparse",)),
     "unionfs.daemon": Row((*GROUND_FLOOR, "unionfs.core", "unionfs.fuse"), ("trio",), not_even=("argparse",)),
@@ -107,7 +112,13 @@ ALLOWED = {
     "unionfs.containers": Row(
         (
             *(*GROUND_FLOOR, "unionfs.containers", "unionfs.changes", "unionfs.drivers", "unionfs.launcher", "layers"),
-            *("unionfs.core.options", "unionfs.core.owners", "unionfs.daemon"),
+            *(
+                "unionfs.core.options",
+                "unionfs.core.owners",
+                "unionfs.core.complete",
+                "unionfs.core.hardlinks",
+                "unionfs.daemon",
+            ),
         ),
         ("trio",),
         not_even=("argparse", "layers.cli"),

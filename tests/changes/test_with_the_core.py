@@ -7,7 +7,6 @@ tree that the union showed.
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.core.native import Native
 from tests.core.snapshots import Snapshot, snapshot
 from tests.core.stack import Whiteout
 from tests.core.test_against_model import MODEL_SETTINGS, UnionMachine
+from unionfs.core.attrs import ROOT
 
 
 class ChangesMachine(UnionMachine):
@@ -59,7 +59,7 @@ class ChangesMachine(UnionMachine):
     def examine(self) -> None:
         pair = self.pair
         pair.close_handles()
-        self.touch_links()
+        pair.stack.union.fsync(ROOT, False)  # completes the upper
         pair.check()
         upper, new_root = pair.stack.upper, self.base / "plain"
         assert upper is not None
@@ -69,16 +69,6 @@ class ChangesMachine(UnionMachine):
         subprocess.run(["cp", "-a", self.old_root, target], check=True)
         Setting(upper, target).apply()
         assert plain(target) == plain(new_root), pair.story()
-
-    def touch_links(self) -> None:
-        """Names of a copied-up hard link that were not touched themselves are known to the index in work/ only."""
-        found = snapshot(self.pair.native)
-        indexed = any(self.pair.stack.work.glob("index/*"))
-        for path in [path for path, snap in found.items() if indexed and not stat.S_ISDIR(snap.kind)]:
-            aside = os.path.join(os.path.dirname(path), b"moving")
-            for driver in (self.pair.native, self.pair.union):
-                driver.rename(path, aside)
-                driver.rename(aside, path)
 
 
 def plain(root: Path) -> Snapshot:

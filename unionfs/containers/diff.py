@@ -17,6 +17,7 @@ from unionfs.changes.cost import CopiedUp
 from unionfs.changes.ids import ShownIds
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
+from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, ids_outside
 from unionfs.containers.record import Container
@@ -85,6 +86,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
             "they are being put in place, or were",
             hint=f"unionfs apply {container.name} carries on; unionfs rm {container.name} forgets them",
         )
+    complete_upper(container, "listing the changes")
     id_map = id_map_of(container)
     ids = ShownIds.inside(container.facts.unmapped_as_root) if id_map else ids_outside(container)
 

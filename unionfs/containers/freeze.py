@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from unionfs.containers import running
+from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.launcher import userns
@@ -27,8 +28,10 @@ _STILL: Final = (b"T", b"t", b"Z", b"X")
 
 @contextlib.contextmanager
 def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
-    """Around reading the upper of a container that may run. Raises: ContainerError, LaunchError."""
+    """Around reading the upper of a container that may run. The upper is complete. Raises: ContainerError,
+    LaunchError."""
     if container.status != "running":
+        complete_upper(container, what)
         yield
         return
     namespaces = running.enter(container, what)
@@ -52,6 +55,7 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
     try:
         if not os.read(ready_read, 1):
             raise ContainerError(what, container.name, "it cannot be paused", hint="--no-pause does without")
+        complete_upper(container, what)
         yield
     finally:
         os.close(over_write)

@@ -19,7 +19,7 @@ def reach(container: Container, body: Callable[[int], None], what: str, warn: Ca
     Raises: ContainerError and OSError as `body` did; ContainerError, LaunchError when the directory cannot be reached.
     """
     if container.status == "running":
-        _in_running(container, body, what)
+        in_running(container, body, what)
         return
     store = ContainerStore(container.root)
     store.claim(container)  # so that it is not started meanwhile
@@ -29,7 +29,8 @@ def reach(container: Container, body: Callable[[int], None], what: str, warn: Ca
         store.unclaim(container, container.state.exit_code)
 
 
-def _in_running(container: Container, body: Callable[[int], None], what: str) -> None:
+def in_running(container: Container, body: Callable[[int], None], what: str) -> None:
+    """`reach` for a container that runs."""
     namespaces = running.enter(container, what)
 
     def work() -> int:

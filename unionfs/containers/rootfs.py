@@ -91,30 +91,37 @@ def _mount_union(
     debug: bool,
 ) -> None:
     """Mount the union of a directory that has upper/, work/ and merged/."""
-    facts, rootfs = container.facts, container.config.rootfs
-    driver = rootfs.driver
+    driver = container.config.rootfs.driver
     if is_whole(driver) and directory != container.directory:
         driver = FUSE  # a volume is not worth a whole copy
     try:
-        union = Options(
-            lowers=lowers,
-            upper=os.path.join(directory, "upper"),
-            work=os.path.join(directory, "work"),
-            whiteout=rootfs.whiteout,
-            durability=rootfs.durability,
-            unmapped_as_root=facts.unmapped_as_root,
-            skip_unreadable=facts.skip_unreadable,
-            hidden=facts.hidden,
-            **_ownership(driver),
-        )
+        union = union_options(container, lowers, directory, driver)
+        transport = container.config.rootfs.transport
         request = MountRequest(
-            union, directory, container.root, container.name, container.daemon_log, rootfs.transport, debug, warn
+            union, directory, container.root, container.name, container.daemon_log, transport, debug, warn
         )
         by_name(driver).mount(request, rootfs_mounts)
     except OptionError as error:
         raise LaunchError("", "", str(error)) from error
     except DriverError as error:
         raise LaunchError("", "", str(error), hint=error.hint) from error
+
+
+def union_options(container: Container, lowers: tuple[str, ...], directory: str, driver: str) -> Options:
+    """The union of a directory that has upper/ and work/. Preconditions: as root of the container's user namespace.
+    Raises: OptionError."""
+    facts, rootfs = container.facts, container.config.rootfs
+    return Options(
+        lowers=lowers,
+        upper=os.path.join(directory, "upper"),
+        work=os.path.join(directory, "work"),
+        whiteout=rootfs.whiteout,
+        durability=rootfs.durability,
+        unmapped_as_root=facts.unmapped_as_root,
+        skip_unreadable=facts.skip_unreadable,
+        hidden=facts.hidden,
+        **_ownership(driver),
+    )
 
 
 class _Ownership(TypedDict):

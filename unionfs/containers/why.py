@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from layers import why
 from layers.tree import LayerTrees
 from layers.why import Verdict
+from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
@@ -61,6 +62,8 @@ def answer(question: Question) -> list[dict[str, Any]]:
             [_as_json(verdict, role) for verdict, role in zip(verdicts, question.roles, strict=True)]
         ).encode()
 
+    if question.container is not None:
+        complete_upper(question.container, "why")
     id_map = id_map_of(question.container) if question.container else None
     found: list[dict[str, Any]] = json.loads(userns.call(id_map, look))
     return found

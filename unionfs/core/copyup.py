@@ -24,6 +24,7 @@ from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
 from unionfs.core.marks import path_at
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import LARGE
 from unionfs.core.union_state import UnionState, refuse
 
@@ -456,17 +457,18 @@ def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
         ensure(tree, node)
         return
     up = ensure_dir(tree, parent)
-    try:
-        os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
-        return
-    except FileNotFoundError:
-        pass
     key = node.rare().key
-    st = tree.stat(node)
-    before = up.stat()
-    if key is not None:
-        tree.links.announce(key, 1, st.st_nlink + 1)
-    os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)
+    with OwnerOverride(up):
+        try:
+            os.stat(name, dir_fd=up.fd(), follow_symlinks=False)
+            return
+        except FileNotFoundError:
+            pass
+        st = tree.stat(node)
+        before = up.stat()
+        if key is not None:
+            tree.links.announce(key, 1, st.st_nlink + 1)
+        os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)
     tree.restore_times(up.fd(), before)
     if key is not None:
         tree.links.cover(key, 1)

@@ -3,6 +3,7 @@
     work/index/KEY     a hard link to the upper inode that was copied up from a lower inode; KEY is the lower's
                        filesystem, inode number and mtime in hexadecimal
     work/index/KEY.n   a symlink whose target is how many of the lower inode's names still show through, or
+                       N=    if all directories of the lowers were searched: N names are outside, or hidden by a lower
                        N?L    while one of them is given to the upper: N - 1 once the upper inode has L links
                        N!P    while one of them is hidden: N - 1 once the upper has something, or a whiteout, at path P
 
@@ -19,9 +20,10 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core.branch import BranchDir
-from unionfs.core.staging import Staging
+from unionfs.core.staging import INDEX, Staging
 
 _COUNT: Final = b".n"
+_SEARCHED: Final = b"="
 _PATH_MAX: Final = 4000  # bytes of a path that are announced; a symlink holds 4095
 
 
@@ -35,6 +37,7 @@ class HardLinks:
         self._ino_of: dict[bytes, int] = {}  # key -> upper inode number
         self._key_of: dict[int, bytes] = {}  # the reverse
         self._remaining: dict[bytes, int] = {}  # key -> names of the lower inode that still show through
+        self._searched: set[bytes] = set()  # keys whose names were looked for in all lowers: the upper has them
         counts: dict[bytes, bytes] = {}
         for name, _, ino in self.place.scan():
             if name.endswith(_COUNT):
@@ -43,7 +46,9 @@ class HardLinks:
                 self._ino_of[name] = ino
         for key, text in counts.items():
             self._remaining[key] = self._read_count(key, text, upper)
-            if not text.isdigit():  # what was announced is settled now, before links are made or removed again
+            if text.endswith(_SEARCHED):
+                self._searched.add(key)
+            elif not text.isdigit():  # what was announced is settled now, before links are made or removed again
                 self._write(key, b"%d" % self._remaining[key])
         for key, ino in list(self._ino_of.items()):
             self._key_of[ino] = key
@@ -54,6 +59,7 @@ class HardLinks:
                 del self._remaining[key]
 
     def _read_count(self, key: bytes, target: bytes, upper: BranchDir) -> int:
+        target = target.removesuffix(_SEARCHED)
         count, mark, detail = target[:20].partition(b"?")
         if mark and count.isdigit() and detail.isdigit():
             return int(count) - (self._nlink(key) >= int(detail))
@@ -80,6 +86,11 @@ class HardLinks:
         """How many names of the lower inode still show through; `default` if nobody has counted yet."""
         return self._remaining.get(key, default)
 
+    def incomplete(self) -> list[bytes]:
+        """The copied-up lower inodes of which the upper may lack names."""
+        found = [key for key, count in self._remaining.items() if count > 0 and key in self._ino_of]
+        return [key for key in found if key not in self._searched]
+
     def add(self, key: bytes, dir_fd: int, name: bytes, ino: int) -> None:
         """Enter the upper inode `ino`, found at (dir_fd, name), as what `key` became."""
         with contextlib.suppress(FileExistsError):
@@ -91,6 +102,7 @@ class HardLinks:
         """One name of the lower inode is about to be given to the upper, whose inode will then have `upper_nlink`
         links."""
         count = self._remaining.get(key, lower_nlink)
+        self._searched.discard(key)
         self._write(key, b"%d?%d" % (count, upper_nlink))
         self._remaining[key] = count
 
@@ -98,6 +110,7 @@ class HardLinks:
         """One name of the lower inode is about to be hidden by something that comes to `name` in `up` or beside it."""
         count = self._remaining.get(key, lower_nlink)
         path = b"/".join((*up.path_components(), name))
+        self._searched.discard(key)
         if len(path) <= _PATH_MAX:
             self._write(key, b"%d!%s" % (count, path))
             self._remaining[key] = count
@@ -112,6 +125,12 @@ class HardLinks:
         with contextlib.suppress(OSError):
             self._write(key, b"%d" % count)
 
+    def searched(self, key: bytes) -> None:
+        """All lowers were searched for names of the lower inode, and the upper has those that were found."""
+        self._searched.add(key)
+        with contextlib.suppress(OSError):
+            self._write(key, b"%d%s" % (self._remaining[key], _SEARCHED))
+
     def _write(self, key: bytes, text: bytes) -> None:
         tmp = self._staging.new_name()
         os.symlink(text, tmp, dir_fd=self._staging.fd())
@@ -119,7 +138,7 @@ class HardLinks:
 
     def drop_if_unused(self, key: bytes) -> bool:
         """Remove the entry if the index is the only name left of its inode and no lower name shows through."""
-        if key not in self._ino_of or self._remaining.get(key, 0) > 0:
+        if key not in self._ino_of or (self._remaining.get(key, 0) > 0 and key not in self._searched):
             return False
         try:
             st = os.stat(key, dir_fd=self.place.fd(), follow_symlinks=False)
@@ -153,12 +172,35 @@ class HardLinks:
         ino = self._ino_of.pop(key, None)
         if ino is not None:
             self._key_of.pop(ino, None)
+        self._searched.discard(key)
         if self._remaining.pop(key, None) is not None:
             self._unlink(key + _COUNT)
 
     def _unlink(self, name: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.place.fd())
+
+
+def is_complete(work: str) -> bool:
+    """Whether, by the index in the work directory `work`, the upper has every name of the files in it. Raises
+    OSError."""
+    try:
+        fd = os.open(
+            os.path.join(work, os.fsdecode(INDEX)), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except FileNotFoundError:
+        return True
+    try:
+        entries = {os.fsencode(name) for name in os.listdir(fd)}
+        for name in entries:
+            if name.endswith(_COUNT) and name[: -len(_COUNT)] in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    target = os.readlink(name, dir_fd=fd)
+                    if target != b"0" and not target.endswith(_SEARCHED):
+                        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _is_covered(upper: BranchDir, path: bytes) -> bool:

@@ -63,6 +63,11 @@ def origin_of_key(key: bytes) -> bytes:
     return key.rpartition(b"-")[0]
 
 
+def ino_of_key(key: bytes) -> int:
+    """The lower's inode number in a key of the hard-link index."""
+    return int(key.split(b"-")[1], 16)
+
+
 def read_origin(fd: int) -> bytes | None:
     """The origin mark of the upper's object behind an O_PATH descriptor, or None."""
     return private_xattr(proc_path(fd), markers.ORIGIN_XATTR, ours=True)

@@ -104,6 +104,19 @@ class Staging:
         for name, _, _ in place.scan():
             _remove(place.fd(), name)
 
+    def lock_out_others(self) -> FileFd | None:
+        """Keep other daemons from beginning to use the work directory while the result is open; they wait. None if one
+        uses it already."""
+        root = self.branch.root
+        lock = FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd()))
+        fcntl.flock(lock.fd, fcntl.LOCK_EX)
+        for name, kind, _ in root.scan():
+            if name.startswith(_LIVE) and kind == stat.S_IFDIR and name != self.here.name:
+                with contextlib.suppress(FileNotFoundError):  # its daemon ends at this moment
+                    if _is_locked(root.fd(), name):
+                        return None
+        return lock
+
     def fd(self) -> int:
         """A descriptor of this daemon's own subdirectory."""
         return self.here.fd()

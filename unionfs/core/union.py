@@ -16,6 +16,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from unionfs import markers
 from unionfs.core import (
+    complete,
     content,
     copyup,
     create,
@@ -107,7 +108,9 @@ class Union:
         return OwnerOverride(place, with_parents=True)
 
     def close(self) -> None:
-        """Remove this daemon's part of the work directory. Nothing may be called after."""
+        """Give the upper the names of hard links that it lacks and remove this daemon's part of the work directory.
+        Nothing may be called after."""
+        complete.complete(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
@@ -465,8 +468,8 @@ class Union:
 
     @_as_owner
     def fsync(self, nodeid: int, datasync: bool) -> None:
-        """Write a node through to the device, unless the union is volatile."""
-        held = content.sync_fd(self._tree, self._nodes.get(nodeid))
+        """Write a node through to the device, unless the union is volatile. For the root directory see `sync_fd`."""
+        held = self.sync_fd(nodeid)
         if held is not None:
             with held:
                 (os.fdatasync if datasync else os.fsync)(held.fd)
@@ -484,7 +487,9 @@ class Union:
 
     @_as_owner
     def sync_fd(self, nodeid: int) -> FileFd | None:
-        """What `fsync` would write through; None: nothing."""
+        """What `fsync` would write through; None: nothing. For the root directory the upper is completed first."""
+        if nodeid == ROOT:
+            complete.complete(self._tree)
         return content.sync_fd(self._tree, self._nodes.get(nodeid))
 
     def syncfs_fd(self) -> FileFd | None:

@@ -20,6 +20,8 @@ from dataclasses import replace
 from typing import Final
 
 from unionfs.changes.objects import fd_xattrs
+from unionfs.core.complete import complete_upper
+from unionfs.core.options import Options
 from unionfs.snapshotter import filters
 from unionfs.snapshotter.database import Database, Row
 from unionfs.snapshotter.mounts import UNUSABLE_IN_PATHS, files_of, mounts_of, work_of
@@ -101,6 +103,7 @@ class SnapshotStore:
         """
         _check_name(name)
         found = self._database.get(key)
+        self._complete(found)
         usage = self._usage(found)
         with self._database.transaction():
             self._database.commit(key, name, labels, usage, time.time_ns())
@@ -191,6 +194,19 @@ class SnapshotStore:
             remove_path(self._path(number))
         except OSError as error:
             log.warning("removing %s failed: %s", self._path(number), error)
+
+    def _complete(self, row: Row) -> None:
+        """Wait for the daemon of an active snapshot that was unmounted, and give its upper the names of hard links that
+        it lacks: as a lower it has no work directory."""
+        own = self._path(row.id)
+        parents = [files_of(self._path(number)) for number in self._database.ancestors(row.id)]
+        if row.info.kind is not Kind.ACTIVE or not parents:
+            return
+        try:
+            if not complete_upper(Options(lowers=tuple(parents), upper=files_of(own), work=work_of(own))):
+                log.warning("snapshot %s lacks names of hard links: its files are still mounted", row.info.name)
+        except OSError as error:
+            log.warning("names of hard links in snapshot %s are missing: %s", row.info.name, error)
 
     def _usage(self, row: Row) -> Usage:
         if row.info.kind is not Kind.ACTIVE:

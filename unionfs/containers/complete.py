@@ -1,0 +1,50 @@
+"""Complete the upper of a container before it is read (see core.complete).
+
+A daemon that ends has done it. It is left to do for a container that runs, by syncing its root directory, and for one
+whose daemon was killed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.ids import id_map_of
+from unionfs.containers.reach import in_running
+from unionfs.containers.record import Container
+from unionfs.containers.rootfs import union_options
+from unionfs.core import complete, hardlinks
+from unionfs.core.options import OptionError
+from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.launcher import userns
+
+
+def complete_upper(container: Container, what: str) -> None:
+    """Give the container's upper the names of hard links that it lacks, for `what`. Raises: ContainerError,
+    LaunchError."""
+    if container.config.rootfs.driver != FUSE:
+        return
+    try:
+        if hardlinks.is_complete(os.path.join(container.directory, "work")):
+            return
+        if container.status == "running":
+            in_running(container, _sync, what)
+        else:
+            userns.call(id_map_of(container), lambda: _complete(container))
+    except OptionError as error:
+        raise ContainerError(what, container.name, str(error)) from error
+    except OSError as error:
+        raise ContainerError.of(what, error, subject=container.name) from error
+
+
+def _complete(container: Container) -> bytes:
+    complete.complete_upper(union_options(container, container.branches, container.directory, FUSE))
+    return b""
+
+
+def _sync(root_fd: int) -> None:
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,143 @@
+"""Complete the upper: link into it the names of copied-up files that still show through from a lower.
+
+A lower file with several names is copied up under one of them; the index (core.hardlinks) leads its other names to the
+copy. A reader of the upper that does not know the index would find the lower's file there. So the union gives the upper
+all these names when it is closed and when its root directory is synced (fsync(2)); readers do it for a daemon that was
+killed (`complete_upper`).
+
+The names are found by reading the directories of the lowers, which is done only while the index counts names that the
+upper lacks.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from typing import Final
+
+from unionfs.core import copyup, hardlinks, inodes, lookup
+from unionfs.core.branch import Branch
+from unionfs.core.hardlinks import HardLinks
+from unionfs.core.lower import LowDir
+from unionfs.core.node import DirNode, FileNode
+from unionfs.core.options import Options
+from unionfs.core.union_state import UnionState
+
+_HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
+_ASK_AGAIN_S: Final = 0.05
+
+
+def complete(tree: UnionState) -> bool:
+    """Give the upper the names it lacks. Returns whether it has all: not while another live daemon uses it, nor where
+    the filesystem refuses. What is missing is tried again the next time. Raises nothing for files that cannot be
+    linked."""
+    links = tree.links_or_none
+    if links is None or not links.incomplete():
+        return True
+    lock = tree.staging.lock_out_others()
+    if lock is None:
+        return False
+    with lock:
+        return _Search(tree, links).run()
+
+
+def complete_upper(options: Options, patience_s: float = 10.0) -> bool:
+    """Complete the upper of a union that is not mounted, after its daemon has ended, which is waited for. Returns
+    whether it is complete. Raises OptionError, OSError."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        if options.work is None or hardlinks.is_complete(options.work):
+            return True
+        tree = UnionState(options)
+        try:
+            if complete(tree):
+                return True
+            if not tree.upper_in_use or time.monotonic() > deadline:
+                return False
+        finally:
+            tree.close()
+        time.sleep(_ASK_AGAIN_S)
+
+
+class _Search:
+    """One walk through the directories of the union that lowers show in."""
+
+    def __init__(self, tree: UnionState, links: HardLinks) -> None:
+        self.tree = tree
+        self.links = links
+        self.inos = {inodes.ino_of_key(key) for key in links.incomplete()}
+        self.lists_inos: dict[Branch, bool] = {}  # whether a branch lists the inode numbers that stat(2) gives
+        self.failed: OSError | None = None
+
+    def run(self) -> bool:
+        """Walk until the upper has every name. Returns whether it has."""
+        pending = [self.tree.root]
+        while pending and self.links.incomplete():
+            here = pending.pop()
+            try:
+                pending += self._directory(here)
+            except OSError as exc:
+                self.failed = exc
+                if exc.errno in _HOPELESS:
+                    break
+            finally:
+                self.tree.drop_unused(here)
+        for left in pending:
+            self.tree.drop_unused(left)
+        if self.failed is None:
+            for key in self.links.incomplete():
+                self.links.searched(key)
+        else:
+            _warn("the upper lacks names of hard links: %s", self.failed)
+        return self.failed is None
+
+    def _directory(self, here: DirNode) -> list[DirNode]:
+        """Link what is sought in one directory. Returns the directories in it that lowers show in."""
+        low = here.low
+        if low is None:
+            return []
+        directories = []
+        up_names = self.tree.up_names(here)
+        for name, kind, ino in self.tree.visible(here):
+            try:
+                if kind == stat.S_IFDIR:
+                    node = lookup.resolve(self.tree, here, name).node
+                    if isinstance(node, DirNode):
+                        directories.append(node)
+                elif name not in up_names and self._may_be_sought(low, name, ino):
+                    self._file(here, name)
+            except OSError as exc:
+                self.failed = exc
+                if exc.errno in _HOPELESS:
+                    break
+        # The last is searched first: other names are most often near the one that was changed, which ends the walk.
+        return sorted(directories, key=lambda directory: directory.upper is not None)
+
+    def _may_be_sought(self, low: LowDir, name: bytes, ino: int) -> bool:
+        if ino in self.inos:
+            return True
+        if len(self.lists_inos) == len(self.tree.lowers.branches) and all(self.lists_inos.values()):
+            return False
+        found = low.find(name)
+        if found is None:
+            return False
+        branch = found.place.branch
+        if branch not in self.lists_inos:
+            self.lists_inos[branch] = found.place.look(name).st_ino == ino
+        return not self.lists_inos[branch]
+
+    def _file(self, here: DirNode, name: bytes) -> None:
+        node = lookup.resolve(self.tree, here, name).node
+        try:
+            if isinstance(node, FileNode) and node.is_up and node.links is not None and node.links.key is not None:
+                copyup.give_name(self.tree, node, here, name)
+        finally:
+            self.tree.drop_unused(node)
+
+
+def _warn(message: str, *args: object) -> None:
+    """Log a warning. logging is imported when there is something to say: a mount waits for what is imported before."""
+    import logging
+
+    logging.getLogger(__name__).warning(message, *args)
