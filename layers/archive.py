@@ -11,7 +11,7 @@ import io
 import os
 import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final, NamedTuple
 
@@ -36,6 +36,8 @@ _READ: Final = 1 << 20
 _DOCKER_MANIFEST: Final = "manifest.json"
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
 _WHAT: Final = "loading"
+_NESTED_MAX: Final = 4  # indexes within each other
+_LINKS_MAX: Final = 40  # symlinks to symlinks
 
 
 class Loaded(NamedTuple):
@@ -52,6 +54,7 @@ def load(
     name: str = "",
     options: Options | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> list[Loaded]:
     """Load all images of an archive into the store and unpack their layers; `name` is for an archive with one image.
 
@@ -60,7 +63,7 @@ def load(
     report = progress or Silent()
     chosen = options or Options()
     with store.adding():
-        found = load_blobs(store, source, chosen, report)
+        found = load_blobs(store, source, chosen, report, warn)
         if name and len({descriptor.digest for _, descriptor in found}) != 1:
             why = f"a name can be given to one image only; the archive holds {len(found)} images"
             raise LayerError(_WHAT, name, why)
@@ -73,8 +76,16 @@ def load(
     return loaded
 
 
-def load_blobs(store: Store, source: IO[bytes], chosen: Options, report: Progress) -> list[tuple[str, Descriptor]]:
+def load_blobs(
+    store: Store,
+    source: IO[bytes],
+    chosen: Options,
+    report: Progress,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[tuple[str, Descriptor]]:
     """Put the blobs of an archive into the store, without naming or unpacking the images; returns their names.
+
+    `warn` is called with a sentence for each thing in the archive that is no image or has no data, and is left out.
 
     Preconditions: within `store.adding`. Raises: Refused for a malformed archive or a wrong digest, OSError.
     """
@@ -84,7 +95,7 @@ def load_blobs(store: Store, source: IO[bytes], chosen: Options, report: Progres
             _spool(source, spool, chosen.limits, report)
             archive = _Archive(spool, chosen.limits)
             if "index.json" in archive.members and "oci-layout" in archive.members:
-                return _load_layout(store, archive)
+                return _Layout(store, archive, warn).load()
             if _DOCKER_MANIFEST in archive.members:
                 return _load_docker(store, archive, chosen, report)
             raise Refused(_WHAT, "", "neither Docker's nor an OCI archive: no manifest.json, no index.json")
@@ -143,8 +154,11 @@ class _Archive:
                 elif entry.kind == SYMLINK:  # old versions of Docker link equal layers
                     links[path] = posixpath.normpath(posixpath.join(posixpath.dirname(path), os.fsdecode(entry.target)))
         for path, target in links.items():
-            if target in self.members:
-                self.members.setdefault(path, self.members[target])
+            end = target
+            for _ in range(_LINKS_MAX):
+                end = links.get(end, end)
+            if end in self.members:
+                self.members.setdefault(path, self.members[end])
 
     def read(self, path: str, limit: int = MAX_MANIFEST) -> bytes:
         """Read a small file. Raises: Refused when it is missing or larger than `limit` bytes."""
@@ -202,29 +216,83 @@ def _spool(source: IO[bytes], spool: IO[bytes], limits: Limits, progress: Progre
     progress.end("archive", "read")
 
 
-def _load_layout(store: Store, archive: _Archive) -> list[tuple[str, Descriptor]]:
-    index = manifests.parse(archive.read("index.json"), manifests.OCI_INDEX)
-    if not isinstance(index, Index):
-        raise Refused(_WHAT, "index.json", "it is no index")
-    found = []
-    for entry in index.manifests:
-        todo = [entry]
-        while todo:
-            descriptor = todo.pop()
-            path = _blob_name(descriptor.digest)
-            if path not in archive.members and descriptor is not entry and not store.has(descriptor.digest):
-                if descriptor.media_type in manifests.MANIFEST_TYPES:
-                    continue  # of another platform
-                raise Refused(_WHAT, path, "the archive refers to it but has no such file")
-            if not store.has(descriptor.digest, descriptor.size):
-                with archive.open(path) as blob:
-                    store.put_stream(blob, descriptor.digest, descriptor.size)
-            if descriptor.media_type in manifests.MANIFEST_TYPES + manifests.INDEX_TYPES:
-                item = store.read_manifest(descriptor)
-                todo += item.manifests if isinstance(item, Index) else (item.config, *item.layers)
-        annotations = entry.annotations
-        found.append((_full_name(annotations.get(_CONTAINERD_NAME) or annotations.get(REF_NAME, "")), entry))
-    return found
+class _Layout:
+    """The images of an OCI archive, brought into the store."""
+
+    def __init__(self, store: Store, archive: _Archive, warn: Callable[[str], None]) -> None:
+        self._store = store
+        self._archive = archive
+        self._warn = warn
+        self._missing = ""  # a file that the archive refers to but does not have
+
+    def load(self) -> list[tuple[str, Descriptor]]:
+        """Raises: Refused, also when there is no image that is complete."""
+        index = manifests.parse(self._archive.read("index.json"), manifests.OCI_INDEX)
+        if not isinstance(index, Index):
+            raise Refused(_WHAT, "index.json", "it is no index")
+        found = []
+        for entry in index.manifests:
+            name = _full_name(entry.annotations.get(_CONTAINERD_NAME) or entry.annotations.get(REF_NAME, ""))
+            images = self._images(entry, 0)
+            if len(images) > 1:  # of indexes within an index, which is not kept
+                images.sort(key=lambda one: not self._is_own(one))
+                for other in images[1:]:
+                    self._left(other, "another image within the same index is taken")
+            found += [(name, one) for one in images[:1]]
+        if not found and self._missing:
+            raise Refused(_WHAT, self._missing, "the archive refers to it but has no such file")
+        if not found and index.manifests:
+            raise Refused(_WHAT, "index.json", "there is no image in it")
+        return found
+
+    def _images(self, descriptor: Descriptor, depth: int) -> list[Descriptor]:
+        """Bring what a descriptor leads to; returns the image or index, or of an index of indexes those in it."""
+        if descriptor.media_type not in manifests.MANIFEST_TYPES + manifests.INDEX_TYPES:
+            return self._left(descriptor, f"it is no image but {descriptor.media_type[:100]!r}")
+        path = _blob_name(descriptor.digest)
+        if not self._has(descriptor):
+            self._missing = path
+            return self._left(descriptor, "the archive does not have it")
+        data = self._archive.read(path) if path in self._archive.members else self._store.read_blob(descriptor.digest)
+        item = manifests.parse(data, descriptor.media_type)
+        if isinstance(item, Manifest):
+            missing = [blob for blob in (item.config, *item.layers) if not self._has(blob)]
+            is_artifact = item.is_artifact or descriptor.is_artifact
+            if missing:
+                self._missing = self._missing if is_artifact else _blob_name(missing[0].digest)
+                return self._left(descriptor, f"the archive does not have {missing[0].digest}")
+            for blob in (item.config, *item.layers, descriptor):
+                self._bring(blob)
+            return self._left(descriptor, "it is no image but an artifact") if is_artifact else [descriptor]
+        if depth == _NESTED_MAX:
+            raise Refused(_WHAT, path, f"indexes within more than {_NESTED_MAX} indexes")
+        inside = [(entry, self._images(entry, depth + 1)) for entry in item.manifests]
+        if any(entry in found for entry, found in inside if entry.media_type in manifests.MANIFEST_TYPES):
+            self._bring(descriptor)
+            return [descriptor]
+        return [found for _, images in inside for found in images]
+
+    def _left(self, descriptor: Descriptor, why: str) -> list[Descriptor]:
+        platform = f" ({descriptor.platform})" if descriptor.platform is not None else ""
+        self._warn(f"left out: {descriptor.digest}{platform}: {why}")
+        return []
+
+    def _has(self, blob: Descriptor) -> bool:
+        return _blob_name(blob.digest) in self._archive.members or self._store.has(blob.digest, blob.size)
+
+    def _bring(self, blob: Descriptor) -> None:
+        if not self._store.has(blob.digest, blob.size):
+            with self._archive.open(_blob_name(blob.digest)) as file:
+                self._store.put_stream(file, blob.digest, blob.size)
+
+    def _is_own(self, descriptor: Descriptor) -> bool:
+        try:
+            item = self._store.read_manifest(descriptor)
+            offered = item if isinstance(item, Index) else Index(manifests.OCI_INDEX, (descriptor,))
+            manifests.choose(offered, manifests.own_platform())
+        except LayerError:
+            return False
+        return True
 
 
 def _load_docker(store: Store, archive: _Archive, options: Options, progress: Progress) -> list[tuple[str, Descriptor]]:
@@ -251,13 +319,13 @@ def _docker_entries(archive: _Archive) -> list[dict[str, Any]]:
     good = isinstance(images, list) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("Config"), str)
-        and _are_texts(entry.get("Layers"))
+        and _are_texts(entry.setdefault("Layers", None) or [])
         and _are_texts(entry.setdefault("RepoTags", None) or [])
         for entry in images
     )
     if not good:
         raise Refused(_WHAT, _DOCKER_MANIFEST, "it is malformed")
-    return list(images)
+    return [entry | {"Layers": entry["Layers"] or []} for entry in images]  # Go writes null for an empty list
 
 
 def _are_texts(value: object) -> bool:
@@ -328,9 +396,9 @@ def _blob_name(digest: Digest) -> str:
 
 
 def _full_name(text: str) -> str:
-    """A name in full, as the store has it; empty for a tag alone, which an OCI archive may have."""
+    """A name in full, as the store has it; a word alone, as umoci writes it, is a name with the tag `latest`."""
     try:
-        return str(references.parse(text)) if "/" in text or ":" in text else ""
+        return str(references.parse(text)) if text else ""
     except Malformed:
         return ""
 

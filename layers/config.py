@@ -61,7 +61,7 @@ def parse(data: bytes) -> ImageConfig:
     """Parse a configuration. Raises Refused."""
     value = load_json(data, _WHAT)
     rootfs = value.get("rootfs")
-    if not isinstance(rootfs, dict) or rootfs.get("type") != "layers":
+    if not isinstance(rootfs, dict) or rootfs.get("type") not in ("layers", "", None):
         raise _refused("rootfs is not of the type 'layers'")
     diff_ids = _list(rootfs, "diff_ids")
     if len(diff_ids) > MAX_LAYERS:
@@ -120,7 +120,7 @@ _KNOWN_SETTINGS: Final = frozenset(
 
 def _settings(value: Mapping[str, Any]) -> Settings:
     labels = value.get("Labels") or {}
-    if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
+    if not isinstance(labels, dict) or not all(isinstance(text, str | None) for text in labels.values()):
         raise _refused("Labels is not an object of texts")
     return Settings(
         _text(value, "User"),
@@ -130,7 +130,7 @@ def _settings(value: Mapping[str, Any]) -> Settings:
         _text(value, "WorkingDir"),
         _keys(value, "Volumes"),
         _keys(value, "ExposedPorts"),
-        dict(labels),
+        {key: text or "" for key, text in labels.items()},
         _text(value, "StopSignal"),
         {key: item for key, item in value.items() if key not in _KNOWN_SETTINGS},
     )
@@ -152,6 +152,8 @@ def _settings_json(settings: Settings) -> dict[str, Any]:
 
 
 def _history(value: object) -> History:
+    if value is None:
+        return History()  # as Go reads null
     if not isinstance(value, dict):
         raise _refused("an entry of the history is not an object")
     return History(

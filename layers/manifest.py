@@ -53,6 +53,7 @@ MAX_MANIFEST: Final = 4 << 20
 MAX_LAYERS: Final = 4096
 """Far above the limits of Docker (128) and overlayfs (500)."""
 MAX_INDEX_ENTRIES: Final = 100_000  # an image layout's own index may hold many names
+_REFERENCE_TYPE: Final = "vnd.docker.reference.type"  # the annotation of attestations
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 _SIZE_MAX: Final = 2**63 - 1
@@ -81,6 +82,13 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
     artifact_type: str = ""
+    urls: tuple[str, ...] = ()  # where a registry that has no such blob says it is
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether an index says that this is no image: an SBOM, a signature, an attestation."""
+        unknown = self.platform is not None and self.platform.os == "unknown"
+        return bool(self.artifact_type) or unknown or _REFERENCE_TYPE in self.annotations
 
     @property
     def compression(self) -> str:
@@ -101,6 +109,12 @@ class Manifest:
     annotations: Mapping[str, str] = field(default_factory=dict)
     subject: Descriptor | None = None
     artifact_type: str = ""
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it is no image: its configuration or all its layers are of other types."""
+        foreign = bool(self.layers) and all(layer.media_type not in LAYER_TYPES for layer in self.layers)
+        return self.config.media_type not in CONFIG_TYPES or foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +224,7 @@ def choose(index: Index, wanted: Platform, subject: str = "") -> Descriptor:
         if fitting:
             return max(fitting, key=lambda pair: pair[1].variant)[0]
     plain = [entry for entry in index.manifests if entry.platform is None and entry.media_type in MANIFEST_TYPES]
+    plain = [entry for entry in plain if not entry.is_artifact]
     if not offered and len(plain) == 1:
         return plain[0]
     there = ", ".join(sorted({str(p) for _, p in offered if p.os != "unknown"})) or "nothing"
@@ -253,7 +268,7 @@ def _guess(value: Mapping[str, Any]) -> str:
 
 def _descriptors(value: Mapping[str, Any], key: str, limit: int) -> tuple[Descriptor, ...]:
     entries = value.get(key)
-    if entries is None and key == "manifests":
+    if entries is None and (key == "manifests" or key in value):
         entries = []  # Go writes null for an empty list
     if not isinstance(entries, list):
         raise _refused(f"{key} is not a list")
@@ -280,6 +295,7 @@ def _descriptor(value: object) -> Descriptor:
         _annotations(value),
         _platform(platform) if isinstance(platform, dict) else None,
         _text(value, "artifactType"),
+        tuple(url for url in urls if isinstance(url, str)) if isinstance(urls := value.get("urls"), list) else (),
     )
 
 
@@ -303,6 +319,8 @@ def _descriptor_json(descriptor: Descriptor) -> dict[str, Any]:
         value["platform"] = {key: text for key, text in (*keys, ("variant", platform.variant)) if text}
     if descriptor.artifact_type:
         value["artifactType"] = descriptor.artifact_type
+    if descriptor.urls:
+        value["urls"] = list(descriptor.urls)
     return value
 
 
@@ -310,9 +328,9 @@ def _annotations(value: Mapping[str, Any]) -> dict[str, str]:
     given = value.get("annotations")
     if given is None:
         return {}
-    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+    if not isinstance(given, dict) or not all(isinstance(text, str | None) for text in given.values()):
         raise _refused("annotations are not an object of texts")
-    return dict(given)
+    return {key: text or "" for key, text in given.items()}
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:

@@ -123,6 +123,7 @@ class _Stack:
         self.layers: list[LayerSizes] = []
         self.files: list[LayerFile] = []  # all files of all layers
         self.hidden: dict[int, HiddenFile] = {}  # by index into `files`
+        self.links: dict[int, int] = {}  # further names of a layer's files -> the file, as indexes into `files`
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """Add one layer on top. Its marks hide files of lower layers only, wherever among the pieces they stand."""
@@ -152,13 +153,33 @@ class _Stack:
 
     def report(self) -> SizeReport:
         result = SizeReport(self.layers)
+        moved = self._moved()
+        kept = set(moved.values())
         for path, node in _walk(self.root):
             if node.file is not None:
-                result.visible.append(self.files[node.file]._replace(path=path))
-        result.hidden = list(self.hidden.values())
+                result.visible.append(self.files[node.file]._replace(path=path, piece=self._shown(node.file, moved)))
+        result.hidden = [one for number, one in self.hidden.items() if number not in kept]
         for one in result.hidden:
             self.layers[one.file.layer].hidden += one.file.piece.stored
         return result
+
+    def _moved(self) -> dict[int, int]:
+        """Names that show of files whose first name is hidden: the data are theirs then, and show."""
+        first: dict[int, int] = {}
+        for link, file in self.links.items():
+            if link not in self.hidden and file in self.hidden:
+                first.setdefault(file, link)
+        return {link: file for file, link in first.items()}
+
+    def _shown(self, number: int, moved: dict[int, int]) -> Piece:
+        """The piece of a file that shows, with the data of its hidden first name if they are its own now."""
+        piece = self.files[number].piece
+        if number not in moved:
+            return piece
+        data = self.files[moved[number]].piece
+        return piece._replace(
+            entry=piece.entry._replace(size=data.entry.size), stored=data.stored, content=data.content
+        )  # fmt: skip
 
     def _bring(self, piece: Piece, number: int) -> None:
         path = piece.entry.path
@@ -180,6 +201,9 @@ class _Stack:
             self._hide_file(node, number, EQUAL if same else REPLACED)
         node.file = len(self.files)
         self.files.append(LayerFile(path, number, piece))
+        target = self._find(piece.entry.link) if piece.entry.kind == LINK else None
+        if target is not None and target.file is not None and self.files[target.file].layer == number:
+            self.links[node.file] = self.links.get(target.file, target.file)
 
     def _find(self, path: Path) -> _Node | None:
         node: _Node | None = self.root

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from layers import archive, gc, image, make_image, tree
+from layers import manifest as manifests
+from layers.digest import Digest
 from layers.errors import LayerError, Refused
 from layers.store import Store
 from tests.layers import images, registries, trees
@@ -207,3 +209,131 @@ def test_a_root_filesystem_is_imported(scratch: Path) -> None:
         )
     assert [image_.name for image_ in store.list_images()] == ["docker.io/library/i:1"]
     assert os.listdir(store.aside) == []
+
+
+class Layout:
+    """An OCI archive, made blob by blob."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, value: Any, media_type: str, *, absent: bool = False, **fields: Any) -> dict[str, Any]:
+        """Add a blob, which is JSON unless it is bytes; returns its descriptor."""
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        digest = images.digest(data)
+        if not absent:
+            self.blobs[digest] = data
+        return {"mediaType": media_type, "digest": digest, "size": len(data)} | fields
+
+    def image(self, layer: bytes = BASE, *, absent: bool = False, **fields: Any) -> dict[str, Any]:
+        config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [images.digest(layer)]}}
+        return self.manifest(self.put(config, manifests.OCI_CONFIG), layer, manifests.OCI_LAYER, absent, **fields)
+
+    def manifest(
+        self, config: dict[str, Any], layer: bytes, layer_type: str, absent: bool = False, **fields: Any
+    ) -> dict[str, Any]:
+        layers = [self.put(layer, layer_type, absent=absent)]
+        value = {"schemaVersion": 2, "mediaType": manifests.OCI_MANIFEST, "config": config, "layers": layers}
+        return self.put(value | {"annotations": {"a": None}}, manifests.OCI_MANIFEST, **fields)
+
+    def index(self, *entries: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        value = {"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": entries}
+        return self.put(value, manifests.OCI_INDEX, **fields)
+
+    def tar(self, *entries: dict[str, Any]) -> bytes:
+        index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+        blobs: list[Any] = [(f"blobs/{digest.replace(':', '/')}", {}, data) for digest, data in self.blobs.items()]
+        return trees.tar_of([("oci-layout", {}, b"{}"), ("index.json", {}, index), *blobs])
+
+
+def own(architecture: str = "") -> dict[str, str]:
+    return {"os": "linux", "architecture": architecture or manifests.own_platform().architecture}
+
+
+def named(name: str) -> dict[str, str]:
+    return {manifests.REF_NAME: name}
+
+
+def loaded_from(scratch: Path, tar: bytes) -> tuple[Store, list[archive.Loaded], list[str]]:
+    store = Store(str(scratch / "root"))
+    warnings: list[str] = []
+    return store, archive.load(store, io.BytesIO(tar), warn=warnings.append), warnings
+
+
+def test_what_is_no_image_is_left_with_a_word(scratch: Path) -> None:
+    made = Layout()
+    image_ = made.image(platform=own())
+    other = made.image(TOP, absent=True, platform=own("s390x"))
+    gone = made.put({"x": 1}, manifests.OCI_MANIFEST, absent=True, platform=own("arm"))
+    config = made.put({"architecture": "unknown", "os": "unknown", "rootfs": {}}, manifests.OCI_CONFIG)
+    attestation = made.manifest(
+        config, b"{}", "application/vnd.in-toto+json", platform={"os": "unknown", "architecture": "unknown"}
+    )
+    sbom = made.manifest(made.put({}, manifests.OCI_EMPTY), b"{1}", "application/spdx+json")
+    plain = made.put({"spdx": 1}, "application/spdx+json")
+    index = made.index(image_, other, gone, attestation, sbom, plain, annotations=named("r.example/x:1"))
+    store, loaded, warnings = loaded_from(scratch, made.tar(index, sbom, plain))
+    assert loaded == [archive.Loaded("r.example/x:1", Digest(index["digest"]))]
+    assert shown(store, "r.example/x:1") == [["a", "b"]]
+    left = [other, gone, attestation, sbom, plain, sbom, plain]
+    assert [text.split()[2].rstrip(":") for text in warnings] == [one["digest"] for one in left]
+    assert "does not have it" in warnings[1]
+    assert "linux/s390x" in warnings[0]
+    assert gc.collect(store) == gc.Freed()
+
+
+def test_an_archive_of_nothing_but_artifacts_is_refused(scratch: Path) -> None:
+    made = Layout()
+    sbom = made.manifest(made.put({}, manifests.OCI_EMPTY), b"{}", "application/spdx+json")
+    with pytest.raises(Refused, match="no image in it"):
+        loaded_from(scratch, made.tar(sbom))
+    absent = made.image(absent=True, layer=TOP)
+    with pytest.raises(Refused, match="has no such file"):
+        loaded_from(scratch, made.tar(absent))
+
+
+def test_an_index_within_an_index_stands_for_its_images(scratch: Path) -> None:
+    made = Layout()
+    inner = made.index(made.image(platform=own()))
+    foreign = made.index(made.image(TOP, platform=own("s390x")))
+    outer = made.index(made.index(foreign, inner), annotations=named("r.example/x:1"))
+    store, loaded, warnings = loaded_from(scratch, made.tar(outer))
+    assert loaded == [archive.Loaded("r.example/x:1", Digest(inner["digest"]))]
+    assert shown(store, "r.example/x:1") == [["a", "b"]]
+    assert warnings == [f"left out: {foreign['digest']}: another image within the same index is taken"]
+
+
+def test_a_bare_tag_is_a_name(scratch: Path) -> None:
+    made = Layout()
+    store, loaded, _ = loaded_from(scratch, made.tar(made.image(annotations=named("some"))))
+    assert [one.name for one in loaded] == ["docker.io/library/some:latest"]
+    assert shown(store, "some") == [["a", "b"]]
+
+
+def test_nulls_are_what_go_makes_of_them(scratch: Path) -> None:
+    made = Layout()
+    config: dict[str, Any] = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": None}, "history": [None]}
+    config["config"] = {"Labels": {"a": None}}
+    value = {"schemaVersion": 2, "config": made.put(config, manifests.OCI_CONFIG), "layers": None, "annotations": None}
+    entry = made.put(value, manifests.OCI_MANIFEST, annotations=named("r.example/x:1"))
+    store, loaded, _ = loaded_from(scratch, made.tar(entry))
+    assert loaded[0].name == "r.example/x:1"
+    assert shown(store, "r.example/x:1") == []
+    assert image.resolve(store, "r.example/x:1").config.settings.labels == {"a": ""}
+    docker = _docker(CONFIG | {"rootfs": {"type": "layers", "diff_ids": []}}, [LISTED | {"Layers": None}])
+    assert len(archive.load(store, io.BytesIO(docker))) == 1
+
+
+def test_a_symlink_to_a_symlink_in_an_archive(scratch: Path) -> None:
+    tar = trees.tar_of(
+        [
+            ("y/layer.tar", {"type": tarfile.SYMTYPE, "linkname": "../x/layer.tar"}, b""),
+            ("x/layer.tar", {"type": tarfile.SYMTYPE, "linkname": "../l.tar"}, b""),
+            ("z/layer.tar", {"type": tarfile.SYMTYPE, "linkname": "layer.tar"}, b""),
+            ("l.tar", {}, BASE),
+            ("c.json", {}, json.dumps(CONFIG).encode()),
+            ("manifest.json", {}, json.dumps([LISTED | {"Layers": ["y/layer.tar"], "RepoTags": ["x:1"]}]).encode()),
+        ]
+    )
+    store, _, _ = loaded_from(scratch, tar)
+    assert shown(store, "x:1") == [["a", "b"]]
