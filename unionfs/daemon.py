@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket, mounting
-from unionfs.fuse.abort_on_death import LastWill
+from unionfs.fuse.abort_on_death import ConnectionAborter
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import ServeOptions
-from unionfs.fuse.shutdown import Departure
+from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _warnings(union: Union, notifier: Notifier | None) -> str:
 def _mount_and_serve(
     options: DaemonOptions, mountpoint: str, union: Union, notifier: Notifier | None, ready: Warn
 ) -> None:
-    departure = Departure()
+    shutdown = GracefulShutdown()
     try:
         fd = mounting.mount_union(mountpoint, options.mount)
     except MountError as error:
@@ -254,16 +254,16 @@ def _mount_and_serve(
         os.chdir("/")
         traffic = _negotiate(options, fd)
         if mounted.connection is not None:
-            mounting.read_far_ahead(mounted.connection)
+            mounting.set_read_ahead(mounted.connection)
         union.learn_mounts()
         _show_in_process_list(mounted.connection)
         control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
-        will = LastWill(mounted.connection) if notifier is not None else None
+        aborter = ConnectionAborter(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()
-        if will is not None:
-            will.entrust()
-        departure.listen(mounted, options.lifeline_fd)
+        if aborter is not None:
+            aborter.start()
+        shutdown.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
         startup_tasks: list[Callable[[], object]] = []
         if options.debug:
@@ -280,14 +280,14 @@ def _mount_and_serve(
             fd, union, options=options.serve, traffic=traffic, notifier=notifier, startup_tasks=startup_tasks
         )
     except BaseException:
-        if departure.has_interrupted:
+        if shutdown.has_interrupted:
             return
         if not serving:  # a transport closes it itself
             os.close(fd)
         mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
         raise
     finally:
-        departure.over()
+        shutdown.serving_ended()
 
 
 def _negotiate(options: DaemonOptions, fd: int) -> Traffic:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.conftest import MakeStack
 from unionfs.core.attrs import ROOT, Caller
-from unionfs.core.handle_table import Forgotten
+from unionfs.core.handle_table import HandleTable
 from unionfs.core.union import Union
 
 ME = Caller(os.geteuid(), os.getegid())
@@ -102,14 +102,14 @@ def test_without_keeping_nothing_is_found(make: MakeStack) -> None:
 
 
 def test_the_oldest_is_dropped() -> None:
-    forgotten = Forgotten(limit=3)
+    table = HandleTable(limit=3)
     for nodeid in range(2, 7):
-        forgotten.add(nodeid, 1, b"%d" % nodeid, 100 + nodeid)
-    assert len(forgotten) == 3
-    assert forgotten.place(2) is None
-    assert forgotten.take(1, b"2", 102) == 0
-    assert forgotten.take(1, b"6", 106) == 6
-    assert forgotten.take(1, b"5", 999) == 0, "another object in its place"
-    assert len(forgotten) == 1
-    forgotten.add(9, 1, b"4", 104)
-    assert (len(forgotten), forgotten.place(4), forgotten.place(9)) == (1, None, (1, b"4"))
+        table.add(nodeid, 1, b"%d" % nodeid, 100 + nodeid)
+    assert len(table) == 3
+    assert table.place(2) is None
+    assert table.take(1, b"2", 102) == 0
+    assert table.take(1, b"6", 106) == 6
+    assert table.take(1, b"5", 999) == 0, "another object in its place"
+    assert len(table) == 1
+    table.add(9, 1, b"4", 104)
+    assert (len(table), table.place(4), table.place(9)) == (1, None, (1, b"4"))

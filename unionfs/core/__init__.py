@@ -1,9 +1,9 @@
 """The union itself: directories in, directories out.
 
-Owns the semantics: which branch answers, what a whiteout hides, when a file is copied up and how that survives a crash.
-Knows branches, markers and system calls. Does not know FUSE, trio, threads, argument parsing or images.
+Owns the semantics: which branch provides a name, what a whiteout hides, when a file is copied up, and how each change
+survives a crash. Knows branches, markers and system calls. Does not know FUSE, trio, threads, command lines or images.
 
-Rules of the room:
+Rules of this package:
 
 1. Everything is synchronous. State (nodes, listings) is touched on one thread only, so a function is a critical
 section. What may block for long (copying bytes, fsync) is a function over file descriptors that has no access to

@@ -1,7 +1,7 @@
-"""What a new object inherits of its directory's default ACL, and ACLs kept aside that follow a changed mode.
+"""Apply a directory's default ACL to new objects, and a changed mode to ACLs in override attributes.
 
-On a branch with overrides an ACL is kept aside, and so is the mode, which the filesystem therefore does not keep in
-step. The form of ACLs is `unionfs.posix_acl`'s.
+On a branch with overrides both ACL and mode are in override attributes, so the filesystem does not keep them in step.
+The format of ACLs is in `unionfs.posix_acl`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unionfs.syscalls import files
 
 
 def read_default(place: BranchDir) -> bytes | None:
-    """The default ACL of a directory, or None if it has none or its filesystem knows none."""
+    """Read the default ACL of a directory; None if it has none or its filesystem does not support ACLs."""
     overrides = place.branch.overrides
     path = os.fsencode(proc_path(place.fd()))
     for name in (DEFAULT,) if overrides is None else (overrides.stored_xattr(DEFAULT), DEFAULT):
@@ -33,7 +33,7 @@ def read_default(place: BranchDir) -> bytes | None:
 
 
 def follow_mode(overrides: Overrides, place: BranchDir, leaf: bytes, mode: int) -> None:
-    """Let the ACL of `leaf`, if it has one kept aside, agree with its new mode."""
+    """Adapt the ACL of `leaf` in its override attribute, if it has one, to its new mode."""
     path, name = b"/proc/self/fd/%d/%s" % (place.fd(), leaf), overrides.stored_xattr(ACCESS)
     if name == ACCESS:
         return
@@ -49,7 +49,7 @@ def follow_mode(overrides: Overrides, place: BranchDir, leaf: bytes, mode: int) 
 
 
 def inherit(place: BranchDir, leaf: bytes, default: bytes, mode: int, *, is_dir: bool) -> int:
-    """Give `leaf` what `default` says and return the mode that results."""
+    """Set the ACLs of `leaf` from the default ACL of its directory, `default`. Returns the resulting mode."""
     access, kept = apply_mode(default, mode)
     overrides = place.branch.overrides
     fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())

@@ -1,4 +1,4 @@
-"""The values that cross the core's door: attributes, entries, changes. Neutral: no transport's types.
+"""The values of the core's interface: attributes, entries, changes. No transport's types.
 
 Times are nanoseconds since the epoch, negative before 1970; sizes are bytes; `blocks` counts 512-byte units (stat(2)).
 """
@@ -25,7 +25,7 @@ make: Final = tuple.__new__
 
 
 class Attrs(NamedTuple):
-    """What stat(2) tells of a node. `ino` is the stable number shown to users, never the node id."""
+    """The stat(2) attributes of a node. `ino` is the stable number shown to users, never the node id."""
 
     ino: int
     mode: int
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class AttrChange(NamedTuple):
-    """What setattr is to change; None leaves a field as it is.
+    """The changes of a setattr; None leaves a field as it is.
 
     `kill_priv` asks that a file's set-id bits and capabilities are dropped along with the change, as truncate(2) does
     for a caller without CAP_FSETID, and chown(2) for everybody.
@@ -74,7 +74,7 @@ class DirEntry(NamedTuple):
 
 
 class Invalidation(NamedTuple):
-    """Something that the kernel was told and that others have changed since, behind the union's back."""
+    """A cached fact that the kernel must drop, because the branches were changed externally."""
 
     nodeid: int  # the directory that `name` is in, or with an empty name the node itself; 0: any name anywhere
     name: bytes
@@ -100,7 +100,7 @@ class FsStats(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who asks. `umask` is applied by the core when the parent has no default ACL (umask(2), acl(5))."""
+    """The calling process. `umask` is applied by the core when the parent has no default ACL (umask(2), acl(5))."""
 
     uid: int
     gid: int

@@ -1,7 +1,7 @@
 """One branch: a directory tree held by a descriptor of its root, reached only by `(dirfd, name)`.
 
-Owns the way from a branch's root to any directory in it, however deep, and the places in it that must not be touched
-(mountpoints, the union's own directories). Does not know whiteouts, nodes or which branch is above which.
+Opens any directory of a branch, however deep, and holds the places that must not be accessed (mountpoints, the union's
+own directories). Does not know whiteouts, nodes or the order of branches.
 
 A `BranchDir` names its directory by its parent and its own name, so it stays right when the directory is renamed, and
 its descriptor can be closed and opened again at any time.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unionfs.core.overrides import Overrides
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode without its questions
+_ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode without its checks
 _ERRORS: Final = sys.getfilesystemencodeerrors()
 _stat: Final = os.stat  # compiled code has no need to look it up at each call
 _fstat: Final = os.fstat
@@ -39,8 +39,7 @@ class Mask:
 
 
 class MadeStat(NamedTuple):
-    """Attributes that no filesystem gave: of a file that should be something else than it is (core.overrides), or of
-    a place that is not to be touched."""
+    """Attributes made by the union: of a file with an override (core.overrides), or of a sealed directory."""
 
     st_mode: int
     st_ino: int
@@ -55,7 +54,7 @@ class MadeStat(NamedTuple):
     st_atime_ns: int
     st_mtime_ns: int
     st_ctime_ns: int
-    sealed: bool = False  # of a place that is not to be touched: an empty directory of root's
+    sealed: bool = False  # of a sealed directory, shown as empty and owned by root
 
 
 Stat = os.stat_result | MadeStat
@@ -71,7 +70,7 @@ class Branch:
         self.writable = writable  # immutable
         self.root = BranchDir(self, None, b"")
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.root.held = FileFd(fd)  # never in the cache: the way back in after the path has gone (a detached mount)
+        self.root.held = FileFd(fd)  # never in the cache: the path may be gone by now (a detached mount)
         st = os.fstat(fd)
         self.dev = st.st_dev  # immutable
         self.ino = st.st_ino  # immutable: of the root directory
@@ -79,10 +78,10 @@ class Branch:
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
         self.index = 0  # set once by core.lower: position among the lowers, 0 = top
         self.masks: Mask | None = None  # changed by `hide` only
-        self.overrides: Overrides | None = None  # set once by core.overrides: what says what files should be
+        self.overrides: Overrides | None = None  # set once by core.overrides
 
     def hide(self, components: tuple[bytes, ...]) -> None:
-        """Show the directory at `components` below the root as an empty one and never touch it."""
+        """Seal the directory at `components` below the root: it is shown as empty and never accessed."""
         if not components:
             return
         if self.masks is None:
@@ -104,14 +103,14 @@ class BranchDir:
         self.parent = parent  # None for the root; changed by a rename of an upper directory only
         self.name = name  # likewise
         self.held: FileFd | None = None  # an O_PATH descriptor; belongs to the cache, except the root's
-        self.mask: Mask | None = None  # places below that are not to be touched
-        self.sealed = False  # set once: nothing in this directory may be touched, it shows as empty
+        self.mask: Mask | None = None  # sealed places below
+        self.sealed = False  # set once: this directory may not be accessed and is shown as empty
         self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
 
     def fd(self) -> int:
-        """A descriptor (O_PATH) of the directory, valid until the cache's hand has passed twice: use it at once.
+        """Return an O_PATH descriptor of the directory. The cache may close it: use it at once.
 
-        Raises: ENOENT if the directory has gone, ENOTDIR or ELOOP if something else stands there now.
+        Raises: ENOENT if the directory has gone, ENOTDIR or ELOOP if it was replaced.
         """
         held = self.held
         if held is not None:
@@ -138,7 +137,7 @@ class BranchDir:
         return held
 
     def child(self, name: bytes) -> BranchDir:
-        """The directory `name` below this one. Nothing is opened or checked."""
+        """Return the directory `name` below this one, without opening or checking it."""
         child = BranchDir(self.branch, self, name)
         mask = self.mask
         if mask is not None:
@@ -147,7 +146,7 @@ class BranchDir:
         return child
 
     def is_sealed(self, name: bytes) -> bool:
-        """Whether `name` below this directory must not be touched."""
+        """Whether `name` in this directory must not be accessed."""
         mask = self.mask
         if mask is None:
             return False
@@ -155,7 +154,7 @@ class BranchDir:
         return below is not None and below.leaf
 
     def stat(self) -> Stat:
-        """Attributes of the directory itself."""
+        """Return the attributes of the directory itself, overrides applied."""
         if self.sealed:
             return self.sealed_stat()
         if self.branch.overrides is not None:
@@ -168,13 +167,14 @@ class BranchDir:
         return os.stat(self.name, dir_fd=self.parent.fd(), follow_symlinks=False)
 
     def look(self, name: bytes) -> Stat:
-        """Attributes of the entry `name` as it should be. Raises as lstat(2) does."""
+        """Return the attributes of the entry `name`, overrides applied. Raises as lstat(2) does."""
         st = _stat(name, dir_fd=self.fd(), follow_symlinks=False)
         overrides = self.branch.overrides
         return st if overrides is None else overrides.over(self, name, st)
 
     def sealed_stat(self) -> MadeStat:
-        """What a sealed place shows. Its number is derived from the place, high enough not to meet a real one."""
+        """Return the attributes of a sealed directory. The inode number is a hash of the place, with bit 54 set so that
+        it does not collide with a real one."""
         assert self.parent is not None
         ino = (1 << 54) | (hash((id(self.branch) & 0xFFFF, self.name)) & ((1 << 53) - 1))
         root = self.branch.root.stat()
@@ -197,10 +197,10 @@ class BranchDir:
         return False
 
     def scan(self) -> list[tuple[bytes, int, int]]:
-        """(name, S_IFMT bits, inode number) of the entries as readdir(3) gives them, marks included, without "." and
-        "..".
+        """List (name, S_IFMT bits, inode number) of the entries as readdir(3) gives them, marks included, without "."
+        and "..".
 
-        That we look is no reading by a user: the directory's atime stays where we may leave it (open(2), O_NOATIME).
+        A scan is no read by a user, so the directory's atime is left alone if permitted (open(2), O_NOATIME).
         """
         if self.sealed:
             return []
@@ -216,7 +216,7 @@ class BranchDir:
             os.close(fd)
 
     def path_components(self) -> tuple[bytes, ...]:
-        """Names from the branch's root down to this directory."""
+        """Return the path components from the branch's root down to this directory."""
         names: list[bytes] = []
         at: BranchDir | None = self
         while at is not None and at.parent is not None:
@@ -226,7 +226,7 @@ class BranchDir:
 
 
 def _kind_of(entry: os.DirEntry[str]) -> int:
-    """The S_IFMT bits of a directory entry; asks stat(2) only for what readdir(3) does not say."""
+    """Return the S_IFMT bits of a directory entry; calls stat(2) only for types that scandir does not tell."""
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):

@@ -1,7 +1,7 @@
 """The data of files: read, write, space, holes, copying within the union, writing through to the device.
 
-Everything names a node, nothing an open file. What may block long is offered as a descriptor (`UnionState.read_fd`,
-`UnionState.write_fd`) that a worker thread can use.
+All functions take a node; there are no open files. For operations that may block long there are descriptors
+(`UnionState.read_fd`, `UnionState.write_fd`) that a worker thread can use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CAPABILITY: Final = b"security.capability"
 
 
 def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer only at the end of the file (pread(2))."""
+    """Read up to `size` bytes from `offset`; fewer only at the end of the file (pread(2))."""
     fd = tree.read_fd(node).fd
     data = os.pread(fd, size, offset)
     while 0 < len(data) < size:
@@ -45,7 +45,7 @@ def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryvie
     written = _pwrite(fd, data, offset)
     if kill_priv:
         metadata.drop_privileges(tree, node)
-    tree.ours(node)
+    tree.record_own_change(node)
     return written
 
 
@@ -59,15 +59,15 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
     if capability is not None:
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
             os.setxattr(fd, _CAPABILITY, capability)
-    tree.ours(node)
+    tree.record_own_change(node)
     return written
 
 
 def allocate(tree: UnionState, node: FileNode, mode: int, offset: int, length: int) -> None:
-    """Manipulate space (fallocate(2)). EOPNOTSUPP for what the upper's filesystem lacks."""
+    """Allocate, punch or zero a range (fallocate(2)). EOPNOTSUPP for modes that the upper's filesystem lacks."""
     copyup.ensure(tree, node)
     files.fallocate(tree.write_fd(node).fd, mode, offset, length)
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def seek(tree: UnionState, node: FileNode, offset: int, whence: int) -> int:
@@ -91,8 +91,8 @@ def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int,
 
 
 def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
-    """What to write through to the device for fsync(2) of a file or directory. None: nothing, because it is only in the
-    lowers, or because the union is volatile."""
+    """Return a descriptor to write through to the device for fsync(2) of a file or directory. None: nothing to write,
+    because it is only in the lowers or the union is volatile."""
     if tree.options.durability == "volatile":
         return None
     if isinstance(node, DirNode):
@@ -103,7 +103,7 @@ def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
 
 
 def syncfs_fd(tree: UnionState) -> FileFd | None:
-    """A descriptor on the filesystem to write through for syncfs(2). None: nothing, as for `sync_fd`."""
+    """Return a descriptor on the filesystem to write through for syncfs(2). None: nothing, as for `sync_fd`."""
     if tree.upper is None or tree.options.durability == "volatile":
         return None
     return _open_dir(tree.upper.root)
@@ -113,8 +113,8 @@ def _open_dir(place: BranchDir) -> FileFd:
     return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd()))
 
 
-def long_cut_fd(tree: UnionState, node: FileNode, size: int) -> FileFd | None:
-    """A descriptor to truncate to `size` by, if that gives back so much space that it takes long; else None."""
+def slow_truncate_fd(tree: UnionState, node: FileNode, size: int) -> FileFd | None:
+    """Return a descriptor to truncate to `size` in a thread, if that frees more than LARGE bytes; else None."""
     if copyup.needs_copy(node):
         return None
     st = tree.stat(node)

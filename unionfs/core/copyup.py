@@ -113,7 +113,7 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
     require_upper(tree)
     st = tree.stat(node)
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
-        tree.looked_at = node, st
+        tree.recent_stat = node, st
         return None
     job = _open(tree, node, st, size)
     try:
@@ -135,8 +135,8 @@ def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int 
     if not needs_copy(node):
         return False
     require_upper(tree)
-    looked_at, tree.looked_at = tree.looked_at, None
-    st = looked_at[1] if looked_at is not None and looked_at[0] is node else tree.stat(node)
+    recent_stat, tree.recent_stat = tree.recent_stat, None
+    st = recent_stat[1] if recent_stat is not None and recent_stat[0] is node else tree.stat(node)
     if st.st_mode & IFMT != IFREG:
         _make_special(tree, node, st)
         return False
@@ -190,7 +190,7 @@ def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: 
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
     leaf, dst, mode = _make_copy(tree, st, wanted)
-    cause = tree.ledger.asked_by()
+    cause = tree.ledger.current_cause()
     return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
 
 
@@ -200,9 +200,9 @@ def _make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, F
     staging = tree.staging
     leaf = staging.new_name()
     mode = st.st_mode & 0o7777 if wanted is None else wanted
-    if not _may_have_at_once(staging.here.branch, mode) or not tree.let_through(mode):
+    if not _may_have_at_once(staging.here.branch, mode) or not tree.clear_umask(mode):
         mode = -1
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.quietly
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.noatime_flag
     return leaf, FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), True), mode
 
 
@@ -273,13 +273,13 @@ def _enter(
 ) -> None:
     """Enter a copy-up in the ledger; without a `cause` it is the current request. Path and cause are looked up for
     listeners only, since a node may lie below many directories."""
-    tree.ours(node)
+    tree.record_own_change(node)
     ledger = tree.ledger
     seconds = perf_counter() - since
     ledger.count(kind, copied, seconds, reflinked)
     if ledger.listeners:
-        asker = cause if cause is not None else ledger.asked_by()
-        ledger.tell(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, asker))
+        asker = cause if cause is not None else ledger.current_cause()
+        ledger.notify(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, asker))
 
 
 def path_of(node: Node) -> bytes:
@@ -406,7 +406,7 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
     st = node.low.stat()
     leaf = staging.new_name()
     mode = stat.S_IMODE(st.st_mode)
-    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR) and tree.let_through(mode)
+    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR) and tree.clear_umask(mode)
     os.mkdir(leaf, mode if at_once else 0o700, dir_fd=staging.fd())
     try:
         lower = node.low.stack[0]

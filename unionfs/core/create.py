@@ -1,8 +1,8 @@
 """Create: files of every kind, directories, symlinks, hard links, unnamed files.
 
-What needs nothing but its name is made in place, by one system call. What needs an owner, an opaque mark, or takes
-the place of a whiteout is built in the staging directory and renamed. A whiteout file `.wh.NAME` beside the new entry
-is removed last: the entry wins over it, so a crash in between shows the new state.
+An object that gets the right owner by itself is made in place, by one system call. One that needs another owner or an
+opaque mark, or replaces a whiteout, is built in the staging directory and renamed. A whiteout file `.wh.NAME` beside
+the new entry is removed last: the entry takes precedence, so a crash in between shows the new state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _fstat: Final = os.fstat
 
 
 def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
-    """Refuse a name that cannot be made. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
+    """Refuse a name that cannot be created. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
     directory, EEXIST."""
     lookup.check_name(name)
     copyup.require_upper(tree)
@@ -47,7 +47,7 @@ def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
 
 
 def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
-    """Make anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
+    """Create anything but a directory or symlink (mknod(2)); a mode without a type makes a regular file. A device 0:0
     is refused with EPERM, since it would be a whiteout."""
     kind = mode & IFMT or IFREG
     check_new_name(tree, parent, name)
@@ -58,7 +58,7 @@ def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: i
     up = copyup.ensure_dir(tree, parent)
     held: FileFd | None = None
     if _in_place(tree, up, caller):
-        tree.with_umask(caller.umask)
+        tree.set_umask(caller.umask)
         try:
             if kind == IFREG:
                 held = FileFd(_create(tree, up.fd(), name, mode & _PERM), writable=True)
@@ -67,10 +67,10 @@ def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: i
         except FileExistsError:
             _require_whiteout(up, name)
         else:
-            return _born(tree, parent, name, held)
+            return _new_file_node(tree, parent, name, held)
 
     build = partial(_build_node, tree, kind, rdev)
-    return _born(tree, parent, name, _stage(tree, up, name, mode & _PERM, caller, build))
+    return _new_file_node(tree, parent, name, _stage(tree, up, name, mode & _PERM, caller, build))
 
 
 def _build_node(tree: UnionState, kind: int, rdev: int, dir_fd: int, name: bytes) -> FileFd | None:
@@ -81,7 +81,7 @@ def _build_node(tree: UnionState, kind: int, rdev: int, dir_fd: int, name: bytes
 
 
 def _create(tree: UnionState, dir_fd: int, name: bytes, mode: int) -> int:
-    return _open(name, _CREATE | tree.quietly, mode, dir_fd=dir_fd)
+    return _open(name, _CREATE | tree.noatime_flag, mode, dir_fd=dir_fd)
 
 
 def make_symlink(tree: UnionState, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
@@ -91,11 +91,11 @@ def make_symlink(tree: UnionState, parent: DirNode, name: bytes, target: bytes, 
     if _in_place(tree, up, caller):
         try:
             os.symlink(target, name, dir_fd=up.fd())
-            return _born(tree, parent, name, None)
+            return _new_file_node(tree, parent, name, None)
         except FileExistsError:
             _require_whiteout(up, name)
     _stage(tree, up, name, None, caller, partial(_build_symlink, tree, target))
-    return _born(tree, parent, name, None)
+    return _new_file_node(tree, parent, name, None)
 
 
 def _build_symlink(tree: UnionState, target: bytes, dir_fd: int, name: bytes) -> FileFd | None:
@@ -104,13 +104,13 @@ def _build_symlink(tree: UnionState, target: bytes, dir_fd: int, name: bytes) ->
 
 
 def make_directory(tree: UnionState, parent: DirNode, name: bytes, mode: int, caller: Caller) -> Resolved:
-    """Make a directory (mkdir(2)). Over a name that the lowers have and the upper hides, it is opaque."""
+    """Create a directory (mkdir(2)). It is opaque if the lowers have its name and the upper hides that."""
     check_new_name(tree, parent, name)
     opaque = lookup.find_low(parent, name) is not None
     up = copyup.ensure_dir(tree, parent)
     made = False
     if not opaque and _in_place(tree, up, caller):
-        tree.with_umask(caller.umask)
+        tree.set_umask(caller.umask)
         try:
             os.mkdir(name, mode & _PERM, dir_fd=up.fd())
             made = True
@@ -138,7 +138,7 @@ def _build_directory(tree: UnionState, opaque: bool, dir_fd: int, name: bytes) -
 
 
 def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Give a file one more name (link(2)). EMLINK as the branch limits it; a lower file is copied up first."""
+    """Create a hard link to a file (link(2)). EMLINK as the branch limits it; a lower file is copied up first."""
     check_new_name(tree, parent, name)
     copyup.ensure(tree, node)
     up = copyup.ensure_dir(tree, parent)
@@ -165,12 +165,12 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
             staging.dispose(waiting)
     else:
         links.others.append((parent, name))
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -> FileNode:
-    """Make a regular file without a name (open(2), O_TMPFILE). It waits where removed files do until it is linked or
-    forgotten."""
+    """Create a regular file without a name (open(2), O_TMPFILE), in the staging directory, where it stays until it is
+    linked or forgotten."""
     copyup.require_upper(tree)
     up = copyup.ensure_dir(tree, parent)
     staging = tree.staging
@@ -182,7 +182,7 @@ def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = FileNode(nodeid, parent, leaf, staging.here, leaf, ino, st.st_mode)
     node.rare().dead = True
-    node.rare().large = True  # for all we know
+    node.rare().large = True  # it may grow large before it is removed
     tree.nodes.add(node)
     tree.fds.keep(node, held)
     return node
@@ -192,14 +192,14 @@ def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -
 
 
 def _in_place(tree: UnionState, up: BranchDir, caller: Caller) -> bool:
-    """Whether a new entry gets the right owner by itself."""
+    """Whether an entry made in place by this process gets the owner and group that it must have."""
     if caller.uid != tree.euid or up.branch.overrides is not None:
         return False
     return caller.gid == tree.egid or bool(up.stat().st_mode & stat.S_ISGID)
 
 
 def _require_whiteout(up: BranchDir, name: bytes) -> None:
-    """What stands in the way must be a whiteout, since the name is not visible. EEXIST otherwise."""
+    """Raise EEXIST unless the entry `name` is a whiteout, which it must be since the name is not visible."""
     st = up.look(name)
     if not marks.is_whiteout(up, name, st):
         refuse(errno.EEXIST, name)
@@ -215,7 +215,7 @@ def _stage(
     *,
     is_dir: bool = False,
 ) -> FileFd | None:
-    """Build aside, give owner, mode and inherited ACL, rename into place over a whiteout or nothing."""
+    """Build an object in the staging directory, set owner, mode and inherited ACL, and rename it into place."""
     staging = tree.staging
     leaf = staging.new_name()
     try:
@@ -229,7 +229,7 @@ def _stage(
 
 
 def place_over_whiteout(tree: UnionState, leaf: bytes, up: BranchDir, name: bytes, *, is_dir: bool) -> None:
-    """Rename `leaf` of the staging directory to `name`, where nothing or a whiteout stands."""
+    """Rename `leaf` of the staging directory to `name`, where there is nothing or a whiteout."""
     staging = tree.staging
     try:
         owner_override.rename(staging.here, leaf, up, name, files.RENAME_NOREPLACE)
@@ -257,7 +257,7 @@ def _is_there(up: BranchDir, name: bytes) -> bool:
 def _give_owner_and_mode(
     tree: UnionState, up: BranchDir, leaf: bytes, mode: int | None, caller: Caller, *, is_dir: bool
 ) -> None:
-    """Owner, group, mode and ACLs of a new object, as mkdir(2), open(2) and acl(5) have them. `mode` None: a
+    """Set owner, group, mode and ACLs of a new object, by the rules of mkdir(2), open(2) and acl(5). `mode` None: a
     symlink."""
     parent = up.stat()
     inherits = bool(parent.st_mode & stat.S_ISGID)
@@ -280,7 +280,7 @@ def _give_owner_and_mode(
 
 
 def _clear_whiteout(parent: DirNode, name: bytes) -> None:
-    """Remove `.wh.NAME` if there can be one."""
+    """Remove `.wh.NAME`, unless it is known not to exist."""
     up = parent.upper
     assert up is not None
     if parent.low is None or (parent.up_names is not None and name not in parent.hidden):
@@ -288,8 +288,8 @@ def _clear_whiteout(parent: DirNode, name: bytes) -> None:
     marks.clear_aufs_whiteout(up, name)
 
 
-def _born(tree: UnionState, parent: DirNode, name: bytes, held: FileFd | None) -> Resolved:
-    """The node of what has just been made at `name`."""
+def _new_file_node(tree: UnionState, parent: DirNode, name: bytes, held: FileFd | None) -> Resolved:
+    """Make the node of the object just created at `name`, and remember the name."""
     _clear_whiteout(parent, name)
     up = parent.upper
     assert up is not None

@@ -1,10 +1,10 @@
-"""Changes that others make to the branches: bring what is remembered in line, and say what the kernel must forget.
+"""Process external changes to the branches: update the nodes and caches, and send invalidations to the kernel.
 
-A changed name is resolved again from the branches, beside what is known of it. The same object is kept as the node it
-is, wherever it is now; something else gets a new node, and the old one is lost: it has no name and no way back to its
-data but a descriptor that is still open, as a file has that was removed on another machine.
+A changed name is resolved again from the branches and compared with its known node. The same object keeps its node,
+wherever it is now; a different object gets a new node, and the old one is disconnected: it has no name, and its data
+can be read only by a descriptor that is still open, as with a file removed on another machine.
 
-Knows everything in the core. What is not watched (see `core.watching`) is looked at again when it is asked for.
+Knows everything in the core. Directories that cannot be watched (see `core.watching`) are checked at each request.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode, Node, names_of
 from unionfs.core.union_state import UnionState
-from unionfs.core.watching import FROM_LOWER, Watcher, print_of
+from unionfs.core.watching import FROM_LOWER, Watcher, fingerprint
 from unionfs.syscalls import inotify
 
 _SLICE_S: Final = 0.004
-"""So long requests may have to wait for changes to be looked at."""
+"""Requests may have to wait so long while changes are processed."""
 
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 _NAMES_CHANGE: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
@@ -33,9 +33,9 @@ _ITSELF: Final = b""
 
 
 def process_events(tree: UnionState, watcher: Watcher) -> bool:
-    """Look at what inotify has heard of, for a moment. Whether there is more to look at."""
+    """Process inotify events for up to _SLICE_S. Returns whether more are pending."""
     if watcher.gather():
-        watcher.tell([ANY_NAME, *_look_at_everything(tree, watcher)])
+        watcher.invalidate([ANY_NAME, *_recheck_all(tree, watcher)])
     until = monotonic() + _SLICE_S
     due = watcher.due
     while due and monotonic() < until:
@@ -46,69 +46,69 @@ def process_events(tree: UnionState, watcher: Watcher) -> bool:
             found: list[Invalidation] = []
             while names and monotonic() < until:
                 name, mask = names.popitem()
-                _look_at(tree, watcher, node, name, mask, found)
+                _recheck(tree, watcher, node, name, mask, found)
             if names:
                 due[nodeid] = names | due.get(nodeid, {})
-            _look_at_times(tree, watcher, node, found)
-            watcher.tell(found)
+            _recheck_times(tree, watcher, node, found)
+            watcher.invalidate(found)
     return bool(due)
 
 
-def _look_at_everything(tree: UnionState, watcher: Watcher) -> list[Invalidation]:
-    """No listing is to be believed: names may have come and gone beneath a directory's topmost branch."""
+def _recheck_all(tree: UnionState, watcher: Watcher) -> list[Invalidation]:
+    """Invalidate all listings and schedule a check of all known names, after lost events."""
     found = []
     for node in tree.nodes.all():
         if isinstance(node, DirNode):
             found.append(Invalidation(node.nodeid, b"", data=True))
             for name in (_ITSELF, *node.children):
-                watcher.look_at(node.nodeid, name, FROM_LOWER)
+                watcher.schedule_check(node.nodeid, name, FROM_LOWER)
     return found
 
 
-def look_when_asked(tree: UnionState, watcher: Watcher, node: Node, name: bytes = _ITSELF) -> None:
-    """`node`, or `name` in it, is asked for: look at it first if changes to it could not be noticed."""
+def refresh_unwatched(tree: UnionState, watcher: Watcher, node: Node, name: bytes = _ITSELF) -> None:
+    """Check `node`, or `name` in it, before it is used, if its directory cannot be watched."""
     directory = node if isinstance(node, DirNode) else node.parent
     if directory.nodeid not in watcher.unwatched or directory.dead:
         return
     found: list[Invalidation] = []
     if node is not directory:
         name = node.name
-    _look_at(tree, watcher, directory, name, FROM_LOWER, found)
+    _recheck(tree, watcher, directory, name, FROM_LOWER, found)
     if name == _ITSELF:
         _forget_names(tree, directory)
         found.append(Invalidation(directory.nodeid, b"", data=True))
-    watcher.tell(found)
+    watcher.invalidate(found)
 
 
-def _look_at(
+def _recheck(
     tree: UnionState, watcher: Watcher, directory: DirNode, name: bytes, mask: int, found: list[Invalidation]
 ) -> None:
-    """See what became of one name of a directory, given as inotify saw it."""
+    """Check one name of a directory, as an inotify event named it (so it may be a mark's)."""
     marked = markers.is_reserved(name)
     if marked:
         name = _ITSELF if name == markers.OPAQUE_NAME else markers.hidden_name(name) or _ITSELF
     if name != _ITSELF:
         if mask & FROM_LOWER and watcher.redirected:
-            _look_at_redirected(tree, watcher, name)
-        _look_again(tree, watcher, directory, name, mask, marked, found)
+            _recheck_redirected(tree, watcher, name)
+        _recheck_name(tree, watcher, directory, name, mask, marked, found)
         return
     parent = directory.parent
     if parent is None:
-        _look_at_root(tree, watcher, directory, mask, found)
+        _recheck_root(tree, watcher, directory, mask, found)
     elif not parent.dead:
-        _look_again(tree, watcher, parent, directory.name, mask, True, found)
+        _recheck_name(tree, watcher, parent, directory.name, mask, True, found)
 
 
-def _look_at_redirected(tree: UnionState, watcher: Watcher, name: bytes) -> None:
-    """`name` has changed in a lower: so has the content of directories that were renamed from there."""
+def _recheck_redirected(tree: UnionState, watcher: Watcher, name: bytes) -> None:
+    """Schedule checks of the redirected directories whose lower path contains `name`, which has changed in a lower."""
     for nodeid in watcher.redirected:
         node = tree.nodes.find(nodeid)
         if isinstance(node, DirNode) and node.low is not None and name in node.low.path_components():
-            watcher.look_at(nodeid, _ITSELF, FROM_LOWER)
+            watcher.schedule_check(nodeid, _ITSELF, FROM_LOWER)
 
 
-def _look_at_root(tree: UnionState, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
-    """The root has no name. Its marks say whether lowers show through."""
+def _recheck_root(tree: UnionState, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
+    """Check the root's marks, which say which lowers show through."""
     if mask & FROM_LOWER:
         _forget_names(tree, root)
     opaque = root.upper is not None and marks.read_dir_marks(root.upper).opaque
@@ -119,19 +119,19 @@ def _look_at_root(tree: UnionState, watcher: Watcher, root: DirNode, mask: int, 
         _places_changed(tree, watcher, root, found)
 
 
-def _look_again(
+def _recheck_name(
     tree: UnionState, watcher: Watcher, parent: DirNode, name: bytes, mask: int, marked: bool, found: list[Invalidation]
 ) -> None:
-    """Resolve `name` from the branches as if it were unknown, and compare with what is known."""
+    """Resolve `name` from the branches as if it were unknown, and compare the result with the known node."""
     old = parent.children.get(name)
     if marked:
         _check_names(tree, parent, name, mask)
     ask = old is None or bool(mask & FROM_LOWER) or (marked and isinstance(old, DirNode))
-    if not ask and _is_as_seen(watcher, parent, old, name):
-        return  # our own change; and what is a file shows in spite of a whiteout beside it
+    if not ask and _is_unchanged(watcher, parent, old, name):
+        return  # our own change; a whiteout beside a file does not hide it
     _check_names(tree, parent, name, mask)
     if old is not None:
-        _take_name(old, parent, name)
+        _detach_name(old, parent, name)
     try:
         node, st = lookup.resolve(tree, parent, name)
     except OSError as exc:
@@ -140,10 +140,10 @@ def _look_again(
         if exc.errno in _ABSENT:
             _name_lost(tree, watcher, old, parent, name, found)
         else:
-            _give_name(old, parent, name)
+            _attach_name(old, parent, name)
         return
     if old is None:
-        found.append(Invalidation(parent.nodeid, name))  # it may be known to be missing
+        found.append(Invalidation(parent.nodeid, name))  # the kernel may have cached that it is missing
         tree.drop_unused(node)
     elif node is old:
         _has_changed(watcher, old, st, mask, found)
@@ -155,7 +155,7 @@ def _look_again(
         tree.drop_unused(node)
 
 
-def _is_as_seen(watcher: Watcher, parent: DirNode, old: Node | None, name: bytes) -> bool:
+def _is_unchanged(watcher: Watcher, parent: DirNode, old: Node | None, name: bytes) -> bool:
     up = parent.upper
     if old is None or up is None or (parent.up_names is not None and name not in parent.up_names):
         return False
@@ -163,11 +163,11 @@ def _is_as_seen(watcher: Watcher, parent: DirNode, old: Node | None, name: bytes
         st = up.look(name)
     except OSError:
         return False
-    return watcher.seen.get(old.nodeid) == print_of(st)
+    return watcher.seen.get(old.nodeid) == fingerprint(st)
 
 
 def _check_names(tree: UnionState, parent: DirNode, name: bytes, mask: int) -> None:
-    """Forget what is remembered of a directory's names if it is not so any more. Our own operations keep it right."""
+    """Drop a directory's remembered names if they are outdated. Our own operations update them."""
     if mask & FROM_LOWER:
         _forget_names(tree, parent)
         return
@@ -203,8 +203,8 @@ def _forget_names(tree: UnionState, directory: DirNode) -> None:
 # -- a name of a node ------------------------------------------------------------------------------------------------
 
 
-def _take_name(node: Node, parent: DirNode, name: bytes) -> None:
-    """Let the node not have this name for the moment; without any, it is as if it were removed."""
+def _detach_name(node: Node, parent: DirNode, name: bytes) -> None:
+    """Take this name from the node for the moment; without any name, the node is marked dead."""
     del parent.children[name]
     if isinstance(node, DirNode) or node.links is None:
         return
@@ -217,8 +217,8 @@ def _take_name(node: Node, parent: DirNode, name: bytes) -> None:
         links.dead = True
 
 
-def _give_name(node: Node, parent: DirNode, name: bytes) -> None:
-    """Take `_take_name` back."""
+def _attach_name(node: Node, parent: DirNode, name: bytes) -> None:
+    """Undo `_detach_name`."""
     parent.children[name] = node
     if isinstance(node, DirNode) or node.links is None:
         return
@@ -236,19 +236,19 @@ def _has_other_names(node: Node) -> bool:
 def _name_lost(
     tree: UnionState, watcher: Watcher, node: Node, parent: DirNode, name: bytes, found: list[Invalidation]
 ) -> None:
-    """The name, which was taken from the node already, is not its any more."""
+    """Invalidate a name that its node has lost (after `_detach_name`), and disconnect the node if it was the last."""
     found.append(Invalidation(parent.nodeid, name, node.nodeid))
     if isinstance(node, FileNode) and _has_other_names(node) and _find_home(tree, node):
         watcher.seen.pop(node.nodeid, None)
         found.append(Invalidation(node.nodeid, b""))
     else:
-        _lose(tree, watcher, node)
+        _disconnect(tree, watcher, node)
     tree.drop_unused(node)
     tree.drop_unused(parent)
 
 
 def _find_home(tree: UnionState, node: FileNode) -> bool:
-    """Find the object under one of the names that the node has left."""
+    """Find the object by one of the node's remaining names. Returns whether one leads to it."""
     for parent, name in names_of(node):
         try:
             if lookup.upper_entry(tree, parent, name) is not None and parent.upper is not None:
@@ -263,9 +263,9 @@ def _find_home(tree: UnionState, node: FileNode) -> bool:
     return False
 
 
-def _lose(tree: UnionState, watcher: Watcher, node: Node) -> None:
-    """Nothing leads to the node's object any more. It must never lead to what has its name now."""
-    watcher.forgotten(node.nodeid)
+def _disconnect(tree: UnionState, watcher: Watcher, node: Node) -> None:
+    """Cut the node off from its names and places, so that it never leads to an object that has its name now."""
+    watcher.forget(node.nodeid)
     if isinstance(node, FileNode):
         tree.nodes.unregister_inode(node)
         for parent, name in names_of(node):
@@ -277,7 +277,7 @@ def _lose(tree: UnionState, watcher: Watcher, node: Node) -> None:
         return
     node.dead = True
     for child in list(node.children.values()):
-        _lose(tree, watcher, child)
+        _disconnect(tree, watcher, child)
     node.children.clear()
     tree.cache.forget(node)
     top = tree.lowers.root.stack[-1]
@@ -290,7 +290,7 @@ def _lose(tree: UnionState, watcher: Watcher, node: Node) -> None:
 
 
 def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[Invalidation]) -> None:
-    now = print_of(st)
+    now = fingerprint(st)
     before = watcher.seen.get(node.nodeid)
     if before is not None and (now != before or mask & inotify.MODIFY):
         watcher.seen[node.nodeid] = now
@@ -302,11 +302,11 @@ def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[
 def _adopt(
     tree: UnionState, watcher: Watcher, old: Node, fresh: Node, st: Stat, mask: int, found: list[Invalidation]
 ) -> None:
-    """`fresh` is what `old` has become: it stays the node it was, where it is now."""
+    """Move the places of `fresh`, the node just resolved for the same object, to the known node `old`."""
     parent, name = fresh.parent, fresh.name
     assert parent is not None
     tree.nodes.discard(fresh)
-    _give_name(old, parent, name)
+    _attach_name(old, parent, name)
     if isinstance(old, FileNode) and isinstance(fresh, FileNode):
         moved = (old.home, old.leaf) != (fresh.home, fresh.leaf)
         old.home, old.leaf = fresh.home, fresh.leaf
@@ -351,22 +351,22 @@ def _same_places(some: list[BranchDir], others: list[BranchDir]) -> bool:
 
 
 def _places_changed(tree: UnionState, watcher: Watcher, node: DirNode, found: list[Invalidation]) -> None:
-    """The directory is merged from other branches' directories than before: whatever is known in it may differ."""
+    """Invalidate a directory that is merged from other branch directories than before, and schedule its children."""
     _forget_names(tree, node)
     watcher.watch(node)
     watcher.seen.pop(node.nodeid, None)
     found.append(Invalidation(node.nodeid, b"", data=True))
     for name in node.children:
-        watcher.look_at(node.nodeid, name, FROM_LOWER)
+        watcher.schedule_check(node.nodeid, name, FROM_LOWER)
 
 
-def _look_at_times(tree: UnionState, watcher: Watcher, directory: DirNode, found: list[Invalidation]) -> None:
-    """A name that came or went changes its directory, too."""
+def _recheck_times(tree: UnionState, watcher: Watcher, directory: DirNode, found: list[Invalidation]) -> None:
+    """Invalidate the directory itself if its attributes changed or a name in it was invalidated."""
     before = watcher.seen.get(directory.nodeid)
     if before is None or directory.dead:
         return
     try:
-        now = print_of(tree.stat(directory))
+        now = fingerprint(tree.stat(directory))
     except OSError:
         return
     if now != before or any(each.nodeid == directory.nodeid and each.name for each in found):

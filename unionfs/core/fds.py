@@ -1,4 +1,4 @@
-"""Descriptors as a cache: any of them may be closed at any time and opened again from its name.
+"""A cache of descriptors, each of which may be closed at any time and opened again by name.
 
 Owns the limit. Knows nothing of branches or nodes: an owner is any object with a `held` field.
 
@@ -14,11 +14,11 @@ from typing import Protocol
 
 
 class FileFd:
-    """An open descriptor. It is closed when the last reference to the object goes, so a worker thread that holds the
-    object can go on using `fd` whatever the cache does meanwhile.
+    """An open descriptor, closed when the last reference to this object goes: a worker thread that holds the object
+    can use `fd` even after the cache has dropped it.
 
-    A variable alone does not hold it to the end of a function: compiled code lets go after the last use of the name.
-    Who uses the number of a descriptor that nobody else holds does it in a `with` block.
+    A local variable does not hold it to the end of a function: compiled code drops the reference after the last use of
+    the name. Code that uses `fd` of an object without other references must do so in a `with` block.
     """
 
     __slots__ = ("fd", "used", "writable", "xattrs")
@@ -26,21 +26,21 @@ class FileFd:
     def __init__(self, fd: int, writable: bool = False) -> None:
         self.fd = fd  # immutable
         self.writable = writable  # immutable: opened O_RDWR
-        self.xattrs: list[str] | None = None  # names of a lower file's attributes; set once, by who lists them
+        self.xattrs: list[str] | None = None  # extended attributes of a lower file; set once, when listed
         self.used = True  # set by the owner at each use, cleared by the clock's hand
 
     def __enter__(self) -> FileFd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave it to the last reference, which may be another's."""
+        """Do nothing: `__del__` closes the descriptor, and other references may still use it."""
 
     def __del__(self) -> None:
         os.close(self.fd)
 
 
 class Owner(Protocol):
-    """Something that keeps a descriptor in the cache."""
+    """An object that keeps a descriptor in the cache."""
 
     held: FileFd | None
 
@@ -53,7 +53,7 @@ class FdCache:
         self._clock: deque[Owner] = deque()  # owners in the order of the hand; one whose `held` is gone is skipped
 
     def keep(self, owner: Owner, held: FileFd) -> None:
-        """Let `owner` hold `held`, closing others if there are too many."""
+        """Let `owner` hold `held`, and evict other descriptors beyond the limit."""
         clock = self._clock
         if owner.held is None:
             clock.append(owner)
@@ -70,11 +70,11 @@ class FdCache:
                 victim.held = None
 
     def drop(self, owner: Owner) -> None:
-        """Close what `owner` holds, if nobody else uses it."""
+        """Drop the descriptor of `owner`, which is closed unless it is in use elsewhere."""
         owner.held = None
 
     def clear(self) -> None:
-        """Close everything that is cached."""
+        """Drop all cached descriptors."""
         for owner in self._clock:
             owner.held = None
         self._clock.clear()

@@ -1,7 +1,6 @@
 """Flatten: bring the whole content of a merged directory to the upper and cut it off from the lowers.
 
-The way out where a redirect mark cannot be written, because the path it would hold is too long for an extended
-attribute.
+Used by rename when the path in a redirect mark would be too long for an extended attribute.
 """
 
 from __future__ import annotations

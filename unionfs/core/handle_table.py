@@ -1,8 +1,8 @@
-"""File handles outlive nodes: which number an object had that the kernel forgot, so that it is known by it again.
+"""Remember the node ids of forgotten nodes by place, so that file handles stay valid after the kernel's FORGET.
 
 open_by_handle_at(2) names an object by its node id alone, perhaps long after the kernel has forgotten it. So the places
-of forgotten nodes are remembered, the last some ten thousand of them, and a node that is made again for the same object
-in the same place gets its old number back. Knows numbers and names only.
+of the last LIMIT forgotten nodes are remembered, and a node that is made again for the same object at the same place
+gets its old id. Knows numbers and names only.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections import OrderedDict
 from typing import Final
 
 LIMIT: Final = 1 << 14
-"""How many forgotten nodes are remembered: a few megabytes."""
+"""HandleTable nodes remembered at most: a few megabytes."""
 
 
-class Forgotten:
-    """Which number an object had, by its place: (node id of the parent, name)."""
+class HandleTable:
+    """Maps the place of a forgotten node, (node id of the parent, name), to its node id, and back."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit  # immutable
@@ -26,7 +26,7 @@ class Forgotten:
         return len(self._places)
 
     def add(self, nodeid: int, parent: int, name: bytes, ino: int) -> None:
-        """The node is gone; its object may be still there."""
+        """Remember the place of a forgotten node whose object may still exist."""
         place = (parent, name)
         before = self._ids.get(place)
         if before is not None:
@@ -38,8 +38,8 @@ class Forgotten:
             self._ids.pop(oldest, None)
 
     def take(self, parent: int, name: bytes, ino: int) -> int:
-        """The number that the object `ino` had at this place, 0 if it had none. What is known of the place is dropped:
-        there is a node now."""
+        """Remove the record of a place, since a node for it is being made. Returns the id that the object `ino` had
+        there, 0 if none is remembered."""
         known = self._ids.pop((parent, name), None)
         if known is None:
             return 0
@@ -47,5 +47,5 @@ class Forgotten:
         return known[0] if known[1] == ino else 0
 
     def place(self, nodeid: int) -> tuple[int, bytes] | None:
-        """Where the object with this number was."""
+        """Return the place of the forgotten node `nodeid`, or None."""
         return self._places.get(nodeid)

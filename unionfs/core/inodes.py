@@ -1,8 +1,8 @@
-"""Stable inode numbers: what st_ino a user sees, before and after copy-up, and after a remount.
+"""Stable inode numbers: the st_ino that users see, unchanged by copy-up and remount.
 
 A file shows the number of the object it came from: its own if it was made in the upper, the lower's if it was copied
-up. Where the branches are on several filesystems, the index of the filesystem goes into the upper byte, so numbers do
-not meet. Knows branches. Does not know nodes.
+up. If the branches are on several filesystems, the index of the filesystem goes into the upper byte, so that
+numbers do not collide. Knows branches. Does not know nodes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Inodes:
             self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
 
     def shown(self, fs_index: int, ino: int) -> int:
-        """The number users see for inode `ino` of a filesystem. Never 0: readers of directories skip entries of
-        number 0."""
+        """Return the number users see for inode `ino` of a filesystem. Never 0: readers of directories skip entries
+        with number 0."""
         if fs_index == 0:
             return ino or 1
         return (fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK)
 
     def of_origin(self, origin: bytes) -> int | None:
-        """The number that an origin mark gives, or None if it names a filesystem that is not in this union."""
+        """Return the number that an origin mark gives; None if its filesystem is not in this union."""
         fsid, _, ino = origin.partition(b"-")
         index = self._index_of_fsid.get(fsid)
         if index is None:
@@ -48,18 +48,18 @@ class Inodes:
 
 
 def origin_of(branch: Branch, st: Stat) -> bytes:
-    """The origin mark for an object of a lower."""
+    """Return the origin mark for an object of a lower."""
     return b"%s-%x" % (branch.fsid, st.st_ino)
 
 
 def link_key(branch: Branch, st: Stat) -> bytes:
-    """What names a lower inode in the hard-link index: filesystem, inode, and its mtime, so that an inode number used
-    again after somebody replaced the lower does not bring the wrong file back."""
+    """Return the key of a lower inode in the hard-link index: filesystem, inode number and mtime. The mtime keeps a
+    reused inode number of a replaced lower from matching."""
     return b"%s-%x-%x" % (branch.fsid, st.st_ino, st.st_mtime_ns & 0xFFFFFFFFFFFFFFFF)
 
 
 def origin_of_key(key: bytes) -> bytes:
-    """The origin mark that belongs to a key of the hard-link index."""
+    """Return the origin mark that belongs to a key of the hard-link index."""
     return key.rpartition(b"-")[0]
 
 
@@ -69,5 +69,5 @@ def ino_of_key(key: bytes) -> int:
 
 
 def read_origin(fd: int) -> bytes | None:
-    """The origin mark of the upper's object behind an O_PATH descriptor, or None."""
-    return private_xattr(proc_path(fd), markers.ORIGIN_XATTR, ours=True)
+    """Read the origin mark of the upper's object behind an O_PATH descriptor; None if it has none."""
+    return private_xattr(proc_path(fd), markers.ORIGIN_XATTR, on_upper=True)

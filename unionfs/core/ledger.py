@@ -1,7 +1,7 @@
-"""What was copied up: counted always, told one by one to whoever listens. Knows no nodes and no branches.
+"""The ledger of copy-ups: counts all of them and passes each to the listeners. Knows no nodes and no branches.
 
-The core enters what it did; a transport says by `asked_by` which request it is serving, so that a copy-up can be laid
-at somebody's door.
+The core enters each copy-up. A transport sets `current_cause`, which returns the request in progress, so that each
+copy-up is attributed to a request and a process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ OTHER = "other"
 class Cause(NamedTuple):
     """The request that a copy-up was made for."""
 
-    request: str  # the kernel's name of the opcode without FUSE_, or "" when nobody says
+    request: str  # the kernel's name of the opcode without FUSE_, or "" if unknown
     pid: int  # of the caller, in the mount's pid namespace; 0: unknown
 
 
-NOBODY = Cause("", 0)
+NO_CAUSE = Cause("", 0)
 
 
 class CopiedUp(NamedTuple):
@@ -31,7 +31,7 @@ class CopiedUp(NamedTuple):
     branch: str  # the lower it came from
     kind: str  # FILE, DIRECTORY or OTHER
     size: int  # of the file, in bytes
-    copied: int  # bytes of data moved: holes, shared extents and what is cut off at once do not count
+    copied: int  # bytes of data moved, without holes, shared extents and data cut off by the same request
     reflinked: bool
     seconds: float  # from the first look at the lower to the rename that shows the copy
     cause: Cause
@@ -47,7 +47,7 @@ class Ledger:
         self.reflinked = 0
         self.bytes = 0
         self.seconds = 0.0
-        self.asked_by: Callable[[], Cause] = _nobody
+        self.current_cause: Callable[[], Cause] = _no_cause
         self.listeners: tuple[Callable[[CopiedUp], None], ...] = ()  # replaced as a whole, from any thread
 
     def count(self, kind: str, copied: int, seconds: float, reflinked: bool) -> None:
@@ -62,11 +62,11 @@ class Ledger:
         self.bytes += copied
         self.seconds += seconds
 
-    def tell(self, entry: CopiedUp) -> None:
-        """Tell who listens of one copy-up, which was counted before."""
+    def notify(self, entry: CopiedUp) -> None:
+        """Pass one copy-up, which `count` has counted, to all listeners."""
         for listener in self.listeners:
             listener(entry)
 
 
-def _nobody() -> Cause:
-    return NOBODY
+def _no_cause() -> Cause:
+    return NO_CAUSE

@@ -19,15 +19,15 @@ FIRST: Final = 3
 
 
 def cookie_of(name: bytes) -> int:
-    """A positive number of 63 bits, so that it fits off_t."""
+    """Return the cookie of a name: its hash, in 63 bits so that it fits off_t, and at least FIRST."""
     return max(xxh3_64_intdigest(name) >> 1, FIRST)
 
 
 class Listing:
     """The names of a directory in the order of their cookies.
 
-    Removing and adding are quick: a removed name stays in the arrays and is skipped, an added one waits in `fresh`
-    until somebody reads on.
+    Removing and adding are quick: a removed name stays in the arrays and is skipped, an added one stays in `fresh`
+    until the next read.
     """
 
     __slots__ = ("cookies", "names", "gone", "fresh", "_at")
@@ -37,26 +37,26 @@ class Listing:
         self.names: list[bytes] = []  # names[i] has cookies[i]
         self.gone: set[bytes] = set()  # in `names`, but no longer in the directory
         self.fresh: list[bytes] = list(names)  # in the directory, not yet in `names`
-        self._at = -1  # where `following` was last; may be wrong
+        self._at = -1  # index that `following` reached last; may be outdated
 
     def add(self, name: bytes) -> None:
-        """`name` is new in the directory."""
+        """Add a name that is new in the directory."""
         if name in self.gone:
             self.gone.discard(name)
         else:
             self.fresh.append(name)
 
     def discard(self, name: bytes) -> None:
-        """`name` has left the directory."""
+        """Remove a name that has left the directory."""
         if self.fresh and name in self.fresh:
             self.fresh.remove(name)
         else:
             self.gone.add(name)
 
     def after(self, cookie: int, most: int) -> list[tuple[int, bytes]]:
-        """(cookie, name) of what comes after `cookie`, `most` of them at most; none only at the end."""
+        """Return (cookie, name) of up to `most` names after `cookie`; none only at the end."""
         if self.fresh or len(self.gone) > len(self.names) // 2:
-            self._settle()
+            self._merge_fresh()
         gone = self.gone
         first = bisect_right(self.cookies, cookie)
         while first < len(self.names):
@@ -70,15 +70,14 @@ class Listing:
         return []
 
     def following(self, name: bytes, most: int) -> list[bytes]:
-        """The names that come after `name`, `most` of them at most, as far as they were read; some that have gone
-        count, too."""
+        """Return up to `most` names after `name`, without those in `fresh`; removed names may be among them."""
         names, at = self.names, self._at
         if not 0 <= at < len(names) or names[at] != name:
             at = bisect_right(self.cookies, cookie_of(name)) - 1
-        self._at = at + 1  # for who asks next for what follows the first of them
+        self._at = at + 1  # the next call most likely asks from the first of these names on
         return names[at + 1 : at + 1 + most]
 
-    def _settle(self) -> None:
+    def _merge_fresh(self) -> None:
         if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:
             for name in self.fresh:
                 self._insert(name)

@@ -1,6 +1,6 @@
 """Resolve one name in a merged directory: the upper first, then the union of the lowers.
 
-Owns the identity of nodes: one node for one file, under however many names it is met. Does not change any branch.
+Owns the identity of nodes: one node for one file, however many names it has. Does not change any branch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _DOTS: Final = frozenset((b".", b".."))
 
 
 class Resolved(NamedTuple):
-    """A node and the attributes its branch gave a moment ago."""
+    """A node and its attributes as just read from its branch."""
 
     node: Node
     st: Stat
 
 
 def check_name(name: bytes) -> None:
-    """Refuse names that cannot exist. ENAMETOOLONG above 255 bytes, EINVAL for what would lead elsewhere."""
+    """Refuse names that cannot exist. ENAMETOOLONG above 255 bytes, EINVAL for "", ".", ".." and with slash or NUL."""
     if len(name) > markers.NAME_MAX:
         refuse(errno.ENAMETOOLONG, name)
     # Numbers, since CPython raises and drops an error before it looks for bytes in bytes.
@@ -41,7 +41,7 @@ def check_name(name: bytes) -> None:
 
 
 def resolve(tree: UnionState, parent: DirNode, name: bytes) -> Resolved:
-    """The node that `name` in `parent` is, made if it was not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
+    """Return the node of `name` in `parent`, and make it if it is not known. ENOENT, ENAMETOOLONG, EACCES, EIO."""
     found = find(tree, parent, name)
     if found is None:
         refuse(errno.ENOENT, name)
@@ -49,7 +49,7 @@ def resolve(tree: UnionState, parent: DirNode, name: bytes) -> Resolved:
 
 
 def find(tree: UnionState, parent: DirNode, name: bytes) -> Resolved | None:
-    """As `resolve`, but None for a name that is missing. ENOENT only where others take it away while we look."""
+    """As `resolve`, but None for a missing name. ENOENT only if the name is removed externally during the lookup."""
     child = parent.children.get(name)
     if child is not None:
         return make(Resolved, (child, tree.stat(child)))
@@ -86,12 +86,12 @@ def is_visible(tree: UnionState, parent: DirNode, name: bytes) -> bool:
 
 
 def by_number(tree: UnionState, nodeid: int) -> Node:
-    """The node of this number, made again if it was forgotten. ESTALE if its object is not where it was."""
-    chain: list[tuple[int, bytes]] = []  # (node id, name) of what is to be made again, deepest first
+    """Return the node of an id, and make it again if it was forgotten. ESTALE if its object has moved or gone."""
+    chain: list[tuple[int, bytes]] = []  # (node id, name) of the nodes to make again, deepest first
     at = nodeid
     node = tree.nodes.find(at)
     while node is None:
-        place = tree.nodes.forgotten.place(at) if tree.nodes.forgotten is not None else None
+        place = tree.nodes.handle_table.place(at) if tree.nodes.handle_table is not None else None
         if place is None:
             refuse(errno.ESTALE)
         chain.append((at, place[1]))
@@ -110,19 +110,19 @@ def by_number(tree: UnionState, nodeid: int) -> Node:
             refuse(errno.ESTALE)
         node = found
     if node.dead if isinstance(node, DirNode) else node.is_dead:
-        refuse(errno.ESTALE)  # the kernel has let go of it already, and asks before its FORGET is here
+        refuse(errno.ESTALE)  # removed: the kernel's FORGET is still on its way
     return node
 
 
 def find_low(parent: DirNode, name: bytes) -> Found | None:
-    """What the lowers alone have under `name`, whether the upper hides it or not."""
+    """Find `name` in the lowers alone, whether the upper hides it or not."""
     return parent.low.find(name) if parent.low is not None else None
 
 
 def upper_entry(tree: UnionState, parent: DirNode, name: bytes) -> Stat | None:
-    """Attributes of the upper's own entry `name`, which may be a whiteout; None if there is none.
+    """Return the attributes of the upper's own entry `name`, which may be a whiteout; None if there is none.
 
-    After a number of misses the directory's names are learnt, if they seem to be few enough to pay.
+    After some misses the directory is scanned, if by its size that costs less than the lookups it saves.
     """
     up = parent.upper
     if up is None:
@@ -181,14 +181,14 @@ def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> R
 
 
 def _register(tree: UnionState, node: FileNode, place: BranchDir, st: Stat) -> None:
-    """Make a file with several names known by its inode."""
+    """Register a file with several names by its inode, so that its other names lead to the same node."""
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     if not place.branch.writable and tree.links_or_none is not None:
         node.rare().key = inodes.link_key(place.branch, st)
 
 
 def _known_link(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
-    """If this name of a lower inode leads to a node we know, or to its copy in the upper: that one."""
+    """Return the node, or the copy in the upper, that this name of a lower inode leads to; None if there is none."""
     indexed = _indexed(tree, parent, name, found, st)
     if indexed is not None:
         return indexed
@@ -200,7 +200,7 @@ def _known_link(tree: UnionState, parent: DirNode, name: bytes, found: Found, st
 
 
 def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
-    """The copied-up inode that a lower one became, if the index has it."""
+    """Return the node of the copied-up inode that the index has for a lower inode; None if it has none."""
     links = tree.links_or_none
     if links is None:
         return None
@@ -223,7 +223,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
 
 
 def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
-    """The node was met under one more name."""
+    """Record one more name of a node."""
     links = node.rare()
     if links.dead:
         links.dead = False
@@ -262,7 +262,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
 
 
 def _find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, node: FileNode) -> None:
-    """An upper written by the kernel's overlay may hold attributes only: find the data beneath, or fail with EIO."""
+    """Find the lower data of a metacopy file, which the kernel's overlayfs writes to an upper. EIO if missing."""
     assert parent.upper is not None
     redirect = marks.metacopy_redirect(parent.upper, name)
     components = markers.redirect_components(redirect) if redirect is not None else None
@@ -278,8 +278,8 @@ def _find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, no
 
 
 def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> tuple[int, bool]:
-    """The number users see for an upper object, its origin's if it was copied up; and whether its data are
-    elsewhere."""
+    """Return the inode number users see for an upper object (its origin's if it was copied up), and whether it is a
+    metacopy."""
     origin = None
     is_metacopy = False
     if key is not None:
@@ -317,8 +317,8 @@ def _from_upper_dir(tree: UnionState, parent: DirNode, name: bytes, st: Stat) ->
 
 
 def _hidden_beside(tree: UnionState, parent: DirNode, name: bytes) -> bool:
-    """Whether `.wh.NAME` stands beside the upper's directory `name`: then the directory is not merged with what is
-    below."""
+    """Whether `.wh.NAME` stands beside the upper's directory `name`: then the directory is not merged with the
+    lowers."""
     assert parent.upper is not None
     if parent.up_names is not None:
         return name in parent.hidden

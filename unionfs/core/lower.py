@@ -2,10 +2,10 @@
 
 Follows the rule of `unionfs.trees.walk` (down from the top lower; a whiteout, an opaque or redirected directory, or
 anything that is not a directory ends the walk), with a cache and as few system calls as will do. Knows branches and
-marks. Does not know the upper, nodes, or who is asking.
+marks. Does not know the upper, nodes, or callers.
 
-Cost is flat in the number of branches: a directory that is asked often is scanned once per branch it is really in and
-then answers from memory, missing names too; a directory of a million names that is asked once is not scanned.
+Cost does not grow with the number of branches: a directory with many lookups is scanned once in each branch that has it
+and is then served from memory, missing names too; a directory of a million names with one lookup is not scanned.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _INO_SHIFT: Final = 4
 _STACK_SHIFT: Final = 68  # four bits of kind and 64 of inode number lie below
 
 _BYTES_PER_NAME: Final = 32  # of st_size of a directory, roughly, on ext4 and tmpfs: only steers when a scan pays
-_STAT_EVERY: Final = 32  # wasted probes before the size of a directory is looked at
+_STAT_EVERY: Final = 32  # wasted probes before the size of a directory is read
 
 
 class Found(NamedTuple):
-    """What a name is in the union of the lowers: a file in `place`, or (kind S_IFDIR) the merged directory `low`."""
+    """The result of a lookup in the lowers: a file in `place`, or (kind S_IFDIR) the merged directory `low`."""
 
     kind: int
     place: BranchDir
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 
 class _Walk:
-    """What a search for one name gathers on its way down the branches."""
+    """The state of a search for one name down the branches."""
 
     __slots__ = ("name", "stack", "top_st", "calls")
 
@@ -54,7 +54,7 @@ class _Walk:
 
 
 class LowDir:
-    """A directory merged from one or more lowers. Its content never changes; what it remembers can be dropped."""
+    """A directory merged from one or more lowers. Its content never changes; its remembered names can be dropped."""
 
     __slots__ = ("tree", "parent", "name", "stack", "names", "stacks", "wasted", "weight", "subdirs", "cached_use")
 
@@ -73,7 +73,7 @@ class LowDir:
     # -- names -----------------------------------------------------------------------------------------------------
 
     def find(self, name: bytes) -> Found | None:
-        """What `name` is here, or None. Raises EACCES where a branch may not be searched (unless such are skipped)."""
+        """Find `name`, or return None. Raises EACCES where a branch may not be searched (unless such are skipped)."""
         names = self.names
         if names is None:
             if not self._scan_pays():
@@ -109,7 +109,7 @@ class LowDir:
         names: dict[bytes, int] = {}
         stacks: list[tuple[int, ...]] = [(0,)]
         index_of: dict[tuple[int, ...], int] = {(0,): 0}
-        closed: set[bytes] = set()  # names that nothing further down may add to
+        closed: set[bytes] = set()  # names that lower branches may not add to
         merging: dict[bytes, list[int]] = {}  # directories present in more than one branch
         last = len(self.stack) - 1
         for position, place in enumerate(self.stack):
@@ -139,34 +139,34 @@ class LowDir:
         self.tree.cache.add(self, len(names))
         return names
 
-    def remembered(self) -> int:
-        """How many names are remembered."""
+    def name_count(self) -> int:
+        """Return the number of remembered names."""
         return len(self.names) if self.names is not None else 0
 
     def forget_names(self) -> None:
-        """Drop what was remembered; it can be scanned again."""
+        """Drop the remembered names; the directory can be scanned again."""
         self.names = None
         self.stacks = []
         self.wasted = 0
 
     def listing(self) -> Iterator[tuple[bytes, int, int]]:
-        """(name, kind, ino as the branch numbers it) of everything here; `ino` still lacks its filesystem's index."""
+        """List (name, kind, ino as the branch numbers it) of all entries; `ino` still lacks its filesystem's index."""
         for name, code in self.load().items():
             yield name, (code & 0xF) << KIND_SHIFT, (code >> _INO_SHIFT) & 0xFFFFFFFFFFFFFFFF
 
     def place_of(self, code: int, stacks: list[tuple[int, ...]]) -> BranchDir:
-        """The branch directory that provides an entry packed when `stacks` were this directory's."""
+        """Return the branch directory of an entry `code` that was packed with `stacks`."""
         return self.stack[stacks[code >> _STACK_SHIFT][0]]
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
     def stat(self) -> Stat:
-        """Attributes of the merged directory: those of its topmost branch."""
+        """Return the attributes of the merged directory: those of its topmost branch."""
         return self.stack[0].stat()
 
     def nlink(self, top: Stat) -> int:
-        """Two and one for each subdirectory, as most filesystems count, or 1 where the branch does not count
-        (btrfs)."""
+        """Return the link count: two plus the subdirectories, as most filesystems count, or 1 if the branch does not
+        count (btrfs)."""
         if len(self.stack) == 1 or top.st_nlink < 2:
             return top.st_nlink
         if self.subdirs < 0:
@@ -176,7 +176,7 @@ class LowDir:
         return 2 + self.subdirs
 
     def path_components(self) -> tuple[bytes, ...]:
-        """Names from the root of the union of the lowers down to here."""
+        """Return the path components from the root of the union of the lowers down to here."""
         names: list[bytes] = []
         at: LowDir | None = self
         while at is not None and at.parent is not None:
@@ -191,13 +191,13 @@ class LowerTree:
     def __init__(self, branches: Sequence[Branch], cache: NameCache, *, skip_unreadable: bool) -> None:
         self.branches = tuple(branches)  # immutable
         self.cache = cache  # immutable
-        self.skip_unreadable = skip_unreadable  # immutable: what may not be read counts as not being there
+        self.skip_unreadable = skip_unreadable  # immutable: unreadable directories count as missing
         for index, branch in enumerate(self.branches):
             branch.index = index
         self.root = LowDir(self, None, b"", self.root_stack())
 
     def root_stack(self) -> tuple[BranchDir, ...]:
-        """The roots of the branches, down to the first that is opaque."""
+        """Return the roots of the branches, down to the first that is opaque."""
         stack = []
         for branch in self.branches:
             stack.append(branch.root)
@@ -206,7 +206,7 @@ class LowerTree:
         return tuple(stack)
 
     def walk_one(self, parent: LowDir, candidates: Sequence[BranchDir], name: bytes) -> tuple[Found | None, int]:
-        """Find `name` in `candidates`, top first. Also tells how many system calls the search took, about.
+        """Find `name` in `candidates`, top first. Also returns the approximate number of system calls made.
 
         The walk ends at the first of: a whiteout, an opaque directory, anything that is not a directory; a redirect
         sends it to another place in the branches beneath.
@@ -270,8 +270,7 @@ class LowerTree:
         return seen.opaque or (not last and marks.has_aufs_whiteout(place, name))
 
     def _redirected(self, child: BranchDir, redirect: bytes, siblings: Sequence[BranchDir]) -> tuple[BranchDir, ...]:
-        """Where the content beneath a redirected directory of a lower is. A redirect that leads nowhere adds
-        nothing."""
+        """Return the directories that the redirect of a lower directory leads to; none if it leads nowhere."""
         components = markers.redirect_components(redirect)
         if components is None:
             parent = LowDir(self, None, b"", tuple(siblings)) if siblings else None
@@ -281,8 +280,8 @@ class LowerTree:
         return found.low.stack if found is not None and found.kind == stat.S_IFDIR and found.low is not None else ()
 
     def data_place(self, parent: LowDir, place: BranchDir, name: bytes) -> tuple[BranchDir, bytes]:
-        """Where the data of the file `name` in `place`, found in `parent`, are: there, or, if only its attributes are
-        there, in a branch beneath. Raises EIO when the data are missing."""
+        """Return where the data of the file `name` in `place`, found in `parent`, are: there, or for a metacopy in a
+        branch beneath. Raises EIO when the data are missing."""
         while marks.is_metacopy(place, name):
             beneath = place.branch.index + 1
             redirect = marks.metacopy_redirect(place, name)
@@ -317,13 +316,13 @@ class LowerTree:
         return found
 
     def _is_skipped(self, exc: OSError) -> bool:
-        """Whether an error in a branch counts as the name not being there."""
+        """Whether an error in a branch counts as a missing name."""
         if exc.errno == errno.ENOTDIR:
             return True
         return self.skip_unreadable and exc.errno in (errno.EACCES, errno.EPERM)
 
     def entries(self, place: BranchDir, hidden: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
-        """(name, kind, ino) of the real entries of one branch directory; whiteouts go into `hidden`."""
+        """List (name, kind, ino) of the real entries of one branch directory; whiteouts go into `hidden`."""
         try:
             for name, kind, ino in place.scan():
                 if markers.is_reserved(name):

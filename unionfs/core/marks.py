@@ -1,6 +1,7 @@
 """Whiteouts and opaque marks on a branch: find them, place them, clear them. The I/O side of `unionfs.markers`.
 
-Knows branches. Does not know nodes or which branch hides which. Reads every dialect; writes the one it is told.
+Knows branches. Does not know nodes or which branch hides which. Reads every dialect; writes
+the one given.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _listxattr: Final = os.listxattr  # compiled code has no need to look it up at e
 
 AUFS = "aufs"
 OVERLAY = "overlay"
-FUSE_OVERLAYFS = "fuse-overlayfs"  # overlay's, and beside each attribute that says opaque the file that says it
+FUSE_OVERLAYFS = "fuse-overlayfs"  # overlay's, plus the opaque file beside each opaque attribute
 
 
 class DirMarks(NamedTuple):
-    """What a directory's own marks say. `redirect` is None or a sane redirect value."""
+    """The marks of a directory. `redirect` is None or a sane redirect value."""
 
     opaque: bool
     redirect: bytes | None
@@ -34,18 +35,18 @@ NO_MARKS = DirMarks(False, None)
 
 
 def proc_path(fd: int) -> str:
-    """A path to the very object behind an O_PATH descriptor, for the calls that have no *at form (open(2), O_PATH)."""
+    """Return a path to the object behind an O_PATH descriptor, for calls without an *at form (open(2), O_PATH)."""
     return f"/proc/self/fd/{fd}"
 
 
 def path_at(place: BranchDir, leaf: bytes) -> bytes:
-    """The same for `leaf` in `place`, for calls that are told not to follow it."""
+    """Return a path to `leaf` in `place`, for calls without an *at form that do not follow symlinks."""
     return b"/proc/self/fd/%d/%s" % (place.fd(), leaf)
 
 
 def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
-    """The marks on and in the directory `place`; `bottom`: nothing of its name is beneath it, so an opaque
-    file matters only to its redirect."""
+    """Read the marks on and in the directory `place`; `bottom`: no branch beneath has its name, so an opaque file
+    matters only to its redirect."""
     if place.sealed:
         return NO_MARKS
     fd = place.fd()
@@ -60,13 +61,13 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
         names = []
     for name in names:
         if name in markers.OPAQUE_XATTRS:
-            value = private_xattr(path, name, ours=place.branch.writable)
+            value = private_xattr(path, name, on_upper=place.branch.writable)
             if value == b"y":
                 opaque = True
             elif value == b"x":
                 place.has_xattr_whiteouts = True
         elif name in markers.REDIRECT_XATTRS:
-            value = private_xattr(path, name, ours=place.branch.writable)
+            value = private_xattr(path, name, on_upper=place.branch.writable)
             is_better = redirect is None or name == markers.REDIRECT_XATTRS[0]  # whatever order they are listed in
             if is_better and value is not None and markers.is_sane_redirect(value):
                 redirect = value
@@ -76,14 +77,14 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
     return DirMarks(opaque, redirect)
 
 
-def private_xattr(path: str, name: str, *, ours: bool) -> bytes | None:
-    """One of the union's own attributes, or None. `ours`: on the upper's side, where the object's mode does not
-    stop us."""
+def private_xattr(path: str, name: str, *, on_upper: bool) -> bytes | None:
+    """Read one of the union's own attributes, or return None. `on_upper`: in the upper, where an attribute that the
+    object's mode makes unreadable is read as its owner."""
     try:
         try:
             return os.getxattr(path, name)
         except PermissionError:
-            if not ours:
+            if not on_upper:
                 raise
             return read_xattr_as_owner(path, name)
     except OSError as exc:
@@ -124,7 +125,7 @@ def _has_any_xattr(place: BranchDir, name: bytes, wanted: tuple[str, ...]) -> bo
 
 
 def xattr_names(fd: int) -> list[str]:
-    """All extended attributes of the object behind an O_PATH descriptor; none where they are not supported."""
+    """List the extended attributes of the object behind an O_PATH descriptor; none where they are not supported."""
     try:
         return os.listxattr(proc_path(fd))
     except OSError:
@@ -137,7 +138,7 @@ def is_metacopy(place: BranchDir, name: bytes) -> bool:
 
 
 def is_metacopy_fd(held: FileFd) -> bool:
-    """The same of an open file of a lower, whose attributes are then known."""
+    """As `is_metacopy`, for an open file of a lower. Stores its attribute names in `held.xattrs`."""
     try:
         listed = held.xattrs = _listxattr(held.fd)
     except OSError:
@@ -148,11 +149,11 @@ def is_metacopy_fd(held: FileFd) -> bool:
 
 
 def metacopy_redirect(place: BranchDir, name: bytes) -> bytes | None:
-    """Where a metacopy file's data are, if not at the same path beneath."""
+    """Return the redirect of a metacopy file; None: its data are at the same path beneath."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
     try:
         for xattr in markers.REDIRECT_XATTRS:
-            value = private_xattr(proc_path(fd), xattr, ours=place.branch.writable)
+            value = private_xattr(proc_path(fd), xattr, on_upper=place.branch.writable)
             if value is not None and markers.is_sane_redirect(value):
                 return value
     finally:
@@ -161,7 +162,7 @@ def metacopy_redirect(place: BranchDir, name: bytes) -> bytes | None:
 
 
 def place_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
-    """Put `.wh.NAME` into `place`; False when that name would be too long. An entry `name` beside it stays visible."""
+    """Create `.wh.NAME` in `place`; False if that name is too long. An entry `name` beside it stays visible."""
     mark = markers.whiteout_name(name)
     if mark is None:
         return False
@@ -171,8 +172,7 @@ def place_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
 
 
 def clear_aufs_whiteout(place: BranchDir, name: bytes) -> None:
-    """Remove `.wh.NAME` from `place` if it is there. Never raises: the entry beside it, which made it superfluous, wins
-    over it anyway."""
+    """Remove `.wh.NAME` from `place` if it exists. Never raises: the new entry beside it takes precedence anyway."""
     mark = markers.whiteout_name(name)
     if mark is not None:
         with contextlib.suppress(OSError):
@@ -180,8 +180,8 @@ def clear_aufs_whiteout(place: BranchDir, name: bytes) -> None:
 
 
 def make_node_whiteout(dir_fd: int, name: bytes) -> bool:
-    """Make `name` a whiteout of the device form. False when this filesystem or user may not (mknod(2): EPERM), or a
-    filter of system calls says so in its own way."""
+    """Create the whiteout device `name`. False if the filesystem, the user (mknod(2): EPERM) or a seccomp filter does
+    not allow it."""
     try:
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
     except OSError as exc:
@@ -201,12 +201,12 @@ def set_opaque(path: str, dir_fd: int, dialect: str) -> None:
 
 
 def set_opaque_xattr(path: str) -> None:
-    """Mark the directory opaque by attribute: trusted.* where we may, as the kernel's overlay reads it, else user.*."""
+    """Mark the directory opaque by attribute: trusted.* if permitted, as the kernel's overlay reads it, else user.*."""
     set_trusted_or_user(path, "overlay.opaque", b"y")
 
 
 def set_trusted_or_user(path: str, suffix: str, value: bytes) -> None:
-    """Set `trusted.SUFFIX`, or `user.SUFFIX` without the privilege for it, and let no contradicting twin stay."""
+    """Set `trusted.SUFFIX`, or `user.SUFFIX` without the privilege, and remove `user.SUFFIX` in the first case."""
     try:
         os.setxattr(path, "trusted." + suffix, value)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Attributes: mode, owner, size, times, and extended attributes with the union's own ones kept out of sight."""
+"""Attributes: mode, owner, size, times, and extended attributes, of which the union's own are hidden."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
         node.shown_as = None
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
-        owner_stays = change.uid is None and change.gid is None  # else it is given first, and clears what it clears
+        owner_stays = change.uid is None and change.gid is None  # else it is changed first, and clears set-id bits
         wanted = change.mode & 0o7777 if change.mode is not None and owner_stays else None
         has_mode = copyup.ensure(tree, node, None, wanted)
         place, name = node.home, node.leaf
@@ -54,12 +54,12 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
         ownership.give(tree, place, name, mode=stat.S_IMODE(change.mode), fd=held.fd if held is not None else None)
     if change.atime_ns is not None or change.mtime_ns is not None:
         files.set_times(place.fd(), name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def give_away(tree: UnionState, node: Node, uid: int, gid: int) -> None:
-    """Change owner and group, in ids as stored, -1 for not (chown(2)). EPERM, EINVAL. Preconditions: the node is copied
-    up."""
+    """Change owner and group, in ids as stored, -1: unchanged (chown(2)). EPERM, EINVAL. Preconditions: the node is
+    copied up."""
     if isinstance(node, DirNode):
         up = node.upper
         assert up is not None
@@ -68,7 +68,7 @@ def give_away(tree: UnionState, node: Node, uid: int, gid: int) -> None:
         place, name = node.home, node.leaf
     ownership.give(tree, place, name, uid, gid)
     if place.branch.overrides is not None and isinstance(node, FileNode):
-        # What the branch's filesystem does by itself when the owner is its own.
+        # The filesystem does this itself only when the owner on disk changes.
         ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node))
 
 
@@ -84,23 +84,23 @@ def _truncate(tree: UnionState, node: FileNode, size: int, *, kill_priv: bool) -
     st = tree.stat(node)
     if size < 0 or not stat.S_ISREG(st.st_mode):
         refuse(errno.EINVAL)
-    cut_off_already = copyup.needs_copy(node) and size < st.st_size  # what is copied up is the truncated file
+    is_truncated = copyup.needs_copy(node) and size < st.st_size  # only the truncated part is copied up
     copyup.ensure(tree, node, size)
-    if not cut_off_already:
+    if not is_truncated:
         os.ftruncate(tree.write_fd(node).fd, size)
     if kill_priv:
         drop_privileges(tree, node)
 
 
 def drop_privileges(tree: UnionState, node: FileNode) -> None:
-    """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by somebody
-    without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
+    """Clear set-user-id, set-group-id (of a group-executable file) and file capabilities, as a write by a
+    process without CAP_FSETID does (chmod(2), write(2), capabilities(7)). Preconditions: the node is copied up."""
     ownership.clear_privileges(tree, node.home, node.leaf, tree.stat(node), is_written=True)
 
 
 def _xattr_path(node: Node) -> tuple[bytes, bool]:
-    """A path to the very object for the xattr calls, which have no form that takes (dirfd, name), and whether its last
-    part is to be followed: it is a descriptor's own (proc(5)), or a name, which has no slash and leads nowhere else."""
+    """Return a path to the object for the xattr calls, which have no *at form, and whether its last part is to be
+    followed: true for a descriptor's own path (proc(5)), false for a name below one."""
     if isinstance(node, FileNode):
         if not node.leaf:  # others have taken it away
             refuse(errno.ESTALE, node.name)
@@ -109,7 +109,7 @@ def _xattr_path(node: Node) -> tuple[bytes, bool]:
 
 
 def _place_of(node: DirNode) -> BranchDir:
-    """The directory whose attributes the merged one shows."""
+    """Return the branch directory whose attributes the merged directory shows."""
     place = node.upper if node.upper is not None else node.low.stack[0] if node.low is not None else None
     assert place is not None
     return place
@@ -120,18 +120,19 @@ def _is_sealed(node: Node) -> bool:
 
 
 def _branch(node: Node) -> Branch:
-    """Where the node's attributes are."""
+    """Return the branch that holds the node's attributes."""
     return node.home.branch if isinstance(node, FileNode) else _place_of(node).branch
 
 
 def branch_path(tree: UnionState, node: Node) -> str:
-    """The directory, as the options name it, of the branch that an object is in; the upper for what is indexed."""
+    """Return the directory, as the options name it, of the branch that holds an object; the upper for hard links in the
+    index."""
     branch = _branch(node)
     return tree.upper.path if branch.writable and tree.upper is not None else branch.path
 
 
 def _is_covered(node: FileNode) -> bool:
-    """Whether the object itself can carry what is kept aside."""
+    """Whether the object on disk can carry override attributes."""
     overrides = node.home.branch.overrides
     return overrides is not None and overrides.may_cover(
         os.stat(node.leaf, dir_fd=node.home.fd(), follow_symlinks=False)
@@ -139,7 +140,7 @@ def _is_covered(node: FileNode) -> bool:
 
 
 def _stored(branch: Branch, name: bytes, code: int) -> str:
-    """Under which name the branch has an attribute of users. `code` for the union's own, unless kept aside."""
+    """Return the name under which the branch stores an attribute of users. Raises `code` for the union's own names."""
     text = os.fsdecode(name)
     overrides = branch.overrides
     stored = text if overrides is None or text.startswith(markers.OVERRIDE_PREFIX) else overrides.stored_xattr(text)
@@ -149,8 +150,8 @@ def _stored(branch: Branch, name: bytes, code: int) -> str:
 
 
 def _refuse_as_special(tree: UnionState, node: Node, name: bytes, code: int) -> None:
-    """What the kernel and every filesystem refuse of anything but files and directories, for files that stand in for
-    such, or will once they are copied up: attributes of users (`code`), ACLs of symlinks (xattr(7))."""
+    """Refuse attributes that special files and symlinks cannot have (xattr(7)), for stand-in files, and for objects
+    that become such when copied up: `user.` attributes (`code`), ACLs of symlinks (EOPNOTSUPP)."""
     if isinstance(node, DirNode):
         return
     if _branch(node).overrides is None and (tree.upper is None or tree.upper.overrides is None):
@@ -163,7 +164,7 @@ def _refuse_as_special(tree: UnionState, node: Node, name: bytes, code: int) -> 
 
 
 def getxattr(tree: UnionState, node: Node, name: bytes) -> bytes:
-    """The value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
+    """Return the value of an extended attribute (getxattr(2)). ENODATA, EOPNOTSUPP."""
     value = find_xattr(tree, node, name)
     if value is None:
         refuse(errno.ENODATA, name)
@@ -171,7 +172,7 @@ def getxattr(tree: UnionState, node: Node, name: bytes) -> bytes:
 
 
 def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
-    """As `getxattr`, but None for one that is not there."""
+    """As `getxattr`, but None for a missing attribute."""
     stored = _stored(_branch(node), name, errno.ENODATA)
     _refuse_as_special(tree, node, name, errno.ENODATA)
     if _is_sealed(node):
@@ -181,7 +182,7 @@ def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
         text = os.fsdecode(name)
         if stored == text or markers.is_private_xattr(text):
             return None
-        value = _read_xattr(tree, node, name)  # put there by somebody who could
+        value = _read_xattr(tree, node, name)  # set on the branch under the users' name
     if value is not None and tree.owners is not None and name in _ACLS:
         return posix_acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
     return value
@@ -204,7 +205,7 @@ def _read_xattr_of_branch(node: Node, name: bytes) -> bytes | None:
 
 
 def listxattr(node: Node) -> list[bytes]:
-    """The names of the extended attributes users may see (listxattr(2))."""
+    """List the names of the extended attributes that users may see (listxattr(2))."""
     if _is_sealed(node):
         return []
     path, follow = _xattr_path(node)
@@ -246,10 +247,10 @@ def setxattr(tree: UnionState, node: Node, name: bytes, value: bytes, flags: int
         if not posix_acl.says_more(value):
             with contextlib.suppress(OSError):
                 os.removexattr(path, stored, follow_symlinks=follow)
-            tree.ours(node)
+            tree.record_own_change(node)
             return
     os.setxattr(path, stored, value, flags, follow_symlinks=follow)
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
@@ -260,7 +261,7 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     copyup.require_upper(tree)
     _refuse_as_special(tree, node, name, errno.EPERM)
     is_acl = text.startswith("system.posix_acl_")
-    if not is_acl:  # an ACL that is not there can be removed
+    if not is_acl:  # removing a missing ACL succeeds
         if text.startswith("user.") and isinstance(node, FileNode) and not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.EPERM, name)
         getxattr(tree, node, name)
@@ -269,7 +270,7 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     stored = _stored(_branch(node), name, errno.EPERM)
     if stored == text or (is_acl and isinstance(node, FileNode) and not _is_covered(node)):
         os.removexattr(path, name, follow_symlinks=follow)
-        tree.ours(node)
+        tree.record_own_change(node)
         return
     gone = False
     for each in (stored, text):
@@ -283,7 +284,7 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
                 raise
     if not gone and not is_acl:
         refuse(errno.ENODATA, name)
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def _bring_up(tree: UnionState, node: Node) -> None:
@@ -296,8 +297,8 @@ def _bring_up(tree: UnionState, node: Node) -> None:
 
 
 def extended_stat(node: Node) -> ExtendedStat:
-    """When the object that the node is now was born, and its attributes (statx(2)). A file that was copied up was born
-    then, as with any copy."""
+    """Return the birth time and attributes of the node's present object (statx(2)). For a copied-up file that is the
+    time of the copy-up."""
     if _is_sealed(node):
         return ExtendedStat(None, 0, 0)
     if isinstance(node, FileNode):
@@ -308,19 +309,19 @@ def extended_stat(node: Node) -> ExtendedStat:
 
 
 def get_flags(tree: UnionState, node: Node, command: int) -> bytes:
-    """The inode's flags (ioctl_iflags(2)), by one of files.FLAG_READS. ENOTTY for what is no file or directory, or
-    where there are none."""
+    """Return the inode's flags (ioctl_iflags(2)); `command` is in files.FLAG_READS. ENOTTY for anything but files and
+    directories, or where there are no flags."""
     with _flags_fd(tree, node) as held:
         return files.get_flags(held.fd, command)
 
 
 def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
-    """Set the inode's flags, by one of files.FLAG_WRITES; whoever asked was checked by the kernel. ENOTTY, EOPNOTSUPP,
+    """Set the inode's flags; `command` is in files.FLAG_WRITES. The kernel has checked the caller. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
     _bring_up(tree, node)
     with _flags_fd(tree, node) as held:
         files.set_flags(held.fd, command, flags)
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def _flags_fd(tree: UnionState, node: Node) -> FileFd:

@@ -1,8 +1,8 @@
-"""What in a branch must not be touched: other mounts (the union's own among them) and directories that the options
-hide.
+"""Hide the directories of a branch that must not be accessed: other mounts (the union's own among them) and
+directories that the options name.
 
-A daemon that looked at its own mountpoint would wait for itself for ever; one that looked at a dead network mount,
-nearly so. The places come from /proc/self/mountinfo (proc(5)) and never from looking at them.
+A daemon that accessed its own mountpoint would wait for itself for ever; a dead network mount may block nearly as long.
+So mountpoints are read from /proc/self/mountinfo (proc(5)) and never accessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unionfs.syscalls import mountinfo
 
 
 def _below(root: bytes, path: bytes) -> tuple[bytes, ...]:
-    """The names from `root` down to `path`; () if it is not below."""
+    """Return the path components from `root` down to `path`; () if it is not below."""
     prefix = root.rstrip(b"/") + b"/"
     if not path.startswith(prefix):
         return ()
@@ -27,14 +27,14 @@ def _root_path(branch: Branch) -> bytes:
 
 
 def hide_paths(branch: Branch, paths: Iterable[str]) -> None:
-    """Seal the places of host paths that lie in the branch."""
+    """Hide those directories of the branch that lie at the host paths `paths`."""
     root = _root_path(branch)
     for path in paths:
         branch.hide(_below(root, os.path.realpath(os.fsencode(path))))
 
 
 def hide_mounts(branch: Branch) -> None:
-    """Seal every directory of the branch on which something else is mounted now. Mounted files are left alone."""
+    """Hide every directory of the branch that is a mountpoint now. Files that are mountpoints are not hidden."""
     try:
         mounts = mountinfo.mounts()
     except OSError:
@@ -49,7 +49,7 @@ def hide_mounts(branch: Branch) -> None:
 
 
 def _is_directory_there(path: bytes) -> bool:
-    """Whether the mountpoint is a directory, told by its parent's listing and so without touching the mount."""
+    """Whether the mountpoint is a directory, by its parent's listing, which does not access the mount."""
     parent, name = os.path.split(path)
     try:
         with os.scandir(parent) as entries:
@@ -59,7 +59,7 @@ def _is_directory_there(path: bytes) -> bool:
 
 
 def overflow_ids() -> tuple[int, int]:
-    """What the kernel shows for owners without a mapping (user_namespaces(7))."""
+    """Return the uid and gid that the kernel shows for owners without a mapping (user_namespaces(7))."""
     ids = []
     for which in ("uid", "gid"):
         with open(f"/proc/sys/kernel/overflow{which}", "rb") as file:

@@ -1,4 +1,4 @@
-"""How many directory names the union remembers at once, and which directories have to forget theirs.
+"""A bounded cache of directory names: decides which directories drop their remembered names.
 
 Second chance, as in `fds`: a directory used since the hand last passed keeps its names once more. The weight is the
 number of names; one name costs some 200 bytes with its entry.
@@ -10,17 +10,17 @@ from collections import deque
 from typing import Protocol
 
 
-class Rememberer(Protocol):
-    """A directory that remembers its names."""
+class CachedDirectory(Protocol):
+    """A directory with remembered names."""
 
     cached_use: bool  # set at each use, cleared by the hand
 
-    def remembered(self) -> int:
-        """How many names it remembers now."""
+    def name_count(self) -> int:
+        """Return the number of names remembered now."""
         ...
 
     def forget_names(self) -> None:
-        """Remember none of them any more."""
+        """Drop all remembered names."""
         ...
 
 
@@ -30,32 +30,32 @@ class NameCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit  # immutable: names
         self.weight = 0  # names remembered now; a directory counts one more, so that empty ones are bounded too
-        self._clock: deque[Rememberer] = deque()
+        self._clock: deque[CachedDirectory] = deque()
 
-    def add(self, directory: Rememberer, weight: int) -> None:
-        """`directory` remembers `weight` names more and was not here yet. Others may have to forget theirs."""
+    def add(self, directory: CachedDirectory, weight: int) -> None:
+        """Add `directory`, which remembers `weight` names now. Other directories may have to drop theirs."""
         directory.cached_use = True
         self.weight += weight + 1
         self._clock.append(directory)
         self._shrink(directory)
 
-    def grow(self, directory: Rememberer, count: int) -> None:
-        """`directory`, which is here already, remembers `count` names more (or fewer)."""
+    def grow(self, directory: CachedDirectory, count: int) -> None:
+        """Change the weight of a cached directory by `count` names (negative: fewer)."""
         self.weight += count
         if self.weight > self.limit:
             self._shrink(directory)
 
-    def forget(self, directory: Rememberer) -> None:
-        """What `directory` remembers is not so any more."""
-        remembered = directory.remembered()
+    def forget(self, directory: CachedDirectory) -> None:
+        """Drop the names of `directory`, which are outdated, and remove it from the cache."""
+        count = directory.name_count()
         directory.forget_names()
         try:
             self._clock.remove(directory)
         except ValueError:
             return
-        self.weight = max(0, self.weight - remembered - 1)
+        self.weight = max(0, self.weight - count - 1)
 
-    def _shrink(self, spared: Rememberer) -> None:
+    def _shrink(self, spared: CachedDirectory) -> None:
         clock = self._clock
         rounds = 2 * len(clock)
         while self.weight > self.limit and rounds:
@@ -65,5 +65,5 @@ class NameCache:
                 victim.cached_use = False
                 clock.append(victim)
                 continue
-            self.weight = max(0, self.weight - victim.remembered() - 1)
+            self.weight = max(0, self.weight - victim.name_count() - 1)
             victim.forget_names()

@@ -1,6 +1,6 @@
-"""Keep what a directory remembers of its names right when an operation changes them.
+"""Update a directory's remembered names when an operation changes them.
 
-Every operation that adds, removes or hides a name tells it here, in the same critical section.
+Every operation that adds, removes or hides a name calls one of these functions, in the same critical section.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from unionfs.core.union_state import UnionState
 
 
 def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
-    """The upper has a new entry `name` that was not visible before. A whiteout of it is gone."""
+    """Record a new entry `name` of the upper that was not visible before, and that a whiteout of it is gone."""
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         parent.hidden.discard(name)
@@ -23,31 +23,31 @@ def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs += 1
     parent.shown_as = None
-    tree.ours(parent)
+    tree.record_own_change(parent)
 
 
 def copied_up(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int, before: Stat) -> None:
-    """A visible name is now (also) in the upper. The directory shows the attributes it had `before`: no user changed
-    it."""
+    """Record that a visible name was copied up. The directory goes on to show its attributes `before` that, since no
+    user changed it."""
     if parent.shown_as is None:
         parent.shown_as = before
     if parent.up_names is not None and name not in parent.up_names:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         tree.cache.grow(parent, 1)
-    tree.ours(parent)
+    tree.record_own_change(parent)
 
 
 def replaced(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
-    """A visible name is another object of the upper now."""
+    """Record that a visible name is another object of the upper now."""
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         parent.hidden.discard(name)
     parent.shown_as = None
-    tree.ours(parent)
+    tree.record_own_change(parent)
 
 
 def removed(tree: UnionState, parent: DirNode, name: bytes, kind: int, *, hidden: bool) -> None:
-    """`name` is not visible any more; `hidden`: by a whiteout in the upper."""
+    """Record that `name` is not visible any more; `hidden`: by a whiteout in the upper."""
     if parent.up_names is not None:
         if parent.up_names.pop(name, None) is not None:
             tree.cache.grow(parent, -1)
@@ -58,11 +58,11 @@ def removed(tree: UnionState, parent: DirNode, name: bytes, kind: int, *, hidden
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs -= 1
     parent.shown_as = None
-    tree.ours(parent)
+    tree.record_own_change(parent)
 
 
 def learn_empty(tree: UnionState, directory: DirNode) -> None:
-    """The upper's directory has just been made and holds no entry: nothing needs to be scanned."""
+    """Record that the upper's directory has just been made and is empty, so that it need not be scanned."""
     if directory.up_names is None:
         directory.up_names, directory.hidden = {}, set()
         tree.cache.add(directory, 0)

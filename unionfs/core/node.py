@@ -13,7 +13,7 @@ import os
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.fds import FileFd
-from unionfs.core.handle_table import Forgotten
+from unionfs.core.handle_table import HandleTable
 from unionfs.core.listing import Listing
 from unionfs.core.lower import LowDir
 
@@ -22,7 +22,7 @@ InodeKey = tuple[int, int]
 
 
 class Links:
-    """What only few files need: several names, several branches' worth of identity, or no name any more."""
+    """Fields that few files need: further names, the key in the hard-link index, metacopy data, removed state."""
 
     __slots__ = ("key", "inode", "others", "data", "dead", "large")
 
@@ -52,27 +52,27 @@ class FileNode:
         self.ino = ino  # immutable: st_ino as users see it
         self.held: FileFd | None = None  # belongs to the descriptor cache
         self.links: Links | None = None
-        self.has_data = mode & IFMT == IFREG  # immutable; what else could be opened would act on this machine
+        self.has_data = mode & IFMT == IFREG  # immutable; opening a device of a branch would act on this machine
 
     @property
     def is_up(self) -> bool:
-        """Whether the object is on the upper's side already."""
+        """Whether the object is in the upper (or its work directory)."""
         return self.home.branch.writable
 
     @property
     def is_dead(self) -> bool:
-        """Whether no name is left."""
+        """Whether the last name was removed."""
         return self.links is not None and self.links.dead
 
     def rare(self) -> Links:
-        """The rarely needed fields, made on first use."""
+        """Return the rarely needed fields, which are made on first use."""
         if self.links is None:
             self.links = Links()
         return self.links
 
 
 class DirNode:
-    """A directory: what the upper has of it, what the lowers have, and the children the kernel knows."""
+    """A directory: its upper directory, its merged lower directory, and the children the kernel knows."""
 
     __slots__ = (
         "nodeid", "parent", "name", "nlookup", "ino", "upper", "low", "children", "dead",
@@ -89,7 +89,7 @@ class DirNode:
         self.ino = ino  # immutable
         self.upper = upper  # set once by copyup; its name and parent are changed by rename, its branch by remove
         self.low = low  # the merged lowers beneath; None: nothing shows through. Cut off by rename only (full copy-up)
-        self.children: dict[bytes, FileNode | DirNode] = {}  # known names; every one of them keeps this node alive
+        self.children: dict[bytes, FileNode | DirNode] = {}  # known names; each keeps this node alive
         self.dead = False  # removed: it lives in the staging directory or in a lower until it is forgotten
         self.up_names: dict[bytes, int] | None = None  # the upper's entries: name -> ino << 4 | kind; None: not scanned
         self.hidden: set[bytes] = set()  # names that the upper hides from below; right only while up_names is not None
@@ -97,15 +97,15 @@ class DirNode:
         self.subdirs = -1  # visible subdirectories of a merged directory; -1: not counted
         self.wasted = 0  # system calls that knowing up_names would have saved
         self.cached_use = False  # belongs to the name cache
-        self.shown_as: Stat | None = None  # what it was before a copy-up changed it on disk; None after a user's change
+        self.shown_as: Stat | None = None  # attributes before a copy-up changed it on disk; None after a user's change
 
-    def remembered(self) -> int:
-        """How many names are remembered."""
+    def name_count(self) -> int:
+        """Return the number of remembered names."""
         count = len(self.up_names) if self.up_names is not None else 0
         return count + (len(self.order.names) if self.order is not None else 0)
 
     def forget_names(self) -> None:
-        """Drop what was remembered of the upper's names; it can be scanned again."""
+        """Drop the remembered names; the directory can be scanned again."""
         self.up_names = None
         self.hidden = set()
         self.order = None
@@ -117,87 +117,86 @@ Node = FileNode | DirNode
 
 
 class NodeTable:
-    """All nodes of a union by id, and the files that may be met under several names by inode."""
+    """All nodes of a union by id, and files with several names by inode."""
 
     def __init__(self) -> None:
         self._next: int = ROOT  # only ever grows
         self._nodes: dict[int, Node] = {}
         self.by_inode: dict[InodeKey, FileNode] = {}
-        self.forgotten: Forgotten | None = None  # set once: numbers of dropped nodes, where file handles are wanted
+        self.handle_table: HandleTable | None = None  # set once, if file handles are wanted
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def new_id(self) -> int:
-        """A number that no node has had."""
+        """Return an id that no node has had."""
         nodeid = self._next
         self._next += 1
         return nodeid
 
     def id_for(self, parent: DirNode, name: bytes, ino: int) -> int:
-        """The number that the object `ino` at this place had before it was forgotten; else one that no node has had."""
-        if self.forgotten is not None:
-            known = self.forgotten.take(parent.nodeid, name, ino)
+        """Return the id that the object `ino` at this place had before it was forgotten; else a new one."""
+        if self.handle_table is not None:
+            known = self.handle_table.take(parent.nodeid, name, ino)
             if known:
                 return known
         return self.new_id()
 
     def add(self, node: Node) -> None:
-        """Take a new node in, and make it its parent's child unless it has no name (root, unnamed file)."""
+        """Add a new node, and make it its parent's child unless it has no name (root, unnamed file)."""
         self._nodes[node.nodeid] = node
         if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
             node.parent.children[node.name] = node
 
     def get(self, nodeid: int) -> Node:
-        """The node. Raises ESTALE for a number that is not or no longer known."""
+        """Return the node of an id. Raises ESTALE for an unknown or forgotten id."""
         try:
             return self._nodes[nodeid]
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def file(self, nodeid: int) -> FileNode:
-        """The node, which must not be a directory. Raises ESTALE, EISDIR."""
+        """Return the node of an id, which must not be a directory. Raises ESTALE, EISDIR."""
         node = self.get(nodeid)
         if isinstance(node, DirNode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return node
 
     def directory(self, nodeid: int) -> DirNode:
-        """The node, which must be a directory. Raises ESTALE, ENOTDIR."""
+        """Return the node of an id, which must be a directory. Raises ESTALE, ENOTDIR."""
         node = self.get(nodeid)
         if isinstance(node, FileNode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
     def find(self, nodeid: int) -> Node | None:
-        """The node, or None."""
+        """Return the node of an id, or None."""
         return self._nodes.get(nodeid)
 
     def all(self) -> list[Node]:
-        """All nodes."""
+        """Return all nodes."""
         return list(self._nodes.values())
 
     def discard(self, node: Node) -> None:
-        """Take out a node that nobody was told of."""
+        """Remove a node that the kernel does not know."""
         del self._nodes[node.nodeid]
         if isinstance(node, FileNode):
             self.unregister_inode(node)
 
     def unregister_inode(self, node: FileNode) -> None:
-        """Let other names of its inode not lead to `node`."""
+        """Undo `register_inode`: other names of the inode no longer lead to `node`."""
         links = node.links
         if links is not None and links.inode is not None and self.by_inode.get(links.inode) is node:
             del self.by_inode[links.inode]
 
     def register_inode(self, node: FileNode, key: InodeKey) -> None:
-        """Let other names of the same inode lead to `node`."""
+        """Register `node` by its inode, so that other names of the inode lead to it."""
         self.unregister_inode(node)
         node.rare().inode = key
         self.by_inode[key] = node
 
     def remove_unused(self, node: Node | None) -> list[Node]:
-        """Drop `node` if nothing needs it any more, and then each parent that only its children kept. Returns the
-        dropped."""
+        """Drop `node` if it is unused, and then each parent that only its children kept. Returns the dropped nodes."""
         dropped: list[Node] = []
         pending: list[Node] = [node] if node is not None else []
         while pending:
@@ -208,10 +207,10 @@ class NodeTable:
                 continue
             del self._nodes[at.nodeid]
             dropped.append(at)
-            if self.forgotten is not None and at.parent is not None:
+            if self.handle_table is not None and at.parent is not None:
                 gone = at.dead if isinstance(at, DirNode) else at.is_dead
                 if not gone:
-                    self.forgotten.add(at.nodeid, at.parent.nodeid, at.name, at.ino)
+                    self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino)
             for parent, name in names_of(at):
                 if parent.children.get(name) is at:
                     del parent.children[name]
@@ -225,18 +224,18 @@ class NodeTable:
 
 
 def _close(directory: DirNode) -> None:
-    """Close the descriptors of a directory that the kernel has forgotten; what still needs one opens it again.
+    """Close the descriptors of a directory that the kernel has forgotten; a later use opens them again.
 
-    Left to the cache they would stay open until it is full, and keep the space of removed directories.
+    In the cache they would stay open until it is full, and keep the space of removed directories in use.
     """
     places = directory.low.stack if directory.low is not None else ()
     for place in (*places, directory.upper) if directory.upper is not None else places:
-        if place.parent is not None:  # a branch's root is the way back in
+        if place.parent is not None:  # a branch's root cannot be opened again by name
             place.held = None
 
 
 def names_of(node: Node) -> list[tuple[DirNode, bytes]]:
-    """Every known (parent, name) of a node, the primary one first."""
+    """Return every known (parent, name) of a node, the primary one first."""
     names = [(node.parent, node.name)] if node.parent is not None else []
     if isinstance(node, FileNode) and node.links is not None:
         names.extend(node.links.others)

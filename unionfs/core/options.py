@@ -1,5 +1,4 @@
-"""What a union is made of: branches and policies, as frozen values. Checks what can be seen without opening
-anything."""
+"""The options of a union: branches and policies, as frozen values, and checks that open no branch for use."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ class Options:
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
     owners: OwnerTranslation | None = None  # how owners are translated; None: not at all
     overrides: str = ""  # upper keeps owners, modes and types in attributes: "user" or "privileged" ones; "": on disk
-    overrides_shared: bool = False  # what is so kept can be read on disk by everybody
+    overrides_shared: bool = False  # files with overrides have mode 0755 or more on disk, so all users can read them
     owners_kept: bool = False  # owners that are not shown can be set and read by markers.OWNER_XATTR
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
     atime: bool = True  # reading moves access times of upper files as their filesystem does; False: never
@@ -74,7 +73,7 @@ class Options:
 
 
 def check_directory(role: str, path: str) -> str:
-    """The real path of a branch. Raises OptionError saying what is wrong with it."""
+    """Return the real path of a branch. Raises OptionError if it cannot be opened as a directory."""
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
@@ -85,8 +84,8 @@ def check_directory(role: str, path: str) -> str:
 
 
 def make_work(upper: str) -> tuple[str, bool]:
-    """The work directory that belongs to an upper unless another is named: UPPER.work beside it, made if missing; and
-    whether it was made. An upper that is no directory gets none: opening it says what is wrong. Raises OSError."""
+    """Return the default work directory of an upper, UPPER.work beside it, and whether it was created now. For an upper
+    that is not a directory nothing is created: opening it reports the error. Raises OSError."""
     real = os.path.realpath(upper)
     work = f"{real}.work"
     if not os.path.isdir(real):
@@ -104,7 +103,7 @@ def is_inside(path: str, container: str) -> bool:
 
 
 def check_overlap(options: Options) -> None:
-    """Refuse branches that would change under each other. Raises OptionError.
+    """Refuse overlapping branches, in which a write to one would change another. Raises OptionError.
 
     The upper and work inside a lower are fine when they are hidden there (`hidden`), as for a view of the host's `/`.
     """

@@ -1,10 +1,10 @@
-"""Overrides: what a file of a branch should be, where it cannot be that on disk, kept in an extended attribute.
+"""Overrides: owner, mode and type that a file cannot have on disk, kept in an extended attribute.
 
-On disk everything belongs to the daemon's user and can be read by it; owner, mode and type are in the attribute
-(`markers.Override`). Objects that cannot carry one are themselves, or, where they could not be given away, ordinary
-files that stand in for them: an empty file for a device, fifo or socket, a file with the target for a symlink.
+On disk everything belongs to the daemon's user, who can read it; owner, mode and type are in the attribute
+(`markers.Override`). Devices, fifos, sockets and symlinks cannot carry one: if they cannot be chowned either, ordinary
+files stand in for them, an empty one for a device, fifo or socket, one that holds the target for a symlink.
 
-Whether a branch has overrides is told by its root. Knows branches, not nodes. A branch without them never comes here.
+The root of a branch says whether it has overrides. Knows branches, not nodes. Not called for branches without them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ USER: Final = (markers.OVERRIDE_XATTR, markers.OVERRIDE_OLD_XATTR)
 """Those of xattr_permissions=2."""
 
 SHARED: Final = 0o755
-"""What everything may be on disk at least, as fuse-overlayfs has it: whoever else reads the branch can."""
-OURS: Final = 0o700
-"""The same, when nobody but the daemon's user is meant to."""
+"""The least mode on disk, as in fuse-overlayfs: other users can read the branch."""
+PRIVATE: Final = 0o700
+"""The least mode on disk when only the daemon's user may read the branch."""
 
 _ROOT: Final = b"0:0:555"  # of an upper that no lower with overrides is beneath, as fuse-overlayfs marks it
 _HAVE_ONE: Final = (stat.S_IFREG, stat.S_IFDIR)
@@ -42,14 +42,14 @@ class Overrides:
 
     def __init__(self, xattrs: tuple[str, ...], floor: int = SHARED) -> None:
         self.xattrs = xattrs  # immutable: the attributes that may hold them; the first is written
-        self.floor = floor  # immutable: the mode that everything has on disk at least
-        # Set once by core.union_state: we cannot give files away, so what cannot carry an override is stood in for.
+        self.floor = floor  # immutable: the least mode on disk
+        # Set once by core.union_state: files cannot be chowned, so devices, symlinks ... are made as stand-in files.
         self.stands_in = False
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def of(self, place: BranchDir, name: bytes) -> Override | None:
-        """The override of the entry `name` of `place`; None if there is none, or one that makes no sense."""
+        """Read the override of the entry `name` of `place`; None if it has none or a malformed one."""
         return self._of(b"/proc/self/fd/%d/%s" % (place.fd(), name), follow=False)
 
     def _of(self, path: bytes, *, follow: bool) -> Override | None:
@@ -65,25 +65,25 @@ class Overrides:
         return stat.S_IFMT(st.st_mode) in _HAVE_ONE
 
     def over(self, place: BranchDir, name: bytes, st: os.stat_result) -> Stat:
-        """What the entry `name` of `place`, which has `st` on disk, should be."""
+        """Return the attributes of the entry `name` of `place`, which has `st` on disk, with its override applied."""
         if stat.S_IFMT(st.st_mode) not in _HAVE_ONE:
             return st
         override = self.of(place, name)
         return st if override is None else _changed(st, override)
 
     def over_fd(self, fd: int) -> Stat:
-        """What the file or directory behind a descriptor should be."""
+        """Return the attributes of the file or directory behind a descriptor, with its override applied."""
         st = os.fstat(fd)
         override = self._of(_proc(fd), follow=True)
         return st if override is None else _changed(st, override)
 
     def kind_of(self, place: BranchDir, name: bytes) -> int:
-        """The S_IFMT bits of what is an ordinary file on disk."""
+        """Return the S_IFMT bits of an entry that is an ordinary file on disk, with its override applied."""
         override = self.of(place, name)
         return stat.S_IFREG if override is None or override.kind in (0, stat.S_IFDIR) else override.kind
 
     def readlink(self, place: BranchDir, leaf: bytes) -> bytes:
-        """The target of a symlink or of what stands in for one. EINVAL for anything else."""
+        """Read the target of a symlink or of its stand-in file. EINVAL for anything else."""
         try:
             return os.readlink(leaf, dir_fd=place.fd())
         except OSError as exc:
@@ -98,8 +98,8 @@ class Overrides:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def write(self, place: BranchDir, name: bytes, override: Override) -> None:
-        """Say what the entry `name` of `place`, an ordinary file or a directory, should be, and let its mode on disk be
-        that, but for set-id bits, and not less than `floor`. ENOSPC, EDQUOT."""
+        """Write the override of the entry `name` of `place`, an ordinary file or a directory, and set its mode on disk
+        to the same without set-id bits, plus `floor`. ENOSPC, EDQUOT."""
         path = b"/proc/self/fd/%d/%s" % (place.fd(), name)
         xattr, *older = self.xattrs
         os.setxattr(path, xattr, markers.write_override(override), follow_symlinks=False)
@@ -109,7 +109,7 @@ class Overrides:
         files.chmod_nofollow(place.fd(), name, override.mode & 0o777 | self.floor)
 
     def stand_in(self, place: BranchDir, leaf: bytes, kind: int, rdev: int = 0, target: bytes = b"") -> None:
-        """Make an ordinary file that stands for a symlink, fifo, socket or device. Its owner is still to be given."""
+        """Create a stand-in file for a symlink, fifo, socket or device. The caller then sets its owner."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(leaf, flags, 0o600, dir_fd=place.fd())
         try:
@@ -123,20 +123,20 @@ class Overrides:
     # -- other attributes ------------------------------------------------------------------------------------------
 
     def stored_xattr(self, name: str) -> str:
-        """Under which name the branch keeps an attribute that users call `name`."""
+        """Return the name under which the branch stores an attribute that users call `name`."""
         if self.xattrs == USER or name.startswith(_ACL):
             return markers.set_aside(name) or name
         return name
 
     def shown_xattr(self, name: str) -> str | None:
-        """What users call the attribute that the branch has as `name`; None: they do not see it."""
+        """Return the users' name of the attribute that the branch stores as `name`; None: it is hidden from them."""
         if self.xattrs == USER or name.startswith(markers.OVERRIDE_PREFIX + _ACL):
             return markers.shown_xattr(name)
         return None if markers.is_private_xattr(name) else name
 
 
 def detect(branch: Branch) -> bytes | None:
-    """Find out whether a branch has overrides. Returns the one of its root, None if it has none."""
+    """Detect whether a branch has overrides. Returns the one of its root; None: it has none."""
     path = _proc(branch.root.fd())
     for xattrs in (PRIVILEGED, USER):
         for xattr in xattrs:
@@ -148,7 +148,7 @@ def detect(branch: Branch) -> bytes | None:
 
 
 def mark(upper: Branch, xattrs: tuple[str, ...], floor: int, value: bytes | None) -> Overrides:
-    """Let an upper have overrides kept in `xattrs`; `value` is for its root, if that says nothing yet.
+    """Enable overrides in `xattrs` for an upper; `value` is written to its root if that has none yet.
 
     Raises: OSError as setxattr(2) does, EPERM for PRIVILEGED without the privilege.
     """
@@ -164,7 +164,7 @@ def mark(upper: Branch, xattrs: tuple[str, ...], floor: int, value: bytes | None
 
 
 def can_give_away(place: BranchDir, leaf: bytes) -> bool:
-    """Whether we may make files anybody's. `leaf` is a name that may be used for trying."""
+    """Whether this process may chown files to other users. `leaf` is a free name in `place` for a test directory."""
     os.mkdir(leaf, 0o700, dir_fd=place.fd())  # a disk that is full has room for this, if for anything
     try:
         os.chown(leaf, 1, 1, dir_fd=place.fd(), follow_symlinks=False)
@@ -190,7 +190,7 @@ def _changed(st: os.stat_result, override: Override) -> Stat:
 
 
 def _get(path: bytes, name: str, *, follow: bool) -> bytes | None:
-    """An attribute, or None. A descriptor's own path is to be followed (proc(5)); a name below it leads nowhere."""
+    """Read an attribute; None if it is missing. `follow` only for a descriptor's own path (proc(5)), not below it."""
     try:
         return os.getxattr(path, name, follow_symlinks=follow)
     except OSError as exc:

@@ -1,6 +1,6 @@
-"""Whom files belong to: the ids that the branches store, and the ones that users of the union see. Pure.
+"""Translate owners between the ids that the branches store and those that users of the union see. Pure.
 
-Two ways, both of fuse-overlayfs: ranges of ids that are shown as other ids, and one id that stands for all of them.
+Two ways, as in fuse-overlayfs: ranges of ids that are shown as other ids, and one id shown for all.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _MAX: Final = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class IdTranslation:
-    """How one kind of id, users' or groups', is translated. Without ranges and `all_as`, not at all."""
+    """The translation of user ids or of group ids; the identity without `ranges` and `all_as`."""
 
     ranges: IdRanges = ()  # inside: as users see it; outside: as branches store it
-    all_as: int | None = None  # every file is shown as this one's, and made as this one's as far as we may
+    all_as: int | None = None  # the id shown for every file, and given to new files if permitted
 
     def shown(self, number: int) -> int:
-        """What users see for an id that a branch stores."""
+        """Return the id that users see for an id that a branch stores."""
         if self.all_as is not None:
             return self.all_as
         if not self.ranges:
@@ -30,7 +30,7 @@ class IdTranslation:
         return OVERFLOW if found is None else found
 
     def stored(self, number: int) -> int:
-        """What the upper stores for an id that users see; the first range that has it counts."""
+        """Return the id that the upper stores for an id that users see; the first matching range counts."""
         if self.all_as is not None:
             return self.all_as
         if not self.ranges:
@@ -41,19 +41,19 @@ class IdTranslation:
 
 @dataclass(frozen=True, slots=True)
 class OwnerTranslation:
-    """Both kinds of id."""
+    """The translation of user ids and group ids."""
 
     users: IdTranslation = IdTranslation()
     groups: IdTranslation = IdTranslation()
 
     @property
     def squashed(self) -> bool:
-        """Whether ids that this process may not give to a file are kept back silently (chown(2): EPERM, EINVAL)."""
+        """Whether chown(2) errors for ids that this process may not set (EPERM, EINVAL) are ignored."""
         return self.users.all_as is not None or self.groups.all_as is not None
 
 
 def parse_ranges(text: str) -> IdRanges:
-    """`STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...]`; empty parts are passed over. ValueError for anything else."""
+    """Parse `STORED:SHOWN:LENGTH[:STORED:SHOWN:LENGTH...]`; empty parts are skipped. ValueError for anything else."""
     parts = [part for part in text.split(":") if part]
     if not all(part.isascii() and part.removeprefix("-").isdigit() for part in parts):
         raise ValueError("not numbers with colons between them")

@@ -1,7 +1,7 @@
-"""Whose an object of the upper is and what may be done with it: owner, group and mode, on disk or as an override.
+"""Set the owner, group and mode of upper objects, on disk or as an override.
 
-Knows places and overrides; does not know nodes. Ids are those that the upper stores. For callers it makes no difference
-how a branch keeps them.
+Knows places and overrides; does not know nodes. Ids are those that the upper stores. Callers need not know how a branch
+keeps them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def give(
 ) -> None:
     """Change owner (-1: not), group (-1: not) and mode of the object `leaf` in `place`; `fd` if it is an open file.
 
-    Raises: EPERM, EINVAL for an owner that we may not give, ENOSPC, EDQUOT.
+    Raises: EPERM, EINVAL for an owner that this process may not set, ENOSPC, EDQUOT.
     """
     overrides = place.branch.overrides
     if overrides is not None and _note(overrides, place, leaf, uid, gid, mode):
@@ -47,7 +47,7 @@ def give(
 
 
 def _note(overrides: Overrides, place: BranchDir, leaf: bytes, uid: int, gid: int, mode: int | None) -> bool:
-    """Do it by an override; False for what cannot have one."""
+    """Change owner, group and mode by an override; False for objects that cannot have one."""
     on_disk = os.stat(leaf, dir_fd=place.fd(), follow_symlinks=False)
     if not stat.S_ISREG(on_disk.st_mode) and not stat.S_ISDIR(on_disk.st_mode):
         return False
@@ -77,7 +77,7 @@ def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat, 
     mode = stat.S_IMODE(st.st_mode)
     cleared = mode & ~stat.S_ISUID
     if mode & stat.S_ISGID and (
-        mode & stat.S_IXGRP or (is_written and st.st_gid not in groups_of(tree.ledger.asked_by().pid))
+        mode & stat.S_IXGRP or (is_written and st.st_gid not in groups_of(tree.ledger.current_cause().pid))
     ):
         cleared &= ~stat.S_ISGID
     if cleared != mode:
@@ -91,7 +91,7 @@ def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat, 
 
 
 def make_node(place: BranchDir, leaf: bytes, kind: int, rdev: int = 0) -> None:
-    """Make a fifo, socket or device; where that cannot be, or not be given away, what stands in for one. EPERM."""
+    """Create a fifo, socket or device; a stand-in file if it cannot be made, or not be chowned. EPERM."""
     overrides = place.branch.overrides
     if overrides is None or not overrides.stands_in:
         try:
@@ -104,7 +104,7 @@ def make_node(place: BranchDir, leaf: bytes, kind: int, rdev: int = 0) -> None:
 
 
 def make_symlink(place: BranchDir, leaf: bytes, target: bytes) -> None:
-    """Make a symlink, or what stands in for one that can be given away. ENAMETOOLONG, ENOENT for an empty target."""
+    """Create a symlink, or a stand-in file that can have an owner. ENAMETOOLONG, ENOENT for an empty target."""
     overrides = place.branch.overrides
     if overrides is None or not overrides.stands_in:
         os.symlink(target, leaf, dir_fd=place.fd())

@@ -85,7 +85,7 @@ def name_gone(
     if key is not None and node.is_up:
         with contextlib.suppress(OSError):  # the name is gone; what stays in the index is swept by the next mount
             _release_index(tree, node, key)
-    tree.ours(node)
+    tree.record_own_change(node)
 
 
 def _find_other_home(tree: UnionState, node: FileNode) -> None:

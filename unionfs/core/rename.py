@@ -1,12 +1,12 @@
 """Rename, for files and directories of every origin, never EXDEV.
 
-A directory that the lowers have a part in is copied up without its content and marked with a redirect: where in the
-union of the lowers its content is. A directory that is the upper's alone is made opaque before it moves onto a name
+A directory with lower content is copied up without that content and marked with a redirect, the path of the content in
+the union of the lowers. A directory that is the upper's alone is made opaque before it moves onto a name
 that the lowers have.
 
 Order, so that a crash shows the old state or the new one: marks on the moved directory (they change nothing where it
-is), the whiteout for the old name (an entry beside it wins), what is replaced is saved, then the one rename, then
-whiteouts that the new entry made superfluous are removed.
+is), the whiteout for the old name (an entry beside it takes precedence), the replaced object is saved, then the one
+rename, then whiteouts that the new entry made superfluous are removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unionfs.syscalls import files
 
 
 class _End(NamedTuple):
-    """One end of a rename: a name in a directory and what is there."""
+    """One end of a rename: a name in a directory, and its node and attributes."""
 
     parent: DirNode
     name: bytes
@@ -73,7 +73,7 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
 
 
 def _refuse_loops(src: _End, new_parent: DirNode, swapped: _End | None, parent: DirNode) -> None:
-    """A directory cannot move into itself."""
+    """Raise EINVAL if a directory would move into itself."""
     if _is_below(new_parent, src.node) or (swapped is not None and _is_below(parent, swapped.node)):
         refuse(errno.EINVAL, src.name)
 
@@ -97,7 +97,7 @@ def _check_replaceable(tree: UnionState, src: _End, dst: _End) -> None:
 
 
 def _bring_up(tree: UnionState, end: _End) -> None:
-    """Make the upper have this very name."""
+    """Copy the object up under this name."""
     if isinstance(end.node, DirNode):
         copyup.ensure_dir(tree, end.node)
     else:
@@ -157,7 +157,7 @@ def _move(tree: UnionState, src: _End, new_parent: DirNode, new_name: bytes, dst
         if placed:
             marks.clear_aufs_whiteout(up, src.name)
         if orphan is not None and dst is not None:
-            _give_back(tree, dst, orphan)
+            _restore_replaced(tree, dst, orphan)
         raise
     if low_dst:
         marks.clear_aufs_whiteout(new_up, new_name)
@@ -174,10 +174,10 @@ def _move(tree: UnionState, src: _End, new_parent: DirNode, new_name: bytes, dst
 
 
 def _save_replaced(tree: UnionState, dst: _End) -> bytes | None:
-    """Keep the upper's entry that is about to be replaced in reach of those who still use it. Returns its name in the
-    staging directory, None if it is in reach anyway.
+    """Save the upper's entry that is about to be replaced in the staging directory, for programs that still use it.
+    Returns its name there; None if another known name leads to it.
 
-    A directory leaves an empty one behind for the rename to replace; the marks in it would be in the way.
+    A directory is exchanged for an empty one for the rename to replace, since its marks would make that fail.
     """
     node = dst.node
     up = dst.parent.upper
@@ -203,8 +203,8 @@ def _save_replaced(tree: UnionState, dst: _End) -> bytes | None:
     return leaf
 
 
-def _give_back(tree: UnionState, dst: _End, orphan: bytes) -> None:
-    """The rename failed: the saved object takes its place again."""
+def _restore_replaced(tree: UnionState, dst: _End, orphan: bytes) -> None:
+    """Put the saved object back after a failed rename."""
     if isinstance(dst.node, DirNode) and dst.parent.upper is not None:
         with contextlib.suppress(OSError):
             owner_override.rename(tree.staging.here, orphan, dst.parent.upper, dst.name, files.RENAME_EXCHANGE)
@@ -212,7 +212,7 @@ def _give_back(tree: UnionState, dst: _End, orphan: bytes) -> None:
 
 
 def _forget_replaced(tree: UnionState, dst: _End, orphan: bytes | None, *, had_entry: bool) -> None:
-    """The replaced object has lost its name."""
+    """Record that the replaced object has lost its name."""
     node, parent, name = dst.node, dst.parent, dst.name
     if isinstance(node, DirNode):
         parent.children.pop(name, None)
@@ -250,7 +250,7 @@ def _rename_entry(
     leave_whiteout: bool,
     is_dir: bool,
 ) -> None:
-    """The one rename. A directory cannot replace a whiteout device, so it changes places with it."""
+    """Rename the entry in the upper. A directory cannot replace a whiteout device, so it is exchanged with it."""
     flags = files.RENAME_WHITEOUT if leave_whiteout else 0
     try:
         owner_override.rename(up, name, new_up, new_name, flags)
@@ -270,7 +270,7 @@ def _rename_entry(
 def _relocate(
     node: Node, parent: DirNode, name: bytes, up: BranchDir, new_parent: DirNode, new_name: bytes, new_up: BranchDir
 ) -> None:
-    """Let the node know its new name."""
+    """Move the node to its new name in the tables of known names."""
     if parent.children.get(name) is node:
         del parent.children[name]
     new_parent.children[new_name] = node
@@ -310,6 +310,6 @@ def _exchange(tree: UnionState, src: _End, dst: _End) -> None:
 
 
 def _has_moved(tree: UnionState, node: Node) -> None:
-    tree.ours(node)
+    tree.record_own_change(node)
     if tree.watcher is not None and isinstance(node, DirNode):
         tree.watcher.watch(node)

@@ -27,7 +27,7 @@ from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.trees.remove import remove_tree
 
-Later = Callable[[Callable[[], None]], None]
+RunLater = Callable[[Callable[[], None]], None]
 """Runs a function that may take long in any thread, some time after the current request."""
 
 LARGE: Final = 16 << 20
@@ -48,7 +48,7 @@ class Staging:
     def __init__(self, path: str, fds: FdCache) -> None:
         """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
         self.branch = Branch(path, fds, writable=True)
-        self.later: Later | None = None  # set once by Union.let_later; None: everything is done at once
+        self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: everything is done at once
         self.upper_in_use = False  # set once: another running daemon works here
         self._serial = 0
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
@@ -137,10 +137,10 @@ class Staging:
         The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
         descriptor goes.
         """
-        if large and self.later is not None and self._has_room(_SCARCE):
+        if large and self.run_later is not None and self._has_room(_SCARCE):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             with contextlib.suppress(OSError):  # then it takes as long as it takes
-                self.later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
+                self.run_later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
         try:
             _remove(self.here.fd(), leaf)
         except FileNotFoundError:
@@ -151,8 +151,8 @@ class Staging:
     def discard(self, leaf: bytes, open_file: FileFd, *, large: bool) -> None:
         """Remove a file here that is open, and give back its space even if the descriptor lives on: the traceback of
         what went wrong may hold it until the next garbage collection. `large` as in `dispose`. Never raises."""
-        if large and self.later is not None and self._has_room(_SCARCE):
-            self.later(partial(_empty, open_file))
+        if large and self.run_later is not None and self._has_room(_SCARCE):
+            self.run_later(partial(_empty, open_file))
         else:
             _empty(open_file)
         self.dispose(leaf)
@@ -172,7 +172,7 @@ class Staging:
 
     def close(self) -> None:
         """Empty this daemon's subdirectory and leave it for the next one."""
-        self.later = None
+        self.run_later = None
         root_fd = self.branch.root.fd()
         try:
             for name, _, _ in self.here.scan():

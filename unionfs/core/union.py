@@ -1,8 +1,8 @@
-"""The door of the core: one short method for each verb a transport needs.
+"""The public interface of the core: one short method for each verb that a transport needs.
 
 Node ids and names in, values out, OSError for failures. All methods run on one thread and never wait for anything but
 the branches' filesystems. Names are bytes without a slash. Every method may raise ESTALE for a node id it does not
-know, EIO when a branch fails; what else is said at the operation.
+know, and EIO when a branch fails; further errnos are listed at each method.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from unionfs.core import (
     mountpoints,
     remove,
 )
-from unionfs.core import rename as rename_room
+from unionfs.core import rename as rename_operation
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
 from unionfs.core.fds import FileFd
-from unionfs.core.handle_table import Forgotten
+from unionfs.core.handle_table import HandleTable
 from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.options import Options
 from unionfs.core.owner_override import OwnerOverride
-from unionfs.core.staging import Later
+from unionfs.core.staging import RunLater
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.core.watching import Watcher
 from unionfs.syscalls import files
 from unionfs.syscalls.statx import ExtendedStat
 
-_AT_ONCE: Final = 256  # entries of a listing
+_LISTING_BATCH: Final = 256  # entries of a listing
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _as_owner(method: Callable[Concatenate[Union, int, P], R]) -> Callable[Concatenate[Union, int, P], R]:
-    """Let a method reach a node although a directory above it has lost its search permission since the node was opened.
+    """Wrap a method so that it reaches its node even if a directory above it has lost its search permission.
 
-    The kernel checked when it was opened, so such requests come for open files only. Root needs nothing of this. Costs
-    a tenth of a microsecond a call in compiled code.
+    The kernel checked permissions when the file was opened, so such requests come for open files only. Root never needs
+    the override. Costs a tenth of a microsecond a call in compiled code.
     """
 
     @functools.wraps(method)
@@ -68,7 +68,7 @@ def _as_owner(method: Callable[Concatenate[Union, int, P], R]) -> Callable[Conca
 
 
 class Union:
-    """N lowers and an upper as one tree."""
+    """A union of any number of lowers and at most one upper, as one tree."""
 
     def __init__(self, options: Options) -> None:
         """Open the branches. Raises OptionError with a message for the user."""
@@ -77,7 +77,7 @@ class Union:
 
     @property
     def options(self) -> Options:
-        """What the union was made of."""
+        """The options that the union was made from."""
         return self._tree.options
 
     @property
@@ -87,17 +87,17 @@ class Union:
 
     @property
     def ledger(self) -> Ledger:
-        """What was copied up so far."""
+        """The counts of copy-ups so far."""
         return self._tree.ledger
 
     @property
     def node_count(self) -> int:
-        """Nodes known now."""
+        """The number of nodes known now."""
         return len(self._nodes)
 
     def _override_for(self, nodeid: int, refused: PermissionError) -> OwnerOverride:
-        """In this context the node's upper object can be reached. Raises `refused` where we could not have locked
-        ourselves out of it."""
+        """Return a context in which the node's upper object is reachable. Raises `refused` for root, other errnos than
+        EACCES and lower objects: no mode of the upper can be the cause there."""
         node = self._nodes.find(nodeid) if refused.errno == errno.EACCES and self._tree.euid != 0 else None
         place = node.home if isinstance(node, FileNode) else node.upper if node is not None else None
         if place is None or not place.branch.writable:
@@ -109,84 +109,84 @@ class Union:
 
     def close(self) -> None:
         """Give the upper the names of hard links that it lacks and remove this daemon's part of the work directory.
-        Nothing may be called after."""
+        No method may be called afterwards."""
         complete.complete(self._tree)
         self._tree.close()
 
     def learn_mounts(self) -> None:
-        """Look at the mount table again and hide mountpoints inside the lowers: call once the union itself is
+        """Read the mount table again and hide mountpoints inside the lowers. To be called once the union itself is
         mounted."""
         for branch in self._tree.lowers.branches:
             mountpoints.hide_mounts(branch)
 
-    # -- changes that others make to the branches --------------------------------------------------------------------
+    # -- external changes to the branches ----------------------------------------------------------------------------
 
-    def watch(self, tell: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]) -> int:
-        """From now on notice changes that others make to the branches, in directories that the kernel knows. The
+    def watch(self, invalidate: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]) -> int:
+        """Start to watch the branches for external changes, in directories that the kernel knows. Returns the
         descriptor that is readable when there is an event to process.
 
-        `tell` is called with what the kernel is to forget; `shorten_timeouts`, once, with the errno for which some
-        directories cannot be watched: their entries are looked at at every request, so the kernel should ask often.
+        `invalidate` is called with the invalidations for the kernel; `shorten_timeouts`, once, with the errno for which
+        some directories cannot be watched: their entries are checked at every request, so the kernel should ask often.
         Raises OSError with EMFILE.
         """
-        watcher = self._tree.watcher = Watcher(tell, shorten_timeouts)
+        watcher = self._tree.watcher = Watcher(invalidate, shorten_timeouts)
         self._tree.attrs(self._tree.root, self._tree.stat(self._tree.root))
         return watcher.fd
 
     def process_events(self) -> bool:
-        """Look for some milliseconds at what others have changed. Whether there is more to look at. Never raises."""
+        """Process external changes for some milliseconds. Returns whether more are pending. Never raises."""
         watcher = self._tree.watcher
         return watcher is not None and external_changes.process_events(self._tree, watcher)
 
     @property
     def watched(self) -> tuple[int, int] | None:
-        """How many directories of branches are watched, and how many of the union's cannot be; None: not asked for."""
+        """The number of watched branch directories, and of union directories that cannot be watched; None: no watch."""
         watcher = self._tree.watcher
         return (len(watcher), len(watcher.unwatched)) if watcher is not None else None
 
     # -- names -----------------------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Entry:
-        """What `name` in `parent` is. ENOENT, ENOTDIR, ENAMETOOLONG, EACCES."""
+        """Look up `name` in `parent`. ENOENT, ENOTDIR, ENAMETOOLONG, EACCES."""
         entry = self.find(parent, name)
         if entry is None:
             refuse(errno.ENOENT, name)
         return entry
 
     def find(self, parent: int, name: bytes) -> Entry | None:
-        """As `lookup`, but None for a name that is missing: most are asked for in order to be made, and raising costs
-        more than all else. ENOENT only where others take it away while we look."""
+        """As `lookup`, but None for a missing name: most missing names are looked up before they are created, and
+        raising costs more than all else. ENOENT only if the name is removed externally during the lookup."""
         directory = self._nodes.directory(parent)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            external_changes.look_when_asked(self._tree, self._tree.watcher, directory, name)
+            external_changes.refresh_unwatched(self._tree, self._tree.watcher, directory, name)
         found = lookup.find(self._tree, directory, name)
         if found is None:
             return None
         node, st = found
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
-            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
         node.nlookup += 1
         return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
 
     def keep_handles(self) -> None:
-        """From now on remember the numbers of forgotten nodes, as far as memory allows, for `lookup_handle`."""
-        self._nodes.forgotten = Forgotten()
+        """Start to remember the ids of forgotten nodes (`handle_table.LIMIT` of them), for `lookup_handle`."""
+        self._nodes.handle_table = HandleTable()
 
     def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
-        """The node of this number, or the directory it is in, though it may have been forgotten. ESTALE."""
+        """Look up a node by its id, even if forgotten; `parent`: the directory that holds it instead. ESTALE."""
         node = lookup.by_number(self._tree, nodeid)
         if parent:
             above = node.parent
             if above is None or (isinstance(node, DirNode) and node.dead):
                 refuse(errno.ESTALE)
-            node.nlookup += 1  # keeps the way up while it is counted
+            node.nlookup += 1  # so that the parents live until `above` has its own count
             entry = self._entry(above)
             self.forget(nodeid)
             return entry
         return self._entry(node)
 
     def forget(self, nodeid: int, count: int = 1) -> None:
-        """The kernel forgot `count` of the entries it was given. Never raises."""
+        """Subtract `count` from a node's lookup count, as the kernel's FORGET asks. Never raises."""
         node = self._nodes.find(nodeid)
         if node is None or nodeid == ROOT:
             return
@@ -195,11 +195,10 @@ class Union:
             self._tree.drop_unused(node)
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
-        """The entries of a directory after `cookie` (0 starts), "." and ".." first. EACCES where a branch may not be
-        read.
+        """List the entries of a directory after `cookie` (0: from the start), "." and ".." first. EACCES if a branch
+        may not be read.
 
-        The directory must not be changed while the iterator is in use; take what fits and start again at the last
-        cookie.
+        The directory must not be changed while the iterator is in use; start again at the last cookie that fitted.
         """
         node = self._listed(nodeid)
         if cookie < 1:
@@ -213,9 +212,9 @@ class Union:
         up_names = tree.up_names(node)
         low = node.low
         low_names = low.load() if low is not None else {}
-        stacks = low.stacks if low is not None else []  # a lookup between two lines may make the directory forget them
+        stacks = low.stacks if low is not None else []  # a lookup between two entries may drop them from the cache
         position = cookie
-        while some := order.after(position, _AT_ONCE):
+        while some := order.after(position, _LISTING_BATCH):
             for position, name in some:
                 code = up_names.get(name)
                 if code is not None:
@@ -230,8 +229,8 @@ class Union:
                 yield make(DirEntry, (name, position, shown, (code & 0xF) << 12))
 
     def names(self, nodeid: int, cookie: int, most: int) -> list[tuple[int, bytes]]:
-        """(cookie, name) of what a directory shows after `cookie`, for who looks each of them up: about `most`, of
-        which some may be gone; none only at the end. EACCES where a branch may not be read."""
+        """List (cookie, name) of a directory's entries after `cookie`, for callers that look each name up. About `most`
+        entries, of which some may be gone; none only at the end. EACCES if a branch may not be read."""
         node = self._listed(nodeid)
         found = []
         if cookie < 1:
@@ -241,10 +240,10 @@ class Union:
         return found if node.dead else found + self._order(node).after(cookie, most)
 
     def _listed(self, nodeid: int) -> DirNode:
-        """A directory that is to be listed, as it is now. ESTALE, ENOTDIR."""
+        """Return the directory `nodeid`, checked for external changes if it is unwatched. ESTALE, ENOTDIR."""
         node = self._nodes.directory(nodeid)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
         return node
 
     def _order(self, node: DirNode) -> Listing:
@@ -271,7 +270,7 @@ class Union:
         return ino
 
     def readlink(self, nodeid: int) -> bytes:
-        """The target of a symlink. EINVAL for anything else."""
+        """Return the target of a symlink. EINVAL for anything else."""
         node = self._nodes.get(nodeid)
         if isinstance(node, DirNode):
             refuse(errno.EINVAL)
@@ -281,12 +280,12 @@ class Union:
         node.nlookup += 1
         return make(Entry, (node.nodeid, self._tree.attrs(node, self._tree.stat(node))))
 
-    def _born(self, made: Resolved) -> Entry:
+    def _new_entry(self, made: Resolved) -> Entry:
         made.node.nlookup += 1
         return make(Entry, (made.node.nodeid, self._tree.attrs(made.node, made.st)))
 
     def _as_stored(self, caller: Caller) -> Caller:
-        """Who makes something, in ids as the upper stores them."""
+        """Translate the caller's ids to those that the upper stores."""
         if self._tree.options.owners_kept:
             return emulated_owners.maker(caller)
         owners = self._tree.owners
@@ -295,26 +294,26 @@ class Union:
         return caller._replace(uid=owners.users.stored(caller.uid), gid=owners.groups.stored(caller.gid))
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
-        """Make a file, fifo, socket or device. EEXIST, EROFS, EPERM, EINVAL for reserved names, ENOSPC."""
-        return self._born(
+        """Create a file, fifo, socket or device. EEXIST, EROFS, EPERM, EINVAL for reserved names, ENOSPC."""
+        return self._new_entry(
             create.make_file(self._tree, self._nodes.directory(parent), name, mode, rdev, self._as_stored(caller))
         )
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
-        """Make a directory. Errors as `mknod`."""
-        return self._born(
+        """Create a directory. Errors as `mknod`."""
+        return self._new_entry(
             create.make_directory(self._tree, self._nodes.directory(parent), name, mode, self._as_stored(caller))
         )
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
-        """Make a symlink. Errors as `mknod`."""
-        return self._born(
+        """Create a symlink. Errors as `mknod`."""
+        return self._new_entry(
             create.make_symlink(self._tree, self._nodes.directory(parent), name, target, self._as_stored(caller))
         )
 
     @_as_owner
     def link(self, nodeid: int, new_parent: int, new_name: bytes) -> Entry:
-        """Give a file one more name. EMLINK, EPERM for directories; else as `mknod`."""
+        """Create a hard link to a file. EMLINK, EPERM for directories; else as `mknod`."""
         node = self._nodes.get(nodeid)
         if isinstance(node, DirNode):
             refuse(errno.EPERM, new_name)
@@ -322,7 +321,7 @@ class Union:
         return self._entry(node)
 
     def tmpfile(self, parent: int, mode: int, caller: Caller) -> Entry:
-        """Make a file without a name (O_TMPFILE)."""
+        """Create a file without a name (O_TMPFILE)."""
         return self._entry(
             create.make_unnamed(self._tree, self._nodes.directory(parent), mode, self._as_stored(caller))
         )
@@ -336,27 +335,27 @@ class Union:
         remove.rmdir(self._tree, self._nodes.directory(parent), name)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """Rename; `flags` as renameat2(2). Errors of rename(2), never EXDEV."""
+        """Rename a file or directory; `flags` as renameat2(2). Errors of rename(2), never EXDEV."""
         nodes = self._nodes
-        rename_room.rename(self._tree, nodes.directory(parent), name, nodes.directory(new_parent), new_name, flags)
+        rename_operation.rename(self._tree, nodes.directory(parent), name, nodes.directory(new_parent), new_name, flags)
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
     @_as_owner
     def getattr(self, nodeid: int) -> Attrs:
-        """Attributes of a node, also when its last name has gone."""
+        """Return the attributes of a node, also after its last name was removed."""
         node = self._nodes.get(nodeid)
         if self._tree.watcher is not None and self._tree.watcher.unwatched:
-            external_changes.look_when_asked(self._tree, self._tree.watcher, node)
+            external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
 
     def branch_path(self, nodeid: int) -> str:
-        """The directory of the branch that a node's object is in; of a merged directory, that of its topmost part."""
+        """Return the branch directory that holds a node's object; for a merged directory, its topmost branch."""
         return metadata.branch_path(self._tree, self._nodes.get(nodeid))
 
     @_as_owner
     def extended_stat(self, nodeid: int) -> ExtendedStat:
-        """What statx(2) tells of a node beyond `getattr`: its birth, and attributes such as immutable."""
+        """Return the statx(2) fields beyond `getattr`: birth time, and attributes such as immutable."""
         return metadata.extended_stat(self._nodes.get(nodeid))
 
     @_as_owner
@@ -367,7 +366,7 @@ class Union:
         return self._tree.attrs(node, self._tree.stat_changed(node))
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """The value of an extended attribute. ENODATA, EOPNOTSUPP."""
+        """Return the value of an extended attribute. ENODATA, EOPNOTSUPP."""
         value = self.find_xattr(nodeid, name)
         if value is None:
             refuse(errno.ENODATA, name)
@@ -375,7 +374,7 @@ class Union:
 
     @_as_owner
     def find_xattr(self, nodeid: int, name: bytes) -> bytes | None:
-        """As `getxattr`, but None for one that is not there, which is what most who ask hear (see `find`)."""
+        """As `getxattr`, but None for a missing attribute: most requests are for missing ones (see `find`)."""
         node = self._nodes.get(nodeid)
         if name == markers.OWNER_XATTR and self._tree.options.owners_kept:
             return emulated_owners.get(self._tree, node)
@@ -383,8 +382,8 @@ class Union:
 
     @_as_owner
     def listxattr(self, nodeid: int, privileged: bool = True) -> list[bytes]:
-        """Names of extended attributes, the union's own ones left out. Those in `trusted.` are shown to the privileged
-        only (xattr(7))."""
+        """List the names of extended attributes without the union's own; those in `trusted.` only if `privileged`
+        (xattr(7))."""
         listed = metadata.listxattr(self._nodes.get(nodeid))
         return listed if privileged else [name for name in listed if not name.startswith(b"trusted.")]
 
@@ -404,16 +403,16 @@ class Union:
 
     @_as_owner
     def get_flags(self, nodeid: int, command: int) -> bytes:
-        """The inode's flags, by one of syscalls.files.FLAG_READS. ENOTTY where there are none."""
+        """Return the inode's flags; `command` is in syscalls.files.FLAG_READS. ENOTTY where there are none."""
         return metadata.get_flags(self._tree, self._nodes.get(nodeid), command)
 
     @_as_owner
     def set_flags(self, nodeid: int, command: int, flags: bytes) -> None:
-        """Set the inode's flags, by one of syscalls.files.FLAG_WRITES. ENOTTY, EOPNOTSUPP, EPERM, EROFS."""
+        """Set the inode's flags; `command` is in syscalls.files.FLAG_WRITES. ENOTTY, EOPNOTSUPP, EPERM, EROFS."""
         metadata.set_flags(self._tree, self._nodes.get(nodeid), command, flags)
 
     def statfs(self) -> FsStats:
-        """The filesystem that new files go to (statvfs(3)); names may have 255 bytes."""
+        """Return the statistics of the upper's filesystem, else of the top lower's (statvfs(3)). Names: 255 bytes."""
         tree = self._tree
         root = tree.upper.root if tree.upper is not None else tree.lowers.root.stack[0]
         st = os.fstatvfs(root.fd())
@@ -425,12 +424,12 @@ class Union:
 
     @_as_owner
     def read(self, nodeid: int, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end."""
+        """Read up to `size` bytes from `offset`; fewer only at the end."""
         return content.read(self._tree, self._nodes.file(nodeid), offset, size)
 
     @_as_owner
     def write(self, nodeid: int, offset: int, data: bytes | memoryview, kill_priv: bool = False) -> int:
-        """Write at `offset` and say how much was written. EROFS, ENOSPC, EFBIG, EDQUOT."""
+        """Write at `offset`. Returns the number of bytes written. EROFS, ENOSPC, EFBIG, EDQUOT."""
         return content.write(self._tree, self._nodes.file(nodeid), offset, data, kill_priv=kill_priv)
 
     @_as_owner
@@ -440,28 +439,28 @@ class Union:
 
     @_as_owner
     def read_fd(self, nodeid: int) -> FileFd:
-        """A descriptor of the node's data as it is now; a later copy-up leads to another one."""
+        """Return a descriptor to read the node's data. After a later copy-up another one is returned."""
         return self._tree.read_fd(self._nodes.file(nodeid))
 
     @_as_owner
     def write_fd(self, nodeid: int) -> FileFd:
-        """A descriptor to write the node's data; copies the file up if need be."""
+        """Return a descriptor to write the node's data. Copies a lower file up."""
         node = self._nodes.file(nodeid)
         copyup.ensure(self._tree, node)
         return self._tree.write_fd(node)
 
     @_as_owner
     def fallocate(self, nodeid: int, mode: int, offset: int, length: int) -> None:
-        """Manipulate space (fallocate(2)). EOPNOTSUPP, ENOSPC, EROFS."""
+        """Allocate, punch or zero a range of a file (fallocate(2)). EOPNOTSUPP, ENOSPC, EROFS."""
         content.allocate(self._tree, self._nodes.file(nodeid), mode, offset, length)
 
     @_as_owner
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
-        """SEEK_DATA or SEEK_HOLE (lseek(2)). ENXIO, EINVAL."""
+        """Find data or a hole by SEEK_DATA or SEEK_HOLE (lseek(2)). ENXIO, EINVAL."""
         return content.seek(self._tree, self._nodes.file(nodeid), offset, whence)
 
     def copy_file_range(self, src: int, src_offset: int, dst: int, dst_offset: int, length: int) -> int:
-        """Copy between two files of the union (copy_file_range(2)). EINVAL, ENOSPC, EROFS."""
+        """Copy a range between two files of the union (copy_file_range(2)). EINVAL, ENOSPC, EROFS."""
         copied = content.copy_range(*self.copy_fds(src, src_offset, dst, dst_offset), length)
         self.changed(dst)
         return copied
@@ -481,64 +480,65 @@ class Union:
             with held:
                 files.syncfs(held.fd)
 
-    # -- the same for transports that do the slow part elsewhere: descriptors to do it on, from any thread ------------
+    # -- data by descriptors, for transports that run slow system calls in other threads ------------------------------
     #
-    # When something was changed that way, `changed` is to be called afterwards.
+    # After a change made through such a descriptor, `changed` must be called.
 
     @_as_owner
     def sync_fd(self, nodeid: int) -> FileFd | None:
-        """What `fsync` would write through; None: nothing. For the root directory the upper is completed first."""
+        """Return a descriptor of what `fsync` would write through; None: nothing to write. For the root directory the
+        upper is completed first."""
         if nodeid == ROOT:
             complete.complete(self._tree)
         return content.sync_fd(self._tree, self._nodes.get(nodeid))
 
     def syncfs_fd(self) -> FileFd | None:
-        """A descriptor on what `syncfs` would write through; None: nothing."""
+        """Return a descriptor on the filesystem that `syncfs` would write through; None: nothing to write."""
         return content.syncfs_fd(self._tree)
 
     @_as_owner
-    def long_cut_fd(self, nodeid: int, size: int) -> FileFd | None:
-        """A descriptor to truncate by before `setattr` says so again, if it takes long; else None."""
+    def slow_truncate_fd(self, nodeid: int, size: int) -> FileFd | None:
+        """Return a descriptor to truncate in a thread before `setattr`, if truncating to `size` is slow; else None."""
         node = self._nodes.get(nodeid)
-        return content.long_cut_fd(self._tree, node, size) if isinstance(node, FileNode) else None
+        return content.slow_truncate_fd(self._tree, node, size) if isinstance(node, FileNode) else None
 
     def copy_fds(self, src: int, src_offset: int, dst: int, dst_offset: int) -> tuple[FileFd, int, FileFd, int]:
-        """The descriptors, with their offsets, that content is to be copied between. Copies the target up."""
+        """Return source and target descriptors for `copy_range`, each with its offset. Copies the target up."""
         target = self.write_fd(dst)
         return (self.read_fd(src) if src != dst else target), src_offset, target, dst_offset
 
     @staticmethod
     def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int, length: int) -> int:
-        """Copy between the descriptors of `copy_fds`; how much was copied. In any thread. EINVAL, ENOSPC."""
+        """Copy between the descriptors of `copy_fds`, in any thread. Returns the bytes copied. EINVAL, ENOSPC."""
         return content.copy_range(source, src_offset, target, dst_offset, length)
 
     def changing(self, nodeid: int) -> None:
-        """The file's content is going to be changed by a descriptor: until `changed`, that is no news to anybody."""
+        """Announce a change of the file's content by a descriptor: until `changed`, the watch ignores the file."""
         if self._tree.watcher is not None:
             self._tree.watcher.seen.pop(nodeid, None)
 
     def changed(self, nodeid: int) -> None:
-        """The file's content was changed by a descriptor of `write_fd`."""
+        """Record that the file's content was changed through a descriptor of `write_fd`."""
         node = self._nodes.find(nodeid)
         if node is not None:
-            self._tree.ours(node)
+            self._tree.record_own_change(node)
 
-    def let_later(self, run: Later) -> None:
-        """From now on, what nobody waits for and takes long is given to `run`, to be done by any thread."""
-        self._tree.let_later(run)
+    def set_run_later(self, run: RunLater) -> None:
+        """Set `run`, to which slow work that no request waits for is given; it may run it in any thread."""
+        self._tree.set_run_later(run)
 
-    # -- copy-up, for transports that do the slow part elsewhere -----------------------------------------------------
+    # -- copy-up, for transports that copy in another thread --------------------------------------------------------
 
     def copyup_begin(self, nodeid: int, size: int | None = None) -> copyup.CopyUp | None:
-        """A copy-up worth a worker thread, or None if the coming change needs none or a quick one. `size`: the file
-        will be truncated to this. EROFS."""
+        """Begin a copy-up for a worker thread; None if the coming change needs none, or one quick enough to be done
+        inline. `size`: the file will be truncated to this. EROFS."""
         node = self._nodes.get(nodeid)
         return copyup.begin(self._tree, node, size) if isinstance(node, FileNode) else None
 
     def copyup_commit(self, job: copyup.CopyUp) -> None:
-        """Make the copy the file. Raises with the old file in place: ENOSPC, EIO."""
+        """Replace the lower file by the finished copy. On failure the old file stays: ENOSPC, EIO."""
         copyup.commit(self._tree, job)
 
     def copyup_abort(self, job: copyup.CopyUp) -> None:
-        """Give a copy-up up."""
+        """Abandon a copy-up and remove the unfinished copy."""
         copyup.abort(self._tree, job)

@@ -1,7 +1,7 @@
-"""The state of one union: its branches, its nodes, its caches. What every operation works on.
+"""The state of one union, which every operation works on: its branches, its nodes, its caches.
 
-Opens and closes; holds no semantics beyond what belongs to all operations (attributes of a node, descriptors of its
-data).
+Opens and closes the branches; holds no semantics but those that all operations share (attributes of a node, descriptors
+of its data).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
 from unionfs.core.owner_override import OwnerOverride, open_as_owner
-from unionfs.core.staging import Later, Staging
+from unionfs.core.staging import RunLater, Staging
 from unionfs.syscalls import mountinfo
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _fstat: Final = os.fstat
 _stat: Final = os.stat  # compiled code has no need to look it up at each call
 _FDS_MOST: Final = 16384
 _PROBE_XATTR: Final = "user.unionfs.probe"
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # of a disk, which may be looked at and made less full
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # a full upper can still be mounted, to read it and to free space
 
 
 def refuse(code: int, name: bytes = b"") -> NoReturn:
@@ -45,7 +45,7 @@ def refuse(code: int, name: bytes = b"") -> NoReturn:
 
 
 class UnionState:
-    """Everything one union consists of. Lives on one thread."""
+    """All state of one union. Used on one thread only."""
 
     def __init__(self, options: Options) -> None:
         """Open all branches. Raises OptionError."""
@@ -82,28 +82,28 @@ class UnionState:
         self.nodes = NodeTable()
         self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
         self.owners = options.owners  # immutable
-        self.euid = os.geteuid()  # immutable: whom files made in place belong to
+        self.euid = os.geteuid()  # immutable: the owner of files made in place
         self.egid = os.getegid()  # immutable
         self.is_strict = options.durability == "strict"  # immutable
-        self.quietly: int = 0 if options.atime else os.O_NOATIME  # immutable: how upper files are opened
+        self.noatime_flag: int = 0 if options.atime else os.O_NOATIME  # immutable: added to open(2) of upper files
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
-        self.looked_at: tuple[FileNode, Stat] | None = None  # copyup.begin's look at a file, for ensure soon after
-        self._umask = -1  # the process's umask as last set by `with_umask`; -1: unknown
+        self.recent_stat: tuple[FileNode, Stat] | None = None  # the stat of copyup.begin, for the next `ensure`
+        self._umask = -1  # the process's umask as last set by `set_umask`; -1: unknown
         self.root = self._make_root()
 
     def _find_overrides(self, lowers: list[Branch]) -> None:
-        """Which branches say by attributes what their files should be. Raises OptionError."""
-        told = [value for value in map(overrides.detect, lowers) if value is not None]
+        """Detect which branches have overrides, and enable them in the upper if the options ask. Raises OptionError."""
+        root_values = [value for value in map(overrides.detect, lowers) if value is not None]
         if self.upper is None or self._staging is None:
             return
         wanted = {"user": overrides.USER, "privileged": overrides.PRIVILEGED}.get(self.options.overrides)
         if wanted is None:
             overrides.detect(self.upper)
         else:
-            floor = overrides.SHARED if self.options.overrides_shared else overrides.OURS
+            floor = overrides.SHARED if self.options.overrides_shared else overrides.PRIVATE
             try:
-                overrides.mark(self.upper, wanted, floor, told[0] if told else None)
+                overrides.mark(self.upper, wanted, floor, root_values[0] if root_values else None)
             except OSError as exc:
                 code = exc.errno or errno.EPERM
                 if code not in _FULL:
@@ -168,7 +168,7 @@ class UnionState:
         low = self.lowers.root
         upper = self.upper.root if self.upper is not None else None
         opaque = upper is not None and read_dir_marks(upper).opaque
-        top = low.stack[-1]  # the bottom stays the same whatever is stacked on it
+        top = low.stack[-1]  # the bottom stays the same when branches are stacked on it
         ino = self.inodes.shown(top.branch.fs_index, top.branch.ino)
         root = DirNode(self.nodes.new_id(), None, b"", upper, None if opaque else low, ino)
         self.nodes.add(root)
@@ -193,10 +193,10 @@ class UnionState:
         """The hard-link index, or None when the union has no upper."""
         return self._links
 
-    def let_later(self, run: Later) -> None:
-        """See Union.let_later."""
+    def set_run_later(self, run: RunLater) -> None:
+        """See Union.set_run_later."""
         if self._staging is not None:
-            self._staging.later = run
+            self._staging.run_later = run
 
     @property
     def upper_in_use(self) -> bool:
@@ -204,7 +204,7 @@ class UnionState:
         return self._staging is not None and self._staging.upper_in_use
 
     def close(self) -> None:
-        """Remove what only this daemon needed and let go of the branches. The tree cannot be used after."""
+        """Empty this daemon's work directory and close the branches. The state cannot be used afterwards."""
         if self.watcher is not None:
             self.watcher.close()
         branches = list(self.lowers.branches)
@@ -218,7 +218,7 @@ class UnionState:
     # -- attributes ------------------------------------------------------------------------------------------------
 
     def stat(self, node: Node) -> Stat:
-        """Attributes of the node's object as its branch has them."""
+        """Return the attributes of the node's object, as its branch has them."""
         if isinstance(node, FileNode):
             home = node.home
             try:
@@ -230,7 +230,7 @@ class UnionState:
             except PermissionError:
                 if self.euid == 0 or not home.branch.writable:
                     raise
-                with OwnerOverride(home, with_parents=True):  # it was asked for by another name, in another directory
+                with OwnerOverride(home, with_parents=True):  # it was looked up by another name, in another directory
                     return home.look(node.leaf)
             return st if home.branch.overrides is None else home.branch.overrides.over(home, node.leaf, st)
         if node.upper is not None:
@@ -239,7 +239,7 @@ class UnionState:
         return node.low.stat()
 
     def stat_changed(self, node: Node) -> Stat:
-        """The same of a node that we have just changed. An open file of the upper is its object and needs no name."""
+        """As `stat`, for a node just changed: an open file of the upper is its object, so fstat(2) needs no name."""
         if isinstance(node, FileNode):
             held = node.held
             if held is not None and held.writable and node.home.branch.overrides is None:
@@ -248,20 +248,20 @@ class UnionState:
 
     @staticmethod
     def _stat_lost(node: FileNode) -> Stat:
-        """Attributes of a file that others have taken away: as long as its descriptor is open, it is still there."""
+        """Return the attributes of a file that was removed externally, by its open descriptor. ESTALE without one."""
         if node.held is None:
             refuse(errno.ESTALE, node.name)
         overrides = node.home.branch.overrides
         return os.fstat(node.held.fd) if overrides is None else overrides.over_fd(node.held.fd)
 
-    def ours(self, node: Node) -> None:
-        """We have changed the node ourselves: its new attributes are no news to anybody."""
+    def record_own_change(self, node: Node) -> None:
+        """Tell the watcher that the daemon itself has changed the node, so that it is not reported as external."""
         if self.watcher is not None:
             with contextlib.suppress(OSError):
-                self.watcher.changed(node, self.stat(node))
+                self.watcher.record_own_change(node, self.stat(node))
 
     def owner(self, st: Stat, *, lower: bool) -> tuple[int, int]:
-        """Owner and group as users see them."""
+        """Return the owner and group, with unmapped ids of lowers shown as root's if the options ask."""
         uid, gid = st.st_uid, st.st_gid
         if lower and self.overflow_ids is not None:
             if uid == self.overflow_ids[0]:
@@ -271,8 +271,8 @@ class UnionState:
         return uid, gid
 
     def chown(self, dir_fd: int, name: bytes, uid: int, gid: int) -> None:
-        """Give an object to its owner, in ids as stored; -1 leaves one as it is. EPERM, EINVAL, unless all files are
-        shown as one user's anyway."""
+        """Change the owner of an object, in ids as stored; -1 leaves an id as it is. EPERM, EINVAL; ignored if all
+        files are shown as one user's."""
         try:
             os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as exc:
@@ -280,13 +280,13 @@ class UnionState:
                 raise
 
     def attrs(self, node: Node, st: Stat) -> Attrs:
-        """The node's attributes as users see them, given `st` from its branch.
+        """Return the node's attributes as users see them, given `st` from its branch.
 
-        A copy-up moves the ctime of the directories it touches, and may change their size: what users saw before stays
-        true until they change something there themselves, or the kernel forgets the directory.
+        A copy-up changes the ctime, and perhaps the size, of its directory on disk: the earlier values are shown until
+        a user changes the directory, or the kernel forgets it.
         """
         if self.watcher is not None:
-            self.watcher.told(node, st)
+            self.watcher.track(node, st)
         before: Any = st
         if isinstance(node, FileNode):
             lower = not node.home.branch.writable
@@ -298,7 +298,7 @@ class UnionState:
             nlink = 0 if node.dead else self._dir_nlink(node, st)
             if node.shown_as is not None:
                 before = node.shown_as
-        same: Any = st  # whose values are passed on as they are: of an int, compiled code would make one of its own
+        same: Any = st  # `Any`: its values are passed on unconverted; compiled code would unbox and box each int
         uid, gid = same.st_uid, same.st_gid
         if lower and self.overflow_ids is not None:
             uid, gid = self.owner(st, lower=True)
@@ -310,8 +310,7 @@ class UnionState:
         ))  # fmt: skip
 
     def _nlink(self, node: FileNode, st: Stat) -> int:
-        """How many names of a file the union shows: the index and the staging directory hold links that are not
-        names."""
+        """Return the number of a file's names in the union, without links in the index and the work directory."""
         links = node.links
         assert links is not None
         if not node.is_up:
@@ -344,7 +343,7 @@ class UnionState:
     # -- names of a directory --------------------------------------------------------------------------------------
 
     def up_names(self, node: DirNode) -> dict[bytes, int]:
-        """The upper's real entries of a directory: name -> ino << 4 | kind >> 12. Also makes `node.hidden` right."""
+        """Return the upper's real entries of a directory: name -> ino << 4 | kind >> 12. Also fills `node.hidden`."""
         names = node.up_names
         if names is not None:
             node.cached_use = True
@@ -360,7 +359,7 @@ class UnionState:
         return names
 
     def visible(self, node: DirNode) -> list[tuple[bytes, int, int]]:
-        """(name, kind, ino as shown or 0 if that takes a look at the file) of everything a directory shows."""
+        """List (name, kind, ino as shown, or 0 if that needs a lookup) of a directory's visible entries."""
         names = self.up_names(node)
         shown = [(name, (code & 0xF) << 12, 0) for name, code in names.items()]
         low = node.low
@@ -372,14 +371,14 @@ class UnionState:
         return shown
 
     def has_lowers_to_copy(self, node: DirNode) -> bool:
-        """Whether entries of the upper's directory may have been copied up, so that their numbers are their
-        origins'."""
+        """Whether entries of the upper's directory may have been copied up, so that they show their origins' inode
+        numbers."""
         return self.upper is not None and bool(self.lowers.branches)
 
     # -- descriptors of data ---------------------------------------------------------------------------------------
 
     def read_fd(self, node: FileNode) -> FileFd:
-        """A descriptor to read the node's data from. Raises what open(2) raises; EINVAL for what has no data."""
+        """Return a descriptor to read the node's data from. Raises as open(2) does; EINVAL for nodes without data."""
         held = node.held
         if held is not None:
             held.used = True
@@ -389,7 +388,7 @@ class UnionState:
         return held
 
     def source_fd(self, node: FileNode) -> FileFd:
-        """As `read_fd`, for who reads once: what is not open already is not kept."""
+        """As `read_fd`, for a single read: a newly opened descriptor does not enter the cache."""
         held = node.held
         if held is not None:
             held.used = True
@@ -397,7 +396,7 @@ class UnionState:
         return self._open_to_read(node)
 
     def _open_to_read(self, node: FileNode) -> FileFd:
-        if not node.has_data or not node.leaf:  # no leaf: others have taken it away
+        if not node.has_data or not node.leaf:  # no leaf: removed externally
             refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         if node.links is not None and node.links.data is not None:
@@ -418,28 +417,28 @@ class UnionState:
         return held
 
     def _open_upper(self, node: FileNode, flags: int) -> int:
-        if self.quietly:
+        if self.noatime_flag:
             try:
-                return os.open(node.leaf, flags | self.quietly, dir_fd=node.home.fd())
-            except PermissionError:  # somebody else's file: its access times are none of ours
+                return os.open(node.leaf, flags | self.noatime_flag, dir_fd=node.home.fd())
+            except PermissionError:  # another user's file: O_NOATIME is for the owner (open(2))
                 pass
         return os.open(node.leaf, flags, dir_fd=node.home.fd())
 
     @staticmethod
     def _open_lower(place: BranchDir, leaf: bytes, flags: int) -> FileFd:
-        """Open a lower file without changing even its atime, where we may (open(2): O_NOATIME is for the owner)."""
+        """Open a lower file without changing its atime, if permitted (open(2): O_NOATIME is for the owner)."""
         try:
             return FileFd(os.open(leaf, os.O_RDONLY | os.O_NOATIME | flags, dir_fd=place.fd()))
         except PermissionError:
             return FileFd(os.open(leaf, os.O_RDONLY | flags, dir_fd=place.fd()))
 
     def write_fd(self, node: FileNode) -> FileFd:
-        """A descriptor to write the node's data to. Preconditions: the node is copied up."""
+        """Return a descriptor to write the node's data to. Preconditions: the node is copied up."""
         held = node.held
         if held is not None and held.writable:
             held.used = True
             return held
-        if not node.has_data or not node.leaf:  # no leaf: others have taken it away
+        if not node.has_data or not node.leaf:  # no leaf: removed externally
             refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
@@ -450,30 +449,30 @@ class UnionState:
         self.fds.keep(node, held)
         return held
 
-    def with_umask(self, umask: int) -> None:
-        """Make what is created next obey `umask`, the way the branch's filesystem does it (default ACLs override
-        it)."""
+    def set_umask(self, umask: int) -> None:
+        """Set the process's umask for the objects created next: the branch's filesystem applies it (default ACLs
+        override it)."""
         if self._umask != umask and not self.options.keeps_umask:
             os.umask(umask)
             self._umask = umask
 
-    def let_through(self, mode: int) -> bool:
-        """Make what is created next get all of `mode`, whatever the umask was. Whether it does: not where the umask is
-        not ours to change."""
+    def clear_umask(self, mode: int) -> bool:
+        """Set the umask to 0 if it would clear bits of `mode` in the objects created next. Returns False if the umask
+        may not be changed (`keeps_umask`)."""
         if self.options.keeps_umask:
             return False
         if self._umask & mode:
-            self.with_umask(0)
+            self.set_umask(0)
         return True
 
     def drop_unused(self, node: Node | None) -> None:
-        """Forget a node that nothing needs, with what it kept in the staging directory."""
+        """Drop a node if it is unused, with its object in the staging directory."""
         for dropped in self.nodes.remove_unused(node):
             self._dispose(dropped)
 
     def _dispose(self, node: Node) -> None:
         if self.watcher is not None:
-            self.watcher.forgotten(node.nodeid)
+            self.watcher.forget(node.nodeid)
         staging = self._staging
         if staging is None:
             return
@@ -485,9 +484,9 @@ class UnionState:
             node.upper.held = None
 
     def restore_times(self, fd: int, st: Stat) -> None:
-        """Give the directory `fd` the times it had: placing a copied-up file in it is no change that users made.
+        """Set the times of the directory `fd` back to those of `st`, since a copy-up into it is no change by a user.
 
-        What was placed is there already, so failing to do this is no failure of the copy-up.
+        Errors are ignored: the copied-up file is in place already.
         """
         try:  # contextlib.suppress would be three calls of Python's
             os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=fd)

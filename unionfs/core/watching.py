@@ -1,9 +1,9 @@
-"""Which directories of the branches are watched for changes that others make, and what the kernel was told of nodes.
+"""Watch the branches' directories for external changes, and remember the attributes that the kernel has of each node.
 
-A directory is watched, in every branch it is in, from the moment its attributes leave the core: a tree costs nothing
-before somebody looks at it. inotify does not say who changed something, and we change the upper ourselves. So the
-attributes that each node had when the kernel first heard of it, or after our last change, are kept as one number: what
-still has them is no news. Knows nodes and places; what follows from a change is `core.external_changes`'s.
+A directory is watched, in every branch that has it, once its attributes have left the core: a tree costs nothing before
+it is used. inotify does not say which process made a change, and the daemon changes the upper itself. So a fingerprint
+of the attributes that each node had when the kernel first got them, or after our last change, is kept: an object that
+still has it has not changed. Knows nodes and places; the consequences of a change are `core.external_changes`'s.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from unionfs.core.node import DirNode, Node
 from unionfs.syscalls import inotify
 
 FROM_LOWER: Final = 1 << 32
-"""Set in a mask beside inotify's bits: a lower has changed, or it is not known what."""
+"""Set in a mask beside inotify's bits: a lower has changed, or the kind of change is unknown."""
 
 _RECENT_NS: Final = 2_000_000_000
-"""A directory changed so short a time ago may have changed between being looked at and being watched."""
+"""A directory with a newer ctime than this may have changed between being read and being watched."""
 
 Due = dict[bytes, int]
-"""Names to be looked at again, with what happened to each; the empty name is the directory itself."""
+"""Names to check again, with the event mask of each; the empty name is the directory itself."""
 
 
-def print_of(st: Stat) -> int:
-    """The attributes that a change leaves a trace in, as one number; the access time is not among them."""
+def fingerprint(st: Stat) -> int:
+    """Return a hash of the attributes that changes modify; the access time is not among them."""
     return hash((st.st_ino, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns))
 
 
@@ -45,45 +45,47 @@ def _is_redirected(node: DirNode) -> bool:
 class Watcher:
     """The watches of one union. Lives on the union's thread."""
 
-    def __init__(self, tell: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]) -> None:
-        """`tell` is called with what the kernel is to forget, `shorten_timeouts` (once, with an errno) when some
-        directories cannot be watched.
+    def __init__(
+        self, invalidate: Callable[[list[Invalidation]], None], shorten_timeouts: Callable[[int], None]
+    ) -> None:
+        """Open the inotify descriptor. `invalidate` is called with the invalidations for the kernel, `shorten_timeouts`
+        (once, with an errno) when some directories cannot be watched.
 
         Raises: OSError with EMFILE.
         """
-        self.tell = tell  # immutable
+        self.invalidate = invalidate  # immutable
         self._shorten_timeouts = shorten_timeouts  # immutable
         self.fd = inotify.init()  # immutable; readable when there is something to process_events
-        self.seen: dict[int, int] = {}  # node id -> print_of it when it was first told, last ours, or last news
-        self.due: dict[int, Due] = {}  # node id of a directory -> what to look at; emptied by core.external_changes
+        self.seen: dict[int, int] = {}  # node id -> its fingerprint when last sent or changed
+        self.due: dict[int, Due] = {}  # node id of a directory -> names to check; emptied by core.external_changes
         self.unwatched: set[int] = set()  # directories that may change unnoticed
         self.redirected: set[int] = set()  # directories whose lower content is elsewhere in the lowers
         self._nodes: dict[int, set[int]] = {}  # watch -> the directories it is for
         self._watches: dict[int, list[int]] = {}  # the reverse
         self._upper: set[int] = set()  # watches in the upper
         self._watched: dict[int, tuple[BranchDir | None, LowDir | None]] = {}  # node id -> what its watches are for
-        self._has_distrusted = False
+        self._has_shortened_timeouts = False
 
     def __len__(self) -> int:
-        """Directories of branches that are watched."""
+        """Return the number of watched branch directories."""
         return len(self._nodes)
 
-    def told(self, node: Node, st: Stat) -> None:
-        """Attributes of `node` are on their way to the kernel."""
+    def track(self, node: Node, st: Stat) -> None:
+        """Remember the attributes of `node`, which are being sent to the kernel, and watch it if it is a directory."""
         if node.nodeid not in self.seen:
-            self.seen[node.nodeid] = print_of(st)
+            self.seen[node.nodeid] = fingerprint(st)
         if isinstance(node, DirNode):
             watched = self._watched.get(node.nodeid)
             if watched is None or watched[0] is not node.upper or watched[1] is not node.low:
                 self.watch(node)
 
-    def changed(self, node: Node, st: Stat) -> None:
-        """We have just changed `node` ourselves; the kernel knows."""
-        self.seen[node.nodeid] = print_of(st)
+    def record_own_change(self, node: Node, st: Stat) -> None:
+        """Remember the attributes of `node` after a change of our own, so that it is not reported as external."""
+        self.seen[node.nodeid] = fingerprint(st)
 
     def watch(self, node: DirNode) -> bool:
-        """Watch the directory in every branch it is in now, and no others for its sake. Whether these are other
-        directories than before."""
+        """Watch the directory in every branch that has it now, and end its other watches. Returns whether the watched
+        directories differ from before."""
         nodeid = node.nodeid
         before = self._watches.pop(nodeid, [])
         self._watched[nodeid] = node.upper, node.low
@@ -101,7 +103,7 @@ class Watcher:
                 if place.branch.writable:
                     self._upper.add(wd)
                 if wd not in before and place.stat().st_ctime_ns > time.time_ns() - _RECENT_NS:
-                    self.look_at(nodeid, b"", FROM_LOWER)
+                    self.schedule_check(nodeid, b"", FROM_LOWER)
             except OSError as exc:
                 self._cannot_watch(nodeid, exc)
         for wd in before:
@@ -111,11 +113,11 @@ class Watcher:
 
     def _cannot_watch(self, nodeid: int, exc: OSError) -> None:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            self.look_at(nodeid, b"", FROM_LOWER)  # gone or replaced while we were looking
+            self.schedule_check(nodeid, b"", FROM_LOWER)  # removed or replaced meanwhile
             return
         self.unwatched.add(nodeid)
-        if not self._has_distrusted:
-            self._has_distrusted = True
+        if not self._has_shortened_timeouts:
+            self._has_shortened_timeouts = True
             self._shorten_timeouts(exc.errno or errno.EIO)
 
     def _leave(self, wd: int, nodeid: int) -> None:
@@ -131,8 +133,8 @@ class Watcher:
         self._upper.discard(wd)
         return self._nodes.pop(wd, set())
 
-    def forgotten(self, nodeid: int) -> None:
-        """The node is no more."""
+    def forget(self, nodeid: int) -> None:
+        """Drop all state of a node that no longer exists, and end its watches."""
         self.seen.pop(nodeid, None)
         if self._watched.pop(nodeid, None) is not None:
             self.unwatched.discard(nodeid)
@@ -141,13 +143,13 @@ class Watcher:
             for wd in self._watches.pop(nodeid, ()):
                 self._leave(wd, nodeid)
 
-    def look_at(self, nodeid: int, name: bytes, mask: int) -> None:
-        """Have `name` in a directory, or with an empty name the directory itself, looked at again."""
+    def schedule_check(self, nodeid: int, name: bytes, mask: int) -> None:
+        """Schedule a check of `name` in a directory, or of the directory itself if the name is empty."""
         names = self.due.setdefault(nodeid, {})
         names[name] = names.get(name, 0) | mask
 
     def gather(self) -> bool:
-        """Put what inotify has heard of into `due`. True: something may have been missed, look at everything."""
+        """Read the pending inotify events into `due`. Returns whether events were lost, so that all must be checked."""
         overflow = False
         while events := inotify.read(self.fd):
             for wd, mask, name in events:
@@ -159,7 +161,7 @@ class Watcher:
                 if mask & inotify.IGNORED:
                     nodes = self._ended(wd)
                 for nodeid in nodes:
-                    self.look_at(nodeid, name, mask | where)
+                    self.schedule_check(nodeid, name, mask | where)
         return overflow
 
     def close(self) -> None:

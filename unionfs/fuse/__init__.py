@@ -1,5 +1,5 @@
-"""How requests reach the core: the transports and the mount itself.
+"""The transports, which carry requests from the kernel to the core, and the mount itself.
 
-Knows FUSE and the door of the core (`core.union`, `core.attrs`, `core.options`); knows nothing behind that door.
+Knows FUSE and the core's interface (`core.union`, `core.attrs`, `core.options`), and nothing else of the core.
 The two transports, `via_pyfuse3` and `kernel`, never import each other.
 """

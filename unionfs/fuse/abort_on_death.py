@@ -1,12 +1,12 @@
-"""What is to happen to the connection when the daemon is killed while it tells the kernel something.
+"""A helper process aborts the FUSE connection if the daemon is killed during a notification.
 
-A notification may wait in the kernel for a lock that a program holds until its request is answered. When the daemon is
-killed then, the waiting thread cannot end, keeps the connection open, and so the program waits for ever, and the thread
-for it. A small process, the executor, hears of the death of the daemon's main thread, which nothing holds up, and
-aborts the connection.
+A notification may wait in the kernel for a lock that a program holds until its request is answered. If the daemon is
+killed then, the waiting thread cannot end and keeps the connection open, so program and thread wait for each other for
+ever. The helper gets a signal when the daemon's main thread dies, which nothing delays, and aborts the connection.
 
-It takes the control filesystem of FUSE, where whoever mounted may do that; root needs no mount of it, everybody else
-does (/sys/fs/fuse/connections, as systemd mounts it). Where it cannot be had, nothing is arranged.
+Needs write access to the connection's `abort` file in the FUSE control filesystem, which belongs to the user who
+mounted. Root mounts that filesystem privately; other users need it at /sys/fs/fuse/connections, where systemd mounts
+it. Without access there is no helper.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 
 from unionfs.syscalls import mounts, namespaces
 
-_WORD: Final = signal.SIGUSR2
-_NAME: Final = "unionfs-will"  # what it is called in /proc/PID/comm
+_DEATH_SIGNAL: Final = signal.SIGUSR2
+_NAME: Final = "unionfs-will"  # the helper's name in /proc/PID/comm
 
 
-class LastWill:
-    """Made before the daemon leaves its mount namespace, executed by a process that is started after."""
+class ConnectionAborter:
+    """Opens the `abort` file, before the daemon leaves its mount namespace, and starts the helper process, after."""
 
     def __init__(self, connection: int | None) -> None:
         self._abort_fd: int | None = None
@@ -33,14 +33,14 @@ class LastWill:
                     self._abort_fd = control(f"{connection}/abort")
                     break
 
-    def entrust(self) -> None:
-        """Start the executor. Preconditions: this is the main thread, and the only one."""
+    def start(self) -> None:
+        """Start the helper process. Preconditions: this is the main thread, and the only one."""
         if self._abort_fd is None:
             return
         daemon = os.getpid()
         if os.fork() == 0:
             try:
-                _execute(daemon, self._abort_fd)
+                _wait_and_abort(daemon, self._abort_fd)
             finally:
                 os._exit(0)
         os.close(self._abort_fd)
@@ -59,15 +59,16 @@ def _seen_control(path: str) -> int:
     return os.open(f"/sys/fs/fuse/connections/{path}", os.O_WRONLY | os.O_CLOEXEC)
 
 
-def _execute(daemon: int, abort_fd: int) -> None:
+def _wait_and_abort(daemon: int, abort_fd: int) -> None:
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(_NAME)
     for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd != abort_fd:  # above all not the connection's own
+        if fd != abort_fd:  # above all the connection's, which would keep it open
             with suppress(OSError):
                 os.close(fd)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    namespaces.set_parent_death_signal(_WORD)
+    namespaces.set_parent_death_signal(_DEATH_SIGNAL)
     if os.getppid() == daemon:
-        signal.sigwait({_WORD})  # our parent is a thread; as long as another one lives, getppid(2) does not change
-    os.write(abort_fd, b"1")  # of no effect on a connection that has ended
+        # The signal comes when the parent thread ends; getppid(2) stays the same while other threads live.
+        signal.sigwait({_DEATH_SIGNAL})
+    os.write(abort_fd, b"1")  # no effect on a connection that has ended

@@ -1,4 +1,4 @@
-"""The one place where an exception becomes the errno of a FUSE answer."""
+"""Convert an exception to the errno of a FUSE answer; the only place that does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def errno_of(exc: Exception) -> int:
-    """The errno to answer for `exc`. A bug answers EIO and leaves its traceback in the log."""
+    """Return the errno to answer for `exc`. A bug answers EIO and leaves its traceback in the log."""
     if isinstance(exc, OSError) and exc.errno:
         return exc.errno
     log.error("bug while serving a request", exc_info=exc)

@@ -167,7 +167,7 @@ def union_at(mountpoint: str) -> mountinfo.Mount | None:
     return there if there is not None and there.fstype == FSTYPE else None
 
 
-def read_far_ahead(connection: int) -> None:
+def set_read_ahead(connection: int) -> None:
     """Let the kernel ask for as much as one request can carry when a file is read from end to end; its own choice is an
     eighth of that. Only root may say so (/sys/class/bdi): where it may not be, things stay as they are."""
     with suppress(OSError), open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w") as setting:

@@ -1,4 +1,4 @@
-"""How a transport is to serve: the values that both transports understand."""
+"""The options that both transports understand."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Final
 
 FOREVER_S = 1e9
-"""The kernel may keep entries and attributes until we say otherwise: the branches are ours alone."""
+"""The kernel may cache entries and attributes until they are invalidated: only the daemon changes the branches."""
 
 BUSY_POLL_AUTO: Final = "auto"
 BUSY_POLL_OFF: Final = "off"
 BUSY_POLL_MODES: Final = (BUSY_POLL_AUTO, "on", BUSY_POLL_OFF)
-"""When the kernel transport looks for the next request instead of sleeping; see `fuse.kernel.busy_poll`."""
+"""When the kernel transport polls for the next request instead of sleeping; see `fuse.kernel.busy_poll`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """Immutable. Given to a transport's `serve(fd, union, options=...)`."""
 
-    timeout_s: float = FOREVER_S  # how long the kernel may believe entries, missing names and attributes
+    timeout_s: float = FOREVER_S  # how long the kernel may cache entries, missing names and attributes
     writeback: bool = False  # let the kernel collect small writes (fuse.rst, "writeback mode")
     read_only: bool = False  # the union has no upper: refuse to open for writing already
     acls: bool = True  # False: the kernel checks the mode alone, and ACLs are attributes that mean nothing to it

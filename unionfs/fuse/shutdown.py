@@ -1,8 +1,8 @@
-"""How a daemon leaves when it is told to: unmount first, give users of the mount a moment, then stop serving.
+"""Shut a daemon down on request: unmount first, give users of the mount a moment, then stop serving.
 
-Told by SIGTERM, SIGINT or SIGHUP (those that were not ignored at the start), or by the end of the lifeline, which is a
-descriptor whose other end somebody holds for as long as the union is wanted. When the kernel ends the connection
-(unmounted, namespace gone) none of this is needed: serving just returns.
+Requested by SIGTERM, SIGINT or SIGHUP (those that were not ignored at the start), or by end of file on the lifeline, a
+descriptor whose other end another process holds open for as long as it needs the union. When the kernel ends the
+connection (unmounted, namespace gone) none of this is needed: serving just returns.
 
 A thread waits for the signals, which are blocked everywhere else, because unmounting may block: the kernel writes
 dirty pages first, and the serving thread must take them. Serving is stopped by KeyboardInterrupt, which trio delivers
@@ -21,37 +21,39 @@ from unionfs.fuse.detachment import Mounted
 
 GRACE_S: Final = 5.0
 """Programs that still have files open after the union was taken from its mountpoint may use them this long: enough to
-finish what they are at, less than the 10 s after which container managers kill the daemon."""
+finish most work, less than the 10 s after which container managers kill the daemon."""
 
 _RETRY_S: Final = 1.0
 """An interrupt may be lost in code that swallows exceptions, so it is repeated until serving has ended."""
 
 
-class Departure:
-    """Arranges that this process leaves when told to. One per process, made before any other thread.
+class GracefulShutdown:
+    """Handles the signals that end the daemon. One per process, made before any other thread.
 
-    Wishes to leave wait from the moment it is made, so that none ends the process between mounting and `listen`.
+    The signals are blocked from then on, so that none ends the process between mounting and `listen`.
     """
 
     def __init__(self) -> None:
         self._over = threading.Event()  # serving has ended
         self._unmounting = threading.Lock()  # held while a process of ours unmounts
-        self.has_interrupted = False  # set once: what serving raises from now on is our doing
-        asked_by = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self._wishes = {wish for wish in asked_by if signal.getsignal(wish) is not signal.SIG_IGN}  # immutable
-        self._wishes.add(signal.SIGTERM)  # the lifeline uses it
-        # SIGINT in any case: where it was ignored, the handler that trio needs would make it end us without unmounting.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*self._wishes, signal.SIGINT})
+        self.has_interrupted = False  # set once: KeyboardInterrupt from serving is a requested stop
+        exit_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._signals = {
+            number for number in exit_signals if signal.getsignal(number) is not signal.SIG_IGN
+        }  # immutable
+        self._signals.add(signal.SIGTERM)  # the lifeline uses it
+        # SIGINT in any case: where it was ignored, the handler that trio needs would end the daemon without unmounting.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)  # trio takes over only this one
 
     def listen(self, mounted: Mounted, lifeline_fd: int | None) -> None:
-        """Start the threads that wait for wishes and act on them. Called once."""
-        threading.Thread(target=self._leave_when_asked, args=(mounted,), name="departure", daemon=True).start()
+        """Start the threads that wait for the signals and the end of the lifeline. Called once."""
+        threading.Thread(target=self._unmount_and_stop, args=(mounted,), name="shutdown", daemon=True).start()
         if lifeline_fd is not None:
-            threading.Thread(target=_ask_at_end_of, args=(lifeline_fd,), name="lifeline", daemon=True).start()
+            threading.Thread(target=_terminate_at_end_of, args=(lifeline_fd,), name="lifeline", daemon=True).start()
 
-    def over(self) -> None:
-        """Serving has ended: from now on nothing interrupts. Waits for a process of ours that is still unmounting.
+    def serving_ended(self) -> None:
+        """Stop interrupting, since serving has ended, and wait for a child process that is still unmounting.
 
         The kernel ends the connection, and with it serving, before that process has ended; it must not outlive us.
         """
@@ -59,19 +61,19 @@ class Departure:
         if self._unmounting.acquire(timeout=GRACE_S):
             self._unmounting.release()
 
-    def _leave_when_asked(self, mounted: Mounted) -> None:
-        signal.sigwait(self._wishes)
+    def _unmount_and_stop(self, mounted: Mounted) -> None:
+        signal.sigwait(self._signals)
         with self._unmounting:
             has_unmounted = mounted.unmount()
         if has_unmounted:
-            signal.sigtimedwait(self._wishes, GRACE_S)  # asked once more: no grace
+            signal.sigtimedwait(self._signals, GRACE_S)  # a second signal ends the grace period
         self.has_interrupted = True
         while not self._over.is_set():
             _thread.interrupt_main(signal.SIGINT)
             self._over.wait(_RETRY_S)
 
 
-def _ask_at_end_of(lifeline_fd: int) -> None:
+def _terminate_at_end_of(lifeline_fd: int) -> None:
     while os.read(lifeline_fd, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

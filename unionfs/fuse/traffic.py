@@ -1,4 +1,4 @@
-"""How many requests of each kind a transport has served: what every transport can tell about itself."""
+"""Count the requests of each kind that a transport has served."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Protocol
 
 
 class Traffic(Protocol):
-    """May be read from any thread."""
+    """The protocol and request counts of a transport. May be read from any thread."""
 
     @property
     def protocol(self) -> str:
-        """The FUSE protocol spoken, as "7.45", or who speaks it for us."""
+        """The FUSE protocol version, as "7.45", or the library that speaks it ("libfuse")."""
 
     @property
     def messages(self) -> dict[str, int]:
-        """Requests by the kernel's opcode names without FUSE_; kinds that never came are absent."""
+        """The number of requests by opcode name without FUSE_; opcodes that never came are absent."""
 
 
 class Tally:
@@ -26,7 +26,7 @@ class Tally:
         self._counts: dict[str, int] = {}
 
     def count(self, opcode: str) -> None:
-        """One more request of this kind. On the transport's thread only."""
+        """Count one request. On the transport's thread only."""
         self._counts[opcode] = self._counts.get(opcode, 0) + 1
 
     @property

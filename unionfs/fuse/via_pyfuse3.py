@@ -28,7 +28,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from unionfs.core.attrs import ANY_NAME, AttrChange, Attrs, Caller, Entry, Invalidation
-from unionfs.core.ledger import NOBODY, Cause
+from unionfs.core.ledger import NO_CAUSE, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.options import ServeOptions
@@ -53,7 +53,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="_Adapter")
 
-_cause: ContextVar[Cause] = ContextVar("cause", default=NOBODY)
+_cause: ContextVar[Cause] = ContextVar("cause", default=NO_CAUSE)
 """The request that the current task serves. READ and WRITE come without their caller."""
 
 
@@ -138,8 +138,8 @@ class _Adapter(pyfuse3.Operations):
     def __init__(self, union: Union, options: ServeOptions, traffic: Tally | None = None) -> None:
         super().__init__()
         self.traffic = traffic or Tally()  # immutable
-        union.ledger.asked_by = _cause.get
-        union.let_later(lambda run: trio.lowlevel.start_thread_soon(run, lambda _outcome: None))
+        union.ledger.current_cause = _cause.get
+        union.set_run_later(lambda run: trio.lowlevel.start_thread_soon(run, lambda _outcome: None))
         self.enable_writeback_cache = options.writeback
         self.enable_acl = options.acls
         self._union = union  # immutable; touched on the loop's thread only
@@ -251,7 +251,7 @@ class _Adapter(pyfuse3.Operations):
         )
         await self._copy_up(inode, change.size)
         if change.size is not None:
-            await self._cut(inode, change.size)
+            await self._truncate_slowly(inode, change.size)
         return self._attributes(inode, self._union.setattr(inode, change))
 
     @_answered
@@ -365,7 +365,7 @@ class _Adapter(pyfuse3.Operations):
             # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
             # Who has CAP_FSETID keeps those (truncate(2)); that we are not told, so root is taken to have it.
             await self._copy_up(inode, 0)
-            await self._cut(inode, 0)
+            await self._truncate_slowly(inode, 0)
             self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._writers[inode] = ctx.pid
@@ -413,9 +413,9 @@ class _Adapter(pyfuse3.Operations):
         if held is not None:
             await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, held.fd)
 
-    async def _cut(self, nodeid: int, size: int) -> None:
+    async def _truncate_slowly(self, nodeid: int, size: int) -> None:
         """Give back the space of a large file before `setattr` truncates it."""
-        held = self._union.long_cut_fd(nodeid, size)
+        held = self._union.slow_truncate_fd(nodeid, size)
         if held is not None:
             self._union.changing(nodeid)
             await trio.to_thread.run_sync(os.ftruncate, held.fd, size)
@@ -508,7 +508,7 @@ class _Copy(Protocol):
 async def _copy_in_thread(job: _Copy) -> None:
     """Run `job.copy`; if we are cancelled meanwhile, cut it short and wait for its end."""
 
-    async def cut_short() -> None:
+    async def cancel_copy() -> None:
         try:
             await trio.sleep_forever()
         finally:
@@ -516,7 +516,7 @@ async def _copy_in_thread(job: _Copy) -> None:
 
     failure = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cut_short)
+        nursery.start_soon(cancel_copy)
         try:
             await trio.to_thread.run_sync(job.copy)
         except OSError as exc:

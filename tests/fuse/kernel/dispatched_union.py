@@ -10,7 +10,7 @@ from tests.fuse.kernel import wire
 from tests.fuse.kernel.wire import ROOT
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel.data import Errand, Work
+from unionfs.fuse.kernel.data import ThreadTask, Work
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
@@ -19,19 +19,19 @@ BIG = 3 << 20
 """More than the core copies up without a thread."""
 
 
-def done(dispatcher: Dispatcher, work: Work | Errand | CopyUpJob | bytes) -> bytes | None:
+def done(dispatcher: Dispatcher, work: Work | ThreadTask | CopyUpJob | bytes) -> bytes | None:
     """Do what was put off, as the loop and its threads would: the reply, if that is one."""
     answers: list[bytes]
     if isinstance(work, CopyUpJob):
         work.copy()
         answers = dispatcher.finish(work, None)
-    elif isinstance(work, Errand):
+    elif isinstance(work, ThreadTask):
         outcome, error = 0, None
         try:
             outcome = work.work()
         except OSError as exc:
             error = exc
-        answers = [bytes(dispatcher.bring_back(work, outcome, error) or b"")]
+        answers = [bytes(dispatcher.finish_task(work, outcome, error) or b"")]
     elif isinstance(work, bytes):
         answers = [work if struct.unpack_from("=IiQ", work)[2] else b""]  # not a notification
     else:

@@ -145,6 +145,6 @@ def test_nothing_is_told_whose_lock_waits_for_a_copy_up(served: Served) -> None:
         Invalidation(99, b"x"),
         Invalidation(big, b""),
     ]
-    assert [dispatcher.may_tell(stale) for stale in told] == [False, False, False, True, False]
+    assert [dispatcher.may_send(stale) for stale in told] == [False, False, False, True, False]
     assert done(dispatcher, job) is not None
-    assert all(dispatcher.may_tell(stale) for stale in told)
+    assert all(dispatcher.may_send(stale) for stale in told)

@@ -34,7 +34,7 @@ Work = Callable[[], Reply]
 """Any thread can do it, and its answer (none if empty) is sent from there."""
 
 
-class Errand(NamedTuple):
+class ThreadTask(NamedTuple):
     """Something for any thread to do, whose outcome comes back: `answer(outcome)` on the loop's thread is the reply."""
 
     unique: int
@@ -116,7 +116,7 @@ def allocate(file: HasFd, mode: int, offset: int, length: int) -> int:
     return 0
 
 
-def cut(file: HasFd, size: int) -> int:
+def truncate(file: HasFd, size: int) -> int:
     """SETATTR of a size, in a thread (ftruncate(2))."""
     os.ftruncate(file.fd, size)
     return 0

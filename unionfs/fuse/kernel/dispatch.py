@@ -3,7 +3,7 @@
 Bytes in, bytes out; no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides what waits.
 
 What is quick is answered at once. What may take long is put on `slow`: reads that must wait for a disk as work for any
-thread, changes of much content as an errand whose end is `bring_back`, copy-ups as a `CopyUpJob` whose end is `finish`.
+thread, changes of much content as a task whose end is `finish_task`, copy-ups as a `CopyUpJob` whose end is `finish`.
 While a file is being copied up, requests that would change it join the wait; everything else goes on, reading that very
 file too, which nobody has changed yet.
 A request that is malformed or meets a bug is answered EIO and leaves a line in the log; the next one is served as if
@@ -229,16 +229,16 @@ class Dispatcher:
         self.encoder = session.encoder  # immutable
         self.reader = data.Reader(MAX_WRITE)  # immutable
         self.slow: list[
-            data.Work | data.Errand | CopyUpJob | bytes
+            data.Work | data.ThreadTask | CopyUpJob | bytes
         ] = []  # filled by handle and finish; emptied by their callers
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
-        union.ledger.asked_by = self._cause
+        union.ledger.current_cause = self._cause
         if session.flags & abi.Init.EXPORT_SUPPORT:
             union.keep_handles()
-        union.let_later(self._later)
+        union.set_run_later(self._run_later)
         self._waiting = session.waiting
         table = TABLE if session.options.xattrs else TABLE | _WITHOUT_XATTRS
         rows = [table.get(code) for code in range(len(self._counts))]
@@ -306,21 +306,21 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  a bug must not end the daemon: it becomes EIO and a traceback
             return None if opcode in _UNANSWERED else encode.error(unique, errno_of(exc))
 
-    def _later(self, run: Callable[[], None]) -> None:
+    def _run_later(self, run: Callable[[], None]) -> None:
         self.slow.append(partial(_run, run))
 
     def _cause(self) -> Cause:
         opcode, pid = self._serving[1], self._serving[6]
         return Cause(_NAMES.get(opcode) or str(opcode), pid)
 
-    def forgotten(self, nodeid: int) -> None:
+    def forget_node(self, nodeid: int) -> None:
         """Drop what is remembered of a node that the kernel has forgotten."""
         if nodeid in self.harmless:
             self.harmless.discard(nodeid)
         if nodeid in self.encoder.set_id:
             self.encoder.set_id.discard(nodeid)
 
-    def may_tell(self, stale: Invalidation) -> bool:
+    def may_send(self, stale: Invalidation) -> bool:
         """Whether an invalidation can be sent now: not while a request that waits for a copy-up holds the inode lock
         which the kernel would need. Called with each invalidation."""
         self.harmless.discard(stale.nodeid)
@@ -351,12 +351,12 @@ class Dispatcher:
         waiting.requests[unique] = bytes(buf[: _in_header(buf)[0]])
         return True
 
-    def bring_back(self, errand: data.Errand, outcome: int, error: Exception | None) -> Reply:
-        """The reply of an errand that has ended, with `error` or without."""
+    def finish_task(self, task: data.ThreadTask, outcome: int, error: Exception | None) -> Reply:
+        """The reply of a task that has ended, with `error` or without."""
         try:
-            return encode.error(errand.unique, errno_of(error)) if error is not None else errand.answer(outcome)
+            return encode.error(task.unique, errno_of(error)) if error is not None else task.answer(outcome)
         except Exception as exc:  # noqa: BLE001  as in _answer
-            return encode.error(errand.unique, errno_of(exc))
+            return encode.error(task.unique, errno_of(exc))
 
     def finish(self, job: CopyUpJob, error: Exception | None) -> list[bytes]:
         """Commit a copy-up whose bytes are copied, or undo it after an `error`. Returns the waiting requests' replies.

@@ -25,7 +25,7 @@ _ENTRY_HEAD: Final = struct.pack("=Ii", abi.ENTRY_REPLY.size, 0)
 _ATTR_HEAD: Final = struct.pack("=Ii", abi.ATTR_REPLY.size, 0)
 _DIRENTPLUS: Final = [layout.pack for layout in abi.DIRENTPLUS_NAMED]
 _DIRENT: Final = [layout.pack for layout in abi.DIRENT_NAMED]
-_NOBODY: Final = bytes(32)
+_NO_ENTRY: Final = bytes(32)
 
 
 def error(unique: int, code: int) -> bytes:
@@ -263,7 +263,7 @@ def bare_direntplus(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
     """One line of READDIRPLUS without an entry (node id 0): the kernel learns the name only."""
     length = len(name)
     line: bytes = _DIRENTPLUS[(length + 7) >> 3](
-        0, _NOBODY,
+        0, _NO_ENTRY,
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ino, cookie, length, kind >> 12, name,
     )  # fmt: skip

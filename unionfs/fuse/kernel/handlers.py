@@ -73,13 +73,13 @@ def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 def forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
     self.union.forget(nodeid, decode.forget(head, buf, end)[0])
-    self.forgotten(nodeid)
+    self.forget_node(nodeid)
 
 
 def batch_forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
     for forgotten, count in decode.batch_forget(buf, end):
         self.union.forget(forgotten, count)
-        self.forgotten(forgotten)
+        self.forget_node(forgotten)
 
 
 def read(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
@@ -121,11 +121,11 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         return None
     if change.mode is not None and change.mode & _SET_ID:  # nothing else can bring what a write would have to clear
         self.harmless.discard(nodeid)
-    held = self.union.long_cut_fd(nodeid, change.size) if change.size is not None else None
+    held = self.union.slow_truncate_fd(nodeid, change.size) if change.size is not None else None
     if held is not None and change.size is not None:
         self.union.changing(nodeid)
         answer = partial(_set, self, unique, nodeid, change)
-        self.slow.append(data.Errand(unique, partial(data.cut, held, change.size), answer))
+        self.slow.append(data.ThreadTask(unique, partial(data.truncate, held, change.size), answer))
         return None
     return _set(self, unique, nodeid, change)
 
@@ -142,7 +142,7 @@ def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
         self.union.fallocate(nodeid, mode, offset, length)
         return encode.empty(unique)
     work = partial(data.allocate, self.union.write_fd(nodeid), mode, offset, length)
-    _run_errand(self, unique, nodeid, work, partial(encode.empty, unique))
+    _run_in_thread(self, unique, nodeid, work, partial(encode.empty, unique))
     return None
 
 
@@ -170,16 +170,16 @@ def _copy(
         return encoder(unique, self.union.copy_file_range(nodeid, offset, target, target_offset, length))
     ends = self.union.copy_fds(nodeid, offset, target, target_offset)
     work = partial(self.union.copy_range, *ends, min(length, data.COPY_MAX))
-    _run_errand(self, unique, target, work, partial(encoder, unique))
+    _run_in_thread(self, unique, target, work, partial(encoder, unique))
     return None
 
 
-def _run_errand(
+def _run_in_thread(
     self: Dispatcher, unique: int, nodeid: int, work: Callable[[], int], encoder: Callable[[int], bytes]
 ) -> None:
     """Have a file's content changed by a thread."""
     self.union.changing(nodeid)
-    self.slow.append(data.Errand(unique, work, partial(_changed, self, nodeid, encoder)))
+    self.slow.append(data.ThreadTask(unique, work, partial(_changed, self, nodeid, encoder)))
 
 
 def _changed(self: Dispatcher, nodeid: int, encoder: Callable[[int], bytes], outcome: int) -> bytes:
@@ -198,7 +198,7 @@ def rename2(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryv
 def _renamed(
     self: Dispatcher, unique: int, parent: int, buf: memoryview, name: bytes, to: int, new_name: bytes, flags: int = 0
 ) -> Reply:
-    adopted: list[int] = []
+    moved_dirs: list[int] = []
     for at, what in [(parent, name), (to, new_name)] if flags & _EXCHANGE else [(parent, name)]:
         moved, attrs = self.union.lookup(at, what)
         try:
@@ -207,12 +207,12 @@ def _renamed(
         finally:
             self.union.forget(moved)
         if parent != to and stat.S_ISDIR(attrs.mode):
-            adopted.append(moved)
+            moved_dirs.append(moved)
     self.union.rename(parent, name, to, new_name, flags)
-    if not adopted:
+    if not moved_dirs:
         return encode.empty(unique)
     # What the kernel remembers of their listings says ".." of the old parent.
-    self.slow += (*(encode.notify_inval_inode(moved, 0, 0) for moved in adopted), encode.empty(unique))
+    self.slow += (*(encode.notify_inval_inode(moved, 0, 0) for moved in moved_dirs), encode.empty(unique))
     return None
 
 

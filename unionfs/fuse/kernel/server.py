@@ -101,11 +101,11 @@ class _Engine:
         self.session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
-            notifier.start(self._notify, dispatcher.may_tell, partial(dispatcher.encoder.believe, UNWATCHED_S))
+            notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.believe, UNWATCHED_S))
             if not dispatcher.session.has_epochs:
                 dispatcher.encoder.believe_missing(UNWATCHED_S)
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
-        self._away = 0  # copy-ups and errands in threads; changed on the loop's thread only
+        self._away = 0  # copy-ups and tasks in threads; changed on the loop's thread only
 
     @trio.lowlevel.enable_ki_protection  # KeyboardInterrupt is not raised in the middle of a request
     def turn(self, nursery: trio.Nursery) -> bool:
@@ -148,15 +148,15 @@ class _Engine:
         if self._notifier is not None:
             self._notifier.release()
 
-    async def _run_errand(self, errand: data.Errand, nursery: trio.Nursery) -> None:
-        """Run the errand in a thread and send its answer here."""
+    async def _run_in_thread(self, task: data.ThreadTask, nursery: trio.Nursery) -> None:
+        """Run the task in a thread and send its answer here."""
         outcome, error = 0, None
         try:
-            outcome = await trio.to_thread.run_sync(errand.work)
+            outcome = await trio.to_thread.run_sync(task.work)
         except Exception as exc:  # noqa: BLE001  any error becomes the answer
             error = exc
         self._away -= 1
-        reply = self._dispatcher.bring_back(errand, outcome, error)
+        reply = self._dispatcher.finish_task(task, outcome, error)
         error = None  # as in _copy_up
         with suppress(Gone):
             if reply is not None:
@@ -192,9 +192,9 @@ class _Engine:
             elif isinstance(item, CopyUpJob):
                 self._away += 1
                 nursery.start_soon(self._copy_up, item, nursery)
-            elif isinstance(item, data.Errand):
+            elif isinstance(item, data.ThreadTask):
                 self._away += 1
-                nursery.start_soon(self._run_errand, item, nursery)
+                nursery.start_soon(self._run_in_thread, item, nursery)
             elif self._threads.acquire(blocking=False):
                 trio.lowlevel.start_thread_soon(partial(self._read, item), lambda _outcome: None, "unionfs read")
             else:
