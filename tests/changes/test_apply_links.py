@@ -18,6 +18,14 @@ def test_other_names_of_a_changed_file_are_told(tmp_path: Path) -> None:
     assert (warning.path, warning.why) == (b"/a", "has 2 more names on this machine, which keep the old content")
 
 
+def test_names_that_are_changed_as_well_are_not_told(tmp_path: Path) -> None:
+    change = setting(tmp_path, "a=1 b==a c==a", "a=2 b==a .wh.c")
+    assert change.plan().warnings == []
+    change.apply()
+    assert os.lstat(change.target / "a").st_ino == os.lstat(change.target / "b").st_ino
+    assert change.listed() == []
+
+
 @pytest.mark.parametrize("upper", ["a=1:0600", "a=1@7", pytest.param("a=1:,5,5", marks=NEEDS_ROOT)])
 def test_a_file_with_one_attribute_changed_stays_the_same_file(upper: str, tmp_path: Path) -> None:
     """Its other names show the change as well, and who has it open or locked keeps it."""

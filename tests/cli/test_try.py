@@ -235,6 +235,18 @@ find . -printf '%P %m %s %T@ %l\\n' | sort
     assert containers(user) == []
 
 
+def test_apply_of_a_hard_link_changed_through_one_of_its_names(user: User, place: Path) -> None:
+    (place / "d").mkdir()
+    (place / "g").write_text("old")
+    os.link(place / "g", place / "d/f")
+    user.own(place)
+    done = unionfs(user, "try", "--apply", "sh", "-c", "echo new >g; chmod 640 g", cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (place / "d/f").read_text() == "new\n"
+    assert (place / "d/f").stat().st_ino == (place / "g").stat().st_ino
+    assert (place / "d/f").stat().st_mode & 0o777 == 0o640
+
+
 def test_apply_waits_for_success(user: User, place: Path) -> None:
     done = unionfs(user, "try", "--apply", "--json", "sh", "-c", "echo 1 > a; exit 3", cwd=place)
     assert done.returncode == 3

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from tests.core.children import KILLED, expect, in_child
+from unionfs.core.attrs import ROOT
+from unionfs.core.options import Options
+from unionfs.core.union import Union
 from unionfs.snapshotter.store import SnapshotStore
 from unionfs.snapshotter.usage import disk_usage
 from unionfs.snapshotter.values import (
@@ -329,3 +332,26 @@ def _killed_at(root: Path, line: int, act: Callable[[SnapshotStore], object]) ->
     sys.settrace(trace)
     act(store)
     sys.settrace(None)
+
+
+@pytest.mark.parametrize("ended", ["closed", "killed"])
+def test_a_committed_snapshot_has_every_name_of_a_hard_link(store: SnapshotStore, ended: str) -> None:
+    base = _upper(store.prepare("base-key", "", {}))
+    (base / "d").mkdir()
+    (base / "g").write_text("old")
+    os.link(base / "g", base / "d/f")
+    store.commit("base", "base-key", {})
+    upper = _upper(store.prepare("next-key", "base", {}))
+    options = Options(lowers=(os.fspath(base),), upper=os.fspath(upper), work=os.fspath(upper.parent / "work"))
+
+    def write() -> None:
+        union = Union(options)
+        entry = union.lookup(ROOT, b"g")
+        union.write(entry.nodeid, 0, b"new")
+        if ended == "closed":
+            union.close()
+
+    expect(in_child(write))
+    store.commit("next", "next-key", {})
+    assert (upper / "d/f").read_text() == "new"
+    assert (upper / "d/f").stat().st_ino == (upper / "g").stat().st_ino

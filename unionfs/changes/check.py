@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -129,11 +130,14 @@ class _Check:
         self.reachable: dict[bytes, str] = {b"": ""}  # directories of the target -> why not, empty if they are
         self.links: set[tuple[int, int]] = set()  # hard links whose data are counted
         self.files: dict[tuple[int, int], set[int]] = {}  # upper file with several names -> the target's files of those
+        self.changed_names: Counter[tuple[int, int]] = Counter()  # file of the target -> its names that are changed
 
     def know_links(self, found: Changes) -> None:
         """Note what on the target has the names of each upper file that has several."""
         for change in found.changes:
             new, old = change.new, change.old
+            if old is not None and not old.is_dir:
+                self.changed_names[old.dev, old.ino] += 1
             if new is not None and old is not None and new.nlink > 1 and not new.is_dir and new.place.branch == UPPER:
                 self.files.setdefault((new.dev, new.ino), set()).add(old.ino)
         for key, path in found.unchanged_links.items():
@@ -304,12 +308,11 @@ class _Check:
             self.plan.space += new.space
         if new.nlink > 1:
             self.links.add((new.dev, new.ino))
-        if change.old is not None and change.old.nlink > 1 and not change.old.is_dir:
-            self.plan.warnings.append(
-                Objection(
-                    change.path, f"has {change.old.nlink - 1} more names on this machine, which keep the old content"
-                )
-            )
+        if change.old is not None and not change.old.is_dir:
+            others = change.old.nlink - self.changed_names[change.old.dev, change.old.ino]
+            if others > 0:
+                why = f"has {others} more names on this machine, which keep the old content"
+                self.plan.warnings.append(Objection(change.path, why))
 
     def space(self) -> None:
         """Whether the target has room for everything that is built aside."""
