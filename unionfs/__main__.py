@@ -98,16 +98,17 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except FAILURES as error:
         print(tell(error), file=sys.stderr)
+        _drop_unwritten()
         if debug:
             _print_traceback()
         return status_of(error, passes_on_codes=verb in PASS_ON_CODES)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit: give it somewhere to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_unwritten()
         return BROKEN_PIPE
     except OSError as error:
+        _drop_unwritten()
         print(tell(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
         if debug:
             _print_traceback()
@@ -119,6 +120,15 @@ def main(argv: list[str] | None = None) -> int:
         if not debug:
             print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
+
+
+def _drop_unwritten() -> None:
+    """Let nothing be left that Python would flush at exit where stdout takes no more (a full disk, no reader)."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dispatch(verb: str, arguments: list[str]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +80,40 @@ def test_what_cannot_be(box: Box, target: str, place: Path) -> None:
     assert box("cp", place / "nosuch", f"{target}:/", check=False).returncode == 1
     assert box("cp", f"{target}:/d", "/dev/null", check=False).returncode == 1
     assert box("cp", "nobody:/d", place, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_a_file_is_written_where_the_links_lead(box: Box, target: str, place: Path, user: User) -> None:
+    """As cp(1) and docker write through a symlink; inside the container's root, and outside of it likewise."""
+    (place / "new").write_text("new\n")
+    (place / "old").write_text("old\n")
+    (place / "link").symlink_to("old")
+    (place / "absolute").symlink_to("/d/e/link")
+    (place / "loop").symlink_to("loop")
+    user.own(place)
+    box("cp", place / "absolute", f"{target}:/d/absolute")
+    box("cp", place / "loop", f"{target}:/d/loop")
+    box("cp", place / "new", f"{target}:/d/absolute")
+    assert box("cp", place / "new", f"{target}:/d/loop", check=False).returncode == 1
+    box("cp", f"{target}:/d/e/f", place / "link")
+    assert (os.readlink(place / "link"), (place / "old").read_text()) == ("old", "new\n")
+    if box("ps", "-q").stdout == "":
+        box("start", target)
+    script = "readlink /d/absolute /d/e/link; cat /d/e/f"
+    assert box("exec", target, "sh", "-c", script).stdout == "/d/e/link\nf\nnew\n"
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_files_that_do_not_say_their_size(box: Box, place: Path) -> None:
+    """Those of /proc say 0 and those of /sys 4096."""
+    box("run", "-d", "--name", "c", "debian:1", "sleep", "1000")
+    for path in ("/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/ostype"):
+        expected = box("exec", "c", "cat", path).stdout
+        assert expected
+        box("cp", f"c:{path}", place / "copy")
+        assert (place / "copy").read_text() == expected
+        stream = box("cp", f"c:{path}", "-").stdout.encode()
+        with tarfile.open(fileobj=io.BytesIO(stream)) as archive:
+            content = archive.extractfile(archive.getmembers()[0])
+            assert content is not None
+            assert content.read().decode() == expected

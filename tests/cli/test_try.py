@@ -279,6 +279,38 @@ def test_keep_then_look_then_apply(user: User, place: Path) -> None:
     assert containers(user) == []
 
 
+def test_a_directory_that_its_owner_locked(user: User, place: Path) -> None:
+    """As Go keeps its modules: unlocked, changed and locked again. Nothing but the change is left on this machine."""
+    for name in ("same", "locked", "opened"):
+        (place / name).mkdir()
+        for file in "ab":
+            (place / name / file).write_text("old\n")
+        (place / name).chmod(0o555)
+    user.own(place)
+    script = "chmod u+w locked opened; echo new >locked/a; rm locked/b; echo new >opened/a; chmod 555 locked"
+    done = unionfs(user, "try", "--apply", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert [stat.S_IMODE((place / name).stat().st_mode) for name in ("same", "locked", "opened")] == [
+        *(0o555, 0o555, 0o755)
+    ]
+    assert {name: (place / "locked" / name).read_text() for name in os.listdir(place / "locked")} == {"a": "new\n"}
+    assert sorted(os.listdir(place / "opened")) == ["a", "b"]
+    assert (place / "opened/a").read_text() == "new\n"
+
+
+def test_strict_breaks_no_hard_link(user: User, place: Path) -> None:
+    (place / "a").write_text("old")
+    os.link(place / "a", place / "b")
+    user.own(place)
+    unionfs(user, "try", "--keep", "mine", "sh", "-c", "rm a; echo new > a", cwd=place)
+    for flags in (("--strict", "--dry-run"), ("--strict",)):
+        refused = unionfs(user, "apply", *flags, "mine")
+        assert (refused.returncode, "1 more names on this machine" in refused.stderr) == (1, True)
+    assert (place / "a").read_text() == "old"
+    applied = unionfs(user, "apply", "mine")
+    assert (applied.returncode, (place / "a").read_text(), (place / "b").read_text()) == (0, "new\n", "old")
+
+
 def test_what_changed_meanwhile_is_not_overwritten(user: User, place: Path) -> None:
     for name in "abc":
         (place / name).write_text("old")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import containers, wait_until_gone
+from tests.launcher.conftest import Run, containers, wait_until_gone
 from tests.support.users import User
 from unionfs.daemon import DEFAULT_TRANSPORT
 
@@ -103,3 +104,18 @@ def test_detached(user: User, debian: Path, tidy: None) -> None:
     flag.rmdir()
     ended = user.unionfs("run", "-d", debian, "nosuch", check=False)
     assert (ended.returncode, "nosuch: no such command" in ended.stderr, containers(user)) == (127, True, [])
+
+
+@pytest.mark.parametrize("user", ["root"], indirect=True)
+def test_advice_fits(user: User, run: Run, debian: Path) -> None:
+    """-h is docker's hostname; a place that cannot be written is told with the flag for another one; a full disk is
+    the output's own."""
+    assert run("-h", "box", debian, "cat", "/proc/sys/kernel/hostname").stdout == "box\n"
+    elsewhere = {"XDG_DATA_HOME": "/sys"}
+    refused = user.run([*user.unionfs_cmd, "run", "--rm", "--lower", debian, "true"], env=elsewhere, check=False)
+    assert (refused.returncode, "--root DIR" in refused.stderr) == (125, True)
+    user.run([*user.unionfs_cmd, "run", "--name", "c", "--lower", debian, "true"])
+    exporting = ["sh", "-c", f"{shlex.join(user.unionfs_cmd)} export c >/dev/full"]
+    full = user.run(exporting, check=False)
+    assert (full.returncode, full.stderr) == (1, "unionfs: export failed: stdout: No space left on device\n")
+    user.run([*user.unionfs_cmd, "rm", "c"])

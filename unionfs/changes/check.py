@@ -270,7 +270,7 @@ class _Check:
         fd = self.branches.dir_fd(BranchPath(TARGET, parent_path[1:]))
         if self.is_read_only(parent_path):
             self.problem(change.path, "its filesystem is read-only")
-        elif not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
+        elif not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True) and parent.st_uid != os.geteuid():
             self.problem(change.path, f"no permission to write in {_shown(parent_path)}", privilege=True)
         elif old is not None and parent.st_mode & stat.S_ISVTX and os.geteuid() not in (old.st_uid, parent.st_uid):
             self.problem(

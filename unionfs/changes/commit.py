@@ -6,6 +6,7 @@ it was done already, so a plan can be carried out again from the start by whoeve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -17,7 +18,7 @@ from unionfs.changes.check import DRESS, DROP, PUT, SWAP
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.objects import ObjectState
 from unionfs.changes.owners import Owner
-from unionfs.changes.stage import Progress, set_attributes
+from unionfs.changes.stage import WRITABLE, Progress, set_attributes
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import open_beneath
 from unionfs.trees.remove import remove_tree
@@ -58,7 +59,8 @@ class Commit:
             os.close(dir_fd)
 
     def clear(self) -> list[str]:
-        """Remove all that was built or put aside. Returns what could not be removed."""
+        """Remove all that was built or put aside, and give directories their modes back. Returns what could not be
+        removed."""
         left = []
         for rel, _ in self.journal.asides:
             self.progress("clear", b"/" + os.fsencode(rel))
@@ -67,6 +69,7 @@ class Commit:
                 self._remove(rel + os.fsdecode(_SECOND))
             except OSError as error:
                 left.append(f"/{rel}: {error.strerror}")
+        self._lock()
         return left
 
     def take_back(self) -> None:
@@ -77,6 +80,18 @@ class Commit:
             self._remove(rel)
         for rel, mtime_ns in mtimes.items():
             self._restore_mtime(rel, mtime_ns)
+        self._lock()
+
+    def _lock(self) -> None:
+        """Take back that directories were made writable, unless somebody else has changed their modes since."""
+        for rel, mode in self.journal.locked.items():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                fd = open_beneath(self.root_fd, os.fsencode(rel), os.O_PATH | os.O_DIRECTORY)
+                try:
+                    if stat.S_IMODE(os.fstat(fd).st_mode) == mode | WRITABLE:
+                        os.chmod(f"/proc/self/fd/{fd}", mode)
+                finally:
+                    os.close(fd)
 
     def _remove(self, rel: str) -> None:
         parent, _, name = os.fsencode(rel).rpartition(b"/")

@@ -5,7 +5,8 @@ and the target is as it was. From that line on the plan is to be carried out: it
 they were done. A last line that was cut off was never written.
 
     {"token": T, "target": PATH}                          first
-    {"aside": REL, "mtime": NS}                           about to be built at REL; its directory had this mtime
+    {"aside": REL, "mtime": NS[, "mode": MODE]}           about to be built at REL; its directory had this mtime, and
+                                                          this mode if that keeps its owner from writing in it
     {"plan": [OPERATION...]}                              everything is built
     {"done": true}                                        and in place
 
@@ -64,6 +65,7 @@ class Journal:
     target: str
     token: str
     asides: list[tuple[str, int]] = field(default_factory=list)
+    locked: dict[str, int] = field(default_factory=dict)  # directories that are made writable meanwhile -> mode before
     plan: list[Operation] | None = None  # None: still building
     done: bool = False
     _fd: int = -1
@@ -86,10 +88,12 @@ class Journal:
         """A name for something built aside, which no other apply uses."""
         return f"{_PREFIX}{self.token}.{number}"
 
-    def add_aside(self, rel: str, mtime_ns: int) -> None:
-        """To be called before something is made at `rel`."""
+    def add_aside(self, rel: str, mtime_ns: int, mode: int | None = None) -> None:
+        """To be called before something is made at `rel`, and before its directory gets another mode than `mode`."""
         self.asides.append((rel, mtime_ns))
-        self._append({"aside": rel, "mtime": mtime_ns})
+        if mode is not None:
+            self.locked.setdefault(os.path.dirname(rel), mode)
+        self._append({"aside": rel, "mtime": mtime_ns, **({} if mode is None else {"mode": mode})})
 
     def set_plan(self, plan: Sequence[Operation]) -> None:
         """Everything is built; from now on the plan stands."""
@@ -145,6 +149,8 @@ def find(path: str) -> Journal | None:
                 journal.plan = [_operation(saved) for saved in record["plan"]]
             else:
                 journal.asides.append((record["aside"], record["mtime"]))
+                if "mode" in record:
+                    journal.locked.setdefault(os.path.dirname(record["aside"]), record["mode"])
     except BaseException:
         os.close(fd)
         raise

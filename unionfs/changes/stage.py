@@ -27,6 +27,8 @@ from unionfs.syscalls import files
 Progress = Callable[[str, bytes], None]
 """Called before every step with a verb (what is about to be done) and the path."""
 
+WRITABLE: Final = stat.S_IWUSR | stat.S_IXUSR
+"""What a directory's mode must have for its owner to change entries."""
 _CHUNK: Final = 1 << 20
 
 
@@ -112,12 +114,19 @@ class Stage:
         return dataclasses.replace(operation, made=(st.st_dev, st.st_ino))
 
     def name_aside(self, action: Action) -> bytes:
-        """Choose a name beside the path and write it down."""
+        """Choose a name beside the path and write it down. A directory of ours that may not be written in is made
+        writable until Commit.clear or take_back."""
         self.count += 1
         name = os.fsencode(self.journal.name(self.count))
         rel = self.beside(action, name)
-        parent = os.stat(b".", dir_fd=self.branches.dir_fd(_parent(rel)), follow_symlinks=False)
-        self.journal.add_aside(os.fsdecode(rel), parent.st_mtime_ns)
+        dir_fd = self.branches.dir_fd(_parent(rel))
+        parent = os.fstat(dir_fd)
+        mode = stat.S_IMODE(parent.st_mode)
+        if parent.st_uid == os.geteuid() and not self.owners.privileged and mode | WRITABLE != mode:
+            self.journal.add_aside(os.fsdecode(rel), parent.st_mtime_ns, mode)
+            os.chmod(f"/proc/self/fd/{dir_fd}", mode | WRITABLE)
+        else:
+            self.journal.add_aside(os.fsdecode(rel), parent.st_mtime_ns)
         return name
 
     def beside(self, action: Action, name: bytes) -> bytes:

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("apply", _DESCRIPTION, _EPILOG)
     parser.add_argument("name", metavar="NAME", help="the container's name, its id, or how that begins")
     parser.add_argument("--force", action="store_true", help="replace and remove even what was changed meanwhile")
+    parser.add_argument("--strict", action="store_true", help="do nothing if a hard link would be broken")
     parser.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
     parser.add_argument(
         "--json", action="store_true", help="print one object: name, and changes as unionfs diff has them"
@@ -77,9 +78,9 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
     if container.facts.uid_map:  # made by another user
         _warn_of_rights(prepared)
     if not arguments.dry_run:
-        put_in_place(prepared, remove_it, force=arguments.force)
+        put_in_place(prepared, remove_it, force=arguments.force, strict=arguments.strict)
     else:
-        prepared.refuse(force=arguments.force)
+        prepared.refuse(force=arguments.force, strict=arguments.strict)
         warn(prepared.plan.warnings)
     if arguments.json:
         print(json.dumps({"name": container.name, "changes": output.as_json(prepared.found.changes)}))
@@ -97,9 +98,9 @@ def _warn_of_rights(prepared: apply.Prepared) -> None:
             output.warn(f"note: {printable(change.path)} is a device")
 
 
-def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, force: bool) -> None:
+def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, force: bool, strict: bool = False) -> None:
     """Put the changes in place and remove the container, else it stays. Raises: ContainerError, LaunchError."""
-    prepared.refuse(force=force)
+    prepared.refuse(force=force, strict=strict)
     warn(prepared.plan.warnings)
     with _progress() as progress:
         applied = apply.put_in_place(prepared, force=force, progress=progress)

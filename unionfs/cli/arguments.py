@@ -24,14 +24,18 @@ class Parser(argparse.ArgumentParser):
 
     acts_as_owner = True  # root acts on the store of another user (--root) as that user
 
-    def __init__(self, verb: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, verb: str, description: str, epilog: str | None = None, *, short_help: bool = True) -> None:
+        """`short_help`: -h is --help, and no flag of the verb's own."""
         super().__init__(
             prog=f"unionfs {verb}",
             description=description,
             epilog=epilog,
             formatter_class=_formatter,
             allow_abbrev=False,
+            add_help=short_help,
         )
+        if not short_help:
+            self.add_argument("--help", action="help", help="show this help message and exit")
 
     def parse(self, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
         """The values of all flags; a positional that looks like a flag needs `--` before it."""

@@ -38,11 +38,11 @@ def main(argv: list[str]) -> int:
         if sys.stdout.isatty():
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
         with freeze.frozen(container, "export", stopped=False):
-            return images.with_ids(lambda: _write(container, sys.stdout.buffer))
+            return images.with_ids(lambda: _write(container, sys.stdout.buffer, "stdout"))
     new = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
     try:
         with open(new, "xb") as sink, freeze.frozen(container, "export", stopped=False):
-            status = images.with_ids(lambda: _write(container, sink))
+            status = images.with_ids(lambda: _write(container, sink, output))
         if not status:
             os.rename(new, output)
         return status
@@ -51,10 +51,11 @@ def main(argv: list[str]) -> int:
             os.unlink(new)
 
 
-def _write(container: Container, sink: IO[bytes]) -> int:
+def _write(container: Container, sink: IO[bytes], shown: str) -> int:
     rootfs = container.config.rootfs
     with LayerTrees() as branches:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
-        pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
-    sink.flush()
+        with images.writing_to("export", shown):
+            pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
+            sink.flush()
     return 0

@@ -217,7 +217,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
 
 def parser(verb: str, description: str, epilog: str) -> Parser:
     """The flags of the verbs that make containers."""
-    made = Parser(verb, description, epilog)
+    made = Parser(verb, description, epilog, short_help=False)  # -h is docker's hostname
     made.usage = (
         f"unionfs {verb} [OPTIONS] IMAGE [COMMAND [ARG...]]\n"
         f"       unionfs {verb} [OPTIONS] DIRECTORY|/ COMMAND [ARG...]\n"
@@ -269,7 +269,7 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="names or numbers of the container (default: the image's, or root)",
     )
     add("-l", "--label", metavar="NAME=VALUE", action="append", help="note something with the container")
-    add("--hostname", metavar="NAME", help="the machine's name inside (default: the container's id)")
+    add("-h", "--hostname", metavar="NAME", help="the machine's name inside (default: the container's id)")
     add(
         "--network",
         choices=("host", "none", "private", PASTA, SLIRP),

@@ -36,12 +36,14 @@ def main(argv: list[str]) -> int:
         if arguments.output in (None, "-"):
             if sys.stdout.isatty():
                 raise CommandError("saving failed: stdout is a terminal", hint="unionfs save -o FILE", status=2)
-            archive.save(store, arguments.images, sys.stdout.buffer, progress)
+            with images.writing_to("save", "stdout"):
+                archive.save(store, arguments.images, sys.stdout.buffer, progress)
+                sys.stdout.buffer.flush()
             return 0
         # Built beside the file, so that a failure leaves the old one.
         new = f"{arguments.output}.{secrets.token_hex(4)}"
         try:
-            with open(new, "xb") as sink:
+            with images.writing_to("save", arguments.output), open(new, "xb") as sink:
                 archive.save(store, arguments.images, sink, progress)
             os.rename(new, arguments.output)
         except BaseException:

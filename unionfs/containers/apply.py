@@ -46,8 +46,9 @@ class Prepared:
     found: Changes
     plan: ApplyPlan
 
-    def refuse(self, *, force: bool) -> None:
-        """Raises: NotReadyError if there is a problem, or a conflict that is not to be overridden."""
+    def refuse(self, *, force: bool, strict: bool = False) -> None:
+        """Raises: NotReadyError if there is a problem, a conflict that is not to be overridden, or with `strict` a
+        warning: a hard link that would be broken."""
         name = self.container.name
         if problems := _distinct(self.plan.problems):
             hint = ""
@@ -62,6 +63,9 @@ class Prepared:
                 conflicts,
                 hint=f"to replace what is there now: unionfs apply --force {name}",
             )
+        if strict and (warnings := _distinct(self.plan.warnings)):
+            hint = f"unionfs apply {name} puts all in place that can be"
+            raise NotReadyError(self.container, "this would be put in place in part only", warnings, hint=hint)
 
 
 def prepare(container: Container) -> Prepared:

@@ -11,14 +11,17 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import is_gone, open_in_root
+from unionfs.write_all import write_all
 
 _CHUNK: Final = 1 << 20
+_SYMLINKS_MAX: Final = 40  # as the kernel has it (path_resolution(7))
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
 
 
@@ -95,7 +98,7 @@ class Copy:
             os.close(target_fd)
 
     def _file(self, path_fd: int, st: os.stat_result, to_fd: int, new_name: str) -> None:
-        source_fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        source_fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             target_fd = os.open(new_name, flags, 0o600, dir_fd=to_fd)
@@ -173,9 +176,20 @@ def copy_path(source: Directory, from_path: str, target: Directory, to_path: str
         if to_fd >= 0 and stat.S_ISDIR(os.fstat(to_fd).st_mode):
             new_name = name
         else:
-            above, new_name = os.path.split(to_path.rstrip("/"))
-            to_fd = opened(target, above or ".", os.O_PATH | os.O_DIRECTORY)
+            to_fd, new_name = _named(opened, target, to_path)
         Copy(None if keep_owners else (0, 0)).run(from_fd, name, to_fd, new_name)
+
+
+def _named(opened: Callable[[Directory, str, int], int], directory: Directory, path: str) -> tuple[int, str]:
+    """The directory and the name that `path` leads to, also through symlinks at its end. Raises: OSError."""
+    for _ in range(_SYMLINKS_MAX):
+        above, name = os.path.split(path.rstrip("/"))
+        dir_fd = opened(directory, above or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            path = os.path.join(above, os.readlink(name, dir_fd=dir_fd))
+        except OSError:  # no symlink, or nothing yet
+            return dir_fd, name
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
 def _open(dir_fd: int, name: str) -> int:
@@ -207,7 +221,12 @@ def _make_room(dir_fd: int, name: str) -> None:
 
 
 def _data(source_fd: int, size: int, target_fd: int) -> None:
-    """The bytes of a file between its holes."""
+    """The bytes of a file between its holes. Files of /proc say that their size is 0, and those of /sys too much."""
+    if size == 0:
+        with contextlib.suppress(BlockingIOError):  # /proc/kmsg has no end
+            while data := os.read(source_fd, _CHUNK):
+                write_all(target_fd, data)
+        return
     os.ftruncate(target_fd, size)
     offset = 0
     while offset < size:
@@ -222,7 +241,8 @@ def _data(source_fd: int, size: int, target_fd: int) -> None:
         while position < end:
             data = os.pread(source_fd, min(_CHUNK, end - position), position)
             if not data:
-                return  # became shorter meanwhile
+                os.ftruncate(target_fd, position)  # it was shorter than it said, or became so
+                return
             position += os.pwrite(target_fd, data, position)
         offset = end
 

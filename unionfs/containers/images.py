@@ -29,7 +29,7 @@ from unionfs.containers import children, config
 from unionfs.containers.errors import BrokenRecordError, ContainerError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
-from unionfs.containers.store import ContainerStore
+from unionfs.containers.store import ELSEWHERE, ContainerStore
 from unionfs.launcher import userns
 
 ALWAYS: Final = "always"
@@ -203,7 +203,19 @@ def failures() -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "layers gc frees what nothing needs; what was fetched is kept, and a second try goes on from there"
-        raise ContainerError.of("working on images", error, hint=hint if full else "") from error
+        hint = hint if full else ELSEWHERE if error.errno == errno.EROFS else ""
+        raise ContainerError.of("working on images", error, hint=hint) from error
+
+
+@contextmanager
+def writing_to(what: str, output: str) -> Iterator[None]:
+    """Raise a full disk as ContainerError that names `output`: it is not the store's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ContainerError(what, output, error.strerror or str(error)) from error
 
 
 # -- what containers need of the store of images -----------------------------------------------------------------------

@@ -52,6 +52,9 @@ def _changed(container: Container, **changes: Any) -> Container:
     return dataclasses.replace(container, state=dataclasses.replace(container.state, **changes))
 
 
+ELSEWHERE: Final = "--root DIR, or UNIONFS_ROOT in the environment, names another place for containers and images"
+
+
 class ContainerStore:
     """All containers of one root directory. Several processes may use the same root at once."""
 
@@ -257,7 +260,10 @@ class ContainerStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        os.makedirs(self.containers, 0o700, exist_ok=True)
+        try:
+            os.makedirs(self.containers, 0o700, exist_ok=True)
+        except OSError as error:
+            raise ContainerError.of("keeping containers", error, hint=ELSEWHERE) from error
         lock = store_files.open_file(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import tarfile
+import tempfile
 from typing import IO, Final
 
 from unionfs.containers.errors import ContainerError
@@ -22,6 +23,8 @@ _KINDS: Final = {
     stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE,
     stat.S_IFIFO: tarfile.FIFOTYPE, stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE,
 }  # fmt: skip
+_SMALL: Final = 64 << 10  # bytes; files of /sys say 4096
+_SPOOLED_MAX: Final = 1 << 20
 _BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_MAGICLINKS
 
 
@@ -63,10 +66,11 @@ def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: di
         if kind != tarfile.DIRTYPE and inode in links:
             entry.type, entry.linkname = tarfile.LNKTYPE, links[inode]
         if entry.type == tarfile.REGTYPE:
-            with open(f"/proc/self/fd/{fd}", "rb") as data:
+            with _data(fd) as data:
                 if st.st_nlink > 1:
                     links[inode] = shown
-                entry.size = os.fstat(data.fileno()).st_size
+                entry.size = data.seek(0, os.SEEK_END)
+                data.seek(0)
                 archive.addfile(entry, data)
             return
         if kind != tarfile.DIRTYPE and st.st_nlink > 1:
@@ -82,6 +86,19 @@ def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: di
                 os.close(list_fd)
     finally:
         os.close(fd)
+
+
+def _data(path_fd: int) -> IO[bytes]:
+    """A file, opened for reading. A small one is read at once: those of /proc and /sys do not say their true size."""
+    fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # /proc/kmsg has no end
+    file = open(fd, "rb")  # noqa: SIM115 - the caller closes it
+    if os.fstat(file.fileno()).st_size > _SMALL:
+        return file
+    with file:
+        read = tempfile.SpooledTemporaryFile(_SPOOLED_MAX)  # noqa: SIM115 - the caller closes it
+        while data := file.read(_SMALL):
+            read.write(data)
+    return read
 
 
 def _xattrs(fd: int) -> dict[str, str]:

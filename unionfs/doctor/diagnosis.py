@@ -180,7 +180,9 @@ def _id_helpers(machine: Machine) -> Finding:
     return Finding(name, LIMITED, machine.id_helpers, _WHY_IDS, mend)
 
 
-_WHY_IDS: Final = "without them a container has one user id: package managers, useradd and su do not work in it"
+_WHY_IDS: Final = (
+    "without them a container has one user id: other users and owners are noted in it, but protect nothing"
+)
 
 
 def _subordinate_ids(machine: Machine) -> Finding:
