@@ -177,6 +177,21 @@ def who_answers(store: Store) -> list[int]:
     return list(map(int, found.stdout.split()))
 
 
+def test_supplementary_groups(stores: tuple[Store, Store]) -> None:
+    """Root in another group, as Alpine has it, runs as ever; with the groups that full ids give."""
+    for store in stores:
+        store("run", "--name", "box", IMAGE, "usermod", "-aG", "games,staff", "root")
+        store("commit", "box", "made:3")
+        store("rm", "box")
+        look = "id -G; setpriv --clear-groups --regid=5 id -G; setpriv --groups=60 id -G"
+        assert store("run", "--rm", "made:3", "sh", "-c", look) == "0 50 60\n5\n0 60\n"
+        assert store("run", "--rm", "--user", "0:0", "made:3", "id", "-G") == "0\n"
+        store("run", "-d", "--name", "box", "made:3", "sleep", "300")
+        assert store("exec", "box", "id", "-G") == "0 50 60\n"
+        store("rm", "--force", "box")
+        store("rmi", "made:3")
+
+
 def test_a_container_ends_with_who_answers_for_it(stores: tuple[Store, Store]) -> None:
     store = stores[0]
     store("run", "-d", "--name", "box", IMAGE, "sleep", "300")

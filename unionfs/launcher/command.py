@@ -80,7 +80,7 @@ def exec_command(
     if supervisor:
         from unionfs.launcher.supervisor import install_filter
 
-        install_filter(supervisor)
+        install_filter(supervisor, identity.groups)
     resources.apply(spec.process.limits)
     _change_identity(spec, identity)
     _close_on_exec()
@@ -101,7 +101,7 @@ def _resolve_identity(spec: Spec) -> users.Account:
 def _change_identity(spec: Spec, identity: users.Account) -> None:
     kept = capabilities.mask(spec.process.capabilities)
     limit_bounding_set(kept)
-    if spec.supervised or spec.id_map is None or not spec.id_map.limited:  # denied where the map has one id
+    if spec.id_map is None or not spec.id_map.limited:  # denied where the map has one id; see install_filter
         os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)

@@ -49,6 +49,7 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100  # <linux/fcntl.h>
 _AT_SYMLINK_FOLLOW: Final = 0x400
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
+_COUNT: Final = struct.Struct("I")
 _GROUPS_MAX: Final = 65536  # setgroups(2)
 _STATX_BASIC: Final = 0x7FF  # statx(2): the fields of stat(2)
 _KNOWN_MAX: Final = 100_000  # files in the cache of owners; it is cleared when it is full
@@ -86,13 +87,15 @@ def start(prepare: Callable[[], None] = lambda: None) -> tuple[int, socket.socke
     return pid, ours
 
 
-def install_filter(supervisor_socket: socket.socket) -> None:
+def install_filter(supervisor_socket: socket.socket, groups: tuple[int, ...] = ()) -> None:
     """Install the filter for this process and its descendants, and send the listener to the supervisor.
 
+    `groups` are the supplementary groups that this process then has. It cannot set them itself: setgroups(2) passes
+    them in memory, which the supervisor cannot read before execve(2), since the process is not dumpable.
     Raises: OSError when the kernel refuses a filter with a listener.
     """
     listener = seccomp.install_filter(INTERCEPTED, (_PR_SET_KEEPCAPS,))
-    socket.send_fds(supervisor_socket, [b"l"], [listener])
+    socket.send_fds(supervisor_socket, [struct.pack(f"I{len(groups)}I", len(groups), *groups)], [listener])
     os.close(listener)
     supervisor_socket.close()
 
@@ -107,9 +110,10 @@ def _run_supervisor(supervisor_socket: socket.socket, parent: int, prepare: Call
         set_process_name(NAME)
         proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         _close_others({supervisor_socket.fileno(), proc_fd, 2})
-        _, (listener,), _, _ = socket.recv_fds(supervisor_socket, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        count, (listener,), _, _ = socket.recv_fds(supervisor_socket, _COUNT.size, 1, socket.MSG_CMSG_CLOEXEC)
+        groups = supervisor_socket.recv(_COUNT.size * _COUNT.unpack(count)[0], socket.MSG_WAITALL)
         supervisor_socket.close()
-        Supervisor(listener, proc_fd).run()
+        Supervisor(listener, proc_fd, struct.unpack(f"{len(groups) // _COUNT.size}I", groups)).run()
         status = 0
     except ValueError:
         status = 0  # the socket was closed without a listener: there is no command
@@ -130,11 +134,12 @@ def _close_others(kept: set[int]) -> None:
 class Supervisor:
     """Answers one container's calls, one after the other."""
 
-    def __init__(self, listener: int, proc_fd: int) -> None:
+    def __init__(self, listener: int, proc_fd: int, groups: tuple[int, ...] = ()) -> None:
         self._listener: Final = listener
         self._proc_fd: Final = proc_fd  # the host's /proc; also our working directory, for paths like self/fd/N
-        self._identities: list[Identity] = [ROOT]  # by number; only added to
-        self._number_of: dict[Identity, int] = {ROOT: 0}  # the reverse
+        first = ROOT._replace(groups=groups)  # the identity of processes that have no number
+        self._identities: list[Identity] = [first]  # by number; only added to
+        self._number_of: dict[Identity, int] = {first: 0}  # the reverse
         # Thread -> `Caller.program_identity` when it set PR_SET_KEEPCAPS.
         self._keepcaps_threads: dict[int, tuple[int, int, int]] = {}
         self._owners: dict[tuple[int, int], tuple[int, int, bytes]] = {}  # (dev, ino) -> ctime, owner
@@ -184,7 +189,7 @@ class Supervisor:
 
     def _identity_of(self, caller: Caller) -> Identity:
         number = caller.limit(resource.RLIMIT_RSS) - _NUMBERED
-        return self._identities[number] if 0 <= number < len(self._identities) else ROOT
+        return self._identities[number] if 0 <= number < len(self._identities) else self._identities[0]
 
     def _set_identity(self, caller: Caller, identity: Identity, creator: tuple[int, int] | None = None) -> int:
         """Set the identity of the calling process. Its new files belong to `creator`, else to its effective ids."""
