@@ -392,6 +392,11 @@ class _Pull:
     async def _fetch(self, sources: Sequence[Registry], blob: Descriptor, key: str) -> None:
         import trio
 
+        if blob.urls:
+            found = await trio.to_thread.run_sync(self._fetch_foreign, blob, key)
+            if found:
+                self.progress.end(key, "pulled")
+                return
         with self.store.open_partial(blob.digest) as file:
             for source in sources:
                 try:
@@ -402,6 +407,23 @@ class _Pull:
                         raise
         await trio.to_thread.run_sync(self.store.put_file, self.store.partial_path(blob.digest), blob.digest)
         self.progress.end(key, "pulled")
+
+    def _fetch_foreign(self, blob: Descriptor, key: str) -> bool:
+        """Fetch a foreign layer from the first of its URLs that has it, without credentials (descriptor.md, "urls").
+
+        False if none has it; its registry may.
+        """
+        from layers import http_file
+
+        for url in blob.urls:
+            try:
+                with http_file.opened(url) as source:
+                    body = CountingReader(source, lambda count: self.progress.advance(key, count))
+                    self.store.put_stream(body, blob.digest, blob.size)
+            except LayerError:
+                continue
+            return True
+        return False
 
 
 def _ensure_job(pull_: _Pull, sources: Sequence[Registry], layer: Descriptor) -> Callable[[], Awaitable[None]]:

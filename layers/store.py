@@ -27,6 +27,7 @@ from typing import IO, Final, NamedTuple
 from layers import digest as digests
 from layers import manifest as manifests
 from layers import reference as references
+from layers.compression import Readable
 from layers.digest import Digest
 from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.locks import locked, try_lock
@@ -178,7 +179,7 @@ class Store:
         os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
         os.rename(path, target)
 
-    def put_stream(self, source: IO[bytes], digest: Digest, size: int) -> None:
+    def put_stream(self, source: Readable, digest: Digest, size: int) -> None:
         """Add a blob of any size from `source`. Raises Refused when its size or digest differs."""
         if self.has(digest, size):
             return

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 
 from layers import gc, image, make_image
+from layers import manifest as manifests
+from layers.credentials import Credentials
 from layers.errors import LayerError
 from layers.store import Store
-from tests.layers import registries, trees
+from tests.layers import images, registries, trees
+from tests.layers.http_server import Handler, HttpServer
 from tests.support import process
 from tests.support.timing import limit
 
@@ -110,6 +116,49 @@ def test_buildah_makes_images_for_us(scratch: Path) -> None:
     file = Path(ready.lowers[0]) / "deep/down/file"
     assert file.read_bytes() == b"from buildah"
     assert (file.stat().st_uid, file.stat().st_gid) == (5, 6)
+
+
+def test_a_foreign_layer_comes_from_its_own_server_without_credentials(scratch: Path) -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+    blobs: dict[str, bytes] = {}
+
+    class Elsewhere(Handler):
+        def do_GET(self) -> None:
+            asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+            if self.path == "/layer":
+                self.give(ROOTFS)
+            else:
+                self.give(b"something else")
+
+    class Registry(Handler):
+        def do_GET(self) -> None:
+            data = blobs.get(self.path.rpartition("/")[2])
+            if data is None:
+                self.send_error(404)
+            elif "/manifests/" in self.path:
+                self.give(data, manifests.OCI_MANIFEST)
+            else:
+                self.give(data)
+
+    with HttpServer(Elsewhere) as elsewhere, HttpServer(Registry) as registry:
+        at = f"http://{elsewhere.host}"
+        config = {"architecture": "a", "os": "o", "rootfs": {"type": "layers", "diff_ids": [images.digest(ROOTFS)]}}
+        data = json.dumps(config).encode()
+        layer = {
+            "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "digest": images.digest(ROOTFS),
+            "size": len(ROOTFS),
+            "urls": ["ftp://nowhere/x", "file:///etc/passwd", f"{at}/wrong", f"{at}/layer"],
+        }
+        blobs[images.digest(data)] = data
+        described = {"mediaType": manifests.OCI_CONFIG, "digest": images.digest(data), "size": len(data)}
+        blobs["1"] = json.dumps({"schemaVersion": 2, "config": described, "layers": [layer]}).encode()
+        store = Store(str(scratch / "root"))
+        remote = image.Remote(credentials=Credentials("ann", "secret"), pause_s=0.01)
+        trio.run(functools.partial(image.pull, store, f"{registry.host}/x:1", remote=remote))
+        assert b"a" in merged(store, f"{registry.host}/x:1")
+    assert [path for path, _ in asked] == ["/wrong", "/layer"]
+    assert not any("authorization" in headers for _, headers in asked)
 
 
 def test_an_image_that_cannot_be_unpacked_does_not_stop_others(scratch: Path) -> None:
