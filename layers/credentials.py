@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from layers.errors import AuthError, LayerError, NotFound, Refused
 from layers.reference import DEFAULT_REGISTRY
+from unionfs import store_files
 
 _DOCKER_KEY: Final = "https://index.docker.io/v1/"
 _TOKEN_USER: Final = "<token>"  # the user name with which helpers mark an identity token
@@ -257,8 +258,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
-            data = file.read(_FILE_MAX)
+        data = store_files.read_linked(path, _FILE_MAX)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -271,7 +271,12 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _write(path: str, value: Mapping[str, Any]) -> None:
-    """Replace the file, or the target of a symlink, atomically by one that only its owner may read."""
+    """Replace the file, or the target of a symlink, atomically by one that only its owner may read.
+
+    Raises: Refused for a symlink of another user on the way, which would choose the place.
+    """
+    if (link := store_files.foreign_link(path)) is not None:
+        raise Refused("writing credentials", path, f"{link} is a symbolic link of another user")
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     aside = f"{path}.{secrets.token_hex(4)}"

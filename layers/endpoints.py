@@ -22,6 +22,7 @@ from typing import Any, Final
 from layers.errors import LayerError, Refused
 from layers.origins import is_loopback_name, may_have_what_was_given
 from layers.reference import DEFAULT_REGISTRY, Reference
+from unionfs import store_files
 
 _DOCKER_HOST: Final = "registry-1.docker.io"  # serves docker.io
 
@@ -172,8 +173,7 @@ def _configuration() -> list[Mapping[str, Any]]:
     rules: list[Mapping[str, Any]] = []
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                value = tomllib.load(file)
+            value = tomllib.loads(store_files.read_linked(path).decode())
         except FileNotFoundError:
             continue
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

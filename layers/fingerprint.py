@@ -89,7 +89,7 @@ def read(file: Iterable[bytes]) -> dict[bytes, Fingerprint]:
                 if isinstance(rest[5], list):
                     rest[5] = tuple(rest[5])
                 found[name] = Fingerprint(*rest)
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
         raise Refused("reading fingerprints", "", f"damaged: {error}") from None
     return found
 

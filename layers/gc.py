@@ -18,6 +18,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, NotFound
 from layers.manifest import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index
 from layers.store import Store
+from unionfs import store_files
 
 _ALGORITHMS: Final = ("sha256", "sha512")
 
@@ -99,7 +100,7 @@ def _keys(store: Store, descriptor: Descriptor) -> Iterator[str]:
 
 
 def _remove_layers(store: Store, keys: set[str], freed: Freed, dry: bool) -> None:
-    for key in sorted(os.listdir(store.layers)):
+    for key in sorted(store_files.list_directory(store.layers)):
         if key not in keys:
             if not dry:
                 store.discard(os.path.join(store.layers, key))
@@ -109,7 +110,7 @@ def _remove_layers(store: Store, keys: set[str], freed: Freed, dry: bool) -> Non
 def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed, dry: bool) -> None:
     for algorithm in _ALGORITHMS:
         directory = os.path.join(store.images, "blobs", algorithm)
-        names = os.listdir(directory) if os.path.isdir(directory) else []
+        names = store_files.list_directory(directory) if os.path.lexists(directory) else []
         for name in sorted(names):
             digest = Digest(f"{algorithm}:{name}")
             if digest not in blobs:
@@ -124,6 +125,6 @@ def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed, dry: bool) -> 
 def _sweep(store: Store) -> None:
     """Remove what killed processes left unfinished. The exclusive lock is held, so no living process uses any of it."""
     store.sweep_aside()
-    for name in os.listdir(store.partial):
+    for name in store_files.list_directory(store.partial):
         os.unlink(os.path.join(store.partial, name))
     store.sweep_locks()

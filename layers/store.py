@@ -109,7 +109,7 @@ class Store:
 
     def sweep_locks(self) -> None:
         """Remove the lock files of blobs. Preconditions: the lock of `try_exclusive` is held, so these are free."""
-        for name in os.listdir(self._locks):
+        for name in store_files.list_directory(self._locks):
             if name not in ("store.lock", "index.lock"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(self._locks, name))
@@ -119,9 +119,9 @@ class Store:
 
     def sweep_aside(self) -> None:
         """Remove the content of aside/. Preconditions: as for `sweep_locks`."""
-        for name in os.listdir(self.aside):
+        for name in store_files.list_directory(self.aside):
             path = os.path.join(self.aside, name)
-            if os.path.isdir(path):
+            if os.path.isdir(path) and not os.path.islink(path):
                 self.discard(path)
             else:
                 with contextlib.suppress(FileNotFoundError):  # `_replace` needs no lock, and has just renamed it
@@ -221,7 +221,7 @@ class Store:
             os.rename(path, gone)
         except FileNotFoundError:
             return
-        dir_fd = os.open(self.aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        dir_fd = store_files.open_directory(self.aside)
         try:
             remove_tree(dir_fd, os.fsencode(os.path.basename(gone)))
         finally:

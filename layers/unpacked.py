@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from layers import digest as digests
 from layers import fingerprint, unpack
@@ -51,11 +51,13 @@ def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
         directory = os.path.join(store.layers, key)
         try:
             fd = store_files.open_file(os.path.join(directory, _RECORD), os.O_RDONLY, shared=True)
-            with open(fd, encoding="utf-8") as file:
-                record = json.load(file)
-        except FileNotFoundError:
+            with open(fd, "rb") as file:
+                record = json.loads(file.read(store_files.TEXT_MAX))
+            if not isinstance(record, dict):
+                raise ValueError
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        except ValueError:
+        except (ValueError, RecursionError):
             hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
             raise Refused("reading a layer", directory, f"its {_RECORD} is damaged", hint=hint) from None
         # A layer under its diff id serves every stack, one under a chain id only that stack.
@@ -79,7 +81,8 @@ class Pending:
         os.mkdir(self._aside, 0o700)
         try:
             os.mkdir(os.path.join(self._aside, _DIFF), 0o755)
-            with open(os.path.join(self._aside, _FINGERPRINTS), "wb") as record:
+            made = store_files.open_file(os.path.join(self._aside, _FINGERPRINTS), os.O_WRONLY | os.O_CREAT, 0o644)
+            with open(made, "wb") as record:
                 root_fd = os.open(os.path.join(self._aside, _DIFF), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     result = unpack.unpack(source, root_fd, self._options, record)
@@ -103,7 +106,8 @@ class Pending:
         diff = os.path.join(self._aside, _DIFF)
         root_fd = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with open(os.path.join(self._aside, _FINGERPRINTS), "ab") as record:
+            made = store_files.open_file(os.path.join(self._aside, _FINGERPRINTS), os.O_WRONLY | os.O_APPEND)
+            with open(made, "ab") as record:
                 depends = resolve_parents(result, root_fd, self._options, _lookup_in(branches, beneath), record)
             key = digests.encoded(chain_id if depends else result.diff_id)
             described = {
@@ -115,8 +119,7 @@ class Pending:
                 "owners": self._options.owners,
                 "dropped_attributes": sorted(result.dropped_xattrs),
             }
-            with open(os.path.join(self._aside, _RECORD), "w", encoding="utf-8") as file:
-                json.dump(described, file)
+            store_files.write_file(os.path.join(self._aside, _RECORD), json.dumps(described).encode("ascii"), 0o644)
             files.syncfs(root_fd)  # before the rename: a crash must not leave a layer of empty files in place
         except BaseException:
             self.drop()
@@ -143,9 +146,9 @@ def verify(store: Store, key: str) -> list[fingerprint.Difference]:
     """The paths of an unpacked layer that changed since it was unpacked. Raises NotFound."""
     directory = os.path.join(store.layers, key)
     try:
-        with open(os.path.join(directory, _FINGERPRINTS), "rb") as file:
+        with _opened_fingerprints(directory) as file:
             expected = fingerprint.read(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound("verifying a layer", key, "it is not unpacked") from None
     with directories(os.path.join(directory, _DIFF)) as tree:
         return list(fingerprint.differences(tree, expected))
@@ -154,10 +157,14 @@ def verify(store: Store, key: str) -> list[fingerprint.Difference]:
 def fingerprints_of(directory: str) -> dict[bytes, fingerprint.Fingerprint]:
     """The fingerprints of the unpacked layer whose `diff` directory is `directory`; empty when it has none."""
     try:
-        with open(os.path.join(os.path.dirname(directory), _FINGERPRINTS), "rb") as file:
+        with _opened_fingerprints(os.path.dirname(directory)) as file:
             return fingerprint.read(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+
+
+def _opened_fingerprints(directory: str) -> IO[bytes]:
+    return open(store_files.open_file(os.path.join(directory, _FINGERPRINTS), os.O_RDONLY, shared=True), "rb")
 
 
 def _lookup_in(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], LowerEntry | None]:

@@ -23,6 +23,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from unionfs import store_files
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket, mounting
@@ -185,8 +186,11 @@ def _above_stdio(fd: int) -> int:
 
 
 def _open_log(path: str) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.path.dirname(path) == "/dev":  # /dev/null, /dev/stderr
+            return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+        return store_files.open_file(path, flags)
     except OSError as error:
         raise StartError(f"opening the log failed: {path}: {error.strerror}") from error
 

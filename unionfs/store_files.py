@@ -85,14 +85,29 @@ def read_file(path: str, limit: int = TEXT_MAX) -> bytes:
     return data
 
 
-def write_file(path: str, data: bytes, *, synced: bool = False) -> None:
+def write_file(path: str, data: bytes, mode: int = 0o600, *, synced: bool = False) -> None:
     """Make a new file. Raises: EEXIST, and as the disk does."""
-    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with open(fd, "wb") as file:
         file.write(data)
         if synced:
             file.flush()
             os.fsync(fd)
+
+
+def read_linked(path: str, limit: int = TEXT_MAX) -> bytes:
+    """The content of a configuration file, of any owner, links followed. Never waits.
+
+    Raises: EINVAL for anything but a regular file; EFBIG beyond `limit` bytes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", path)
+    return data
 
 
 def open_directory(path: str) -> int:
@@ -130,6 +145,20 @@ def owner_of(root: str) -> int:
     return owners.pop() if owners else 0
 
 
+def foreign_link(path: str) -> str | None:
+    """The first symlink on the way to `path`, or at it, that neither we nor root made; None if there is none."""
+    parts = os.path.abspath(path).split("/")
+    for end in range(2, len(parts) + 1):
+        prefix = "/".join(parts[:end])
+        try:
+            st = os.lstat(prefix)
+        except OSError:  # not there yet
+            return None
+        if stat.S_ISLNK(st.st_mode) and st.st_uid not in (0, os.geteuid()):
+            return prefix
+    return None
+
+
 def words_of(argv: Sequence[str], command: Sequence[str]) -> list[str]:
     """The words after the interpreter that run this command again: those it was started with, if they end with `argv`,
     else those of the module `command[0]`."""
@@ -139,12 +168,25 @@ def words_of(argv: Sequence[str], command: Sequence[str]) -> list[str]:
     return ["-m", *command, *argv]
 
 
+def _refuse_foreign(root: str) -> None:
+    try:
+        owner = os.stat(root).st_uid
+    except OSError:  # not there yet, or the verb says why
+        return
+    if owner not in (0, os.geteuid()) and peers.has_all_users():
+        raise OwnerError(f"{root}: it belongs to another user ({owner})", "run this as that user or as root")
+
+
 def run_as_owner(root: str, words: Sequence[str]) -> None:
     """As root, on a store of another user: execute the command `words` of this interpreter as that user, for good.
 
-    Does nothing for other users than root, and for root's own stores. Raises: OwnerError.
+    Does nothing for root's own stores, nor for other users than root on theirs. Raises: OwnerError, also for a user on
+    the store of another user, who could make it name that user's own files.
     """
-    if os.geteuid() != 0 or (owner := owner_of(root)) == 0:
+    if os.geteuid() != 0:
+        _refuse_foreign(root)
+        return
+    if (owner := owner_of(root)) == 0:
         return
     try:
         user = pwd.getpwuid(owner)

@@ -49,6 +49,15 @@ class Objection(NamedTuple):
     privilege: bool = False
 
 
+class Right(NamedTuple):
+    """The rights that a file or device gives to its users: those of a user or group, or (both None) of root."""
+
+    path: bytes
+    what: str
+    uid: int | None = None
+    gid: int | None = None
+
+
 class Action(NamedTuple):
     """One change to the target. `below` is built along with a new directory; `owner` is for `change.new`."""
 
@@ -78,6 +87,7 @@ class ApplyPlan:
     problems: list[Objection] = field(default_factory=list)
     conflicts: list[Objection] = field(default_factory=list)
     warnings: list[Objection] = field(default_factory=list)
+    rights: list[Right] = field(default_factory=list)
     space: int = 0  # bytes that building aside will take
 
 
@@ -184,6 +194,7 @@ class _Check:
         owner = parent_owner
         if change.new is not None:
             owner = self.owner_of(change.new, old_owner, parent_owner, parent.st_mode)
+            self.rights(change.path, change.new, owner)
         if old is not None and self.stays(change):
             self.dress(change, owner, old, parent_owner, parent.st_mode)
             return
@@ -202,7 +213,9 @@ class _Check:
             for part in below:
                 self.unchanged_since(part.path, None, part.new)
                 if part.new is not None:
-                    self.built(part, self.owner_of(part.new, None, parent_owner, parent.st_mode))
+                    part_owner = self.owner_of(part.new, None, parent_owner, parent.st_mode)
+                    self.built(part, part_owner)
+                    self.rights(part.path, part.new, part_owner)
         self.plan.actions.append(Action(verb, change, below, owner, parent_owner, parent.st_mode))
 
     def stays(self, change: Change) -> bool:
@@ -313,6 +326,19 @@ class _Check:
             if others > 0:
                 why = f"has {others} more names on this machine, which keep the old content"
                 self.plan.warnings.append(Objection(change.path, why))
+
+    def rights(self, path: bytes, new: Object, owner: Owner) -> None:
+        """Note which rights the object gives where it is put."""
+        if new.kind in (stat.S_IFCHR, stat.S_IFBLK):
+            self.plan.rights.append(Right(path, "is a device"))
+        elif new.kind == stat.S_IFREG and not new.sealed:
+            if new.mode & stat.S_ISUID:
+                self.plan.rights.append(Right(path, f"runs with the rights of user {owner.uid} (set-id)", owner.uid))
+            if new.mode & stat.S_ISGID:
+                what = f"runs with the rights of group {owner.gid} (set-id)"
+                self.plan.rights.append(Right(path, what, gid=owner.gid))
+            if CAPABILITY_XATTR in self.branches.xattrs(new.place):
+                self.plan.rights.append(Right(path, "has capabilities"))
 
     def space(self) -> None:
         """Whether the target has room for everything that is built aside."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -44,6 +43,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="the container's name, its id, or how that begins")
     parser.add_argument("--force", action="store_true", help="replace and remove even what was changed meanwhile")
     parser.add_argument("--strict", action="store_true", help="do nothing if a hard link would be broken")
+    parser.add_argument(
+        "--allow-privileged",
+        action="store_true",
+        help="as root, put in place devices, set-id files and capabilities that the container's owner could not make",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
     parser.add_argument(
         "--json", action="store_true", help="print one object: name, and changes as unionfs diff has them"
@@ -58,13 +62,13 @@ def main(argv: list[str]) -> int:
         _apply(container, arguments, lambda: remove(store, container))
         return 0
     with take_over.taken_over(container, owner) as taken:
-        _apply(taken, arguments, lambda: take_over.end_journal(taken))
+        _apply(taken, arguments, lambda: take_over.end_journal(taken), owner)
     if not arguments.dry_run:
         take_over.remove_as_owner(container)
     return 0
 
 
-def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], None]) -> None:
+def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], None], owner: int = 0) -> None:
     if apply.is_begun(container):
         if arguments.dry_run:
             raise CommandError(
@@ -75,8 +79,11 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
         _print_done(container, done, as_json=arguments.json)
         return
     prepared = apply.prepare(container)
-    if container.facts.uid_map:  # made by another user
-        _warn_of_rights(prepared)
+    if owner and not arguments.allow_privileged:
+        take_over.refuse_rights(prepared, owner)
+    if os.geteuid() == 0 and container.facts.uid_map:  # made by another user
+        for right in prepared.plan.rights:
+            output.warn(f"note: {printable(right.path)} {right.what}")
     if not arguments.dry_run:
         put_in_place(prepared, remove_it, force=arguments.force, strict=arguments.strict)
     else:
@@ -86,16 +93,6 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
         print(json.dumps({"name": container.name, "changes": output.as_json(prepared.found.changes)}))
     else:
         output.print_lines(prepared.found.changes)
-
-
-def _warn_of_rights(prepared: apply.Prepared) -> None:
-    """As root: name what gives more rights than its maker had."""
-    for change in prepared.found.changes if os.geteuid() == 0 else ():
-        mode = change.new.mode if change.new else 0
-        if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-            output.warn(f"note: {printable(change.path)} runs with its owner's or group's rights (set-id)")
-        elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            output.warn(f"note: {printable(change.path)} is a device")
 
 
 def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, force: bool, strict: bool = False) -> None:

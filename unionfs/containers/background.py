@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
+from unionfs import store_files
 from unionfs.containers import children
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
@@ -54,7 +55,7 @@ def _redirect(log: str, keep: set[int]) -> None:
     """Standard output and error to `log`, input from a pipe that nobody writes to and that stays open as long as this
     process lives (docker's -d -i), and all inherited descriptors but `keep` closed."""
     input_fd, write_fd = os.pipe()
-    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log_fd = store_files.open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(input_fd, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)

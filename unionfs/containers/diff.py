@@ -6,6 +6,7 @@ with the container's ids.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Final
@@ -48,8 +49,9 @@ def costs_of(container: Container) -> list[CopiedUp]:
 def save_list(container: Container, found: Changes) -> None:
     """Keep the list: only what it names is ever put in place, and what it saw of the machine must be so still."""
     new = os.path.join(container.directory, f".{_LISTED}.{os.getpid()}")
-    with open(new, "wb") as file:
-        file.write(record.dump(found))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    store_files.write_file(new, record.dump(found))
     os.rename(new, os.path.join(container.directory, _LISTED))
 
 

@@ -5,9 +5,11 @@ CONTAINER/etc/{hosts,hostname,resolv.conf}   written before each start, bound to
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
+from unionfs import store_files
 from unionfs.containers.record import Container
 from unionfs.launcher.spec import Bind
 
@@ -42,8 +44,10 @@ def write(container: Container, uplink_nameserver: str = "") -> None:
     }
     os.makedirs(os.path.join(container.directory, _DIRECTORY), 0o755, exist_ok=True)
     for bind in wanted:  # also when it is started again: this machine's names may have changed
-        with open(bind.source, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(content[os.path.basename(bind.source)])
+        with contextlib.suppress(FileNotFoundError):  # the container may have given it away, or set its mode
+            os.unlink(bind.source)
+        text = content[os.path.basename(bind.source)]
+        store_files.write_file(bind.source, text.encode(errors="surrogateescape"), 0o644)
 
 
 def _resolver(nameservers: tuple[str, ...]) -> str:

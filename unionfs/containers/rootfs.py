@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Final, TypedDict
 
+from unionfs import store_files
 from unionfs.containers import etc, volume_mounts
 from unionfs.containers.record import Container
 from unionfs.core.options import OptionError, Options
@@ -42,8 +43,7 @@ def mountpoints_file(container: Container) -> str:
 def mountpoints(container: Container) -> frozenset[bytes]:
     """Paths in the container that are no change, if nothing is there but what was made to mount on."""
     try:
-        with open(mountpoints_file(container), "rb") as file:
-            return frozenset(file.read().split(b"\0")) - {b""}
+        return frozenset(store_files.read_file(mountpoints_file(container)).split(b"\0")) - {b""}
     except FileNotFoundError:
         return frozenset()
 
@@ -63,7 +63,7 @@ def make_mountpoint_lower(container: Container) -> None:
         os.makedirs(lower + path, 0o755, exist_ok=True)
     for path in files:
         os.makedirs(os.path.dirname(lower + path), 0o755, exist_ok=True)
-        os.close(os.open(lower + path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        os.close(store_files.open_file(lower + path, os.O_WRONLY | os.O_CREAT, 0o644))
 
 
 def mount_rootfs(

@@ -1,9 +1,10 @@
 """Put root in charge of another user's container while its changes are put in place on this machine.
 
 `apply` runs as root on what the user wrote. For that time the container's directory is root's alone, so that nothing
-in it can be exchanged, and it is reached by a descriptor. Before, everything in it is checked: no links, no file with
-other names, nothing of other users, ids that the user really has, and no journal that root did not write. Only what is
-in the upper can still change, and `unionfs.changes` follows no link there. Removing it is left to its owner.
+in it can be exchanged, and it is reached by a descriptor; a process that outlives ours gives it back. Before,
+everything in it is checked: no links, no file with other names, nothing of other users, ids that the user really has,
+and no journal that root did not write. Only what is in the upper can still change, and `unionfs.changes` follows no
+link there. Removing it is left to its owner.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import contextlib
 import dataclasses
 import os
 import pwd
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
 
 from unionfs import store_files
 from unionfs.changes import apply as applying
+from unionfs.changes.check import Objection
+from unionfs.containers.apply import NotReadyError, Prepared
 from unionfs.containers.diff import journal_of
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
-from unionfs.id_ranges import IdRanges
+from unionfs.id_ranges import IdRange, IdRanges
 from unionfs.launcher import idmap
 from unionfs.trees.open_beneath import open_beneath
 
@@ -51,24 +55,47 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
         before = os.fstat(fd)
         if before.st_uid not in (owner, 0):
             raise _refused(container, f"its directory belongs to another user ({before.st_uid})")
-        os.fchown(fd, 0, 0)
-        os.fchmod(fd, 0o700)
-        taken: list[str] = []
-        try:
+        accepted = {before.st_uid, owner}  # root's files are ours only if the directory has been root's all the time
+        with _given_back(fd, owner, gid, journal) as taken_fd:
+            os.fchown(fd, 0, 0)
+            os.fchmod(fd, 0o700)
             _check_ids(container, owner, gid)
-            _take_files(container, fd, owner, journal, taken)
+            _take_files(container, fd, accepted, journal, taken_fd)
             with tempfile.TemporaryDirectory(prefix="unionfs-apply-", dir="/run") as place:
                 os.mkdir(os.path.join(place, "containers"))
                 os.symlink(f"/proc/self/fd/{fd}", os.path.join(place, "containers", container.id))
                 yield dataclasses.replace(container, root=place)
-        finally:
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _given_back(fd: int, owner: int, gid: int, journal: str) -> Iterator[int]:
+    """Give the directory `fd` back after the block, unless it has a journal: a process of its own does it, also when
+    ours is killed. Yields a descriptor for the names of the files, each ended by NUL, that are to be given back too."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()  # no signal from our terminal
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
+            os.close(write_fd)
+            with open(read_fd, "rb") as pipe:
+                names = pipe.read().split(b"\0")[:-1]
             if journal not in os.listdir(fd):
-                for name in taken:
+                for name in names:
                     with contextlib.suppress(FileNotFoundError):
                         os.chown(name, owner, gid, dir_fd=fd, follow_symlinks=False)
                 os.fchown(fd, owner, gid)
+        finally:
+            os._exit(0)
+    os.close(read_fd)
+    try:
+        yield write_fd
     finally:
-        os.close(fd)
+        os.close(write_fd)
+        os.waitpid(pid, 0)
 
 
 def end_journal(container: Container) -> None:
@@ -113,7 +140,26 @@ def _is_within(claimed: IdRanges, own: IdRanges) -> bool:
     )
 
 
-def _take_files(container: Container, fd: int, owner: int, journal: str, taken: list[str]) -> None:
+def refuse_rights(prepared: Prepared, owner: int) -> None:
+    """Refuse devices, capabilities, and set-id files of ids that the owner of the store could not have made.
+
+    Raises: NotReadyError.
+    """
+    own = idmap.find(owner, pwd.getpwuid(owner).pw_gid)
+    refused = [
+        Objection(one.path, one.what)
+        for one in prepared.plan.rights
+        if not (one.uid is None or _is_within((IdRange(0, one.uid, 1),), own.uids))
+        or not (one.gid is None or _is_within((IdRange(0, one.gid, 1),), own.gids))
+        or (one.uid is None and one.gid is None)
+    ]
+    if refused:
+        why = "it would give rights that its owner does not have"
+        hint = f"to give them: unionfs apply --allow-privileged {prepared.container.name}"
+        raise NotReadyError(prepared.container, why, refused, hint=hint)
+
+
+def _take_files(container: Container, fd: int, accepted: set[int], journal: str, taken_fd: int) -> None:
     """Check each name in the container's directory, and make its regular files root's."""
     for name in os.listdir(fd):
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -124,7 +170,7 @@ def _take_files(container: Container, fd: int, owner: int, journal: str, taken: 
         if name == journal and (st.st_uid != 0 or not stat.S_ISREG(st.st_mode) or st.st_nlink != 1):
             raise _refused(container, f"{name} was not written by root")
         if stat.S_ISREG(st.st_mode) and name != journal:
-            if st.st_nlink != 1 or st.st_uid not in (owner, 0):
+            if st.st_nlink != 1 or st.st_uid not in accepted:
                 raise _refused(container, f"{name} has other names, or belongs to another user")
+            os.write(taken_fd, os.fsencode(name) + b"\0")
             os.chown(name, 0, 0, dir_fd=fd, follow_symlinks=False)
-            taken.append(name)

@@ -62,8 +62,7 @@ class VolumeStore:
             aside = os.path.join(self._root, f"{_NEW}{secrets.token_hex(8)}")
             os.makedirs(os.path.join(aside, _DATA), 0o755)
             record = {"created": time.time(), "anonymous": anonymous, "labels": dict(labels)}
-            with open(os.path.join(aside, _RECORD), "w", encoding="utf-8") as file:
-                json.dump(record, file)
+            store_files.write_file(os.path.join(aside, _RECORD), json.dumps(record).encode("ascii"))
             try:
                 os.rename(aside, place)
             except OSError:
@@ -78,12 +77,17 @@ class VolumeStore:
             if not names.PATTERN.fullmatch(name):
                 raise FileNotFoundError
             data = store_files.read_file(os.path.join(self._root, name, _RECORD))
-            with contextlib.suppress(ValueError):
-                record = json.loads(data)
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(data)
+                record = value if isinstance(value, dict) else {}
         except (FileNotFoundError, NotADirectoryError):
             raise ContainerError("", "", f"no such volume: {name}", hint="unionfs volume ls lists them") from None
-        labels = tuple(dict(record.get("labels", {})).items())
-        return Named(name, self.path(name), record.get("created", 0.0), bool(record.get("anonymous")), labels)
+        labels = record.get("labels")
+        labels = tuple(labels.items()) if isinstance(labels, dict) else ()
+        created = record.get("created")
+        if not isinstance(created, int | float):
+            created = 0.0
+        return Named(name, self.path(name), created, bool(record.get("anonymous")), labels)
 
     def list(self) -> list[Named]:
         """All of them, by name."""
@@ -102,7 +106,7 @@ class VolumeStore:
         gone = os.path.join(self._root, f"{_GONE}{secrets.token_hex(8)}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(os.path.join(self._root, name), gone)
-        for left in os.listdir(self._root) if os.path.isdir(self._root) else ():
+        for left in store_files.list_directory(self._root) if os.path.lexists(self._root) else ():
             if left.startswith((_GONE, _NEW)):
                 remove_path(os.path.join(self._root, left))
 

@@ -21,6 +21,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from unionfs import store_files
 from unionfs.drivers import vfs, whole
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import btrfs
@@ -70,10 +71,10 @@ def sweep(root: str) -> None:
         if name.startswith(_NEW) and _is_being_made(name):
             continue
         try:
-            with open(os.path.join(place, "lowers"), encoding="utf-8", errors="surrogateescape") as file:
-                if not name.startswith(_NEW) and all(map(os.path.isdir, file.read().splitlines())):
-                    continue
-        except FileNotFoundError:
+            lowers = store_files.read_file(os.path.join(place, "lowers")).splitlines()
+            if not name.startswith(_NEW) and all(map(os.path.isdir, lowers)):
+                continue
+        except (FileNotFoundError, NotADirectoryError):
             pass
         with contextlib.suppress(OSError):  # another process does it, too
             _destroy(os.path.join(place, "tree"))
@@ -96,8 +97,8 @@ def _shared(request: MountRequest, lowers: tuple[str, ...]) -> str:
     try:
         btrfs.create(os.path.join(new, "tree"))
         whole.add(lowers, os.path.join(new, "tree"), unmapped_as_root=request.union.unmapped_as_root)
-        with open(os.path.join(new, "lowers"), "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write("\n".join(lowers) + "\n")
+        listed = "\n".join(lowers) + "\n"
+        store_files.write_file(os.path.join(new, "lowers"), listed.encode(errors="surrogateescape"))
         os.rename(new, place)
     except OSError as error:
         _destroy(os.path.join(new, "tree"))

@@ -14,6 +14,7 @@ import select
 import signal
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+from unionfs import store_files
 from unionfs.launcher import capabilities, command, steps
 from unionfs.launcher.channel import Sender
 from unionfs.launcher.errors import OWN_FAILURE, LaunchError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "unionfs-init"
 _UNSTARTED: Final = b"x"
-_APPENDED: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_APPENDED: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 _KEY_SIGNALS: Final = {signal.SIGINT, signal.SIGQUIT}
 
 
@@ -69,7 +70,7 @@ def run(spec: Spec, plan: Plan, context: InitContext) -> NoReturn:
         os.umask(0o022)  # for files that init makes, whatever our caller's umask is
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
-        mountpoints_fd = os.open(spec.mountpoints, _APPENDED, 0o644) if spec.mountpoints else -1
+        mountpoints_fd = store_files.open_file(spec.mountpoints, _APPENDED, 0o644) if spec.mountpoints else -1
         steps.execute_all(plan.steps)
         if mountpoints_fd >= 0:
             os.write(mountpoints_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.created_mountpoints()))

@@ -19,6 +19,7 @@ import sys
 import termios
 from typing import Final, NoReturn
 
+from unionfs import store_files
 from unionfs.launcher import bundle, init, steps, users
 from unionfs.launcher.errors import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, LaunchError
 from unionfs.launcher.init import InitContext
@@ -96,8 +97,8 @@ class _OciInit:
         finally:
             os.close(root_fd)
         self._check(identity)
-        with open(os.path.join(self._bundle, "config.json"), "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(bundle.config(self._spec, identity), file, indent=1, ensure_ascii=False)
+        text = json.dumps(bundle.config(self._spec, identity), indent=1, ensure_ascii=False)
+        store_files.write_file(os.path.join(self._bundle, "config.json"), text.encode(errors="surrogateescape"))
 
     def _check(self, identity: users.Account) -> None:
         id_map = self._spec.id_map
@@ -184,7 +185,7 @@ class _OciInit:
 
     def _last_logged_error(self) -> str:
         try:
-            with open(self._log, "rb") as file:
+            with open(store_files.open_file(self._log, os.O_RDONLY), "rb") as file:
                 lines = file.read()[-_LOG_MAX:].decode(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
