@@ -6,23 +6,37 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.users import User
+from layers import credentials
+from layers.errors import Refused
+from tests.support.timing import limit
+from tests.support.users import User, new_ordinary_user
 from unionfs import store_files
 from unionfs.syscalls import peers
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
 
-_PLACES: Final = (
-    "containers", "containers/.lock", "{box}", "{box}/container.json", "{box}/upper", "{box}/work", "{box}/merged",
-    "{box}/outcome", "{box}/log", "{box}/namespaces", "volumes", "volumes/v", "volumes/v/volume.json", "images",
-    "images/index.json", "images/oci-layout", "locks", "locks/store.lock", "locks/index.lock", "layers", "aside",
+_TOPS: Final = ("containers", "volumes", "images", "layers", "aside", "locks", "partial", "drivers")
+_INNER: Final = (
+    "containers/.lock", "{box}", "volumes/v", "images/index.json", "images/oci-layout", "images/blobs",
+    "locks/store.lock", "locks/index.lock", "layers/{key}",
 )  # fmt: skip
+_LEAVES: Final = (
+    "{box}/upper", "{box}/work", "{box}/merged", "{box}/outcome", "{box}/log", "{box}/daemon.log", "{box}/namespaces",
+    "{box}/etc", "{box}/mountpoints", "{box}/mountpoint-lower", "{box}/changes.json", "{box}/apply.journal",
+    "{box}/bundle", "volumes/v/volume.json", "volumes/v/_data", "images/blobs/sha256", "layers/{key}/layer.json",
+    "layers/{key}/fingerprints", "layers/{key}/diff",
+)  # fmt: skip
+_RECORD: Final = ("{box}/container.json",)
 
 
 def _link(path: Path, victim: Path) -> None:
@@ -61,10 +75,19 @@ def _hard_link(path: Path, victim: Path) -> None:
 
 
 _PLANTS: Final = (_link, _dangling, _link_to_directory, _fifo, _directory, _socket, _nonsense, _hard_link)
-_VERBS: Final = (
+_IMAGE_VERBS: Final = (
+    ("images",), ("history", "i"), ("tag", "i", "j"), ("save", "i", "-o", "/dev/null"), ("rmi", "i"),
+    ("image", "prune", "-a"), ("import", "{tar}", "k"), ("load", "-i", "{tar}"), ("pull", "127.0.0.1:1/i"),
+    ("push", "i", "127.0.0.1:1/i"), ("layers", "inspect", "i"), ("layers", "verify"), ("layers", "gc"),
+    ("layers", "why", "i", "/f"), ("create", "i", "true"), ("volume", "create", "w"), ("volume", "ls"),
+    ("volume", "inspect", "v"), ("volume", "rm", "v"), ("volume", "prune"),
+)  # fmt: skip
+_CONTAINER_VERBS: Final = (
     ("ps", "-a"), ("rm", "b"), ("inspect", "b"), ("logs", "b"), ("diff", "b"), ("rename", "b", "c"), ("start", "b"),
-    ("volume", "ls"), ("volume", "rm", "v"), ("images",), ("rmi", "x"), ("apply", "b"),
-    ("create", "--lower", "/", "true"), ("exec", "b", "true"), ("wait", "b"), ("export", "b", "-o", "/dev/null"),
+    ("stop", "b"), ("kill", "b"), ("top", "b"), ("wait", "b"), ("restart", "b"), ("exec", "b", "true"),
+    ("export", "b", "-o", "{tar}.b"), ("commit", "b", "c"), ("cp", "b:/etc/hostname", "-"), ("why", "b:/f"),
+    ("run", "--rm", "--lower", "/", "-v", "v:/mnt", "true"), ("create", "--lower", "/", "true"), ("apply", "b"),
+    ("container", "prune"),
 )  # fmt: skip
 
 
@@ -75,6 +98,13 @@ def _state(victim: Path) -> list[tuple[object, ...]]:
         names = 0 if stat.S_ISREG(st.st_mode) else st.st_nlink
         found.append((st.st_uid, st.st_gid, st.st_mode, st.st_mtime_ns, names))
     return [*found, (victim.read_bytes(), sorted(os.listdir(victim.parent)))]
+
+
+@pytest.fixture
+def another_user(run_dir: Path, root_user: User) -> Iterator[User]:
+    del root_user
+    with new_ordinary_user(run_dir) as user:
+        yield user
 
 
 @pytest.fixture
@@ -98,36 +128,174 @@ def _store(user: User, where: Path) -> tuple[Path, str]:
     return root, f"containers/{box}"
 
 
-@pytest.mark.parametrize("plant", _PLANTS, ids=lambda plant: plant.__name__.strip("_"))
+def _words(verb: tuple[str, ...], root: Path, tar: Path) -> list[str]:
+    """A whole command, of `unionfs` unless it is one of `layers`; `--root` stands behind the verb."""
+    length = 2 if verb[0] in ("image", "container", "layers") else 1
+    command = [sys.executable, "-m", *(() if verb[0] == "layers" else ("unionfs",))]
+    return [*command, *verb[:length], "--root", str(root), *(word.replace("{tar}", str(tar)) for word in verb[length:])]
+
+
+def _plant_all(root: Path, places: tuple[str, ...], first: int, user: User, victim: Path, **names: str) -> None:
+    """Put something else in all these places; which kind stands where turns with `first`."""
+    for number, template in enumerate(places):
+        path = root / template.format(**names)
+        if path.is_symlink() or path.exists():
+            path.rename(path.with_name(f"{path.name}.kept"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plant = _PLANTS[(first + number) % len(_PLANTS)]
+        plant(path, victim)
+        if plant is not _hard_link:
+            os.chown(path, user.uid, user.gid, follow_symlinks=False)
+
+
+@pytest.mark.parametrize("verbs", [_IMAGE_VERBS, _CONTAINER_VERBS], ids=["images", "containers"])
 def test_root_is_not_led_out_of_a_users_store(
-    ordinary_user: User, root_user: User, scratch: Path, victim: Path, plant: Callable[[Path, Path], None]
+    ordinary_user: User, root_user: User, scratch: Path, victim: Path, verbs: tuple[tuple[str, ...], ...]
 ) -> None:
-    home = ordinary_user.home / f"store-{plant.__name__}"
+    """All places at once, in three storeys, since what stands above hides what is below."""
+    home = ordinary_user.home / f"store-{verbs[0][0]}"
+    home.mkdir()
+    tar = scratch / "i.tar"
+    with tarfile.open(tar, "w") as archive:
+        archive.addfile(tarfile.TarInfo("f"))
+    ordinary_user.own(home)
+    honest, box = _store(ordinary_user, home)
+    ordinary_user.run(_words(("import", "{tar}", "i"), honest, tar))
+    ordinary_user.run(_words(("create", "i", "true"), honest, tar))
+    (key,) = os.listdir(honest / "layers")
+    before = _state(victim)
+    for number, verb in enumerate(verbs):
+        upper = (_TOPS, _INNER, _RECORD)[number % 3]
+        for storey, places in enumerate((upper, _LEAVES)):
+            root = home / f"{number}-{storey}"
+            subprocess.run(["cp", "-a", honest, root], check=True)
+            _plant_all(root, places, 3 * number + storey, ordinary_user, victim, box=box, key=key)
+            words = _words(verb, root, tar)
+            done = root_user.run(words, check=False, timeout_s=60, stdin="")
+            assert done.returncode != 2, (words, done.stderr)  # usage
+            assert "Traceback" not in done.stderr, (words, done.stderr)
+            assert "internal error" not in done.stderr, (words, done.stderr)
+            told = [line for line in done.stderr.splitlines() if line.startswith(("unionfs: ", "layers: "))]
+            assert len(told) <= 3, (words, done.stderr)
+            assert _state(victim) == before, words
+            subprocess.run(["rm", "-rf", root], check=True)
+
+
+def test_a_user_is_refused_on_the_store_of_another(ordinary_user: User, another_user: User, victim: Path) -> None:
+    home = ordinary_user.home / "theirs"
+    home.mkdir()
+    ordinary_user.own(home)
+    root, _ = _store(ordinary_user, home)
+    for path in (*ordinary_user.home.parents, ordinary_user.home, home):
+        if path.is_relative_to(ordinary_user.home):
+            path.chmod(0o755)
+    for verb in (("rm", "b"), ("images",), ("layers", "gc"), ("volume", "rm", "v"), ("apply", "b")):
+        done = another_user.run(_words(verb, root, victim), check=False)
+        assert done.returncode == 1, (verb, done.stderr)
+        assert f"it belongs to another user ({ordinary_user.uid})" in done.stderr, (verb, done.stderr)
+    assert ordinary_user.run([*ordinary_user.unionfs_cmd, "rm", "--root", root, "b"]).returncode == 0
+
+
+def test_a_runtime_in_a_record_is_run_as_the_owner_only(
+    ordinary_user: User, root_user: User, scratch: Path, victim: Path
+) -> None:
+    home = ordinary_user.home / "runtime"
+    home.mkdir()
+    runtime, seen = home / "crun", home / "seen"
+    runtime.write_text(f"#!/bin/sh\nawk '{{print $2}}' /proc/self/uid_map > {seen}\nexit 1\n")
+    runtime.chmod(0o755)
+    ordinary_user.own(home)
+    root, box = _store(ordinary_user, home)
+    record = json.loads((root / box / "container.json").read_text())
+    record["config"]["runtime"] = str(runtime)
+    (root / box / "container.json").write_text(json.dumps(record))
+    done = root_user.run([*root_user.unionfs_cmd, "start", "--root", root, "b"], check=False)
+    assert done.returncode == 1
+    assert seen.stat().st_uid == ordinary_user.uid
+    assert seen.read_text().split()[0] == str(ordinary_user.uid)  # root of the user's namespace
+    assert _state(victim)
+    del scratch
+
+
+def test_root_gives_no_rights_that_the_user_did_not_have(ordinary_user: User, root_user: User, scratch: Path) -> None:
+    """Set-id files of others, devices and capabilities are put in place with --allow-privileged only."""
+    script = f"cd {scratch}; for f in set group plain; do echo > $f; done; chmod 4755 set; chmod 2755 group"
+    ordinary_user.unionfs("try", "--keep", "rights", "sh", "-c", script)
+    home = ordinary_user.home / ".local/share/unionfs"
+    (box,) = [name for name in os.listdir(home / "containers") if not name.startswith(".")]
+    (home / "containers" / box / "changes.json").unlink()  # of what alone is put in place
+    os.mknod(home / "containers" / box / "upper" / str(scratch)[1:] / "device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    done = root_user.unionfs("apply", "--root", home, "rights", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "unionfs: apply failed: rights: it would give rights that its owner does not have (nothing was done)",
+        f"  {scratch}/device: is a device",
+        f"  {scratch}/group: runs with the rights of group 0 (set-id)",
+        f"  {scratch}/set: runs with the rights of user 0 (set-id)",
+        "  to give them: unionfs apply --allow-privileged rights",
+    ]
+    assert os.listdir(scratch) == []
+    done = root_user.unionfs("apply", "--root", home, "--allow-privileged", "rights")
+    assert f"note: {scratch}/set runs with the rights of user 0 (set-id)" in done.stderr
+    assert sorted(os.listdir(scratch)) == ["device", "group", "plain", "set"]
+
+
+_KILLED: Final = """
+import os, sys, signal
+from unionfs.containers import take_over
+from unionfs.containers.store import ContainerStore
+container = ContainerStore(sys.argv[1]).find("b")
+with take_over.taken_over(container, int(sys.argv[2])):
+    print(os.stat(container.directory).st_uid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_container_is_given_back_when_apply_is_killed(ordinary_user: User, root_user: User) -> None:
+    home = ordinary_user.home / "killed"
     home.mkdir()
     ordinary_user.own(home)
     root, box = _store(ordinary_user, home)
+    words = [sys.executable, "-c", _KILLED, str(root), str(ordinary_user.uid)]
+    assert root_user.run(words, check=False).stdout == "0\n"
+    deadline = time.monotonic() + limit(20)
+    while (root / box).stat().st_uid != ordinary_user.uid and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (root / box).stat().st_uid == ordinary_user.uid
+    assert (root / box / "container.json").stat().st_uid == ordinary_user.uid
+    assert ordinary_user.run([*ordinary_user.unionfs_cmd, "rm", "--root", root, "b"]).returncode == 0
+
+
+def test_files_of_roots_in_a_users_container_are_not_given_away(
+    ordinary_user: User, root_user: User, victim: Path
+) -> None:
+    """A user may move a file of root's within a directory of his own, which `apply` must not take for its own."""
+    home = ordinary_user.home / "moved"
+    home.mkdir()
+    ordinary_user.own(home)
+    root, box = _store(ordinary_user, home)
+    victim.rename(root / box / "secret")
+    done = root_user.run([*root_user.unionfs_cmd, "apply", "--root", root, "b"], check=False)
+    assert done.returncode == 1
+    assert "secret has other names, or belongs to another user" in done.stderr
+    assert (root / box / "secret").stat().st_uid == 0
+
+
+def test_credentials_are_not_written_through_a_link_of_another_user(
+    ordinary_user: User, monkeypatch: pytest.MonkeyPatch, scratch: Path, victim: Path
+) -> None:
+    theirs = scratch / "auth.json"
+    theirs.symlink_to(victim)
+    os.chown(theirs, ordinary_user.uid, ordinary_user.gid, follow_symlinks=False)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(theirs))
     before = _state(victim)
-    for number, template in list(enumerate(_PLACES))[_PLANTS.index(plant) % 2 :: 2]:  # each place has half of them
-        path = root / template.format(box=box)
-        aside = path.with_name(f"{path.name}.kept")
-        if path.is_symlink() or path.exists():
-            path.rename(aside)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plant(path, victim)
-        if plant is not _hard_link:
-            os.chown(path, ordinary_user.uid, ordinary_user.gid, follow_symlinks=False)
-        verb = _VERBS[(number + 5 * _PLANTS.index(plant)) % len(_VERBS)]  # all verbs and places, not all pairs
-        words = [*root_user.unionfs_cmd, verb[0], "--root", root, *verb[1:]]
-        done = root_user.run(words, check=False, timeout_s=60)
-        assert "Traceback" not in done.stderr
-        assert "internal error" not in done.stderr, (verb, template, done.stderr)
-        assert len([line for line in done.stderr.splitlines() if line.startswith("unionfs: ")]) <= 2, done.stderr
-        assert _state(victim) == before, template
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-    del scratch
+    with pytest.raises(Refused, match="is a symbolic link of another user"):
+        credentials.store("example.org", credentials.Credentials("a", "b"))
+    assert _state(victim) == before
+    theirs.unlink()
+    os.mkfifo(theirs)
+    with pytest.raises(OSError, match="not a regular file"):
+        credentials.store("example.org", credentials.Credentials("a", "b"))
 
 
 def test_the_lock_of_a_container_does_not_give_a_file_of_roots_away(

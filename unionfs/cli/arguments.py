@@ -46,15 +46,18 @@ class Parser(argparse.ArgumentParser):
                     action.default = self._default_from(action, variable, environment[variable])
                     action.required = False
         values = self.parse_args(argv)
-        if self.acts_as_owner and hasattr(values, "root"):
+        if hasattr(values, "root"):
             self._leave_to_owner(values.root, argv)
         return values
 
     def _leave_to_owner(self, root: str | None, argv: Sequence[str]) -> None:
-        """Root on another user's store: the command goes on as that user."""
-        words = store_files.words_of(argv, self.prog.split())
+        """Root on another user's store: the command goes on as that user. Other users are refused there."""
+        root = os.path.abspath(root) if root else store_files.default_root()
         try:
-            store_files.run_as_owner(os.path.abspath(root) if root else store_files.default_root(), words)
+            if self.acts_as_owner:
+                store_files.run_as_owner(root, store_files.words_of(argv, self.prog.split()))
+            else:
+                store_files.refuse_foreign(root)
         except store_files.OwnerError as error:
             raise CommandError(failed(self.prog.removeprefix("unionfs "), None, str(error)), hint=error.hint) from error
 
