@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -101,13 +102,13 @@ def test_a_container_whose_daemon_was_killed(user: User, lower: Path) -> None:
 def _daemons_of(home: Path) -> set[int]:
     """Processes that hold a part of a work directory below `home`."""
     found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            targets = [os.readlink(fd) for fd in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(target.startswith(f"{home}/") and "/work/live-" in target for target in targets):
-            found.add(int(process.name))
+    for directory in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # it has ended
+            for fd in os.listdir(directory):
+                with contextlib.suppress(OSError):  # it was closed meanwhile
+                    target = os.readlink(directory / fd)
+                    if target.startswith(f"{home}/") and "/work/live-" in target:
+                        found.add(int(directory.parent.name))
     return found
 
 
