@@ -20,7 +20,7 @@ from layers import archive, compare, image
 from layers.config import History
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT
 from layers.entry import Entry as TarEntry
-from layers.errors import LayerError, NotFound, Refused
+from layers.errors import NotFound, Refused
 from layers.manifest import Descriptor
 from layers.pieces import Piece, TarPieces, of_directory
 from layers.progress import Silent
@@ -187,13 +187,9 @@ def open_image(subject: StrPath, *, name: str = "", root: StrPath | None = None)
     with ExitStack() as stack:
         if os.path.isdir(text):
             store = _of_layout(text, stack)
-            found = _chosen(store.list_images() if not name else [store.find(name)], text)
+            found = archive.only_image(store.list_images() if not name else [store.find(name)], text)
         elif os.path.exists(text):
-            store = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-")))
-            with store.adding(), open(text, "rb") as source:
-                blobs = archive.load_blobs(store, source, own_options(), Silent())
-            loaded = [StoredImage(its_name, descriptor) for its_name, descriptor in blobs]
-            found = _chosen([one for one in loaded if not name or one.name == name], text)
+            store, found = archive.open_archive(text, stack, name)
         else:
             store = Store(default_root() if root is None else os.fsdecode(root))
             found = store.find(text)
@@ -252,15 +248,6 @@ def _of_layout(path: str, stack: ExitStack) -> Store:
     root = stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-"))
     os.symlink(os.path.abspath(path), os.path.join(root, "images"))
     return Store(root)
-
-
-def _chosen(found: list[StoredImage], text: str) -> StoredImage:
-    if not found:
-        raise NotFound(_WHAT, text, "there is no such image in it")
-    if len({one.descriptor.digest for one in found}) > 1:
-        names = ", ".join(one.name or one.descriptor.digest for one in found[:5])
-        raise LayerError(_WHAT, text, f"it holds {len(found)} images", hint=f"name one of them: {names}")
-    return found[0]
 
 
 def _entry(found: TarEntry) -> Entry:

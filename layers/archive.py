@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, Any, Final, NamedTuple
 
 from layers import config as configs
@@ -24,11 +26,11 @@ from layers.attributes import Options
 from layers.compression import GZIP, decompressed
 from layers.digest import Digest
 from layers.entry import FILE, LINK, SYMLINK
-from layers.errors import LayerError, Malformed, Refused
+from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.limits import Limits
 from layers.manifest import MAX_MANIFEST, OCI_LAYER, REF_NAME, Descriptor, Index, Manifest
 from layers.progress import Progress, Silent
-from layers.store import Store
+from layers.store import Store, StoredImage
 from layers.tarread import entries
 from layers.tarstream import TarStream
 
@@ -36,6 +38,11 @@ _READ: Final = 1 << 20
 _DOCKER_MANIFEST: Final = "manifest.json"
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
 _WHAT: Final = "loading"
+_OPENING: Final = "opening an image"
+_OF_ARCHIVES: Final = re.compile(
+    r"manifest\.json|index\.json|oci-layout|repositories|blobs|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz)?"
+)
+"""The names at the root of archives: of Docker, old and new, skopeo, podman, kaniko, and OCI's."""
 _NESTED_MAX: Final = 4  # indexes within each other
 _LINKS_MAX: Final = 40  # symlinks to symlinks
 
@@ -102,6 +109,42 @@ def load_blobs(
     finally:
         with suppress(FileNotFoundError):
             os.unlink(aside)
+
+
+def is_archive(path: str) -> bool:
+    """Whether the tar at `path` is an image archive and not a layer: it has nothing but what these have. Reads no more
+    than that takes; of a layer mostly one entry. A damaged tar is none. Raises: OSError."""
+    limits = Limits()
+    seen: set[str] = set()
+    with suppress(Refused), open(path, "rb") as file, TarStream(file, limits) as stream:
+        for entry in entries(stream, limits):
+            top = os.fsdecode(entry.path[0]) if entry.path else ""
+            if top and not _OF_ARCHIVES.fullmatch(top):
+                return False
+            seen.add(top)
+        return _DOCKER_MANIFEST in seen or {"index.json", "oci-layout"} <= seen
+    return False
+
+
+def open_archive(path: str, keep: ExitStack, name: str = "") -> tuple[Store, StoredImage]:
+    """Open the only image of an archive, or the one with this name, in a temporary store, removed when `keep` closes.
+
+    Raises: Refused, NotFound; LayerError when there are several; OSError.
+    """
+    store = Store(keep.enter_context(tempfile.TemporaryDirectory(prefix="layers-")))
+    with store.adding(), open(path, "rb") as source:
+        blobs = load_blobs(store, source, Options(), Silent())
+    return store, only_image([StoredImage(*one) for one in blobs if not name or one[0] == name], path)
+
+
+def only_image(found: list[StoredImage], where: str) -> StoredImage:
+    """The only one of some images. Raises: NotFound, LayerError."""
+    if not found:
+        raise NotFound(_OPENING, where, "there is no such image in it")
+    if len({one.descriptor.digest for one in found}) > 1:
+        names = ", ".join(one.name or one.descriptor.digest for one in found[:5])
+        raise LayerError(_OPENING, where, f"it holds {len(found)} images", hint=f"name one of them: {names}")
+    return found[0]
 
 
 def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress | None = None) -> None:

@@ -29,8 +29,8 @@ VERBS: Final = {
 }
 
 _SUBJECTS: Final = """\
-A layer is given as a directory, a tar (compressed or not), or IMAGE, the name of an image in the store; the prefixes
-`dir:`, `tar:` and `image:` tell these apart where a name could be several."""
+A layer is given as a directory, a tar (compressed or not), or IMAGE, the name of an image in the store or its archive
+(docker save, OCI); the prefixes `dir:`, `tar:`, `image:` and `archive:` tell these apart where that is unclear."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import argparse
 import heapq
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from layers.cli import stacks, subjects
@@ -43,9 +44,10 @@ def main(argv: list[str]) -> int:
     wanted = [named] if arguments.stack else [[subject] for subject in named]
     results, poor = [], False
     for one in wanted:
-        stack = stacks.of_subjects(one, arguments)
         largest: list[list[tuple[int, str]]] = []
-        report = measure(_with_largest(layer.pieces(), largest, arguments.top) for layer in stack.layers)
+        with ExitStack() as keep:
+            stack = stacks.of_subjects(one, arguments, keep)
+            report = measure(_with_largest(layer.pieces(), largest, arguments.top) for layer in stack.layers)
         poor |= report.efficiency * 100 < arguments.min_efficiency
         if arguments.json:
             results.append(_json(stack, report, largest, arguments.top))

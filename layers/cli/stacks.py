@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from layers import archive, image
 from layers import digest as digests
-from layers import image
-from layers.cli.subjects import IMAGE, TAR, Subject
+from layers.cli.subjects import ARCHIVE, IMAGE, TAR, Subject
 from layers.config import History
 from layers.pieces import Piece, TarPieces, of_directory
-from layers.store import Store
+from layers.store import Store, StoredImage
 from layers.tree import LayerTrees
 
 
@@ -58,9 +59,8 @@ class Stack:
     about: dict[str, Any]
 
 
-def of_image(store: Store, text: str) -> Stack:
+def of_image(store: Store, named: StoredImage) -> Stack:
     """The layers of an image. Raises: NotFound, Refused."""
-    named = store.find(text)
     descriptor, item, config = image.read(store, named.descriptor)
     steps = [entry for entry in config.history if not entry.empty_layer]
     layers = []
@@ -100,13 +100,21 @@ def of_image(store: Store, text: str) -> Stack:
     return Stack(layers, about)
 
 
-def of_subjects(subjects: list[Subject], arguments: Namespace) -> Stack:
-    """The stack of the named layers, the topmost first; an image among them stands for all its layers."""
+def of_subjects(subjects: list[Subject], arguments: Namespace, keep: ExitStack) -> Stack:
+    """The stack of the named layers, the topmost first; an image among them stands for all its layers.
+
+    Archives are opened until `keep` closes.
+    """
     layers: list[StackLayer] = []
     about: dict[str, Any] = {}
     for subject in subjects:
-        if subject.kind == IMAGE:
-            found = of_image(Store(arguments.root), subject.text)
+        if subject.kind in (IMAGE, ARCHIVE):
+            if subject.kind == ARCHIVE:
+                store, named = archive.open_archive(subject.text, keep)
+            else:
+                store = Store(arguments.root)
+                named = store.find(subject.text)
+            found = of_image(store, named)
             about = found.about if len(subjects) == 1 else {}
             layers = found.layers + layers
         else:

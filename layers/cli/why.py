@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 from layers.cli import stacks, subjects
@@ -32,8 +33,9 @@ def main(argv: list[str]) -> int:
     subjects.add_root(parser)
     arguments = parser.parse_intermixed_args(argv)  # LAYER... --root DIR PATH, too
     path = path_of(arguments.path.lstrip("/") or ".", arguments.path)
-    stack = stacks.of_subjects([subjects.parse(text) for text in arguments.layers], arguments)
-    found = effects([layer.pieces(fingerprints=False) for layer in stack.layers], path)
+    with ExitStack() as opened:
+        stack = stacks.of_subjects([subjects.parse(text) for text in arguments.layers], arguments, opened)
+        found = effects([layer.pieces(fingerprints=False) for layer in stack.layers], path)
     if not found:
         raise NotFound("looking for a path", arguments.path, "no layer knows it", hint="layers inspect lists layers")
     shown = visible_effects(found)

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -337,3 +339,26 @@ def test_a_symlink_to_a_symlink_in_an_archive(scratch: Path) -> None:
     )
     store, _, _ = loaded_from(scratch, tar)
     assert shown(store, "x:1") == [["a", "b"]]
+
+
+def layers(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return process.run([sys.executable, "-m", "layers", *map(str, arguments)], check=False)
+
+
+def test_an_archive_is_taken_for_an_image_by_every_command(store: Store, scratch: Path) -> None:
+    one = saved(store, scratch, "one:1")
+    docker = scratch / "docker.tar"
+    process.run(["skopeo", "copy", f"oci:{scratch / 'one'}:t", f"docker-archive:{docker}:some/name:3"])
+    for file in (one, docker):
+        told = json.loads(layers("inspect", file, "--json").stdout)[0]
+        assert [layer["files"] for layer in told["layers"]] == [2, 1]
+        assert told["config"]["cmd"] == ["/a"]
+        assert layers("diff", file, "image:one:1", "--root", store.root).returncode == 0
+    both = layers("inspect", saved(store, scratch, "one:1", "two:1"))
+    assert (both.returncode, "it holds 2 images" in both.stderr) == (1, True)
+
+
+def test_a_layer_is_no_archive(scratch: Path) -> None:
+    for number, tar in enumerate([BASE, trees.tar_of([("manifest.json", {}, b"{}"), ("etc/x", {}, b"")]), b""]):
+        (scratch / str(number)).write_bytes(tar)
+        assert not archive.is_archive(str(scratch / str(number)))
