@@ -83,7 +83,7 @@ class Invalidation(NamedTuple):
 
 
 ANY_NAME: Final = Invalidation(0, b"")
-"""Changes were missed: no name can be believed, present or missing."""
+"""Events were lost: all cached names are invalid, present and missing."""
 
 
 class FsStats(NamedTuple):

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Final
 
 LIMIT: Final = 1 << 14
-"""HandleTable nodes remembered at most: a few megabytes."""
+"""Forgotten nodes remembered at most: a few megabytes."""
 
 
 class HandleTable:

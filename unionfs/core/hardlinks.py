@@ -1,4 +1,4 @@
-"""The hard-link index: which upper inode a copied-up lower inode became, so that all its names stay one file.
+"""The hard-link index: maps a copied-up lower inode to its upper inode, so that all its names stay one file.
 
     work/index/KEY     a hard link to the upper inode that was copied up from a lower inode; KEY is the lower's
                        filesystem, inode number and mtime in hexadecimal

@@ -1,13 +1,12 @@
-"""The work directory: things are built here out of sight and renamed into place, and what is still in use though its
-name has gone waits here.
+"""The work directory: objects are built here and renamed into place, and removed objects that are in use stay here.
 
     work/live-PID-XXXX/tN     being built by the daemon that holds a lock on the directory
     work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
     work/spare                an empty directory that the next daemon takes as its own: a full disk has room for it
     work/index/KEY            the hard-link index (see core.hardlinks)
 
-Each daemon builds in its own subdirectory: two daemons on one upper do not disturb each other, and what a dead one
-left is swept by the next. Knows branches and marks, not nodes.
+Each daemon builds in its own subdirectory, so two daemons on one upper do not disturb each other; the next daemon
+removes those of dead ones. Knows branches and marks, not nodes.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ RunLater = Callable[[Callable[[], None]], None]
 """Runs a function that may take long in any thread, some time after the current request."""
 
 LARGE: Final = 16 << 20
-"""Giving back the space of more bytes than this takes a while: a second for a GiB on ext4 and on tmpfs."""
+"""Freeing more bytes than this is slow: a second for a GiB on ext4 and on tmpfs."""
 
 _SCARCE: Final = 1 << 30
-"""With less room than this on the filesystem, what is given back is given back at once: who removes a file to make room
-writes the next moment, and must not be told that there is none."""
+"""With less free space than this on the filesystem, space is freed before the reply: a program that removes a file to
+make room writes next, and must not get ENOSPC."""
 
 _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
@@ -48,18 +47,18 @@ class Staging:
     def __init__(self, path: str, fds: FdCache) -> None:
         """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
         self.branch = Branch(path, fds, writable=True)
-        self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: everything is done at once
+        self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: all work is done at once
         self.upper_in_use = False  # set once: another running daemon works here
         self._serial = 0
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
         root = self.branch.root
         lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # nobody sweeps what another has made but not yet locked
+            fcntl.flock(lock, fcntl.LOCK_EX)  # or a sweep would remove a directory made but not yet locked
             self._sweep()
             name = _LIVE + b"%d-%s" % (os.getpid(), os.urandom(4).hex().encode())
             self.here = self._make(name)
-            os.chmod(name, 0o700, dir_fd=root.fd())  # what is built here must not inherit a group (mkdir(2)) ...
+            os.chmod(name, 0o700, dir_fd=root.fd())  # objects built here must not inherit a group (mkdir(2)) ...
             with contextlib.suppress(OSError):  # ... nor an ACL from the work directory (acl(5))
                 os.removexattr(marks.proc_path(self.here.fd()), "system.posix_acl_default")
             self._live_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.here.fd())
@@ -71,7 +70,7 @@ class Staging:
         self.index = root.child(INDEX)
 
     def _make(self, name: bytes) -> BranchDir:
-        """An empty directory of our own: the one that an earlier daemon left for us, or a new one."""
+        """Make this daemon's empty directory: the spare one that an earlier daemon left, or a new one."""
         root = self.branch.root
         try:
             if os.stat(_SPARE, dir_fd=root.fd(), follow_symlinks=False).st_uid == os.geteuid():
@@ -80,7 +79,7 @@ class Staging:
                 self._clear(place)
                 return place
         except OSError:
-            pass  # there is none, or it is not what it should be
+            pass  # there is none, or it cannot be used
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=root.fd())
         return root.child(name)
@@ -118,28 +117,28 @@ class Staging:
         return lock
 
     def fd(self) -> int:
-        """A descriptor of this daemon's own subdirectory."""
+        """Return a descriptor of this daemon's own subdirectory."""
         return self.here.fd()
 
     def new_name(self) -> bytes:
-        """A name that nothing here has had."""
+        """Return a name that has not been used here."""
         self._serial += 1
         return b"t%x" % self._serial
 
     @staticmethod
     def orphan_name(nodeid: int) -> bytes:
-        """Where the object of node `nodeid` waits after its last name has gone."""
+        """Return the name of the object of node `nodeid` here after its last name was removed."""
         return b"o%x" % nodeid
 
     def dispose(self, leaf: bytes, *, large: bool = False) -> None:
-        """Remove something here: a file, a directory with marks in it, whatever is left of one. Never raises.
+        """Remove an object here: a file, or a directory with all that it contains. Never raises.
 
         The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
         descriptor goes.
         """
         if large and self.run_later is not None and self._has_room(_SCARCE):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            with contextlib.suppress(OSError):  # then it takes as long as it takes
+            with contextlib.suppress(OSError):  # then the unlink below frees the space, and takes longer
                 self.run_later(partial(os.close, os.open(leaf, flags, dir_fd=self.here.fd())))
         try:
             _remove(self.here.fd(), leaf)
@@ -149,8 +148,8 @@ class Staging:
             _warn("cannot remove %r from the work directory: %s", leaf, exc)
 
     def discard(self, leaf: bytes, open_file: FileFd, *, large: bool) -> None:
-        """Remove a file here that is open, and give back its space even if the descriptor lives on: the traceback of
-        what went wrong may hold it until the next garbage collection. `large` as in `dispose`. Never raises."""
+        """Remove an open file here, and free its space even if the descriptor stays open: the traceback of an error may
+        hold it until the next garbage collection. `large` as in `dispose`. Never raises."""
         if large and self.run_later is not None and self._has_room(_SCARCE):
             self.run_later(partial(_empty, open_file))
         else:
@@ -188,7 +187,7 @@ class Staging:
 
 
 def _empty(open_file: FileFd) -> None:
-    """Cut a file to nothing, from any thread."""
+    """Truncate a file to 0 bytes, in any thread."""
     with open_file, contextlib.suppress(OSError):
         os.ftruncate(open_file.fd, 0)
 
@@ -219,7 +218,7 @@ def _remove(dir_fd: int, name: bytes) -> None:
 
 
 def _warn(message: str, *args: object) -> None:
-    """Log a warning. logging is imported when there is something to say: a mount waits for what is imported before."""
+    """Log a warning. Imports logging only when needed, since imports delay the mount."""
     import logging
 
     logging.getLogger(__name__).warning(message, *args)

@@ -1,12 +1,12 @@
-"""The daemon's own mount namespace, so that it does not keep alive the one in which its union is mounted.
+"""Move the daemon to a mount namespace of its own, so that it does not keep the union's namespace alive.
 
 A process holds its mount namespace. A daemon that stays in the namespace of a container or of `unshare --mount` would
-therefore be the last one in it, for ever. It leaves for a copy instead, and then the kernel ends the FUSE connection
-when the last other process of the original namespace is gone. From the copy it removes all mounts but those that it may
-still need by path: they would keep busy what others want to unmount, and its own union is among them.
+keep it alive for ever. It moves to a copy instead, and the kernel ends the FUSE connection when the last other process
+of the original namespace has ended. From the copy it removes all mounts except those that it may still need by path:
+they would keep filesystems busy that users want to unmount, among them its own union.
 
-Nothing may hold on to the original namespace, so its number is all that is remembered. To unmount there, a child enters
-it by way of any process that still lives in it.
+The daemon may hold no descriptor of the original namespace, so it remembers only its inode number. To unmount there, a
+child process enters the namespace through any process that is still in it.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from unionfs.syscalls.mounts import MNT_DETACH, MS_REC, MS_SLAVE, UMOUNT_NOFOLLO
 from unionfs.syscalls.namespaces import CLONE_NEWNS, setns, unshare
 
 _NEEDED: Final = ("/", "/proc", "/usr", "/lib", "/lib64", sys.prefix, sys.base_prefix)
-"""Where the daemon will still look: for itself, for modules it imports and libraries they load."""
+"""Paths that the daemon still opens: its own code, modules that it imports and libraries that they load."""
 
 
 class Mounted:
-    """A union of ours as it is seen at its mountpoint, wherever this process has gone meanwhile."""
+    """The mount of this daemon's union, in the namespace in which it was mounted."""
 
     def __init__(self, mountpoint: str) -> None:
         self.mountpoint = mountpoint  # immutable; resolved
         self.connection = mounting.connection_at(mountpoint)  # immutable; None for an inherited descriptor
-        self._namespace: int | None = None  # inode of the mount namespace we left; set once, by `leave_namespace`
+        self._namespace: int | None = None  # inode of the original mount namespace; set once, by `leave_namespace`
 
     def leave_namespace(self) -> None:
-        """Move this process to a mount namespace of its own, if the present one could ever end.
+        """Move this process to a mount namespace of its own, unless the present one is process 1's.
 
         Preconditions: this is the only thread; no path that is still to be opened is mounted later.
         """
         if self.connection is None or os.geteuid() != 0 or _is_init_namespace():
             return
         if mountinfo.topmost_at("/") is None:
-            return  # a chroot: what happens to our copies of mounts could not be kept from happening to the originals
+            return  # a chroot: "/" is not a mount and cannot be made a slave, so unmounts would propagate
         left = os.stat("/proc/self/ns/mnt").st_ino
         try:
             unshare(CLONE_NEWNS)
         except OSError:
-            return  # without CAP_SYS_ADMIN we stay, and end when we are unmounted
+            return  # without CAP_SYS_ADMIN the daemon stays, and ends when the union is unmounted
         self._namespace = left
-        # What is removed here must stay elsewhere; what is removed elsewhere must go here, or we would keep it busy.
+        # Unmounts here must not propagate; those elsewhere must propagate here, or these copies would keep them busy.
         mount(None, "/", None, MS_REC | MS_SLAVE)
         _remove_mounts()
 
     def unmount(self) -> bool:
-        """Take the union away from its mountpoint, also while it is in use. False if that could not be done.
+        """Unmount the union lazily, in its original namespace. Returns False if that failed.
 
-        May have to wait for answers of the process that serves the union: not to be called on its thread.
+        May wait for answers of the union's serving thread: must not be called on that thread.
         """
         if self._namespace is None:
             return self._unmount_here()
@@ -66,7 +66,7 @@ class Mounted:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def _unmount_here(self) -> bool:
-        # Something else may have been mounted over it, or in its place.
+        # Another filesystem may have been mounted over it, or in its place.
         if self.connection is None or mounting.connection_at(self.mountpoint) != self.connection:
             return False
         try:
@@ -91,18 +91,18 @@ class Mounted:
 def _remove_mounts() -> None:
     """Remove every mount of this namespace that holds none of `_NEEDED`.
 
-    What a user namespace may not remove stays until it is removed where it was copied from.
+    Mounts that a user namespace may not remove stay until the originals are unmounted.
     """
     needed = [os.path.realpath(path) for path in (*_NEEDED, *sys.path)]
     for there in mountinfo.mounts():
         beneath = there.mountpoint.rstrip("/") + "/"
         if not any(f"{path}/".startswith(beneath) for path in needed):
-            with suppress(OSError):  # gone with the one it stood on
+            with suppress(OSError):  # removed with its parent mount
                 umount2(there.mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
 
 
 def _is_init_namespace() -> bool:
-    """Whether this mount namespace is the one of process 1, which lives as long as anything we could serve."""
+    """Whether this mount namespace is the one of process 1, which never ends before the daemon."""
     try:
         return os.stat("/proc/self/ns/mnt").st_ino == os.stat("/proc/1/ns/mnt").st_ino
     except OSError:

@@ -2,11 +2,11 @@
 
 Knows mount(2), fusermount3(1) and inherited descriptors. Does not know what serves the mount.
 
-Root, be it the machine's or a user namespace's, mounts by itself; everybody else asks the setuid helper fusermount3,
-which hands the descriptor back through the socket named by _FUSE_COMMFD. A mountpoint of the form /dev/fd/N is a
-descriptor that somebody else has mounted already. Requests to a mount that nobody serves yet simply wait in the kernel.
+Root, of the machine or of a user namespace, calls mount(2); other users run the setuid helper fusermount3, which passes
+the descriptor back through the socket named by _FUSE_COMMFD. A mountpoint of the form /dev/fd/N is a descriptor that
+the parent process has mounted already. Requests that arrive before the daemon serves them wait in the kernel.
 
-The mounted tree itself is never looked at here: the process that serves it would wait for itself.
+The mounted tree itself is never accessed here: the process that serves it would wait for itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _READ_AHEAD_KB: Final = 1024
 
 
 class MountError(OSError):
-    """Mounting or unmounting failed. `str()` is `WHAT failed: PATH: WHY`; `hint` says what to do, if that is known."""
+    """Mounting or unmounting failed. `str()` is `WHAT failed: PATH: WHY`; `hint` says what to do, or is empty."""
 
     def __init__(self, what: str, path: str, why: str, *, code: int = 0, hint: str = "") -> None:
         super().__init__(code, why, path)
@@ -62,9 +62,9 @@ class MountError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the mount looks from outside. Immutable."""
+    """The options of mount(2) for the union. Immutable."""
 
-    source: str = SUBTYPE  # what df and mount show as the device
+    source: str = SUBTYPE  # shown as the device by df and mount
     read_only: bool = False
     allow_other: bool | None = None  # may other users enter; None: yes if root mounts, else no
     suid: bool = True  # honour set-id bits; fusermount3 never does
@@ -75,13 +75,13 @@ class MountOptions:
 
 
 def inherited_fd(mountpoint: str) -> int | None:
-    """N if `mountpoint` is /dev/fd/N, a descriptor that was mounted for us; else None."""
+    """Return N if `mountpoint` is /dev/fd/N, a descriptor mounted by another process; else None."""
     match = _INHERITED.fullmatch(mountpoint)
     return int(match[1]) if match else None
 
 
 def resolve_mountpoint(path: str) -> str:
-    """`path` absolute and free of symlinks, without asking anything that may be mounted there."""
+    """Return `path` absolute and free of symlinks, without accessing a filesystem mounted there."""
     parent, name = os.path.split(os.path.abspath(path))
     resolved = os.path.join(os.path.realpath(parent), name)
     if mountinfo.topmost_at(resolved) is None and os.path.islink(resolved):
@@ -90,7 +90,7 @@ def resolve_mountpoint(path: str) -> str:
 
 
 def check_mountpoint(path: str, *, may_cover_union: bool = False) -> str:
-    """The resolved mountpoint, if something can be mounted there.
+    """Check that a union can be mounted at `path`, and return the resolved mountpoint.
 
     Raises: MountError if it is missing, not a directory, or (unless `may_cover_union`) shows a union already.
     """
@@ -125,7 +125,7 @@ def mount_union(mountpoint: str, options: MountOptions) -> int:
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount what is seen at the resolved path `mountpoint`; `lazy` takes it away from view even while it is in use.
+    """Unmount the topmost mount at the resolved path `mountpoint`; `lazy` detaches it even while it is in use.
 
     Raises: MountError with EBUSY if it is in use and not `lazy`.
     """
@@ -139,8 +139,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def remount(mountpoint: str, options: MountOptions) -> None:
-    """Change how a union that is mounted looks from outside: read-only or not, and whether set-id bits, devices and
-    programs count (mount(2), MS_REMOUNT). Raises MountError; EBUSY while files are open for writing."""
+    """Change the options of a mounted union: read-only, and whether set-id bits, devices and programs are honoured
+    (mount(2), MS_REMOUNT). Raises MountError; EBUSY while files are open for writing."""
     there = mountinfo.topmost_at(mountpoint)
     if there is None or there.fstype != FSTYPE:
         why = "nothing is mounted there" if there is None else f"not a union but {there.fstype}"
@@ -156,26 +156,26 @@ def remount(mountpoint: str, options: MountOptions) -> None:
 
 
 def connection_at(mountpoint: str) -> int | None:
-    """The number of the FUSE connection seen at `mountpoint`, as in /sys/fs/fuse/connections; None: no FUSE there."""
+    """Return the number of the FUSE connection at `mountpoint`, as in /sys/fs/fuse/connections; None: no FUSE there."""
     there = mountinfo.topmost_at(mountpoint)
     return there.minor if there is not None and there.fstype.split(".")[0] in ("fuse", "fuseblk") else None
 
 
 def union_at(mountpoint: str) -> mountinfo.Mount | None:
-    """The union seen at `mountpoint`, whose `minor` is the number of its FUSE connection; None: there is no union."""
+    """Return the union at `mountpoint`; its `minor` is the number of its FUSE connection. None: no union there."""
     there = mountinfo.topmost_at(mountpoint)
     return there if there is not None and there.fstype == FSTYPE else None
 
 
 def set_read_ahead(connection: int) -> None:
-    """Let the kernel ask for as much as one request can carry when a file is read from end to end; its own choice is an
-    eighth of that. Only root may say so (/sys/class/bdi): where it may not be, things stay as they are."""
+    """Set the mount's read-ahead to 1 MiB, the size of the largest request; the kernel's default is an eighth of that.
+    Errors are ignored: only root may write the setting (/sys/class/bdi)."""
     with suppress(OSError), open(f"/sys/class/bdi/0:{connection}/read_ahead_kb", "w") as setting:
         setting.write(str(_READ_AHEAD_KB))
 
 
 def process_name(connection: int) -> str:
-    """What the process that serves a FUSE connection is called in /proc/PID/comm, which holds 15 bytes."""
+    """Return the name in /proc/PID/comm (at most 15 bytes) of the process that serves a FUSE connection."""
     return f"{SUBTYPE}:{connection}"
 
 
@@ -201,7 +201,7 @@ def _check_inherited(fd: int, mountpoint: str) -> int:
     return fd
 
 
-# -- root mounts by itself --
+# -- as root, by mount(2) --
 
 
 def _mount_directly(mountpoint: str, options: MountOptions) -> int:
@@ -278,7 +278,7 @@ def _unmount_reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-# -- everybody else asks fusermount3 --
+# -- as another user, by fusermount3 --
 
 
 def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
@@ -315,7 +315,7 @@ def _unmount_by_helper(mountpoint: str, *, lazy: bool) -> None:
 
 
 def _helper(arguments: Sequence[str], environment: dict[str, str], what: str, path: str) -> str:
-    """Run fusermount3; what it complained about, empty if it succeeded."""
+    """Run fusermount3. Returns its error message; empty if it succeeded."""
     read_fd, write_fd = os.pipe()
     try:
         pid = os.posix_spawnp(
@@ -337,7 +337,7 @@ def _helper(arguments: Sequence[str], environment: dict[str, str], what: str, pa
     try:
         failed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
     except ChildProcessError:
-        failed = bool(said)  # whoever started us ignores SIGCHLD, and the status went with it
+        failed = bool(said)  # SIGCHLD is ignored (inherited), so there is no exit status
     lines = [line.removeprefix(f"{HELPER}: ").strip() for line in said.splitlines()]
     return ("; ".join(filter(None, lines)) or f"{HELPER} failed") if failed else ""
 
@@ -357,7 +357,7 @@ def _helper_hint(complaint: str) -> str:
 
 
 def _code_in(complaint: str) -> int:
-    """The errno whose text fusermount3 printed; EIO if it printed none."""
+    """Return the errno whose text fusermount3 printed; EIO if it printed none."""
     for code in (errno.EBUSY, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EINVAL, errno.ENODEV):
         if os.strerror(code) in complaint:
             return code
@@ -365,5 +365,5 @@ def _code_in(complaint: str) -> int:
 
 
 def _escape(value: str) -> str:
-    """`value` within a comma-separated option list (fuse(8): backslash protects commas)."""
+    """Escape `value` for a comma-separated option list (fuse(8): backslash protects commas)."""
     return value.replace("\\", "\\\\").replace(",", "\\,")

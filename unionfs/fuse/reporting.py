@@ -1,12 +1,12 @@
-"""What a daemon reports about itself while it serves, and how to ask it.
+"""Statistics and copy-up traces of a running daemon, by its control socket: server and client.
 
-Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). One line of JSON asks,
-`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or with `trace` one for each copy-up until the client
-goes. Only the daemon's own user and root get answers. The client believes root, its own user and the user who mounted
+Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON,
+`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or for `trace` one for each copy-up until the client
+closes. Only the daemon's own user and root get answers. The client accepts root, its own user and the user who mounted
 the union only: any process may listen under the socket's name.
 
-The answers come from threads that read what the union's thread writes: numbers that belong together may be a request
-apart. Knows sockets and JSON. Does not know the transport's protocol or how numbers are shown to people.
+The answering threads read counters while the union's thread changes them: the numbers of one answer may differ by a
+request. Knows sockets and JSON. Does not know the transport's protocol or how numbers are displayed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STRANGERS: Final = 4
 
 _QUESTION_MAX: Final = 4096
 _BACKLOG_MAX: Final = 100_000
-"""Copy-ups that a slow reader of a trace may be behind; what is more is counted and left out."""
+"""Copy-ups queued for a slow reader of a trace; further ones are dropped and counted."""
 
 _TRACE_CHECK_S: Final = 0.2
 """How often a trace checks whether its reader has gone while nothing happens."""
@@ -60,7 +60,7 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Everything there is to tell about one mount."""
+    """Answers the requests of the control socket for one mount."""
 
     union: Union
     traffic: Traffic
@@ -69,7 +69,7 @@ class Reporter:
     since: float = field(default_factory=time.monotonic)
 
     def stats(self) -> dict[str, Any]:
-        """The object that `unionfs stats --json` prints."""
+        """Return the object that `unionfs stats --json` prints."""
         ledger, options = self.union.ledger, self.union.options
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
@@ -102,7 +102,7 @@ class Reporter:
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
     def listen(self, fd: int, connection: int) -> None:
-        """Answer questions from now on, in threads that end with the process. `fd` is from
+        """Start to answer requests, in threads that end with the process. `fd` is from
         `control_socket.open_listening`."""
         server = socket.socket(fileno=fd)
         threading.Thread(target=self._accept, args=(server, connection), name="reporting", daemon=True).start()
@@ -128,7 +128,8 @@ class Reporter:
     def _answer(self, client: socket.socket, place: threading.Semaphore, may_ask: bool) -> None:
         try:
             with client, suppress(OSError, ValueError):
-                question = json.loads(_question(client))  # read first: closing with it unread would be a reset
+                # Read before a refusal, too: close(2) with unread data would reset the connection.
+                question = json.loads(_question(client))
                 client.settimeout(_TIMEOUT_S)
                 if not may_ask:
                     _send(client, {"error": "only its own user and root may ask this daemon"})
@@ -172,7 +173,8 @@ class Reporter:
 
 
 def _bind(server: socket.socket, connection: int) -> bool:
-    """Take the connection's name, unless that is done: the daemon that had the number before may not be quite gone."""
+    """Bind and listen if that is not done yet; an ending daemon that had the same connection number may have the name.
+    Returns False after _TIMEOUT_S."""
     import logging  # late: a client does not need it
 
     deadline = time.monotonic() + _TIMEOUT_S
@@ -184,13 +186,15 @@ def _bind(server: socket.socket, connection: int) -> bool:
             return True
         except OSError as exc:
             if time.monotonic() > deadline:
-                logging.getLogger(__name__).warning("cannot tell others how it goes: %s", exc.strerror)
+                logging.getLogger(__name__).warning(
+                    "cannot listen on the control socket of FUSE connection %d: %s", connection, exc.strerror
+                )
                 return False
             time.sleep(0.02)
 
 
 def ask(connection: int, question: str, owner: int | None = None) -> Iterator[dict[str, Any]]:
-    """The answer of the daemon of a FUSE connection, which `owner` mounted, to `question`, line by line.
+    """Send `question` to the daemon of a FUSE connection, which `owner` mounted, and yield its answers line by line.
 
     Raises: NoAnswerError.
     """
@@ -199,7 +203,7 @@ def ask(connection: int, question: str, owner: int | None = None) -> Iterator[di
         peer = peers.peer_of(daemon)
         if not peers.is_trusted(peer.uid, owner):
             raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
-        with suppress(OSError):  # a daemon that is about to end: what it said before can be read all the same
+        with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
             daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
         with daemon.makefile("rb") as lines:
             for line in _until_reset(lines):
@@ -224,7 +228,8 @@ def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _connect(daemon: socket.socket, connection: int) -> None:
-    """A refusal is final in another network namespace, and passes while a daemon takes over the name of a dying one."""
+    """Connect to the daemon, with retries for _CONNECT_TIMEOUT_S: an ending daemon may still have its name. In another
+    network namespace no retry succeeds. Raises: NoAnswerError."""
     deadline = time.monotonic() + _CONNECT_TIMEOUT_S
     while True:
         try:
@@ -245,7 +250,7 @@ def _name_of(pid: int) -> str:
 
 
 def _question(end: socket.socket) -> bytes:
-    """One line, which must come within _QUESTION_TIMEOUT_S, in however many pieces. TimeoutError."""
+    """Read one line, which must arrive within _QUESTION_TIMEOUT_S, in any number of pieces. TimeoutError."""
     data = b""
     deadline = time.monotonic() + _QUESTION_TIMEOUT_S
     while b"\n" not in data and len(data) < _QUESTION_MAX:
@@ -282,6 +287,6 @@ def _text(name: bytes) -> str:
 
 
 def _resident_bytes() -> int:
-    """What this process has in memory (proc_pid_statm(5))."""
+    """Return the resident memory of this process in bytes (proc_pid_statm(5))."""
     with open("/proc/self/statm", "rb") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()

@@ -1,6 +1,6 @@
-"""Unmount a union, and return when the process that served it has gone.
+"""Unmount a union and wait until its daemon has ended.
 
-Knows mounts and processes by their names. The mounted tree itself is never looked at: its daemon may not answer.
+Knows mounts, and processes by name. The mounted tree itself is never accessed: its daemon may not answer.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from unionfs.syscalls import mountinfo, peers
 _TIMEOUT_S: Final = 10.0
 """A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
 _LAZY_TIMEOUT_S: Final = 1.0
-"""After `--lazy` a daemon rightly lives on as long as anybody uses the union: wait only for one that is about to go.
-Otherwise it is time to look who keeps it, before waiting longer."""
+"""After `--lazy` a daemon lives on as long as the union is in use: wait only for one that is about to end. Without
+`--lazy`, the processes that keep the union in use are looked up after this time."""
 _HELD_TIMEOUT_S: Final = 4.0
-"""While other mount namespaces show the union, too: those of programs that just start or end let it go soon."""
+"""The same while other mount namespaces have it mounted, too: those of starting or ending programs release it soon."""
 _NAMED: Final = 5
-"""Processes that a message names."""
+"""Processes listed in a message at most."""
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Unmount the union seen at `path` and wait for its daemon; `lazy`: take it away although it is in use, without
-    waiting for its users. Raises: MountError; ETIMEDOUT if it is unmounted and its daemon lives on."""
+    """Unmount the union at `path` and wait for its daemon; `lazy`: detach it even if it is in use, without waiting for
+    its users. Raises: MountError; ETIMEDOUT if it is unmounted but its daemon lives on."""
     mountpoint = resolve_mountpoint(path)
     mounted = mountinfo.topmost_at(mountpoint)
     if mounted is None:
@@ -80,7 +80,7 @@ class _Holder(NamedTuple):
 
 
 def _holders(mounted: mountinfo.Mount, daemons: set[int]) -> list[_Holder]:
-    """One process of each mount namespace that shows the union; of other users' only root sees any."""
+    """Return one process of each mount namespace that has the union mounted; only root sees other users' namespaces."""
     found: dict[int, _Holder] = {}
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         with suppress(OSError):
@@ -99,22 +99,22 @@ def _name_of(pid: int | str) -> str:
 
 
 def _open_processes(name: str, owner: int | None, stack: ExitStack) -> dict[int, int]:
-    """Descriptors of the processes called `name` that are ours, root's or of `owner`, who mounted the union, since any
-    process may call itself so: pidfd -> pid; `stack` closes them."""
+    """Open pidfds of the processes called `name` that belong to this user, root or `owner`, the user who mounted the
+    union; others may have taken the name. Returns pidfd -> pid; `stack` closes them."""
     found = {}
     for directory in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             if _name_of(directory) == name:
                 pidfd = os.pidfd_open(int(directory))
                 stack.callback(os.close, pidfd)
-                # Looked at while the descriptor is held: then both are of one process.
+                # Checked again while the pidfd is open, so that name and owner are of the same process.
                 if _name_of(directory) == name and peers.is_trusted(os.stat(f"/proc/{directory}").st_uid, owner):
                     found[pidfd] = int(directory)
     return found
 
 
 def _wait_for_end(pids: dict[int, int], timeout_s: float) -> dict[int, int]:
-    """Wait until the processes have ended; those that have not after `timeout_s`."""
+    """Wait until the processes have ended. Returns those that have not after `timeout_s`."""
     from time import monotonic
 
     poll = select.poll()

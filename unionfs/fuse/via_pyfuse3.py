@@ -6,8 +6,8 @@ reads that are not in the page cache. Requests that change a node wait while it 
 readers included. A file handle is a node id: there is no open-file state to keep.
 
 What pyfuse3 cannot carry is not served here: fallocate, lseek(SEEK_DATA, SEEK_HOLE), copy_file_range, O_TMPFILE, ioctl,
-syncfs, interrupts. The kernel falls back where it can and says EOPNOTSUPP where it cannot; locks are local to it.
-It applies the umask before we hear of it, so that a default ACL cannot override the umask.
+syncfs, interrupts. The kernel falls back where it can and returns EOPNOTSUPP where it cannot; locks are local to it. It
+applies the umask before it sends the request, so a default ACL cannot override the umask.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _MAX_TASKS: Final = 1000
 
 _ACCESS_ACL: Final = b"system.posix_acl_access"
 _LAST_WORD_S: Final = 1.0
-"""How long the end of serving waits for a notification that is on its way."""
+"""How long the end of serving waits for a notification in progress."""
 
 _INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
-"""Where EntryAttributes keeps st_ino: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
+"""Offset of st_ino in EntryAttributes: after the object's head, fuse_entry_param's ino and generation, and st_dev."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,10 +98,10 @@ async def _serve(adapter: _Adapter, notifier: Notifier | None) -> None:
 
 
 def _notify(stale: Invalidation) -> None:
-    """Tell the kernel what is stale. That it knows nothing of it, or uses it, is fine."""
+    """Send an invalidation to the kernel. Errors are ignored: the kernel does not know the object, or uses it."""
     with contextlib.suppress(OSError):
         if stale == ANY_NAME:
-            return  # libfuse cannot say that: missing names are not believed for long
+            return  # libfuse has no such notification: missing names have a short timeout instead
         if not stale.name:
             pyfuse3.invalidate_inode(stale.nodeid, attr_only=not stale.data)
         else:
@@ -111,7 +111,7 @@ def _notify(stale: Invalidation) -> None:
 def _answered(
     handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """Turn whatever `handler` raises into the errno of its answer; pyfuse3 ends at any other exception."""
+    """Convert the exceptions of `handler` to FUSEError; pyfuse3 ends at any other exception."""
 
     opcode = handler.__name__.upper()
 
@@ -131,7 +131,7 @@ def _answered(
 
 
 class _Adapter(pyfuse3.Operations):
-    """The handlers. Each takes pyfuse3's values apart, calls the Union, and puts its values together for pyfuse3."""
+    """The request handlers. Each converts pyfuse3's values, calls the Union, and converts the result."""
 
     supports_dot_lookup = False
 
@@ -150,10 +150,12 @@ class _Adapter(pyfuse3.Operations):
         self._xattrs = options.xattrs  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
         self._split_ino = _can_split_ino()  # immutable
-        self._writers: dict[int, int] = {}  # node -> who opened it last for writing; changed by `open` and `forget`
+        self._writers: dict[
+            int, int
+        ] = {}  # node -> pid that opened it last for writing; changed by `open` and `forget`
 
     def process_events(self, notifier: Notifier) -> None:
-        """Let the kernel hear of changes that others make."""
+        """Start to send the notifier's invalidations to the kernel."""
         self._notifier = notifier
         self._missing_s = UNWATCHED_S
         notifier.start(_notify, lambda _: not self._copying, self._shorten_timeouts)
@@ -285,17 +287,17 @@ class _Adapter(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._require_xattrs()
         await self._copy_up(inode)
-        # pyfuse3 keeps the flags to itself: it asked getxattr for XATTR_CREATE and XATTR_REPLACE before.
+        # pyfuse3 does not pass the flags: it checks XATTR_CREATE and XATTR_REPLACE itself, by getxattr.
         self._union.setxattr(inode, name, value, 0)
         if name == _ACCESS_ACL and ctx.uid != 0:
             self._drop_foreign_group(inode, ctx)
-        if name == _ACCESS_ACL and not self.enable_acl:  # the mode has changed with it, which the kernel does not know
+        if name == _ACCESS_ACL and not self.enable_acl:  # it changed the mode, too, which the kernel does not know
             pyfuse3.invalidate_inode(inode, attr_only=True)
 
     def _drop_foreign_group(self, inode: int, ctx: RequestContext) -> None:
-        """An ACL set by somebody who is not in the file's group clears set-group-ID, as chmod(2) does.
+        """Clear set-group-ID when a process that is not in the file's group sets an ACL, as chmod(2) does.
 
-        The kernel leaves it to us, and libfuse does not pass on that it does.
+        The kernel leaves that to the daemon, and libfuse does not pass on the flag that asks for it.
         """
         attrs = self._union.getattr(inode)
         if not attrs.mode & stat.S_ISGID or attrs.gid == ctx.gid:
@@ -327,7 +329,7 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        """Every line is sent with its attributes (readdirplus): pyfuse3 knows no other listing."""
+        """Send a listing with the attributes of each entry (readdirplus), the only kind that pyfuse3 knows."""
         listing = self._union.readdir(fh, start_id)
         for line in listing:
             if line.name in (b".", b".."):
@@ -339,7 +341,7 @@ class _Adapter(pyfuse3.Operations):
             except OSError as exc:
                 if exc.errno == errno.ENOENT:
                     continue
-                # It is there, but cannot be looked at: show the name, and let who looks at it get the error.
+                # It exists but its lookup fails: list the name; a later lookup gets the error.
                 if not pyfuse3.readdir_reply(token, line.name, self._bare(line.ino, line.kind), line.cookie):
                     return
                 continue
@@ -363,7 +365,7 @@ class _Adapter(pyfuse3.Operations):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if flags & os.O_TRUNC:
             # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
-            # Who has CAP_FSETID keeps those (truncate(2)); that we are not told, so root is taken to have it.
+            # A process with CAP_FSETID keeps those (truncate(2)); libfuse does not pass it: root is taken to have it.
             await self._copy_up(inode, 0)
             await self._truncate_slowly(inode, 0)
             self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
@@ -389,7 +391,7 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> Any:
-        """The data in anything that has a buffer."""
+        """Read; returns any object with the buffer protocol."""
         held = self._union.read_fd(fh)
         data = _read_cached(held.fd, off, size)
         if data is not None:
@@ -398,7 +400,7 @@ class _Adapter(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        _cause.set(Cause("WRITE", self._writers.get(fh, 0)))  # pyfuse3 does not tell whose request it is
+        _cause.set(Cause("WRITE", self._writers.get(fh, 0)))  # pyfuse3 does not pass the caller of a WRITE
         await self._copy_up(fh)
         return self._union.write(fh, off, buf)  # set-id bits have been cleared by the kernel, with a SETATTR
 
@@ -406,7 +408,7 @@ class _Adapter(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._sync(fh, datasync)
 
-    # -- what takes long --
+    # -- slow work, in worker threads --
 
     async def _sync(self, nodeid: int, datasync: bool) -> None:
         held = self._union.sync_fd(nodeid)
@@ -414,14 +416,14 @@ class _Adapter(pyfuse3.Operations):
             await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, held.fd)
 
     async def _truncate_slowly(self, nodeid: int, size: int) -> None:
-        """Give back the space of a large file before `setattr` truncates it."""
+        """Truncate a large file in a worker thread, before `setattr` does it again at no cost."""
         held = self._union.slow_truncate_fd(nodeid, size)
         if held is not None:
             self._union.changing(nodeid)
             await trio.to_thread.run_sync(os.ftruncate, held.fd, size)
 
     async def _copy_up(self, nodeid: int, size: int | None = None) -> None:
-        """Do the slow part of the copy-up that a change of `nodeid` needs; the change itself does the rest.
+        """Do the slow part of the copy-up that a change of `nodeid` needs; the change itself does a quick one.
 
         Concurrent changes of one node wait for the first one's copy. Nothing may be awaited before the change itself.
         """
@@ -445,7 +447,7 @@ class _Adapter(pyfuse3.Operations):
                 self._notifier.release()
 
     async def _copy_up_named(self, parent: int, name: bytes) -> None:
-        """`_copy_up` for requests that name a file; a missing one is for the request itself to complain about."""
+        """`_copy_up` for requests that name a file; the request itself reports a missing name."""
         try:
             entry = self._union.lookup(parent, name)
         except OSError:
@@ -473,7 +475,7 @@ class _Adapter(pyfuse3.Operations):
         return out
 
     def _bare(self, ino: int, kind: int) -> EntryAttributes:
-        """A line of a listing without attributes: node id 0, which teaches the kernel nothing (fuse_direntplus)."""
+        """Return a listing entry without attributes: node id 0, so the kernel caches nothing (fuse_direntplus)."""
         out = EntryAttributes()
         if self._split_ino:
             _set_ino(out, ino)
@@ -484,7 +486,7 @@ class _Adapter(pyfuse3.Operations):
 
 
 def _checked(name: bytes) -> bytes:
-    """`name`, unless it is longer than a file name may be: since Linux 6.18 the kernel leaves that to us."""
+    """Return `name`; ENAMETOOLONG above NAME_MAX, which the kernel no longer checks since Linux 6.18."""
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     return name
@@ -496,7 +498,7 @@ def _caller(ctx: RequestContext) -> Caller:
 
 
 class _Copy(Protocol):
-    """The slow part of a copy-up, as Union.copyup_begin hands it out."""
+    """The slow part of a copy-up, as returned by Union.copyup_begin."""
 
     def copy(self) -> None:
         """In any thread. OSError with EINTR after `cancel`."""
@@ -506,13 +508,13 @@ class _Copy(Protocol):
 
 
 async def _copy_in_thread(job: _Copy) -> None:
-    """Run `job.copy`; if we are cancelled meanwhile, cut it short and wait for its end."""
+    """Run `job.copy` in a thread; if this task is cancelled meanwhile, cancel the copy and wait for its end."""
 
     async def cancel_copy() -> None:
         try:
             await trio.sleep_forever()
         finally:
-            job.cancel()  # of no effect on a copy that is complete
+            job.cancel()  # no effect on a complete copy
 
     failure = None
     async with trio.open_nursery() as nursery:
@@ -530,7 +532,7 @@ async def _copy_in_thread(job: _Copy) -> None:
 
 
 def _read_cached(fd: int, offset: int, size: int) -> memoryview | None:
-    """What pread(2) would return, if it is in the page cache to the last byte; else None."""
+    """Read as pread(2) does, if all bytes are in the page cache; else return None."""
     buffer = memoryview(bytearray(size))
     have = 0
     try:
@@ -549,7 +551,8 @@ def _read_cached(fd: int, offset: int, size: int) -> memoryview | None:
 # -- node id and inode number --
 #
 # pyfuse3 has one field, st_ino, for the number that the kernel uses in requests and the number that stat(2) shows. The
-# structure beneath has two. st_ino must survive a remount and node ids must not be reused, so they cannot be the same.
+# underlying struct fuse_entry_param has two. st_ino must survive a remount and node ids must not be reused, so they
+# cannot be the same.
 
 
 def _set_ino(out: EntryAttributes, ino: int) -> None:
@@ -557,7 +560,7 @@ def _set_ino(out: EntryAttributes, ino: int) -> None:
 
 
 def _can_split_ino() -> bool:
-    """Whether EntryAttributes is laid out as we believe. If not, st_ino shows the node id and the log says so."""
+    """Whether EntryAttributes has the expected layout. If not, st_ino shows the node id and a warning is logged."""
     probe = EntryAttributes()
     number = 0x0123_4567_89AB_CDEF
     probe.st_ino = number

@@ -76,7 +76,7 @@ def test_kernels_too_old(request_: bytes) -> None:
 
 def test_kernel_that_cannot_open_by_itself() -> None:
     request = wire.init(45, (1 << 32) - 1 & ~(1 << 17))
-    with pytest.raises(UnsupportedError, match="without asking"):
+    with pytest.raises(UnsupportedError, match="without OPEN requests"):
         fresh().init(2, memoryview(request), len(request))
 
 

@@ -1,7 +1,7 @@
 """The numbers and layouts of <linux/fuse.h>, protocol 7.45; pure.
 
 Names are the header's without FUSE_, layouts are `struct.Struct` objects named as the header's structs in capitals, in
-host byte order (both ends run on one machine) with the header's explicit padding. Nothing here decides anything.
+host byte order (both ends run on one machine) with the header's explicit padding. Contains no logic.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MIN_MINOR: Final = 31
 """The oldest protocol served (Linux 5.4): opens and opendirs without messages need 7.29, explicit invalidation 7.30."""
 
 EPOCHS_SINCE: Final = 44
-"""NOTIFY_INC_EPOCH is known from this minor version on (Linux 6.16)."""
+"""NOTIFY_INC_EPOCH exists from this minor version on (Linux 6.16)."""
 
 ROOT_ID: Final = 1
 MIN_READ_BUFFER: Final = 8192
 NAME_MAX: Final = 255
-"""limits.h. Linux 6.18 sends names of up to 1023 bytes to the daemon; the files beneath cannot have them."""
+"""limits.h. Linux 6.18 sends names of up to 1023 bytes to the daemon; the branches' files cannot have them."""
 
 UNIQUE_RESEND: Final = 1 << 63
 """Set in the `unique` of a request that is sent again after FUSE_NOTIFY_RESEND."""
@@ -135,7 +135,7 @@ class Init(IntFlag):
 
 
 class Notify(IntEnum):
-    """enum fuse_notify_code: what the daemon may say unasked, in the `error` field of a reply whose unique is 0."""
+    """enum fuse_notify_code: notification codes, in the `error` field of a reply whose unique is 0."""
 
     POLL = 1
     INVAL_INODE = 2
@@ -189,8 +189,8 @@ DIRENT_NAMED: Final = tuple(Struct(f"=QQII{words * 8}s") for words in range(33))
 """DIRENT with a name of up to so many 8-byte words behind it, zeros filling the rest, as FUSE_DIRENT_ALIGN asks."""
 _FILLED = "QQQqqqIIIIIIIII4x"  # _ATTR without its flags, which are always 0
 DIRENTPLUS_NAMED: Final = tuple(Struct(f"=Q32s{_FILLED}QQII{words * 8}s") for words in range(33))
-"""DIRENTPLUS with its name, likewise. What is the same in every reply is one value here and in the two below, which
-costs less than its parts: behind a node id, all else of _ENTRY; before it, the length and error of OUT_HEADER."""
+"""DIRENTPLUS with its name, likewise. Here and in the two below, parts that are constant in every reply are one value,
+which packs faster: _ENTRY without the node id (32s), and the length and error of OUT_HEADER (8s)."""
 
 ENTRY_REPLY: Final[Struct] = Struct("=8sQQ32s" + _FILLED)
 ATTR_REPLY: Final[Struct] = Struct("=8sQ16s" + _FILLED)
@@ -218,7 +218,7 @@ WRITE_OUT: Final[Struct] = Struct("=II")  # size padding
 STATFS_OUT: Final[Struct] = Struct("=QQQQQIIII24x")
 FSYNC_IN: Final[Struct] = Struct("=QII")  # fh fsync_flags padding
 SETXATTR_IN: Final[Struct] = Struct("=IIII")  # size flags setxattr_flags padding
-SETXATTR_IN_COMPAT: Final[Struct] = Struct("=II")  # size flags; what is sent without SETXATTR_EXT
+SETXATTR_IN_COMPAT: Final[Struct] = Struct("=II")  # size flags; sent without SETXATTR_EXT
 GETXATTR_IN: Final[Struct] = Struct("=II")  # size padding
 GETXATTR_OUT: Final[Struct] = Struct("=II")  # size padding
 ACCESS_IN: Final[Struct] = Struct("=II")  # mask padding
@@ -247,10 +247,10 @@ NOTIFY_INVAL_ENTRY_OUT: Final[Struct] = Struct("=QII")  # parent namelen flags
 NOTIFY_DELETE_OUT: Final[Struct] = Struct("=QQII")  # parent child namelen padding
 
 STATX_BASIC_STATS: Final = 0x7FF
-"""<linux/stat.h>: everything stat(2) tells."""
+"""<linux/stat.h>: the stat(2) attributes."""
 STATX_BTIME: Final = 0x800
 
 
 def rec_align(size: int) -> int:
-    """FUSE_REC_ALIGN: the next multiple of eight."""
+    """Return the next multiple of eight (FUSE_REC_ALIGN)."""
     return (size + 7) & ~7

@@ -1,10 +1,10 @@
-"""What may take long, as work for threads: reads from the page cache at once, others there; syncs, cuts, copies.
+"""Slow operations on data, as work for threads: uncached reads, syncs, truncations, copies.
 
 Knows file descriptors and reply bytes. Does not know nodes, threads or the device.
 
 A read that would wait for a disk must not delay a `stat` of something else, so the first try asks for cached pages
-only (preadv2(2), RWF_NOWAIT). The bytes land behind the room for their out header in one buffer that is used again and
-again: the answer must be sent before the next READ.
+only (preadv2(2), RWF_NOWAIT). The bytes are read into one reused buffer, behind the space for the out header: the
+answer must be sent before the next READ.
 
 Bytes are copied twice, into that buffer and out of it. Handing pages over by splice(2) was tried on Linux 6.18: at the
 128 KiB that read-ahead asks for it took five times the processor time of the copies.
@@ -24,18 +24,18 @@ from unionfs.syscalls import files
 
 
 class HasFd(Protocol):
-    """A descriptor that stays open as long as somebody holds this object."""
+    """A descriptor that stays open as long as a reference to this object exists."""
 
     fd: int
 
 
 Reply = bytes | memoryview
 Work = Callable[[], Reply]
-"""Any thread can do it, and its answer (none if empty) is sent from there."""
+"""Work for any thread, which also sends the answer that it returns (none if empty)."""
 
 
 class ThreadTask(NamedTuple):
-    """Something for any thread to do, whose outcome comes back: `answer(outcome)` on the loop's thread is the reply."""
+    """Work for any thread, whose result is then passed to `answer` on the loop's thread, which returns the reply."""
 
     unique: int
     work: Callable[[], int]
@@ -43,17 +43,17 @@ class ThreadTask(NamedTuple):
 
 
 ALLOCATE_INLINE_MAX: Final = 1 << 20
-"""Bytes of space that are manipulated at once: up to here it takes about as long as handing it over does."""
+"""Largest FALLOCATE in bytes that is done inline: up to here it takes about as long as starting a thread does."""
 
 COPY_INLINE_MAX: Final = 64 << 10
 COPY_MAX: Final = 64 << 20
-"""Bytes that one COPY_FILE_RANGE copies: whoever copies asks again for the rest (copy_file_range(2)), and can be
-interrupted in between."""
+"""The most bytes that one COPY_FILE_RANGE copies: the program repeats the call for the rest (copy_file_range(2)), and
+can be interrupted in between."""
 
 _HEADER: Final = abi.OUT_HEADER.size
 _PAGE_MASK: Final = mmap.PAGESIZE - 1
 _NO_NOWAIT: Final = (errno.EOPNOTSUPP, errno.EINVAL)
-"""What preadv2 answers on filesystems that cannot tell whether they would wait."""
+"""Errors of preadv2 on filesystems without RWF_NOWAIT."""
 
 _pack_header: Final = abi.OUT_HEADER.pack_into
 _preadv: Final = os.preadv  # compiled code has no need to look it up at each call
@@ -61,17 +61,17 @@ _NOWAIT: Final = os.RWF_NOWAIT
 
 
 class Reader:
-    """Answers READs. Used on the loop's thread only, except for the work it hands out."""
+    """Answers READs. Used on the loop's thread only, except for the work it returns."""
 
     def __init__(self, largest: int) -> None:
         self._largest = largest  # immutable; the most bytes that one reply may carry
         self._reply = memoryview(bytearray(_HEADER + largest))  # overwritten by every read
-        self._rooms: dict[int, list[memoryview]] = {}  # by size: where preadv puts the bytes; the few sizes seen
+        self._rooms: dict[int, list[memoryview]] = {}  # by size: preadv's target; few sizes occur
 
     def read(self, file: HasFd, unique: int, offset: int, size: int) -> Reply | Work:
-        """The reply, if it can be had without waiting; otherwise what is to be done to get it, in any thread.
+        """Return the reply if the bytes are in the page cache; otherwise the work to read them in any thread.
 
-        Raises: what preadv2(2) raises.
+        Raises: as preadv2(2).
         """
         size = min(size, self._largest)
         room = self._rooms.get(size)
@@ -79,7 +79,7 @@ class Reader:
             room = self._rooms[size] = [self._reply[_HEADER : _HEADER + size]]
         try:
             got = _preadv(file.fd, room, offset, _NOWAIT)
-            # Cached pages end where the file does, or at a page's end: only then it is to be known which.
+            # A short read that ends at a page's end may be the end of the cached pages instead of the file's.
             if got < size and not (offset + got) & _PAGE_MASK and offset + got < os.fstat(file.fd).st_size:
                 return partial(_read_waiting, file, unique, offset, size)
         except BlockingIOError:
@@ -94,7 +94,7 @@ class Reader:
 
 
 def _read_waiting(file: HasFd, unique: int, offset: int, size: int) -> Reply:
-    """The whole reply, whatever happens: nobody is there to hear of an error."""
+    """Read in a thread. Returns the whole reply, an error reply on OSError: the thread has no caller to raise to."""
     try:
         return encode.data(unique, os.pread(file.fd, size, offset))
     except OSError as exc:
@@ -102,7 +102,7 @@ def _read_waiting(file: HasFd, unique: int, offset: int, size: int) -> Reply:
 
 
 def sync_filesystem(file: HasFd, unique: int) -> Reply:
-    """SYNCFS, in a thread: write the filesystem of `file` through to its device, and tell."""
+    """SYNCFS, in a thread: write the filesystem of `file` through to its device. Returns the reply."""
     try:
         files.syncfs(file.fd)
     except OSError as exc:
@@ -123,7 +123,7 @@ def truncate(file: HasFd, size: int) -> int:
 
 
 def sync(file: HasFd, unique: int, datasync: bool) -> Reply:
-    """FSYNC, in a thread: write the file through to its device, and tell."""
+    """FSYNC, in a thread: write the file through to its device. Returns the reply."""
     try:
         (os.fdatasync if datasync else os.fsync)(file.fd)
     except OSError as exc:

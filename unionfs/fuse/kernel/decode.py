@@ -1,14 +1,14 @@
-"""Request bytes to the arguments of a Union verb; pure.
+"""Decode request bytes to the arguments of a Union verb; pure.
 
-Knows the layouts (`abi`) and the core's values. Does not know who calls the verb or what it answers.
+Knows the layouts (`abi`) and the core's values. Does not know the callers of the verbs or their results.
 
 Contract of a decoder `(head, buf, end)`: `head` is the unpacked IN_HEADER, the request is `buf[:end]`, and `buf` may
 go on behind it with bytes of an older request. The dispatcher has already seen that the opcode's fixed part fits. The
 outcome is
 
 1. the arguments that follow the node id, as a tuple;
-2. `MalformedError`, when no kernel would send this (a missing NUL, a name with a slash): it is answered EIO and logged;
-3. `OSError`, when the answer is certain without asking the core: ENAMETOOLONG for a name above 255 bytes.
+2. `MalformedError`, for bytes that no kernel sends (a missing NUL, a name with a slash): it is answered EIO and logged;
+3. `OSError`, when the answer is certain without the core: ENAMETOOLONG for a name above 255 bytes.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _NAME_MAX: Final = abi.NAME_MAX
 
 
 class MalformedError(ValueError):
-    """A request that breaks the protocol. Says what is wrong, without the bytes."""
+    """A malformed request. The message says what is wrong, without the bytes."""
 
 
 def nothing(head: Head, buf: memoryview, end: int) -> tuple[()]:
-    """A request that says all in its header: GETATTR (its file handle means nothing here), READLINK, STATFS ..."""
+    """A request without further arguments: GETATTR (its file handle means nothing here), READLINK, STATFS ..."""
     return ()
 
 
@@ -85,12 +85,12 @@ def _two_strings(buf: memoryview, start: int, end: int) -> tuple[bytes, bytes]:
 
 
 def forget(head: Head, buf: memoryview, end: int) -> tuple[int]:
-    """FORGET: how many lookups."""
+    """FORGET: number of lookups."""
     return _forget_in(buf, BODY)
 
 
 def batch_forget(buf: memoryview, end: int) -> list[tuple[int, int]]:
-    """BATCH_FORGET: (node id, how many lookups) for each node."""
+    """BATCH_FORGET: (node id, number of lookups) for each node."""
     count, _dummy = abi.BATCH_FORGET_IN.unpack_from(buf, BODY)
     start = BODY + abi.BATCH_FORGET_IN.size
     stop = start + count * abi.FORGET_ONE.size
@@ -100,10 +100,10 @@ def batch_forget(buf: memoryview, end: int) -> list[tuple[int, int]]:
 
 
 def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
-    """SETATTR. FATTR_CTIME is not looked at: the change itself sets the ctime beneath, as it does on any filesystem.
+    """SETATTR. FATTR_CTIME is ignored: the change itself sets the ctime on the branch.
 
-    A request for nothing comes of a chown(2) with -1 for both ids, and before what has no flag of its own to say that
-    set-id bits are to fall (fallocate, copy_file_range): that they fall is all that it can mean.
+    The kernel sends a SETATTR without any change for chown(2) with -1 for both ids, and before fallocate and
+    copy_file_range, which have no flag to clear set-id bits: so it means to clear them.
     """
     (valid, _, _fh, size, _owner, atime, mtime, _ctime, atime_ns, mtime_ns, _ctime_ns, mode, _, uid, gid, _
      ) = _setattr_in(buf, BODY)  # fmt: skip
@@ -147,7 +147,7 @@ def mkdir(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, Caller]:
 
 
 def tmpfile(head: Head, buf: memoryview, end: int) -> tuple[int, Caller]:
-    """TMPFILE: mode, caller. The kernel sends a name of its own making too, which means nothing."""
+    """TMPFILE: mode, caller. The name that the kernel sends, too, has no meaning."""
     _flags, mode, umask, _open_flags = abi.CREATE_IN.unpack_from(buf, BODY)
     return mode, make(Caller, (head[4], head[5], head[6], umask))
 
@@ -167,19 +167,19 @@ def rename2(head: Head, buf: memoryview, end: int) -> tuple[bytes, int, bytes, i
 
 
 def link(head: Head, buf: memoryview, end: int) -> tuple[int, bytes]:
-    """LINK: the node that gets one more name, the name. The header names the new parent."""
+    """LINK: the node to link, the new name. The header names the new parent."""
     (nodeid,) = abi.LINK_IN.unpack_from(buf, BODY)
     return nodeid, name_at(buf, BODY + 8, end)
 
 
 def fsync(head: Head, buf: memoryview, end: int) -> tuple[bool]:
-    """FSYNC, FSYNCDIR: data only?"""
+    """FSYNC, FSYNCDIR: whether to sync the data only."""
     _fh, flags, _ = abi.FSYNC_IN.unpack_from(buf, BODY)
     return (bool(flags & abi.FSYNC_FDATASYNC),)
 
 
 def setxattr(buf: memoryview, end: int, *, extended: bool) -> tuple[bytes, bytes, int, bool]:
-    """SETXATTR: name, value, flags, whether the set-group-id bit is to go; `extended` = SETXATTR_EXT was negotiated."""
+    """SETXATTR: name, value, flags, whether to clear set-group-id; `extended`: SETXATTR_EXT was negotiated."""
     if extended:
         size, flags, more, _ = abi.SETXATTR_IN.unpack_from(buf, BODY)
         start = BODY + abi.SETXATTR_IN.size
@@ -193,7 +193,7 @@ def setxattr(buf: memoryview, end: int, *, extended: bool) -> tuple[bytes, bytes
 
 
 def getxattr(buf: memoryview, end: int) -> tuple[int, bytes]:
-    """GETXATTR: room for the value (0: only its size is asked), name."""
+    """GETXATTR: room for the value (0: only its size is requested), name."""
     size, _ = _getxattr_in(buf, BODY)
     return size, xattr_name_at(buf, _GETXATTR_NAME, end)
 
@@ -204,7 +204,7 @@ def removexattr(head: Head, buf: memoryview, end: int) -> tuple[bytes]:
 
 
 def xattr_name_at(buf: memoryview, start: int, end: int) -> bytes:
-    """As `name_at`, for the name of an extended attribute: a slash is fine, above 255 bytes is ERANGE (xattr(7))."""
+    """As `name_at`, for the name of an extended attribute: a slash is allowed, above 255 bytes is ERANGE (xattr(7))."""
     raw = bytes(buf[start : end - 1])
     if end <= start or buf[end - 1] or 0 in raw or not raw:
         raise MalformedError("an attribute's name is not terminated where it should be")

@@ -1,8 +1,8 @@
-"""The /dev/fuse descriptor: take one request, give one answer.
+"""The /dev/fuse descriptor: read one request, write one answer.
 
-The only I/O of the engine. Has no opinion on what the bytes say; knows what the device's errors mean (fs/fuse/dev.c):
-reading ENOENT is a request withdrawn before it was taken, ENODEV the end of the mount, ECONNABORTED its forced end;
-writing ENOENT is an answer that nobody waits for any more, EINVAL one that is not well-formed.
+The only I/O of the engine. Does not interpret the bytes; knows the device's errors (fs/fuse/dev.c): reading ENOENT is a
+request withdrawn before it was read, ENODEV the end of the mount, ECONNABORTED its forced end; writing ENOENT is an
+answer to a request that no longer exists, EINVAL a malformed answer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from unionfs.fuse.kernel.session import REQUEST_ROOM
 
 
 class Gone(Exception):  # noqa: N818  not an error: how every mount ends
-    """The mount is no more."""
+    """The mount has ended."""
 
 
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 
 
 class Device:
-    """A mounted /dev/fuse descriptor, which stays its opener's to close."""
+    """A mounted /dev/fuse descriptor, which the caller closes."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd  # immutable
@@ -36,14 +36,14 @@ class Device:
         os.set_blocking(fd, False)
 
     def receive(self) -> int:
-        """Put the next request into `request`: its length, or 0 when none is there now, which costs no more than to ask
-        whether there is one.
+        """Read the next request into `request`. Returns its length; 0 when none is pending, which costs no more than a
+        poll.
 
         Raises: Gone.
         """
         while True:
             try:
-                return self._read(self.request) or 0  # of a FileIO: who has nothing says None, which is no exception
+                return self._read(self.request) or 0  # FileIO returns None for EAGAIN, without an exception
             except OSError as exc:
                 if exc.errno in _GONE:
                     raise Gone from None
@@ -51,8 +51,8 @@ class Device:
                     raise
 
     def send(self, reply: bytes | memoryview) -> bool:
-        """Answer, from any thread. False: the kernel finds the answer malformed. One that nobody waits for any more is
-        fine: only requests of an aborted connection are dropped like this, so nothing they counted matters.
+        """Send an answer, from any thread. Returns False if the kernel finds it malformed. ENOENT is ignored: only
+        requests of an aborted connection vanish like this, so the lookups that they counted do not matter.
 
         Raises: Gone.
         """
@@ -68,8 +68,8 @@ class Device:
         return True
 
     def notify(self, message: bytes) -> None:
-        """Tell the kernel something unasked. May wait for locks that programs hold until they are answered. That it
-        knows nothing of what it is told, or uses it (ENOENT, ENOTEMPTY, EBUSY), is fine.
+        """Send a notification to the kernel. May wait for locks that programs hold until they are answered. ENOENT,
+        ENOTEMPTY and EBUSY (the kernel does not know the object, or uses it) are ignored.
 
         Raises: Gone.
         """
@@ -80,5 +80,5 @@ class Device:
                 raise Gone from None
 
     def wait(self, milliseconds: int) -> bool:
-        """Whether a request (or the end) is there, waiting so long for it at most."""
+        """Wait up to `milliseconds`. Returns whether a request, or the end of the mount, is pending."""
         return bool(self._poll.poll(milliseconds))

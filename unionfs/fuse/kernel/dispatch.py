@@ -2,12 +2,10 @@
 
 Bytes in, bytes out; no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides what waits.
 
-What is quick is answered at once. What may take long is put on `slow`: reads that must wait for a disk as work for any
-thread, changes of much content as a task whose end is `finish_task`, copy-ups as a `CopyUpJob` whose end is `finish`.
-While a file is being copied up, requests that would change it join the wait; everything else goes on, reading that very
-file too, which nobody has changed yet.
-A request that is malformed or meets a bug is answered EIO and leaves a line in the log; the next one is served as if
-nothing had happened.
+Quick requests are answered at once. Slow work is put on `slow`: reads that must wait for a disk as work for any thread,
+large changes of content as a `ThreadTask` (see `finish_task`), copy-ups as a `CopyUpJob` (`finish`).
+While a file is being copied up, requests that would change it wait; all others are served, reads of that file included,
+since it is unchanged. A request that is malformed or meets a bug is answered EIO and logged; serving goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from unionfs.fuse.kernel.session import MAX_WRITE, Session, UnsupportedError, Wa
 log = logging.getLogger(__name__)
 
 Serve = Callable[["Dispatcher", int, int, Head, memoryview, int], Reply]
-"""(dispatcher, unique, node id, header, request, its length) -> the whole reply; None: none, or not yet."""
+"""(dispatcher, unique, node id, header, request, its length) -> the whole reply; None: none, or it comes later."""
 
 _in_header: Final = abi.IN_HEADER.unpack_from
 
@@ -283,7 +281,7 @@ class Dispatcher:
         try:
             if length != end or without_extensions < self._least[opcode]:
                 raise MalformedError(f"{end} bytes where {length} are announced and {self._least[opcode]} needed")
-            # The commonest by name: compiled code calls these directly, what is in a table by way of Python's objects.
+            # The commonest opcodes by name: compiled code calls these functions directly, without Python call objects.
             if opcode == _LOOKUP:
                 return handlers.lookup(self, unique, nodeid, head, buf, without_extensions)
             if opcode == _GETATTR:
@@ -314,7 +312,7 @@ class Dispatcher:
         return Cause(_NAMES.get(opcode) or str(opcode), pid)
 
     def forget_node(self, nodeid: int) -> None:
-        """Drop what is remembered of a node that the kernel has forgotten."""
+        """Drop the dispatcher's state of a node that the kernel has forgotten."""
         if nodeid in self.harmless:
             self.harmless.discard(nodeid)
         if nodeid in self.encoder.set_id:
@@ -352,7 +350,7 @@ class Dispatcher:
         return True
 
     def finish_task(self, task: data.ThreadTask, outcome: int, error: Exception | None) -> Reply:
-        """The reply of a task that has ended, with `error` or without."""
+        """Return the reply of a task that has ended, with `error` or without."""
         try:
             return encode.error(task.unique, errno_of(error)) if error is not None else task.answer(outcome)
         except Exception as exc:  # noqa: BLE001  as in _answer

@@ -1,6 +1,6 @@
-"""What a Union verb returned, to the bytes of a reply; pure.
+"""Encode the results of Union verbs as the bytes of replies; pure.
 
-Every function gives one whole message, out header included, so that an answer is one write(2).
+Every function returns one whole message, out header included, so that an answer is one write(2).
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ _NO_ENTRY: Final = bytes(32)
 
 
 def error(unique: int, code: int) -> bytes:
-    """The request failed with errno `code`."""
+    """Encode a failure with errno `code`."""
     return _out_header(_HEADER, -code, unique)
 
 
 def empty(unique: int, _result: object = None) -> bytes:
-    """The request succeeded and there is nothing to tell."""
+    """Encode a success without data."""
     return _out_header(_HEADER, 0, unique)
 
 
 def data(unique: int, payload: bytes) -> bytes:
-    """READLINK, GETXATTR: the bytes themselves."""
+    """Encode READLINK, GETXATTR: the bytes themselves."""
     return _out_header(_HEADER + len(payload), 0, unique) + payload
 
 
 def payload(unique: int, parts: list[bytes]) -> bytes:
-    """READDIR, READDIRPLUS: the lines of a listing."""
+    """Encode READDIR, READDIRPLUS: the entries of a listing."""
     whole = b"".join(parts)
     return _out_header(_HEADER + len(whole), 0, unique) + whole
 
 
 def data_header(unique: int, length: int) -> bytes:
-    """The header before `length` bytes that the caller sends along (writev(2))."""
+    """Encode the header for `length` bytes that the caller sends with it (writev(2))."""
     return _out_header(_HEADER + length, 0, unique)
 
 
 def written(unique: int, count: int) -> bytes:
-    """WRITE, COPY_FILE_RANGE: how much was written."""
+    """Encode WRITE, COPY_FILE_RANGE: the number of bytes written."""
     return _write_reply(24, 0, unique, count, 0)
 
 
@@ -65,7 +65,7 @@ def copied_64(unique: int, count: int) -> bytes:
 
 
 def xattr_size(unique: int, size: int) -> bytes:
-    """GETXATTR, LISTXATTR that asked for the size only."""
+    """Encode GETXATTR, LISTXATTR that requested the size only."""
     return _out_header(_HEADER + abi.GETXATTR_OUT.size, 0, unique) + abi.GETXATTR_OUT.pack(size, 0)
 
 
@@ -75,13 +75,13 @@ def sought(unique: int, offset: int) -> bytes:
 
 
 def ioctl(unique: int, payload: bytes) -> bytes:
-    """IOCTL that succeeded, and what it gives."""
+    """Encode a successful IOCTL and its data."""
     length = _HEADER + abi.IOCTL_OUT.size + len(payload)
     return _out_header(length, 0, unique) + abi.IOCTL_OUT.pack(0, 0, 0, 0) + payload
 
 
 def statfs(unique: int, stats: FsStats) -> bytes:
-    """STATFS. The name length is what this engine lets through, whatever the branch could do."""
+    """STATFS. The name length is at most this engine's limit."""
     return _out_header(_HEADER + abi.STATFS_OUT.size, 0, unique) + abi.STATFS_OUT.pack(
         stats.blocks, stats.bfree, stats.bavail, stats.files, stats.ffree,
         stats.bsize, min(stats.namemax, abi.NAME_MAX), stats.frsize, 0,
@@ -96,7 +96,7 @@ def xattr_list(names: Iterable[bytes]) -> bytes:
 def init_out(
     minor: int, *, max_readahead: int, flags: int, max_background: int, max_write: int, max_pages: int
 ) -> bytes:
-    """The payload of INIT. Times are told in nanoseconds; three quarters of max_background count as congestion."""
+    """The payload of INIT. Times have nanosecond resolution; three quarters of max_background count as congestion."""
     return abi.INIT_OUT.pack(
         abi.VERSION, minor, max_readahead, flags & 0xFFFFFFFF, max_background, max_background * 3 // 4, max_write,
         1, max_pages, 0, flags >> 32, 0, 0,
@@ -104,32 +104,33 @@ def init_out(
 
 
 def notify_inval_inode(nodeid: int, offset: int, length: int) -> bytes:
-    """Forget a node's attributes and its cached bytes from `offset` on (none if negative; length 0: to the end)."""
+    """Invalidate a node's attributes and its cached bytes from `offset` on (none if negative; length 0: to the end)."""
     return _notify(abi.Notify.INVAL_INODE, abi.NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, length))
 
 
 def notify_inval_entry(parent: int, name: bytes) -> bytes:
-    """Forget what `name` in `parent` was, or that it was missing."""
+    """Invalidate `name` in `parent`, present or missing."""
     return _notify(abi.Notify.INVAL_ENTRY, abi.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0")
 
 
 def notify_delete(parent: int, child: int, name: bytes) -> bytes:
-    """`name` in `parent`, which was `child`, is gone; who watches it (inotify) is told."""
+    """Invalidate `name` in `parent`, which was `child` and is gone; inotify watches get a DELETE event."""
     return _notify(abi.Notify.DELETE, abi.NOTIFY_DELETE_OUT.pack(parent, child, len(name), 0) + name + b"\0")
 
 
 def notify_resend() -> bytes:
-    """Ask for the requests that another daemon took and never answered."""
+    """Ask the kernel to resend the requests that another daemon read and never answered."""
     return _notify(abi.Notify.RESEND, b"")
 
 
 def notify_inc_epoch() -> bytes:
-    """Believe no name any more, present or missing, without asking (since 7.44)."""
+    """Invalidate all names, present and missing (since 7.44)."""
     return _notify(abi.Notify.INC_EPOCH, b"")
 
 
 def notify_invalidation(stale: Invalidation, *, with_epochs: bool) -> bytes | None:
-    """What tells the kernel of a change that others made; None: nothing can, it must believe missing names shortly."""
+    """Encode an invalidation for an external change; None: the kernel has no notification for it, so missing names need
+    a short timeout."""
     if stale == ANY_NAME:
         return notify_inc_epoch() if with_epochs else None
     if not stale.name:
@@ -144,30 +145,30 @@ def _notify(code: abi.Notify, payload: bytes) -> bytes:
 
 
 class Encoder:
-    """The replies that carry a validity: for how long the kernel may believe names, missing names and attributes.
+    """Encodes the replies with timeouts: how long the kernel may cache names, missing names and attributes.
 
-    Each packs attributes by itself, and as the objects that they are (`Any`): compiled code would turn an `int` into
-    one of its own and back, which costs as much as packing it.
+    Each method packs the attributes inline, and as `Any`: compiled code would unbox and box each `int`, which costs as
+    much as packing it.
     """
 
     __slots__ = ("_attr_valid", "_missing", "_valid", "_valid_ns", "_valid_s", "set_id")
 
     def __init__(self, timeout_s: float) -> None:
-        self.believe(timeout_s)
+        self.set_timeout(timeout_s)
         self.set_id: set[int] = set()
-        """Regular files that the kernel believes to have a set-id bit: replies add, the dispatcher removes."""
+        """Regular files whose attributes in the kernel have a set-id bit: replies add, the dispatcher removes."""
 
-    def believe(self, seconds: float) -> None:
-        """From now on the kernel may believe so long."""
+    def set_timeout(self, seconds: float) -> None:
+        """Set the timeout of the following replies."""
         self._valid_s = int(seconds)  # changed here only
         self._valid_ns = int((seconds - self._valid_s) * _BILLION)  # changed here only
-        # As _ENTRY in abi has it behind the node id, and what is before the attributes of GETATTR: changed here only.
+        # The part of _ENTRY (abi) behind the node id, and of ATTR_OUT before the attributes: changed here only.
         self._valid = struct.pack("=QQQII", 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns)
         self._attr_valid = struct.pack("=QII", self._valid_s, self._valid_ns, 0)
-        self.believe_missing(seconds)
+        self.set_missing_timeout(seconds)
 
-    def believe_missing(self, seconds: float) -> None:
-        """As `believe`, of names that are missing only."""
+    def set_missing_timeout(self, seconds: float) -> None:
+        """As `set_timeout`, for missing names only."""
         whole = int(seconds)
         self._missing = struct.pack("=QQQII", 0, whole, 0, int((seconds - whole) * _BILLION), 0)  # changed here only
 
@@ -191,7 +192,7 @@ class Encoder:
         )  # fmt: skip
 
     def missing(self, unique: int) -> bytes:
-        """LOOKUP of a name that is not there: node id 0 is ENOENT that may be remembered."""
+        """LOOKUP of a missing name: node id 0 is ENOENT that the kernel may cache."""
         return _entry_reply(
             _ENTRY_HEAD, unique, 0, self._missing,
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -215,7 +216,7 @@ class Encoder:
         )  # fmt: skip
 
     def opened(self, unique: int, entry: Entry) -> bytes:
-        """TMPFILE: an entry and an open file, whose handle means nothing here."""
+        """TMPFILE: an entry and an open file, whose handle is unused."""
         return b"".join(
             (
                 _out_header(abi.ENTRY_REPLY.size + abi.OPEN_OUT.size, 0, unique),
@@ -225,7 +226,7 @@ class Encoder:
         )
 
     def statx(self, unique: int, attrs: Attrs, extended: ExtendedStat) -> bytes:
-        """STATX: what stat(2) tells, the birth time if there is one, and attributes such as immutable."""
+        """STATX: the stat(2) attributes, the birth time if there is one, and attributes such as immutable."""
         born_s, born_ns = extended.birth or (0, 0)
         mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if extended.birth is not None else 0)
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
@@ -237,7 +238,7 @@ class Encoder:
         )  # fmt: skip
 
     def direntplus(self, entry: Entry, name: bytes, cookie: int) -> bytes:
-        """One line of READDIRPLUS, padded."""
+        """Encode one entry of READDIRPLUS, padded."""
         nodeid: Any = entry[0]
         attrs = entry[1]
         as_they_are: tuple[Any, ...] = attrs
@@ -260,7 +261,7 @@ class Encoder:
 
 
 def bare_direntplus(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
-    """One line of READDIRPLUS without an entry (node id 0): the kernel learns the name only."""
+    """Encode one entry of READDIRPLUS without a lookup (node id 0): the kernel caches nothing of it."""
     length = len(name)
     line: bytes = _DIRENTPLUS[(length + 7) >> 3](
         0, _NO_ENTRY,
@@ -271,11 +272,11 @@ def bare_direntplus(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
 
 
 def dirent(name: bytes, cookie: int, ino: int, kind: int) -> bytes:
-    """One line of READDIR, padded."""
+    """Encode one entry of READDIR, padded."""
     length = len(name)
     return _DIRENT[(length + 7) >> 3](ino, cookie, length, kind >> 12, name)
 
 
 def _device(rdev: int) -> tuple[int, int]:
-    """The 32 bits of the kernel's new_encode_dev, as (major, minor)."""
+    """Decode the 32 bits of the kernel's new_encode_dev to (major, minor)."""
     return (rdev & 0xFFF00) >> 8, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00)

@@ -1,7 +1,7 @@
-"""The requests with a shape of their own: what stands between their bytes and a verb of the Union, and back.
+"""Handlers for the requests that need more than decode, one Union verb and encode.
 
-One function for each, called by `dispatch` with the dispatcher itself, the unique, the node id, the header, the request
-and its length. The result is the whole reply, or None: there is none, or it comes later by way of `Dispatcher.slow`.
+One function for each, called by `dispatch` with the dispatcher, the unique, the node id, the header, the request and
+its length. Returns the whole reply, or None: there is none, or work in `Dispatcher.slow` produces it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SET_ID: Final = 0o6000
 _HOW: Final = abi.WRITE_CACHE | abi.WRITE_KILL_SUIDGID
 _PARENT: Final = b"..\0"
 _OF_HANDLES: Final = (b".\0", _PARENT)
-"""What the kernel looks up to find a node by its number alone (open_by_handle_at(2)); EXPORT_SUPPORT allows it."""
+"""The names that the kernel looks up to find a node by its id alone (open_by_handle_at(2)); needs EXPORT_SUPPORT."""
 _SELINUX: Final = b"security.selinux"
 _CAPABILITY: Final = b"security.capability"
 _ACL: Final = b"system.posix_acl_access"
@@ -50,7 +50,7 @@ def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
     name = decode.name_at(buf, BODY, end)
     try:
         entry = self.union.find(nodeid, name)
-    except FileNotFoundError:  # others took it away while we looked
+    except FileNotFoundError:  # removed externally during the lookup
         entry = None
     return self.encoder.entry(unique, entry) if entry is not None else self.encoder.missing(unique)
 
@@ -101,7 +101,7 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return encode.written(unique, self.union.write_back(nodeid, offset, buf[_DATA:end]))
     if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.harmless:
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
-    # Every write by somebody without CAP_FSETID asks for this, which is everybody in a user namespace.
+    # Every write by a process without CAP_FSETID has this flag, so all writes in a user namespace do.
     reply = encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
     if nodeid not in self.encoder.set_id:
         self.harmless.add(nodeid)
@@ -109,7 +109,7 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     if self.union.getattr(nodeid).mode & _SET_ID:  # set-group-id stays when a member of the group writes
         return reply
     self.harmless.add(nodeid)
-    # The kernel leaves it to us to clear the bits and would go on to believe in them: what it knows must go first.
+    # The daemon clears the bits, which the kernel still has cached: its attributes are invalidated first.
     self.encoder.set_id.discard(nodeid)
     self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
     return None
@@ -119,7 +119,7 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     (change,) = decode.setattr_(head, buf, end)
     if self.must_wait(unique, nodeid, change.size, buf):
         return None
-    if change.mode is not None and change.mode & _SET_ID:  # nothing else can bring what a write would have to clear
+    if change.mode is not None and change.mode & _SET_ID:  # only this can set bits that a write must clear
         self.harmless.discard(nodeid)
     held = self.union.slow_truncate_fd(nodeid, change.size) if change.size is not None else None
     if held is not None and change.size is not None:
@@ -177,7 +177,7 @@ def _copy(
 def _run_in_thread(
     self: Dispatcher, unique: int, nodeid: int, work: Callable[[], int], encoder: Callable[[int], bytes]
 ) -> None:
-    """Have a file's content changed by a thread."""
+    """Change a file's content in a thread."""
     self.union.changing(nodeid)
     self.slow.append(data.ThreadTask(unique, work, partial(_changed, self, nodeid, encoder)))
 
@@ -211,7 +211,7 @@ def _renamed(
     self.union.rename(parent, name, to, new_name, flags)
     if not moved_dirs:
         return encode.empty(unique)
-    # What the kernel remembers of their listings says ".." of the old parent.
+    # The kernel's cached listings of the moved directories have the old parent's "..".
     self.slow += (*(encode.notify_inval_inode(moved, 0, 0) for moved in moved_dirs), encode.empty(unique))
     return None
 
@@ -255,7 +255,7 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         if mode & stat.S_ISGID:
             self.union.setattr(nodeid, AttrChange(mode=stat.S_IMODE(mode) & ~stat.S_ISGID))
     if name == _ACL and not self.session.flags & abi.Init.POSIX_ACL:
-        # To this kernel it is an attribute like any other: that the mode has changed with it must be told.
+        # Without POSIX_ACL the kernel does not know that the ACL changed the mode: invalidate its attributes.
         self.slow += (encode.notify_inval_inode(nodeid, -1, 0), encode.empty(unique))
         return None
     return encode.empty(unique)
@@ -268,13 +268,13 @@ def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     value = self.union.find_xattr(nodeid, name)
     if value is not None:
         return _xattr(unique, size, value)
-    # ls(1) asks for labels at every file until it hears that there are none here at all.
+    # ls(1) asks for the label of every file until it gets EOPNOTSUPP.
     return encode.error(unique, errno.EOPNOTSUPP if name == _SELINUX else errno.ENODATA)
 
 
 def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
-    """The inode's flags, as lsattr(1) and chattr(1) use them. Anything else is ENOTTY, which is what isatty(3) waits
-    for (ENOSYS would be no answer to it)."""
+    """Get or set the inode's flags, as lsattr(1) and chattr(1) do. Other commands get ENOTTY, which isatty(3) expects
+    (ENOSYS would be no answer to it)."""
     _fh, _flags, command, _arg, in_size, _out_size = abi.IOCTL_IN.unpack_from(buf, BODY)
     if command in files.FLAG_READS:
         return encode.ioctl(unique, self.union.get_flags(nodeid, command))
@@ -293,7 +293,7 @@ def listxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
 
 
 def _xattr(unique: int, room: int, value: bytes) -> bytes:
-    """getxattr(2): room 0 asks for the size, too little room is ERANGE."""
+    """Encode an attribute as getxattr(2) returns it: its size for `room` 0, ERANGE if `room` is too small."""
     if not room:
         return encode.xattr_size(unique, len(value))
     return encode.data(unique, value) if len(value) <= room else encode.error(unique, errno.ERANGE)

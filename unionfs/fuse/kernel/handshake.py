@@ -1,7 +1,7 @@
-"""The first exchange on a new mount: INIT and its answer, before anything heavy is imported.
+"""Answer INIT, the first request on a new mount, before slow imports.
 
-The kernel asks as soon as the union is mounted. Who answers here knows before telling anybody that the mount is ready
-whether the engine can serve it at all.
+The kernel sends INIT as soon as the union is mounted. So the daemon knows whether the engine can serve the mount before
+it reports that the mount is ready.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
 from unionfs.fuse.options import ServeOptions
 
 _WAIT_MS: Final = 10_000
-"""INIT comes with the mount: when it is this late, something else reads the descriptor, or nothing is mounted."""
+"""INIT comes with the mount: without it after this time, another process reads the descriptor, or nothing is
+mounted."""
 
 
 def negotiate(fd: int, options: ServeOptions, tuning: Tuning | None = None) -> Session:
-    """Answer INIT on `fd`: the session to serve with.
+    """Answer INIT on `fd` and return the negotiated session.
 
-    Raises: UnsupportedError when the kernel and this engine have no protocol in common (it has its answer); Gone when
-    the mount has ended; OSError when there is nothing to begin with: EBUSY when another process has begun, ETIMEDOUT.
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common (INIT is answered EPROTO); Gone
+    when the mount has ended; OSError: EBUSY when another process serves the descriptor, ETIMEDOUT when no INIT comes.
     """
     device, session = Device(fd), Session(options, tuning or Tuning())
     while not session.negotiated:
         length = device.receive()
         if not length:
             if not device.wait(_WAIT_MS):
-                why = (
-                    "the kernel does not ask to begin: nothing is mounted with this descriptor, or it is served already"
-                )
+                why = "the kernel sends no INIT: nothing is mounted with this descriptor, or it is served already"
                 raise TimeoutError(errno.ETIMEDOUT, why)
             continue
         opcode, unique = abi.IN_HEADER.unpack_from(device.request)[1:3]

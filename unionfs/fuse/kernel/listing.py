@@ -1,6 +1,6 @@
-"""READDIR and READDIRPLUS: fill a reply with as many lines of a listing as fit.
+"""READDIR and READDIRPLUS: fill a reply with as many entries of a listing as fit.
 
-Knows the Union and the layout of a line. Keeps nothing between two requests: a cookie says where the next one begins.
+Knows the Union and the layout of an entry. Keeps no state between requests: each brings the cookie to resume after.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _DOTS: Final = frozenset((b".", b".."))
 
 
 def readdir(union: Union, nodeid: int, cookie: int, size: int) -> list[bytes]:
-    """The lines after `cookie`, `size` bytes of them at most; none at the end.
+    """Return the encoded entries after `cookie`, up to `size` bytes; none at the end.
 
-    Raises: what Union.readdir raises; EINVAL when not even one line fits.
+    Raises: as Union.readdir; EINVAL when not even one entry fits.
     """
     lines: list[bytes] = []
     room = size
@@ -34,10 +34,10 @@ def readdir(union: Union, nodeid: int, cookie: int, size: int) -> list[bytes]:
 
 
 def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int, size: int) -> list[bytes]:
-    """As `readdir`, every line with the entry that a lookup would give, and counted as one lookup each.
+    """As `readdir`, with the result of a lookup of each entry, which counts as one lookup.
 
-    "." and "..", and what cannot be looked up, come without an entry and uncounted: the kernel asks when it wants to.
-    An error after the first line is left for the next request to meet, so that no counted entry is lost.
+    ".", ".." and entries whose lookup fails come without it and uncounted: the kernel looks them up if it needs to.
+    An error after the first entry is left for the next request to find, so that no counted entry is lost.
     """
     lines: list[bytes] = []
     room = size
@@ -72,7 +72,7 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
 
 
 def _without_entry(union: Union, nodeid: int, before: int, cookie: int) -> bytes | None:
-    """The line of `cookie`, which comes after `before`; None if it has gone."""
+    """Encode the entry with `cookie`, the next after `before`, without a lookup; None if it has gone."""
     for name, after, ino, kind in union.readdir(nodeid, before):
         return encode.bare_direntplus(name, after, ino, kind) if after == cookie else None
     return None

@@ -101,9 +101,9 @@ class _Engine:
         self.session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
-            notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.believe, UNWATCHED_S))
+            notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.set_timeout, UNWATCHED_S))
             if not dispatcher.session.has_epochs:
-                dispatcher.encoder.believe_missing(UNWATCHED_S)
+                dispatcher.encoder.set_missing_timeout(UNWATCHED_S)
         self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
         self._away = 0  # copy-ups and tasks in threads; changed on the loop's thread only
 

@@ -1,8 +1,8 @@
-"""What is true of one mount while it is served: what was negotiated, what was counted, who waits for a copy-up; pure.
+"""The protocol state of one mount: negotiated features, counters, requests that wait for a copy-up; pure.
 
 Knows the protocol. Does not know the union, and has no descriptor: INIT comes in and its answer goes out as bytes.
 
-States: fresh, then negotiated (by INIT, once), then over (by DESTROY). Before INIT nothing else is answered.
+States: fresh, then negotiated (by INIT, once), then over (by DESTROY). Before INIT no other request is answered.
 """
 
 from __future__ import annotations
@@ -61,28 +61,28 @@ READDIRPLUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What only this engine can choose. The defaults are what the benchmarks favour."""
+    """Options that only this engine has. The defaults are the fastest in the benchmarks."""
 
     readdirplus: str = "always"
-    """`always`: a listing brings every entry's attributes; `auto`: the kernel guesses who wants them; `never`."""
+    """`always`: listings include all attributes; `auto`: when the kernel expects them to be used; `never`."""
     handles: bool = False
-    """Find by its handle what the kernel has forgotten; only the privileged may (open_by_handle_at(2))."""
+    """Support open_by_handle_at(2), which needs privilege, also for nodes that the kernel has forgotten."""
     max_background: int = 64
-    """Read-ahead and direct I/O under way at once; the kernel's own default is 12."""
+    """Concurrent requests of read-ahead and direct I/O; the kernel's own default is 12."""
 
 
 class UnsupportedError(OSError):
-    """The kernel and this engine have no protocol in common. Says what to do instead."""
+    """The kernel and this engine have no protocol in common. The message says what to do instead."""
 
 
 @dataclass(slots=True)
 class Waiting:
-    """Requests that cannot go on before a file is in the upper branch."""
+    """Requests that wait for the copy-up of one file."""
 
     nodeid: int  # immutable
     cancel: Callable[[], None]  # immutable; ends the copying, from any thread
     requests: dict[int, bytes] = field(default_factory=dict)  # unique -> request; Session only
-    given_up: int = 0  # the unique whose caller was the last to want it; Session.interrupt only
+    given_up: int = 0  # unique of the last waiting request, once it is interrupted; Session.interrupt only
 
 
 class Session:
@@ -100,22 +100,22 @@ class Session:
 
     @property
     def negotiated(self) -> bool:
-        """INIT has been answered."""
+        """Whether INIT has been answered."""
         return self.minor != 0
 
     @property
     def has_epochs(self) -> bool:
-        """The kernel can be told to believe no name any more."""
+        """Whether the kernel has NOTIFY_INC_EPOCH, which invalidates all names."""
         return self.minor >= abi.EPOCHS_SINCE
 
     @property
     def protocol(self) -> str:
-        """The version in use, as "7.45"."""
+        """The negotiated version, as "7.45"."""
         return f"{abi.VERSION}.{self.minor}"
 
     @property
     def messages(self) -> dict[str, int]:
-        """How many requests of each kind came, by the header's name without FUSE_; kinds that never came are absent."""
+        """The number of requests by opcode name without FUSE_; opcodes that never came are absent."""
         return {Op(code).name: count for code, count in enumerate(self.counts) if count}
 
     def init(self, unique: int, request: memoryview, end: int) -> bytes:
@@ -141,7 +141,7 @@ class Session:
         if not (offered & Init.NO_OPEN_SUPPORT and offered & Init.NO_OPENDIR_SUPPORT):
             raise UnsupportedError(
                 errno.EPROTONOSUPPORT,
-                "the kernel cannot open files without asking; --transport pyfuse3 serves such kernels",
+                "the kernel cannot open files without OPEN requests; --transport pyfuse3 serves such kernels",
             )
         self.minor = min(minor, abi.MINOR)
         self.flags = Init(offered) & self._wanted()
@@ -168,18 +168,18 @@ class Session:
         return wanted
 
     def hold(self, nodeid: int, cancel: Callable[[], None]) -> Waiting:
-        """From now on, requests may `join` the wait for `nodeid`."""
+        """Start to collect the requests that wait for the copy-up of `nodeid`."""
         waiting = self.waiting[nodeid] = Waiting(nodeid, cancel)
         return waiting
 
     def release(self, waiting: Waiting) -> dict[int, bytes]:
-        """The wait is over: the requests to serve now, by unique."""
+        """End the wait. Returns the requests to serve now, by unique."""
         del self.waiting[waiting.nodeid]
         return waiting.requests
 
     @property
     def locked(self) -> set[int]:
-        """Nodes whose locks in the kernel are held, or may be, by callers that wait for a copy-up."""
+        """Nodes whose inode locks in the kernel may be held by programs that wait for a copy-up."""
         nodes = set(self.waiting)
         for waiting in self.waiting.values():
             for request in waiting.requests.values():
@@ -190,10 +190,10 @@ class Session:
         return nodes
 
     def interrupt(self, unique: int) -> bool:
-        """The caller of `unique` got a signal (INTERRUPT). Whether it is to be answered with EINTR now.
+        """Handle INTERRUPT: the caller of `unique` got a signal. Returns whether to answer it with EINTR now.
 
-        The last one that waits for a copy-up ends the copying, and is answered when nothing of it is left behind.
-        An interrupt of anything else comes too late or concerns what is quick: the protocol allows to ignore it.
+        The interrupt of the last request that waits for a copy-up cancels the copy; that request is answered once the
+        copy is removed. Other interrupts come too late or concern quick requests: the protocol allows to ignore them.
         """
         for waiting in self.waiting.values():
             if unique in waiting.requests:
