@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,8 @@ def _until(condition: Callable[[], bool]) -> None:
 def test_run_forwards_what_podman_forwards(user: User, debian: Path, tidy: None) -> None:
     listener = [*user.unionfs_cmd, "run", "--rm", "--lower", os.fspath(debian), "python3", "-c", _LISTENER]
     front = user.popen(listener)
+    guard = threading.Timer(limit(60), front.kill)  # a signal that is lost fails the test, and does not hang it
+    guard.start()
     try:
         assert front.stdout is not None
         assert front.stdout.readline() == "ready\n"
@@ -52,6 +55,7 @@ def test_run_forwards_what_podman_forwards(user: User, debian: Path, tidy: None)
             front.send_signal(number)
             assert front.stdout.readline() == f"{number:d}\n"
     finally:
+        guard.cancel()
         process.kill_group(front)
         front.communicate()
 
