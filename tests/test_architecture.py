@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("unionfs", "layers")
 GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
-    *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.printable", "unionfs.log_lines"),
+    *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.output_file", "unionfs.printable"),
+    "unionfs.log_lines",
     *("unionfs.store_files", "unionfs.write_all"),
 )
 CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
@@ -49,6 +50,7 @@ ALLOWED = {
     "unionfs.markers": Row(()),
     "unionfs.compiled": Row((), ("xxhash",)),
     "unionfs.standard_descriptors": Row(()),
+    "unionfs.output_file": Row(()),
     "unionfs.printable": Row(()),
     "unionfs.store_files": Row(("unionfs.syscalls",)),
     "unionfs.write_all": Row((), ("_typeshed",)),

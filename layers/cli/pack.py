@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import IO
 
 from layers.cli import subjects
@@ -16,6 +14,7 @@ from layers.compression import WRITABLE
 from layers.errors import Malformed
 from layers.pack import layer_items, pack, source_date_epoch
 from layers.tree import LayerTrees
+from unionfs.output_file import OutputFile
 
 
 def main(argv: list[str]) -> int:
@@ -53,12 +52,5 @@ def output(path: str) -> Iterator[IO[bytes]]:
             raise Malformed("writing a tar", "stdout", "it is a terminal", hint="name a file: -o LAYER.tar")
         yield sys.stdout.buffer
         return
-    aside = f"{path}.{secrets.token_hex(4)}"
-    try:
-        with open(aside, "xb") as sink:
-            yield sink
-        os.rename(aside, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(aside)
-        raise
+    with OutputFile(path) as written:
+        yield written.file

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
-from contextlib import suppress
 from typing import IO
 
 from layers import pack
@@ -17,6 +14,7 @@ from unionfs.containers import freeze, images
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
+from unionfs.output_file import OutputFile
 
 
 def main(argv: list[str]) -> int:
@@ -39,16 +37,12 @@ def main(argv: list[str]) -> int:
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
         with freeze.frozen(container, "export", stopped=False):
             return images.with_ids(lambda: _write(container, sys.stdout.buffer, "stdout"))
-    new = f"{output}.{secrets.token_hex(4)}"  # so that a failure leaves the old one
-    try:
-        with open(new, "xb") as sink, freeze.frozen(container, "export", stopped=False):
-            status = images.with_ids(lambda: _write(container, sink, output))
-        if not status:
-            os.rename(new, output)
-        return status
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(new)
+    with OutputFile(output) as written:
+        with freeze.frozen(container, "export", stopped=False):
+            status = images.with_ids(lambda: _write(container, written.file, output))
+        if status:
+            written.abandon()
+    return status
 
 
 def _write(container: Container, sink: IO[bytes], shown: str) -> int:

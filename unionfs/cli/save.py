@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
-from contextlib import suppress
 
 from layers import archive
 from unionfs.cli import image_flags
@@ -13,6 +10,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
 from unionfs.containers import images
+from unionfs.output_file import OutputFile
 
 
 def main(argv: list[str]) -> int:
@@ -40,14 +38,6 @@ def main(argv: list[str]) -> int:
                 archive.save(store, arguments.images, sys.stdout.buffer, progress)
                 sys.stdout.buffer.flush()
             return 0
-        # Built beside the file, so that a failure leaves the old one.
-        new = f"{arguments.output}.{secrets.token_hex(4)}"
-        try:
-            with images.writing_to("save", arguments.output), open(new, "xb") as sink:
-                archive.save(store, arguments.images, sink, progress)
-            os.rename(new, arguments.output)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(new)
-            raise
+        with images.writing_to("save", arguments.output), OutputFile(arguments.output) as written:
+            archive.save(store, arguments.images, written.file, progress)
     return 0
