@@ -1,4 +1,4 @@
-"""What phases have in common: running a program, looking at every file."""
+"""Run a program, list the files of a tree: what several phases do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def program(argv: Sequence[str | os.PathLike[str]], cwd: Path, env: Mapping[str,
 
 
 def files_below(top: Path) -> Iterator[str]:
-    """The paths of all regular files, in a fixed order."""
+    """Yield the paths of all regular files, in a fixed order."""
     for directory, below, names in os.walk(top):
         below.sort()
         for name in sorted(names):

@@ -11,7 +11,7 @@ from typing import Final
 from benchmarks.acting import program
 from benchmarks.materials import Materials
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Scale, Site, Workload
+from benchmarks.workload import Context, Phase, Scale, Workload
 
 _FILES: Final = 60
 
@@ -35,11 +35,11 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
     return [materials.made("cproject", f"{files} 1", lambda into: _project(into, files)), materials.debian()]
 
 
-def build(site: Site) -> None:
+def build(context: Context) -> None:
     """Compile every file, with the headers of the union, two at a time, and link."""
-    sysroot = "--sysroot=../" if (site.merged / "usr/include/stdio.h").exists() else ""
+    sysroot = "--sysroot=../" if (context.merged / "usr/include/stdio.h").exists() else ""
     command = f"ls *.c | xargs -P2 -n1 gcc -O0 {sysroot} -c && gcc *.o -o program && ./program"
-    program(["sh", "-c", command], site.merged / "project", {"TMPDIR": os.fspath(site.aside)})
+    program(["sh", "-c", command], context.merged / "project", {"TMPDIR": os.fspath(context.aside)})
 
 
 WORKLOAD = Workload(

@@ -8,20 +8,20 @@ from typing import Final
 
 from benchmarks.acting import files_below, program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 _CHMOD: Final = ("usr/share/doc", "usr/share/perl")
 _APPEND: Final = "usr/lib/python3.11"
 
 
-def chmod(site: Site) -> None:
+def chmod(context: Context) -> None:
     """`chmod -R go-r` on the documentation and Perl's library: everything is copied up."""
-    program(["chmod", "-R", "go-r", *_CHMOD], site.merged)
+    program(["chmod", "-R", "go-r", *_CHMOD], context.merged)
 
 
-def append(site: Site) -> None:
+def append(context: Context) -> None:
     """One byte at the end of every file of Python's library: everything is copied up."""
-    for path in files_below(site.merged / _APPEND):
+    for path in files_below(context.merged / _APPEND):
         fd = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.write(fd, b"\n")
         os.close(fd)

@@ -7,18 +7,18 @@ import sys
 from typing import Final
 
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 _FILES: Final = 10_000
 _IN_A_DIRECTORY: Final = 100
 _CONTENT: Final = b"x" * 200
 
 
-def create(site: Site) -> None:
+def create(context: Context) -> None:
     """Create files of 200 bytes in directories of 100."""
-    top = os.fspath(site.merged)
+    top = os.fspath(context.merged)
     directory = top
-    for number in range(site.scale.of(_FILES)):
+    for number in range(context.scale.of(_FILES)):
         if number % _IN_A_DIRECTORY == 0:
             directory = f"{top}/new{number}"
             os.mkdir(directory)

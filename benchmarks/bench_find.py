@@ -6,12 +6,12 @@ import sys
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 
-def find(site: Site) -> None:
+def find(context: Context) -> None:
     """`find -printf %s`: every name and its attributes."""
-    program(["find", ".", "-printf", "%s %p\n"], site.merged)
+    program(["find", ".", "-printf", "%s %p\n"], context.merged)
 
 
 WORKLOAD = Workload(

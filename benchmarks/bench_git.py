@@ -7,56 +7,56 @@ from typing import Final
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 _FILES: Final = 2_000
 _IN_A_DIRECTORY: Final = 40
 _GIT: Final = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-c", "gc.auto=0")
 
 
-def _git(site: Site, *args: str) -> None:
-    alone = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "HOME": str(site.aside)}
-    program([*_GIT, *args], site.merged / "repository", alone)
+def _git(context: Context, *args: str) -> None:
+    alone = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "HOME": str(context.aside)}
+    program([*_GIT, *args], context.merged / "repository", alone)
 
 
-def make(site: Site) -> None:
+def make(context: Context) -> None:
     """A work tree with 2,000 files and an empty repository."""
-    repository = site.merged / "repository"
+    repository = context.merged / "repository"
     repository.mkdir()
-    _write(site, "one")
-    _git(site, "init", "-q", "-b", "main")
+    _write(context, "one")
+    _git(context, "init", "-q", "-b", "main")
 
 
-def add(site: Site) -> None:
+def add(context: Context) -> None:
     """`git add .`: 2,000 objects written."""
-    _git(site, "add", ".")
+    _git(context, "add", ".")
 
 
-def commit(site: Site) -> None:
+def commit(context: Context) -> None:
     """`git commit`: the trees written."""
-    _git(site, "commit", "-q", "-m", "one")
+    _git(context, "commit", "-q", "-m", "one")
 
 
-def status(site: Site) -> None:
+def status(context: Context) -> None:
     """`git status`: 2,000 files compared with the index by their attributes."""
-    _git(site, "status", "--porcelain")
+    _git(context, "status", "--porcelain")
 
 
-def second_commit(site: Site) -> None:
+def second_commit(context: Context) -> None:
     """Every file changed, committed on another branch."""
-    _git(site, "checkout", "-q", "-b", "other")
-    _write(site, "two")
-    _git(site, "commit", "-q", "-a", "-m", "two")
+    _git(context, "checkout", "-q", "-b", "other")
+    _write(context, "two")
+    _git(context, "commit", "-q", "-a", "-m", "two")
 
 
-def checkout(site: Site) -> None:
+def checkout(context: Context) -> None:
     """`git checkout`: every file written anew."""
-    _git(site, "checkout", "-q", "main")
+    _git(context, "checkout", "-q", "main")
 
 
-def _write(site: Site, word: str) -> None:
-    for number in range(site.scale.of(_FILES, 2)):
-        directory = site.merged / "repository" / f"d{number // _IN_A_DIRECTORY}"
+def _write(context: Context, word: str) -> None:
+    for number in range(context.scale.of(_FILES, 2)):
+        directory = context.merged / "repository" / f"d{number // _IN_A_DIRECTORY}"
         directory.mkdir(exist_ok=True)
         (directory / f"file{number}").write_text(f"{word} {number}\n" * 30)
 

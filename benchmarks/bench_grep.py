@@ -6,13 +6,13 @@ import sys
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 
-def grep(site: Site) -> None:
+def grep(context: Context) -> None:
     """Search the shared text of the system for something that is nowhere."""
     program(
-        ["sh", "-c", "! grep -rIF 'a string that is nowhere' usr/share usr/lib/python3.11 usr/include"], site.merged
+        ["sh", "-c", "! grep -rIF 'a string that is nowhere' usr/share usr/lib/python3.11 usr/include"], context.merged
     )
 
 

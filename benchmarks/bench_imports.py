@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 _PROGRAMS: Final = 8
 _CODE: Final = """
@@ -29,11 +29,11 @@ for name in ("json email email.mime.text http.client http.server urllib.request 
 """
 
 
-def storm(site: Site) -> None:
+def storm(context: Context) -> None:
     """Programs one after the other, each importing some 300 modules and failing to find some."""
-    library = site.merged / "usr/lib/python3.11"
-    for _ in range(site.scale.of(_PROGRAMS, 2)):
-        program([sys.executable, "-I", "-S", "-B", "-c", _CODE, library], site.aside)
+    library = context.merged / "usr/lib/python3.11"
+    for _ in range(context.scale.of(_PROGRAMS, 2)):
+        program([sys.executable, "-I", "-S", "-B", "-c", _CODE, library], context.aside)
 
 
 WORKLOAD = Workload(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import systems
 from benchmarks.bench_find import find
 from benchmarks.materials import Materials
 from benchmarks.suite import main
 from benchmarks.workload import Phase, Sample, Scale, Workload
+from unionfs.bench import systems
 
 _FILES: Final = 100_000
 _DIRECTORIES: Final = 1_000

@@ -22,9 +22,10 @@ from unionfs import compiled
 
 compiled.use_compiled()
 
+from benchmarks.materials import default_run_base  # noqa: E402
 from tests.fuse.kernel import wire  # noqa: E402  all that may import a compiled module comes after `use_compiled`
 from tests.fuse.kernel.wire import ROOT  # noqa: E402
-from tests.support import scratch  # noqa: E402
+from unionfs.bench.run_directory import run_directory  # noqa: E402
 from unionfs.core.options import Options  # noqa: E402
 from unionfs.core.union import Union  # noqa: E402
 from unionfs.fuse.kernel.dispatch import Dispatcher  # noqa: E402
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--messages", metavar="N", type=int, default=_MESSAGES, help="of each kind (default: 20,000)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
-    with scratch.run_dir() as directory:
+    with run_directory(default_run_base()) as directory:
         rounds = [measured(directory / str(number), arguments.messages) for number in range(arguments.rounds)]
     medians = {
         kind: [round(statistics.median(each[kind][part] for each in rounds), 2) for part in (0, 1)] for kind in KINDS

@@ -5,28 +5,28 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks import systems
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Sample, Scale, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Sample, Scale, Workload, debian
+from unionfs.bench import systems
 
 
-def first_answer(site: Site) -> None:
-    """Ask for something that only the daemon can know."""
-    os.lstat(site.merged / "usr")
+def first_answer(context: Context) -> None:
+    """Ask for attributes that only the daemon knows."""
+    os.lstat(context.merged / "usr")
 
 
 def mount_ms(sample: Sample, scale: Scale) -> float:
-    """Until the mount command returned."""
+    """Return the milliseconds until the mount command returned."""
     return sample.mount_s * 1000
 
 
 def answer_ms(sample: Sample, scale: Scale) -> float:
-    """Until the first request after it was answered."""
+    """Return the milliseconds until the first request after it was answered."""
     return (sample.mount_s + sample.wall_s) * 1000
 
 
-def nothing(site: Site) -> None:
-    """The mount command is what is measured."""
+def nothing(context: Context) -> None:
+    """Do nothing: the mount command itself is measured."""
 
 
 WORKLOAD = Workload(
@@ -37,7 +37,7 @@ WORKLOAD = Workload(
         Phase("mount, until the first answer", first_answer, "ms", answer_ms),
     ],
     debian,
-    run_deferred=False,
+    is_mount_timed=True,
     without={systems.NATIVE: "it is not mounted"},
 )
 

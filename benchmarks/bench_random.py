@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks.acting import program
 from benchmarks.materials import Materials, NoMaterialError
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Scale, Site, Workload, told
+from benchmarks.workload import Context, Phase, Scale, Workload, reported
 
 _SIZE: Final = 128 << 20
 _LEAST: Final = 1 << 20
@@ -29,39 +29,39 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
     return [materials.large_file(scale.of(_SIZE, _LEAST))]
 
 
-def _fio(site: Site, kind: str) -> float:
+def _fio(context: Context, kind: str) -> float:
     """Touch a quarter of the file in blocks of 4 kB in random order; microseconds per block."""
-    size = site.scale.of(_SIZE, _LEAST) // 4096 * 4096
+    size = context.scale.of(_SIZE, _LEAST) // 4096 * 4096
     argv = ["fio", f"--name={kind}", f"--rw={kind}", "--bs=4k", f"--size={size}", f"--io_size={size // 4}"]
-    argv += [f"--filename={site.merged}/large", "--ioengine=psync", "--randseed=7", "--invalidate=0"]
+    argv += [f"--filename={context.merged}/large", "--ioengine=psync", "--randseed=7", "--invalidate=0"]
     argv += ["--fallocate=none", "--output-format=json", "--allow_file_create=0"]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=site.aside)
+    said = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=context.aside)
     job = json.loads(said.stdout[said.stdout.index("{") :])["jobs"][0]["read" if kind == "randread" else "write"]
     return float(job["lat_ns"]["mean"]) / 1000
 
 
-def read(site: Site) -> float:
+def read(context: Context) -> float:
     """Blocks of a file that nobody has read through this mount."""
-    return _fio(site, "randread")
+    return _fio(context, "randread")
 
 
-def copy_up(site: Site) -> None:
+def copy_up(context: Context) -> None:
     """Bring the file to the upper."""
-    program(["sh", "-c", ": >>large; chmod 600 large"], site.merged)
+    program(["sh", "-c", ": >>large; chmod 600 large"], context.merged)
 
 
-def write(site: Site) -> float:
+def write(context: Context) -> float:
     """Blocks of a file that is in the upper."""
-    return _fio(site, "randwrite")
+    return _fio(context, "randwrite")
 
 
 WORKLOAD = Workload(
     "random",
     "fio, one thread, 4 kB blocks of a file of 128 MiB in random order",
     [
-        Phase("random read of 4 kB, cold", read, "us", told),
+        Phase("random read of 4 kB, cold", read, "us", reported),
         Phase("", copy_up),
-        Phase("random write of 4 kB", write, "us", told),
+        Phase("random write of 4 kB", write, "us", reported),
     ],
     lowers,
     copied=("large",),

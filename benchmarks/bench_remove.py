@@ -7,14 +7,14 @@ from typing import Final
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 _TREES: Final = ("usr/lib", "usr/share")
 
 
-def remove(site: Site) -> None:
+def remove(context: Context) -> None:
     """`rm -rf usr/lib usr/share`, most of the root filesystem."""
-    program(["rm", "-rf", *_TREES], site.merged)
+    program(["rm", "-rf", *_TREES], context.merged)
 
 
 WORKLOAD = Workload(

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.materials import Materials
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Scale, Site, Workload
+from benchmarks.workload import Context, Phase, Scale, Workload
 
 _SIZE: Final = 1 << 30
 _CHUNK: Final = 1 << 20
@@ -21,18 +21,18 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
     return [materials.large_file(scale.of(_SIZE, _CHUNK))]
 
 
-def write(site: Site) -> None:
+def write(context: Context) -> None:
     """Write a new file of 1 GiB in calls of 1 MiB."""
     chunk = os.urandom(_CHUNK)
-    fd = os.open(site.merged / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    for _ in range(site.scale.of(_SIZE, _CHUNK) // _CHUNK):
+    fd = os.open(context.merged / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for _ in range(context.scale.of(_SIZE, _CHUNK) // _CHUNK):
         os.write(fd, chunk)
     os.close(fd)
 
 
-def read(site: Site) -> None:
+def read(context: Context) -> None:
     """Read a file of 1 GiB that a lower holds in calls of 1 MiB."""
-    fd = os.open(site.merged / "large", os.O_RDONLY)
+    fd = os.open(context.merged / "large", os.O_RDONLY)
     buffer = bytearray(_CHUNK)
     while os.readv(fd, [buffer]):
         pass

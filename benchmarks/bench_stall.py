@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import systems
 from benchmarks.materials import Materials
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Scale, Site, Workload, told
+from benchmarks.workload import Context, Phase, Scale, Workload, reported
+from unionfs.bench import systems
 
 _SIZE: Final = 2 << 30
 _LEAST: Final = 1 << 20
@@ -27,16 +27,16 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
     return [materials.large_file(scale.of(_SIZE, _LEAST)), *small]
 
 
-def stat_meanwhile(site: Site) -> float:
+def stat_meanwhile(context: Context) -> float:
     """stat a file every 2 ms while another process appends to the large one; the 99th percentile in milliseconds.
 
     A stat counts from when it was due: what waits behind a slow one has waited, too.
     """
-    files, directories = site.scale.of(_FILES, 200), site.scale.of(_DIRECTORIES)
-    os.listdir(site.merged)  # the daemon has started: that is another benchmark's question
+    files, directories = context.scale.of(_FILES, 200), context.scale.of(_DIRECTORIES)
+    os.listdir(context.merged)  # the daemon has started: that is another benchmark's question
     writer = os.fork()
     if writer == 0:
-        fd = os.open(site.merged / "large", os.O_WRONLY | os.O_APPEND)
+        fd = os.open(context.merged / "large", os.O_WRONLY | os.O_APPEND)
         os.write(fd, b"!")
         os._exit(0)
     waited = []
@@ -46,7 +46,7 @@ def stat_meanwhile(site: Site) -> float:
     while not ended or number < 3:
         time.sleep(max(0.0, due - time.monotonic()))
         ended = ended or os.waitpid(writer, os.WNOHANG)[0] == writer
-        os.lstat(site.merged / f"d{number % files % directories}" / f"file{number % files}")
+        os.lstat(context.merged / f"d{number % files % directories}" / f"file{number % files}")
         waited.append(time.monotonic() - due)
         due += _EVERY_S
         number += 1
@@ -60,7 +60,7 @@ def stat_meanwhile(site: Site) -> float:
 WORKLOAD = Workload(
     "stall",
     "stat of other files every 2 ms while a file of 2 GiB is copied up: 99th percentile",
-    [Phase("stat during a copy-up of 2 GiB, p99", stat_meanwhile, "ms", told)],
+    [Phase("stat during a copy-up of 2 GiB, p99", stat_meanwhile, "ms", reported)],
     lowers,
     without={systems.NATIVE: "it copies nothing up"},
 )

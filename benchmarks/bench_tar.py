@@ -6,12 +6,12 @@ import sys
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 
-def tar(site: Site) -> None:
+def tar(context: Context) -> None:
     """Pack everything. Not to /dev/null itself: tar would notice and not read the files."""
-    program(["sh", "-c", "tar -c --numeric-owner . | cat >/dev/null"], site.merged)
+    program(["sh", "-c", "tar -c --numeric-owner . | cat >/dev/null"], context.merged)
 
 
 WORKLOAD = Workload(

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.materials import Materials, default_cache
-from tests.support import process, scratch
+from benchmarks.materials import Materials, default_cache, default_run_base
+from tests.support import process
+from unionfs.bench import rounds as interleaved
+from unionfs.bench.run_directory import run_directory
 
 _SIZE: Final = 500_000_000
 _MANY: Final = 40_000
@@ -50,7 +52,7 @@ print(took, next(line.split()[1] for line in open("/proc/self/status") if line.s
 
 
 def layer(materials: Materials, shape: str, compression: str, scale: float) -> Path:
-    """The tar of one shape, compressed."""
+    """Return the tar of one shape, compressed."""
     files = round(_MANY * scale) if shape == "many" else _FEW
     rootfs = materials.debian()  # before anything is made: one thing is made at a time
 
@@ -119,14 +121,14 @@ def _content(rootfs: Path) -> Callable[[int], bytes]:
 
 
 def ours(tar: Path, into: Path) -> tuple[float, int]:
-    """Seconds, and the most memory in KiB."""
+    """Unpack with our code; return the seconds, and the most memory in KiB."""
     env = {**os.environ, "PYTHONPATH": os.fspath(Path(__file__).resolve().parents[1])}
     took, memory = process.run([sys.executable, "-c", _OURS, tar, into], env=env, timeout_s=600).stdout.split()
     return float(took), int(memory)
 
 
 def theirs(tar: Path, into: Path) -> tuple[float, int]:
-    """Likewise; the memory of tar is not of interest."""
+    """Unpack with tar; return the seconds, and 0: the memory of tar is not measured."""
     into.mkdir()
     began = time.perf_counter()
     owners = ["--same-owner"] if os.geteuid() == 0 else []
@@ -135,12 +137,12 @@ def theirs(tar: Path, into: Path) -> tuple[float, int]:
 
 
 def measured(tar: Path, directory: Path, rounds: int) -> dict[str, Any]:
-    """Interleaved rounds of both, the order turned around each time; nothing is removed in between (see README.md)."""
+    """Return the figures of interleaved rounds of both; nothing is removed in between (see README.md)."""
     found: dict[str, list[tuple[float, int]]] = {"ours": [], "tar": []}
     spent: dict[str, list[float]] = {"ours": [], "tar": []}  # processor time, with that of Python's start
     systems = [("ours", ours), ("tar", theirs)]
     for number in range(rounds):
-        for name, unpack in systems[:: -1 if number % 2 else 1]:
+        for name, unpack in interleaved.order(systems, number):
             os.sync()
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             found[name].append(unpack(tar, directory / f"{name}-{number}"))
@@ -166,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compressions", metavar="NAME,...", default=",".join(COMPRESSIONS))
     arguments = parser.parse_args(argv)
     materials = Materials(default_cache(), small=arguments.scale < 0.05)
-    with scratch.run_dir() as directory:
+    with run_directory(default_run_base()) as directory:
         for shape in arguments.shapes.split(","):
             for compression in arguments.compressions.split(","):
                 if compression == "zstd" and not shutil.which("zstd"):

@@ -6,14 +6,14 @@ import sys
 
 from benchmarks.acting import program
 from benchmarks.suite import main
-from benchmarks.workload import Phase, Site, Workload, debian
+from benchmarks.workload import Context, Phase, Workload, debian
 
 
-def untar(site: Site) -> None:
+def untar(context: Context) -> None:
     """Unpack some thousand files into a new directory."""
-    target = site.merged / "unpacked"
+    target = context.merged / "unpacked"
     target.mkdir()
-    program(["tar", "-xf", site.materials.sources() / "sources.tar"], target)
+    program(["tar", "-xf", context.materials.sources() / "sources.tar"], target)
 
 
 WORKLOAD = Workload("untar", "tar -x of a source tree", [Phase("untar", untar)], debian, copied=())

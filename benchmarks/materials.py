@@ -1,4 +1,4 @@
-"""What the workloads work on: a Debian root filesystem, a tar of sources, synthetic trees.
+"""Make what the workloads work on: a Debian root filesystem, a tar of sources, synthetic trees.
 
 All is made once, never changed, and kept in /var/cache/unionfs/bench (root) or $XDG_CACHE_HOME/unionfs/bench. A name
 holds a digest of how the thing was made, so a change here makes a new one. What is not Debian's is fixed by content;
@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from unionfs.bench import run_directory
+
 _SUITE: Final = "bookworm"
 _RECIPE: Final = (
     "mmdebstrap",
     "--quiet",
     "--variant=minbase",
     "--format=tar",
-    # libc6-dev, g++ and their headers make it a machine that somebody builds on, with some 13,000 files.
+    # libc6-dev, g++ and their headers make it a machine for building programs, with some 13,000 files.
     "--include=python3,git,gcc,g++,libc6-dev",
     "--skip=output/dev",
     "--aptopt=Acquire::Languages none",
@@ -38,18 +40,18 @@ _SOURCE_TREES: Final = ("usr/lib/python3.11", "usr/include")  # of the root file
 
 
 class NoMaterialError(Exception):
-    """Something to work on cannot be made here; the message says why."""
+    """A material cannot be made here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """The kept things. `small` takes what every machine has in their place, for the tests."""
+    """The cached materials. With `small` tiny ones that any machine can make, for the tests."""
 
     cache: Path
     small: bool = False
 
     def debian(self) -> Path:
-        """The lower: a Debian root filesystem, as a directory.
+        """Return the usual lower: the directory of a Debian root filesystem.
 
         Raises: NoMaterialError when mmdebstrap is missing or fails (most often: no network).
         """
@@ -58,12 +60,12 @@ class Materials:
         return self._kept("debian", "\0".join(_RECIPE), _make_debian)
 
     def sources(self) -> Path:
-        """A directory with `sources.tar`: thousands of small files in some hundred directories."""
+        """Return a directory with `sources.tar`: thousands of small files in some hundred directories."""
         rootfs = self.debian()
         return self._kept("sources", rootfs.name, lambda into: _pack_sources(rootfs, into / "sources.tar"))
 
     def spread(self, files: int, directories: int, lowers: int, size: int = 0) -> list[Path]:
-        """`files` files of `size` bytes in `directories` directories, dealt out to `lowers` lowers in turn."""
+        """Return `lowers` lowers, with `files` files of `size` bytes in `directories` directories dealt out in turn."""
 
         def make(into: Path) -> None:
             for number in range(lowers):
@@ -77,7 +79,7 @@ class Materials:
         return [top / str(number) for number in range(lowers)]
 
     def large_file(self, size: int) -> Path:
-        """A directory with the file `large` of `size` bytes, none of which are holes."""
+        """Return a directory with the file `large` of `size` bytes, none of which are holes."""
 
         def make(into: Path) -> None:
             block = hashlib.sha256(b"unionfs").digest() * (1 << 15)
@@ -88,11 +90,11 @@ class Materials:
         return self._kept("large", f"{size} 1", make)
 
     def made(self, name: str, recipe: str, make: Callable[[Path], None]) -> Path:
-        """A directory that `make` fills; `recipe` must change whenever `make` does."""
+        """Return a directory that `make` has filled; `recipe` must change whenever `make` does."""
         return self._kept(name, recipe, make)
 
     def facts(self) -> dict[str, int | str]:
-        """What a reader must know of the root filesystem."""
+        """Return the name of the root filesystem and how much it holds."""
         top = self.debian()
         files = directories = 0
         for _, below, names in os.walk(top):
@@ -114,7 +116,7 @@ class Materials:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Two runs at once make a thing once."""
+        """Hold the lock of the cache, so that two runs at once make a material once."""
         self.cache.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.cache / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -125,12 +127,17 @@ class Materials:
 
 
 def default_cache() -> Path:
-    """Where things are kept: below $UNIONFS_BENCH_CACHE if that is set."""
+    """Return where materials are kept: in $UNIONFS_BENCH_CACHE if that is set."""
     if "UNIONFS_BENCH_CACHE" in os.environ:
         return Path(os.environ["UNIONFS_BENCH_CACHE"])
     if os.geteuid() == 0:
         return Path("/var/cache/unionfs/bench")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unionfs" / "bench"
+
+
+def default_run_base() -> Path:
+    """Return the directory below which runs have theirs: in $UNIONFS_BENCH_DIR, else in /var/tmp."""
+    return run_directory.base(os.environ.get("UNIONFS_BENCH_DIR"))
 
 
 def _make_debian(into: Path) -> None:
@@ -163,7 +170,7 @@ def _run(argv: list[str], cwd: Path) -> None:
 
 
 def _make_tiny_rootfs(into: Path) -> None:
-    """The places of the root filesystem that workloads name, with a handful of files each."""
+    """Make the directories of the root filesystem that workloads name, with a handful of files each."""
     library = into / "usr/lib/python3.11"
     for package in ("", "json", "email"):
         directory = library / package

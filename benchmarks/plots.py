@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import systems
+from unionfs.bench import systems
 
 COLOURS: Final = {  # told apart also by those who see few colours (Okabe and Ito)
     systems.OURS: "#0072b2",

@@ -1,4 +1,4 @@
-"""What a run found, for people and for programs: a table, Markdown, JSON."""
+"""Write what a run found: as a table, as Markdown, as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import systems
-from unionfs.bench import facts
+from unionfs.bench import facts, markdown, rounds, systems
 
 if TYPE_CHECKING:
     from benchmarks.suite import Choice, Result
@@ -21,13 +20,8 @@ END: Final = "<!-- results: end -->"
 _AGAINST: Final = (systems.FUSE_OVERLAYFS, systems.OVERLAYFS)
 
 
-def progress(text: str) -> None:
-    """One line on stderr that replaces the one before."""
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def summary(result: Result, choice: Choice, filesystem: str) -> dict[str, Any]:
-    """The object that --json writes."""
+    """Return the object that --json writes."""
     return {
         "machine": {**facts.machine(), "filesystem": filesystem},
         "versions": _versions(choice.systems, result),
@@ -50,12 +44,7 @@ def _rows(result: Result, choice: Choice) -> list[dict[str, Any]]:
             values = [value for one in samples if (value := phase.value(one, choice.scale)) is not None]
             if not values:
                 continue
-            found[system] = {
-                "median": statistics.median(values),
-                "least": min(values),
-                "most": max(values),
-                "values": values,
-            }
+            found[system] = rounds.spread(values)
             cpu = [one.daemon_s for one in samples if one.daemon_s is not None]
             if cpu:
                 found[system]["daemon_s"] = statistics.median(cpu)
@@ -79,7 +68,7 @@ def _versions(chosen: Sequence[str], result: Result) -> dict[str, str]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """The table for a terminal."""
+    """Print the table on a terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -94,8 +83,8 @@ def show(found: Mapping[str, Any]) -> None:
         console.print(line, markup=False)
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The table as Markdown, with what must stand beside it."""
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """Return the table as Markdown, with the machine, the versions and what was left out."""
     where = found["machine"]
     versions = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
     lines = [
@@ -118,16 +107,8 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the marker lines of a file.
-
-    Raises: ValueError when they are not there.
-    """
-    whole = path.read_text()
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no marker lines")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    """Replace what stands between the marker lines of a file. Raises: NoMarkersError, OSError."""
+    markdown.write_between_markers(path, text, BEGIN, END)
 
 
 def _columns(found: Mapping[str, Any]) -> list[str]:
@@ -171,7 +152,4 @@ def _figure(figures: Mapping[str, Any] | None, unit: str) -> str:
 
 
 def _left_out(found: Mapping[str, Any]) -> list[str]:
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for one in found["left_out"]:
-        grouped.setdefault((one["system"], one["why"]), []).append(one["workload"] or "everything")
-    return [f"left out: {system} in {', '.join(where)}: {why}" for (system, why), where in grouped.items()]
+    return [f"left out: {line}" for line in rounds.left_out(found["left_out"], "workload")]

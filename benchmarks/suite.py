@@ -1,11 +1,7 @@
 """Run workloads on systems side by side, in interleaved rounds: `python -m benchmarks.suite`.
 
-    for each workload
-        for each round
-            for each system, in an order that is turned around every round
-                one session: fresh branches, fresh mount, all phases, everything removed
-
-So what disturbs the machine for a while disturbs all systems alike, and none always follows the same neighbour.
+For each workload, for each round, for each system, in an order that is turned around every round, there is one
+session: fresh branches, fresh mount, all phases, everything unmounted.
 """
 
 from __future__ import annotations
@@ -21,12 +17,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import report, systems
-from benchmarks.materials import Materials, NoMaterialError, default_cache
-from benchmarks.session import Plan, session
-from benchmarks.workload import Phase, Sample, Scale, Site, Workload
-from tests.support import machine, mountinfo, scratch
+from benchmarks import report
+from benchmarks.materials import Materials, NoMaterialError, default_cache, default_run_base
+from benchmarks.session import session
+from benchmarks.workload import Context, Phase, Sample, Scale, Workload
+from tests.support import machine
+from unionfs.bench import child, filesystems, rounds, systems, table
 from unionfs.bench.child import FailedError
+from unionfs.bench.run_directory import run_directory
 
 FILES: Final = (
     "find",
@@ -49,7 +47,18 @@ FILES: Final = (
 """The benchmark files without `bench_`, in the order of the table."""
 
 ALONE: Final = ("unpack", "drivers", "messages")
-"""Those that have nothing to do with mounts, and are run by themselves only."""
+"""The benchmark files that measure no mounts, and are run by themselves only."""
+
+SYSTEMS: Final = (
+    systems.OURS,
+    systems.OURS_PYFUSE3,
+    systems.FUSE_OVERLAYFS,
+    systems.OVERLAYFS,
+    systems.NATIVE,
+)
+"""The systems that workloads run on, in the order of the columns."""
+
+_ON_REQUEST: Final = (systems.OURS_PYFUSE3,)
 
 _ROUNDS: Final = 5
 _QUICK_ROUNDS: Final = 1
@@ -57,12 +66,12 @@ _QUICK_SCALE: Final = 0.1
 _NOT_QUICK: Final = ("tar", "untar", "change", "remove")  # as long at any scale: they take the whole root filesystem
 _TINY: Final = 0.05  # below this scale the root filesystem is a tiny one, too
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class Result:
-    """What a run found. Filled in by `run` only."""
+    """The samples of a run, filled in by `run` only."""
 
     samples: dict[tuple[str, str, str], list[Sample]] = field(default_factory=dict)  # (workload, phase, system)
     phases: dict[tuple[str, str], Phase] = field(default_factory=dict)  # (workload, phase), in the order of the table
@@ -72,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to run."""
+    """The workloads, systems and sizes of a run."""
 
     workloads: Sequence[Workload]
     systems: Sequence[str]
@@ -82,7 +91,7 @@ class Choice:
 
 
 def all_workloads() -> list[Workload]:
-    """The workloads of every benchmark file."""
+    """Return the workloads of every benchmark file."""
     found: list[Workload] = []
     for name in FILES:
         module = import_module(f"benchmarks.bench_{name}")
@@ -90,8 +99,9 @@ def all_workloads() -> list[Workload]:
     return found
 
 
-def run(choice: Choice, plan: Plan, say: Say) -> Result:
-    """Run everything. A system that fails or hangs is left out of that workload from then on, and named."""
+def run(choice: Choice, directory: Path, progress: Progress) -> Result:
+    """Run all sessions in `directory`. A system that fails or hangs is named, and left out of that workload from then
+    on."""
     result = Result()
     usable = []
     for system in choice.systems:
@@ -101,12 +111,12 @@ def run(choice: Choice, plan: Plan, say: Say) -> Result:
         else:
             result.left_out.append({"workload": "", "system": system, "why": why})
     for workload in choice.workloads:
-        _run_workload(workload, usable, choice, plan, result, say)
+        _run_workload(workload, usable, choice, directory, result, progress)
     return result
 
 
 def _run_workload(
-    workload: Workload, usable: Sequence[str], choice: Choice, plan: Plan, result: Result, say: Say
+    workload: Workload, usable: Sequence[str], choice: Choice, directory: Path, result: Result, progress: Progress
 ) -> None:
     contestants = []
     for system in usable:
@@ -119,15 +129,15 @@ def _run_workload(
     except NoMaterialError as why:
         result.left_out.append({"workload": workload.name, "system": "all", "why": str(why)})
         return
-    site = Site(Path(), Path(), choice.materials, choice.scale)
+    context = Context(Path(), Path(), choice.materials, choice.scale)
     for number in range(choice.rounds):
-        for system in contestants[:: -1 if number % 2 else 1]:
-            say(f"{workload.name}: round {number + 1} of {choice.rounds}: {system}")
+        for system in rounds.order(contestants, number):
+            progress(f"{workload.name}: round {number + 1} of {choice.rounds}: {system}")
             began = time.monotonic()
             ran = {"workload": workload.name, "round": number, "system": system}
             result.order.append(ran)
             try:
-                found = session(workload, system, site, plan)
+                found = session(workload, system, context, directory)
             except FailedError as why:
                 contestants = [other for other in contestants if other != system]
                 result.left_out.append({"workload": workload.name, "system": system, "why": str(why)})
@@ -142,29 +152,24 @@ def _run_workload(
 
 
 def main(argv: Sequence[str] | None = None, *, only: Workload | Sequence[Workload] = ()) -> int:
-    """The command. A benchmark file that is run by itself calls this with `only` its own workloads."""
+    """Run the command. A benchmark file that is run by itself calls this with `only` its own workloads."""
     own = [only] if isinstance(only, Workload) else list(only)
     arguments = _arguments(argv, own)
     choice = _choice(arguments, own or all_workloads())
     machine.open_fuse_device()
-    scratch.sweep_dead_runs()
     quiet = not sys.stderr.isatty()
     try:
-        with scratch.run_dir() as directory:
-            filesystem = _filesystem_of(directory)
-            result = run(choice, Plan(directory), (lambda _: None) if quiet else report.progress)
+        with run_directory(default_run_base()) as directory:
+            filesystem = filesystems.fstype_of(directory)
+            if os.geteuid() == 0:  # else a container that starts meanwhile keeps a copy of our mounts, and our daemons
+                child.enter_namespaces(directory, in_user_namespace=False)
+            result = run(choice, directory, (lambda _: None) if quiet else table.progress)
     except KeyboardInterrupt:
         print("\nstopped; nothing is left mounted", file=sys.stderr)
         return 130
     found = report.summary(result, choice, filesystem)
     _write(found, arguments)
     return 0
-
-
-def _filesystem_of(directory: Path) -> str:
-    """The type of the filesystem that `directory` is on."""
-    above = (directory, *directory.parents)
-    return next(found.fstype for place in above if (found := mountinfo.mount_at(place)) is not None)
 
 
 def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.Namespace:
@@ -175,7 +180,7 @@ def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.
     )
     if not own:
         add("--only", metavar="NAME,...", type=_words, help=f"only these workloads: {', '.join(FILES)}")
-    add("--systems", metavar="NAME,...", type=_words, help=f"only these: {', '.join(systems.SYSTEMS)}")
+    add("--systems", metavar="NAME,...", type=_words, help=f"only these: {', '.join(SYSTEMS)}")
     add("--pyfuse3", action="store_true", help="with our transport behind libfuse, too")
     add("--rounds", metavar="N", type=int)
     add("--scale", metavar="FACTOR", type=float, help="size of the workloads (default: 1)")
@@ -199,16 +204,14 @@ def _choice(arguments: argparse.Namespace, workloads: Sequence[Workload]) -> Cho
         workloads = [one for one in workloads if one.name in wanted or one.name.partition("-")[0] in wanted]
     elif arguments.quick and len(workloads) > len(_NOT_QUICK):
         workloads = [one for one in workloads if one.name not in _NOT_QUICK]
-    chosen = arguments.systems or [
-        system for system in systems.SYSTEMS if system not in systems.OPTIONAL or arguments.pyfuse3
-    ]
-    unknown = set(chosen) - set(systems.SYSTEMS)
+    chosen = arguments.systems or [system for system in SYSTEMS if system not in _ON_REQUEST or arguments.pyfuse3]
+    unknown = set(chosen) - set(SYSTEMS)
     if unknown:
         raise SystemExit(f"unknown systems: {', '.join(sorted(unknown))}")
     factor = arguments.scale or (_QUICK_SCALE if arguments.quick else 1.0)
-    rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
+    count = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
     materials = Materials(default_cache(), small=factor < _TINY)
-    return Choice(workloads, chosen, rounds, Scale(factor), materials)
+    return Choice(workloads, chosen, count, Scale(factor), materials)
 
 
 def _write(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
@@ -218,7 +221,7 @@ def _write(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
     if arguments.markdown:
-        report.write_between_markers(Path(arguments.markdown), report.markdown(found))
+        report.write_between_markers(Path(arguments.markdown), report.as_markdown(found))
     if arguments.plots:
         from benchmarks import plots
 

@@ -1,4 +1,4 @@
-"""What a benchmark file says: a question, and the phases that answer it. Values only; nothing runs here.
+"""Describe a workload: a question, and the phases that answer it. Values only; nothing runs here.
 
 A workload runs on one system at a time, in a session: branches are made, mounted afresh, its phases run one after the
 other, everything is removed. Each phase that has a name is a row of the table. All rows are such that less is better.
@@ -15,18 +15,18 @@ from benchmarks.materials import Materials
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a run is: 1 as published; the tests run everything tiny, --quick something in between."""
+    """The size of a run: 1 as published; the tests run everything tiny, --quick takes a tenth."""
 
     factor: float = 1.0
 
     def of(self, number: int, least: int = 1) -> int:
-        """`number` at this scale, but at least `least`."""
+        """Return `number` at this scale, but at least `least`."""
         return max(least, round(number * self.factor))
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where a phase acts."""
+class Context:
+    """The directories and materials that a phase works with."""
 
     merged: Path  # the mounted union, or the plain directory
     aside: Path  # an empty directory on the same filesystem, outside of what is measured
@@ -42,21 +42,21 @@ class Sample:
     daemon_s: float | None = None  # processor time of the FUSE daemon, user and system; None: there is no daemon
     daemon_growth: int | None = None  # how many bytes of memory the daemon gained
     mount_s: float = 0.0  # what the mount command took
-    told: float | None = None  # what the phase itself measured
+    reported: float | None = None  # the figure that the phase measured itself and returned
     messages: Mapping[str, int] | None = None  # requests the daemon got, by the kernel's name; None: not counted
 
 
-Act = Callable[[Site], float | None]
+Act = Callable[[Context], float | None]
 
 
 def wall(sample: Sample, scale: Scale) -> float:
-    """Seconds from the start of the phase to its end."""
+    """Return the seconds from the start of the phase to its end."""
     return sample.wall_s
 
 
-def told(sample: Sample, scale: Scale) -> float | None:
-    """What the phase itself measured."""
-    return sample.told
+def reported(sample: Sample, scale: Scale) -> float | None:
+    """Return the figure that the phase measured itself."""
+    return sample.reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +67,26 @@ class Phase:
     act: Act
     unit: str = "s"
     value: Callable[[Sample, Scale], float | None] = wall
-    remount: bool = False  # whether the same branches are mounted afresh first, so that nothing is remembered
     warm: bool = False  # whether the kernel may know everything already
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A question and how it is answered."""
+    """A question, and the lowers and phases that answer it."""
 
     name: str  # what --only takes
     question: str
     phases: Sequence[Phase]
-    lowers: Callable[[Materials, Scale], Sequence[Path]]  # top first, never changed by anybody
-    # What the plain directory is: None, the lower itself, since nothing is changed; else a directory with copies of
-    # these paths of the lowers, or an empty one when there are none.
+    lowers: Callable[[Materials, Scale], Sequence[Path]]  # top first, never changed
+    # The plain directory of `native`: with None the lower itself, since nothing is changed; else a directory with
+    # copies of these paths of the lowers, or an empty one when there are none.
     copied: Sequence[str] | None = None
     timeout_s: float = 120.0  # for one phase
-    run_deferred: bool = True  # whether a daemon may finish its own start before anything is measured
+    is_mount_timed: bool = False  # whether the mount command's own time counts: it leaves its daemon in the background,
+    # and nothing is asked of the mount before the first phase
     without: Mapping[str, str] = field(default_factory=dict)  # system -> why the question makes no sense there
 
 
 def debian(materials: Materials, scale: Scale) -> Sequence[Path]:
-    """The usual lower."""
+    """Return the usual lower, a Debian root filesystem."""
     return [materials.debian()]

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_unpack, plots, report, session, suite, systems
+from benchmarks import bench_unpack, plots, report, session, suite
 from benchmarks.materials import Materials
-from benchmarks.workload import Scale, Site
+from benchmarks.workload import Context, Scale
 from tests.support import mountinfo, process
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
+from unionfs.bench import systems
 from unionfs.bench.child import FailedError
+from unionfs.syscalls.mountinfo import mounts as mounts_of
 
 _TINY = 0.01
 _TIMEOUT_S = 200
@@ -34,7 +36,7 @@ def _env(scratch: Path) -> dict[str, str]:
     (scratch / "runs").mkdir()
     return {
         **os.environ,
-        "UNIONFS_TEST_DIR": os.fspath(scratch / "runs"),
+        "UNIONFS_BENCH_DIR": os.fspath(scratch / "runs"),
         "UNIONFS_BENCH_CACHE": os.fspath(scratch / "cache"),
     }
 
@@ -74,7 +76,7 @@ def test_it_runs_on_every_system(name: str, scratch: Path, fuse_device: Path) ->
         for row in rows:
             wanted = [
                 system
-                for system in systems.SYSTEMS
+                for system in suite.SYSTEMS
                 if ("", system) not in left_out and (workload.name, system) not in left_out
             ]
             assert list(row["systems"]) == wanted
@@ -118,11 +120,11 @@ def _run(scratch: Path, *chosen: str, only: str = "find") -> suite.Result:
     choice = suite.Choice(workloads, chosen, 2, Scale(_TINY), Materials(scratch / "cache", small=True))
     run = scratch / "run"
     run.mkdir()
-    return suite.run(choice, session.Plan(run), lambda _: None)
+    return suite.run(choice, run, lambda _: None)
 
 
 def test_a_missing_peer_is_named_and_left_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.systems.shutil.which", lambda _: None)
+    monkeypatch.setattr("unionfs.bench.systems.shutil.which", lambda _: None)
     result = _run(scratch, systems.FUSE_OVERLAYFS, systems.NATIVE)
     why = "fuse-overlayfs is not installed"
     assert result.left_out == [{"workload": "", "system": systems.FUSE_OVERLAYFS, "why": why}]
@@ -130,19 +132,19 @@ def test_a_missing_peer_is_named_and_left_out(scratch: Path, monkeypatch: pytest
 
 
 def test_a_system_that_fails_is_named_and_the_others_go_on(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.systems._mount_argv", lambda *_: ["false"])
+    monkeypatch.setattr("unionfs.bench.systems._mount_argv", lambda *_: ["false"])
     result = _run(scratch, systems.OURS, systems.NATIVE)
     assert [(one["workload"], one["system"]) for one in result.left_out] == [("find", systems.OURS)]
     assert [len(samples) for samples in result.samples.values()] == [2, 2, 2]
 
 
 def test_what_hangs_is_ended(scratch: Path) -> None:
-    def hang(site: Site) -> None:
+    def hang(context: Context) -> None:
         time.sleep(3600)
 
-    site = Site(scratch, scratch, Materials(scratch, small=True), Scale(_TINY))
+    context = Context(scratch, scratch, Materials(scratch, small=True), Scale(_TINY))
     with pytest.raises(FailedError, match="did not end"):
-        session.in_child(hang, site, 0.2)
+        session.in_child(hang, context, 0.2)
 
 
 def test_ctrl_c_leaves_nothing(scratch: Path, fuse_device: Path, root_user: User) -> None:
@@ -151,7 +153,7 @@ def test_ctrl_c_leaves_nothing(scratch: Path, fuse_device: Path, root_user: User
     argv = _argv("--only", "find", "--rounds", "1000", "--systems", systems.OURS)
     with subprocess.Popen(argv, cwd=CHECKOUT, env=env, stdout=null, stderr=null) as running:
         deadline = time.monotonic() + limit(60)
-        while not any(scratch in mount.mountpoint.parents for mount in mountinfo.mounts()):
+        while not any(mount.mountpoint.startswith(f"{scratch}/") for mount in mounts_of(running.pid)):
             assert time.monotonic() < deadline, "nothing was mounted"
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
@@ -189,7 +191,7 @@ def _pictures() -> set[str]:
 
 
 def test_every_system_has_a_colour() -> None:
-    assert set(plots.COLOURS) == set(systems.SYSTEMS)
+    assert set(plots.COLOURS) == set(suite.SYSTEMS)
 
 
 def test_the_readme_has_the_markers() -> None:

@@ -156,11 +156,11 @@ def executable(path: Path, text: str) -> None:
 
 
 def run_here(where: Path, chosen: list[str], timeout_s: float = 20.0, minutes: float = 2.0) -> copyup.Result:
-    extent = cases.Extent(sizes=[4096], filesystems=["here"], rounds=1, minutes=minutes)
-    wanted = [one for one in cases.all_series(extent) if one.name == "size-here"]
+    run_size = cases.RunSize(sizes=[4096], filesystems=["here"], rounds=1, minutes=minutes)
+    wanted = [one for one in cases.all_series(run_size) if one.name == "size-here"]
     directory = where / "run"
     directory.mkdir()
-    found = copyup.run(copyup.Choice(extent, wanted, chosen, timeout_s, os.fspath(directory)), lambda _: None)
+    found = copyup.run(copyup.Choice(run_size, wanted, chosen, timeout_s, os.fspath(directory)), lambda _: None)
     nothing_left(directory)
     return found
 

@@ -1,17 +1,21 @@
-"""What copy-up costs, measured on union filesystems side by side: the room behind `unionfs bench`.
+"""Measure union filesystems side by side: the engine of `unionfs bench` and of the benchmarks of a checkout.
 
-    cases         what is asked: series of points, and the size of a run; values only
-    trees         the lowers that the cases need, made in a branch filesystem
+    systems       each system: why it is missing, how it is mounted, unmounted and ended; its version
+    rounds        the order of interleaved rounds, medians and spread, what was left out
+    child         calls with a time limit in a child process, which leaves nothing behind; namespaces of a run
+    run_directory     the directory of a run and of its sessions; removes what dead runs left
+    facts         the machine
     filesystems       filesystems to put the branches on: loop files, tmpfs, the directory itself
-    systems       how each peer shows a lower to be changed, and why one may be missing
-    acts          one timed first write, in the child process that does it
-    child         a child process with a time limit, which leaves nothing behind
-    runs          the directory of a run, a worker in namespaces of its own, the sweeping of dead runs
-    copyup        the run itself: interleaved rounds within a time budget
-    facts         the machine and the versions
-    summary       medians and spread: the object that --json writes, and questions to it
-    claims        what people say about copy-up, each with our figure beside it
-    table, plots, page, markdown    the same for a terminal, as pictures, as one HTML file, for a README
 
-Knows nothing of the core: every system is started as a user would start it, ours too.
+What copy-up costs stands on that:
+
+    cases         series of points, and the size of a run; values only
+    trees         the lowers that the cases need, made in a branch filesystem
+    first_write   one timed first write, in the child process that makes it
+    copyup        a run: a worker that measures all series within a time budget
+    summary       the object that --json writes, and questions to it
+    claims        claims about copy-up by file and by block, each with our figure beside it
+    table, plots, page, markdown    a run on a terminal, as pictures, as one HTML file, for a README
+
+Nothing here imports the core: every system, ours too, is started by its command, as users start it.
 """

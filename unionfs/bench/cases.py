@@ -1,4 +1,4 @@
-"""What is asked about copy-up: series of points, and how large a run is. Values only; nothing runs here.
+"""Define the questions about copy-up, as series of points, and the size of a run. Values only; nothing runs here.
 
 A series is one picture: one trigger or several, one thing that varies (x), one filesystem, warm or cold. It is made of
 groups: the points of a group are measured in one mount with the same lowers.
@@ -43,7 +43,7 @@ TRIGGERS: Final = {
     APPEND_TREE: "append 1 byte to each",
     SHARED: "read through two mounts",
 }
-"""What is done to a lower file, in words."""
+"""The changes of a lower file, in words."""
 
 WARM: Final = "warm"
 COLD: Final = "cold"
@@ -81,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One picture."""
+    """The points of one picture."""
 
     name: str  # what --only takes
     title: str
@@ -91,19 +91,19 @@ class Series:
     ground: str = MAIN
     cache: str = WARM
     per_file: bool = False  # whether the figure is the time over the number of files
-    layered: bool = False  # whether it asks about layers, of which a copy or a snapshot has none
+    layered: bool = False  # whether x is about layers, of which a copy or a snapshot has none
     rounds: int = 0  # at most so many, 0: as many as the run has
 
     @property
     def points(self) -> Iterator[Point]:
-        """All points of all groups."""
+        """Yield all points of all groups."""
         for group in self.groups:
             yield from group.points
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """How large a run is. The defaults are the full one."""
+class RunSize:
+    """The sizes and numbers of a run. The defaults are those of the full one."""
 
     sizes: Sequence[int] = SIZES
     cold_to: int = 256 * MB
@@ -119,8 +119,8 @@ class Extent:
     filesystems: Sequence[str] = field(default=("ext4", "xfs", "btrfs", "tmpfs"))
 
 
-FULL: Final = Extent()
-QUICK: Final = Extent(
+FULL: Final = RunSize()
+QUICK: Final = RunSize(
     sizes=SIZES[:4],
     cold_to=16 * MB,
     triggers_size=4 * MB,
@@ -135,24 +135,24 @@ QUICK: Final = Extent(
 )
 
 
-def all_series(extent: Extent) -> list[Series]:
-    """The series of a run, the most wanted first: what a time budget cuts off is the end."""
+def all_series(run_size: RunSize) -> list[Series]:
+    """Return the series of a run, the most important first: a time budget cuts off the end."""
     found = []
-    for ground in extent.filesystems:
-        groups = list(_by_size(extent.sizes, MIDDLE))
+    for ground in run_size.filesystems:
+        groups = list(_by_size(run_size.sizes, MIDDLE))
         title = "4 kB written in the middle of a file, by its size"
         found.append(Series(f"size-{ground}", title, "file size", groups, unit="B", ground=ground))
-    found.append(_storm("storm", CHMOD_TREE, extent.storm))
+    found.append(_storm("storm", CHMOD_TREE, run_size.storm))
     found.append(
         Series(
             "trigger",
-            f"what triggers it, a file of {words(extent.triggers_size)}",
+            f"what triggers it, a file of {words(run_size.triggers_size)}",
             "",
             [
                 Group(
                     ["trigger"],
                     [
-                        Point(number, f"t{number}", trigger, extent.triggers_size, label=TRIGGERS[trigger])
+                        Point(number, f"t{number}", trigger, run_size.triggers_size, label=TRIGGERS[trigger])
                         for number, trigger in enumerate(list(TRIGGERS)[:8])
                     ],
                 )
@@ -160,10 +160,10 @@ def all_series(extent: Extent) -> list[Series]:
             unit="name",
         )
     )
-    cold = [size for size in extent.sizes if size <= extent.cold_to]
+    cold = [size for size in run_size.sizes if size <= run_size.cold_to]
     title = "4 kB written in the middle of a file that is not in the page cache, by its size"
     found.append(Series("size-cold", title, "file size", list(_by_size(cold, MIDDLE)), unit="B", cache=COLD))
-    points = [Point(depth, "/".join(["d"] * depth) + f"/f{depth}", APPEND, 4 * KB) for depth in extent.depths]
+    points = [Point(depth, "/".join(["d"] * depth) + f"/f{depth}", APPEND, 4 * KB) for depth in run_size.depths]
     found.append(
         Series(
             "depth",
@@ -172,15 +172,15 @@ def all_series(extent: Extent) -> list[Series]:
             [Group([f"depth-{point.x}"], [point]) for point in points],
         )
     )
-    found.append(_storm("storm-append", APPEND_TREE, extent.storm[:2]))
-    found.append(_layers(extent))
-    found.append(_layer(extent))
+    found.append(_storm("storm-append", APPEND_TREE, run_size.storm[:2]))
+    found.append(_layers(run_size))
+    found.append(_layer(run_size))
     found.append(
         Series(
             "sparse",
             "4 kB written in a file of 1 MB of data and a hole, by its size",
             "file size, the hole included",
-            [Group(["sparse"], [Point(size, f"s{size}", MIDDLE, size) for size in extent.sparse])],
+            [Group(["sparse"], [Point(size, f"s{size}", MIDDLE, size) for size in run_size.sparse])],
             unit="B",
             rounds=3,
         )
@@ -190,12 +190,12 @@ def all_series(extent: Extent) -> list[Series]:
             "links",
             f"1 byte appended to a file of {words(_LINKED_SIZE)}, by the number of its names",
             "hard links",
-            [Group(["links"], [Point(count, f"l{count}/n0", APPEND, _LINKED_SIZE) for count in extent.links])],
+            [Group(["links"], [Point(count, f"l{count}/n0", APPEND, _LINKED_SIZE) for count in run_size.links])],
         )
     )
-    found.append(_sharing("sharing", MAIN, extent))
-    if "btrfs" in extent.filesystems[1:]:
-        found.append(_sharing("sharing-btrfs", "btrfs", extent))
+    found.append(_sharing("sharing", MAIN, run_size))
+    if "btrfs" in run_size.filesystems[1:]:
+        found.append(_sharing("sharing-btrfs", "btrfs", run_size))
     return found
 
 
@@ -220,13 +220,13 @@ def _storm(name: str, trigger: str, counts: Sequence[int]) -> Series:
     )
 
 
-def _layers(extent: Extent) -> Series:
+def _layers(run_size: RunSize) -> Series:
     groups = [
         Group(
             [f"layers-{count}/{number}" for number in range(count)],
             [Point(count, f"d/f{count - 1}", APPEND, _LAYERS_FILE)],
         )
-        for count in extent.layers
+        for count in run_size.layers
     ]
     return Series(
         "layers",
@@ -237,8 +237,8 @@ def _layers(extent: Extent) -> Series:
     )
 
 
-def _layer(extent: Extent) -> Series:
-    count = extent.layers[-1]
+def _layer(run_size: RunSize) -> Series:
+    count = run_size.layers[-1]
     places = sorted({1, max(1, count // 16), max(1, count // 4), count})
     points = [Point(place, f"d/f{place - 1}", APPEND, _LAYERS_FILE) for place in places]
     lowers = [f"layers-{count}/{number}" for number in range(count)]
@@ -251,14 +251,14 @@ def _layer(extent: Extent) -> Series:
     )
 
 
-def _sharing(name: str, ground: str, extent: Extent) -> Series:
-    title = f"a file of {words(extent.shared_size)} read through one mount: how much of it a second mount has"
-    point = Point(0, "shared", SHARED, extent.shared_size, label="in the page cache")
+def _sharing(name: str, ground: str, run_size: RunSize) -> Series:
+    title = f"a file of {words(run_size.shared_size)} read through one mount: how much of it a second mount has"
+    point = Point(0, "shared", SHARED, run_size.shared_size, label="in the page cache")
     return Series(name, title, "", [Group(["sharing"], [point])], unit="name", ground=ground, rounds=1)
 
 
 def words(size: float) -> str:
-    """A size in words: "4 kB", "1.5 GB"; kB and so on are powers of 1024, as file sizes here are."""
+    """Return a size in words: "4 kB", "1.5 GB"; kB and so on are powers of 1024, as file sizes here are."""
     for unit, factor in (("GB", GB), ("MB", MB), ("kB", KB)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

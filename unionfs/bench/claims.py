@@ -1,7 +1,7 @@
-"""What people say about copy-up at the level of files and of blocks, each with the figure of a run beside it.
+"""List claims about copy-up by file and by block, and put the figure of a run beside each.
 
-The sentences are told in our words with their source. A figure is taken from the run or said not to be there; none is
-written here.
+Each claim is put in our words and names its source. Every figure comes from the run; where the run has none, that is
+said.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NOT_MEASURED: Final = "not measured in this run"
 
 
 class Claim(NamedTuple):
-    """One thing that people say."""
+    """One claim, and the function that finds its figure in a run."""
 
     says: str
     source: str
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 def answers(found: Found) -> list[Answer]:
-    """Every claim with its figure."""
+    """Return every claim with its figure."""
     return [Answer(claim, claim.figure(found) or _NOT_MEASURED) for claim in CLAIMS]
 
 
@@ -43,9 +43,9 @@ def _whole_file(found: Found) -> str:
     parts = []
     for ground in ("ext4", "xfs", "btrfs"):
         point = _largest(found, f"size-{ground}")
-        told = [_told(point, system) for system in (systems.OURS, systems.OVERLAYFS)]
-        if point is not None and any(told):
-            parts.append(f"{words(point['x'])} on {ground}: {'; '.join(filter(None, told))}")
+        by_system = [_figure_of(point, system) for system in (systems.OURS, systems.OVERLAYFS)]
+        if point is not None and any(by_system):
+            parts.append(f"{words(point['x'])} on {ground}: {'; '.join(filter(None, by_system))}")
     return _sentence(parts)
 
 
@@ -95,26 +95,26 @@ def _block_level(found: Found) -> str:
         ("ext4", (systems.OURS, systems.OVERLAYFS)),
     ):
         point = _largest(found, f"size-{ground}")
-        told = [_told(point, system) for system in chosen]
-        if point is not None and any(told):
-            parts.append(f"{words(point['x'])} on {ground}: {'; '.join(filter(None, told))}")
+        by_system = [_figure_of(point, system) for system in chosen]
+        if point is not None and any(by_system):
+            parts.append(f"{words(point['x'])} on {ground}: {'; '.join(filter(None, by_system))}")
     return _sentence(parts)
 
 
 def _small_writes(found: Found) -> str:
     point = _largest(found, "size-btrfs")
-    return "" if point is None else _sentence([f"{words(point['x'])}", _told(point, systems.SNAPSHOT)])
+    return "" if point is None else _sentence([f"{words(point['x'])}", _figure_of(point, systems.SNAPSHOT)])
 
 
 def _sharing(found: Found) -> str:
-    told = []
+    by_system = []
     for name in ("sharing", "sharing-btrfs"):
         series = series_of(found, name)
         if series is not None:
             point = series["points"][0]
             parts = [f"{system} {figures['resident'] * 100:.0f} %" for system, figures in point["systems"].items()]
-            told.append(f"on {series['ground']} {', '.join(parts)}")
-    return f"share of a file that a second mount finds in memory: {'; '.join(told)}" if told else ""
+            by_system.append(f"on {series['ground']} {', '.join(parts)}")
+    return f"share of a file that a second mount finds in memory: {'; '.join(by_system)}" if by_system else ""
 
 
 def _attributes(found: Found) -> str:
@@ -124,9 +124,9 @@ def _attributes(found: Found) -> str:
     parts = []
     for trigger in ("chmod", "chown"):
         point = next((one for one in series["points"] if one["trigger"] == trigger), None)
-        told = [_told(point, system) for system in (systems.OURS, systems.FUSE_OVERLAYFS, systems.OVERLAYFS)]
-        if point is not None and any(told):
-            parts.append(f"{TRIGGERS[trigger]} of {words(point['size'])}: {'; '.join(filter(None, told))}")
+        by_system = [_figure_of(point, system) for system in (systems.OURS, systems.FUSE_OVERLAYFS, systems.OVERLAYFS)]
+        if point is not None and any(by_system):
+            parts.append(f"{TRIGGERS[trigger]} of {words(point['size'])}: {'; '.join(filter(None, by_system))}")
     return _sentence(parts)
 
 
@@ -134,7 +134,7 @@ def _deep_copy(found: Found) -> str:
     point = _largest(found, _first_there(found))
     if point is None:
         return ""
-    return _sentence([words(point["x"]), _told(point, systems.COPY), _told(point, systems.OURS)])
+    return _sentence([words(point["x"]), _figure_of(point, systems.COPY), _figure_of(point, systems.OURS)])
 
 
 def _storm(found: Found) -> str:
@@ -237,7 +237,7 @@ def _largest(found: Found, name: str) -> Found | None:
     return points[-1] if points else None
 
 
-def _told(point: Found | None, system: str) -> str:
+def _figure_of(point: Found | None, system: str) -> str:
     """A system's time at a point, and what it wrote."""
     if point is None or system not in point["systems"]:
         return ""

@@ -1,4 +1,4 @@
-"""The run: every series on every system, in interleaved rounds, within a time budget.
+"""Run every series on every system, in interleaved rounds (`rounds`), within a time budget.
 
     for each filesystem
         for each round
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -27,32 +26,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from unionfs.bench import cases, child, filesystems, first_write, run_directory, systems, trees
-from unionfs.bench.cases import Extent, Group, Point, Series
+from unionfs.bench import cases, child, filesystems, first_write, rounds, run_directory, systems, trees
+from unionfs.bench.cases import Group, Point, RunSize, Series
 from unionfs.bench.child import FailedError
-from unionfs.bench.filesystems import Ground
-from unionfs.bench.first_write import Site
-from unionfs.bench.systems import SessionDirectories
-from unionfs.syscalls import files, mountinfo, mounts, namespaces
+from unionfs.bench.filesystems import BranchFilesystem
+from unionfs.bench.first_write import Target
+from unionfs.bench.systems import Branches
+from unionfs.syscalls import files
 
 _BIG_ROUNDS: Final = 3  # for files from cases.BIG on
 _HUGE_ROUNDS: Final = 2  # from 1 GB on, and for very many files: the spread is two values wide then
 _MANY: Final = 10_000
 _STEEPEST: Final = 16  # how much longer a larger group is expected to take at most
 _MAIN_SHARE: Final = 0.55  # of the time, for the first filesystem, which has most series
-_REMOVED_AT_ONCE: Final = 1 << 20
 _START_S: Final = 30.0  # for a daemon to mount, and to leave
 _SPARE: Final = 256 << 20  # room beyond what is known to be needed: journals, metadata
 _SMALL_FILE: Final = 6000  # what a small file takes, its inode included
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to run."""
+    """The series, systems and sizes of a run."""
 
-    extent: Extent
+    run_size: RunSize
     series: Sequence[Series]
     systems: Sequence[str]
     timeout_s: float
@@ -61,7 +59,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Result:
-    """What a run found. Filled in by `run` only."""
+    """The samples of a run, filled in by `run` only."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)  # series, system, point (its index), round, ns, ...
     left_out: list[dict[str, str]] = field(default_factory=list)  # series ("" means all), system, why
@@ -70,31 +68,31 @@ class Result:
     seconds: float = 0.0
 
 
-def run(choice: Choice, say: Say) -> Result:
+def run(choice: Choice, progress: Progress) -> Result:
     """Measure. Raises: FailedError when nothing can be measured at all; OSError for the directory of the run."""
     result = Result()
     began = time.monotonic()
     done = False
     with run_directory.run_directory(run_directory.base(choice.directory)) as directory:
-        for kind, told in _told_by_worker(choice, directory):
-            if kind == "say":
-                say(told)
+        for kind, value in _messages_of_worker(choice, directory):
+            if kind == "progress":
+                progress(value)
             elif kind == "ground":
-                result.filesystems.update(told)
+                result.filesystems.update(value)
             elif kind == "failed":
-                raise FailedError(told)
+                raise FailedError(value)
             elif kind == "done":
                 done = True
             else:
-                getattr(result, kind).append(told)
+                getattr(result, kind).append(value)
     if not done:
         raise FailedError("the worker process died")
     result.seconds = time.monotonic() - began
     return result
 
 
-def _told_by_worker(choice: Choice, directory: Path) -> Iterator[tuple[str, Any]]:
-    """What the worker tells, line by line, until it ends."""
+def _messages_of_worker(choice: Choice, directory: Path) -> Iterator[tuple[str, Any]]:
+    """Fork the worker; yield its messages, (kind, value), until it ends."""
     read_fd, write_fd = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -104,8 +102,8 @@ def _told_by_worker(choice: Choice, directory: Path) -> Iterator[tuple[str, Any]
     try:
         with open(read_fd, encoding="utf-8") as lines:
             for line in lines:
-                kind, told = json.loads(line)
-                yield kind, told
+                kind, value = json.loads(line)
+                yield kind, value
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
@@ -113,58 +111,33 @@ def _told_by_worker(choice: Choice, directory: Path) -> Iterator[tuple[str, Any]
 
 
 def _work_and_exit(choice: Choice, directory: Path, write_fd: int) -> NoReturn:
-    def tell(kind: str, told: Any) -> None:
-        os.write(write_fd, json.dumps([kind, told]).encode() + b"\n")
+    def send(kind: str, value: Any) -> None:
+        os.write(write_fd, json.dumps([kind, value]).encode() + b"\n")
 
     status = 1
     try:
-        os.setsid()  # Ctrl-C is our parent's to act on
+        os.setsid()  # Ctrl-C ends the parent, and with it this process
         child.die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _enter_namespaces(directory)
-        _Run(choice, directory, tell).all()
-        tell("done", None)
+        child.enter_namespaces(directory, in_user_namespace=os.geteuid() != 0)
+        _Run(choice, directory, send).all()
+        send("done", None)
         status = 0
     except (FailedError, OSError) as why:
-        tell("failed", str(why))
+        send("failed", str(why))
     finally:
         os._exit(status)
 
 
-def _enter_namespaces(directory: Path) -> None:
-    """A mount namespace of our own, with a user namespace where that takes one. Where it cannot be had, mounts are
-    made in everybody's, and swept by the next run if this one is killed.
-
-    Other people's unions do not stay mounted here: our copy of their mounts would keep their daemons alive."""
-    uid, gid = os.geteuid(), os.getegid()
-    try:
-        if uid == 0:
-            namespaces.unshare(namespaces.CLONE_NEWNS)
-        else:
-            namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-            child.die_with_parent()  # forgotten with the new credentials
-        mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
-    except OSError:
-        return
-    needed = [Path(path).resolve() for path in (directory, sys.prefix, __file__)]
-    for there in mountinfo.mounts():
-        if there.fstype == "fuse.unionfs" and not any(path.is_relative_to(there.mountpoint) for path in needed):
-            with contextlib.suppress(OSError):  # a user namespace may not take away what it was given
-                mounts.umount2(there.mountpoint, mounts.MNT_DETACH)
-
-
 class _Run:
-    """The worker's state: what is still in the race, and how long things took."""
+    """The state of the worker: which systems were left out, and how long groups took."""
 
-    def __init__(self, choice: Choice, directory: Path, tell: Callable[[str, Any], None]) -> None:
+    def __init__(self, choice: Choice, directory: Path, send: Callable[[str, Any], None]) -> None:
         self.choice = choice  # immutable
         self.directory = directory  # immutable
-        self.tell = tell  # immutable
+        self.send = send  # immutable
         self.began = time.monotonic()  # immutable
-        self.deadline = self.began + choice.extent.minutes * 60  # immutable
+        self.deadline = self.began + choice.run_size.minutes * 60  # immutable
         self.out: set[tuple[str, str]] = set()  # (series, system) left out
         self.took: dict[tuple[str, int], float] = {}  # (series, group) -> seconds of its last round
         self.serial = 0  # of sessions
@@ -175,10 +148,10 @@ class _Run:
 
     @property
     def _too_late(self) -> str:
-        return f"the time of {self.choice.extent.minutes:g} minutes is used up"
+        return f"the time of {self.choice.run_size.minutes:g} minutes is used up"
 
     def all(self) -> None:
-        """Everything."""
+        """Run all series on all filesystems. Raises: FailedError when nothing can be measured."""
         contestants = []
         for system in self.choice.systems:
             why = systems.why_missing(system)
@@ -186,27 +159,27 @@ class _Run:
                 contestants.append(system)
             else:
                 self.leave_out("", system, why)
-        by_ground = self._by_ground()
-        if not contestants or not by_ground:
+        by_filesystem = self._by_filesystem()
+        if not contestants or not by_filesystem:
             raise FailedError("nothing can be measured here: " + ("no filesystem" if contestants else "no system"))
-        for number, (name, series) in enumerate(by_ground.items()):
-            rest = (1 - _MAIN_SHARE) / max(1, len(by_ground) - 1)
-            share = 1.0 if number == len(by_ground) - 1 else _MAIN_SHARE + rest * number
+        for number, (name, series) in enumerate(by_filesystem.items()):
+            rest = (1 - _MAIN_SHARE) / max(1, len(by_filesystem) - 1)
+            share = 1.0 if number == len(by_filesystem) - 1 else _MAIN_SHARE + rest * number
             try:
-                self.on_ground(name, series, contestants, self.began + (self.deadline - self.began) * share)
+                self.on_filesystem(name, series, contestants, self.began + (self.deadline - self.began) * share)
             except (FailedError, OSError) as why:
                 for one in series:
                     self.leave_out(one.name, "all", why.strerror or str(why) if isinstance(why, OSError) else str(why))
 
     def leave_out(self, series: str, system: str, why: str) -> None:
-        """Name what is not measured, once."""
+        """Report once that something is not measured."""
         if (series, system) not in self.out:
             self.out.add((series, system))
-            self.tell("left_out", {"series": series, "system": system, "why": why})
+            self.send("left_out", {"series": series, "system": system, "why": why})
 
-    def _by_ground(self) -> dict[str, list[Series]]:
-        """The series of each filesystem that can be had, the main one first."""
-        missing = {name: filesystems.why_missing(name) for name in self.choice.extent.filesystems}
+    def _by_filesystem(self) -> dict[str, list[Series]]:
+        """The series of each filesystem that can be used here, the main one first."""
+        missing = {name: filesystems.why_missing(name) for name in self.choice.run_size.filesystems}
         usable = [name for name, why in missing.items() if why is None] or [filesystems.HERE]
         found: dict[str, list[Series]] = {}
         for series in self.choice.series:
@@ -221,29 +194,29 @@ class _Run:
 
     # -- one filesystem ------------------------------------------------------------------------------------------------
 
-    def on_ground(self, name: str, wanted: Sequence[Series], contestants: Sequence[str], until: float) -> None:
-        """All rounds of all series on one filesystem. Raises: FailedError when it cannot be made."""
+    def on_filesystem(self, name: str, wanted: Sequence[Series], contestants: Sequence[str], until: float) -> None:
+        """Run all rounds of all series on one filesystem. Raises: FailedError when it cannot be made."""
         if time.monotonic() > self.deadline:
             raise FailedError(self._too_late)
-        self.tell("say", f"{name}: making the lowers")
+        self.send("progress", f"{name}: making the lowers")
         room = filesystems.room(name, self.directory)
         all_series = [self._shortened(series, name, wanted, contestants, room) for series in wanted]
         size = self._need(all_series, contestants) * 5 // 4
-        with filesystems.ready(name, self.directory, size) as ground:
-            what = ground.fstype if name in (filesystems.HERE, filesystems.TMPFS) else f"{name} in a loop file"
-            self.tell("ground", {name: what})
-            may_reflink = ground.may_reflink
+        with filesystems.ready(name, self.directory, size) as filesystem:
+            what = filesystem.fstype if name in (filesystems.HERE, filesystems.TMPFS) else f"{name} in a loop file"
+            self.send("ground", {name: what})
+            may_reflink = filesystem.may_reflink
             for series in all_series:
-                trees.make(series, ground.lowers, ground.make_lower)
-            _write_out(ground.root)
-            for number in range(self.choice.extent.rounds):
+                trees.make(series, filesystem.lowers, filesystem.make_lower)
+            _write_out(filesystem.root)
+            for number in range(self.choice.run_size.rounds):
                 for series in all_series:
                     if series.rounds and number >= series.rounds:
                         continue
                     end = until if number else self.deadline
                     if time.monotonic() < end:
-                        usable = self._usable(series, ground, contestants, may_reflink)
-                        self._round(series, number, ground, usable, end)
+                        usable = self._usable(series, filesystem, contestants, may_reflink)
+                        self._round(series, number, filesystem, usable, end)
                     elif number == 0:
                         self.leave_out(series.name, "all", self._too_late)
 
@@ -271,10 +244,12 @@ class _Run:
             self.leave_out(series.name, "all", why + f"there is room for {cases.words(room)}")
         return shortened
 
-    def _usable(self, series: Series, ground: Ground, contestants: Sequence[str], may_reflink: bool) -> list[str]:
+    def _usable(
+        self, series: Series, filesystem: BranchFilesystem, contestants: Sequence[str], may_reflink: bool
+    ) -> list[str]:
         found = []
         for system in contestants:
-            why = systems.why_not_on(system, ground, may_reflink=may_reflink)
+            why = systems.why_not_on(system, filesystem, may_reflink=may_reflink)
             if why is not None:
                 self.leave_out(series.name, system, why)
             elif series.layered and system in systems.COPYING:
@@ -285,15 +260,17 @@ class _Run:
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
-    def _round(self, series: Series, number: int, ground: Ground, usable: Sequence[str], end: float) -> None:
+    def _round(
+        self, series: Series, number: int, filesystem: BranchFilesystem, usable: Sequence[str], end: float
+    ) -> None:
         base = 0
         for index, group in enumerate(series.groups):
             if number < _rounds_of(group) and self._has_time(series, index, group, end):
                 began = time.monotonic()
-                for system in usable[:: -1 if number % 2 else 1]:
+                for system in rounds.order(usable, number):
                     if (series.name, system) not in self.out:
-                        self.tell("say", f"{series.name}: round {number + 1}: {system}")
-                        self._session(series, group, base, number, ground, system)
+                        self.send("progress", f"{series.name}: round {number + 1}: {system}")
+                        self._session(series, group, base, number, filesystem, system)
                 self.took[series.name, index] = time.monotonic() - began
             base += len(group.points)
 
@@ -313,17 +290,19 @@ class _Run:
                 return False
         return now < end
 
-    def _session(self, series: Series, group: Group, base: int, number: int, ground: Ground, system: str) -> None:
+    def _session(
+        self, series: Series, group: Group, base: int, number: int, filesystem: BranchFilesystem, system: str
+    ) -> None:
         began = time.monotonic()
         self.serial += 1
-        place = SessionDirectories(ground.root / f"s{self.serial}")
+        branches = Branches(filesystem.root / f"s{self.serial}", [filesystem.lowers / lower for lower in group.lowers])
         try:
-            found = self._measure(series, group, number, ground, system, place)
+            found = self._measure(series, group, number, filesystem, system, branches)
         except FailedError as why:
             self.leave_out(series.name, system, str(why))
             found = []
         finally:
-            _put_aside(place.base, ground.root)
+            run_directory.put_aside(branches.base, filesystem.root)
         for offset, sample in enumerate(found):
             if "failed" in sample:
                 point = group.points[offset]
@@ -331,56 +310,57 @@ class _Run:
                 self.leave_out(f"{series.name}: {where}", system, sample["failed"])
             else:
                 head = {"series": series.name, "system": system, "point": base + offset, "round": number}
-                self.tell("samples", {**head, **sample})
+                self.send("samples", {**head, **sample})
         took = round(time.monotonic() - began, 3)
-        self.tell("order", {"series": series.name, "round": number, "system": system, "s": took})
+        self.send("order", {"series": series.name, "round": number, "system": system, "s": took})
 
     def _measure(
-        self, series: Series, group: Group, number: int, ground: Ground, system: str, place: SessionDirectories
+        self, series: Series, group: Group, number: int, filesystem: BranchFilesystem, system: str, branches: Branches
     ) -> list[dict[str, Any]]:
         """The samples of one session, or what each point failed with. Raises: FailedError."""
         shares = any(point.trigger == cases.SHARED for point in group.points)
         with contextlib.ExitStack() as stack:
-            here = stack.enter_context(systems.shown(system, ground, group.lowers, place.make(), self._start_s))
+            here = stack.enter_context(systems.mounted(system, branches.make(), self._start_s))
             second = None
             if shares:
-                other = SessionDirectories(place.base / "2").make()
-                second = stack.enter_context(systems.shown(system, ground, group.lowers, other, self._start_s))
-            lower = ground.lowers / group.lowers[-1]
-            site = Site(
-                lower if (lower / group.points[0].path).exists() else ground.lowers / group.lowers[0],
+                other = Branches(branches.base / "2", branches.lowers).make()
+                second = stack.enter_context(systems.mounted(system, other, self._start_s))
+            lower = filesystem.lowers / group.lowers[-1]
+            target = Target(
+                lower if (lower / group.points[0].path).exists() else filesystem.lowers / group.lowers[0],
                 here.merged,
                 here.upper,
                 here.fetch,
                 second.merged if second is not None else None,
             )
-            _write_out(ground.root)
+            _write_out(filesystem.root)
 
             def all_points() -> list[dict[str, Any]]:
                 for one in (here, second):
                     if one is not None and one.enter is not None:
                         one.enter()
-                if site.fetch is None:
-                    first_write.settle(site.merged / trees.SETTLE)
+                if target.fetch is None:
+                    first_write.make_first_change(target.merged / trees.FIRST_CHANGED)
                 return [
-                    _act(_site_of(site, ground, group, point), point, series.cache, number) for point in group.points
+                    _act(_target_of(target, filesystem, group, point), point, series.cache, number)
+                    for point in group.points
                 ]
 
-            told: list[dict[str, Any]] = child.call(all_points, self.choice.timeout_s)
-            return told
+            value: list[dict[str, Any]] = child.call(all_points, self.choice.timeout_s)
+            return value
 
 
-def _site_of(site: Site, ground: Ground, group: Group, point: Point) -> Site:
+def _target_of(target: Target, filesystem: BranchFilesystem, group: Group, point: Point) -> Target:
     """With the lower that has the point's file."""
     for lower in group.lowers:
-        if (ground.lowers / lower / point.path).exists():
-            return replace(site, lower=ground.lowers / lower)
-    return site
+        if (filesystem.lowers / lower / point.path).exists():
+            return replace(target, lower=filesystem.lowers / lower)
+    return target
 
 
-def _act(site: Site, point: Point, cache: str, number: int) -> dict[str, Any]:
+def _act(target: Target, point: Point, cache: str, number: int) -> dict[str, Any]:
     try:
-        return first_write.act(site, point, cache, count=number == 0)
+        return first_write.act(target, point, cache, count=number == 0)
     except OSError as why:
         return {"failed": why.strerror or str(why)}
 
@@ -408,29 +388,9 @@ def _up_to(series: Series, limit: int) -> Series:
 
 
 def _write_out(root: Path) -> None:
-    """What was made before must not be charged to what comes next."""
+    """Write back what was made before, so that it is not charged to the next measurement."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         files.syncfs(fd)
     finally:
         os.close(fd)
-
-
-def _put_aside(base: Path, root: Path) -> None:
-    """Make room for the next session; small files stay until the filesystem goes.
-
-    ext4 does not give out the number of an inode again within minutes of its removal, and looks at every such number
-    first: after a tree was removed, creating a file takes 20 times as long. Large files are few, and go at once.
-    """
-    for directory, _, names in os.walk(base):
-        for name in names:
-            path = f"{directory}/{name}"
-            with contextlib.suppress(OSError):
-                if os.lstat(path).st_size >= _REMOVED_AT_ONCE:
-                    os.unlink(path)
-    aside = root / "done"
-    aside.mkdir(exist_ok=True)
-    with contextlib.suppress(OSError):
-        base.rename(aside / base.name)
-        return
-    shutil.rmtree(base, ignore_errors=True)

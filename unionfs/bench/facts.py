@@ -1,4 +1,4 @@
-"""The machine that figures come from: what must stand beside them."""
+"""Describe the machine that the figures come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, kernel, time and load, as they are now."""
+    """Return processor, memory, kernel, time and load, as they are now."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in cpuinfo if "model name" in line), platform.machine())
     memory_kb = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])

@@ -34,12 +34,12 @@ _PACKAGES: Final = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-prog
 _MKFS_S: Final = 120
 _LEAST: Final = 1 << 30  # xfs and btrfs want to be large; the file has holes
 
-GROUNDS: Final = (*_MKFS, TMPFS, HERE)
+FILESYSTEMS: Final = (*_MKFS, TMPFS, HERE)
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """A filesystem in use."""
+class BranchFilesystem:
+    """A filesystem that holds the branches of a run."""
 
     name: str  # what --on takes
     fstype: str
@@ -47,7 +47,7 @@ class Ground:
 
     @property
     def lowers(self) -> Path:
-        """Where the lowers are made."""
+        """The directory of the lowers."""
         return self.root / "L"
 
     @property
@@ -73,39 +73,49 @@ class Ground:
 
 
 def subvolume(*command: str | Path) -> bool:
-    """Run `btrfs subvolume ...`; whether it did."""
+    """Run `btrfs subvolume ...`; return whether it succeeded."""
     done = subprocess.run(["btrfs", "subvolume", *command], check=False, capture_output=True, timeout=60)
     return done.returncode == 0
 
 
 def why_missing(name: str) -> str | None:
-    """Why branches cannot be put on this filesystem here; None: they can."""
+    """Say why branches cannot be put on this filesystem here; None: they can."""
     if name == HERE:
         return None
     if name == TMPFS:
-        return None if _may_mount() else "this user may not mount it (no user namespaces)"
-    if os.geteuid() != 0 or _in_user_namespace():
+        return None if os.geteuid() == 0 else "this user may not mount it (no user namespaces)"
+    if not is_machine_root():
         return "only root mounts loop files"
     tool = _MKFS[name][0]
     if not shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
         return f"{tool} is not installed (package {_PACKAGES[name]})"
     if not Path("/dev/loop-control").exists():
         return "there are no loop devices"
-    if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
-        subprocess.run(["modprobe", name], capture_output=True, check=False, timeout=30)
-        if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
-            return f"this kernel has no {name}"
-    return None
+    return None if kernel_has(name) else f"this kernel has no {name}"
+
+
+def kernel_has(fstype: str) -> bool:
+    """Return whether the kernel knows a type of filesystem; its module is loaded if that is allowed."""
+    for _ in range(2):
+        if f"\t{fstype}\n" in Path("/proc/filesystems").read_text():
+            return True
+        subprocess.run(["modprobe", fstype], capture_output=True, check=False, timeout=30)
+    return False
+
+
+def is_machine_root() -> bool:
+    """Return whether this process is root outside of user namespaces."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2] == "4294967295"
 
 
 def fstype_of(path: Path) -> str:
-    """The type of the filesystem that a path is on."""
+    """Return the type of the filesystem that a path is on, by mountinfo."""
     known = {mount.mountpoint: mount.fstype for mount in mountinfo.mounts()}
     return next((known[str(place)] for place in (path, *path.parents) if str(place) in known), "unknown")
 
 
 def room(name: str, run: Path) -> int:
-    """How many bytes a run may use on this filesystem: files of a loop file are below `run`, tmpfs is memory."""
+    """Return how many bytes a run may use on this filesystem: a loop file lies below `run`, tmpfs takes memory."""
     if name == TMPFS:
         memory = Path("/proc/meminfo").read_text()
         return int(memory.split("MemAvailable:")[1].split()[0]) * 1024 * 6 // 10
@@ -114,18 +124,18 @@ def room(name: str, run: Path) -> int:
 
 
 @contextlib.contextmanager
-def ready(name: str, run: Path, size: int) -> Iterator[Ground]:
-    """A filesystem with room for `size` bytes, empty; gone afterwards. Raises: FailedError."""
+def ready(name: str, run: Path, size: int) -> Iterator[BranchFilesystem]:
+    """Make an empty filesystem with room for `size` bytes; remove it afterwards. Raises: FailedError."""
     root = run / "g"
     root.mkdir()
     try:
         if name == HERE:
-            ground = Ground(name, fstype_of(run), root)
+            filesystem = BranchFilesystem(name, fstype_of(run), root)
         else:
             _mount(name, run, root, size)
-            ground = Ground(name, name, root)
-        ground.lowers.mkdir()
-        yield ground
+            filesystem = BranchFilesystem(name, name, root)
+        filesystem.lowers.mkdir()
+        yield filesystem
     finally:
         if name != HERE:
             detach(root)
@@ -165,11 +175,3 @@ def _run(argv: list[str]) -> None:
         raise FailedError(f"{argv[0]} did not end within {_MKFS_S} s") from None
     if done.returncode != 0:
         raise FailedError(f"{argv[0]} failed: {done.stderr.strip()[-300:]}")
-
-
-def _may_mount() -> bool:
-    return os.geteuid() == 0
-
-
-def _in_user_namespace() -> bool:
-    return Path("/proc/self/uid_map").read_text().split()[2] != "4294967295"

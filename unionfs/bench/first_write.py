@@ -1,4 +1,4 @@
-"""One first write, timed, in the child process that does it: what a system does before it, the trigger, what it took.
+"""Time one first write in the child process that makes it, and count the bytes that the system wrote for it.
 
 What is timed is all that a program waits for: opening, changing and closing. Copying systems copy within that time,
 since it is what they do in place of copy-up.
@@ -33,8 +33,8 @@ Fetch = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where points act."""
+class Target:
+    """The directories of one mounted system that a first write uses."""
 
     lower: Path  # the lower that holds the file, to warm it up or cool it down
     merged: Path  # where the file is changed
@@ -43,27 +43,27 @@ class Site:
     second: Path | None = None  # another mount of the same lower, for what asks about sharing
 
 
-def act(site: Site, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
-    """Do one first write. {ns: how long it took, again_ns: the same once more, bytes: written, None if not counted}.
+def act(target: Target, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
+    """Make one first write; return {ns: how long it took, again_ns: a repetition, bytes: written, None if not counted}.
 
     Raises: OSError as the system answers.
     """
-    lower, merged = os.fspath(site.lower / point.path), os.fspath(site.merged / point.path)
+    lower, merged = os.fspath(target.lower / point.path), os.fspath(target.merged / point.path)
     if point.trigger == cases.SHARED:
-        assert site.second is not None
-        second = os.fspath(site.second / point.path)
-        if site.fetch is not None:
-            site.fetch(lower, merged)
-            site.fetch(lower, second)
+        assert target.second is not None
+        second = os.fspath(target.second / point.path)
+        if target.fetch is not None:
+            target.fetch(lower, merged)
+            target.fetch(lower, second)
             _cool_down(second)  # writing the copy has left its pages in the cache
         return {"resident": _resident_share(merged, second)}
     for path in _files_of(lower):
         (_cool_down if cache == COLD else _warm_up)(path)
     change = _CHANGES[point.trigger]
     began = time.perf_counter_ns()
-    if site.fetch is not None:
+    if target.fetch is not None:
         Path(merged).parent.mkdir(parents=True, exist_ok=True)
-        site.fetch(lower, merged)
+        target.fetch(lower, merged)
     change(merged)
     took = time.perf_counter_ns() - began
     found: dict[str, Any] = {"ns": took, "bytes": None}
@@ -73,12 +73,12 @@ def act(site: Site, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
         found["again_ns"] = time.perf_counter_ns() - began
     if count:
         end = _NEW if point.trigger == cases.RENAME else ""
-        found["bytes"] = _written(os.fspath(site.upper / point.path) + end)
+        found["bytes"] = _written(os.fspath(target.upper / point.path) + end)
     return found
 
 
-def settle(path: Path) -> None:
-    """Change a file, so that a daemon has done what it does once only: finish its start, make its directories."""
+def make_first_change(path: Path) -> None:
+    """Change a file, so that a daemon has finished its start and made its directories before anything is measured."""
     _append(os.fspath(path))
 
 
@@ -111,7 +111,7 @@ def _chmod(path: str) -> None:
 
 
 def _chown(path: str) -> None:
-    """To the owner it has: what anybody may, and what copies up all the same."""
+    """Give the file to its present owner: no privilege is needed, and it is copied up all the same."""
     st = os.stat(path)
     os.chown(path, st.st_uid, st.st_gid)
 
@@ -129,7 +129,7 @@ def _link(path: str) -> None:
 
 
 def _chmod_tree(top: str) -> None:
-    """As chmod(1) with -R."""
+    """Change modes as `chmod -R` does."""
     os.chmod(top, 0o700)
     for directory, below, names in os.walk(top):
         for name in below:
@@ -226,7 +226,7 @@ def _read_write_data(source: int, target: int, size: int) -> None:
 
 
 def _data(source: int, size: int) -> list[tuple[int, int]]:
-    """(start, end) between the holes."""
+    """The (start, end) of the data between the holes."""
     found = []
     at = 0
     while at < size:
@@ -260,7 +260,7 @@ def _warm_up(path: str) -> None:
 
 
 def _cool_down(path: str) -> None:
-    """Have a file's clean pages dropped (posix_fadvise, POSIX_FADV_DONTNEED); nobody else's cache is touched."""
+    """Drop the clean pages of this file alone from the page cache (posix_fadvise, POSIX_FADV_DONTNEED)."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -270,7 +270,7 @@ def _cool_down(path: str) -> None:
 
 
 def _written(path: str) -> int:
-    """How many bytes of data lie in a file or a tree of the upper, those that are shared with the lower left out.
+    """Count the bytes of data in a file or a tree of the upper, without those that are shared with the lower.
 
     A system may copy a file with several names up under another one: then what lies beside it counts.
     """
@@ -289,8 +289,8 @@ def _written(path: str) -> int:
 
 
 def _resident_share(first: str, second: str) -> float:
-    """How much of a file is in the page cache as `second` shows it, after it was read as `first`, which is another
-    mount of the same lower (mincore(2)). As `second` nobody has read it."""
+    """Read a file through the mount `first`; return which share of it `second`, another mount of the same lower, then
+    has in the page cache (mincore(2))."""
     _warm_up(first)
     fd = os.open(second, os.O_RDONLY)
     try:
@@ -312,5 +312,5 @@ def _mincore(whole: mmap.mmap, size: int) -> float:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
     finally:
-        del first  # the mapping cannot be closed while somebody points into it
+        del first  # the mapping cannot be closed while a pointer into it exists
     return sum(page & 1 for page in seen) / pages

@@ -1,4 +1,4 @@
-"""A run for a README: the tables that matter most, the claims with our figures, what was left out."""
+"""Write a run as Markdown: the claims with our figures, a table for each series, what was left out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ END: Final = "<!-- copyup: end -->"
 
 
 class NoMarkersError(Exception):
-    """The file has no place for the figures; the message says what is missing."""
+    """The file lacks the marker lines between which the figures are written; the message names them."""
 
 
 def text(found: Found) -> str:
-    """Everything, as Markdown."""
+    """Return the whole run as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     filesystems = ", ".join(found["filesystems"].values())
     lines = [
@@ -52,19 +52,19 @@ def _table(series: Found) -> list[str]:
 
 
 def check(path: Path) -> None:
-    """Raises: NoMarkersError, OSError."""
-    _parts(path)
+    """Look for the marker lines. Raises: NoMarkersError, OSError."""
+    _parts(path, BEGIN, END)
 
 
-def write_between_markers(path: Path, new: str) -> None:
+def write_between_markers(path: Path, new: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the marker lines of a file. Raises: NoMarkersError, OSError."""
-    before, after = _parts(path)
-    path.write_text(f"{before}{BEGIN}\n\n{new}\n\n{END}{after}", encoding="utf-8")
+    before, after = _parts(path, begin, end)
+    path.write_text(f"{before}{begin}\n\n{new}\n\n{end}{after}", encoding="utf-8")
 
 
-def _parts(path: Path) -> tuple[str, str]:
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise NoMarkersError(f"it has no lines {BEGIN} and {END}")
+def _parts(path: Path, begin: str, end: str) -> tuple[str, str]:
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise NoMarkersError(f"it has no lines {begin} and {end}")
     return before, after

@@ -1,8 +1,8 @@
-"""The directory of a run, and the sweeping of what dead runs left.
+"""Make the directory of a run, and remove what dead runs left.
 
 Each run has a directory of its own below the base, with a lock that is held while the run lives: a directory whose lock
 is free belongs to a run that died. Its mounts are detached without being looked at, then it is removed. The filesystem
-images and most mounts vanish by themselves, since they live in a mount namespace of the run (see `worker`).
+images and mounts of `unionfs bench` vanish by themselves, since they live in a mount namespace of the run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _LOCK: Final = ".lock"
 _OPTIONS_END: Final = set(",:\\")
 _REMOVING_S: Final = 300
 _LOOPS_S: Final = 10
+_REMOVED_AT_ONCE: Final = 1 << 20  # bytes
 
 
 def base(directory: str | None) -> Path:
-    """Where runs have their directories: below `directory`, else /var/tmp, which is on a disk. Raises: OSError."""
+    """Return where runs have their directories: below `directory`, else /var/tmp. Raises: OSError."""
     path = Path(directory or "/var/tmp").absolute() / f"unionfs-bench-{os.geteuid()}"
     if set(os.fspath(path)) & _OPTIONS_END:
         raise OSError(errno.EINVAL, "mount options cannot hold a comma, a colon or a backslash", os.fspath(path))
@@ -41,7 +42,7 @@ def base(directory: str | None) -> Path:
 
 @contextlib.contextmanager
 def run_directory(where: Path) -> Iterator[Path]:
-    """A directory for one run, gone afterwards with all that is mounted in it. Sweeps dead runs first."""
+    """Make a directory for one run; remove it afterwards with all its mounts. Sweeps dead runs first."""
     sweep(where)
     run = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
     lock = os.open(run.with_name(run.name + _LOCK), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -57,7 +58,7 @@ def run_directory(where: Path) -> Iterator[Path]:
 
 
 def sweep(where: Path) -> list[Path]:
-    """Remove what dead runs left; their directories."""
+    """Remove what dead runs left; return their directories."""
     swept = []
     for lock in where.glob(f"{_PREFIX}*{_LOCK}"):
         with contextlib.suppress(FileNotFoundError):
@@ -71,6 +72,26 @@ def sweep(where: Path) -> list[Path]:
             swept.append(lock.with_name(lock.name.removesuffix(_LOCK)))
             _bury(swept[-1])
     return swept
+
+
+def put_aside(base: Path, root: Path) -> None:
+    """Make room for the next session: move the directory `base` of a session to `root`/done until the run ends.
+
+    ext4 does not give out the number of an inode again within minutes of its removal, and looks at every such number
+    first: after a tree was removed, creating a file takes 20 times as long. Large files are few, and go at once.
+    """
+    for directory, _, names in os.walk(base):
+        for name in names:
+            path = f"{directory}/{name}"
+            with contextlib.suppress(OSError):
+                if os.lstat(path).st_size >= _REMOVED_AT_ONCE:
+                    os.unlink(path)
+    aside = root / "done"
+    aside.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):
+        base.rename(aside / str(len(os.listdir(aside))))
+        return
+    shutil.rmtree(base, ignore_errors=True)
 
 
 def _bury(run: Path) -> None:
@@ -93,7 +114,7 @@ def _bury(run: Path) -> None:
 
 
 def _wait_for_loops(run: Path) -> None:
-    """Until no loop device has a file of the run: the kernel ends the namespace of a killed worker a moment later."""
+    """Wait until no loop device has a file of the run: a killed worker's namespace ends a moment later."""
     deadline = time.monotonic() + _LOOPS_S
     while time.monotonic() < deadline:
         names = []
@@ -106,7 +127,7 @@ def _wait_for_loops(run: Path) -> None:
 
 
 def detach(place: Path) -> None:
-    """Unmount without waiting for anybody, and without touching the place. Being unmounted already is fine."""
+    """Unmount lazily, without a look at the mounted tree; what is not mounted is left alone."""
     try:
         mounts.umount2(os.fspath(place), mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What a run found, as one object: medians and spread, what was left out, the machine. And questions to that object.
+"""Sum up a run as one object: medians and spread, what was left out, the machine. Answer questions to that object.
 
 The object is what --json writes; the table, the pictures, the page and the claims read nothing else.
 """
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from unionfs.bench import facts, systems
+from unionfs.bench import facts, rounds, systems
 from unionfs.bench.cases import Series, words
 from unionfs.bench.copyup import Choice, Result
 
@@ -20,7 +20,7 @@ Found = Mapping[str, Any]
 
 
 def summary(result: Result, choice: Choice) -> dict[str, Any]:
-    """The object that --json writes."""
+    """Return the object that --json writes."""
     seen = {sample["system"] for sample in result.samples}
     shown = [system for system in choice.systems if system in seen]
     return {
@@ -29,7 +29,7 @@ def summary(result: Result, choice: Choice) -> dict[str, Any]:
         "machine": facts.machine(),
         "versions": {system: systems.version(system) for system in shown},
         "filesystems": result.filesystems,
-        "rounds": choice.extent.rounds,
+        "rounds": choice.run_size.rounds,
         "seconds": round(result.seconds, 1),
         "systems": shown,
         "series": [_series(series, result, shown) for series in choice.series],
@@ -77,13 +77,7 @@ def _figures(samples: Sequence[Mapping[str, Any]], divisor: int) -> dict[str, An
     if "resident" in samples[0]:
         return {"resident": statistics.median(sample["resident"] for sample in samples), "rounds": len(samples)}
     times = [sample["ns"] / divisor for sample in samples]
-    found: dict[str, Any] = {
-        "median": statistics.median(times),
-        "least": min(times),
-        "most": max(times),
-        "values": times,
-        "rounds": len(times),
-    }
+    found = {**rounds.spread(times), "rounds": len(times)}
     again = [sample["again_ns"] for sample in samples if "again_ns" in sample]
     if again:
         found["again"] = statistics.median(again)
@@ -97,33 +91,33 @@ def _figures(samples: Sequence[Mapping[str, Any]], divisor: int) -> dict[str, An
 
 
 def series_of(found: Found, name: str) -> Found | None:
-    """The series of this name, if it was measured."""
+    """Return the series of this name, if it was measured."""
     return next((one for one in found["series"] if one["name"] == name and one["points"]), None)
 
 
 def measured(found: Found) -> Iterator[Found]:
-    """The series that have figures."""
+    """Yield the series that have figures."""
     yield from (one for one in found["series"] if one["points"])
 
 
 def systems_in(series: Found) -> list[str]:
-    """The systems that have a figure somewhere in a series, in their usual order."""
+    """Return the systems that have a figure somewhere in a series, in the order of SYSTEMS."""
     there = {system for point in series["points"] for system in point["systems"]}
     return [system for system in systems.SYSTEMS if system in there]
 
 
 def beside_cp(series: Found) -> str:
-    """Ours over the same by the command `cp --reflink=auto`, in words; "" where that was not measured."""
-    told = []
+    """Return the ratio of our time to that of the command `cp --reflink=auto`, in words; "" if it was not measured."""
+    ratios = []
     for point in series["points"]:
         ours, cp = (point["systems"].get(system, {}).get("median") for system in (systems.OURS, systems.CP))
         if ours and cp and series["unit"] == "B":
-            told.append(f"{ours / cp:.2f} at {words(point['x'])}")
-    return f"ours / cp --reflink=auto: {', '.join(told)}" if told else ""
+            ratios.append(f"{ours / cp:.2f} at {words(point['x'])}")
+    return f"ours / cp --reflink=auto: {', '.join(ratios)}" if ratios else ""
 
 
 def duration(ns: float) -> str:
-    """A time in three digits: "12.3 us", "4.56 ms", "7.89 s"."""
+    """Return a time in three digits: "12.3 us", "4.56 ms", "7.89 s"."""
     for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if ns >= factor:
             return f"{ns / factor:.3g} {unit}" if ns < 1000 * factor else f"{ns / factor:.0f} {unit}"
@@ -131,15 +125,12 @@ def duration(ns: float) -> str:
 
 
 def left_out(found: Found) -> list[str]:
-    """What was not measured and why, a line for each reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for one in found["left_out"]:
-        grouped.setdefault((one["system"], one["why"]), []).append(one["series"] or "everything")
-    return [f"{system} in {', '.join(where)}: {why}" for (system, why), where in grouped.items()]
+    """Return what was not measured and why, a line for each reason."""
+    return rounds.left_out(found["left_out"], "series")
 
 
 def where(found: Found) -> str:
-    """The machine in a line."""
+    """Return the machine in a line."""
     machine = found["machine"]
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "

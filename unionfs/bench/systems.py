@@ -1,4 +1,4 @@
-"""The systems side by side: how each shows a lower to be changed, and why one may be missing.
+"""Find, mount and unmount the systems that are compared, or say why one cannot be measured here.
 
     ours, ours pyfuse3      `unionfs mount`, each transport
     fuse-overlayfs, unionfs-fuse
@@ -8,9 +8,11 @@
     reflink                 the file is copied by sharing its data (FICLONE), then changed: block by block
     copy                    the file is copied, then changed: what a storage driver without copy-up does (vfs)
     cp                      the same by the command `cp -p --reflink=auto`, its start included
+    native                  a plain directory, with nothing mounted: the cost of the work itself
 
-A FUSE daemon runs in the foreground as a child that dies with its parent. The kernel's overlayfs is mounted by the
-measuring child, in a mount namespace of its own, so it is gone with the child. Nothing here looks into a mount.
+A FUSE daemon runs in the foreground as a child that dies with its parent, unless the time of its mount command is in
+question. The rootless overlayfs is mounted by the measuring child in namespaces of its own and vanishes with it. This
+module reads mountinfo and never the mounted trees.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import select
 import shutil
 import signal
 import subprocess
@@ -28,12 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unionfs.bench import first_write
+from unionfs import compiled
+from unionfs.bench import child, filesystems, first_write
 from unionfs.bench.child import FailedError, die_with_parent
-from unionfs.bench.filesystems import Ground, subvolume
+from unionfs.bench.filesystems import BranchFilesystem
 from unionfs.bench.first_write import Fetch
 from unionfs.bench.run_directory import detach
-from unionfs.syscalls import mountinfo, mounts, namespaces
+from unionfs.syscalls import mountinfo, mounts
 
 OURS: Final = "ours"
 OURS_PYFUSE3: Final = "ours, pyfuse3"
@@ -45,6 +49,7 @@ SNAPSHOT: Final = "btrfs snapshot"
 REFLINK: Final = "reflink"
 COPY: Final = "copy"
 CP: Final = "cp"
+NATIVE: Final = "native"
 
 SYSTEMS: Final = (
     OURS,
@@ -58,24 +63,28 @@ SYSTEMS: Final = (
     COPY,
     CP,
 )
-"""All there are, in the order of tables and pictures."""
+"""The systems whose copy-up, or what stands in for it, is measured, in the order of tables and pictures."""
 
 COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
-"""No unions: they have no layers."""
+"""These are no unions and have no layers."""
 
+_OURS: Final = (OURS, OURS_PYFUSE3)
+_SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
 _FUSERMOUNT_S: Final = 20
+_POLL_S: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class SessionDirectories:
-    """The directories of one session; short, so that hundreds of lowers fit into the options of mount(2)."""
+class Branches:
+    """The directories of one session. `base` is a short path, so that hundreds of lowers fit into mount options."""
 
     base: Path
+    lowers: Sequence[Path]  # top first
 
-    def make(self) -> SessionDirectories:
-        """Make them. A higher layer of overlayfs must be on the same filesystem as its work directory."""
-        for name in ("upper", "work", "merged"):
-            (self.base / name).mkdir(parents=True)
+    def make(self) -> Branches:
+        """Make the directories below `base`, on one filesystem, as overlayfs demands of upper and work. Return self."""
+        for path in (self.upper, self.work, self.merged):
+            path.mkdir(parents=True)
         return self
 
     @property
@@ -85,27 +94,29 @@ class SessionDirectories:
 
     @property
     def work(self) -> Path:
-        """Its work directory."""
+        """The work directory of the upper."""
         return self.base / "work"
 
     @property
     def merged(self) -> Path:
-        """Where the union is mounted."""
+        """The mountpoint of the union."""
         return self.base / "merged"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A system that shows a lower. `enter` is called by the measuring child before anything else."""
+class Mounted:
+    """A system that shows the lowers in `merged`."""
 
     merged: Path
-    upper: Path
-    fetch: Fetch | None = None
-    enter: Callable[[], None] | None = None
+    upper: Path  # where changed files lie
+    daemon: int | None = None  # pid; None: no process serves this system
+    mount_s: float = 0.0  # from the start of the mount command until the mount was there
+    fetch: Fetch | None = None  # copies a file before it is changed; only the systems that copy have it
+    enter: Callable[[], None] | None = None  # the measuring child calls it before anything else
 
 
 def why_missing(system: str) -> str | None:
-    """Why `system` cannot be measured on this machine; None: it can."""
+    """Say why `system` cannot be measured on this machine; None: it can."""
     if system in (FUSE_OVERLAYFS, UNIONFS_FUSE, CP) and not shutil.which(system):
         return f"{system} is not installed"
     if system == OURS_PYFUSE3:
@@ -114,169 +125,203 @@ def why_missing(system: str) -> str | None:
         if find_spec("pyfuse3") is None:
             return "pyfuse3 is not installed"
     if system in (OVERLAYFS, OVERLAYFS_ROOTLESS):
-        if "\toverlay\n" not in Path("/proc/filesystems").read_text():
-            subprocess.run(["modprobe", "overlay"], capture_output=True, check=False, timeout=30)
-            if "\toverlay\n" not in Path("/proc/filesystems").read_text():
-                return "this kernel has no overlayfs"
-        if system == OVERLAYFS and (os.geteuid() != 0 or in_user_namespace()):
+        if not filesystems.kernel_has("overlay"):
+            return "this kernel has no overlayfs"
+        if system == OVERLAYFS and not filesystems.is_machine_root():
             return "only root mounts it"
         if system == OVERLAYFS_ROOTLESS and os.geteuid() != 0:
             return "this user may make no user namespace"
-    if system in (OURS, OURS_PYFUSE3, FUSE_OVERLAYFS, UNIONFS_FUSE) and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    if system in (*_OURS, FUSE_OVERLAYFS, UNIONFS_FUSE) and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is missing or closed to this user"
     return None
 
 
-def why_not_on(system: str, ground: Ground, *, may_reflink: bool) -> str | None:
-    """Why `system` makes no sense on this filesystem; None: it does."""
-    if system == SNAPSHOT and ground.fstype != "btrfs":
-        return f"{ground.fstype} has no snapshots"
+def why_not_on(system: str, filesystem: BranchFilesystem, *, may_reflink: bool) -> str | None:
+    """Say why `system` cannot work on this filesystem; None: it can."""
+    if system == SNAPSHOT and filesystem.fstype != "btrfs":
+        return f"{filesystem.fstype} has no snapshots"
     if system == SNAPSHOT and not shutil.which("btrfs"):
         return "btrfs-progs is not installed"
     if system == REFLINK and not may_reflink:
-        return f"{ground.fstype} has no reflinks"
+        return f"{filesystem.fstype} has no reflinks"
     return None
 
 
 def version(system: str) -> str:
-    """The version to stand beside the figures of `system`."""
-    if system in (OURS, OURS_PYFUSE3):
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("unionfs")
-        except PackageNotFoundError:
-            return "unknown"
+    """Return the version to print beside the figures of `system`; ours with its commit and the code that runs."""
+    if system in _OURS:
+        return f"{_our_release()} ({compiled.why_not_usable() or 'compiled'})"
     if system in (FUSE_OVERLAYFS, UNIONFS_FUSE):
-        said = subprocess.run([system, "--version"], capture_output=True, text=True, check=False, timeout=20)
-        lines = (said.stdout + said.stderr).splitlines()
+        lines = _output([system, "--version"]).splitlines()
         return next((line.split()[-1] for line in lines if system in line and "version" in line), "unknown")
     return f"Linux {platform.release()}"
 
 
-@contextlib.contextmanager
-def shown(
-    system: str, ground: Ground, lowers: Sequence[str], place: SessionDirectories, timeout_s: float
-) -> Iterator[Shown]:
-    """Let `system` show `lowers` (below the ground's lowers); unmounted and ended afterwards, whatever happens.
-    `timeout_s` is for its start, and for its end.
+def _our_release() -> str:
+    from importlib.metadata import PackageNotFoundError, version
 
-    Raises: FailedError when it cannot, or does not leave in time.
+    if (Path(compiled.CHECKOUT) / ".git").exists():
+        with contextlib.suppress(OSError):
+            return _output(["git", "-C", compiled.CHECKOUT, "describe", "--always", "--dirty"]).strip() or "unknown"
+    try:
+        return version("unionfs")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _output(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def mounted(system: str, branches: Branches, timeout_s: float, *, foreground: bool = True) -> Iterator[Mounted]:
+    """Let `system` show the lowers; whatever happens, it is unmounted and its daemon has ended afterwards.
+
+    `timeout_s` limits its start, and its end. Without `foreground` a FUSE daemon is started as users start it: its
+    mount command returns and leaves the daemon in the background.
+    Raises: FailedError when it cannot be mounted or does not end in time.
     """
-    paths = [ground.lowers / lower for lower in lowers]
     if system in (COPY, REFLINK, CP):
-        plain = first_write.copy_apart if ground.fstype in _SHARING else first_write.copy
+        plain = first_write.copy
+        if system == COPY and filesystems.fstype_of(branches.base) in _SHARING:
+            plain = first_write.copy_apart
         fetch = {COPY: plain, REFLINK: first_write.reflink, CP: first_write.cp}[system]
-        yield Shown(place.merged, place.merged, fetch=fetch)
+        yield Mounted(branches.merged, branches.merged, fetch=fetch)
     elif system == SNAPSHOT:
-        place.merged.rmdir()
-        if not subvolume("snapshot", paths[0], place.merged):
+        branches.merged.rmdir()
+        if not filesystems.subvolume("snapshot", branches.lowers[0], branches.merged):
             raise FailedError("btrfs subvolume snapshot failed")
-        yield Shown(place.merged, place.merged)
-    elif system in (OVERLAYFS, OVERLAYFS_ROOTLESS):
-        yield Shown(place.merged, place.upper, enter=lambda: _mount_overlay(system, ground, lowers, place))
+        yield Mounted(branches.merged, branches.merged)
+    elif system == OVERLAYFS_ROOTLESS:
+        yield Mounted(branches.merged, branches.upper, enter=lambda: _mount_rootless_overlay(branches))
+    elif system == NATIVE:
+        yield Mounted(branches.merged, branches.merged)
     else:
-        with _served(_argv(system, paths, place), place, timeout_s):
-            yield Shown(place.merged, place.upper)
+        with _mounted_by_command(system, branches, timeout_s, foreground and system != OVERLAYFS) as mount:
+            yield mount
 
 
-_SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
-
-
-def in_user_namespace() -> bool:
-    """Whether root here is not the machine's."""
-    return Path("/proc/self/uid_map").read_text().split()[2] != "4294967295"
-
-
-def _argv(system: str, lowers: Sequence[Path], place: SessionDirectories) -> list[str]:
-    upper, work, merged = map(os.fspath, (place.upper, place.work, place.merged))
-    names = list(map(os.fspath, lowers))
-    if system in (OURS, OURS_PYFUSE3):
-        transport = "kernel" if system == OURS else "pyfuse3"
-        argv = [sys.executable, "-m", "unionfs", "mount", "--foreground", "--transport", transport]
-        for name in names:
-            argv += ["--lower", name]
+def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
+    upper, work, merged = map(os.fspath, (branches.upper, branches.work, branches.merged))
+    lowers = list(map(os.fspath, branches.lowers))
+    if system in _OURS:
+        argv = [sys.executable, "-m", "unionfs", "mount", *(["--foreground"] if foreground else [])]
+        argv += ["--transport", "kernel" if system == OURS else "pyfuse3"]
+        for lower in lowers:
+            argv += ["--lower", lower]
         return [*argv, "--upper", upper, "--work", work, merged]
+    if system == OVERLAYFS:
+        return ["mount", "-t", "overlay", "overlay", "-o", _overlay_options(branches), merged]
+    argv = [system, *(["-f"] if foreground else []), "-o"]
     if system == FUSE_OVERLAYFS:
-        return [system, "-f", "-o", f"lowerdir={':'.join(names)},upperdir={upper},workdir={work}", merged]
-    branches = ":".join([f"{upper}=RW", *(f"{name}=RO" for name in names)])
-    return [system, "-f", "-o", "cow", branches, merged]  # unionfs-fuse's word
+        return [*argv, f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}", merged]
+    branches_option = ":".join([f"{upper}=RW", *(f"{lower}=RO" for lower in lowers)])
+    return [*argv, "cow", branches_option, merged]  # unionfs-fuse's word
+
+
+def _overlay_options(branches: Branches) -> str:
+    """The lowers by names relative to the parent of the topmost: all options must fit into one page."""
+    lowers = ":".join(os.path.relpath(lower, branches.lowers[0].parent) for lower in branches.lowers)
+    return f"lowerdir={lowers},upperdir={branches.upper},workdir={branches.work}"
 
 
 @contextlib.contextmanager
-def _served(argv: list[str], place: SessionDirectories, timeout_s: float) -> Iterator[None]:
-    """A FUSE daemon in the foreground, from the moment its mount is there to its end."""
-    with (place.base / "log").open("w+b") as log:
-        daemon = subprocess.Popen(
+def _mounted_by_command(system: str, branches: Branches, timeout_s: float, foreground: bool) -> Iterator[Mounted]:
+    argv = _mount_argv(system, branches, foreground)
+    merged = os.fspath(branches.merged)
+    with (branches.base / "log").open("w+b") as log:
+        began = time.perf_counter()
+        command = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            cwd=branches.lowers[0].parent,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509  there is one thread
             env=_environment(),
         )
         try:
-            _wait_until_mounted(daemon, argv[0], place, timeout_s)
-            yield
-            _unmount(place.merged)
-            daemon.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise FailedError(f"{Path(argv[0]).name} does not end after its mount has gone") from None
+            _wait_until_mounted(command, argv[0], branches, timeout_s, foreground)
+            mount_s = time.perf_counter() - began
+            daemons = [command.pid] if foreground else _daemons_of(merged)
+            yield Mounted(branches.merged, branches.upper, daemons[0] if daemons else None, mount_s)
+            child.call(lambda: _unmount(merged), timeout_s)
+            if not all(_has_ended(pid, timeout_s) for pid in daemons):
+                raise FailedError(f"{Path(argv[0]).name} does not end after its mount has gone")
         finally:
-            while mountinfo.topmost_at(os.fspath(place.merged)) is not None:
-                detach(place.merged)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(daemon.pid, signal.SIGKILL)
-            daemon.wait()
+            left = _daemons_of(merged)
+            while mountinfo.topmost_at(merged) is not None:
+                detach(branches.merged)
+            if command.returncode is None:  # not reaped, so the number is still its own
+                os.killpg(command.pid, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            command.wait()
 
 
 def _environment() -> dict[str, str]:
-    """Ours without the defaults that users set, and so that the same `unionfs` is found from any directory."""
+    """Our environment without the defaults that users set, and so that any directory finds the same `unionfs`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("UNIONFS_")}
-    code = Path(__file__).resolve().parents[2]
-    if code.name != "site-packages":
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(code), env.get("PYTHONPATH"))))
+    env["LIBMOUNT_FORCE_MOUNT2"] = "always"  # fsconfig(2) takes no option of more than 256 bytes
+    if Path(compiled.CHECKOUT).name != "site-packages":
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (compiled.CHECKOUT, env.get("PYTHONPATH"))))
     return env
 
 
 def _wait_until_mounted(
-    daemon: subprocess.Popen[bytes], name: str, place: SessionDirectories, timeout_s: float
+    command: subprocess.Popen[bytes], name: str, branches: Branches, timeout_s: float, foreground: bool
 ) -> None:
+    """In the foreground until mountinfo has the mount, else until the command has returned."""
     deadline = time.monotonic() + timeout_s
-    while mountinfo.topmost_at(os.fspath(place.merged)) is None:
-        if daemon.poll() is not None:
-            said = (place.base / "log").read_text(errors="replace").strip()
-            raise FailedError(f"{Path(name).name} ended: {said[-300:] or daemon.returncode}")
+    while True:
+        ended = _has_ended(command.pid, _POLL_S if foreground else timeout_s)
+        is_mounted = mountinfo.topmost_at(os.fspath(branches.merged)) is not None
+        if ended and (foreground or command.wait() != 0 or not is_mounted):
+            said = (branches.base / "log").read_text(errors="replace").strip()
+            raise FailedError(f"{Path(name).name} ended: {said[-300:] or command.wait()}")
+        if is_mounted and (foreground or ended):
+            return
         if time.monotonic() > deadline:
             raise FailedError(f"{Path(name).name} has mounted nothing within {timeout_s:g} s")
-        time.sleep(0.002)
 
 
-def _unmount(merged: Path) -> None:
+def _has_ended(pid: int, timeout_s: float) -> bool:
+    """Wait for the end of a process, a child or not; whether it came in time."""
     try:
-        mounts.umount2(os.fspath(merged), mounts.UMOUNT_NOFOLLOW)
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], timeout_s)[0])
+    finally:
+        os.close(fd)
+
+
+def _daemons_of(merged: str) -> list[int]:
+    """The processes that have `merged` as an argument: those that serve it."""
+    found = []
+    wanted = os.fsencode(merged)
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted in cmdline.read_bytes().split(b"\0"):
+                found.append(int(cmdline.parent.name))
+    return found
+
+
+def _unmount(merged: str) -> None:
+    try:
+        mounts.umount2(merged, mounts.UMOUNT_NOFOLLOW)
     except PermissionError:
-        argv = ["fusermount3", "-u", os.fspath(merged)]
-        subprocess.run(argv, check=False, capture_output=True, timeout=_FUSERMOUNT_S)
+        subprocess.run(["fusermount3", "-u", merged], check=False, capture_output=True, timeout=_FUSERMOUNT_S)
     except OSError as why:
         raise FailedError(f"unmounting failed: {why.strerror}") from None
 
 
-def _mount_overlay(system: str, ground: Ground, lowers: Sequence[str], place: SessionDirectories) -> None:
-    """Mount the kernel's overlayfs in new namespaces of this process. By relative names: all options must fit into one
-    page. Raises: OSError."""
-    options = f"lowerdir={':'.join(lowers)},upperdir={place.upper},workdir={place.work}"
-    if system == OVERLAYFS_ROOTLESS:
-        uid, gid = os.geteuid(), os.getegid()
-        namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-        die_with_parent()
-        options += ",userxattr"
-    else:
-        namespaces.unshare(namespaces.CLONE_NEWNS)
-    mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
-    os.chdir(ground.lowers)
-    mounts.mount("overlay", os.fspath(place.merged), "overlay", 0, options)
+def _mount_rootless_overlay(branches: Branches) -> None:
+    """Mount the kernel's overlayfs in new namespaces of this process. Raises: OSError."""
+    child.unshare_mounts(in_user_namespace=True)
+    os.chdir(branches.lowers[0].parent)
+    mounts.mount("overlay", os.fspath(branches.merged), "overlay", 0, _overlay_options(branches) + ",userxattr")

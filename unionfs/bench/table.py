@@ -1,4 +1,4 @@
-"""A run on a terminal: one table for each series, systems as columns."""
+"""Show a run on a terminal: its progress, then one table for each series, with the systems as columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from unionfs.bench.summary import Found, beside_cp, duration, left_out, measured
 _BLOCKS: Final = 8192  # smaller files are written in whole blocks, which says nothing
 
 
+def progress(text: str) -> None:
+    """Print one line on stderr in place of the one before."""
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
+
+
 def show(found: Found, file: IO[str] | None = None) -> None:
-    """Print everything."""
+    """Print all tables."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -45,14 +51,14 @@ def show(found: Found, file: IO[str] | None = None) -> None:
 
 
 def x_text(series: Found, point: Found) -> str:
-    """The value of x in words."""
+    """Return the value of x in words."""
     if point["label"]:
         return str(point["label"])
     return words(point["x"]) if series["unit"] == "B" else f"{point['x']:g}"
 
 
 def cell(figures: dict[str, Any] | None, point: Found) -> str:
-    """A figure with its spread, and what was written if that is not about the whole file."""
+    """Return a figure with its spread, and what was written if that is not about the whole file."""
     if figures is None:
         return ""
     if "resident" in figures:

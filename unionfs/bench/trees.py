@@ -1,6 +1,6 @@
-"""The lowers that the cases need, made once for each branch filesystem and never changed.
+"""Make the lowers that the cases need, once for each branch filesystem and never changed.
 
-Knows points and paths. What the first directory of a lower is (a plain one, a btrfs subvolume) is the caller's affair.
+The caller makes the first directory of each lower: a plain one, or a btrfs subvolume.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 
 from unionfs.bench.cases import MB, Point, Series
 
-SETTLE: Final = "settle"
-"""A file in every lower that is changed before anything is measured."""
+FIRST_CHANGED: Final = "settle"
+"""A file in every lower; it is changed before anything is measured."""
 
 _IN_A_DIRECTORY: Final = 100
 _SPARSE_DATA: Final = 1 * MB
@@ -35,7 +35,7 @@ def make(series: Series, below: Path, make_directory: MakeDirectory) -> None:
 
 
 def space(all_series: Iterable[Series]) -> int:
-    """The bytes that the lowers of these series take."""
+    """Return the bytes that the lowers of these series take."""
     files = {}
     for series in all_series:
         for group in series.groups:
@@ -46,8 +46,8 @@ def space(all_series: Iterable[Series]) -> int:
 
 
 def _fill(top: Path, lower: str, points: Iterable[Point]) -> None:
-    if not (top / SETTLE).exists():
-        write(top / SETTLE, 1)
+    if not (top / FIRST_CHANGED).exists():
+        write(top / FIRST_CHANGED, 1)
     if lower.startswith("layers-"):
         number = int(lower.rpartition("/")[2])
         (top / "d").mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def _fill(top: Path, lower: str, points: Iterable[Point]) -> None:
 
 
 def write(path: Path, size: int) -> None:
-    """A file of `size` bytes without holes."""
+    """Write a file of `size` bytes without holes."""
     with path.open("wb", buffering=0) as file:
         for start in range(0, size, len(_BLOCK)):
             file.write(_BLOCK[: size - start])
@@ -86,7 +86,7 @@ def _storm(top: Path, files: int, size: int) -> None:
 
 
 def _sparse(path: Path, size: int) -> None:
-    """Half of the data at the beginning, half at the end, a hole between them."""
+    """Write half of the data at the beginning, half at the end, and leave a hole between them."""
     half = min(size, _SPARSE_DATA) // 2
     with path.open("wb", buffering=0) as file:
         file.write(_BLOCK[:half])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from unionfs.bench import cases, copyup, filesystems, markdown, page, plots, summary, systems, table
-from unionfs.bench.cases import Extent, Series
+from unionfs.bench.cases import RunSize, Series
 from unionfs.bench.child import FailedError
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
@@ -28,7 +28,7 @@ measure most. Nothing stays behind, whatever ends it."""
 _EPILOG: Final = f"""\
 series:   {", ".join(one.name for one in cases.all_series(cases.FULL))}
 systems:  {", ".join(name.replace(" ", "-").replace(",", "") for name in systems.SYSTEMS)}
-filesystems: {", ".join(filesystems.GROUNDS)} (here: where --dir is)
+filesystems: {", ".join(filesystems.FILESYSTEMS)} (here: where --dir is)
 
 --json prints one object: format, machine, versions, grounds, rounds, seconds, systems, series (each with points, each
 with the figures of each system: median, least, most and values in nanoseconds, again: the same write once more, bytes:
@@ -83,9 +83,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     choice = _choice(arguments)
     heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]  # nohup(1)
     before = {one: signal.signal(one, signal.default_int_handler) for one in heeded}
-    say = _progress if sys.stderr.isatty() else (lambda _: None)
+    progress = table.progress if sys.stderr.isatty() else (lambda _: None)
     try:
-        result = copyup.run(choice, say)
+        result = copyup.run(choice, progress)
     except FailedError as why:
         raise CommandError(
             failed("bench", None, str(why)), hint="unionfs doctor says what this machine lacks"
@@ -107,45 +107,47 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _choice(arguments: argparse.Namespace) -> copyup.Choice:
-    extent = cases.QUICK if arguments.quick else cases.FULL
+    run_size = cases.QUICK if arguments.quick else cases.FULL
     if arguments.rounds:
-        extent = dataclasses.replace(extent, rounds=arguments.rounds)
+        run_size = dataclasses.replace(run_size, rounds=arguments.rounds)
     if arguments.minutes:
-        extent = dataclasses.replace(extent, minutes=arguments.minutes)
+        run_size = dataclasses.replace(run_size, minutes=arguments.minutes)
     if arguments.on:
-        extent = dataclasses.replace(extent, filesystems=_known(arguments.on, filesystems.GROUNDS, "filesystem"))
-    extent = _limited(extent, arguments.max_size, arguments.max_files)
+        run_size = dataclasses.replace(
+            run_size, filesystems=_known(arguments.on, filesystems.FILESYSTEMS, "filesystem")
+        )
+    run_size = _limited(run_size, arguments.max_size, arguments.max_files)
     chosen = list(systems.SYSTEMS)
     if arguments.systems:
         by_flag = {name.replace(" ", "-").replace(",", ""): name for name in systems.SYSTEMS}
         by_flag |= {name: name for name in systems.SYSTEMS}
         chosen = [by_flag[name] for name in _known(arguments.systems, list(by_flag), "system")]
-    series: list[Series] = cases.all_series(extent)
+    series: list[Series] = cases.all_series(run_size)
     if arguments.only:
         known = [one.name for one in series]
         wanted = _known(arguments.only, known, "series")
         series = [one for one in series if one.name in wanted]
-    return copyup.Choice(extent, series, chosen, arguments.timeout, arguments.dir)
+    return copyup.Choice(run_size, series, chosen, arguments.timeout, arguments.dir)
 
 
-def _limited(extent: Extent, size: int | None, files: int | None) -> Extent:
+def _limited(run_size: RunSize, size: int | None, files: int | None) -> RunSize:
     if size is not None:
-        extent = dataclasses.replace(
-            extent,
-            sizes=[one for one in extent.sizes if one <= size] or [size],
-            sparse=[one for one in extent.sparse if one <= size] or [max(size, 8 * cases.KB)],
-            triggers_size=min(extent.triggers_size, size),
-            shared_size=min(extent.shared_size, size),
+        run_size = dataclasses.replace(
+            run_size,
+            sizes=[one for one in run_size.sizes if one <= size] or [size],
+            sparse=[one for one in run_size.sparse if one <= size] or [max(size, 8 * cases.KB)],
+            triggers_size=min(run_size.triggers_size, size),
+            shared_size=min(run_size.shared_size, size),
         )
     if files is not None:
-        extent = dataclasses.replace(
-            extent,
-            storm=[one for one in extent.storm if one <= files] or [files],
-            links=[one for one in extent.links if one <= files] or [files],
-            layers=[one for one in extent.layers if one <= files] or [files],
-            depths=[one for one in extent.depths if one <= files] or [files],
+        run_size = dataclasses.replace(
+            run_size,
+            storm=[one for one in run_size.storm if one <= files] or [files],
+            links=[one for one in run_size.links if one <= files] or [files],
+            layers=[one for one in run_size.layers if one <= files] or [files],
+            depths=[one for one in run_size.depths if one <= files] or [files],
         )
-    return extent
+    return run_size
 
 
 def _known(wanted: Sequence[str], known: Sequence[str], what: str) -> list[str]:
@@ -203,10 +205,6 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
             markdown.write_between_markers(Path(arguments.markdown), markdown.text(found))
     except OSError as error:
         raise CommandError.of("writing the report", error) from error
-
-
-def _progress(text: str) -> None:
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _words(text: str) -> list[str]:
