@@ -16,12 +16,12 @@ from typing import Final
 from unionfs.syscalls import files
 
 _CHUNK: Final = 1 << 20
-"""Bytes that one system call copies: somebody may have cancelled, and a kernel that does not interrupt system calls
+"""Bytes that one system call copies: a cancel is noticed in between, and a kernel that does not interrupt system calls
 (CONFIG_PREEMPT_NONE) lets the thread that answers requests wait for so much on one processor."""
 _BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _BUFFER: Final = 1 << 20
 _SMALL: Final = 64 << 10  # one read and one write beat finding out what the filesystem can do
-_WORTH_RESERVING: Final = 512 << 10  # what is smaller gains less than the call takes
+_WORTH_RESERVING: Final = 512 << 10  # below this the call takes longer than it saves
 _NOT_HERE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
 
@@ -66,7 +66,7 @@ class Copy:
             os.ftruncate(self.dst_fd, self.length)
 
     def _has_hole(self, size: int) -> bool:
-        """Asked, not told from st_blocks: those count blocks for attributes, too."""
+        """Whether the source has holes, by lseek(2): st_blocks counts blocks for attributes, too."""
         try:
             return os.lseek(self.src_fd, 0, os.SEEK_HOLE) < size
         except OSError:

@@ -64,20 +64,19 @@ class CopyUp:
         self.src = src  # immutable; None when there are no bytes to copy
         self.length = length  # immutable
         self.durable = durable  # immutable
-        self.mode = mode  # immutable: permissions that the copy was made with and is to keep; -1: they come later
+        self.mode = mode  # immutable: final permissions that the copy was made with; -1: set at the end
         self.kept_mode = False  # set by commit: whether it has kept them
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
 
     def copy(self) -> None:
-        """Copy the data, and write them through to the device if that is wanted before anybody sees them.
-        Raises OSError; EINTR after `cancel`."""
+        """Copy the data, and write them through to the device if `durable`. Raises OSError; EINTR after `cancel`."""
         if self.length:
             self._copy.run()
             if self.durable:
                 os.fdatasync(self.dst.fd)
 
     def share(self) -> bool:
-        """Share the data with the lower file, if that can be done, instead of copying them; takes no time to speak of.
+        """Share the data with the lower file (reflink), if the filesystem can; quick. Returns whether it did.
         Raises OSError."""
         return self.length >= self.st.st_size and self._copy.share()
 
@@ -87,7 +86,7 @@ class CopyUp:
 
     @property
     def copied(self) -> int:
-        """Bytes of data moved so far; shared extents do not count."""
+        """Return the bytes of data moved so far; shared extents do not count."""
         return self._copy.copied
 
     @property
@@ -102,8 +101,8 @@ def needs_copy(node: FileNode) -> bool:
 
 
 def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp | None:
-    """A copy-up that is worth a worker thread, or None: nothing to do, or so little that `ensure` does it at once, or
-    done here, since the data could be shared.
+    """Begin a copy-up for a worker thread. None: nothing to copy, or so little that `ensure` does it at once, or done
+    here, since the data could be shared.
 
     `size`: the file is about to be truncated to this size, so no more bytes than that are copied. Raises EROFS, what
     open(2) raises, and as `commit` does.
@@ -208,7 +207,7 @@ def _make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, F
 
 def _may_have_at_once(branch: Branch, mode: int) -> bool:
     """Whether a copy can be made with its permissions. Not with those that chown(2) clears, nor with those that keep
-    its owner from setting attributes (xattr(7)). Nobody else sees it before it is whole: the work directory is ours."""
+    its owner from setting attributes (xattr(7)). Others do not see it: the work directory is private."""
     return branch.overrides is None and not mode & ~0o777 and mode & 0o600 == 0o600
 
 
@@ -301,7 +300,7 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> No
     staging = tree.staging
     key = node.links.key if node.links is not None else None
     if node.is_dead and key is not None and tree.links.remaining(key, 0) > 0:
-        # names that nobody has looked up yet lead to the same inode: the index keeps it for them
+        # names not looked up yet must lead to the same inode: the index keeps it for them
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
         tree.links.add(key, staging.fd(), leaf, new.st_ino)
         staging.dispose(leaf)

@@ -83,7 +83,7 @@ class HardLinks:
         return self._key_of.get(ino)
 
     def remaining(self, key: bytes, default: int) -> int:
-        """How many names of the lower inode still show through; `default` if nobody has counted yet."""
+        """Return the number of names of the lower inode that still show through; `default` if not counted yet."""
         return self._remaining.get(key, default)
 
     def incomplete(self) -> list[bytes]:

@@ -102,7 +102,7 @@ def _xattr_path(node: Node) -> tuple[bytes, bool]:
     """Return a path to the object for the xattr calls, which have no *at form, and whether its last part is to be
     followed: true for a descriptor's own path (proc(5)), false for a name below one."""
     if isinstance(node, FileNode):
-        if not node.leaf:  # others have taken it away
+        if not node.leaf:  # removed externally
             refuse(errno.ESTALE, node.name)
         return path_at(node.home, node.leaf), False
     return b"/proc/self/fd/%d" % _place_of(node).fd(), True

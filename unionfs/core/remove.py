@@ -1,4 +1,4 @@
-"""Remove: unlink and rmdir, and what happens to an object that is still in use when its last name goes.
+"""Remove names: unlink and rmdir, and keep objects that are still in use after their last name was removed.
 
 The whiteout comes first, then the entry leaves its name by one rename; so a crash shows the old state or the new one.
 A whiteout file beside an entry does not hide it.
@@ -49,21 +49,21 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
 
 
 def announce_hiding(tree: UnionState, node: FileNode, up: BranchDir, name: bytes, st: Stat) -> None:
-    """If the lower name that is about to be hidden is one of several of its inode, let the index know before."""
+    """Announce to the hard-link index that a lower name of an indexed inode is about to be hidden."""
     if node.links is not None and node.links.key is not None:
         tree.links.announce_hiding(node.links.key, st.st_nlink, up, name)
 
 
 def is_last_known(node: FileNode, up: BranchDir, name: bytes) -> bool:
-    """Whether the node's object would be out of reach without this entry, as far as we know."""
+    """Whether this entry is the only known name of the node's object."""
     return node.home is up and node.leaf == name and (node.links is None or not node.links.others)
 
 
 def name_gone(
     tree: UnionState, node: FileNode, parent: DirNode, name: bytes, orphan: bytes | None, st: Stat, *, was_low: bool
 ) -> None:
-    """Let the node forget the name; if that was the last known one, its object waits as an orphan until it is
-    forgotten."""
+    """Record that the node has lost the name; after its last known name, its object stays as an orphan until the node
+    is forgotten."""
     parent.children.pop(name, None)
     home_lost = node.home is parent.upper and node.leaf == name
     if (node.parent, node.name) == (parent, name):
@@ -89,7 +89,7 @@ def name_gone(
 
 
 def _find_other_home(tree: UnionState, node: FileNode) -> None:
-    """The entry that the node's object was reached by has gone, others are known: use one of them."""
+    """Let the node reach its object by another known name, after the entry that it used was removed."""
     for parent, name in [(node.parent, node.name), *(node.links.others if node.links is not None else [])]:
         if parent.upper is None:
             continue
@@ -107,7 +107,7 @@ def _find_other_home(tree: UnionState, node: FileNode) -> None:
 
 
 def _release_index(tree: UnionState, node: FileNode, key: bytes) -> None:
-    """If no name leads to the indexed inode any more, take it out of the index; it may still be in use."""
+    """Remove an indexed inode from the index if no name leads to it any more; it may still be in use."""
     if tree.links.remaining(key, 0) > 0:
         return
     if node.home is tree.links.place:
@@ -155,7 +155,7 @@ def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
 
 
 def is_empty(tree: UnionState, node: DirNode) -> bool:
-    """Whether a directory shows no entry."""
+    """Whether a merged directory has no visible entry."""
     if tree.up_names(node):
         return False
     if node.low is None:

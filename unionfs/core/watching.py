@@ -26,7 +26,7 @@ FROM_LOWER: Final = 1 << 32
 """Set in a mask beside inotify's bits: a lower has changed, or the kind of change is unknown."""
 
 _RECENT_NS: Final = 2_000_000_000
-"""A directory with a newer ctime than this may have changed between being read and being watched."""
+"""A directory whose ctime is less than this ago may have changed between being read and being watched."""
 
 Due = dict[bytes, int]
 """Names to check again, with the event mask of each; the empty name is the directory itself."""
