@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import socket
@@ -9,8 +10,10 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -76,9 +79,9 @@ def _hard_link(path: Path, victim: Path) -> None:
 
 _PLANTS: Final = (_link, _dangling, _link_to_directory, _fifo, _directory, _socket, _nonsense, _hard_link)
 _IMAGE_VERBS: Final = (
-    ("images",), ("history", "i"), ("tag", "i", "j"), ("save", "i", "-o", "/dev/null"), ("rmi", "i"),
-    ("image", "prune", "-a"), ("import", "{tar}", "k"), ("load", "-i", "{tar}"), ("pull", "127.0.0.1:1/i"),
-    ("push", "i", "127.0.0.1:1/i"), ("layers", "inspect", "i"), ("layers", "verify"), ("layers", "gc"),
+    ("images",), ("history", "i"), ("tag", "i", "j"), ("save", "i", "-o", "{tar}.i"), ("rmi", "i"),
+    ("image", "prune", "-a"), ("import", "{tar}", "k"), ("load", "-i", "{tar}"), ("pull", "{registry}/i"),
+    ("push", "i", "{registry}/i"), ("layers", "inspect", "i"), ("layers", "verify"), ("layers", "gc"),
     ("layers", "why", "i", "/f"), ("create", "i", "true"), ("volume", "create", "w"), ("volume", "ls"),
     ("volume", "inspect", "v"), ("volume", "rm", "v"), ("volume", "prune"),
 )  # fmt: skip
@@ -98,6 +101,16 @@ def _state(victim: Path) -> list[tuple[object, ...]]:
         names = 0 if stat.S_ISREG(st.st_mode) else st.st_nlink
         found.append((st.st_uid, st.st_gid, st.st_mode, st.st_mtime_ns, names))
     return [*found, (victim.read_bytes(), sorted(os.listdir(victim.parent)))]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """HOST:PORT of a server that has nothing: pull and push fail at once."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
@@ -150,12 +163,16 @@ def _plant_all(root: Path, places: tuple[str, ...], first: int, user: User, vict
 
 @pytest.mark.parametrize("verbs", [_IMAGE_VERBS, _CONTAINER_VERBS], ids=["images", "containers"])
 def test_root_is_not_led_out_of_a_users_store(
-    ordinary_user: User, root_user: User, scratch: Path, victim: Path, verbs: tuple[tuple[str, ...], ...]
+    ordinary_user: User,
+    root_user: User,
+    victim: Path,
+    registry: str,
+    verbs: tuple[tuple[str, ...], ...],
 ) -> None:
     """All places at once, in three storeys, since what stands above hides what is below."""
     home = ordinary_user.home / f"store-{verbs[0][0]}"
     home.mkdir()
-    tar = scratch / "i.tar"
+    tar = home / "i.tar"
     with tarfile.open(tar, "w") as archive:
         archive.addfile(tarfile.TarInfo("f"))
     ordinary_user.own(home)
@@ -170,7 +187,8 @@ def test_root_is_not_led_out_of_a_users_store(
             root = home / f"{number}-{storey}"
             subprocess.run(["cp", "-a", honest, root], check=True)
             _plant_all(root, places, 3 * number + storey, ordinary_user, victim, box=box, key=key)
-            words = _words(verb, root, tar)
+            named = tuple(word.replace("{registry}", registry) for word in verb)
+            words = _words(named, root, tar)
             done = root_user.run(words, check=False, timeout_s=60, stdin="")
             assert done.returncode != 2, (words, done.stderr)  # usage
             assert "Traceback" not in done.stderr, (words, done.stderr)
