@@ -181,7 +181,8 @@ def _id_helpers(machine: Machine) -> Finding:
 
 
 _WHY_IDS: Final = (
-    "without them a container has one user id: other users and owners are noted in it, but protect nothing"
+    "without them a container has one user id: other users and owners are noted in it, but protect nothing, and checks "
+    "by SO_PEERCRED or /proc (PostgreSQL's peer, D-Bus) see root"
 )
 
 
