@@ -1,5 +1,5 @@
-"""What the union costs beside its peers: one question a file, run together by `python -m benchmarks.suite`.
+"""Measure what the union costs beside its peers: one question a file, run together by `python -m benchmarks.suite`.
 
-Each `bench_NAME.py` says what it asks (workload) and can be run alone as `python -m benchmarks.bench_NAME`, with the
-options of the suite. README.md says what is measured and how.
+Each `bench_NAME.py` defines its workloads and can be run alone as `python -m benchmarks.bench_NAME`, with the options
+of the suite. The engine is unionfs.bench; README.md says what is measured and how.
 """

@@ -65,7 +65,7 @@ def _started(root: Path, driver: str, name: str) -> float:
 
 
 def _used(root: Path) -> int:
-    """Bytes taken: on a Btrfs of our own all of them, for files may share their data; else what the containers have."""
+    """Return the bytes taken: on Btrfs those of the filesystem, where files may share data; else of the containers."""
     os.sync()
     if is_on_btrfs(os.fspath(root)):
         st = os.statvfs(root)
@@ -75,7 +75,7 @@ def _used(root: Path) -> int:
 
 
 def measured(root: Path, driver: str, rounds: int) -> dict[str, Any]:
-    """What the driver costs on the filesystem of `root`."""
+    """Return the costs of a driver on the filesystem of `root`."""
     first = _started(root, driver, f"{driver}-first")
     before = _used(root)
     later = [_started(root, driver, f"{driver}-{number}") for number in range(rounds)]

@@ -20,7 +20,7 @@ def _git(context: Context, *args: str) -> None:
 
 
 def make(context: Context) -> None:
-    """A work tree with 2,000 files and an empty repository."""
+    """Make a work tree of 2,000 files and an empty repository."""
     repository = context.merged / "repository"
     repository.mkdir()
     _write(context, "one")
@@ -28,29 +28,29 @@ def make(context: Context) -> None:
 
 
 def add(context: Context) -> None:
-    """`git add .`: 2,000 objects written."""
+    """`git add .` writes 2,000 objects."""
     _git(context, "add", ".")
 
 
 def commit(context: Context) -> None:
-    """`git commit`: the trees written."""
+    """`git commit` writes the trees."""
     _git(context, "commit", "-q", "-m", "one")
 
 
 def status(context: Context) -> None:
-    """`git status`: 2,000 files compared with the index by their attributes."""
+    """`git status` compares 2,000 files with the index by their attributes."""
     _git(context, "status", "--porcelain")
 
 
 def second_commit(context: Context) -> None:
-    """Every file changed, committed on another branch."""
+    """Change every file and commit on another branch."""
     _git(context, "checkout", "-q", "-b", "other")
     _write(context, "two")
     _git(context, "commit", "-q", "-a", "-m", "two")
 
 
 def checkout(context: Context) -> None:
-    """`git checkout`: every file written anew."""
+    """`git checkout` writes every file anew."""
     _git(context, "checkout", "-q", "main")
 
 

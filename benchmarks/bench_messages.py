@@ -42,7 +42,7 @@ Numbers = Iterator[int]
 
 
 class Kernel:
-    """A union over one lower and an upper, and who asks it: the kernel's side, without a kernel."""
+    """Sends requests to a union over one lower and an upper as the kernel would, without a kernel."""
 
     def __init__(self, base: Path, messages: int) -> None:
         directories = max(1, messages // _A_DIRECTORY)
@@ -67,16 +67,16 @@ class Kernel:
         self.files: list[int] = []
 
     def ask(self, request: bytes) -> bytes:
-        """The whole reply; empty if there is none."""
+        """Return the whole reply; empty if there is none."""
         self._room[: len(request)] = request
         return bytes(self._dispatcher.handle(self._room, len(request)) or b"")
 
     def node(self, parent: int, name: bytes) -> int:
-        """Look a name up that is there."""
+        """Look up an existing name; return its node id."""
         return wire.entry_out(self.ask(wire.request(wire.LOOKUP, parent, name + b"\0"))[16:]).nodeid
 
     def took(self, requests: Sequence[bytes]) -> tuple[float, float]:
-        """Seconds of processor time for these requests: user, system. Of putting them where they are read from, too."""
+        """Return the processor seconds of these requests, user and system, with their copying into the buffer."""
         room, handle = self._room, self._dispatcher.handle
         before = resource.getrusage(resource.RUSAGE_SELF)
         for request in requests:
@@ -150,11 +150,11 @@ KINDS: Final[dict[str, tuple[Callable[[Kernel, int, Numbers], list[bytes]], int]
     "the same, unknown": (_first_listings, _A_DIRECTORY),
     "FORGET": (_forgets, 1),
 }
-"""In an order in which each finds what it needs: the requests of a kind, and what each of them counts for."""
+"""By kind, its requests and how many messages one of them counts as; each kind needs what those before it made."""
 
 
 def measured(base: Path, messages: int) -> dict[str, tuple[float, float]]:
-    """Microseconds by kind: user, system."""
+    """Return the microseconds of a message by kind: user, system."""
     base.mkdir()
     kernel = Kernel(base, messages)
     found = {}

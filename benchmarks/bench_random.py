@@ -20,7 +20,7 @@ _LEAST: Final = 1 << 20
 
 
 def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
-    """One file of 128 MiB.
+    """Return a lower with one file of 128 MiB.
 
     Raises: NoMaterialError when there is no fio.
     """
@@ -30,7 +30,7 @@ def lowers(materials: Materials, scale: Scale) -> Sequence[Path]:
 
 
 def _fio(context: Context, kind: str) -> float:
-    """Touch a quarter of the file in blocks of 4 kB in random order; microseconds per block."""
+    """Read or write a quarter of the file in blocks of 4 kB in random order; return the microseconds of a block."""
     size = context.scale.of(_SIZE, _LEAST) // 4096 * 4096
     argv = ["fio", f"--name={kind}", f"--rw={kind}", "--bs=4k", f"--size={size}", f"--io_size={size // 4}"]
     argv += [f"--filename={context.merged}/large", "--ioengine=psync", "--randseed=7", "--invalidate=0"]
@@ -41,17 +41,17 @@ def _fio(context: Context, kind: str) -> float:
 
 
 def read(context: Context) -> float:
-    """Blocks of a file that nobody has read through this mount."""
+    """Read blocks of a file that was not read through this mount before."""
     return _fio(context, "randread")
 
 
 def copy_up(context: Context) -> None:
-    """Bring the file to the upper."""
+    """Copy the file up."""
     program(["sh", "-c", ": >>large; chmod 600 large"], context.merged)
 
 
 def write(context: Context) -> float:
-    """Blocks of a file that is in the upper."""
+    """Write blocks of a file that is in the upper."""
     return _fio(context, "randwrite")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: PNG and SVG, one group of bars a row, systems by colour, the spread as a line on each bar.
+"""Draw a run as PNG and SVG: one group of bars a row, systems by colour, the spread as a line on each bar.
 
 Rows of one unit share a picture; times of very different length share a logarithmic axis.
 """
@@ -28,7 +28,7 @@ _BAR: Final = 0.8  # of the room of a row that its bars take
 
 
 def draw(found: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw a run (report.summary) into `directory`; the files that were written."""
+    """Draw a run (report.summary) into `directory`; return the files written."""
     import matplotlib as mpl
 
     mpl.use("agg")

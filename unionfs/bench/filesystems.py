@@ -1,4 +1,4 @@
-"""Filesystems to put branches on: ext4, xfs and btrfs in loop files, tmpfs, or the directory of the run as it is.
+"""Make filesystems to put branches on: ext4, xfs and btrfs in loop files, tmpfs, or the directory of the run as it is.
 
 A loop file reads and writes its file directly where it can, so that nothing is cached twice. All are mounted in the
 run's own mount namespace and vanish with it; the loop device is freed by the kernel when its filesystem is unmounted.
@@ -52,7 +52,7 @@ class BranchFilesystem:
 
     @property
     def may_reflink(self) -> bool:
-        """Whether files can share their data here; tried, not guessed."""
+        """Try whether files can share their data here."""
         one, two = self.root / "reflink-1", self.root / "reflink-2"
         try:
             one.write_bytes(b"x" * 65536)
@@ -66,7 +66,7 @@ class BranchFilesystem:
         return True
 
     def make_lower(self, path: Path) -> None:
-        """A directory for a lower; on btrfs one that can be snapshotted, if we may."""
+        """Make a directory for a lower; on btrfs a subvolume where that is allowed, since those have snapshots."""
         if self.fstype == "btrfs" and shutil.which("btrfs") and subvolume("create", path):
             return
         path.mkdir()

@@ -1,4 +1,4 @@
-"""A run as one HTML file: pictures, tables, claims, the machine. Nothing is loaded from elsewhere, no script is needed.
+"""Write a run as one HTML file: pictures, tables, claims, the machine. It loads nothing and needs no script.
 
 Made for a phone first: one column, tables that scroll within themselves. Needs matplotlib for the pictures.
 """
@@ -53,7 +53,7 @@ dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 
 
 def page(found: Found) -> str:
-    """The whole file. Raises: plots.NoMatplotlibError."""
+    """Return the whole file. Raises: plots.NoMatplotlibError."""
     plots.check()
     return "\n".join(
         [
@@ -89,7 +89,7 @@ def _short(found: Found) -> str:
 
 
 def _tiles(found: Found) -> str:
-    """A few figures that say most."""
+    """The few most important figures."""
     tiles = []
     for name, system in (("size-ext4", systems.OURS), ("size-btrfs", systems.OURS), ("size-btrfs", systems.SNAPSHOT)):
         series = series_of(found, name)

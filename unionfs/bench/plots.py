@@ -1,4 +1,4 @@
-"""Pictures of a run: PNG and SVG, one for each series; systems by colour and marker, the spread as a line.
+"""Draw a run as PNG and SVG, one picture for each series; systems by colour and marker, the spread as a line.
 
 Needs matplotlib (the extra `bench`). Nothing else in this room does.
 """
@@ -57,7 +57,7 @@ class NoMatplotlibError(Exception):
 
 
 def check() -> None:
-    """Raises: NoMatplotlibError."""
+    """Look for matplotlib. Raises: NoMatplotlibError."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
@@ -65,7 +65,7 @@ def check() -> None:
 
 
 def draw(found: Found, directory: Path) -> list[Path]:
-    """Draw every series into `directory`; the files written. Raises: NoMatplotlibError, OSError."""
+    """Draw every series into `directory`; return the files written. Raises: NoMatplotlibError, OSError."""
     check()
     directory.mkdir(parents=True, exist_ok=True)
     written = []
@@ -78,7 +78,7 @@ def draw(found: Found, directory: Path) -> list[Path]:
 
 
 def picture(series: Found, suffix: str) -> bytes:
-    """One picture as PNG or SVG. Raises: NoMatplotlibError."""
+    """Return the picture of one series as PNG or SVG. Raises: NoMatplotlibError."""
     check()
     import matplotlib as mpl
 
