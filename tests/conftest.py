@@ -24,6 +24,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import unionfs.core.union  # noqa: F401 - now, so that the tests' own process has Python, of which they replace parts
 from tests.support import dispositions, machine, mounts, rootfs, timing, users
 from tests.support import scratch as scratch_dirs
 
