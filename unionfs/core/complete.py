@@ -22,6 +22,7 @@ from unionfs.core.hardlinks import HardLinks
 from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode
 from unionfs.core.options import Options
+from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.union_state import UnionState
 
 _HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
@@ -94,9 +95,14 @@ class _Search:
 
     def _directory(self, here: DirNode) -> list[DirNode]:
         """Link what is sought in one directory. Returns the directories in it that lowers show in."""
-        low = here.low
-        if low is None:
+        if here.low is None:
             return []
+        if here.upper is None:
+            return self._entries(here, here.low)
+        with OwnerOverride(here.upper, with_parents=True):  # a user may have closed it since, or one above it
+            return self._entries(here, here.low)
+
+    def _entries(self, here: DirNode, low: LowDir) -> list[DirNode]:
         directories = []
         up_names = self.tree.up_names(here)
         for name, kind, ino in self.tree.visible(here):
@@ -131,7 +137,8 @@ class _Search:
         node = lookup.resolve(self.tree, here, name).node
         try:
             if isinstance(node, FileNode) and node.is_up and node.links is not None and node.links.key is not None:
-                copyup.give_name(self.tree, node, here, name)
+                with OwnerOverride(node.home, with_parents=True):
+                    copyup.give_name(self.tree, node, here, name)
         finally:
             self.tree.drop_unused(node)
 
