@@ -88,7 +88,7 @@ def test_a_source_that_has_gone_makes_it_python(checkout: Path) -> None:
 
 
 def test_several_changed_sources_are_counted(checkout: Path) -> None:
-    for name in ("branch", "node", "tree"):
+    for name in ("branch", "node", "names"):
         (checkout / f"unionfs/core/{name}.py").write_bytes(b"")
     said = "Python (unionfs/core/branch.py and 2 more changed since it was compiled: run .ci/setup)\n"
     assert _run(checkout, "from unionfs import compiled as c; c.use_compiled(); print(c.code_in_use())").stdout == said

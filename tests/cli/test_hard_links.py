@@ -17,7 +17,7 @@ import pytest
 from tests.support import tiny
 from tests.support.mounts import mounted, umount
 from tests.support.rootfs import as_container_root, unpack
-from tests.support.timing import wait_until
+from tests.support.timing import limit, wait_until
 from tests.support.users import User
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -43,7 +43,9 @@ def unionfs(user: User, *args: str | Path, check: bool = True) -> str:
 def exported(user: User, name: str) -> dict[str, tuple[str, int]]:
     """Content and mode of the names by which the tar that export writes has the file."""
     command = [*user.prefix, *user.unionfs_cmd, "export", name]
-    done = subprocess.run(command, env=dict(user.env), cwd=user.home, capture_output=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, env=dict(user.env), cwd=user.home, capture_output=True, timeout=limit(120), check=True
+    )
     found = {}
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
         for entry in tar:

@@ -185,7 +185,7 @@ cd {place}
 
 def test_the_view_shows_neither_itself_nor_the_state(user: User, place: Path) -> None:
     state = user.home / ".local/share/unionfs"
-    done = unionfs(user, "try", "sh", "-c", f"ls -A {state} | wc -l; find {user.home} -name merged", cwd=place)
+    done = unionfs(user, "try", "sh", "-c", f"ls -A {state} | wc -l; find {user.home}/.local -name merged", cwd=place)
     assert done.stdout.splitlines()[0] == "0"
     assert "merged" not in done.stdout
 

@@ -40,6 +40,10 @@ class NoSuchContainerError(ContainerError):
         super().__init__("", "", f"no such container: {reference}", hint=hint)
 
 
+class NotRunningError(ContainerError):
+    """The container does not run, or does not any more."""
+
+
 class BrokenRecordError(ContainerError):
     """The record of a container cannot be read."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from unionfs.containers import children, running
-from unionfs.containers.errors import ContainerError
+from unionfs.containers.errors import ContainerError, NotRunningError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import OWN_MOUNTS, mounted
@@ -18,10 +18,13 @@ def reach(container: Container, body: Callable[[int], None], what: str, warn: Ca
 
     Raises: ContainerError and OSError as `body` did; ContainerError, LaunchError when the directory cannot be reached.
     """
-    if container.status == "running":
-        in_running(container, body, what)
-        return
     store = ContainerStore(container.root)
+    if container.status == "running":
+        try:
+            in_running(container, body, what)
+            return
+        except NotRunningError:  # it has just ended
+            running.wait(store, container)
     store.claim(container)  # so that it is not started meanwhile
     try:
         _in_stopped(container, body, warn)

@@ -12,22 +12,25 @@ import signal
 import time
 from typing import Final
 
-from unionfs.containers.errors import ContainerError, NoSuchContainerError
+from unionfs.containers.errors import ContainerError, NoSuchContainerError, NotRunningError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore, outcome
 from unionfs.launcher import namespace_socket
-from unionfs.launcher.namespace_socket import Namespaces
+from unionfs.launcher.namespace_socket import Namespaces, NotListeningError
 
 _ASK_AGAIN_S: Final = 0.05
 _KILLING_S: Final = 90  # for a killed container to be cleaned up: a daemon may have much to write out
 
 
 def enter(container: Container, what: str) -> Namespaces:
-    """The namespaces of a container that runs, for `what`. Raises: ContainerError when it does not run, LaunchError."""
+    """The namespaces of a container that runs, for `what`. Raises: NotRunningError, LaunchError."""
     if container.status != "running":
         hint = f"unionfs start {container.name} starts it"
-        raise ContainerError(what, container.name, "it is not running", hint=hint)
-    return namespace_socket.receive(container.namespace_socket)
+        raise NotRunningError(what, container.name, "it is not running", hint=hint)
+    try:
+        return namespace_socket.receive(container.namespace_socket)
+    except NotListeningError as error:  # the record said "running" a moment ago: it ends
+        raise NotRunningError(what, container.name, error.why) from error
 
 
 def send(container: Container, number: int) -> None:

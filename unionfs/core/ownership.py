@@ -13,6 +13,7 @@ import stat
 
 from unionfs.core import acl
 from unionfs.core.branch import BranchDir, Stat
+from unionfs.core.ledger import NO_CAUSE
 from unionfs.core.overrides import Overrides
 from unionfs.core.union_state import UnionState
 from unionfs.markers import Override
@@ -76,9 +77,7 @@ def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat, 
     write, which also clears set-group-id of a file without group execution, unless the process is in the group."""
     mode = stat.S_IMODE(st.st_mode)
     cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_ISGID and (
-        mode & stat.S_IXGRP or (is_written and st.st_gid not in groups_of(tree.ledger.current_cause().pid))
-    ):
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or (is_written and st.st_gid not in _writers_groups(tree))):
         cleared &= ~stat.S_ISGID
     if cleared != mode:
         give(tree, place, leaf, mode=cleared)
@@ -88,6 +87,12 @@ def clear_privileges(tree: UnionState, place: BranchDir, leaf: bytes, st: Stat, 
         for stored in (name,) if overrides is None else {name, overrides.stored_xattr(name)}:
             with contextlib.suppress(OSError):
                 os.removexattr(b"/proc/self/fd/%d/%s" % (place.fd(), leaf), stored, follow_symlinks=False)
+
+
+def _writers_groups(tree: UnionState) -> frozenset[int]:
+    """The groups of the process whose request is served; of this one, which writes itself, when there is no request."""
+    cause = tree.ledger.current_cause()
+    return groups_of(os.getpid() if cause is NO_CAUSE else cause.pid)
 
 
 def make_node(place: BranchDir, leaf: bytes, kind: int, rdev: int = 0) -> None:

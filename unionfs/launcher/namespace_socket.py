@@ -127,10 +127,14 @@ class NamespaceServer:
             os.unlink(self._path)
 
 
+class NotListeningError(LaunchError):
+    """No monitor hands out namespaces at the socket: the container is not running yet, or not any more."""
+
+
 def receive(path: str, owner: int | None = None) -> Namespaces:
     """Receive the namespaces from the monitor that listens at `path`. It must run as root, as our user or as `owner`.
 
-    Raises: LaunchError when no monitor listens, or a process of another user does.
+    Raises: NotListeningError when no monitor listens, LaunchError when a process of another user does.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -143,15 +147,15 @@ def receive(path: str, owner: int | None = None) -> Namespaces:
                 raise LaunchError("entering the container", "", why)
             answer, fds, _, _ = socket.recv_fds(client, 1, len(_NAMES) + 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
-        gone = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET)
-        why = "it is not running" if error.errno in gone else error.strerror or str(error)
-        raise LaunchError("entering the container", "", why) from error
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET):
+            raise NotListeningError("entering the container", "", "it is not running") from error
+        raise LaunchError.of("entering the container", error) from error
     if len(fds) != len(_NAMES) + 1:
         for fd in fds:
             os.close(fd)
-        refused = f"it does not belong to user {os.geteuid()}"
-        why = refused if answer == _REFUSED else "it is not running yet, or any more"
-        raise LaunchError("entering the container", "", why)
+        if answer == _REFUSED:
+            raise LaunchError("entering the container", "", f"it does not belong to user {os.geteuid()}")
+        raise NotListeningError("entering the container", "", "it is not running yet, or any more")
     return Namespaces(tuple(fds[:-1]), fds[-1])
 
 
