@@ -271,6 +271,14 @@ class Dispatcher:
             log.debug("%d %s node %d by uid %d pid %d: %s", unique, name, nodeid, uid, pid, outcome)
         return reply
 
+    def serve_again(self, request: bytes) -> Reply:
+        """Serve a request that was counted already. Returns its reply, or None as `handle` does."""
+        return self._answer(_in_header(request), memoryview(request), len(request))
+
+    def is_forget(self, buf: memoryview) -> bool:
+        """Whether a message tells that the kernel has forgotten nodes."""
+        return _in_header(buf)[1] in (int(Op.FORGET), int(Op.BATCH_FORGET))
+
     def _answer(self, head: Head, buf: memoryview, end: int) -> Reply:
         self._serving = head
         length, opcode, unique, nodeid = head[0], head[1], head[2], head[3]

@@ -29,6 +29,11 @@ SLOW: Final = 2
 TURN_S: Final = 0.005
 """How long a turn may keep the thread, in seconds: what other tasks of the loop may have to wait."""
 
+_FULL: Final = (-errno.ENOSPC, -errno.EDQUOT)
+_REQUESTS_BETWEEN: Final = 64
+"""How many requests may come before a refusal for want of space is sent."""
+_ERROR_SIZE: Final = abi.OUT_HEADER.size
+
 WAIT_MS: Final = 1
 """How long a turn waits in poll(2) for one more request: its shortest wait, longer than a busy program needs."""
 
@@ -63,11 +68,34 @@ def serve(
             return IDLE
         reply = dispatcher.handle_and_log(request, length) if debug else dispatcher.handle(request, length)
         if reply is not None:
-            answer(device, reply)
+            if len(reply) == _ERROR_SIZE and abi.OUT_HEADER.unpack_from(reply)[1] in _FULL:
+                reply = _serve_after_forgets(device, dispatcher, bytes(request[:length]), reply)
+            if reply is not None:
+                answer(device, reply)
         has_served = True
         if slow:
             return SLOW
     return BUSY
+
+
+def _serve_after_forgets(
+    device: Device, dispatcher: Dispatcher, full: bytes, refusal: bytes | memoryview
+) -> bytes | memoryview | None:
+    """Serve a request that found the disk full once more, if a FORGET is read before its refusal is sent.
+
+    The kernel hands out requests before FORGETs. A program that removes a file to make room and writes at once would be
+    told that there is none, since a removed file keeps its space until its FORGET.
+    """
+    has_forgotten = False
+    for _ in range(_REQUESTS_BETWEEN):
+        length = device.receive() if not dispatcher.session.over else 0
+        if not length:
+            break
+        has_forgotten = has_forgotten or dispatcher.is_forget(device.request)
+        reply = dispatcher.handle(device.request, length)
+        if reply is not None:
+            answer(device, reply)
+    return dispatcher.serve_again(full) if has_forgotten else refusal
 
 
 def answer(device: Device, reply: bytes | memoryview) -> None:
