@@ -46,7 +46,7 @@ FILES: Final = (
 )
 """The benchmark files without `bench_`, in the order of the table."""
 
-ALONE: Final = ("unpack", "drivers", "messages")
+ALONE: Final = ("unpack", "drivers", "messages", "podman")
 """The benchmark files that measure no mounts, and are run by themselves only."""
 
 SYSTEMS: Final = (

@@ -17,6 +17,7 @@ from benchmarks import bench_unpack, plots, report, session, suite
 from benchmarks.materials import Materials
 from benchmarks.workload import Context, Scale
 from tests.support import mountinfo, process
+from tests.support.podmans import need_podman
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs.bench import systems
@@ -101,6 +102,23 @@ def test_unpacking_beside_tar(scratch: Path) -> None:
     found = [json.loads(line) for line in told.splitlines()]
     assert {one["shape"] for one in found} == set(bench_unpack.SHAPES)
     assert all(one["ours_s"] > 0 and one["tar_s"] > 0 and 0 < one["memory_mb"] < 100 for one in found)
+    _nothing_left(scratch)
+
+
+def test_podman_jobs_and_our_own_commands(scratch: Path, fuse_device: Path) -> None:
+    need_podman()
+    argv = [sys.executable, "-m", "benchmarks.bench_podman", "--rounds", "1", "--jobs", "run,diff", "--json"]
+    argv += ["--systems", "ours;fuse-overlayfs", "--commands=try true,--version,ps"]
+    done = process.run(argv, cwd=CHECKOUT, env=_env(scratch), timeout_s=_TIMEOUT_S)
+    assert done.stderr == ""  # the output of diff is the same on both
+    found = json.loads(done.stdout)
+    assert {job: list(row) for job, row in found["podman"].items()} == {
+        job: ["ours", "fuse-overlayfs"] for job in ("run", "diff")
+    }
+    assert list(found["unionfs"]) == ["try true", "--version", "ps"]
+    for row in (*found["podman"]["run"].values(), *found["unionfs"].values()):
+        assert row["seconds"]["median"] > 0
+        assert row["processor_s"]["median"] >= 0
     _nothing_left(scratch)
 
 
