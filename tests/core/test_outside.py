@@ -364,3 +364,22 @@ def test_random_changes_from_both_sides(tmp_path_factory: pytest.TempPathFactory
         scene.check()
     finally:
         scene.union.close()
+
+
+@pytest.mark.parametrize("where", ["low/g", "up/u", "low/d", "up/d"])
+def test_attributes_from_outside_end_an_empty_list(where: str, base: Path) -> None:
+    scene = Scene(base, low="d/y=3 g=4", upper="u=5 d/z=6")
+    scene.check()
+    branch, name = where.split("/")
+    entry = scene.union.lookup(ROOT, name.encode())
+    if where == "low/d":  # merged: it shows the attributes of the upper's
+        name = "d/y"
+        scene.union.forget(entry.nodeid)
+        entry = scene.union.lookup(scene.union.lookup(ROOT, b"d").nodeid, b"y")
+        scene.union.forget(scene.union.lookup(ROOT, b"d").nodeid, 2)
+    assert scene.union.listxattr(entry.nodeid) == []
+    os.setxattr(base / branch / name, "user.k", b"v")
+    scene.kernel.process_events()
+    assert scene.union.listxattr(entry.nodeid) == [b"user.k"]
+    assert scene.union.find_xattr(entry.nodeid, b"user.k") == b"v"
+    scene.union.forget(entry.nodeid)

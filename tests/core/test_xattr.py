@@ -12,6 +12,9 @@ from tests.core.acl import ACCESS, DEFAULT, acl
 from tests.core.conftest import MakeStack, needs_root
 from tests.core.differential import Pair
 from tests.core.stack import Whiteout
+from unionfs.core.attrs import ROOT, AttrChange
+from unionfs.core.union import Union
+from unionfs.syscalls import files
 
 INTERNAL = [
     b"user.overlay.opaque",
@@ -144,3 +147,83 @@ def test_attributes_of_symlinks_and_devices(make: MakeStack) -> None:
             stack.u.setxattr(path, b"user.k", b"w")
         assert stack.remount().getxattr(path, b"trusted.k") == b"w"
     assert "trusted.k" not in os.listxattr("/etc/passwd")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The system calls for attributes of users' files on the branches, from now on."""
+    calls: list[str] = []
+
+    def listxattr(path: bytes, *, follow_symlinks: bool = True) -> list[str]:
+        calls.append("list")
+        return listed(path, follow_symlinks=follow_symlinks)
+
+    def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
+        calls.append("get")
+        return found(target, name, follow=follow)
+
+    listed, found = os.listxattr, files.find_xattr
+    monkeypatch.setattr(os, "listxattr", listxattr)
+    monkeypatch.setattr(files, "find_xattr", find_xattr)
+    return calls
+
+
+def _as_cp_does(union: Union, nodeid: int) -> tuple[list[bytes], list[bytes | None]]:
+    """What `cp -a` asks about each file: its list, for the size and for the names, then ACLs; and its capability."""
+    names = [union.listxattr(nodeid) for _ in range(3)]
+    assert names[0] == names[1] == names[2]
+    return names[0], [union.find_xattr(nodeid, name) for name in (ACCESS, b"security.capability", b"user.k")]
+
+
+@pytest.mark.parametrize("path", [b"lf", b"ld", b"uf", b"ud"])
+def test_an_empty_list_answers_what_follows(path: bytes, make: MakeStack, asked: list[str]) -> None:
+    stack = make("lf=1 ld/", upper="uf=1 ud/")
+    node = stack.union.lookup(ROOT, path).nodeid
+    asked.clear()
+    assert _as_cp_does(stack.union, node) == ([], [None, None, None])
+    assert _as_cp_does(stack.union, node) == ([], [None, None, None])
+    assert asked == ["list"]
+    # Whatever changes it is seen, also before the kernel looks again.
+    stack.union.setxattr(node, b"user.k", b"v", 0)
+    assert _as_cp_does(stack.union, node) == ([b"user.k"], [None, None, b"v"])
+    stack.union.removexattr(node, b"user.k")
+    asked.clear()
+    assert _as_cp_does(stack.union, node) == ([], [None, None, None])
+    assert asked == ["list"]
+    stack.union.setattr(node, AttrChange(mode=0o700))  # new attributes for the kernel
+    assert _as_cp_does(stack.union, node) == ([], [None, None, None])
+    assert asked == ["list"] * 2
+    stack.union.forget(node)
+
+
+def test_a_list_with_names_is_asked_each_time(make: MakeStack, asked: list[str]) -> None:
+    stack = make("f=1{user.k=v}")
+    node = stack.union.lookup(ROOT, b"f").nodeid
+    asked.clear()
+    assert _as_cp_does(stack.union, node) == ([b"user.k"], [None, None, b"v"])
+    assert asked == ["list"] * 3 + ["get"] * 3
+    stack.union.forget(node)
+
+
+def test_opening_a_lower_file_lists_its_attributes(make: MakeStack, asked: list[str]) -> None:
+    """That it has no data elsewhere is seen by the same list. Programs that copy read first."""
+    stack = make("f=1")
+    node = stack.union.lookup(ROOT, b"f").nodeid
+    assert stack.union.read(node, 0, 9) == b"1"
+    asked.clear()
+    assert _as_cp_does(stack.union, node) == ([], [None, None, None])
+    assert asked == []
+    stack.union.forget(node)
+
+
+def test_an_empty_list_is_as_old_as_the_attributes(make: MakeStack) -> None:
+    """The kernel looks a name up again when its timeout is over; then changes from outside are seen."""
+    stack = make("f=1")
+    node = stack.union.lookup(ROOT, b"f").nodeid
+    assert stack.union.listxattr(node) == []
+    os.setxattr(stack.lowers[0] / "f", "user.k", b"v")
+    stack.watch()
+    stack.union.lookup(ROOT, b"f")
+    assert stack.union.listxattr(node) == [b"user.k"]
+    assert stack.union.find_xattr(node, b"user.k") == b"v"
+    stack.union.forget(node, 2)

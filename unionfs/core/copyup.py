@@ -352,6 +352,7 @@ def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> No
 def _moved(tree: UnionState, node: FileNode, home: BranchDir, leaf: bytes) -> None:
     node.home, node.leaf = home, leaf
     node.held = None  # it leads to the lower file; opened anew at the next use, so every user sees the same data
+    node.no_xattrs = False  # a security module may have given the copy a label
     if node.links is not None:
         node.links.data = None
 
@@ -425,6 +426,7 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
         raise
     node.upper = up.child(name)
     node.shown_as = st
+    node.no_xattrs = False  # as in _moved
     names.learn_empty(tree, node)
     _enter(tree, node, lower.branch.path, DIRECTORY, since)
     if node.dead or node.parent is None:

@@ -109,6 +109,7 @@ def _recheck_redirected(tree: UnionState, watcher: Watcher, name: bytes) -> None
 
 def _recheck_root(tree: UnionState, watcher: Watcher, root: DirNode, mask: int, found: list[Invalidation]) -> None:
     """Check the root's marks, which say which lowers show through."""
+    root.no_xattrs = False
     if mask & FROM_LOWER:
         _forget_names(tree, root)
     opaque = root.upper is not None and marks.read_dir_marks(root.upper).opaque
@@ -124,6 +125,8 @@ def _recheck_name(
 ) -> None:
     """Resolve `name` from the branches as if it were unknown, and compare the result with the known node."""
     old = parent.children.get(name)
+    if old is not None:
+        old.no_xattrs = False
     if marked:
         _check_names(tree, parent, name, mask)
     ask = old is None or bool(mask & FROM_LOWER) or (marked and isinstance(old, DirNode))

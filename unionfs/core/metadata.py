@@ -22,6 +22,8 @@ from unionfs.syscalls.statx import ExtendedStat
 _NS = 1_000_000_000
 _AS_STORED = OwnerTranslation()
 _ACLS = (os.fsencode(posix_acl.ACCESS), os.fsencode(posix_acl.DEFAULT))
+_LISTED = (b"user.", b"trusted.", b"security.capability", *_ACLS)
+"""How the names begin that listxattr(2) lists on every filesystem; others, such as a label, may exist unlisted."""
 
 
 def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
@@ -175,7 +177,7 @@ def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     """As `getxattr`, but None for a missing attribute."""
     stored = _stored(_branch(node), name, errno.ENODATA)
     _refuse_as_special(tree, node, name, errno.ENODATA)
-    if _is_sealed(node):
+    if _is_sealed(node) or (node.no_xattrs and name.startswith(_LISTED) and _may_have_user_xattrs(node)):
         return None
     value = _read_xattr(tree, node, os.fsencode(stored))
     if value is None:
@@ -188,12 +190,24 @@ def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     return value
 
 
+def _may_have_user_xattrs(node: Node) -> bool:
+    """Whether the node is a regular file or a directory (xattr(7)): symlinks and special files have errors of their
+    own."""
+    return not isinstance(node, FileNode) or node.has_data
+
+
 def _read_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
     try:
         return _read_xattr_of_branch(node, name)
     except OSError as exc:
-        if exc.errno == errno.EOPNOTSUPP and name in _ACLS and not stat.S_ISLNK(tree.stat(node).st_mode):
-            return None  # a filesystem without ACLs; the kernel asks before each access and refuses it on any error
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+        # A filesystem without such attributes has none: the same answer as after a list. For an ACL the kernel asks
+        # before each access and refuses it on any error.
+        if name.startswith(_LISTED) and _may_have_user_xattrs(node):
+            return None
+        if name in _ACLS and not stat.S_ISLNK(tree.stat(node).st_mode):
+            return None
         raise
 
 
@@ -205,8 +219,12 @@ def _read_xattr_of_branch(node: Node, name: bytes) -> bytes | None:
 
 
 def listxattr(node: Node) -> list[bytes]:
-    """List the names of the extended attributes that users may see (listxattr(2))."""
-    if _is_sealed(node):
+    """List the names of the extended attributes that users may see (listxattr(2)).
+
+    A node without any remembers it until it changes or its attributes are given out again: programs that copy ask
+    several times, and then for attributes by name.
+    """
+    if node.no_xattrs or _is_sealed(node):
         return []
     path, follow = _xattr_path(node)
     try:
@@ -217,9 +235,12 @@ def listxattr(node: Node) -> list[bytes]:
         raise
     overrides = _branch(node).overrides
     if overrides is None:
-        return [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
-    shown = map(overrides.shown_xattr, listed)
-    return [os.fsencode(name) for name in dict.fromkeys(shown) if name is not None]
+        found = [os.fsencode(name) for name in listed if not markers.is_private_xattr(name)]
+    else:
+        shown = map(overrides.shown_xattr, listed)
+        found = [os.fsencode(name) for name in dict.fromkeys(shown) if name is not None]
+    node.no_xattrs = not found
+    return found
 
 
 def setxattr(tree: UnionState, node: Node, name: bytes, value: bytes, flags: int) -> None:
@@ -231,6 +252,7 @@ def setxattr(tree: UnionState, node: Node, name: bytes, value: bytes, flags: int
     stored = _stored(tree.staging.branch, name, errno.EPERM)
     _refuse_as_special(tree, node, name, errno.EPERM)
     _bring_up(tree, node)
+    node.no_xattrs = False
     path, follow = _xattr_path(node)
     if stored != os.fsdecode(name) and name in _ACLS:
         if isinstance(node, FileNode) and not _is_covered(node):

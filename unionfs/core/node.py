@@ -38,7 +38,9 @@ class Links:
 class FileNode:
     """Anything that is not a directory."""
 
-    __slots__ = ("nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links", "has_data")
+    __slots__ = (
+        "nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links", "has_data", "no_xattrs",
+    )  # fmt: skip
 
     def __init__(
         self, nodeid: int, parent: DirNode, name: bytes, home: BranchDir, leaf: bytes, ino: int, mode: int
@@ -53,6 +55,8 @@ class FileNode:
         self.held: FileFd | None = None  # belongs to the descriptor cache
         self.links: Links | None = None
         self.has_data = mode & IFMT == IFREG  # immutable; opening a device of a branch would act on this machine
+        # A list had none that users see, since the kernel last got the attributes; changed by metadata and with `home`.
+        self.no_xattrs = False
 
     @property
     def is_up(self) -> bool:
@@ -76,7 +80,7 @@ class DirNode:
 
     __slots__ = (
         "nodeid", "parent", "name", "nlookup", "ino", "upper", "low", "children", "dead",
-        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use", "shown_as",
+        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use", "shown_as", "no_xattrs",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +102,7 @@ class DirNode:
         self.wasted = 0  # system calls that knowing up_names would have saved
         self.cached_use = False  # belongs to the name cache
         self.shown_as: Stat | None = None  # attributes before a copy-up changed it on disk; None after a user's change
+        self.no_xattrs = False  # as in FileNode
 
     def name_count(self) -> int:
         """Return the number of remembered names."""

@@ -287,6 +287,7 @@ class UnionState:
         """
         if self.watcher is not None:
             self.watcher.track(node, st)
+        node.no_xattrs = False  # what is remembered of them is as old as the attributes that the kernel has
         before: Any = st
         if isinstance(node, FileNode):
             lower = not node.home.branch.writable
@@ -414,6 +415,8 @@ class UnionState:
                     refuse(errno.EIO, node.leaf)
                 node.rare().data = self.lowers.data_place(node.parent.low, node.home, node.leaf)
                 return self._open_to_read(node)
+            if held.xattrs is not None and not held.xattrs:
+                node.no_xattrs = True
         return held
 
     def _open_upper(self, node: FileNode, flags: int) -> int:
