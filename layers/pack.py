@@ -61,12 +61,14 @@ def pack(
     *,
     epoch: int | None = None,
     on_read: Callable[[int], None] | None = None,
+    on_shrunk: Callable[[str], None] | None = None,
 ) -> Packed:
-    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `on_read` gets numbers of bytes read.
+    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `on_read` gets numbers of bytes read,
+    `on_shrunk` the paths of files that become shorter while they are read, which end with zeros then.
 
-    Raises: OSError, LayerError for an entry that no tar can hold.
+    Raises: OSError, LayerError for an entry that no tar can hold, and without `on_shrunk` for a file that shrinks.
     """
-    writer = TarWriter(sink, compression, on_read)
+    writer = TarWriter(sink, compression, on_read, on_shrunk)
     latest = None if epoch is None else epoch * 10**9
     count = 0
     for item in items:

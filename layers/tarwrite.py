@@ -37,7 +37,15 @@ _SPARSE_MAX: Final = 8 << 30  # tarfile misreads the size of larger sparse files
 class TarWriter:
     """Writes one tar into `sink`, compressed, and computes its size and both digests."""
 
-    def __init__(self, sink: IO[bytes], compression: str, on_read: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        sink: IO[bytes],
+        compression: str,
+        on_read: Callable[[int], None] | None = None,
+        on_shrunk: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_shrunk` gets the path of a file that became shorter after its header was written; the rest of its data
+        is written as zeros, since a header cannot be taken back. None: such a file is an error."""
         self.size = 0  # bytes of the compressed tar
         self.tar_size = 0
         self._sink = sink
@@ -45,11 +53,13 @@ class TarWriter:
         self._compressed = hashlib.sha256()
         self._plain = hashlib.sha256()
         self._on_read = on_read
+        self._on_shrunk = on_shrunk
 
     def add(self, entry: Entry, data_fd: int | None = None) -> None:
         """Write one entry. The data of a FILE come from `data_fd`, opened for reading.
 
-        Raises: LayerError for an entry that no tar can hold, and for a file that became shorter meanwhile; OSError.
+        Raises: LayerError for an entry that no tar can hold, and without `on_shrunk` for a file that became shorter
+        meanwhile; OSError.
         """
         header, extents = _header(entry)
         self._put(header)
@@ -73,12 +83,22 @@ class TarWriter:
         while length:
             data = os.pread(fd, min(_READ, length), offset)
             if not data:
-                raise LayerError("packing", _shown(entry), "it became shorter while it was being read")
+                if self._on_shrunk is None:
+                    raise LayerError("packing", _shown(entry), "it became shorter while it was being read")
+                self._on_shrunk(_shown(entry))
+                self._put_zeros(length)
+                return
             self._put(data)
             offset += len(data)
             length -= len(data)
             if self._on_read is not None:
                 self._on_read(len(data))
+
+    def _put_zeros(self, length: int) -> None:
+        while length:
+            part = min(_READ, length)
+            self._put(bytes(part))
+            length -= part
 
     def _pad(self, written: int) -> None:
         self._put(bytes(-written % tarfile.BLOCKSIZE))

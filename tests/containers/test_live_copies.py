@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from layers import compare, pack
+from layers.errors import LayerError
 from layers.tree import LayerTrees
 from unionfs.containers import tarstreams
 from unionfs.containers.copy import Copy
@@ -89,3 +90,51 @@ def test_commit(tree: Path, tmp_path: Path) -> None:
     with tarfile.open(fileobj=sink) as archive:
         names = [entry.name.strip("./") for entry in archive]
     assert names == ["", "wh.d", "second"]
+
+
+def test_a_file_that_shrinks_ends_with_zeros(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with tar(1): its size is in the header already. Without a word of it that is an error, for layers."""
+    large = tree / "first"
+    large.write_bytes(b"x" * 200_000)
+    real = os.pread
+    shrunk: list[str] = []
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino == large.stat().st_ino:
+            large.write_bytes(b"y" * 100_000)
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    sink = io.BytesIO()
+    with LayerTrees() as branches:
+        pack.pack(pack.merged_items(branches.view([os.fspath(tree)])), sink, "none", on_shrunk=shrunk.append)
+        sink.seek(0)
+        with tarfile.open(fileobj=sink) as archive:
+            found = archive.extractfile("first")
+            assert found is not None
+            assert found.read() == b"y" * 100_000 + bytes(100_000)
+        assert shrunk == ["first"]
+        large.write_bytes(b"x" * 200_000)
+        with pytest.raises(LayerError, match="became shorter"):
+            pack.pack(pack.merged_items(branches.view([os.fspath(tree)])), io.BytesIO(), "none")
+
+
+def test_cp_of_a_file_that_shrinks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = tree / "d/e/f"
+    large.write_bytes(b"x" * 200_000)
+    real = tarfile.TarFile.addfile
+
+    def addfile(self: tarfile.TarFile, entry: tarfile.TarInfo, data: object = None) -> None:
+        if entry.size == 200_000:
+            large.write_bytes(b"y" * 100_000)
+        real(self, entry, data)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", addfile)
+    fd, sink = os.open(tree, os.O_PATH), io.BytesIO()
+    tarstreams.write(fd, "d", sink, "d")
+    os.close(fd)
+    sink.seek(0)
+    with tarfile.open(fileobj=sink) as archive:
+        found = archive.extractfile("d/e/f")
+        assert found is not None
+        assert found.read() == b"y" * 100_000 + bytes(100_000)

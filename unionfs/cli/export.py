@@ -7,7 +7,7 @@ from typing import IO
 
 from layers import pack
 from layers.tree import LayerTrees
-from unionfs.cli import each, image_flags
+from unionfs.cli import each, image_flags, output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import freeze, images
@@ -31,15 +31,15 @@ def main(argv: list[str]) -> int:
     container = ContainerStore(arguments.root).find(arguments.container)
     if container.config.rootfs.shows_host:
         raise CommandError(f"export failed: {container.name}: it shows this machine itself")
-    output = arguments.output
-    if output in (None, "-"):
+    target = arguments.output
+    if target in (None, "-"):
         if sys.stdout.isatty():
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
         with freeze.frozen(container, "export", stopped=False):
             return images.with_ids(lambda: _write(container, sys.stdout.buffer, "stdout"))
-    with OutputFile(output) as written:
+    with OutputFile(target) as written:
         with freeze.frozen(container, "export", stopped=False):
-            status = images.with_ids(lambda: _write(container, written.file, output))
+            status = images.with_ids(lambda: _write(container, written.file, target))
         if status:
             written.abandon()
     return status
@@ -50,6 +50,11 @@ def _write(container: Container, sink: IO[bytes], shown: str) -> int:
     with LayerTrees() as branches:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         with images.writing_to("export", shown):
-            pack.pack(pack.merged_items(view), sink, "none", epoch=pack.source_date_epoch())
+            epoch = pack.source_date_epoch()
+            pack.pack(pack.merged_items(view), sink, "none", epoch=epoch, on_shrunk=_shrunk)
             sink.flush()
     return 0
+
+
+def _shrunk(path: str) -> None:
+    output.warn(f"note: /{path} became shorter while it was read: the rest of it is zeros")

@@ -32,6 +32,16 @@ class _GoneError(OSError):
     """A container that runs has removed it since it was listed."""
 
 
+class _Padded:
+    """A file that continues with zeros where it ends: it may shrink once its size is in the header."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: Final = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")
+
+
 def write(dir_fd: int, name: str, sink: IO[bytes], shown: str) -> None:
     """Write `name` of a directory, with all that is in it, as a tar in which it is called `shown`. Raises: OSError."""
     links: dict[tuple[int, int], str] = {}
@@ -71,7 +81,7 @@ def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: di
                     links[inode] = shown
                 entry.size = data.seek(0, os.SEEK_END)
                 data.seek(0)
-                archive.addfile(entry, data)
+                archive.addfile(entry, _Padded(data))  # type: ignore[arg-type]
             return
         if kind != tarfile.DIRTYPE and st.st_nlink > 1:
             links.setdefault(inode, shown)
