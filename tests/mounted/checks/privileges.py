@@ -9,7 +9,20 @@ import struct
 from collections.abc import Callable
 from functools import partial
 
-from tests.mounted.checking import CHOWN, STRANGERS, check, elsewhere, exists, fails, names, opened, read, same, write
+from tests.mounted.checking import (
+    CHOWN,
+    STRANGERS,
+    beside,
+    check,
+    elsewhere,
+    exists,
+    fails,
+    names,
+    opened,
+    read,
+    same,
+    write,
+)
 from tests.mounted.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, RENAME_EXCHANGE, fallocate, renameat2
 
 _PING = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
@@ -74,13 +87,15 @@ def _by_punching(name: str) -> None:
 
 
 def _falls(change: Callable[[str], object], about: str) -> None:
-    """By a stranger everything falls; by root, who has CAP_FSETID, the capabilities only."""
-    for who in (2000, None):
+    """By a stranger everything falls; by root, who has CAP_FSETID outside of user namespaces, the capabilities only."""
+    native = beside("privileged")
+    _powerful(native)
+    _by_vector(native)
+    for who, left in ((2000, 0o777), (None, _mode(native))):
         _powerful("f")
         elsewhere(change, "f", uid=who)
         assert not _has_capabilities("f"), f"{about} by {who}: capabilities are left"
-        if who is not None:
-            same(_mode("f"), 0o777, f"{about} by {who}")
+        same(_mode("f"), left, f"{about} by {who}")
         _powerful("f", mode=0o2767)
         elsewhere(change, "f", uid=who)
         same(_mode("f") & stat.S_ISUID, 0)

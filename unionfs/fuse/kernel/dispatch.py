@@ -115,10 +115,6 @@ def _stats(self: Dispatcher, unique: int, nodeid: int, stats: Any) -> bytes:
 # -- which file a request needs in the upper branch ------------------------------------------------------------------
 
 
-def _itself(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
-    return nodeid, None
-
-
 def _the_linked(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
     return args[0], None
 
@@ -169,7 +165,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.SETXATTR: Row(abi.SETXATTR_IN_COMPAT.size + _NAME, handlers.setxattr),
     Op.GETXATTR: Row(abi.GETXATTR_IN.size + _NAME, handlers.getxattr),
     Op.LISTXATTR: Row(abi.GETXATTR_IN.size, handlers.listxattr),
-    Op.REMOVEXATTR: _row(None, decode.removexattr, Union.removexattr, _empty, extra=_NAME, copies_up=_itself),
+    Op.REMOVEXATTR: Row(_NAME, handlers.removexattr),
     Op.READDIR: Row(abi.READ_IN.size, handlers.readdir),
     Op.READDIRPLUS: Row(abi.READ_IN.size, handlers.readdirplus),
     Op.INIT: Row(abi.INIT_IN_COMPAT.size, handlers.init),
@@ -231,6 +227,8 @@ class Dispatcher:
         ] = []  # filled by handle and finish; emptied by their callers
         self.harmless: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
+        self.capability_removed = (0, 0)
+        """Node id and pid of the last REMOVEXATTR of a file capability, until the SETATTR that follows it."""
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause

@@ -16,7 +16,7 @@ from unionfs.core.attrs import AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
-from unionfs.syscalls import files
+from unionfs.syscalls import files, status
 
 if TYPE_CHECKING:
     from unionfs.fuse.kernel.dispatch import Dispatcher
@@ -38,6 +38,8 @@ _OF_HANDLES: Final = (b".\0", _PARENT)
 _SELINUX: Final = b"security.selinux"
 _CAPABILITY: Final = b"security.capability"
 _ACL: Final = b"system.posix_acl_access"
+_NO_CHANGE: Final = AttrChange()
+_CLEAR_ALONE: Final = AttrChange(kill_priv=True)
 
 
 def init(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
@@ -119,6 +121,9 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     (change,) = decode.setattr_(head, buf, end)
     if self.must_wait(unique, nodeid, change.size, buf):
         return None
+    if change == _CLEAR_ALONE and self.capability_removed == (nodeid, head[6]) and status.keeps_set_id_bits(head[6]):
+        change = _NO_CHANGE
+    self.capability_removed = (0, 0)
     if change.mode is not None and change.mode & _SET_ID:  # only this can set bits that a write must clear
         self.harmless.discard(nodeid)
     held = self.union.slow_truncate_fd(nodeid, change.size) if change.size is not None else None
@@ -285,6 +290,18 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return None
     self.union.set_flags(nodeid, command, bytes(buf[_IOCTL_DATA : _IOCTL_DATA + size]))
     return encode.ioctl(unique, b"")
+
+
+def removexattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    """Remove an attribute. When a write removes a file capability, the kernel sends this and then a SETATTR without any
+    change, also for a process that keeps set-id bits (CAP_FSETID)."""
+    (name,) = decode.removexattr(head, buf, end)
+    if self.must_wait(unique, nodeid, None, buf):
+        return None
+    self.union.removexattr(nodeid, name)
+    if name == _CAPABILITY:
+        self.capability_removed = (nodeid, head[6])
+    return encode.empty(unique)
 
 
 def listxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
