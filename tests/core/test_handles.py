@@ -106,10 +106,39 @@ def test_the_oldest_is_dropped() -> None:
     for nodeid in range(2, 7):
         table.add(nodeid, 1, b"%d" % nodeid, 100 + nodeid)
     assert len(table) == 3
-    assert table.place(2) is None
+    assert table.find(2) is None
     assert table.take(1, b"2", 102) == 0
     assert table.take(1, b"6", 106) == 6
     assert table.take(1, b"5", 999) == 0, "another object in its place"
     assert len(table) == 1
     table.add(9, 1, b"4", 104)
-    assert (len(table), table.place(4), table.place(9)) == (1, None, (1, b"4"))
+    found = table.find(9)
+    assert found is not None
+    assert (len(table), table.find(4), found[:3]) == (1, None, (1, b"4", 104))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) is for root")
+@pytest.mark.parametrize("names", [(b"a", b"b", b"c"), (b"u", b"v", b"w")], ids=["lower", "upper"])
+def test_by_the_names_that_are_left(make: MakeStack, names: tuple[bytes, ...]) -> None:
+    union = make("a=1 b==a c==a", upper="u=1 v==u w==u").union
+    union.keep_handles()
+    wanted = number(union, names[0])
+    assert number(union, names[1]) == wanted
+    for name in names[:2]:
+        union.unlink(ROOT, name)
+        for _ in range(2):
+            entry = union.lookup_handle(wanted)
+            assert (entry.nodeid, union.read(wanted, 0, 10)) == (wanted, b"1")
+            union.forget(wanted)
+    union.lookup_handle(wanted)
+    union.write(wanted, 0, b"2")
+    union.forget(wanted)
+    entry = union.lookup(ROOT, names[2])
+    assert (entry.nodeid, union.read(wanted, 0, 10)) == (wanted, b"2")
+    union.unlink(ROOT, names[2])
+    for _ in range(2):
+        with pytest.raises(OSError) as failure:
+            union.lookup_handle(wanted)
+        assert failure.value.errno == errno.ESTALE
+        union.forget(wanted)
+    assert union.node_count == 1

@@ -49,6 +49,7 @@ DIFFERENCES: Final = (
     Difference("pyfuse3-*", "inheriting.unnamed_*", _NO_TMPFILE),
     Difference("pyfuse3-*", "handles.handles_lead_*", _NO_EXPORT),
     Difference("pyfuse3-*", "handles.handles_stay_*", _NO_EXPORT),
+    Difference("pyfuse3-*", "handles.handles_of_files_*", _NO_EXPORT),
     Difference("*-user-plain", "permissions.mode_zero", _UNREADABLE),
     Difference("pyfuse3-*", "acls.default_acls_replace_the_umask", _UMASK_FIRST),
     Difference("pyfuse3-*", "acls.minimal_default_acls_replace_the_umask", _UMASK_FIRST),

@@ -1,51 +1,91 @@
-"""Remember the node ids of forgotten nodes by place, so that file handles stay valid after the kernel's FORGET.
+"""Remember the node ids of forgotten nodes, so that file handles stay valid after the kernel's FORGET.
 
 open_by_handle_at(2) names an object by its node id alone, perhaps long after the kernel has forgotten it. So the places
-of the last LIMIT forgotten nodes are remembered, and a node that is made again for the same object at the same place
-gets its old id. Knows numbers and names only.
+of the last LIMIT forgotten nodes are remembered, and a node that is made again for the same object gets its old id: at
+the same place, and a file of several names under any of them. Knows numbers and places only.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from unionfs.core.branch import BranchDir
 
 LIMIT: Final = 1 << 14
 """Forgotten nodes remembered at most: a few megabytes."""
 
 
+class Nameless(NamedTuple):
+    """Where a file is that has lost all names the kernel knew, and has others: in a lower under `leaf` in `place`, or,
+    with a `handle` of its filesystem, in the upper."""
+
+    place: BranchDir
+    leaf: bytes
+    handle: bytes
+
+
+class Forgotten(NamedTuple):
+    """A forgotten node."""
+
+    parent: int  # its node id; 0 for a nameless file
+    name: bytes
+    ino: int  # as users see it
+    linked: bool  # a file of several names
+    nameless: Nameless | None
+
+
 class HandleTable:
-    """Maps the place of a forgotten node, (node id of the parent, name), to its node id, and back."""
+    """The forgotten nodes by node id, by place (node id of the parent, name), and by inode number those of several
+    names."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit  # immutable
-        self._places: OrderedDict[int, tuple[int, bytes]] = OrderedDict()  # oldest first
-        self._ids: dict[tuple[int, bytes], tuple[int, int]] = {}  # place -> (node id, ino)
+        self._nodes: OrderedDict[int, Forgotten] = OrderedDict()  # oldest first
+        self._ids: dict[tuple[int, bytes], int] = {}  # place -> node id
+        self._linked: dict[int, int] = {}  # inode number -> node id
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._nodes)
 
-    def add(self, nodeid: int, parent: int, name: bytes, ino: int) -> None:
-        """Remember the place of a forgotten node whose object may still exist."""
-        place = (parent, name)
-        before = self._ids.get(place)
-        if before is not None:
-            self._places.pop(before[0], None)
-        self._places[nodeid] = place
-        self._ids[place] = (nodeid, ino)
-        if len(self._places) > self._limit:
-            _, oldest = self._places.popitem(last=False)
-            self._ids.pop(oldest, None)
+    def add(
+        self, nodeid: int, parent: int, name: bytes, ino: int, linked: bool = False, nameless: Nameless | None = None
+    ) -> None:
+        """Remember a forgotten node whose object may still exist."""
+        self.drop(nodeid)
+        if nameless is None:
+            self.drop(self._ids.get((parent, name), 0))
+            self._ids[parent, name] = nodeid
+        if linked:
+            self.drop(self._linked.get(ino, 0))
+            self._linked[ino] = nodeid
+        self._nodes[nodeid] = Forgotten(parent, name, ino, linked, nameless)
+        if len(self._nodes) > self._limit:
+            self.drop(next(iter(self._nodes)))
 
-    def take(self, parent: int, name: bytes, ino: int) -> int:
-        """Remove the record of a place, since a node for it is being made. Returns the id that the object `ino` had
-        there, 0 if none is remembered."""
-        known = self._ids.pop((parent, name), None)
-        if known is None:
-            return 0
-        self._places.pop(known[0], None)
-        return known[0] if known[1] == ino else 0
+    def drop(self, nodeid: int) -> None:
+        """Remove what is remembered of a node, if anything is."""
+        node = self._nodes.pop(nodeid, None)
+        if node is None:
+            return
+        if node.nameless is None:
+            del self._ids[node.parent, node.name]
+        if node.linked:
+            del self._linked[node.ino]
 
-    def place(self, nodeid: int) -> tuple[int, bytes] | None:
-        """Return the place of the forgotten node `nodeid`, or None."""
-        return self._places.get(nodeid)
+    def take(self, parent: int, name: bytes, ino: int, is_file: bool = False) -> int:
+        """Remove the record of an object of which a node is being made: of that at this place, or of the file of
+        several names with its inode number. Returns the id that it had, 0 if none is remembered."""
+        nodeid = self._ids.get((parent, name), 0)
+        if nodeid and self._nodes[nodeid].ino != ino:
+            self.drop(nodeid)
+            nodeid = 0
+        if not nodeid and is_file:
+            nodeid = self._linked.get(ino, 0)
+        self.drop(nodeid)
+        return nodeid
+
+    def find(self, nodeid: int) -> Forgotten | None:
+        """Return the forgotten node `nodeid`, or None."""
+        return self._nodes.get(nodeid)

@@ -85,35 +85,6 @@ def is_visible(tree: UnionState, parent: DirNode, name: bytes) -> bool:
     return parent.upper is None or not hides(tree, parent, name)
 
 
-def by_number(tree: UnionState, nodeid: int) -> Node:
-    """Return the node of an id, and make it again if it was forgotten. ESTALE if its object has moved or gone."""
-    chain: list[tuple[int, bytes]] = []  # (node id, name) of the nodes to make again, deepest first
-    at = nodeid
-    node = tree.nodes.find(at)
-    while node is None:
-        place = tree.nodes.handle_table.place(at) if tree.nodes.handle_table is not None else None
-        if place is None:
-            refuse(errno.ESTALE)
-        chain.append((at, place[1]))
-        at = place[0]
-        node = tree.nodes.find(at)
-    for wanted, name in reversed(chain):
-        if not isinstance(node, DirNode):
-            refuse(errno.ESTALE)
-        try:
-            found = resolve(tree, node, name).node
-        except (FileNotFoundError, NotADirectoryError):
-            tree.drop_unused(node)
-            refuse(errno.ESTALE)
-        if found.nodeid != wanted:
-            tree.drop_unused(found)
-            refuse(errno.ESTALE)
-        node = found
-    if node.dead if isinstance(node, DirNode) else node.is_dead:
-        refuse(errno.ESTALE)  # removed: the kernel's FORGET is still on its way
-    return node
-
-
 def find_low(parent: DirNode, name: bytes) -> Found | None:
     """Find `name` in the lowers alone, whether the upper hides it or not."""
     return parent.low.find(name) if parent.low is not None else None
@@ -173,7 +144,8 @@ def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> R
         if linked is not None:
             return linked
     ino = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, found.place, found.name, ino, st.st_mode)
+    number = tree.nodes.id_for(parent, name, ino, True)
+    node = FileNode(number, parent, name, found.place, found.name, ino, st.st_mode)
     if st.st_nlink > 1:
         _register(tree, node, found.place, st)
     tree.nodes.add(node)
@@ -214,7 +186,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
         _add_name(node, parent, name)
         return make(Resolved, (node, up_st))
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
-    number = tree.nodes.id_for(parent, name, shown)
+    number = tree.nodes.id_for(parent, name, shown, True)
     node = FileNode(number, parent, name, links.place, key, shown, up_st.st_mode)
     node.rare().key = key
     tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
@@ -250,7 +222,8 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
             return make(Resolved, (known, st))
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)
-    node = FileNode(tree.nodes.id_for(parent, name, ino), parent, name, up, name, ino, st.st_mode)
+    number = tree.nodes.id_for(parent, name, ino, True)
+    node = FileNode(number, parent, name, up, name, ino, st.st_mode)
     if key is not None:
         node.rare().key = key
     if st.st_nlink > 1:

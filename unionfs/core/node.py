@@ -139,10 +139,11 @@ class NodeTable:
         self._next += 1
         return nodeid
 
-    def id_for(self, parent: DirNode, name: bytes, ino: int) -> int:
-        """Return the id that the object `ino` at this place had before it was forgotten; else a new one."""
+    def id_for(self, parent: DirNode, name: bytes, ino: int, is_file: bool = False) -> int:
+        """Return the id that the object `ino` at this place had before it was forgotten; else a new one. `is_file`: it
+        may have had several names, and be known by another."""
         if self.handle_table is not None:
-            known = self.handle_table.take(parent.nodeid, name, ino)
+            known = self.handle_table.take(parent.nodeid, name, ino, is_file)
             if known:
                 return known
         return self.new_id()
@@ -215,7 +216,8 @@ class NodeTable:
             if self.handle_table is not None and at.parent is not None:
                 gone = at.dead if isinstance(at, DirNode) else at.is_dead
                 if not gone:
-                    self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino)
+                    linked = isinstance(at, FileNode) and at.links is not None and at.links.inode is not None
+                    self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino, linked)
             for parent, name in names_of(at):
                 if parent.children.get(name) is at:
                     del parent.children[name]

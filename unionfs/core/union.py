@@ -174,10 +174,12 @@ class Union:
 
     def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
         """Look up a node by its id, even if forgotten; `parent`: the directory that holds it instead. ESTALE."""
-        node = lookup.by_number(self._tree, nodeid)
+        from unionfs.core import handles  # a mount waits for what is imported before
+
+        node = handles.find(self._tree, nodeid)
         if parent:
             above = node.parent
-            if above is None or (isinstance(node, DirNode) and node.dead):
+            if above is None or (node.dead if isinstance(node, DirNode) else node.is_dead):
                 refuse(errno.ESTALE)
             node.nlookup += 1  # so that the parents live until `above` has its own count
             entry = self._entry(above)

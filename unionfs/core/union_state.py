@@ -17,6 +17,7 @@ from unionfs.core import marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
+from unionfs.core.handle_table import HandleTable, Nameless
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.inodes import Inodes
 from unionfs.core.ledger import Ledger
@@ -310,6 +311,11 @@ class UnionState:
             same.st_atime_ns, same.st_mtime_ns, before.st_ctime_ns,
         ))  # fmt: skip
 
+    def name_count(self, node: FileNode) -> int:
+        """Return the number of a file's names in the union."""
+        st = self.stat(node)
+        return st.st_nlink if node.links is None else self._nlink(node, st)
+
     def _nlink(self, node: FileNode, st: Stat) -> int:
         """Return the number of a file's names in the union, without links in the index and the work directory."""
         links = node.links
@@ -480,11 +486,24 @@ class UnionState:
         if staging is None:
             return
         if isinstance(node, FileNode):
+            if node.is_dead and self.nodes.handle_table is not None:
+                self._remember_nameless(node, self.nodes.handle_table)
             if node.is_dead and node.home is staging.here:
                 staging.dispose(node.leaf, large=node.links is not None and node.links.large)
         elif node.dead and node.upper is not None:
             staging.dispose(node.upper.name)
             node.upper.held = None
+
+    def _remember_nameless(self, node: FileNode, table: HandleTable) -> None:
+        """Remember where a file is that has lost the names the kernel knew, if it has others."""
+        from unionfs.syscalls import file_handles  # a mount waits for what is imported before
+
+        try:
+            if self.name_count(node):
+                handle = file_handles.handle_of(node.home.fd(), node.leaf) if node.is_up else b""
+                table.add(node.nodeid, 0, b"", node.ino, True, Nameless(node.home, node.leaf, handle))
+        except OSError:
+            pass  # it is gone, or its filesystem has no handles: then the node's own is stale
 
     def restore_times(self, fd: int, st: Stat) -> None:
         """Set the times of the directory `fd` back to those of `st`, since a copy-up into it is no change by a user.

@@ -8,7 +8,19 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.mounted.checking import DEVICES, STRANGERS, check, elsewhere, fails, opened, read_fd, same, write
+from tests.mounted.checking import (
+    DEVICES,
+    STRANGERS,
+    UNION,
+    check,
+    elsewhere,
+    fails,
+    opened,
+    read,
+    read_fd,
+    same,
+    write,
+)
 from tests.mounted.libc import name_to_handle, open_by_handle
 
 
@@ -95,6 +107,52 @@ def handles_of_what_is_gone() -> None:
             write(name, b"another")
         _forget()
         _is_stale(handle)
+
+
+@check("a=1 b==a d/c==a u/", DEVICES)
+def handles_of_files_of_several_names() -> None:
+    """open_by_handle_at(2): the handle is the file's, as long as it has a name, whichever the handle was made by."""
+    write("u/a", b"1")
+    os.link("u/a", "u/b")
+    os.link("u/a", "d/c2")
+    for names in (("a", "b", "d/c"), ("u/a", "u/b", "d/c2")):
+        handle, number = name_to_handle(names[0]), os.stat(names[0]).st_ino
+        for name in names[:2]:
+            os.unlink(name)
+            for _ in range(2):
+                _forget()
+                same(_content(handle), b"1", name)
+        with opened(".") as here:
+            fd = open_by_handle(here, handle, os.O_WRONLY)
+        same((os.fstat(fd).st_ino, os.fstat(fd).st_nlink), (number, 1))
+        os.write(fd, b"2")
+        os.close(fd)
+        same(read(names[2]), b"2", "written by the handle")
+        _forget()
+        same(read(names[2]), b"2")
+        same(name_to_handle(names[2]), handle)
+        os.unlink(names[2])
+        _is_stale(handle)
+        _forget()
+        _is_stale(handle)
+
+
+@check("f=1 g=2 d/", DEVICES, UNION)
+def handles_of_an_earlier_mount() -> tuple[str, bytes]:
+    """ARCHITECTURE.md: none but the root's survives; an old one never leads to another file."""
+    for name in ("g", "d"):
+        os.stat(name)
+    return "f", name_to_handle("f")
+
+
+@handles_of_an_earlier_mount.then
+def _another_mount(before: tuple[str, bytes]) -> None:
+    for name in ("g", "d", "f"):
+        os.stat(name)
+    _is_stale(before[1])
+    write("new", b"x")
+    _is_stale(before[1])
+    _is_stale(before[1][:8] + (2).to_bytes(8, "little") + before[1][16:])
 
 
 @check("f=1", DEVICES, STRANGERS)

@@ -151,19 +151,27 @@ class Encoder:
     much as packing it.
     """
 
-    __slots__ = ("_attr_valid", "_missing", "_valid", "_valid_ns", "_valid_s", "set_id")
+    __slots__ = ("_attr_valid", "_missing", "_valid", "_valid_ns", "_valid_s", "generation", "set_id")
 
     def __init__(self, timeout_s: float) -> None:
+        self.generation = 0
+        """Of all nodes but the root, part of their file handles: changed by `set_generation` only."""
         self.set_timeout(timeout_s)
         self.set_id: set[int] = set()
         """Regular files whose attributes in the kernel have a set-id bit: replies add, the dispatcher removes."""
+
+    def set_generation(self, generation: int) -> None:
+        """Set the generation of the nodes, 32 bits, before the first entry."""
+        self.generation = generation
+        self.set_timeout(self._valid_s + self._valid_ns / _BILLION)
 
     def set_timeout(self, seconds: float) -> None:
         """Set the timeout of the following replies."""
         self._valid_s = int(seconds)  # changed here only
         self._valid_ns = int((seconds - self._valid_s) * _BILLION)  # changed here only
         # The part of _ENTRY (abi) behind the node id, and of ATTR_OUT before the attributes: changed here only.
-        self._valid = struct.pack("=QQQII", 0, self._valid_s, self._valid_s, self._valid_ns, self._valid_ns)
+        whole, nanoseconds = self._valid_s, self._valid_ns
+        self._valid = struct.pack("=QQQII", self.generation, whole, whole, nanoseconds, nanoseconds)
         self._attr_valid = struct.pack("=QII", self._valid_s, self._valid_ns, 0)
         self.set_missing_timeout(seconds)
 
@@ -190,6 +198,11 @@ class Encoder:
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
             mode, nlink, uid, gid, rdev, blksize,
         )  # fmt: skip
+
+    def root_entry(self, unique: int, entry: Entry) -> bytes:
+        """LOOKUP of "..", if that is the root: the kernel gave it the generation 0."""
+        whole = self.entry(unique, entry)
+        return whole[: _HEADER + 8] + bytes(8) + whole[_HEADER + 16 :]
 
     def missing(self, unique: int) -> bytes:
         """LOOKUP of a missing name: node id 0 is ENOENT that the kernel may cache."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from unionfs.core.attrs import AttrChange
+from unionfs.core.attrs import ROOT, AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
@@ -48,7 +48,8 @@ def init(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview
 
 def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     if buf[BODY] == _DOT and end <= BODY + 3 and (dots := bytes(buf[BODY:end])) in _OF_HANDLES:
-        return self.encoder.entry(unique, self.union.lookup_handle(nodeid, dots == _PARENT))
+        found = self.union.lookup_handle(nodeid, dots == _PARENT)
+        return (self.encoder.root_entry if found.nodeid == ROOT else self.encoder.entry)(unique, found)
     name = decode.name_at(buf, BODY, end)
     try:
         entry = self.union.find(nodeid, name)

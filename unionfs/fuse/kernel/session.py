@@ -8,6 +8,7 @@ States: fresh, then negotiated (by INIT, once), then over (by DESTROY). Before I
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -145,6 +146,8 @@ class Session:
             )
         self.minor = min(minor, abi.MINOR)
         self.flags = Init(offered) & self._wanted()
+        if self.flags & Init.EXPORT_SUPPORT:  # a handle of an earlier mount must not lead to another file of this one
+            self.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
         return encode.data(
             unique,
             encode.init_out(
