@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Final
 
-from unionfs.core import copyup, metadata
+from unionfs.core import copyup, inode_flags, metadata
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
@@ -23,6 +23,7 @@ from unionfs.syscalls import files
 _pwrite: Final = os.pwrite  # compiled code has no need to look it up at each call
 
 
+_APPEND: Final = inode_flags.APPEND
 _CAPABILITY: Final = b"security.capability"
 
 
@@ -40,9 +41,12 @@ def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
 
 def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, kill_priv: bool) -> int:
     """Write at `offset` (pwrite(2)); the file is copied up first. ENOSPC, EFBIG, EDQUOT, EIO."""
-    copyup.ensure(tree, node)
-    fd = tree.write_fd(node).fd
-    written = _pwrite(fd, data, offset)
+    if copyup.needs_copy(node):
+        copyup.ensure(tree, node, despite=_APPEND if offset >= tree.stat(node).st_size else 0)
+    held = tree.write_fd(node)
+    if held.appends and offset != os.fstat(held.fd).st_size:
+        refuse(errno.EPERM, node.name)
+    written = _pwrite(held.fd, data, offset)
     if kill_priv:
         metadata.drop_privileges(tree, node)
     tree.record_own_change(node)
@@ -52,10 +56,13 @@ def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryvie
 def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview) -> int:
     """Write what the page cache held back, as `write` does, but keep a file capability: the branch's filesystem removes
     it at each write(2), and the kernel has removed the one that the program's own write had to take."""
-    copyup.ensure(tree, node)
-    fd = tree.write_fd(node).fd
+    copyup.ensure(tree, node, despite=_APPEND)
+    held = tree.write_fd(node)
+    fd = held.fd
     capability = files.find_xattr(fd, _CAPABILITY)
-    written = _pwrite(fd, data, offset)
+    # A page begins before the end of an append-only file, which cannot have changed there.
+    known = min(max(0, os.fstat(fd).st_size - offset), len(data)) if held.appends else 0
+    written = known + _pwrite(fd, data[known:], offset + known)
     if capability is not None:
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
             os.setxattr(fd, _CAPABILITY, capability)

@@ -16,7 +16,7 @@ import stat
 from time import perf_counter
 from typing import Final
 
-from unionfs.core import copy_metadata, inodes, names, ownership
+from unionfs.core import copy_metadata, inode_flags, inodes, names, ownership
 from unionfs.core.attrs import IFMT, IFREG
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
@@ -54,6 +54,7 @@ class CopyUp:
         *,
         durable: bool = False,
         mode: int = -1,
+        flags: int = 0,
     ) -> None:
         self.node = node  # immutable
         self.cause = cause  # immutable: the request it is made for
@@ -65,6 +66,7 @@ class CopyUp:
         self.length = length  # immutable
         self.durable = durable  # immutable
         self.mode = mode  # immutable: final permissions that the copy was made with; -1: set at the end
+        self.flags = flags  # immutable: inode flags of the lower object
         self.kept_mode = False  # set by commit: whether it has kept them
         self._copy = Copy(src.fd if src is not None else -1, dst.fd, length)
 
@@ -114,7 +116,10 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
     if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
         tree.recent_stat = node, st
         return None
-    job = _open(tree, node, st, size)
+    job = _open(tree, node, st, size, None, inode_flags.PROTECTED)
+    if job.flags & inode_flags.PROTECTED:  # `ensure` knows whether they forbid the change
+        abort(tree, job)
+        return None
     try:
         shared = job.share()
     except BaseException:
@@ -126,8 +131,11 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
     return None
 
 
-def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None) -> bool:
-    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before.
+def ensure(
+    tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None, despite: int = 0
+) -> bool:
+    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before;
+    EPERM for an immutable or append-only file, unless the change is allowed `despite` that (inode_flags.PROTECTED).
 
     `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
     """
@@ -141,8 +149,8 @@ def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int 
         return False
     length = _length(st, size)
     if not length or st.st_size <= AT_ONCE:
-        return _copy_at_once(tree, node, st, length, mode)
-    job = _open(tree, node, st, size, mode)
+        return _copy_at_once(tree, node, st, length, mode, despite)
+    job = _open(tree, node, st, size, mode, despite)
     try:
         job.copy()
     except BaseException:
@@ -152,17 +160,18 @@ def ensure(tree: UnionState, node: FileNode, size: int | None = None, mode: int 
     return mode is not None and job.kept_mode and job.mode == mode
 
 
-def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None) -> bool:
+def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None, despite: int) -> bool:
     """`ensure` for a file of so few bytes that it has no hole and its copying needs no cancelling."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
+    flags = _flags(node, src, despite)
     leaf, dst, mode = _make_copy(tree, st, wanted)
     try:
         copied = _copy_few(src, dst, length) if src is not None else 0
         if tree.is_strict and copied:
             os.fdatasync(dst.fd)
-        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode)
-        _place(tree, node, dst, leaf, st)
+        kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode, flags)
+        _place(tree, node, dst, leaf, st, flags)
     except BaseException:
         tree.staging.dispose(leaf)
         raise
@@ -185,12 +194,26 @@ def _length(st: Stat, size: int | None) -> int:
     return st.st_size if size is None else min(size, st.st_size)
 
 
-def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: int | None = None) -> CopyUp:
+def _flags(node: FileNode, src: FileFd | None, despite: int) -> int:
+    """Return the inode flags of a lower file that is to be copied up. EPERM if they forbid that, unless `despite`."""
+    if node.home.branch.writable:  # a metacopy file: it has its flags
+        return 0
+    if src is None or _has_other_data(node):
+        flags = inode_flags.read_at(node.home, node.leaf)
+    else:
+        flags = inode_flags.read(node.home.branch, src.fd)
+    if flags & inode_flags.PROTECTED & ~despite:
+        refuse(errno.EPERM, node.name)
+    return flags
+
+
+def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: int | None, despite: int) -> CopyUp:
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
+    flags = _flags(node, src, despite)
     leaf, dst, mode = _make_copy(tree, st, wanted)
     cause = tree.ledger.current_cause()
-    return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode)
+    return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode, flags=flags)
 
 
 def _make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
@@ -227,8 +250,8 @@ def commit(tree: UnionState, job: CopyUp) -> None:
         return
     lower = node.home.branch.path
     try:
-        job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode)
-        _place(tree, node, job.dst, job.leaf, job.st)
+        job.kept_mode = _complete(tree, node, job.src, job.dst, job.leaf, job.length, job.st, job.mode, job.flags)
+        _place(tree, node, job.dst, job.leaf, job.st, job.flags)
     except BaseException:
         abort(tree, job)
         raise
@@ -236,7 +259,15 @@ def commit(tree: UnionState, job: CopyUp) -> None:
 
 
 def _complete(
-    tree: UnionState, node: FileNode, src: FileFd | None, dst: FileFd, leaf: bytes, length: int, st: Stat, mode: int
+    tree: UnionState,
+    node: FileNode,
+    src: FileFd | None,
+    dst: FileFd,
+    leaf: bytes,
+    length: int,
+    st: Stat,
+    mode: int,
+    flags: int,
 ) -> bool:
     """Give the copy, which has its `length` bytes, its attributes. Returns whether it has kept `mode`. Raises
     OSError."""
@@ -245,6 +276,8 @@ def _complete(
     else:
         source = path_at(node.home, node.leaf)
         kept_mode = copy_metadata.give(tree, source, node.home, st, tree.staging.here, leaf, dst.fd, None, mode)
+    if flags:
+        inode_flags.carry(dst.fd, flags)
     if length < st.st_size:
         os.utime(dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
     if tree.is_strict:
@@ -252,10 +285,12 @@ def _complete(
     return kept_mode
 
 
-def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat) -> None:
+def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, flags: int) -> None:
     """Rename the finished copy into place. Raises OSError; the caller then removes the copy."""
     _publish_file(tree, node, leaf, st)
-    if not node.is_dead:
+    if flags & inode_flags.APPEND:  # such a file cannot be renamed, and `dst` does not append
+        inode_flags.carry(dst.fd, flags, inode_flags.APPEND)
+    elif not node.is_dead:
         tree.fds.keep(node, dst)
 
 
@@ -412,6 +447,10 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
         lower = node.low.stack[0]
         source = path_at(lower, b".") if not lower.sealed else -1
         copy_metadata.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
+        flags = inode_flags.read_at(lower, b".")
+        if flags:
+            with FileFd(os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging.fd())) as held:
+                inode_flags.carry(held.fd, flags)
         if node.dead:
             up, name = staging.here, staging.orphan_name(node.nodeid)
         else:

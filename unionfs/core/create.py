@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import acl, copyup, lookup, marks, names, owner_override, ownership
+from unionfs.core import acl, copyup, inode_flags, lookup, marks, names, owner_override, ownership
 from unionfs.core.attrs import IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
@@ -33,7 +33,7 @@ _fstat: Final = os.fstat
 
 def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Refuse a name that cannot be created. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
-    directory, EEXIST."""
+    directory, EEXIST, EPERM in an immutable one."""
     lookup.check_name(name)
     copyup.require_upper(tree)
     if markers.is_reserved(name):
@@ -44,6 +44,7 @@ def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
         refuse(errno.EEXIST, name)
     if lookup.is_visible(tree, parent, name):
         refuse(errno.EEXIST, name)
+    inode_flags.refuse_new_entry(parent, name)
 
 
 def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: int, caller: Caller) -> Resolved:
@@ -172,6 +173,7 @@ def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -
     """Create a regular file without a name (open(2), O_TMPFILE), in the staging directory, where it stays until it is
     linked or forgotten."""
     copyup.require_upper(tree)
+    inode_flags.refuse_new_entry(parent, b"")
     up = copyup.ensure_dir(tree, parent)
     staging = tree.staging
     nodeid = tree.nodes.new_id()

@@ -14,7 +14,7 @@ import resource
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import copyup, create, metadata
+from unionfs.core import copyup, create, inode_flags, metadata
 from unionfs.core.attrs import Caller
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import UnionState, refuse
@@ -41,6 +41,7 @@ def change(tree: UnionState, node: Node, name: bytes, value: bytes) -> None:
     if match is None:
         refuse(errno.EINVAL, name)
     if isinstance(node, DirNode):
+        inode_flags.refuse_change(node)
         copyup.ensure_dir(tree, node)
     else:
         copyup.ensure(tree, node)

@@ -21,11 +21,12 @@ class FileFd:
     the name. Code that uses `fd` of an object without other references must do so in a `with` block.
     """
 
-    __slots__ = ("fd", "used", "writable", "xattrs")
+    __slots__ = ("fd", "used", "writable", "appends", "xattrs")
 
     def __init__(self, fd: int, writable: bool = False) -> None:
         self.fd = fd  # immutable
         self.writable = writable  # immutable: opened O_RDWR
+        self.appends = False  # set once: opened O_APPEND, since the file is append-only
         self.xattrs: list[str] | None = None  # extended attributes of a lower file; set once, when listed
         self.used = True  # set by the owner at each use, cleared by the clock's hand
 

@@ -56,7 +56,9 @@ class _Walk:
 class LowDir:
     """A directory merged from one or more lowers. Its content never changes; its remembered names can be dropped."""
 
-    __slots__ = ("tree", "parent", "name", "stack", "names", "stacks", "wasted", "weight", "subdirs", "cached_use")
+    __slots__ = (
+        "tree", "parent", "name", "stack", "names", "stacks", "wasted", "weight", "subdirs", "cached_use", "protection",
+    )  # fmt: skip
 
     def __init__(self, tree: LowerTree, parent: LowDir | None, name: bytes, stack: tuple[BranchDir, ...]) -> None:
         self.tree = tree  # immutable
@@ -68,6 +70,7 @@ class LowDir:
         self.wasted = 0  # system calls that a scan would have saved
         self.weight = -1  # names expected in here; -1: not estimated yet
         self.subdirs = -1  # directories among `names`; -1: not counted yet
+        self.protection = -1  # belongs to core.inode_flags: immutable, append-only; -1: not read yet
         self.cached_use = False  # belongs to the name cache
 
     # -- names -----------------------------------------------------------------------------------------------------

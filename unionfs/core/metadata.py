@@ -8,7 +8,7 @@ import os
 import stat
 
 from unionfs import markers, posix_acl
-from unionfs.core import copyup, ownership
+from unionfs.core import copyup, inode_flags, ownership
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
@@ -35,14 +35,16 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
             refuse(errno.EISDIR)
         _truncate(tree, node, change.size, kill_priv=change.kill_priv)
     has_mode = False
+    despite = inode_flags.APPEND if _is_touch(change) else 0
     if isinstance(node, DirNode):
+        inode_flags.refuse_change(node, despite)
         up = copyup.ensure_dir(tree, node)
         node.shown_as = None
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is changed first, and clears set-id bits
         wanted = change.mode & 0o7777 if change.mode is not None and owner_stays else None
-        has_mode = copyup.ensure(tree, node, None, wanted)
+        has_mode = copyup.ensure(tree, node, None, wanted, despite)
         place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:
         owners = tree.owners or _AS_STORED
@@ -57,6 +59,14 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     if change.atime_ns is not None or change.mtime_ns is not None:
         files.set_times(place.fd(), name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
     tree.record_own_change(node)
+
+
+def _is_touch(change: AttrChange) -> bool:
+    """Whether the change is none that append-only files forbid: times set to now (utimensat(2)), privileges dropped."""
+    return (
+        change.mode is None and change.uid is None and change.gid is None and change.size is None
+        and change.atime_ns in (None, NOW) and change.mtime_ns in (None, NOW)
+    )  # fmt: skip
 
 
 def give_away(tree: UnionState, node: Node, uid: int, gid: int) -> None:
@@ -309,13 +319,14 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     tree.record_own_change(node)
 
 
-def _bring_up(tree: UnionState, node: Node) -> None:
+def _bring_up(tree: UnionState, node: Node, despite: int = 0) -> None:
     copyup.require_upper(tree)
     if isinstance(node, DirNode):
+        inode_flags.refuse_change(node, despite)
         copyup.ensure_dir(tree, node)
         node.shown_as = None
     else:
-        copyup.ensure(tree, node)
+        copyup.ensure(tree, node, despite=despite)
 
 
 def extended_stat(node: Node) -> ExtendedStat:
@@ -327,6 +338,7 @@ def extended_stat(node: Node) -> ExtendedStat:
         found = statx.extended_stat(node.home.fd(), node.leaf) if node.leaf else ExtendedStat(None, 0, 0)
     else:
         found = statx.extended_stat(_place_of(node).fd(), b"")
+        found = found._replace(attributes=found.attributes | inode_flags.of_lower(node))
     return found._replace(attributes=found.attributes & statx.ATTR_OF_FILES, known=found.known & statx.ATTR_OF_FILES)
 
 
@@ -334,15 +346,22 @@ def get_flags(tree: UnionState, node: Node, command: int) -> bytes:
     """Return the inode's flags (ioctl_iflags(2)); `command` is in files.FLAG_READS. ENOTTY for anything but files and
     directories, or where there are no flags."""
     with _flags_fd(tree, node) as held:
-        return files.get_flags(held.fd, command)
+        return inode_flags.with_protection(command, files.get_flags(held.fd, command), inode_flags.of_lower(node))
 
 
 def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
     """Set the inode's flags; `command` is in files.FLAG_WRITES. The kernel has checked the caller. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
-    _bring_up(tree, node)
+    protection = inode_flags.of_lower(node)
+    if protection & inode_flags.IMMUTABLE and inode_flags.in_command(command, flags) & inode_flags.IMMUTABLE:
+        refuse(errno.EPERM, node.name)  # as ext4 and xfs do: what stays immutable cannot be changed
+    _bring_up(tree, node, inode_flags.PROTECTED)
     with _flags_fd(tree, node) as held:
         files.set_flags(held.fd, command, flags)
+        if protection and isinstance(node, DirNode):
+            os.setxattr(held.fd, markers.FLAGS_XATTR, b"")
+    if isinstance(node, FileNode):
+        node.held = None  # opened before: the new flags may forbid what it allows
     tree.record_own_change(node)
 
 

@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 
-from unionfs.core import copyup, lookup, marks, names
+from unionfs.core import copyup, inode_flags, lookup, marks, names
 from unionfs.core.branch import BranchDir, Stat
-from unionfs.core.node import DirNode, FileNode
+from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.core.staging import LARGE
 from unionfs.core.union_state import UnionState, refuse
@@ -28,6 +28,7 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     if isinstance(node, DirNode):
         tree.drop_unused(node)
         refuse(errno.EISDIR, name)
+    _refuse_protected(tree, parent, name, node)
     low = lookup.find_low(parent, name)
     up = copyup.ensure_dir(tree, parent) if low is not None else parent.upper
     assert up is not None
@@ -46,6 +47,14 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
         tree.staging.dispose(leaf) if low is not None else None
     name_gone(tree, node, parent, name, leaf if keep else None, st, was_low=entry is None)
     tree.drop_unused(node)
+
+
+def _refuse_protected(tree: UnionState, parent: DirNode, name: bytes, node: Node) -> None:
+    try:
+        inode_flags.refuse_removal(parent, name, node)
+    except OSError:
+        tree.drop_unused(node)
+        raise
 
 
 def announce_hiding(tree: UnionState, node: FileNode, up: BranchDir, name: bytes, st: Stat) -> None:
@@ -135,6 +144,7 @@ def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
     if isinstance(node, FileNode):
         tree.drop_unused(node)
         refuse(errno.ENOTDIR, name)
+    _refuse_protected(tree, parent, name, node)
     try:
         if not is_empty(tree, node):
             refuse(errno.ENOTEMPTY, name)

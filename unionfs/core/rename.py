@@ -18,7 +18,7 @@ import stat
 from typing import NamedTuple
 
 from unionfs import markers
-from unionfs.core import copy_metadata, copyup, flatten, lookup, marks, names, owner_override, remove
+from unionfs.core import copy_metadata, copyup, flatten, inode_flags, lookup, marks, names, owner_override, remove
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import OwnerOverride
@@ -59,6 +59,11 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
             refuse(errno.EEXIST, new_name)
         if dst is not None and dst.node is src.node:
             return  # two names of one file, or the same name twice: nothing to do
+        inode_flags.refuse_removal(parent, name, src.node)
+        if dst is not None:
+            inode_flags.refuse_removal(new_parent, new_name, dst.node)
+        else:
+            inode_flags.refuse_new_entry(new_parent, new_name)
         _refuse_loops(src, new_parent, dst if flags & files.RENAME_EXCHANGE else None, parent)
         if dst is not None and flags & files.RENAME_EXCHANGE:
             _exchange(tree, src, dst)

@@ -450,11 +450,17 @@ class UnionState:
         if not node.has_data or not node.leaf:  # no leaf: removed externally
             refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        appends = False
         try:
             fd = self._open_upper(node, flags)
-        except PermissionError:
-            fd = open_as_owner(node.home, node.leaf, flags)
+        except PermissionError as exc:
+            appends = exc.errno == errno.EPERM  # append-only (chattr(1)), else immutable
+            if appends:
+                fd = self._open_upper(node, flags | os.O_APPEND)
+            else:
+                fd = open_as_owner(node.home, node.leaf, flags)
         held = FileFd(fd, writable=True)
+        held.appends = appends
         self.fds.keep(node, held)
         return held
 

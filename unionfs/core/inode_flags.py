@@ -1,0 +1,134 @@
+"""Inode flags (ioctl_iflags(2), chattr(1)): what immutable and append-only lowers forbid, and what a copy-up carries.
+
+The upper's filesystem enforces its own flags. Those of a lower's file hold until it is copied up, those of a lower's
+directory also afterwards: the upper's could take no copies of what is in it if it had them. They hold until a user sets
+other flags, which a mark on the upper's directory records.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Final
+
+from unionfs import markers
+from unionfs.core.branch import Branch, BranchDir
+from unionfs.core.fds import FileFd
+from unionfs.core.marks import proc_path
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.union_state import refuse
+from unionfs.syscalls import files, statx
+
+IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL, <linux/fs.h>; in statx(2), too
+APPEND: Final = 0x20  # FS_APPEND_FL; in statx(2), too
+PROTECTED: Final = IMMUTABLE | APPEND
+
+_GET: Final = 0x80086601  # FS_IOC_GETFLAGS
+_SET: Final = 0x40086602  # FS_IOC_SETFLAGS
+_CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x10000, 0x20000)
+"""The flags s, u, c, S, d, A, D and T of chattr(1), which any owner may set on a file that has data."""
+_OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
+_XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
+_XFLAG_APPEND: Final = 0x10
+_NO_FLAGS: Final = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def of_lower(node: Node) -> int:
+    """Return the PROTECTED flags of the lower's object that still hold for a node."""
+    if isinstance(node, FileNode):
+        if node.home.branch.writable or not node.leaf:
+            return 0
+        return statx.attributes(node.home.fd(), node.leaf) & PROTECTED
+    low = node.low
+    if low is None:
+        return 0
+    if low.protection < 0:
+        place = low.stack[0]
+        low.protection = 0 if place.sealed else statx.attributes(place.fd(), b"") & PROTECTED
+    if low.protection and node.upper is not None and _has_own_flags(node.upper):
+        return 0
+    return low.protection
+
+
+def _has_own_flags(up: BranchDir) -> bool:
+    return files.find_xattr(proc_path(up.fd()).encode(), os.fsencode(markers.FLAGS_XATTR), follow=True) is not None
+
+
+def refuse_change(node: Node, despite: int = 0) -> None:
+    """Refuse a change of a node's attributes. EPERM; flags in `despite` do not forbid it."""
+    if of_lower(node) & ~despite:
+        refuse(errno.EPERM, node.name)
+
+
+def refuse_new_entry(parent: DirNode, name: bytes) -> None:
+    """Refuse a new name in a directory (EPERM)."""
+    if of_lower(parent) & IMMUTABLE:
+        refuse(errno.EPERM, name)
+
+
+def refuse_removal(parent: DirNode, name: bytes, node: Node) -> None:
+    """Refuse that a directory loses a name of `node` (EPERM)."""
+    if of_lower(parent) or of_lower(node):
+        refuse(errno.EPERM, name)
+
+
+def read(branch: Branch, fd: int) -> int:
+    """Return the PROTECTED and the carried flags of an open file or directory; 0 where the filesystem has none."""
+    if not branch.has_flags:
+        return 0
+    try:
+        return int.from_bytes(files.get_flags(fd, _GET), sys.byteorder) & _OF_INTEREST
+    except OSError as exc:
+        if exc.errno in _NO_FLAGS:
+            branch.has_flags = False
+        return 0
+
+
+def read_at(place: BranchDir, leaf: bytes) -> int:
+    """As `read`, for a file or directory that is opened for it; if that is not permitted, the PROTECTED flags only."""
+    if not place.branch.has_flags or place.sealed:
+        return 0
+    try:
+        with FileFd(
+            os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place.fd())
+        ) as held:
+            return read(place.branch, held.fd)
+    except PermissionError:
+        return statx.attributes(place.fd(), leaf) & PROTECTED
+
+
+def carry(fd: int, flags: int, wanted: int = 0) -> None:
+    """Set those of `flags` that a copy keeps, and of the PROTECTED ones those in `wanted`, as far as the filesystem and
+    the kernel let us."""
+    kept = [bit for bit in _CARRIED if flags & bit] + [bit for bit in (IMMUTABLE, APPEND) if flags & wanted & bit]
+    if kept and not _add(fd, sum(kept)):
+        for bit in kept:
+            _add(fd, bit)
+
+
+def _add(fd: int, bits: int) -> bool:
+    try:
+        flags = int.from_bytes(files.get_flags(fd, _GET), sys.byteorder)
+        files.set_flags(fd, _SET, (flags | bits).to_bytes(4, sys.byteorder))
+    except OSError:
+        return False
+    return True
+
+
+def in_command(command: int, flags: bytes) -> int:
+    """Return the PROTECTED flags in the argument of an ioctl(2), of files.FLAG_READS or FLAG_WRITES."""
+    first = int.from_bytes(flags[:4], sys.byteorder)
+    if files.FLAG_READS.get(command, files.FLAG_WRITES.get(command)) == 4:
+        return first & PROTECTED
+    return (IMMUTABLE if first & _XFLAG_IMMUTABLE else 0) | (APPEND if first & _XFLAG_APPEND else 0)
+
+
+def with_protection(command: int, flags: bytes, protection: int) -> bytes:
+    """Return the result of an ioctl(2) with PROTECTED flags added."""
+    if not protection:
+        return flags
+    if files.FLAG_READS[command] != 4:
+        protection = (_XFLAG_IMMUTABLE if protection & IMMUTABLE else 0) | (_XFLAG_APPEND if protection & APPEND else 0)
+    first = int.from_bytes(flags[:4], sys.byteorder) | protection
+    return first.to_bytes(4, sys.byteorder) + flags[4:]
