@@ -29,6 +29,7 @@ from tests.support import dispositions, machine, mounts, rootfs, timing, users
 from tests.support import scratch as scratch_dirs
 
 dispositions.reset_ignored()  # before anything is started
+os.environ.setdefault("UNIONFS_LINGER", "1")  # parents of mounts end soon after the tests (unionfs.mount_parent)
 pytest_plugins = ["tests.support.logcheck", "tests.support.report", "tests.support.without_mounts"]
 
 # A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure

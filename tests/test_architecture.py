@@ -83,7 +83,16 @@ ALLOWED = {
         not_even=("argparse",),
     ),
     "unionfs.launcher": Row((*GROUND_FLOOR, "unionfs.launcher"), not_even=("argparse",)),
-    "unionfs.daemon": Row((*GROUND_FLOOR, "unionfs.core", "unionfs.fuse"), ("trio",), not_even=("argparse",)),
+    "unionfs.version": Row(("unionfs.compiled",)),
+    **{f"unionfs.mount_parent.{name}": Row(("unionfs.mount_parent",)) for name in ("identity", "messages", "client")},
+    "unionfs.mount_parent": Row(
+        (*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"), not_even=("argparse",)
+    ),
+    "unionfs.daemon": Row(
+        (*GROUND_FLOOR, "unionfs.core", "unionfs.fuse", "unionfs.mount_parent.client"),
+        ("trio",),
+        not_even=("argparse",),
+    ),
     "unionfs.api": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.api", "unionfs.changes", "unionfs.daemon"),
@@ -127,7 +136,7 @@ ALLOWED = {
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
-    "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.cli")),
+    "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
     "layers.__main__": Row(("layers.cli",)),

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
-from types import ModuleType
-from typing import Final
+
+TYPE_CHECKING = False  # each start of a command imports this module
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Final
 
 CHECKOUT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMPILED_DIR: Final = os.path.join("build", "compiled")
@@ -132,8 +135,11 @@ def code_in_use() -> str:
 
 def is_in_use() -> bool:
     """Whether the hot modules are compiled ones, imported already or not."""
-    from importlib.util import find_spec
-
     loaded = sys.modules.get(_HOT_MODULE)
-    spec = loaded.__spec__ if loaded is not None else find_spec(_HOT_MODULE)
+    if loaded is None:
+        from importlib.util import find_spec
+
+        spec = find_spec(_HOT_MODULE)
+    else:
+        spec = loaded.__spec__
     return spec is not None and isinstance(spec.loader, ExtensionFileLoader)

@@ -33,6 +33,7 @@ from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
+from unionfs.mount_parent import client
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -52,6 +53,13 @@ _UPPER_IN_USE: Final = (
 )
 
 _FIRST_AFTER_STDIO: Final = 3
+_FOREGROUND: Final = client.NoParentError("in the foreground")
+
+MODULES: Final = (
+    *("unionfs.fuse.kernel.entry", "unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
+    *("unionfs.fuse.reporting", "unionfs.log_lines"),
+)
+"""What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
 
 Warn = Callable[[str], None]
 
@@ -86,9 +94,44 @@ class DaemonOptions:
 def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
     """Mount in a new process that outlives this one, and return its pid as soon as the mount can be used.
 
+    The parent of our mounts forks it, if there is one that can (mount_parent); in a process that it has forked for
+    that, this does not return, and the process becomes the daemon. Else this process forks it.
     The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
     Raises: StartError.
     """
+    if _forked is not None:
+        _become(options, warn, _forked)
+    verdict, *fields = _ask_parent(options) or _fork(options)
+    if verdict == client.READY:
+        pid, warning = fields
+        if warning:
+            warn(warning)
+        return int(pid)
+    if verdict == client.FAILED:
+        sentence, hint, code = fields
+        raise StartError(sentence, hint, int(code))
+    raise StartError(client.ENDED, client.ENDED_HINT)
+
+
+def _ask_parent(options: DaemonOptions) -> list[str]:
+    """Have the parent fork the daemon. Returns its reply; nothing where this process is to do it."""
+    if client.refusal is None:
+        import pickle
+
+        fds = [] if options.lifeline_fd is None else [options.lifeline_fd]
+        try:
+            if mounting.inherited_fd(options.mountpoint) is not None:
+                raise client.NoParentError("the mountpoint is a descriptor")
+            return client.ask(client.OPTIONS, pickle.dumps(options), fds)
+        except client.NoParentError as why:
+            client.refusal = why
+        except client.ParentEndedError:
+            return [""]
+    return []
+
+
+def _fork(options: DaemonOptions) -> list[str]:
+    """Fork the daemon, and return the fields of its report."""
     read_fd, write_fd = map(_above_stdio, os.pipe())
     child = os.fork()
     if child == 0:
@@ -99,16 +142,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
         report = os.fsdecode(pipe.read())
     with suppress(ChildProcessError):
         os.waitpid(child, 0)
-    verdict, *fields = report.split("\0")
-    if verdict == "ready":
-        pid, warning = fields
-        if warning:
-            warn(warning)
-        return int(pid)
-    if verdict == "failed":
-        sentence, hint, code = fields
-        raise StartError(sentence, hint, int(code))
-    raise StartError("the daemon ended before it was ready", "run it with --foreground --debug to see why")
+    return report.split("\0")
 
 
 def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
@@ -116,6 +150,7 @@ def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
 
     Precondition: this is the only thread. Raises: StartError.
     """
+    client.refusal = _FOREGROUND
     _serve(options, lambda warning: warn(warning) if warning else None)
 
 
@@ -140,40 +175,98 @@ def _run_daemon(options: DaemonOptions, report: _Report) -> NoReturn:
         os.setsid()
         if os.fork() != 0:
             os._exit(0)  # the daemon is reparented, so that its starter need not reap it
-        _detach(options, report)
-        _serve(options, lambda warning: report.send("ready", str(os.getpid()), warning))
+        _detach(options, report.fd)()
+        _serve(options, lambda warning: report.send(client.READY, str(os.getpid()), warning))
         status = 0
-    except StartError as error:
-        report.send("failed", str(error), error.hint, str(error.code))
     except BaseException as bug:  # noqa: BLE001 - the starter may wait for a report
-        report.send("failed", f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where", "0")
-        _logger().exception("the daemon ends because of a bug")
+        error = bug if isinstance(bug, StartError) else _internal_error(bug)
+        report.send(client.FAILED, str(error), error.hint, str(error.code))
+        if error is not bug:
+            _logger().exception("the daemon ends because of a bug")
     finally:
         os._exit(status)
 
 
-def _detach(options: DaemonOptions, report: _Report) -> None:
-    """Detach this process from its starter: umask, descriptors, signal dispositions."""
-    os.umask(0)
-    keep = {report.fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
+def _internal_error(bug: BaseException) -> StartError:
+    return StartError(f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where")
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """What a process that was forked to become a daemon knows of who asked for it. Immutable."""
+
+    parent: int  # pid of the process that has forked it
+    report_fd: int  # kept open until the mount can be used
+    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: nobody waits
+
+
+_forked: Forked | None = None  # set once, by `become`
+
+
+def become_at_start(forked: Forked) -> None:
+    """Let the first call of `start` make this process the daemon. Only in a process that was forked for that, alone and
+    leading no process group."""
+    global _forked  # noqa: PLW0603 - one process is one daemon
+    _forked = forked
+
+
+def _become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
+    """Serve in this process, and end it. Raises StartError until the mount can be used."""
+    replace_stdio = _detach(options, forked.report_fd)
+    is_told, status = False, 1
+
+    def ready(warning: str) -> None:
+        nonlocal is_told
+        if warning:
+            warn(warning)
+        replace_stdio()
+        is_told = True  # from here on nobody would read what this process says
+        forked.tell(warning)
+
+    try:
+        _serve(options, ready)
+        status = 0
+    except BaseException as bug:
+        if not is_told:
+            raise bug if isinstance(bug, StartError) else _internal_error(bug) from bug
+        if not isinstance(bug, BrokenPipeError):
+            _logger().exception("the daemon ends because of a bug")
+    os._exit(status)
+
+
+def _detach(options: DaemonOptions, report_fd: int | None) -> Callable[[], None]:
+    keep = {report_fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
     if options.debug and options.log is None:
         keep.add(2)
+    return detach(keep, options.log)
+
+
+def detach(keep: set[int | None], log: str | None = None) -> Callable[[], None]:
+    """Detach this process from its starter: umask, descriptors but those to `keep`, signal dispositions.
+
+    Returns what replaces the standard descriptors, by `log` or /dev/null: until then errors can be printed.
+    """
+    os.umask(0)
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd >= _FIRST_AFTER_STDIO and fd not in keep:
             with suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(fd)
-    null_fd = _above_stdio(os.open(os.devnull, os.O_RDWR))
-    out_fd = null_fd if options.log is None else _above_stdio(_open_log(options.log))
-    for fd, new_fd in ((0, null_fd), (1, null_fd), (2, out_fd)):
-        if fd not in keep:
-            os.dup2(new_fd, fd)
-    for fd in {null_fd, out_fd}:
-        os.close(fd)
+    null_fd = _above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    out_fd = null_fd if log is None else _above_stdio(_open_log(log))
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores itself
         if signal.getsignal(number) == signal.SIG_IGN:  # by nohup, or `&` in a script: daemon(7) wants the defaults
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    return partial(_replace_stdio, null_fd, out_fd, keep)
+
+
+def _replace_stdio(null_fd: int, out_fd: int, keep: set[int | None]) -> None:
+    for fd, new_fd in ((0, null_fd), (1, null_fd), (2, out_fd)):
+        if fd not in keep:
+            os.dup2(new_fd, fd)
+    for fd in {null_fd, out_fd}:
+        os.close(fd)
 
 
 def _above_stdio(fd: int) -> int:
@@ -314,7 +407,7 @@ def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -
     """Make the Reporter, which answers `unionfs stats`. Called late: importing sockets and JSON takes time."""
     from unionfs.fuse.reporting import Reporter
 
-    return Reporter(union, traffic, transport, mountpoint)
+    return Reporter(union, traffic, transport, mountpoint, started_by())
 
 
 def _listen(make_reporter: Callable[[], Reporter], control_fd: int, connection: int) -> None:
@@ -336,6 +429,15 @@ def _start_logging(debug: bool) -> None:
     from unionfs import log_lines
 
     log_lines.start(debug=debug)
+    if client.refusal is not _FOREGROUND:
+        _logger().info("started by %s", started_by())
+
+
+def started_by() -> str:
+    """Who made this process the daemon, for people: its parent, or itself and why."""
+    if _forked is not None:
+        return f"parent {_forked.parent}"
+    return f"itself: {client.refusal}" if client.refusal is not None else "itself"
 
 
 def _logger() -> Logger:

@@ -15,8 +15,7 @@ import pytest
 from layers.cli import command as layers_command
 from tests.support import process
 from tests.support.users import CHECKOUT
-from unionfs import __main__ as entry
-from unionfs.cli import completion, man, parsers
+from unionfs.cli import completion, entry, man, parsers
 
 COMMANDS = ("unionfs", "layers")
 

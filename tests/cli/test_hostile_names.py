@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from layers.cli import command as layers_command
-from unionfs import __main__ as unionfs_command
+from unionfs.cli import entry as unionfs_command
 from unionfs.containers import record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.store import ContainerStore

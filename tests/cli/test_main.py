@@ -13,8 +13,7 @@ import pytest
 
 from tests.support import process
 from tests.support.users import CHECKOUT
-from unionfs import __main__ as entry
-from unionfs.cli import errors
+from unionfs.cli import entry, errors
 from unionfs.cli.errors import CommandError, failed, tell
 
 
@@ -59,7 +58,7 @@ def test_an_unknown_verb_is_refused_with_the_nearest_known() -> None:
 @pytest.mark.parametrize("verb", entry.VERBS)
 def test_every_verb_has_a_module_and_help(verb: str) -> None:
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    assert (Path(entry.__file__).parent / "cli" / f"{name}.py").exists()
+    assert (Path(entry.__file__).parent / f"{name}.py").exists()
     done = _unionfs(verb, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: unionfs {verb}")

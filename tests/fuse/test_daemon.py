@@ -410,7 +410,8 @@ except daemon.StartError as error:
 def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place: Place) -> None:
     place = roots_place
     start = [sys.executable, "-c", _WITHOUT_TRANSPORT, os.fspath(place.lower), os.fspath(place.mountpoint)]
-    said = place.user.run([*start, place.transport]).stdout
+    alone = {"UNIONFS_LINGER": "0"}  # a parent has the module
+    said = place.user.run([*start, place.transport], env=alone).stdout
     assert said.splitlines()[0] == f"transport {place.transport} cannot be used: no Python module trio"
     assert "pip install trio" in said
     assert mount_at(place.mountpoint) is None

@@ -254,6 +254,7 @@ def _environment(name: str, home: Path, runtime: str, code: str) -> dict[str, st
         "PYTHONPATH": code,
         "SHELL": "/bin/bash",
         "TERM": "xterm",
+        "UNIONFS_LINGER": "1",  # parents of mounts are used as users use them, and are not left when the tests end
         "USER": name,
         "XDG_RUNTIME_DIR": runtime,
     }

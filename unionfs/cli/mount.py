@@ -14,6 +14,7 @@ from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, FOREVER_S, ServeOptions
+from unionfs.mount_parent import client
 from unionfs.printable import printable_line
 
 _DESCRIPTION = """\
@@ -24,6 +25,9 @@ without one the union is read-only. The union can be used when the command retur
 `unionfs umount MOUNTPOINT`."""
 
 _EPILOG = """\
+The first mount leaves a process that makes further mounts of the same user quick: unionfs-parent. It ends a minute
+after its last mount has gone, or after UNIONFS_LINGER seconds; with UNIONFS_LINGER=0 none is left and none is asked.
+
 example:
   mkdir -p upper merged
   unionfs mount --lower changes --lower base --upper upper merged"""
@@ -51,10 +55,23 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
         if foreground:
             daemon.serve(options, warn=_warn)
         else:
-            daemon.start(options, warn=_warn)
+            _leave_parent(daemon.start(options, warn=_warn))
     except StartError as error:
         raise CommandError(str(error), hint=error.hint) from error
     return 0
+
+
+def _leave_parent(first: int) -> None:
+    """Leave a parent for further mounts behind if there was none for this one, whose daemon is `first`."""
+    try:
+        client.linger_s()
+    except ValueError:
+        _warn(f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind")
+    if client.refusal is not None and client.refusal.is_absent:
+        from unionfs.cli import entry
+        from unionfs.mount_parent import parent
+
+        parent.leave(first, entry.main)
 
 
 def branches(

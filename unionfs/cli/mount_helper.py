@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from unionfs import version
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
 from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
@@ -63,9 +64,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs ARGV`."""
     request = _parse(argv)
     if request.show == "version":
-        from unionfs.__main__ import version_text
-
-        print(version_text())
+        print(version.text())
         return 0
     if request.show == "help":
         print(_USAGE)

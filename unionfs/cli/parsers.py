@@ -39,7 +39,7 @@ class Command:
 
 def of_unionfs() -> Command:
     """Collect the verbs of `unionfs`. Imports all of them: takes half a second."""
-    from unionfs import __main__ as entry
+    from unionfs.cli import entry
 
     verbs = {}
     for name, summary in entry.VERBS.items():

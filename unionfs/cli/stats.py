@@ -12,10 +12,10 @@ from unionfs.fuse import mounting
 from unionfs.printable import printable
 
 _EPILOG: Final = """\
---json prints one object: mountpoint, pid, transport, protocol, compiled (true or false), code (the same in words, with
-the reason for Python), uptime_s, lowers, upper, messages (requests by the kernel's opcode names without FUSE_),
-copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, memory_bytes (resident) and cpu_s (of the
-daemon)."""
+--json prints one object: mountpoint, pid, started_by (the parent of mounts that forked the daemon, or itself and why),
+transport, protocol, compiled (true or false), code (the same in words, with the reason for Python), uptime_s, lowers,
+upper, messages (requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked,
+bytes, seconds), nodes, memory_bytes (resident) and cpu_s (of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -55,6 +55,7 @@ def _for_people(found: dict[str, Any]) -> str:
     upper = found["upper"]
     rows = [
         ("union", f"{_shown(found['mountpoint'])} (process {found['pid']}, up {_duration(found['uptime_s'])})"),
+        ("started by", printable(found["started_by"])),
         ("transport", f"{found['transport']}, FUSE {found['protocol']}"),
         ("code", found["code"]),
         ("lowers", ", ".join(map(_shown, found["lowers"]))),

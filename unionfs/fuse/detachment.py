@@ -35,23 +35,9 @@ class Mounted:
         self._namespace: int | None = None  # inode of the original mount namespace; set once, by `leave_namespace`
 
     def leave_namespace(self) -> None:
-        """Move this process to a mount namespace of its own, unless the present one is process 1's.
-
-        Preconditions: this is the only thread; no path that is still to be opened is mounted later.
-        """
-        if self.connection is None or os.geteuid() != 0 or _is_init_namespace():
-            return
-        if mountinfo.topmost_at("/") is None:
-            return  # a chroot: "/" is not a mount and cannot be made a slave, so unmounts would propagate
-        left = os.stat("/proc/self/ns/mnt").st_ino
-        try:
-            unshare(CLONE_NEWNS)
-        except OSError:
-            return  # without CAP_SYS_ADMIN the daemon stays, and ends when the union is unmounted
-        self._namespace = left
-        # Unmounts here must not propagate; those elsewhere must propagate here, or these copies would keep them busy.
-        mount(None, "/", None, MS_REC | MS_SLAVE)
-        _remove_mounts()
+        """Move this process to a mount namespace of its own, as the function `leave_namespace`."""
+        if self.connection is not None:
+            self._namespace = leave_namespace()
 
     def unmount(self) -> bool:
         """Unmount the union lazily, in its original namespace. Returns False if that failed.
@@ -86,6 +72,27 @@ class Mounted:
                 finally:
                     os.close(fd)
         return False
+
+
+def leave_namespace() -> int | None:
+    """Move this process to a mount namespace of its own, unless the present one is process 1's, and return the inode
+    number of the one it has left; None: it stays.
+
+    Preconditions: this is the only thread; no path that is still to be opened is mounted later.
+    """
+    if os.geteuid() != 0 or _is_init_namespace():
+        return None
+    if mountinfo.topmost_at("/") is None:
+        return None  # a chroot: "/" is not a mount and cannot be made a slave, so unmounts would propagate
+    left = os.stat("/proc/self/ns/mnt").st_ino
+    try:
+        unshare(CLONE_NEWNS)
+    except OSError:
+        return None  # without CAP_SYS_ADMIN the daemon stays, and ends when the union is unmounted
+    # Unmounts here must not propagate; those elsewhere must propagate here, or these copies would keep them busy.
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    _remove_mounts()
+    return left
 
 
 def _remove_mounts() -> None:

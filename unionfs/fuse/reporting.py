@@ -66,6 +66,7 @@ class Reporter:
     traffic: Traffic
     transport: str
     mountpoint: str
+    started_by: str  # for people
     since: float = field(default_factory=time.monotonic)
 
     def stats(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Reporter:
         return {
             "mountpoint": _text(os.fsencode(self.mountpoint)),
             "pid": os.getpid(),
+            "started_by": self.started_by,
             "transport": self.transport,
             "protocol": self.traffic.protocol,
             "compiled": compiled.is_in_use(),

@@ -41,6 +41,8 @@ _CAPABILITY_VERSION_3: Final = 0x20080522  # capget(2)
 _HIGHEST_CAPABILITY: Final = 63  # two words of 32 bits; the kernel refuses numbers it does not know
 
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # keyctl(2)
+_PAGE: Final = 4096  # the smallest
+
 _SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
 
 
@@ -119,12 +121,16 @@ def set_command_line(text: str) -> None:
     """Overwrite the arguments and the environment that /proc/PID/cmdline and /proc/PID/environ show, with `text`.
 
     They lie in one piece of this process' memory (proc_pid_stat(5), fields 48 to 51). `os.environ` is a copy and stays.
+    Of a text that is longer than that or than a page, which is what the kernel shows, the middle is left out.
     """
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[48 - 3]), int(fields[51 - 3])
+    raw, room = os.fsencode(text), min(end - start, _PAGE) - 1
+    if len(raw) > room:
+        raw = (raw[: room // 2] + b" ... " + raw[-(room // 2 - 5) :])[:room]
     ctypes.memset(start, 0, end - start)
-    ctypes.memmove(start, os.fsencode(text)[: end - start - 1], min(len(os.fsencode(text)), end - start - 1))
+    ctypes.memmove(start, raw, len(raw))
 
 
 def capget() -> Capabilities:

@@ -1,0 +1,185 @@
+"""Find the verb of a command line, import its module only, and turn failures into a message and an exit code.
+
+Must stay quick: nothing is imported here that a verb may not need. Each `unionfs/cli/VERB.py` has `main(argv) -> int`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from keyword import iskeyword
+
+from unionfs import compiled, version
+from unionfs.cli.errors import (
+    BROKEN_PIPE,
+    EXIT_CODES,
+    FAILED,
+    FAILURES,
+    INTERRUPTED,
+    OWN_FAILURE,
+    USAGE,
+    CommandError,
+    status_of,
+    tell,
+)
+from unionfs.cli.forms import is_mount_helper
+from unionfs.printable import printable_line
+from unionfs.write_all import replace_standard_streams
+
+VERBS = {
+    "mount": "merge directories into one tree at a mountpoint",
+    "umount": "unmount a union and wait until its daemon has gone",
+    "run": "run a command in a container whose root is a union",
+    "try": "run a command on a copy-on-write view of this machine, then list what it changed",
+    "diff": "list what a container changed",
+    "apply": "put what a container changed on this machine in place",
+    "ps": "list containers",
+    "create": "make a container without running it yet",
+    "exec": "run one more command in a container that runs",
+    "start": "run a container again that has ended",
+    "stop": "have a container end",
+    "restart": "have a container end, and run it again",
+    "kill": "send a signal to a container",
+    "wait": "wait until a container has ended, and print its exit code",
+    "top": "list the processes of a container",
+    "logs": "show what a container has printed",
+    "cp": "copy files between a container and this machine",
+    "rename": "give a container another name",
+    "inspect": "all that is known of a container or an image, as JSON",
+    "commit": "make an image of a container",
+    "volume": "directories with a name that outlive containers: create, ls, inspect, rm, prune",
+    "export": "write the root filesystem of a container as a tar",
+    "rm": "remove containers",
+    "container": "the same under longer names (`container ls`, `container rm`), and `container prune`",
+    "pull": "fetch images from a registry",
+    "push": "send an image to a registry",
+    "login": "keep a name and a password for a registry",
+    "logout": "forget them",
+    "search": "list what a registry has",
+    "images": "list images",
+    "image": "the same under longer names (`image ls`, `image rm`), and `image prune`",
+    "tag": "give an image one more name",
+    "rmi": "remove images",
+    "history": "how an image came to be",
+    "load": "bring in images from an archive",
+    "save": "write images into an archive",
+    "import": "make an image out of a root filesystem's tar",
+    "why": "which branch of a union provides a path, and what hides what",
+    "stats": "what a mounted union has done: messages, copy-ups, memory",
+    "trace": "follow the copy-ups of a mounted union as they happen",
+    "snapshotter": "serve containerd, so that it keeps images and containers on unions",
+    "bench": "measure what copy-up costs, beside other union filesystems",
+    "doctor": "say what this machine lacks, and the command that mends it",
+    "completion": "print what makes bash, zsh or fish complete unionfs and layers",
+    "man": "print the manual page of unionfs or layers",
+}
+"""The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
+
+PASS_ON_CODES = ("run", "create", "exec", "try")
+"""Verbs that pass on a command's exit code (and `create`, as docker has it): our own failures are 125 and above."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    compiled.use_compiled()
+    replace_standard_streams()
+    verb = arguments[0] if arguments else ""
+    if verb == "container" and len(arguments) > 1:
+        verb = arguments[1]  # one of those under a longer name
+    debug = _debug_wanted(arguments)
+    try:
+        status = _dispatch(arguments[0] if arguments else "", arguments)
+        if sys.stdout is not None:  # None when the caller closed descriptor 1
+            sys.stdout.flush()
+        return status
+    except FAILURES as error:
+        print(tell(error), file=sys.stderr)
+        _drop_unwritten()
+        if debug:
+            _print_traceback()
+        return status_of(error, passes_on_codes=verb in PASS_ON_CODES)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_unwritten()
+        return BROKEN_PIPE
+    except OSError as error:
+        _drop_unwritten()
+        print(tell(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
+        if debug:
+            _print_traceback()
+        return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
+    except Exception as bug:  # noqa: BLE001 - a user is told in a line, not by a traceback
+        if debug:
+            _print_traceback()
+        print(printable_line(f"unionfs: internal error: {type(bug).__name__}: {bug}"), file=sys.stderr)
+        if not debug:
+            print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
+        return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
+
+
+def _drop_unwritten() -> None:
+    """Let nothing be left that Python would flush at exit where stdout takes no more (a full disk, no reader)."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _dispatch(verb: str, arguments: list[str]) -> int:
+    if is_mount_helper(sys.argv[0], arguments):
+        return _run_module("mount_helper", arguments)
+    if verb in VERBS:
+        return _run_module(f"{verb}_" if iskeyword(verb) else verb, arguments[1:])
+    if any(argument.startswith("-o") for argument in arguments):
+        return _run_module("mount_helper", arguments)
+    if verb in ("-V", "--version"):
+        print(version.text())
+        return 0
+    if verb in ("", "-h", "--help", "help"):
+        print(help_text(), file=sys.stdout if verb else sys.stderr)
+        return 0 if verb else USAGE
+    raise CommandError(f"there is no command {verb!r}", hint=_suggestion(verb), status=USAGE)
+
+
+def _run_module(name: str, arguments: list[str]) -> int:
+    from importlib import import_module
+
+    status: int = import_module(f"unionfs.cli.{name}").main(arguments)
+    return status
+
+
+def help_text() -> str:
+    """The page of `unionfs --help`."""
+    verbs = "\n".join(f"  {verb:<11} {summary}" for verb, summary in VERBS.items())
+    return f"""\
+usage: unionfs VERB [OPTIONS...]
+       unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] MOUNTPOINT
+
+Merge read-only directories and one writable directory into one tree, and run containers on it, without root.
+
+verbs:
+{verbs}
+
+`unionfs VERB --help` explains one verb. The second form stands in for fuse-overlayfs.
+UNIONFS_NAME=VALUE in the environment sets the default of the flag --name of every verb.
+
+{EXIT_CODES}"""
+
+
+def _suggestion(verb: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb, VERBS, n=1)
+    return f"did you mean `unionfs {close[0]}`?" if close else "`unionfs --help` lists the commands"
+
+
+def _debug_wanted(arguments: list[str]) -> bool:
+    return "--debug" in arguments or os.environ.get("UNIONFS_DEBUG", "") not in ("", "0")
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()

@@ -1,0 +1,41 @@
+"""Recognise command lines that mount, before anything else is imported."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
+"""Called by one of these names (a symlink), we are the mount helper whatever the arguments are."""
+
+_NOT_IN_THE_BACKGROUND = frozenset(("-f", "-d", "--foreground", "--debug", "-h", "--help", "-V", "--version"))
+
+
+def is_mount_helper(program: str, arguments: Sequence[str]) -> bool:
+    """Whether this is the mount helper for its name, or for mount(8)'s `SOURCE /MOUNTPOINT -o lowerdir=...`: the source
+    may be called as a verb is."""
+    if os.path.basename(program) in MOUNT_HELPER_NAMES:
+        return True
+    if len(arguments) < 3 or not arguments[1].startswith("/") or not arguments[2].startswith("-o"):
+        return False
+    return any(",lowerdir=" in f",{option.removeprefix('-o')}" for option in arguments[2:])
+
+
+def mounts_in_background(program: str, arguments: Sequence[str]) -> bool:
+    """Whether the command line mounts and then returns, and its mountpoint is no descriptor of the caller (/dev/fd/N).
+
+    False for some that do, such as those with a source that looks like no path: they are recognised later.
+    """
+    if not _NOT_IN_THE_BACKGROUND.isdisjoint(arguments) or any("/dev/fd/" in word for word in arguments):
+        return False
+    if os.environ.get("UNIONFS_DEBUG") or os.environ.get("UNIONFS_FOREGROUND"):
+        return False
+    if is_mount_helper(program, arguments):
+        return True
+    first = arguments[0] if arguments else ""
+    if first == "mount":
+        return True
+    return ("/" in first or first.startswith("-o")) and any(word.startswith("-o") for word in arguments)

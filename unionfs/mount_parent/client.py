@@ -1,0 +1,155 @@
+"""Ask the parent for a mount. Imports only what Python has in it: all of this is on the way of each mount.
+
+The exchange: both ends check each other (identity); the parent says that it accepts; the client sends one request, with
+descriptors; the forked process answers when the mount can be used or has failed. Before the request is sent nothing is
+done, and an ordinary mount can be made instead.
+"""
+
+from __future__ import annotations
+
+import _socket
+import marshal
+import os
+import sys
+
+from unionfs.mount_parent import identity, messages
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+LINGER = "UNIONFS_LINGER"
+LINGER_S = 60.0
+
+COMMAND = "command"  # the request is a command line of `unionfs`
+OPTIONS = "options"  # the request is a pickled DaemonOptions
+
+ACCEPTED = b"+"
+REFUSED = b"-"  # followed by the reason
+RETIRED = b"!"  # the same, and the name of the socket is free again
+
+EXIT = "exit"  # reply: the command line was run; its exit code
+READY = "ready"  # reply: mounted; the daemon's pid, a warning or ""
+FAILED = "failed"  # reply: not mounted; message, hint, errno
+UNABLE = "unable"  # reply: nothing was done; why
+
+ENDED = "the daemon ended before it was ready"
+ENDED_HINT = "run it with --foreground --debug to see why"
+
+_PATIENCE_S = 2.0
+"""A parent accepts within a millisecond. One that has been stopped, or has no processor, is not waited for."""
+
+
+class NoParentError(Exception):
+    """No parent can do it, and nothing was done. `str()` says why; `is_absent`: one may be left behind."""
+
+    def __init__(self, why: str, *, is_absent: bool = False) -> None:
+        super().__init__(why)
+        self.is_absent = is_absent
+
+
+class ParentEndedError(Exception):
+    """The forked process has ended before it answered."""
+
+
+refusal: NoParentError | None = None
+"""Why this process, which has asked already, makes an ordinary mount. Set once, by `mount`."""
+
+
+def linger_s() -> float:
+    """How long a parent without mounts stays, in seconds; 0: none is left and none is asked. Raises: ValueError."""
+    seconds = float(os.environ.get(LINGER) or LINGER_S)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(seconds)
+    return seconds
+
+
+def ask(kind: str, subject: object, descriptors: Sequence[int] = ()) -> list[str]:
+    """Have the parent do `subject`, and return the fields of its reply. `descriptors` are sent along.
+
+    Raises: NoParentError, ParentEndedError.
+    """
+    try:
+        if linger_s() == 0:
+            raise NoParentError(f"{LINGER} is 0")
+    except ValueError:
+        raise NoParentError(f"{LINGER} is not a number of seconds") from None
+    try:
+        own = identity.facts()
+    except OSError as error:
+        raise NoParentError(f"/proc cannot be read: {error.strerror}") from None
+    if confined := identity.confinement(own):
+        raise NoParentError(confined)
+    end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        end.settimeout(_PATIENCE_S)
+        pid = _connect(end, own)
+        request: Any = (identity.code(), kind, subject, [*os.environb.items()])
+        _send(end, marshal.dumps(request), descriptors)
+        try:
+            reply = messages.receive(end)[0]
+        except (OSError, EOFError):
+            raise ParentEndedError from None
+    finally:
+        end.close()
+    fields = os.fsdecode(reply).split("\0")
+    if fields[0] == UNABLE:
+        raise NoParentError(f"parent {pid}: {fields[1]}")
+    return fields
+
+
+def _connect(end: _socket.socket, own: list[tuple[str, str]]) -> int:
+    """Connect to the parent, check it and wait until it accepts. Returns its pid. Raises: NoParentError."""
+    try:
+        end.connect(identity.address(own))
+    except ConnectionRefusedError:
+        raise NoParentError("no parent was there", is_absent=True) from None
+    except OSError as error:
+        raise NoParentError(f"the parent cannot be reached: {error.strerror or error}") from None
+    try:
+        pid = identity.check_peer(end, own)
+    except identity.DifferentError as different:
+        raise NoParentError(str(different)) from None
+    try:
+        answer = end.recv(4096)
+    except OSError as error:
+        raise NoParentError(f"parent {pid} does not answer: {error.strerror or error}") from None
+    if answer[:1] != ACCEPTED:
+        why = os.fsdecode(answer[1:]) or "it has ended"
+        raise NoParentError(f"parent {pid}: {why}", is_absent=answer[:1] in (b"", RETIRED))
+    return pid
+
+
+def _send(end: _socket.socket, request: bytes, descriptors: Sequence[int]) -> None:
+    """Send the request, with descriptors of what paths are relative to: mount namespace, root, working directory.
+
+    Raises: NoParentError.
+    """
+    mine: list[int] = []
+    try:
+        mine.append(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        mine.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        mine.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
+        end.settimeout(None)
+        messages.send(end, request, (*mine, *descriptors))
+    except OSError as error:
+        raise NoParentError(f"the parent cannot be asked: {error.strerror}", is_absent=True) from None
+    finally:
+        for fd in mine:
+            os.close(fd)
+
+
+def mount(argv: list[str]) -> int | None:
+    """Run `argv`, a command line of `unionfs` that mounts, in a process of the parent. Returns the exit code; None: it
+    is to be run here, for the reason in `refusal`."""
+    global refusal  # noqa: PLW0603 - one process runs one command line
+    try:
+        reply = ask(COMMAND, [os.fsencode(word) for word in argv], (0, 1, 2))
+        return int(reply[1])
+    except NoParentError as why:
+        refusal = why
+        return None
+    except ParentEndedError:
+        sys.stderr.write(f"unionfs: {ENDED}\n  {ENDED_HINT}\n")
+        return 1

@@ -1,0 +1,166 @@
+"""The parent: left behind by an ordinary mount, it forks a daemon for each further mount of its user that is like it.
+
+It has a socket and a pidfd of each daemon that it waits for, and nothing of anybody: its directory is /, its standard
+descriptors are /dev/null, its environment is empty, and its mount namespace is its own (fuse.detachment), so it keeps
+none alive. It says nothing, reads nothing from its clients, and waits for nothing but new clients and the ends of its
+daemons, which live on when it is killed. It ends when no mount has been there for `client.linger_s`, or when the files
+of its code have changed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import select
+import socket
+import sys
+from contextlib import suppress
+from importlib import import_module
+from time import monotonic
+from typing import Final, NoReturn
+
+from unionfs import daemon
+from unionfs.fuse import detachment
+from unionfs.mount_parent import client, forked, identity
+from unionfs.mount_parent.forked import Origin, RunCommand
+from unionfs.syscalls.namespaces import set_command_line, set_process_name
+
+NAME: Final = "unionfs-parent"
+"""In /proc/PID/comm and /proc/PID/cmdline."""
+
+_COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
+_BACKLOG: Final = 64
+_SPARE_FDS: Final = 32
+"""Descriptors that are left for a moment's need. The others are one for each daemon."""
+
+
+def leave(first: int, run_command: RunCommand) -> None:
+    """Leave a parent behind, unless there is one. Called by the process that has started the daemon `first`, alone.
+
+    `run_command` runs a command line without the program's name and returns its exit code.
+    """
+    linger_s = client.linger_s()
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        return  # forked processes could print nothing
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _run(first, linger_s, run_command)
+        finally:
+            os._exit(0)
+    with suppress(ChildProcessError):
+        os.waitpid(child, 0)
+
+
+def _run(first: int, linger_s: float, run_command: RunCommand) -> NoReturn:
+    daemon.detach(set())()
+    os.chdir("/")
+    own, origin = identity.facts(), Origin(os.getpid(), identity.code(), run_command)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(identity.address(own))
+        listener.listen(_BACKLOG)  # clients wait until we are ready, which takes less time than an ordinary mount
+    except OSError:
+        os._exit(0)  # another one was quicker
+    os.environb.clear()
+    set_process_name(NAME)
+    set_command_line(NAME)
+    detachment.leave_namespace()
+    for module in (*daemon.MODULES, *_COMMANDS):
+        with suppress(ImportError):
+            import_module(module)
+    gc.collect()
+    gc.freeze()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _Parent(listener, own, linger_s, origin).serve(first)
+    os._exit(0)
+
+
+class _Parent:
+    """The loop of the parent."""
+
+    def __init__(self, listener: socket.socket, own: list[tuple[str, str]], linger_s: float, origin: Origin) -> None:
+        self._listener = listener  # immutable
+        self._own = own  # immutable
+        self._linger_s = linger_s  # immutable
+        self._origin = origin  # immutable
+        self._code = _files_of_code()  # immutable
+        self._daemons: dict[int, int] = {}  # pidfd -> pid; ours, and the first
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+
+    def serve(self, first: int) -> None:
+        """Serve until this parent is no longer of use."""
+        with suppress(OSError):
+            self._wait_for(first)
+        until = monotonic() + self._linger_s
+        while True:
+            left_s = until - monotonic()
+            if not self._daemons and left_s <= 0:
+                return
+            for fd, _ in self._poll.poll(None if self._daemons else left_s * 1000):
+                if fd == self._listener.fileno():
+                    if not self._accept():
+                        return
+                else:
+                    self._forget(fd)
+                    until = monotonic() + self._linger_s
+
+    def _accept(self) -> bool:
+        """Fork a process for a client. Returns False if this parent is to end."""
+        try:
+            end, _ = self._listener.accept()
+        except OSError:
+            return True  # it has gone already, or there is no descriptor: then others are closed soon
+        with end, suppress(OSError):
+            try:
+                caller = identity.check_peer(end, self._own)
+            except identity.DifferentError:
+                return self._is_current()
+            if not self._is_current():
+                self._listener.close()
+                end.send(client.RETIRED + b"its code or its surroundings have changed")
+                return False
+            if len(self._daemons) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
+                end.send(client.REFUSED + b"it has too many mounts")
+                return True
+            end.send(client.ACCEPTED)
+            pid = os.fork()
+            if pid == 0:
+                self._listener.close()
+                forked.run(end, caller, self._origin)
+            self._wait_for(pid)
+        return True
+
+    def _wait_for(self, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        self._daemons[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+
+    def _forget(self, pidfd: int) -> None:
+        with suppress(ChildProcessError):  # the first is no child of ours
+            os.waitpid(self._daemons[pidfd], 0)
+        self._poll.unregister(pidfd)
+        del self._daemons[pidfd]
+        os.close(pidfd)
+
+    def _is_current(self) -> bool:
+        return _files_of_code() == self._code and identity.facts() == self._own
+
+
+def _files_of_code() -> dict[str, tuple[int, int, int]]:
+    """Describe the file of each module of ours, and of Python."""
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "unionfs"]
+    paths = {sys.executable, *(path for module in ours if (path := getattr(module, "__file__", None)))}
+    found = {}
+    for path in paths:
+        try:
+            st = os.stat(path)
+            found[path] = (st.st_ino, st.st_size, st.st_mtime_ns)
+        except OSError:
+            found[path] = (0, 0, 0)
+    return found
