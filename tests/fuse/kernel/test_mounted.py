@@ -236,3 +236,47 @@ def test_cold_files_come_from_threads(lower: Path, mount: Callable[..., Mount]) 
         "def check(n):\n    assert open(f'cold{n}', 'rb').read() == bytes([n]) * 300_000\n"
         "list(ThreadPoolExecutor(8).map(check, range(40)))\n"
     )
+
+
+_DIRECT_WRITES = r"""
+import ctypes, mmap, os, platform, struct, threading
+SETUP, GETEVENTS, SUBMIT = (206, 208, 209) if platform.machine() == 'x86_64' else (0, 4, 2)
+libc = ctypes.CDLL(None, use_errno=True)
+SIZE = 65536
+context = ctypes.c_ulong()
+assert libc.syscall(SETUP, 1, ctypes.byref(context)) == 0
+open('shared', 'wb').write(bytes(SIZE))
+direct, cached = os.open('shared', os.O_RDWR | os.O_DIRECT), os.open('shared', os.O_RDONLY)
+memory = mmap.mmap(-1, SIZE)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+is_over = False
+
+def read():
+    while not is_over:
+        os.pread(cached, SIZE, 0)
+
+readers = [threading.Thread(target=read) for _ in range(2)]
+for reader in readers:
+    reader.start()
+stale = 0
+for turn in range(300):
+    memory[:] = bytes([turn & 255]) * SIZE
+    block = ctypes.create_string_buffer(struct.pack('=QIiHhIQQqQII', 0, 0, 0, 1, 0, direct, address, SIZE, 0, 0, 0, 0))
+    blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+    assert libc.syscall(SUBMIT, context, ctypes.c_long(1), blocks) == 1
+    event = (ctypes.c_int64 * 4)()
+    assert libc.syscall(GETEVENTS, context, ctypes.c_long(1), ctypes.c_long(1), event, None) == 1
+    assert event[2] == SIZE, event[2]
+    stale += os.pread(cached, SIZE, 0) != memory[:]
+is_over = True
+for reader in readers:
+    reader.join()
+print(stale)
+"""
+
+
+def test_what_is_read_beside_an_asynchronous_direct_write_is_not_stale(
+    lower: Path, mount: Callable[..., Mount]
+) -> None:
+    """io_submit(2): once the write has ended, read(2) shows it, although others read the file all the time."""
+    assert mount(lower).python(_DIRECT_WRITES) == "0\n"

@@ -91,6 +91,8 @@ def test_kernel_of_a_newer_major_version_asks_again() -> None:
     ("options", "tuning", "flag", "asked"),
     [
         (ServeOptions(writeback=True), Tuning(), Init.WRITEBACK_CACHE, True),
+        (ServeOptions(), Tuning(), Init.ASYNC_DIO, False),
+        (ServeOptions(read_only=True), Tuning(), Init.ASYNC_DIO, True),
         (ServeOptions(acls=False), Tuning(), Init.POSIX_ACL, False),
         (ServeOptions(), Tuning(readdirplus="never"), Init.DO_READDIRPLUS, False),
         (ServeOptions(), Tuning(readdirplus="auto"), Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO, True),

@@ -34,7 +34,6 @@ _ALWAYS: Final = (
     | Init.BIG_WRITES
     | Init.MAX_PAGES
     | Init.DONT_MASK  # the core applies the umask, or the parent's default ACL instead of it
-    | Init.ASYNC_DIO
     | Init.PARALLEL_DIROPS  # lookups and listings of one directory need not wait for each other in the kernel
     | Init.NO_OPEN_SUPPORT  # ENOSYS to OPEN and OPENDIR ends them, and implies KEEP_CACHE and CACHE_DIR
     | Init.NO_OPENDIR_SUPPORT
@@ -168,6 +167,10 @@ class Session:
             wanted |= Init.EXPORT_SUPPORT
         if self.options.writeback:
             wanted |= Init.WRITEBACK_CACHE
+        if self.options.read_only:
+            # The kernel's FUSE drops cached pages before an asynchronous direct write only, not after it: a page that
+            # is read meanwhile stays stale. Without ASYNC_DIO such writes are synchronous, and drop them after it too.
+            wanted |= Init.ASYNC_DIO
         return wanted
 
     def hold(self, nodeid: int, cancel: Callable[[], None]) -> Waiting:
