@@ -163,6 +163,8 @@ def test_users_inside_are_who_they_say(stores: tuple[Store, Store]) -> None:
         assert "PermissionError" in store("exec", "box", "sh", "-c", denied)
         refused = "setpriv --reuid=33 --clear-groups chown 33 /etc/passwd 2>&1"
         assert "Operation not permitted" in store("exec", "box", "sh", "-c", refused, check=False)
+        limits = "ulimit -Sm 1; ulimit -Hm 1; ulimit -m; id -u; id -g"
+        assert store("exec", "-u", "33:8", "box", "bash", "-c", limits) == "unlimited\n33\n8\n"
         assert store("exec", "-u", "33:8", "box", "sh", "-c", "touch /tmp/b; stat -c %u:%g /tmp/b") == "33:8\n"
         missing = store("exec", "box", "sh", "-c", "chown 33 /nowhere /proc/self/mounts 2>&1", check=False)
         assert "'/nowhere': No such file" in missing
@@ -184,7 +186,8 @@ def test_supplementary_groups(stores: tuple[Store, Store]) -> None:
         store("commit", "box", "made:3")
         store("rm", "box")
         look = "id -G; setpriv --clear-groups --regid=5 id -G; setpriv --groups=60 id -G"
-        assert store("run", "--rm", "made:3", "sh", "-c", look) == "0 50 60\n5\n0 60\n"
+        look += "; su games -s /bin/sh -c 'id -G'"  # pam_limits(8) sets every resource limit anew
+        assert store("run", "--rm", "made:3", "sh", "-c", look) == "0 50 60\n5\n0 60\n60\n"
         assert store("run", "--rm", "--user", "0:0", "made:3", "id", "-G") == "0\n"
         store("run", "-d", "--name", "box", "made:3", "sleep", "300")
         assert store("exec", "box", "id", "-G") == "0 50 60\n"

@@ -46,7 +46,7 @@ def held() -> Iterator[tuple[int, Call]]:
     ours, theirs = socket.socketpair()
 
     def live() -> None:
-        listener = seccomp.install_filter(["getgroups"])
+        listener = seccomp.install_filter(["getgroups"], {})
         socket.send_fds(theirs, [b"l"], [listener])
         os.getgroups()
 
@@ -123,6 +123,8 @@ def _arguments(name: str, address: int) -> tuple[int, ...]:
         "newfstatat": (at, address, address, 0), "statx": (at, address, 0, 0x7FF, address),
         "getresuid": (address, address + 4, address + 8), "getresgid": (address, address + 4, address + 8),
         "getgroups": (8, address), "setgroups": (2, address), "prctl": (8, 1),
+        "getrlimit": (resource.RLIMIT_RSS, address), "setrlimit": (resource.RLIMIT_RSS, address),
+        "prlimit64": (0, resource.RLIMIT_RSS, address, address),
     }.get(name, (33, 33, 33))  # fmt: skip
 
 

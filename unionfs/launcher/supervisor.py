@@ -5,7 +5,7 @@ mknod(2) of devices altogether. A filter (syscalls.seccomp) intercepts these cal
 is a process outside of the container's pid namespace. Owners and devices are stored by the union
 (core.emulated_owners), identities (launcher.emulated_ids) by the supervisor. The number of a process's identity is its
 RLIMIT_RSS, which the kernel does not use and which is inherited as an identity is. stat(2) and getuid(2) return the
-emulated values.
+emulated values. The two limits cannot be changed inside, and show as unlimited.
 
 This protects nothing: for the kernel, all processes of the container have the same uid. Calls that cannot be emulated
 are left to the kernel.
@@ -40,10 +40,19 @@ INTERCEPTED: Final = (
     *("stat", "fstat", "lstat", "newfstatat", "statx"),
     *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups"),
     *("getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups"),
-    "prctl",
+    *("prctl", "getrlimit", "setrlimit", "prlimit64"),
 )
 
 _PR_SET_KEEPCAPS: Final = 8  # prctl(2)
+_OWN_LIMITS: Final = (resource.RLIMIT_RSS, markers.IDENTITY_LIMIT)
+_BY_ARGUMENT: Final = {
+    "prctl": (0, (_PR_SET_KEEPCAPS,)),
+    "getrlimit": (0, _OWN_LIMITS),
+    "setrlimit": (0, _OWN_LIMITS),
+    "prlimit64": (1, _OWN_LIMITS),
+}
+"""Calls that are intercepted with these values of this argument only."""
+_UNLIMITED: Final = struct.pack("QQ", 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)  # struct rlimit64
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100  # <linux/fcntl.h>
 _AT_SYMLINK_FOLLOW: Final = 0x400
@@ -94,7 +103,7 @@ def install_filter(supervisor_socket: socket.socket, groups: tuple[int, ...] = (
     them in memory, which the supervisor cannot read before execve(2), since the process is not dumpable.
     Raises: OSError when the kernel refuses a filter with a listener.
     """
-    listener = seccomp.install_filter(INTERCEPTED, (_PR_SET_KEEPCAPS,))
+    listener = seccomp.install_filter(INTERCEPTED, _BY_ARGUMENT)
     socket.send_fds(supervisor_socket, [struct.pack(f"I{len(groups)}I", len(groups), *groups)], [listener])
     os.close(listener)
     supervisor_socket.close()
@@ -212,6 +221,19 @@ class Supervisor:
         else:
             self._keepcaps_threads.pop(thread, None)
         raise LeaveToKernelError
+
+    def _setrlimit(self, caller: Caller) -> int:
+        """Ignore a change of a limit that encodes an identity: pam_limits(8) sets all limits to what process 1 has."""
+        return 0
+
+    def _getrlimit(self, caller: Caller) -> int:
+        caller.write_memory(caller.args[1], _UNLIMITED)
+        return 0
+
+    def _prlimit64(self, caller: Caller) -> int:
+        if caller.args[3]:
+            caller.write_memory(caller.args[3], _UNLIMITED)
+        return 0
 
     def _is_privileged(self, caller: Caller, identity: Identity) -> bool:
         if identity.is_root:

@@ -12,23 +12,24 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 _X86_64: Final = {
-    "stat": 4, "fstat": 5, "lstat": 6, "chown": 92, "fchown": 93, "lchown": 94, "getuid": 102, "getgid": 104,
-    "setuid": 105, "setgid": 106, "geteuid": 107, "getegid": 108, "setreuid": 113, "setregid": 114, "getgroups": 115,
-    "setgroups": 116, "setresuid": 117, "getresuid": 118, "setresgid": 119, "getresgid": 120, "setfsuid": 122,
-    "setfsgid": 123, "mknod": 133, "prctl": 157, "mknodat": 259, "fchownat": 260, "newfstatat": 262, "statx": 332,
+    "stat": 4, "fstat": 5, "lstat": 6, "chown": 92, "fchown": 93, "lchown": 94, "getrlimit": 97, "getuid": 102,
+    "getgid": 104, "setuid": 105, "setgid": 106, "geteuid": 107, "getegid": 108, "setreuid": 113, "setregid": 114,
+    "getgroups": 115, "setgroups": 116, "setresuid": 117, "getresuid": 118, "setresgid": 119, "getresgid": 120,
+    "setfsuid": 122, "setfsgid": 123, "mknod": 133, "prctl": 157, "setrlimit": 160, "mknodat": 259, "fchownat": 260,
+    "newfstatat": 262, "prlimit64": 302, "statx": 332,
 }  # fmt: skip
 _GENERIC: Final = {
     "mknodat": 33, "fchownat": 54, "fchown": 55, "newfstatat": 79, "fstat": 80, "setregid": 143, "setgid": 144,
     "setreuid": 145, "setuid": 146, "setresuid": 147, "getresuid": 148, "setresgid": 149, "getresgid": 150,
-    "setfsuid": 151, "setfsgid": 152, "getgroups": 158, "setgroups": 159, "prctl": 167, "getuid": 174,
-    "geteuid": 175, "getgid": 176, "getegid": 177, "statx": 291,
+    "setfsuid": 151, "setfsgid": 152, "getgroups": 158, "setgroups": 159, "getrlimit": 163, "setrlimit": 164,
+    "prctl": 167, "prlimit64": 261, "getuid": 174, "geteuid": 175, "getgid": 176, "getegid": 177, "statx": 291,
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ _WAIT_KILLABLE: Final = 1 << 5  # a call that was received is interrupted by fat
 _RET_ALLOW: Final = 0x7FFF0000
 _RET_NOTIFY: Final = 0x7FC00000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-_OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARG = 0, 4, 16  # in struct seccomp_data; the low half of the first argument
+_OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARG = 0, 4, 16  # in struct seccomp_data; arguments of 8 bytes, their low half first
 _INSTRUCTION: Final = struct.Struct("HBBI")  # struct sock_filter
 
 _NOTIFICATION: Final = struct.Struct("QII iIQ6Q")  # struct seccomp_notif
@@ -89,20 +90,22 @@ def is_available() -> bool:
     return here is not None and _libc.syscall(ctypes.c_long(here.seccomp), _GET_NOTIF_SIZES, 0, sizes) == 0
 
 
-def install_filter(names: Iterable[str], prctls: tuple[int, ...] = ()) -> int:
-    """Intercept these system calls of this process and its descendants, and prctl(2) with an option in `prctls`.
-
-    Returns the listener.
+def install_filter(names: Iterable[str], by_argument: Mapping[str, tuple[int, tuple[int, ...]]]) -> int:
+    """Intercept these system calls of this process and its descendants, those in `by_argument` (position, values) only
+    with one of some values of an argument. Returns the listener.
 
     Raises: EBUSY below a filter with a listener, EACCES without CAP_SYS_ADMIN or no_new_privs, ENOSYS, EINVAL.
     """
     here = machine()
     if here is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    numbers = [here.numbers[name] for name in names if name in here.numbers and name != "prctl"]
-    tail = [(_EQUAL, 0, len(prctls) + 1, here.numbers["prctl"]), (_LOAD, 0, 0, _OFFSET_ARG)]
-    tail += [(_EQUAL, len(prctls) - at, 0, option) for at, option in enumerate(prctls)]
-    tail += [(_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_NOTIFY)]
+    numbers = [here.numbers[name] for name in names if name in here.numbers and name not in by_argument]
+    tail = [(_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_NOTIFY)]
+    for name, (position, values) in by_argument.items():
+        test = [(_EQUAL, 0, len(values) + 2, here.numbers[name]), (_LOAD, 0, 0, _OFFSET_ARG + 8 * position)]
+        to_notify = len(tail)  # behind the last comparison: a return, and the tail without its last instruction
+        test += [(_EQUAL, to_notify + len(values) - 1 - at, 0, value) for at, value in enumerate(values)]
+        tail = [*test, (_RETURN, 0, 0, _RET_ALLOW), *tail]
     last = len(numbers) + len(tail) - 1  # index after the instruction that loads the number
     program = [(_LOAD, 0, 0, _OFFSET_ARCH), (_EQUAL, 0, last, here.audit_arch), (_LOAD, 0, 0, _OFFSET_NR)]
     program += [(_EQUAL, last - at - 1, 0, number) for at, number in enumerate(numbers)]
