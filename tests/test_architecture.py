@@ -64,11 +64,10 @@ ALLOWED = {
     ),
     "unionfs.fuse": Row(
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"),
-        ("trio",),
         not_even=("argparse", "unionfs.fuse.kernel", "unionfs.fuse.via_pyfuse3"),
     ),
     "unionfs.fuse.kernel": Row(
-        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio",), not_even=("argparse", "unionfs.fuse.via_pyfuse3")
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), not_even=("argparse", "unionfs.fuse.via_pyfuse3")
     ),
     "unionfs.fuse.via_pyfuse3": Row(
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
@@ -89,9 +88,7 @@ ALLOWED = {
         (*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"), not_even=("argparse",)
     ),
     "unionfs.daemon": Row(
-        (*GROUND_FLOOR, "unionfs.core", "unionfs.fuse", "unionfs.mount_parent.client"),
-        ("trio",),
-        not_even=("argparse",),
+        (*GROUND_FLOOR, "unionfs.core", "unionfs.fuse", "unionfs.mount_parent.client"), not_even=("argparse",)
     ),
     "unionfs.api": Row(
         (
@@ -351,6 +348,7 @@ def test_the_checks_themselves_refuse_what_they_should() -> None:
     assert not _is_refused("unionfs.markers", "unionfs.core.copyup", core)
     assert _is_refused("unionfs.fuse.via_pyfuse3", "unionfs.fuse.kernel.server", kernel)
     assert _is_refused("unionfs.core.node", "unionfs.fuse.kernel.dispatch", kernel)
+    assert _is_refused("trio", "unionfs.fuse.kernel.server", kernel)
     assert not _is_refused("unionfs.core.union", "unionfs.fuse.kernel.dispatch", kernel)
     assert _row_of("unionfs.fuse.kernel.server") is kernel
     assert _row_of("unionfs.attic") is None
@@ -360,6 +358,6 @@ def test_the_checks_themselves_refuse_what_they_should() -> None:
     assert "unionfs.core.union_state" in union
     handlers = _run_time_imports(BY_NAME["unionfs.fuse.kernel.handlers"])
     assert "unionfs.fuse.kernel.dispatch" not in handlers, "it is imported for types only"
-    assert "unionfs.fuse.kernel.server" in _run_time_imports(BY_NAME["unionfs.fuse.kernel.entry"]), "in a function"
+    assert "unionfs.fuse.watching" in _run_time_imports(BY_NAME["unionfs.daemon"]), "in a function"
     text = "see core.attic, `unionfs.core.copyup.ensure`, unionfs.fuse.attic, core.copyup.attic, fuse.h, layers.tree"
     assert list(_dangling(text)) == ["core.attic", "unionfs.fuse.attic", "core.copyup.attic"]

@@ -3,8 +3,7 @@
 Knows `core.union` and the transports by name. Does not know command lines; prints nothing and raises StartError.
 
 Order: branches are opened and checked, the mount is made, the caller gets the pid, and only then the transport is
-imported: requests wait in the kernel until it answers them. All other work of the start is done by the transport later,
-as its `startup_tasks`, when no request waits.
+imported: requests wait in the kernel until it answers them.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ import faulthandler
 import fcntl
 import os
 import resource
+import select
 import signal
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from unionfs import store_files
@@ -38,14 +39,14 @@ from unionfs.mount_parent import client
 if TYPE_CHECKING:
     from logging import Logger
 
-    from unionfs.fuse.reporting import Reporter
     from unionfs.fuse.watching import Notifier
 
-TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.entry", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
-"""Name -> module with `serve(fd, union, *, options, traffic, notifier, startup_tasks)`."""
+TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
+"""Name -> module with `serve(fd, union, *, options, traffic, notifier)`."""
 DEFAULT_TRANSPORT: Final = "kernel"
 
-_NEEDED: Final = {"kernel": ("trio",), "pyfuse3": ("trio", "pyfuse3")}
+_NEEDED: Final = {"pyfuse3": ("trio", "pyfuse3")}
+"""Modules that a transport needs and that may be missing."""
 _EXTRAS: Final = ("pyfuse3",)  # modules outside of the base install; each is in the extra of the same name
 _UPPER_IN_USE: Final = (
     "another running daemon uses the same upper directory: each may miss changes of the other "
@@ -56,10 +57,11 @@ _FIRST_AFTER_STDIO: Final = 3
 _FOREGROUND: Final = client.NoParentError("in the foreground")
 
 MODULES: Final = (
-    *("unionfs.fuse.kernel.entry", "unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
+    *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
     *("unionfs.fuse.reporting", "unionfs.log_lines"),
 )
 """What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
+_IMPORT_AFTER_MS: Final = 1000
 
 Warn = Callable[[str], None]
 
@@ -362,20 +364,14 @@ def _mount_and_serve(
             aborter.start()
         shutdown.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
-        startup_tasks: list[Callable[[], object]] = []
-        if options.debug:
-            _start_logging(debug=True)  # from the first request on
-        else:
-            startup_tasks.append(partial(_start_logging, debug=False))
-        if control_fd is not None and mounted.connection is not None:
-            make_reporter = partial(_reporter, union, traffic, options.transport, mountpoint)
-            startup_tasks.append(partial(_listen, make_reporter, control_fd, mounted.connection))
-        startup_tasks.append(_tune_garbage_collection)
+        _start_logging(debug=options.debug)
         transport = import_module(TRANSPORTS[options.transport])
+        _tune_garbage_collection()
+        if control_fd is not None and mounted.connection is not None:
+            about = (union, traffic, options.transport, mountpoint, time.monotonic(), control_fd, mounted.connection)
+            threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
         serving = True
-        transport.serve(
-            fd, union, options=options.serve, traffic=traffic, notifier=notifier, startup_tasks=startup_tasks
-        )
+        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
     except BaseException:
         if shutdown.has_interrupted:
             return
@@ -403,15 +399,17 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
         raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before the daemon was ready") from None
 
 
-def _reporter(union: Union, traffic: Traffic, transport: str, mountpoint: str) -> Reporter:
-    """Make the Reporter, which answers `unionfs stats`. Called late: importing sockets and JSON takes time."""
+def _report(
+    union: Union, traffic: Traffic, transport: str, mountpoint: str, since: float, control_fd: int, connection: int
+) -> None:
+    """In a thread: answer `unionfs stats`. What that imports is imported at the first question, or a moment after the
+    start: not before the mount's first requests, and not so late that the files may be another version's."""
+    asked = select.poll()
+    asked.register(control_fd, select.POLLIN)
+    asked.poll(_IMPORT_AFTER_MS)
     from unionfs.fuse.reporting import Reporter
 
-    return Reporter(union, traffic, transport, mountpoint, started_by())
-
-
-def _listen(make_reporter: Callable[[], Reporter], control_fd: int, connection: int) -> None:
-    make_reporter().listen(control_fd, connection)
+    Reporter(union, traffic, transport, mountpoint, started_by(), since).serve(control_fd, connection)
 
 
 def _tune_garbage_collection() -> None:
@@ -449,23 +447,21 @@ def _logger() -> Logger:
 def _check_transport(name: str) -> None:
     """Check that the transport can be imported, while the caller still waits for the report.
 
-    The default transport is only looked up, since importing it takes longer than mounting. One from an extra is
-    imported, since its libraries may be missing, too. Raises: StartError.
+    Raises: StartError.
     """
     if name not in TRANSPORTS:
         raise StartError(f"unknown transport {name!r}", f"choose one of {', '.join(TRANSPORTS)}")
-    for module in (*_NEEDED[name], TRANSPORTS[name]):
+    for module in _NEEDED.get(name, ()):
         try:
-            found = find_spec(module)
-            if found is not None and name != DEFAULT_TRANSPORT:
-                import_module(module)
-            why = f"no Python module {module}"
+            import_module(module)
+            continue
+        except ModuleNotFoundError as error:
+            why = f"no Python module {module}" if error.name == module else str(error)
         except ImportError as error:
-            found, why = None, str(error)
-        if found is None:
-            package = f"'unionfs[{module}]'" if module in _EXTRAS else module
-            hint = "" if module == TRANSPORTS[name] else f"pip install {package}, or choose another --transport"
-            raise StartError(f"transport {name} cannot be used: {why}", hint)
+            why = str(error)
+        package = f"'unionfs[{module}]'" if module in _EXTRAS else module
+        hint = f"pip install {package}, or choose another --transport"
+        raise StartError(f"transport {name} cannot be used: {why}", hint)
 
 
 def _show_in_process_list(connection: int | None) -> None:

@@ -394,26 +394,34 @@ def test_nothing_is_mounted_when_the_start_fails(place: Place, options: list[str
     assert place.litter() == []
 
 
-_WITHOUT_TRANSPORT = """
+_WITHOUT_TRIO = """
 import sys
 sys.modules["trio"] = None  # as if it were not installed
 from unionfs import daemon
 from unionfs.core.options import Options
 lower, mountpoint, transport = sys.argv[1:]
 try:
-    daemon.start(daemon.DaemonOptions(Options(lowers=(lower,)), mountpoint, transport))
+    daemon.start(daemon.DaemonOptions(Options(lowers=(lower,)), mountpoint, transport, watch=True))
 except daemon.StartError as error:
     print(error, error.hint, sep="\\n")
 """
 
 
 def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place: Place) -> None:
+    """Only libfuse's transport needs trio."""
     place = roots_place
-    start = [sys.executable, "-c", _WITHOUT_TRANSPORT, os.fspath(place.lower), os.fspath(place.mountpoint)]
+    start = [sys.executable, "-c", _WITHOUT_TRIO, os.fspath(place.lower), os.fspath(place.mountpoint)]
     alone = {"UNIONFS_LINGER": "0"}  # a parent has the module
     said = place.user.run([*start, place.transport], env=alone).stdout
-    assert said.splitlines()[0] == f"transport {place.transport} cannot be used: no Python module trio"
-    assert "pip install trio" in said
+    if place.transport == "kernel":
+        assert said == ""
+        with daemon_of(place.mountpoint):
+            assert place.read() == "content"
+            assert json.loads(place.user.unionfs("stats", "--json", place.mountpoint).stdout)["transport"] == "kernel"
+            place.user.unionfs("umount", place.mountpoint)
+    else:
+        assert said.splitlines()[0] == f"transport {place.transport} cannot be used: no Python module trio"
+        assert "pip install trio" in said
     assert mount_at(place.mountpoint) is None
     assert place.user.run([*start, "x"]).stdout.splitlines()[0] == "unknown transport 'x'"
 

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from unionfs import compiled
@@ -67,7 +67,7 @@ class Reporter:
     transport: str
     mountpoint: str
     started_by: str  # for people
-    since: float = field(default_factory=time.monotonic)
+    since: float  # time.monotonic of the mount
 
     def stats(self) -> dict[str, Any]:
         """Return the object that `unionfs stats --json` prints."""
@@ -103,13 +103,10 @@ class Reporter:
         watched = self.union.watched
         return None if watched is None else {"directories": watched[0], "unwatched": watched[1]}
 
-    def listen(self, fd: int, connection: int) -> None:
-        """Start to answer requests, in threads that end with the process. `fd` is from
+    def serve(self, fd: int, connection: int) -> None:
+        """Answer requests for ever, in threads that end with the process. `fd` is from
         `control_socket.open_listening`."""
         server = socket.socket(fileno=fd)
-        threading.Thread(target=self._accept, args=(server, connection), name="reporting", daemon=True).start()
-
-    def _accept(self, server: socket.socket, connection: int) -> None:
         if not _bind(server, connection):
             return
         ours, strangers = threading.Semaphore(_CLIENTS), threading.Semaphore(_STRANGERS)

@@ -5,8 +5,8 @@ descriptor whose other end another process holds open for as long as it needs th
 connection (unmounted, namespace gone) none of this is needed: serving just returns.
 
 A thread waits for the signals, which are blocked everywhere else, because unmounting may block: the kernel writes
-dirty pages first, and the serving thread must take them. Serving is stopped by KeyboardInterrupt, which trio delivers
-where it does no harm.
+dirty pages first, and the serving thread must take them. Serving is stopped by KeyboardInterrupt, which the transports
+raise where it does no harm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ GRACE_S: Final = 5.0
 """Programs that still have files open after the union was taken from its mountpoint may use them this long: enough to
 finish most work, less than the 10 s after which container managers kill the daemon."""
 
-_RETRY_S: Final = 1.0
-"""An interrupt may be lost in code that swallows exceptions, so it is repeated until serving has ended."""
+_RETRY_S: Final = 0.2
+"""An interrupt is lost in code that swallows exceptions, or just before a system call that waits, so it is repeated
+until serving has ended."""
+
+_WAKE: Final = signal.SIGURG
+"""Interrupts a system call of the main thread, so that Python handles a simulated SIGINT. Unlike other signals, it ends
+nobody who gets it by mistake."""
 
 
 class GracefulShutdown:
-    """Handles the signals that end the daemon. One per process, made before any other thread.
+    """Handles the signals that end the daemon. One per process, made on the main thread before any other.
 
     The signals are blocked from then on, so that none ends the process between mounting and `listen`.
     """
@@ -36,15 +41,17 @@ class GracefulShutdown:
     def __init__(self) -> None:
         self._over = threading.Event()  # serving has ended
         self._unmounting = threading.Lock()  # held while a process of ours unmounts
+        self._main = threading.get_ident()  # immutable
         self.has_interrupted = False  # set once: KeyboardInterrupt from serving is a requested stop
         exit_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self._signals = {
             number for number in exit_signals if signal.getsignal(number) is not signal.SIG_IGN
         }  # immutable
         self._signals.add(signal.SIGTERM)  # the lifeline uses it
-        # SIGINT in any case: where it was ignored, the handler that trio needs would end the daemon without unmounting.
+        # SIGINT in any case: where it was ignored, the transport's handler would end the daemon without unmounting.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # trio takes over only this one
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that trio takes over
+        signal.signal(_WAKE, lambda *_: None)
 
     def listen(self, mounted: Mounted, lifeline_fd: int | None) -> None:
         """Start the threads that wait for the signals and the end of the lifeline. Called once."""
@@ -70,6 +77,7 @@ class GracefulShutdown:
         self.has_interrupted = True
         while not self._over.is_set():
             _thread.interrupt_main(signal.SIGINT)
+            signal.pthread_kill(self._main, _WAKE)
             self._over.wait(_RETRY_S)
 
 

@@ -19,7 +19,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -64,18 +64,11 @@ def serve(
     options: ServeOptions,
     traffic: Tally | None = None,
     notifier: Notifier | None = None,
-    startup_tasks: Sequence[Callable[[], object]] = (),
 ) -> None:
     """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`.
 
-    `notifier`: sends the kernel invalidations for changes behind the mount. `startup_tasks`: run first, in this order.
+    `notifier`: sends the kernel invalidations for changes behind the mount.
     """
-    try:
-        for task in startup_tasks:
-            task()
-    except BaseException:
-        os.close(fd)
-        raise
     # Only one session per process can exist: pyfuse3 keeps it in a global.
     adapter = _Adapter(union, options, traffic)
     pyfuse3.init(adapter, f"/dev/fd/{fd}", set())
@@ -92,9 +85,16 @@ async def _serve(adapter: _Adapter, notifier: Notifier | None) -> None:
     async with trio.open_nursery() as beside:
         if notifier is not None:
             adapter.process_events(notifier)
-            beside.start_soon(notifier.process_events)
+            beside.start_soon(_process_events, notifier)
         await pyfuse3.main(max_tasks=_MAX_TASKS)
         beside.cancel_scope.cancel()
+
+
+async def _process_events(notifier: Notifier) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(notifier.fd)
+        while notifier.process_events():
+            await trio.lowlevel.checkpoint()
 
 
 def _notify(stale: Invalidation) -> None:

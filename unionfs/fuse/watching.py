@@ -49,7 +49,7 @@ class Notifier:
         self._shorten_timeouts: Callable[[], None] = lambda: None
         self._has_started = False  # likewise
         self._union = union  # immutable
-        self._fd = union.watch(self._enqueue, self._limit_hit)  # immutable
+        self.fd = union.watch(self._enqueue, self._limit_hit)  # immutable; readable when there are external changes
 
     def start(
         self,
@@ -73,16 +73,8 @@ class Notifier:
         log.warning("%s; names and attributes are asked for again after %g s", limit_reached(code), UNWATCHED_S)
         self._shorten_timeouts()
 
-    async def process_events(self) -> None:
-        """Process external changes for ever. A task beside the transport's loop, on the union's thread."""
-        import trio  # imported late: imports delay the mount
-
-        while True:
-            await trio.lowlevel.wait_readable(self._fd)
-            while self._process_once():
-                await trio.lowlevel.checkpoint()
-
-    def _process_once(self) -> bool:
+    def process_events(self) -> bool:
+        """Process external changes for some milliseconds, on the union's thread. Returns whether more are pending."""
         try:
             return self._union.process_events()
         except Exception:

@@ -40,6 +40,7 @@ class Plan:
     slow: bool = False
     watch: bool = False
     durability: str = "normal"
+    busy_poll: str = "auto"
 
 
 class Mount:
@@ -48,6 +49,7 @@ class Mount:
     def __init__(self, child: subprocess.Popen[str], mountpoint: Path) -> None:
         self.path = mountpoint
         self._child = child
+        self.pid = child.pid
         self._before: dict[str, int] = {}
 
     def ask(self, line: str) -> str:
@@ -115,7 +117,7 @@ def _main(plan: Plan) -> None:
     from unionfs.core.copydata import CancelledError, Copy
     from unionfs.core.options import Options
     from unionfs.core.union import Union
-    from unionfs.fuse.kernel import entry
+    from unionfs.fuse.kernel import server
     from unionfs.fuse.kernel.session import Session, Tuning
     from unionfs.fuse.mounting import MountOptions, mount_union
     from unionfs.fuse.options import ServeOptions
@@ -139,7 +141,7 @@ def _main(plan: Plan) -> None:
         lowers=tuple(plan.lowers), upper=plan.upper, work=plan.work, durability=plan.durability,
     ))  # fmt: skip
     fd = mount_union(plan.mountpoint, MountOptions())
-    session = Session(ServeOptions(writeback=plan.writeback), Tuning())
+    session = Session(ServeOptions(writeback=plan.writeback, busy_poll=plan.busy_poll), Tuning())
 
     notifier = Notifier(union) if plan.watch else None
 
@@ -154,7 +156,7 @@ def _main(plan: Plan) -> None:
 
     threading.Thread(target=obey, daemon=True).start()
     print("ready", flush=True)
-    entry.serve(fd, union, options=session.options, traffic=session, notifier=notifier)
+    server.serve(fd, union, options=session.options, traffic=session, notifier=notifier)
     union.close()
 
 

@@ -19,7 +19,7 @@ from tests.support.timing import limit
 from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import encode, entry
+from unionfs.fuse.kernel import encode, server
 from unionfs.fuse.kernel.abi import Notify
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.options import ServeOptions
@@ -75,7 +75,7 @@ class Watched:
         speaker = threading.Thread(target=speak)
         speaker.start()
         fd = os.dup(self.theirs.fileno())
-        entry.serve(fd, self.union, options=ServeOptions(), traffic=session, notifier=notifier)
+        server.serve(fd, self.union, options=ServeOptions(), traffic=session, notifier=notifier)
         speaker.join()
         if failed:
             raise failed[0]

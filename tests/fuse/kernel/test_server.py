@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import platform
+import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.core.trees import tree
 from tests.fuse.kernel import wire
 from tests.support.timing import limit
 from unionfs.core.options import Options
 from unionfs.core.union import Union
-from unionfs.fuse.kernel import entry, handshake, server
-from unionfs.fuse.kernel.busy_poll import BusyPoll
+from unionfs.fuse.kernel import handshake, server
 from unionfs.fuse.kernel.device import Device, Gone
-from unionfs.fuse.kernel.dispatch import Dispatcher
 from unionfs.fuse.kernel.handshake import negotiate
 from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
 from unionfs.fuse.options import ServeOptions
+
+READ = {"x86_64": "0", "aarch64": "63"}.get(platform.machine())
 
 
 class Kernel:
@@ -50,6 +53,11 @@ class Kernel:
     def close(self) -> None:
         self.ours.close()
         self.theirs.close()
+
+
+def asleep_in_read(thread: int) -> bool:
+    """Whether a thread of this process waits in read(2), by proc_pid_syscall(5)."""
+    return Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] == READ
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def while_serving(
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    entry.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), traffic=session)
+    server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions(), traffic=session)
     speaker.join()
     if failed:
         raise failed[0]
@@ -125,41 +133,86 @@ def test_malformed_requests_do_not_end_it(
         while_serving(kernel, union, talk)
 
 
-def test_the_other_tasks_get_their_turn(kernel: Kernel, union: Union) -> None:
-    """However fast requests come, what runs beside the loop is not starved."""
-    turns = 0
-    rounds, at_once = 400, 50
+GETATTR = wire.request(wire.GETATTR, 1, bytes(16))
 
-    def speak() -> None:
-        kernel.ask(wire.init())
-        request = wire.request(wire.GETATTR, 1, bytes(16))
-        for _ in range(rounds):
-            for _ in range(at_once):
-                kernel.say(request)
-            for _ in range(at_once):
-                kernel.hear()
-        kernel.say(wire.request(wire.DESTROY, 0))
 
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
+def keep_busy(kernel: Kernel, until: Callable[[wire.Reply], bool]) -> None:
+    """Send requests so that there is always one more, until a reply satisfies `until`."""
+    for _ in range(50):
+        kernel.say(GETATTR)
+    while not until(kernel.hear()):
+        kernel.say(GETATTR)
+    for _ in range(50):
+        kernel.hear()
 
-    async def main() -> None:
-        session = Session(ServeOptions(), Tuning())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(count_turns)
-            device = Device(kernel.theirs.fileno())
-            await server.serve_async(device, BusyPoll("auto", lambda: True), Dispatcher(union, session))
-            nursery.cancel_scope.cancel()
-        assert session.messages["GETATTR"] == rounds * at_once
 
-    speaker = threading.Thread(target=speak)
+def test_slow_work_is_finished_however_fast_requests_come(kernel: Kernel, union: Union) -> None:
+    def talk() -> None:
+        node = wire.entry_out(kernel.ask(wire.request(wire.LOOKUP, body=b"f\0")).body).nodeid
+        assert kernel.ask(wire.write(node, 0, b"J")).error == 0
+        allocated = struct.pack("=QQQII", 0, 0, 4 << 20, 0, 0)
+        kernel.say(wire.request(wire.FALLOCATE, node, allocated, unique=77))
+        keep_busy(kernel, lambda reply: reply.unique == 77)
+
+    while_serving(kernel, union, talk)
+
+
+def interrupted_while(kernel: Kernel, union: Union, talk: Callable[[], None]) -> None:
+    """Serve in this thread, which is interrupted, while `talk` speaks as the kernel in another."""
+    before = signal.getsignal(signal.SIGINT)
+    speaker = threading.Thread(target=talk)
     speaker.start()
-    trio.run(main)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
+    kernel.theirs.close()
     speaker.join()
-    assert turns > 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def interrupt() -> bool:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    return False
+
+
+def test_an_interrupt_ends_it_however_fast_requests_come(kernel: Kernel, union: Union) -> None:
+    def talk() -> None:
+        kernel.ask(wire.init())
+        replies = itertools.count()
+        with suppress(OSError, struct.error):
+            keep_busy(kernel, lambda _: interrupt() if next(replies) == 100 else False)
+
+    interrupted_while(kernel, union, talk)
+
+
+@pytest.mark.skipif(READ is None, reason="the number of read(2) on this machine is not known here")
+def test_an_interrupt_ends_its_sleep(kernel: Kernel, union: Union) -> None:
+    def talk() -> None:
+        kernel.ask(wire.init())
+        while not asleep_in_read(threading.main_thread().native_id or 0):
+            time.sleep(0.001)
+        interrupt()
+
+    interrupted_while(kernel, union, talk)
+
+
+def test_an_interrupt_waits_for_the_end_of_a_request(
+    kernel: Kernel, union: Union, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statfs = union.statfs
+
+    def interrupted_meanwhile() -> object:
+        interrupt()
+        return statfs()
+
+    monkeypatch.setattr(union, "statfs", interrupted_meanwhile)
+    replies = []
+
+    def talk() -> None:
+        kernel.ask(wire.init())
+        replies.append(kernel.ask(wire.request(wire.STATFS)))
+
+    interrupted_while(kernel, union, talk)
+    assert [reply.error for reply in replies] == [0]
 
 
 def test_every_request_is_logged_when_asked_for(kernel: Kernel, union: Union, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +231,7 @@ def test_every_request_is_logged_when_asked_for(kernel: Kernel, union: Union, ca
 def test_what_ends_it_is_told_as_it_was(
     kernel: Kernel, union: Union, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
-    """Not wrapped in what trio makes of it: the daemon looks for its own exceptions."""
+    """Unchanged: the daemon looks for its own exceptions."""
 
     def torn(*_: object) -> None:
         raise interrupt
@@ -187,7 +240,7 @@ def test_what_ends_it_is_told_as_it_was(
     kernel.say(wire.init())
     kernel.say(wire.request(wire.STATFS))
     with pytest.raises(interrupt):
-        entry.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
+        server.serve(os.dup(kernel.theirs.fileno()), union, options=ServeOptions())
 
 
 # -- the first exchange ----------------------------------------------------------------------------------------------

@@ -29,11 +29,25 @@ class Device:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd  # immutable
-        self.request = memoryview(bytearray(REQUEST_ROOM))  # overwritten by receive
+        self.request = memoryview(bytearray(REQUEST_ROOM))  # overwritten by receive and sleep
+        self.is_asleep = False  # whether `sleep` waits: a signal handler may then raise
+        self.is_interrupted = False  # set by a signal handler: there is no more sleep
         self._read: Callable[[memoryview], int | None] = io.FileIO(fd, "rb", closefd=False).readinto
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
+        self._others = 0  # descriptors that end a sleep, too
+        self._blocks = False  # whether read(2) waits; changed by _read_next only
         os.set_blocking(fd, False)
+
+    def add(self, fd: int) -> None:
+        """Let `fd` end a sleep, too, when it is readable."""
+        self._poll.register(fd, select.POLLIN)
+        self._others += 1
+
+    def remove(self, fd: int) -> None:
+        """Undo `add`."""
+        self._poll.unregister(fd)
+        self._others -= 1
 
     def receive(self) -> int:
         """Read the next request into `request`. Returns its length; 0 when none is pending, which costs no more than a
@@ -41,6 +55,29 @@ class Device:
 
         Raises: Gone.
         """
+        return self._read_next(False)
+
+    def sleep(self) -> int:
+        """Sleep until there is a request, and read it as `receive` does. Returns 0 when another descriptor is readable,
+        or after an interrupt.
+
+        Takes one system call; two if there are other descriptors. Raises: Gone, and what a signal handler raises.
+        """
+        self.is_asleep = True
+        try:
+            if self.is_interrupted:
+                return 0
+            if not self._others:
+                return self._read_next(True)
+            self._poll.poll()
+        finally:
+            self.is_asleep = False
+        return self._read_next(False)
+
+    def _read_next(self, blocks: bool) -> int:
+        if blocks is not self._blocks:
+            os.set_blocking(self.fd, blocks)
+            self._blocks = blocks
         while True:
             try:
                 return self._read(self.request) or 0  # FileIO returns None for EAGAIN, without an exception

@@ -1,7 +1,7 @@
-"""The trio loop: the device's requests to the dispatcher, its answers back, slow work to threads.
+"""The loop: requests from the device to the dispatcher, answers back, slow work to threads.
 
-The loop's turn is a plain function (`turn`) that serves until nothing is left to read, and gives the thread back to
-trio after `turn.TURN_S` at the latest, so that other tasks run.
+The loop sleeps in read(2) on the device. While copy-ups or other work whose end it must handle are in threads, or the
+branches are watched, it sleeps in poll(2) instead: threads write to an eventfd when such work has ended.
 
 Work from `Dispatcher.slow` runs in worker threads: the thread that reads from a disk sends the answer itself; a copy-up
 is committed here after the thread has copied. The threads touch nothing but descriptors and reply bytes.
@@ -10,85 +10,69 @@ is committed here after the thread has copied. The threads touch nothing but des
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import threading
-from contextlib import suppress
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
+from types import FrameType
 from typing import Final
 
-import trio
-
 from unionfs.core.attrs import Invalidation
+from unionfs.core.union import Union
 from unionfs.fuse.kernel import data, encode, turn
 from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
+from unionfs.fuse.kernel.session import Session, Tuning
+from unionfs.fuse.kernel.workers import Workers
+from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
+from unionfs.syscalls.processors import SpareProcessor
 
-log = logging.getLogger(__name__)
+_TURN_S: Final = 0.005
+"""How long requests may keep the loop from all else, in seconds."""
 
-_THREADS: Final = 32
-"""Most threads that read from disks at once; further reads run in the loop, so the number of threads has a limit."""
-
-
-def run(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None) -> None:
-    """Begin what `dispatcher.slow` holds, then answer the requests on `device` until the union is unmounted. Only this
-    thread may use the Union.
-
-    `notifier`: sends the kernel invalidations for changes made to the branches behind the mount.
-    Raises: UnsupportedError when the kernel and this engine have no protocol in common.
-    """
-    try:
-        trio.run(serve_async, device, busy_poll, dispatcher, notifier)
-    except (BaseExceptionGroup, trio.TrioInternalError) as exc:
-        raise _innermost(exc) from None
+_LAST_TURN_MS: Final = 1
+"""How long the loop waits for one more request while a notification is to end."""
 
 
-async def serve_async(
-    device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, notifier: Notifier | None = None
+def serve(
+    fd: int,
+    union: Union,
+    *,
+    options: ServeOptions,
+    tuning: Tuning | None = None,
+    traffic: Session | None = None,
+    notifier: Notifier | None = None,
 ) -> None:
-    """As `run`, beside other tasks of a trio program."""
-    engine = _Engine(device, busy_poll, dispatcher, notifier)
-    if notifier is None:
-        await _serve(engine, device.fd)
-        return
-    async with trio.open_nursery() as beside:
-        beside.start_soon(notifier.process_events)
-        await _serve(engine, device.fd)
-        beside.cancel_scope.cancel()
+    """Answer the requests that arrive on `fd`, a mounted /dev/fuse, until the union is unmounted. Closes `fd`. On the
+    main thread, the only one that may use `union`.
 
-
-async def _serve(engine: _Engine, fd: int) -> None:
-    session = engine.session
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
+    `traffic`: a session that was negotiated already (see `handshake`); `options` and `tuning` are then ignored.
+    `notifier`: sends the kernel invalidations for changes made to the branches behind the mount.
+    Raises: UnsupportedError when the kernel and this engine have no protocol in common; KeyboardInterrupt after SIGINT,
+    between two requests.
+    """
+    session = traffic or Session(options, tuning or Tuning())
+    with ExitStack() as held:
+        held.callback(os.close, fd)
+        spare = SpareProcessor()
+        held.callback(spare.close)
+        device, dispatcher = Device(fd), Dispatcher(union, session)
+        busy_poll = BusyPoll(session.options.busy_poll, spare.is_available)
+        engine = _Engine(device, busy_poll, dispatcher, notifier)
+        held.enter_context(_interruptible(device))
+        try:
+            with suppress(Gone):
                 while not session.over:
-                    if engine.turn(nursery):
-                        await trio.lowlevel.checkpoint()
-                    else:
-                        await trio.lowlevel.wait_readable(fd)
-            except Gone:
-                pass
-            finally:
-                for waiting in session.waiting.values():
-                    waiting.cancel()
-                engine.let_notifier_end(nursery)
-    finally:
-        engine.join()
-
-
-def _innermost(exc: BaseException) -> BaseException:
-    """The exception that ended the loop, without trio's wrappers: a signal handler may raise inside trio, too."""
-    while True:
-        if isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-            exc = exc.exceptions[0]
-        elif isinstance(exc, trio.TrioInternalError) and exc.__cause__ is not None:
-            exc = exc.__cause__
-        else:
-            return exc
+                    engine.work()
+                    if device.is_interrupted:
+                        raise KeyboardInterrupt
+        finally:
+            engine.end()
 
 
 class _Engine:
@@ -98,128 +82,137 @@ class _Engine:
         self._device = device  # immutable
         self._busy_poll = busy_poll  # immutable
         self._dispatcher = dispatcher  # immutable
-        self.session = dispatcher.session  # immutable
+        self._session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
         if notifier is not None:
             notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.set_timeout, UNWATCHED_S))
-            if not dispatcher.session.has_epochs:
+            if not self._session.has_epochs:
                 dispatcher.encoder.set_missing_timeout(UNWATCHED_S)
-        self._threads = threading.Semaphore(_THREADS)  # taken by _start, given back by the thread
-        self._away = 0  # copy-ups and tasks in threads; changed on the loop's thread only
+            device.add(notifier.fd)
+        self._has_events = False  # whether the notifier has changes to process
+        self._workers = Workers()  # immutable
+        self._away = 0  # copy-ups and tasks in threads
+        self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
+        """Work that has ended, with its outcome or error; filled by the threads."""
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rung by them afterwards
 
-    @trio.lowlevel.enable_ki_protection  # KeyboardInterrupt is not raised in the middle of a request
-    def turn(self, nursery: trio.Nursery) -> bool:
-        """Serve one turn. Returns whether there may be more requests; False: sleep until the device is readable.
-
-        Raises: Gone.
-        """
-        dispatcher = self._dispatcher
-        until = monotonic() + turn.TURN_S
-        if dispatcher.slow:
-            self._start(nursery)
-        outcome = turn.IDLE
-        while True:
-            outcome = turn.serve(
-                self._device,
-                self._busy_poll,
-                dispatcher,
-                until=until,
-                may_wait=not self._away,  # trio wakes the loop when work in a thread ends
-                has_served=outcome == turn.SLOW,
-            )
-            if outcome != turn.SLOW:
-                return outcome == turn.BUSY
-            self._start(nursery)
-
-    async def _copy_up(self, job: CopyUpJob, nursery: trio.Nursery) -> None:
-        """Copy the bytes in a thread, commit here, and answer the requests that waited."""
-        error: Exception | None = None
-        try:
-            await trio.to_thread.run_sync(job.copy)
-        except Exception as exc:  # noqa: BLE001  any error becomes the answer of the waiting requests
-            error = exc
-        self._away -= 1
-        replies = self._dispatcher.finish(job, error)
-        error = None  # its traceback holds this frame: a cycle, which would keep the copy's descriptors open
-        with suppress(Gone):
-            for reply in replies:
-                self._send(reply)
-            self._start(nursery)
+    def work(self) -> None:
+        """Serve requests, sleeping when there are none, until something else is to be done, and do that. Raises:
+        Gone."""
+        self._turn(sleeps=not self._has_events)
         if self._notifier is not None:
-            self._notifier.release()
+            self._has_events = self._notifier.process_events()
 
-    async def _run_in_thread(self, task: data.ThreadTask, nursery: trio.Nursery) -> None:
-        """Run the task in a thread and send its answer here."""
+    def _turn(self, *, sleeps: bool) -> None:
+        until = monotonic() + _TURN_S
+        turn.serve(self._device, self._busy_poll, self._dispatcher, until=until, sleeps=sleeps)
+        if self._dispatcher.slow:
+            self._start()
+        if self._away:
+            self._finish()
+
+    def _start(self) -> None:
+        """Begin the work in `Dispatcher.slow`. What no thread can be had for is done here."""
+        slow = self._dispatcher.slow
+        while slow:
+            item = slow.pop(0)
+            if isinstance(item, bytes):
+                self._send(item)
+            elif isinstance(item, CopyUpJob | data.ThreadTask):
+                if not self._away:
+                    self._device.add(self._bell)
+                self._away += 1
+                if not self._workers.run(partial(self._work, item)):
+                    self._work(item)
+            elif not self._workers.run(partial(self._answer, item)):
+                self._answer(item)
+
+    def _work(self, item: CopyUpJob | data.ThreadTask) -> None:
+        """In a thread: do what the loop finishes."""
         outcome, error = 0, None
         try:
-            outcome = await trio.to_thread.run_sync(task.work)
-        except Exception as exc:  # noqa: BLE001  any error becomes the answer
+            if isinstance(item, CopyUpJob):
+                item.copy()
+            else:
+                outcome = item.work()
+        except Exception as exc:  # noqa: BLE001  any error becomes the answer of the waiting requests
             error = exc
-        self._away -= 1
-        reply = self._dispatcher.finish_task(task, outcome, error)
-        error = None  # as in _copy_up
+        self._ended.append((item, outcome, error))
+        error = None  # its traceback holds this frame: a cycle, which would keep the copy's descriptors open
+        os.eventfd_write(self._bell, 1)
+
+    def _answer(self, work: data.Work) -> None:
+        """In a thread: do work and send its answer."""
+        if reply := work():
+            self._send(reply)
+
+    def _finish(self) -> None:
+        """Answer the requests whose work has ended in a thread."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        while self._ended:
+            self._away -= 1
+            if not self._away:
+                self._device.remove(self._bell)
+            item, outcome, error = self._ended.popleft()
+            if isinstance(item, CopyUpJob):
+                for reply in self._dispatcher.finish(item, error):
+                    self._send(reply)
+                if self._notifier is not None:
+                    self._notifier.release()
+            elif answer := self._dispatcher.finish_task(item, outcome, error):
+                self._send(answer)
+            error = None  # as in _work
+            self._start()  # requests that waited may have new work
+
+    def _send(self, reply: bytes | memoryview) -> None:
+        """Answer, from any thread. The end of the mount shows at the next read."""
         with suppress(Gone):
-            if reply is not None:
-                self._send(reply)
-            self._start(nursery)
+            turn.answer(self._device, reply)
 
     def _notify(self, stale: Invalidation) -> None:
         """In the notifier's thread."""
-        message = encode.notify_invalidation(stale, with_epochs=self._dispatcher.session.has_epochs)
+        message = encode.notify_invalidation(stale, with_epochs=self._session.has_epochs)
         if message is not None:
             try:
                 self._device.notify(message)
             except Gone:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
-    def let_notifier_end(self, nursery: trio.Nursery) -> None:
+    def end(self) -> None:
+        """Cancel copy-ups and wait for all threads: the caller closes the descriptor."""
+        for waiting in self._session.waiting.values():
+            waiting.cancel()
+        if self._notifier is not None:
+            self._let_end(self._notifier)
+        os.set_blocking(self._bell, True)
+        while self._away:
+            self._finish()
+        self._workers.join()
+        os.close(self._bell)
+
+    def _let_end(self, notifier: Notifier) -> None:
         """Keep serving until the notifier's write(2) to the device has returned. It cannot be cancelled and may wait in
         the kernel for one of our answers, which would keep the connection open for ever."""
-        if self._notifier is not None:
-            self._notifier.stop()
-            with suppress(Gone):
-                while self._notifier.is_sending:
-                    self.turn(nursery)
-                    self._device.wait(turn.WAIT_MS)
+        notifier.stop()
+        with suppress(Gone):
+            while notifier.is_sending:
+                if self._device.wait(_LAST_TURN_MS):
+                    self._turn(sleeps=False)
 
-    def _start(self, nursery: trio.Nursery) -> None:
-        """Begin the work in `Dispatcher.slow`."""
-        slow = self._dispatcher.slow
-        while slow:
-            item = slow.pop(0)
-            if isinstance(item, bytes):
-                self._send(item)
-            elif isinstance(item, CopyUpJob):
-                self._away += 1
-                nursery.start_soon(self._copy_up, item, nursery)
-            elif isinstance(item, data.ThreadTask):
-                self._away += 1
-                nursery.start_soon(self._run_in_thread, item, nursery)
-            elif self._threads.acquire(blocking=False):
-                trio.lowlevel.start_thread_soon(partial(self._read, item), lambda _outcome: None, "unionfs read")
-            else:
-                self._do(item)
 
-    def _do(self, work: data.Work) -> None:
-        if reply := work():
-            self._send(reply)
+@contextmanager
+def _interruptible(device: Device) -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt in a sleep. Anywhere else it would leave a request half done, so the loop asks
+    `Device.is_interrupted` between two."""
 
-    def _read(self, work: data.Work) -> None:
-        """In a thread: read from the disk and send the answer."""
-        try:
-            self._do(work)
-        except Gone:
-            pass
-        except Exception:
-            log.exception("bug in a thread")
-        finally:
-            self._threads.release()
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        device.is_interrupted = True
+        if device.is_asleep:
+            raise KeyboardInterrupt
 
-    def _send(self, reply: bytes | memoryview) -> None:
-        """Answer."""
-        turn.answer(self._device, reply)
-
-    def join(self) -> None:
-        """Wait until all threads have ended: the caller closes the descriptor."""
-        for _ in range(_THREADS):
-            self._threads.acquire()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

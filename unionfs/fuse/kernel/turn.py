@@ -1,8 +1,6 @@
-"""One turn of the loop: requests from the device to the dispatcher and answers back, until none is left.
+"""One turn of the loop: requests from the device to the dispatcher, answers back, until something else is to be done.
 
-A plain function, so that it can be compiled and no task switch stands between two requests. A program that got its
-answer often asks again at once: so a turn looks for the next request without sleeping (`fuse.kernel.busy_poll`), then
-sleeps in poll(2) for a millisecond at most, before it returns to the loop, which costs as much as several requests.
+A plain function, so that it can be compiled: a program that got its answer often asks again at once.
 """
 
 from __future__ import annotations
@@ -19,63 +17,34 @@ from unionfs.fuse.kernel.dispatch import Dispatcher
 
 log = logging.getLogger(__name__)
 
-IDLE: Final = 0
-"""No request is there: the caller sleeps until the device is readable."""
-BUSY: Final = 1
-"""There may be more requests, but the time of the turn is over."""
-SLOW: Final = 2
-"""`Dispatcher.slow` holds work that the caller must begin; there may be more requests."""
-
-TURN_S: Final = 0.005
-"""How long a turn may keep the thread, in seconds: what other tasks of the loop may have to wait."""
-
 _FULL: Final = (-errno.ENOSPC, -errno.EDQUOT)
 _REQUESTS_BETWEEN: Final = 64
 """How many requests may come before a refusal for want of space is sent."""
 _ERROR_SIZE: Final = abi.OUT_HEADER.size
 
-WAIT_MS: Final = 1
-"""How long a turn waits in poll(2) for one more request: its shortest wait, longer than a busy program needs."""
 
+def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until: float, sleeps: bool) -> None:
+    """Serve requests until `until` (monotonic seconds) is over, or `Dispatcher.slow` holds work that the caller must
+    begin, or another descriptor of the device is readable, or the mount has ended.
 
-def serve(
-    device: Device,
-    busy_poll: BusyPoll,
-    dispatcher: Dispatcher,
-    *,
-    until: float,
-    may_wait: bool,
-    has_served: bool,
-) -> int:
-    """Serve requests until none is left or `until` (monotonic seconds) is over. Returns why it ends: IDLE, BUSY, SLOW.
-
-    `has_served`: a request was served in this turn already. `may_wait`: wait `WAIT_MS` for the request after it.
-    Raises: Gone.
+    `sleeps`: sleep while there is no request; else return. Raises: Gone, and what a signal handler raises in a sleep.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
     debug = session.options.debug
     while not session.over:
-        length = 0
-        if has_served:
-            if monotonic() > until:
-                return BUSY
-            length = busy_poll.look(device)
-            if not length and may_wait and not device.wait(WAIT_MS):
-                return IDLE
+        length = busy_poll.look(device) if sleeps else 0
         if not length:
-            length = device.receive()
+            length = device.sleep() if sleeps else device.receive()
         if not length:
-            return IDLE
+            return
         reply = dispatcher.handle_and_log(request, length) if debug else dispatcher.handle(request, length)
         if reply is not None:
             if len(reply) == _ERROR_SIZE and abi.OUT_HEADER.unpack_from(reply)[1] in _FULL:
                 reply = _serve_after_forgets(device, dispatcher, bytes(request[:length]), reply)
             if reply is not None:
                 answer(device, reply)
-        has_served = True
-        if slow:
-            return SLOW
-    return BUSY
+        if slow or monotonic() > until:
+            return
 
 
 def _serve_after_forgets(
