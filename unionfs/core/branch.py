@@ -159,7 +159,7 @@ class BranchDir:
         if self.sealed:
             return self.sealed_stat()
         if self.branch.overrides is not None:
-            return self.branch.overrides.over_fd(self.fd())
+            return self.branch.overrides.shown_stat_of_fd(self.fd())
         held = self.held
         if held is not None:
             held.used = True
@@ -167,11 +167,11 @@ class BranchDir:
         assert self.parent is not None
         return os.stat(self.name, dir_fd=self.parent.fd(), follow_symlinks=False)
 
-    def look(self, name: bytes) -> Stat:
+    def stat_entry(self, name: bytes) -> Stat:
         """Return the attributes of the entry `name`, overrides applied. Raises as lstat(2) does."""
         st = _stat(name, dir_fd=self.fd(), follow_symlinks=False)
         overrides = self.branch.overrides
-        return st if overrides is None else overrides.over(self, name, st)
+        return st if overrides is None else overrides.shown_stat(self, name, st)
 
     def sealed_stat(self) -> MadeStat:
         """Return the attributes of a sealed directory. The inode number is a hash of the place, with bit 54 set so that

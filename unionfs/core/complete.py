@@ -23,6 +23,7 @@ from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode
 from unionfs.core.options import Options
 from unionfs.core.owner_override import OwnerOverride
+from unionfs.core.staging import log_warning
 from unionfs.core.union_state import UnionState
 
 _HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
@@ -30,9 +31,9 @@ _ASK_AGAIN_S: Final = 0.05
 
 
 def complete(tree: UnionState) -> bool:
-    """Give the upper the names it lacks. Returns whether it has all: not while another live daemon uses it, nor where
-    the filesystem refuses. What is missing is tried again the next time. Raises nothing for files that cannot be
-    linked."""
+    """Link the missing names into the upper. Returns whether it has all of them: False while another running daemon
+    uses the upper, and where the filesystem refuses a link, which the next call tries again. Raises
+    OSError if the work directory cannot be locked."""
     links = tree.links_or_none
     if links is None or not links.incomplete():
         return True
@@ -44,8 +45,8 @@ def complete(tree: UnionState) -> bool:
 
 
 def complete_upper(options: Options, patience_s: float = 10.0) -> bool:
-    """Complete the upper of a union that is not mounted, after its daemon has ended, which is waited for. Returns
-    whether it is complete. Raises OptionError, OSError."""
+    """Complete the upper of a union that is not mounted. Waits up to `patience_s` seconds for its daemon to end.
+    Returns whether it is complete. Raises OptionError, OSError."""
     deadline = time.monotonic() + patience_s
     while True:
         if options.work is None or hardlinks.is_complete(options.work):
@@ -62,7 +63,7 @@ def complete_upper(options: Options, patience_s: float = 10.0) -> bool:
 
 
 class _Search:
-    """One walk through the directories of the union that lowers show in."""
+    """A walk through the directories of the union that have lowers."""
 
     def __init__(self, tree: UnionState, links: HardLinks) -> None:
         self.tree = tree
@@ -90,16 +91,16 @@ class _Search:
             for key in self.links.incomplete():
                 self.links.searched(key)
         else:
-            _warn("the upper lacks names of hard links: %s", self.failed)
+            log_warning("the upper lacks names of hard links: %s", self.failed)
         return self.failed is None
 
     def _directory(self, here: DirNode) -> list[DirNode]:
-        """Link what is sought in one directory. Returns the directories in it that lowers show in."""
+        """Link the missing names of one directory. Returns its subdirectories that have lowers."""
         if here.low is None:
             return []
         if here.upper is None:
             return self._entries(here, here.low)
-        with OwnerOverride(here.upper, with_parents=True):  # a user may have closed it since, or one above it
+        with OwnerOverride(here.upper, with_parents=True):  # its mode, or one above it, may forbid writing
             return self._entries(here, here.low)
 
     def _entries(self, here: DirNode, low: LowDir) -> list[DirNode]:
@@ -111,7 +112,7 @@ class _Search:
                     node = lookup.resolve(self.tree, here, name).node
                     if isinstance(node, DirNode):
                         directories.append(node)
-                elif name not in up_names and self._may_be_sought(low, name, ino):
+                elif name not in up_names and self._may_be_missing(low, name, ino):
                     self._file(here, name)
             except OSError as exc:
                 self.failed = exc
@@ -120,7 +121,7 @@ class _Search:
         # The last is searched first: other names are most often near the one that was changed, which ends the walk.
         return sorted(directories, key=lambda directory: directory.upper is not None)
 
-    def _may_be_sought(self, low: LowDir, name: bytes, ino: int) -> bool:
+    def _may_be_missing(self, low: LowDir, name: bytes, ino: int) -> bool:
         if ino in self.inos:
             return True
         if len(self.lists_inos) == len(self.tree.lowers.branches) and all(self.lists_inos.values()):
@@ -130,7 +131,7 @@ class _Search:
             return False
         branch = found.place.branch
         if branch not in self.lists_inos:
-            self.lists_inos[branch] = found.place.look(name).st_ino == ino
+            self.lists_inos[branch] = found.place.stat_entry(name).st_ino == ino
         return not self.lists_inos[branch]
 
     def _file(self, here: DirNode, name: bytes) -> None:
@@ -141,10 +142,3 @@ class _Search:
                     copyup.give_name(self.tree, node, here, name)
         finally:
             self.tree.drop_unused(node)
-
-
-def _warn(message: str, *args: object) -> None:
-    """Log a warning. logging is imported when there is something to say: a mount waits for what is imported before."""
-    import logging
-
-    logging.getLogger(__name__).warning(message, *args)

@@ -119,7 +119,7 @@ def make_directory(tree: UnionState, parent: DirNode, name: bytes, mode: int, ca
             _require_whiteout(up, name)
     if not made:
         _stage(tree, up, name, mode & _PERM, caller, partial(_build_directory, tree, opaque), is_dir=True)
-    st = up.look(name)
+    st = up.stat_entry(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = DirNode(tree.nodes.new_id(), parent, name, up.child(name), None, ino)
     tree.nodes.add(node)
@@ -152,7 +152,7 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
         os.link(node.leaf, leaf, src_dir_fd=node.home.fd(), dst_dir_fd=staging.fd(), follow_symlinks=False)
         os.rename(leaf, name, src_dir_fd=staging.fd(), dst_dir_fd=up.fd())
     _clear_whiteout(parent, name)
-    st = up.look(name)
+    st = up.stat_entry(name)
     names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     links = node.rare()
@@ -202,7 +202,7 @@ def _in_place(tree: UnionState, up: BranchDir, caller: Caller) -> bool:
 
 def _require_whiteout(up: BranchDir, name: bytes) -> None:
     """Raise EEXIST unless the entry `name` is a whiteout, which it must be since the name is not visible."""
-    st = up.look(name)
+    st = up.stat_entry(name)
     if not marks.is_whiteout(up, name, st):
         refuse(errno.EEXIST, name)
 
@@ -295,7 +295,7 @@ def _new_file_node(tree: UnionState, parent: DirNode, name: bytes, held: FileFd 
     _clear_whiteout(parent, name)
     up = parent.upper
     assert up is not None
-    st = _fstat(held.fd) if held is not None and up.branch.overrides is None else up.look(name)
+    st = _fstat(held.fd) if held is not None and up.branch.overrides is None else up.stat_entry(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
     node = FileNode(tree.nodes.new_id(), parent, name, up, name, ino, st.st_mode)
     tree.nodes.add(node)

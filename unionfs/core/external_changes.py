@@ -163,7 +163,7 @@ def _is_unchanged(watcher: Watcher, parent: DirNode, old: Node | None, name: byt
     if old is None or up is None or (parent.up_names is not None and name not in parent.up_names):
         return False
     try:
-        st = up.look(name)
+        st = up.stat_entry(name)
     except OSError:
         return False
     return watcher.seen.get(old.nodeid) == fingerprint(st)
@@ -179,7 +179,7 @@ def _check_names(tree: UnionState, parent: DirNode, name: bytes, mask: int) -> N
         return
     code = known.get(name)
     try:
-        st = up.look(name)
+        st = up.stat_entry(name)
     except OSError:
         is_there = is_hidden = False
     else:

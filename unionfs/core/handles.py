@@ -58,11 +58,11 @@ def _make_nameless(tree: UnionState, nodeid: int, forgotten: Forgotten, where: N
         key = tree.links.key_of(st.st_ino)
     else:
         place, leaf = where.place, where.leaf
-        st = place.look(leaf)
+        st = place.stat_entry(leaf)
         key = inodes.link_key(place.branch, st)
         if tree.links.upper_ino(key) is not None:
             place, leaf = tree.links.place, key
-            st = place.look(leaf)
+            st = place.stat_entry(leaf)
     node = FileNode(nodeid, tree.root, leaf, place, leaf, forgotten.ino, st.st_mode)
     links = node.rare()
     links.dead, links.key = True, key
@@ -89,4 +89,4 @@ def _linked_again(tree: UnionState, nodeid: int, handle: bytes) -> tuple[BranchD
             os.close(fd)
     finally:
         os.close(mount_fd)
-    return staging.here, leaf, staging.here.look(leaf)
+    return staging.here, leaf, staging.here.stat_entry(leaf)

@@ -104,7 +104,7 @@ def upper_entry(tree: UnionState, parent: DirNode, name: bytes) -> Stat | None:
         if name not in names:
             return None
     try:
-        return up.look(name)
+        return up.stat_entry(name)
     except FileNotFoundError:
         pass
     if names is None:
@@ -138,7 +138,7 @@ def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> R
         directory = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, None, found.low, ino)
         tree.nodes.add(directory)
         return make(Resolved, (directory, st))
-    st = found.st if found.st is not None else found.place.look(found.name)
+    st = found.st if found.st is not None else found.place.stat_entry(found.name)
     if st.st_nlink > 1:
         linked = _known_link(tree, parent, name, found, st)
         if linked is not None:
@@ -180,7 +180,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     ino = links.upper_ino(key)
     if ino is None:
         return None
-    up_st = links.place.look(key)
+    up_st = links.place.stat_entry(key)
     node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
     if node is not None:
         _add_name(node, parent, name)
@@ -215,7 +215,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
             if known.is_dead and known.home is tree.staging.here:
                 tree.staging.dispose(known.leaf)
                 known.home, known.leaf = up, name
-                st = up.look(name)
+                st = up.stat_entry(name)
             elif known.home is tree.links.place:
                 known.home, known.leaf = up, name
             _add_name(known, parent, name)

@@ -224,7 +224,7 @@ class LowerTree:
                 continue
             walk.calls += 1
             try:
-                st = place.look(name)
+                st = place.stat_entry(name)
             except FileNotFoundError:
                 if position != last:
                     walk.calls += 1

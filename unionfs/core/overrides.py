@@ -64,14 +64,14 @@ class Overrides:
         """Whether an object with `st` on disk can have an override."""
         return stat.S_IFMT(st.st_mode) in _HAVE_ONE
 
-    def over(self, place: BranchDir, name: bytes, st: os.stat_result) -> Stat:
+    def shown_stat(self, place: BranchDir, name: bytes, st: os.stat_result) -> Stat:
         """Return the attributes of the entry `name` of `place`, which has `st` on disk, with its override applied."""
         if stat.S_IFMT(st.st_mode) not in _HAVE_ONE:
             return st
         override = self.of(place, name)
         return st if override is None else _changed(st, override)
 
-    def over_fd(self, fd: int) -> Stat:
+    def shown_stat_of_fd(self, fd: int) -> Stat:
         """Return the attributes of the file or directory behind a descriptor, with its override applied."""
         st = os.fstat(fd)
         override = self._of(_proc(fd), follow=True)

@@ -52,7 +52,7 @@ def _note(overrides: Overrides, place: BranchDir, leaf: bytes, uid: int, gid: in
     on_disk = os.stat(leaf, dir_fd=place.fd(), follow_symlinks=False)
     if not stat.S_ISREG(on_disk.st_mode) and not stat.S_ISDIR(on_disk.st_mode):
         return False
-    st = overrides.over(place, leaf, on_disk)
+    st = overrides.shown_stat(place, leaf, on_disk)
     kind = stat.S_IFMT(st.st_mode)
     device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
     overrides.write(

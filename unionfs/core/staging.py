@@ -145,7 +145,7 @@ class Staging:
         except FileNotFoundError:
             return
         except OSError as exc:
-            _warn("cannot remove %r from the work directory: %s", leaf, exc)
+            log_warning("cannot remove %r from the work directory: %s", leaf, exc)
 
     def discard(self, leaf: bytes, open_file: FileFd, *, large: bool) -> None:
         """Remove an open file here, and free its space even if the descriptor stays open: the traceback of an error may
@@ -182,7 +182,7 @@ class Staging:
                 os.rmdir(self.here.name, dir_fd=root_fd)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
-                _warn("cannot clean the work directory %s: %s", self.branch.path, exc)
+                log_warning("cannot clean the work directory %s: %s", self.branch.path, exc)
         os.close(self._live_fd)
 
 
@@ -217,7 +217,7 @@ def _remove(dir_fd: int, name: bytes) -> None:
         remove_tree(dir_fd, name)
 
 
-def _warn(message: str, *args: object) -> None:
+def log_warning(message: str, *args: object) -> None:
     """Log a warning. Imports logging only when needed, since imports delay the mount."""
     import logging
 

@@ -232,8 +232,8 @@ class UnionState:
                 if self.euid == 0 or not home.branch.writable:
                     raise
                 with OwnerOverride(home, with_parents=True):  # it was looked up by another name, in another directory
-                    return home.look(node.leaf)
-            return st if home.branch.overrides is None else home.branch.overrides.over(home, node.leaf, st)
+                    return home.stat_entry(node.leaf)
+            return st if home.branch.overrides is None else home.branch.overrides.shown_stat(home, node.leaf, st)
         if node.upper is not None:
             return node.upper.stat()
         assert node.low is not None
@@ -253,7 +253,7 @@ class UnionState:
         if node.held is None:
             refuse(errno.ESTALE, node.name)
         overrides = node.home.branch.overrides
-        return os.fstat(node.held.fd) if overrides is None else overrides.over_fd(node.held.fd)
+        return os.fstat(node.held.fd) if overrides is None else overrides.shown_stat_of_fd(node.held.fd)
 
     def record_own_change(self, node: Node) -> None:
         """Tell the watcher that the daemon itself has changed the node, so that it is not reported as external."""

@@ -19,7 +19,7 @@ from typing import Final
 from unionfs.syscalls import mounts, namespaces
 
 _DEATH_SIGNAL: Final = signal.SIGUSR2
-_NAME: Final = "unionfs-will"  # the helper's name in /proc/PID/comm
+_NAME: Final = "unionfs-abort"  # the helper's name in /proc/PID/comm
 
 
 class ConnectionAborter:

@@ -225,7 +225,7 @@ class Dispatcher:
         self.slow: list[
             data.Work | data.ThreadTask | CopyUpJob | bytes
         ] = []  # filled by handle and finish; emptied by their callers
-        self.harmless: set[int] = set()
+        self.without_privileges: set[int] = set()
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self.capability_removed = (0, 0)
         """Node id and pid of the last REMOVEXATTR of a file capability, until the SETATTR that follows it."""
@@ -319,15 +319,15 @@ class Dispatcher:
 
     def forget_node(self, nodeid: int) -> None:
         """Drop the dispatcher's state of a node that the kernel has forgotten."""
-        if nodeid in self.harmless:
-            self.harmless.discard(nodeid)
+        if nodeid in self.without_privileges:
+            self.without_privileges.discard(nodeid)
         if nodeid in self.encoder.set_id:
             self.encoder.set_id.discard(nodeid)
 
     def may_send(self, stale: Invalidation) -> bool:
         """Whether an invalidation can be sent now: not while a request that waits for a copy-up holds the inode lock
         which the kernel would need. Called with each invalidation."""
-        self.harmless.discard(stale.nodeid)
+        self.without_privileges.discard(stale.nodeid)
         if not self._waiting:
             return True
         locked = self.session.locked

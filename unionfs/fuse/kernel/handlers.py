@@ -70,7 +70,7 @@ def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     name, mode, rdev, caller = decode.mknod(head, buf, end)
     entry = self.union.mknod(nodeid, name, mode, rdev, caller)
     if not mode & _SET_ID:
-        self.harmless.add(entry.nodeid)
+        self.without_privileges.add(entry.nodeid)
     return self.encoder.entry(unique, entry)
 
 
@@ -100,18 +100,18 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         raise MalformedError("a WRITE announces another size than it has")
     if self.must_wait(unique, nodeid, None, buf):
         return None
-    if flags & _HOW == abi.WRITE_CACHE and nodeid not in self.harmless:
+    if flags & _HOW == abi.WRITE_CACHE and nodeid not in self.without_privileges:
         return encode.written(unique, self.union.write_back(nodeid, offset, buf[_DATA:end]))
-    if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.harmless:
+    if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.without_privileges:
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by a process without CAP_FSETID has this flag, so all writes in a user namespace do.
     reply = encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
     if nodeid not in self.encoder.set_id:
-        self.harmless.add(nodeid)
+        self.without_privileges.add(nodeid)
         return reply
     if self.union.getattr(nodeid).mode & _SET_ID:  # set-group-id stays when a member of the group writes
         return reply
-    self.harmless.add(nodeid)
+    self.without_privileges.add(nodeid)
     # The daemon clears the bits, which the kernel still has cached: its attributes are invalidated first.
     self.encoder.set_id.discard(nodeid)
     self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
@@ -126,7 +126,7 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         change = _NO_CHANGE
     self.capability_removed = (0, 0)
     if change.mode is not None and change.mode & _SET_ID:  # only this can set bits that a write must clear
-        self.harmless.discard(nodeid)
+        self.without_privileges.discard(nodeid)
     held = self.union.slow_truncate_fd(nodeid, change.size) if change.size is not None else None
     if held is not None and change.size is not None:
         self.union.changing(nodeid)
@@ -254,7 +254,7 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     name, value, flags, clear_sgid = decode.setxattr(buf, end, extended=extended)
     if self.must_wait(unique, nodeid, None, buf):
         return None
-    self.harmless.discard(nodeid)
+    self.without_privileges.discard(nodeid)
     self.union.setxattr(nodeid, name, value, flags)
     if clear_sgid and name == _ACL:
         mode = self.union.getattr(nodeid).mode
@@ -269,7 +269,7 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     size, name = decode.getxattr(buf, end)
-    if name == _CAPABILITY and nodeid in self.harmless:
+    if name == _CAPABILITY and nodeid in self.without_privileges:
         return encode.error(unique, errno.ENODATA)
     value = self.union.find_xattr(nodeid, name)
     if value is not None:
