@@ -125,7 +125,7 @@ ALLOWED = {
                 "unionfs.core.owners",
                 "unionfs.core.complete",
                 "unionfs.core.hardlinks",
-                "unionfs.daemon",
+                "unionfs.fuse.options",
             ),
         ),
         ("trio",),

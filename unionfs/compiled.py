@@ -136,10 +136,15 @@ def code_in_use() -> str:
 def is_in_use() -> bool:
     """Whether the hot modules are compiled ones, imported already or not."""
     loaded = sys.modules.get(_HOT_MODULE)
-    if loaded is None:
-        from importlib.util import find_spec
+    if loaded is not None:
+        return _is_machine_code(loaded.__spec__)
+    # As importlib.util.find_spec, which imports as much as the rest of `unionfs --version` does.
+    package = [os.path.join(CHECKOUT, *_HOT_MODULE.split(".")[:-1])]
+    for finder in sys.meta_path:
+        if (spec := finder.find_spec(_HOT_MODULE, package)) is not None:
+            return _is_machine_code(spec)
+    return False
 
-        spec = find_spec(_HOT_MODULE)
-    else:
-        spec = loaded.__spec__
+
+def _is_machine_code(spec: ModuleSpec | None) -> bool:
     return spec is not None and isinstance(spec.loader, ExtensionFileLoader)

@@ -31,7 +31,7 @@ from unionfs.fuse import control_socket, mounting
 from unionfs.fuse.abort_on_death import ConnectionAborter
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.mounting import MountError, MountOptions
-from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS, ServeOptions
 from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
 from unionfs.mount_parent import client
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from unionfs.fuse.watching import Notifier
-
-TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
-"""Name -> module with `serve(fd, union, *, options, traffic, notifier)`."""
-DEFAULT_TRANSPORT: Final = "kernel"
 
 _NEEDED: Final = {"pyfuse3": ("trio", "pyfuse3")}
 """Modules that a transport needs and that may be missing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from types import TracebackType
 from typing import IO
@@ -20,7 +19,7 @@ class OutputFile:
 
     def __init__(self, path: str) -> None:
         self._place = os.path.realpath(path)
-        self._aside = "" if _stays(path, self._place) else f"{self._place}.{secrets.token_hex(4)}"
+        self._aside = "" if _stays(path, self._place) else f"{self._place}.{os.urandom(4).hex()}"
         self.file: IO[bytes] = open(self._aside or path, "xb" if self._aside else "wb")  # noqa: SIM115 - see __exit__
         self._is_wanted = True
 

@@ -18,7 +18,7 @@ from tests.fuse.daemons import daemon_of
 from tests.layers.registries import need
 from tests.support.podmans import Podman, need_podman, our_program, podman_store
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

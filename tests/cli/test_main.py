@@ -105,15 +105,36 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_help_and_version_import_nothing_heavy() -> None:
-    """What makes the command slow to start: argparse belongs to the verbs, the rest to the daemon."""
-    code = (
-        "import sys; from unionfs.__main__ import main; main(['--help']); "
-        "heavy = {'argparse', 'logging', 'subprocess', 'trio', 'pyfuse3', 'rich', 'unionfs.core', 'unionfs.daemon'}; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = process.run([sys.executable, "-c", code], cwd=CHECKOUT)
-    assert done.stdout.splitlines()[-1] == "[]"
+_IMPORTED = """
+import sys
+before = set(sys.modules)
+from unionfs import __main__
+import os
+def end(status):
+    print(*sorted({*sys.modules} - before))
+    sys.exit(status)
+os._exit = end
+sys.argv = ["unionfs", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+def _imported(*argv: str) -> set[str]:
+    done = process.run([sys.executable, "-c", _IMPORTED, *argv], cwd=CHECKOUT)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_version_imports_next_to_nothing() -> None:
+    ours = ("", ".__main__", ".cli", ".cli.forms", ".compiled", ".standard_descriptors", ".version")
+    found = {name for name in _imported("--version") if not name.startswith(("importlib", "xxhash"))}
+    assert found - {"__future__", "warnings"} == {f"unionfs{name}" for name in ours}
+
+
+def test_listing_containers_imports_neither_the_union_nor_a_daemon(tmp_path: Path) -> None:
+    """Nor what comes of the standard library's `secrets` and `random`."""
+    heavy = {"unionfs.core.options", "unionfs.daemon", "unionfs.changes", "random", "hashlib", "logging", "trio"}
+    assert heavy & _imported("ps", "--root", os.fspath(tmp_path)) == set()
+    assert heavy & _imported("--help") == set()
 
 
 def test_starting_a_daemon_imports_no_transport() -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.fuse.daemons import daemon_of
 from tests.support.mountinfo import detach, mount_at
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

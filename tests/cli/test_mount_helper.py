@@ -14,8 +14,8 @@ from tests.support.mountinfo import mount_at
 from tests.support.users import User
 from unionfs.cli import mount_helper
 from unionfs.cli.errors import CommandError
-from unionfs.daemon import DEFAULT_TRANSPORT, DaemonOptions
-from unionfs.fuse.options import FOREVER_S
+from unionfs.daemon import DaemonOptions
+from unionfs.fuse.options import DEFAULT_TRANSPORT, FOREVER_S
 
 
 def _options(*argv: str) -> DaemonOptions:

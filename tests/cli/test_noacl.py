@@ -12,7 +12,7 @@ import pytest
 from tests.layers.registries import need
 from tests.mounted.checks import acls
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

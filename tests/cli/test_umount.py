@@ -14,7 +14,7 @@ from tests.fuse.daemons import Daemon, daemon_of
 from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

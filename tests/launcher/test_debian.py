@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import Run
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

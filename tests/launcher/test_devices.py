@@ -13,7 +13,7 @@ import pytest
 from tests.launcher.conftest import Run
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher.plan import HIDDEN
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.launcher.conftest import Run
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

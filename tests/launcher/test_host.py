@@ -9,7 +9,7 @@ import pytest
 
 from tests.launcher.conftest import Run, state
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = [pytest.mark.transport(DEFAULT_TRANSPORT), pytest.mark.usefixtures("fuse_device")]
 

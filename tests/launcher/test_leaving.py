@@ -16,7 +16,7 @@ from tests.launcher.conftest import containers, processes, wait_until_gone
 from tests.support import process
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.old_kernel import MOUNT_SETATTR, OPENAT2
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.support import process
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = [pytest.mark.transport(DEFAULT_TRANSPORT), pytest.mark.parametrize("user", ["ordinary"], indirect=True)]
 

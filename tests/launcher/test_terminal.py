@@ -12,7 +12,7 @@ import pytest
 
 from tests.launcher.terminals import Terminal, terminal
 from tests.support.users import User
-from unionfs.daemon import DEFAULT_TRANSPORT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
 

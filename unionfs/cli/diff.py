@@ -10,6 +10,7 @@ from typing import Any, Final
 from unionfs.changes.cost import CopiedUp
 from unionfs.cli import output
 from unionfs.cli.arguments import Parser
+from unionfs.cli.units import human_size
 from unionfs.containers import diff
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -80,12 +81,10 @@ def _show_costs(container: Container, found: Sequence[CopiedUp], *, as_json: boo
     for one in found:
         verdict = {False: "wasted", True: "changed", None: "?"}[one.changed]
         path = printable(one.path)
-        print(f"{output.human_size(one.copied):>10}  {verdict:<7}  {path}")
-    sentence = f"{len(found)} files copied up, {output.human_size(total)} copied"
+        print(f"{human_size(one.copied):>10}  {verdict:<7}  {path}")
+    sentence = f"{len(found)} files copied up, {human_size(total)} copied"
     if wasted:
-        sentence += (
-            f"; {len(wasted)} of them, {output.human_size(for_nothing)}, for nothing: their content is the lower's"
-        )
+        sentence += f"; {len(wasted)} of them, {human_size(for_nothing)}, for nothing: their content is the lower's"
     print(sentence, file=sys.stderr)
 
 

@@ -83,6 +83,11 @@ def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     compiled.use_compiled()
     replace_standard_streams()
+    return run(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """As `main`, in a process that has run a command line before."""
     verb = arguments[0] if arguments else ""
     if verb == "container" and len(arguments) > 1:
         verb = arguments[1]  # one of those under a longer name

@@ -15,7 +15,7 @@ from layers.errors import LayerError, Malformed
 from layers.store import Store, StoredImage
 from unionfs.cli import filter_flags, image_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.output import human_duration
+from unionfs.cli.units import human_duration
 from unionfs.containers import images
 from unionfs.printable import printable
 

@@ -11,9 +11,9 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
-from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS, DaemonOptions, StartError
+from unionfs.daemon import DaemonOptions, StartError
 from unionfs.fuse.mounting import MountOptions
-from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, FOREVER_S, ServeOptions
+from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, TRANSPORTS, ServeOptions
 from unionfs.mount_parent import client
 from unionfs.printable import printable_line
 
@@ -71,7 +71,7 @@ def _leave_parent(first: int) -> None:
         from unionfs.cli import entry
         from unionfs.mount_parent import parent
 
-        parent.leave(first, entry.main)
+        parent.leave(first, entry.run)
 
 
 def branches(

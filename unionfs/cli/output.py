@@ -20,6 +20,7 @@ from layers.entry import WORDS
 from unionfs.changes.compare import MTIME
 from unionfs.changes.listing import ADDED, CHANGED, DELETED, Change
 from unionfs.changes.objects import Object
+from unionfs.cli.units import human_size
 from unionfs.printable import printable, printable_line
 
 _COLOURS: Final = {ADDED: "green", CHANGED: "yellow", DELETED: "red"}
@@ -124,33 +125,6 @@ def size_of(change: Change) -> int | None:
     """The size of a file that is there now, or was; None for what has none worth telling."""
     there = change.new or change.old
     return there.size if there is not None and stat.S_ISREG(there.mode) else None
-
-
-def human_size(size: int) -> str:
-    """A size in at most four digits: `999 B`, `12.1 KiB`, `3.4 GiB`."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} PiB"
-
-
-def human_duration(seconds: float) -> str:
-    """A time in one unit, as docker words it: `42 seconds`, `About a minute`, `3 weeks`."""
-    whole = max(int(seconds), 0)
-    if whole < 60:
-        return "Less than a second" if not whole else "1 second" if whole == 1 else f"{whole} seconds"
-    minutes, hours = whole // 60, int(whole / 3600 + 0.5)
-    if minutes < 60:
-        return "About a minute" if minutes == 1 else f"{minutes} minutes"
-    if hours < 48:
-        return "About an hour" if hours == 1 else f"{hours} hours"
-    days = hours // 24
-    for unit, length in (("year", 365), ("month", 30), ("week", 7)):
-        if days >= 2 * length:
-            return f"{days // length} {unit}s"
-    return f"{days} days"
 
 
 def warn(text: str) -> None:

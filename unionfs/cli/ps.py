@@ -12,7 +12,7 @@ from typing import Any, Final
 from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import tell
-from unionfs.cli.output import human_duration
+from unionfs.cli.units import human_duration
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable

@@ -18,8 +18,8 @@ from unionfs.containers.config import ContainerConfig, Mounts, RootFilesystem
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
-from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.drivers.driver import DEFAULT, NAMES
+from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import resources
 from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.spec import PASTA, SLIRP, Process

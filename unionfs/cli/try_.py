@@ -23,7 +23,7 @@ from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
-from unionfs.daemon import DEFAULT_TRANSPORT, TRANSPORTS
+from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import Process
 from unionfs.printable import printable
 

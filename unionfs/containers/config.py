@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.drivers.driver import DEFAULT
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher.spec import Port, Process, Tmpfs
 
 

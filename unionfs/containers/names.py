@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import os
 import re
-import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from unionfs.containers.errors import ContainerError
@@ -53,7 +52,11 @@ def check(name: str) -> None:
 def choose(taken: Collection[str]) -> str:
     """A new name that is not in `taken`."""
     for attempt in range(100):
-        name = f"{random.choice(_ADJECTIVES)}_{random.choice(_NOUNS)}" + (str(attempt) if attempt > 10 else "")
+        name = f"{_any_of(_ADJECTIVES)}_{_any_of(_NOUNS)}" + (str(attempt) if attempt > 10 else "")
         if name not in taken:
             return name
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()
+
+
+def _any_of(words: Sequence[str]) -> str:
+    return words[int.from_bytes(os.urandom(4), "little") % len(words)]  # the module `random` is slow to import

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -136,7 +135,7 @@ class Container:
 
 def new(root: str, config: ContainerConfig, name: str = "", facts: Facts | None = None) -> Container:
     """The value of a container that the store at `root` does not have yet: ContainerStore.add() makes it."""
-    return Container(os.path.abspath(root), secrets.token_hex(16), name, time.time(), config, facts or Facts())
+    return Container(os.path.abspath(root), os.urandom(16).hex(), name, time.time(), config, facts or Facts())
 
 
 def _lives(pid: int | None, started: str | None) -> bool:

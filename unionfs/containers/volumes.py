@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ class VolumeStore:
             raise ContainerError("", "", f"bad name of a volume: {name}", hint=hint)
         place = os.path.join(self._root, name)
         if not os.path.isdir(place):
-            aside = os.path.join(self._root, f"{_NEW}{secrets.token_hex(8)}")
+            aside = os.path.join(self._root, f"{_NEW}{os.urandom(8).hex()}")
             os.makedirs(os.path.join(aside, _DATA), 0o755)
             record = {"created": time.time(), "anonymous": anonymous, "labels": dict(labels)}
             store_files.write_file(os.path.join(aside, _RECORD), json.dumps(record).encode("ascii"))
@@ -103,7 +102,7 @@ class VolumeStore:
 
     def remove(self, name: str, remove_path: Callable[[str], None]) -> None:
         """Remove it, first out of sight. `remove_path` deletes files of all owners. Raises: OSError."""
-        gone = os.path.join(self._root, f"{_GONE}{secrets.token_hex(8)}")
+        gone = os.path.join(self._root, f"{_GONE}{os.urandom(8).hex()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(os.path.join(self._root, name), gone)
         for left in store_files.list_directory(self._root) if os.path.lexists(self._root) else ():

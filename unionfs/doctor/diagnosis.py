@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from unionfs.daemon import DEFAULT_TRANSPORT
 from unionfs.doctor.machine import FUSE, TUN, Machine
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 OK: Final = "ok"
 LACKING: Final = "lacking"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from unionfs.core.options import Options
+if TYPE_CHECKING:  # every command that lists containers imports this module
+    from unionfs.core.options import Options
 
 NAMES: Final = ("fuse", "overlay", "vfs", "btrfs")
 DEFAULT: Final = "fuse"

@@ -1,9 +1,13 @@
-"""The options that both transports understand."""
+"""The transports by name, and the options that both understand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+
+TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
+"""Name -> module with `serve(fd, union, *, options, traffic, notifier)`."""
+DEFAULT_TRANSPORT: Final = "kernel"
 
 FOREVER_S = 1e9
 """The kernel may cache entries and attributes until they are invalidated: only the daemon changes the branches."""

@@ -5,11 +5,13 @@ Paths in `rootfs` and `source` fields are the host's; all others are the contain
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs.launcher.capabilities import USUAL
-from unionfs.launcher.idmap import NamespaceMap
 from unionfs.launcher.resources import Limit
+
+if TYPE_CHECKING:  # every command that lists containers imports this module
+    from unionfs.launcher.idmap import NamespaceMap
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a container that sets none."""
