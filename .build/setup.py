@@ -28,10 +28,10 @@ from setuptools.command.sdist import sdist
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from unionfs.compiled import CHECKOUT, COMPILED_DIR, PURE, STAMP, stamp_line
 
-CORE = """acl attrs branch content copy_metadata copyup create emulated_owners fds flatten hardlinks
+CORE = """acl attrs backing branch content copy_metadata copyup create emulated_owners fds flatten hardlinks
     inode_flags inodes ledger listing lookup lower marks metadata namecache names node owner_override owners ownership
     remove rename staging union union_state"""
-KERNEL = "abi busy_poll data decode device dispatch encode handlers handshake listing turn"
+KERNEL = "abi busy_poll data decode device dispatch encode handlers handshake listing opens turn"
 SOURCES = [
     "unionfs/markers.py",
     "unionfs/id_ranges.py",

@@ -30,6 +30,13 @@ def write(context: Context) -> None:
     os.close(fd)
 
 
+def sync(context: Context) -> None:
+    """Write it through to the device."""
+    fd = os.open(context.merged / "new", os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+
+
 def read(context: Context) -> None:
     """Read a file of 1 GiB that a lower holds in calls of 1 MiB."""
     fd = os.open(context.merged / "large", os.O_RDONLY)
@@ -49,7 +56,7 @@ WORKLOADS = [
     Workload(
         "sequential-write",
         "a new file of 1 GiB, written in calls of 1 MiB",
-        [Phase("write 1 GiB", write)],
+        [Phase("write 1 GiB", write), Phase("fsync of the 1 GiB", sync)],
         lowers,
         copied=(),
     ),

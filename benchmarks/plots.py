@@ -14,6 +14,7 @@ from unionfs.bench import systems
 COLOURS: Final = {  # told apart also by those who see few colours (Okabe and Ito)
     systems.OURS: "#0072b2",
     systems.OURS_PYFUSE3: "#56b4e9",
+    systems.OURS_PASSTHROUGH: "#cc79a7",
     systems.FUSE_OVERLAYFS: "#d55e00",
     systems.OVERLAYFS: "#009e73",
     systems.NATIVE: "#999999",

@@ -52,13 +52,14 @@ ALONE: Final = ("unpack", "drivers", "messages", "podman")
 SYSTEMS: Final = (
     systems.OURS,
     systems.OURS_PYFUSE3,
+    systems.OURS_PASSTHROUGH,
     systems.FUSE_OVERLAYFS,
     systems.OVERLAYFS,
     systems.NATIVE,
 )
 """The systems that workloads run on, in the order of the columns."""
 
-_ON_REQUEST: Final = (systems.OURS_PYFUSE3,)
+_ON_REQUEST: Final = (systems.OURS_PYFUSE3, systems.OURS_PASSTHROUGH)
 
 _ROUNDS: Final = 5
 _QUICK_ROUNDS: Final = 1
@@ -182,6 +183,7 @@ def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.
         add("--only", metavar="NAME,...", type=_words, help=f"only these workloads: {', '.join(FILES)}")
     add("--systems", metavar="NAME,...", type=_words, help=f"only these: {', '.join(SYSTEMS)}")
     add("--pyfuse3", action="store_true", help="with our transport behind libfuse, too")
+    add("--passthrough", action="store_true", help="with our --passthrough, too")
     add("--rounds", metavar="N", type=int)
     add("--scale", metavar="FACTOR", type=float, help="size of the workloads (default: 1)")
     add("--json", metavar="FILE", help="write everything that was measured")
@@ -204,7 +206,8 @@ def _choice(arguments: argparse.Namespace, workloads: Sequence[Workload]) -> Cho
         workloads = [one for one in workloads if one.name in wanted or one.name.partition("-")[0] in wanted]
     elif arguments.quick and len(workloads) > len(_NOT_QUICK):
         workloads = [one for one in workloads if one.name not in _NOT_QUICK]
-    chosen = arguments.systems or [system for system in SYSTEMS if system not in _ON_REQUEST or arguments.pyfuse3]
+    on_request = dict(zip(_ON_REQUEST, (arguments.pyfuse3, arguments.passthrough), strict=True))
+    chosen = arguments.systems or [system for system in SYSTEMS if on_request.get(system, True)]
     unknown = set(chosen) - set(SYSTEMS)
     if unknown:
         raise SystemExit(f"unknown systems: {', '.join(sorted(unknown))}")

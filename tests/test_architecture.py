@@ -101,7 +101,7 @@ ALLOWED = {
     "unionfs.drivers": Row(
         (
             *(*GROUND_FLOOR, "unionfs.drivers", "unionfs.changes"),
-            *("unionfs.core.options", "unionfs.daemon", "unionfs.fuse.mounting"),
+            *("unionfs.core.options", "unionfs.daemon", "unionfs.fuse.mounting", "unionfs.fuse.options"),
         ),
         not_even=("argparse",),
     ),

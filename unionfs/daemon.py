@@ -289,6 +289,7 @@ def _open_log(path: str) -> int:
 def _serve(options: DaemonOptions, ready: Warn) -> None:
     """Open and mount the union, call `ready` with a warning or "", serve, close."""
     _check_transport(options.transport)
+    _check_passthrough(options)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -458,6 +459,18 @@ def _check_transport(name: str) -> None:
         package = f"'unionfs[{module}]'" if module in _EXTRAS else module
         hint = f"pip install {package}, or choose another --transport"
         raise StartError(f"transport {name} cannot be used: {why}", hint)
+
+
+def _check_passthrough(options: DaemonOptions) -> None:
+    """Raises: StartError for options that passthrough cannot be combined with, or without the privilege."""
+    if not options.serve.passthrough:
+        return
+    if options.transport != DEFAULT_TRANSPORT:
+        raise StartError(f"passthrough needs the {DEFAULT_TRANSPORT} transport, not {options.transport}")
+    if options.serve.writeback:
+        raise StartError("passthrough and writeback exclude each other: data does not go through the page cache")
+    if os.geteuid() != 0:
+        raise StartError("passthrough needs root of the machine", code=errno.EPERM)
 
 
 def _show_in_process_list(connection: int | None) -> None:

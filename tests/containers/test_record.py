@@ -76,6 +76,12 @@ def test_anything_else_is_refused(path: tuple[str, ...], value: Any, why: str) -
         record.from_json("/store", ID, json.dumps(values))
 
 
+def test_a_field_that_is_newer_than_the_record_has_its_default() -> None:
+    values = json.loads(record.to_json(CONTAINER))
+    assert values["config"]["rootfs"].pop("passthrough") is False
+    assert record.from_json(CONTAINER.root, CONTAINER.id, json.dumps(values)) == CONTAINER
+
+
 def test_a_field_that_is_missing_is_named() -> None:
     values = json.loads(record.to_json(CONTAINER))
     del values["config"]["network"]["uplink"]

@@ -30,7 +30,10 @@ _UNREADABLE = "a daemon without privilege cannot read a lower file or directory 
 _KILLS_ALONE = "pyfuse3 cannot ask for FUSE_HANDLE_KILLPRIV_V2: the kernel clears set-id bits by the mode alone"
 _LATE_PAGES = "pyfuse3 does not say whether a write is of the page cache's: the branch removes the capability"
 
+_OPENS_COPY_UP = "passthrough: a lower file is copied up when it is opened for writing, as on the kernel's overlay"
+
 DIFFERENCES: Final = (
+    Difference("passthrough-*", "timestamps.files_when_written", _OPENS_COPY_UP),
     Difference("pyfuse3-*", "data.fallocate_extends", _NO_FALLOCATE),
     Difference("pyfuse3-*", "data.fallocate_punches_and_zeroes", _NO_FALLOCATE),
     Difference("pyfuse3-*", "privileges.space_takes_them", _NO_FALLOCATE),

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tests.mounted import trees
 from tests.mounted.agent import Agent, Outcome, build, command
-from tests.mounted.subjects import OURS, Subject
+from tests.mounted.subjects import PASSTHROUGH, Subject
 from tests.support import mountinfo, mounts, users
 from tests.support.timing import limit
 
@@ -167,15 +167,19 @@ class MountedSubject:
     def mount_argv(self) -> list[str]:
         """The command that mounts, as the subject's own user calls it."""
         subject = self.subject
-        if subject.transport in OURS:
+        if subject.is_ours:
+            is_passed = subject.transport == PASSTHROUGH
             return mounts.mount_argv(
                 self.lowers,
                 self.merged,
                 user=self.user,
-                transport=subject.transport,
+                transport="kernel" if is_passed else subject.transport,
                 upper=None if self.read_only else self.upper,
                 work=None if self.read_only else self.work,
-                options=("--whiteout", subject.whiteout, "--log", str(self.log)),
+                options=(
+                    *("--whiteout", subject.whiteout, "--log", str(self.log)),
+                    *(("--passthrough",) if is_passed else ()),
+                ),
             )
         options = f"lowerdir={':'.join(map(str, self.lowers))},upperdir={self.upper},workdir={self.work}"
         if subject.transport == "fuse-overlayfs":
@@ -190,7 +194,7 @@ class MountedSubject:
                 self.agent.call(command, ["umount", str(self.merged)])
             return
         argv = ["umount", str(self.merged)]
-        if self.subject.transport in OURS:
+        if self.subject.is_ours:
             argv = [*self.user.unionfs_cmd, *argv]
         elif self.subject.who == "user":
             argv = ["fusermount3", "-u", str(self.merged)]

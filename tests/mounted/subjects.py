@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.mounted.checking import CHOWN, DEVICES, STRANGERS, UNION, Check
-from tests.support import mounts, users
+from tests.support import machine, mounts, users
 
 NATIVE: Final = "native"
 OURS: Final = mounts.TRANSPORTS
+PASSTHROUGH: Final = "passthrough"
+"""The kernel transport with --passthrough, for root."""
 PEERS: Final = ("overlay", "fuse-overlayfs")
 """Other unions, run on request only ($UNIONFS_TEST_PEERS=1): they show whether a check asks too much."""
 
@@ -43,6 +45,11 @@ class Subject:
         return "root" if self.who == "root" else "ordinary"
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is mounted by `unionfs mount`."""
+        return self.transport in (*OURS, PASSTHROUGH)
+
+    @property
     def is_native(self) -> bool:
         return self.transport == NATIVE
 
@@ -63,6 +70,7 @@ def all_subjects() -> list[Subject]:
         found += [Subject(transport, "root", "scattered", "overlay"), Subject(transport, "user", "plain")]
         if transport != "pyfuse3":
             found += [Subject(transport, "root", "plain"), Subject(transport, "userns", "scattered")]
+    found.append(Subject(PASSTHROUGH, "root", "scattered", "overlay"))
     return [subject for subject in found if (subject.transport, subject.who) != ("overlay", "user")]
 
 
@@ -70,6 +78,8 @@ def unavailable(subject: Subject) -> str | None:
     """Why `subject` cannot be had on this machine, or None. Users are the business of the fixtures."""
     if subject.transport == "kernel" and not (users.CHECKOUT / "unionfs/fuse/kernel/server.py").exists():
         return "the kernel transport is not part of this version"
+    if subject.transport == PASSTHROUGH and (why := machine.lacks_passthrough()):
+        return why
     if subject.who == "userns" and not (shutil.which("unshare") and shutil.which("newuidmap")):
         return "unshare or newuidmap is missing (Debian packages util-linux, uidmap)"
     if subject.transport == "fuse-overlayfs" and not shutil.which("fuse-overlayfs"):

@@ -15,7 +15,7 @@ import pytest
 from tests.mounted import operations, trees
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.operations import Operation
-from tests.mounted.subjects import NATIVE, OURS, Subject, unavailable
+from tests.mounted.subjects import NATIVE, OURS, PASSTHROUGH, Subject, unavailable
 from tests.support.users import User
 
 _COUNT = 4000
@@ -32,6 +32,9 @@ def _cases() -> Sequence[object]:
             cases += [
                 pytest.param(subject, seed, id=f"{subject}-{whiteout}-{seed}", marks=marks) for seed in extra or seeds
             ]
+    passed = Subject(PASSTHROUGH, "root", "scattered", "aufs")
+    marks = [pytest.mark.transport("kernel"), pytest.mark.runs_as("root")]
+    cases += [pytest.param(passed, seed, id=f"{passed}-{seed}", marks=marks) for seed in extra or (6, 7)]
     return cases
 
 
@@ -50,7 +53,7 @@ def test_same_calls_same_results(subject: Subject, seed: int, scratch: Path, req
     request.getfixturevalue("fuse_device")
     user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
     text = operations.random_tree(seed)
-    calls = operations.generate(seed, _COUNT, with_fallocate=subject.transport == "kernel")
+    calls = operations.generate(seed, _COUNT, with_fallocate=subject.transport != "pyfuse3")
     plain = Subject(NATIVE, subject.who, "plain")
     native, union = (
         MountedSubject(plain, user, scratch / "plain"),

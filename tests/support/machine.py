@@ -6,6 +6,7 @@ A machine without udev and systemd, such as a bare chroot, lacks what these put 
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 from pathlib import Path
@@ -52,3 +53,13 @@ def _mend() -> None:
 
 def _kernel_has_fuse() -> bool:
     return "\tfuse\n" in Path("/proc/filesystems").read_text()
+
+
+def lacks_passthrough() -> str:
+    """Why FUSE passthrough cannot be had here; empty if it can."""
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    if release < (6, 9):
+        return "the kernel has no FUSE passthrough (since Linux 6.9)"
+    if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
+        return "FUSE passthrough is for root of the machine"
+    return ""

@@ -1,6 +1,7 @@
 """Find, mount and unmount the systems that are compared, or say why one cannot be measured here.
 
     ours, ours pyfuse3      `unionfs mount`, each transport
+    ours passthrough        the same with --passthrough, by root
     fuse-overlayfs, unionfs-fuse
     overlayfs               the kernel's, mounted by root
     overlayfs rootless      the kernel's, mounted in a user namespace
@@ -41,6 +42,7 @@ from unionfs.syscalls import mountinfo, mounts
 
 OURS: Final = "ours"
 OURS_PYFUSE3: Final = "ours, pyfuse3"
+OURS_PASSTHROUGH: Final = "ours, passthrough"
 FUSE_OVERLAYFS: Final = "fuse-overlayfs"
 UNIONFS_FUSE: Final = "unionfs-fuse"
 OVERLAYFS: Final = "overlayfs"
@@ -68,7 +70,7 @@ SYSTEMS: Final = (
 COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
 """These are no unions and have no layers."""
 
-_OURS: Final = (OURS, OURS_PYFUSE3)
+_OURS: Final = (OURS, OURS_PYFUSE3, OURS_PASSTHROUGH)
 _SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
 _FUSERMOUNT_S: Final = 20
 _POLL_S: Final = 0.002
@@ -124,6 +126,10 @@ def why_missing(system: str) -> str | None:
 
         if find_spec("pyfuse3") is None:
             return "pyfuse3 is not installed"
+    if system == OURS_PASSTHROUGH:
+        release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+        if release < (6, 9) or not filesystems.is_machine_root():
+            return "only root of the machine has passthrough, since Linux 6.9"
     if system in (OVERLAYFS, OVERLAYFS_ROOTLESS):
         if not filesystems.kernel_has("overlay"):
             return "this kernel has no overlayfs"
@@ -207,7 +213,8 @@ def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
     lowers = list(map(os.fspath, branches.lowers))
     if system in _OURS:
         argv = [sys.executable, "-m", "unionfs", "mount", *(["--foreground"] if foreground else [])]
-        argv += ["--transport", "kernel" if system == OURS else "pyfuse3"]
+        argv += ["--transport", "pyfuse3" if system == OURS_PYFUSE3 else "kernel"]
+        argv += ["--passthrough"] if system == OURS_PASSTHROUGH else []
         for lower in lowers:
             argv += ["--lower", lower]
         return [*argv, "--upper", upper, "--work", work, merged]

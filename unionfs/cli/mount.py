@@ -85,6 +85,7 @@ def branches(
     atime: bool = True,
     overrides: str = "",
     static_nlink: bool = False,
+    passthrough: bool = False,
 ) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
@@ -99,6 +100,7 @@ def branches(
             overrides=overrides,
             overrides_shared=True,
             static_nlink=static_nlink,
+            passthrough=passthrough,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error
@@ -136,6 +138,12 @@ def _parser() -> Parser:
     )
     add("--writeback", action="store_true", help="let the kernel collect small writes")
     add(
+        "--passthrough",
+        action="store_true",
+        help="let the kernel read and write the files of the directories itself, which is faster for large files and "
+        "slower for opening many; for root of the machine, Linux 6.9 or newer (see docs/passthrough.md)",
+    )
+    add(
         "--timeout",
         metavar="SECONDS",
         type=float,
@@ -162,6 +170,7 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
         arguments.work,
         whiteout=arguments.whiteout,
         durability=arguments.durability,
+        passthrough=arguments.passthrough,
     )
     if arguments.debug and arguments.log is None:
         arguments.foreground = True
@@ -173,6 +182,7 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
         serve=ServeOptions(
             timeout_s=arguments.timeout,
             writeback=arguments.writeback,
+            passthrough=arguments.passthrough,
             read_only=read_only,
             busy_poll=arguments.busy_poll,
             debug=arguments.debug,

@@ -32,8 +32,8 @@ options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and '
 uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
 noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
-link), busy_poll=auto|on|off, watch, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime,
-fsname=NAME
+link), busy_poll=auto|on|off, watch, passthrough (root: the kernel reads and writes files itself), suid, nosuid, dev,
+nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -168,6 +168,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             atime=_wants_atime(flags),
             overrides=_OVERRIDES[values.get("xattr_permissions", "0")] if upper is not None else "",
             static_nlink="static_nlink" in values,
+            passthrough="passthrough" in values,
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -175,6 +176,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         serve=ServeOptions(
             timeout_s=_seconds(values.get("timeout")),
             writeback=_number(values, "writeback", 0) != 0,
+            passthrough="passthrough" in values,
             read_only=read_only,
             acls="noacl" not in values,
             xattrs=_number(values, "noxattrs", 0) == 0,
@@ -231,8 +233,8 @@ class _Flags:
 _KNOWN: Final = frozenset(
     """
     allow_other atime busy_poll dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime
-    noexec nosuid noxattrs redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid timeout
-    uidmapping upperdir volatile watch workdir writeback xattr_permissions
+    noexec nosuid noxattrs passthrough redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid
+    timeout uidmapping upperdir volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 

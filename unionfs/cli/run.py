@@ -203,6 +203,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
             transport=arguments.transport,
             whiteout=arguments.whiteout,
             durability=arguments.durability,
+            passthrough=_passthrough(arguments),
         ),
         mounts=mount_flags.mounts_of(arguments),
         network=network_flags.network_of(arguments),
@@ -326,6 +327,11 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="strict: a copied-up file is on the device before it shows; volatile: fsync does nothing "
         "(default: normal)",
     )
+    add(
+        "--passthrough",
+        action="store_true",
+        help="let the kernel read and write the files of the image itself (see unionfs mount); for root of the machine",
+    )
     add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print what would be done")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
@@ -384,6 +390,13 @@ def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ..
         return chosen(added, dropped)
     except KeyError as error:
         raise mount_flags.bad("capability", str(error.args[0]), "there is no such capability") from None
+
+
+def _passthrough(arguments: Namespace) -> bool:
+    """Whether --passthrough is given. Raises: CommandError where another than our union would be mounted."""
+    if arguments.passthrough and arguments.driver != DEFAULT:
+        raise mount_flags.bad("driver", arguments.driver, f"--passthrough is for {DEFAULT}, our own union")
+    return bool(arguments.passthrough)
 
 
 def _limit(text: str) -> resources.Limit:

@@ -15,7 +15,8 @@ _EPILOG: Final = """\
 --json prints one object: mountpoint, pid, started_by (the parent of mounts that forked the daemon, or itself and why),
 transport, protocol, compiled (true or false), code (the same in words, with the reason for Python), uptime_s, lowers,
 upper, messages (requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked,
-bytes, seconds), nodes, memory_bytes (resident) and cpu_s (of the daemon)."""
+bytes, seconds), nodes, passthrough (null without it; files open now, plain opens so far), memory_bytes (resident) and
+cpu_s (of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -67,6 +68,7 @@ def _for_people(found: dict[str, Any]) -> str:
         ),
         ("nodes", f"{found['nodes']}"),
         ("watch", _watch(found["watch"])),
+        ("passthrough", _passthrough(found.get("passthrough"))),
         ("memory", _size(found["memory_bytes"])),
         ("processor", f"{found['cpu_s']:.2f} s"),
     ]
@@ -75,6 +77,13 @@ def _for_people(found: dict[str, Any]) -> str:
     rows += [(f"  {opcode}", f"{count:>10}") for opcode, count in messages]
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows)
+
+
+def _passthrough(passed: dict[str, int] | None) -> str:
+    if passed is None:
+        return "no"
+    plain = f", {passed['plain']} opens so far had to go without" if passed["plain"] else ""
+    return f"{passed['open']} files are open{plain}"
 
 
 def _watch(watch: dict[str, int] | None) -> str:

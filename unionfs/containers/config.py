@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from unionfs.containers.json_values import LATER
 from unionfs.drivers.driver import DEFAULT
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher.spec import Port, Process, Tmpfs
@@ -33,6 +34,7 @@ class RootFilesystem:
     transport: str = DEFAULT_TRANSPORT
     whiteout: str = "aufs"
     durability: str = "normal"
+    passthrough: bool = field(default=False, metadata={LATER: True})  # core.options.Options.passthrough
 
     @property
     def shows_host(self) -> bool:

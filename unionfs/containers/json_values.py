@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LATER: Final = "later"
+"""Marks a dataclass's field, in its metadata, that was added after values had been stored."""
 
 
 def encode(value: Any) -> Any:
@@ -35,10 +37,11 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if (fields := _fields(kind)) is not None:
         if not isinstance(value, dict):
             raise ValueError(f"{where or 'the record'} is no object")
-        if wrong := [*(value.keys() - fields.keys()), *(fields.keys() - value.keys())]:
+        if wrong := [*(value.keys() - fields.keys()), *(fields.keys() - value.keys() - _later_fields(kind))]:
             what = "is unknown" if wrong[0] in value else "is missing"
             raise ValueError(f"{_below(where, wrong[0])!r} {what}")
-        return kind(**{name: _decode(of, value[name], _below(where, name)) for name, of in fields.items()})
+        given = {name: of for name, of in fields.items() if name in value}
+        return kind(**{name: _decode(of, value[name], _below(where, name)) for name, of in given.items()})
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -75,3 +78,11 @@ def _fields_of_class(kind: Any) -> dict[str, Any] | None:
         return None
     hints = get_type_hints(kind)
     return {name: hints[name] for name in names}
+
+
+@functools.cache
+def _later_fields(kind: Any) -> set[str]:
+    """The fields that values of earlier versions do not have; each has a default."""
+    if not dataclasses.is_dataclass(kind):
+        return set()
+    return {field.name for field in dataclasses.fields(kind) if field.metadata.get(LATER)}

@@ -127,6 +127,7 @@ class NodeTable:
     def __init__(self) -> None:
         self._next: int = ROOT  # only ever grows
         self._nodes: dict[int, Node] = {}
+        self._former: dict[int, list[int]] = {}  # id -> ids that its node had before and that lead to it, too
         self.by_inode: dict[InodeKey, FileNode] = {}
         self.handle_table: HandleTable | None = None  # set once, if file handles are wanted
 
@@ -180,12 +181,24 @@ class NodeTable:
         return self._nodes.get(nodeid)
 
     def all(self) -> list[Node]:
-        """Return all nodes."""
+        """Return all nodes; one that was renumbered more than once."""
         return list(self._nodes.values())
+
+    def renumber(self, node: Node) -> None:
+        """Give a node a new id. Its former ids lead to it, too, until the node is dropped."""
+        former = [*self._former.pop(node.nodeid, ()), node.nodeid]
+        node.nodeid = self.new_id()
+        self._nodes[node.nodeid] = node
+        self._former[node.nodeid] = former
+
+    def _remove(self, node: Node) -> None:
+        del self._nodes[node.nodeid]
+        for former in self._former.pop(node.nodeid, ()):
+            del self._nodes[former]
 
     def discard(self, node: Node) -> None:
         """Remove a node that the kernel does not know."""
-        del self._nodes[node.nodeid]
+        self._remove(node)
         if isinstance(node, FileNode):
             self.unregister_inode(node)
 
@@ -211,7 +224,7 @@ class NodeTable:
                 continue
             if isinstance(at, DirNode) and at.children:
                 continue
-            del self._nodes[at.nodeid]
+            self._remove(at)
             dropped.append(at)
             if self.handle_table is not None and at.parent is not None:
                 gone = at.dead if isinstance(at, DirNode) else at.is_dead

@@ -50,6 +50,7 @@ class Options:
     hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
+    passthrough: bool = False  # the kernel reads and writes the branches' files itself; needs CAP_SYS_ADMIN
     keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
     def __post_init__(self) -> None:

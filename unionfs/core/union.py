@@ -34,7 +34,7 @@ from unionfs.core.handle_table import HandleTable
 from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
-from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.node import DirNode, FileNode, Node, names_of
 from unionfs.core.options import Options
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import RunLater
@@ -185,16 +185,19 @@ class Union:
             entry = self._entry(above)
             self.forget(nodeid)
             return entry
-        return self._entry(node)
+        return self._entry(node)._replace(nodeid=nodeid)  # a former one too: the kernel takes no other
 
-    def forget(self, nodeid: int, count: int = 1) -> None:
-        """Subtract `count` from a node's lookup count, as the kernel's FORGET asks. Never raises."""
+    def forget(self, nodeid: int, count: int = 1) -> bool:
+        """Subtract `count` from a node's lookup count, as the kernel's FORGET asks. Returns whether it is zero now, so
+        that the kernel does not know the node. Never raises."""
         node = self._nodes.find(nodeid)
         if node is None or nodeid == ROOT:
-            return
+            return False
         node.nlookup = max(0, node.nlookup - count)
-        if node.nlookup == 0:
-            self._tree.drop_unused(node)
+        if node.nlookup:
+            return False
+        self._tree.drop_unused(node)
+        return True
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
         """List the entries of a directory after `cookie` (0: from the start), "." and ".." first. EACCES if a branch
@@ -450,6 +453,27 @@ class Union:
         node = self._nodes.file(nodeid)
         copyup.ensure(self._tree, node)
         return self._tree.write_fd(node)
+
+    def backing_fd(self, nodeid: int) -> FileFd:
+        """Return a descriptor (O_PATH) of the file that holds the node's data now, for the kernel to open by itself.
+        Preconditions: Options.passthrough; the node is copied up if the kernel is to write. EINVAL, ESTALE."""
+        backing, node = self._tree.backing, self._nodes.file(nodeid)
+        if backing is None:
+            refuse(errno.EOPNOTSUPP)
+        if not node.is_up and (node.links is None or node.links.data is None):
+            self._tree.read_fd(node)  # finds the data of a metacopy file
+        return backing.open(node)
+
+    def renumber(self, nodeid: int) -> bool:
+        """Give the node another id, for the next lookup of a name of it; its ids so far go on to lead to it. Returns
+        whether more than one of its names is known."""
+        node = self._nodes.get(nodeid)
+        before = node.nodeid
+        self._nodes.renumber(node)
+        watcher = self._tree.watcher
+        if watcher is not None and before in watcher.seen:
+            watcher.seen[node.nodeid] = watcher.seen.pop(before)
+        return len(names_of(node)) > 1
 
     @_as_owner
     def fallocate(self, nodeid: int, mode: int, offset: int, length: int) -> None:

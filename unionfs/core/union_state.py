@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from unionfs.core import marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
+from unionfs.core.backing import Backing
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.handle_table import HandleTable, Nameless
@@ -79,6 +80,7 @@ class UnionState:
         for branch in lowers:
             mountpoints.hide_paths(branch, options.hidden)
             mountpoints.hide_mounts(branch)
+        self.backing = Backing(lowers, self.upper, atime=options.atime) if options.passthrough else None
         self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
         self.nodes = NodeTable()
         self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
@@ -213,6 +215,8 @@ class UnionState:
             self._staging.close()
             branches += [self.upper, self._staging.branch]
         self.fds.clear()
+        if self.backing is not None:
+            self.backing.close()
         for branch in branches:
             branch.root.held = None
 

@@ -9,6 +9,7 @@ from unionfs.core.options import OptionError
 from unionfs.daemon import DaemonOptions, StartError, start
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse.options import ServeOptions
 
 is_whole: Final = False
 
@@ -23,6 +24,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
         mountpoint=request.merged,
         transport=request.transport,
         mount=MountOptions(source=f"unionfs:{request.name}", allow_other=True),
+        serve=ServeOptions(passthrough=request.union.passthrough),
         log=request.log,
         debug=request.debug,
         lifeline_fd=rootfs_mounts.lifeline_fd,

@@ -24,6 +24,7 @@ class ServeOptions:
 
     timeout_s: float = FOREVER_S  # how long the kernel may cache entries, missing names and attributes
     writeback: bool = False  # let the kernel collect small writes (fuse.rst, "writeback mode")
+    passthrough: bool = False  # the kernel reads and writes the branches' files itself; not with writeback
     read_only: bool = False  # the union has no upper: refuse to open for writing already
     acls: bool = True  # False: the kernel checks the mode alone, and ACLs are attributes that mean nothing to it
     xattrs: bool = True  # False: extended attributes are ENOSYS, which the kernel shows as EOPNOTSUPP from then on

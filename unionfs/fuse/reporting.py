@@ -95,6 +95,7 @@ class Reporter:
             },
             "nodes": self.union.node_count,
             "watch": self._watch(),
+            "passthrough": self.traffic.passthrough,
             "memory_bytes": _resident_bytes(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
         }

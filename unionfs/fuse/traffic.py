@@ -16,11 +16,16 @@ class Traffic(Protocol):
     def messages(self) -> dict[str, int]:
         """The number of requests by opcode name without FUSE_; opcodes that never came are absent."""
 
+    @property
+    def passthrough(self) -> dict[str, int] | None:
+        """Under passthrough: files that are `open` now, and `plain` opens so far without it. None: it is not used."""
+
 
 class Tally:
     """Traffic counted by the transport itself, one `count` a request."""
 
     protocol = "libfuse"
+    passthrough = None
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}

@@ -41,6 +41,7 @@ class Plan:
     watch: bool = False
     durability: str = "normal"
     busy_poll: str = "auto"
+    passthrough: bool = False
 
 
 class Mount:
@@ -103,7 +104,7 @@ def serving(plan: Plan) -> Iterator[Mount]:
             process.run([*umount, plan.mountpoint])
         _, complaints = child.communicate(timeout=limit(_ENDS_WITHIN_S))
         assert child.returncode == 0, complaints
-        assert complaints == ""
+        assert complaints == "", complaints
     finally:
         while mount_at(mountpoint) is not None:
             detach(mountpoint)
@@ -139,9 +140,11 @@ def _main(plan: Plan) -> None:
 
     union = Union(Options(
         lowers=tuple(plan.lowers), upper=plan.upper, work=plan.work, durability=plan.durability,
+        passthrough=plan.passthrough,
     ))  # fmt: skip
     fd = mount_union(plan.mountpoint, MountOptions())
-    session = Session(ServeOptions(writeback=plan.writeback, busy_poll=plan.busy_poll), Tuning())
+    serve_options = ServeOptions(writeback=plan.writeback, busy_poll=plan.busy_poll, passthrough=plan.passthrough)
+    session = Session(serve_options, Tuning())
 
     notifier = Notifier(union) if plan.watch else None
 

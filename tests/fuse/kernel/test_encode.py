@@ -63,7 +63,7 @@ def test_attributes_come_back(attrs: Attrs) -> None:
 
 def test_statx_says_what_stat_says() -> None:
     device = FILE._replace(mode=0o60600, rdev=0x812345)
-    body = wire.reply(ENCODER.statx(3, device, ExtendedStat((5, 6), 0x10, 0x70))).body
+    body = wire.reply(ENCODER.statx(3, 2, device, ExtendedStat((5, 6), 0x10, 0x70))).body
     assert len(body) == 288
     valid, _, flags, mask, blksize, _, nlink, uid, gid, mode = struct.unpack_from("=QII16xIIQIIIH", body)
     assert (valid, flags, mask, blksize, nlink, uid, gid, mode) == (10**9, 0, 0xFFF, 4096, 2, 1000, 1001, 0o60600)
@@ -75,7 +75,7 @@ def test_statx_says_what_stat_says() -> None:
 
 
 def test_a_birth_time_may_not_be_known() -> None:
-    body = wire.reply(ENCODER.statx(3, FILE, ExtendedStat(None, 0, 0))).body
+    body = wire.reply(ENCODER.statx(3, 2, FILE, ExtendedStat(None, 0, 0))).body
     assert struct.unpack_from("=I", body, 32) == (0x7FF,)
     assert body[112:128] == bytes(16)
 

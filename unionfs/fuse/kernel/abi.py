@@ -166,9 +166,12 @@ WRITE_CACHE: Final = 1 << 0
 WRITE_LOCKOWNER: Final = 1 << 1
 WRITE_KILL_SUIDGID: Final = 1 << 2
 
+OPEN_KILL_SUIDGID: Final = 1 << 0
+
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_CACHE_DIR: Final = 1 << 3
 """The kernel sets these two by itself when opens send no message."""
+FOPEN_PASSTHROUGH: Final = 1 << 7
 
 FSYNC_FDATASYNC: Final = 1 << 0
 
@@ -211,6 +214,7 @@ LINK_IN: Final[Struct] = Struct("=Q")  # oldnodeid
 OPEN_IN: Final[Struct] = Struct("=II")  # flags open_flags
 CREATE_IN: Final[Struct] = Struct("=IIII")  # flags mode umask open_flags
 OPEN_OUT: Final[Struct] = Struct("=QIi")  # fh open_flags backing_id
+RELEASE_IN: Final[Struct] = Struct("=QIIQ")  # fh flags release_flags lock_owner
 READ_IN: Final[Struct] = Struct("=QQIIQII")  # fh offset size read_flags lock_owner flags padding
 WRITE_IN: Final[Struct] = Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
 WRITE_OUT: Final[Struct] = Struct("=II")  # size padding
@@ -241,6 +245,12 @@ STATX_OUT: Final[Struct] = Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
 # attr_valid attr_valid_nsec flags spare[2], then struct fuse_statx: mask blksize attributes nlink uid gid mode spare0
 # ino size blocks attributes_mask, {tv_sec tv_nsec reserved} of atime btime ctime mtime, rdev and dev (major, minor),
 # spare2[14]
+
+DEV_IOC_BACKING_OPEN: Final = 0x4010E501
+DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
+BACKING_MAP: Final[Struct] = Struct("=iIQ")  # fd flags padding
+BACKING_ID: Final[Struct] = Struct("=I")
+"""ioctl(2) on the device: a file that the kernel may read and write by itself, known by a number of the connection."""
 
 NOTIFY_INVAL_INODE_OUT: Final[Struct] = Struct("=Qqq")  # ino off len
 NOTIFY_INVAL_ENTRY_OUT: Final[Struct] = Struct("=QII")  # parent namelen flags

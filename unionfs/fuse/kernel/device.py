@@ -8,12 +8,15 @@ answer to a request that no longer exists, EINVAL a malformed answer.
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from unionfs.fuse.kernel import abi
 from unionfs.fuse.kernel.session import REQUEST_ROOM
 
 
@@ -115,6 +118,19 @@ class Device:
         except OSError as exc:
             if exc.errno in _GONE:
                 raise Gone from None
+
+    def open_backing(self, fd: int) -> int:
+        """Let the kernel open the file behind `fd` by itself (FUSE passthrough). Returns its backing id, above 0.
+
+        Raises: EPERM without CAP_SYS_ADMIN in the initial user namespace, ELOOP for a file of a stacked filesystem.
+        """
+        backing_id: int = fcntl.ioctl(self.fd, abi.DEV_IOC_BACKING_OPEN, bytearray(abi.BACKING_MAP.pack(fd, 0, 0)))
+        return backing_id
+
+    def close_backing(self, backing_id: int) -> None:
+        """Give a backing id back; open files go on using its file."""
+        with suppress(OSError):  # the connection has ended
+            fcntl.ioctl(self.fd, abi.DEV_IOC_BACKING_CLOSE, abi.BACKING_ID.pack(backing_id))
 
     def wait(self, milliseconds: int) -> bool:
         """Wait up to `milliseconds`. Returns whether a request, or the end of the mount, is pending."""

@@ -24,7 +24,9 @@ from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers
 from unionfs.fuse.kernel.abi import Op
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
+from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.handlers import Reply
+from unionfs.fuse.kernel.opens import Opens
 from unionfs.fuse.kernel.session import MAX_WRITE, Session, UnsupportedError, Waiting
 
 log = logging.getLogger(__name__)
@@ -96,10 +98,6 @@ def _entry(self: Dispatcher, unique: int, nodeid: int, entry: Entry) -> bytes:
     return self.encoder.entry(unique, entry)
 
 
-def _opened(self: Dispatcher, unique: int, nodeid: int, entry: Entry) -> bytes:
-    return self.encoder.opened(unique, entry)
-
-
 def _data(self: Dispatcher, unique: int, nodeid: int, payload: bytes) -> bytes:
     return encode.data(unique, payload)
 
@@ -146,7 +144,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.SYMLINK: _row(None, decode.symlink, Union.symlink, _entry, extra=_NAME + 1),
     Op.MKNOD: Row(abi.MKNOD_IN.size + _NAME, handlers.mknod),
     Op.MKDIR: _row(abi.MKDIR_IN, decode.mkdir, Union.mkdir, _entry, extra=_NAME),
-    Op.TMPFILE: _row(abi.CREATE_IN, decode.tmpfile, Union.tmpfile, _opened),
+    Op.TMPFILE: Row(abi.CREATE_IN.size, handlers.tmpfile),
     Op.UNLINK: _row(None, decode.name, Union.unlink, _empty, extra=_NAME),
     Op.RMDIR: _row(None, decode.name, Union.rmdir, _empty, extra=_NAME),
     Op.RENAME: Row(abi.RENAME_IN.size + 2 * _NAME, handlers.rename),
@@ -171,11 +169,11 @@ TABLE: Final[dict[int, Row]] = {
     Op.INIT: Row(abi.INIT_IN_COMPAT.size, handlers.init),
     Op.DESTROY: Row(0, handlers.destroy),
     Op.INTERRUPT: Row(abi.INTERRUPT_IN.size, handlers.interrupt),
-    Op.OPEN: _never(errno.ENOSYS, _NO_STATE),
+    Op.OPEN: Row(abi.OPEN_IN.size, handlers.open_),
     Op.OPENDIR: _never(errno.ENOSYS, _NO_STATE),
     Op.CREATE: _never(errno.ENOSYS, "no open-file state: the kernel sends MKNOD instead"),
     Op.FLUSH: _never(errno.ENOSYS, "nothing is held back that a close could fail to write"),
-    Op.RELEASE: Row(0, handlers.done, why="no open-file state; sent for a TMPFILE at most"),
+    Op.RELEASE: Row(abi.RELEASE_IN.size, handlers.release),
     Op.RELEASEDIR: Row(0, handlers.done, why="no open-file state"),
     Op.ACCESS: _never(errno.ENOSYS, "access rights are checked by the kernel (default_permissions)"),
     Op.IOCTL: Row(abi.IOCTL_IN.size, handlers.ioctl),
@@ -229,6 +227,7 @@ class Dispatcher:
         """Files that have neither set-id bits nor capabilities: made or cleared by a write, and not changed since."""
         self.capability_removed = (0, 0)
         """Node id and pid of the last REMOVEXATTR of a file capability, until the SETATTR that follows it."""
+        self.opens: Opens | None = None  # set once: under passthrough
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
@@ -241,6 +240,12 @@ class Dispatcher:
         self._serve: list[Serve | None] = [row.serve if row else None for row in rows]
         self._least = [BODY + row.fixed if row else BODY for row in rows]
         self._errors = [row.error if row else errno.ENOSYS for row in rows]
+
+    def pass_through(self, device: Device) -> None:
+        """Let the kernel read and write the branches' files itself, as the options ask. To be called once, before the
+        first open."""
+        self.opens = self.session.opens = Opens(device)
+        self.encoder.written = self.opens.written
 
     def handle(self, buf: memoryview, end: int) -> Reply:
         """Serve the request `buf[:end]`: its reply, or None when there is none, or when it comes later (see `slow`).

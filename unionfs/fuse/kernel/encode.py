@@ -26,6 +26,8 @@ _ATTR_HEAD: Final = struct.pack("=Ii", abi.ATTR_REPLY.size, 0)
 _DIRENTPLUS: Final = [layout.pack for layout in abi.DIRENTPLUS_NAMED]
 _DIRENT: Final = [layout.pack for layout in abi.DIRENT_NAMED]
 _NO_ENTRY: Final = bytes(32)
+_NOT_VALID: Final = bytes(16)
+"""In place of Encoder._attr_valid: the kernel asks again each time."""
 
 
 def error(unique: int, code: int) -> bytes:
@@ -88,18 +90,33 @@ def statfs(unique: int, stats: FsStats) -> bytes:
     )  # fmt: skip
 
 
+def opened(unique: int, backing_id: int) -> bytes:
+    """Encode OPEN: with a backing file, or if `backing_id` is 0 with reads and writes as messages and without the pages
+    that the kernel still has."""
+    flags = abi.FOPEN_PASSTHROUGH if backing_id else 0
+    return _out_header(_HEADER + abi.OPEN_OUT.size, 0, unique) + abi.OPEN_OUT.pack(0, flags, backing_id)
+
+
 def xattr_list(names: Iterable[bytes]) -> bytes:
     """The payload of LISTXATTR (listxattr(2)): each name with its NUL."""
     return b"".join(name + b"\0" for name in names)
 
 
 def init_out(
-    minor: int, *, max_readahead: int, flags: int, max_background: int, max_write: int, max_pages: int
+    minor: int,
+    *,
+    max_readahead: int,
+    flags: int,
+    max_background: int,
+    max_write: int,
+    max_pages: int,
+    max_stack_depth: int = 0,
 ) -> bytes:
-    """The payload of INIT. Times have nanosecond resolution; three quarters of max_background count as congestion."""
+    """The payload of INIT. Times have nanosecond resolution; three quarters of max_background count as congestion.
+    `max_stack_depth`: of filesystems from the deepest backing file to this mount; 0 without passthrough."""
     return abi.INIT_OUT.pack(
         abi.VERSION, minor, max_readahead, flags & 0xFFFFFFFF, max_background, max_background * 3 // 4, max_write,
-        1, max_pages, 0, flags >> 32, 0, 0,
+        1, max_pages, 0, flags >> 32, max_stack_depth, 0,
     )  # fmt: skip
 
 
@@ -151,7 +168,9 @@ class Encoder:
     much as packing it.
     """
 
-    __slots__ = ("_attr_valid", "_missing", "_valid", "_valid_ns", "_valid_s", "generation", "set_id")
+    __slots__ = (
+        "_attr_valid", "_missing", "_name_valid", "_valid", "_valid_ns", "_valid_s", "generation", "set_id", "written",
+    )  # fmt: skip
 
     def __init__(self, timeout_s: float) -> None:
         self.generation = 0
@@ -159,6 +178,8 @@ class Encoder:
         self.set_timeout(timeout_s)
         self.set_id: set[int] = set()
         """Regular files whose attributes in the kernel have a set-id bit: replies add, the dispatcher removes."""
+        self.written: set[int] = set()
+        """Files that the kernel writes by itself now (see `opens`): it may not cache their attributes."""
 
     def set_generation(self, generation: int) -> None:
         """Set the generation of the nodes, 32 bits, before the first entry."""
@@ -173,6 +194,7 @@ class Encoder:
         whole, nanoseconds = self._valid_s, self._valid_ns
         self._valid = struct.pack("=QQQII", self.generation, whole, whole, nanoseconds, nanoseconds)
         self._attr_valid = struct.pack("=QII", self._valid_s, self._valid_ns, 0)
+        self._name_valid = struct.pack("=QQQII", self.generation, whole, 0, nanoseconds, 0)  # not the attributes
         self.set_missing_timeout(seconds)
 
     def set_missing_timeout(self, seconds: float) -> None:
@@ -194,7 +216,7 @@ class Encoder:
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _entry_reply(
-            _ENTRY_HEAD, unique, nodeid, self._valid,
+            _ENTRY_HEAD, unique, nodeid, self._valid if nodeid not in self.written else self._name_valid,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
             mode, nlink, uid, gid, rdev, blksize,
         )  # fmt: skip
@@ -223,28 +245,29 @@ class Encoder:
         mtime_s, mtime_ns = mtime // _BILLION, mtime % _BILLION
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         return _attr_reply(
-            _ATTR_HEAD, unique, self._attr_valid,
+            _ATTR_HEAD, unique, self._attr_valid if nodeid not in self.written else _NOT_VALID,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
             mode, nlink, uid, gid, rdev, blksize,
         )  # fmt: skip
 
-    def opened(self, unique: int, entry: Entry) -> bytes:
+    def tmpfile(self, unique: int, entry: Entry, backing_id: int = 0) -> bytes:
         """TMPFILE: an entry and an open file, whose handle is unused."""
+        flags = abi.FOPEN_PASSTHROUGH if backing_id else abi.FOPEN_KEEP_CACHE
         return b"".join(
             (
                 _out_header(abi.ENTRY_REPLY.size + abi.OPEN_OUT.size, 0, unique),
                 self.entry(unique, entry)[_HEADER:],
-                abi.OPEN_OUT.pack(0, abi.FOPEN_KEEP_CACHE, 0),
+                abi.OPEN_OUT.pack(0, flags, backing_id),
             )
         )
 
-    def statx(self, unique: int, attrs: Attrs, extended: ExtendedStat) -> bytes:
+    def statx(self, unique: int, nodeid: int, attrs: Attrs, extended: ExtendedStat) -> bytes:
         """STATX: the stat(2) attributes, the birth time if there is one, and attributes such as immutable."""
         born_s, born_ns = extended.birth or (0, 0)
         mask = abi.STATX_BASIC_STATS | (abi.STATX_BTIME if extended.birth is not None else 0)
         ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = attrs
         return _out_header(_HEADER + abi.STATX_OUT.size, 0, unique) + abi.STATX_OUT.pack(
-            self._valid_s, self._valid_ns, 0,
+            *((0, 0) if nodeid in self.written else (self._valid_s, self._valid_ns)), 0,
             mask, blksize, extended.attributes, nlink, uid, gid, mode, 0, ino, size, blocks, extended.known,
             *divmod(atime, _BILLION), 0, born_s, born_ns, 0, *divmod(ctime, _BILLION), 0, *divmod(mtime, _BILLION), 0,
             *_device(rdev), 0, 0,
@@ -265,7 +288,7 @@ class Encoder:
         ctime_s, ctime_ns = ctime // _BILLION, ctime % _BILLION
         length = len(name)
         line: bytes = _DIRENTPLUS[(length + 7) >> 3](
-            nodeid, self._valid,
+            nodeid, self._valid if nodeid not in self.written else self._name_valid,
             ino, size, blocks, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns,
             mode, nlink, uid, gid, rdev, blksize,
             ino, cookie, length, kind >> 12, name,

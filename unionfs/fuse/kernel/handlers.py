@@ -7,6 +7,7 @@ its length. Returns the whole reply, or None: there is none, or work in `Dispatc
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +64,7 @@ def getattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 
 def statx(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
-    return self.encoder.statx(unique, self.union.getattr(nodeid), self.union.extended_stat(nodeid))
+    return self.encoder.statx(unique, nodeid, self.union.getattr(nodeid), self.union.extended_stat(nodeid))
 
 
 def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
@@ -75,14 +76,14 @@ def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 
 def forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
-    self.union.forget(nodeid, decode.forget(head, buf, end)[0])
-    self.forget_node(nodeid)
+    if self.union.forget(nodeid, decode.forget(head, buf, end)[0]):
+        self.forget_node(nodeid)
 
 
 def batch_forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
     for forgotten, count in decode.batch_forget(buf, end):
-        self.union.forget(forgotten, count)
-        self.forget_node(forgotten)
+        if self.union.forget(forgotten, count):
+            self.forget_node(forgotten)
 
 
 def read(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
@@ -138,6 +139,69 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 def _set(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, _outcome: int = 0) -> bytes:
     return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
+
+
+def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    if self.opens is None:
+        return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
+    flags, how = abi.OPEN_IN.unpack_from(buf, BODY)
+    size = 0 if flags & os.O_TRUNC else None
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    if (writes or size is not None) and self.must_wait(unique, nodeid, size, buf):
+        return None
+    if size is None:
+        if writes:
+            self.union.write_fd(nodeid)
+        return _opened(self, unique, nodeid, writes)
+    change = AttrChange(size=0, kill_priv=bool(how & abi.OPEN_KILL_SUIDGID))
+    answer = partial(_truncated, self, unique, nodeid, writes, change)
+    held = self.union.slow_truncate_fd(nodeid, 0)
+    if held is None:
+        return answer()
+    self.union.changing(nodeid)
+    self.slow.append(data.ThreadTask(unique, partial(data.truncate, held, 0), answer))
+    return None
+
+
+def _truncated(
+    self: Dispatcher, unique: int, nodeid: int, writes: bool, change: AttrChange, _outcome: int = 0
+) -> Reply:
+    self.union.setattr(nodeid, change)
+    return _opened(self, unique, nodeid, writes)
+
+
+def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool) -> Reply:
+    """Let the kernel open the file that holds the node's data now."""
+    opens = self.opens
+    assert opens is not None
+    file = self.union.backing_fd(nodeid)
+    if opens.is_elsewhere(nodeid, file):  # see `opens`
+        has_more_names = self.union.renumber(nodeid)
+        self.forget_node(nodeid)
+        if has_more_names and self.session.has_epochs:  # they lead to the old number in the kernel
+            self.slow += (encode.notify_inc_epoch(), encode.error(unique, errno.ESTALE))
+            return None
+        return encode.error(unique, errno.ESTALE)
+    reply = encode.opened(unique, opens.open(nodeid, file, writes=writes))
+    if not writes:
+        return reply
+    self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
+    return None
+
+
+def tmpfile(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    entry = self.union.tmpfile(nodeid, *decode.tmpfile(head, buf, end))
+    if self.opens is None:
+        return self.encoder.tmpfile(unique, entry)
+    made = entry.nodeid
+    return self.encoder.tmpfile(unique, entry, self.opens.open(made, self.union.backing_fd(made), writes=True))
+
+
+def release(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    if self.opens is not None:
+        flags = abi.RELEASE_IN.unpack_from(buf, BODY)[1]
+        self.opens.release(nodeid, wrote=flags & os.O_ACCMODE != os.O_RDONLY)
+    return encode.empty(unique)
 
 
 def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:

@@ -7,6 +7,7 @@ it reports that the mount is ready.
 from __future__ import annotations
 
 import errno
+import os
 from typing import Final
 
 from unionfs.fuse.kernel import abi, encode
@@ -43,4 +44,21 @@ def negotiate(fd: int, options: ServeOptions, tuning: Tuning | None = None) -> S
         except UnsupportedError:
             device.send(encode.error(unique, errno.EPROTO))
             raise
+    if options.passthrough:
+        _check_passthrough(device)
     return session
+
+
+def _check_passthrough(device: Device) -> None:
+    """Raises: UnsupportedError."""
+    fd = os.memfd_create("unionfs")
+    try:
+        device.close_backing(device.open_backing(fd))
+    except OSError as exc:
+        code = exc.errno or errno.EIO
+        why = f"the kernel refuses passthrough: {os.strerror(code)}"
+        if code == errno.EPERM:
+            why = "passthrough needs root of the machine (CAP_SYS_ADMIN in the initial user namespace)"
+        raise UnsupportedError(code, why) from None
+    finally:
+        os.close(fd)

@@ -62,6 +62,8 @@ def serve(
         spare = SpareProcessor()
         held.callback(spare.close)
         device, dispatcher = Device(fd), Dispatcher(union, session)
+        if session.options.passthrough:
+            dispatcher.pass_through(device)
         busy_poll = BusyPoll(session.options.busy_poll, spare.is_available)
         engine = _Engine(device, busy_poll, dispatcher, notifier)
         held.enter_context(_interruptible(device))

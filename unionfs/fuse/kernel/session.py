@@ -11,12 +11,15 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.abi import Init, Op
 from unionfs.fuse.kernel.decode import BODY, MalformedError
 from unionfs.fuse.options import ServeOptions
+
+if TYPE_CHECKING:
+    from unionfs.fuse.kernel.opens import Opens
 
 MAX_WRITE: Final = 1 << 20
 """One MiB a request: the most the kernel grants without a sysctl (fs.fuse.max_pages_limit = 256)."""
@@ -49,8 +52,15 @@ _ALWAYS: Final = (
 )
 """Asked for whenever offered. Left out on purpose: ATOMIC_O_TRUNC (the truncation would be lost with the OPEN),
 POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks serve one machine), SPLICE_* (replies are written, not spliced),
-SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX (virtiofs), PASSTHROUGH (needs
-OPEN), OVER_IO_URING, REQUEST_TIMEOUT."""
+SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX (virtiofs), OVER_IO_URING,
+REQUEST_TIMEOUT."""
+
+_PASSTHROUGH: Final = Init.PASSTHROUGH | Init.ATOMIC_O_TRUNC
+"""Asked for by an option, since opens then are messages. An OPEN that truncates must say so: a lower file is then not
+copied up only to be cut off."""
+
+_STACK_DEPTH: Final = 1
+"""Branches are on filesystems that are not stacked themselves, so that another can be stacked on the mount."""
 
 READDIRPLUS: Final = {
     "always": Init.DO_READDIRPLUS,
@@ -96,6 +106,7 @@ class Session:
         self.flags = Init(0)  # set once, by init
         self.over = False  # set once, by DESTROY
         self.counts = [0] * _OPS  # requests by opcode; Dispatcher only
+        self.opens: Opens | None = None  # set once, by Dispatcher.pass_through
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
 
     @property
@@ -117,6 +128,12 @@ class Session:
     def messages(self) -> dict[str, int]:
         """The number of requests by opcode name without FUSE_; opcodes that never came are absent."""
         return {Op(code).name: count for code, count in enumerate(self.counts) if count}
+
+    @property
+    def passthrough(self) -> dict[str, int] | None:
+        """See Traffic."""
+        opens = self.opens
+        return None if opens is None else {"open": len(opens), "plain": opens.plain_opens}
 
     def init(self, unique: int, request: memoryview, end: int) -> bytes:
         """Answer INIT (the comment "Version negotiation" in <linux/fuse.h>).
@@ -143,6 +160,10 @@ class Session:
                 errno.EPROTONOSUPPORT,
                 "the kernel cannot open files without OPEN requests; --transport pyfuse3 serves such kernels",
             )
+        if self.options.passthrough and not offered & Init.PASSTHROUGH:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "the kernel has no passthrough (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH has)"
+            )
         self.minor = min(minor, abi.MINOR)
         self.flags = Init(offered) & self._wanted()
         if self.flags & Init.EXPORT_SUPPORT:  # a handle of an earlier mount must not lead to another file of this one
@@ -156,6 +177,7 @@ class Session:
                 max_background=self.tuning.max_background,
                 max_write=MAX_WRITE,
                 max_pages=MAX_PAGES,
+                max_stack_depth=_STACK_DEPTH if self.options.passthrough else 0,
             ),
         )
 
@@ -165,6 +187,8 @@ class Session:
             wanted |= Init.POSIX_ACL
         if self.tuning.handles:
             wanted |= Init.EXPORT_SUPPORT
+        if self.options.passthrough:
+            wanted |= _PASSTHROUGH
         if self.options.writeback:
             wanted |= Init.WRITEBACK_CACHE
         if self.options.read_only:
