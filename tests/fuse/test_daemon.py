@@ -191,17 +191,20 @@ def test_sighup_of_a_terminal_that_closes_does_not_end_it(place: Place) -> None:
         assert place.read() == "content"
 
 
+def _with_helper(place: Place, scratch: Path, script: str) -> dict[str, str]:
+    """An environment in which `script` is run as fusermount3; {helper} in it is the real one."""
+    helper = scratch / "bin/fusermount3"
+    helper.parent.mkdir()
+    helper.write_text("#!/bin/sh\n" + script.format(helper=shutil.which("fusermount3")))
+    helper.chmod(0o755)
+    return {"PATH": f"{helper.parent}:{place.user.env['PATH']}"}
+
+
 def test_the_process_that_unmounts_does_not_outlive_it(scratch: Path, ordinary_user: User, transport: str) -> None:
     """The connection ends before fusermount3 does."""
     place = _place(scratch, ordinary_user, transport)
-    helper = scratch / "bin/fusermount3"
-    helper.parent.mkdir()
-    script = (
-        f'#!/bin/sh\n{shutil.which("fusermount3")} "$@"\nsleep 0.5\n[ "$1" != -u ] || touch {place.upper}/unmounted\n'
-    )
-    helper.write_text(script)
-    helper.chmod(0o755)
-    place.user.run(place.argv(), env={"PATH": f"{helper.parent}:{place.user.env['PATH']}"})
+    script = f'{{helper}} "$@"\nsleep 0.5\n[ "$1" != -u ] || touch {place.upper}/unmounted\n'
+    place.user.run(place.argv(), env=_with_helper(place, scratch, script))
     with daemon_of(place.mountpoint) as daemon:
         daemon.kill(signal.SIGTERM)
         assert daemon.has_ended()
@@ -234,6 +237,14 @@ def test_in_the_foreground_what_is_ignored_stays_ignored(place: Place) -> None:
         out, err = program.communicate(timeout=limit(PATIENCE_S))
     assert (program.returncode, out, err) == (0, "", "")
     assert mount_at(place.mountpoint) is None
+
+
+def test_an_interrupt_does_not_end_fusermount3(scratch: Path, ordinary_user: User, transport: str) -> None:
+    """Ctrl-C reaches it, too, and it may have mounted already: the mount would be dead."""
+    place = _place(scratch, ordinary_user, transport)
+    place.user.run(place.argv(), env=_with_helper(place, scratch, 'kill -INT $$\nexec {helper} "$@"\n'))
+    with daemon_of(place.mountpoint):
+        assert place.read() == "content"
 
 
 def test_sigusr1_shows_what_it_is_doing(place: Place) -> None:

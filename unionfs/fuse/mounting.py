@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -314,6 +315,11 @@ def _unmount_by_helper(mountpoint: str, *, lazy: bool) -> None:
         raise MountError("umount", mountpoint, complaint, code=_code_in(complaint))
 
 
+_HELD_BACK: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
+"""Signals that terminals and supervisors send to a whole process group. One that ended fusermount3 between its mount(2)
+and handing over the descriptor would leave a dead mount; our own process acts on them afterwards."""
+
+
 def _helper(arguments: Sequence[str], environment: dict[str, str], what: str, path: str) -> str:
     """Run fusermount3. Returns its error message; empty if it succeeded."""
     read_fd, write_fd = os.pipe()
@@ -323,7 +329,7 @@ def _helper(arguments: Sequence[str], environment: dict[str, str], what: str, pa
             [HELPER, *arguments],
             {**os.environ, "LC_ALL": "C", **environment},
             file_actions=[(os.POSIX_SPAWN_DUP2, write_fd, 2)],
-            setsigmask=[],
+            setsigmask=_HELD_BACK,
         )
     except OSError as error:
         os.close(read_fd)
