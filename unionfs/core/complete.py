@@ -32,8 +32,8 @@ _ASK_AGAIN_S: Final = 0.05
 
 def complete(tree: UnionState) -> bool:
     """Link the missing names into the upper. Returns whether it has all of them: False while another running daemon
-    uses the upper, and where the filesystem refuses a link, which the next call tries again. Raises
-    OSError if the work directory cannot be locked."""
+    uses the upper, and where the filesystem refuses a link, which the next call tries again. Raises OSError
+    if the work directory cannot be locked."""
     links = tree.links_or_none
     if links is None or not links.incomplete():
         return True
