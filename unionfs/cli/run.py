@@ -47,6 +47,8 @@ examples:
   unionfs run --name web --lower app --lower debian python3 /srv/app.py
   unionfs run --rm -v .:/src -w /src debian make
 
+signals are passed on to the command, except SEGV, BUS, FPE and ILL: `unionfs kill -s` sends them.
+
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed, 126 if the command cannot be
 executed, 127 if it was not found."""
 
