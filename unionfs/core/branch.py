@@ -79,7 +79,7 @@ class Branch:
         self.index = 0  # set once by core.lower: position among the lowers, 0 = top
         self.masks: Mask | None = None  # changed by `hide` only
         self.overrides: Overrides | None = None  # set once by core.overrides
-        self.has_flags = True  # cleared by core.inode_flags: the filesystem has no inode flags
+        self.has_flags: bool | None = None  # set once by core.inode_flags: whether the filesystem has inode flags
 
     def hide(self, components: tuple[bytes, ...]) -> None:
         """Seal the directory at `components` below the root: it is shown as empty and never accessed."""

@@ -31,7 +31,6 @@ _CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x10000, 0x20000)
 _OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
 _XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
 _XFLAG_APPEND: Final = 0x10
-_NO_FLAGS: Final = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def of_lower(node: Node) -> int:
@@ -39,16 +38,38 @@ def of_lower(node: Node) -> int:
     if isinstance(node, FileNode):
         if node.home.branch.writable or not node.leaf:
             return 0
-        return statx.attributes(node.home.fd(), node.leaf) & PROTECTED
+        return _protection(node.home, node.leaf)
     low = node.low
     if low is None:
         return 0
     if low.protection < 0:
         place = low.stack[0]
-        low.protection = 0 if place.sealed else statx.attributes(place.fd(), b"") & PROTECTED
+        low.protection = 0 if place.sealed else _protection(place, b"")
     if low.protection and node.upper is not None and _has_own_flags(node.upper):
         return 0
     return low.protection
+
+
+def _protection(place: BranchDir, leaf: bytes) -> int:
+    return statx.attributes(place.fd(), leaf) & PROTECTED if _has_flags(place.branch) else 0
+
+
+def _has_flags(branch: Branch) -> bool:
+    """Whether a branch's filesystem has inode flags. Erofs has none, and calls all files immutable in statx(2)."""
+    if branch.has_flags is None:
+        branch.has_flags = False
+        try:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=branch.root.fd())
+        except OSError:
+            return False
+        try:
+            files.get_flags(fd, _GET)
+            branch.has_flags = True
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return branch.has_flags
 
 
 def _has_own_flags(up: BranchDir) -> bool:
@@ -75,19 +96,17 @@ def refuse_removal(parent: DirNode, name: bytes, node: Node) -> None:
 
 def read(branch: Branch, fd: int) -> int:
     """Return the PROTECTED and the carried flags of an open file or directory; 0 where the filesystem has none."""
-    if not branch.has_flags:
+    if not _has_flags(branch):
         return 0
     try:
         return int.from_bytes(files.get_flags(fd, _GET), sys.byteorder) & _OF_INTEREST
-    except OSError as exc:
-        if exc.errno in _NO_FLAGS:
-            branch.has_flags = False
+    except OSError:
         return 0
 
 
 def read_at(place: BranchDir, leaf: bytes) -> int:
     """As `read`, for a file or directory that is opened for it; if that is not permitted, the PROTECTED flags only."""
-    if not place.branch.has_flags or place.sealed:
+    if place.sealed or not _has_flags(place.branch):
         return 0
     try:
         with FileFd(
