@@ -84,6 +84,8 @@ class DaemonOptions:
     may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
     watch: bool = False  # notice changes to the branches that are made outside of the union
+    view: bool = False  # let read-only unions of the same lowers be views of this one; needs an upper
+    no_view: str = ""  # why this read-only union is not a view of another one, if that was tried
     exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
@@ -357,15 +359,18 @@ def _mount_and_serve(
         ready(_warnings(union, notifier))
         aborter = ConnectionAborter(mounted.connection) if notifier is not None else None
         mounted.leave_namespace()
+        _offer_view(options, union, traffic, mounted)
         if aborter is not None:
             aborter.start()
         shutdown.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
         _start_logging(debug=options.debug)
+        if options.no_view:
+            _logger().info("not a view: %s", options.no_view)
         transport = import_module(TRANSPORTS[options.transport])
         _tune_garbage_collection()
         if control_fd is not None and mounted.connection is not None:
-            about = (union, traffic, options.transport, mountpoint, time.monotonic(), control_fd, mounted.connection)
+            about = (union, traffic, options, mountpoint, time.monotonic(), control_fd, mounted.connection)
             threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
         serving = True
         transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
@@ -396,8 +401,24 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
         raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before the daemon was ready") from None
 
 
+def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted: Mounted) -> None:
+    """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
+    serves = options.union.upper is not None and not options.serve.read_only and mounted.connection is not None
+    if not options.view or not serves or options.watch or options.serve.writeback or options.transport != "kernel":
+        return
+    from unionfs.fuse.view_offer import ViewOffer
+
+    traffic.view_offer = ViewOffer(union, options.serve, options.mount, mounted.namespace())
+
+
 def _report(
-    union: Union, traffic: Traffic, transport: str, mountpoint: str, since: float, control_fd: int, connection: int
+    union: Union,
+    traffic: Traffic,
+    options: DaemonOptions,
+    mountpoint: str,
+    since: float,
+    control_fd: int,
+    connection: int,
 ) -> None:
     """In a thread: answer `unionfs stats`. What that imports is imported at the first question, or a moment after the
     start: not before the mount's first requests, and not so late that the files may be another version's."""
@@ -406,7 +427,8 @@ def _report(
     asked.poll(_IMPORT_AFTER_MS)
     from unionfs.fuse.reporting import Reporter
 
-    Reporter(union, traffic, transport, mountpoint, started_by(), since).serve(control_fd, connection)
+    reporter = Reporter(union, traffic, options.transport, mountpoint, started_by(), since, options.no_view)
+    reporter.serve(control_fd, connection)
 
 
 def _tune_garbage_collection() -> None:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from unionfs import version
@@ -23,6 +23,7 @@ from unionfs.daemon import DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, ServeOptions
+from unionfs.fuse.view_mount import mount_view
 from unionfs.printable import printable
 
 _USAGE: Final = """\
@@ -32,8 +33,9 @@ options understood: lowerdir= upperdir= workdir= (a backslash protects ':' and '
 uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_uid= squash_to_gid=,
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
 noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
-link), busy_poll=auto|on|off, watch, passthrough (root: the kernel reads and writes files itself), suid, nosuid, dev,
-nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
+link), busy_poll=auto|on|off, view=on|off (a read-only union is served by a writable one that has the same lowers),
+watch, passthrough (root: the kernel reads and writes files itself), suid, nosuid, dev, nodev, exec, noexec, atime,
+noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -73,7 +75,13 @@ def main(argv: list[str]) -> int:
         raise CommandError("mount failed: no mountpoint specified")
     if "remount" in request.options:
         return _remount(request)
-    return run(_daemon_options(request), foreground=request.foreground)
+    options = _daemon_options(request)
+    if options.view and options.union.upper is None and not request.foreground:
+        reason = mount_view(options.mountpoint, options.union, options.serve, options.mount)
+        if not reason:
+            return 0
+        options = replace(options, no_view=reason)
+    return run(options, foreground=request.foreground)
 
 
 def _parse(argv: list[str]) -> _Request:
@@ -186,6 +194,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         may_cover_union=True,
         log=os.path.abspath(log) if (log := environment.get("UNIONFS_LOG")) else None,
         watch="watch" in values,
+        view=values.get("view", "on") == "on" and "watch" not in values,
         debug=request.debug,
     )
 
@@ -234,7 +243,7 @@ _KNOWN: Final = frozenset(
     """
     allow_other atime busy_poll dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime
     noexec nosuid noxattrs passthrough redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid
-    timeout uidmapping upperdir volatile watch workdir writeback xattr_permissions
+    timeout uidmapping upperdir view volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
@@ -243,7 +252,7 @@ _NUMBERS: Final = frozenset({"fast_ino", "fsync", "noxattrs", "threaded", "write
 """Options whose value is a number. Also those without a meaning here: a mistake in them is one for fuse-overlayfs."""
 _WITH_VALUES: Final = _NUMBERS | {
     *("busy_poll", "fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout"),
-    *("uidmapping", "upperdir", "workdir", "xattr_permissions"),
+    *("uidmapping", "upperdir", "view", "workdir", "xattr_permissions"),
 }
 
 
@@ -259,6 +268,8 @@ def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
         raise CommandError(f"mount failed: xattr_permissions={value}: not one of {', '.join(_OVERRIDES)}")
     if name == "busy_poll" and value not in BUSY_POLL_MODES:
         raise CommandError(f"mount failed: busy_poll={value}: not one of {', '.join(BUSY_POLL_MODES)}")
+    if name == "view" and value not in ("on", "off"):
+        raise CommandError(f"mount failed: view={value}: not one of on, off")
     if name in _NUMBERS and not value.lstrip("-").isdecimal():
         raise CommandError(f"mount failed: {name}={value}: not a number")
     if name == "upperdir" and not value:

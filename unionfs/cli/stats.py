@@ -9,14 +9,17 @@ from typing import Any, Final
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.fuse import mounting
+from unionfs.fuse.view_name import is_view
 from unionfs.printable import printable
 
 _EPILOG: Final = """\
---json prints one object: mountpoint, pid, started_by (the parent of mounts that forked the daemon, or itself and why),
-transport, protocol, compiled (true or false), code (the same in words, with the reason for Python), uptime_s, lowers,
-upper, messages (requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked,
-bytes, seconds), nodes, passthrough (null without it; files open now, plain opens so far), memory_bytes (resident) and
-cpu_s (of the daemon)."""
+--json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
+started_by (the parent of mounts that forked the daemon, or itself and why), transport, protocol, compiled (true or
+false), code (the same in words, with the reason for Python), uptime_s, lowers, upper, messages (requests by the
+kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, views
+(offered: whether read-only unions of the same lowers become views of this one; mounted: how many did; nodes: those of
+the views; no_view: why this union is not a view), passthrough (null without it; files open now, plain opens so far),
+memory_bytes (resident) and cpu_s (of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -30,6 +33,8 @@ def main(argv: list[str]) -> int:
     found = next(ask_daemon(arguments.mountpoint, "stats"), None)
     if found is None:
         raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")
+    there = mounting.union_at(mounting.resolve_mountpoint(arguments.mountpoint))
+    found["is_view"] = there is not None and is_view(there)
     print(json.dumps(found) if arguments.json else _for_people(found))
     return 0
 
@@ -54,7 +59,8 @@ def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
 def _for_people(found: dict[str, Any]) -> str:
     copied = found["copy_ups"]
     upper = found["upper"]
-    rows = [
+    rows = [("view", "of the lowers of this union, served by its daemon")] if found["is_view"] else []
+    rows += [
         ("union", f"{_shown(found['mountpoint'])} (process {found['pid']}, up {_duration(found['uptime_s'])})"),
         ("started by", printable(found["started_by"])),
         ("transport", f"{found['transport']}, FUSE {found['protocol']}"),
@@ -67,6 +73,7 @@ def _for_people(found: dict[str, Any]) -> str:
             f"{copied['directories']} directories, {copied['others']} others in {copied['seconds'] * 1000:.1f} ms",
         ),
         ("nodes", f"{found['nodes']}"),
+        ("views", _views(found["views"])),
         ("watch", _watch(found["watch"])),
         ("passthrough", _passthrough(found.get("passthrough"))),
         ("memory", _size(found["memory_bytes"])),
@@ -84,6 +91,12 @@ def _passthrough(passed: dict[str, int] | None) -> str:
         return "no"
     plain = f", {passed['plain']} opens so far had to go without" if passed["plain"] else ""
     return f"{passed['open']} files are open{plain}"
+
+
+def _views(views: dict[str, Any]) -> str:
+    if not views["offered"]:
+        return f"not one itself: {printable(views['no_view'])}" if views["no_view"] else "none are offered"
+    return f"{views['mounted']} mounted so far, {views['nodes']} nodes"
 
 
 def _watch(watch: dict[str, int] | None) -> str:

@@ -10,6 +10,12 @@ from typing import Final, NamedTuple
 ROOT: Final = 1
 """Node id of the union's root directory, as FUSE_ROOT_ID in <linux/fuse.h>. Never forgotten."""
 
+VIEW: Final = 1 << 60
+"""The bit of the node ids of a view (core.view). A union's own ids count from 1 and do not reach it."""
+
+VIEW_MARK: Final = 1 << 55
+"""The bit of inode numbers that is flipped in a view: filesystems do not count that far."""
+
 NOW: Final = -1 << 63
 """In a time field of AttrChange: the current time, taken by the filesystem (UTIME_NOW in utimensat(2))."""
 

@@ -2,7 +2,7 @@
 
 A file shows the number of the object it came from: its own if it was made in the upper, the lower's if it was copied
 up. If the branches are on several filesystems, the index of the filesystem goes into the upper byte, so that
-numbers do not collide. Knows branches. Does not know nodes.
+numbers do not collide. In a view (core.view) another bit is flipped. Knows branches. Does not know nodes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from unionfs import markers
+from unionfs.core.attrs import VIEW_MARK
 from unionfs.core.branch import Branch, Stat
 from unionfs.core.marks import private_xattr, proc_path
 
@@ -24,16 +25,23 @@ class Inodes:
     def __init__(self, branches: Iterable[Branch]) -> None:
         self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; set once
         self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; set once
+        self._mark = 0  # bits that are flipped in every number; set once, by `marked`
         for branch in branches:
             branch.fs_index = self._index_of_dev.setdefault(branch.dev, len(self._index_of_dev)) & 0xFF
             self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
+
+    def marked(self) -> Inodes:
+        """Return the numbering of a view: the same with VIEW_MARK flipped."""
+        made = Inodes(())
+        made._index_of_dev, made._index_of_fsid, made._mark = self._index_of_dev, self._index_of_fsid, VIEW_MARK
+        return made
 
     def shown(self, fs_index: int, ino: int) -> int:
         """Return the number users see for inode `ino` of a filesystem. Never 0: readers of directories skip entries
         with number 0."""
         if fs_index == 0:
-            return ino or 1
-        return (fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK)
+            return (ino or 1) ^ self._mark
+        return ((fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK)) ^ self._mark
 
     def of_origin(self, origin: bytes) -> int | None:
         """Return the number that an origin mark gives; None if its filesystem is not in this union."""

@@ -46,42 +46,53 @@ def refuse(code: int, name: bytes = b"") -> NoReturn:
     raise OSError(code, os.strerror(code), os.fsdecode(name))
 
 
+def _check_branches(options: Options) -> None:
+    """Raise OptionError unless the branches can be opened and do not overlap."""
+    for lower in options.lowers:
+        check_directory("a lower", lower)
+        if not options.skip_unreadable and not os.access(lower, os.R_OK | os.X_OK, effective_ids=True):
+            raise OptionError(errno.EACCES, f"cannot read the lower {lower}: {os.strerror(errno.EACCES)}")
+    if options.upper is not None and options.work is not None:
+        check_directory("the upper", options.upper)
+        check_directory("the work directory", options.work)
+    check_overlap(options)
+
+
 class UnionState:
     """All state of one union. Used on one thread only."""
 
-    def __init__(self, options: Options) -> None:
-        """Open all branches. Raises OptionError."""
-        for lower in options.lowers:
-            check_directory("a lower", lower)
-            if not options.skip_unreadable and not os.access(lower, os.R_OK | os.X_OK, effective_ids=True):
-                raise OptionError(errno.EACCES, f"cannot read the lower {lower}: {os.strerror(errno.EACCES)}")
-        if options.upper is not None and options.work is not None:
-            check_directory("the upper", options.upper)
-            check_directory("the work directory", options.work)
-        check_overlap(options)
+    def __init__(self, options: Options, viewed: UnionState | None = None) -> None:
+        """Open all branches; for a view share those of the union `viewed` that it is of. Raises OptionError."""
+        if viewed is None:
+            _check_branches(options)
         self.options = options  # immutable
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         free = max(64, soft - len(options.lowers) - 64)
-        self.fds = FdCache(options.fds_limit or min(_FDS_MOST, free // 2))
-        self.cache = NameCache(options.names_limit)
+        self.fds: FdCache = FdCache(options.fds_limit or min(_FDS_MOST, free // 2)) if viewed is None else viewed.fds
+        self.cache: NameCache = NameCache(options.names_limit) if viewed is None else viewed.cache
         self.ledger = Ledger()
         self.upper: Branch | None = None  # immutable
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # immutable
-        lowers = [self._open_branch("a lower", path, writable=False) for path in options.lowers]
+        paths = options.lowers if viewed is None else ()
+        lowers = [self._open_branch("a lower", path, writable=False) for path in paths]
         if options.upper is not None:
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
             self._links = HardLinks(self._staging, self.upper.root)
-        self._find_overrides(lowers)
-        self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
-        if self._staging is not None and self.upper is not None:
-            self._staging.branch.fs_index = self.upper.fs_index
-        for branch in lowers:
-            mountpoints.hide_paths(branch, options.hidden)
-            mountpoints.hide_mounts(branch)
+        if viewed is None:
+            self._find_overrides(lowers)
+            self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
+            if self._staging is not None and self.upper is not None:
+                self._staging.branch.fs_index = self.upper.fs_index
+            for branch in lowers:
+                mountpoints.hide_paths(branch, options.hidden)
+                mountpoints.hide_mounts(branch)
+            self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
+        else:
+            self.inodes = viewed.inodes.marked()
+            self.lowers = viewed.lowers
         self.backing = Backing(lowers, self.upper, atime=options.atime) if options.passthrough else None
-        self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
         self.nodes = NodeTable()
         self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
         self.owners = options.owners  # immutable

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Final
 
 from unionfs.fuse import mounting
+from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mounts import MNT_DETACH, MS_REC, MS_SLAVE, UMOUNT_NOFOLLOW, mount, umount2
 from unionfs.syscalls.namespaces import CLONE_NEWNS, setns, unshare
@@ -34,13 +35,17 @@ class Mounted:
         self.connection = mounting.connection_at(mountpoint)  # immutable; None for an inherited descriptor
         self._namespace: int | None = None  # inode of the original mount namespace; set once, by `leave_namespace`
 
+    def namespace(self) -> int:
+        """Return the inode number of the mount namespace in which the union is mounted."""
+        return self._namespace or os.stat("/proc/self/ns/mnt").st_ino
+
     def leave_namespace(self) -> None:
         """Move this process to a mount namespace of its own, as the function `leave_namespace`."""
         if self.connection is not None:
             self._namespace = leave_namespace()
 
     def unmount(self) -> bool:
-        """Unmount the union lazily, in its original namespace. Returns False if that failed.
+        """Unmount the union and its views lazily, in its original namespace. Returns False if that failed.
 
         May wait for answers of the union's serving thread: must not be called on that thread.
         """
@@ -52,6 +57,14 @@ class Mounted:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def _unmount_here(self) -> bool:
+        """Unmount the union and its views. Returns whether anything was unmounted."""
+        views = [there.mountpoint for there in mountinfo.mounts() if there.minor == self.connection and is_view(there)]
+        for view in views:
+            with suppress(mounting.MountError):
+                mounting.unmount(view, lazy=True)
+        return self._unmount_union() or bool(views)
+
+    def _unmount_union(self) -> bool:
         # Another filesystem may have been mounted over it, or in its place.
         if self.connection is None or mounting.connection_at(self.mountpoint) != self.connection:
             return False

@@ -68,6 +68,7 @@ class Reporter:
     mountpoint: str
     started_by: str  # for people
     since: float  # time.monotonic of the mount
+    no_view: str = ""  # why the union is not a view
 
     def stats(self) -> dict[str, Any]:
         """Return the object that `unionfs stats --json` prints."""
@@ -94,10 +95,22 @@ class Reporter:
                 "seconds": round(ledger.seconds, 6),
             },
             "nodes": self.union.node_count,
+            "views": self._views(),
             "watch": self._watch(),
             "passthrough": self.traffic.passthrough,
             "memory_bytes": _resident_bytes(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
+        }
+
+    def _views(self) -> dict[str, Any]:
+        """Describe the views of this union's lowers, or why this read-only union is not a view itself."""
+        offer = self.traffic.view_offer
+        view = offer.view if offer is not None else None
+        return {
+            "offered": offer is not None,
+            "mounted": offer.given if offer is not None else 0,
+            "nodes": view.node_count if view is not None else 0,
+            "no_view": self.no_view,
         }
 
     def _watch(self) -> dict[str, int] | None:

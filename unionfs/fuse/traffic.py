@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from unionfs.fuse.view_offer import ViewOffer
 
 
 class Traffic(Protocol):
     """The protocol and request counts of a transport. May be read from any thread."""
+
+    view_offer: ViewOffer | None  # set once, by the daemon, where the union's lowers can have a view
 
     @property
     def protocol(self) -> str:
@@ -28,6 +33,7 @@ class Tally:
     passthrough = None
 
     def __init__(self) -> None:
+        self.view_offer: ViewOffer | None = None  # see Traffic
         self._counts: dict[str, int] = {}
 
     def count(self, opcode: str) -> None:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import FSTYPE, MountError, process_name, resolve_mountpoint
+from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo, peers
 
 _TIMEOUT_S: Final = 10.0
@@ -29,7 +30,7 @@ _NAMED: Final = 5
 
 def unmount(path: str, *, lazy: bool = False) -> None:
     """Unmount the union at `path` and wait for its daemon; `lazy`: detach it even if it is in use, without waiting for
-    its users. Raises: MountError; ETIMEDOUT if it is unmounted but its daemon lives on."""
+    its users. Raises: MountError; ETIMEDOUT if it is unmounted but its daemon lives on, EBUSY if that is for views."""
     mountpoint = resolve_mountpoint(path)
     mounted = mountinfo.topmost_at(mountpoint)
     if mounted is None:
@@ -46,6 +47,11 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             if error.errno == errno.EBUSY:
                 hint = f"`fuser -vm {path}` lists who uses it; `unionfs umount --lazy {path}` does not wait for them"
             raise MountError("umount", path, error.strerror or "", code=error.errno or 0, hint=hint) from error
+        if rest := [there for there in mountinfo.mounts() if there[2:4] == mounted[2:4]]:
+            if not is_view(mounted) and (views := [there.mountpoint for there in rest if is_view(there)]):
+                raise _still_viewed(path, views)
+            if is_view(mounted):
+                return  # the daemon goes on for the union that the view is of, or for other views
         left = _wait_for_end(pids, _LAZY_TIMEOUT_S)
         if lazy or not left:
             return
@@ -55,6 +61,12 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             holders = _holders(mounted, set(left.values()))
     if left:
         raise _still_there(path, mounted, list(left.values()), holders)
+
+
+def _still_viewed(path: str, views: list[str]) -> MountError:
+    why = f"unmounted, but its daemon goes on serving a view of its lowers at {views[0]}"
+    hint = f"the daemon goes with the last of its views: unionfs umount {' '.join(map(shlex.quote, views))}"
+    return MountError("umount", path, why, code=errno.EBUSY, hint=hint)
 
 
 def _still_there(path: str, mounted: mountinfo.Mount, daemons: list[int], holders: list[_Holder]) -> MountError:

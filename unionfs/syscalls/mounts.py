@@ -46,7 +46,9 @@ MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_NOATIME: Final = 0x10
-_MOUNT_ATTR_ATIME: Final = 0x70
+MOUNT_ATTR_NODIRATIME: Final = 0x80
+_MOUNT_ATTR_ATIME: Final = 0x70  # a field of three values
+_ALL_ATTRIBUTES: Final = 0xFF
 
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
@@ -114,6 +116,11 @@ class DetachedMount:
                 raise
             self._wanted.append((attributes, recursive))
 
+    def replace_attributes(self, attributes: int) -> None:
+        """Set MOUNT_ATTR_* and clear all others, and let the mount be private (mount_setattr(2), Linux 5.12). EPERM for
+        attributes that a user namespace may not clear."""
+        _set_attributes(self.fd, b"", _AT_EMPTY_PATH, attributes, _ALL_ATTRIBUTES, MS_PRIVATE)
+
     def attach(self, target: str) -> None:
         """Attach the mount at `target`, a path without symlinks (move_mount(2), Linux 5.2), and close the descriptor.
         The error names `target`."""
@@ -131,12 +138,12 @@ class DetachedMount:
         os.close(self.fd)
 
 
-def open_tree(path: str | bytes) -> DetachedMount:
-    """Return a detached copy of the mounts at `path` and below it (open_tree(2), Linux 5.2).
+def open_tree(path: str | bytes, *, recursive: bool = True) -> DetachedMount:
+    """Return a detached copy of the mount at `path` and, if `recursive`, of those below it (open_tree(2), Linux 5.2).
 
     `path` may be any file or directory. ENOENT, EPERM without CAP_SYS_ADMIN over the mount namespace.
     """
-    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    flags = _OPEN_TREE_CLONE | (_AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
     return DetachedMount(_syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, _bytes(path), flags))
 
 
@@ -174,9 +181,12 @@ def set_attributes(path: str, attributes: int) -> None:
         _remount(path, attributes)
 
 
-def _set_attributes(dir_fd: int, path: bytes, flags: int, attributes: int) -> None:
-    cleared = _MOUNT_ATTR_ATIME if attributes & _MOUNT_ATTR_ATIME else 0  # three values in one field
-    attr = _MountAttr(attributes, cleared, 0, 0)
+def _set_attributes(
+    dir_fd: int, path: bytes, flags: int, attributes: int, cleared: int = 0, propagation: int = 0
+) -> None:
+    if attributes & _MOUNT_ATTR_ATIME:
+        cleared |= _MOUNT_ATTR_ATIME
+    attr = _MountAttr(attributes, cleared, propagation, 0)
     _syscall(_SYS_MOUNT_SETATTR, path, dir_fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
 
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from unionfs.core.attrs import Entry, Invalidation
+from unionfs.core.attrs import VIEW, Entry, Invalidation
 from unionfs.core.ledger import Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
-from unionfs.fuse.kernel import abi, data, decode, encode, handlers
+from unionfs.fuse.kernel import abi, data, decode, encode, handlers, views
 from unionfs.fuse.kernel.abi import Op
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.device import Device
@@ -218,8 +219,9 @@ class Dispatcher:
     def __init__(self, union: Union, session: Session) -> None:
         self.union = union  # immutable
         self.session = session  # immutable
-        self.encoder = session.encoder  # immutable
+        self.encoder = session.encoder  # immutable; replaced by `for_view` only
         self.reader = data.Reader(MAX_WRITE)  # immutable
+        self.view: Dispatcher | None = None  # of the view of the union's lowers; set once, by `views`
         self.slow: list[
             data.Work | data.ThreadTask | CopyUpJob | bytes
         ] = []  # filled by handle and finish; emptied by their callers
@@ -247,6 +249,15 @@ class Dispatcher:
         self.opens = self.session.opens = Opens(device)
         self.encoder.written = self.opens.written
 
+    def for_view(self, union: Union) -> Dispatcher:
+        """Make the dispatcher for the view `union` on the same connection."""
+        made = Dispatcher(union, self.session)
+        made.encoder = encode.Encoder(self.session.options.timeout_s)
+        made.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
+        made.reader, made.slow, made._waiting = self.reader, self.slow, {}
+        made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
+        return made
+
     def handle(self, buf: memoryview, end: int) -> Reply:
         """Serve the request `buf[:end]`: its reply, or None when there is none, or when it comes later (see `slow`).
 
@@ -259,7 +270,7 @@ class Dispatcher:
         opcode: int = head[1]
         if opcode < len(self._counts):
             self._counts[opcode] += 1
-        return self._answer(head, buf, end)
+        return self.answer(head, buf, end)
 
     def handle_and_log(self, buf: memoryview, end: int) -> Reply:
         """As `handle`, and log a line for the request."""
@@ -276,15 +287,18 @@ class Dispatcher:
 
     def serve_again(self, request: bytes) -> Reply:
         """Serve a request that was counted already. Returns its reply, or None as `handle` does."""
-        return self._answer(_in_header(request), memoryview(request), len(request))
+        return self.answer(_in_header(request), memoryview(request), len(request))
 
     def is_forget(self, buf: memoryview) -> bool:
         """Whether a message tells that the kernel has forgotten nodes."""
         return _in_header(buf)[1] in (int(Op.FORGET), int(Op.BATCH_FORGET))
 
-    def _answer(self, head: Head, buf: memoryview, end: int) -> Reply:
+    def answer(self, head: Head, buf: memoryview, end: int) -> Reply:
+        """Serve the request `buf[:end]` with the header `head`, as `handle` does, but uncounted."""
         self._serving = head
         length, opcode, unique, nodeid = head[0], head[1], head[2], head[3]
+        if nodeid >= VIEW:
+            return views.answer(self, head, buf, end)
         serve = self._serve[opcode] if opcode < len(self._serve) else None
         if serve is None:
             return encode.error(unique, self._errors[opcode] if opcode < len(self._errors) else errno.ENOSYS)
@@ -364,7 +378,7 @@ class Dispatcher:
         """Return the reply of a task that has ended, with `error` or without."""
         try:
             return encode.error(task.unique, errno_of(error)) if error is not None else task.answer(outcome)
-        except Exception as exc:  # noqa: BLE001  as in _answer
+        except Exception as exc:  # noqa: BLE001  as in answer
             return encode.error(task.unique, errno_of(exc))
 
     def finish(self, job: CopyUpJob, error: Exception | None) -> list[bytes]:
@@ -388,7 +402,7 @@ class Dispatcher:
             elif error is not None and not given_up:
                 replies.append(encode.error(unique, errno_of(error)))
             else:
-                reply = self._answer(_in_header(request), memoryview(request), len(request))
+                reply = self.answer(_in_header(request), memoryview(request), len(request))
                 if reply is not None:
                     replies.append(bytes(reply))
         error = None  # its traceback may hold this frame: a cycle, which would keep the copy's descriptors open

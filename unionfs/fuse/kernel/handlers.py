@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from unionfs.core.attrs import ROOT, AttrChange
-from unionfs.fuse.kernel import abi, data, decode, encode, listing
+from unionfs.core.attrs import ROOT, VIEW, AttrChange
+from unionfs.fuse.kernel import abi, data, decode, encode, listing, views
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
+from unionfs.fuse.view_name import PREFIX
 from unionfs.syscalls import files, status
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
         found = self.union.lookup_handle(nodeid, dots == _PARENT)
         return (self.encoder.root_entry if found.nodeid == ROOT else self.encoder.entry)(unique, found)
     name = decode.name_at(buf, BODY, end)
+    if nodeid == ROOT and name.startswith(PREFIX) and (reply := views.root(self, unique, name, head)) is not None:
+        return reply
     try:
         entry = self.union.find(nodeid, name)
     except FileNotFoundError:  # removed externally during the lookup
@@ -82,7 +85,9 @@ def forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
 
 def batch_forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
     for forgotten, count in decode.batch_forget(buf, end):
-        if self.union.forget(forgotten, count):
+        if forgotten >= VIEW:
+            views.forget(self, forgotten, count)
+        elif self.union.forget(forgotten, count):
             self.forget_node(forgotten)
 
 

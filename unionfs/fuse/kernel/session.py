@@ -20,6 +20,7 @@ from unionfs.fuse.options import ServeOptions
 
 if TYPE_CHECKING:
     from unionfs.fuse.kernel.opens import Opens
+    from unionfs.fuse.view_offer import ViewOffer
 
 MAX_WRITE: Final = 1 << 20
 """One MiB a request: the most the kernel grants without a sysctl (fs.fuse.max_pages_limit = 256)."""
@@ -107,6 +108,7 @@ class Session:
         self.over = False  # set once, by DESTROY
         self.counts = [0] * _OPS  # requests by opcode; Dispatcher only
         self.opens: Opens | None = None  # set once, by Dispatcher.pass_through
+        self.view_offer: ViewOffer | None = None  # see fuse.traffic
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
 
     @property

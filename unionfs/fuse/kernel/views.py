@@ -1,0 +1,101 @@
+"""Serve the view of a union (core.view) on the connection of the union: a second dispatcher for its node ids.
+
+The root of the view is found by one name in the root directory of the union, which is looked up for those processes
+only that `fuse.view_offer` lets. Nothing else leads from the union to the view: no listing has the name, the kernel
+asks again at every lookup of it, the view has no file handles, and inodes that the kernel still has have a random
+generation.
+
+The kernel must not cache listings of a view, since they change with the union. It caches those that it has read to the
+end, which an empty answer says; so the end is told by an answer that is too short for an entry.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from unionfs.core.attrs import VIEW
+from unionfs.core.view import View
+from unionfs.fuse.kernel import abi, encode
+from unionfs.fuse.kernel.abi import Op
+from unionfs.fuse.kernel.decode import BODY, Head
+from unionfs.fuse.kernel.session import MAX_WRITE
+
+if TYPE_CHECKING:
+    from unionfs.fuse.kernel.dispatch import Dispatcher
+
+_read_in: Final = abi.READ_IN.unpack_from
+
+_END: Final = bytes(8)
+"""A listing's end: less than a struct fuse_dirent."""
+
+_BETWEEN_UNIONS: Final = (int(Op.COPY_FILE_RANGE), int(Op.COPY_FILE_RANGE_64))
+"""Requests that may name a node of the view and one of the union: the kernel copies by itself after EXDEV."""
+
+
+def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None:
+    """Return the reply to a LOOKUP in the union's root, if it finds the view; None: the name means nothing special.
+    Makes the view at the first time."""
+    offer = main.session.view_offer
+    if offer is None or not offer.is_for(name, head[4], head[6]):
+        return None
+    view = main.view
+    if view is None:
+        union = View(main.union)
+        view = main.view = main.for_view(union)
+        offer.view = union
+    assert isinstance(view.union, View)
+    entry = view.union.root_entry()
+    # Valid for no time: the kernel asks at every lookup whether it still leads there.
+    encoder = encode.Encoder(0.0)
+    encoder.set_generation(view.encoder.generation)
+    return encoder.entry(unique, entry)
+
+
+def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | memoryview | None:
+    """Serve a request for a node of the view. Returns its reply, or None as `Dispatcher.handle` does."""
+    opcode, unique, nodeid = head[1], head[2], head[3] & ~VIEW
+    view = main.view
+    if view is None or opcode in _BETWEEN_UNIONS:
+        return encode.error(unique, errno.ESTALE if view is None else errno.EXDEV)
+    return view.answer((head[0], opcode, unique, nodeid, *head[4:]), buf, end)
+
+
+def forget(main: Dispatcher, nodeid: int, count: int) -> None:
+    """Forget a node of the view, as BATCH_FORGET asks."""
+    view = main.view
+    if view is not None:
+        view.union.forget(nodeid & ~VIEW, count)
+        view.forget_node(nodeid & ~VIEW)
+
+
+def readdir(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    """Answer READDIR."""
+    _fh, cookie, size, _read_flags, _owner, _flags, _ = _read_in(buf, BODY)
+    return encode.payload(unique, _lines(self, nodeid, cookie, min(size, MAX_WRITE), abi.DIRENT.size, encode.dirent))
+
+
+def readdirplus(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    """Answer READDIRPLUS without the attributes: programs that compare ask for those of few entries."""
+    _fh, cookie, size, _read_flags, _owner, _flags, _ = _read_in(buf, BODY)
+    room = min(size, MAX_WRITE)
+    return encode.payload(unique, _lines(self, nodeid, cookie, room, abi.DIRENTPLUS.size, encode.bare_direntplus))
+
+
+def _lines(
+    self: Dispatcher, nodeid: int, cookie: int, size: int, fixed: int, line: Callable[[bytes, int, int, int], bytes]
+) -> list[bytes]:
+    """Return the entries after `cookie` that fit `size` bytes, encoded by `line`, which takes `fixed` bytes beside the
+    name. EINVAL when not even one fits."""
+    lines: list[bytes] = []
+    room = size
+    for name, after, ino, kind in self.union.readdir(nodeid, cookie):
+        room -= fixed + ((len(name) + 7) & ~7)
+        if room < 0:
+            break
+        lines.append(line(name, after, ino, kind))
+    if lines or room == size:
+        return lines or [_END]
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

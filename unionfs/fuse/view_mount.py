@@ -1,0 +1,143 @@
+"""Mount a read-only union as a view of a live writable one that has the same lowers: a bind mount, and no new daemon.
+
+The view is found by its name (fuse.view_name) in the root directories of the unions that are mounted in this mount
+namespace, the latest first. Both are then on one filesystem (st_dev), which lets programs that compare them skip what
+is equal (core.view). Whatever speaks against a view, an ordinary mount is as right, only slower.
+
+The mounts are looked at in a child process, which is killed if a daemon does not answer in time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from unionfs.core.attrs import VIEW_MARK
+from unionfs.core.options import Options
+from unionfs.fuse import mounting
+from unionfs.fuse.mounting import FSTYPE, MountOptions
+from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.view_name import is_view, view_name
+from unionfs.syscalls import mountinfo, mounts
+
+_PATIENCE_MS: Final = 2000
+"""How long the daemons of all unions may take to answer: a lookup takes less than a millisecond."""
+
+_NONE: Final = "no union that is mounted here has the same lowers and options"
+_REASONS: Final = {
+    1: _NONE,
+    2: "binding a view to a mountpoint needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12",
+    3: "looking for a union with the same lowers failed",
+}
+"""By the exit status of the child process; 0: mounted."""
+
+
+def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: MountOptions) -> str:
+    """Mount the view at `mountpoint`. Returns "" if that is done, else the reason why an ordinary mount is needed."""
+    if mounting.inherited_fd(mountpoint) is not None:
+        return "another program has mounted it"
+    if os.geteuid() != 0:
+        return "only root, also of a user namespace, can mount a view"
+    try:
+        candidates = list(_unions())
+        if not candidates:
+            return _NONE
+        name = os.fsdecode(_name(union, serve, mount))
+        target = mounting.resolve_mountpoint(mountpoint)
+    except OSError as error:
+        return f"{_REASONS[3]}: {error.strerror}"
+    pid = os.fork()
+    if pid == 0:
+        status = 3
+        try:
+            status = _mount_first(candidates, name, target, mount)
+        finally:
+            os._exit(status)
+    return _outcome(pid, target)
+
+
+def _unions() -> Iterator[mountinfo.Mount]:
+    """List the unions of root that are mounted in this namespace and not covered by another mount, the latest first."""
+    covered: set[str] = set()
+    with open("/proc/self/mountinfo", "rb") as listing:
+        if FSTYPE.encode() not in listing.read():
+            return
+    for there in reversed(mountinfo.mounts()):
+        if there.fstype == FSTYPE and there.root == "/" and there.user_id == 0 and there.mountpoint not in covered:
+            yield there
+        covered.add(there.mountpoint)
+
+
+def _name(union: Options, serve: ServeOptions, mount: MountOptions) -> bytes:
+    with ExitStack() as stack:
+        fds = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in union.lowers]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        return view_name(fds, union, serve, mount)
+
+
+def _mount_first(candidates: list[mountinfo.Mount], name: str, target: str, mount: MountOptions) -> int:
+    """In the child process: mount the first view that is found. Returns the exit status."""
+    for there in candidates:
+        try:
+            view = mounts.open_tree(os.path.join(there.mountpoint, name), recursive=False)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOSYS):
+                return 2
+            continue  # ENOENT: another union; or it was unmounted just now
+        try:
+            if not _is_root_of_view(view.fd, there):
+                continue
+            view.replace_attributes(_attributes(mount))
+        except OSError:
+            return 2
+        view.attach(target)
+        return 0
+    return 1
+
+
+def _is_root_of_view(fd: int, there: mountinfo.Mount) -> bool:
+    """Whether a directory found under a view's name is the view's root: anybody may call a directory so, but not choose
+    its inode number."""
+    found, root = os.fstat(fd), os.stat(there.mountpoint)
+    same = os.minor(found.st_dev) == there.minor and found.st_dev == root.st_dev
+    return same and stat.S_ISDIR(found.st_mode) and found.st_ino ^ root.st_ino == VIEW_MARK
+
+
+def _attributes(mount: MountOptions) -> int:
+    """Return the MOUNT_ATTR_* that mean what the options mean for mount(2)."""
+    wanted = 0
+    for is_set, attribute in (
+        (mount.read_only, mounts.MOUNT_ATTR_RDONLY),
+        (not mount.suid, mounts.MOUNT_ATTR_NOSUID),
+        (not mount.dev, mounts.MOUNT_ATTR_NODEV),
+        (not mount.exec, mounts.MOUNT_ATTR_NOEXEC),
+        (not mount.atime, mounts.MOUNT_ATTR_NOATIME),
+        (not mount.diratime, mounts.MOUNT_ATTR_NODIRATIME),
+    ):
+        wanted |= attribute if is_set else 0
+    return wanted
+
+
+def _outcome(pid: int, target: str) -> str:
+    """Wait for the child process. Returns what `mount_view` does."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], _PATIENCE_MS / 1000)[0]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # SIGCHLD is ignored (inherited), so there is no exit status
+        there = mountinfo.topmost_at(target)
+        status = 0 if there is not None and is_view(there) else 3
+    finally:
+        os.close(pidfd)
+    if status == 0:
+        return ""
+    return _REASONS.get(status, "a daemon of a union that is mounted here does not answer")
