@@ -80,7 +80,7 @@ class _Search:
             try:
                 pending += self._directory(here)
             except OSError as exc:
-                self.failed = exc
+                self.failed = exc.with_traceback(None)  # which holds frames, among them the one that holds the lock
                 if exc.errno in _HOPELESS:
                     break
             finally:
@@ -115,7 +115,7 @@ class _Search:
                 elif name not in up_names and self._may_be_missing(low, name, ino):
                     self._file(here, name)
             except OSError as exc:
-                self.failed = exc
+                self.failed = exc.with_traceback(None)
                 if exc.errno in _HOPELESS:
                     break
         # The last is searched first: other names are most often near the one that was changed, which ends the walk.

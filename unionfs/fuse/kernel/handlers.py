@@ -53,12 +53,15 @@ def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
         found = self.union.lookup_handle(nodeid, dots == _PARENT)
         return (self.encoder.root_entry if found.nodeid == ROOT else self.encoder.entry)(unique, found)
     name = decode.name_at(buf, BODY, end)
-    if nodeid == ROOT and name.startswith(PREFIX) and (reply := views.root(self, unique, name, head)) is not None:
+    is_for_some = nodeid == ROOT and name.startswith(PREFIX)
+    if is_for_some and (reply := views.root(self, unique, name, head)) is not None:
         return reply
     try:
         entry = self.union.find(nodeid, name)
     except FileNotFoundError:  # removed externally during the lookup
         entry = None
+    if entry is None and is_for_some:
+        return encode.error(unique, errno.ENOENT)  # which the kernel does not remember, for those who may have the view
     return self.encoder.entry(unique, entry) if entry is not None else self.encoder.missing(unique)
 
 
