@@ -25,7 +25,7 @@ GROUND_FLOOR = (
     "unionfs.log_lines",
     *("unionfs.store_files", "unionfs.write_all"),
 )
-CORE_DOOR = ("unionfs.core.union", "unionfs.core.attrs", "unionfs.core.ledger", "unionfs.core.options")
+CORE_DOOR = tuple(f"unionfs.core.{name}" for name in ("union", "view", "attrs", "ledger", "options"))
 
 MAX_LINES = 600
 REFUSED_FILES = ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")

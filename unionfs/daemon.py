@@ -54,7 +54,7 @@ _FOREGROUND: Final = client.NoParentError("in the foreground")
 
 MODULES: Final = (
     *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
-    *("unionfs.fuse.reporting", "unionfs.log_lines"),
+    *("unionfs.fuse.reporting", "unionfs.fuse.view_offer", "unionfs.log_lines"),
 )
 """What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
 _IMPORT_AFTER_MS: Final = 1000
@@ -403,8 +403,9 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
 
 def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted: Mounted) -> None:
     """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
-    serves = options.union.upper is not None and not options.serve.read_only and mounted.connection is not None
-    if not options.view or not serves or options.watch or options.serve.writeback or options.transport != "kernel":
+    serve = options.serve
+    offers = options.view and options.union.upper is not None and mounted.connection is not None
+    if not offers or serve.read_only or serve.writeback or options.watch or options.transport != "kernel":
         return
     from unionfs.fuse.view_offer import ViewOffer
 

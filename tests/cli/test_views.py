@@ -220,7 +220,7 @@ def test_with_other_options_it_is_an_ordinary_mount(options: str, place: Place, 
     assert sorted(os.listdir(view)) == ["a", "c", "f"]
 
 
-@pytest.mark.parametrize("options", ["view=off", "writeback=1", "watch", "ro", "noacl"])
+@pytest.mark.parametrize("options", ["view=off", "writeback=1", "watch", "passthrough", "ro", "noacl"])
 def test_such_a_union_offers_none(options: str, place: Place) -> None:
     union, view = place.mount("mnt", options, upper="up"), place.mount("view")
     assert _device(view) != _device(union)

@@ -194,7 +194,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         may_cover_union=True,
         log=os.path.abspath(log) if (log := environment.get("UNIONFS_LOG")) else None,
         watch="watch" in values,
-        view=values.get("view", "on") == "on" and "watch" not in values,
+        view=values.get("view", "on") == "on" and not {"watch", "passthrough"} & values.keys(),
         debug=request.debug,
     )
 

@@ -56,11 +56,13 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
 
 def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | memoryview | None:
     """Serve a request for a node of the view. Returns its reply, or None as `Dispatcher.handle` does."""
-    opcode, unique, nodeid = head[1], head[2], head[3] & ~VIEW
+    opcode, unique = head[1], head[2]
     view = main.view
     if view is None or opcode in _BETWEEN_UNIONS:
         return encode.error(unique, errno.ESTALE if view is None else errno.EXDEV)
-    return view.answer((head[0], opcode, unique, nodeid, *head[4:]), buf, end)
+    if opcode == Op.FORGET:
+        view.encoder.set_id.discard(head[3])
+    return view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
 
 
 def forget(main: Dispatcher, nodeid: int, count: int) -> None:
@@ -68,7 +70,7 @@ def forget(main: Dispatcher, nodeid: int, count: int) -> None:
     view = main.view
     if view is not None:
         view.union.forget(nodeid & ~VIEW, count)
-        view.forget_node(nodeid & ~VIEW)
+        view.encoder.set_id.discard(nodeid)
 
 
 def readdir(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
