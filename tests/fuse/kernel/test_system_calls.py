@@ -53,6 +53,7 @@ def test_system_calls_of_a_message(
             tracing.wait(limit(60))
     lines = [line for line in trace.read_text().splitlines() if "EAGAIN" not in line]  # no changes in the branches
     calls = re.findall(r"^(\w+)\(", "\n".join(lines), re.MULTILINE)
-    asked = MESSAGES - 100
-    # The first call is the one that it slept in when the trace began, the last the one in which it ended.
-    assert calls[1:] == a_message[1:] + a_message * (asked - 1) + a_message[:1]
+    rest = calls[calls.index("write") + 1 :]  # behind the first answer, whose message may have come before the trace
+    later = a_message * (MESSAGES - 100 - 1)
+    assert rest[: len(later)] == later
+    assert rest[len(later) :] in ([], a_message[:1]), "it sleeps again"
