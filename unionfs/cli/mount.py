@@ -134,7 +134,7 @@ def _parser() -> Parser:
         choices=BUSY_POLL_MODES,
         default=BUSY_POLL_AUTO,
         help="look for the next request for some 200 microseconds before sleeping, which keeps a processor busy; auto: "
-        "while one is to spare and it finds requests (default: auto; kernel transport only)",
+        "while it finds requests and nobody else wants the processor (default: auto; kernel transport only)",
     )
     add("--writeback", action="store_true", help="let the kernel collect small writes")
     add(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+import pytest
+
 from unionfs.fuse.kernel.busy_poll import LOOKS, BusyPoll
 from unionfs.fuse.kernel.device import Device
 
@@ -19,112 +21,109 @@ class Looked:
         self.looks += 1
         return 40 if self.answers and self.answers.pop(0) else 0
 
-    def looks_of(self, busy_poll: BusyPoll) -> int:
+    def looks_of(self, busy_poll: BusyPoll, *answers: bool) -> int:
         """How often one call looks, when nothing comes but what is in `answers`."""
         before = self.looks
+        self.answers = list(answers)
         busy_poll.look(cast(Device, self))
         return self.looks - before
 
 
-class Processor:
-    """Whether one is to spare, as told, and how often that was asked."""
+class Others:
+    """Other threads, which have taken the processor as often as told."""
 
-    def __init__(self, is_to_spare: bool = True) -> None:
-        self.is_to_spare = is_to_spare
+    def __init__(self) -> None:
+        self.preemptions = 0
         self.asked = 0
 
-    def __call__(self) -> bool:
+    def __call__(self) -> int:
         self.asked += 1
-        return self.is_to_spare
+        return self.preemptions
+
+
+def automatic(others: Others | None = None) -> BusyPoll:
+    return BusyPoll("auto", lambda: True, others or Others())
 
 
 def test_a_request_that_comes_ends_the_looking() -> None:
-    device, busy_poll = Looked(), BusyPoll("auto", Processor())
+    device, busy_poll = Looked(), automatic()
     device.answers = [False, False, True, True]
-    assert busy_poll.look(cast(Device, device))
+    assert busy_poll.look(cast(Device, device)) == 40
     assert device.looks == 3
-    assert busy_poll.look(cast(Device, device))
+    assert busy_poll.look(cast(Device, device)) == 40
     assert device.looks == 4
 
 
-def test_a_processor_that_others_want_is_left_to_them() -> None:
-    device, processor = Looked(), Processor(False)
-    busy_poll = BusyPoll("auto", processor)
-    assert [device.looks_of(busy_poll) for _ in range(1600)] == [0] * 1600
-    assert processor.asked == 100
-
-
-def test_looking_begins_when_there_is_a_processor_to_spare() -> None:
-    device, processor = Looked(), Processor(False)
-    busy_poll = BusyPoll("auto", processor)
-    assert device.looks_of(busy_poll) == 0
-    processor.is_to_spare = True
-    looks = [device.looks_of(busy_poll) for _ in range(16)]
-    assert looks[:15] == [0] * 15
-    assert looks[15] == LOOKS
-
-
-def test_looking_ends_when_others_want_the_processor() -> None:
-    device, processor = Looked(), Processor()
-    busy_poll = BusyPoll("auto", processor)
-    for _ in range(5):
-        device.answers = [True]
-        assert device.looks_of(busy_poll) == 1
-    processor.is_to_spare = False
-    assert device.looks_of(busy_poll) == LOOKS, "nobody has been asked yet"
-    assert device.looks_of(busy_poll) == 0, "in vain, so somebody was"
-
-
-def test_others_are_asked_after_while_looking_is_worth_it() -> None:
-    device, processor = Looked(), Processor()
-    busy_poll = BusyPoll("auto", processor)
-    for _ in range(160):
-        device.answers = [True]
-        assert device.looks_of(busy_poll) == 1
-    assert processor.asked == 10
-    processor.is_to_spare = False
-    assert device.looks_of(busy_poll) == 0
+def test_without_processors_to_keep_busy_it_never_looks() -> None:
+    device, busy_poll = Looked(), BusyPoll("auto", lambda: False, Others())
+    assert [device.looks_of(busy_poll, True) for _ in range(100)] == [0] * 100
 
 
 def test_looking_in_vain_becomes_rare() -> None:
-    device, busy_poll = Looked(), BusyPoll("auto", Processor())
-    looks = [device.looks_of(busy_poll) for _ in range(10_000)]
+    device, busy_poll = Looked(), automatic()
+    looks = [device.looks_of(busy_poll) for _ in range(100_000)]
     assert looks[:9] == [LOOKS] * 9
     assert looks[9:73] == [0] * 64
-    assert sum(looks) / len(looks) < LOOKS / 20, "one request in more than 20 looked for, in the long run"
+    assert looks[73:76] == [LOOKS] * 3
+    assert looks[76:204] == [0] * 128, "each pause is twice as long"
+    assert looks.count(LOOKS) == 63
+    last = len(looks) - looks[::-1].index(LOOKS)
+    assert len(looks) - last <= 8192, "but there is a longest one"
+
+
+def test_looking_is_rare_while_others_want_the_processor() -> None:
+    """Also if it finds requests: a program beside it, or another daemon, had to wait for it."""
+    device, others = Looked(), Others()
+    busy_poll = automatic(others)
+    looked = 0
+    for _ in range(10_000):
+        others.preemptions += 1
+        looked += device.looks_of(busy_poll, False, True) > 0
+    assert looked < 40
+
+
+def test_looking_begins_again_when_it_is_worth_it() -> None:
+    device, others = Looked(), Others()
+    busy_poll = automatic(others)
+    for _ in range(2000):
+        others.preemptions += 1
+        device.looks_of(busy_poll, False, True)
+    for _ in range(2000):
+        device.looks_of(busy_poll, False, True)
+    assert [device.looks_of(busy_poll, False, True) for _ in range(100)] == [2] * 100
+    others.preemptions += 1
+    looks = [device.looks_of(busy_poll, False, True) for _ in range(10)]
+    assert looks == [2] * 10, "once is no reason to end it"
+
+
+def test_requests_that_are_there_already_say_nothing_about_looking() -> None:
+    device, others = Looked(), Others()
+    busy_poll = automatic(others)
+    asked = others.asked
+    for _ in range(200):
+        others.preemptions += 1
+        assert device.looks_of(busy_poll, True) == 1
+    assert others.asked == asked
 
 
 def test_two_finds_in_three_are_worth_the_looking() -> None:
-    device, busy_poll = Looked(), BusyPoll("auto", Processor())
-    for _ in range(1000):
-        device.answers = [True]
-        assert device.looks_of(busy_poll) == 1
-        device.answers = [True]
-        assert device.looks_of(busy_poll) == 1
+    device, busy_poll = Looked(), automatic()
+    for _ in range(200):
+        assert device.looks_of(busy_poll, False, True) == 2
+        assert device.looks_of(busy_poll, False, True) == 2
         assert device.looks_of(busy_poll) == LOOKS
 
 
 def test_one_find_in_four_is_not() -> None:
-    device, busy_poll = Looked(), BusyPoll("auto", Processor())
-    wanted = 0
-    for number in range(4000):
-        device.answers = [number % 4 == 0]
-        wanted += device.looks_of(busy_poll) > 1
-    assert wanted < 1000
+    device, busy_poll = Looked(), automatic()
+    looked = [device.looks_of(busy_poll, False, number % 4 == 0) for number in range(4000)]
+    assert len([looks for looks in looked if looks > 2]) < 50
 
 
-def test_on_looks_at_each_request_and_asks_for_no_processor() -> None:
-    device, processor = Looked(), Processor(False)
-    busy_poll = BusyPoll("on", processor)
-    assert [device.looks_of(busy_poll) for _ in range(100)] == [LOOKS] * 100
-    device.answers = [True]
-    assert busy_poll.look(cast(Device, device)) == 40
-    assert processor.asked == 0
-
-
-def test_off_never_looks() -> None:
-    device, processor = Looked(), Processor()
-    busy_poll = BusyPoll("off", processor)
-    device.answers = [True]
-    assert [device.looks_of(busy_poll) for _ in range(100)] == [0] * 100
-    assert processor.asked == 0
+@pytest.mark.parametrize(("mode", "looks"), [("on", LOOKS), ("off", 0)])
+def test_on_and_off_depend_on_nothing(mode: str, looks: int) -> None:
+    device, others = Looked(), Others()
+    busy_poll = BusyPoll(mode, lambda: mode == "off", others)
+    for _ in range(200):
+        others.preemptions += 1
+        assert device.looks_of(busy_poll) == looks

@@ -30,7 +30,7 @@ from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.kernel.workers import Workers
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
-from unionfs.syscalls.processors import SpareProcessor
+from unionfs.syscalls import processors
 
 _TURN_S: Final = 0.005
 """How long requests may keep the loop from all else, in seconds."""
@@ -59,12 +59,10 @@ def serve(
     session = traffic or Session(options, tuning or Tuning())
     with ExitStack() as held:
         held.callback(os.close, fd)
-        spare = SpareProcessor()
-        held.callback(spare.close)
         device, dispatcher = Device(fd), Dispatcher(union, session)
         if session.options.passthrough:
             dispatcher.pass_through(device)
-        busy_poll = BusyPoll(session.options.busy_poll, spare.is_available)
+        busy_poll = BusyPoll(session.options.busy_poll, processors.is_unlimited, processors.preemptions)
         engine = _Engine(device, busy_poll, dispatcher, notifier)
         held.enter_context(_interruptible(device))
         try:
