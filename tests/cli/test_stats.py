@@ -55,7 +55,9 @@ def test_one_object_with_everything(user: User, mountpoint: Path, lower: Path, t
     assert found["upper"] == str(lower.parent / "upper")
     assert Path(f"/proc/{found['pid']}/comm").read_text().startswith("unionfs:")
     assert found["protocol"] == "libfuse" or found["protocol"].startswith("7.")
-    assert found["memory_bytes"] > 1 << 20
+    memory = found["memory_bytes"]
+    assert memory["own"] > 1 << 20
+    assert memory["own"] < memory["pss"] < memory["resident"] == memory["own"] + memory["shared"]
     assert found["uptime_s"] >= 0
     assert found["cpu_s"] > 0
     assert found["copy_ups"]["files"] == 0

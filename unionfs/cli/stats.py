@@ -19,7 +19,8 @@ false), code (the same in words, with the reason for Python), uptime_s, lowers, 
 kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, views
 (offered: whether read-only unions of the same lowers become views of this one; mounted: how many did; nodes: those of
 the views; no_view: why this union is not a view), passthrough (null without it; files open now, plain opens so far),
-memory_bytes (resident) and cpu_s (of the daemon)."""
+memory_bytes (of the daemon: resident; of that own, and shared with other processes; pss, which is its own and its part
+of the shared) and cpu_s (of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -76,7 +77,7 @@ def _for_people(found: dict[str, Any]) -> str:
         ("views", _views(found["views"])),
         ("watch", _watch(found["watch"])),
         ("passthrough", _passthrough(found.get("passthrough"))),
-        ("memory", _size(found["memory_bytes"])),
+        ("memory", _memory(found["memory_bytes"])),
         ("processor", f"{found['cpu_s']:.2f} s"),
     ]
     messages = sorted(found["messages"].items(), key=lambda item: -item[1])
@@ -104,6 +105,13 @@ def _watch(watch: dict[str, int] | None) -> str:
         return "no: changes to the directories underneath are undefined"
     unwatched = f", {watch['unwatched']} cannot be" if watch["unwatched"] else ""
     return f"{watch['directories']} directories are watched{unwatched}"
+
+
+def _memory(memory: dict[str, int] | None) -> str:
+    if memory is None:
+        return "unknown: this kernel has no /proc/PID/smaps_rollup"
+    own, shared, pss = (_size(memory[kind]) for kind in ("own", "shared", "pss"))
+    return f"{pss} (PSS): {own} its own, and its part of {shared} shared with other processes"
 
 
 def _shown(path: str) -> str:

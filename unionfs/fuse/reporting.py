@@ -98,7 +98,7 @@ class Reporter:
             "views": self._views(),
             "watch": self._watch(),
             "passthrough": self.traffic.passthrough,
-            "memory_bytes": _resident_bytes(),
+            "memory_bytes": _memory(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
         }
 
@@ -299,7 +299,17 @@ def _text(name: bytes) -> str:
     return name.decode(errors="replace")
 
 
-def _resident_bytes() -> int:
-    """Return the resident memory of this process in bytes (proc_pid_statm(5))."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
+def _memory() -> dict[str, int] | None:
+    """Return the memory of this process in bytes, by smaps_rollup (proc_pid_smaps(5)); None if the kernel lacks it."""
+    try:
+        with open("/proc/self/smaps_rollup", "rb") as rollup:
+            lines = rollup.read().splitlines()[1:]
+    except OSError:
+        return None
+    kilobytes = {name: int(amount) for name, amount, *_ in map(bytes.split, lines)}
+    return {
+        "resident": 1024 * kilobytes[b"Rss:"],
+        "pss": 1024 * kilobytes[b"Pss:"],
+        "shared": 1024 * (kilobytes[b"Shared_Clean:"] + kilobytes[b"Shared_Dirty:"]),
+        "own": 1024 * (kilobytes[b"Private_Clean:"] + kilobytes[b"Private_Dirty:"]),
+    }
