@@ -34,10 +34,11 @@ from unionfs.bench.run_directory import run_directory
 
 OURS: Final = "ours"
 OURS_WITHOUT_VIEW: Final = "ours, view=off"
+OURS_WITHOUT_PARENT: Final = "ours, no parent"
 FUSE_OVERLAYFS: Final = "fuse-overlayfs"
 FUSE_OVERLAYFS_2: Final = "fuse-overlayfs 2"
 OVERLAYFS: Final = "overlayfs"
-SYSTEMS: Final = (OURS, OURS_WITHOUT_VIEW, FUSE_OVERLAYFS, FUSE_OVERLAYFS_2, OVERLAYFS)
+SYSTEMS: Final = (OURS, OURS_WITHOUT_VIEW, OURS_WITHOUT_PARENT, FUSE_OVERLAYFS, FUSE_OVERLAYFS_2, OVERLAYFS)
 """The mount programs; `fuse-overlayfs 2` is the program that $UNIONFS_BENCH_FUSE_OVERLAYFS_2 names, and `overlayfs` the
 kernel's, mounted by podman itself."""
 
@@ -58,6 +59,8 @@ _TIMEOUT_S: Final = 600
 _END_OF_DAEMONS_S: Final = 10
 _PAUSE_S: Final = 0.3
 """Before each command: what the one before has left to the kernel ends."""
+_LINGER: Final = {"UNIONFS_LINGER": "60"}
+"""The default. The users of the tests have another."""
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -90,7 +93,7 @@ class Podman:
 
     def __call__(self, *words: str | Path, check: bool = True) -> str:
         """Run one command; return what it printed. Raises: ChildError."""
-        env = {"CONTAINERS_CONF": f"{self._where}/containers.conf"}
+        env = {"CONTAINERS_CONF": f"{self._where}/containers.conf", **_LINGER}
         return self._user.run([*self._argv, *words], env=env, timeout_s=_TIMEOUT_S, check=check).stdout
 
     def job(self, name: str, steps: int) -> str:
@@ -169,9 +172,10 @@ def _programs(user: User, directory: Path, wanted: Sequence[str]) -> Iterator[tu
     for system in wanted:
         if system == OURS:
             yield system, ours
-        elif system == OURS_WITHOUT_VIEW:
-            wrapper = directory / "without-view"
-            wrapper.write_text(f'#!/bin/sh\nexec {ours} -o view=off "$@"\n')
+        elif system in (OURS_WITHOUT_VIEW, OURS_WITHOUT_PARENT):
+            wrapper = directory / system.replace(" ", "-").replace(",", "")
+            command = f"{ours} -o view=off" if system == OURS_WITHOUT_VIEW else f"env UNIONFS_LINGER=0 {ours}"
+            wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
             wrapper.chmod(0o755)
             user.own(wrapper)
             yield system, wrapper
@@ -229,7 +233,7 @@ def own_commands(user: User, directory: Path, tar: Path, names: Sequence[str], c
     }
 
     def act(name: str) -> str:
-        user.run([program, *argv[name]], timeout_s=_TIMEOUT_S)
+        user.run([program, *argv[name]], env=_LINGER, timeout_s=_TIMEOUT_S)
         return ""
 
     found = {name: Samples() for name in names}
