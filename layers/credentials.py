@@ -12,14 +12,10 @@ unknown keys in them are kept.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import json
 import os
 import re
-import secrets
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -102,6 +98,8 @@ def store(registry: str, credentials: Credentials, path: str | None = None) -> s
         _table(path, value, "auths").setdefault(_file_key(registry), {})
         _write(path, value)
         return f"docker-credential-{helper}"
+    import base64
+
     text = f"{credentials.username}:{credentials.password}".encode()
     entry = {"auth": base64.b64encode(text).decode()}
     if credentials.identity_token:
@@ -172,6 +170,9 @@ def _entry(path: str, name: str, entry: Mapping[str, Any]) -> Credentials | None
         raise Refused("reading credentials", path, f"the entry of {name} is malformed")
     username, password = entry.get("username", ""), entry.get("password", "")
     if text:
+        import base64
+        import binascii
+
         try:  # some tools break the lines
             text = text.replace("\n", "").replace("\r", "")
             username, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
@@ -213,6 +214,8 @@ def _ask_helper(helper: str, key: str) -> Credentials | None:
 
 
 def _run_helper(helper: str, verb: str, said: str) -> str:
+    import subprocess
+
     program = f"docker-credential-{helper}"
     try:
         ended = subprocess.run(
@@ -279,7 +282,7 @@ def _write(path: str, value: Mapping[str, Any]) -> None:
         raise Refused("writing credentials", path, f"{link} is a symbolic link of another user")
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    aside = f"{path}.{secrets.token_hex(4)}"
+    aside = f"{path}.{os.urandom(4).hex()}"
     try:
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:

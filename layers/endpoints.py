@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import glob
 import os
-import ssl
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from layers.errors import LayerError, Refused
 from layers.origins import is_loopback_name, may_have_what_was_given
 from layers.reference import DEFAULT_REGISTRY, Reference
 from unionfs import store_files
+
+if TYPE_CHECKING:  # imported when something is fetched: every `unionfs run IMAGE` imports this module
+    import ssl
 
 _DOCKER_HOST: Final = "registry-1.docker.io"  # serves docker.io
 
@@ -94,6 +95,8 @@ def is_loopback(host: str) -> bool:
 
 def tls_context(endpoint: Endpoint, *, with_own_certificate: bool = True) -> ssl.SSLContext:
     """A TLS context with the trusted authorities and the client certificate. Raises: LayerError."""
+    import ssl
+
     context = ssl.create_default_context()
     if endpoint.insecure:
         context.check_hostname = False
@@ -119,7 +122,7 @@ def _files(directories: Iterable[str], suffix: str) -> list[str]:
 def _said(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:  # ssl.SSLError is one
         raise LayerError("reading certificates", path, str(error)) from None
 
 
@@ -164,6 +167,8 @@ def _fits(prefix: str, reference: Reference) -> bool:
 
 
 def _configuration() -> list[Mapping[str, Any]]:
+    import tomllib
+
     named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
     own = _user_config("registries.conf")
     paths = [named or (own if os.path.exists(own) else "/etc/containers/registries.conf")]

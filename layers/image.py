@@ -19,7 +19,6 @@ from layers import manifest as manifests
 from layers import reference as references
 from layers import unpacked
 from layers.attributes import Options
-from layers.compression import CountingReader
 from layers.config import ImageConfig
 from layers.digest import Digest
 from layers.endpoints import Endpoint, Wishes, endpoints
@@ -414,6 +413,7 @@ class _Pull:
         False if none has it; its registry may.
         """
         from layers import http_file
+        from layers.compression import CountingReader
 
         for url in blob.urls:
             try:
@@ -442,6 +442,8 @@ def _unpack_blob(
     is_cancelled: Callable[[], bool],
 ) -> None:
     """Unpack one layer, on any thread, and stop with LayerError once `is_cancelled` returns True."""
+    from layers.compression import CountingReader
+
     key = digests.short(layer.digest)
     _ = layer.compression  # refuses an unknown media type
     progress.begin(key, "unpacking", layer.size)

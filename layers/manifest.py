@@ -8,7 +8,7 @@ its values: its digest is that of the bytes.
 from __future__ import annotations
 
 import json
-import platform as machine
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -208,7 +208,7 @@ def parse_platform(text: str) -> Platform:
 
 def own_platform() -> Platform:
     """The platform of this machine."""
-    return _normal(Platform("linux", machine.machine().lower()))
+    return _normal(Platform("linux", os.uname().machine.lower()))
 
 
 def choose(index: Index, wanted: Platform, subject: str = "") -> Descriptor:

@@ -6,7 +6,6 @@ connection use the same `httpx.URL`, so that no two parsers can disagree about i
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def is_loopback_name(name: str) -> bool:
     many resolvers ask the network for them."""
     if name == "localhost":
         return True
+    import ipaddress
+
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -18,22 +18,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from layers import digest as digests
 from layers import manifest as manifests
 from layers import reference as references
-from layers.compression import Readable
 from layers.digest import Digest
 from layers.errors import LayerError, Malformed, NotFound, Refused
 from layers.locks import locked, try_lock
 from layers.manifest import MAX_MANIFEST, REF_NAME, Descriptor, Index, Manifest
 from unionfs import store_files
 from unionfs.trees.remove import remove_tree
+
+if TYPE_CHECKING:  # every `unionfs run IMAGE` imports this module
+    from layers.compression import Readable
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
@@ -212,7 +213,7 @@ class Store:
 
     def new_aside(self) -> str:
         """A new path in aside/, on the store's filesystem, for a file or directory being built."""
-        return os.path.join(self.aside, secrets.token_hex(12))
+        return os.path.join(self.aside, os.urandom(12).hex())
 
     def discard(self, path: str) -> None:
         """Remove a directory of the store: rename it into aside/, then delete it."""

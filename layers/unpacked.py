@@ -16,20 +16,22 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from layers import digest as digests
-from layers import fingerprint, unpack
+from layers import fingerprint
 from layers.attributes import Options, Unpacked
-from layers.compression import Readable
 from layers.digest import Digest
 from layers.errors import NotFound, Refused
-from layers.resolve_parents import LowerEntry, resolve_parents
 from layers.safe_open import Path, directories
 from layers.store import Store
 from layers.tree import LayerTrees, View, xattrs
 from unionfs import store_files
 from unionfs.syscalls import files
+
+if TYPE_CHECKING:  # imported when a layer is unpacked
+    from layers.compression import Readable
+    from layers.resolve_parents import LowerEntry
 
 _RECORD: Final = "layer.json"
 _FINGERPRINTS: Final = "fingerprints"
@@ -78,6 +80,8 @@ class Pending:
 
     def run(self, source: Readable, diff_id: Digest) -> None:
         """Unpack the tar in `source`. Raises: Refused, also when its digest is not `diff_id`; OSError."""
+        from layers import unpack
+
         os.mkdir(self._aside, 0o700)
         try:
             os.mkdir(os.path.join(self._aside, _DIFF), 0o755)
@@ -101,6 +105,8 @@ class Pending:
 
         `branches` is shared by all layers of an image, each of which reads those beneath it. Raises: Refused, OSError.
         """
+        from layers.resolve_parents import resolve_parents
+
         assert self.result is not None
         result = self.result
         diff = os.path.join(self._aside, _DIFF)
@@ -168,6 +174,8 @@ def _opened_fingerprints(directory: str) -> IO[bytes]:
 
 
 def _lookup_in(branches: LayerTrees, beneath: Iterable[str]) -> Callable[[Path], LowerEntry | None]:
+    from layers.resolve_parents import LowerEntry
+
     views: list[View] = []  # opened at the first lookup: most layers need none
 
     def below(path: Path) -> LowerEntry | None:

@@ -116,18 +116,22 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
 def _ask_parent(options: DaemonOptions) -> list[str]:
     """Have the parent fork the daemon. Returns its reply; nothing where this process is to do it."""
     if client.refusal is None:
-        import pickle
-
         fds = [] if options.lifeline_fd is None else [options.lifeline_fd]
         try:
             if mounting.inherited_fd(options.mountpoint) is not None:
                 raise client.NoParentError("the mountpoint is a descriptor")
-            return client.ask(client.OPTIONS, pickle.dumps(options), fds)
+            return client.ask(client.OPTIONS, partial(_pickled, options), fds)
         except client.NoParentError as why:
             client.refusal = why
         except client.ParentEndedError:
             return [""]
     return []
+
+
+def _pickled(options: DaemonOptions) -> bytes:
+    import pickle
+
+    return pickle.dumps(options)
 
 
 def _fork(options: DaemonOptions) -> list[str]:

@@ -6,13 +6,16 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fuse.daemons import daemon_of
-from tests.mount_parent.callers import Caller, caller_of, ends
+from tests.mount_parent.callers import PATIENCE_S, Caller, caller_of, ends
+from tests.support.mountinfo import mount_at
+from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.mount_parent.parent import NAME
 
@@ -214,6 +217,34 @@ def test_a_daemon_has_the_environment_of_its_caller(root: Caller) -> None:
     second = root.mount("second", env={"UNIONFS_LOG": os.fspath(log)})
     assert root.unionfs("umount", second).returncode == 0
     assert f"INFO unionfs.daemon: started by parent {root.parent()}\n" in log.read_text()
+
+
+_LIBRARY = """
+import sys
+import unionfs
+lower, mountpoint = sys.argv[1:]
+with unionfs.mount([lower], mountpoint) as mounted:
+    print(mounted.stats()["started_by"], open(f"{mountpoint}/file").read())
+try:
+    unionfs.mount([f"{lower}/missing"], mountpoint)
+except unionfs.MountError as error:
+    print(error)
+unionfs.mount([lower], mountpoint)  # goes with this process
+"""
+
+
+def test_a_mount_of_the_library_is_forked_and_ends_with_its_program(caller: Caller) -> None:
+    caller.mount("first")
+    lower, mountpoint = caller.directories("second")
+    parent = caller.parent()
+    done = caller.run(sys.executable, "-c", _LIBRARY, lower, mountpoint)
+    assert done.stderr == ""
+    started_by, failure = done.stdout.splitlines()
+    assert started_by == f"parent {parent} second"
+    assert failure == f"mount failed: {mountpoint}: cannot use {lower}/missing as a lower: No such file or directory"
+    until = time.monotonic() + limit(PATIENCE_S)
+    while mount_at(mountpoint) is not None:
+        assert time.monotonic() < until
 
 
 def test_a_mount_in_the_foreground_is_none_of_a_parents(root: Caller) -> None:

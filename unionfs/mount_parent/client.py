@@ -16,7 +16,7 @@ from unionfs.mount_parent import identity, messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 LINGER = "UNIONFS_LINGER"
@@ -65,10 +65,10 @@ def linger_s() -> float:
     return seconds
 
 
-def ask(kind: str, subject: object, descriptors: Sequence[int] = ()) -> list[str]:
-    """Have the parent do `subject`, and return the fields of its reply. `descriptors` are sent along.
+def ask(kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> list[str]:
+    """Have the parent do what `subject` returns, and return the fields of its reply. `descriptors` are sent along.
 
-    Raises: NoParentError, ParentEndedError.
+    `subject` is called once a parent has accepted. Raises: NoParentError, ParentEndedError.
     """
     try:
         if linger_s() == 0:
@@ -85,7 +85,7 @@ def ask(kind: str, subject: object, descriptors: Sequence[int] = ()) -> list[str
     try:
         end.settimeout(_PATIENCE_S)
         pid = _connect(end, own)
-        request: Any = (identity.code(), kind, subject, [*os.environb.items()])
+        request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
         _send(end, marshal.dumps(request), descriptors)
         try:
             reply = messages.receive(end)[0]
@@ -145,7 +145,7 @@ def mount(argv: list[str]) -> int | None:
     is to be run here, for the reason in `refusal`."""
     global refusal  # noqa: PLW0603 - one process runs one command line
     try:
-        reply = ask(COMMAND, [os.fsencode(word) for word in argv], (0, 1, 2))
+        reply = ask(COMMAND, lambda: [os.fsencode(word) for word in argv], (0, 1, 2))
         return int(reply[1])
     except NoParentError as why:
         refusal = why
