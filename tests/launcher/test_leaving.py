@@ -146,8 +146,8 @@ def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, 
 def test_too_few_descriptors_at_any_point(user: User, debian: Path, tidy: None, limit: int) -> None:
     command = [*user.unionfs_cmd, "run", "--rm", os.fspath(debian), "true"]
     ended = user.run(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command], check=False)
-    assert ended.returncode in (0, 125, 126), ended.stderr
-    assert (ended.returncode != 0) == ("Too many open files" in ended.stderr)
+    assert ended.returncode in (0, 125, 126, 127), ended.stderr  # 127: the dynamic loader's, of the command itself
+    assert (ended.returncode != 0) == any(word in ended.stderr for word in ("Too many open files", "Error 24"))
     assert containers(user) == []
 
 
