@@ -14,7 +14,7 @@ import pytest
 
 from tests.mounted import operations, stress, trees
 from tests.mounted.mounted_subject import MountedSubject
-from tests.mounted.subjects import NATIVE, Subject, unavailable
+from tests.mounted.subjects import NATIVE, PASSTHROUGH, Subject, unavailable
 from tests.mounted.test_differential import compare_trees
 from tests.support.users import User
 
@@ -26,6 +26,7 @@ _SUBJECTS = (
     Subject("kernel", "root", "scattered"),
     Subject("kernel", "userns", "scattered", "overlay"),
     Subject("pyfuse3", "root", "scattered"),
+    Subject(PASSTHROUGH, "root", "scattered"),
 )
 
 
@@ -61,7 +62,7 @@ def test_at_once_as_alone(subject: Subject, seed: int, scratch: Path, request: p
     user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
     native = MountedSubject(Subject(NATIVE, subject.who, "plain"), user, scratch / "plain")
     union = MountedSubject(subject, user, scratch / "union", mounted=False)
-    fallocates = subject.transport == "kernel"
+    fallocates = subject.transport != "pyfuse3"
     time_s = 120 + _COUNT
     with native, union:
         native.agent.call(_build, seed, [native.merged])

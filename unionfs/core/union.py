@@ -464,6 +464,10 @@ class Union:
             self._tree.read_fd(node)  # finds the data of a metacopy file
         return backing.open(node)
 
+    def is_former(self, nodeid: int) -> bool:
+        """Whether the node has another id since `renumber`."""
+        return self._nodes.get(nodeid).nodeid != nodeid
+
     def renumber(self, nodeid: int) -> bool:
         """Give the node another id, for the next lookup of a name of it; its ids so far go on to lead to it. Returns
         whether more than one of its names is known."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,45 @@ def test_a_reopened_descriptor_of_the_lower_is_stale(mounted: Mount) -> None:
             os.close(os.open(f"/proc/self/fd/{early.fileno()}", os.O_RDONLY))
         assert caught.value.errno == errno.ESTALE
     assert (mounted.path / "f").read_bytes() == b"a"
+
+
+AT_ONCE = """
+import os, sys
+role = sys.argv[1]
+early = {}
+for turn in range(3):
+    for number in range(60):
+        name = f"many/f{number}"
+        if role == "write":
+            with open(name, "ab") as file:
+                file.write(b"more")
+        else:
+            fd = os.open(name, os.O_RDONLY)
+            seen = os.pread(fd, 99, 0)
+            assert seen in [b"lower" + b"more" * count for count in range(7)], seen
+            if role == "hold":
+                early[fd] = seen
+            else:
+                os.close(fd)
+for fd, seen in early.items():
+    assert os.pread(fd, 99, 0).startswith(seen)
+"""
+
+
+def test_files_that_are_opened_and_copied_up_at_once(lower: Path, mount: Callable[..., Mount]) -> None:
+    """No open fails, nothing that was written is lost, and all see the same in the end."""
+    (lower / "many").mkdir()
+    for number in range(60):
+        (lower / f"many/f{number}").write_bytes(b"lower")
+    mounted = mount(lower, passthrough=True)
+    roles = ("hold", "write", "read", "hold", "write", "read")
+    running = [subprocess.Popen([sys.executable, "-c", AT_ONCE, role], cwd=mounted.path) for role in roles]
+    assert [child.wait(60) for child in running] == [0] * len(roles)
+    for number in range(60):
+        path = mounted.path / f"many/f{number}"
+        assert path.read_bytes() == b"lower" + b"more" * 6
+        assert path.stat().st_size == 29
+    assert mounted.new_messages().get("READ", 0) == 0
 
 
 def test_truncating_opens_copy_nothing(mounted: Mount) -> None:

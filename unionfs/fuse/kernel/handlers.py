@@ -152,6 +152,8 @@ def _set(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, _outcom
 def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     if self.opens is None:
         return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
+    if self.union.is_former(nodeid):
+        return encode.error(unique, errno.ESTALE)  # its names lead to the present one
     flags, how = abi.OPEN_IN.unpack_from(buf, BODY)
     size = 0 if flags & os.O_TRUNC else None
     writes = flags & os.O_ACCMODE != os.O_RDONLY
