@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -170,6 +170,7 @@ class _Session:
         self._job_signals: set[signal.Signals] = set()  # those that are about this process; set once, by wait
         self._relay: Relay | None = None  # None until the container has sent its terminal
         self._failure: LaunchError | None = None  # the first one reported
+        self._senders_gone = False  # all of the channel's other ends are closed, which poll(2) would report for ever
         self._fatal_signal: int | None = None  # a signal that arrived before there was an init to forward it to
 
     def wait(self) -> int:
@@ -218,14 +219,17 @@ class _Session:
             os.close(self._init_fd)
         self._receiver.close()
 
-    def _poll(self, wanted: dict[int, int], *others: int) -> set[int]:
+    def _poll(self, wanted: dict[int, int], *others: int) -> Set[int]:
         poll = select.poll()
         for fd, events in wanted.items():
             poll.register(fd, events)
         handed = (self._console.fileno(),) if self._console else ()
-        for fd in (*others, self._receiver.fileno(), *handed):
+        channel = () if self._senders_gone else (self._receiver.fileno(),)
+        for fd in (*others, *channel, *handed):
             poll.register(fd, select.POLLIN)
-        return {fd for fd, _ in poll.poll()}
+        ready = dict(poll.poll())
+        self._senders_gone |= any(ready.get(fd) == select.POLLHUP for fd in channel)
+        return ready.keys()
 
     def _outcome(self) -> int:
         assert self.monitor is not None

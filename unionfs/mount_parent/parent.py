@@ -72,8 +72,7 @@ def _run(first: int, linger_s: float, run_command: RunCommand) -> NoReturn:
     for module in (*daemon.MODULES, *_COMMANDS):
         with suppress(ImportError):
             import_module(module)
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # a collection would write to pages that the daemons share
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _Parent(listener, own, linger_s, origin).serve(first)
