@@ -19,7 +19,7 @@ def written(path: Path, text: str) -> None:
 
 def is_unlimited(tmp_path: Path, membership: str) -> bool:
     written(tmp_path / "membership", membership)
-    return processors.is_unlimited(tmp_path / "membership", tmp_path)
+    return processors.is_unlimited(str(tmp_path / "membership"), str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_any_quota_is_one(tmp_path: Path) -> None:
 
 
 def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
-    assert processors.is_unlimited(tmp_path / "no such file", tmp_path)
+    assert processors.is_unlimited(str(tmp_path / "no such file"), str(tmp_path))
 
 
 def test_a_single_processor_is_not_kept_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,10 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Final
-
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+from os.path import dirname, join
 
 
-def is_unlimited(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _CGROUPS) -> bool:
+def is_unlimited(membership: str = "/proc/self/cgroup", mounted: str = "/sys/fs/cgroup") -> bool:
     """Whether this process may use several processors and no cgroup limits their time.
 
     Never raises: a quota that cannot be read is ignored.
@@ -26,10 +23,10 @@ def is_unlimited(membership: Path = Path("/proc/self/cgroup"), mounted: Path = _
     if len(os.sched_getaffinity(0)) < 2:
         return False
     with suppress(OSError, ValueError):
-        lines = membership.read_text(errors="surrogateescape").rstrip("\n").split("\n")
+        lines = _read(membership).rstrip("\n").split("\n")
         for line in lines:  # not splitlines: names may contain other line separators
             _number, controllers, path = line.split(":", 2)
-            if any(_has_quotas(mounted, controllers, Path(path))):
+            if any(_has_quotas(mounted, controllers, path)):
                 return False
     return True
 
@@ -41,24 +38,33 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
-def _has_quotas(mounted: Path, controllers: str, path: Path) -> Iterator[bool]:
+def _has_quotas(mounted: str, controllers: str, path: str) -> Iterator[bool]:
     """Yield for a cgroup and each of its ancestors whether it has a quota."""
     if not controllers:
-        places = [mounted, mounted / "unified"]
+        places = [mounted, join(mounted, "unified")]
     elif "cpu" in controllers.split(","):
-        places = [mounted / controllers, mounted / "cpu"]
+        places = [join(mounted, controllers), join(mounted, "cpu")]
     else:
         return
     for place in places:
-        for group in (path, *path.parents):
+        group = path
+        while True:
             with suppress(OSError, ValueError):
-                yield _has_quota(place / group.relative_to("/"), of_version_2=not controllers)
+                yield _has_quota(join(place, group.lstrip("/")), of_version_2=not controllers)
+            if group == dirname(group):
+                break
+            group = dirname(group)
 
 
-def _has_quota(group: Path, *, of_version_2: bool) -> bool:
+def _has_quota(group: str, *, of_version_2: bool) -> bool:
     """Raises: OSError if the group does not exist."""
     if of_version_2:
-        most = (group / "cpu.max").read_text().split()[0]  # "max 100000", "50000 100000"
+        most = _read(join(group, "cpu.max")).split()[0]  # "max 100000", "50000 100000"
     else:
-        most = (group / "cpu.cfs_quota_us").read_text()  # "-1": none
+        most = _read(join(group, "cpu.cfs_quota_us"))  # "-1": none
     return int(most) > 0
+
+
+def _read(path: str) -> str:
+    with open(path, errors="surrogateescape", newline="") as file:
+        return file.read()

@@ -26,8 +26,10 @@ from unionfs.fuse.kernel import handshake, server
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.handshake import negotiate
 from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
+from unionfs.fuse.kernel.workers import Workers
 from unionfs.fuse.options import ServeOptions
 
+BIG = 3 << 20  # bytes: too many to be copied between two requests
 READ = {"x86_64": "0", "aarch64": "63"}.get(platform.machine())
 
 
@@ -71,8 +73,10 @@ def kernel() -> Iterator[Kernel]:
 def union(tmp_path: Path) -> Iterator[Union]:
     for name in ("upper", "work"):
         (tmp_path / name).mkdir()
+    lower = tree(tmp_path / "lower", "f=hello d/a=1")
+    (lower / "big").write_bytes(b"b" * BIG)
     made = Union(Options(
-        lowers=(str(tree(tmp_path / "lower", "f=hello d/a=1")),),
+        lowers=(str(lower),),
         upper=str(tmp_path / "upper"),
         work=str(tmp_path / "work"),
         durability="normal",
@@ -155,6 +159,21 @@ def test_slow_work_is_finished_however_fast_requests_come(kernel: Kernel, union:
         keep_busy(kernel, lambda reply: reply.unique == 77)
 
     while_serving(kernel, union, talk)
+
+
+def test_without_threads_the_loop_does_slow_work_itself(
+    kernel: Kernel, union: Union, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workers, "run", lambda *_: False)
+
+    def talk() -> None:
+        node = wire.entry_out(kernel.ask(wire.request(wire.LOOKUP, body=b"big\0")).body).nodeid
+        assert kernel.ask(wire.write(node, 0, b"B")).error == 0
+        assert kernel.ask(wire.request(wire.FSYNC, node, bytes(16))).error == 0
+        assert kernel.ask(wire.request(wire.FALLOCATE, node, struct.pack("=QQQII", 0, 0, 4 << 20, 0, 0))).error == 0
+
+    while_serving(kernel, union, talk)
+    assert union.ledger.bytes == BIG
 
 
 def interrupted_while(kernel: Kernel, union: Union, talk: Callable[[], None]) -> None:

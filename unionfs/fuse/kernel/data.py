@@ -23,6 +23,11 @@ from unionfs.fuse.kernel import abi, encode
 from unionfs.syscalls import files
 
 
+def new_room(size: int) -> mmap.mmap:
+    """Return a buffer of which only the pages that are used take memory; of a bytearray all do."""
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class HasFd(Protocol):
     """A descriptor that stays open as long as a reference to this object exists."""
 
@@ -65,7 +70,7 @@ class Reader:
 
     def __init__(self, largest: int) -> None:
         self._largest = largest  # immutable; the most bytes that one reply may carry
-        self._reply = memoryview(bytearray(_HEADER + largest))  # overwritten by every read
+        self._reply = memoryview(new_room(_HEADER + largest))  # overwritten by every read
         self._rooms: dict[int, list[memoryview]] = {}  # by size: preadv's target; few sizes occur
 
     def read(self, file: HasFd, unique: int, offset: int, size: int) -> Reply | Work:

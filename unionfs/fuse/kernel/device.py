@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from unionfs.fuse.kernel import abi
+from unionfs.fuse.kernel.data import new_room
 from unionfs.fuse.kernel.session import REQUEST_ROOM
 
 
@@ -32,7 +33,7 @@ class Device:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd  # immutable
-        self.request = memoryview(bytearray(REQUEST_ROOM))  # overwritten by receive and sleep
+        self.request = memoryview(new_room(REQUEST_ROOM))  # overwritten by receive and sleep
         self.is_asleep = False  # whether `sleep` waits: a signal handler may then raise
         self.is_interrupted = False  # set by a signal handler: there is no more sleep
         self._read: Callable[[memoryview], int | None] = io.FileIO(fd, "rb", closefd=False).readinto
