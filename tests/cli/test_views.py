@@ -376,6 +376,20 @@ def test_stats_tell_of_views(place: Place, union: Path) -> None:
     assert "of the lowers of this union" in place.user.unionfs("stats", view).stdout
 
 
+def test_listings_of_a_view_are_asked_for_each_time(place: Place, union: Path) -> None:
+    """Entries, then the end; an ordinary mount answers the second listing from the kernel's cache."""
+
+    def asked() -> int:
+        said: int = json.loads(place.user.unionfs("stats", "--json", union).stdout)["messages"].get("READDIRPLUS", 0)
+        return said
+
+    view = place.mount("view")
+    before = asked()
+    for number in (1, 2, 3):
+        assert sorted(os.listdir(view / "c")) == ["hard", "link", "z"]
+        assert asked() == before + 2 * number
+
+
 @contextmanager
 def _stopped(daemon: Daemon) -> Iterator[None]:
     daemon.kill(signal.SIGSTOP)

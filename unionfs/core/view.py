@@ -96,7 +96,9 @@ class View(Union):
         links = self._viewed.links_or_none
         missing = set(links.incomplete()) if links is not None else set()
         if not missing <= self._given_up:
-            self._given_up = set() if complete.complete(self._viewed) else missing
+            self._given_up = missing
+            if complete.complete(self._viewed):
+                self._given_up = set()
         return not missing or not self._given_up
 
     def _twin(self, directory: DirNode) -> DirNode | None:

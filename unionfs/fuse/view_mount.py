@@ -45,7 +45,11 @@ def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: Moun
     if os.geteuid() != 0:
         return "only root, also of a user namespace, can mount a view"
     try:
-        candidates = list(_unions())
+        with open("/proc/self/mountinfo", "rb") as listing:
+            if FSTYPE.encode() not in listing.read():
+                return _NONE
+        before = mountinfo.mounts()
+        candidates = list(_unions(before))
         if not candidates:
             return _NONE
         name = os.fsdecode(_name(union, serve, mount))
@@ -59,16 +63,14 @@ def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: Moun
             status = _mount_first(candidates, name, target, mount)
         finally:
             os._exit(status)
-    return _outcome(pid, target)
+    reason = _outcome(pid)
+    return "" if not reason or _has_view(target, before) else reason
 
 
-def _unions() -> Iterator[mountinfo.Mount]:
-    """List the unions of root that are mounted in this namespace and not covered by another mount, the latest first."""
+def _unions(mounted: list[mountinfo.Mount]) -> Iterator[mountinfo.Mount]:
+    """List the unions of root that are mounted and not covered by another mount, the latest first."""
     covered: set[str] = set()
-    with open("/proc/self/mountinfo", "rb") as listing:
-        if FSTYPE.encode() not in listing.read():
-            return
-    for there in reversed(mountinfo.mounts()):
+    for there in reversed(mounted):
         if there.fstype == FSTYPE and there.root == "/" and there.user_id == 0 and there.mountpoint not in covered:
             yield there
         covered.add(there.mountpoint)
@@ -125,8 +127,15 @@ def _attributes(mount: MountOptions) -> int:
     return wanted
 
 
-def _outcome(pid: int, target: str) -> str:
-    """Wait for the child process. Returns what `mount_view` does."""
+def _has_view(target: str, before: list[mountinfo.Mount]) -> bool:
+    """Whether a view is mounted at `target` that was not there before: the child process may have been killed after it
+    had mounted it."""
+    there = mountinfo.topmost_at(target)
+    return there is not None and is_view(there) and there.mount_id not in {mount.mount_id for mount in before}
+
+
+def _outcome(pid: int) -> str:
+    """Wait for the child process. Returns "" if it has mounted the view, as far as is known, or why it has not."""
     pidfd = os.pidfd_open(pid)
     try:
         if not select.select([pidfd], [], [], _PATIENCE_MS / 1000)[0]:
@@ -134,8 +143,7 @@ def _outcome(pid: int, target: str) -> str:
                 os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:  # SIGCHLD is ignored (inherited), so there is no exit status
-        there = mountinfo.topmost_at(target)
-        status = 0 if there is not None and is_view(there) else 3
+        status = 3
     finally:
         os.close(pidfd)
     if status == 0:
