@@ -33,19 +33,28 @@ _CHECKSUM_BLANK: Final = 8 * ord(" ")  # the checksum field itself is summed as 
 
 
 class Header(tarfile.TarInfo):
-    """A TarInfo with a faster `frombuf`."""
+    """A TarInfo with a faster `frombuf`, which newer Pythons (3.14.10) call `_frombuf`."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Raises: the kinds of tarfile.HeaderError."""
-        if len(buf) == tarfile.BLOCKSIZE and bytes(buf[156:157]) in _PLAIN:
-            header = cls._plain(bytes(buf), encoding, errors)
-            if header is not None:
-                return header
-        return super().frombuf(_without_leading_zeros(bytes(buf)), encoding, errors)
+        header = cls._plain(bytes(buf), encoding, errors)
+        return header or super().frombuf(_without_leading_zeros(bytes(buf)), encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, *, dircheck: bool = True) -> Self:
+        header = cls._plain(bytes(buf), encoding, errors)
+        if header is not None:
+            return header
+        made: Self = super()._frombuf(  # type: ignore[misc]
+            _without_leading_zeros(bytes(buf)), encoding, errors, dircheck=dircheck
+        )
+        return made
 
     def _proc_member(self, tarfile_: Any) -> Any:
         """Tell the reader how long an extended header is: behind it, the tar may end."""
+        if self.size < 0:
+            raise ValueError("a negative size")
         if self.type in _EXTENDED:
             tarfile_.fileobj.needed = self.size
         return super()._proc_member(tarfile_)  # type: ignore[misc]
@@ -59,10 +68,14 @@ class Header(tarfile.TarInfo):
         for key in ("uid", "gid", "size"):
             if key in given and not _NUMBER.fullmatch(given[key]):
                 raise ValueError(f"{key} {given[key][:50]!r} is no number")
+        if given.get("size", "").startswith("-"):
+            raise ValueError("a negative size")
         super()._apply_pax_info(given, encoding, errors)  # type: ignore[misc]
 
     @classmethod
     def _plain(cls, buf: bytes, encoding: str, errors: str) -> Self | None:
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] not in _PLAIN:
+            return None
         (
             name, mode, uid, gid, size, mtime, checksum, kind, link, _, _, _, device, prefix,
         ) = _FIELDS.unpack(buf)  # fmt: skip

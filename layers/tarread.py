@@ -73,7 +73,7 @@ class _HeaderReader:
 
     def __init__(self, stream: TarStream) -> None:
         self.block = b""  # a block that was read already and is to be read again
-        self.needed = 0  # bytes that the next read needs, or the tar is cut off
+        self.needed = 0  # bytes that the next reads need, or the tar is cut off
         self._stream = stream
         self.tell = stream.tell  # right only while `block` is empty
 
@@ -82,12 +82,13 @@ class _HeaderReader:
             assert size == tarfile.BLOCKSIZE
             block, self.block = self.block, b""
             return block
-        if not 0 <= size <= HEADER_MAX:
-            raise Refused(_WHAT, "", f"a header of {size} bytes; the limit is {HEADER_MAX}")
+        whole = max(size, self.needed)  # a newer `tarfile` (3.14.10) reads a large header in pieces
+        if size < 0 or whole > HEADER_MAX:
+            raise Refused(_WHAT, "", f"a header of {whole} bytes; the limit is {HEADER_MAX}")
         data = self._stream.read(size)
-        if len(data) < self.needed:
+        if len(data) < min(size, self.needed):
             raise cut_off()
-        self.needed = 0
+        self.needed = max(0, self.needed - len(data))
         return data
 
 
