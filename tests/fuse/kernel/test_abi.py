@@ -25,6 +25,7 @@ SIZES = {
     "ioctl_in": 32, "ioctl_out": 16, "fallocate_in": 32, "lseek_in": 24, "lseek_out": 8, "copy_file_range_in": 56,
     "copy_file_range_out": 8, "syncfs_in": 8, "statx_in": 24, "statx_out": 288, "notify_inval_inode_out": 24,
     "notify_inval_entry_out": 16, "notify_delete_out": 24,
+    "release_in": 24, "backing_map": 16,
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_layouts_have_the_documented_size(name: str) -> None:
 
 def test_every_layout_is_checked() -> None:
     layouts = {name.lower() for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
-    made_up = {"entry_reply", "attr_reply", "write_reply", "setxattr_in_compat", "init_in_compat"}
+    made_up = {"entry_reply", "attr_reply", "write_reply", "setxattr_in_compat", "init_in_compat", "backing_id"}
     assert layouts - made_up == SIZES.keys()
 
 
