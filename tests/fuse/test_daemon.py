@@ -257,6 +257,32 @@ def test_sigusr1_shows_what_it_is_doing(place: Place) -> None:
     assert "most recent call first" in place.log.read_text()
 
 
+def test_a_daemon_that_may_start_no_thread_does_slow_work_itself(
+    scratch: Path, ordinary_user: User, fuse_device: Path
+) -> None:
+    """RLIMIT_NPROC does not bind root."""
+    del fuse_device
+    place = _place(scratch, ordinary_user, "kernel")
+    size = 3 << 20  # a copy-up that a thread makes
+    (place.lower / "big").write_bytes(b"b" * size)
+    place.user.own(place.lower / "big")
+    place.mount()
+    with daemon_of(place.mountpoint) as daemon:
+        assert place.read() == "content"
+        place.user.run(["prlimit", f"--pid={daemon.pid}", "--nproc=1:1"])
+        threads = os.listdir(f"/proc/{daemon.pid}/task")
+        big = place.mountpoint / "big"
+        place.user.run(
+            ["dd", "if=/dev/zero", f"of={big}", "bs=1", "count=1", "conv=notrunc,fsync"], timeout_s=PATIENCE_S
+        )
+        assert place.read("big") == "\0" + "b" * (size - 1)
+        assert os.listdir(f"/proc/{daemon.pid}/task") == threads
+        place.user.unionfs("umount", place.mountpoint)
+        assert daemon.has_ended()
+    assert (place.upper / "big").stat().st_size == size
+    assert place.complaints() == []
+
+
 def test_a_killed_daemon_leaves_a_mount_that_can_be_removed(place: Place) -> None:
     place.mount()
     with daemon_of(place.mountpoint) as daemon:
