@@ -112,6 +112,20 @@ def _capabilities(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
     return [wire.request(wire.GETXATTR, _made(kernel), struct.pack("=II", 20, 0) + _CAPABILITY)] * count
 
 
+def _lists(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    names = [(directory, b"f%d" % file) for directory in kernel.directories for file in range(_A_DIRECTORY)]
+    return [wire.request(wire.LISTXATTR, kernel.node(*name), struct.pack("=II", 0, 0)) for name in names[:count]]
+
+
+def _lists_again(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    """Those of files whose empty lists are known: looking them up would end that."""
+    return [wire.request(wire.LISTXATTR, _made(kernel), struct.pack("=II", 0, 0))] * count
+
+
+def _ends(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
+    return [wire.read(kernel.directories[0], (1 << 63) - 1, 1 << 17, wire.READDIRPLUS)] * count
+
+
 def _writes(kernel: Kernel, count: int, numbers: Numbers) -> list[bytes]:
     return [wire.write(_made(kernel), 0, _CONTENT)] * count
 
@@ -146,7 +160,10 @@ KINDS: Final[dict[str, tuple[Callable[[Kernel, int, Numbers], list[bytes]], int]
     "WRITE 200 B": (_writes, 1),
     "LOOKUP": (_lookups, 1),
     "READ 4 kB": (_reads, 1),
+    "LISTXATTR": (_lists, 1),
+    "LISTXATTR, again": (_lists_again, 1),
     "READDIRPLUS, a line": (_listings, _A_DIRECTORY),
+    "READDIRPLUS, the end": (_ends, 1),
     "the same, unknown": (_first_listings, _A_DIRECTORY),
     "FORGET": (_forgets, 1),
 }
