@@ -27,6 +27,7 @@ without one the union is read-only. The union can be used when the command retur
 _EPILOG = """\
 The first mount leaves a process that makes further mounts of the same user quick: unionfs-parent. It ends a minute
 after its last mount has gone, or after UNIONFS_LINGER seconds; with UNIONFS_LINGER=0 none is left and none is asked.
+It needs Linux 6.5. `unionfs stats` says which mounts it has made, and why it has not made one.
 
 example:
   mkdir -p upper merged
