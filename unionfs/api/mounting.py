@@ -70,16 +70,15 @@ class Mounted:
         return there if there is not None and there.minor == self._connection else None
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """Unmount it and wait until its daemon has gone; nothing where somebody else has done it. `lazy`: take it away
-        now although it is in use, and for programs that use it when they end.
+        """Unmount it and wait until its daemon has gone; nothing if it is unmounted already. `lazy`: take it away now
+        although it is in use. Its daemon serves the files that are open until they are closed or this process ends.
 
         Raises MountError: EBUSY while it is in use, ETIMEDOUT if its daemon lives on.
         """
         if self.is_mounted:
             unmounting.unmount(self.mountpoint, lazy=lazy)
-        fd = _lifelines.pop(self._connection, None)
-        if fd is not None:
-            os.close(fd)
+        if not lazy:
+            _close_lifeline(self._connection)
 
     def stats(self) -> dict[str, Any]:
         """What it has done so far: the object that `unionfs stats --json` prints. MountError: ENOTCONN."""
@@ -147,12 +146,19 @@ def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
         if there is None:
             raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
         if not stay:
+            _close_lifeline(there.minor)  # of a former mount with this number, which has ended
             _lifelines[there.minor], ours = ours, -1
         return Mounted(mountpoint, answer["pid"], there.minor)
     finally:
         for fd in (ours, theirs):
             if fd >= 0:
                 os.close(fd)  # of a lifeline: a daemon that was started though nobody is told leaves
+
+
+def _close_lifeline(connection: int) -> None:
+    fd = _lifelines.pop(connection, None)
+    if fd is not None:
+        os.close(fd)
 
 
 def _ask_starter(options: Options, told: dict[str, Any], lifeline_fd: int) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Mounted:
             self._namespace = leave_namespace()
 
     def unmount(self) -> bool:
-        """Unmount the union and its views lazily, in its original namespace. Returns False if that failed.
+        """Unmount the union and its views lazily, in its original namespace. Returns whether they are gone from there,
+        which they may have been before: programs may still have files open.
 
         May wait for answers of the union's serving thread: must not be called on that thread.
         """
@@ -57,7 +58,7 @@ class Mounted:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def _unmount_here(self) -> bool:
-        """Unmount the union and its views. Returns whether anything was unmounted."""
+        """Unmount the union and its views. Returns whether either has been unmounted, by us or before."""
         views = [there.mountpoint for there in mountinfo.mounts() if there.minor == self.connection and is_view(there)]
         for view in views:
             with suppress(mounting.MountError):
@@ -65,9 +66,10 @@ class Mounted:
         return self._unmount_union() or bool(views)
 
     def _unmount_union(self) -> bool:
-        # Another filesystem may have been mounted over it, or in its place.
-        if self.connection is None or mounting.connection_at(self.mountpoint) != self.connection:
+        if self.connection is None:
             return False
+        if mounting.connection_at(self.mountpoint) != self.connection:
+            return True  # unmounted by others, or another filesystem was mounted over it
         try:
             mounting.unmount(self.mountpoint, lazy=True)
         except mounting.MountError:
