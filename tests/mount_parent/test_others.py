@@ -14,22 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.daemons import daemon_of
-from tests.mount_parent.callers import Caller, caller_of, ends
+from tests.mount_parent.callers import Caller, ends
 from tests.support.users import CHECKOUT, User
 
 ABSENT = "itself: no parent was there"
-
-
-@pytest.fixture
-def root(scratch: Path, root_user: User, fuse_device: Path) -> Iterator[Caller]:
-    with caller_of(root_user, scratch) as made:
-        yield made
-
-
-@pytest.fixture
-def ordinary(scratch: Path, ordinary_user: User, fuse_device: Path) -> Iterator[Caller]:
-    with caller_of(ordinary_user, scratch) as made:
-        yield made
 
 
 _TAKE_NAME = """

@@ -27,18 +27,6 @@ def caller(scratch: Path, user: User, fuse_device: Path) -> Iterator[Caller]:
         yield made
 
 
-@pytest.fixture
-def root(scratch: Path, root_user: User, fuse_device: Path) -> Iterator[Caller]:
-    with caller_of(root_user, scratch) as made:
-        yield made
-
-
-@pytest.fixture
-def ordinary(scratch: Path, ordinary_user: User, fuse_device: Path) -> Iterator[Caller]:
-    with caller_of(ordinary_user, scratch) as made:
-        yield made
-
-
 def test_the_first_mount_leaves_a_parent_and_further_ones_are_forked_by_it(caller: Caller) -> None:
     assert caller.started_by(caller.mount("first")) == "itself: no parent was there"
     parent = caller.parent()
