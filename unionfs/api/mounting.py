@@ -145,8 +145,8 @@ def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
         there = mounting.union_at(mountpoint)
         if there is None:
             raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
+        _close_lifeline(there.minor)  # of a former mount with this number, which has ended
         if not stay:
-            _close_lifeline(there.minor)  # of a former mount with this number, which has ended
             _lifelines[there.minor], ours = ours, -1
         return Mounted(mountpoint, answer["pid"], there.minor)
     finally:
