@@ -31,6 +31,7 @@ NAME: Final = "unionfs-parent"
 
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
 _BACKLOG: Final = 64
+_FAREWELL_S: Final = 2.0
 _SPARE_FDS: Final = 32
 """Descriptors that are left for a moment's need. The others are one for each daemon."""
 
@@ -122,7 +123,10 @@ class _Parent:
                 return self._is_current()
             if not self._is_current():
                 self._listener.close()
-                end.send(client.RETIRED + b"its code or its surroundings have changed")
+                with suppress(OSError):
+                    end.send(client.RETIRED + b"its code or its surroundings have changed")
+                    end.settimeout(_FAREWELL_S)
+                    end.recv(1)  # until the client has gone: it looks at this process before it reads
                 return False
             if len(self._daemons) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
                 end.send(client.REFUSED + b"it has too many mounts")
