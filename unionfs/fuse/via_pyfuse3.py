@@ -149,6 +149,7 @@ class _Adapter(pyfuse3.Operations):
         self._read_only = options.read_only  # immutable
         self._xattrs = options.xattrs  # immutable
         self._copying: dict[int, trio.Event] = {}  # nodes being copied up; changed by _copy_up only
+        self._generation = int.from_bytes(os.urandom(4), "little") | 1  # immutable: of handles of this mount
         self._split_ino = _can_split_ino()  # immutable
         self._writers: dict[
             int, int
@@ -465,6 +466,7 @@ class _Adapter(pyfuse3.Operations):
     def _attributes(self, nodeid: int, attrs: Attrs) -> EntryAttributes:
         out = EntryAttributes()
         out.st_ino = nodeid
+        out.generation = self._generation
         if self._split_ino:
             _set_ino(out, attrs.ino)
         out.entry_timeout = out.attr_timeout = self._timeout_s
