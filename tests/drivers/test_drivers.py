@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_nothing(driver: str, house_for: Callable[[str], Hous
     if driver == "vfs":
         assert (done.returncode, "copying the layers failed" in done.stderr) == (125, True)
     else:
-        assert (done.returncode, "No space left on device" in done.stderr) == (1, True)
+        assert (done.returncode, "No space left on device" in done.stderr) == (1, True), done.stderr
     _nothing_is_left(small)
 
 

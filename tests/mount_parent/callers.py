@@ -81,17 +81,17 @@ class Caller:
     def parents(self) -> list[int]:
         """The processes that listen under that name."""
         name = self.address().replace(b"\0", b"@", 1).decode()
-        inodes = {
-            words[6]
+        sockets = {
+            f"socket:[{words[6]}]"
             for line in Path("/proc/net/unix").read_text().splitlines()[1:]
             if (words := line.split())[-1] == name and words[3] == "00010000"  # it listens
         }
         found = []
-        for fd in Path("/proc").glob("[0-9]*/fd/*"):
-            with suppress(OSError):
-                if os.readlink(fd) in {f"socket:[{inode}]" for inode in inodes}:
-                    found.append(int(fd.parts[2]))
-        return sorted(set(found))
+        for directory in Path("/proc").glob("[0-9]*/fd"):
+            with suppress(OSError):  # the process has ended
+                if any(_links_to(fd, sockets) for fd in directory.iterdir()):
+                    found.append(int(directory.parts[2]))
+        return sorted(found)
 
     def parent(self) -> int:
         """The one parent."""
@@ -104,6 +104,13 @@ class Caller:
                 detach(mountpoint)
         for pid in self.parents():
             os.kill(pid, 9)
+
+
+def _links_to(fd: Path, wanted: set[str]) -> bool:
+    try:
+        return os.readlink(fd) in wanted
+    except OSError:  # closed meanwhile
+        return False
 
 
 @contextmanager

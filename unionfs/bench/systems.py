@@ -308,12 +308,13 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
 
 
 def _daemons_of(merged: str) -> list[int]:
-    """The processes that have `merged` as an argument: those that serve it."""
+    """The processes that have `merged` as an argument: those that serve it. One that a parent has forked shows its
+    arguments with spaces between them."""
     found = []
     wanted = os.fsencode(merged)
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if wanted in cmdline.read_bytes().split(b"\0"):
+            if wanted in cmdline.read_bytes().replace(b"\0", b" ").split(b" "):
                 found.append(int(cmdline.parent.name))
     return found
 

@@ -116,8 +116,14 @@ class _AroundCommand:
         rootfs.mount_overlay_volumes(container, rootfs_mounts, self._warn_of_union, debug=self._debug)
 
     def started(self, pid: int) -> None:
-        """Record process 1 of the container."""
-        self._store.started(self._container, pid, os.getpid())
+        """Record process 1 of the container. A failure is a warning: the command runs already, and may have filled the
+        disk."""
+        try:
+            self._store.started(self._container, pid, os.getpid())
+        except (OSError, ContainerError) as error:
+            why = "it is not recorded as running, so that other commands do not reach it"
+            because = error.strerror if isinstance(error, OSError) else error
+            self._warn(f"warning: {self._container.name}: {why}: {because}")
 
     def finish(self, exit_code: int, has_started: bool) -> None:
         """Record how it ended, or remove the container. A failure is a warning: the command's exit code stands."""

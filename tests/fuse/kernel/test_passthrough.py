@@ -18,6 +18,7 @@ import pytest
 from tests.fuse.kernel.engine_process import Mount, Plan, serving
 from tests.mounted.libc import link_fd
 from tests.support import machine
+from tests.support.timing import limit
 
 pytestmark = pytest.mark.skipif(machine.lacks_passthrough() != "", reason=machine.lacks_passthrough())
 
@@ -192,7 +193,7 @@ def test_files_that_are_opened_and_copied_up_at_once(lower: Path, mount: Callabl
     mounted = mount(lower, passthrough=True)
     roles = ("hold", "write", "read", "hold", "write", "read")
     running = [subprocess.Popen([sys.executable, "-c", AT_ONCE, role], cwd=mounted.path) for role in roles]
-    assert [child.wait(60) for child in running] == [0] * len(roles)
+    assert [child.wait(limit(60)) for child in running] == [0] * len(roles)
     for number in range(60):
         path = mounted.path / f"many/f{number}"
         assert path.read_bytes() == b"lower" + b"more" * 6
