@@ -197,11 +197,11 @@ def _internal_error(bug: BaseException) -> StartError:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """What a process that was forked to become a daemon knows of who asked for it. Immutable."""
+    """The caller of a process that was forked to become a daemon, as that process knows it. Immutable."""
 
     parent: int  # pid of the process that has forked it
     report_fd: int  # kept open until the mount can be used
-    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: nobody waits
+    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone
 
 
 _forked: Forked | None = None  # set once, by `become`
@@ -224,7 +224,7 @@ def _become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
         if warning:
             warn(warning)
         replace_stdio()
-        is_told = True  # from here on nobody would read what this process says
+        is_told = True  # the caller reads no more of what this process prints
         forked.tell(warning)
 
     try:
@@ -455,7 +455,7 @@ def _start_logging(debug: bool) -> None:
 
 
 def started_by() -> str:
-    """Who made this process the daemon, for people: its parent, or itself and why."""
+    """Name the process that made this one the daemon: its parent, or itself and why."""
     if _forked is not None:
         return f"parent {_forked.parent}"
     return f"itself: {client.refusal}" if client.refusal is not None else "itself"

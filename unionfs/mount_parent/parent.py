@@ -1,10 +1,10 @@
 """The parent: left behind by an ordinary mount, it forks a daemon for each further mount of its user that is like it.
 
-It has a socket and a pidfd of each daemon that it waits for, and nothing of anybody: its directory is /, its standard
-descriptors are /dev/null, its environment is empty, and its mount namespace is its own (fuse.detachment), so it keeps
-none alive. It says nothing, reads nothing from its clients, and waits for nothing but new clients and the ends of its
-daemons, which live on when it is killed. It ends when no mount has been there for `client.linger_s`, or when the files
-of its code have changed.
+It holds a socket and a pidfd of each daemon that it waits for, and nothing of its callers: its directory is /, its
+standard descriptors are /dev/null, its environment is empty, and its mount namespace is its own (fuse.detachment), so
+it keeps none alive. It says nothing, reads nothing from its clients, and waits for nothing but new clients and the ends
+of its daemons, which live on when it is killed. It ends when no mount has been there for `client.linger_s`, or when the
+files of its code have changed.
 """
 
 from __future__ import annotations

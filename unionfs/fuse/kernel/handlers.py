@@ -61,7 +61,7 @@ def lookup(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvi
     except FileNotFoundError:  # removed externally during the lookup
         entry = None
     if entry is None and is_for_some:
-        return encode.error(unique, errno.ENOENT)  # which the kernel does not remember, for those who may have the view
+        return encode.error(unique, errno.ENOENT)  # not remembered by the kernel: others may have it
     return self.encoder.entry(unique, entry) if entry is not None else self.encoder.missing(unique)
 
 

@@ -112,7 +112,7 @@ class _Engine:
             self._finish()
 
     def _start(self) -> None:
-        """Begin the work in `Dispatcher.slow`. What no thread can be had for is done here."""
+        """Begin the work in `Dispatcher.slow`. Work that no thread can be started for is done here."""
         slow = self._dispatcher.slow
         while slow:
             item = slow.pop(0)
