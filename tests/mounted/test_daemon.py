@@ -406,7 +406,8 @@ def test_a_long_copy_up_keeps_nobody_waiting(stand: MountedSubject) -> None:
     stand.agent.call(_make_large, str(stand.lowers[0] / "large"), size)
     stand.mount()
     answers = stand.run(_work_during_a_copy_up, size, timeout_s=120)
-    assert answers > 3, f"only {answers} answers during the copy-up"  # one, if they waited for it
+    # If they waited for it: one, or two when the first came before it.
+    assert answers > 2, f"only {answers} answers during the copy-up"
 
 
 def _make_large(path: str, size: int) -> None:

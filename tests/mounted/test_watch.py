@@ -26,6 +26,7 @@ from tests.mounted.agent import command
 from tests.mounted.checking import names, read, same
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import OURS, Subject, unavailable
+from tests.support.timing import limit
 
 _TREE = "f=hello g=one d/x=1 d/y=2 d/e/z=3 gone=1 swap=file l->f"
 
@@ -255,13 +256,23 @@ def _work_until_the_end(low: Path, upper: Path, daemon: int) -> None:
         worker.join()
 
 
+def _only_daemon(stand: MountedSubject) -> int:
+    """The pid of the daemon. Beside it is the process that aborts the connection when it dies, which has the daemon's
+    name until it has given itself another."""
+    deadline = time.monotonic() + limit(10)
+    while True:
+        named = [pid for pid in stand.daemons() if Path(f"/proc/{pid}/comm").read_text().startswith("unionfs:")]
+        if len(named) == 1 or time.monotonic() > deadline:
+            (daemon,) = named
+            return daemon
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("stand", _subjects("root"), indirect=True)
 def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: MountedSubject) -> None:
     """Even if it was waiting itself, to tell the kernel of a change. Only root can always see to that."""
     for _ in range(4):
-        (daemon,) = [
-            pid for pid in stand.daemons() if Path(f"/proc/{pid}/comm").read_text().startswith("unionfs:")
-        ]  # beside it is the process that is told when it dies
+        daemon = _only_daemon(stand)
         stand.agent.call(_work_until_the_end, stand.lowers[1], stand.upper, daemon, cwd=stand.merged)
         stand.give_up()
         assert stand.daemons() == {}
