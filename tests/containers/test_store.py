@@ -169,3 +169,19 @@ def test_many_at_once_get_different_names(store: ContainerStore) -> None:
     children = [subprocess.Popen([sys.executable, "-c", code, store.root]) for _ in range(8)]
     assert [child.wait(limit(60)) for child in children] == [0] * 8
     assert len({one.name for one in store.list()}) == 8
+
+
+def test_what_is_left_of_another_container_does_not_fail_a_removal(store: ContainerStore) -> None:
+    stuck, other = create(store, "stuck"), create(store, "other")
+
+    def remove(path: str) -> None:
+        if path.endswith(stuck.id):
+            raise PermissionError(1, "Operation not permitted", path)
+        remove_path(path)
+
+    with pytest.raises(PermissionError):
+        store.remove(stuck, remove)
+    store.remove(other, remove)
+    assert [name for name in os.listdir(store.containers) if other.id in name] == []
+    store.remove(create(store, "third"), remove_path)  # takes up what was left
+    assert [name for name in os.listdir(store.containers) if stuck.id in name] == []

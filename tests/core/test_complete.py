@@ -155,3 +155,17 @@ def test_an_upper_as_the_next_lower(make: MakeStack) -> None:
     assert [stack.u.read(name) for name in ("g", "d/f")] == [b"new"] * 2
     stack.u.write("d/f", 0, b"two")
     assert stack.u.read("g") == b"two"
+
+
+def test_a_union_that_outlives_another_one_links_nothing(make: MakeStack) -> None:
+    """As a daemon whose union was unmounted lazily: what it remembers is not true any more."""
+    stack = make("a=old b==a c==a")
+    stack.u.write("a", 0, b"new")
+    second = Union(stack.u.union.options)
+    second.unlink(ROOT, b"a")
+    second.unlink(ROOT, b"c")
+    second.close()
+    assert not complete.complete(stack.u.union._tree)
+    stack.close()
+    assert list(stack.u.names("")) == [b"b"]
+    assert stack.u.read("b") == b"new"

@@ -131,7 +131,11 @@ def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, 
         front = user.popen([*user.unionfs_cmd, "run", "--rm", "-v", f"{flags}:/x", debian, "sh", "-c", _COMMAND])
         time.sleep(delay_ms / 1000)
         front.send_signal(number)
-        _, said = front.communicate(timeout=limit(process.DEFAULT_TIMEOUT_S))
+        try:
+            _, said = front.communicate(timeout=limit(process.DEFAULT_TIMEOUT_S))
+        except subprocess.TimeoutExpired:
+            process.kill_group(front)  # or the tests that follow would find it
+            raise
         ended.add(front.returncode)
         assert wait_until_gone(user) == {}, f"after {delay_ms} ms"
         assert _sleepers() == [], f"after {delay_ms} ms"

@@ -40,6 +40,17 @@ def test_what_is_not_there_and_what_is_no_directory(tmp_path: Path) -> None:
     assert (tmp_path / "d/keep").exists()
 
 
+@needs_root
+@pytest.mark.parametrize("flag", ["+i", "+a"])
+def test_immutable_and_append_only_ones(flag: str, tmp_path: Path) -> None:
+    top = tree(tmp_path / "top", "f=1 d/e/g=1 d/h/ s->f")
+    for name in ("f", "d/e/g", "d/e", "d/h", "d", "."):
+        if subprocess.run(["chattr", flag, top / name], check=False, capture_output=True).returncode:
+            pytest.skip("the filesystem has no inode flags")
+    remove_path(str(top))
+    assert not top.exists()
+
+
 @pytest.mark.parametrize("depth", [15, 16, 17, 18, 33, 34, 700])
 def test_deeper_than_descriptors_and_paths_go(depth: int, tmp_path: Path) -> None:
     top = tmp_path / "top"

@@ -243,7 +243,7 @@ class ContainerStore:
                 hint = f"end it first: unionfs stop {current.name}, or rm --force"
                 raise ContainerError("", "", f"still running: {current.name}", hint=hint)
             os.rename(current.directory, os.path.join(self.containers, _REMOVING + current.id))
-        self._finish_removals(remove_tree)
+        self._finish_removals(current.id, remove_tree)
 
     def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Likewise remove a container whose record cannot be read, and of which nobody knows whether it runs."""
@@ -251,12 +251,15 @@ class ContainerStore:
             os.rename(
                 os.path.join(self.containers, container_id), os.path.join(self.containers, _REMOVING + container_id)
             )
-        self._finish_removals(remove_tree)
+        self._finish_removals(container_id, remove_tree)
 
-    def _finish_removals(self, remove_tree: Callable[[str], None]) -> None:
+    def _finish_removals(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
+        """Delete a container, then what is left of earlier ones, whose failure is none of this one. OSError."""
+        remove_tree(os.path.join(self.containers, _REMOVING + container_id))
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
-                remove_tree(os.path.join(self.containers, name))
+                with contextlib.suppress(OSError):
+                    remove_tree(os.path.join(self.containers, name))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -31,9 +31,11 @@ _ASK_AGAIN_S: Final = 0.05
 
 
 def complete(tree: UnionState) -> bool:
-    """Link the missing names into the upper. Returns whether it has all of them: False while another running daemon
-    uses the upper, and where the filesystem refuses a link, which the next call tries again. Raises OSError
-    if the work directory cannot be locked."""
+    """Link the missing names into the upper. Returns whether it has all of them: False where the filesystem refuses a
+    link, which the next call tries again, and while another daemon uses the upper or if one has used it: a daemon whose
+    union was unmounted lazily, or that still serves a view, would link names that others have given to other files.
+    A union that is opened afterwards completes it (`complete_upper`). Raises OSError if the work directory cannot be
+    locked."""
     links = tree.links_or_none
     if links is None or not links.incomplete():
         return True
@@ -41,7 +43,7 @@ def complete(tree: UnionState) -> bool:
     if lock is None:
         return False
     with lock:
-        return _Search(tree, links).run()
+        return tree.staging.was_alone() and _Search(tree, links).run()
 
 
 def complete_upper(options: Options, patience_s: float = 10.0) -> bool:

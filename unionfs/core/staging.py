@@ -65,6 +65,7 @@ class Staging:
             fcntl.flock(self._live_fd, fcntl.LOCK_EX)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(INDEX, 0o700, dir_fd=root.fd())
+            self._opened_ns = os.stat(lock).st_mtime_ns  # immutable: every daemon makes and removes a directory in it
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
@@ -115,6 +116,11 @@ class Staging:
                     if _is_locked(root.fd(), name):
                         return None
         return lock
+
+    def was_alone(self) -> bool:
+        """Whether no other daemon has used the work directory since this one opened it: else what it remembers of the
+        upper may be wrong."""
+        return not self.upper_in_use and os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns == self._opened_ns
 
     def fd(self) -> int:
         """Return a descriptor of this daemon's own subdirectory."""

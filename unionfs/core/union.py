@@ -7,6 +7,7 @@ know, and EIO when a branch fails; further errnos are listed at each method.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -35,7 +36,7 @@ from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
 from unionfs.core.node import DirNode, FileNode, Node, names_of
-from unionfs.core.options import Options
+from unionfs.core.options import OptionError, Options
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import RunLater
 from unionfs.core.union_state import UnionState, refuse
@@ -110,8 +111,12 @@ class Union:
     def close(self) -> None:
         """Give the upper the names of hard links that it lacks and remove this daemon's part of the work directory.
         No method may be called afterwards."""
-        complete.complete(self._tree)
+        is_complete = complete.complete(self._tree)
+        was_alone = is_complete or self._tree.staging.was_alone()
         self._tree.close()
+        if not was_alone:  # what this union remembers is not true any more; the upper itself is
+            with contextlib.suppress(OSError, OptionError):  # a path may lead nowhere in this mount namespace by now
+                complete.complete_upper(self.options, patience_s=0)
 
     def learn_mounts(self) -> None:
         """Read the mount table again and hide mountpoints inside the lowers. To be called once the union itself is

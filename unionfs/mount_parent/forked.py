@@ -13,6 +13,7 @@ import pickle
 import resource
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
@@ -168,6 +169,7 @@ def _take_over(request: Request, caller: int) -> None:
         raise UnableError(f"{step} cannot be taken over: {error}") from error
     os.environb.clear()
     os.environb.update(request.environment)
+    time.tzset()
 
 
 def _place_of_root() -> tuple[int, int, bytes]:

@@ -32,6 +32,7 @@ NAME: Final = "unionfs-parent"
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
 _BACKLOG: Final = 64
 _FAREWELL_S: Final = 2.0
+_DAY_S: Final = 86400.0  # poll(2) takes 24 days
 _SPARE_FDS: Final = 32
 """Descriptors that are left for a moment's need. The others are one for each daemon."""
 
@@ -102,7 +103,7 @@ class _Parent:
             left_s = until - monotonic()
             if not self._daemons and left_s <= 0:
                 return
-            for fd, _ in self._poll.poll(None if self._daemons else left_s * 1000):
+            for fd, _ in self._poll.poll(None if self._daemons else min(left_s, _DAY_S) * 1000):
                 if fd == self._listener.fileno():
                     if not self._accept():
                         return
@@ -131,12 +132,16 @@ class _Parent:
             if len(self._daemons) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
                 end.send(client.REFUSED + b"it has too many mounts")
                 return True
-            end.send(client.ACCEPTED)
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError:  # RLIMIT_NPROC, memory
+                end.send(client.REFUSED + b"it cannot fork")
+                return True
             if pid == 0:
                 self._listener.close()
                 forked.run(end, caller, self._origin)
             self._wait_for(pid)
+            end.send(client.ACCEPTED)
         return True
 
     def _wait_for(self, pid: int) -> None:

@@ -1,6 +1,7 @@
 """Remove a directory tree, whatever is in it: deeper than any path, locked by its own modes, other mounts left alone.
 
-Knows descriptors and names only. Follows no symlink. What the process may not remove fails as the system says.
+Knows descriptors and names only. Follows no symlink. Immutable and append-only flags (chattr(1)) are cleared where the
+process may do that. What it may not remove fails as the system says.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from typing import Final
 
 from unionfs.syscalls import files
@@ -19,6 +21,10 @@ _DEPTH_MAX: Final = 16
 
 _CANNOT_MOVE: Final = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
 """Another subvolume of btrfs; a full disk. Such a directory is emptied where it is, with more descriptors."""
+
+_GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS
+_SET_FLAGS: Final = 0x40086602  # FS_IOC_SETFLAGS
+_PROTECTED: Final = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:
@@ -32,8 +38,7 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(st.st_mode):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=dir_fd)
+        _unlink(dir_fd, name)
         return
     try:
         fd = _open(dir_fd, name)
@@ -43,8 +48,7 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
         _empty_in_place(fd)
     finally:
         os.close(fd)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=dir_fd)
+    _rmdir(dir_fd, name)
 
 
 def remove_path(path: str) -> None:
@@ -86,8 +90,7 @@ class _Removal:
                     _empty_in_place(inner)
             finally:
                 os.close(inner)
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(name, dir_fd=fd)
+            _rmdir(fd, name)
         return moved
 
     def _move_up(self, fd: int, name: bytes) -> bool:
@@ -122,8 +125,49 @@ def _unlink(dir_fd: int, name: bytes) -> bool:
     except OSError as error:
         if error.errno == errno.EISDIR:
             return False
-        if error.errno != errno.EPERM or not stat.S_ISDIR(os.lstat(name, dir_fd=dir_fd).st_mode):
+        if error.errno != errno.EPERM:
             raise
+        if stat.S_ISDIR(os.lstat(name, dir_fd=dir_fd).st_mode):
+            return False
+        if not _unprotect(dir_fd, name):
+            raise
+        os.unlink(name, dir_fd=dir_fd)
+    return True
+
+
+def _rmdir(dir_fd: int, name: bytes) -> None:
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        if not _unprotect(dir_fd, name):
+            raise
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def _unprotect(dir_fd: int, name: bytes) -> bool:
+    """Clear the flags that protect a name and its directory. Returns whether one has been cleared."""
+    cleared = _clear_flags(dir_fd)
+    mode = os.lstat(name, dir_fd=dir_fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # opening others may act on the machine
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            fd = os.open(name, flags, dir_fd=dir_fd)
+            try:
+                cleared |= _clear_flags(fd)
+            finally:
+                os.close(fd)
+    return cleared
+
+
+def _clear_flags(fd: int) -> bool:
+    try:
+        flags = int.from_bytes(files.get_flags(fd, _GET_FLAGS), sys.byteorder)
+        if not flags & _PROTECTED:
+            return False
+        files.set_flags(fd, _SET_FLAGS, (flags & ~_PROTECTED).to_bytes(4, sys.byteorder))
+    except OSError:  # no such flags here, O_PATH, or not ours to clear
         return False
     return True
 
