@@ -308,13 +308,15 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
 
 
 def _daemons_of(merged: str) -> list[int]:
-    """The processes that have `merged` as an argument: those that serve it. One that a parent has forked shows its
-    arguments with spaces between them."""
+    """The processes that serve `merged`: those that have it as an argument, or the connection's number in their name.
+    One that a parent has forked shows its arguments with spaces between them, and long ones shortened."""
     found = []
-    wanted = os.fsencode(merged)
+    wanted, mount = os.fsencode(merged), mountinfo.topmost_at(merged)
+    name = f"unionfs:{mount.minor}\n" if mount is not None else None
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if wanted in cmdline.read_bytes().replace(b"\0", b" ").split(b" "):
+            words = cmdline.read_bytes().replace(b"\0", b" ").split(b" ")
+            if wanted in words or (cmdline.parent / "comm").read_text() == name:
                 found.append(int(cmdline.parent.name))
     return found
 
