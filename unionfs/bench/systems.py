@@ -308,17 +308,18 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
 
 
 def _daemons_of(merged: str) -> list[int]:
-    """The processes that serve `merged`: those that have it as an argument, or the connection's number in their name.
-    One that a parent has forked shows its arguments with spaces between them, and long ones shortened."""
-    found = []
+    """The processes that serve `merged`: ours has the connection's number as its name, others have `merged` as an
+    argument, which those that start a daemon have, too."""
+    named, found = [], []
     wanted, mount = os.fsencode(merged), mountinfo.topmost_at(merged)
     name = f"unionfs:{mount.minor}\n" if mount is not None else None
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            words = cmdline.read_bytes().replace(b"\0", b" ").split(b" ")
-            if wanted in words or (cmdline.parent / "comm").read_text() == name:
+            if (cmdline.parent / "comm").read_text() == name:
+                named.append(int(cmdline.parent.name))
+            if wanted in cmdline.read_bytes().split(b"\0"):
                 found.append(int(cmdline.parent.name))
-    return found
+    return named or found
 
 
 def _unmount(merged: str) -> None:
