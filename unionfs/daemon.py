@@ -204,7 +204,7 @@ class Forked:
     tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone
 
 
-_forked: Forked | None = None  # set once, by `become`
+_forked: Forked | None = None  # set once, by `become_at_start`
 
 
 def become_at_start(forked: Forked) -> None:

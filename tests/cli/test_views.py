@@ -409,7 +409,7 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for(place: Place, union: Pa
 
 
 def test_a_union_that_is_unmounted_meanwhile(place: Place) -> None:
-    """Twenty times; what is mounted then is one or the other, and right."""
+    """Twenty times; either a view or an ordinary mount is there then, and its content is right."""
     kinds = set()
     for number in range(20):
         union = place.mount("mnt", upper="up")

@@ -1,4 +1,4 @@
-"""What is recorded of a container around its command."""
+"""The record of a container while its command starts."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Beside:
         return sorted(found)
 
     def check(self) -> None:
-        """What is taken to be equal is so."""
+        """Entries that podman's rule takes to be equal are equal."""
         for path in self.equal():
             assert _comparable(snapshot(self.union, path)) == _comparable(snapshot(self.ordinary, path)), path
         before = self.view.stat(b"").ino

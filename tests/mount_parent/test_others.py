@@ -1,4 +1,4 @@
-"""Who is no child of a parent: another user, other rights, another place, other code. Each gets an ordinary mount."""
+"""Callers that differ from the parent in user, rights, place or code get an ordinary mount."""
 
 from __future__ import annotations
 

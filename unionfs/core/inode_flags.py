@@ -20,12 +20,10 @@ from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import refuse
 from unionfs.syscalls import files, statx
 
-IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL, <linux/fs.h>; in statx(2), too
-APPEND: Final = 0x20  # FS_APPEND_FL; in statx(2), too
+IMMUTABLE: Final = files.IMMUTABLE
+APPEND: Final = files.APPEND
 PROTECTED: Final = IMMUTABLE | APPEND
 
-_GET: Final = 0x80086601  # FS_IOC_GETFLAGS
-_SET: Final = 0x40086602  # FS_IOC_SETFLAGS
 _CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x10000, 0x20000)
 """The flags s, u, c, S, d, A, D and T of chattr(1), which any owner may set on a file that has data."""
 _OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
@@ -63,7 +61,7 @@ def _has_flags(branch: Branch) -> bool:
         except OSError:
             return False
         try:
-            files.get_flags(fd, _GET)
+            files.inode_flags(fd)
             branch.has_flags = True
         except OSError:
             pass
@@ -99,7 +97,7 @@ def read(branch: Branch, fd: int) -> int:
     if not _has_flags(branch):
         return 0
     try:
-        return int.from_bytes(files.get_flags(fd, _GET), sys.byteorder) & _OF_INTEREST
+        return files.inode_flags(fd) & _OF_INTEREST
     except OSError:
         return 0
 
@@ -128,8 +126,7 @@ def carry(fd: int, flags: int, wanted: int = 0) -> None:
 
 def _add(fd: int, bits: int) -> bool:
     try:
-        flags = int.from_bytes(files.get_flags(fd, _GET), sys.byteorder)
-        files.set_flags(fd, _SET, (flags | bits).to_bytes(4, sys.byteorder))
+        files.set_inode_flags(fd, files.inode_flags(fd) | bits)
     except OSError:
         return False
     return True

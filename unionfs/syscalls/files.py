@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,8 +37,13 @@ ioctl_iflags(2)) and FS_IOC_FSGETXATTR (struct fsxattr, <linux/fs.h>)."""
 FLAG_WRITES: Final = {0x40086602: 4, 0x401C5820: 28}
 """FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR."""
 
+IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL, <linux/fs.h>; in statx(2), too
+APPEND: Final = 0x20  # FS_APPEND_FL; in statx(2), too
+
 EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC
 
+_GETFLAGS: Final = 0x80086601
+_SETFLAGS: Final = 0x40086602
 _FICLONE: Final = 0x40049409  # ioctl_ficlonerange(2)
 _SYS_OPENAT2: Final = 437  # the same number on every architecture (new system calls since Linux 5.0)
 _SYS_FCHMODAT2: Final = 452
@@ -127,6 +133,16 @@ def get_flags(fd: int, command: int) -> bytes:
 def set_flags(fd: int, command: int, flags: bytes) -> None:
     """Set the inode's flags by `command` of FLAG_WRITES. Raises: ENOTTY, EOPNOTSUPP for unsupported flags, EPERM."""
     fcntl.ioctl(fd, command, flags.ljust(8, b"\0"))
+
+
+def inode_flags(fd: int) -> int:
+    """Return the inode's flags (FS_IOC_GETFLAGS). Raises: as `get_flags`; EBADF for an O_PATH descriptor."""
+    return int.from_bytes(get_flags(fd, _GETFLAGS), sys.byteorder)
+
+
+def set_inode_flags(fd: int, flags: int) -> None:
+    """Set all of the inode's flags (FS_IOC_SETFLAGS). Raises: as `set_flags`."""
+    set_flags(fd, _SETFLAGS, flags.to_bytes(4, sys.byteorder))
 
 
 def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 from typing import Final
 
 from unionfs.syscalls import files
@@ -22,9 +21,7 @@ _DEPTH_MAX: Final = 16
 _CANNOT_MOVE: Final = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
 """Another subvolume of btrfs; a full disk. Such a directory is emptied where it is, with more descriptors."""
 
-_GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS
-_SET_FLAGS: Final = 0x40086602  # FS_IOC_SETFLAGS
-_PROTECTED: Final = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+_PROTECTED: Final = files.IMMUTABLE | files.APPEND
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:
@@ -163,10 +160,10 @@ def _unprotect(dir_fd: int, name: bytes) -> bool:
 
 def _clear_flags(fd: int) -> bool:
     try:
-        flags = int.from_bytes(files.get_flags(fd, _GET_FLAGS), sys.byteorder)
+        flags = files.inode_flags(fd)
         if not flags & _PROTECTED:
             return False
-        files.set_flags(fd, _SET_FLAGS, (flags & ~_PROTECTED).to_bytes(4, sys.byteorder))
+        files.set_inode_flags(fd, flags & ~_PROTECTED)
     except OSError:  # no such flags here, O_PATH, or not ours to clear
         return False
     return True
