@@ -40,6 +40,8 @@ from unionfs.bench.first_write import Fetch
 from unionfs.bench.run_directory import detach
 from unionfs.syscalls import mountinfo, mounts
 
+_OUR_FILESYSTEM: Final = "fuse.unionfs"
+
 OURS: Final = "ours"
 OURS_PYFUSE3: Final = "ours, pyfuse3"
 OURS_PASSTHROUGH: Final = "ours, passthrough"
@@ -309,10 +311,11 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
 
 def _daemons_of(merged: str) -> list[int]:
     """The processes that serve `merged`: ours has the connection's number as its name, others have `merged` as an
-    argument, which those that start a daemon have, too."""
+    argument, which those that start a daemon have, too. Other filesystems may have the number of a connection that
+    has ended before its daemon."""
     named, found = [], []
     wanted, mount = os.fsencode(merged), mountinfo.topmost_at(merged)
-    name = f"unionfs:{mount.minor}\n" if mount is not None else None
+    name = f"unionfs:{mount.minor}\n" if mount is not None and mount.fstype == _OUR_FILESYSTEM else None
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if (cmdline.parent / "comm").read_text() == name:
