@@ -98,6 +98,28 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry.main(["mount"]) == errors.INTERRUPTED
 
 
+_INTERRUPTED_IN_A_DESTRUCTOR = """
+import signal
+from unionfs.cli import entry
+
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def run(arguments):
+    del arguments[0]  # the destructor runs, and Python drops the exception
+    return 0
+
+entry.run = run
+entry.main([Dropping()])
+"""
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+    done = process.run([sys.executable, "-c", _INTERRUPTED_IN_A_DESTRUCTOR], cwd=CHECKOUT, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     shell = 'set -o pipefail; "$0" -m unionfs --help | true; echo "${PIPESTATUS[0]}"'
     done = process.run(["bash", "-c", shell, sys.executable], cwd=CHECKOUT, check=False)

@@ -81,6 +81,7 @@ PASS_ON_CODES = ("run", "create", "exec", "try")
 
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
+    sys.unraisablehook = _end_if_interrupted
     compiled.use_compiled()
     replace_standard_streams()
     return run(arguments)
@@ -121,6 +122,13 @@ def run(arguments: list[str]) -> int:
         if not debug:
             print("  this is a bug; set UNIONFS_DEBUG=1 to see where", file=sys.stderr)
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
+
+
+def _end_if_interrupted(found: sys.UnraisableHookArgs) -> None:
+    """End this process where Python drops a KeyboardInterrupt: in a destructor, or in a callback of an import."""
+    if found.exc_type is KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(found)
 
 
 def _drop_unwritten() -> None:
