@@ -91,6 +91,14 @@ def test_other_rights_or_namespaces_make_it_another_caller(root: Caller, before:
     assert len(root.parents()) == 1
 
 
+def test_another_personality_has_a_parent_of_its_own(root: Caller) -> None:
+    root.mount("first")
+    mountpoint = root.mount("second", "setarch", "-R")
+    assert root.started_by(mountpoint) == ABSENT
+    with daemon_of(mountpoint) as daemon:
+        assert int(Path(f"/proc/{daemon.pid}/personality").read_text(), 16) == 0x40000  # ADDR_NO_RANDOMIZE
+
+
 @pytest.mark.parametrize(
     ("before", "why"),
     [

@@ -18,6 +18,7 @@ from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.mount_parent.parent import NAME
+from unionfs.syscalls.namespaces import io_priority
 
 
 @pytest.fixture
@@ -169,6 +170,9 @@ def test_a_daemon_has_what_its_caller_has(root: Caller) -> None:
         "nice",
         "-n",
         "5",
+        "ionice",
+        "-c2",
+        "-n7",
         "choom",
         "-n",
         "300",
@@ -192,11 +196,12 @@ def test_a_daemon_has_what_its_caller_has(root: Caller) -> None:
                 os.readlink(process / name) for name in ("cwd", "root", "fd/0", "fd/1", "fd/2", "ns/net", "ns/pid")
             ]
             files = [(process / name).read_text() for name in ("limits", "oom_score_adj", "cgroup")]
-            seen.append(([status[name] for name in told], links, files, os.getpriority(os.PRIO_PROCESS, daemon.pid)))
+            priorities = os.getpriority(os.PRIO_PROCESS, daemon.pid), io_priority(daemon.pid)
+            seen.append(([status[name] for name in told], links, files, priorities))
             command_line = (process / "cmdline").read_bytes().strip(b"\0").replace(b"\0", b" ").decode()
             assert command_line.endswith(f"-o lowerdir={mountpoint}.lower {mountpoint}")
     assert seen[0] == seen[1]
-    assert seen[1][3] == 5
+    assert seen[1][3] == (5, 2 << 13 | 7)
 
 
 def test_a_daemon_has_the_environment_of_its_caller(root: Caller) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 from unionfs import daemon
 from unionfs.mount_parent import client, messages
-from unionfs.syscalls.namespaces import CLONE_NEWNS, set_command_line, setns
+from unionfs.syscalls.namespaces import CLONE_NEWNS, io_priority, set_command_line, set_io_priority, setns
 
 RunCommand = Callable[[list[str]], int]
 
@@ -198,6 +198,9 @@ def _take_priority(caller: int) -> None:
     nice = os.getpriority(os.PRIO_PROCESS, caller)
     if nice != os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
+    for_io = io_priority(caller)
+    if for_io != io_priority(0):
+        set_io_priority(for_io)
 
 
 def _take_oom_score(caller: int) -> None:

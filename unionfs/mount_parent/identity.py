@@ -109,10 +109,15 @@ def _pid_of(pidfd: int) -> int:
 
 
 def code() -> str:
-    """Describe the code that this process runs and what Python was told: where these differ, so may a daemon."""
+    """Describe the code that this process runs, how the kernel runs it and what Python was told: where these differ, so
+    may a daemon."""
+    try:
+        personality = _content("/proc/self/personality")  # decides where libraries are mapped: cannot be taken over
+    except OSError:
+        personality = ""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     told = sorted(item for item in os.environ.items() if item[0].startswith("PYTHON") or item[0] == "UNIONFS_PURE")
-    return f"{package}\n{sys.prefix}\n{sys.version}\n{sys.getfilesystemencoding()}\n{told}"
+    return f"{package}\n{sys.prefix}\n{sys.version}\n{sys.getfilesystemencoding()}\n{personality}{told}"
 
 
 def address(own: list[tuple[str, str]]) -> bytes:

@@ -1,7 +1,7 @@
-"""System calls on process attributes: namespaces, root, hostname, capabilities, prctl(2) settings, keyring.
+"""System calls on process attributes: namespaces, root, hostname, capabilities, prctl(2) settings, keyring, priority.
 
-Each acts on the calling process (strictly: thread) only. Numbers are those of <linux/sched.h>, <linux/prctl.h> and
-<linux/capability.h>.
+Each acts on the calling process (strictly: thread) only, but for `io_priority`. Numbers are those of <linux/sched.h>,
+<linux/prctl.h> and <linux/capability.h>.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ _HIGHEST_CAPABILITY: Final = 63  # two words of 32 bits; the kernel refuses numb
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1  # keyctl(2)
 _PAGE: Final = 4096  # the smallest
 
+_IOPRIO_WHO_PROCESS: Final = 1  # ioprio_set(2)
+
 _SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+_SYS_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
+_SYS_IOPRIO_GET: Final = {"x86_64": 252, "aarch64": 31, "riscv64": 31}
 
 
 class Capabilities(NamedTuple):
@@ -173,6 +177,24 @@ def join_new_session_keyring() -> bool:
     if number is None:
         return False
     return bool(_libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None) >= 0)
+
+
+def io_priority(pid: int) -> int:
+    """Return the I/O priority of a process, of ours for 0: the class and the level in it, as ioprio_get(2) encodes
+    them; 0, which is none, where the number of that call is not known here."""
+    number = _SYS_IOPRIO_GET.get(os.uname().machine)
+    if number is None:
+        return 0
+    found: int = _libc.syscall(ctypes.c_long(number), ctypes.c_long(_IOPRIO_WHO_PROCESS), ctypes.c_long(pid))
+    _check(found)
+    return found
+
+
+def set_io_priority(priority: int) -> None:
+    """Set our I/O priority to one that `io_priority` has returned. Raises: EPERM for a class that needs privilege."""
+    number = _SYS_IOPRIO_SET[os.uname().machine]
+    words = (number, _IOPRIO_WHO_PROCESS, 0, priority)
+    _check(_libc.syscall(*map(ctypes.c_long, words)))
 
 
 def _prctl(option: int, argument: int) -> None:
