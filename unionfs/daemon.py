@@ -413,7 +413,7 @@ def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted:
         return
     from unionfs.fuse.view_offer import ViewOffer
 
-    traffic.view_offer = ViewOffer(union, options.serve, options.mount, mounted.namespace())
+    traffic.view_offer = ViewOffer(union, options.serve, options.mount, mounted)
 
 
 def _report(

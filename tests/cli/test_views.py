@@ -260,6 +260,37 @@ def test_of_two_unions_it_is_the_latest_ones(place: Place, union: Path) -> None:
     assert place.mount("plain").stat().st_dev == _device(view)
 
 
+def test_of_two_unions_it_is_the_one_that_was_asked_for_last(place: Place, union: Path) -> None:
+    """Podman calls statfs(2) on a container that is mounted already, then mounts its image to compare the two."""
+    second = place.mount("mnt2", upper="up2")
+    os.statvfs(union)
+    view = place.mount("view")
+    assert _device(view) == _device(union)
+    os.statvfs(second)
+    place.user.run(["unshare", "--mount", "stat", "-f", union])  # in a container: df(1), say
+    detach(view)
+    assert _device(place.mount("view")) == _device(second)
+
+
+@pytest.mark.parametrize("is_changed_first", [True, False])
+def test_an_upper_is_whole_also_while_a_view_goes_on(is_changed_first: bool, place: Place, union: Path) -> None:
+    """The view is neither listed nor unmounted after the change."""
+    upper = place.root / "up"
+    if is_changed_first:
+        place.change("echo changed > a/x")
+        assert not (upper / "c/hard").exists()
+    view = place.mount("view")
+    if not is_changed_first:
+        place.change("echo changed > a/x")
+    subprocess.run(["umount", union], check=True)
+    until = time.monotonic() + limit(10)
+    while not (upper / "c/hard").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert (upper / "c/hard").samefile(upper / "a/x")
+    assert (view / "c/hard").read_text() == "low2/a/x"
+
+
 def test_the_daemon_serves_the_view_to_its_end(place: Place, union: Path) -> None:
     view = place.mount("view")
     with daemon_of(union) as daemon:
@@ -351,6 +382,23 @@ def test_a_directory_that_a_container_calls_so_is_not_taken_for_it(place: Place,
     assert not (view / name).exists()
 
 
+def test_its_name_is_as_busy_as_a_mountpoint(place: Place, union: Path) -> None:
+    """For those that find the view under the name; for all others it is a name like any."""
+    view = place.mount("view")
+    name = union / _root_of(view)
+    inside = f"mkdir {name} && rmdir {name} && mkdir {name} {name}2 && mv -T {name}2 {name} && test -d {name}"
+    place.user.run(["unshare", "--mount", "sh", "-ec", inside])
+    (union / "new").mkdir()
+    for source, target in ((union / "new", name), (name, union / "moved")):
+        with pytest.raises(OSError, match="busy"):
+            source.rename(target)
+    with pytest.raises(OSError, match="busy"):
+        name.rmdir()
+    assert sorted(os.listdir(view)) == ["a", "c", "f"]
+    detach(view)
+    assert sorted(os.listdir(place.mount("view"))) == ["a", "c", "f"]
+
+
 def test_files_are_copied_from_the_view_into_the_union(place: Place, union: Path) -> None:
     (place.root / "low2/large").write_bytes(os.urandom(3 << 20))
     view = place.mount("view")
@@ -370,10 +418,13 @@ def test_stats_tell_of_views(place: Place, union: Path) -> None:
     }  # fmt: skip
     view = place.mount("view")
     os.listdir(view)
+    os.stat(union / _root_of(view))
     said = json.loads(place.user.unionfs("stats", "--json", view).stdout)
     assert said["is_view"]
     assert said["views"] == {"offered": True, "mounted": 1, "nodes": 1, "no_view": ""}
     assert "of the lowers of this union" in place.user.unionfs("stats", view).stdout
+    detach(view)
+    assert json.loads(place.user.unionfs("stats", "--json", union).stdout)["views"]["mounted"] == 0
 
 
 def test_listings_of_a_view_are_asked_for_each_time(place: Place, union: Path) -> None:

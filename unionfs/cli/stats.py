@@ -11,16 +11,17 @@ from unionfs.cli.errors import CommandError
 from unionfs.fuse import mounting
 from unionfs.fuse.view_name import is_view
 from unionfs.printable import printable
+from unionfs.syscalls import mountinfo
 
 _EPILOG: Final = """\
 --json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
 started_by (the parent of mounts that forked the daemon, or itself and why), transport, protocol, compiled (true or
 false), code (the same in words, with the reason for Python), uptime_s, lowers, upper, messages (requests by the
 kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, views
-(offered: whether read-only unions of the same lowers become views of this one; mounted: how many did; nodes: those of
-the views; no_view: why this union is not a view), passthrough (null without it; files open now, plain opens so far),
-memory_bytes (of the daemon: resident; of that own, and shared with other processes; pss, which is its own and its part
-of the shared) and cpu_s (of the daemon)."""
+(offered: whether read-only unions of the same lowers become views of this one; mounted: how many are now, as far as the
+caller sees; nodes: those of the views; no_view: why this union is not a view), passthrough (null without it; files open
+now, plain opens so far), memory_bytes (of the daemon: resident; of that own, and shared with other processes; pss, its
+own and its part of the shared) and cpu_s (of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -36,8 +37,14 @@ def main(argv: list[str]) -> int:
         raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")
     there = mounting.union_at(mounting.resolve_mountpoint(arguments.mountpoint))
     found["is_view"] = there is not None and is_view(there)
+    found["views"]["mounted"] = 0 if there is None else _views_mounted(there.minor)
     print(json.dumps(found) if arguments.json else _for_people(found))
     return 0
+
+
+def _views_mounted(connection: int) -> int:
+    """Count the views of a FUSE connection that are mounted in this mount namespace."""
+    return sum(there.minor == connection and is_view(there) for there in mountinfo.mounts())
 
 
 def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
@@ -97,7 +104,7 @@ def _passthrough(passed: dict[str, int] | None) -> str:
 def _views(views: dict[str, Any]) -> str:
     if not views["offered"]:
         return f"not one itself: {printable(views['no_view'])}" if views["no_view"] else "none are offered"
-    return f"{views['mounted']} mounted so far, {views['nodes']} nodes"
+    return f"{views['mounted']} mounted here, {views['nodes']} nodes"
 
 
 def _watch(watch: dict[str, int] | None) -> str:

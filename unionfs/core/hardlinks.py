@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 from unionfs import markers
@@ -38,6 +39,7 @@ class HardLinks:
         self._key_of: dict[int, bytes] = {}  # the reverse
         self._remaining: dict[bytes, int] = {}  # key -> names of the lower inode that still show through
         self._searched: set[bytes] = set()  # keys whose names were looked for in all lowers: the upper has them
+        self.on_change: Callable[[], None] | None = None  # set once; called when names may have begun to be missing
         counts: dict[bytes, bytes] = {}
         for name, _, ino in self.place.scan():
             if name.endswith(_COUNT):
@@ -135,6 +137,8 @@ class HardLinks:
         tmp = self._staging.new_name()
         os.symlink(text, tmp, dir_fd=self._staging.fd())
         os.rename(tmp, key + _COUNT, src_dir_fd=self._staging.fd(), dst_dir_fd=self.place.fd())
+        if self.on_change is not None:
+            self.on_change()
 
     def drop_if_unused(self, key: bytes) -> bool:
         """Remove the entry if the index is the only name left of its inode and no lower name shows through."""

@@ -14,7 +14,7 @@ The ids that it takes do not have it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -71,7 +71,7 @@ class View(Union):
         tree = self._viewed
         twin: DirNode | None = None
         try:
-            if not self._completes():
+            if not self.complete_viewed():
                 return None
             twin = self._twin(directory)
             if twin is None or twin.low is None or directory.low is None:
@@ -90,9 +90,10 @@ class View(Union):
             if twin is not None:
                 tree.drop_unused(twin)
 
-    def _completes(self) -> bool:
+    def complete_viewed(self) -> bool:
         """Give the upper of the viewed union the names of copied-up files that it lacks. Returns whether it has all.
-        What has failed is not tried again before another file was copied up: the search reads all directories."""
+        What has failed is not tried again before another file was copied up: the search reads all directories. Raises
+        OSError."""
         links = self._viewed.links_or_none
         missing = set(links.incomplete()) if links is not None else set()
         if not missing <= self._given_up:
@@ -100,6 +101,16 @@ class View(Union):
             if complete.complete(self._viewed):
                 self._given_up = set()
         return not missing or not self._given_up
+
+    def when_incomplete(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever the upper of the viewed union may have begun to lack names of copied-up files:
+        now, if it lacks some, and during later operations, on the union's thread."""
+        links = self._viewed.links_or_none
+        if links is None:
+            return
+        links.on_change = call
+        if links.incomplete():
+            call()
 
     def _twin(self, directory: DirNode) -> DirNode | None:
         """Return the directory that the viewed union has at the path of `directory`; None if it has none there. The

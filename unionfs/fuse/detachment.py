@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -32,6 +33,7 @@ class Mounted:
 
     def __init__(self, mountpoint: str) -> None:
         self.mountpoint = mountpoint  # immutable; resolved
+        self.since_ns = time.monotonic_ns()  # immutable
         self.connection = mounting.connection_at(mountpoint)  # immutable; None for an inherited descriptor
         self._namespace: int | None = None  # inode of the original mount namespace; set once, by `leave_namespace`
 

@@ -108,7 +108,6 @@ class Reporter:
         view = offer.view if offer is not None else None
         return {
             "offered": offer is not None,
-            "mounted": offer.given if offer is not None else 0,
             "nodes": view.node_count if view is not None else 0,
             "no_view": self.no_view,
         }

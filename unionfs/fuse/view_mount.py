@@ -1,8 +1,9 @@
 """Mount a read-only union as a view of a live writable one that has the same lowers: a bind mount, and no new daemon.
 
 The view is found by its name (fuse.view_name) in the root directories of the unions that are mounted in this mount
-namespace, the latest first. Both are then on one filesystem (st_dev), which lets programs that compare them skip what
-is equal (core.view). Whatever speaks against a view, an ordinary mount is as right, only slower.
+namespace; of several, it is that of the union which was asked for last (fuse.view_offer). Both are then on one
+filesystem (st_dev), which lets programs that compare them skip what is equal (core.view). Whatever speaks against a
+view, an ordinary mount is as right, only slower.
 
 The mounts are looked at in a child process, which is killed if a daemon does not answer in time.
 """
@@ -23,7 +24,7 @@ from unionfs.core.options import Options
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import FSTYPE, MountOptions
 from unionfs.fuse.options import ServeOptions
-from unionfs.fuse.view_name import is_view, view_name
+from unionfs.fuse.view_name import ASKED, is_view, view_name
 from unionfs.syscalls import mountinfo, mounts
 
 _PATIENCE_MS: Final = 2000
@@ -60,7 +61,7 @@ def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: Moun
     if pid == 0:
         status = 3
         try:
-            status = _mount_first(candidates, name, target, mount)
+            status = _mount_latest(candidates, name, target, mount)
         finally:
             os._exit(status)
     reason = _outcome(pid)
@@ -84,24 +85,36 @@ def _name(union: Options, serve: ServeOptions, mount: MountOptions) -> bytes:
         return view_name(fds, union, serve, mount)
 
 
-def _mount_first(candidates: list[mountinfo.Mount], name: str, target: str, mount: MountOptions) -> int:
-    """In the child process: mount the first view that is found. Returns the exit status."""
+def _mount_latest(candidates: list[mountinfo.Mount], name: str, target: str, mount: MountOptions) -> int:
+    """In the child process: mount the view of the union that was asked for last. Returns the exit status."""
+    chosen: mounts.DetachedMount | None = None
+    latest_ns = -1
     for there in candidates:
         try:
             view = mounts.open_tree(os.path.join(there.mountpoint, name), recursive=False)
+            if _is_root_of_view(view.fd, there) and (asked_ns := _asked_ns(view.fd)) > latest_ns:
+                chosen, latest_ns = view, asked_ns
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOSYS):
                 return 2
-            continue  # ENOENT: another union; or it was unmounted just now
-        try:
-            if not _is_root_of_view(view.fd, there):
-                continue
-            view.replace_attributes(_attributes(mount))
-        except OSError:
-            return 2
-        view.attach(target)
+            # ENOENT: another union; or it was unmounted just now
+    if chosen is None:
+        return 1
+    try:
+        chosen.replace_attributes(_attributes(mount))
+    except OSError:
+        return 2
+    chosen.attach(target)
+    return 0
+
+
+def _asked_ns(view: int) -> int:
+    """Return when the union of a view was last asked for, in nanoseconds of the monotonic clock; 0 if that cannot be
+    said (a union without extended attributes)."""
+    try:
+        return int(os.getxattr(f"/proc/self/fd/{view}", ASKED))
+    except (OSError, ValueError):
         return 0
-    return 1
 
 
 def _is_root_of_view(fd: int, there: mountinfo.Mount) -> bool:

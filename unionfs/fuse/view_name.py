@@ -23,6 +23,9 @@ from unionfs.syscalls import mountinfo
 PREFIX: Final = b".unionfs-view-"
 """What the names begin with, in the root directory of a union."""
 
+ASKED: Final = b"user.unionfs.asked"
+"""An extended attribute of a view's root, which no listing has: when its union was last asked for (fuse.view_offer)."""
+
 _RULES: Final = 1
 """To be changed with the meaning of a view's content or anything below: another version of us may serve the union."""
 

@@ -24,6 +24,7 @@ from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers, views
 from unionfs.fuse.kernel.abi import Op
+from unionfs.fuse.kernel.completion import Completion
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.handlers import Reply
@@ -107,10 +108,6 @@ def _sought(self: Dispatcher, unique: int, nodeid: int, offset: int) -> bytes:
     return encode.sought(unique, offset)
 
 
-def _stats(self: Dispatcher, unique: int, nodeid: int, stats: Any) -> bytes:
-    return encode.statfs(unique, stats)
-
-
 # -- which file a request needs in the upper branch ------------------------------------------------------------------
 
 
@@ -123,10 +120,6 @@ def _the_linked(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[i
 
 def _link(union: Union, new_parent: int, nodeid: int, name: bytes) -> Entry:
     return union.link(nodeid, new_parent, name)
-
-
-def _statfs(union: Union, nodeid: int) -> Any:
-    return union.statfs()
 
 
 _NAME: Final = 2  # the shortest name and its NUL
@@ -147,7 +140,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.MKDIR: _row(abi.MKDIR_IN, decode.mkdir, Union.mkdir, _entry, extra=_NAME),
     Op.TMPFILE: Row(abi.CREATE_IN.size, handlers.tmpfile),
     Op.UNLINK: _row(None, decode.name, Union.unlink, _empty, extra=_NAME),
-    Op.RMDIR: _row(None, decode.name, Union.rmdir, _empty, extra=_NAME),
+    Op.RMDIR: Row(_NAME, handlers.rmdir),
     Op.RENAME: Row(abi.RENAME_IN.size + 2 * _NAME, handlers.rename),
     Op.RENAME2: Row(abi.RENAME2_IN.size + 2 * _NAME, handlers.rename2),
     Op.LINK: _row(abi.LINK_IN, decode.link, _link, _entry, extra=_NAME, copies_up=_the_linked),
@@ -157,7 +150,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.LSEEK: _row(abi.LSEEK_IN, decode.lseek, Union.lseek, _sought),
     Op.COPY_FILE_RANGE: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range),
     Op.COPY_FILE_RANGE_64: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range_64),
-    Op.STATFS: _row(None, decode.nothing, _statfs, _stats),
+    Op.STATFS: Row(0, handlers.statfs),
     Op.FSYNC: Row(abi.FSYNC_IN.size, handlers.fsync),
     Op.FSYNCDIR: Row(abi.FSYNC_IN.size, handlers.fsync),
     Op.SYNCFS: Row(abi.SYNCFS_IN.size, handlers.syncfs),
@@ -222,6 +215,7 @@ class Dispatcher:
         self.encoder = session.encoder  # immutable; replaced by `for_view` only
         self.reader = data.Reader(MAX_WRITE)  # immutable
         self.view: Dispatcher | None = None  # of the view of the union's lowers; set once, by `views`
+        self.completion: Completion | None = None  # set once, with `view`
         self.slow: list[
             data.Work | data.ThreadTask | CopyUpJob | bytes
         ] = []  # filled by handle and finish; emptied by their callers
@@ -256,6 +250,8 @@ class Dispatcher:
         made.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
         made.reader, made.slow, made._waiting = self.reader, self.slow, {}
         made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
+        if self.session.options.xattrs:
+            made._serve[Op.GETXATTR] = handlers.getxattr_of_view
         return made
 
     def handle(self, buf: memoryview, end: int) -> Reply:

@@ -17,7 +17,7 @@ from unionfs.core.attrs import ROOT, VIEW, AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing, views
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
-from unionfs.fuse.view_name import PREFIX
+from unionfs.fuse.view_name import ASKED, PREFIX
 from unionfs.syscalls import files, status
 
 if TYPE_CHECKING:
@@ -268,16 +268,26 @@ def _changed(self: Dispatcher, nodeid: int, encoder: Callable[[int], bytes], out
 
 
 def rename(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
-    return _renamed(self, unique, nodeid, buf, *decode.rename(head, buf, end))
+    return _renamed(self, unique, nodeid, head, buf, *decode.rename(head, buf, end))
 
 
 def rename2(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
-    return _renamed(self, unique, nodeid, buf, *decode.rename2(head, buf, end))
+    return _renamed(self, unique, nodeid, head, buf, *decode.rename2(head, buf, end))
 
 
 def _renamed(
-    self: Dispatcher, unique: int, parent: int, buf: memoryview, name: bytes, to: int, new_name: bytes, flags: int = 0
+    self: Dispatcher,
+    unique: int,
+    parent: int,
+    head: Head,
+    buf: memoryview,
+    name: bytes,
+    to: int,
+    new_name: bytes,
+    flags: int = 0,
 ) -> Reply:
+    views.refuse_name(self, parent, name, head)
+    views.refuse_name(self, to, new_name, head)
     moved_dirs: list[int] = []
     for at, what in [(parent, name), (to, new_name)] if flags & _EXCHANGE else [(parent, name)]:
         moved, attrs = self.union.lookup(at, what)
@@ -294,6 +304,20 @@ def _renamed(
     # The kernel's cached listings of the moved directories have the old parent's "..".
     self.slow += (*(encode.notify_inval_inode(moved, 0, 0) for moved in moved_dirs), encode.empty(unique))
     return None
+
+
+def rmdir(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    name = decode.name_at(buf, BODY, end)
+    views.refuse_name(self, nodeid, name, head)
+    self.union.rmdir(nodeid, name)
+    return encode.empty(unique)
+
+
+def statfs(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    offer = self.session.view_offer
+    if offer is not None:
+        offer.note_asked(head[4], head[6])
+    return encode.statfs(unique, self.union.statfs())
 
 
 def fsync(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
@@ -350,6 +374,15 @@ def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         return _xattr(unique, size, value)
     # ls(1) asks for the label of every file until it gets EOPNOTSUPP.
     return encode.error(unique, errno.EOPNOTSUPP if name == _SELINUX else errno.ENODATA)
+
+
+def getxattr_of_view(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
+    """As `getxattr`, and say when the union was last asked for (see fuse.view_offer)."""
+    if nodeid == ROOT and (offer := self.session.view_offer) is not None:
+        size, name = decode.getxattr(buf, end)
+        if name == ASKED:
+            return _xattr(unique, size, b"%d" % offer.asked_ns)
+    return getxattr(self, unique, nodeid, head, buf, end)
 
 
 def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:

@@ -183,6 +183,8 @@ class _Engine:
         """Cancel copy-ups and wait for all threads: the caller closes the descriptor."""
         for waiting in self._session.waiting.values():
             waiting.cancel()
+        if self._dispatcher.completion is not None:
+            self._dispatcher.completion.end()
         if self._notifier is not None:
             self._let_end(self._notifier)
         os.set_blocking(self._bell, True)

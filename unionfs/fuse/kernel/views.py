@@ -16,12 +16,14 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from unionfs.core.attrs import VIEW
+from unionfs.core.attrs import ROOT, VIEW
 from unionfs.core.view import View
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.abi import Op
+from unionfs.fuse.kernel.completion import Completion
 from unionfs.fuse.kernel.decode import BODY, Head
 from unionfs.fuse.kernel.session import MAX_WRITE
+from unionfs.fuse.view_name import PREFIX
 
 if TYPE_CHECKING:
     from unionfs.fuse.kernel.dispatch import Dispatcher
@@ -45,7 +47,9 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
     if view is None:
         union = View(main.union)
         view = main.view = main.for_view(union)
+        main.completion = Completion(union, main.slow.append)
         offer.view = union
+    offer.give(head[6])
     assert isinstance(view.union, View)
     entry = view.union.root_entry()
     # Valid for no time: the kernel asks at every lookup whether it still leads there.
@@ -63,6 +67,15 @@ def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | m
     if opcode == Op.FORGET:
         view.encoder.set_id.discard(head[3])
     return view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
+
+
+def refuse_name(main: Dispatcher, parent: int, name: bytes, head: Head) -> None:
+    """Raise EBUSY if a name in the directory `parent` is the view's for the process that asks, as for a mountpoint: the
+    kernel would take the view's root for the directory that is removed or replaced."""
+    if parent == ROOT and name.startswith(PREFIX):
+        offer = main.session.view_offer
+        if offer is not None and offer.is_for(name, head[4], head[6]):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
 
 
 def forget(main: Dispatcher, nodeid: int, count: int) -> None:
