@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import subprocess
 import tarfile
@@ -70,8 +71,11 @@ class Containerd:
 
     def __init__(self, where: Path, user: User) -> None:
         program = where / "mount-program"
+        self.no_views = where / "no-views"  # while this file is there, read-only mounts are ordinary ones
+        self.log = where / "daemon.log"
         program.write_text(
-            f'#!/bin/sh\nPYTHONPATH="{user.env["PYTHONPATH"]}" exec {user.unionfs_cmd[0]} -m unionfs "$@"\n'
+            f'#!/bin/sh\n[ -e "{self.no_views}" ] && set -- "$@" -o view=off\nexport UNIONFS_LOG="{self.log}"\n'
+            f'PYTHONPATH="{user.env["PYTHONPATH"]}" exec {user.unionfs_cmd[0]} -m unionfs "$@"\n'
         )
         program.chmod(0o755)
         self.where = where
@@ -223,9 +227,7 @@ def test_a_user_namespace(ctr: Containerd) -> None:
 def test_the_difference_of_a_running_container(ctr: Containerd, container: str) -> None:
     script = "echo new > /new; rm /etc/issue; mkdir /d; chown 5:6 /d; echo x >> /etc/passwd; rm -r /usr/share/moved"
     _exec(ctr, container, script)
-    argv = ["ctr", "-a", f"{ctr.where}/c.sock", "snapshot", "--snapshotter", "unionfs", "diff", container]
-    tar = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=limit(_PATIENCE_S)).stdout
-    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+    with _difference(ctr, container) as opened:
         members = {member.name.rstrip("/"): member for member in opened.getmembers()}
     assert {"new", "etc/.wh.issue", "d", "etc/passwd", "usr/share/.wh.moved"} <= members.keys()
     assert (members["d"].uid, members["d"].gid, members["new"].size) == (5, 6, 4)
@@ -233,6 +235,55 @@ def test_the_difference_of_a_running_container(ctr: Containerd, container: str) 
     assert files == {"new", "etc/.wh.issue", "etc/passwd", "usr/share/.wh.moved"}
     usage = ctr("snapshot", "usage", container).split()
     assert usage[-1] == str(_inodes_of(ctr, container))
+
+
+def _difference(ctr: Containerd, container: str) -> tarfile.TarFile:
+    """What containerd says that a container changed. It mounts the layers below, then the container once more."""
+    argv = ["ctr", "-a", f"{ctr.where}/c.sock", "snapshot", "--snapshotter", "unionfs", "diff", container]
+    tar = subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=limit(_PATIENCE_S)).stdout
+    return tarfile.open(fileobj=io.BytesIO(tar))
+
+
+_CHANGES: Final = """
+echo more >> /both; chmod 600 /etc/group; chown 5:6 /etc/hostname /three
+mv /usr/share/moved /usr/share/again; mkdir /usr/share/moved; echo > /usr/share/moved/x
+touch -d 2020-01-01 /etc/fstab; rm /etc/issue; ln -s x /etc/issue; mkfifo /srv/fifo
+ln /etc/profile /etc/hard; echo >> /etc/hard; rm -r /etc/apt; mkdir /etc/apt
+rm -r /opt; echo > /opt; mkdir -p /srv/a/b; cp -a /etc/default /srv/a/b/
+cp -a /bin/bash /bin/bash2; mv /bin/bash2 /bin/bash; rm /other
+mv /etc/skel /etc/skel2; mkdir /etc/skel; mv /etc/skel2/.profile /etc/skel
+""".strip().splitlines()
+
+
+def test_the_difference_is_the_same_through_a_view(ctr: Containerd, container: str) -> None:
+    for script in random.Random(17).sample(_CHANGES, 2):
+        _exec(ctr, container, script)
+        before = _views_given(ctr)
+        through_view = _members(_difference(ctr, container))
+        assert _views_given(ctr) == before + 1
+        ctr.no_views.touch()
+        try:
+            assert _members(_difference(ctr, container)) == through_view
+        finally:
+            ctr.no_views.unlink()
+        assert _views_given(ctr) == before + 1
+
+
+def _views_given(ctr: Containerd) -> int:
+    return ctr.log.read_text().count("is given the view of the lowers")
+
+
+def _members(opened: tarfile.TarFile) -> dict[str, tuple[object, ...]]:
+    """Everything that a tar says, by name; whiteouts are of the moment when they are written."""
+    with opened:
+        return {
+            member.name: (
+                *(member.type, member.mode, member.uid, member.gid, member.size, member.linkname),
+                0 if os.path.basename(member.name).startswith(".wh.") else member.mtime,
+                data.read() if member.isreg() and (data := opened.extractfile(member)) else b"",
+            )
+            for member in opened
+        }
 
 
 def _inodes_of(ctr: Containerd, container: str) -> int:
