@@ -169,3 +169,26 @@ def test_a_union_that_outlives_another_one_links_nothing(make: MakeStack) -> Non
     stack.close()
     assert list(stack.u.names("")) == [b"b"]
     assert stack.u.read("b") == b"new"
+
+
+@pytest.mark.parametrize("flag", ["a", "i"])
+def test_names_of_protected_files(make: MakeStack, flag: str) -> None:
+    """link(2) is refused while the flag is set; afterwards the file has it again."""
+    stack = make("a=1 d/b==a", "d/x=9")
+    assert stack.upper is not None
+    chattr = ["chattr", f"+{flag}", os.fspath(stack.upper / "a")]
+    stack.u.write("a", 1, b"2")
+    if subprocess.run(chattr, capture_output=True, check=False).returncode != 0:
+        pytest.skip("the filesystem of the branches keeps no flags, or we may not set them")
+    try:
+        for change in (stack.u.unlink, lambda name: stack.u.rename(name, "moved")):
+            with pytest.raises(PermissionError):
+                change("d/b")
+        with pytest.raises(PermissionError):
+            stack.u.rename("d/x", "d/b")
+        stack.close()
+        assert _names(stack) == {"a": (3, "12"), "d/b": (3, "12")}
+        shown = subprocess.run(["lsattr", stack.upper / "d/b"], capture_output=True, text=True, check=True).stdout
+        assert flag in shown.split()[0]
+    finally:
+        subprocess.run(["chattr", "-R", "-f", f"-{flag}", stack.upper], check=True)

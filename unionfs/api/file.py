@@ -77,6 +77,8 @@ def open_node(walk: Walk, path: StrPath, mode: Mode, maker: Callable[[], Caller]
         refuse(errno.EROFS)
     wanted = (READ if mode.reading else 0) | (WRITE if mode.writing else 0)
     walk.access.require(walk.core, entry.nodeid, entry.attrs, wanted)
+    if mode.writing:
+        walk.core.check_open(entry.nodeid, os.O_RDWR | (os.O_APPEND if mode.appending else 0))
     if mode.emptying:
         walk.core.setattr(entry.nodeid, AttrChange(size=0, kill_priv=loses_privileges()))
     return entry

@@ -97,7 +97,7 @@ class Branch:
 class BranchDir:
     """A directory of a branch."""
 
-    __slots__ = ("branch", "parent", "name", "held", "mask", "sealed", "has_xattr_whiteouts")
+    __slots__ = ("branch", "parent", "name", "held", "mask", "sealed", "has_xattr_whiteouts", "inheritable")
 
     def __init__(self, branch: Branch, parent: BranchDir | None, name: bytes) -> None:
         self.branch = branch  # immutable
@@ -107,6 +107,7 @@ class BranchDir:
         self.mask: Mask | None = None  # sealed places below
         self.sealed = False  # set once: this directory may not be accessed and is shown as empty
         self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
+        self.inheritable = -1  # belongs to core.inode_flags: flags that new entries may inherit; -1: not read yet
 
     def fd(self) -> int:
         """Return an O_PATH descriptor of the directory. The cache may close it: use it at once.

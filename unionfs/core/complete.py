@@ -16,7 +16,7 @@ import stat
 import time
 from typing import Final
 
-from unionfs.core import copyup, hardlinks, inodes, lookup
+from unionfs.core import copyup, hardlinks, inode_flags, inodes, lookup
 from unionfs.core.branch import Branch
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.lower import LowDir
@@ -140,7 +140,7 @@ class _Search:
         node = lookup.resolve(self.tree, here, name).node
         try:
             if isinstance(node, FileNode) and node.is_up and node.links is not None and node.links.key is not None:
-                with OwnerOverride(node.home, with_parents=True):
+                with OwnerOverride(node.home, with_parents=True), inode_flags.lifted(node.home, node.leaf):
                     copyup.give_name(self.tree, node, here, name)
         finally:
             self.tree.drop_unused(node)

@@ -25,6 +25,7 @@ _pwrite: Final = os.pwrite  # compiled code has no need to look it up at each ca
 
 _APPEND: Final = inode_flags.APPEND
 _CAPABILITY: Final = b"security.capability"
+_KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
 
 
 def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
@@ -53,15 +54,20 @@ def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryvie
     return written
 
 
-def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview) -> int:
-    """Write what the page cache held back, as `write` does, but keep a file capability: the branch's filesystem removes
-    it at each write(2), and the kernel has removed the one that the program's own write had to take."""
+def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, has_capability: bool) -> int:
+    """Write what the page cache held back, as `write` does, but keep a file capability, which the file may have if
+    `has_capability`: the branch's filesystem removes it at each write(2), and the kernel has removed the one that the
+    program's own write had to take."""
     copyup.ensure(tree, node, despite=_APPEND)
     held = tree.write_fd(node)
     fd = held.fd
-    capability = files.find_xattr(fd, _CAPABILITY)
-    # A page begins before the end of an append-only file, which cannot have changed there.
-    known = min(max(0, os.fstat(fd).st_size - offset), len(data)) if held.appends else 0
+    known = 0
+    if held.appends:  # a page begins before the end of the file, where it cannot be changed
+        size = os.fstat(fd).st_size
+        known = min(max(0, size - offset), len(data))
+        if offset > size or os.pread(fd, known, offset) != data[:known]:
+            refuse(errno.EPERM, node.name)
+    capability = files.find_xattr(fd, _CAPABILITY) if has_capability else None
     written = known + _pwrite(fd, data[known:], offset + known)
     if capability is not None:
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
@@ -72,9 +78,16 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
 
 def allocate(tree: UnionState, node: FileNode, mode: int, offset: int, length: int) -> None:
     """Allocate, punch or zero a range (fallocate(2)). EOPNOTSUPP for modes that the upper's filesystem lacks."""
-    copyup.ensure(tree, node)
-    files.fallocate(tree.write_fd(node).fd, mode, offset, length)
+    with allocation_fd(tree, node, mode) as held:
+        files.fallocate(held.fd, mode, offset, length)
     tree.record_own_change(node)
+
+
+def allocation_fd(tree: UnionState, node: FileNode, mode: int) -> FileFd:
+    """Return a descriptor for fallocate(2) with `mode`; the file is copied up first. EPERM for an append-only file and
+    other modes than plain preallocation."""
+    copyup.ensure(tree, node, despite=0 if mode & ~_KEEP_SIZE else _APPEND)
+    return tree.write_fd(node)
 
 
 def seek(tree: UnionState, node: FileNode, offset: int, whence: int) -> int:

@@ -178,7 +178,8 @@ def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -
     staging = tree.staging
     nodeid = tree.nodes.new_id()
     leaf = staging.orphan_name(nodeid)
-    held = FileFd(_create(tree, staging.fd(), leaf, 0o600), writable=True)
+    with inode_flags.inherited(staging.here, up):
+        held = FileFd(_create(tree, staging.fd(), leaf, 0o600), writable=True)
     _give_owner_and_mode(tree, up, leaf, mode & _PERM, caller, is_dir=False)
     st = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
@@ -221,7 +222,8 @@ def _stage(
     staging = tree.staging
     leaf = staging.new_name()
     try:
-        held = build(staging.fd(), leaf)
+        with inode_flags.inherited(staging.here, up):
+            held = build(staging.fd(), leaf)
         _give_owner_and_mode(tree, up, leaf, mode, caller, is_dir=is_dir)
         place_over_whiteout(tree, leaf, up, name, is_dir=is_dir)
     except BaseException:

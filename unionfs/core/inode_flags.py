@@ -7,9 +7,11 @@ other flags, which a mark on the upper's directory records.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from unionfs import markers
@@ -24,8 +26,8 @@ IMMUTABLE: Final = files.IMMUTABLE
 APPEND: Final = files.APPEND
 PROTECTED: Final = IMMUTABLE | APPEND
 
-_CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x10000, 0x20000)
-"""The flags s, u, c, S, d, A, D and T of chattr(1), which any owner may set on a file that has data."""
+_CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x400, 0x8000, 0x10000, 0x20000, 0x800000)
+"""The flags s, u, c, S, d, A, m, t, D, T and C of chattr(1), which any owner may set where the filesystem has them."""
 _OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
 _XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
 _XFLAG_APPEND: Final = 0x10
@@ -46,6 +48,11 @@ def of_lower(node: Node) -> int:
     if low.protection and node.upper is not None and _has_own_flags(node.upper):
         return 0
     return low.protection
+
+
+def of_file(node: FileNode) -> int:
+    """Return the PROTECTED flags of a file, wherever it is."""
+    return _protection(node.home, node.leaf) if node.leaf else 0
 
 
 def _protection(place: BranchDir, leaf: bytes) -> int:
@@ -87,9 +94,26 @@ def refuse_new_entry(parent: DirNode, name: bytes) -> None:
 
 
 def refuse_removal(parent: DirNode, name: bytes, node: Node) -> None:
-    """Refuse that a directory loses a name of `node` (EPERM)."""
+    """Refuse that a directory loses a name of `node` (EPERM). Names that the upper has its filesystem protects, but of
+    a copied-up file with several names it may lack some."""
     if of_lower(parent) or of_lower(node):
         refuse(errno.EPERM, name)
+    if isinstance(node, FileNode) and node.is_up and _is_indexed(node) and of_file(node):
+        refuse(errno.EPERM, name)
+
+
+def _is_indexed(node: FileNode) -> bool:
+    return node.links is not None and node.links.key is not None
+
+
+def refuse_open(node: FileNode, flags: int) -> None:
+    """Refuse an open(2) for writing that a file's flags forbid, as the kernel does on other filesystems (EPERM)."""
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    if not writes and not flags & os.O_TRUNC:
+        return
+    found = of_file(node)
+    if found & IMMUTABLE or (found & APPEND and (flags & os.O_TRUNC or not flags & os.O_APPEND)):
+        refuse(errno.EPERM, node.name)
 
 
 def read(branch: Branch, fd: int) -> int:
@@ -132,12 +156,57 @@ def _add(fd: int, bits: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def lifted(place: BranchDir, leaf: bytes) -> Iterator[None]:
+    """Take the PROTECTED flags, with which link(2) is refused, from a file of the upper while it is given a name there.
+    Raises OSError."""
+    if not _protection(place, leaf):
+        yield
+        return
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with FileFd(os.open(leaf, flags, dir_fd=place.fd())) as held:
+        before = files.inode_flags(held.fd)
+        files.set_inode_flags(held.fd, before & ~PROTECTED)
+        try:
+            yield
+        finally:
+            files.set_inode_flags(held.fd, before)
+
+
+@contextlib.contextmanager
+def inherited(staging: BranchDir, up: BranchDir) -> Iterator[None]:
+    """Let what is made in the staging directory have the flags that it would inherit in `up`: which ones, only the
+    filesystem knows, so the staging directory gets them for the time. Raises OSError."""
+    if up.inheritable < 0:
+        up.inheritable = read_at(up, b".") & ~PROTECTED
+    if not up.inheritable:
+        yield
+        return
+    with FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging.fd())) as held:
+        before = files.inode_flags(held.fd)
+        carry(held.fd, up.inheritable)
+        try:
+            yield
+        finally:
+            files.set_inode_flags(held.fd, before)
+
+
 def in_command(command: int, flags: bytes) -> int:
     """Return the PROTECTED flags in the argument of an ioctl(2), of files.FLAG_READS or FLAG_WRITES."""
     first = int.from_bytes(flags[:4], sys.byteorder)
     if files.FLAG_READS.get(command, files.FLAG_WRITES.get(command)) == 4:
         return first & PROTECTED
     return (IMMUTABLE if first & _XFLAG_IMMUTABLE else 0) | (APPEND if first & _XFLAG_APPEND else 0)
+
+
+def read_command(command: int) -> int:
+    """Return the ioctl(2) that reads what `command`, of files.FLAG_WRITES, sets."""
+    return next(read for read, size in files.FLAG_READS.items() if size == files.FLAG_WRITES[command])
+
+
+def are_equal(flags: bytes, others: bytes) -> bool:
+    """Whether two arguments of one ioctl(2) set the same. The count of extents in struct fsxattr is only told."""
+    return flags[:8] == others[:8] and flags[12:] == others[12:]
 
 
 def with_protection(command: int, flags: bytes, protection: int) -> bytes:

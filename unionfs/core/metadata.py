@@ -292,11 +292,13 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
         _stored(_branch(node), name, errno.EPERM)
     copyup.require_upper(tree)
     _refuse_as_special(tree, node, name, errno.EPERM)
+    inode_flags.refuse_change(node)
     is_acl = text.startswith("system.posix_acl_")
     if not is_acl:  # removing a missing ACL succeeds
         if text.startswith("user.") and isinstance(node, FileNode) and not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.EPERM, name)
-        getxattr(tree, node, name)
+        if not _branch(node).writable:  # nothing is copied up for a missing one
+            getxattr(tree, node, name)
     _bring_up(tree, node)
     path, follow = _xattr_path(node)
     stored = _stored(_branch(node), name, errno.EPERM)
@@ -354,6 +356,8 @@ def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
     EPERM, EROFS."""
     protection = inode_flags.of_lower(node)
     if protection & inode_flags.IMMUTABLE and inode_flags.in_command(command, flags) & inode_flags.IMMUTABLE:
+        if inode_flags.are_equal(flags, get_flags(tree, node, inode_flags.read_command(command))):
+            return
         refuse(errno.EPERM, node.name)  # as ext4 and xfs do: what stays immutable cannot be changed
     _bring_up(tree, node, inode_flags.PROTECTED)
     with _flags_fd(tree, node) as held:
@@ -362,6 +366,8 @@ def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
             os.setxattr(held.fd, markers.FLAGS_XATTR, b"")
     if isinstance(node, FileNode):
         node.held = None  # opened before: the new flags may forbid what it allows
+    elif node.upper is not None:
+        node.upper.inheritable = -1
     tree.record_own_change(node)
 
 

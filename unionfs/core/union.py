@@ -23,6 +23,7 @@ from unionfs.core import (
     create,
     emulated_owners,
     external_changes,
+    inode_flags,
     lookup,
     metadata,
     mountpoints,
@@ -421,6 +422,11 @@ class Union:
         """Set the inode's flags; `command` is in syscalls.files.FLAG_WRITES. ENOTTY, EOPNOTSUPP, EPERM, EROFS."""
         metadata.set_flags(self._tree, self._nodes.get(nodeid), command, flags)
 
+    @staticmethod
+    def flags_protect(command: int, flags: bytes) -> bool:
+        """Whether `set_flags` would make a file immutable or append-only: the page cache must be written before."""
+        return inode_flags.in_command(command, flags) != 0
+
     def statfs(self) -> FsStats:
         """Return the statistics of the upper's filesystem, else of the top lower's (statvfs(3)). Names: 255 bytes."""
         tree = self._tree
@@ -443,9 +449,9 @@ class Union:
         return content.write(self._tree, self._nodes.file(nodeid), offset, data, kill_priv=kill_priv)
 
     @_as_owner
-    def write_back(self, nodeid: int, offset: int, data: bytes | memoryview) -> int:
-        """Write what the page cache held back: as `write`, but a file capability set meanwhile stays."""
-        return content.write_back(self._tree, self._nodes.file(nodeid), offset, data)
+    def write_back(self, nodeid: int, offset: int, data: bytes | memoryview, has_capability: bool = True) -> int:
+        """Write what the page cache held back: as `write`, but a capability, if the file may have one, stays."""
+        return content.write_back(self._tree, self._nodes.file(nodeid), offset, data, has_capability=has_capability)
 
     @_as_owner
     def read_fd(self, nodeid: int) -> FileFd:
@@ -453,11 +459,21 @@ class Union:
         return self._tree.read_fd(self._nodes.file(nodeid))
 
     @_as_owner
-    def write_fd(self, nodeid: int) -> FileFd:
-        """Return a descriptor to write the node's data. Copies a lower file up."""
+    def write_fd(self, nodeid: int, appends: bool = False) -> FileFd:
+        """Return a descriptor to write the node's data. Copies a lower file up; an append-only one if it `appends`."""
         node = self._nodes.file(nodeid)
-        copyup.ensure(self._tree, node)
+        copyup.ensure(self._tree, node, despite=inode_flags.APPEND if appends else 0)
         return self._tree.write_fd(node)
+
+    @_as_owner
+    def allocation_fd(self, nodeid: int, mode: int) -> FileFd:
+        """Return a descriptor for fallocate(2) with this mode. Copies a lower file up."""
+        return content.allocation_fd(self._tree, self._nodes.file(nodeid), mode)
+
+    @_as_owner
+    def check_open(self, nodeid: int, flags: int) -> None:
+        """Refuse open(2) with `flags` as an immutable or append-only file does (EPERM)."""
+        inode_flags.refuse_open(self._nodes.file(nodeid), flags)
 
     def backing_fd(self, nodeid: int) -> FileFd:
         """Return a descriptor (O_PATH) of the file that holds the node's data now, for the kernel to open by itself.

@@ -364,6 +364,7 @@ class _Adapter(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if self._read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        self._union.check_open(inode, flags)
         if flags & os.O_TRUNC:
             # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
             # A process with CAP_FSETID keeps those (truncate(2)); libfuse does not pass it: root is taken to have it.
@@ -403,7 +404,12 @@ class _Adapter(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         _cause.set(Cause("WRITE", self._writers.get(fh, 0)))  # pyfuse3 does not pass the caller of a WRITE
         await self._copy_up(fh)
-        return self._union.write(fh, off, buf)  # set-id bits have been cleared by the kernel, with a SETATTR
+        # Set-id bits have been cleared by the kernel, with a SETATTR.
+        return (
+            self._union.write_back(fh, off, buf, False)
+            if self.enable_writeback_cache
+            else self._union.write(fh, off, buf)
+        )
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -212,10 +212,3 @@ def test_pages_reach_an_append_only_file(lower: Path, mount: MakeMount) -> None:
             file.flush()
             subprocess.run(["sync", union.path / "a"], check=True)
     assert (union.path.parent / "upper/a").read_text() == "contentmoreand more"
-
-
-@pytest.mark.xfail(reason="the kernel opens files without asking the daemon, so the refusal comes at write(2)")
-def test_refused_at_open(lower: Path, mount: MakeMount) -> None:
-    union = mount(lower)
-    with pytest.raises(PermissionError):
-        (union.path / "i").open("r+").close()

@@ -42,9 +42,12 @@ Work = Callable[[], Reply]
 class ThreadTask(NamedTuple):
     """Work for any thread, whose result is then passed to `answer` on the loop's thread, which returns the reply."""
 
-    unique: int
+    unique: int  # 0: an error of `work` is no reply
     work: Callable[[], int]
     answer: Callable[[int], Reply | None]
+    waits_for_loop: bool = (
+        False  # `work` waits in the kernel for answers to other requests: never for the loop's thread
+    )
 
 
 ALLOCATE_INLINE_MAX: Final = 1 << 20

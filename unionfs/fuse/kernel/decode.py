@@ -122,6 +122,15 @@ def setattr_(head: Head, buf: memoryview, end: int) -> tuple[AttrChange]:
     )  # fmt: skip
 
 
+def held_back_times(buf: memoryview) -> tuple[bool, bool]:
+    """Whether a SETATTR tells, with WRITEBACK_CACHE, the times of earlier writes (fuse_flush_times, which has a handle
+    and nothing else to set); and whether it sets st_mtime to now, for which there is no bit with WRITEBACK_CACHE:
+    the ctime is the same."""
+    (valid, _, _fh, _size, _owner, _atime, mtime, ctime, _atime_ns, mtime_ns, ctime_ns, *_) = _setattr_in(buf, BODY)
+    is_flush = valid & ~(abi.FATTR_CTIME | abi.FATTR_LOCKOWNER) == abi.FATTR_MTIME | abi.FATTR_FH
+    return is_flush, bool(valid & abi.FATTR_CTIME) and (mtime, mtime_ns) == (ctime, ctime_ns)
+
+
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
     if valid & now:
         return NOW

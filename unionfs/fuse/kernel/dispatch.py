@@ -200,6 +200,10 @@ _WITHOUT_XATTRS: Final[dict[int, Row]] = dict.fromkeys(
 _NAMES: Final = {int(op): op.name for op in Op}
 
 
+def _nowhere(_notification: bytes) -> None:
+    """Stand in for `Dispatcher.notify` until there is a device."""
+
+
 def _run(run: Callable[[], None]) -> bytes:
     """Run work that has no reply, as `data.Work`."""
     run()
@@ -224,6 +228,7 @@ class Dispatcher:
         self.capability_removed = (0, 0)
         """Node id and pid of the last REMOVEXATTR of a file capability, until the SETATTR that follows it."""
         self.opens: Opens | None = None  # set once: under passthrough
+        self.notify: Callable[[bytes], None] = _nowhere  # set once, by the loop: sends a notification, from a thread
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
@@ -373,7 +378,9 @@ class Dispatcher:
     def finish_task(self, task: data.ThreadTask, outcome: int, error: Exception | None) -> Reply:
         """Return the reply of a task that has ended, with `error` or without."""
         try:
-            return encode.error(task.unique, errno_of(error)) if error is not None else task.answer(outcome)
+            if error is None:
+                return task.answer(outcome)
+            return encode.error(task.unique, errno_of(error)) if task.unique else None
         except Exception as exc:  # noqa: BLE001  as in answer
             return encode.error(task.unique, errno_of(exc))
 

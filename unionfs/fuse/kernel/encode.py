@@ -90,10 +90,10 @@ def statfs(unique: int, stats: FsStats) -> bytes:
     )  # fmt: skip
 
 
-def opened(unique: int, backing_id: int) -> bytes:
-    """Encode OPEN: with a backing file, or if `backing_id` is 0 with reads and writes as messages and without the pages
-    that the kernel still has."""
-    flags = abi.FOPEN_PASSTHROUGH if backing_id else 0
+def opened(unique: int, backing_id: int, *, keeps_cache: bool = False) -> bytes:
+    """Encode OPEN: with a backing file, or if `backing_id` is 0 with reads and writes as messages; without the pages
+    that the kernel still has unless `keeps_cache`."""
+    flags = abi.FOPEN_PASSTHROUGH if backing_id else abi.FOPEN_KEEP_CACHE if keeps_cache else 0
     return _out_header(_HEADER + abi.OPEN_OUT.size, 0, unique) + abi.OPEN_OUT.pack(0, flags, backing_id)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from unionfs.core.attrs import ROOT, VIEW, AttrChange
+from unionfs.core.attrs import NOW, ROOT, VIEW, AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing, views
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
@@ -109,8 +109,8 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         raise MalformedError("a WRITE announces another size than it has")
     if self.must_wait(unique, nodeid, None, buf):
         return None
-    if flags & _HOW == abi.WRITE_CACHE and nodeid not in self.without_privileges:
-        return encode.written(unique, self.union.write_back(nodeid, offset, buf[_DATA:end]))
+    if flags & _HOW == abi.WRITE_CACHE:
+        return _write_back(self, unique, nodeid, offset, buf[_DATA:end])
     if not flags & abi.WRITE_KILL_SUIDGID or nodeid in self.without_privileges:
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by a process without CAP_FSETID has this flag, so all writes in a user namespace do.
@@ -127,12 +127,37 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     return None
 
 
+def _write_back(self: Dispatcher, unique: int, nodeid: int, offset: int, pages: memoryview) -> Reply:
+    """Write pages of the kernel's cache. If an immutable or append-only file refuses them, they are dropped: else they
+    would be shown, and be written when the flag is gone and another byte of a page changes."""
+    try:
+        return encode.written(
+            unique, self.union.write_back(nodeid, offset, pages, nodeid not in self.without_privileges)
+        )
+    except PermissionError as refused:
+        self.slow.append(encode.error(unique, refused.errno or errno.EPERM))
+    self.slow.append(data.ThreadTask(0, partial(_drop_pages, self.notify, nodeid), _nothing, True))
+    return None
+
+
+def _drop_pages(notify: Callable[[bytes], None], nodeid: int) -> int:
+    """In a thread: let the kernel drop a node's pages, after it has written those that programs have changed."""
+    notify(encode.notify_inval_inode(nodeid, 0, 0))
+    return 0
+
+
+def _nothing(_outcome: int) -> None:
+    return None
+
+
 def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     (change,) = decode.setattr_(head, buf, end)
     if self.must_wait(unique, nodeid, change.size, buf):
         return None
     if change == _CLEAR_ALONE and self.capability_removed == (nodeid, head[6]) and status.keeps_set_id_bits(head[6]):
         change = _NO_CHANGE
+    if change.mtime_ns is not None and change.size is None and self.session.flags & abi.Init.WRITEBACK_CACHE:
+        return _set_times(self, unique, nodeid, change, *decode.held_back_times(buf))  # may come before that SETATTR
     self.capability_removed = (0, 0)
     if change.mode is not None and change.mode & _SET_ID:  # only this can set bits that a write must clear
         self.without_privileges.discard(nodeid)
@@ -145,23 +170,41 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
     return _set(self, unique, nodeid, change)
 
 
+def _set_times(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, is_flush: bool, is_touch: bool) -> bytes:
+    """Set times under WRITEBACK_CACHE. Append-only files take no times but now; a file that has become immutable or
+    append-only since it was written keeps those at which its pages reached it."""
+    try:
+        return _set(self, unique, nodeid, change)
+    except PermissionError:
+        if is_flush:
+            return self.encoder.attrs(unique, nodeid, self.union.getattr(nodeid))
+        if not is_touch:
+            raise
+    return _set(self, unique, nodeid, change._replace(mtime_ns=NOW))
+
+
 def _set(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, _outcome: int = 0) -> bytes:
     return self.encoder.attrs(unique, nodeid, self.union.setattr(nodeid, change))
 
 
 def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    flags, how = abi.OPEN_IN.unpack_from(buf, BODY)
     if self.opens is None:
-        return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
+        if not self.session.flags & abi.Init.WRITEBACK_CACHE:
+            return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
+        # write(2) will succeed whatever the file: what it forbids can be refused here only.
+        self.union.check_open(nodeid, flags)
+        return encode.opened(unique, 0, keeps_cache=True)
     if self.union.is_former(nodeid):
         return encode.error(unique, errno.ESTALE)  # its names lead to the present one
-    flags, how = abi.OPEN_IN.unpack_from(buf, BODY)
+    self.union.check_open(nodeid, flags)
     size = 0 if flags & os.O_TRUNC else None
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     if (writes or size is not None) and self.must_wait(unique, nodeid, size, buf):
         return None
     if size is None:
         if writes:
-            self.union.write_fd(nodeid)
+            self.union.write_fd(nodeid, bool(flags & os.O_APPEND))
         return _opened(self, unique, nodeid, writes)
     change = AttrChange(size=0, kill_priv=bool(how & abi.OPEN_KILL_SUIDGID))
     answer = partial(_truncated, self, unique, nodeid, writes, change)
@@ -221,7 +264,7 @@ def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
     if length <= data.ALLOCATE_INLINE_MAX:
         self.union.fallocate(nodeid, mode, offset, length)
         return encode.empty(unique)
-    work = partial(data.allocate, self.union.write_fd(nodeid), mode, offset, length)
+    work = partial(data.allocate, self.union.allocation_fd(nodeid, mode), mode, offset, length)
     _run_in_thread(self, unique, nodeid, work, partial(encode.empty, unique))
     return None
 
@@ -396,7 +439,16 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return encode.error(unique, errno.ENOTTY)
     if self.must_wait(unique, nodeid, None, buf):
         return None
-    self.union.set_flags(nodeid, command, bytes(buf[_IOCTL_DATA : _IOCTL_DATA + size]))
+    wanted = bytes(buf[_IOCTL_DATA : _IOCTL_DATA + size])
+    if not self.union.flags_protect(command, wanted):
+        return _set_flags(self, unique, nodeid, command, wanted)
+    answer = partial(_set_flags, self, unique, nodeid, command, wanted)
+    self.slow.append(data.ThreadTask(unique, partial(_drop_pages, self.notify, nodeid), answer, True))
+    return None
+
+
+def _set_flags(self: Dispatcher, unique: int, nodeid: int, command: int, wanted: bytes, _outcome: int = 0) -> bytes:
+    self.union.set_flags(nodeid, command, wanted)
     return encode.ioctl(unique, b"")
 
 

@@ -91,7 +91,9 @@ class _Engine:
             device.add(notifier.fd)
         self._has_events = False  # whether the notifier has changes to process
         self._workers = Workers()  # immutable
+        dispatcher.notify = self._tell
         self._away = 0  # copy-ups and tasks in threads
+        self._telling = 0  # those that wait in the kernel for one of our answers
         self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
         """Work that has ended, with its outcome or error; filled by the threads."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rung by them afterwards
@@ -122,7 +124,11 @@ class _Engine:
                 if not self._away:
                     self._device.add(self._bell)
                 self._away += 1
-                if not self._workers.run(partial(self._work, item)):
+                if isinstance(item, data.ThreadTask) and item.waits_for_loop:
+                    self._telling += 1
+                    if not self._workers.run(partial(self._work, item)):
+                        self._work(item._replace(work=_fail))
+                elif not self._workers.run(partial(self._work, item)):
                     self._work(item)
             elif not self._workers.run(partial(self._answer, item)):
                 self._answer(item)
@@ -155,6 +161,8 @@ class _Engine:
             if not self._away:
                 self._device.remove(self._bell)
             item, outcome, error = self._ended.popleft()
+            if isinstance(item, data.ThreadTask) and item.waits_for_loop:
+                self._telling -= 1
             if isinstance(item, CopyUpJob):
                 for reply in self._dispatcher.finish(item, error):
                     self._send(reply)
@@ -169,6 +177,11 @@ class _Engine:
         """Answer, from any thread. The end of the mount shows at the next read."""
         with suppress(Gone):
             turn.answer(self._device, reply)
+
+    def _tell(self, message: bytes) -> None:
+        """In a thread: send a notification for which the kernel may wait for our answers."""
+        with suppress(Gone):
+            self._device.notify(message)
 
     def _notify(self, stale: Invalidation) -> None:
         """In the notifier's thread."""
@@ -186,21 +199,26 @@ class _Engine:
         if self._dispatcher.completion is not None:
             self._dispatcher.completion.end()
         if self._notifier is not None:
-            self._let_end(self._notifier)
+            self._notifier.stop()
+        self._let_notifications_end()
         os.set_blocking(self._bell, True)
         while self._away:
             self._finish()
         self._workers.join()
         os.close(self._bell)
 
-    def _let_end(self, notifier: Notifier) -> None:
-        """Keep serving until the notifier's write(2) to the device has returned. It cannot be cancelled and may wait in
-        the kernel for one of our answers, which would keep the connection open for ever."""
-        notifier.stop()
+    def _let_notifications_end(self) -> None:
+        """Keep serving until each write(2) of a notification to the device has returned. It cannot be cancelled and may
+        wait in the kernel for one of our answers, which would keep the connection open for ever."""
         with suppress(Gone):
-            while notifier.is_sending:
+            while self._telling or (self._notifier is not None and self._notifier.is_sending):
                 if self._device.wait(_LAST_TURN_MS):
                     self._turn(sleeps=False)
+
+
+def _fail() -> int:
+    """Stand in for work that no thread can be started for, and that must not be done on the loop's."""
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 @contextmanager

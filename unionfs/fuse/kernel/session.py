@@ -191,7 +191,7 @@ class Session:
             wanted |= Init.EXPORT_SUPPORT
         if self.options.passthrough:
             wanted |= _PASSTHROUGH
-        if self.options.writeback:
+        if self.options.writeback and not self.options.read_only:
             wanted |= Init.WRITEBACK_CACHE
         if self.options.read_only:
             # The kernel's FUSE drops cached pages before an asynchronous direct write only, not after it: a page that
