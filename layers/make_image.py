@@ -25,7 +25,7 @@ from layers.errors import LayerError
 from layers.fingerprint import Fingerprint
 from layers.instructions import with_change
 from layers.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest, Platform
-from layers.pack import Item, Packed
+from layers.pack import Item, OnShrunk, Packed
 from layers.progress import Progress, Silent
 from layers.store import Store
 from layers.tree import LayerTrees, Node, View, content
@@ -69,6 +69,7 @@ def commit(
     mountpoints: Collection[bytes] = (),
     options: Options | None = None,
     progress: Progress | None = None,
+    on_shrunk: OnShrunk = None,
 ) -> Committed:
     """Make an image of `base` (a name, id or digest; None for none) and the changes in the writable branch `upper`.
 
@@ -76,7 +77,7 @@ def commit(
     base are no change; nor are empty `mountpoints` (absolute paths).
     Whiteouts and opaque directories may be of any dialect, the content of a redirected directory is included, and a
     file that was copied up but equals the lower one is left out. Times after SOURCE_DATE_EPOCH are set back to it.
-    Raises: NotFound for the base, LayerError, OSError.
+    `on_shrunk` as for `pack.pack`. Raises: NotFound for the base, LayerError, OSError.
     """
     report = progress or Silent()
     epoch = pack.source_date_epoch()
@@ -99,7 +100,7 @@ def commit(
             items = pack.change_items(old, new, _collecting(_with_hard_links(changes, old, new), committed))
             if not lowers:
                 items = pack.merged_items(new)
-            committed.layer, layer = _put_layer(store, items, wanted.compression, epoch, report)
+            committed.layer, layer = _put_layer(store, items, wanted.compression, epoch, report, on_shrunk)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wanted.created_by, wanted.author, wanted.message)
         config = with_layer(config, committed.layer.diff_id, entry, wanted)
@@ -108,9 +109,16 @@ def commit(
 
 
 def squash(
-    store: Store, text: str, wanted: ImageOptions, *, keep: int = 0, options: Options | None = None
+    store: Store,
+    text: str,
+    wanted: ImageOptions,
+    *,
+    keep: int = 0,
+    options: Options | None = None,
+    on_shrunk: OnShrunk = None,
 ) -> Committed:
-    """Make an image with all layers but the `keep` lowest merged into one. Raises: NotFound, LayerError."""
+    """Make an image with all layers but the `keep` lowest merged into one; `on_shrunk` as for `pack.pack`. Raises:
+    NotFound, LayerError."""
     epoch = pack.source_date_epoch()
     with store.adding():
         found = store.find(text)
@@ -122,7 +130,7 @@ def squash(
             new = branches.view(resolved.lowers)
             old = new.below(len(resolved.lowers) - keep)
             items = pack.change_items(old, new, compare.changes(old, new)) if keep else pack.merged_items(new)
-            packed, layer = _put_layer(store, items, wanted.compression, epoch, Silent())
+            packed, layer = _put_layer(store, items, wanted.compression, epoch, Silent(), on_shrunk)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wanted.created_by or "layers squash", wanted.author, wanted.message)
         config = replace(config, diff_ids=config.diff_ids[:keep], history=_history_up_to(config.history, keep))
@@ -190,14 +198,24 @@ def _oci_type(layer: Descriptor) -> str:
 
 
 def _put_layer(
-    store: Store, items: Iterable[Item], compression: str, epoch: int | None, progress: Progress
+    store: Store,
+    items: Iterable[Item],
+    compression: str,
+    epoch: int | None,
+    progress: Progress,
+    on_shrunk: OnShrunk = None,
 ) -> tuple[Packed, Descriptor]:
     aside = store.new_aside()
     progress.begin("layer", "packing", None)
     with _RemovedOnFailure(aside) as path:
         with open(path, "wb") as sink:
             packed = pack.pack(
-                items, sink, compression, epoch=epoch, on_read=lambda count: progress.advance("layer", count)
+                items,
+                sink,
+                compression,
+                epoch=epoch,
+                on_read=lambda count: progress.advance("layer", count),
+                on_shrunk=on_shrunk,
             )
         store.put_file(path, packed.digest)
     progress.end("layer", "packed")

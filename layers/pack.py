@@ -26,6 +26,9 @@ from layers.tarwrite import TarWriter
 from layers.tree import LayerPath, LayerTree, Node, View, leaving_out_gone, target, xattrs
 from unionfs import markers
 
+OnShrunk = Callable[[str], None] | None
+"""Gets the path of a file that became shorter while it was read."""
+
 _BLOCK: Final = 512  # unit of st_blocks (stat(2))
 
 
@@ -61,7 +64,7 @@ def pack(
     *,
     epoch: int | None = None,
     on_read: Callable[[int], None] | None = None,
-    on_shrunk: Callable[[str], None] | None = None,
+    on_shrunk: OnShrunk = None,
 ) -> Packed:
     """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `on_read` gets numbers of bytes read,
     `on_shrunk` the paths of files that become shorter while they are read, which end with zeros then.

@@ -86,13 +86,18 @@ def read_file(path: str, limit: int = TEXT_MAX) -> bytes:
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600, *, synced: bool = False) -> None:
-    """Make a new file. Raises: EEXIST, and as the disk does."""
+    """Make a new file, whole or not at all. Raises: EEXIST, and as the disk does."""
     fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(fd, "wb") as file:
-        file.write(data)
-        if synced:
-            file.flush()
-            os.fsync(fd)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            if synced:
+                file.flush()
+                os.fsync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def read_linked(path: str, limit: int = TEXT_MAX) -> bytes:

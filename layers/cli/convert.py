@@ -10,7 +10,7 @@ from layers import tar_directory
 from layers.attributes import AUFS, OVERLAY
 from layers.cli import subjects
 from layers.cli.command import Parser
-from layers.cli.pack import output
+from layers.cli.pack import note_shrunk, output
 from layers.compression import WRITABLE
 from layers.pack import layer_items, pack, source_date_epoch
 from layers.tree import LayerTree, LayerTrees
@@ -53,7 +53,7 @@ def _convert(branch: LayerTree, output_: str, arguments: argparse.Namespace) -> 
     items = layer_items(branch)
     if arguments.to == OCI:
         with output(output_) as sink:
-            packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
+            packed = pack(items, sink, arguments.compression, epoch=source_date_epoch(), on_shrunk=note_shrunk)
         if output_ != "-":
             print(packed.digest)
         return

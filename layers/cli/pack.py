@@ -15,6 +15,7 @@ from layers.errors import Malformed
 from layers.pack import layer_items, pack, source_date_epoch
 from layers.tree import LayerTrees
 from unionfs.output_file import OutputFile
+from unionfs.printable import printable_line
 
 
 def main(argv: list[str]) -> int:
@@ -38,10 +39,16 @@ def main(argv: list[str]) -> int:
         output(arguments.output) as sink,
     ):
         items = layer_items(branches.open(subjects.one_directory(found, subject)))
-        packed = pack(items, sink, arguments.compression, epoch=source_date_epoch())
+        packed = pack(items, sink, arguments.compression, epoch=source_date_epoch(), on_shrunk=note_shrunk)
     if arguments.output != "-":
         print(json.dumps(packed._asdict(), indent=1) if arguments.json else f"{packed.digest} {packed.diff_id}")
     return 0
+
+
+def note_shrunk(path: str) -> None:
+    """Say that a file became shorter while it was packed."""
+    note = f"layers: note: {path} became shorter while it was read: the rest of it is zeros"
+    print(printable_line(note), file=sys.stderr)
 
 
 @contextmanager

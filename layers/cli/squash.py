@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from layers import make_image, reference, tar_directory
 from layers.cli import subjects
 from layers.cli.command import Parser
-from layers.cli.pack import output
+from layers.cli.pack import note_shrunk, output
 from layers.cli.subjects import IMAGE
 from layers.compression import WRITABLE
 from layers.pack import merged_items, pack, source_date_epoch
@@ -44,7 +44,14 @@ def main(argv: list[str]) -> int:
             name=str(reference.parse(arguments.tag)), message=arguments.message, compression=arguments.compression
         )
         options = tar_directory.own_options()
-        new = make_image.squash(Store(arguments.root), found[0].text, wanted, keep=arguments.keep, options=options)
+        new = make_image.squash(
+            Store(arguments.root),
+            found[0].text,
+            wanted,
+            keep=arguments.keep,
+            options=options,
+            on_shrunk=note_shrunk,
+        )
         print(json.dumps({"digest": new.digest} | new.layer._asdict(), indent=1) if arguments.json else new.digest)
         return 0
     with ExitStack() as stack:
@@ -53,9 +60,8 @@ def main(argv: list[str]) -> int:
         ]
         branches = stack.enter_context(LayerTrees())
         with output(arguments.output) as sink:
-            packed = pack(
-                merged_items(branches.view(directories)), sink, arguments.compression, epoch=source_date_epoch()
-            )
+            items = merged_items(branches.view(directories))
+            packed = pack(items, sink, arguments.compression, epoch=source_date_epoch(), on_shrunk=note_shrunk)
     if arguments.output != "-":
         print(json.dumps(packed._asdict(), indent=1) if arguments.json else f"{packed.digest} {packed.diff_id}")
     return 0

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support import tiny
+from tests.support.rootfs import unpack
 from tests.support.users import User
 
 
@@ -117,3 +119,20 @@ def test_files_that_do_not_say_their_size(box: Box, place: Path) -> None:
             content = archive.extractfile(archive.getmembers()[0])
             assert content is not None
             assert content.read().decode() == expected
+
+
+def test_the_whole_of_a_container_that_runs(user: User, place: Path, fuse_device: Path) -> None:
+    """Without the live /proc, /sys and /dev, as of one that does not run."""
+    lower = unpack(tiny.make(place / "tiny.tar"), place / "root", user)
+    user.unionfs("run", "-d", "--name", "c", "--lower", lower, "sh", "-c", "echo new >/etc/new; sleep 1000")
+    try:
+        to_file = ("sh", "-c", 'file=$1; shift; exec "$@" >"$file"', "sh", os.fspath(place / "all.tar"))
+        user.run([*to_file, *user.unionfs_cmd, "cp", "c:/", "-"])
+        user.unionfs("cp", "c:/.", place / "all")
+    finally:
+        user.unionfs("rm", "-f", "c")
+    with tarfile.open(place / "all.tar") as archive:
+        names = {name.removeprefix("./") for name in archive.getnames()}
+    assert {"etc/new", "bin/sh", "proc", "sys", "dev"} <= names
+    assert not [name for name in names if name.startswith(("proc/", "sys/", "dev/"))]
+    assert names - {"."} == {str(path.relative_to(place / "all")) for path in (place / "all").rglob("*")}

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from layers import compare, pack
+from layers import compare, make_image, pack
 from layers.errors import LayerError
+from layers.make_image import ImageOptions
+from layers.store import Store
 from layers.tree import LayerTrees
 from unionfs.containers import tarstreams
 from unionfs.containers.copy import Copy
@@ -117,6 +119,27 @@ def test_a_file_that_shrinks_ends_with_zeros(tree: Path, monkeypatch: pytest.Mon
         large.write_bytes(b"x" * 200_000)
         with pytest.raises(LayerError, match="became shorter"):
             pack.pack(pack.merged_items(branches.view([os.fspath(tree)])), io.BytesIO(), "none")
+
+
+def test_a_layer_of_a_file_that_shrinks(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """commit and squash do as export does."""
+    store, shrunk, real = Store(os.fspath(tmp_path / "store")), list[str](), os.pread
+    large, name = tree / "first", "docker.io/library/a:1"
+    large.write_bytes(b"x" * 200_000)
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_size == 200_000:
+            os.truncate(f"/proc/self/fd/{fd}", 100_000)
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    make_image.commit(store, os.fspath(tree), None, ImageOptions(name=name), on_shrunk=shrunk.append)
+    assert shrunk == ["first"]
+    large.write_bytes(b"x" * 200_000)
+    with pytest.raises(LayerError, match="became shorter"):
+        make_image.commit(store, os.fspath(tree), None, ImageOptions())
+    made = make_image.squash(store, name, ImageOptions(), on_shrunk=shrunk.append)  # it has the zeros
+    assert (shrunk, made.layer.tar_size > 200_000) == (["first", "first"], True)
 
 
 def test_cp_of_a_file_that_shrinks(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,20 @@ def test_running_is_believed_only_while_that_very_process_lives(store: Container
     assert store.exited(made, 3).state.exit_code == 3
 
 
+def test_the_exit_code_that_was_noted_and_not_recorded(store: ContainerStore) -> None:
+    """The disk was full: the record still says that it runs."""
+    made = store.claim(create(store))
+    with subprocess.Popen(["true"]) as child:
+        store.started(made, child.pid)
+    assert (store.load(made.id).status, store.load(made.id).state.exit_code) == ("exited", None)
+    store.note_outcome(made, 3)
+    ended = store.find(made.id)
+    noted = os.stat(os.path.join(made.directory, "outcome"))
+    assert (ended.status, ended.state.exit_code, ended.state.ended) == ("exited", 3, noted.st_mtime)
+    store.unclaim(store.claim(ended), ended.state.exit_code)  # as `cp` does
+    assert store.load(made.id).state.exit_code == 3
+
+
 def test_a_zombie_does_not_live() -> None:
     pid = os.fork()
     if pid == 0:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from unionfs.cli import each, output
 from unionfs.cli.arguments import Parser
 from unionfs.containers import tarstreams
-from unionfs.containers.copy import Directory, copy_path
+from unionfs.containers.copy import Directory, copy_path, of_the_kernel
 from unionfs.containers.reach import reach
 from unionfs.containers.store import ContainerStore
 from unionfs.trees.open_beneath import open_in_root
@@ -18,7 +18,8 @@ _DESCRIPTION: Final = """\
 Copy SOURCE, a file or a directory with all it holds, to DESTINATION; one of them is CONTAINER:PATH. A directory that
 exists as DESTINATION gets the copy inside, or with SOURCE/. the content. What is copied belongs to you, or in the
 container to root, unless --archive keeps the owners. Symlinks are copied as such, and none leads out of the container.
-With - as DESTINATION a tar is written to standard output, and with - as SOURCE one is read and put into a directory."""
+With - as DESTINATION a tar is written to standard output, and with - as SOURCE one is read and put into a directory.
+Of a container that runs, /proc, /sys and /dev are empty in a copy of what they are in."""
 
 
 class Side(NamedTuple):
@@ -65,7 +66,8 @@ def _stream_out(root_fd: int, path: str) -> None:
     is_content = name in ("", ".", "..")
     dir_fd = open_in_root(root_fd, path or "/" if is_content else above or "/", os.O_PATH | os.O_DIRECTORY)
     try:
-        tarstreams.write(dir_fd, "." if is_content else name, sys.stdout.buffer, "." if is_content else name)
+        name = "." if is_content else name
+        tarstreams.write(dir_fd, name, sys.stdout.buffer, name, of_the_kernel(root_fd))
         sys.stdout.buffer.flush()
     finally:
         os.close(dir_fd)

@@ -51,10 +51,6 @@ def _write(container: Container, sink: IO[bytes], shown: str) -> int:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         with images.writing_to("export", shown):
             epoch = pack.source_date_epoch()
-            pack.pack(pack.merged_items(view), sink, "none", epoch=epoch, on_shrunk=_shrunk)
+            pack.pack(pack.merged_items(view), sink, "none", epoch=epoch, on_shrunk=output.note_shrunk)
             sink.flush()
     return 0
-
-
-def _shrunk(path: str) -> None:
-    output.warn(f"note: /{path} became shorter while it was read: the rest of it is zeros")

@@ -127,6 +127,11 @@ def size_of(change: Change) -> int | None:
     return there.size if there is not None and stat.S_ISREG(there.mode) else None
 
 
+def note_shrunk(path: str) -> None:
+    """Say that a file became shorter while it was packed."""
+    warn(f"note: /{path} became shorter while it was read: the rest of it is zeros")
+
+
 def warn(text: str) -> None:
     """Print a line that begins with `note: ` or `warning: ` to standard error."""
     print("\n".join(map(printable_line, f"unionfs: {text}".splitlines())), file=sys.stderr)

@@ -18,6 +18,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, NotFound
 from layers.make_image import Committed, ImageOptions
 from layers.manifest import Descriptor
+from layers.pack import OnShrunk
 from layers.progress import Progress
 from layers.store import Store
 from unionfs.containers.errors import ContainerError
@@ -36,8 +37,11 @@ def check(container: Container) -> None:
         raise ContainerError("commit", container.name, "it shows this machine itself", hint=hint)
 
 
-def commit(container: Container, images: Store, wanted: ImageOptions, progress: Progress) -> Committed:
-    """Make the image, with the container's command and settings, which the changes of `wanted` come after.
+def commit(
+    container: Container, images: Store, wanted: ImageOptions, progress: Progress, on_shrunk: OnShrunk
+) -> Committed:
+    """Make the image, with the container's command and settings, which the changes of `wanted` come after. `on_shrunk`
+    as for `layers.pack.pack`.
 
     Preconditions: within `images.with_ids`, the container frozen or not running.
     Raises: ContainerError, LayerError, OSError.
@@ -50,7 +54,7 @@ def commit(container: Container, images: Store, wanted: ImageOptions, progress: 
         changes=[*_settings(container), *wanted.changes],
     )
     with images.adding():
-        base, steps = _base(images, container, options)
+        base, steps = _base(images, container, options, on_shrunk)
         try:
             return make_image.commit(
                 images,
@@ -62,6 +66,7 @@ def commit(container: Container, images: Store, wanted: ImageOptions, progress: 
                 beneath=(container.mountpoint_lower,) if container.facts.mountpoint_lower and whole else (),
                 options=options,
                 progress=progress,
+                on_shrunk=on_shrunk,
             )
         except NotFound as error:
             image = container.config.image
@@ -73,7 +78,7 @@ def commit(container: Container, images: Store, wanted: ImageOptions, progress: 
                     images.remove_digest(images.find(step).descriptor.digest)
 
 
-def _base(store: Store, container: Container, options: Options) -> tuple[str | None, list[str]]:
+def _base(store: Store, container: Container, options: Options, on_shrunk: OnShrunk) -> tuple[str | None, list[str]]:
     """The image that the container was made of, and the images that were only made to be that."""
     image = container.config.image
     if image is not None:
@@ -85,7 +90,8 @@ def _base(store: Store, container: Container, options: Options) -> tuple[str | N
     base: str | None = None
     steps: list[str] = []
     for lower in reversed(container.config.rootfs.lowers):
-        made = make_image.commit(store, lower, base, ImageOptions(created_by="unionfs run --lower"), options=options)
+        wanted = ImageOptions(created_by="unionfs run --lower")
+        made = make_image.commit(store, lower, base, wanted, options=options, on_shrunk=on_shrunk)
         base = str(made.digest)
         steps.append(base)
     return base, steps

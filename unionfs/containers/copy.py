@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -30,6 +30,7 @@ class Copy:
     """One copy. `owner` is whose everything becomes; None keeps the owners."""
 
     owner: tuple[int, int] | None = None
+    left_empty: frozenset[tuple[int, int]] = frozenset()  # directories whose content is not copied (`of_the_kernel`)
     links: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)  # inode -> the first copy
     _held: list[int] = field(default_factory=list)  # directories of `links`, to be closed at the end
 
@@ -37,42 +38,49 @@ class Copy:
         """Copy `name` of the directory `from_fd` as `new_name` into `to_fd`. A directory that is there is added to, a
         file replaced. Raises: OSError; IsADirectoryError or NotADirectoryError when one would replace the other."""
         try:
-            self._copy(_open(from_fd, name), to_fd, new_name)
+            with naming(name):
+                source_fd = _open(from_fd, name)
+                self.left_empty -= {_identity(os.fstat(source_fd))}  # asked for by name
+            self._copy(source_fd, to_fd, new_name, name)
         finally:
             for fd in self._held:
                 os.close(fd)
             self._held.clear()
 
-    def _copy(self, source_fd: int, to_fd: int, new_name: str) -> None:
-        """Copy what an O_PATH descriptor names, which is closed."""
+    def _copy(self, source_fd: int, to_fd: int, new_name: str, shown: str) -> None:
+        """Copy what an O_PATH descriptor names, which is closed. Errors name `shown`."""
         try:
-            st = os.fstat(source_fd)
-            kind = stat.S_IFMT(st.st_mode)
-            if kind == stat.S_IFDIR:
-                self._directory(source_fd, st, to_fd, new_name)
-                return
-            _make_room(to_fd, new_name)
-            if first := self.links.get((st.st_dev, st.st_ino)):
-                os.link(first[1], new_name, src_dir_fd=first[0], dst_dir_fd=to_fd, follow_symlinks=False)
-                return
-            if kind == stat.S_IFREG:
-                self._file(source_fd, st, to_fd, new_name)
-            elif kind == stat.S_IFLNK:
-                os.symlink(os.readlink("", dir_fd=source_fd), new_name, dir_fd=to_fd)
-                self._finish_unopened(st, to_fd, new_name)
-            elif kind == stat.S_IFSOCK:
-                return  # means nothing without the process that listens
-            else:
-                _make_node(to_fd, new_name, kind | 0o600, st.st_rdev)
-                self._finish_unopened(st, to_fd, new_name)
-            if st.st_nlink > 1:
-                held = os.dup(to_fd)
-                self._held.append(held)
-                self.links[st.st_dev, st.st_ino] = (held, new_name)
+            with naming(shown):
+                self._copy_object(source_fd, to_fd, new_name, shown)
         finally:
             os.close(source_fd)
 
-    def _directory(self, source_fd: int, st: os.stat_result, to_fd: int, new_name: str) -> None:
+    def _copy_object(self, source_fd: int, to_fd: int, new_name: str, shown: str) -> None:
+        st = os.fstat(source_fd)
+        kind = stat.S_IFMT(st.st_mode)
+        if kind == stat.S_IFDIR:
+            self._directory(source_fd, st, to_fd, new_name, shown)
+            return
+        _make_room(to_fd, new_name)
+        if first := self.links.get((st.st_dev, st.st_ino)):
+            os.link(first[1], new_name, src_dir_fd=first[0], dst_dir_fd=to_fd, follow_symlinks=False)
+            return
+        if kind == stat.S_IFREG:
+            self._file(source_fd, st, to_fd, new_name)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink("", dir_fd=source_fd), new_name, dir_fd=to_fd)
+            self._finish_unopened(st, to_fd, new_name)
+        elif kind == stat.S_IFSOCK:
+            return  # means nothing without the process that listens
+        else:
+            _make_node(to_fd, new_name, kind | 0o600, st.st_rdev)
+            self._finish_unopened(st, to_fd, new_name)
+        if st.st_nlink > 1:
+            held = os.dup(to_fd)
+            self._held.append(held)
+            self.links[st.st_dev, st.st_ino] = (held, new_name)
+
+    def _directory(self, source_fd: int, st: os.stat_result, to_fd: int, new_name: str, shown: str) -> None:
         made = True
         try:
             os.mkdir(new_name, 0o700, dir_fd=to_fd)
@@ -82,14 +90,14 @@ class Copy:
         try:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
             try:
-                for name in sorted(os.listdir(list_fd)):
+                for name in sorted(os.listdir(list_fd)) if _identity(st) not in self.left_empty else ():
                     try:
                         child_fd = _open(list_fd, name)
                     except OSError as error:
                         if not is_gone(error):
                             raise
                         continue  # a container that runs has removed it since it was listed
-                    self._copy(child_fd, target_fd, name)
+                    self._copy(child_fd, target_fd, name, f"{shown}/{name}")
                 if made:
                     self._finish(list_fd, st, target_fd)
             finally:
@@ -147,6 +155,31 @@ class Directory(NamedTuple):
             raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
 
 
+def of_the_kernel(root_fd: int) -> frozenset[tuple[int, int]]:
+    """The mounted /proc, /sys and /dev of a container that runs, as (st_dev, st_ino): a copy of its root filesystem has
+    empty directories there, as one of a container that does not run."""
+    here, found = os.fstat(root_fd).st_dev, set()
+    for name in ("proc", "sys", "dev"):
+        with contextlib.suppress(FileNotFoundError):
+            st = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+            if st.st_dev != here:
+                found.add(_identity(st))
+    return frozenset(found)
+
+
+@contextlib.contextmanager
+def naming(shown: str) -> Iterator[None]:
+    """Let an OSError of the block name the path `shown`, unless it names one already: system calls on descriptors name
+    none, or only the last name."""
+    try:
+        yield
+    except OSError as error:
+        known = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        if "/" in known and not known.startswith("/proc/self/fd/"):
+            raise
+        raise type(error)(error.errno, error.strerror, shown) from None
+
+
 def copy_path(source: Directory, from_path: str, target: Directory, to_path: str, *, keep_owners: bool) -> None:
     """Copy a file or a directory as docker cp does: into `to_path` if that is a directory, else to that name; with
     `from_path` ending in /. the content of a directory. Owners become root unless kept. Raises: OSError."""
@@ -177,7 +210,8 @@ def copy_path(source: Directory, from_path: str, target: Directory, to_path: str
             new_name = name
         else:
             to_fd, new_name = _named(opened, target, to_path)
-        Copy(None if keep_owners else (0, 0)).run(from_fd, name, to_fd, new_name)
+        left_empty = frozenset() if source.root_fd is None else of_the_kernel(source.root_fd)
+        Copy(None if keep_owners else (0, 0), left_empty).run(from_fd, name, to_fd, new_name)
 
 
 def _named(opened: Callable[[Directory, str, int], int], directory: Directory, path: str) -> tuple[int, str]:
@@ -190,6 +224,10 @@ def _named(opened: Callable[[Directory, str, int], int], directory: Directory, p
         except OSError:  # no symlink, or nothing yet
             return dir_fd, name
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _identity(st: os.stat_result) -> tuple[int, int]:
+    return st.st_dev, st.st_ino
 
 
 def _open(dir_fd: int, name: str) -> int:

@@ -102,9 +102,21 @@ class ContainerStore:
         except OSError as error:
             raise BrokenRecordError(container_id, path, error.strerror or str(error)) from error
         try:
-            return record.from_json(self.root, container_id, data.decode())
+            found = record.from_json(self.root, container_id, data.decode())
         except ValueError as error:
             raise BrokenRecordError(container_id, path, str(error)) from error
+        return self._with_outcome(found) if found.status == "exited" and found.state.exit_code is None else found
+
+    def _with_outcome(self, container: Container) -> Container:
+        """The container with the exit code that its monitor noted, but could not record on a full disk."""
+        fd = self.open_outcome(container)
+        if fd is None:
+            return container
+        try:
+            code = outcome(fd)
+            return container if code is None else _changed(container, exit_code=code, ended=os.fstat(fd).st_mtime)
+        finally:
+            os.close(fd)
 
     def find(self, reference: str) -> Container:
         """The container of this name, this id, or the only one whose id begins so.
@@ -164,9 +176,11 @@ class ContainerStore:
             claimed = _changed(current, status="starting", pid=pid, pid_started=process_started(pid), monitor=None)
             self._write(claimed.directory, claimed)
             path = os.path.join(claimed.directory, _OUTCOME)
-            fd = store_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(fd, _UNKNOWN.encode("ascii"))
-            os.close(fd)
+            fd = store_files.open_file(path, os.O_WRONLY | os.O_CREAT)
+            try:
+                os.pwrite(fd, _UNKNOWN.encode("ascii"), 0)
+            finally:
+                os.close(fd)
         return claimed
 
     def open_outcome(self, container: Container) -> int | None:

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from typing import IO, Final
 
+from unionfs.containers.copy import naming
 from unionfs.containers.errors import ContainerError
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import is_gone, open_in_root
@@ -28,10 +29,6 @@ _SPOOLED_MAX: Final = 1 << 20
 _BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_MAGICLINKS
 
 
-class _GoneError(OSError):
-    """A container that runs has removed it since it was listed."""
-
-
 class _Padded:
     """A file that continues with zeros where it ends: it may shrink once its size is in the header."""
 
@@ -42,24 +39,43 @@ class _Padded:
         return self._file.read(size).ljust(size, b"\0")
 
 
-def write(dir_fd: int, name: str, sink: IO[bytes], shown: str) -> None:
-    """Write `name` of a directory, with all that is in it, as a tar in which it is called `shown`. Raises: OSError."""
-    links: dict[tuple[int, int], str] = {}
+def write(
+    dir_fd: int, name: str, sink: IO[bytes], shown: str, left_empty: frozenset[tuple[int, int]] = frozenset()
+) -> None:
+    """Write `name` of a directory, with all that is in it, as a tar in which it is called `shown`. `left_empty`:
+    directories of which the content is left out, as (st_dev, st_ino). Raises: OSError naming the path."""
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
+        with naming(name):
+            top = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if not _Writer(archive, left_empty - {(top.st_dev, top.st_ino)}).add(dir_fd, name, shown):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+class _Writer:
+    """Writes trees into one archive."""
+
+    def __init__(self, archive: tarfile.TarFile, left_empty: frozenset[tuple[int, int]]) -> None:
+        self._archive: Final = archive
+        self._left_empty: Final = left_empty
+        self._links: Final[dict[tuple[int, int], str]] = {}  # inode -> the first name of a file with several
+
+    def add(self, dir_fd: int, name: str, shown: str) -> bool:
+        """Add `name` of a directory, with all that is in it. Returns False if it does not exist."""
         try:
-            _add(archive, dir_fd, name, shown, links)
-        except _GoneError as error:  # all of it
-            raise OSError(error.errno, error.strerror, name) from None
+            with naming(shown):
+                fd = files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH)
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return False
+        try:
+            with naming(shown):
+                self._add_object(fd, shown)
+        finally:
+            os.close(fd)
+        return True
 
-
-def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: dict[tuple[int, int], str]) -> None:
-    try:
-        fd = files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH)
-    except OSError as error:
-        if not is_gone(error):
-            raise
-        raise _GoneError(error.errno, error.strerror, shown) from None
-    try:
+    def _add_object(self, fd: int, shown: str) -> None:
         st = os.fstat(fd)
         kind = _KINDS.get(stat.S_IFMT(st.st_mode))
         if kind is None:
@@ -73,29 +89,26 @@ def _add(archive: tarfile.TarFile, dir_fd: int, name: str, shown: str, links: di
         elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
             entry.devmajor, entry.devminor = os.major(st.st_rdev), os.minor(st.st_rdev)
         inode = (st.st_dev, st.st_ino)
-        if kind != tarfile.DIRTYPE and inode in links:
-            entry.type, entry.linkname = tarfile.LNKTYPE, links[inode]
+        if kind != tarfile.DIRTYPE and inode in self._links:
+            entry.type, entry.linkname = tarfile.LNKTYPE, self._links[inode]
         if entry.type == tarfile.REGTYPE:
             with _data(fd) as data:
                 if st.st_nlink > 1:
-                    links[inode] = shown
+                    self._links[inode] = shown
                 entry.size = data.seek(0, os.SEEK_END)
                 data.seek(0)
-                archive.addfile(entry, _Padded(data))  # type: ignore[arg-type]
+                self._archive.addfile(entry, _Padded(data))  # type: ignore[arg-type]
             return
         if kind != tarfile.DIRTYPE and st.st_nlink > 1:
-            links.setdefault(inode, shown)
-        archive.addfile(entry)
-        if kind == tarfile.DIRTYPE:
+            self._links.setdefault(inode, shown)
+        self._archive.addfile(entry)
+        if kind == tarfile.DIRTYPE and inode not in self._left_empty:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 for child in sorted(os.listdir(list_fd)):
-                    with contextlib.suppress(_GoneError):
-                        _add(archive, list_fd, child, f"{shown}/{child}", links)
+                    self.add(list_fd, child, f"{shown}/{child}")  # what a container that runs has removed is left out
             finally:
                 os.close(list_fd)
-    finally:
-        os.close(fd)
 
 
 def _data(path_fd: int) -> IO[bytes]:
