@@ -168,8 +168,8 @@ class UnionState:
             if not os.access(proc_path(upper.root.fd()), os.W_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             probe = staging.new_name()
-            os.mkdir(probe, 0o700, dir_fd=staging.fd())
-            os.rmdir(probe, dir_fd=staging.fd())
+            os.symlink(".", probe, dir_fd=staging.fd())  # a directory takes ext4 up to 5 ms to remove
+            os.unlink(probe, dir_fd=staging.fd())
         except OSError as exc:
             code = exc.errno or errno.EIO
             if code in _FULL:
