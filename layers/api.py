@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from layers import archive, compare, image
+from layers import archive, compare, image, lookup
 from layers.config import History
 from layers.entry import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT
 from layers.entry import Entry as TarEntry
@@ -131,7 +131,7 @@ class Image:
     def __init__(self, store: Store, found: StoredImage, stack: ExitStack) -> None:
         self._store: Final = store
         self._stack: Final = stack
-        descriptor, item, config = image.read(store, found.descriptor)
+        descriptor, item, config = lookup.read(store, found.descriptor)
         self._descriptor: Final[Descriptor] = descriptor
         self.name: Final = found.name  # empty if it has none
         self.digest: Final[str] = descriptor.digest  # of its manifest

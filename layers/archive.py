@@ -19,7 +19,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from layers import config as configs
 from layers import digest as digests
-from layers import image, make_image
+from layers import image, lookup, make_image
 from layers import manifest as manifests
 from layers import reference as references
 from layers.attributes import Options
@@ -157,7 +157,7 @@ def save(store: Store, names: Sequence[str], sink: IO[bytes], progress: Progress
         index: list[Descriptor] = []
         report.begin("archive", "saving", None)
         for saved in found:
-            descriptor, item, config = image.read(store, saved.descriptor)
+            descriptor, item, config = lookup.read(store, saved.descriptor)
             for blob in (*item.layers, item.config, descriptor):
                 writer.blob(store, blob)
                 report.advance("archive", blob.size)

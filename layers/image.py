@@ -12,12 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from layers import config as configs
 from layers import credentials as known_credentials
 from layers import digest as digests
+from layers import lookup, unpacked
 from layers import manifest as manifests
 from layers import reference as references
-from layers import unpacked
 from layers.attributes import Options
 from layers.config import ImageConfig
 from layers.digest import Digest
@@ -73,63 +72,21 @@ def resolve(store: Store, text: str, options: Options | None = None, progress: P
         return unpack_image(store, image.descriptor, options or Options(), progress or Silent())
 
 
-def read(
-    store: Store, descriptor: Descriptor, platform: Platform | None = None
-) -> tuple[Descriptor, Manifest, ImageConfig]:
-    """Read the manifest and configuration of a descriptor; of an index, those for the platform (None: this machine's).
-
-    Returns them with the manifest's descriptor. Raises: NotFound, Refused.
-    """
-    item = store.read_manifest(descriptor)
-    if isinstance(item, Index):
-        chosen = manifests.choose(item, platform or manifests.own_platform(), descriptor.digest)
-        item = store.read_manifest(chosen)
-        descriptor = chosen
-    if isinstance(item, Index):
-        raise Refused("reading an image", descriptor.digest, "an index within an index")
-    return descriptor, item, config_of(item, store.read_blob(item.config.digest))
-
-
-def config_of(item: Manifest, data: bytes) -> ImageConfig:
-    """Parse the configuration `data` of an image and compare it with the manifest. Raises: Refused."""
-    if item.config.media_type not in manifests.CONFIG_TYPES:
-        kind = item.artifact_type or item.config.media_type
-        raise Refused("reading an image", "", f"not a container image but {kind[:100]!r}")
-    config = configs.parse(data)
-    if len(config.diff_ids) != len(item.layers):
-        why = f"the manifest has {len(item.layers)} layers, the configuration {len(config.diff_ids)}"
-        raise Refused("reading an image", "", why)
-    return config
-
-
 def unpack_image(store: Store, descriptor: Descriptor, options: Options, progress: Progress) -> Resolved:
     """Unpack those layers of an image that are not unpacked yet. Preconditions: within `store.adding`."""
-    descriptor, item, config = read(store, descriptor)
+    descriptor, item, config = lookup.read(store, descriptor)
     lowers: list[str] = []
     chain: Digest | None = None
     with LayerTrees(len(item.layers)) as branches:
         for layer, diff_id in zip(item.layers, config.diff_ids, strict=True):
             chain = digests.chain(chain, diff_id)
-            found = unpacked.find(store, diff_id, chain)
+            found = lookup.find_layer(store, diff_id, chain)
             if found is None:
                 pending = unpacked.Pending(store, options)
                 _unpack_blob(pending, store, layer, diff_id, progress, lambda: False)
                 found = pending.place(chain, lowers, branches)
             lowers.insert(0, found.directory)
     return Resolved(config, lowers, descriptor)
-
-
-def unpacked_layers(store: Store, descriptor: Descriptor) -> list[unpacked.Layer]:
-    """The layers of an image that are unpacked, bottom first."""
-    _, _, config = read(store, descriptor)
-    chain: Digest | None = None
-    found = []
-    for diff_id in config.diff_ids:
-        chain = digests.chain(chain, diff_id)
-        layer = unpacked.find(store, diff_id, chain)
-        if layer is not None:
-            found.append(layer)
-    return found
 
 
 async def pull(
@@ -279,9 +236,9 @@ class _Pull:
             _ = layer.compression  # refuses unknown media types before anything is fetched
         sources = registries[registries.index(registry) :]
         if item.config.media_type not in manifests.CONFIG_TYPES:
-            config_of(item, b"")
+            lookup.config_of(item, b"")
         await self._ensure_blob(sources, item.config)
-        config = config_of(item, self.store.read_blob(item.config.digest))
+        config = lookup.config_of(item, self.store.read_blob(item.config.digest))
         self.store.put(data)
         try:
             await self._layers(sources, item, config)
@@ -324,7 +281,7 @@ class _Pull:
         missing = {
             diff_id
             for diff_id, chain in zip(config.diff_ids, chains, strict=True)
-            if unpacked.find(self.store, diff_id, chain) is None
+            if lookup.find_layer(self.store, diff_id, chain) is None
         }
 
         def job(diff_id: Digest, layer: Descriptor) -> Callable[[], Awaitable[None]]:
@@ -361,7 +318,7 @@ class _Pull:
         lowers: list[str] = []
         with LayerTrees(len(item.layers)) as branches:
             for layer, diff_id, chain in zip(item.layers, config.diff_ids, chains, strict=True):
-                found = unpacked.find(self.store, diff_id, chain)
+                found = lookup.find_layer(self.store, diff_id, chain)
                 if found is None:
                     pending = self.pending.pop(diff_id, None)
                     if pending is None:  # the same layer again, whose content depends on the layers beneath

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Final
 
-from layers import compare, image, pack, unpacked
+from layers import compare, image, lookup, pack, unpacked
 from layers import config as configs
 from layers import digest as digests
 from layers import manifest as manifests
@@ -88,7 +88,7 @@ def commit(
         if base is not None:
             found = store.find(base)
             resolved = image.unpack_image(store, found.descriptor, options or Options(), report)
-            _, item, config = image.read(store, found.descriptor)
+            _, item, config = lookup.read(store, found.descriptor)
             lowers, layers = resolved.lowers, item.layers
         committed = Committed(Digest(""), Digest(""), Packed(Digest(""), Digest(""), 0, 0, 0))
         with LayerTrees() as branches:
@@ -123,7 +123,7 @@ def squash(
     with store.adding():
         found = store.find(text)
         resolved = image.unpack_image(store, found.descriptor, options or Options(), Silent())
-        _, item, config = image.read(store, found.descriptor)
+        _, item, config = lookup.read(store, found.descriptor)
         if not 0 <= keep < len(item.layers):
             raise LayerError("squashing", text, f"it has {len(item.layers)} layers, {keep} of them cannot be kept")
         with LayerTrees() as branches:

@@ -16,10 +16,10 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final
 
 from layers import digest as digests
-from layers import fingerprint
+from layers import fingerprint, lookup
 from layers.attributes import Options, Unpacked
 from layers.digest import Digest
 from layers.errors import NotFound, Refused
@@ -33,39 +33,7 @@ if TYPE_CHECKING:  # imported when a layer is unpacked
     from layers.compression import Readable
     from layers.resolve_parents import LowerEntry
 
-_RECORD: Final = "layer.json"
 _FINGERPRINTS: Final = "fingerprints"
-_DIFF: Final = "diff"
-
-
-class Layer(NamedTuple):
-    """One unpacked layer."""
-
-    key: str  # the name of its directory
-    directory: str  # for use as a lower branch
-    record: dict[str, Any]  # the content of layer.json
-
-
-def find(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
-    """The unpacked layer, or None. Raises: Refused when its record is damaged."""
-    for digest in (diff_id, chain_id):
-        key = digests.encoded(digest)
-        directory = os.path.join(store.layers, key)
-        try:
-            fd = store_files.open_file(os.path.join(directory, _RECORD), os.O_RDONLY, shared=True)
-            with open(fd, "rb") as file:
-                record = json.loads(file.read(store_files.TEXT_MAX))
-            if not isinstance(record, dict):
-                raise ValueError
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (ValueError, RecursionError):
-            hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
-            raise Refused("reading a layer", directory, f"its {_RECORD} is damaged", hint=hint) from None
-        # A layer under its diff id serves every stack, one under a chain id only that stack.
-        if record.get("diff_id") == diff_id:
-            return Layer(key, os.path.join(directory, _DIFF), record)
-    return None
 
 
 class Pending:
@@ -84,10 +52,10 @@ class Pending:
 
         os.mkdir(self._aside, 0o700)
         try:
-            os.mkdir(os.path.join(self._aside, _DIFF), 0o755)
+            os.mkdir(os.path.join(self._aside, lookup.DIFF), 0o755)
             made = store_files.open_file(os.path.join(self._aside, _FINGERPRINTS), os.O_WRONLY | os.O_CREAT, 0o644)
             with open(made, "wb") as record:
-                root_fd = os.open(os.path.join(self._aside, _DIFF), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                root_fd = os.open(os.path.join(self._aside, lookup.DIFF), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     result = unpack.unpack(source, root_fd, self._options, record)
                 finally:
@@ -100,7 +68,7 @@ class Pending:
             raise
         self.result = result
 
-    def place(self, chain_id: Digest, beneath: Sequence[str], branches: LayerTrees) -> Layer:
+    def place(self, chain_id: Digest, beneath: Sequence[str], branches: LayerTrees) -> lookup.Layer:
         """Complete the layer with the directories `beneath` (top first) and rename it into place.
 
         `branches` is shared by all layers of an image, each of which reads those beneath it. Raises: Refused, OSError.
@@ -109,7 +77,7 @@ class Pending:
 
         assert self.result is not None
         result = self.result
-        diff = os.path.join(self._aside, _DIFF)
+        diff = os.path.join(self._aside, lookup.DIFF)
         root_fd = os.open(diff, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             made = store_files.open_file(os.path.join(self._aside, _FINGERPRINTS), os.O_WRONLY | os.O_APPEND)
@@ -125,7 +93,9 @@ class Pending:
                 "owners": self._options.owners,
                 "dropped_attributes": sorted(result.dropped_xattrs),
             }
-            store_files.write_file(os.path.join(self._aside, _RECORD), json.dumps(described).encode("ascii"), 0o644)
+            store_files.write_file(
+                os.path.join(self._aside, lookup.RECORD), json.dumps(described).encode("ascii"), 0o644
+            )
             files.syncfs(root_fd)  # before the rename: a crash must not leave a layer of empty files in place
         except BaseException:
             self.drop()
@@ -136,11 +106,11 @@ class Pending:
         try:
             os.rename(self._aside, final)
         except OSError:
-            if not os.path.exists(os.path.join(final, _RECORD)):
+            if not os.path.exists(os.path.join(final, lookup.RECORD)):
                 self.drop()
                 raise
             self.drop()  # another process has put the same layer in place
-        return Layer(key, os.path.join(final, _DIFF), described)
+        return lookup.Layer(key, os.path.join(final, lookup.DIFF), described)
 
     def drop(self) -> None:
         """Remove the temporary directory."""
@@ -156,7 +126,7 @@ def verify(store: Store, key: str) -> list[fingerprint.Difference]:
             expected = fingerprint.read(file)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("verifying a layer", key, "it is not unpacked") from None
-    with directories(os.path.join(directory, _DIFF)) as tree:
+    with directories(os.path.join(directory, lookup.DIFF)) as tree:
         return list(fingerprint.differences(tree, expected))
 
 

@@ -23,7 +23,7 @@ GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
     *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.output_file", "unionfs.printable"),
     "unionfs.log_lines",
-    *("unionfs.store_files", "unionfs.write_all"),
+    *("unionfs.store_files", "unionfs.write_all", "unionfs.detach"),
 )
 CORE_DOOR = tuple(f"unionfs.core.{name}" for name in ("union", "view", "attrs", "ledger", "options"))
 
@@ -54,6 +54,7 @@ ALLOWED = {
     "unionfs.printable": Row(()),
     "unionfs.store_files": Row(("unionfs.syscalls",)),
     "unionfs.write_all": Row((), ("_typeshed",)),
+    "unionfs.detach": Row(("unionfs.store_files",)),
     "unionfs.log_lines": Row(("unionfs.printable",)),
     "unionfs.id_ranges": Row(()),
     "unionfs.posix_acl": Row(()),
@@ -85,14 +86,24 @@ ALLOWED = {
     "unionfs.version": Row(("unionfs.compiled",)),
     **{f"unionfs.mount_parent.{name}": Row(("unionfs.mount_parent",)) for name in ("identity", "messages", "client")},
     "unionfs.mount_parent": Row(
-        (*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"), not_even=("argparse",)
+        (
+            *(*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"),
+            *("unionfs.daemon_options", "unionfs.daemon_start"),
+        ),
+        not_even=("argparse",),
+    ),
+    "unionfs.daemon_options": Row(("unionfs.core.options", "unionfs.fuse.mounting", "unionfs.fuse.options")),
+    "unionfs.daemon_start": Row(
+        ("unionfs.daemon", "unionfs.daemon_options", "unionfs.fuse.mounting", "unionfs.mount_parent.client")
     ),
     "unionfs.daemon": Row(
-        (*GROUND_FLOOR, "unionfs.core", "unionfs.fuse", "unionfs.mount_parent.client"), not_even=("argparse",)
+        (*GROUND_FLOOR, "unionfs.core", "unionfs.daemon_options", "unionfs.fuse", "unionfs.mount_parent.client"),
+        not_even=("argparse",),
     ),
     "unionfs.api": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.api", "unionfs.changes", "unionfs.daemon"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.api", "unionfs.changes"),
+            *("unionfs.daemon_options", "unionfs.daemon_start"),
             *("unionfs.fuse.mounting", "unionfs.fuse.unmounting", "unionfs.fuse.reporting", "unionfs.fuse.options"),
         ),
         ("_typeshed",),
@@ -101,7 +112,8 @@ ALLOWED = {
     "unionfs.drivers": Row(
         (
             *(*GROUND_FLOOR, "unionfs.drivers", "unionfs.changes"),
-            *("unionfs.core.options", "unionfs.daemon", "unionfs.fuse.mounting", "unionfs.fuse.options"),
+            *("unionfs.core.options", "unionfs.daemon_options", "unionfs.daemon_start", "unionfs.mount_parent.client"),
+            *("unionfs.fuse.mounting", "unionfs.fuse.options"),
         ),
         not_even=("argparse",),
     ),
@@ -112,7 +124,6 @@ ALLOWED = {
             "unionfs.launcher",
             "unionfs.drivers",
             "unionfs.fuse",
-            "unionfs.daemon",
             "unionfs.containers",
         ),
         not_even=("argparse",),
@@ -126,6 +137,7 @@ ALLOWED = {
                 "unionfs.core.complete",
                 "unionfs.core.hardlinks",
                 "unionfs.fuse.options",
+                "unionfs.mount_parent.client",
             ),
         ),
         ("trio",),

@@ -1,6 +1,7 @@
 """The daemon: open a union, mount it, and serve it through a transport until it is unmounted.
 
-Knows `core.union` and the transports by name. Does not know command lines; prints nothing and raises StartError.
+Knows `core.union` and the transports by name. Does not know command lines or who starts it (`daemon_start`); prints
+nothing and raises StartError.
 
 Order: branches are opened and checked, the mount is made, the caller gets the pid, and only then the transport is
 imported: requests wait in the kernel until it answers them.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import fcntl
 import os
 import resource
 import select
@@ -19,22 +19,22 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from unionfs import store_files
-from unionfs.core.options import OptionError, Options
+from unionfs.core.options import OptionError
 from unionfs.core.union import Union
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.detach import above_stdio, detach
 from unionfs.fuse import control_socket, mounting
 from unionfs.fuse.abort_on_death import ConnectionAborter
 from unionfs.fuse.detachment import Mounted
-from unionfs.fuse.mounting import MountError, MountOptions
-from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS, ServeOptions
+from unionfs.fuse.mounting import MountError
+from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
-from unionfs.mount_parent import client
+from unionfs.mount_parent.client import FAILED, READY
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -49,8 +49,7 @@ _UPPER_IN_USE: Final = (
     "unless both are mounted with --watch"
 )
 
-_FIRST_AFTER_STDIO: Final = 3
-_FOREGROUND: Final = client.NoParentError("in the foreground")
+IN_FOREGROUND: Final = "itself: in the foreground"
 
 MODULES: Final = (
     *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
@@ -62,81 +61,12 @@ _IMPORT_AFTER_MS: Final = 1000
 Warn = Callable[[str], None]
 
 
-class StartError(Exception):
-    """The union could not be mounted; nothing is left mounted. `str()` is the message for users, `hint` says what to
-    do, `code` is the nearest errno (0: none)."""
+def fork(options: DaemonOptions) -> list[str]:
+    """Fork the daemon, and return the fields of its report, as a parent of mounts replies; "" if it has ended before.
 
-    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonOptions:
-    """The options of a daemon. Immutable. Paths must be absolute: the daemon leaves the caller's working directory."""
-
-    union: Options
-    mountpoint: str  # or /dev/fd/N, a descriptor of /dev/fuse that another program has mounted
-    transport: str = DEFAULT_TRANSPORT
-    mount: MountOptions = field(default_factory=MountOptions)
-    serve: ServeOptions = field(default_factory=ServeOptions)
-    may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
-    log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
-    watch: bool = False  # notice changes to the branches that are made outside of the union
-    view: bool = False  # let read-only unions of the same lowers be views of this one; needs an upper
-    no_view: str = ""  # why this read-only union is not a view of another one, if that was tried
-    exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
-    debug: bool = False  # log everything; without a log file, to the caller's stderr
-    lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
-
-
-def start(options: DaemonOptions, *, warn: Warn = lambda _: None) -> int:
-    """Mount in a new process that outlives this one, and return its pid as soon as the mount can be used.
-
-    The parent of our mounts forks it, if there is one that can (mount_parent); in a process that it has forked for
-    that, this does not return, and the process becomes the daemon. Else this process forks it.
-    The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
-    Raises: StartError.
+    The daemon is reparented, in a new session, in /, with the descriptors of `options` only.
     """
-    if _forked is not None:
-        _become(options, warn, _forked)
-    verdict, *fields = _ask_parent(options) or _fork(options)
-    if verdict == client.READY:
-        pid, warning = fields
-        if warning:
-            warn(warning)
-        return int(pid)
-    if verdict == client.FAILED:
-        sentence, hint, code = fields
-        raise StartError(sentence, hint, int(code))
-    raise StartError(client.ENDED, client.ENDED_HINT)
-
-
-def _ask_parent(options: DaemonOptions) -> list[str]:
-    """Have the parent fork the daemon. Returns its reply; nothing where this process is to do it."""
-    if client.refusal is None:
-        fds = [] if options.lifeline_fd is None else [options.lifeline_fd]
-        try:
-            if mounting.inherited_fd(options.mountpoint) is not None:
-                raise client.NoParentError("the mountpoint is a descriptor")
-            return client.ask(client.OPTIONS, partial(_pickled, options), fds)
-        except client.NoParentError as why:
-            client.refusal = why
-        except client.ParentEndedError:
-            return [""]
-    return []
-
-
-def _pickled(options: DaemonOptions) -> bytes:
-    import pickle
-
-    return pickle.dumps(options)
-
-
-def _fork(options: DaemonOptions) -> list[str]:
-    """Fork the daemon, and return the fields of its report."""
-    read_fd, write_fd = map(_above_stdio, os.pipe())
+    read_fd, write_fd = map(above_stdio, os.pipe())
     child = os.fork()
     if child == 0:
         os.close(read_fd)
@@ -154,8 +84,7 @@ def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
 
     Precondition: this is the only thread. Raises: StartError.
     """
-    client.refusal = _FOREGROUND
-    _serve(options, lambda warning: warn(warning) if warning else None)
+    _serve(replace(options, started_by=IN_FOREGROUND), lambda warning: warn(warning) if warning else None)
 
 
 class _Report:
@@ -180,11 +109,11 @@ def _run_daemon(options: DaemonOptions, report: _Report) -> NoReturn:
         if os.fork() != 0:
             os._exit(0)  # the daemon is reparented, so that its starter need not reap it
         _detach(options, report.fd)()
-        _serve(options, lambda warning: report.send(client.READY, str(os.getpid()), warning))
+        _serve(options, lambda warning: report.send(READY, str(os.getpid()), warning))
         status = 0
     except BaseException as bug:  # noqa: BLE001 - the starter may wait for a report
         error = bug if isinstance(bug, StartError) else _internal_error(bug)
-        report.send(client.FAILED, str(error), error.hint, str(error.code))
+        report.send(FAILED, str(error), error.hint, str(error.code))
         if error is not bug:
             _logger().exception("the daemon ends because of a bug")
     finally:
@@ -195,28 +124,13 @@ def _internal_error(bug: BaseException) -> StartError:
     return StartError(f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where")
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """The caller of a process that was forked to become a daemon, as that process knows it. Immutable."""
+def become(options: DaemonOptions, warn: Warn, report_fd: int, tell: Callable[[str], None]) -> NoReturn:
+    """Serve in this process, which was forked for that, and end it. Raises StartError until the mount can be used.
 
-    parent: int  # pid of the process that has forked it
-    report_fd: int  # kept open until the mount can be used
-    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone
-
-
-_forked: Forked | None = None  # set once, by `become_at_start`
-
-
-def become_at_start(forked: Forked) -> None:
-    """Let the first call of `start` make this process the daemon. Only in a process that was forked for that, alone and
-    leading no process group."""
-    global _forked  # noqa: PLW0603 - one process is one daemon
-    _forked = forked
-
-
-def _become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
-    """Serve in this process, and end it. Raises StartError until the mount can be used."""
-    replace_stdio = _detach(options, forked.report_fd)
+    `tell` is called with a warning or "" once it can be; it raises OSError when the caller has gone. `report_fd` is
+    kept open for it.
+    """
+    replace_stdio = _detach(options, report_fd)
     is_told, status = False, 1
 
     def ready(warning: str) -> None:
@@ -225,7 +139,7 @@ def _become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
             warn(warning)
         replace_stdio()
         is_told = True  # the caller reads no more of what this process prints
-        forked.tell(warning)
+        tell(warning)
 
     try:
         _serve(options, ready)
@@ -242,54 +156,10 @@ def _detach(options: DaemonOptions, report_fd: int | None) -> Callable[[], None]
     keep = {report_fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
     if options.debug and options.log is None:
         keep.add(2)
-    return detach(keep, options.log)
-
-
-def detach(keep: set[int | None], log: str | None = None) -> Callable[[], None]:
-    """Detach this process from its starter: umask, descriptors but those to `keep`, signal dispositions.
-
-    Returns what replaces the standard descriptors, by `log` or /dev/null: until then errors can be printed.
-    """
-    os.umask(0)
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd >= _FIRST_AFTER_STDIO and fd not in keep:
-            with suppress(OSError):  # the descriptor of the listing itself is closed already
-                os.close(fd)
-    null_fd = _above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-    out_fd = null_fd if log is None else _above_stdio(_open_log(log))
-    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores itself
-        if signal.getsignal(number) == signal.SIG_IGN:  # by nohup, or `&` in a script: daemon(7) wants the defaults
-            signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    return partial(_replace_stdio, null_fd, out_fd, keep)
-
-
-def _replace_stdio(null_fd: int, out_fd: int, keep: set[int | None]) -> None:
-    for fd, new_fd in ((0, null_fd), (1, null_fd), (2, out_fd)):
-        if fd not in keep:
-            os.dup2(new_fd, fd)
-    for fd in {null_fd, out_fd}:
-        os.close(fd)
-
-
-def _above_stdio(fd: int) -> int:
-    """Return `fd`, duplicated above 2 if it is one of 0 to 2, which happens when the caller has closed them."""
-    if fd >= _FIRST_AFTER_STDIO:
-        return fd
-    moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_AFTER_STDIO)
-    os.close(fd)
-    return moved
-
-
-def _open_log(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        if os.path.dirname(path) == "/dev":  # /dev/null, /dev/stderr
-            return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
-        return store_files.open_file(path, flags)
+        return detach(keep, options.log)
     except OSError as error:
-        raise StartError(f"opening the log failed: {path}: {error.strerror}") from error
+        raise StartError(f"opening the log failed: {options.log}: {error.strerror}") from error
 
 
 def _serve(options: DaemonOptions, ready: Warn) -> None:
@@ -368,7 +238,7 @@ def _mount_and_serve(
             aborter.start()
         shutdown.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
-        _start_logging(debug=options.debug)
+        _start_logging(options)
         if options.no_view:
             _logger().info("not a view: %s", options.no_view)
         transport = import_module(TRANSPORTS[options.transport])
@@ -432,7 +302,7 @@ def _report(
     asked.poll(_IMPORT_AFTER_MS)
     from unionfs.fuse.reporting import Reporter
 
-    reporter = Reporter(union, traffic, options.transport, mountpoint, started_by(), since, options.no_view)
+    reporter = Reporter(union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view)
     reporter.serve(control_fd, connection)
 
 
@@ -445,20 +315,13 @@ def _tune_garbage_collection() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _start_logging(debug: bool) -> None:
+def _start_logging(options: DaemonOptions) -> None:
     """Log to stderr from now on. Called late: importing the logging module takes as long as mounting."""
     from unionfs import log_lines
 
-    log_lines.start(debug=debug)
-    if client.refusal is not _FOREGROUND:
-        _logger().info("started by %s", started_by())
-
-
-def started_by() -> str:
-    """Name the process that made this one the daemon: its parent, or itself and why."""
-    if _forked is not None:
-        return f"parent {_forked.parent}"
-    return f"itself: {client.refusal}" if client.refusal is not None else "itself"
+    log_lines.start(debug=options.debug)
+    if options.started_by != IN_FOREGROUND:
+        _logger().info("started by %s", options.started_by)
 
 
 def _logger() -> Logger:

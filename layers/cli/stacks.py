@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from layers import archive, image
+from layers import archive, lookup
 from layers import digest as digests
 from layers.cli.subjects import ARCHIVE, IMAGE, TAR, Subject
 from layers.config import History
@@ -61,7 +61,7 @@ class Stack:
 
 def of_image(store: Store, named: StoredImage) -> Stack:
     """The layers of an image. Raises: NotFound, Refused."""
-    descriptor, item, config = image.read(store, named.descriptor)
+    descriptor, item, config = lookup.read(store, named.descriptor)
     steps = [entry for entry in config.history if not entry.empty_layer]
     layers = []
     for number, (layer, diff_id) in enumerate(zip(item.layers, config.diff_ids, strict=True)):

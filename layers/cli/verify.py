@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from layers import digest as digests
-from layers import fingerprint, image, unpacked
+from layers import fingerprint, lookup, unpacked
 from layers.cli import subjects
 from layers.cli.command import Parser
 from layers.cli.showing import json_path, path_text
@@ -83,7 +83,7 @@ def _findings(arguments: Namespace) -> Iterator[_Finding]:
 
 
 def _keys(store: Store, text: str) -> list[str]:
-    found = image.unpacked_layers(store, store.find(text).descriptor)
+    found = lookup.unpacked_layers(store, store.find(text).descriptor)
     if not found:
         raise NotFound("verifying", text, "none of its layers is unpacked")
     return [layer.key for layer in found]
@@ -116,7 +116,7 @@ def _of_directory(directory: str) -> Iterator[_Finding]:
 def _of_blobs(store: Store, text: str) -> Iterator[_Finding]:
     """Compare the blobs of an image with their digests; a blob that cannot be read is a finding, too."""
     try:
-        descriptor, item, _ = image.read(store, store.find(text).descriptor)
+        descriptor, item, _ = lookup.read(store, store.find(text).descriptor)
     except NotFound:
         raise
     except LayerError as error:

@@ -29,6 +29,7 @@ from tests.core.trees import tree
 from tests.support import process
 from tests.support.timing import limit
 from unionfs.changes import apply as applying
+from unionfs.changes import journal as journals
 from unionfs.changes.apply import NotAppliedError, PartlyAppliedError
 from unionfs.syscalls import files
 
@@ -198,7 +199,7 @@ def test_killed_while_building_is_taken_back_by_discarding(tmp_path: Path) -> No
     for step in range(5, 120, 7):
         change = setting(tmp_path / str(step), before, upper)
         in_child_killed_at(step, change.apply)
-        if applying.is_begun(str(change.journal)):
+        if journals.is_begun(str(change.journal)):
             break
         steps += 1
         applying.take_back(str(change.journal))
@@ -265,7 +266,7 @@ def test_a_failure_in_the_middle_says_what_is_done_and_is_carried_on(
         path = b"/" + os.fsencode(operation.path)
         assert (now.get(path) or (None,))[:2] == (new.get(path) or (None,))[:2]
     assert not {operation.path for operation in told.done} & {operation.path for operation in told.left}
-    assert applying.is_begun(str(change.journal))
+    assert journals.is_begun(str(change.journal))
     change.apply()
     assert content(change.target) == new
 

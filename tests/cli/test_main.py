@@ -132,7 +132,10 @@ import sys
 before = set(sys.modules)
 from unionfs import __main__
 import os
+own, leave = os.getpid(), os._exit
 def end(status):
+    if os.getpid() != own:  # a process that the command has forked
+        leave(status)
     print(*sorted({*sys.modules} - before))
     sys.exit(status)
 os._exit = end
@@ -157,6 +160,14 @@ def test_listing_containers_imports_neither_the_union_nor_a_daemon(tmp_path: Pat
     heavy = {"unionfs.core.options", "unionfs.daemon", "unionfs.changes", "random", "hashlib", "logging", "trio"}
     assert heavy & _imported("ps", "--root", os.fspath(tmp_path)) == set()
     assert heavy & _imported("--help") == set()
+
+
+def test_running_a_container_imports_neither_the_union_nor_a_daemon(tmp_path: Path, fuse_device: Path) -> None:
+    """Nor what fetching an image takes, or comparing what it changed."""
+    heavy = {"unionfs.core.union", "unionfs.daemon", "unionfs.changes.listing", "layers.image", "random", "hashlib"}
+    found = _imported("run", "--root", os.fspath(tmp_path), "--rm", "/", "true")
+    assert "unionfs.launcher.run" in found
+    assert (heavy | {"logging", "trio"}) & found == set()
 
 
 def test_starting_a_daemon_imports_no_transport() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,10 @@ def test_without_it_giving_away_may_be_refused(tmp_path: Path) -> None:
     finally:
         os.seteuid(0)
     union.close()
+
+
+def test_a_translation_survives_being_pickled() -> None:
+    """A container's daemon gets it so from a parent of mounts."""
+    ranges = IdTranslation(parse_ranges("0:100000:65536"))
+    for one in (OwnerTranslation(), OwnerTranslation(IdTranslation(all_as=0), ranges)):
+        assert pickle.loads(pickle.dumps(one)) == one

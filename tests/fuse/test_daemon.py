@@ -319,12 +319,13 @@ def test_it_serves_in_the_foreground_until_ctrl_c(place: Place) -> None:
 
 _WITH_LIFELINE = """
 import os, sys
-from unionfs import daemon
 from unionfs.core.options import Options
+from unionfs.daemon_options import DaemonOptions
+from unionfs.daemon_start import start
 lower, mountpoint, transport = sys.argv[1:]
 read_fd, write_fd = os.pipe()
 options = Options(lowers=(lower,))
-pid = daemon.start(daemon.DaemonOptions(options, mountpoint, transport, lifeline_fd=read_fd))
+pid = start(DaemonOptions(options, mountpoint, transport, lifeline_fd=read_fd)).pid
 assert os.listdir(mountpoint) == ["file"]
 print(pid, flush=True)
 input()
@@ -434,12 +435,13 @@ def test_nothing_is_mounted_when_the_start_fails(place: Place, options: list[str
 _WITHOUT_TRIO = """
 import sys
 sys.modules["trio"] = None  # as if it were not installed
-from unionfs import daemon
 from unionfs.core.options import Options
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_start import start
 lower, mountpoint, transport = sys.argv[1:]
 try:
-    daemon.start(daemon.DaemonOptions(Options(lowers=(lower,)), mountpoint, transport, watch=True))
-except daemon.StartError as error:
+    start(DaemonOptions(Options(lowers=(lower,)), mountpoint, transport, watch=True))
+except StartError as error:
     print(error, error.hint, sep="\\n")
 """
 

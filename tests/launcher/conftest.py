@@ -109,8 +109,9 @@ def wait_until_gone(user: User) -> dict[int, str]:
 
 
 def processes(user: User) -> dict[int, str]:
-    """The launcher's processes of `user`, init and daemons among them: pid -> name. They have the user's home."""
-    home = f"HOME={user.home}".encode()
+    """The launcher's processes of `user`, init and daemons among them: pid -> name. They have the user's home. What
+    a parent of mounts has forked shows no environment, but a mountpoint in that directory."""
+    home, mountpoint = f"HOME={user.home}".encode(), f"unionfs mount {user.home}/".encode()
     found: dict[int, str] = {}
     parents: dict[int, int] = {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -119,12 +120,14 @@ def processes(user: User) -> dict[int, str]:
             name = (directory / "comm").read_text().strip()
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
             environment = (directory / "environ").read_bytes().split(b"\0")
+            command_line = (directory / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if fields[0] == "Z":
             continue
         parents[pid] = int(fields[1])
-        if name.startswith("unionfs") and (home in environment or name == "unionfs-init"):
+        is_users = home in environment or command_line.startswith(mountpoint) or name == "unionfs-init"
+        if name.startswith("unionfs") and is_users:
             found[pid] = name
     # An init shows no environment; it is the user's if its parent is.
     return {pid: name for pid, name in found.items() if name != "unionfs-init" or parents[pid] in found}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import containers, processes, wait_until_gone
+from tests.mount_parent.callers import caller_of
 from tests.support import process
 from tests.support.timing import limit
 from tests.support.users import User
@@ -35,6 +36,11 @@ class Running:
         self.init = next(pid for pid, name in found.items() if name == "unionfs-init")
         (self.daemon,) = (pid for pid, name in found.items() if name.startswith("unionfs:"))
 
+    def forked_by(self) -> str:
+        """The name of the process that has forked the daemon."""
+        parent = Path(f"/proc/{self.daemon}/stat").read_text().rpartition(")")[2].split()[1]
+        return Path(f"/proc/{parent}/comm").read_text().strip()
+
     def end(self) -> tuple[int, str]:
         """Wait until the command has ended: exit code, and what was said on stderr."""
         _, said = self.front.communicate(timeout=limit(process.DEFAULT_TIMEOUT_S))
@@ -48,14 +54,33 @@ def flags(user: User, scratch: Path) -> Path:
     return scratch
 
 
+@pytest.fixture
+def parent(user: User, scratch: Path, debian: Path) -> Iterator[dict[str, str]]:
+    """The environment of containers whose daemons a parent of mounts forks."""
+    with caller_of(user, scratch) as caller:
+        container = [*user.unionfs_cmd, "run", "--rm", os.fspath(debian), "true"]
+        user.run(container, env=caller.env)
+        deadline = time.monotonic() + limit(process.DEFAULT_TIMEOUT_S)
+        while not caller.parents():
+            assert time.monotonic() < deadline
+        user.run(container, env=caller.env)  # a parent imports what it needs when its first client comes
+        yield caller.env
+
+
 @pytest.fixture(params=["kept", "removed"])
-def running(request: pytest.FixtureRequest, user: User, debian: Path, flags: Path, tidy: None) -> Iterator[Running]:
-    """A container that would run for a day, with --rm or without."""
-    how = ["--rm"] if request.param == "removed" else ["--name", "kept"]
-    front = user.popen([*user.unionfs_cmd, "run", *how, "-v", f"{flags}:/x", debian, "sh", "-c", _COMMAND])
+def running(
+    request: pytest.FixtureRequest, user: User, debian: Path, flags: Path, tidy: None, parent: dict[str, str]
+) -> Iterator[Running]:
+    """A container that would run for a day: one that is kept, whose daemon a parent of mounts has forked, or one that
+    is removed, which has forked its daemon itself."""
+    how, env = (["--name", "kept"], parent) if request.param == "kept" else (["--rm"], {"UNIONFS_LINGER": "0"})
+    argv = [*user.unionfs_cmd, "run", *how, "-v", f"{flags}:/x", os.fspath(debian), "sh", "-c", _COMMAND]
+    front = user.popen(argv, env={**user.env, **env})
     try:
         _wait_for(flags / "ready", front)
-        yield Running(front, user)
+        found = Running(front, user)
+        assert found.forked_by() == ("unionfs-parent" if request.param == "kept" else "unionfs-monitor")
+        yield found
         assert wait_until_gone(user) == {}
         assert _sleepers() == []
         if request.param == "kept":

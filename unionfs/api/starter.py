@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from unionfs.core.options import OptionError, Options
-from unionfs.daemon import DaemonOptions, StartError, start
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_start import start
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import ServeOptions
 
@@ -20,7 +21,7 @@ def main() -> None:
     told: dict[str, Any] = json.load(sys.stdin)
     warnings: list[str] = []
     try:
-        answer: dict[str, Any] = {"pid": start(_options(told), warn=warnings.append), "warnings": warnings}
+        answer: dict[str, Any] = {"pid": start(_options(told), warn=warnings.append).pid, "warnings": warnings}
     except StartError as error:
         answer = {"failed": str(error), "hint": error.hint, "code": error.code}
     except OptionError as error:

@@ -106,15 +106,6 @@ def resume(journal_path: str, *, force: bool = False, progress: Progress = _quie
         return _commit(journal, force, progress)
 
 
-def is_begun(journal_path: str) -> bool:
-    """Whether a plan is being, or was, carried out, so that what the upper says can be read from the journal only."""
-    journal = journals.find(journal_path)
-    if journal is None:
-        return False
-    with journal:
-        return journal.plan is not None
-
-
 def take_back(journal_path: str, *, progress: Progress = _quiet) -> None:
     """Remove what an interrupted apply built and did not put in place. What it did put in place stays."""
     journal = journals.find(journal_path)

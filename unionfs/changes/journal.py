@@ -18,7 +18,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -121,7 +120,7 @@ def begin(path: str, target: str) -> Journal:
     """A new journal. Raises FileExistsError if one is there: it must be carried on or taken back first."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    journal = Journal(path, target, secrets.token_hex(4), _fd=fd)
+    journal = Journal(path, target, os.urandom(4).hex(), _fd=fd)
     journal._append({"token": journal.token, "target": target})
     return journal
 
@@ -155,6 +154,15 @@ def find(path: str) -> Journal | None:
         os.close(fd)
         raise
     return journal
+
+
+def is_begun(path: str) -> bool:
+    """Whether a plan is being, or was, carried out, so that what the upper says can be read from the journal only."""
+    journal = find(path)
+    if journal is None:
+        return False
+    with journal:
+        return journal.plan is not None
 
 
 def _operation(saved: dict[str, Any]) -> Operation:

@@ -15,7 +15,7 @@ from unionfs.changes.check import Objection
 from unionfs.changes.journal import Operation
 from unionfs.changes.listing import Change
 from unionfs.changes.stage import Progress
-from unionfs.cli import output
+from unionfs.cli import notes, output
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import apply, take_over
@@ -83,7 +83,7 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
         take_over.refuse_rights(prepared, owner)
     if os.geteuid() == 0 and container.facts.uid_map:  # made by another user
         for right in prepared.plan.rights:
-            output.warn(f"note: {printable(right.path)} {right.what}")
+            notes.warn(f"note: {printable(right.path)} {right.what}")
     if not arguments.dry_run:
         put_in_place(prepared, remove_it, force=arguments.force, strict=arguments.strict)
     else:
@@ -107,7 +107,7 @@ def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, for
 def warn(objections: list[Objection]) -> None:
     """Print what the user should know though it stops nothing."""
     for one in objections:
-        output.warn(f"note: {printable(one.path)} {one.why}")
+        notes.warn(f"note: {printable(one.path)} {one.why}")
 
 
 def carry_on(container: Container, remove_it: Callable[[], None], *, force: bool) -> list[Operation]:
@@ -132,7 +132,7 @@ def _print_done(container: Container, done: list[Operation], *, as_json: bool) -
 
 def _finish(applied: Applied, remove_it: Callable[[], None]) -> None:
     for left in applied.not_removed:
-        output.warn(f"warning: the old content was not removed: {printable(left)}")
+        notes.warn(f"warning: the old content was not removed: {printable(left)}")
     remove_it()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from layers import compare, reference
 from layers.make_image import Committed, ImageOptions
 from layers.store import Store
-from unionfs.cli import each, image_flags, output
+from unionfs.cli import each, image_flags, notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.progress import shown
@@ -77,7 +77,7 @@ def _commit(arguments: argparse.Namespace, images: Store, container: Container, 
         compression=arguments.compression,
     )
     with shown(quiet=arguments.quiet) as progress:
-        made = commit.commit(container, images, wanted, progress, output.note_shrunk)
+        made = commit.commit(container, images, wanted, progress, notes.note_shrunk)
     if arguments.iidfile:
         with open(arguments.iidfile, "w", encoding="ascii") as file:
             file.write(made.id)

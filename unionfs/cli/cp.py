@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Final, NamedTuple
 
-from unionfs.cli import each, output
+from unionfs.cli import each, notes
 from unionfs.cli.arguments import Parser
 from unionfs.containers import tarstreams
 from unionfs.containers.copy import Directory, copy_path, of_the_kernel
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         from_, to = (inside, outside) if source.container else (outside, inside)
         copy_path(from_, source.path, to, destination.path, keep_owners=arguments.archive)
 
-    reach(container, body, "cp", output.warn)
+    reach(container, body, "cp", notes.warn)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import IO
 
 from layers import pack
 from layers.tree import LayerTrees
-from unionfs.cli import each, image_flags, output
+from unionfs.cli import each, image_flags, notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import freeze, images
@@ -51,6 +51,6 @@ def _write(container: Container, sink: IO[bytes], shown: str) -> int:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         with images.writing_to("export", shown):
             epoch = pack.source_date_epoch()
-            pack.pack(pack.merged_items(view), sink, "none", epoch=epoch, on_shrunk=output.note_shrunk)
+            pack.pack(pack.merged_items(view), sink, "none", epoch=epoch, on_shrunk=notes.note_shrunk)
             sink.flush()
     return 0

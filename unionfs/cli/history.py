@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from layers import image
+from layers import lookup
 from layers.cli import showing
 from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     with images.failures():
         store = image_flags.store_of(arguments)
-        _, item, config = image.read(store, store.find(arguments.image).descriptor)
+        _, item, config = lookup.read(store, store.find(arguments.image).descriptor)
     layers = iter(item.layers)
     steps = []
     for entry in config.history:

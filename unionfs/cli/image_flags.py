@@ -51,27 +51,8 @@ def store_of(arguments: argparse.Namespace) -> Store:
     return Store(arguments.root)
 
 
-def add_remote(parser: Parser) -> None:
-    """Flags of the verbs that talk to a registry."""
-    add = parser.add_argument
-    add(
-        "--tls-verify",
-        metavar="BOOL",
-        type=_boolean,
-        nargs="?",
-        const=True,
-        help="false: take any certificate, and plain HTTP too (default: as registries.conf says, else true)",
-    )
-    add(
-        "--cert-dir", metavar="DIR", help="a directory with authorities (*.crt) and our own certificate (*.cert, *.key)"
-    )
-    add("--creds", metavar="USER[:PASSWORD]", help="instead of what `unionfs login` keeps")
-    add("--authfile", metavar="FILE", help="the file that keeps names and passwords")
-    add("--mirror", metavar="HOST", action="append", default=[], help="ask there first; may be repeated")
-
-
 def remote(arguments: argparse.Namespace) -> Remote:
-    """What the flags of `add_remote` say."""
+    """What the flags of `remote_flags` say."""
     if arguments.authfile:
         os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile
     credentials = None
@@ -137,11 +118,3 @@ def settings_json(settings: Settings) -> dict[str, Any]:
         "Labels": dict(settings.labels),
         "StopSignal": settings.stop_signal,
     }
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")

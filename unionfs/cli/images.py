@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from layers import digest as digests
-from layers import image, reference, unpacked
+from layers import lookup, reference
 from layers.cli import showing
 from layers.errors import LayerError, Malformed
 from layers.store import Store, StoredImage
@@ -159,7 +159,7 @@ def _line(store: Store, named: StoredImage) -> _Line:
     except Malformed:
         repository, _, tag = named.name.partition(":")
     try:
-        _, item, config = image.read(store, named.descriptor)
+        _, item, config = lookup.read(store, named.descriptor)
         created, labels = config.created, config.settings.labels
         size = sum(layer.size for layer in item.layers)
         size = _unpacked_size(store, config.diff_ids) or size
@@ -177,7 +177,7 @@ def _unpacked_size(store: Store, diff_ids: tuple[digests.Digest, ...]) -> int | 
     chain = None
     for diff_id in diff_ids:
         chain = digests.chain(chain, diff_id)
-        layer = unpacked.find(store, diff_id, chain)
+        layer = lookup.find_layer(store, diff_id, chain)
         if layer is None:
             return None
         total += int(layer.record.get("size", 0))

@@ -123,7 +123,7 @@ def of_container(container: Container) -> dict[str, Any]:
 
 
 def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[str, Any]:
-    from layers import image
+    from layers import lookup
     from layers.errors import LayerError, NotFound
     from layers.store import Store
     from unionfs.cli import image_flags
@@ -136,7 +136,7 @@ def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[s
         what = "image" if wanted else "container or image"
         raise CommandError(f"no such {what}: {name}", hint="unionfs ps -a and unionfs images list them") from error
     with images.failures():
-        descriptor, item, config = image.read(known, found.descriptor)
+        descriptor, item, config = lookup.read(known, found.descriptor)
         names = [
             one.name for one in known.list_images() if one.descriptor.digest == found.descriptor.digest and one.name
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from layers import archive
-from unionfs.cli import image_flags, output
+from unionfs.cli import image_flags, notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.progress import shown
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
                     name=arguments.tag,
                     options=image_flags.options(arguments),
                     progress=progress,
-                    warn=lambda text: output.warn(f"note: {text}"),
+                    warn=lambda text: notes.warn(f"note: {text}"),
                 )
         for one in loaded:
             print(f"loaded {printable(one.name or one.digest)}", flush=True)

@@ -9,7 +9,7 @@ from argparse import Namespace
 from layers import credentials, reference
 from layers.endpoints import Wishes, registry_itself
 from layers.session import Session
-from unionfs.cli import image_flags
+from unionfs.cli import image_flags, remote_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
     parser.add_argument("--get-login", action="store_true", help="only print who is logged in")
-    image_flags.add_remote(parser)
+    remote_flags.add(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():

@@ -6,15 +6,15 @@ import os
 import sys
 from argparse import Namespace
 
-from unionfs import daemon
+from unionfs.cli import parents
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
-from unionfs.daemon import DaemonOptions, StartError
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_start import start
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, TRANSPORTS, ServeOptions
-from unionfs.mount_parent import client
 from unionfs.printable import printable_line
 
 _DESCRIPTION = """\
@@ -25,9 +25,9 @@ without one the union is read-only. The union can be used when the command retur
 `unionfs umount MOUNTPOINT`."""
 
 _EPILOG = """\
-The first mount leaves a process that makes further mounts of the same user quick: unionfs-parent. It ends a minute
-after its last mount has gone, or after UNIONFS_LINGER seconds; with UNIONFS_LINGER=0 none is left and none is asked.
-It needs Linux 6.5. `unionfs stats` says which mounts it has made, and why it has not made one.
+The first mount or container leaves a process that makes further ones of the same user quick: unionfs-parent. It ends a
+minute after its last mount has gone, or after UNIONFS_LINGER seconds; with UNIONFS_LINGER=0 none is left and none is
+asked. It needs Linux 6.5. `unionfs stats` says which mounts it has made, and why it has not made one.
 
 example:
   mkdir -p upper merged
@@ -54,25 +54,14 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
     """Mount as `options` say and return when the union can be used, or with `foreground` when it is unmounted."""
     try:
         if foreground:
+            from unionfs import daemon
+
             daemon.serve(options, warn=_warn)
         else:
-            _leave_parent(daemon.start(options, warn=_warn))
+            parents.leave(start(options, warn=_warn).pid)
     except StartError as error:
         raise CommandError(str(error), hint=error.hint) from error
     return 0
-
-
-def _leave_parent(first: int) -> None:
-    """Leave a parent for further mounts behind if there was none for this one, whose daemon is `first`."""
-    try:
-        client.linger_s()
-    except ValueError:
-        _warn(f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind")
-    if client.refusal is not None and client.refusal.is_absent:
-        from unionfs.cli import entry
-        from unionfs.mount_parent import parent
-
-        parent.leave(first, entry.run)
 
 
 def branches(

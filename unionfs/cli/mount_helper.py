@@ -19,7 +19,7 @@ from unionfs import version
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
 from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
-from unionfs.daemon import DaemonOptions
+from unionfs.daemon_options import DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, ServeOptions

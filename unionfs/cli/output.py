@@ -21,7 +21,7 @@ from unionfs.changes.compare import MTIME
 from unionfs.changes.listing import ADDED, CHANGED, DELETED, Change
 from unionfs.changes.objects import Object
 from unionfs.cli.units import human_size
-from unionfs.printable import printable, printable_line
+from unionfs.printable import printable
 
 _COLOURS: Final = {ADDED: "green", CHANGED: "yellow", DELETED: "red"}
 _WORDS: Final = {ADDED: "added", CHANGED: "changed", DELETED: "deleted"}
@@ -125,13 +125,3 @@ def size_of(change: Change) -> int | None:
     """The size of a file that is there now, or was; None for what has none worth telling."""
     there = change.new or change.old
     return there.size if there is not None and stat.S_ISREG(there.mode) else None
-
-
-def note_shrunk(path: str) -> None:
-    """Say that a file became shorter while it was packed."""
-    warn(f"note: /{path} became shorter while it was read: the rest of it is zeros")
-
-
-def warn(text: str) -> None:
-    """Print a line that begins with `note: ` or `warning: ` to standard error."""
-    print("\n".join(map(printable_line, f"unionfs: {text}".splitlines())), file=sys.stderr)

@@ -9,7 +9,7 @@ from layers import image, reference
 from layers.errors import Malformed
 from layers.image import Remote
 from layers.manifest import parse_platform
-from unionfs.cli import image_flags
+from unionfs.cli import image_flags, remote_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("-a", "--all-tags", action="store_true", help="all tags of the repository IMAGE")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the whole names only")
-    image_flags.add_remote(parser)
+    remote_flags.add(parser)
     image_flags.add_limits(parser)
     image_flags.add_root(parser)
     image_flags.add_debug(parser)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from layers import image, reference
 from layers.errors import Malformed, NotFound
 from layers.store import Store
-from unionfs.cli import image_flags
+from unionfs.cli import image_flags, remote_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.progress import shown
 from unionfs.containers import images
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("destination", metavar="DESTINATION", nargs="?")
     parser.add_argument("-a", "--all-tags", action="store_true", help="all tags that the repository IMAGE has here")
     parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
-    image_flags.add_remote(parser)
+    remote_flags.add(parser)
     image_flags.add_root(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)

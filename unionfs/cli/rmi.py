@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from layers import digest as digests
-from layers import gc, image, reference
+from layers import gc, lookup, reference
 from layers.errors import LayerError, Malformed, NotFound
 from layers.manifest import Descriptor
 from layers.store import Store, StoredImage
@@ -92,7 +92,7 @@ def _check_unused(store: Store, named: StoredImage, meant: list[StoredImage], us
     if sum(other.descriptor.digest == named.descriptor.digest for other in store.list_images()) > len(meant):
         return
     try:
-        found = image.unpacked_layers(store, named.descriptor)
+        found = lookup.unpacked_layers(store, named.descriptor)
     except LayerError:
         return  # what cannot be read cannot be run either
     if found and found[-1].directory in used:

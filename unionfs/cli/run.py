@@ -6,11 +6,10 @@ import argparse
 import functools
 import os
 from argparse import Namespace
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import mount_flags, network_flags, output, signals
+from unionfs.cli import mount_flags, network_flags, notes, parents, remote_flags, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import background, create, start
@@ -25,6 +24,10 @@ from unionfs.launcher.capabilities import chosen
 from unionfs.launcher.spec import PASTA, SLIRP, Process
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from layers.image import Remote
+    from layers.progress import Progress
     from layers.store import Store
     from unionfs.containers.images import Unpacked
 
@@ -59,10 +62,14 @@ def main(argv: list[str]) -> int:
     container = make(arguments)
     if container is None:
         return 0
-    run = functools.partial(start.run, container, output.warn, debug=arguments.debug)
+    run = functools.partial(start.run, container, notes.warn, debug=arguments.debug)
     if not arguments.detach:
-        return run()
-    background.run(container, lambda ready: run(ready, attached=False))
+        return run(parents.leave_beside_container)
+
+    def run_detached(ready: Callable[[], None]) -> int:
+        return run(functools.partial(parents.leave_beside_container, ready), attached=False)
+
+    background.run(container, run_detached)
     print(container.id)
     return 0
 
@@ -109,24 +116,32 @@ def _is_directory(word: str, root: str) -> bool:
 
 
 def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
-    from layers.manifest import parse_platform
-    from unionfs.cli import image_flags
-    from unionfs.cli.progress import shown
     from unionfs.containers import images
 
     def note(text: str) -> None:
         if not arguments.quiet:
-            output.warn(text)
+            notes.warn(text)
 
     with images.failures():
-        fetch = images.Fetch(
-            functools.partial(shown, quiet=arguments.quiet),
-            note,
-            arguments.pull,
-            parse_platform(arguments.platform) if arguments.platform else None,
-            image_flags.remote(arguments),
-        )
-    return images.unpacked(store, name, fetch)
+        platform = None
+        if arguments.platform:
+            from layers.manifest import parse_platform
+
+            platform = parse_platform(arguments.platform)
+        shown, remote = functools.partial(_shown, arguments), functools.partial(_remote, arguments)
+        return images.unpacked(store, name, images.Fetch(shown, note, arguments.pull, platform, remote))
+
+
+def _shown(arguments: Namespace) -> AbstractContextManager[Progress]:
+    from unionfs.cli.progress import shown
+
+    return shown(quiet=arguments.quiet)
+
+
+def _remote(arguments: Namespace) -> Remote:
+    from unionfs.cli import image_flags
+
+    return image_flags.remote(arguments)
 
 
 def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerConfig:
@@ -138,10 +153,9 @@ def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerC
         hint = f"for a shell: unionfs run -it {lowers[0]} sh" if not arguments.lower else "see unionfs run --help"
         raise CommandError("run: no command given", hint=hint)
     config = _config(arguments)
-    return replace(
-        config,
+    return config._replace(
         process=config.process._replace(command=command),
-        rootfs=replace(config.rootfs, lowers=tuple(map(os.path.abspath, lowers))),
+        rootfs=config.rootfs._replace(lowers=tuple(map(os.path.abspath, lowers))),
         entrypoint=entrypoint,
     )
 
@@ -157,16 +171,15 @@ def _config_on_image(
     if not (*entrypoint, *rest):
         hint = f"for a shell: unionfs run -it {image.name} sh"
         raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint)
-    return replace(
-        config,
+    return config._replace(
         process=process._replace(
             command=(*entrypoint, *rest),
             environment=images.environment_of(settings, process.environment),
             user=process.user or settings.user,
             workdir=process.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
         ),
-        rootfs=replace(config.rootfs, lowers=image.lowers),
-        mounts=replace(mounts, anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
+        rootfs=config.rootfs._replace(lowers=image.lowers),
+        mounts=mounts._replace(anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
         image=image.facts,
         entrypoint=entrypoint,
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
@@ -337,15 +350,8 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print what would be done")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
-    _add_remote(made)
+    remote_flags.add(made)
     return made
-
-
-def _add_remote(made: Parser) -> None:
-    """Those of `unionfs pull`, without importing what only pulling needs."""
-    from unionfs.cli import image_flags
-
-    image_flags.add_remote(made)
 
 
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:

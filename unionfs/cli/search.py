@@ -10,7 +10,7 @@ from dataclasses import replace
 from layers import image, reference, registry
 from layers.endpoints import Wishes
 from layers.manifest import Descriptor
-from unionfs.cli import image_flags
+from unionfs.cli import image_flags, remote_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.printable import printable
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--referrers", action="store_true", help="list what refers to the image NAME")
     parser.add_argument("--limit", metavar="N", type=int, default=0, help="stop after N lines")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    image_flags.add_remote(parser)
+    remote_flags.add(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     with images.failures():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from unionfs.cli import output
+from unionfs.cli import notes, parents
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, CommandError, status_of, tell
 from unionfs.containers import background, create, running, start
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _attached(container: Container, *, interactive: bool) -> int:
     _check(container)
     try:
-        return start.run(container, output.warn, interactive=interactive, again=True)
+        return start.run(container, notes.warn, parents.leave_beside_container, interactive=interactive, again=True)
     except (ContainerError, LaunchError) as error:
         status = status_of(error, passes_on_codes=True)
         raise CommandError(str(error), hint=error.hint, status=status) from error
@@ -65,7 +66,8 @@ def in_background(container: Container) -> None:
     _check(container)
 
     def run(ready: Callable[[], None]) -> int:
-        return start.run(container, output.warn, ready, attached=False, again=True)
+        started = partial(parents.leave_beside_container, ready)
+        return start.run(container, notes.warn, started, attached=False, again=True)
 
     try:
         background.run(container, run)

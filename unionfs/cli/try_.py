@@ -8,24 +8,27 @@ import os
 import socket
 import sys
 from argparse import Namespace
-from typing import Any, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from unionfs.changes.listing import Change
-from unionfs.cli import apply as applying
-from unionfs.cli import output, run
+from unionfs.cli import notes, parents, run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, tell
 from unionfs.cli.mount_flags import volume_from
-from unionfs.containers import diff, host_view, start
-from unionfs.containers.apply import is_begun, prepare
+from unionfs.containers import host_view, start
 from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
 from unionfs.containers.record import Container
-from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher.spec import Process
 from unionfs.printable import printable
+
+if TYPE_CHECKING:
+    from unionfs.changes.listing import Change
+
+_AFTERWARDS: Final = ("unionfs.containers.diff", "unionfs.containers.remove", "unionfs.cli.output")
+"""Modules for what follows the command; imported while that runs."""
 
 _DESCRIPTION: Final = """\
 Run COMMAND on a copy-on-write view of this machine: it sees all files, and whatever it writes goes aside. When it has
@@ -131,7 +134,9 @@ def _working_directory(asked: str | None) -> str:
 
 
 def _try(container: Container, arguments: Namespace) -> int:
-    exit_code = start.run(container, output.warn, debug=arguments.debug)
+    exit_code = start.run(container, notes.warn, _while_it_runs, debug=arguments.debug)
+    from unionfs.containers import diff
+
     store = ContainerStore(container.root)
     container = store.load(container.id)
     outcome = _Outcome(store, container, exit_code)
@@ -142,6 +147,12 @@ def _try(container: Container, arguments: Namespace) -> int:
     except (KeyboardInterrupt, *FAILURES):
         outcome.tell_kept()
         raise
+
+
+def _while_it_runs() -> None:
+    parents.leave_beside_container()
+    for module in _AFTERWARDS:
+        import_module(module)
 
 
 class _Outcome:
@@ -186,6 +197,8 @@ class _Outcome:
         return self._report(changes, arguments, "applied")
 
     def _ask(self, changes: list[Change]) -> int:
+        from unionfs.cli import output
+
         while True:
             try:
                 answer = input(_QUESTION).strip().lower()
@@ -210,6 +223,9 @@ class _Outcome:
                 return self._exit_code
 
     def _put_in_place(self, *, force: bool) -> None:
+        from unionfs.cli import apply as applying
+        from unionfs.containers.apply import is_begun, prepare
+
         if is_begun(self._container):
             applying.carry_on(self._container, self._remove, force=force)
         else:
@@ -217,6 +233,8 @@ class _Outcome:
         self._exists = False
 
     def _remove(self) -> None:
+        from unionfs.containers.remove import remove
+
         remove(self._store, self._container)
 
     def _drop(self) -> None:
@@ -234,6 +252,8 @@ class _Outcome:
 
     def _report(self, changes: list[Change], arguments: Namespace, done: str, error: str = "") -> int:
         if arguments.json:
+            from unionfs.cli import output
+
             shown: dict[str, Any] = {
                 "command": [
                     os.fsencode(word).decode(errors="replace") for word in self._container.config.process.command
@@ -251,6 +271,8 @@ class _Outcome:
 
 
 def _show(changes: list[Change]) -> None:
+    from unionfs.cli import output
+
     if not sys.stdout.isatty():
         output.print_lines(changes, sizes=True)
         return

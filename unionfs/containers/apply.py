@@ -11,12 +11,13 @@ from typing import Final
 
 from unionfs.changes import apply as applying
 from unionfs.changes import check, record
+from unionfs.changes import journal as journals
 from unionfs.changes.apply import Applied, NotAppliedError, PartlyAppliedError
 from unionfs.changes.check import ApplyPlan, Objection
 from unionfs.changes.listing import Changes
 from unionfs.changes.owners import OwnerChoice
 from unionfs.changes.stage import Progress
-from unionfs.containers.diff import branches_of, changes_of, journal_of, saved_list
+from unionfs.containers.diff import branches_of, changes_of, saved_list
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import ids_outside
 from unionfs.containers.record import Container
@@ -90,7 +91,7 @@ def prepare(container: Container) -> Prepared:
 
 def is_begun(container: Container) -> bool:
     """Whether changes were put in place before, wholly or in part."""
-    return applying.is_begun(journal_of(container))
+    return journals.is_begun(container.journal)
 
 
 def put_in_place(prepared: Prepared, *, force: bool, progress: Progress) -> Applied:
@@ -106,7 +107,7 @@ def put_in_place(prepared: Prepared, *, force: bool, progress: Progress) -> Appl
                 prepared.found.unchanged_links,
                 owners,
                 "/",
-                journal_of(container),
+                container.journal,
                 force=force,
                 progress=progress,
             )
@@ -122,7 +123,7 @@ def put_in_place(prepared: Prepared, *, force: bool, progress: Progress) -> Appl
 def carry_on(container: Container, *, force: bool, progress: Progress) -> Applied | None:
     """Complete what was interrupted; None if nothing was. Raises: ContainerError."""
     try:
-        return applying.resume(journal_of(container), force=force, progress=progress)
+        return applying.resume(container.journal, force=force, progress=progress)
     except PartlyAppliedError as error:
         raise _partly(container, error) from error
     except BlockingIOError:

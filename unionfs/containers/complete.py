@@ -13,7 +13,7 @@ from unionfs.containers.ids import id_map_of
 from unionfs.containers.reach import in_running
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import union_options
-from unionfs.core import complete, hardlinks
+from unionfs.core import hardlinks
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.launcher import userns
@@ -38,6 +38,8 @@ def complete_upper(container: Container, what: str) -> None:
 
 
 def _complete(container: Container) -> bytes:
+    from unionfs.core import complete  # late: with it comes most of the core
+
     complete.complete_upper(union_options(container, container.branches, container.directory, FUSE))
     return b""
 

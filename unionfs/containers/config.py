@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from unionfs.containers.json_values import LATER
 from unionfs.drivers.driver import DEFAULT
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher.spec import Port, Process, Tmpfs
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """The image that a container is made of."""
 
     name: str  # as it was asked for
@@ -24,8 +22,7 @@ class Image:
     exposed_ports: tuple[str, ...] = ()  # that the image says it serves; nothing is done with them
 
 
-@dataclass(frozen=True, slots=True)
-class RootFilesystem:
+class RootFilesystem(NamedTuple):
     """The branches that a root filesystem is a union of, and how that is made."""
 
     lowers: tuple[str, ...]  # host paths, absolute, the topmost first
@@ -34,7 +31,12 @@ class RootFilesystem:
     transport: str = DEFAULT_TRANSPORT
     whiteout: str = "aufs"
     durability: str = "normal"
-    passthrough: bool = field(default=False, metadata={LATER: True})  # core.options.Options.passthrough
+    passthrough: bool = False  # core.options.Options.passthrough
+
+    @staticmethod
+    def later_fields() -> tuple[str, ...]:
+        """Those that records of earlier versions do not have."""
+        return ("passthrough",)
 
     @property
     def shows_host(self) -> bool:
@@ -42,8 +44,7 @@ class RootFilesystem:
         return any(os.path.realpath(lower) == "/" for lower in self.lowers)
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """A file or directory of the host that the container sees at `target`."""
 
     source: str  # absolute
@@ -54,8 +55,7 @@ class Volume:
     populate: bool = True  # when such a volume is empty, it gets what the image has at `target`
 
 
-@dataclass(frozen=True, slots=True)
-class Mounts:
+class Mounts(NamedTuple):
     """What is mounted in a container besides what every container has."""
 
     volumes: tuple[Volume, ...] = ()
@@ -63,8 +63,7 @@ class Mounts:
     tmpfs: tuple[Tmpfs, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(NamedTuple):
     """The network of a container: the host's unless `private`."""
 
     private: bool = False  # a network namespace with a loopback only, unless there is an uplink
@@ -74,8 +73,7 @@ class Network:
     nameservers: tuple[str, ...] = ()  # instead of the host's
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerConfig:
+class ContainerConfig(NamedTuple):
     """What a container is made of and runs."""
 
     process: Process  # `environment` without PATH, HOSTNAME, TERM and container, which `starting` adds

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs import store_files
-from unionfs.changes import apply as applying
-from unionfs.changes import cost, listing, record
-from unionfs.changes.cost import CopiedUp
+from unionfs.changes import journal as journals
+from unionfs.changes import listing, record
 from unionfs.changes.ids import ShownIds
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
@@ -26,12 +25,10 @@ from unionfs.containers.rootfs import mountpoints
 from unionfs.drivers.driver import is_whole
 from unionfs.launcher import userns
 
+if TYPE_CHECKING:
+    from unionfs.changes.cost import CopiedUp
+
 _LISTED: Final = "changes.json"  # the changes as they were when the command ended, see changes.record
-
-
-def journal_of(container: Container) -> str:
-    """The file that says how far putting the changes in place has come, see changes.journal."""
-    return os.path.join(container.directory, "apply.journal")
 
 
 def changes_of(container: Container) -> Changes:
@@ -43,6 +40,8 @@ def costs_of(container: Container) -> list[CopiedUp]:
     """What its copy-ups have cost, the most expensive first. Raises: as `changes_of`."""
     if is_whole(container.config.rootfs.driver):
         return []  # nothing is copied up one by one: all was there before, copied or shared
+    from unionfs.changes import cost
+
     return cost.load(_in_branches(container, lambda branches: cost.dump(cost.costs(branches))))
 
 
@@ -81,7 +80,7 @@ def branches_of(container: Container, ids: ShownIds) -> Branches:
 
 def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> bytes:
     """What `look` returns for the container's branches, called in a process that may read all of them."""
-    if applying.is_begun(journal_of(container)):
+    if journals.is_begun(container.journal):
         raise ContainerError(
             "listing the changes",
             container.name,

@@ -13,17 +13,13 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from layers import image, owners
-from layers.attributes import Options
+from layers import lookup
 from layers.config import Settings
 from layers.digest import Digest
 from layers.errors import LayerError, NotFound
-from layers.image import Remote
 from layers.manifest import Descriptor, Platform
-from layers.progress import Progress
 from layers.store import Store
 from unionfs.containers import children, config
 from unionfs.containers.errors import BrokenRecordError, ContainerError
@@ -32,16 +28,20 @@ from unionfs.containers.record import Container
 from unionfs.containers.store import ELSEWHERE, ContainerStore
 from unionfs.launcher import userns
 
+if TYPE_CHECKING:
+    from layers.attributes import Options
+    from layers.image import Remote
+    from layers.progress import Progress
+
 ALWAYS: Final = "always"
 MISSING: Final = "missing"
 NEVER: Final = "never"
 
-Shown = Callable[[], AbstractContextManager[Progress]]
+Shown = Callable[[], "AbstractContextManager[Progress]"]
 """Shows progress while the context is entered, perhaps in another process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
+class Unpacked(NamedTuple):
     """An image whose layers are unpacked."""
 
     name: str  # as it was asked for
@@ -56,15 +56,14 @@ class Unpacked:
         return config.Image(self.name, self.descriptor.digest, self.descriptor.media_type, tuple(exposed))
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(NamedTuple):
     """How an image is fetched that is not there."""
 
     shown: Shown
     note: Callable[[str], None]  # gets a line that says what is being pulled
     when: str = MISSING
     platform: Platform | None = None
-    remote: Remote | None = None
+    remote: Callable[[], Remote | None] = lambda: None  # may ask for a password; called before anything is fetched
 
 
 def is_known(store: Store, name: str) -> bool:
@@ -83,12 +82,12 @@ def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
     """
     with failures():
         if fetch.when == ALWAYS:
-            _in_child(functools.partial(_pull, store, name, fetch))
+            _in_child(functools.partial(_pull, store, name, fetch, fetch.remote()))
         found = _look_up(store, name, fetch.platform)
         if found is None and fetch.when == NEVER and not is_known(store, name):
             raise ContainerError("", "", f"run: no such image: {name}", hint=f"unionfs pull {name}")
         if found is None:
-            _in_child(functools.partial(_unpack_or_pull, store, name, fetch))
+            _in_child(functools.partial(_unpack_or_pull, store, name, fetch, fetch.remote()))
             found = _look_up(store, name, fetch.platform)
     if found is None:
         raise ContainerError("", "", f"run: the image {name} was removed at this moment")
@@ -98,12 +97,12 @@ def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
 def _look_up(store: Store, name: str, platform: Platform | None) -> Unpacked | None:
     """The image if it is there, unpacked."""
     try:
-        descriptor, _, image_config = image.read(store, store.find(name).descriptor, platform)
+        descriptor, _, image_config = lookup.read(store, store.find(name).descriptor, platform)
     except NotFound:
         return None
     if platform is not None and not _is_for(image_config.platform, platform):
         return None
-    layers = image.unpacked_layers(store, descriptor)
+    layers = lookup.unpacked_layers(store, descriptor)
     if len(layers) != len(image_config.diff_ids):
         return None
     return Unpacked(name, descriptor, image_config.settings, tuple(layer.directory for layer in reversed(layers)))
@@ -116,6 +115,8 @@ def _is_for(has: Platform, wanted: Platform) -> bool:
 def _in_child(body: Callable[[Options], None]) -> None:
     """Call `body` in a child where all owners of layers exist. Raises: ContainerError, LaunchError."""
 
+    from layers.attributes import Options
+
     def with_options() -> int:
         body(Options(owners=owners_here()))
         return 0
@@ -125,12 +126,14 @@ def _in_child(body: Callable[[Options], None]) -> None:
         raise ContainerError("fetching the image", "", why)
 
 
-def _unpack_or_pull(store: Store, name: str, fetch: Fetch, options: Options) -> None:
+def _unpack_or_pull(store: Store, name: str, fetch: Fetch, remote: Remote | None, options: Options) -> None:
     """Unpack the layers of an image that another tool has put into the store; pull it if it is not there."""
+    from layers import image
+
     try:
         with fetch.shown() as progress, store.adding():
             found = store.find(name)
-            descriptor, _, image_config = image.read(store, found.descriptor, fetch.platform)
+            descriptor, _, image_config = lookup.read(store, found.descriptor, fetch.platform)
             if fetch.platform is None or _is_for(image_config.platform, fetch.platform):
                 image.unpack_image(store, descriptor, options, progress)
                 return
@@ -138,15 +141,17 @@ def _unpack_or_pull(store: Store, name: str, fetch: Fetch, options: Options) -> 
         if fetch.when == NEVER:
             raise
     fetch.note(f"{name} is not here: pulling it")
-    _pull(store, name, fetch, options)
+    _pull(store, name, fetch, remote, options)
 
 
-def _pull(store: Store, name: str, fetch: Fetch, options: Options) -> None:
+def _pull(store: Store, name: str, fetch: Fetch, remote: Remote | None, options: Options) -> None:
     import trio
+
+    from layers import image
 
     with fetch.shown() as progress:
         pull = functools.partial(
-            image.pull, store, name, platform=fetch.platform, remote=fetch.remote, options=options, progress=progress
+            image.pull, store, name, platform=fetch.platform, remote=remote, options=options, progress=progress
         )
         trio.run(pull)
 
@@ -186,6 +191,8 @@ def _end_with(parent: int) -> None:
 
 def owners_here() -> str:
     """How layers are given owners in this process: in the namespace of a user without subordinate ids is one id."""
+    from layers import owners
+
     with open("/proc/self/uid_map", encoding="ascii") as file:
         count = sum(int(line.split()[2]) for line in file)
     return owners.MAPPED if count > 1 else owners.NOTED

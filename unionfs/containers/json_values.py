@@ -1,15 +1,15 @@
-"""Frozen values (dataclasses and named tuples of text, numbers and tuples) as JSON and back, checked field by field."""
+"""Named tuples of text, numbers, tuples and each other as JSON and back, checked field by field.
+
+Fields that were added after values had been stored are named by `later_fields` of their class, and have defaults.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import types
-from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-LATER: Final = "later"
-"""Marks a dataclass's field, in its metadata, that was added after values had been stored."""
 
 
 def encode(value: Any) -> Any:
@@ -70,19 +70,12 @@ def _fields(kind: Any) -> dict[str, Any] | None:
 
 @functools.cache
 def _fields_of_class(kind: Any) -> dict[str, Any] | None:
-    if dataclasses.is_dataclass(kind):
-        names = [field.name for field in dataclasses.fields(kind)]
-    elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        names = list(kind._fields)
-    else:
+    if not (issubclass(kind, tuple) and hasattr(kind, "_fields")):
         return None
     hints = get_type_hints(kind)
-    return {name: hints[name] for name in names}
+    return {name: hints[name] for name in kind._fields}
 
 
-@functools.cache
 def _later_fields(kind: Any) -> set[str]:
     """The fields that values of earlier versions do not have; each has a default."""
-    if not dataclasses.is_dataclass(kind):
-        return set()
-    return {field.name for field in dataclasses.fields(kind) if field.metadata.get(LATER)}
+    return {*kind.later_fields()} if hasattr(kind, "later_fields") else set()

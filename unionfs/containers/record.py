@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.containers import json_values, names
 from unionfs.containers.config import ContainerConfig
@@ -28,8 +27,7 @@ _LIVELY: Final = ("starting", "running")
 _STATUSES: Final = ("created", *_LIVELY, "exited")
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What is decided when a container is made and holds for its life."""
 
     uid_map: IdRanges = ()  # empty: ids are the same inside and outside
@@ -40,8 +38,7 @@ class Facts:
     mountpoint_lower: bool = False  # there is one more lower, beneath all others, that has a place for every mount
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What has become of a container so far."""
 
     status: str = "created"  # created | starting | running | exited; what was last written, see Container.status
@@ -55,8 +52,7 @@ class State:
     began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):
     """One container as its record says. A value: change it through ContainerStore.update()."""
 
     root: str  # of the store that has it
@@ -102,6 +98,11 @@ class Container:
     def daemon_log(self) -> str:
         """The messages of the union's daemon, and of a detached launcher."""
         return os.path.join(self.directory, "daemon.log")
+
+    @property
+    def journal(self) -> str:
+        """How far putting its changes in place has come (changes.journal)."""
+        return os.path.join(self.directory, "apply.journal")
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unionfs.changes import apply as applying
-from unionfs.containers.diff import journal_of
+import os
+
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, my_ids
 from unionfs.containers.record import Container
@@ -21,7 +21,10 @@ def remove(store: ContainerStore, container: Container, *, volumes: bool = False
     """
     id_map, driver = id_map_of(container), container.config.rootfs.driver
     try:
-        applying.take_back(journal_of(container))
+        if os.path.lexists(container.journal):
+            from unionfs.changes import apply as applying
+
+            applying.take_back(container.journal)
         store.remove(container, lambda path: _remove_mapped(id_map, path, driver))
         for name in anonymous_names(container) if volumes else ():
             VolumeStore(store.root).remove(name, lambda path: _remove_mapped(id_map, path, driver))

@@ -13,7 +13,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from unionfs import store_files
 from unionfs.containers import etc, volume_mounts
@@ -28,6 +28,9 @@ from unionfs.launcher.monitor import RootfsMounts, unmount_all
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, MS_BIND, MS_REC, MS_SLAVE, mount, set_attributes
 from unionfs.syscalls.namespaces import CLONE_NEWNS, set_child_subreaper
 from unionfs.trees.open_beneath import open_in_root
+
+if TYPE_CHECKING:
+    from unionfs.mount_parent.client import Parent
 
 OWN_MOUNTS: Final = CLONE_NEWNS
 """The namespace that `mounted` needs."""
@@ -66,19 +69,47 @@ def make_mountpoint_lower(container: Container) -> None:
         os.close(store_files.open_file(lower + path, os.O_WRONLY | os.O_CREAT, 0o644))
 
 
+def count_of_daemons(container: Container) -> int:
+    """How many daemons of ours serve the mounts of the container."""
+    return (container.config.rootfs.driver == FUSE) + sum(
+        _driver_of(container, directory) == FUSE for _, directory in volume_mounts.overlay_volumes(container)
+    )
+
+
+def _driver_of(container: Container, directory: str) -> str:
+    """The driver that mounts the union of a directory."""
+    driver = container.config.rootfs.driver
+    if is_whole(driver) and directory != container.directory:
+        return FUSE  # a volume is not worth a whole copy
+    return driver
+
+
 def mount_rootfs(
-    container: Container, rootfs_mounts: RootfsMounts, warn: Callable[[str], None], *, debug: bool
+    container: Container,
+    rootfs_mounts: RootfsMounts,
+    warn: Callable[[str], None],
+    *,
+    debug: bool,
+    parents: list[Parent] | None = None,
 ) -> None:
-    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError."""
-    _mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug=debug)
+    """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError.
+
+    A daemon of ours is forked by one of `parents`, which is taken from the list, or by this process.
+    """
+    _mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
 
 
 def mount_overlay_volumes(
-    container: Container, rootfs_mounts: RootfsMounts, warn: Callable[[str], None], *, debug: bool
+    container: Container,
+    rootfs_mounts: RootfsMounts,
+    warn: Callable[[str], None],
+    *,
+    debug: bool,
+    parents: list[Parent] | None = None,
 ) -> None:
-    """Mount the unions of the overlay volumes. Raises: LaunchError."""
+    """Mount the unions of the overlay volumes, as `mount_rootfs` does. Raises: LaunchError."""
     for volume, directory in volume_mounts.overlay_volumes(container):
-        _mount_union(container, rootfs_mounts, (volume.source,), directory, warn, debug=debug)
+        _mount_union(container, rootfs_mounts, (volume.source,), directory, warn, debug, parents)
 
 
 def _mount_union(
@@ -87,18 +118,17 @@ def _mount_union(
     lowers: tuple[str, ...],
     directory: str,
     warn: Callable[[str], None],
-    *,
     debug: bool,
+    parents: list[Parent] | None,
 ) -> None:
     """Mount the union of a directory that has upper/, work/ and merged/."""
-    driver = container.config.rootfs.driver
-    if is_whole(driver) and directory != container.directory:
-        driver = FUSE  # a volume is not worth a whole copy
+    driver = _driver_of(container, directory)
+    parent = parents.pop() if parents and driver == FUSE else None
     try:
         union = union_options(container, lowers, directory, driver)
         transport = container.config.rootfs.transport
         request = MountRequest(
-            union, directory, container.root, container.name, container.daemon_log, transport, debug, warn
+            union, directory, container.root, container.name, container.daemon_log, transport, debug, warn, parent
         )
         by_name(driver).mount(request, rootfs_mounts)
     except OptionError as error:

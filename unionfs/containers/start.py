@@ -22,6 +22,7 @@ from unionfs.launcher import idmap, userns
 from unionfs.launcher.errors import NOT_FOUND, OWN_FAILURE, SEE_DOCTOR, LaunchError
 from unionfs.launcher.monitor import Hooks, RootfsMounts
 from unionfs.launcher.run import launch
+from unionfs.mount_parent import client
 from unionfs.trees.remove import remove_path
 
 Warn = Callable[[str], None]
@@ -53,8 +54,9 @@ def run(
     container = ContainerStore(container.root).claim(container)
     keep = _Log(container, warn).keep if config.logged else None
     around = _AroundCommand(container, warn, again=again, debug=debug)
+    hooks = Hooks(around.prepare, around.started, around.finish)
     try:
-        return launch(spec, Hooks(around.prepare, around.started, around.finish), ready, keep, attached=attached)
+        return launch(spec, hooks, ready, keep, attached=attached, forked=around.leave_parents)
     except BaseException as error:
         around.finish_without_monitor(id_map)
         if isinstance(error, LaunchError) and not error.hint:
@@ -90,6 +92,12 @@ class _AroundCommand:
         self._warn: Final = warn
         self._again: Final = again
         self._debug: Final = debug
+        self._parents: Final = _parents_for(container)  # reached from the host's namespaces; to fork our daemons
+
+    def leave_parents(self) -> None:
+        """In each process that asks them for nothing more."""
+        while self._parents:
+            self._parents.pop().close()
 
     def prepare(self, rootfs_mounts: RootfsMounts) -> None:
         """Mount the union of the root filesystem, then those of the overlay volumes."""
@@ -108,12 +116,15 @@ class _AroundCommand:
             monitor_started=process_started(os.getpid()),
             began_ns=container.state.began_ns or _file_clock_ns(container.directory),
         )
-        rootfs.mount_rootfs(container, rootfs_mounts, self._warn_of_union, debug=self._debug)
+        rootfs.mount_rootfs(container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents)
         try:
             volume_mounts.make_and_populate(container)
         except OSError as error:
             raise LaunchError.of("making the volumes of the image", error) from error
-        rootfs.mount_overlay_volumes(container, rootfs_mounts, self._warn_of_union, debug=self._debug)
+        rootfs.mount_overlay_volumes(
+            container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents
+        )
+        self.leave_parents()
 
     def started(self, pid: int) -> None:
         """Record process 1 of the container. A failure is a warning: the command runs already, and may have filled the
@@ -169,6 +180,16 @@ class _AroundCommand:
 
     def _warn_of_union(self, text: str) -> None:
         self._warn(f"warning: {text}")
+
+
+def _parents_for(container: Container) -> list[client.Parent]:
+    """A parent of mounts for each daemon of the container, as far as there are any; `client.refusal` says why not."""
+    found: list[client.Parent] = []
+    try:
+        found.extend(client.connect() for _ in range(rootfs.count_of_daemons(container)))
+    except client.NoParentError as why:
+        client.refusal = why
+    return found
 
 
 def _file_clock_ns(directory: str) -> int:

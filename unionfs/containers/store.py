@@ -18,7 +18,6 @@ that prepares a container has claimed it (`starting`), so that no upper is ever 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
@@ -49,7 +48,7 @@ def outcome(fd: int) -> int | None:
 
 def _changed(container: Container, **changes: Any) -> Container:
     """The container with other fields of its state."""
-    return dataclasses.replace(container, state=dataclasses.replace(container.state, **changes))
+    return container._replace(state=container.state._replace(**changes))
 
 
 ELSEWHERE: Final = "--root DIR, or UNIONFS_ROOT in the environment, names another place for containers and images"
@@ -76,7 +75,7 @@ class ContainerStore:
             if container.name in taken:
                 hint = f"remove that container (unionfs rm {container.name}) or choose another name"
                 raise ContainerError("", "", f"name taken: {container.name}", hint=hint)
-            container = dataclasses.replace(container, name=container.name or names.choose(taken))
+            container = container._replace(name=container.name or names.choose(taken))
             new = os.path.join(self.containers, _NEW + container.id)
             os.mkdir(new, 0o700)
             for part in ("upper", "work", "merged"):
@@ -240,7 +239,7 @@ class ContainerStore:
             for known in self.list():
                 if known.name == name and known.id != container.id:
                     raise ContainerError("", "", f"name taken: {name}", hint="choose another name")
-            current = dataclasses.replace(self.load(container.id), name=name)
+            current = self.load(container.id)._replace(name=name)
             self._write(current.directory, current)
         return current
 

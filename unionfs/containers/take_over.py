@@ -10,7 +10,6 @@ link there. Removing it is left to its owner.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pwd
 import signal
@@ -22,7 +21,6 @@ from unionfs import store_files
 from unionfs.changes import apply as applying
 from unionfs.changes.check import Objection
 from unionfs.containers.apply import NotReadyError, Prepared
-from unionfs.containers.diff import journal_of
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.id_ranges import IdRange, IdRanges
@@ -50,7 +48,7 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
     finally:
         os.close(root_fd)
     gid = pwd.getpwuid(owner).pw_gid
-    journal = os.path.basename(journal_of(container))
+    journal = os.path.basename(container.journal)
     try:
         before = os.fstat(fd)
         if before.st_uid not in (owner, 0):
@@ -64,7 +62,7 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
             with tempfile.TemporaryDirectory(prefix="unionfs-apply-", dir="/run") as place:
                 os.mkdir(os.path.join(place, "containers"))
                 os.symlink(f"/proc/self/fd/{fd}", os.path.join(place, "containers", container.id))
-                yield dataclasses.replace(container, root=place)
+                yield container._replace(root=place)
     finally:
         os.close(fd)
 
@@ -100,7 +98,7 @@ def _given_back(fd: int, owner: int, gid: int, journal: str) -> Iterator[int]:
 
 def end_journal(container: Container) -> None:
     """All is in place: nothing is left to carry on. Raises: OSError."""
-    journal = journal_of(container)
+    journal = container.journal
     applying.take_back(journal)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(journal)

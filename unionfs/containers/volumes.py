@@ -10,13 +10,11 @@ Knows directories and containers' records.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from unionfs import store_files
 from unionfs.containers import names
@@ -30,8 +28,7 @@ _NEW: Final = ".new-"
 _GONE: Final = ".removing-"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """One volume."""
 
     name: str
@@ -113,6 +110,10 @@ class VolumeStore:
 def anonymous_names(container: Container) -> list[str]:
     """The names of the volumes that belong to the container alone."""
     count = len(container.config.mounts.anonymous)
+    if not count:
+        return []
+    import hashlib  # late: it takes longer than the rest of this module
+
     return [hashlib.sha256(f"{container.id}:{number}".encode()).hexdigest() for number in range(count)]
 
 

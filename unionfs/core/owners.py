@@ -20,6 +20,10 @@ class IdTranslation:
     ranges: IdRanges = ()  # inside: as users see it; outside: as branches store it
     all_as: int | None = None  # the id shown for every file, and given to new files if permitted
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For pickle, which would set the fields of the compiled class one by one."""
+        return IdTranslation, (self.ranges, self.all_as)
+
     def shown(self, number: int) -> int:
         """Return the id that users see for an id that a branch stores."""
         if self.all_as is not None:
@@ -45,6 +49,9 @@ class OwnerTranslation:
 
     users: IdTranslation = IdTranslation()
     groups: IdTranslation = IdTranslation()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return OwnerTranslation, (self.users, self.groups)
 
     @property
     def squashed(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # every command that lists containers imports this module
     from unionfs.core.options import Options
+    from unionfs.mount_parent.client import Parent
 
 NAMES: Final = ("fuse", "overlay", "vfs", "btrfs")
 DEFAULT: Final = "fuse"
@@ -39,6 +40,7 @@ class MountRequest(NamedTuple):
     transport: str
     debug: bool = False
     warn: Callable[[str], None] = lambda _: None  # called with what the user should know
+    parent: Parent | None = None  # that may fork a daemon, reached before this process entered its namespaces
 
     @property
     def merged(self) -> str:
@@ -52,7 +54,7 @@ class RootfsMounts(Protocol):
     @property
     def lifeline_fd(self) -> int: ...
 
-    def add(self, mountpoint: str, daemon: int | None = None) -> None: ...
+    def add(self, mountpoint: str, daemon: tuple[int, int] | None = None) -> None: ...
 
 
 class Driver(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.core.options import OptionError
-from unionfs.daemon import DaemonOptions, StartError, start
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_start import start
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import ServeOptions
@@ -30,7 +31,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
         lifeline_fd=rootfs_mounts.lifeline_fd,
     )
     try:
-        rootfs_mounts.add(request.merged, start(options, warn=request.warn))
+        rootfs_mounts.add(request.merged, start(options, warn=request.warn, parent=request.parent))
     except OptionError as error:
         raise DriverError(str(error)) from error
     except StartError as error:

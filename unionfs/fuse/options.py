@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 TRANSPORTS: Final = {"kernel": "unionfs.fuse.kernel.server", "pyfuse3": "unionfs.fuse.via_pyfuse3"}
 """Name -> module with `serve(fd, union, *, options, traffic, notifier)`."""
@@ -18,8 +17,7 @@ BUSY_POLL_MODES: Final = (BUSY_POLL_AUTO, "on", BUSY_POLL_OFF)
 """When the kernel transport polls for the next request instead of sleeping; see `fuse.kernel.busy_poll`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
+class ServeOptions(NamedTuple):
     """Immutable. Given to a transport's `serve(fd, union, options=...)`."""
 
     timeout_s: float = FOREVER_S  # how long the kernel may cache entries, missing names and attributes

@@ -1,8 +1,9 @@
 """The monitor of a container: it has the root filesystem prepared, starts init, and unmounts at the end.
 
 It runs in the container's user and mount namespaces but in the host's pid namespace, so that the container can neither
-see nor kill the daemon that the monitor starts. Nothing is left behind: if the launching process ends, the monitor ends
-the container; if the monitor is killed, the kernel kills init, and the daemon leaves because its lifeline is closed.
+see nor kill the daemon that `prepare` starts, which may be another process's child. Nothing is left behind: if the
+launching process ends, the monitor ends the container; if the monitor is killed, the kernel kills init, and the daemon
+leaves because its lifeline is closed.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ class RootfsMounts:
         self.mounts: list[str] = []  # mountpoints, to be detached at the end; appended to only
         self.daemons: dict[int, int] = {}  # pidfd -> pid of the daemons behind these mounts; added to only
 
-    def add(self, mountpoint: str, daemon: int | None = None) -> None:
-        """Record a mount at `mountpoint`, and the pid of the daemon that serves it, if there is one."""
+    def add(self, mountpoint: str, daemon: tuple[int, int] | None = None) -> None:
+        """Record a mount at `mountpoint`, and the pid and a pidfd of the daemon that serves it, if there is one."""
         self.mounts.append(mountpoint)
         if daemon is not None:
-            self.daemons[os.pidfd_open(daemon)] = daemon
+            pid, pidfd = daemon
+            self.daemons[pidfd] = pid
 
 
 class Hooks(NamedTuple):

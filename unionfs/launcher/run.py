@@ -50,11 +50,13 @@ def launch(
     sink: OutputSink | None = None,
     *,
     attached: bool = True,
+    forked: Callable[[], None] = lambda: None,
 ) -> int:
     """Run the container until its command ends. Return its exit code, or 128 plus the signal that killed it.
 
-    `ready` is called when the command has been executed. `sink` gets all its output, which unless `attached` is not
-    written to our standard output and error. When this returns or raises, all processes of the container have ended.
+    `forked` is called once the process that calls `hooks` was forked, or could not be; `ready` when the command has
+    been executed. `sink` gets all its output, which unless `attached` is not written to our standard output and error.
+    When this returns or raises, all processes of the container have ended.
     Raises: LaunchError when the command could not be executed, or the container had to be killed.
     """
 
@@ -63,7 +65,7 @@ def launch(
 
     kinds = plans.flags(plans.make(spec).outer)
     try:
-        return _launch(spec, kinds, run_monitor, ready, _Output(sink, attached))
+        return _launch(spec, kinds, run_monitor, ready, _Output(sink, attached), forked)
     except OSError as error:
         raise LaunchError.of("running the container", error) from error
 

@@ -1,8 +1,8 @@
 """Ask the parent for a mount. Imports only what Python has in it: all of this is on the way of each mount.
 
-The exchange: both ends check each other (identity); the parent says that it accepts; the client sends one request, with
-descriptors; the forked process answers when the mount can be used or has failed. Before the request is sent nothing is
-done, and an ordinary mount can be made instead.
+The exchange: both ends check each other (identity); the parent says that it accepts; the client, or a process that it
+has forked, sends one request, with descriptors; the forked process answers when the mount can be used or has failed.
+Before the request is sent nothing is done, and an ordinary mount can be made instead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 LINGER = "UNIONFS_LINGER"
 LINGER_S = 60.0
 
+NAMESPACES = ("user", "cgroup", "mnt")
+"""Namespaces that a caller may have entered after it was accepted, in the order in which the forked process enters
+them. All others are the parent's."""
+
 COMMAND = "command"  # the request is a command line of `unionfs`
 OPTIONS = "options"  # the request is a pickled DaemonOptions
 
@@ -30,7 +34,7 @@ REFUSED = b"-"  # followed by the reason
 RETIRED = b"!"  # the same, and the name of the socket is free again
 
 EXIT = "exit"  # reply: the command line was run; its exit code
-READY = "ready"  # reply: mounted; the daemon's pid, a warning or ""
+READY = "ready"  # reply: mounted; the daemon's pid, a warning or ""; with a pidfd of it
 FAILED = "failed"  # reply: not mounted; message, hint, errno
 UNABLE = "unable"  # reply: nothing was done; why
 
@@ -54,7 +58,7 @@ class ParentEndedError(Exception):
 
 
 refusal: NoParentError | None = None
-"""Why this process, which has asked already, makes an ordinary mount. Set once, by `mount`."""
+"""Why this process, which has asked already, makes an ordinary mount. Set by the one that has asked."""
 
 
 def linger_s() -> float:
@@ -65,11 +69,63 @@ def linger_s() -> float:
     return seconds
 
 
-def ask(kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> list[str]:
-    """Have the parent do what `subject` returns, and return the fields of its reply. `descriptors` are sent along.
+class Reply:
+    """What a forked process has answered."""
 
-    `subject` is called once a parent has accepted. Raises: NoParentError, ParentEndedError.
+    def __init__(self, fields: list[str], descriptors: list[int]) -> None:
+        self.fields = fields  # immutable
+        self.descriptors = descriptors  # immutable; the caller's to close
+
+
+class Parent:
+    """A parent that is like this process, reached by it.
+
+    The request may be made by a process that this one forks, also from other namespaces, if this one's user may enter
+    them: the parent looks at this process, which must live on, and the process that it forks enters the namespaces.
+    That process waits for some seconds. Neither may be left to programs that have fewer rights than this one.
     """
+
+    def __init__(self, end: _socket.socket, pid: int) -> None:
+        self._end = end  # immutable
+        self._pid = pid  # immutable
+
+    def close(self) -> None:
+        """Ask for nothing more from this process."""
+        self._end.close()
+
+    def ask(self, kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> Reply:
+        """Wait until the parent has accepted, and have it do what `subject` returns. Called once.
+
+        `descriptors` are sent along. Raises: NoParentError, ParentEndedError.
+        """
+        try:
+            self._wait_until_accepted()
+            request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
+            _send(self._end, marshal.dumps(request), descriptors)
+            try:
+                reply, received = messages.receive(self._end)
+            except (OSError, EOFError):
+                raise ParentEndedError from None
+        finally:
+            self._end.close()
+        fields = os.fsdecode(reply).split("\0")
+        if fields[0] == UNABLE:
+            raise NoParentError(f"parent {self._pid}: {fields[1]}")
+        return Reply(fields, received)
+
+    def _wait_until_accepted(self) -> None:
+        """Raises: NoParentError."""
+        try:
+            answer = self._end.recv(4096)
+        except OSError as error:
+            raise NoParentError(f"parent {self._pid} does not answer: {error.strerror or error}") from None
+        if answer[:1] != ACCEPTED:
+            why = os.fsdecode(answer[1:]) or "it has ended"
+            raise NoParentError(f"parent {self._pid}: {why}", is_absent=answer[:1] in (b"", RETIRED))
+
+
+def connect() -> Parent:
+    """Reach the parent, and check that it is like this process. Raises: NoParentError."""
     try:
         if linger_s() == 0:
             raise NoParentError(f"{LINGER} is 0")
@@ -81,54 +137,33 @@ def ask(kind: str, subject: Callable[[], object], descriptors: Sequence[int] = (
         raise NoParentError(f"/proc cannot be read: {error.strerror}") from None
     if confined := identity.confinement(own):
         raise NoParentError(confined)
-    end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise NoParentError(f"no socket can be made: {error.strerror}") from None
     try:
         end.settimeout(_PATIENCE_S)
-        pid = _connect(end, own)
-        request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
-        _send(end, marshal.dumps(request), descriptors)
-        try:
-            reply = messages.receive(end)[0]
-        except (OSError, EOFError):
-            raise ParentEndedError from None
-    finally:
-        end.close()
-    fields = os.fsdecode(reply).split("\0")
-    if fields[0] == UNABLE:
-        raise NoParentError(f"parent {pid}: {fields[1]}")
-    return fields
-
-
-def _connect(end: _socket.socket, own: list[tuple[str, str]]) -> int:
-    """Connect to the parent, check it and wait until it accepts. Returns its pid. Raises: NoParentError."""
-    try:
         end.connect(identity.address(own))
+        return Parent(end, identity.check_peer(end, own))
     except ConnectionRefusedError:
+        end.close()
         raise NoParentError("no parent was there", is_absent=True) from None
     except OSError as error:
+        end.close()
         raise NoParentError(f"the parent cannot be reached: {error.strerror or error}") from None
-    try:
-        pid = identity.check_peer(end, own)
     except identity.DifferentError as different:
+        end.close()
         raise NoParentError(str(different)) from None
-    try:
-        answer = end.recv(4096)
-    except OSError as error:
-        raise NoParentError(f"parent {pid} does not answer: {error.strerror or error}") from None
-    if answer[:1] != ACCEPTED:
-        why = os.fsdecode(answer[1:]) or "it has ended"
-        raise NoParentError(f"parent {pid}: {why}", is_absent=answer[:1] in (b"", RETIRED))
-    return pid
 
 
 def _send(end: _socket.socket, request: bytes, descriptors: Sequence[int]) -> None:
-    """Send the request, with descriptors of what paths are relative to: mount namespace, root, working directory.
+    """Send the request, with descriptors of our namespaces and of what paths are relative to: root, working directory.
 
     Raises: NoParentError.
     """
     mine: list[int] = []
     try:
-        mine.append(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        mine.extend(os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in NAMESPACES)
         mine.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
         mine.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
         end.settimeout(None)
@@ -145,8 +180,8 @@ def mount(argv: list[str]) -> int | None:
     is to be run here, for the reason in `refusal`."""
     global refusal  # noqa: PLW0603 - one process runs one command line
     try:
-        reply = ask(COMMAND, lambda: [os.fsencode(word) for word in argv], (0, 1, 2))
-        return int(reply[1])
+        reply = connect().ask(COMMAND, lambda: [os.fsencode(word) for word in argv], (0, 1, 2))
+        return int(reply.fields[1])
     except NoParentError as why:
         refusal = why
         return None

@@ -1,8 +1,9 @@
 """A process that the parent has forked: it takes over what the caller has, and does what the caller asked for.
 
 A forked process is to be the same as one that the caller starts. Ids, namespaces and the like are equal (identity).
-What remains is taken over here: mount namespace, working directory, environment, limits, priorities, processors. What
-cannot be taken over is refused, and the caller makes an ordinary mount.
+What remains is taken over here: the namespaces that the caller has entered since, working directory, environment,
+limits, priorities, processors. What cannot be taken over is refused, and the caller makes an ordinary mount. All of it
+is done with the caller's own rights, so nothing is entered that the caller could not enter.
 """
 
 from __future__ import annotations
@@ -14,19 +15,29 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
-from unionfs import daemon
+from unionfs import daemon_start
+from unionfs.daemon_options import DaemonOptions, StartError
 from unionfs.mount_parent import client, messages
-from unionfs.syscalls.namespaces import CLONE_NEWNS, io_priority, set_command_line, set_io_priority, setns
+from unionfs.syscalls.namespaces import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    io_priority,
+    set_command_line,
+    set_io_priority,
+    setns,
+)
 
 RunCommand = Callable[[list[str]], int]
 
 _PATIENCE_S: Final = 10.0
 """For the caller to send its request: it has been accepted already."""
-_FDS: Final = 3  # mount namespace, root, working directory; then those of the request
+_KINDS: Final = {"user": CLONE_NEWUSER, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}
+_FDS: Final = len(client.NAMESPACES) + 2  # and root, working directory; then those of the request
 
 
 class UnableError(Exception):
@@ -40,7 +51,7 @@ class Request:
     kind: str
     subject: Any
     environment: list[tuple[bytes, bytes]]
-    paths: list[int]  # descriptors: mount namespace, root, working directory
+    places: list[int]  # descriptors: client.NAMESPACES, root, working directory
     descriptors: list[int]  # those of the request itself
 
 
@@ -62,7 +73,7 @@ def run(end: socket.socket, caller: int, origin: Origin) -> NoReturn:
         end.settimeout(None)
         os.setsid()
         _take_over(request, caller)
-        daemon.become_at_start(daemon.Forked(origin.pid, end.fileno(), _Teller(end, request.kind)))
+        daemon_start.become_at_start(daemon_start.Forked(origin.pid, end.fileno(), _Teller(end, request.kind)))
         if request.kind == client.COMMAND:
             _reply(end, client.EXIT, str(_run_command(request, origin.run_command)))
         else:
@@ -86,8 +97,8 @@ def _receive(end: socket.socket, own_code: str) -> Request:
     return Request(kind, subject, environment, fds[:_FDS], fds[_FDS:])
 
 
-def _reply(end: socket.socket, *fields: str) -> None:
-    messages.send(end, os.fsencode("\0".join(fields)))
+def _reply(end: socket.socket, *fields: str, descriptors: Sequence[int] = ()) -> None:
+    messages.send(end, os.fsencode("\0".join(fields)), descriptors)
 
 
 class _Teller:
@@ -102,7 +113,9 @@ class _Teller:
         if self._kind == client.COMMAND:
             _reply(self._end, client.EXIT, "0")
         else:
-            _reply(self._end, client.READY, str(os.getpid()), warning)
+            pidfd = os.pidfd_open(os.getpid())  # the caller is not our parent: our number may become another process's
+            _reply(self._end, client.READY, str(os.getpid()), warning, descriptors=[pidfd])
+            os.close(pidfd)
         self._end.close()
 
 
@@ -121,13 +134,13 @@ def _run_command(request: Request, run_command: RunCommand) -> int:
 
 
 def _start(end: socket.socket, request: Request) -> None:
-    options: daemon.DaemonOptions = pickle.loads(request.subject)
+    options: DaemonOptions = pickle.loads(request.subject)
     if options.lifeline_fd is not None:
         options = replace(options, lifeline_fd=request.descriptors[0])
     _show(["unionfs", "mount", options.mountpoint])
     try:
-        daemon.start(options)
-    except daemon.StartError as error:
+        daemon_start.start(options)
+    except StartError as error:
         _reply(end, client.FAILED, str(error), error.hint, str(error.code))
 
 
@@ -141,11 +154,11 @@ def _show(argv: list[str]) -> None:
 
 def _take_over(request: Request, caller: int) -> None:
     """Raises: UnableError."""
-    step = "its mount namespace"
+    step = "its namespaces"
     try:
-        namespace, root, here = request.paths
-        if os.fstat(namespace).st_ino != os.stat("/proc/self/ns/mnt").st_ino:
-            setns(namespace, CLONE_NEWNS)
+        *namespaces, root, here = request.places
+        for kind, namespace in zip(client.NAMESPACES, namespaces, strict=True):
+            _enter(kind, namespace)
         if _place_of_root() != _place(root):
             raise UnableError("it has another root directory")
         step = "its working directory"
@@ -170,6 +183,22 @@ def _take_over(request: Request, caller: int) -> None:
     os.environb.clear()
     os.environb.update(request.environment)
     time.tzset()
+
+
+def _enter(kind: str, namespace: int) -> None:
+    """Enter a namespace of the caller, unless this process is in it; a user namespace as its root, as the caller has.
+
+    Raises: OSError; EPERM for a namespace that the caller's user may not enter either.
+    """
+    if os.fstat(namespace).st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
+        return
+    setns(namespace, _KINDS[kind])
+    if kind == "user":
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        with open("/proc/self/setgroups", encoding="ascii") as setgroups:
+            if setgroups.read().strip() == "allow":
+                os.setgroups([])
 
 
 def _place_of_root() -> tuple[int, int, bytes]:

@@ -20,7 +20,6 @@ from importlib import import_module
 from time import monotonic
 from typing import Final, NoReturn
 
-from unionfs import daemon
 from unionfs.fuse import detachment
 from unionfs.mount_parent import client, forked, identity
 from unionfs.mount_parent.forked import Origin, RunCommand
@@ -37,28 +36,11 @@ _SPARE_FDS: Final = 32
 """Descriptors that are left for a moment's need. The others are one for each daemon."""
 
 
-def leave(first: int, run_command: RunCommand) -> None:
-    """Leave a parent behind, unless there is one. Called by the process that has started the daemon `first`, alone.
+def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> NoReturn:
+    """Be the parent, as `mount_parent.leave` says, in a process that was forked for that and is detached.
 
-    `run_command` runs a command line without the program's name and returns its exit code.
+    Of what it forks daemons with, it imports nothing before it is found.
     """
-    linger_s = client.linger_s()
-    if None in (sys.stdin, sys.stdout, sys.stderr):
-        return  # forked processes could print nothing
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            if os.fork() == 0:
-                _run(first, linger_s, run_command)
-        finally:
-            os._exit(0)
-    with suppress(ChildProcessError):
-        os.waitpid(child, 0)
-
-
-def _run(first: int, linger_s: float, run_command: RunCommand) -> NoReturn:
-    daemon.detach(set())()
     os.chdir("/")
     own, origin = identity.facts(), Origin(os.getpid(), identity.code(), run_command)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -71,14 +53,24 @@ def _run(first: int, linger_s: float, run_command: RunCommand) -> NoReturn:
     set_process_name(NAME)
     set_command_line(NAME)
     detachment.leave_namespace()
-    for module in (*daemon.MODULES, *_COMMANDS):
-        with suppress(ImportError):
-            import_module(module)
+    code = _files_of_code()
+    select.select([listener], [], [], idle_s)
+    _import_all()
+    if code.items() - _files_of_code().items():
+        os._exit(0)  # some of it would be of another version
     gc.freeze()  # a collection would write to pages that the daemons share
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _Parent(listener, own, linger_s, origin).serve(first)
     os._exit(0)
+
+
+def _import_all() -> None:
+    from unionfs import daemon
+
+    for module in (*daemon.MODULES, *_COMMANDS):
+        with suppress(ImportError):
+            import_module(module)
 
 
 class _Parent:

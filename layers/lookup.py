@@ -1,0 +1,95 @@
+"""What a store has of an image: its manifest, its configuration, its unpacked layers.
+
+Imports nothing that fetching or unpacking needs: this is on the way of each container that is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final, NamedTuple
+
+from layers import config as configs
+from layers import digest as digests
+from layers import manifest as manifests
+from layers.config import ImageConfig
+from layers.digest import Digest
+from layers.errors import Refused
+from layers.manifest import Descriptor, Index, Manifest, Platform
+from layers.store import Store
+from unionfs import store_files
+
+RECORD: Final = "layer.json"
+DIFF: Final = "diff"
+
+
+class Layer(NamedTuple):
+    """One unpacked layer."""
+
+    key: str  # the name of its directory
+    directory: str  # for use as a lower branch
+    record: dict[str, Any]  # the content of layer.json
+
+
+def find_layer(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
+    """The unpacked layer, or None. Raises: Refused when its record is damaged."""
+    for digest in (diff_id, chain_id):
+        key = digests.encoded(digest)
+        directory = os.path.join(store.layers, key)
+        try:
+            fd = store_files.open_file(os.path.join(directory, RECORD), os.O_RDONLY, shared=True)
+            with open(fd, "rb") as file:
+                record = json.loads(file.read(store_files.TEXT_MAX))
+            if not isinstance(record, dict):
+                raise ValueError
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, RecursionError):
+            hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
+            raise Refused("reading a layer", directory, f"its {RECORD} is damaged", hint=hint) from None
+        # A layer under its diff id serves every stack, one under a chain id only that stack.
+        if record.get("diff_id") == diff_id:
+            return Layer(key, os.path.join(directory, DIFF), record)
+    return None
+
+
+def read(
+    store: Store, descriptor: Descriptor, platform: Platform | None = None
+) -> tuple[Descriptor, Manifest, ImageConfig]:
+    """Read the manifest and configuration of a descriptor; of an index, those for the platform (None: this machine's).
+
+    Returns them with the manifest's descriptor. Raises: NotFound, Refused.
+    """
+    item = store.read_manifest(descriptor)
+    if isinstance(item, Index):
+        chosen = manifests.choose(item, platform or manifests.own_platform(), descriptor.digest)
+        item = store.read_manifest(chosen)
+        descriptor = chosen
+    if isinstance(item, Index):
+        raise Refused("reading an image", descriptor.digest, "an index within an index")
+    return descriptor, item, config_of(item, store.read_blob(item.config.digest))
+
+
+def config_of(item: Manifest, data: bytes) -> ImageConfig:
+    """Parse the configuration `data` of an image and compare it with the manifest. Raises: Refused."""
+    if item.config.media_type not in manifests.CONFIG_TYPES:
+        kind = item.artifact_type or item.config.media_type
+        raise Refused("reading an image", "", f"not a container image but {kind[:100]!r}")
+    config = configs.parse(data)
+    if len(config.diff_ids) != len(item.layers):
+        why = f"the manifest has {len(item.layers)} layers, the configuration {len(config.diff_ids)}"
+        raise Refused("reading an image", "", why)
+    return config
+
+
+def unpacked_layers(store: Store, descriptor: Descriptor) -> list[Layer]:
+    """The layers of an image that are unpacked, bottom first."""
+    _, _, config = read(store, descriptor)
+    chain: Digest | None = None
+    found = []
+    for diff_id in config.diff_ids:
+        chain = digests.chain(chain, diff_id)
+        layer = find_layer(store, diff_id, chain)
+        if layer is not None:
+            found.append(layer)
+    return found

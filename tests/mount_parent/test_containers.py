@@ -1,0 +1,242 @@
+"""The daemons of containers are forked by a parent of mounts, and are as those that the containers fork themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.mount_parent.callers import PATIENCE_S, Caller, caller_of, ends
+from tests.support import process
+from tests.support.timing import limit
+from tests.support.users import User
+
+_INIT = "unionfs-init"
+_ALONE = {"UNIONFS_LINGER": "0"}
+
+
+@pytest.fixture
+def caller(scratch: Path, user: User, fuse_device: Path) -> Iterator[Caller]:
+    """Root, then an ordinary user, with containers of this test alone."""
+    user.own(scratch)
+    with caller_of(user, scratch) as made:
+        yield made
+
+
+@dataclass
+class Running:
+    """A container whose command has begun."""
+
+    front: subprocess.Popen[str]
+    monitor: int
+    daemons: list[int]
+
+    @property
+    def daemon(self) -> int:
+        (found,) = self.daemons
+        return found
+
+    def started_by(self) -> str:
+        """The name of the process that has forked the daemon."""
+        parent = Path(f"/proc/{self.daemon}/stat").read_text().rpartition(")")[2].split()[1]
+        return Path(f"/proc/{parent}/comm").read_text().strip()
+
+
+def _unionfs(caller: Caller, *argv: str | Path) -> list[str]:
+    return [*caller.user.unionfs_cmd, *(os.fspath(word) for word in argv)]
+
+
+def _store(caller: Caller) -> dict[str, str]:
+    return {"XDG_DATA_HOME": f"{caller.directory}/store"}
+
+
+@contextmanager
+def _container(caller: Caller, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A container on a view of this machine. It has ended afterwards."""
+    argv = _unionfs(caller, "run", "--rm", "-i", *flags, "/", "sh", "-c", "echo ready; read line")
+    front = caller.user.popen(argv, env={**caller.env, **_store(caller), **(env or {})})
+    try:
+        assert front.stdout is not None
+        assert front.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split()
+        (monitor,) = (int(pid) for pid in children if _name(pid) == "unionfs-monitor")
+        yield Running(front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith("unionfs:")])
+    finally:
+        _, said = front.communicate("\n", timeout=limit(process.DEFAULT_TIMEOUT_S))
+        print(said, file=sys.stderr)
+
+
+def _name(pid: int | str) -> str:
+    """The name of the process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _held(pid: int) -> list[int]:
+    """The processes of which `pid` has a pidfd."""
+    lines = [line for info in Path(f"/proc/{pid}/fdinfo").iterdir() for line in info.read_text().splitlines()]
+    return [int(line[4:]) for line in lines if line.startswith("Pid:")]
+
+
+def _run(caller: Caller, *argv: str, env: Mapping[str, str] | None = None) -> None:
+    done = caller.unionfs("run", "--rm", "/", *(argv or ("true",)), env={**_store(caller), **(env or {})})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def _leave_parent(caller: Caller) -> int:
+    """Have the first container leave a parent behind, and return that, once a second one has made it import all."""
+    _run(caller)
+    found = _parent_of(caller)
+    _run(caller)
+    return found
+
+
+def _parent_of(caller: Caller) -> int:
+    """The parent, which a container leaves behind beside its command: it may take a moment."""
+    until = time.monotonic() + limit(PATIENCE_S)
+    while not caller.parents():
+        assert time.monotonic() < until
+    return caller.parent()
+
+
+def test_the_first_container_leaves_a_parent_that_forks_the_daemons_of_further_ones(caller: Caller) -> None:
+    with _container(caller) as first:
+        assert first.started_by() == "unionfs-monitor"
+        parent = _parent_of(caller)
+        with _container(caller) as second:
+            assert second.started_by() == "unionfs-parent"
+    assert caller.parents() == [parent]
+    assert ends(first.daemon)
+    assert ends(second.daemon)
+
+
+def test_a_parent_that_a_container_has_left_makes_mounts_too(caller: Caller) -> None:
+    parent = _leave_parent(caller)
+    assert caller.started_by(caller.mount("first")) == f"parent {parent}"
+
+
+def test_each_union_of_a_container_is_forked_by_it(caller: Caller) -> None:
+    _leave_parent(caller)
+    lower, _ = caller.directories("volume")
+    with _container(caller, "-v", f"{lower}:/mnt:O") as running:
+        assert len(running.daemons) == 2
+        parents = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in running.daemons}
+        assert parents == {str(caller.parent())}
+
+
+def test_a_daemon_is_as_one_that_the_monitor_has_forked(caller: Caller) -> None:
+    _leave_parent(caller)
+    seen = []
+    for env in (_ALONE, {}):
+        with _container(caller, env=env) as running:
+            assert running.started_by() == ("unionfs-monitor" if env else "unionfs-parent")
+            daemon, monitor = Path(f"/proc/{running.daemon}"), Path(f"/proc/{running.monitor}")
+            status = dict(line.split(":", 1) for line in (daemon / "status").read_text().splitlines())
+            told = ["Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"]
+            told += ["Seccomp", "SigBlk", "SigIgn", "SigCgt", "Cpus_allowed"]
+            shared = [
+                kind
+                for kind in ("user", "cgroup", "pid", "ipc", "uts", "net", "mnt")
+                if os.readlink(daemon / "ns" / kind) == os.readlink(monitor / "ns" / kind)
+            ]
+            links = [os.readlink(daemon / name) for name in ("cwd", "root", "fd/0", "fd/1")]
+            files = [(daemon / name).read_text() for name in ("limits", "oom_score_adj", "cgroup", "uid_map")]
+            log = os.readlink(daemon / "fd/2").endswith("/daemon.log")
+            seen.append(([status[name] for name in told], shared, links, files, log))
+    assert seen[0] == seen[1]
+    assert {"user", "cgroup", "pid"} <= {*seen[1][1]}
+
+
+def test_nothing_is_left_when_the_monitor_is_killed(caller: Caller) -> None:
+    _leave_parent(caller)
+    with _container(caller) as running:
+        assert running.started_by() == "unionfs-parent"
+        os.kill(running.monitor, signal.SIGKILL)
+        assert ends(running.daemon)
+    assert running.front.returncode == 125
+
+
+def test_nothing_is_left_when_the_front_is_killed(caller: Caller) -> None:
+    _leave_parent(caller)
+    with _container(caller) as running:
+        assert running.started_by() == "unionfs-parent"
+        running.front.kill()
+        assert ends(running.daemon)
+        assert ends(running.monitor)
+
+
+def test_the_container_ends_when_its_daemon_is_killed(caller: Caller) -> None:
+    _leave_parent(caller)
+    with _container(caller) as running:
+        assert running.started_by() == "unionfs-parent"
+        os.kill(running.daemon, signal.SIGKILL)
+        assert ends(running.monitor)
+    assert running.front.returncode == 125
+
+
+def test_a_container_outlives_the_parent(caller: Caller) -> None:
+    parent = _leave_parent(caller)
+    with _container(caller) as running:
+        assert running.started_by() == "unionfs-parent"
+        os.kill(parent, signal.SIGKILL)
+        assert ends(parent)
+    assert running.front.returncode == 0
+    assert ends(running.daemon)
+    assert _leave_parent(caller) != parent
+
+
+def test_with_a_linger_of_nothing_no_parent_is_left_or_asked(caller: Caller) -> None:
+    _run(caller, env=_ALONE)
+    assert caller.parents() == []
+    _leave_parent(caller)
+    with _container(caller, env=_ALONE) as running:
+        assert running.started_by() == "unionfs-monitor"
+
+
+def test_one_that_does_not_answer_is_not_waited_for(caller: Caller) -> None:
+    parent = _leave_parent(caller)
+    os.kill(parent, signal.SIGSTOP)
+    try:
+        with _container(caller) as running:
+            assert running.started_by() == "unionfs-monitor"
+    finally:
+        os.kill(parent, signal.SIGCONT)
+
+
+_REACH = """
+import socket, sys
+end = socket.socket(socket.AF_UNIX)
+end.connect(bytes.fromhex(sys.argv[1]))
+print(end.recv(100))
+"""
+
+
+def test_a_container_on_this_machines_network_is_not_heard(caller: Caller) -> None:
+    """It finds the socket, and differs in its namespaces."""
+    parent, address = _leave_parent(caller), caller.address().hex()
+    words = ("run", "--rm", "/", sys.executable, "-c", _REACH, address)
+    done = caller.unionfs(*words, env=_store(caller))
+    assert (done.stdout, done.stderr) == ("b''\n", "")
+    assert caller.parents() == [parent]
+
+
+def test_a_container_holds_no_connection_to_it(caller: Caller) -> None:
+    """Nor does what looks after it: its descriptors are as many, of the same kinds, as those without a parent."""
+    _leave_parent(caller)
+    seen = []
+    for env in (_ALONE, {}):
+        with _container(caller, env=env) as running:
+            inits = [pid for pid in _held(running.monitor) if _name(pid) == _INIT]
+            fds = [fd for pid in (running.monitor, running.daemon, *inits) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+            seen.append(sorted(os.readlink(fd).partition(":")[0] for fd in fds if "/" not in os.readlink(fd)))
+    assert seen[0] == seen[1]

@@ -1,0 +1,39 @@
+"""What a daemon is asked for, and how that fails. Imports neither the core's union nor a transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unionfs.core.options import Options
+from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse.options import DEFAULT_TRANSPORT, ServeOptions
+
+
+class StartError(Exception):
+    """The union could not be mounted; nothing is left mounted. `str()` is the message for users, `hint` says what to
+    do, `code` is the nearest errno (0: none)."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """The options of a daemon. Immutable. Paths must be absolute: the daemon leaves the caller's working directory."""
+
+    union: Options
+    mountpoint: str  # or /dev/fd/N, a descriptor of /dev/fuse that another program has mounted
+    transport: str = DEFAULT_TRANSPORT
+    mount: MountOptions = field(default_factory=MountOptions)
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
+    log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
+    watch: bool = False  # notice changes to the branches that are made outside of the union
+    view: bool = False  # let read-only unions of the same lowers be views of this one; needs an upper
+    no_view: str = ""  # why this read-only union is not a view of another one, if that was tried
+    exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
+    debug: bool = False  # log everything; without a log file, to the caller's stderr
+    lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
+    started_by: str = "itself"  # the process that made the daemon, for people; set by daemon_start

@@ -1,0 +1,104 @@
+"""Start a daemon: the parent of our mounts forks it (mount_parent), or else this process, which imports it for that.
+
+Imports neither the core's union nor the daemon unless this process is to become or to fork one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.fuse import mounting
+from unionfs.mount_parent import client
+
+Warn = Callable[[str], None]
+
+
+class Started(NamedTuple):
+    """A daemon whose mount can be used."""
+
+    pid: int
+    pidfd: int  # the caller's to close
+
+
+def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client.Parent | None = None) -> Started:
+    """Mount in a new process that outlives this one, and return it as soon as the mount can be used.
+
+    The parent of our mounts forks it, if there is one that can: `parent`, which has accepted this process or the one
+    that has forked it, or the one that is found now. In a process that was forked for that, this does not return, and
+    the process becomes the daemon. Else this process forks it.
+    The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
+    Raises: StartError.
+    """
+    if _forked is not None:
+        from unionfs import daemon
+
+        daemon.become(replace(options, started_by=f"parent {_forked.parent}"), warn, _forked.report_fd, _forked.tell)
+    reply = _ask_parent(options, parent) or _fork(options)
+    verdict, *fields = reply.fields
+    if verdict == client.READY:
+        pid, warning = fields
+        if warning:
+            warn(warning)
+        try:
+            return Started(int(pid), reply.descriptors[0] if reply.descriptors else os.pidfd_open(int(pid)))
+        except OSError as error:
+            raise StartError(client.ENDED, client.ENDED_HINT) from error
+    if verdict == client.FAILED:
+        sentence, hint, code = fields
+        raise StartError(sentence, hint, int(code))
+    raise StartError(client.ENDED, client.ENDED_HINT)
+
+
+def _ask_parent(options: DaemonOptions, parent: client.Parent | None) -> client.Reply | None:
+    """Have the parent fork the daemon. Returns its reply; None where this process is to do it."""
+    if parent is None and client.refusal is not None:
+        return None
+    fds = [] if options.lifeline_fd is None else [options.lifeline_fd]
+    try:
+        if mounting.inherited_fd(options.mountpoint) is not None:
+            raise client.NoParentError("the mountpoint is a descriptor")
+        if parent is None:
+            parent = client.connect()
+        return parent.ask(client.OPTIONS, partial(_pickled, options), fds)
+    except client.NoParentError as why:
+        client.refusal = why
+        return None
+    except client.ParentEndedError:
+        return client.Reply([""], [])
+
+
+def _pickled(options: DaemonOptions) -> bytes:
+    import _pickle  # the C module alone: `pickle` has its Python version, too
+
+    return _pickle.dumps(options)
+
+
+def _fork(options: DaemonOptions) -> client.Reply:
+    from unionfs import daemon
+
+    started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
+    return client.Reply(daemon.fork(replace(options, started_by=started_by)), [])
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The caller of a process that was forked to become a daemon, as that process knows it. Immutable."""
+
+    parent: int  # pid of the process that has forked it
+    report_fd: int  # kept open until the mount can be used
+    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone
+
+
+_forked: Forked | None = None  # set once, by `become_at_start`
+
+
+def become_at_start(forked: Forked) -> None:
+    """Let the first call of `start` make this process the daemon. Only in a process that was forked for that, alone and
+    leading no process group."""
+    global _forked  # noqa: PLW0603 - one process is one daemon
+    _forked = forked
