@@ -266,6 +266,7 @@ def test_of_two_unions_it_is_the_one_that_was_asked_for_last(place: Place, union
     os.statvfs(union)
     view = place.mount("view")
     assert _device(view) == _device(union)
+    assert json.loads(place.user.unionfs("stats", "--json", second).stdout)["views"]["nodes"] == 0  # it made none
     os.statvfs(second)
     place.user.run(["unshare", "--mount", "stat", "-f", union])  # in a container: df(1), say
     detach(view)

@@ -24,7 +24,7 @@ from unionfs.core.options import Options
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import FSTYPE, MountOptions
 from unionfs.fuse.options import ServeOptions
-from unionfs.fuse.view_name import ASKED, is_view, view_name
+from unionfs.fuse.view_name import ASKED, PREFIX, is_view, view_name
 from unionfs.syscalls import mountinfo, mounts
 
 _PATIENCE_MS: Final = 2000
@@ -87,34 +87,36 @@ def _name(union: Options, serve: ServeOptions, mount: MountOptions) -> bytes:
 
 def _mount_latest(candidates: list[mountinfo.Mount], name: str, target: str, mount: MountOptions) -> int:
     """In the child process: mount the view of the union that was asked for last. Returns the exit status."""
-    chosen: mounts.DetachedMount | None = None
-    latest_ns = -1
-    for there in candidates:
+    asked_ns = {there: _asked_ns(there, name) for there in candidates}
+    for there in sorted(candidates, key=asked_ns.__getitem__, reverse=True):
+        if asked_ns[there] < 0:
+            break
         try:
             view = mounts.open_tree(os.path.join(there.mountpoint, name), recursive=False)
-            if _is_root_of_view(view.fd, there) and (asked_ns := _asked_ns(view.fd)) > latest_ns:
-                chosen, latest_ns = view, asked_ns
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOSYS):
                 return 2
-            # ENOENT: another union; or it was unmounted just now
-    if chosen is None:
-        return 1
-    try:
-        chosen.replace_attributes(_attributes(mount))
-    except OSError:
-        return 2
-    chosen.attach(target)
-    return 0
-
-
-def _asked_ns(view: int) -> int:
-    """Return when the union of a view was last asked for, in nanoseconds of the monotonic clock; 0 if that cannot be
-    said (a union without extended attributes)."""
-    try:
-        return int(os.getxattr(f"/proc/self/fd/{view}", ASKED))
-    except (OSError, ValueError):
+            continue  # ENOENT: another union; or it was unmounted just now
+        try:
+            if not _is_root_of_view(view.fd, there):
+                continue
+            view.replace_attributes(_attributes(mount))
+        except OSError:
+            return 2
+        view.attach(target)
         return 0
+    return 1
+
+
+def _asked_ns(there: mountinfo.Mount, name: str) -> int:
+    """Return when a union was last asked for, if it has the view `name`; -1 if it has not; 0 if that cannot be said (a
+    union without extended attributes)."""
+    try:
+        return int(os.getxattr(there.mountpoint, ASKED + os.fsencode(name).removeprefix(PREFIX)))
+    except OSError as error:
+        return 0 if error.errno == errno.EOPNOTSUPP else -1
+    except ValueError:
+        return -1
 
 
 def _is_root_of_view(fd: int, there: mountinfo.Mount) -> bool:

@@ -23,8 +23,9 @@ from unionfs.syscalls import mountinfo
 PREFIX: Final = b".unionfs-view-"
 """What the names begin with, in the root directory of a union."""
 
-ASKED: Final = b"user.unionfs.asked"
-"""An extended attribute of a view's root, which no listing has: when its union was last asked for (fuse.view_offer)."""
+ASKED: Final = b"user" + PREFIX
+"""What the name of an extended attribute of a union's root begins with that no listing has, followed by what is left of
+the view's name: when the union was last asked for (fuse.view_offer), in nanoseconds of the monotonic clock."""
 
 _RULES: Final = 1
 """To be changed with the meaning of a view's content or anything below: another version of us may serve the union."""

@@ -255,8 +255,6 @@ class Dispatcher:
         made.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
         made.reader, made.slow, made._waiting = self.reader, self.slow, {}
         made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
-        if self.session.options.xattrs:
-            made._serve[Op.GETXATTR] = handlers.getxattr_of_view
         return made
 
     def handle(self, buf: memoryview, end: int) -> Reply:

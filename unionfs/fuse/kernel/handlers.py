@@ -410,6 +410,8 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
     size, name = decode.getxattr(buf, end)
+    if nodeid == ROOT and name.startswith(ASKED) and (asked := views.asked(self, name, head)) is not None:
+        return _xattr(unique, size, asked)
     if name == _CAPABILITY and nodeid in self.without_privileges:
         return encode.error(unique, errno.ENODATA)
     value = self.union.find_xattr(nodeid, name)
@@ -417,15 +419,6 @@ def getxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         return _xattr(unique, size, value)
     # ls(1) asks for the label of every file until it gets EOPNOTSUPP.
     return encode.error(unique, errno.EOPNOTSUPP if name == _SELINUX else errno.ENODATA)
-
-
-def getxattr_of_view(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
-    """As `getxattr`, and say when the union was last asked for (see fuse.view_offer)."""
-    if nodeid == ROOT and (offer := self.session.view_offer) is not None:
-        size, name = decode.getxattr(buf, end)
-        if name == ASKED:
-            return _xattr(unique, size, b"%d" % offer.asked_ns)
-    return getxattr(self, unique, nodeid, head, buf, end)
 
 
 def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:

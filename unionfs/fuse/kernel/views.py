@@ -23,7 +23,7 @@ from unionfs.fuse.kernel.abi import Op
 from unionfs.fuse.kernel.completion import Completion
 from unionfs.fuse.kernel.decode import BODY, Head
 from unionfs.fuse.kernel.session import MAX_WRITE
-from unionfs.fuse.view_name import PREFIX
+from unionfs.fuse.view_name import ASKED, PREFIX
 
 if TYPE_CHECKING:
     from unionfs.fuse.kernel.dispatch import Dispatcher
@@ -56,6 +56,15 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
     encoder = encode.Encoder(0.0)
     encoder.set_generation(view.encoder.generation)
     return encoder.entry(unique, entry)
+
+
+def asked(main: Dispatcher, attribute: bytes, head: Head) -> bytes | None:
+    """Return the value of an extended attribute of the union's root whose name begins with ASKED: when the union was
+    last asked for. None if it is not the view's, or not for the process that asks."""
+    offer = main.session.view_offer
+    if offer is None or not offer.is_for(PREFIX + attribute.removeprefix(ASKED), head[4], head[6]):
+        return None
+    return b"%d" % offer.asked_ns
 
 
 def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | memoryview | None:
