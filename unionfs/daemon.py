@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -84,7 +83,7 @@ def serve(options: DaemonOptions, *, warn: Warn = lambda _: None) -> None:
 
     Precondition: this is the only thread. Raises: StartError.
     """
-    _serve(replace(options, started_by=IN_FOREGROUND), lambda warning: warn(warning) if warning else None)
+    _serve(options._replace(started_by=IN_FOREGROUND), lambda warning: warn(warning) if warning else None)
 
 
 class _Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from unionfs.core.options import Options
 from unionfs.fuse.mounting import MountOptions
@@ -19,15 +19,14 @@ class StartError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonOptions:
+class DaemonOptions(NamedTuple):
     """The options of a daemon. Immutable. Paths must be absolute: the daemon leaves the caller's working directory."""
 
     union: Options
     mountpoint: str  # or /dev/fd/N, a descriptor of /dev/fuse that another program has mounted
     transport: str = DEFAULT_TRANSPORT
-    mount: MountOptions = field(default_factory=MountOptions)
-    serve: ServeOptions = field(default_factory=ServeOptions)
+    mount: MountOptions = MountOptions()
+    serve: ServeOptions = ServeOptions()
     may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
     watch: bool = False  # notice changes to the branches that are made outside of the union

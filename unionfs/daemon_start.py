@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
     if _forked is not None:
         from unionfs import daemon
 
-        daemon.become(replace(options, started_by=f"parent {_forked.parent}"), warn, _forked.report_fd, _forked.tell)
+        daemon.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked.report_fd, _forked.tell)
     reply = _ask_parent(options, parent) or _fork(options)
     verdict, *fields = reply.fields
     if verdict == client.READY:
@@ -82,11 +81,10 @@ def _fork(options: DaemonOptions) -> client.Reply:
     from unionfs import daemon
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
-    return client.Reply(daemon.fork(replace(options, started_by=started_by)), [])
+    return client.Reply(daemon.fork(options._replace(started_by=started_by)), [])
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
+class Forked(NamedTuple):
     """The caller of a process that was forked to become a daemon, as that process knows it. Immutable."""
 
     parent: int  # pid of the process that has forked it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import os
@@ -221,7 +220,7 @@ def test_reading_moves_the_access_time_if_wanted(atime: bool, make: MakeStack) -
         os.utime(path, ns=(5, 1 << 62))  # older than its mtime: every reading would move it
     stack.watch()
     low_before = (stack.lowers[0] / "low").stat().st_atime_ns
-    union = Union(dataclasses.replace(stack.options, atime=atime))
+    union = Union(stack.options._replace(atime=atime))
     moved = {}
     for name, expected in ((b"low", b"1"), (b"own", b"4"), (b"new", b""), (b"up", b"2")):
         nodeid = (

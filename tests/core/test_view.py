@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -34,7 +33,7 @@ class Beside:
     def __init__(self, union: UnionDriver) -> None:
         self.union = union
         self.view = ViewDriver(View(union.union))
-        self.ordinary = UnionDriver(Union(replace(union.union.options, upper=None, work=None, overrides="")))
+        self.ordinary = UnionDriver(Union(union.union.options._replace(upper=None, work=None, overrides="")))
 
     def close(self) -> None:
         """Close what this has opened."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final, Literal
 
 from unionfs.api.paths import StrPath
@@ -51,7 +50,7 @@ def options_of(
         lowers=below, upper=above, work=place, whiteout=whiteout, durability=durability, overrides_shared=True
     )
     if in_process:
-        options = replace(options, keeps_umask=True, names_limit=_NAMES_MAX, fds_limit=_FDS_MAX)
+        options = options._replace(keeps_umask=True, names_limit=_NAMES_MAX, fds_limit=_FDS_MAX)
     return options, made
 
 

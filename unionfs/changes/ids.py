@@ -7,13 +7,12 @@ when the union was made with `unmapped_as_root`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from unionfs.id_ranges import OVERFLOW, IdRanges, to_inside
 
 
-@dataclass(frozen=True, slots=True)
-class ShownIds:
+class ShownIds(NamedTuple):
     """The translation for one union. The default is a union without a user namespace: owners stay as they are."""
 
     uid_map: IdRanges = ()  # empty: the process sees the ids of the union's own namespace

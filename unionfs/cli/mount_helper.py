@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from unionfs import version
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         reason = mount_view(options.mountpoint, options.union, options.serve, options.mount)
         if not reason:
             return 0
-        options = replace(options, no_view=reason)
+        options = options._replace(no_view=reason)
     return run(options, foreground=request.foreground)
 
 

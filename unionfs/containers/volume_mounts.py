@@ -13,7 +13,6 @@ import stat
 from typing import Final
 
 from unionfs.containers.config import Volume
-from unionfs.containers.copy import Copy
 from unionfs.containers.record import Container
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.launcher.spec import Bind
@@ -118,6 +117,8 @@ def _copy_directory(root_fd: int, path: str, new: str, owner: tuple[int, int] | 
     except (FileNotFoundError, NotADirectoryError):
         os.mkdir(new, 0o755)
         return
+    from unionfs.containers.copy import Copy  # late: few volumes are to be filled
+
     try:
         parent_fd = os.open(os.path.dirname(new), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

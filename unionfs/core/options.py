@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from unionfs.core.owners import OwnerTranslation
 
@@ -28,9 +27,8 @@ class OptionError(OSError):
         return self.message
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Branches and policies of one union. Paths are host paths; lowers stand top first."""
+class _Options(NamedTuple):
+    """The fields of Options."""
 
     lowers: tuple[str, ...]
     upper: str | None = None  # None: a read-only union
@@ -53,8 +51,23 @@ class Options:
     passthrough: bool = False  # the kernel reads and writes the branches' files itself; needs CAP_SYS_ADMIN
     keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
-    def __post_init__(self) -> None:
-        """Raises OptionError for combinations that can never work."""
+
+class Options(_Options):
+    """Branches and policies of one union. Paths are host paths; lowers stand top first.
+
+    Raises OptionError for combinations that can never work.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # its signature is that of the fields
+
+        def __new__(cls, *values: Any, **named: Any) -> Self:
+            options = super().__new__(cls, *values, **named)
+            options._check()
+            return options
+
+    def _check(self) -> None:
         if not self.lowers:
             raise OptionError(errno.EINVAL, "no lower directory given")
         if len(self.lowers) > LOWERS_MAX:

@@ -5,24 +5,18 @@ Two ways, as in fuse-overlayfs: ranges of ids that are shown as other ids, and o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.id_ranges import OVERFLOW, IdRange, IdRanges, to_inside, to_outside
 
 _MAX: Final = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class IdTranslation:
+class IdTranslation(NamedTuple):
     """The translation of user ids or of group ids; the identity without `ranges` and `all_as`."""
 
     ranges: IdRanges = ()  # inside: as users see it; outside: as branches store it
     all_as: int | None = None  # the id shown for every file, and given to new files if permitted
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """For pickle, which would set the fields of the compiled class one by one."""
-        return IdTranslation, (self.ranges, self.all_as)
 
     def shown(self, number: int) -> int:
         """Return the id that users see for an id that a branch stores."""
@@ -43,15 +37,11 @@ class IdTranslation:
         return OVERFLOW if found is None else found
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerTranslation:
+class OwnerTranslation(NamedTuple):
     """The translation of user ids and group ids."""
 
     users: IdTranslation = IdTranslation()
     groups: IdTranslation = IdTranslation()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return OwnerTranslation, (self.users, self.groups)
 
     @property
     def squashed(self) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final
 
 from unionfs.core import complete, lookup
@@ -34,7 +33,7 @@ class View(Union):
     def __init__(self, viewed: Union) -> None:
         """Make the view of the lowers of `viewed`, which stays open as long as the view is used."""
         self._viewed = viewed._tree  # immutable
-        self._tree = UnionState(replace(viewed.options, upper=None, work=None, overrides=""), self._viewed)
+        self._tree = UnionState(viewed.options._replace(upper=None, work=None, overrides=""), self._viewed)
         self._nodes = self._tree.nodes
         self._given_up: set[bytes] = set()  # keys of the hard-link index whose names could not be completed
 

@@ -18,8 +18,7 @@ import signal
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mounts import (
@@ -61,8 +60,7 @@ class MountError(OSError):
         return f"{self.what} failed: {self.filename}: {self.strerror}"
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """The options of mount(2) for the union. Immutable."""
 
     source: str = SUBTYPE  # shown as the device by df and mount

@@ -16,8 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from unionfs import daemon_start
 from unionfs.daemon_options import DaemonOptions, StartError
@@ -44,8 +43,7 @@ class UnableError(Exception):
     """Something of the caller cannot be taken over. Nothing was done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What the caller sent. Immutable."""
 
     kind: str
@@ -55,8 +53,7 @@ class Request:
     descriptors: list[int]  # those of the request itself
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """What a forked process knows of its parent. Immutable."""
 
     pid: int
@@ -136,7 +133,7 @@ def _run_command(request: Request, run_command: RunCommand) -> int:
 def _start(end: socket.socket, request: Request) -> None:
     options: DaemonOptions = pickle.loads(request.subject)
     if options.lifeline_fd is not None:
-        options = replace(options, lifeline_fd=request.descriptors[0])
+        options = options._replace(lifeline_fd=request.descriptors[0])
     _show(["unionfs", "mount", options.mountpoint])
     try:
         daemon_start.start(options)
