@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from layers import digest as digests
 from layers.digest import Digest
@@ -17,8 +16,7 @@ from layers.errors import Malformed, Refused
 from layers.manifest import MAX_LAYERS, Platform, dump_json, load_json
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The settings of containers of the image (config.md, "config")."""
 
     user: str = ""
@@ -28,13 +26,12 @@ class Settings:
     working_dir: str = ""
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     stop_signal: str = ""
-    others: Mapping[str, Any] = field(default_factory=dict)  # keys that are not known here
+    others: Mapping[str, Any] = {}  # keys that are not known here
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """One build step, which made a layer or not (`empty_layer`)."""
 
     created: str = ""
@@ -44,17 +41,16 @@ class History:
     empty_layer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """The configuration of an image."""
 
     platform: Platform
     diff_ids: tuple[Digest, ...]  # bottom first
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = Settings()
     history: tuple[History, ...] = ()
     created: str = ""
     author: str = ""
-    others: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Any] = {}
 
 
 def parse(data: bytes) -> ImageConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layers import credentials as known_credentials
@@ -226,7 +226,7 @@ class _Pull:
             descriptor, data = await registry.manifest(chosen.digest)
             if chosen.size != descriptor.size:
                 raise Refused("pulling", self.reference.familiar, "the index says another size of the manifest")
-            descriptor = replace(descriptor, platform=chosen.platform)
+            descriptor = descriptor._replace(platform=chosen.platform)
             item = manifests.parse(data, descriptor.media_type)
         if isinstance(item, Index):
             raise Refused("pulling", self.reference.familiar, "an index within an index")

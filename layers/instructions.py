@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from layers.config import Settings
@@ -28,34 +27,34 @@ def with_change(settings: Settings, instruction: str) -> Settings:
     rest = rest.strip()
     match word.upper():
         case "CMD":
-            return replace(settings, cmd=_command(rest))
+            return settings._replace(cmd=_command(rest))
         case "ENTRYPOINT":
-            return replace(settings, entrypoint=_command(rest))
+            return settings._replace(entrypoint=_command(rest))
         case "ENV":
-            return replace(settings, env=_with_env(settings.env, _pairs(instruction, rest)))
+            return settings._replace(env=_with_env(settings.env, _pairs(instruction, rest)))
         case "LABEL":
-            return replace(settings, labels=dict(settings.labels) | _pairs(instruction, rest))
+            return settings._replace(labels=dict(settings.labels) | _pairs(instruction, rest))
         case "EXPOSE":
             ports = [port if "/" in port else f"{port}/tcp" for port in rest.split()]
-            return replace(settings, exposed_ports=_union(settings.exposed_ports, ports))
+            return settings._replace(exposed_ports=_union(settings.exposed_ports, ports))
         case "VOLUME":
             paths = _json_words(rest)
-            return replace(settings, volumes=_union(settings.volumes, rest.split() if paths is None else paths))
+            return settings._replace(volumes=_union(settings.volumes, rest.split() if paths is None else paths))
         case "WORKDIR" if rest:
             path = rest if rest.startswith("/") else f"{settings.working_dir.rstrip('/')}/{rest}"
-            return replace(settings, working_dir=path)
+            return settings._replace(working_dir=path)
         case "USER" if rest:
-            return replace(settings, user=rest)
+            return settings._replace(user=rest)
         case "STOPSIGNAL" if rest:
-            return replace(settings, stop_signal=rest)
+            return settings._replace(stop_signal=rest)
         case "HEALTHCHECK" if rest:
-            return replace(settings, others={**settings.others, "Healthcheck": _health(instruction, rest)})
+            return settings._replace(others={**settings.others, "Healthcheck": _health(instruction, rest)})
         case "ONBUILD" if rest:
             if rest.partition(" ")[0].upper() in _NOT_ON_BUILD:
                 raise Malformed("reading a change", instruction[:200], "ONBUILD cannot be followed by this instruction")
             known = settings.others.get("OnBuild")
             triggers = [*(known if isinstance(known, list) else []), rest]
-            return replace(settings, others={**settings.others, "OnBuild": triggers})
+            return settings._replace(others={**settings.others, "OnBuild": triggers})
     raise Malformed(
         "reading a change",
         instruction[:200],

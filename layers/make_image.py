@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import IO, Final
 
 from layers import compare, image, lookup, pack, unpacked
@@ -133,7 +133,7 @@ def squash(
             packed, layer = _put_layer(store, items, wanted.compression, epoch, Silent(), on_shrunk)
         created = configs.timestamp(time.time() if epoch is None else epoch)
         entry = History(created, wanted.created_by or "layers squash", wanted.author, wanted.message)
-        config = replace(config, diff_ids=config.diff_ids[:keep], history=_history_up_to(config.history, keep))
+        config = config._replace(diff_ids=config.diff_ids[:keep], history=_history_up_to(config.history, keep))
         config = with_layer(config, packed.diff_id, entry, wanted)
         digest, image_id = put_image(store, config, (*item.layers[:keep], layer), wanted.name)
     return Committed(digest, image_id, packed)
@@ -170,8 +170,7 @@ def with_layer(config: ImageConfig, diff_id: Digest, entry: History, wanted: Ima
     settings: Settings = config.settings
     for change in wanted.changes:
         settings = with_change(settings, change)
-    return replace(
-        config,
+    return config._replace(
         diff_ids=(*config.diff_ids, diff_id),
         history=(*config.history, entry),
         settings=settings,

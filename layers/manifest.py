@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from layers import digest as digests
 from layers.digest import Digest
@@ -59,8 +58,7 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 _SIZE_MAX: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """The platform that an image is for (image-index.md, "platform")."""
 
     os: str
@@ -72,14 +70,13 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A reference to a blob: media type, digest, size (descriptor.md)."""
 
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
     platform: Platform | None = None
     artifact_type: str = ""
     urls: tuple[str, ...] = ()  # where a registry that has no such blob says it is
@@ -99,14 +96,13 @@ class Descriptor:
             raise Refused("reading a layer", self.digest, f"unknown media type {self.media_type[:100]!r}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """One image for one platform."""
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
     subject: Descriptor | None = None
     artifact_type: str = ""
 
@@ -117,13 +113,12 @@ class Manifest:
         return self.config.media_type not in CONFIG_TYPES or foreign
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """A list of manifests, one for each platform."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
 
 
 def parse(data: bytes, media_type: str = "", limit: int = MAX_MANIFEST) -> Manifest | Index:

@@ -6,10 +6,8 @@ distribution specification ("Pulling manifests").
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from layers import digest as digests
 from layers.digest import Digest
@@ -28,8 +26,7 @@ _TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 _IMAGE_ID: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A complete reference; parts that were left out have their defaults."""
 
     registry: str
@@ -56,7 +53,7 @@ class Reference:
         return _with_target(name, self.tag, self.digest)
 
     def with_digest(self, digest: Digest) -> Reference:
-        return dataclasses.replace(self, digest=digest)
+        return self._replace(digest=digest)
 
     def __str__(self) -> str:
         return _with_target(self.name, self.tag, self.digest)

@@ -20,7 +20,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from layers import digest as digests
@@ -258,7 +257,7 @@ class Store:
             if any(image.name for image in known if image.name.partition(":")[0] == text):
                 return next(image for image in known if image.name.partition(":")[0] == text)
             raise
-        wanted = {str(reference), str(replace(reference, tag=None)) if reference.digest else ""}
+        wanted = {str(reference), str(reference._replace(tag=None)) if reference.digest else ""}
         for image in known:
             if image.name and image.name in wanted:
                 return image
@@ -274,7 +273,7 @@ class Store:
         Preconditions: within `adding`.
         """
         annotations = {key: text for key, text in descriptor.annotations.items() if key != REF_NAME}
-        entry = replace(descriptor, annotations=annotations | ({REF_NAME: name} if name else {}))
+        entry = descriptor._replace(annotations=annotations | ({REF_NAME: name} if name else {}))
         with self._index_locked():
             known = self.list_images()
             if not name and any(image.descriptor.digest == descriptor.digest for image in known):

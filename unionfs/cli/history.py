@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 from layers import lookup
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
     for entry in config.history:
         layer = None if entry.empty_layer else next(layers, None)
         said = {"digest": layer.digest if layer else "", "size": layer.size if layer else 0}
-        steps.append(dataclasses.asdict(entry) | said)
+        steps.append(entry._asdict() | said)
     # Tools may write layers without a history.
     steps += [
         {"created": "", "created_by": "", "comment": "", "digest": left.digest, "size": left.size} for left in layers
