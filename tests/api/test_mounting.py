@@ -40,6 +40,7 @@ def test_a_union_is_mounted_for_a_block(base: Path) -> None:
         (base / "merged" / "b").write_text("new")
         stats = mounted.stats()
         assert (stats["pid"], stats["copy_ups"]["files"]) == (mounted.pid, 1)
+        assert (stats["is_view"], stats["views"]["mounted"]) == (False, 0)
         pidfd = os.pidfd_open(mounted.pid)
     assert mount_at(base / "merged") is None
     assert select.select([pidfd], [], [], 0)[0] == [pidfd], "its daemon lives on"

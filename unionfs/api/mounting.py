@@ -82,13 +82,14 @@ class Mounted:
 
     def stats(self) -> dict[str, Any]:
         """What it has done so far: the object that `unionfs stats --json` prints. MountError: ENOTCONN."""
-        from unionfs.fuse.reporting import NoAnswerError, ask
+        from unionfs.fuse.reporting import NoAnswerError, add_mounts, ask
 
         why = "its daemon has gone"
         there = self._seen()
         if there is not None:
             try:
                 for found in ask(there.minor, "stats", there.user_id):
+                    add_mounts(found, there)
                     return found
             except NoAnswerError as error:
                 why = str(error)

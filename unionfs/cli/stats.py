@@ -9,9 +9,7 @@ from typing import Any, Final
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.fuse import mounting
-from unionfs.fuse.view_name import is_view
 from unionfs.printable import printable
-from unionfs.syscalls import mountinfo
 
 _EPILOG: Final = """\
 --json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
@@ -28,6 +26,8 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 def main(argv: list[str]) -> int:
     """Run `unionfs stats ARGV`."""
+    from unionfs.fuse.reporting import add_mounts
+
     parser = Parser("stats", "Say what a mounted union has done: messages by kind, copy-ups, memory.", _EPILOG)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -36,15 +36,11 @@ def main(argv: list[str]) -> int:
     if found is None:
         raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")
     there = mounting.union_at(mounting.resolve_mountpoint(arguments.mountpoint))
-    found["is_view"] = there is not None and is_view(there)
-    found["views"]["mounted"] = 0 if there is None else _views_mounted(there.minor)
+    if there is None:
+        raise CommandError(f"stats failed: {arguments.mountpoint}: it has been unmounted")
+    add_mounts(found, there)
     print(json.dumps(found) if arguments.json else _for_people(found))
     return 0
-
-
-def _views_mounted(connection: int) -> int:
-    """Count the views of a FUSE connection that are mounted in this mount namespace."""
-    return sum(there.minor == connection and is_view(there) for there in mountinfo.mounts())
 
 
 def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:

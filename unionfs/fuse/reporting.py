@@ -29,7 +29,9 @@ from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket
 from unionfs.fuse.traffic import Traffic
-from unionfs.syscalls import peers
+from unionfs.fuse.view_name import is_view
+from unionfs.syscalls import mountinfo, peers
+from unionfs.syscalls.mountinfo import Mount
 
 _CLIENTS: Final = 16
 """Connections of the daemon's user and root at once; more have to wait."""
@@ -220,6 +222,13 @@ def ask(connection: int, question: str, owner: int | None = None) -> Iterator[di
         with daemon.makefile("rb") as lines:
             for line in _until_reset(lines):
                 yield _parsed(line)
+
+
+def add_mounts(stats: dict[str, Any], there: Mount) -> None:
+    """Add to the answer to `stats` of the daemon that serves the mount `there` what the mount table says: `is_view`,
+    and how many views are mounted in this mount namespace."""
+    stats["is_view"] = is_view(there)
+    stats["views"]["mounted"] = sum(each.minor == there.minor and is_view(each) for each in mountinfo.mounts())
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
