@@ -88,6 +88,8 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
             hint=f"unionfs apply {container.name} carries on; unionfs rm {container.name} forgets them",
         )
     complete_upper(container, "listing the changes")
+    if (found := _in_empty_upper(container, look)) is not None:
+        return found
     id_map = id_map_of(container)
     ids = ShownIds.inside(container.facts.unmapped_as_root) if id_map else ids_outside(container)
 
@@ -99,6 +101,17 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
         return userns.call(id_map, body)
     except OSError as error:
         raise ContainerError.of("listing the changes", error) from error
+
+
+def _in_empty_upper(container: Container, look: Callable[[Branches], bytes]) -> bytes | None:
+    """What `look` returns if the container has left nothing in its upper, which takes no other process; else None."""
+    try:
+        if os.listdir(container.upper):
+            return None
+        with branches_of(container, ids_outside(container)) as branches:
+            return look(branches)
+    except OSError:
+        return None
 
 
 def _list(container: Container, branches: Branches) -> Changes:
