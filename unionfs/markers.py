@@ -42,7 +42,8 @@ ORIGIN_XATTR: Final = "user.unionfs.origin"
 """On a copied-up file or directory: the lower object it came from, as `FSID-INO` in hexadecimal (see core.inodes)."""
 
 FLAGS_XATTR: Final = "user.unionfs.flags"
-"""On a copied-up directory: users have set its inode flags; those of the lower no longer hold (core.inode_flags)."""
+"""On a directory of the upper with lower content: users have set its inode flags, and those of the lower no longer
+hold; which of immutable and append-only the union enforces, as a decimal number (core.inode_flags)."""
 
 OVERRIDE_XATTR: Final = "user.containers.override_stat"
 """Owner, mode, type and device that a file has in the union, as containers/storage and fuse-overlayfs

@@ -35,7 +35,7 @@ def test_a_command_that_fills_the_disk_at_once_runs_on(scratch: Path, root_user:
             + os.strerror(errno.ENOSPC)
         ]
         around.finish(3, has_started=True)
-        assert warned[1:] == [f"warning: cleaning up the container failed: [Errno 28] {os.strerror(errno.ENOSPC)}"]
+        assert warned[1:] == [f"warning: c: cleaning up the container failed: {os.strerror(errno.ENOSPC)}"]
         assert [name for name in os.listdir(container.directory) if name.startswith(".")] == []
     finally:
         subprocess.run(["umount", scratch], check=True, timeout=limit(30))

@@ -150,7 +150,8 @@ class _AroundCommand:
             else:
                 self._store.unclaim(container, exit_code)
         except (OSError, ContainerError) as error:
-            self._warn(f"warning: cleaning up the container failed: {error}")
+            because = error.strerror if isinstance(error, OSError) else error
+            self._warn(f"warning: {container.name}: cleaning up the container failed: {because}")
 
     def finish_without_monitor(self, id_map: idmap.NamespaceMap | None) -> None:
         """In the launching process, after a failure: do what the monitor did not live to do."""

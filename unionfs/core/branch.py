@@ -97,7 +97,17 @@ class Branch:
 class BranchDir:
     """A directory of a branch."""
 
-    __slots__ = ("branch", "parent", "name", "held", "mask", "sealed", "has_xattr_whiteouts", "inheritable")
+    __slots__ = (
+        "branch",
+        "parent",
+        "name",
+        "held",
+        "mask",
+        "sealed",
+        "has_xattr_whiteouts",
+        "inheritable",
+        "flags_mark",
+    )
 
     def __init__(self, branch: Branch, parent: BranchDir | None, name: bytes) -> None:
         self.branch = branch  # immutable
@@ -107,6 +117,7 @@ class BranchDir:
         self.mask: Mask | None = None  # sealed places below
         self.sealed = False  # set once: this directory may not be accessed and is shown as empty
         self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
+        self.flags_mark = -1  # belongs to core.marks and core.inode_flags; -1: not read yet, -2: there is none
         self.inheritable = -1  # belongs to core.inode_flags: flags that new entries may inherit; -1: not read yet
 
     def fd(self) -> int:

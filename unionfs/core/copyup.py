@@ -22,7 +22,7 @@ from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
-from unionfs.core.marks import path_at
+from unionfs.core.marks import NO_FLAGS, path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import LARGE
@@ -464,6 +464,7 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
         staging.dispose(leaf)
         raise
     node.upper = up.child(name)
+    node.upper.flags_mark = NO_FLAGS
     node.shown_as = st
     node.no_xattrs = False  # as in _moved
     names.learn_empty(tree, node)

@@ -121,7 +121,9 @@ def make_directory(tree: UnionState, parent: DirNode, name: bytes, mode: int, ca
         _stage(tree, up, name, mode & _PERM, caller, partial(_build_directory, tree, opaque), is_dir=True)
     st = up.stat_entry(name)
     ino = tree.inodes.shown(up.branch.fs_index, st.st_ino)
-    node = DirNode(tree.nodes.new_id(), parent, name, up.child(name), None, ino)
+    place = up.child(name)
+    place.flags_mark = marks.NO_FLAGS
+    node = DirNode(tree.nodes.new_id(), parent, name, place, None, ino)
     tree.nodes.add(node)
     _clear_whiteout(parent, name)
     names.added(tree, parent, name, stat.S_IFDIR, st.st_ino)

@@ -1,8 +1,8 @@
 """Inode flags (ioctl_iflags(2), chattr(1)): what immutable and append-only lowers forbid, and what a copy-up carries.
 
-The upper's filesystem enforces its own flags. Those of a lower's file hold until it is copied up, those of a lower's
-directory also afterwards: the upper's could take no copies of what is in it if it had them. They hold until a user sets
-other flags, which a mark on the upper's directory records.
+The upper's filesystem enforces the flags of its files and of directories that are its own. A directory with lower
+content could take no copies of what is in it if it had them: there the union enforces those of the lower, until a user
+sets other flags, which a mark on the upper's directory records. Those of a lower's file hold until it is copied up.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from unionfs import markers
+from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
-from unionfs.core.marks import proc_path
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import refuse
 from unionfs.syscalls import files, statx
@@ -33,20 +33,23 @@ _XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
 _XFLAG_APPEND: Final = 0x10
 
 
-def of_lower(node: Node) -> int:
-    """Return the PROTECTED flags of the lower's object that still hold for a node."""
+def enforced(node: Node) -> int:
+    """Return the PROTECTED flags that the union must enforce for a node, since no object of the upper has them."""
     if isinstance(node, FileNode):
         if node.home.branch.writable or not node.leaf:
             return 0
         return _protection(node.home, node.leaf)
+    if node.upper is not None:
+        marked = marks.flags_mark(node.upper)
+        if marked is not None:
+            return marked & PROTECTED
     low = node.low
     if low is None:
         return 0
     if low.protection < 0:
         place = low.stack[0]
-        low.protection = 0 if place.sealed else _protection(place, b"")
-    if low.protection and node.upper is not None and _has_own_flags(node.upper):
-        return 0
+        marked = None if place.sealed else marks.flags_mark(place)
+        low.protection = 0 if place.sealed else _protection(place, b"") | (marked or 0) & PROTECTED
     return low.protection
 
 
@@ -77,26 +80,31 @@ def _has_flags(branch: Branch) -> bool:
     return branch.has_flags
 
 
-def _has_own_flags(up: BranchDir) -> bool:
-    return files.find_xattr(proc_path(up.fd()).encode(), os.fsencode(markers.FLAGS_XATTR), follow=True) is not None
+def set_of_merged(up: BranchDir, fd: int, command: int, flags: bytes) -> None:
+    """Set the flags of an open directory of the upper that has lower content, the PROTECTED ones by a mark. Raises as
+    files.set_flags does."""
+    files.set_flags(fd, command, _without_protection(command, flags))
+    protection = in_command(command, flags)
+    os.setxattr(fd, markers.FLAGS_XATTR, b"%d" % protection)
+    up.flags_mark = protection
 
 
 def refuse_change(node: Node, despite: int = 0) -> None:
     """Refuse a change of a node's attributes. EPERM; flags in `despite` do not forbid it."""
-    if of_lower(node) & ~despite:
+    if enforced(node) & ~despite:
         refuse(errno.EPERM, node.name)
 
 
 def refuse_new_entry(parent: DirNode, name: bytes) -> None:
     """Refuse a new name in a directory (EPERM)."""
-    if of_lower(parent) & IMMUTABLE:
+    if enforced(parent) & IMMUTABLE:
         refuse(errno.EPERM, name)
 
 
 def refuse_removal(parent: DirNode, name: bytes, node: Node) -> None:
     """Refuse that a directory loses a name of `node` (EPERM). Names that the upper has its filesystem protects, but of
     a copied-up file with several names it may lack some."""
-    if of_lower(parent) or of_lower(node):
+    if enforced(parent) or enforced(node):
         refuse(errno.EPERM, name)
     if isinstance(node, FileNode) and node.is_up and _is_indexed(node) and of_file(node):
         refuse(errno.EPERM, name)
@@ -216,4 +224,10 @@ def with_protection(command: int, flags: bytes, protection: int) -> bytes:
     if files.FLAG_READS[command] != 4:
         protection = (_XFLAG_IMMUTABLE if protection & IMMUTABLE else 0) | (_XFLAG_APPEND if protection & APPEND else 0)
     first = int.from_bytes(flags[:4], sys.byteorder) | protection
+    return first.to_bytes(4, sys.byteorder) + flags[4:]
+
+
+def _without_protection(command: int, flags: bytes) -> bytes:
+    protection = PROTECTED if files.FLAG_WRITES[command] == 4 else _XFLAG_IMMUTABLE | _XFLAG_APPEND
+    first = int.from_bytes(flags[:4], sys.byteorder) & ~protection
     return first.to_bytes(4, sys.byteorder) + flags[4:]

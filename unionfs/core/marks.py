@@ -32,6 +32,8 @@ class DirMarks(NamedTuple):
 
 
 NO_MARKS = DirMarks(False, None)
+NO_FLAGS: Final = -2
+"""Of BranchDir.flags_mark: the directory has no such mark."""
 
 
 def proc_path(fd: int) -> str:
@@ -55,6 +57,7 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
     path = proc_path(fd)
     try:
         names = os.listxattr(path)
+        place.flags_mark = NO_FLAGS if markers.FLAGS_XATTR not in names else -1
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
             raise
@@ -75,6 +78,14 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
         with OwnerOverride(place):
             opaque = _exists(fd, markers.OPAQUE_NAME)
     return DirMarks(opaque, redirect)
+
+
+def flags_mark(place: BranchDir) -> int | None:
+    """Return the inode flags that a directory's mark says; None without one."""
+    if place.flags_mark == -1:
+        value = private_xattr(proc_path(place.fd()), markers.FLAGS_XATTR, on_upper=place.branch.writable)
+        place.flags_mark = NO_FLAGS if value is None else int(value) if value.isdigit() else 0
+    return None if place.flags_mark == NO_FLAGS else place.flags_mark
 
 
 def private_xattr(path: str, name: str, *, on_upper: bool) -> bytes | None:

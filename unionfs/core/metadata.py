@@ -340,7 +340,7 @@ def extended_stat(node: Node) -> ExtendedStat:
         found = statx.extended_stat(node.home.fd(), node.leaf) if node.leaf else ExtendedStat(None, 0, 0)
     else:
         found = statx.extended_stat(_place_of(node).fd(), b"")
-        found = found._replace(attributes=found.attributes | inode_flags.of_lower(node))
+        found = found._replace(attributes=found.attributes | inode_flags.enforced(node))
     return found._replace(attributes=found.attributes & statx.ATTR_OF_FILES, known=found.known & statx.ATTR_OF_FILES)
 
 
@@ -348,22 +348,23 @@ def get_flags(tree: UnionState, node: Node, command: int) -> bytes:
     """Return the inode's flags (ioctl_iflags(2)); `command` is in files.FLAG_READS. ENOTTY for anything but files and
     directories, or where there are no flags."""
     with _flags_fd(tree, node) as held:
-        return inode_flags.with_protection(command, files.get_flags(held.fd, command), inode_flags.of_lower(node))
+        return inode_flags.with_protection(command, files.get_flags(held.fd, command), inode_flags.enforced(node))
 
 
 def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
     """Set the inode's flags; `command` is in files.FLAG_WRITES. The kernel has checked the caller. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
-    protection = inode_flags.of_lower(node)
+    protection = inode_flags.enforced(node)
     if protection & inode_flags.IMMUTABLE and inode_flags.in_command(command, flags) & inode_flags.IMMUTABLE:
         if inode_flags.are_equal(flags, get_flags(tree, node, inode_flags.read_command(command))):
             return
         refuse(errno.EPERM, node.name)  # as ext4 and xfs do: what stays immutable cannot be changed
     _bring_up(tree, node, inode_flags.PROTECTED)
     with _flags_fd(tree, node) as held:
-        files.set_flags(held.fd, command, flags)
-        if protection and isinstance(node, DirNode):
-            os.setxattr(held.fd, markers.FLAGS_XATTR, b"")
+        if isinstance(node, DirNode) and node.upper is not None and node.low is not None:
+            inode_flags.set_of_merged(node.upper, held.fd, command, flags)
+        else:
+            files.set_flags(held.fd, command, flags)
     if isinstance(node, FileNode):
         node.held = None  # opened before: the new flags may forbid what it allows
     elif node.upper is not None:

@@ -160,6 +160,22 @@ def test_what_they_forbid(lower: Path, scratch: Path, mount: MakeMount) -> None:
     assert (lower / "a").read_text() == "content"
 
 
+def test_what_they_forbid_when_set_through_the_union(lower: Path, scratch: Path, mount: MakeMount) -> None:
+    """A directory with lower content still takes copies, so what is in it can be changed."""
+    for each in (lower, scratch / "native"):
+        _release(each)
+    union = mount(lower)
+    for each in (union.path, scratch / "native"):
+        for name in _PROTECTED:
+            _chattr(f"+{name[0]}", each / name)
+            assert _flags(each / name) == name[0]
+    native, ours = _tried(scratch / "native"), _tried(union.path)
+    assert native["i-dir: change one in it"] == native["a-dir: make deeper"] == "done"
+    assert native["i-dir: file"] == native["a-dir: unlink one in it"] == "EPERM"
+    assert ours == native
+    assert (lower / "i-dir/f").read_text() == "f"
+
+
 def test_they_are_shown_and_carried(lower: Path, scratch: Path, mount: MakeMount) -> None:
     """Also by statx(2). What is copied up keeps the flags that the upper can have."""
     for name, flags in (("f", "+sSdA"), ("d", "+dAD"), ("empty", "+dA")):
