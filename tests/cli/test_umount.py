@@ -79,6 +79,16 @@ def test_a_union_in_use_stays(user: User, mountpoint: Path) -> None:
         assert daemon.has_ended(0)
 
 
+def test_what_is_in_use_for_a_moment_is_unmounted(user: User, mountpoint: Path) -> None:
+    code = "import sys, time; f = open(sys.argv[1]); print(flush=True); time.sleep(0.3)"
+    program = user.popen([sys.executable, "-I", "-S", "-c", code, os.fspath(mountpoint / "file")])
+    with program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "\n"
+        user.unionfs("umount", mountpoint)
+    assert mount_at(mountpoint) is None
+
+
 def test_lazy_takes_it_away_and_leaves_it_to_its_users(user: User, mountpoint: Path) -> None:
     with daemon_of(mountpoint) as daemon:
         with _user_inside(user, mountpoint):

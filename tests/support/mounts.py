@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,6 @@ _MODULE_OF = {"pyfuse3": "unionfs/fuse/via_pyfuse3.py", "kernel": "unionfs/fuse/
 
 TRANSPORTS = tuple(_MODULE_OF)
 """What carries requests to the union; `native` beside them is a plain directory, the control of the suite."""
-
-_COPIED_S = 1.0
 
 _RECORD_START = re.compile(r"^(?=\d{4}-\d\d-\d\d \S+ [A-Z]+ )", re.MULTILINE)
 _COMPLAINT = re.compile(r"\S+ \S+ (WARNING|ERROR|CRITICAL) |(?!\d{4}-\d\d-\d\d )(?=.*\S)")
@@ -112,18 +109,9 @@ def mount_argv(
 
 
 def umount(mountpoint: Path, user: User) -> subprocess.CompletedProcess[str]:
-    """`unionfs umount`, and the proof that it did.
-
-    Once more where it is busy: umount(2) fails also while another mount namespace, which a test beside this one has
-    copied, uses its copy. Raises: ChildError when it fails or something is still mounted there.
-    """
-    try:
-        done = user.unionfs("umount", mountpoint, timeout_s=30)
-    except ChildError as failed:
-        if "Device or resource busy" not in str(failed):
-            raise
-        time.sleep(_COPIED_S)
-        done = user.unionfs("umount", mountpoint, timeout_s=30)
+    """`unionfs umount`, and the proof that it did. Raises: ChildError when it fails or something is still mounted
+    there."""
+    done = user.unionfs("umount", mountpoint, timeout_s=30)
     if mount_at(mountpoint) is not None:
         raise ChildError(f"`unionfs umount` succeeded, but {mountpoint} is still mounted")
     return done

@@ -24,6 +24,9 @@ _LAZY_TIMEOUT_S: Final = 1.0
 `--lazy`, the processes that keep the union in use are looked up after this time."""
 _HELD_TIMEOUT_S: Final = 4.0
 """The same while other mount namespaces have it mounted, too: those of starting or ending programs release it soon."""
+_BUSY_S: Final = 0.5
+"""How long a union that is in use is tried again."""
+_BUSY_AGAIN_S: Final = 0.02
 _NAMED: Final = 5
 """Processes listed in a message at most."""
 
@@ -41,7 +44,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     with ExitStack() as stack:
         pids = _open_processes(process_name(mounted.minor), mounted.user_id, stack)
         try:
-            mounting.unmount(mountpoint, lazy=lazy)
+            _unmount_soon(mountpoint, lazy=lazy)
         except MountError as error:
             hint = error.hint
             if error.errno == errno.EBUSY:
@@ -61,6 +64,20 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             holders = _holders(mounted, set(left.values()))
     if left:
         raise _still_there(path, mounted, list(left.values()), holders)
+
+
+def _unmount_soon(mountpoint: str, *, lazy: bool) -> None:
+    """Unmount, also what is in use for a moment only: by a mount program that looks for its view, say. MountError."""
+    from time import monotonic, sleep
+
+    deadline = monotonic() + _BUSY_S
+    while True:
+        try:
+            return mounting.unmount(mountpoint, lazy=lazy)
+        except MountError as error:
+            if error.errno != errno.EBUSY or monotonic() > deadline:
+                raise
+        sleep(_BUSY_AGAIN_S)
 
 
 def _still_viewed(path: str, views: list[str]) -> MountError:

@@ -50,7 +50,7 @@ def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: Moun
             if FSTYPE.encode() not in listing.read():
                 return _NONE
         before = mountinfo.mounts()
-        candidates = list(_unions(before))
+        candidates = list(_unions(before, mount.source))
         if not candidates:
             return _NONE
         name = os.fsdecode(_name(union, serve, mount))
@@ -68,11 +68,14 @@ def mount_view(mountpoint: str, union: Options, serve: ServeOptions, mount: Moun
     return "" if not reason or _has_view(target, before) else reason
 
 
-def _unions(mounted: list[mountinfo.Mount]) -> Iterator[mountinfo.Mount]:
-    """List the unions of root that are mounted and not covered by another mount, the latest first."""
+def _unions(mounted: list[mountinfo.Mount], source: str) -> Iterator[mountinfo.Mount]:
+    """List the writable unions of root with the device name `source` that are mounted and not covered by another mount,
+    the latest first. All of them are asked, which keeps each busy for a moment: umount(2) fails then."""
     covered: set[str] = set()
     for there in reversed(mounted):
-        if there.fstype == FSTYPE and there.root == "/" and there.user_id == 0 and there.mountpoint not in covered:
+        is_union = there.fstype == FSTYPE and there.root == "/" and there.user_id == 0
+        may_have_it = there.source == source and "rw" in there.options.split(",")
+        if is_union and may_have_it and there.mountpoint not in covered:
             yield there
         covered.add(there.mountpoint)
 
