@@ -25,7 +25,9 @@ GROUND_FLOOR = (
     "unionfs.log_lines",
     *("unionfs.store_files", "unionfs.write_all", "unionfs.detach"),
 )
-CORE_DOOR = tuple(f"unionfs.core.{name}" for name in ("union", "view", "attrs", "ledger", "options"))
+CORE_DOOR = tuple(
+    f"unionfs.core.{name}" for name in ("union", "view", "attrs", "ledger", "options", "node_record", "takeover")
+)
 
 MAX_LINES = 600
 REFUSED_FILES = ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")

@@ -22,6 +22,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from unionfs.core import takeover
+from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.options import OptionError
 from unionfs.core.union import Union
 from unionfs.daemon_options import DaemonOptions, StartError
@@ -29,6 +31,7 @@ from unionfs.detach import above_stdio, detach
 from unionfs.fuse import control_socket, mounting
 from unionfs.fuse.abort_on_death import ConnectionAborter
 from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.keeper import DIED, Life, keep
 from unionfs.fuse.mounting import MountError
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.fuse.shutdown import GracefulShutdown
@@ -221,13 +224,15 @@ def _mount_and_serve(
         raise StartError(str(error), error.hint, error.errno or 0) from error
     mounted = Mounted(mountpoint)
     serving = False
+    life: Life | None = None
     try:
         os.chdir("/")
         traffic = _negotiate(options, fd)
         if mounted.connection is not None:
             mounting.set_read_ahead(mounted.connection)
         union.learn_mounts()
-        _show_in_process_list(mounted.connection)
+        is_kept = _has_keeper(options, traffic)
+        _show_in_process_list(mounted.connection, keeper=is_kept)
         control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
         aborter = ConnectionAborter(mounted.connection) if notifier is not None else None
@@ -235,21 +240,26 @@ def _mount_and_serve(
         _offer_view(options, union, traffic, mounted)
         if aborter is not None:
             aborter.start()
-        shutdown.listen(mounted, options.lifeline_fd)
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
         _start_logging(options)
         if options.no_view:
             _logger().info("not a view: %s", options.no_view)
         transport = import_module(TRANSPORTS[options.transport])
         _tune_garbage_collection()
+        since = time.monotonic()
+        life = _keep(union, traffic, mounted) if is_kept else None
+        shutdown.listen(mounted, options.lifeline_fd)
         if control_fd is not None and mounted.connection is not None:
-            about = (union, traffic, options, mountpoint, time.monotonic(), control_fd, mounted.connection)
+            about = (union, traffic, options, mountpoint, since, control_fd, mounted.connection, life)
             threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
         serving = True
         transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
     except BaseException:
         if shutdown.has_interrupted:
             return
+        if life is not None and life.is_kept:
+            _logger().exception("the daemon ends because of a bug")
+            os._exit(DIED)
         if not serving:  # a transport closes it itself
             os.close(fd)
         mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
@@ -274,6 +284,49 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
         raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before the daemon was ready") from None
 
 
+def _has_keeper(options: DaemonOptions, traffic: Traffic) -> bool:
+    return options.keeper and not options.watch and not options.serve.passthrough and traffic.has_resend
+
+
+def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
+    """Leave this process as the keeper, and go on in a daemon that it forks. Returns None if that is impossible.
+
+    Raises: DamagedError, in a daemon that cannot continue.
+    """
+    from unionfs.fuse.kernel.session import Kept, Session
+
+    assert isinstance(traffic, Session)
+    try:
+        kept = Kept(NodeRecord(), NodeRecord())
+    except (OSError, ValueError) as error:  # no memory, or a limit
+        _logger().warning("without a keeper: no shared memory: %s", error)
+        _show_in_process_list(mounted.connection)
+        return None
+    takeover.keep_record(union, kept.record)
+    traffic.keep(kept)
+
+    def give_up(why: str) -> None:
+        _logger().error("no daemon can continue (%s): the union is unmounted", why)
+        mounted.unmount()
+
+    life = keep(kept.record, give_up)
+    _show_in_process_list(mounted.connection)
+    if life.deaths:
+        began = time.perf_counter()
+        try:
+            kept.changes, kept.poison, kept.continues = takeover.take_over(union), life.poison, True
+        except DamagedError:
+            raise
+        except Exception:  # noqa: BLE001 - the keeper tries again
+            _logger().exception("the takeover fails")
+            os._exit(DIED)
+        took_ms = (time.perf_counter() - began) * 1e3
+        _logger().warning("the daemon before was %s; this one continues after %.1f ms", life.reason, took_ms)
+    life.begin(kept.record)
+    life.watch(_logger().warning)
+    return life
+
+
 def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted: Mounted) -> None:
     """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
     serve = options.serve
@@ -293,6 +346,7 @@ def _report(
     since: float,
     control_fd: int,
     connection: int,
+    life: Life | None,
 ) -> None:
     """In a thread: answer `unionfs stats`. What that imports is imported at the first question, or a moment after the
     start: not before the mount's first requests, and not so late that the files may be another version's."""
@@ -301,7 +355,7 @@ def _report(
     asked.poll(_IMPORT_AFTER_MS)
     from unionfs.fuse.reporting import Reporter
 
-    reporter = Reporter(union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view)
+    reporter = Reporter(union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view, life)
     reporter.serve(control_fd, connection)
 
 
@@ -361,8 +415,9 @@ def _check_passthrough(options: DaemonOptions) -> None:
         raise StartError("passthrough needs root of the machine", code=errno.EPERM)
 
 
-def _show_in_process_list(connection: int | None) -> None:
+def _show_in_process_list(connection: int | None, *, keeper: bool = False) -> None:
     """Name this process after its FUSE connection, so that `unionfs umount` finds it and `ps` shows which one it is."""
     if connection is not None:
+        name = mounting.keeper_name(connection) if keeper else mounting.process_name(connection)
         with suppress(OSError), open("/proc/self/comm", "w") as comm:
-            comm.write(mounting.process_name(connection))
+            comm.write(name)

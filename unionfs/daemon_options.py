@@ -32,6 +32,7 @@ class DaemonOptions(NamedTuple):
     watch: bool = False  # notice changes to the branches that are made outside of the union
     view: bool = False  # let read-only unions of the same lowers be views of this one; needs an upper
     no_view: str = ""  # why this read-only union is not a view of another one, if that was tried
+    keeper: bool = True  # another daemon continues when this one dies, where the kernel and the options allow it
     exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file

@@ -40,6 +40,10 @@ class Daemon:
         """Send a signal."""
         signal.pidfd_send_signal(self.pidfd, number)
 
+    def parent(self) -> int:
+        """Its parent process: the keeper, if it has one."""
+        return parent_of(self.pid)
+
     def descriptors(self) -> dict[int, str]:
         """What its descriptors refer to."""
         found = {}
@@ -62,6 +66,11 @@ def daemon_of(mountpoint: Path) -> Iterator[Daemon]:
             daemon.kill(signal.SIGKILL)
             daemon.has_ended()  # the next mount may get the same number, and its daemon the same name
         os.close(daemon.pidfd)
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _pids() -> Iterator[int]:

@@ -70,9 +70,9 @@ def test_a_stranger_that_bound_the_name_is_not_believed() -> None:
 def test_a_stranger_that_took_the_name_of_the_process_is_not_waited_for() -> None:
     name = mounting.process_name(_CONNECTION)
     with _impostor(_STRANGER) as pid, ExitStack() as stack:
-        assert unmounting._open_processes(name, None, stack) == {}
-        assert unmounting._open_processes(name, _OWNER, stack) == {}
-        assert list(unmounting._open_processes(name, _STRANGER, stack).values()) == [pid]
+        assert unmounting._open_processes((name,), None, stack) == {}
+        assert unmounting._open_processes((name,), _OWNER, stack) == {}
+        assert list(unmounting._open_processes((name,), _STRANGER, stack).values()) == [pid]
 
 
 def test_users_without_a_number_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuse.daemons import parent_of
 from tests.launcher.conftest import containers, processes, wait_until_gone
 from tests.mount_parent.callers import caller_of
-from tests.support import process
+from tests.support import chaos, process
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
@@ -37,8 +38,8 @@ class Running:
         (self.daemon,) = (pid for pid, name in found.items() if name.startswith("unionfs:"))
 
     def forked_by(self) -> str:
-        """The name of the process that has forked the daemon."""
-        parent = Path(f"/proc/{self.daemon}/stat").read_text().rpartition(")")[2].split()[1]
+        """The name of the process that has forked the keeper of the daemon."""
+        parent = parent_of(parent_of(self.daemon))
         return Path(f"/proc/{parent}/comm").read_text().strip()
 
     def end(self) -> tuple[int, str]:
@@ -136,7 +137,15 @@ def test_init_is_killed(running: Running) -> None:
 
 
 def test_the_daemon_is_killed(running: Running) -> None:
+    keeper = parent_of(running.daemon)
     os.kill(running.daemon, signal.SIGKILL)
+    chaos.wait_for_daemon(keeper, after=running.daemon)
+    os.kill(running.init, signal.SIGKILL)
+    assert running.end() == (137, "")
+
+
+def test_the_keeper_of_the_daemon_is_killed(running: Running) -> None:
+    os.kill(parent_of(running.daemon), signal.SIGKILL)
     code, said = running.end()
     assert (code, "the daemon of its root filesystem ended" in said) == (125, True)
 

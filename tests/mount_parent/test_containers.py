@@ -37,7 +37,7 @@ class Running:
 
     front: subprocess.Popen[str]
     monitor: int
-    daemons: list[int]
+    daemons: list[int]  # their keepers
 
     @property
     def daemon(self) -> int:
@@ -68,7 +68,7 @@ def _container(caller: Caller, *flags: str, env: Mapping[str, str] | None = None
         assert front.stdout.readline() == "ready\n"
         children = Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split()
         (monitor,) = (int(pid) for pid in children if _name(pid) == "unionfs-monitor")
-        yield Running(front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith("unionfs:")])
+        yield Running(front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith("unionfs-k:")])
     finally:
         _, said = front.communicate("\n", timeout=limit(process.DEFAULT_TIMEOUT_S))
         print(said, file=sys.stderr)

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from tests.fuse.daemons import daemon_of
+from tests.fuse.daemons import daemon_of, parent_of
 from tests.mount_parent.callers import PATIENCE_S, Caller, caller_of, ends
 from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
@@ -37,7 +38,8 @@ def test_the_first_mount_leaves_a_parent_and_further_ones_are_forked_by_it(calle
         assert found["started_by"] == f"parent {parent}"
         assert found["compiled"] == caller.stats(caller.directory / "first")["compiled"]
         with daemon_of(mountpoint) as daemon:
-            assert Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()[1] == str(parent)
+            keeper = cast(dict[str, int], found["keeper"])["pid"]
+            assert [parent_of(daemon.pid), parent_of(keeper)] == [keeper, parent]
     assert caller.parents() == [parent]
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from tests.mounted import trees
 from tests.mounted.agent import Agent, Outcome, build, command
 from tests.mounted.subjects import PASSTHROUGH, Subject
-from tests.support import mountinfo, mounts, users
+from tests.support import chaos, mountinfo, mounts, users
 from tests.support.timing import limit
 
 _UNSHARE: Final = (
@@ -61,12 +61,14 @@ class MountedSubject:
         lowers: int | None = None,
         read_only: bool = False,
         mounted: bool = True,
+        keeper: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """`base` does not exist yet, in a directory that everybody may enter; `names` are the checks to prepare for.
 
         `lowers`: how many, if not as many as the layout wants. `read_only`: without an upper. `mounted`: at once;
-        otherwise there is time to fill the branches. `env` is added to the environment of the mount command.
+        otherwise there is time to fill the branches. `keeper`: another daemon continues when the first dies. `env` is
+        added to the environment of the mount command.
         """
         self.subject = subject
         self.user = user
@@ -82,8 +84,10 @@ class MountedSubject:
         self._mount_at_once = mounted
         self._names = names
         self._env = dict(env or {})
+        self._keeper = keeper
         self._agent: Agent | None = None
         self._lowers_as_made: list[trees.Snapshot] = []
+        self._killer: chaos.Killer | None = None  # while mounted, under kills
         self.stage = 0  # how often it was remounted; changed by remount only
 
     @property
@@ -150,6 +154,8 @@ class MountedSubject:
         if not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()
+        if chaos.is_wanted():
+            lines = [line for line in lines if "this one continues after" not in line]
         return [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL", "Traceback"))]
 
     # -- mounting --------------------------------------------------------------------------------------------------
@@ -163,6 +169,8 @@ class MountedSubject:
         done = self.agent.call(command, self.mount_argv(), self._env, timeout_s=60)
         assert done.returncode == 0, f"mount failed ({done.returncode}): {done.stderr}"
         assert self._mount_line(), f"the mount command succeeded, but {self.merged} is no mount"
+        if chaos.is_wanted() and self._keeper and self.subject.transport == "kernel":
+            self._killer = chaos.Killer(chaos.keeper(f"{self.base}/")).start()
 
     def mount_argv(self) -> list[str]:
         """The command that mounts, as the subject's own user calls it."""
@@ -179,6 +187,7 @@ class MountedSubject:
                 options=(
                     *("--whiteout", subject.whiteout, "--log", str(self.log)),
                     *(("--passthrough",) if is_passed else ()),
+                    *(() if self._keeper else ("--no-keeper",)),
                 ),
             )
         options = f"lowerdir={':'.join(map(str, self.lowers))},upperdir={self.upper},workdir={self.work}"
@@ -187,8 +196,14 @@ class MountedSubject:
         options += ",userxattr" if subject.who == "userns" else ",index=on,redirect_dir=on,xino=on"
         return ["mount", "-t", "overlay", "overlay", "-o", options, str(self.merged)]
 
+    def _stop_killing(self) -> None:
+        if self._killer is not None:
+            killer, self._killer = self._killer, None
+            killer.stop()
+
     def unmount(self) -> None:
         """Unmount and wait for the daemon to leave. Raises: AssertionError if either does not happen."""
+        self._stop_killing()
         if self.subject.is_native:
             if self.read_only:
                 self.agent.call(command, ["umount", str(self.merged)])
@@ -256,6 +271,7 @@ class MountedSubject:
 
     def give_up(self) -> None:
         """Get rid of the mount whatever state it is in, without waiting for anybody."""
+        self._stop_killing()
         for _ in range(5):
             line = self._mount_line() if self.agent.is_alive() else None
             if line is None:

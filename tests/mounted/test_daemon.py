@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def user(subject: Subject, request: pytest.FixtureRequest) -> User:
 @pytest.fixture
 def stand(subject: Subject, user: User, scratch: Path) -> Iterator[MountedSubject]:
     """A union of an empty upper and one lower with a small tree."""
-    with MountedSubject(subject, user, scratch / "stand", mounted=False) as built:
+    with MountedSubject(subject, user, scratch / "stand", mounted=False, keeper=False) as built:
         built.agent.call(_build, "f=hello d/g=1 l->f", built.lowers[0])
         built.mount()
         yield built
@@ -82,9 +83,11 @@ def _build(text: str, top: Path) -> None:
 
 
 def _daemon_of(stand: MountedSubject) -> int:
-    pids = list(stand.daemons())
-    assert len(pids) == 1, stand.daemons()
-    return pids[0]
+    deadline = time.monotonic() + limit(10)
+    while len(found := stand.daemons()) != 1:  # what has started it may be about to leave
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return next(iter(found))
 
 
 # -- bugs --------------------------------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ def test_a_bug_is_an_io_error_and_no_more(subject: Subject, user: User, scratch:
     (broken / "sitecustomize.py").write_text(_BROKEN)
     paths = f"{broken}:{user.env['PYTHONPATH']}"
     env = {"PYTHONPATH": paths, "UNIONFS_PURE": "1"}  # compiled code does not let its methods be replaced
-    with MountedSubject(subject, user, scratch / "stand", env=env, mounted=False) as stand:
+    with MountedSubject(subject, user, scratch / "stand", env=env, mounted=False, keeper=False) as stand:
         stand.agent.call(_build, "f=hello l->f cursed=1 d/g=1", stand.lowers[0])
         stand.mount()
         pid = _daemon_of(stand)

@@ -146,6 +146,11 @@ def _parser() -> Parser:
         help="notice changes that others make to the directories underneath (inotify); without it such changes are "
         "undefined",
     )
+    add(
+        "--no-keeper",
+        action="store_true",
+        help="leave no process that has another daemon continue when this one dies (see docs/reliability.md)",
+    )
     add("-f", "--foreground", action="store_true", help="serve in this process; Ctrl-C unmounts")
     add("--log", metavar="FILE", help="append the daemon's log to FILE (default: none, or stderr in the foreground)")
     add("--debug", action="store_true", help="log everything and show tracebacks; implies --foreground without --log")
@@ -179,6 +184,7 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
         ),
         log=None if arguments.log is None else os.path.abspath(arguments.log),
         watch=arguments.watch,
+        keeper=not arguments.no_keeper,
         debug=arguments.debug,
     )
 

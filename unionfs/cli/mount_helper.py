@@ -34,8 +34,8 @@ uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
 noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
 link), busy_poll=auto|on|off, view=on|off (a read-only union is served by a writable one that has the same lowers),
-watch, passthrough (root: the kernel reads and writes files itself), suid, nosuid, dev, nodev, exec, noexec, atime,
-noatime, diratime, nodiratime, fsname=NAME
+keeper=0|1 (another daemon continues when this one dies), watch, passthrough (root: the kernel reads and writes files
+itself), suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -194,6 +194,7 @@ def _daemon_options(request: _Request) -> DaemonOptions:
         may_cover_union=True,
         log=os.path.abspath(log) if (log := environment.get("UNIONFS_LOG")) else None,
         watch="watch" in values,
+        keeper=_number(values, "keeper", 1) != 0,
         view=values.get("view", "on") == "on" and not {"watch", "passthrough"} & values.keys(),
         debug=request.debug,
     )
@@ -241,14 +242,14 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other atime busy_poll dev diratime exec fsname fsync gidmapping lowerdir noacl noatime nodev nodiratime
+    allow_other atime busy_poll dev diratime exec fsname fsync gidmapping keeper lowerdir noacl noatime nodev nodiratime
     noexec nosuid noxattrs passthrough redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid
     timeout uidmapping upperdir view volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
 
-_NUMBERS: Final = frozenset({"fast_ino", "fsync", "noxattrs", "threaded", "writeback"})
+_NUMBERS: Final = frozenset({"fast_ino", "fsync", "keeper", "noxattrs", "threaded", "writeback"})
 """Options whose value is a number. Also those without a meaning here: a mistake in them is one for fuse-overlayfs."""
 _WITH_VALUES: Final = _NUMBERS | {
     *("busy_poll", "fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout"),

@@ -79,6 +79,7 @@ def _for_people(found: dict[str, Any]) -> str:
         ("nodes", f"{found['nodes']}"),
         ("views", _views(found["views"])),
         ("watch", _watch(found["watch"])),
+        ("keeper", _keeper(found.get("keeper"))),
         ("passthrough", _passthrough(found.get("passthrough"))),
         ("memory", _memory(found["memory_bytes"])),
         ("processor", f"{found['cpu_s']:.2f} s"),
@@ -101,6 +102,18 @@ def _views(views: dict[str, Any]) -> str:
     if not views["offered"]:
         return f"not one itself: {printable(views['no_view'])}" if views["no_view"] else "none are offered"
     return f"{views['mounted']} mounted here, {views['nodes']} nodes"
+
+
+def _keeper(keeper: dict[str, Any] | None) -> str:
+    if keeper is None:
+        return "none: if the daemon dies, the mount ends"
+    alive = f"process {keeper['pid']}" if keeper["alive"] else "killed: if the daemon dies, the mount ends"
+    if not keeper["replaced"]:
+        return alive
+    times = "once" if keeper["replaced"] == 1 else f"{keeper['replaced']} times"
+    waited = f"{keeper['waited_s'] * 1000:.0f} ms"
+    why = f"last since it was {keeper['last_reason']}"
+    return f"{alive}; has replaced the daemon {times}, {why}; nobody waited longer than {waited}"
 
 
 def _watch(watch: dict[str, int] | None) -> str:

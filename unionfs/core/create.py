@@ -168,6 +168,7 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
             staging.dispose(waiting)
     else:
         links.others.append((parent, name))
+    tree.nodes.renamed(node)
     tree.record_own_change(node)
 
 

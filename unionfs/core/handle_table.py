@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from unionfs.core.node_record import FORGOTTEN, LINKED
+
 if TYPE_CHECKING:
     from unionfs.core.branch import BranchDir
+    from unionfs.core.node_record import NodeRecord
 
 LIMIT: Final = 1 << 14
 """Forgotten nodes remembered at most: a few megabytes."""
@@ -34,14 +37,16 @@ class Forgotten(NamedTuple):
     ino: int  # as users see it
     linked: bool  # a file of several names
     nameless: Nameless | None
+    slot: int  # of its entry in the record of nodes; 0: none
 
 
 class HandleTable:
     """The forgotten nodes by node id, by place (node id of the parent, name), and by inode number those of several
     names."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT, record: NodeRecord | None = None) -> None:
         self._limit = limit  # immutable
+        self._record = record  # immutable: where the entries of `add` are
         self._nodes: OrderedDict[int, Forgotten] = OrderedDict()  # oldest first
         self._ids: dict[tuple[int, bytes], int] = {}  # place -> node id
         self._linked: dict[int, int] = {}  # inode number -> node id
@@ -50,9 +55,16 @@ class HandleTable:
         return len(self._nodes)
 
     def add(
-        self, nodeid: int, parent: int, name: bytes, ino: int, linked: bool = False, nameless: Nameless | None = None
+        self,
+        nodeid: int,
+        parent: int,
+        name: bytes,
+        ino: int,
+        linked: bool = False,
+        nameless: Nameless | None = None,
+        slot: int = 0,
     ) -> None:
-        """Remember a forgotten node whose object may still exist."""
+        """Remember a forgotten node whose object may still exist. `slot`: of its entry in the record of nodes."""
         self.drop(nodeid)
         if nameless is None:
             self.drop(self._ids.get((parent, name), 0))
@@ -60,7 +72,7 @@ class HandleTable:
         if linked:
             self.drop(self._linked.get(ino, 0))
             self._linked[ino] = nodeid
-        self._nodes[nodeid] = Forgotten(parent, name, ino, linked, nameless)
+        self._nodes[nodeid] = Forgotten(parent, name, ino, linked, nameless, slot)
         if len(self._nodes) > self._limit:
             self.drop(next(iter(self._nodes)))
 
@@ -73,6 +85,8 @@ class HandleTable:
             del self._ids[node.parent, node.name]
         if node.linked:
             del self._linked[node.ino]
+        if node.slot and self._record is not None:
+            self._record.drop(node.slot)
 
     def take(self, parent: int, name: bytes, ino: int, is_file: bool = False) -> int:
         """Remove the record of an object of which a node is being made: of that at this place, or of the file of
@@ -85,6 +99,14 @@ class HandleTable:
             nodeid = self._linked.get(ino, 0)
         self.drop(nodeid)
         return nodeid
+
+    def compact(self, record: NodeRecord) -> None:
+        """Put the entries of all nodes into a new area of the record."""
+        for nodeid, node in self._nodes.items():
+            if node.slot:
+                flags = FORGOTTEN | LINKED if node.linked else FORGOTTEN
+                slot = record.put(flags, nodeid, 0, node.ino, [(node.parent, node.name)])
+                self._nodes[nodeid] = node._replace(slot=slot)
 
     def find(self, nodeid: int) -> Forgotten | None:
         """Return the forgotten node `nodeid`, or None."""

@@ -21,7 +21,7 @@ def find(tree: UnionState, nodeid: int) -> Node:
     """Return the node of an id, and make it again if it was forgotten. ESTALE if its object has moved or gone."""
     chain: list[tuple[int, bytes]] = []  # (node id, name) of the nodes to make again, deepest first
     at = nodeid
-    node = tree.nodes.find(at)
+    node = tree.nodes.known(at)
     while node is None:
         forgotten = tree.nodes.handle_table.find(at) if tree.nodes.handle_table is not None else None
         if forgotten is None:
@@ -30,7 +30,7 @@ def find(tree: UnionState, nodeid: int) -> Node:
             return _make_nameless(tree, nodeid, forgotten, forgotten.nameless)
         chain.append((at, forgotten.name))
         at = forgotten.parent
-        node = tree.nodes.find(at)
+        node = tree.nodes.known(at)
     for wanted, name in reversed(chain):
         if not isinstance(node, DirNode):
             refuse(errno.ESTALE)

@@ -7,7 +7,7 @@ copy-up is attributed to a request and a process.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FILE = "file"
 DIRECTORY = "directory"
@@ -49,6 +49,7 @@ class Ledger:
         self.seconds = 0.0
         self.current_cause: Callable[[], Cause] = _no_cause
         self.listeners: tuple[Callable[[CopiedUp], None], ...] = ()  # replaced as a whole, from any thread
+        self.kept: Any = None  # numbers in shared memory (core.node_record), from which `continue_` goes on; set once
 
     def count(self, kind: str, copied: int, seconds: float, reflinked: bool) -> None:
         """Count one copy-up; the arguments are the fields of CopiedUp."""
@@ -61,6 +62,15 @@ class Ledger:
         self.reflinked += reflinked
         self.bytes += copied
         self.seconds += seconds
+        kept = self.kept
+        if kept is not None:
+            kept[0], kept[1], kept[2], kept[3] = self.files, self.directories, self.others, self.reflinked
+            kept[4], kept[5] = self.bytes, int(self.seconds * 1e9)
+
+    def continue_(self) -> None:
+        """Go on from the numbers that the daemon before has kept."""
+        self.files, self.directories, self.others, self.reflinked, self.bytes, nanoseconds = self.kept[:6]
+        self.seconds = nanoseconds / 1e9
 
     def notify(self, entry: CopiedUp) -> None:
         """Pass one copy-up, which `count` has counted, to all listeners."""

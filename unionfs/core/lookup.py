@@ -167,7 +167,7 @@ def _known_link(tree: UnionState, parent: DirNode, name: bytes, found: Found, st
     node = tree.nodes.by_inode.get((st.st_dev, st.st_ino))
     if node is None:
         return None
-    _add_name(node, parent, name)
+    _add_name(tree, node, parent, name)
     return make(Resolved, (node, tree.stat(node)))
 
 
@@ -183,7 +183,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     up_st = links.place.stat_entry(key)
     node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
     if node is not None:
-        _add_name(node, parent, name)
+        _add_name(tree, node, parent, name)
         return make(Resolved, (node, up_st))
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
     number = tree.nodes.id_for(parent, name, shown, True)
@@ -194,7 +194,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     return make(Resolved, (node, up_st))
 
 
-def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
+def _add_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
     """Record one more name of a node."""
     links = node.rare()
     if links.dead:
@@ -203,6 +203,7 @@ def _add_name(node: FileNode, parent: DirNode, name: bytes) -> None:
     else:
         links.others.append((parent, name))
     parent.children[name] = node
+    tree.nodes.renamed(node)
 
 
 def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -> Resolved:
@@ -218,7 +219,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
                 st = up.stat_entry(name)
             elif known.home is tree.links.place:
                 known.home, known.leaf = up, name
-            _add_name(known, parent, name)
+            _add_name(tree, known, parent, name)
             return make(Resolved, (known, st))
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)

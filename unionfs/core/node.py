@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir, Stat
@@ -16,6 +17,17 @@ from unionfs.core.fds import FileFd
 from unionfs.core.handle_table import HandleTable
 from unionfs.core.listing import Listing
 from unionfs.core.lower import LowDir
+from unionfs.core.node_record import (
+    DEAD,
+    FORGOTTEN,
+    IN_INDEX,
+    IN_LOWER,
+    IN_LOWERS,
+    LINKED,
+    NAMES_MOST,
+    NodeRecord,
+    RecordedNode,
+)
 
 InodeKey = tuple[int, int]
 """(st_dev, st_ino) of the object that holds a file's data now."""
@@ -39,7 +51,7 @@ class FileNode:
     """Anything that is not a directory."""
 
     __slots__ = (
-        "nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links", "has_data", "no_xattrs",
+        "nodeid", "parent", "name", "nlookup", "home", "leaf", "ino", "held", "links", "has_data", "no_xattrs", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +69,7 @@ class FileNode:
         self.has_data = mode & IFMT == IFREG  # immutable; opening a device of a branch would act on this machine
         # A list had none that users see, since the kernel last got the attributes; changed by metadata and with `home`.
         self.no_xattrs = False
+        self.slot = 0  # of its entry in the record; belongs to NodeTable
 
     @property
     def is_up(self) -> bool:
@@ -80,7 +93,7 @@ class DirNode:
 
     __slots__ = (
         "nodeid", "parent", "name", "nlookup", "ino", "upper", "low", "children", "dead",
-        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use", "shown_as", "no_xattrs",
+        "up_names", "hidden", "order", "subdirs", "wasted", "cached_use", "shown_as", "no_xattrs", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +116,7 @@ class DirNode:
         self.cached_use = False  # belongs to the name cache
         self.shown_as: Stat | None = None  # attributes before a copy-up changed it on disk; None after a user's change
         self.no_xattrs = False  # as in FileNode
+        self.slot = 0  # as in FileNode
 
     def name_count(self) -> int:
         """Return the number of remembered names."""
@@ -130,6 +144,13 @@ class NodeTable:
         self._former: dict[int, list[int]] = {}  # id -> ids that its node had before and that lead to it, too
         self.by_inode: dict[InodeKey, FileNode] = {}
         self.handle_table: HandleTable | None = None  # set once, if file handles are wanted
+        self.record: NodeRecord | None = None  # set once, where another daemon is to continue when this one dies
+        self.recorded: dict[int, RecordedNode] = {}
+        """Nodes that the daemon before has left, by id, until they are made again; see core.takeover."""
+        self.recorded_ids: dict[tuple[int, bytes], int] = {}  # place (id of the parent, name) -> id of such a node
+        self._recorded_below: dict[int, int] = {}  # id -> number of such nodes of which it is the parent
+        self.remake: Callable[[int], Node] | None = None  # makes such a node; set once, by core.takeover
+        self.forget_recorded: Callable[[int, int], None] | None = None  # takes a FORGET of one; set once, likewise
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -138,11 +159,17 @@ class NodeTable:
         """Return an id that no node has had."""
         nodeid = self._next
         self._next += 1
+        if self.record is not None:
+            self.record.give_id(nodeid)
         return nodeid
 
     def id_for(self, parent: DirNode, name: bytes, ino: int, is_file: bool = False) -> int:
         """Return the id that the object `ino` at this place had before it was forgotten; else a new one. `is_file`: it
         may have had several names, and be known by another."""
+        if self.recorded_ids:
+            there = self.recorded.get(self.recorded_ids.get((parent.nodeid, name), 0))
+            if there is not None and there.ino == ino:
+                return there.nodeid
         if self.handle_table is not None:
             known = self.handle_table.take(parent.nodeid, name, ino, is_file)
             if known:
@@ -152,6 +179,10 @@ class NodeTable:
     def add(self, node: Node) -> None:
         """Add a new node, and make it its parent's child unless it has no name (root, unnamed file)."""
         self._nodes[node.nodeid] = node
+        if self.recorded:
+            there = self.take_recorded(node.nodeid)
+            if there is not None:
+                node.nlookup, node.slot = there.nlookup, there.slot
         if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
             node.parent.children[node.name] = node
 
@@ -160,6 +191,8 @@ class NodeTable:
         try:
             return self._nodes[nodeid]
         except KeyError:
+            if nodeid in self.recorded and self.remake is not None:
+                return self.remake(nodeid)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def file(self, nodeid: int) -> FileNode:
@@ -180,6 +213,16 @@ class NodeTable:
         """Return the node of an id, or None."""
         return self._nodes.get(nodeid)
 
+    def known(self, nodeid: int) -> Node | None:
+        """Return the node of an id, made again if the daemon before has left it; else None."""
+        node = self._nodes.get(nodeid)
+        if node is None and nodeid in self.recorded and self.remake is not None:
+            try:
+                return self.remake(nodeid)
+            except OSError:
+                return None
+        return node
+
     def all(self) -> list[Node]:
         """Return all nodes; one that was renumbered more than once."""
         return list(self._nodes.values())
@@ -196,9 +239,125 @@ class NodeTable:
         for former in self._former.pop(node.nodeid, ()):
             del self._nodes[former]
 
+    def keep(self, record: NodeRecord) -> None:
+        """Record all nodes from now on. To be called while the root alone is known."""
+        self.record = record
+        record.give_id(self._next - 1)
+
+    # -- the record ------------------------------------------------------------------------------------------------
+
+    def told(self, node: Node) -> None:
+        """Record a node's lookup count. To be called whenever it has changed, before the kernel knows."""
+        record = self.record
+        if record is None:
+            return
+        if node.slot:
+            record.count(node.slot, node.nlookup)
+        elif node.nodeid != ROOT:
+            self._write(record, node)
+
+    def renamed(self, node: Node) -> None:
+        """Record that the names of a node have changed, or where it is without one."""
+        record = self.record
+        if record is not None and node.slot:
+            slot = node.slot
+            self._write(record, node)
+            record.drop(slot)
+
+    def _write(self, record: NodeRecord, node: Node) -> None:
+        flags, names = _entry_of(node)
+        for above, _ in names_of(node):
+            if not above.slot and above.nodeid != ROOT:  # known for its children only
+                self._write(record, above)
+        node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
+        if record.end > record.compact_at:
+            self._compact(record)
+
+    def _compact(self, record: NodeRecord) -> None:
+        record.begin_area()
+        for there in self.recorded.values():
+            there.slot = record.put(there.flags, there.nodeid, there.nlookup, there.ino, there.names)
+        if self.handle_table is not None:
+            self.handle_table.compact(record)
+        for node in self._nodes.values():
+            if node.slot:
+                flags, names = _entry_of(node)
+                node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
+        record.end_area()
+
+    def load(self) -> None:
+        """Continue with the nodes in the record. Raises: node_record.DamagedError."""
+        record = self.record
+        assert record is not None
+        self._next, found = record.load()
+        forgotten = [there for there in found if there.flags & FORGOTTEN]
+        for there in found:
+            before = self.recorded.pop(there.nodeid, None)
+            if before is not None:
+                record.drop(before.slot)
+            if not there.flags & FORGOTTEN:
+                self.recorded[there.nodeid] = there
+        for there in self.recorded.values():
+            self.place_recorded(there)
+        if forgotten:
+            self.handle_table = HandleTable(record=record)
+            for there in forgotten:
+                if there.nodeid in self.recorded:
+                    record.drop(there.slot)
+                else:
+                    (parent, name) = there.names[0]
+                    linked = bool(there.flags & LINKED)
+                    self.handle_table.add(there.nodeid, parent, name, there.ino, linked, slot=there.slot)
+
+    def place_recorded(self, there: RecordedNode) -> None:
+        """Let the names of a recorded node lead to its id."""
+        if there.flags & DEAD:
+            return
+        for place in there.names:
+            self.recorded_ids[place] = there.nodeid
+        above = there.names[0][0]
+        self._recorded_below[above] = self._recorded_below.get(above, 0) + 1
+
+    def take_recorded(self, nodeid: int) -> RecordedNode | None:
+        """Remove a node from those that the daemon before has left; None: it is not there."""
+        there = self.recorded.pop(nodeid, None)
+        if there is None or there.flags & DEAD:
+            return there
+        for place in there.names:
+            if self.recorded_ids.get(place) == nodeid:
+                del self.recorded_ids[place]
+        above = there.names[0][0]
+        left = self._recorded_below.get(above, 0) - 1
+        if left > 0:
+            self._recorded_below[above] = left
+        else:
+            self._recorded_below.pop(above, None)
+        return there
+
+    def subtract_recorded(self, nodeid: int, count: int) -> RecordedNode | None:
+        """Subtract `count` from the lookup count of a node that the daemon before has left. Returns it if that is zero
+        now: it is removed."""
+        there = self.recorded.get(nodeid)
+        if there is None or self.record is None:
+            return None
+        there.nlookup -= count
+        if there.nlookup > 0:
+            self.record.count(there.slot, there.nlookup)
+            return None
+        if nodeid in self._recorded_below:
+            there.nlookup = 0
+            self.record.count(there.slot, 0)
+            return None
+        self.take_recorded(nodeid)
+        self.record.drop(there.slot)
+        return there
+
     def discard(self, node: Node) -> None:
         """Remove a node that the kernel does not know."""
         self._remove(node)
+        if node.slot and self.record is not None:
+            self.record.drop(node.slot)
+            node.slot = 0
         if isinstance(node, FileNode):
             self.unregister_inode(node)
 
@@ -213,6 +372,8 @@ class NodeTable:
         self.unregister_inode(node)
         node.rare().inode = key
         self.by_inode[key] = node
+        if node.slot and self.record is not None:
+            self.record.mark(node.slot, LINKED)
 
     def remove_unused(self, node: Node | None) -> list[Node]:
         """Drop `node` if it is unused, and then each parent that only its children kept. Returns the dropped nodes."""
@@ -222,15 +383,21 @@ class NodeTable:
             at = pending.pop()
             if at.nlookup > 0 or at.nodeid == ROOT or at.nodeid not in self._nodes:
                 continue
-            if isinstance(at, DirNode) and at.children:
+            if isinstance(at, DirNode) and (at.children or at.nodeid in self._recorded_below):
                 continue
             self._remove(at)
             dropped.append(at)
+            slot, at.slot = at.slot, 0
             if self.handle_table is not None and at.parent is not None:
                 gone = at.dead if isinstance(at, DirNode) else at.is_dead
                 if not gone:
                     linked = isinstance(at, FileNode) and at.links is not None and at.links.inode is not None
-                    self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino, linked)
+                    if slot and self.record is not None:
+                        self.record.mark(slot, FORGOTTEN)
+                    self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino, linked, slot=slot)
+                    slot = 0
+            if slot and self.record is not None:
+                self.record.drop(slot)
             for parent, name in names_of(at):
                 if parent.children.get(name) is at:
                     del parent.children[name]
@@ -241,6 +408,30 @@ class NodeTable:
             else:
                 _close(at)
         return dropped
+
+
+def _entry_of(node: Node) -> tuple[int, list[tuple[int, bytes]]]:
+    """Return the flags and names of a node's entry in the record."""
+    if isinstance(node, DirNode):
+        if node.dead:
+            if node.upper is not None or node.low is None:
+                return DEAD, [(0, b"")]
+            return DEAD | IN_LOWERS, [(0, b"/".join(node.low.path_components()))]
+        assert node.parent is not None
+        return 0, [(node.parent.nodeid, node.name)]
+    links = node.links
+    if links is None:
+        return 0, [(node.parent.nodeid, node.name)]
+    flags = LINKED if links.inode is not None else 0
+    if links.dead:
+        home = node.home
+        if not home.branch.writable:
+            path = b"/".join((*home.path_components(), node.leaf))
+            return flags | DEAD | IN_LOWER, [(0, b"%d/%s" % (home.branch.index, path))]
+        if links.key is not None and node.leaf == links.key:
+            return flags | DEAD | IN_INDEX, [(0, links.key)]
+        return flags | DEAD, [(0, b"")]
+    return flags, [(above.nodeid, name) for above, name in names_of(node)[:NAMES_MOST]]
 
 
 def _close(directory: DirNode) -> None:

@@ -94,6 +94,7 @@ def name_gone(
     if key is not None and node.is_up:
         with contextlib.suppress(OSError):  # the name is gone; what stays in the index is swept by the next mount
             _release_index(tree, node, key)
+    tree.nodes.renamed(node)
     tree.record_own_change(node)
 
 
@@ -158,6 +159,7 @@ def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
             node.upper.parent, node.upper.name = tree.staging.here, leaf
             node.upper.branch = tree.staging.branch
         node.dead = True
+        tree.nodes.renamed(node)
         parent.children.pop(name, None)
         names.removed(tree, parent, name, stat.S_IFDIR, hidden=low is not None)
     finally:

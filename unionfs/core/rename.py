@@ -49,6 +49,7 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
         refuse(errno.ENOENT, new_name)
     src = _End(parent, name, *lookup.resolve(tree, parent, name))
     dst: _End | None = None
+    record, is_done = tree.nodes.record, False
     try:
         try:
             dst = _End(new_parent, new_name, *lookup.resolve(tree, new_parent, new_name))
@@ -65,13 +66,19 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
         else:
             inode_flags.refuse_new_entry(new_parent, new_name)
         _refuse_loops(src, new_parent, dst if flags & files.RENAME_EXCHANGE else None, parent)
+        if record is not None:
+            replaced = dst.node.nodeid if dst is not None else 0
+            record.begin_rename(src.node.nodeid, parent.nodeid, name, new_parent.nodeid, new_name, replaced, flags)
         if dst is not None and flags & files.RENAME_EXCHANGE:
             _exchange(tree, src, dst)
         else:
             if dst is not None:
                 _check_replaceable(tree, src, dst)
             _move(tree, src, new_parent, new_name, dst)
+        is_done = True
     finally:
+        if record is not None:
+            record.end_rename(is_done)
         tree.drop_unused(src.node)
         if dst is not None:
             tree.drop_unused(dst.node)
@@ -225,6 +232,7 @@ def _forget_replaced(tree: UnionState, dst: _End, orphan: bytes | None, *, had_e
         if orphan is not None and node.upper is not None:
             node.upper.parent, node.upper.name = tree.staging.here, orphan
             node.upper.branch = tree.staging.branch
+        tree.nodes.renamed(node)
         return
     remove.name_gone(tree, node, parent, name, orphan, dst.st, was_low=not had_entry)
 
@@ -315,6 +323,7 @@ def _exchange(tree: UnionState, src: _End, dst: _End) -> None:
 
 
 def _has_moved(tree: UnionState, node: Node) -> None:
+    tree.nodes.renamed(node)
     tree.record_own_change(node)
     if tree.watcher is not None and isinstance(node, DirNode):
         tree.watcher.watch(node)

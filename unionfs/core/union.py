@@ -172,11 +172,12 @@ class Union:
         if self._tree.watcher is not None and node.nodeid in self._tree.watcher.unwatched:
             external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
         node.nlookup += 1
+        self._nodes.told(node)
         return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
 
     def keep_handles(self) -> None:
         """Start to remember the ids of forgotten nodes (`handle_table.LIMIT` of them), for `lookup_handle`."""
-        self._nodes.handle_table = HandleTable()
+        self._nodes.handle_table = self._nodes.handle_table or HandleTable(record=self._nodes.record)
 
     def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
         """Look up a node by its id, even if forgotten; `parent`: the directory that holds it instead. ESTALE."""
@@ -198,12 +199,15 @@ class Union:
         that the kernel does not know the node. Never raises."""
         node = self._nodes.find(nodeid)
         if node is None or nodeid == ROOT:
+            if self._nodes.forget_recorded is not None:
+                self._nodes.forget_recorded(nodeid, count)
             return False
         node.nlookup = max(0, node.nlookup - count)
-        if node.nlookup:
-            return False
-        self._tree.drop_unused(node)
-        return True
+        if not node.nlookup:
+            self._tree.drop_unused(node)
+        if node.slot:
+            self._nodes.told(node)
+        return not node.nlookup
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
         """List the entries of a directory after `cookie` (0: from the start), "." and ".." first. EACCES if a branch
@@ -288,12 +292,13 @@ class Union:
         return copyup.read_target(node)
 
     def _entry(self, node: Node) -> Entry:
-        node.nlookup += 1
-        return make(Entry, (node.nodeid, self._tree.attrs(node, self._tree.stat(node))))
+        return self._new_entry(make(Resolved, (node, self._tree.stat(node))))
 
     def _new_entry(self, made: Resolved) -> Entry:
-        made.node.nlookup += 1
-        return make(Entry, (made.node.nodeid, self._tree.attrs(made.node, made.st)))
+        node, st = made
+        node.nlookup += 1
+        self._nodes.told(node)
+        return make(Entry, (node.nodeid, self._tree.attrs(node, st)))
 
     def _as_stored(self, caller: Caller) -> Caller:
         """Translate the caller's ids to those that the upper stores."""

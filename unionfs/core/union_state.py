@@ -73,7 +73,7 @@ class UnionState:
         self.ledger = Ledger()
         self.upper: Branch | None = None  # immutable
         self._staging: Staging | None = None  # immutable
-        self._links: HardLinks | None = None  # immutable
+        self._links: HardLinks | None = None  # replaced by read_links only
         paths = options.lowers if viewed is None else ()
         lowers = [self._open_branch("a lower", path, writable=False) for path in paths]
         if options.upper is not None:
@@ -206,6 +206,11 @@ class UnionState:
     def links_or_none(self) -> HardLinks | None:
         """The hard-link index, or None when the union has no upper."""
         return self._links
+
+    def read_links(self) -> None:
+        """Read the hard-link index again: a daemon that has died has changed it."""
+        if self._staging is not None and self.upper is not None:
+            self._links = HardLinks(self._staging, self.upper.root)
 
     def set_run_later(self, run: RunLater) -> None:
         """See Union.set_run_later."""

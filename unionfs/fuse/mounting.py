@@ -178,6 +178,11 @@ def process_name(connection: int) -> str:
     return f"{SUBTYPE}:{connection}"
 
 
+def keeper_name(connection: int) -> str:
+    """Return the name in /proc/PID/comm of the keeper of a FUSE connection (fuse.keeper)."""
+    return f"{SUBTYPE}-k:{connection}"[:15]
+
+
 def _bad_mountpoint(path: str, error: OSError) -> MountError:
     code = error.errno or 0
     if code == errno.ENOENT:

@@ -28,6 +28,7 @@ from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket
+from unionfs.fuse.keeper import Life
 from unionfs.fuse.traffic import Traffic
 from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo, peers
@@ -71,6 +72,7 @@ class Reporter:
     started_by: str  # for people
     since: float  # time.monotonic of the mount
     no_view: str = ""  # why the union is not a view
+    life: Life | None = None  # None: without a keeper
 
     def stats(self) -> dict[str, Any]:
         """Return the object that `unionfs stats --json` prints."""
@@ -99,6 +101,7 @@ class Reporter:
             "nodes": self.union.node_count,
             "views": self._views(),
             "watch": self._watch(),
+            "keeper": self._keeper(),
             "passthrough": self.traffic.passthrough,
             "memory_bytes": _memory(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
@@ -112,6 +115,19 @@ class Reporter:
             "offered": offer is not None,
             "nodes": view.node_count if view is not None else 0,
             "no_view": self.no_view,
+        }
+
+    def _keeper(self) -> dict[str, Any] | None:
+        """Describe the keeper, and how often and why it has replaced the daemon."""
+        life = self.life
+        if life is None:
+            return None
+        return {
+            "pid": life.keeper,
+            "alive": life.is_kept,
+            "replaced": life.deaths,
+            "last_reason": life.reason,
+            "waited_s": round(life.waited_s, 6),
         }
 
     def _watch(self) -> dict[str, int] | None:

@@ -12,6 +12,7 @@ class Traffic(Protocol):
     """The protocol and request counts of a transport. May be read from any thread."""
 
     view_offer: ViewOffer | None  # set once, by the daemon, where the union's lowers can have a view
+    has_resend: bool  # whether the kernel sends again what was not answered, so that another daemon can continue
 
     @property
     def protocol(self) -> str:
@@ -30,6 +31,7 @@ class Tally:
     """Traffic counted by the transport itself, one `count` a request."""
 
     protocol = "libfuse"
+    has_resend = False
     passthrough = None
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from unionfs.fuse import mounting
-from unionfs.fuse.mounting import FSTYPE, MountError, process_name, resolve_mountpoint
+from unionfs.fuse.mounting import FSTYPE, MountError, keeper_name, process_name, resolve_mountpoint
 from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo, peers
 
@@ -42,7 +42,8 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         why = f"not a union but {mounted.fstype}"
         raise MountError("umount", path, why, code=errno.EINVAL, hint=f"try: umount {path}")
     with ExitStack() as stack:
-        pids = _open_processes(process_name(mounted.minor), mounted.user_id, stack)
+        names = (process_name(mounted.minor), keeper_name(mounted.minor))
+        pids = _open_processes(names, mounted.user_id, stack)
         try:
             _unmount_soon(mountpoint, lazy=lazy)
         except MountError as error:
@@ -63,7 +64,8 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         if left:
             holders = _holders(mounted, set(left.values()))
     if left:
-        raise _still_there(path, mounted, list(left.values()), holders)
+        daemons = [pid for pid in left.values() if _name_of(pid) == process_name(mounted.minor)]
+        raise _still_there(path, mounted, daemons or list(left.values()), holders)
 
 
 def _unmount_soon(mountpoint: str, *, lazy: bool) -> None:
@@ -127,17 +129,17 @@ def _name_of(pid: int | str) -> str:
     return "ended"
 
 
-def _open_processes(name: str, owner: int | None, stack: ExitStack) -> dict[int, int]:
-    """Open pidfds of the processes called `name` that belong to this user, root or `owner`, the user who mounted the
-    union; others may have taken the name. Returns pidfd -> pid; `stack` closes them."""
+def _open_processes(names: tuple[str, ...], owner: int | None, stack: ExitStack) -> dict[int, int]:
+    """Open pidfds of the processes with one of `names` that belong to this user, root or `owner`, the user who mounted
+    the union; others may have taken the name. Returns pidfd -> pid; `stack` closes them."""
     found = {}
     for directory in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
-            if _name_of(directory) == name:
+            if _name_of(directory) in names:
                 pidfd = os.pidfd_open(int(directory))
                 stack.callback(os.close, pidfd)
                 # Checked again while the pidfd is open, so that name and owner are of the same process.
-                if _name_of(directory) == name and peers.is_trusted(os.stat(f"/proc/{directory}").st_uid, owner):
+                if _name_of(directory) in names and peers.is_trusted(os.stat(f"/proc/{directory}").st_uid, owner):
                     found[pidfd] = int(directory)
     return found
 

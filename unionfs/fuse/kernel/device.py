@@ -25,6 +25,8 @@ class Gone(Exception):  # noqa: N818  not an error: how every mount ends
     """The mount has ended."""
 
 
+_PAGE: Final = 4096
+
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 
 
@@ -52,6 +54,12 @@ class Device:
         """Undo `add`."""
         self._poll.unregister(fd)
         self._others -= 1
+
+    def touch(self) -> None:
+        """Have memory for all of `request`. When a daemon is killed while the kernel makes room for a request that it
+        copies, the request fails with EIO, and no other daemon gets it."""
+        for offset in range(0, len(self.request), _PAGE):
+            self.request[offset] = 0
 
     def receive(self) -> int:
         """Read the next request into `request`. Returns its length; 0 when none is pending, which costs no more than a

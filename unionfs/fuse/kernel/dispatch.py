@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from unionfs.core.attrs import VIEW, Entry, Invalidation
 from unionfs.core.ledger import Cause
+from unionfs.core.node_record import NodeRecord
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers, views
@@ -229,6 +229,11 @@ class Dispatcher:
         """Node id and pid of the last REMOVEXATTR of a file capability, until the SETATTR that follows it."""
         self.opens: Opens | None = None  # set once: under passthrough
         self.notify: Callable[[bytes], None] = _nowhere  # set once, by the loop: sends a notification, from a thread
+        kept = session.kept
+        self.record: NodeRecord | None = kept.record if kept is not None else None  # replaced by `for_view` only
+        self.continues = kept is not None and kept.continues  # immutable: another daemon has served before this one
+        self._changes: dict[int, bool] = kept.changes if kept is not None else {}
+        self._poison = kept.poison if kept is not None else 0  # immutable
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
@@ -252,8 +257,9 @@ class Dispatcher:
         """Make the dispatcher for the view `union` on the same connection."""
         made = Dispatcher(union, self.session)
         made.encoder = encode.Encoder(self.session.options.timeout_s)
-        made.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
+        made.encoder.set_generation(self.session.view_generation)
         made.reader, made.slow, made._waiting = self.reader, self.slow, {}
+        made.record, made._changes, made._poison = None, {}, 0  # the requests are recorded already
         made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
         return made
 
@@ -295,9 +301,53 @@ class Dispatcher:
     def answer(self, head: Head, buf: memoryview, end: int) -> Reply:
         """Serve the request `buf[:end]` with the header `head`, as `handle` does, but uncounted."""
         self._serving = head
-        length, opcode, unique, nodeid = head[0], head[1], head[2], head[3]
-        if nodeid >= VIEW:
+        record = self.record
+        if record is None:
+            return self._serve_request(head, buf, end) if head[3] < VIEW else views.answer(self, head, buf, end)
+        record.serve(head[2] & _UNIQUE)
+        if self._poison and head[2] & _UNIQUE == self._poison:
+            log.error("a request was in hand at several deaths of the daemon: %s is answered EIO", _NAMES.get(head[1]))
+            return None if head[1] in _UNANSWERED else encode.error(head[2], errno.EIO)
+        if head[3] >= VIEW:
             return views.answer(self, head, buf, end)
+        if head[1] in _ONCE:
+            return self._serve_once(record, head, buf, end)
+        return self._serve_request(head, buf, end)
+
+    def _serve_once(self, record: NodeRecord, head: Head, buf: memoryview, end: int) -> Reply:
+        """Serve a change that must not be done twice, and record it. If the daemon before has done it, find the
+        answer that it would have given."""
+        unique = head[2] & _UNIQUE
+        before = self._changes.pop(unique, None) if head[2] != unique else None
+        if before and (reply := self._done_before(head, buf, end)) is not None:
+            return reply
+        record.begin(unique)
+        reply = self._serve_request(head, buf, end)
+        if reply is None:
+            last = self.slow[-1] if self.slow else None
+            record.finish(isinstance(last, bytes))  # the reply comes at once, or the request waits and begins again
+            return None
+        code = -abi.OUT_HEADER.unpack_from(reply)[1]
+        if before is not None and code and code == _DONE_ALREADY.get(head[1]):
+            found = self._done_before(head, buf, end)
+            if found is not None:
+                reply, code = found, 0
+        record.finish(code == 0)
+        return reply
+
+    def _done_before(self, head: Head, buf: memoryview, end: int) -> Reply:
+        """Return the reply to a change that the daemon before has done; None if it must be done again."""
+        opcode, unique = head[1], head[2]
+        if opcode not in _MADE:
+            return encode.empty(unique) if opcode in _DONE_ALREADY else None
+        try:
+            entry = self.union.find(head[3], decode.name_at(buf, BODY + _MADE[opcode], end - head[7] * 8))
+        except (OSError, MalformedError):
+            return None
+        return self.encoder.entry(unique, entry) if entry is not None else None
+
+    def _serve_request(self, head: Head, buf: memoryview, end: int) -> Reply:
+        length, opcode, unique, nodeid = head[0], head[1], head[2], head[3]
         serve = self._serve[opcode] if opcode < len(self._serve) else None
         if serve is None:
             return encode.error(unique, self._errors[opcode] if opcode < len(self._errors) else errno.ENOSYS)
@@ -409,6 +459,26 @@ class Dispatcher:
         error = None  # its traceback may hold this frame: a cycle, which would keep the copy's descriptors open
         return replies
 
+
+_UNIQUE: Final = abi.UNIQUE_RESEND - 1
+
+_MADE: Final[dict[int, int]] = {
+    int(Op.MKNOD): abi.MKNOD_IN.size,
+    int(Op.MKDIR): abi.MKDIR_IN.size,
+    int(Op.SYMLINK): 0,
+    int(Op.LINK): abi.LINK_IN.size,
+}
+"""Changes that are answered with the entry of a new name: what stands before that name."""
+
+_DONE_ALREADY: Final[dict[int, int]] = {
+    **dict.fromkeys(_MADE, errno.EEXIST),
+    **dict.fromkeys(map(int, (Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2)), errno.ENOENT),
+    int(Op.SETXATTR): errno.EEXIST,
+    int(Op.REMOVEXATTR): errno.ENODATA,
+}
+"""Changes that must not be done twice: the errno of the second time. The kernel has locked the directory meanwhile."""
+
+_ONCE: Final = frozenset((*_DONE_ALREADY, int(Op.TMPFILE)))
 
 _UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
 """Requests that get no reply, not even an error."""

@@ -115,7 +115,7 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end]))
     # Every write by a process without CAP_FSETID has this flag, so all writes in a user namespace do.
     reply = encode.written(unique, self.union.write(nodeid, offset, buf[_DATA:end], True))
-    if nodeid not in self.encoder.set_id:
+    if nodeid not in self.encoder.set_id and not self.continues:
         self.without_privileges.add(nodeid)
         return reply
     if self.union.getattr(nodeid).mode & _SET_ID:  # set-group-id stays when a member of the group writes

@@ -62,6 +62,11 @@ def serve(
         device, dispatcher = Device(fd), Dispatcher(union, session)
         if session.options.passthrough:
             dispatcher.pass_through(device)
+        if session.kept is not None:
+            device.touch()
+        if dispatcher.continues:
+            with suppress(Gone):
+                device.notify(encode.notify_resend())
         busy_poll = BusyPoll(session.options.busy_poll, processors.is_unlimited, processors.preemptions)
         engine = _Engine(device, busy_poll, dispatcher, notifier)
         held.enter_context(_interruptible(device))

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.abi import Init, Op
@@ -19,6 +19,7 @@ from unionfs.fuse.kernel.decode import BODY, MalformedError
 from unionfs.fuse.options import ServeOptions
 
 if TYPE_CHECKING:
+    from unionfs.core.node_record import NodeRecord
     from unionfs.fuse.kernel.opens import Opens
     from unionfs.fuse.view_offer import ViewOffer
 
@@ -96,6 +97,18 @@ class Waiting:
     given_up: int = 0  # unique of the last waiting request, once it is interrupted; Session.interrupt only
 
 
+@dataclass(slots=True)
+class Kept:
+    """What a daemon needs that another one is to continue, or that continues from another one."""
+
+    record: NodeRecord  # immutable
+    view_record: NodeRecord  # immutable: the nodes of the view
+    continues: bool = False  # set once: this is not the first daemon
+    changes: dict[int, bool] = field(default_factory=dict)
+    """Requests that the daemon before has begun, by unique: whether they are known to be done."""
+    poison: int = 0  # set once: unique of a request that is answered EIO; 0: none
+
+
 class Session:
     """One mount's connection to the kernel."""
 
@@ -106,10 +119,20 @@ class Session:
         self.minor = 0  # set once, by init
         self.flags = Init(0)  # set once, by init
         self.over = False  # set once, by DESTROY
-        self.counts = [0] * _OPS  # requests by opcode; Dispatcher only
+        self.counts: Any = [0] * _OPS  # requests by opcode; Dispatcher only
+        self.has_resend = False  # set once, by init: whether the kernel sends requests again
+        self.view_generation = int.from_bytes(os.urandom(4), "little") | 1  # immutable
+        self.kept: Kept | None = None  # set once, by the daemon, where another one is to continue
         self.opens: Opens | None = None  # set once, by Dispatcher.pass_through
         self.view_offer: ViewOffer | None = None  # see fuse.traffic
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
+
+    def keep(self, kept: Kept) -> None:
+        """Count and record what is served so that another daemon can continue."""
+        before, self.counts = self.counts, kept.record.counts
+        for code, count in enumerate(before):
+            self.counts[code] = count
+        self.kept = kept
 
     @property
     def negotiated(self) -> bool:
@@ -167,6 +190,7 @@ class Session:
                 errno.EOPNOTSUPP, "the kernel has no passthrough (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH has)"
             )
         self.minor = min(minor, abi.MINOR)
+        self.has_resend = bool(offered & Init.HAS_RESEND)
         self.flags = Init(offered) & self._wanted()
         if self.flags & Init.EXPORT_SUPPORT:  # a handle of an earlier mount must not lead to another file of this one
             self.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from unionfs.core import takeover
 from unionfs.core.attrs import ROOT, VIEW
 from unionfs.core.view import View
 from unionfs.fuse.kernel import abi, encode
@@ -43,12 +44,8 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
     offer = main.session.view_offer
     if offer is None or not offer.is_for(name, head[4], head[6]):
         return None
-    view = main.view
-    if view is None:
-        union = View(main.union)
-        view = main.view = main.for_view(union)
-        main.completion = Completion(union, main.slow.append)
-        offer.view = union
+    view = _dispatcher(main)
+    assert view is not None
     offer.give(head[6])
     assert isinstance(view.union, View)
     entry = view.union.root_entry()
@@ -67,10 +64,26 @@ def asked(main: Dispatcher, attribute: bytes, head: Head) -> bytes | None:
     return b"%d" % offer.asked_ns
 
 
+def _dispatcher(main: Dispatcher) -> Dispatcher | None:
+    """Return the dispatcher of the view, which is made when it is first needed; None: the union offers none."""
+    session = main.session
+    if main.view is None and session.view_offer is not None:
+        union = View(main.union)
+        kept = session.kept
+        if kept is not None:
+            takeover.keep_record(union, kept.view_record)
+            if kept.continues:
+                takeover.take_over(union)
+        main.view = main.for_view(union)
+        main.completion = Completion(union, main.slow.append)
+        session.view_offer.view = union
+    return main.view
+
+
 def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | memoryview | None:
     """Serve a request for a node of the view. Returns its reply, or None as `Dispatcher.handle` does."""
     opcode, unique = head[1], head[2]
-    view = main.view
+    view = _dispatcher(main) if main.continues else main.view
     if view is None or opcode in _BETWEEN_UNIONS:
         return encode.error(unique, errno.ESTALE if view is None else errno.EXDEV)
     if opcode == Op.FORGET:
@@ -89,7 +102,7 @@ def refuse_name(main: Dispatcher, parent: int, name: bytes, head: Head) -> None:
 
 def forget(main: Dispatcher, nodeid: int, count: int) -> None:
     """Forget a node of the view, as BATCH_FORGET asks."""
-    view = main.view
+    view = _dispatcher(main) if main.continues else main.view
     if view is not None:
         view.union.forget(nodeid & ~VIEW, count)
         view.encoder.set_id.discard(nodeid)

@@ -1,0 +1,168 @@
+"""A daemon dies before any step of any operation, and the next one continues from its record as the kernel asks again.
+
+Each scenario of test_crash is a verb. A keeper forks a child that knows what the kernel knows and dies in the verb; a
+second one takes over, is asked for the same once more, and everything is as if nothing had happened: the tree, open
+files, ids, and nothing is left when the kernel has forgotten all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from tests.core.children import KILLED, expect, in_child
+from tests.core.faults import Faults
+from tests.core.snapshots import Snapshot, differences, shape, snapshot
+from tests.core.stack import Stack, Whiteout, litter
+from tests.core.test_crash import SCENARIOS, Trial, every_scenario
+from tests.core.union_driver import UnionDriver
+from unionfs.core import takeover
+from unionfs.core.attrs import ROOT
+from unionfs.core.node_record import NodeRecord
+from unionfs.core.union import Union
+
+_AGAIN = {
+    **dict.fromkeys(("mknod", "mkdir", "symlink", "link"), errno.EEXIST),
+    **dict.fromkeys(("unlink", "rmdir", "rename"), errno.ENOENT),
+    "setxattr": errno.EEXIST,
+    "removexattr": errno.ENODATA,
+}
+"""What a verb says the second time (see fuse.kernel.dispatch)."""
+
+
+_UNIQUE = 42
+
+
+class _AskedAgain:
+    """A union of which the first verb may have been done already, as the dispatcher answers it."""
+
+    def __init__(self, union: Union, *, done: bool) -> None:
+        self._union = union
+        self._done = done  # known to be done
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._union, name)
+        if name not in _AGAIN:
+            return method
+
+        def again(*args: Any) -> Any:
+            try:
+                if not self._done:
+                    return method(*args)
+                raise OSError(_AGAIN[name], "done")
+            except OSError as exc:
+                if exc.errno != _AGAIN[name]:
+                    raise
+                if name in ("mknod", "mkdir", "symlink"):
+                    return self._union.lookup(args[0], args[1])
+                return self._union.lookup(args[1], args[2]) if name == "link" else None
+
+        return again
+
+
+def _kernel_of(driver: UnionDriver) -> bytes:
+    """What the kernel knows."""
+    state = {name: value for name, value in vars(driver).items() if name not in ("union", "caller")}
+    return pickle.dumps(state)
+
+
+def _kept(stack: Stack) -> NodeRecord:
+    record = NodeRecord()
+    takeover.keep_record(stack.union, record)
+    return record
+
+
+def _live(trial: Trial, stack: Stack, record: NodeRecord, pipe: int, at: int) -> None:
+    """The first life: until it dies before step `at` of the verb."""
+    driver = trial._prepare(stack)
+    for path in trial.scenario.verb[1:3]:
+        if isinstance(path, str) and driver.exists(path):
+            driver.node(path)
+    if trial.scenario.opened is not None:
+        driver.open(trial.scenario.opened)
+    os.write(pipe, _kernel_of(driver))
+    os.close(pipe)
+    faults = Faults()
+    faults.install()
+    record.begin(_UNIQUE)
+    faults.arm("kill", at)
+    trial.apply(stack)
+    os._exit(KILLED)
+
+
+def _continue(
+    trial: Trial, stack: Stack, record: NodeRecord, kernel: bytes, deaths: int
+) -> tuple[Snapshot, bytes | None, list[str], int]:
+    """The life that follows: what the tree is after the verb was asked for again, what the open file has, what is left
+    at the end in the work directory, and of nodes."""
+    driver = stack.u
+    vars(driver).update(pickle.loads(kernel))
+    changes = takeover.take_over(driver.union)
+    driver.union = _AskedAgain(stack.union, done=changes.get(_UNIQUE, False))  # type: ignore[assignment]
+    if not changes.get(_UNIQUE):
+        record.begin(_UNIQUE)
+    if deaths:
+        faults = Faults()
+        faults.install()
+        faults.arm("kill", deaths)
+    trial.apply(stack)
+    if deaths:
+        os._exit(KILLED)
+    driver.union = driver.union._union  # type: ignore[attr-defined]
+    seen = shape(snapshot(driver))
+    data = None
+    if trial.scenario.opened is not None:
+        data = driver.pread(1, 0, 100)
+        driver.close(1)
+    driver.forget_all()
+    nodes = driver.union.node_count
+    driver.union.getattr(ROOT)
+    driver.union.close()
+    return seen, data, litter(stack.work), nodes
+
+
+@every_scenario(0)
+def test_dies_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+    trial = Trial(tmp_path, SCENARIOS[name], whiteout)
+    for at in (*trial.points(), trial.after_steps + 1):
+        stack = trial.stack()
+        record = _kept(stack)
+        want_data = None
+        if trial.scenario.opened is not None:
+            want_data = _content(trial, trial.scenario.opened)
+        read_fd, write_fd = os.pipe()
+        dead = in_child(partial(_live, trial, stack, record, write_fd, at))
+        os.close(write_fd)
+        with open(read_fd, "rb") as pipe:
+            kernel = pipe.read()
+        assert dead.error is None, dead.error
+        assert dead.status == KILLED
+        for deaths in (2, 1):  # the next daemons die, too
+            outcome = in_child(partial(_continue, trial, stack, record, kernel, deaths))
+            assert outcome.error is None, f"{trial.name(at)}: {outcome.error}"
+        outcome = in_child(partial(_continue, trial, stack, record, kernel, 0))
+        assert outcome.error is None, f"{trial.name(at)}: {outcome.error}"
+        seen, data, left, nodes = cast(tuple[Snapshot, bytes | None, list[str], int], expect(outcome))
+        assert differences(trial.new, seen) == "", f"{trial.name(at)}: wanted | seen"
+        assert data == want_data, trial.name(at)
+        assert left == [], trial.name(at)
+        assert nodes <= 1 + _doubts(trial), f"{trial.name(at)}: nodes are left"
+        assert not record.is_full
+        vars(stack.u).update(lookups=type(stack.u.lookups)(), _dentries={}, _handles={})
+        stack._driver = None
+
+
+def _content(trial: Trial, path: str) -> bytes:
+    stack = trial.stack()
+    data: bytes = trial._prepare(stack).read(path, 0, 100)
+    stack.finish()
+    return data
+
+
+def _doubts(trial: Trial) -> int:
+    """Nodes at most that were counted for an answer that was never given, and those above them: they stay."""
+    return 3 if trial.scenario.verb[0] in ("create", "mkdir", "symlink", "mknod", "link") else 0

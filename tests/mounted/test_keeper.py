@@ -1,0 +1,220 @@
+"""A mount outlives its daemon: killed at any time, and no program on it sees an error.
+
+The whole suite of this room runs under kills with $UNIONFS_TEST_CHAOS=50-500 (tests.support.chaos).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import mmap
+import os
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted import trees
+from tests.mounted.agent import command
+from tests.mounted.checking import fails, read, same, write
+from tests.mounted.mounted_subject import MountedSubject
+from tests.mounted.subjects import Subject, unavailable
+from tests.support import chaos
+from tests.support.timing import limit
+from tests.support.users import User
+
+_SUBJECTS = [
+    pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
+    for one in (Subject("kernel", "root", "scattered"), Subject("kernel", "user", "scattered"))
+]
+
+
+@pytest.fixture(params=_SUBJECTS)
+def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
+    """A union of two lowers and an upper, with a keeper; as root and as an ordinary user."""
+    subject: Subject = request.param
+    if reason := unavailable(subject):
+        pytest.skip(reason)
+    request.getfixturevalue("fuse_device")
+    user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
+    with MountedSubject(subject, user, scratch / "stand", lowers=2, mounted=False) as built:
+        built.agent.call(trees.make, trees.parse("f=hello d/g=1 d/e/x=2 h1=link h2==h1"), built.lowers[0])
+        built.agent.call(write, f"{built.lowers[0]}/big", b"z" * 300_000)
+        built.agent.call(trees.make, trees.parse("low=beneath d/low=3"), built.lowers[1])
+        built.mount()
+        yield built
+
+
+def _keeper(stand: MountedSubject) -> int:
+    return chaos.keeper(f"{stand.base}/")
+
+
+def _kill_daemon(keeper: int) -> None:
+    """Kill the daemon of a keeper, and wait until there is another one."""
+    before = chaos.wait_for_daemon(keeper)
+    os.kill(before, signal.SIGKILL)
+    chaos.wait_for_daemon(keeper, after=before)
+
+
+def _stats(stand: MountedSubject) -> dict[str, object]:
+    done = stand.agent.call(command, [*stand.user.unionfs_cmd, "stats", "--json", str(stand.merged)])
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_what_is_open_goes_on(stand: MountedSubject) -> None:
+    keeper = _keeper(stand)
+    # Killed by the agent's child itself, which runs as the user who owns the daemon.
+    stand.run(_use_across_a_death, keeper)
+    stand.unmount()
+
+
+def _use_across_a_death(keeper: int) -> None:
+    fds = {name: os.open(name, os.O_RDONLY) for name in ("f", "low", "d/e/x", "h1")}
+    up = os.open("new", os.O_RDWR | os.O_CREAT)
+    os.write(up, b"before")
+    fcntl.flock(os.open("lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+    gone_dir = os.open("d/e", os.O_RDONLY | os.O_DIRECTORY)
+    listing = os.scandir("d")
+    first = next(listing).name
+    mapped = mmap.mmap(os.open("big", os.O_RDWR), 300_000)
+    mapped[0:1] = b"A"
+    os.unlink("low")  # a lower file without a copy
+    os.unlink("new")
+    os.unlink("d/e/x")
+    os.rmdir("d/e")
+    os.rename("d/g", "moved")
+    os.link("f", "f2")
+    number = os.stat("f").st_ino
+    nameless = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600)
+    os.write(nameless, b"nameless")
+    for _ in range(3):
+        _kill_daemon(keeper)
+        same(os.pread(fds["low"], 99, 0), b"beneath")
+        same(os.pread(fds["d/e/x"], 99, 0), b"2")
+        same(os.pread(fds["f"], 99, 0), b"hello")
+        same(os.pread(up, 99, 0), b"before")
+        same(os.fstat(up).st_nlink, 0)
+        same(os.pread(nameless, 99, 0), b"nameless")
+        same(stat.S_ISDIR(os.fstat(gone_dir).st_mode), True)
+        same(os.listdir(gone_dir), [])
+        same((os.stat("f").st_ino, os.stat("f2").st_ino), (number, number))
+        same(os.stat("f").st_nlink, 2)
+        same(read("moved"), b"1")
+        fails(errno.ENOENT, os.stat, "d/g")
+        mapped[1:2] = b"B"
+        mapped.flush()
+        same(read("big")[:3], b"ABz")
+    os.write(fds_up := os.open("h1", os.O_WRONLY), b"LINK")
+    os.close(fds_up)
+    _kill_daemon(keeper)
+    same((read("h1"), read("h2"), os.pread(fds["h1"], 9, 0)), (b"LINK", b"LINK", b"LINK"))
+    rest = [entry.name for entry in listing]
+    assert {first, *rest} <= {"e", "g", "low"}, (first, rest)
+    other = os.open("lock", os.O_RDWR)
+    fails(errno.EWOULDBLOCK, fcntl.flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_database_under_kills(stand: MountedSubject) -> None:
+    killer = chaos.Killer(_keeper(stand), "30-120").start()
+    try:
+        stand.run(_transactions, timeout_s=120)
+    finally:
+        kills = killer.stop()
+    assert kills > 0
+    found = _stats(stand)["keeper"]
+    assert isinstance(found, dict)
+    assert found["alive"]
+    assert found["replaced"] > kills // 2  # some kill a daemon that is dead already
+    assert "SIGKILL" in found["last_reason"]
+    stand.unmount()
+
+
+def _transactions() -> None:
+    for mode in ("wal", "delete"):
+        database = sqlite3.connect(f"{mode}.db", isolation_level=None)
+        database.execute(f"pragma journal_mode={mode}")
+        database.execute("create table t (n integer primary key, text text)")
+        for number in range(150):
+            database.execute("insert into t values (?, ?)", (number, "x" * (number % 50) * 100))
+        same(database.execute("pragma integrity_check").fetchone(), ("ok",))
+        same(database.execute("select count(*), max(n) from t").fetchone(), (150, 149))
+        database.close()
+
+
+def test_a_killed_keeper_leaves_a_daemon_that_goes_on(stand: MountedSubject) -> None:
+    keeper = _keeper(stand)
+    stand.agent.call(os.kill, keeper, signal.SIGKILL)
+    deadline = time.monotonic() + limit(10)
+    while "the keeper" not in stand.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stand.run(write, "f", b"changed")
+    found = _stats(stand)["keeper"]
+    assert isinstance(found, dict)
+    assert found["alive"] is False
+    stand.unmount()
+
+
+def test_without_a_keeper_there_is_none(stand: MountedSubject) -> None:
+    stand.unmount()
+    stand._keeper = False
+    stand.mount()
+    assert _stats(stand)["keeper"] is None
+    stand.unmount()
+
+
+def test_an_exception_that_escapes_is_a_death(stand: MountedSubject, scratch: Path) -> None:
+    """A request that ends three daemons in a row is answered EIO, and named in the log."""
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(_BROKEN)
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand.mount()
+    stand.run(_meet_the_poison)
+    log = stand.log.read_text()
+    assert log.count("this one continues after") == 3
+    assert "READLINK is answered EIO" in log
+    stand.unmount()
+
+
+_BROKEN = """
+from unionfs.core import union
+
+class Escaping(BaseException):
+    pass
+
+def readlink(self, nodeid):
+    raise Escaping
+
+union.Union.readlink = readlink
+"""
+
+
+def _meet_the_poison() -> None:
+    os.symlink("target", "link")
+    fails(errno.EIO, os.readlink, "link")
+    same(read("f"), b"hello")
+
+
+def test_a_takeover_that_fails_again_and_again_ends_the_mount(stand: MountedSubject, scratch: Path) -> None:
+    stand.unmount()
+    broken = scratch / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "from unionfs.core import takeover\n"
+        "def take_over(union):\n    raise ZeroDivisionError\n"
+        "takeover.take_over = take_over\n"
+    )
+    stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
+    stand.mount()
+    stand.agent.call(os.kill, chaos.wait_for_daemon(_keeper(stand)), signal.SIGKILL)
+    assert stand.wait_for_daemons() == {}
+    assert not stand.is_mounted()
+    assert "no daemon can continue" in stand.log.read_text()
