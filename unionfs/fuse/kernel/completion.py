@@ -18,7 +18,7 @@ from unionfs.fuse.kernel import data
 
 log = logging.getLogger(__name__)
 
-_DELAY_S: Final = 0.2
+_DELAY_S: Final = 0.05
 _DELAY_MOST_S: Final = 5.0
 _DELAY_SHARE: Final = 20
 """Searching for names reads all directories: it is done again after this many times its duration at the soonest."""
