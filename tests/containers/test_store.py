@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from unionfs.containers import images, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import BrokenRecordError, ContainerError
 from unionfs.containers.record import Container, process_started
-from unionfs.containers.remove import remove_broken
+from unionfs.containers.remove import remove, remove_broken
 from unionfs.containers.store import ContainerStore
+from unionfs.launcher import userns
 from unionfs.launcher.spec import Process
 from unionfs.trees.remove import remove_path
 
@@ -168,6 +170,29 @@ def test_a_broken_record_is_told_and_does_not_hide_the_others(store: ContainerSt
     assert f"unionfs rm --force {bad.id[:12]}" in caught.value.hint
     with pytest.raises(BrokenRecordError):
         images.layers_in_use(store.root)  # nobody knows which layers must not be freed
+
+
+def test_only_what_has_files_of_other_ids_is_removed_in_another_process(
+    store: ContainerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+
+    def call(_id_map: object, body: Callable[[], bytes]) -> bytes:
+        entered.append(True)
+        monkeypatch.undo()
+        return body()
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(userns, "call", call)
+    plain, mixed = create(store), create(store)
+    remove(store, plain)
+    assert not entered
+    monkeypatch.setattr("unionfs.containers.remove.remove_path", refuse)
+    remove(store, mixed)
+    assert entered
+    assert os.listdir(store.containers) == [".lock"]
 
 
 def test_a_container_with_a_broken_record_can_be_removed(store: ContainerStore) -> None:

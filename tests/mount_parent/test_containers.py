@@ -240,3 +240,30 @@ def test_a_container_holds_no_connection_to_it(caller: Caller) -> None:
             fds = [fd for pid in (running.monitor, running.daemon, *inits) for fd in Path(f"/proc/{pid}/fd").iterdir()]
             seen.append(sorted(os.readlink(fd).partition(":")[0] for fd in fds if "/" not in os.readlink(fd)))
     assert seen[0] == seen[1]
+
+
+_WITHOUT_IDS = """
+set -e
+mount --bind /dev/null /etc/subuid
+"$@" true
+while ! grep -q "$PARENT" /proc/net/unix; do :; done
+"$@" sh -c 'chown 5:6 /etc/hostname; stat -c %u:%g /etc/hostname'
+"""
+
+
+def test_a_daemon_of_a_container_with_one_id_translates_owners(ordinary: Caller) -> None:
+    """As the monitor's namespace has it: the translation goes to the parent's process."""
+    ordinary.user.own(ordinary.directory)
+    ordinary.linger_s = "3"  # it is in another mount namespace, where nothing else would end it
+    user, env = ordinary.user, {**ordinary.env, **_store(ordinary)}
+    argv = [*user.prefix, "env", f"PATH={os.environ['PATH']}", *user.unionfs_cmd, "run", "/"]
+    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _WITHOUT_IDS, "sh", *argv]
+    told = {**user.env, **env, "PARENT": f"@unionfs-parent/{user.uid}/"}
+    done = subprocess.run(
+        shell, check=False, env=told, cwd=user.home, capture_output=True, text=True, timeout=limit(60)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "5:6\n"
+    assert "one user id only" in done.stderr
+    logs = (ordinary.directory / "store/unionfs/containers").glob("*/daemon.log")
+    assert sorted("started by parent" in log.read_text() for log in logs) == [False, True]
