@@ -1,0 +1,138 @@
+"""The record of nodes: what is read is what was written, whenever the writer has died; and it is bounded."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.core.stack import Stack
+from unionfs.core import takeover
+from unionfs.core.node_record import DEAD, LINKED, LIVE, DamagedError, NodeRecord, RecordedNode
+
+_MIB = 1 << 20
+
+
+def _of(node: RecordedNode) -> tuple[int, int, int, int, list[tuple[int, bytes]]]:
+    return node.flags & ~LIVE, node.nodeid, node.nlookup, node.ino, node.names
+
+
+def _loaded(record: NodeRecord) -> list[tuple[int, int, int, int, list[tuple[int, bytes]]]]:
+    return [_of(node) for node in record.load()[1]]
+
+
+def test_what_is_read_is_what_was_written() -> None:
+    record = NodeRecord()
+    written = [
+        (0, 2, 1, 1 << 63, [(1, b"a")]),
+        (LINKED, 3, 7, 12, [(1, b"x" * 255), (2, b""), (2, b"12345678")]),
+        (DEAD, 1 << 60, 0, 0, [(0, b"")]),
+    ]
+    for entry in written:
+        record.put(*entry)
+    assert _loaded(record) == written
+    assert _loaded(record) == written  # by the daemon after the next
+
+
+def test_counts_change_in_place_and_dropped_entries_are_gone() -> None:
+    record = NodeRecord()
+    first, second, third = (record.put(0, number, 1, number, [(1, b"%d" % number)]) for number in (2, 3, 4))
+    record.count(first, 9)
+    record.drop(second)
+    record.mark(third, LINKED)
+    assert _loaded(record) == [(0, 2, 9, 2, [(1, b"2")]), (LINKED, 4, 1, 4, [(1, b"4")])]
+
+
+def test_ids_that_were_given_out_are_not_given_again() -> None:
+    record = NodeRecord()
+    for nodeid in range(1, 5000):
+        record.give_id(nodeid)
+    assert record.load()[0] >= 5000
+
+
+def test_what_was_not_finished_does_not_count() -> None:
+    record = NodeRecord()
+    record.put(0, 2, 1, 2, [(1, b"a")])
+    record._mm[record.end + 8 : record.end + 9000] = b"\xff" * 8992  # all but the word that makes it count
+    assert _loaded(record) == [(0, 2, 1, 2, [(1, b"a")])]
+    record.put(0, 3, 1, 3, [(1, b"b")])
+    assert len(_loaded(record)) == 2
+
+
+def test_a_new_area_counts_from_its_end_on() -> None:
+    record = NodeRecord()
+    record.put(0, 2, 1, 2, [(1, b"a")])
+    record.begin_area()
+    record.put(0, 2, 1, 2, [(1, b"new")])
+    assert _loaded(record) == [(0, 2, 1, 2, [(1, b"a")])]  # died before the end
+    for number in range(5):
+        record.begin_area()
+        record.put(0, 2, number, 2, [(1, b"new")])
+        record.end_area()
+        assert _loaded(record) == [(0, 2, number, 2, [(1, b"new")])]
+
+
+def test_changes_are_known_to_be_begun_or_done() -> None:
+    record = NodeRecord()
+    for unique in range(2, 400, 2):
+        record.begin(unique)
+        if unique % 3:
+            record.finish(unique % 4 == 0)
+    found = record.changes()
+    assert found[396] is False
+    assert found[392] is True
+    assert 394 not in found
+    assert len(found) <= 64
+
+
+def test_a_rename_is_kept_until_its_end() -> None:
+    record = NodeRecord()
+    record.begin(8)
+    record.begin_rename(2, 1, b"a" * 255, 3, b"b", 4, 2)
+    found = record.rename()
+    assert found is not None
+    assert (found.unique, found.src, found.parent, found.name) == (8, 2, 1, b"a" * 255)
+    assert (found.new_parent, found.new_name, found.dst, found.flags) == (3, b"b", 4, 2)
+    record.end_rename(True)
+    assert record.rename() is None
+    assert record.changes() == {8: True}
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "why"),
+    [(0, 1, "version"), (8, 4096, "begins"), (8, 1 << 40, "begins"), (8192, 16 << 8 | LIVE, "16 bytes")],
+)
+def test_a_damaged_record_is_refused(offset: int, value: int, why: str) -> None:
+    record = NodeRecord()
+    record.put(0, 2, 1, 2, [(1, b"a")])
+    record._mm[offset : offset + 8] = struct.pack("=Q", value)
+    with pytest.raises(DamagedError, match=why):
+        record.load()
+
+
+def test_names_that_do_not_fit_are_refused() -> None:
+    record = NodeRecord()
+    record.put(0, 2, 1, 2, [(1, b"a")])
+    record._mm[8192 + 40 : 8192 + 48] = struct.pack("=Q", 900)
+    with pytest.raises(DamagedError, match="longer than its entry"):
+        record.load()
+
+
+def test_it_is_as_large_as_the_nodes_that_are_alive_need(tmp_path: Path) -> None:
+    """Many lookups and forgets: the record is compacted while the union is in use."""
+    names = [b"a-name-of-some-length-%03d" % number for number in range(400)]
+    stack = Stack(tmp_path, " ".join(f"{name.decode()}=x" for name in names), upper="", caching=True)
+    record = NodeRecord()
+    takeover.keep_record(stack.union, record)
+    kept = stack.union.lookup(1, names[0])
+    for _ in range(150):  # 60,000 lookups, 4 MB of entries
+        found = [stack.union.lookup(1, name).nodeid for name in names]
+        for nodeid in found:
+            stack.union.forget(nodeid)
+    assert record.end - record._start <= 2 * record._used + _MIB + 200
+    assert os.fstat(record.fd).st_blocks * 512 <= 3 * _MIB
+    assert [node.nodeid for node in record.load()[1]] == [kept.nodeid]
+    stack.union.forget(kept.nodeid)
+    stack.finish()
