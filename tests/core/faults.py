@@ -53,7 +53,7 @@ _OTHERS = frozenset(
         "fdatasync",
     )
 )
-_NOT_STEPS = frozenset(("openat2", "syncfs", "get_flags", "inode_flags"))
+_NOT_STEPS = frozenset(("openat2", "syncfs", "get_flags", "inode_flags", "protection_in"))
 
 
 class Faults:

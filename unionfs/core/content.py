@@ -61,18 +61,21 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
     copyup.ensure(tree, node, despite=_APPEND)
     held = tree.write_fd(node)
     fd = held.fd
-    known = 0
+    known, changed = 0, False
     if held.appends:  # a page begins before the end of the file, where it cannot be changed
         size = os.fstat(fd).st_size
-        known = min(max(0, size - offset), len(data))
-        if offset > size or os.pread(fd, known, offset) != data[:known]:
+        if offset > size:
             refuse(errno.EPERM, node.name)
+        known = min(size - offset, len(data))
+        changed = os.pread(fd, known, offset) != data[:known]
     capability = files.find_xattr(fd, _CAPABILITY) if has_capability else None
     written = known + _pwrite(fd, data[known:], offset + known)
     if capability is not None:
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
             os.setxattr(fd, _CAPABILITY, capability)
     tree.record_own_change(node)
+    if changed:  # what is new is written all the same
+        refuse(errno.EPERM, node.name)
     return written
 
 

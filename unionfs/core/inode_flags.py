@@ -29,8 +29,6 @@ PROTECTED: Final = IMMUTABLE | APPEND
 _CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x400, 0x8000, 0x10000, 0x20000, 0x800000)
 """The flags s, u, c, S, d, A, m, t, D, T and C of chattr(1), which any owner may set where the filesystem has them."""
 _OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
-_XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
-_XFLAG_APPEND: Final = 0x10
 
 
 def enforced(node: Node) -> int:
@@ -84,7 +82,7 @@ def set_of_merged(up: BranchDir, fd: int, command: int, flags: bytes) -> None:
     """Set the flags of an open directory of the upper that has lower content, the PROTECTED ones by a mark. Raises as
     files.set_flags does."""
     files.set_flags(fd, command, _without_protection(command, flags))
-    protection = in_command(command, flags)
+    protection = files.protection_in(command, flags)
     os.setxattr(fd, markers.FLAGS_XATTR, b"%d" % protection)
     up.flags_mark = protection
 
@@ -114,14 +112,16 @@ def _is_indexed(node: FileNode) -> bool:
     return node.links is not None and node.links.key is not None
 
 
-def refuse_open(node: FileNode, flags: int) -> None:
-    """Refuse an open(2) for writing that a file's flags forbid, as the kernel does on other filesystems (EPERM)."""
+def refuse_open(node: FileNode, flags: int) -> bool:
+    """Refuse an open(2) that a file's flags forbid, as the kernel does on other filesystems (EPERM). Returns whether it
+    opens an append-only file for writing."""
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     if not writes and not flags & os.O_TRUNC:
-        return
+        return False
     found = of_file(node)
     if found & IMMUTABLE or (found & APPEND and (flags & os.O_TRUNC or not flags & os.O_APPEND)):
         refuse(errno.EPERM, node.name)
+    return found != 0
 
 
 def read(branch: Branch, fd: int) -> int:
@@ -199,14 +199,6 @@ def inherited(staging: BranchDir, up: BranchDir) -> Iterator[None]:
             files.set_inode_flags(held.fd, before)
 
 
-def in_command(command: int, flags: bytes) -> int:
-    """Return the PROTECTED flags in the argument of an ioctl(2), of files.FLAG_READS or FLAG_WRITES."""
-    first = int.from_bytes(flags[:4], sys.byteorder)
-    if files.FLAG_READS.get(command, files.FLAG_WRITES.get(command)) == 4:
-        return first & PROTECTED
-    return (IMMUTABLE if first & _XFLAG_IMMUTABLE else 0) | (APPEND if first & _XFLAG_APPEND else 0)
-
-
 def read_command(command: int) -> int:
     """Return the ioctl(2) that reads what `command`, of files.FLAG_WRITES, sets."""
     return next(read for read, size in files.FLAG_READS.items() if size == files.FLAG_WRITES[command])
@@ -222,12 +214,14 @@ def with_protection(command: int, flags: bytes, protection: int) -> bytes:
     if not protection:
         return flags
     if files.FLAG_READS[command] != 4:
-        protection = (_XFLAG_IMMUTABLE if protection & IMMUTABLE else 0) | (_XFLAG_APPEND if protection & APPEND else 0)
+        protection = (files.XFLAG_IMMUTABLE if protection & IMMUTABLE else 0) | (
+            files.XFLAG_APPEND if protection & APPEND else 0
+        )
     first = int.from_bytes(flags[:4], sys.byteorder) | protection
     return first.to_bytes(4, sys.byteorder) + flags[4:]
 
 
 def _without_protection(command: int, flags: bytes) -> bytes:
-    protection = PROTECTED if files.FLAG_WRITES[command] == 4 else _XFLAG_IMMUTABLE | _XFLAG_APPEND
+    protection = PROTECTED if files.FLAG_WRITES[command] == 4 else files.XFLAG_IMMUTABLE | files.XFLAG_APPEND
     first = int.from_bytes(flags[:4], sys.byteorder) & ~protection
     return first.to_bytes(4, sys.byteorder) + flags[4:]

@@ -355,7 +355,7 @@ def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
     """Set the inode's flags; `command` is in files.FLAG_WRITES. The kernel has checked the caller. ENOTTY, EOPNOTSUPP,
     EPERM, EROFS."""
     protection = inode_flags.enforced(node)
-    if protection & inode_flags.IMMUTABLE and inode_flags.in_command(command, flags) & inode_flags.IMMUTABLE:
+    if protection & inode_flags.IMMUTABLE and files.protection_in(command, flags) & inode_flags.IMMUTABLE:
         if inode_flags.are_equal(flags, get_flags(tree, node, inode_flags.read_command(command))):
             return
         refuse(errno.EPERM, node.name)  # as ext4 and xfs do: what stays immutable cannot be changed

@@ -427,11 +427,6 @@ class Union:
         """Set the inode's flags; `command` is in syscalls.files.FLAG_WRITES. ENOTTY, EOPNOTSUPP, EPERM, EROFS."""
         metadata.set_flags(self._tree, self._nodes.get(nodeid), command, flags)
 
-    @staticmethod
-    def flags_protect(command: int, flags: bytes) -> bool:
-        """Whether `set_flags` would make a file immutable or append-only: the page cache must be written before."""
-        return inode_flags.in_command(command, flags) != 0
-
     def statfs(self) -> FsStats:
         """Return the statistics of the upper's filesystem, else of the top lower's (statvfs(3)). Names: 255 bytes."""
         tree = self._tree
@@ -476,9 +471,9 @@ class Union:
         return content.allocation_fd(self._tree, self._nodes.file(nodeid), mode)
 
     @_as_owner
-    def check_open(self, nodeid: int, flags: int) -> None:
-        """Refuse open(2) with `flags` as an immutable or append-only file does (EPERM)."""
-        inode_flags.refuse_open(self._nodes.file(nodeid), flags)
+    def check_open(self, nodeid: int, flags: int) -> bool:
+        """Refuse open(2) as a file's inode flags do (EPERM). Returns whether it is append-only and to be written."""
+        return inode_flags.refuse_open(self._nodes.file(nodeid), flags)
 
     def backing_fd(self, nodeid: int) -> FileFd:
         """Return a descriptor (O_PATH) of the file that holds the node's data now, for the kernel to open by itself.

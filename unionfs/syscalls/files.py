@@ -39,6 +39,8 @@ FLAG_WRITES: Final = {0x40086602: 4, 0x401C5820: 28}
 
 IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL, <linux/fs.h>; in statx(2), too
 APPEND: Final = 0x20  # FS_APPEND_FL; in statx(2), too
+XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
+XFLAG_APPEND: Final = 0x10
 
 EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC
 
@@ -133,6 +135,14 @@ def get_flags(fd: int, command: int) -> bytes:
 def set_flags(fd: int, command: int, flags: bytes) -> None:
     """Set the inode's flags by `command` of FLAG_WRITES. Raises: ENOTTY, EOPNOTSUPP for unsupported flags, EPERM."""
     fcntl.ioctl(fd, command, flags.ljust(8, b"\0"))
+
+
+def protection_in(command: int, flags: bytes) -> int:
+    """Return which of IMMUTABLE and APPEND the argument of a command of FLAG_READS or FLAG_WRITES has."""
+    first = int.from_bytes(flags[:4], sys.byteorder)
+    if FLAG_READS.get(command, FLAG_WRITES.get(command)) == 4:
+        return first & (IMMUTABLE | APPEND)
+    return (IMMUTABLE if first & XFLAG_IMMUTABLE else 0) | (APPEND if first & XFLAG_APPEND else 0)
 
 
 def inode_flags(fd: int) -> int:

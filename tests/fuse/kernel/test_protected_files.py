@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import mmap
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ import pytest
 
 from tests.fuse.kernel.conftest import MakeMount
 from tests.support import machine
+from tests.support.timing import wait_until
 
 _WAYS: Final = ("plain", "writeback", "passthrough")
 _TRY: Final = r"""
@@ -119,6 +122,10 @@ def _tried(where: Path, what: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def _shows(fd: int, content: bytes) -> bool:
+    return os.pread(fd, len(content) + 1, 0) == content
+
+
 @pytest.mark.parametrize("way", _WAYS)
 def test_what_they_refuse(lower: Path, scratch: Path, mount: MakeMount, way: str) -> None:
     union = mount(lower, **_options(way))
@@ -173,6 +180,7 @@ def test_what_was_written_before(lower: Path, scratch: Path, mount: MakeMount, w
             mapped[0:4] = b"late"
             with pytest.raises(PermissionError):
                 mapped.flush()
+        wait_until(partial(_shows, fd, expected), "the refused pages are dropped")
         os.close(fd)
         assert (union.path / name).read_bytes() == expected
         assert (scratch / "upper" / name).read_bytes() == expected
@@ -181,6 +189,32 @@ def test_what_was_written_before(lower: Path, scratch: Path, mount: MakeMount, w
             file.seek(4)
             file.write(b"X")
         assert (union.path / name).read_bytes() == (scratch / "upper" / name).read_bytes() == b"begiX" + expected[5:]
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_a_descriptor_that_no_longer_appends(lower: Path, mount: MakeMount, way: str) -> None:
+    """The kernel lets O_APPEND be taken from a descriptor of the mount, and a mapping be made."""
+    union = mount(lower, **_options(way))
+    (union.path / "new-a").write_text("content")
+    _chattr("+a", union.path / "new-a")
+    for name in ("a", "new-a"):
+        reader = os.open(union.path / name, os.O_RDONLY)
+        fd = os.open(union.path / name, os.O_RDWR | os.O_APPEND)
+        os.write(fd, b"more")
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+        if way == "writeback":
+            assert os.pwrite(fd, b"X", 1) == 1
+        with pytest.raises(PermissionError):
+            os.fsync(fd) if way == "writeback" else os.pwrite(fd, b"X", 1)
+        with mmap.mmap(fd, 7) as mapped:
+            mapped[0:1] = b"X"
+            with pytest.raises(PermissionError):
+                mapped.flush()
+        os.close(fd)
+        shown = b"content" if (name, way) == ("a", "passthrough") else b"contentmore"
+        wait_until(partial(_shows, reader, shown), "the refused pages are dropped")
+        os.close(reader)
+        assert (union.path / name).read_text() == (union.path.parent / "upper" / name).read_text() == "contentmore"
 
 
 def test_a_mapping_of_one_that_only_a_lower_has(lower: Path, mount: MakeMount) -> None:
@@ -192,6 +226,7 @@ def test_a_mapping_of_one_that_only_a_lower_has(lower: Path, mount: MakeMount) -
             mapped[0:1] = b"X"
             with pytest.raises(PermissionError):
                 mapped.flush()
+        wait_until(partial(_shows, fd, b"content"), "the refused page is dropped")
         os.close(fd)
         assert (union.path / name).read_text() == (lower / name).read_text() == "content"
     assert not list((union.path.parent / "upper").glob("i"))

@@ -197,15 +197,15 @@ def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         return encode.opened(unique, 0, keeps_cache=True)
     if self.union.is_former(nodeid):
         return encode.error(unique, errno.ESTALE)  # its names lead to the present one
-    self.union.check_open(nodeid, flags)
+    plain = self.union.check_open(nodeid, flags)  # an append-only file: the kernel itself would write anywhere in it
     size = 0 if flags & os.O_TRUNC else None
     writes = flags & os.O_ACCMODE != os.O_RDONLY
     if (writes or size is not None) and self.must_wait(unique, nodeid, size, buf):
         return None
     if size is None:
         if writes:
-            self.union.write_fd(nodeid, bool(flags & os.O_APPEND))
-        return _opened(self, unique, nodeid, writes)
+            self.union.write_fd(nodeid, plain)
+        return _opened(self, unique, nodeid, writes, plain=plain)
     change = AttrChange(size=0, kill_priv=bool(how & abi.OPEN_KILL_SUIDGID))
     answer = partial(_truncated, self, unique, nodeid, writes, change)
     held = self.union.slow_truncate_fd(nodeid, 0)
@@ -223,19 +223,19 @@ def _truncated(
     return _opened(self, unique, nodeid, writes)
 
 
-def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool) -> Reply:
-    """Let the kernel open the file that holds the node's data now."""
+def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool, *, plain: bool = False) -> Reply:
+    """Let the kernel open the file that holds the node's data now; `plain`: let it send what is read and written."""
     opens = self.opens
     assert opens is not None
     file = self.union.backing_fd(nodeid)
-    if opens.is_elsewhere(nodeid, file):  # see `opens`
+    if opens.is_elsewhere(nodeid, file, plain=plain):  # see `opens`
         has_more_names = self.union.renumber(nodeid)
         self.forget_node(nodeid)
         if has_more_names and self.session.has_epochs:  # they lead to the old number in the kernel
             self.slow += (encode.notify_inc_epoch(), encode.error(unique, errno.ESTALE))
             return None
         return encode.error(unique, errno.ESTALE)
-    reply = encode.opened(unique, opens.open(nodeid, file, writes=writes))
+    reply = encode.opened(unique, opens.open(nodeid, file, writes=writes, plain=plain))
     if not writes:
         return reply
     self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
@@ -433,7 +433,7 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     if self.must_wait(unique, nodeid, None, buf):
         return None
     wanted = bytes(buf[_IOCTL_DATA : _IOCTL_DATA + size])
-    if not self.union.flags_protect(command, wanted):
+    if not files.protection_in(command, wanted):
         return _set_flags(self, unique, nodeid, command, wanted)
     answer = partial(_set_flags, self, unique, nodeid, command, wanted)
     self.slow.append(data.ThreadTask(unique, partial(_drop_pages, self.notify, nodeid), answer, True))

@@ -56,17 +56,19 @@ class Opens:
         """Return the number of nodes that are open."""
         return len(self._open)
 
-    def is_elsewhere(self, nodeid: int, file: HasFd) -> bool:
-        """Whether the node is open by another file than `file`, so that it cannot be opened by this one."""
+    def is_elsewhere(self, nodeid: int, file: HasFd, *, plain: bool = False) -> bool:
+        """Whether the node is open by another file than `file`, or by a file although it is to be opened `plain`, so
+        that it cannot be opened so."""
         found = self._open.get(nodeid)
-        return found is not None and found.backing_id != PLAIN and found.identity != _identity(file)
+        return found is not None and found.backing_id != PLAIN and (plain or found.identity != _identity(file))
 
-    def open(self, nodeid: int, file: HasFd, *, writes: bool) -> int:
-        """Count an open of the node, by `file`. Returns the backing id for the kernel, or PLAIN.
+    def open(self, nodeid: int, file: HasFd, *, writes: bool, plain: bool = False) -> int:
+        """Count an open of the node, by `file` or `plain`. Returns the backing id for the kernel, or PLAIN.
         Preconditions: not `is_elsewhere`."""
         found = self._open.get(nodeid)
         if found is None:
-            found = self._open[nodeid] = _Open(self._backing_id(file), _identity(file))
+            backing_id = PLAIN if plain else self._backing_id(file)
+            found = self._open[nodeid] = _Open(backing_id, _identity(file))
         found.count += 1
         if writes:
             found.writers += 1
