@@ -333,8 +333,23 @@ def test_a_signal_ends_union_and_view(place: Place, union: Path) -> None:
     assert mount_at(union) is None
 
 
-def test_views_of_a_killed_daemon_can_be_detached(place: Place, union: Path) -> None:
-    view = place.mount("view")
+def test_a_view_goes_on_when_the_daemon_is_killed(place: Place, union: Path) -> None:
+    view, plain = place.mount("view"), place.mount("plain", "view=off")
+    place.change("echo changed > f")
+    assert _changes(union, view) == ["f"]
+    with daemon_of(union) as daemon:
+        daemon.kill(signal.SIGKILL)
+        assert daemon.has_ended()
+        place.change("echo changed > c/z; mv a/b moved")
+        assert _changes(union, view) == _all_changes(union, plain)
+        assert _looked_at(union, view) >= {"f", "c", "c/z", "moved"}
+        assert "a/x" not in _looked_at(union, view)
+        detach(view)
+        assert _device(place.mount("view")) == _device(union)
+
+
+def test_without_a_keeper_views_of_a_killed_daemon_can_be_detached(place: Place) -> None:
+    union, view = place.mount("mnt", "keeper=0", upper="up"), place.mount("view")
     with daemon_of(union) as daemon:
         daemon.kill(signal.SIGKILL)
         assert daemon.has_ended()
