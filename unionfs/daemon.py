@@ -314,7 +314,7 @@ def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
     if life.deaths:
         began = time.perf_counter()
         try:
-            kept.changes, kept.poison, kept.continues = takeover.take_over(union), life.poison, True
+            kept.changes, kept.refused, kept.continues = takeover.take_over(union), life.refused, True
         except DamagedError:
             raise
         except Exception:  # noqa: BLE001 - the keeper tries again

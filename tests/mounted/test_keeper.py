@@ -177,7 +177,7 @@ def test_an_exception_that_escapes_is_a_death(stand: MountedSubject, scratch: Pa
     (broken / "sitecustomize.py").write_text(_BROKEN)
     stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
     stand.mount()
-    stand.run(_meet_the_poison)
+    stand.run(_meet_the_fault)
     log = stand.log.read_text()
     assert log.count("this one continues after") == 3
     assert "READLINK is answered EIO" in log
@@ -197,7 +197,7 @@ union.Union.readlink = readlink
 """
 
 
-def _meet_the_poison() -> None:
+def _meet_the_fault() -> None:
     os.symlink("target", "link")
     fails(errno.EIO, os.readlink, "link")
     same(read("f"), b"hello")

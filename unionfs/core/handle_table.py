@@ -50,6 +50,7 @@ class HandleTable:
         self._nodes: OrderedDict[int, Forgotten] = OrderedDict()  # oldest first
         self._ids: dict[tuple[int, bytes], int] = {}  # place -> node id
         self._linked: dict[int, int] = {}  # inode number -> node id
+        self.taken: dict[int, int] = {}  # node id -> slot of a node that `take` has removed; emptied by NodeTable.add
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -78,26 +79,33 @@ class HandleTable:
 
     def drop(self, nodeid: int) -> None:
         """Remove what is remembered of a node, if anything is."""
+        slot = self._remove(nodeid)
+        if slot and self._record is not None:
+            self._record.drop(slot)
+
+    def _remove(self, nodeid: int) -> int:
+        """As `drop`, but return the slot of the entry in the record, which stays; 0: there is none."""
         node = self._nodes.pop(nodeid, None)
         if node is None:
-            return
+            return 0
         if node.nameless is None:
             del self._ids[node.parent, node.name]
         if node.linked:
             del self._linked[node.ino]
-        if node.slot and self._record is not None:
-            self._record.drop(node.slot)
+        return node.slot
 
     def take(self, parent: int, name: bytes, ino: int, is_file: bool = False) -> int:
         """Remove the record of an object of which a node is being made: of that at this place, or of the file of
-        several names with its inode number. Returns the id that it had, 0 if none is remembered."""
+        several names with its inode number. Returns the id that it had, 0 if none is remembered. The slot of its entry
+        in the record goes to `taken`."""
         nodeid = self._ids.get((parent, name), 0)
         if nodeid and self._nodes[nodeid].ino != ino:
             self.drop(nodeid)
             nodeid = 0
         if not nodeid and is_file:
             nodeid = self._linked.get(ino, 0)
-        self.drop(nodeid)
+        if slot := self._remove(nodeid):
+            self.taken[nodeid] = slot
         return nodeid
 
     def compact(self, record: NodeRecord) -> None:

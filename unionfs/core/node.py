@@ -185,6 +185,9 @@ class NodeTable:
                 node.nlookup, node.slot = there.nlookup, there.slot
         if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
             node.parent.children[node.name] = node
+        if self.handle_table is not None and self.handle_table.taken and not node.slot:
+            node.slot = self.handle_table.taken.pop(node.nodeid, 0)
+            self.renamed(node)
 
     def get(self, nodeid: int) -> Node:
         """Return the node of an id. Raises ESTALE for an unknown or forgotten id."""
@@ -349,7 +352,12 @@ class NodeTable:
             self.record.count(there.slot, 0)
             return None
         self.take_recorded(nodeid)
-        self.record.drop(there.slot)
+        if self.handle_table is not None and not there.flags & DEAD:
+            parent, name = there.names[0]
+            self.record.mark(there.slot, FORGOTTEN)
+            self.handle_table.add(nodeid, parent, name, there.ino, bool(there.flags & LINKED), slot=there.slot)
+        else:
+            self.record.drop(there.slot)
         return there
 
     def discard(self, node: Node) -> None:

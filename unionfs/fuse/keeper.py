@@ -30,7 +30,7 @@ DIED: Final = 75
 _ATTEMPTS: Final = 20
 """After so many deaths in a row before a takeover was complete there is no further one."""
 
-_POISON: Final = 3
+_DEATHS_OF_ONE: Final = 3
 """A request in hand at so many deaths in a row is answered EIO."""
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -47,7 +47,7 @@ class Life:
         self.reason = ""  # of the last death
         self.died_at = 0.0  # time.monotonic of it
         self.waited_s = 0.0  # the longest time without a daemon; changed by `begin`
-        self.poison = 0  # unique of a request that is to be answered EIO; 0: none
+        self.refused = 0  # unique of a request that is to be answered EIO; 0: none
         self._last = 0  # request in hand at the last death
         self._repeated = 0  # how often in a row it was
         self._attempts = 0  # deaths in a row before a takeover was complete
@@ -86,8 +86,8 @@ class Life:
         self.reason = _reason(status)
         is_repeated = record.serving == self._last
         self._last, self._repeated = record.serving, self._repeated + 1 if is_repeated else 1
-        if self._repeated >= _POISON and self._last:
-            self.poison = self._last
+        if self._repeated >= _DEATHS_OF_ONE and self._last:
+            self.refused = self._last
         self._attempts = 0 if record.lives >= self.deaths - 1 else self._attempts + 1
         return self._attempts < _ATTEMPTS and not record.is_full
 

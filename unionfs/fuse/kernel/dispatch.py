@@ -233,7 +233,7 @@ class Dispatcher:
         self.record: NodeRecord | None = kept.record if kept is not None else None  # replaced by `for_view` only
         self.continues = kept is not None and kept.continues  # immutable: another daemon has served before this one
         self._changes: dict[int, bool] = kept.changes if kept is not None else {}
-        self._poison = kept.poison if kept is not None else 0  # immutable
+        self._refused = kept.refused if kept is not None else 0  # immutable
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
@@ -259,7 +259,7 @@ class Dispatcher:
         made.encoder = encode.Encoder(self.session.options.timeout_s)
         made.encoder.set_generation(self.session.view_generation)
         made.reader, made.slow, made._waiting = self.reader, self.slow, {}
-        made.record, made._changes, made._poison = None, {}, 0  # the requests are recorded already
+        made.record, made._changes, made._refused = None, {}, 0  # the requests are recorded already
         made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
         return made
 
@@ -305,7 +305,7 @@ class Dispatcher:
         if record is None:
             return self._serve_request(head, buf, end) if head[3] < VIEW else views.answer(self, head, buf, end)
         record.serve(head[2] & _UNIQUE)
-        if self._poison and head[2] & _UNIQUE == self._poison:
+        if self._refused and head[2] & _UNIQUE == self._refused:
             log.error("a request was in hand at several deaths of the daemon: %s is answered EIO", _NAMES.get(head[1]))
             return None if head[1] in _UNANSWERED else encode.error(head[2], errno.EIO)
         if head[3] >= VIEW:

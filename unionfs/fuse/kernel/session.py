@@ -106,7 +106,7 @@ class Kept:
     continues: bool = False  # set once: this is not the first daemon
     changes: dict[int, bool] = field(default_factory=dict)
     """Requests that the daemon before has begun, by unique: whether they are known to be done."""
-    poison: int = 0  # set once: unique of a request that is answered EIO; 0: none
+    refused: int = 0  # set once: unique of a request that is answered EIO; 0: none
 
 
 class Session:
