@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -91,3 +92,32 @@ def test_set_id_bits_capabilities_and_times(scratch: Path, mount: MakeMount) -> 
     assert ours == native
     for name, (mode, _, _) in ours.items():
         assert oct((scratch / "upper" / name).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_data_that_are_not_written_yet_are_no_hole(scratch: Path, mount: MakeMount, *, writeback: bool) -> None:
+    """Or a program that copies files with holes would leave them out: what a mapping, or with --writeback write(2), has
+    put into a hole or behind the end."""
+    (scratch / "lower").mkdir()
+    with (scratch / "lower/f").open("wb") as file:
+        file.truncate(1 << 20)
+    union = mount(scratch / "lower", writeback=writeback)
+    for name in ("f", "new"):
+        with (union.path / name).open("r+b" if name == "f" else "w+b", buffering=0) as file:
+            file.truncate(1 << 20)
+            with mmap.mmap(file.fileno(), 1 << 20) as mapped:
+                mapped[500_000] = mapped[700_000] = 1
+                os.pwrite(file.fileno(), b"end", 3 << 20)
+                at, found = 0, []
+                for whence in (os.SEEK_DATA, os.SEEK_HOLE) * 3:
+                    at = os.lseek(file.fileno(), at, whence)
+                    found.append(at)
+                first, second, last = 499_712, 696_320, 3 << 20
+                assert found == [first, first + 4096, second, second + 4096, last, last + 3]
+                with pytest.raises(OSError, match="No such device or address"):
+                    os.lseek(file.fileno(), at, os.SEEK_DATA)
+                mapped[600_000] = 1
+                assert os.lseek(file.fileno(), first, os.SEEK_HOLE) == first + 4096
+                mapped[first + 4096] = 1
+                assert os.lseek(file.fileno(), first, os.SEEK_HOLE) == first + 8192
+        assert (union.path / name).read_bytes().count(b"\1") == 4

@@ -104,10 +104,6 @@ def _data(self: Dispatcher, unique: int, nodeid: int, payload: bytes) -> bytes:
     return encode.data(unique, payload)
 
 
-def _sought(self: Dispatcher, unique: int, nodeid: int, offset: int) -> bytes:
-    return encode.sought(unique, offset)
-
-
 # -- which file a request needs in the upper branch ------------------------------------------------------------------
 
 
@@ -147,7 +143,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.READ: Row(abi.READ_IN.size, handlers.read),
     Op.WRITE: Row(abi.WRITE_IN.size, handlers.write),
     Op.FALLOCATE: Row(abi.FALLOCATE_IN.size, handlers.fallocate),
-    Op.LSEEK: _row(abi.LSEEK_IN, decode.lseek, Union.lseek, _sought),
+    Op.LSEEK: Row(abi.LSEEK_IN.size, handlers.lseek),
     Op.COPY_FILE_RANGE: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range),
     Op.COPY_FILE_RANGE_64: Row(abi.COPY_FILE_RANGE_IN.size, handlers.copy_file_range_64),
     Op.STATFS: Row(0, handlers.statfs),

@@ -140,9 +140,10 @@ def _write_back(self: Dispatcher, unique: int, nodeid: int, offset: int, pages: 
     return None
 
 
-def _drop_pages(notify: Callable[[bytes], None], nodeid: int) -> int:
-    """In a thread: let the kernel drop a node's pages, after it has written those that programs have changed."""
-    notify(encode.notify_inval_inode(nodeid, 0, 0))
+def _drop_pages(notify: Callable[[bytes], None], nodeid: int, offset: int = 0, length: int = 0) -> int:
+    """In a thread: let the kernel drop a node's pages, in a range (0: to the end), after it has written those that
+    programs have changed."""
+    notify(encode.notify_inval_inode(nodeid, offset, length))
     return 0
 
 
@@ -267,6 +268,41 @@ def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
     work = partial(data.allocate, self.union.allocation_fd(nodeid, mode), mode, offset, length)
     _run_in_thread(self, unique, nodeid, work, partial(encode.empty, unique))
     return None
+
+
+def lseek(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
+    """Find data or a hole. The kernel does not write out before what a mapping, or write(2) with WRITEBACK_CACHE, has
+    put into a hole of the branch's file: it is made to, for the pages of that hole."""
+    offset, whence = decode.lseek(head, buf, end)
+    return _seek(self, unique, nodeid, offset, whence, 0)
+
+
+def _seek(self: Dispatcher, unique: int, nodeid: int, offset: int, whence: int, known: int, _outcome: int = 0) -> Reply:
+    """Answer LSEEK if it tells of no hole but before `known`, where the kernel has no newer pages; else after those in
+    the hole have been written."""
+    found = _find(self, nodeid, offset, whence)
+    begin = found if whence == os.SEEK_HOLE and found >= 0 else offset
+    stop = found if whence == os.SEEK_DATA else _find(self, nodeid, begin, os.SEEK_DATA)  # of the hole
+    is_data = begin == stop or self.union.options.upper is None
+    is_behind = begin >= self.union.getattr(nodeid).size and not self.session.options.writeback
+    if is_data or is_behind or known < 0 or begin < known:
+        return encode.sought(unique, found) if found >= 0 else encode.error(unique, errno.ENXIO)
+    answer = partial(_seek, self, unique, nodeid, offset, whence, stop)
+    work = partial(_drop_pages, self.notify, nodeid, begin, stop - begin if stop >= 0 else 0)
+    self.slow.append(data.ThreadTask(unique, work, answer, True))
+    return None
+
+
+def _find(self: Dispatcher, nodeid: int, offset: int, whence: int) -> int:
+    """Return where the branch's file has data or a hole; -1 if there is none."""
+    if offset < 0:
+        return -1
+    try:
+        return self.union.lseek(nodeid, offset, whence)
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+        return -1
 
 
 def copy_file_range(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
