@@ -475,6 +475,11 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for(place: Place, union: Pa
         assert said["no_view"] == "a daemon of a union that is mounted here does not answer"
 
 
+def test_another_daemon_that_does_not_answer_costs_no_view(place: Place, union: Path) -> None:
+    with daemon_of(place.mount("mnt2", upper="up2")) as other, _stopped(other):
+        assert _device(place.mount("view")) == _device(union)
+
+
 def test_a_union_that_is_unmounted_meanwhile(place: Place) -> None:
     """Twenty times; either a view or an ordinary mount is there then, and its content is right."""
     kinds = set()

@@ -17,6 +17,8 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from threading import Thread
+from time import monotonic
 from typing import Final
 
 from unionfs.core.attrs import VIEW_MARK
@@ -30,6 +32,11 @@ from unionfs.syscalls import mountinfo, mounts
 _PATIENCE_MS: Final = 2000
 """How long the daemons of all unions may take to answer: a lookup takes less than a millisecond."""
 
+_ANSWER_S: Final = 0.5
+"""How long each of several may take to say when it was asked for. One that is stopped costs this time, and no view of
+another."""
+
+_NO_ANSWER: Final = 4
 _NONE: Final = "no union that is mounted here has the same lowers and options"
 _REASONS: Final = {
     1: _NONE,
@@ -90,10 +97,9 @@ def _name(union: Options, serve: ServeOptions, mount: MountOptions) -> bytes:
 
 def _mount_latest(candidates: list[mountinfo.Mount], name: str, target: str, mount: MountOptions) -> int:
     """In the child process: mount the view of the union that was asked for last. Returns the exit status."""
-    asked_ns = {there: _asked_ns(there, name) for there in candidates}
-    for there in sorted(candidates, key=asked_ns.__getitem__, reverse=True):
-        if asked_ns[there] < 0:
-            break
+    asked_ns = _ask(candidates, name) if len(candidates) > 1 else dict.fromkeys(candidates, 0)
+    having = [there for there in candidates if asked_ns.get(there, -1) >= 0]
+    for there in sorted(having, key=asked_ns.__getitem__, reverse=True):
         try:
             view = mounts.open_tree(os.path.join(there.mountpoint, name), recursive=False)
         except OSError as error:
@@ -108,18 +114,30 @@ def _mount_latest(candidates: list[mountinfo.Mount], name: str, target: str, mou
             return 2
         view.attach(target)
         return 0
-    return 1
+    return 1 if len(asked_ns) == len(candidates) else _NO_ANSWER
 
 
-def _asked_ns(there: mountinfo.Mount, name: str) -> int:
-    """Return when a union was last asked for, if it has the view `name`; -1 if it has not; 0 if that cannot be said (a
+def _ask(unions: list[mountinfo.Mount], name: str) -> dict[mountinfo.Mount, int]:
+    """Return when each union was last asked for, as `_asked_ns` does; those that do not answer in time are left out."""
+    found: dict[mountinfo.Mount, int] = {}
+    threads = [Thread(target=_asked_ns, args=(there, name, found), daemon=True) for there in unions]
+    deadline = monotonic() + _ANSWER_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0, deadline - monotonic()))
+    return found.copy()
+
+
+def _asked_ns(there: mountinfo.Mount, name: str, found: dict[mountinfo.Mount, int]) -> None:
+    """Enter when a union was last asked for, if it has the view `name`; -1 if it has not; 0 if that cannot be said (a
     union without extended attributes)."""
     try:
-        return int(os.getxattr(there.mountpoint, ASKED + os.fsencode(name).removeprefix(PREFIX)))
+        found[there] = int(os.getxattr(there.mountpoint, ASKED + os.fsencode(name).removeprefix(PREFIX)))
     except OSError as error:
-        return 0 if error.errno == errno.EOPNOTSUPP else -1
+        found[there] = 0 if error.errno == errno.EOPNOTSUPP else -1
     except ValueError:
-        return -1
+        found[there] = -1
 
 
 def _is_root_of_view(fd: int, there: mountinfo.Mount) -> bool:
