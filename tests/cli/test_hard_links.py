@@ -94,15 +94,21 @@ def test_readers_while_it_runs(user: User, lower: Path) -> None:
 def test_a_container_whose_daemon_was_killed(user: User, lower: Path) -> None:
     unionfs(user, "run", "-d", "--name", "c", "--lower", lower, "sh", "-c", f"{WRITE}; echo done; exec sleep 1000")
     wait_until(lambda: "done" in unionfs(user, "logs", "c"), "the container has written")
-    (daemon,) = _daemons_of(user.home)
-    os.kill(daemon, signal.SIGKILL)
+    _kill(_daemons_of(user.home))
     unionfs(user, "wait", "c", check=False)  # it cannot go on without its root filesystem
     assert {"C /d/f", "C /d/k/h", "C /g"} <= set(unionfs(user, "diff", "c").splitlines())
     assert exported(user, "c") == dict.fromkeys(("g", "d/f", "d/k/h"), ("new\n", 0o751))
 
 
+def _kill(daemons: set[int]) -> None:
+    """Kill a keeper and then its daemon, so that no other daemon continues."""
+    assert len(daemons) == 2
+    for pid in sorted(daemons, key=lambda pid: not Path(f"/proc/{pid}/comm").read_text().startswith("unionfs-k:")):
+        os.kill(pid, signal.SIGKILL)
+
+
 def _daemons_of(home: Path) -> set[int]:
-    """Processes that hold a part of a work directory below `home`."""
+    """Processes that hold a part of a work directory below `home`: a daemon and its keeper."""
     found = set()
     for directory in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):  # it has ended
@@ -129,8 +135,7 @@ def test_an_upper_that_is_used_elsewhere(user: User, scratch: Path, killed: bool
     with mounted([lower], merged, user=user, transport="kernel", upper=upper, work=work):
         in_directory("mv d e; echo new >g; chmod 640 g")
         if killed:
-            (daemon,) = _daemons_of(scratch)
-            os.kill(daemon, signal.SIGKILL)
+            _kill(_daemons_of(scratch))
             umount(merged, user)
             user.run([*user.unionfs_cmd, "mount", "--lower", lower, "--upper", upper, "--work", work, merged])
     assert (upper / "e/f").read_text() == "new\n"
