@@ -254,7 +254,7 @@ def _mounted_by_command(system: str, branches: Branches, timeout_s: float, foreg
         try:
             _wait_until_mounted(command, argv[0], branches, timeout_s, foreground)
             mount_s = time.perf_counter() - began
-            daemons = [command.pid] if foreground else _daemons_of(merged)
+            daemons = _daemons_of(merged, timeout_s)
             yield Mounted(branches.merged, branches.upper, daemons[0] if daemons else None, mount_s)
             child.call(lambda: _unmount(merged), timeout_s)
             if not all(_has_ended(pid, timeout_s) for pid in daemons):
@@ -309,20 +309,24 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
         os.close(fd)
 
 
-def _daemons_of(merged: str) -> list[int]:
-    """The processes that serve `merged`: ours has the connection's number as its name, others have `merged` as an
-    argument, which those that start a daemon have, too. Other filesystems may have the number of a connection that
-    has ended before its daemon."""
-    named, found = [], []
+def _daemons_of(merged: str, timeout_s: float = 0.0) -> list[int]:
+    """The processes that serve `merged`. Ours has the connection's number as its name, and is waited for: its keeper
+    forks it a moment after the mount. Others have `merged` as an argument, which those that start a daemon, and our
+    keepers, have, too. Other filesystems may have the number of a connection that has ended before its daemon."""
     wanted, mount = os.fsencode(merged), mountinfo.topmost_at(merged)
     name = f"unionfs:{mount.minor}\n" if mount is not None and mount.fstype == _OUR_FILESYSTEM else None
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if (cmdline.parent / "comm").read_text() == name:
-                named.append(int(cmdline.parent.name))
-            if wanted in cmdline.read_bytes().split(b"\0"):
-                found.append(int(cmdline.parent.name))
-    return named or found
+    deadline = time.monotonic() + timeout_s
+    while True:
+        named, found = [], []
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if (cmdline.parent / "comm").read_text() == name:
+                    named.append(int(cmdline.parent.name))
+                if wanted in cmdline.read_bytes().split(b"\0"):
+                    found.append(int(cmdline.parent.name))
+        if named or name is None or time.monotonic() > deadline:
+            return named or found
+        time.sleep(_POLL_S)
 
 
 def _unmount(merged: str) -> None:
