@@ -59,8 +59,10 @@ def test_a_log_on_a_full_disk(user: User, debian: Path, tidy: None, scratch: Pat
         root = ("--root", os.fspath(scratch))
         ended = user.run([*unionfs, "run", *root, "--name", "c", "--lower", debian, "sh", "-c", printing])
         assert ended.stdout == "x" * _COUNT + "end\n"
-        assert ended.stderr.count("unionfs: warning: the log has gaps: ") == 1
-        assert ended.stderr.count("\n") == 1
+        gaps, *others = ended.stderr.splitlines()
+        assert gaps.startswith("unionfs: warning: the log has gaps: ")
+        for other in others:  # whether there is room for the record is chance; the exit code is noted in any case
+            assert other == "unionfs: warning: c: cleaning up the container failed: No space left on device"
         kept = user.run([*unionfs, "logs", *root, "c"]).stdout
         assert 0 < len(kept) < _COUNT
         user.run([*unionfs, "rm", *root, "c"])
