@@ -125,7 +125,7 @@ def _continue(
     return seen, data, litter(stack.work), nodes
 
 
-@every_scenario(0)
+@every_scenario(0, one_in=3)
 def test_dies_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
     trial = Trial(tmp_path, SCENARIOS[name], whiteout)
     for at in (*trial.points(), trial.after_steps + 1):

@@ -149,6 +149,7 @@ def _transactions() -> None:
 
 def test_a_killed_keeper_leaves_a_daemon_that_goes_on(stand: MountedSubject) -> None:
     keeper = _keeper(stand)
+    chaos.wait_for_daemon(keeper)
     stand.agent.call(os.kill, keeper, signal.SIGKILL)
     deadline = time.monotonic() + limit(10)
     while "the keeper" not in stand.log.read_text():
