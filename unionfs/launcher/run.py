@@ -130,6 +130,8 @@ def _launch(
         return run_child(_Ends(sender, alive_read, console, capture))
 
     session = _Session(receiver, console, alive_write, ready, capture, output, interactive=spec.process.interactive)
+    # The command may run before `wait` handles signals: until then they stay pending.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _NOT_FORWARDED)
     try:
         try:
             session.monitor = userns.fork(spec.id_map, kinds, run_forked)
@@ -141,8 +143,9 @@ def _launch(
             os.close(alive_read)
             if console:
                 console.close_child_end()
-        return session.wait()
+        return session.wait(mask)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         session.close()
 
 
@@ -175,8 +178,8 @@ class _Session:
         self._senders_gone = False  # all of the channel's other ends are closed, which poll(2) would report for ever
         self._fatal_signal: int | None = None  # a signal that arrived before there was an init to forward it to
 
-    def wait(self) -> int:
-        """Relay until the monitor has ended."""
+    def wait(self, mask: Iterable[int]) -> int:
+        """Relay until the monitor has ended. `mask`: the signals to block from now on."""
         assert self.monitor is not None
         signals = signal.valid_signals() - _NOT_FORWARDED
         if self._console:  # with a terminal, stopping and continuing is about this process
@@ -184,6 +187,7 @@ class _Session:
             self._job_signals = _TERMINAL_SIGNALS
         monitor_fd = os.pidfd_open(self.monitor)
         with _signals_readable(signals) as signals_fd:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             while True:
                 relayed = self._relay.wanted() if self._relay else {}
                 captured = self._capture.wanted() if self._capture else {}
