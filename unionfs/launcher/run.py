@@ -196,14 +196,15 @@ class _Session:
                     if self._relay:
                         self._relay.handle(fd)
                 if signals_fd in ready:
-                    self._handle_signals(os.read(signals_fd, 1024))
+                    numbers = os.read(signals_fd, 1024)
+                    self._handle_messages()  # a signal for a command that runs must not be taken for an early one
+                    self._handle_signals(numbers)
                 if self._console and self._console.fileno() in ready:
                     self._begin_relay(self._console)
                 if self._capture:
                     for fd in ready & captured.keys():
                         self._capture.handle(fd)
-                while message := self._receiver.receive():
-                    self._handle_message(message)
+                self._handle_messages()
                 if monitor_fd in ready:
                     os.close(monitor_fd)
                     return self._outcome()
@@ -267,6 +268,10 @@ class _Session:
         if master is not None:
             sink, attached = self._output
             self._relay = Relay(master, interactive=self._interactive, sink=sink, attached=attached)
+
+    def _handle_messages(self) -> None:
+        while message := self._receiver.receive():
+            self._handle_message(message)
 
     def _handle_message(self, message: Message) -> None:
         if message.kind == INIT:
