@@ -74,7 +74,9 @@ class Life:
             fd = os.pidfd_open(self.keeper)
             try:
                 if self.is_kept:
-                    select.select([fd], [], [])
+                    poll = select.poll()
+                    poll.register(fd, select.POLLIN)
+                    poll.poll()
             finally:
                 os.close(fd)
         tell(f"the keeper (process {self.keeper}) was killed: if this daemon dies, the mount ends")
@@ -95,7 +97,7 @@ class Life:
 def _reason(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"killed by signal {number} ({signal.Signals(number).name})"
+        return f"killed by signal {number} ({signal.strsignal(number) or 'unknown'})"
     return "ended by an exception" if os.WEXITSTATUS(status) == DIED else f"exit status {os.WEXITSTATUS(status)}"
 
 
@@ -107,6 +109,7 @@ def keep(record: NodeRecord, give_up: Callable[[str], None]) -> Life:
     """
     life = Life(os.getpid())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones are not sent, and the child is not to be waited for
     while True:
         record.serve(0)  # a daemon that dies before its first request dies of none
         pid = os.fork()
