@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,10 @@ def _name(pid: int | str) -> str:
 
 def _held(pid: int) -> list[int]:
     """The processes of which `pid` has a pidfd."""
-    lines = [line for info in Path(f"/proc/{pid}/fdinfo").iterdir() for line in info.read_text().splitlines()]
+    lines: list[str] = []
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            lines += info.read_text().splitlines()
     return [int(line[4:]) for line in lines if line.startswith("Pid:")]
 
 
