@@ -336,9 +336,11 @@ class Dispatcher:
         opcode, unique = head[1], head[2]
         if opcode not in _MADE:
             return encode.empty(unique) if opcode in _DONE_ALREADY else None
+        # Up to the first NUL: behind the name of a symlink stands its target.
+        name = bytes(buf[BODY + _MADE[opcode] : end]).partition(b"\0")[0]
         try:
-            entry = self.union.find(head[3], decode.name_at(buf, BODY + _MADE[opcode], end - head[7] * 8))
-        except (OSError, MalformedError):
+            entry = self.union.find(head[3], name)
+        except OSError:
             return None
         return self.encoder.entry(unique, entry) if entry is not None else None
 
