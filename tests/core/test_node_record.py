@@ -1,4 +1,4 @@
-"""The record of nodes: what is read is what was written, whenever the writer has died; and it is bounded."""
+"""The record of nodes: load returns the entries that put has finished, and the record stays small."""
 
 from __future__ import annotations
 

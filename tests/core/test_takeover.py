@@ -97,8 +97,8 @@ def _live(trial: Trial, stack: Stack, record: NodeRecord, pipe: int, at: int) ->
 def _continue(
     trial: Trial, stack: Stack, record: NodeRecord, kernel: bytes, deaths: int
 ) -> tuple[Snapshot, bytes | None, list[str], int]:
-    """The life that follows: what the tree is after the verb was asked for again, what the open file has, what is left
-    at the end in the work directory, and of nodes."""
+    """Take over and ask for the verb again. Returns the tree, the content of the open file, the files left in the work
+    directory at the end, and the number of nodes left."""
     driver = stack.u
     vars(driver).update(pickle.loads(kernel))
     changes = takeover.take_over(driver.union)

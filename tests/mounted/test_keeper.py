@@ -69,7 +69,7 @@ def _stats(stand: MountedSubject) -> dict[str, object]:
 
 def test_what_is_open_goes_on(stand: MountedSubject) -> None:
     keeper = _keeper(stand)
-    # Killed by the agent's child itself, which runs as the user who owns the daemon.
+    # The agent's child kills the daemon: it runs as the daemon's user.
     stand.run(_use_across_a_death, keeper)
     stand.unmount()
 

@@ -73,6 +73,8 @@ class HandleTable:
         if linked:
             self.drop(self._linked.get(ino, 0))
             self._linked[ino] = nodeid
+        if slot and self._record is not None:
+            self._record.mark(slot, FORGOTTEN)
         self._nodes[nodeid] = Forgotten(parent, name, ino, linked, nameless, slot)
         if len(self._nodes) > self._limit:
             self.drop(next(iter(self._nodes)))

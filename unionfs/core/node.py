@@ -354,7 +354,6 @@ class NodeTable:
         self.take_recorded(nodeid)
         if self.handle_table is not None and not there.flags & DEAD:
             parent, name = there.names[0]
-            self.record.mark(there.slot, FORGOTTEN)
             self.handle_table.add(nodeid, parent, name, there.ino, bool(there.flags & LINKED), slot=there.slot)
         else:
             self.record.drop(there.slot)
@@ -400,8 +399,6 @@ class NodeTable:
                 gone = at.dead if isinstance(at, DirNode) else at.is_dead
                 if not gone:
                     linked = isinstance(at, FileNode) and at.links is not None and at.links.inode is not None
-                    if slot and self.record is not None:
-                        self.record.mark(slot, FORGOTTEN)
                     self.handle_table.add(at.nodeid, at.parent.nodeid, at.name, at.ino, linked, slot=slot)
                     slot = 0
             if slot and self.record is not None:
