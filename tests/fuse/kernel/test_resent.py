@@ -1,0 +1,139 @@
+"""A daemon dies before its answer has reached the kernel, which sends the request again: it is done once, and the
+program gets the answer of the first time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.core.children import KILLED, in_child
+from tests.fuse.kernel import wire
+from tests.fuse.kernel.dispatched_union import Served
+from tests.fuse.kernel.wire import ROOT
+from unionfs.core import takeover
+from unionfs.core.node_record import NodeRecord
+from unionfs.fuse.kernel import abi
+from unionfs.fuse.kernel.dispatch import Dispatcher
+from unionfs.fuse.kernel.session import Kept
+
+ExpectLog = Callable[[str], AbstractContextManager[list[str]]]
+
+_UNIQUE = 42
+_F = 2
+"""The id of f: the first after the root's, when it is looked up first."""
+_RESENT = _UNIQUE | abi.UNIQUE_RESEND
+_MADE = {
+    "mknod": (wire.MKNOD, struct.pack("=IIII", 0o100640, 0, 0, 0) + b"new\0"),
+    "mkdir": (wire.MKDIR, struct.pack("=II", 0o750, 0) + b"new\0"),
+    "symlink": (wire.SYMLINK, b"new\0" + b"target\0"),  # the name first
+    "link": (wire.LINK, struct.pack("=Q", _F) + b"new\0"),
+}
+_REMOVED = {
+    "unlink": (wire.UNLINK, b"up\0"),
+    "rmdir": (wire.RMDIR, b"empty\0"),
+    "rename": (wire.RENAME, struct.pack("=Q", ROOT) + b"up\0moved\0"),
+}
+
+
+class _Lives:
+    """A union with a record, of which a child process may live the first life; this process then takes over."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self._kept = Kept(NodeRecord(), NodeRecord())
+        takeover.keep_record(served.union, self._kept.record)
+        served.session.keep(self._kept)
+        served.dispatcher = Dispatcher(served.union, served.session)
+
+    def first(self, *requests: bytes, until_done: bool) -> None:
+        """Serve the requests in a process that dies with the last one done. Not `until_done`: it is not known to be."""
+        outcome = in_child(lambda: self._live(requests, until_done))
+        assert outcome.error is None, outcome.error
+        assert outcome.status == KILLED
+
+    def _live(self, requests: tuple[bytes, ...], until_done: bool) -> None:
+        if not until_done:
+            self._kept.record.finish = lambda is_done: None  # type: ignore[method-assign]
+        for request in requests:
+            assert self.served.ask(request).error == 0
+        os._exit(KILLED)
+
+    def take_over(self) -> None:
+        self._kept.changes = takeover.take_over(self.served.union)
+        self._kept.continues = True
+        self.served.dispatcher = Dispatcher(self.served.union, self.served.session)
+
+
+def _lookup(name: bytes, unique: int = 2) -> bytes:
+    return wire.request(wire.LOOKUP, ROOT, name + b"\0", unique=unique)
+
+
+@pytest.mark.parametrize("until_done", [True, False])
+@pytest.mark.parametrize("what", _MADE)
+def test_what_was_made_is_answered_as_made(served: Served, what: str, until_done: bool) -> None:
+    lives = _Lives(served)
+    opcode, body = _MADE[what]
+    lives.first(_lookup(b"f"), wire.request(opcode, ROOT, body, unique=_UNIQUE), until_done=until_done)
+    st = os.lstat(served.upper / "new")
+    lives.take_over()
+    answer = served.ask(wire.request(opcode, ROOT, body, unique=_RESENT))
+    assert (answer.error, answer.unique) == (0, _RESENT)
+    entry = wire.entry_out(answer.body)
+    assert (entry.attr.mode, entry.attr.nlink) == (st.st_mode, st.st_nlink)
+    assert os.lstat(served.upper / "new").st_ino == st.st_ino
+    if what == "symlink":
+        assert served.ask(wire.request(wire.READLINK, entry.nodeid)).body == b"target"
+    if what == "link":
+        assert entry.nodeid == _F
+    assert served.ask(wire.request(opcode, ROOT, body, unique=_UNIQUE + 2)).error == errno.EEXIST
+
+
+@pytest.mark.parametrize("until_done", [True, False])
+@pytest.mark.parametrize("what", _REMOVED)
+def test_what_was_removed_is_answered_as_removed(served: Served, what: str, until_done: bool) -> None:
+    (served.upper / "empty").mkdir()
+    lives = _Lives(served)
+    opcode, body = _REMOVED[what]
+    lives.first(_lookup(b"up"), wire.request(opcode, ROOT, body, unique=_UNIQUE), until_done=until_done)
+    lives.take_over()
+    assert served.ask(wire.request(opcode, ROOT, body, unique=_RESENT)).error == 0
+    assert served.ask(wire.request(opcode, ROOT, body, unique=_UNIQUE + 2)).error == errno.ENOENT
+
+
+def test_the_first_sending_of_a_request_is_not_answered_as_done(served: Served) -> None:
+    """EEXIST of a request that no daemon has begun is the truth."""
+    lives = _Lives(served)
+    lives.first(_lookup(b"f"), until_done=True)
+    lives.take_over()
+    request = wire.request(wire.SYMLINK, ROOT, b"f\0target\0", unique=_RESENT)
+    assert served.ask(request).error == errno.EEXIST
+
+
+@pytest.mark.parametrize("until_done", [True, False])
+def test_attributes_are_set_and_removed_once(served: Served, until_done: bool) -> None:
+    lives = _Lives(served)
+    layout = abi.SETXATTR_IN.pack(1, 1, 0, 0)  # XATTR_CREATE
+    put = wire.request(wire.SETXATTR, 2, layout + b"user.k\0v", unique=_UNIQUE)
+    lives.first(_lookup(b"up"), put, until_done=until_done)
+    assert os.getxattr(served.upper / "up", "user.k") == b"v"
+    lives.take_over()
+    again = wire.request(wire.SETXATTR, 2, layout + b"user.k\0v", unique=_RESENT)
+    assert served.ask(again).error == 0
+    assert served.ask(wire.request(wire.SETXATTR, 2, layout + b"user.k\0v", unique=60)).error == errno.EEXIST
+    assert served.ask(wire.request(wire.REMOVEXATTR, 2, b"user.k\0", unique=62)).error == 0
+    assert served.ask(wire.request(wire.REMOVEXATTR, 2, b"user.k\0", unique=64)).error == errno.ENODATA
+
+
+def test_a_request_of_which_daemons_die_is_refused(served: Served, expect_log: ExpectLog) -> None:
+    lives = _Lives(served)
+    lives.first(_lookup(b"f"), until_done=True)
+    lives._kept.refused = _UNIQUE
+    lives.take_over()
+    with expect_log("GETATTR is answered EIO"):
+        assert served.ask(wire.request(wire.GETATTR, ROOT, bytes(16), unique=_RESENT)).error == errno.EIO
+    assert served.ask(wire.request(wire.GETATTR, ROOT, bytes(16), unique=_UNIQUE + 2)).error == 0
