@@ -75,6 +75,7 @@ def test_anything_else_is_refused(path: tuple[str, ...], value: Any, why: str) -
 def test_a_field_that_is_newer_than_the_record_has_its_default() -> None:
     values = json.loads(record.to_json(CONTAINER))
     assert values["config"]["rootfs"].pop("passthrough") is False
+    assert values["config"]["rootfs"].pop("keeper") is True
     assert record.from_json(CONTAINER.root, CONTAINER.id, json.dumps(values)) == CONTAINER
 
 

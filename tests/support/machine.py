@@ -55,11 +55,19 @@ def _kernel_has_fuse() -> bool:
     return "\tfuse\n" in Path("/proc/filesystems").read_text()
 
 
+def lacks_keeper() -> str:
+    """Why no mount can outlive its daemon here; empty if one can."""
+    return "" if _kernel_release() >= (6, 9) else "the kernel has no FUSE_NOTIFY_RESEND (since Linux 6.9)"
+
+
 def lacks_passthrough() -> str:
     """Why FUSE passthrough cannot be had here; empty if it can."""
-    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-    if release < (6, 9):
+    if _kernel_release() < (6, 9):
         return "the kernel has no FUSE passthrough (since Linux 6.9)"
     if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
         return "FUSE passthrough is for root of the machine"
     return ""
+
+
+def _kernel_release() -> tuple[int, ...]:
+    return tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])

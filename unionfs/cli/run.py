@@ -219,6 +219,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
             whiteout=arguments.whiteout,
             durability=arguments.durability,
             passthrough=_passthrough(arguments),
+            keeper=not arguments.no_keeper,
         ),
         mounts=mount_flags.mounts_of(arguments),
         network=network_flags.network_of(arguments),
@@ -347,11 +348,21 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         action="store_true",
         help="let the kernel read and write the files of the image itself (see unionfs mount); for root of the machine",
     )
+    add_no_keeper(made)
     add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print what would be done")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     remote_flags.add(made)
     return made
+
+
+def add_no_keeper(made: Parser) -> None:
+    """Add the flag to the parser of a verb that makes containers."""
+    made.add_argument(
+        "--no-keeper",
+        action="store_true",
+        help="leave no process that has the union's next daemon continue when one dies: the container would end",
+    )
 
 
 def environment(arguments: Namespace) -> tuple[tuple[str, str], ...]:

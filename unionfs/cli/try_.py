@@ -87,6 +87,7 @@ def _parser() -> Parser:
     add("-w", "--workdir", metavar="DIR", help="where the command starts (default: here)")
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
+    run.add_no_keeper(parser)
     add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print what would be done")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
@@ -115,7 +116,7 @@ def config_of(arguments: Namespace) -> ContainerConfig:
             interactive=True,
             terminal=os.isatty(0) and os.isatty(1),
         ),
-        rootfs=RootFilesystem(lowers=("/",), transport=arguments.transport),
+        rootfs=RootFilesystem(lowers=("/",), transport=arguments.transport, keeper=not arguments.no_keeper),
         mounts=Mounts(volumes=volumes),
         network=Network(private=arguments.network == "none"),
         kind="try",

@@ -32,11 +32,12 @@ class RootFilesystem(NamedTuple):
     whiteout: str = "aufs"
     durability: str = "normal"
     passthrough: bool = False  # core.options.Options.passthrough
+    keeper: bool = True  # daemon_options.DaemonOptions.keeper
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """Those that records of earlier versions do not have."""
-        return ("passthrough",)
+        return ("passthrough", "keeper")
 
     @property
     def shows_host(self) -> bool:

@@ -126,9 +126,18 @@ def _mount_union(
     parent = parents.pop() if parents and driver == FUSE else None
     try:
         union = union_options(container, lowers, directory, driver)
-        transport = container.config.rootfs.transport
+        rootfs = container.config.rootfs
         request = MountRequest(
-            union, directory, container.root, container.name, container.daemon_log, transport, debug, warn, parent
+            union,
+            directory,
+            root=container.root,
+            name=container.name,
+            log=container.daemon_log,
+            transport=rootfs.transport,
+            debug=debug,
+            warn=warn,
+            keeper=rootfs.keeper,
+            parent=parent,
         )
         by_name(driver).mount(request, rootfs_mounts)
     except OptionError as error:

@@ -40,6 +40,7 @@ class MountRequest(NamedTuple):
     transport: str
     debug: bool = False
     warn: Callable[[str], None] = lambda _: None  # called with what the user should know
+    keeper: bool = True  # another daemon continues when the union's dies
     parent: Parent | None = None  # that may fork a daemon, reached before this process entered its namespaces
 
     @property

@@ -26,6 +26,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
         transport=request.transport,
         mount=MountOptions(source=f"unionfs:{request.name}", allow_other=True),
         serve=ServeOptions(passthrough=request.union.passthrough),
+        keeper=request.keeper,
         log=request.log,
         debug=request.debug,
         lifeline_fd=rootfs_mounts.lifeline_fd,
