@@ -18,6 +18,7 @@ BEGIN: Final = "<!-- results: begin (python -m benchmarks.suite --markdown bench
 END: Final = "<!-- results: end -->"
 
 _AGAINST: Final = (systems.FUSE_OVERLAYFS, systems.OVERLAYFS)
+_PROCESSOR_RATIO: Final = f"CPU, ours / {systems.FUSE_OVERLAYFS}"
 
 
 def summary(result: Result, choice: Choice, filesystem: str) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def _rows(result: Result, choice: Choice) -> list[dict[str, Any]]:
             if not values:
                 continue
             found[system] = rounds.spread(values)
+            found[system]["processor_s"] = statistics.median(one.processor_s for one in samples)
             cpu = [one.daemon_s for one in samples if one.daemon_s is not None]
             if cpu:
                 found[system]["daemon_s"] = statistics.median(cpu)
@@ -58,6 +60,9 @@ def _rows(result: Result, choice: Choice) -> list[dict[str, Any]]:
             for peer in _AGAINST
             if ours is not None and peer in found and found[peer]["median"] > 0
         }
+        peer = found.get(systems.FUSE_OVERLAYFS)
+        if ours is not None and peer is not None and peer["processor_s"] > 0:
+            rows[-1]["processor_ratio"] = ours["processor_s"] / peer["processor_s"]
     return rows
 
 
@@ -115,6 +120,8 @@ def _columns(found: Mapping[str, Any]) -> list[str]:
     columns = ["", *found["systems"]]
     columns += [f"ours / {peer}" for peer in _AGAINST if peer in found["systems"]]
     columns += [f"CPU of {system}" for system in found["systems"] if _has_daemon(found, system)]
+    if systems.FUSE_OVERLAYFS in found["systems"]:
+        columns.append(_PROCESSOR_RATIO)
     if any("messages" in figures for row in found["rows"] for figures in row["systems"].values()):
         columns.append("messages")
     return columns
@@ -129,13 +136,21 @@ def _cells(found: Mapping[str, Any]) -> list[list[str]]:
         cells += [f"{row['ratios'][peer]:.2f}" if peer in row["ratios"] else "" for peer in peers]
         for system in found["systems"]:
             if _has_daemon(found, system):
-                spent = row["systems"].get(system, {}).get("daemon_s")
-                cells.append("" if spent is None else f"{spent:.2f} s")
+                cells.append(_processor_time(row["systems"].get(system)))
+        if _PROCESSOR_RATIO in _columns(found):
+            cells.append(f"{row['processor_ratio']:.2f}" if "processor_ratio" in row else "")
         if "messages" in _columns(found):
             counted = row["systems"].get(systems.OURS, {}).get("messages")
             cells.append("" if counted is None else str(sum(counted.values())))
         table.append(cells)
     return table
+
+
+def _processor_time(figures: Mapping[str, Any] | None) -> str:
+    """The processor time of programs and daemon, and how much of it the daemon's is."""
+    if figures is None or "daemon_s" not in figures:
+        return ""
+    return f"{figures['processor_s']:.2f} ({figures['daemon_s']:.2f}) s"
 
 
 def _has_daemon(found: Mapping[str, Any], system: str) -> bool:

@@ -7,6 +7,7 @@ started, not the run. The child times itself, so starting it is not measured.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from unionfs.bench import child, run_directory, systems
 from unionfs.bench.child import FailedError
 from unionfs.bench.systems import Branches, Mounted
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _START_S = 30.0  # for a daemon to mount, and to end
 
@@ -58,9 +58,18 @@ def look_at_root(context: Context) -> None:
 def _run_phase(workload: Workload, phase: Phase, mount: Mounted, context: Context) -> Sample | None:
     """The sample of a phase; None of one without a name."""
     before = _DaemonState.read(mount, bool(phase.name))
-    wall_s, reported = in_child(phase.act, context, workload.timeout_s)
+    timed = in_child(phase.act, context, workload.timeout_s)
     after = _DaemonState.read(mount, bool(phase.name))
-    return after.since(before, wall_s, reported, mount.mount_s) if phase.name else None
+    return after.since(before, timed, mount.mount_s) if phase.name else None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a child process measured of an act."""
+
+    wall_s: float
+    processor_s: float  # of the child and of all processes that it waited for, user and system
+    reported: float | None  # what the act returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +88,12 @@ class _DaemonState:
         messages = _messages(mount.merged) if count else None
         try:
             fields = Path(f"/proc/{mount.daemon}/stat").read_text().rpartition(")")[2].split()
+            cpu_s = time.clock_gettime(_processor_clock(mount.daemon))
         except OSError:
             raise FailedError("its daemon died") from None
-        return cls((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE, messages)
+        return cls(cpu_s, int(fields[21]) * _PAGE, messages)
 
-    def since(self, before: _DaemonState, wall_s: float, reported: float | None, mount_s: float) -> Sample:
+    def since(self, before: _DaemonState, timed: Timed, mount_s: float) -> Sample:
         """Return the sample of what happened between `before` and now."""
         cpu_s = growth = messages = None
         if self.cpu_s is not None and before.cpu_s is not None:
@@ -94,7 +104,12 @@ class _DaemonState:
             old = before.messages
             messages = {name: count - old.get(name, 0) for name, count in self.messages.items()}
             messages = {name: count for name, count in messages.items() if count > 0}
-        return Sample(wall_s, cpu_s, growth, mount_s, reported, messages)
+        return Sample(timed.wall_s, timed.processor_s, cpu_s, growth, mount_s, timed.reported, messages)
+
+
+def _processor_clock(pid: int) -> int:
+    """The number of the clock that counts the processor time of a process, as clock_getcpuclockid(3) makes it."""
+    return ~pid << 3 | 2
 
 
 def _messages(merged: Path) -> dict[str, int] | None:
@@ -123,16 +138,23 @@ def _plain_directory(workload: Workload, branches: Branches) -> Path:
     return branches.merged
 
 
-def in_child(act: Act | Callable[[Context], None], context: Context, timeout_s: float) -> tuple[float, float | None]:
-    """Run `act` in a child process; return the seconds it took by its own clock, and its result.
+def in_child(act: Act | Callable[[Context], None], context: Context, timeout_s: float) -> Timed:
+    """Run `act` in a child process.
 
     Raises: FailedError when it fails or does not end in time.
     """
 
-    def timed() -> tuple[float, float | None]:
-        began_ns = time.perf_counter_ns()
+    def timed() -> tuple[float, float, float | None]:
+        before_s, began_ns = _own_processor_s(), time.perf_counter_ns()
         reported = act(context)
-        return (time.perf_counter_ns() - began_ns) / 1e9, reported
+        wall_s = (time.perf_counter_ns() - began_ns) / 1e9
+        return wall_s, _own_processor_s() - before_s, reported
 
-    wall_s, reported = child.call(timed, timeout_s)
-    return wall_s, reported
+    wall_s, processor_s, reported = child.call(timed, timeout_s)
+    return Timed(wall_s, processor_s, reported)
+
+
+def _own_processor_s() -> float:
+    """The processor time of this process and of the children that it has waited for, user and system."""
+    found = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in found)

@@ -7,11 +7,13 @@ session: fresh branches, fresh mount, all phases, everything unmounted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -164,13 +166,33 @@ def main(argv: Sequence[str] | None = None, *, only: Workload | Sequence[Workloa
             filesystem = filesystems.fstype_of(directory)
             if os.geteuid() == 0:  # else a container that starts meanwhile keeps a copy of our mounts, and our daemons
                 child.enter_namespaces(directory, in_user_namespace=False)
-            result = run(choice, directory, (lambda _: None) if quiet else table.progress)
+            with hogs(arguments.hogs):
+                result = run(choice, directory, (lambda _: None) if quiet else table.progress)
     except KeyboardInterrupt:
         print("\nstopped; nothing is left mounted", file=sys.stderr)
         return 130
-    found = report.summary(result, choice, filesystem)
+    found = {**report.summary(result, choice, filesystem), "hogs": arguments.hogs}
     _write(found, arguments)
     return 0
+
+
+@contextlib.contextmanager
+def hogs(count: int) -> Iterator[None]:
+    """Have `count` processes use a processor each."""
+    started = []
+    try:
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                child.die_with_parent()
+                while True:
+                    pass
+            started.append(pid)
+        yield
+    finally:
+        for pid in started:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.Namespace:
@@ -185,6 +207,7 @@ def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.
     add("--pyfuse3", action="store_true", help="with our transport behind libfuse, too")
     add("--passthrough", action="store_true", help="with our --passthrough, too")
     add("--rounds", metavar="N", type=int)
+    add("--hogs", metavar="N", type=int, default=0, help="beside N processes that only use a processor")
     add("--scale", metavar="FACTOR", type=float, help="size of the workloads (default: 1)")
     add("--json", metavar="FILE", help="write everything that was measured")
     add("--plots", metavar="DIR", help="write PNG and SVG pictures")

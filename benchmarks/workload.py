@@ -39,11 +39,17 @@ class Sample:
     """One run of one phase."""
 
     wall_s: float
+    client_s: float = 0.0  # processor time of the programs that did the work, user and system
     daemon_s: float | None = None  # processor time of the FUSE daemon, user and system; None: there is no daemon
     daemon_growth: int | None = None  # how many bytes of memory the daemon gained
     mount_s: float = 0.0  # what the mount command took
     reported: float | None = None  # the figure that the phase measured itself and returned
     messages: Mapping[str, int] | None = None  # requests the daemon got, by the kernel's name; None: not counted
+
+    @property
+    def processor_s(self) -> float:
+        """The processor time of the programs and of the daemon, user and system."""
+        return self.client_s + (self.daemon_s or 0.0)
 
 
 Act = Callable[[Context], float | None]

@@ -83,6 +83,7 @@ def test_it_runs_on_every_system(name: str, scratch: Path, fuse_device: Path) ->
             assert list(row["systems"]) == wanted
             for system, figures in row["systems"].items():
                 assert figures["least"] <= figures["median"] <= figures["most"]
+                assert figures["processor_s"] >= 0
                 assert ("daemon_s" in figures) == (system not in (systems.NATIVE, systems.OVERLAYFS))
             assert "messages" in row["systems"][systems.OURS]
 
@@ -95,6 +96,19 @@ _EXPECTED = {
     "this kernel has no overlayfs",
     *(why for workload in suite.all_workloads() for why in workload.without.values()),
 }
+
+
+def test_hogs_use_processors_and_end() -> None:
+    before = _children()
+    with suite.hogs(2):
+        added = _children() - before
+        assert len(added) == 2
+        assert {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in added} == {"R"}
+    assert not _children() & added
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def test_unpacking_beside_tar(scratch: Path) -> None:
