@@ -132,7 +132,8 @@ def test_an_upper_that_is_used_elsewhere(user: User, scratch: Path, killed: bool
     def in_directory(script: str) -> str:  # which others than its user cannot even enter
         return user.run(["sh", "-c", f"cd {merged}; {script}"]).stdout
 
-    with mounted([lower], merged, user=user, transport="kernel", upper=upper, work=work):
+    last_words = "the keeper .* was killed" if killed else None  # the daemon may live long enough to log it
+    with mounted([lower], merged, user=user, transport="kernel", upper=upper, work=work, expected_log=last_words):
         in_directory("mv d e; echo new >g; chmod 640 g")
         if killed:
             _kill(_daemons_of(scratch))
