@@ -285,7 +285,7 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
 
 
 def _has_keeper(options: DaemonOptions, traffic: Traffic) -> bool:
-    return options.keeper and not options.watch and not options.serve.passthrough and traffic.has_resend
+    return options.keeper and not options.watch and traffic.has_resend
 
 
 def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
@@ -315,6 +315,7 @@ def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
         began = time.perf_counter()
         try:
             kept.changes, kept.refused, kept.continues = takeover.take_over(union), life.refused, True
+            kept.unanswered = takeover.unanswered(union)
         except DamagedError:
             raise
         except Exception:  # noqa: BLE001 - the keeper tries again

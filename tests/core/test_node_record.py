@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.core.stack import Stack
 from unionfs.core import takeover
-from unionfs.core.node_record import DEAD, LINKED, LIVE, DamagedError, NodeRecord, RecordedNode
+from unionfs.core.node_record import DEAD, LINKED, LIVE, OPEN, OPENED, DamagedError, NodeRecord, OpenFile, RecordedNode
 
 _MIB = 1 << 20
+_AREA = 128 << 10
 
 
 def _of(node: RecordedNode) -> tuple[int, int, int, int, list[tuple[int, bytes]]]:
@@ -27,7 +29,7 @@ def test_what_is_read_is_what_was_written() -> None:
     record = NodeRecord()
     written = [
         (0, 2, 1, 1 << 63, [(1, b"a")]),
-        (LINKED, 3, 7, 12, [(1, b"x" * 255), (2, b""), (2, b"12345678")]),
+        (LINKED, 3, 7, 12, [(1, b"x" * 255), (2, b"1"), (2, b"12345678")]),
         (DEAD, 1 << 60, 0, 0, [(0, b"")]),
     ]
     for entry in written:
@@ -64,14 +66,84 @@ def test_what_was_not_finished_does_not_count() -> None:
 def test_a_new_area_counts_from_its_end_on() -> None:
     record = NodeRecord()
     record.put(0, 2, 1, 2, [(1, b"a")])
-    record.begin_area()
-    record.put(0, 2, 1, 2, [(1, b"new")])
-    assert _loaded(record) == [(0, 2, 1, 2, [(1, b"a")])]  # died before the end
+
+    def died() -> None:
+        record.put(0, 2, 1, 2, [(1, b"new")])
+        raise ZeroDivisionError
+
+    record.put_again = died
+    with pytest.raises(ZeroDivisionError):
+        record.compact()
+    assert _loaded(record) == [(0, 2, 1, 2, [(1, b"a")])]
     for number in range(5):
-        record.begin_area()
-        record.put(0, 2, number, 2, [(1, b"new")])
-        record.end_area()
+        record.put_again = partial(_put_new, record, number)
+        record.compact()
         assert _loaded(record) == [(0, 2, number, 2, [(1, b"new")])]
+
+
+def _put_new(record: NodeRecord, nlookup: int) -> None:
+    record.put(0, 2, nlookup, 2, [(1, b"new")])
+
+
+def test_ids_that_a_node_had_before_stand_behind_its_names() -> None:
+    record = NodeRecord()
+    record.put(LINKED, 9, 2, 5, [(1, b"a"), (1, b"b"), (3, b""), (7, b"")])
+    record.put(DEAD, 10, 2, 5, [(0, b""), (8, b"")])
+    (linked, dead) = record.load()[1]
+    assert (linked.names, linked.former) == ([(1, b"a"), (1, b"b")], [3, 7])
+    assert (dead.names, dead.former) == ([(0, b"")], [8])
+
+
+def test_open_files_are_no_nodes() -> None:
+    record = NodeRecord()
+    for nodeid in (2, 3):
+        opened = OpenFile(nodeid, 70 + nodeid, (64769, 1 << 60), count=1)
+        record.opens[nodeid] = opened
+        record.put_open(opened)
+    record.opens[2].count, record.opens[2].writers = 5, 4
+    record.count_opens(record.opens[2])
+    record.drop(record.opens[3].slot)
+    for _ in range(2):
+        assert record.load()[1] == []
+        (found,) = record.opens.values()
+        assert (found.nodeid, found.backing_id, found.identity) == (2, 72, (64769, 1 << 60))
+        assert (found.count, found.writers) == (5, 4)
+        record.put_again = lambda: None
+        record.compact()
+
+
+def test_backing_ids_that_a_death_has_left() -> None:
+    record = NodeRecord()
+    record.backing_given(5)
+    record.opens[2] = OpenFile(2, 5, (1, 1), count=1)
+    assert record.lost_backing_ids() == [6]
+    record.backing_closing(5)
+    assert record.lost_backing_ids() == [6]  # died before it was dropped: it is used
+    del record.opens[2]
+    assert record.lost_backing_ids() == [6, 5]
+
+
+def test_what_the_last_request_has_counted_is_noted() -> None:
+    record = NodeRecord()
+    record.serve(1 << 40)
+    for note in (2, 3, 4 | OPENED):
+        record.note(note)
+    assert record.notes().are_for(1 << 40)
+    assert record.notes().notes == [2, 3, 4 | OPENED]
+    record.unnote(3)  # not the last
+    record.unnote(4 | OPENED)
+    assert record.notes().notes == [2, 3]
+    record.serve(8)
+    assert record.notes().are_for(1 << 40)  # it has counted nothing
+    record.note(7)
+    assert record.notes().notes == [7]
+    assert (record.notes().are_for(8), record.notes().are_for(1 << 40)) == (True, False)
+    for _ in range(20_000):
+        record.note(1)
+    assert len(record.notes().notes) == 12288
+    record.begin(8)  # is not overwritten
+    assert record.changes() == {8: False}
+    assert record.put(0, 2, 1, 2, [(1, b"a")]) > 12288 * 8
 
 
 def test_changes_are_known_to_be_begun_or_done() -> None:
@@ -102,7 +174,13 @@ def test_a_rename_is_kept_until_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value", "why"),
-    [(0, 1, "version"), (8, 4096, "begins"), (8, 1 << 40, "begins"), (8192, 16 << 8 | LIVE, "16 bytes")],
+    [
+        (0, 1, "version"),
+        (8, 4096, "begins"),
+        (8, 1 << 40, "begins"),
+        (_AREA, 16 << 8 | LIVE, "16 bytes"),
+        (_AREA, 56 << 8 | LIVE | OPEN, "an open file of node 2 has 1 numbers"),
+    ],
 )
 def test_a_damaged_record_is_refused(offset: int, value: int, why: str) -> None:
     record = NodeRecord()
@@ -115,7 +193,7 @@ def test_a_damaged_record_is_refused(offset: int, value: int, why: str) -> None:
 def test_names_that_do_not_fit_are_refused() -> None:
     record = NodeRecord()
     record.put(0, 2, 1, 2, [(1, b"a")])
-    record._mm[8192 + 40 : 8192 + 48] = struct.pack("=Q", 900)
+    record._mm[_AREA + 40 : _AREA + 48] = struct.pack("=Q", 900)
     with pytest.raises(DamagedError, match="longer than its entry"):
         record.load()
 

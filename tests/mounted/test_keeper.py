@@ -54,7 +54,7 @@ def _keeper(stand: MountedSubject) -> int:
     return chaos.keeper(f"{stand.base}/")
 
 
-def _kill_daemon(keeper: int) -> None:
+def kill_daemon(keeper: int) -> None:
     """Kill the daemon of a keeper, and wait until there is another one."""
     before = chaos.wait_for_daemon(keeper)
     os.kill(before, signal.SIGKILL)
@@ -94,7 +94,7 @@ def _use_across_a_death(keeper: int) -> None:
     nameless = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600)
     os.write(nameless, b"nameless")
     for _ in range(3):
-        _kill_daemon(keeper)
+        kill_daemon(keeper)
         same(os.pread(fds["low"], 99, 0), b"beneath")
         same(os.pread(fds["d/e/x"], 99, 0), b"2")
         same(os.pread(fds["f"], 99, 0), b"hello")
@@ -112,7 +112,7 @@ def _use_across_a_death(keeper: int) -> None:
         same(read("big")[:3], b"ABz")
     os.write(fds_up := os.open("h1", os.O_WRONLY), b"LINK")
     os.close(fds_up)
-    _kill_daemon(keeper)
+    kill_daemon(keeper)
     same((read("h1"), read("h2"), os.pread(fds["h1"], 9, 0)), (b"LINK", b"LINK", b"LINK"))
     rest = [entry.name for entry in listing]
     assert {first, *rest} <= {"e", "g", "low"}, (first, rest)
@@ -123,7 +123,7 @@ def _use_across_a_death(keeper: int) -> None:
 def test_a_database_under_kills(stand: MountedSubject) -> None:
     killer = chaos.Killer(_keeper(stand), "30-120").start()
     try:
-        stand.run(_transactions, timeout_s=120)
+        stand.run(transactions, timeout_s=120)
     finally:
         kills = killer.stop()
     assert kills > 0
@@ -135,7 +135,7 @@ def test_a_database_under_kills(stand: MountedSubject) -> None:
     stand.unmount()
 
 
-def _transactions() -> None:
+def transactions() -> None:
     for mode in ("wal", "delete"):
         database = sqlite3.connect(f"{mode}.db", isolation_level=None)
         database.execute(f"pragma journal_mode={mode}")

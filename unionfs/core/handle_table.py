@@ -110,7 +110,7 @@ class HandleTable:
             self.taken[nodeid] = slot
         return nodeid
 
-    def compact(self, record: NodeRecord) -> None:
+    def put_again(self, record: NodeRecord) -> None:
         """Put the entries of all nodes into a new area of the record."""
         for nodeid, node in self._nodes.items():
             if node.slot:

@@ -149,6 +149,7 @@ class NodeTable:
         """Nodes that the daemon before has left, by id, until they are made again; see core.takeover."""
         self.recorded_ids: dict[tuple[int, bytes], int] = {}  # place (id of the parent, name) -> id of such a node
         self._recorded_below: dict[int, int] = {}  # id -> number of such nodes of which it is the parent
+        self._recorded_former: dict[int, int] = {}  # id that such a node had before -> its id
         self.remake: Callable[[int], Node] | None = None  # makes such a node; set once, by core.takeover
         self.forget_recorded: Callable[[int, int], None] | None = None  # takes a FORGET of one; set once, likewise
 
@@ -183,6 +184,10 @@ class NodeTable:
             there = self.take_recorded(node.nodeid)
             if there is not None:
                 node.nlookup, node.slot = there.nlookup, there.slot
+                if there.former:
+                    self._former[node.nodeid] = there.former
+                    for former in there.former:
+                        self._nodes[former] = node
         if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
             node.parent.children[node.name] = node
         if self.handle_table is not None and self.handle_table.taken and not node.slot:
@@ -194,8 +199,9 @@ class NodeTable:
         try:
             return self._nodes[nodeid]
         except KeyError:
-            if nodeid in self.recorded and self.remake is not None:
-                return self.remake(nodeid)
+            now = self.recorded_id(nodeid)
+            if now in self.recorded and self.remake is not None:
+                return self.remake(now)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def file(self, nodeid: int) -> FileNode:
@@ -219,9 +225,9 @@ class NodeTable:
     def known(self, nodeid: int) -> Node | None:
         """Return the node of an id, made again if the daemon before has left it; else None."""
         node = self._nodes.get(nodeid)
-        if node is None and nodeid in self.recorded and self.remake is not None:
+        if node is None and self.recorded_id(nodeid) in self.recorded and self.remake is not None:
             try:
-                return self.remake(nodeid)
+                return self.remake(self.recorded_id(nodeid))
             except OSError:
                 return None
         return node
@@ -236,6 +242,7 @@ class NodeTable:
         node.nodeid = self.new_id()
         self._nodes[node.nodeid] = node
         self._former[node.nodeid] = former
+        self.renamed(node)
 
     def _remove(self, node: Node) -> None:
         del self._nodes[node.nodeid]
@@ -245,12 +252,13 @@ class NodeTable:
     def keep(self, record: NodeRecord) -> None:
         """Record all nodes from now on. To be called while the root alone is known."""
         self.record = record
+        record.put_again = self._put_again
         record.give_id(self._next - 1)
 
     # -- the record ------------------------------------------------------------------------------------------------
 
     def told(self, node: Node) -> None:
-        """Record a node's lookup count. To be called whenever it has changed, before the kernel knows."""
+        """Record that a node was looked up once more. To be called before the kernel knows."""
         record = self.record
         if record is None:
             return
@@ -258,6 +266,12 @@ class NodeTable:
             record.count(node.slot, node.nlookup)
         elif node.nodeid != ROOT:
             self._write(record, node)
+        record.note(node.nodeid)
+
+    def forgotten(self, node: Node) -> None:
+        """Record that the kernel has forgotten lookups of a node."""
+        if node.slot and self.record is not None:
+            self.record.count(node.slot, node.nlookup)
 
     def renamed(self, node: Node) -> None:
         """Record that the names of a node have changed, or where it is without one."""
@@ -268,25 +282,35 @@ class NodeTable:
             record.drop(slot)
 
     def _write(self, record: NodeRecord, node: Node) -> None:
-        flags, names = _entry_of(node)
         for above, _ in names_of(node):
             if not above.slot and above.nodeid != ROOT:  # known for its children only
                 self._write(record, above)
-        node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
-        if record.end > record.compact_at:
-            self._compact(record)
+        self._put(record, node)
+        record.compact_if_due()
 
-    def _compact(self, record: NodeRecord) -> None:
-        record.begin_area()
+    def _put(self, record: NodeRecord, node: Node) -> None:
+        flags, names = _entry_of(node)
+        if self._former:
+            names += [(former, b"") for former in self._former.get(node.nodeid, ())]
+        node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
+
+    def put_recorded(self, there: RecordedNode) -> None:
+        """Put the entry of a node that the daemon before has left into the record again."""
+        if self.record is not None:
+            names = there.names + [(former, b"") for former in there.former]
+            there.slot = self.record.put(there.flags, there.nodeid, there.nlookup, there.ino, names)
+
+    def _put_again(self) -> None:
+        """Put all entries into a new area of the record."""
+        record = self.record
+        assert record is not None
         for there in self.recorded.values():
-            there.slot = record.put(there.flags, there.nodeid, there.nlookup, there.ino, there.names)
+            self.put_recorded(there)
         if self.handle_table is not None:
-            self.handle_table.compact(record)
-        for node in self._nodes.values():
-            if node.slot:
-                flags, names = _entry_of(node)
-                node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
-        record.end_area()
+            self.handle_table.put_again(record)
+        for nodeid, node in self._nodes.items():
+            if node.slot and nodeid == node.nodeid:
+                self._put(record, node)
 
     def load(self) -> None:
         """Continue with the nodes in the record. Raises: node_record.DamagedError."""
@@ -300,6 +324,12 @@ class NodeTable:
                 record.drop(before.slot)
             if not there.flags & FORGOTTEN:
                 self.recorded[there.nodeid] = there
+        for there in list(self.recorded.values()):
+            for former in there.former:
+                self._recorded_former[former] = there.nodeid
+                before = self.recorded.pop(former, None)
+                if before is not None:  # it had just been renumbered
+                    record.drop(before.slot)
         for there in self.recorded.values():
             self.place_recorded(there)
         if forgotten:
@@ -311,6 +341,10 @@ class NodeTable:
                     (parent, name) = there.names[0]
                     linked = bool(there.flags & LINKED)
                     self.handle_table.add(there.nodeid, parent, name, there.ino, linked, slot=there.slot)
+
+    def recorded_id(self, nodeid: int) -> int:
+        """Return the present id of a node that the daemon before has left, if it had another one before."""
+        return self._recorded_former.get(nodeid, nodeid) if self._recorded_former else nodeid
 
     def place_recorded(self, there: RecordedNode) -> None:
         """Let the names of a recorded node lead to its id."""
@@ -324,7 +358,11 @@ class NodeTable:
     def take_recorded(self, nodeid: int) -> RecordedNode | None:
         """Remove a node from those that the daemon before has left; None: it is not there."""
         there = self.recorded.pop(nodeid, None)
-        if there is None or there.flags & DEAD:
+        if there is None:
+            return None
+        for former in there.former:
+            self._recorded_former.pop(former, None)
+        if there.flags & DEAD:
             return there
         for place in there.names:
             if self.recorded_ids.get(place) == nodeid:
@@ -340,6 +378,7 @@ class NodeTable:
     def subtract_recorded(self, nodeid: int, count: int) -> RecordedNode | None:
         """Subtract `count` from the lookup count of a node that the daemon before has left. Returns it if that is zero
         now: it is removed."""
+        nodeid = self.recorded_id(nodeid)
         there = self.recorded.get(nodeid)
         if there is None or self.record is None:
             return None

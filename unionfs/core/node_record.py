@@ -1,20 +1,23 @@
 """The record of nodes in shared memory, from which the next daemon continues when this one dies (core.takeover).
 
-Holds what the kernel has been told of each node: id, lookup count, inode number, names. It is written before the kernel
-is told, so that no count in it is ever too low. Besides: ids given out, the requests that must not be done twice, the
-rename in progress, counters. The process may die at any instruction: every entry is valid from one store of 8 bytes on.
+Holds what the kernel has been told of each node: id, lookup count, inode number, names; and under passthrough the open
+files. It is written before the kernel is told, so that no count in it is ever too low. What the request in hand has
+counted is noted: if the kernel sends it again, it never got the answer, and the counts are taken back. Besides: ids
+given out, the requests that must not be done twice, the rename in progress, counters. The process may die at any
+instruction: every entry is valid from one store of 8 bytes on.
 
-    header    8 KiB; words of 8 bytes, see the constants below
+    header    128 KiB; words of 8 bytes, see the constants below
     area      entries, one after the other, from the offset that the header names, until a word that is zero
 
 An area is never shortened. When half of it is entries of nodes that are gone, all others are written into a new area
-(`begin_area`, `end_area`), and one store in the header replaces the old one. Knows numbers and bytes, not nodes.
+(`compact`), and one store in the header replaces the old one. Knows numbers and bytes, not nodes.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
@@ -25,6 +28,7 @@ IN_INDEX: Final = 8  # KEY in the hard-link index
 IN_LOWERS: Final = 16  # PATH of a directory in the union of the lowers
 FORGOTTEN: Final = 32  # the kernel has forgotten it: file handles may still lead to it
 LIVE: Final = 64  # in every entry that counts
+OPEN: Final = 128  # an open file under passthrough: its numbers stand in the fields for other things, see `put_open`
 
 NAMES_MOST: Final = 32
 """Names of one node in the record at most. Others are found again by its inode."""
@@ -32,8 +36,8 @@ NAMES_MOST: Final = 32
 SIZE: Final = 1 << 30
 """Bytes of address space; memory is used for what is written only. Some ten million nodes."""
 
-_MAGIC: Final = int.from_bytes(b"unionfs\1", "little")  # the last byte is the version
-_HEADER: Final = 8192
+_MAGIC: Final = int.from_bytes(b"unionfs\2", "little")  # the last byte is the version
+_HEADER: Final = 128 << 10
 _PAGE: Final = 4096
 _SLACK: Final = 1 << 20
 
@@ -45,6 +49,9 @@ _SERVING: Final = 3  # unique of the request in hand
 _FULL: Final = 4  # not zero: something is missing
 _LIVES: Final = 5  # takeovers that are complete
 _LONGEST_WAIT: Final = 6
+_BACKING: Final = 7  # the last backing id that the kernel has given
+_CLOSING: Final = 8  # a backing id that is being given back
+_PLAIN_OPENS: Final = 9
 _LEDGER: Final = 16  # 8 words
 _RING_AT: Final = 63
 _RING: Final = 64  # uniques of the last changes; with DONE, or 0 for one that failed
@@ -53,10 +60,18 @@ _COUNTS: Final = 128  # requests by opcode
 _COUNTS_SIZE: Final = 64
 _RENAME: Final = 256  # unique; src, parent, new parent, dst, flags, lengths of the names; the names
 _NAME_ROOM: Final = 256
+_NOTED: Final = 1024  # unique << _NOTED_BITS | number of the notes; the notes: node ids, or with OPENED an open
+_NOTED_BITS: Final = 14
+_NOTED_UNIQUE: Final = (1 << (64 - _NOTED_BITS)) - 1
+_NOTES_MOST: Final = 12288  # more than entries fit a listing of 1 MiB
 
 _IDS_AHEAD: Final = 1024  # ids are reserved by so many at once
 
 DONE: Final = 1 << 62
+
+OPENED: Final = 1 << 62  # in a note: an open of the node,
+OPENED_TO_WRITE: Final = 1 << 61  # for writing
+_WRITERS: Final = 32  # bits by which the number of writers is shifted in an entry of an open file
 
 _FIELDS: Final = Struct("=QQQQQ")
 _NAME: Final = Struct("=QQ")
@@ -71,10 +86,17 @@ class DamagedError(Exception):
 class RecordedNode:
     """What the record has of a node."""
 
-    __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names")
+    __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names", "former")
 
     def __init__(
-        self, slot: int, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]
+        self,
+        slot: int,
+        flags: int,
+        nodeid: int,
+        nlookup: int,
+        ino: int,
+        names: list[tuple[int, bytes]],
+        former: list[int],
     ) -> None:
         self.slot = slot  # changed by NodeTable.compact
         self.flags = flags  # immutable
@@ -82,6 +104,37 @@ class RecordedNode:
         self.nlookup = nlookup  # changed by NodeTable
         self.ino = ino  # immutable
         self.names = names  # (node id of the parent, name), the primary one first; changed by takeover only
+        self.former = former  # ids that the node had before, and that lead to it, too; immutable
+
+
+class Notes:
+    """What a request has counted, of which the kernel may have got no answer."""
+
+    __slots__ = ("_unique", "notes")
+
+    def __init__(self, unique: int = 0, notes: list[int] | None = None) -> None:
+        self._unique = unique  # immutable
+        self.notes = notes or []  # node ids of lookups and, with OPENED, of opens
+
+    def are_for(self, unique: int) -> bool:
+        """Whether there are any, and they are those of this request."""
+        return bool(self.notes) and unique & _NOTED_UNIQUE == self._unique
+
+
+class OpenFile:
+    """A node whose file the kernel reads and writes by itself, or by messages, open at least once."""
+
+    __slots__ = ("nodeid", "backing_id", "identity", "count", "writers", "slot")
+
+    def __init__(
+        self, nodeid: int, backing_id: int, identity: tuple[int, int], count: int = 0, writers: int = 0
+    ) -> None:
+        self.nodeid = nodeid  # immutable
+        self.backing_id = backing_id  # immutable; 0: reads and writes are messages
+        self.identity = identity  # immutable: (st_dev, st_ino) of the backing file
+        self.count = count  # of opens
+        self.writers = writers  # of opens for writing
+        self.slot = 0  # of its entry in the record; belongs to NodeRecord
 
 
 class Rename:
@@ -120,7 +173,12 @@ class NodeRecord:
         self._used = 0  # bytes of entries that count
         self.compact_at = 0
         """NodeTable makes a new area when `end` is above this."""
+        self.opens: dict[int, OpenFile] = {}
+        """Under passthrough the open files by node id; each has an entry."""
+        self.put_again: Callable[[], None] | None = None  # puts all nodes again; set once, by NodeTable
         self._ring = 0
+        self._noted = 0  # notes for the request in hand
+        self._noted_for = 0  # the request in hand, shifted as in _NOTED
         self._reserved = 0  # ids below this are marked as given out
         self._before = (0, 0)  # the area that is being replaced
         self._words[_VERSION] = _MAGIC
@@ -143,7 +201,8 @@ class NodeRecord:
         return bool(self._words[_FULL])
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
-        """Add an entry. Returns its slot, never 0; 0 when there is no room."""
+        """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
+        node had before, each as the parent of a name without a byte."""
         parent, name = names[0]
         more = len(names) - 1
         length = len(name)
@@ -172,6 +231,22 @@ class NodeRecord:
         """Change the lookup count of an entry."""
         self._words[(slot >> 3) + 2] = nlookup
 
+    def note(self, note: int) -> None:
+        """Note what the request in hand has just counted: a lookup of a node, by its id, or an open (OPENED)."""
+        noted = self._noted
+        if noted < _NOTES_MOST:
+            words = self._words
+            words[_NOTED + 1 + noted] = note
+            self._noted = noted + 1
+            words[_NOTED] = self._noted_for | noted + 1
+
+    def unnote(self, note: int) -> None:
+        """Take the last note back, if it is this one, since it is no longer counted in a moment."""
+        noted = self._noted
+        if noted and self._words[_NOTED + noted] == note:
+            self._noted = noted - 1
+            self._words[_NOTED] = self._noted_for | noted - 1
+
     def mark(self, slot: int, flag: int) -> None:
         """Add a flag to an entry."""
         self._words[slot >> 3] |= flag
@@ -188,15 +263,72 @@ class NodeRecord:
             self._reserved = nodeid + _IDS_AHEAD
             self._words[_NEXT_ID] = self._reserved
 
-    def begin_area(self) -> None:
-        """Begin a new area. All entries that count are then put again, and `end_area` is called."""
+    # -- open files ------------------------------------------------------------------------------------------------
+
+    def put_open(self, opened: OpenFile) -> None:
+        """Add an entry for an open file."""
+        device, inode = opened.identity
+        counts = opened.count | opened.writers << _WRITERS
+        opened.slot = self.put(OPEN, opened.nodeid, counts, opened.backing_id, [(device, b""), (inode, b"")])
+        self.compact_if_due()
+
+    def count_opens(self, opened: OpenFile) -> None:
+        """Record how often the file is open."""
+        self.count(opened.slot, opened.count | opened.writers << _WRITERS)
+
+    def backing_given(self, backing_id: int) -> None:
+        """The kernel has given a backing id. They are counted, so one that is missing is the next."""
+        self._words[_BACKING] = backing_id
+
+    def backing_closing(self, backing_id: int) -> None:
+        """A backing id is given back, once nothing refers to it."""
+        self._words[_CLOSING] = backing_id
+
+    def lost_backing_ids(self) -> list[int]:
+        """Return the backing ids that the daemon before may have left without an entry."""
+        found = [int(self._words[_BACKING]) + 1]
+        closing = int(self._words[_CLOSING])
+        if closing and all(closing != opened.backing_id for opened in self.opens.values()):
+            found.append(closing)
+        return found
+
+    @property
+    def plain_opens(self) -> int:
+        """The number of opens without a backing file."""
+        count: int = self._words[_PLAIN_OPENS]
+        return count
+
+    def opened_plainly(self) -> None:
+        """Count an open without a backing file."""
+        self._words[_PLAIN_OPENS] += 1
+
+    # -- areas -----------------------------------------------------------------------------------------------------
+
+    def compact_if_due(self) -> None:
+        """Put all entries that count into a new area if half of this one is others'."""
+        if self._end > self.compact_at:
+            self.compact()
+
+    def compact(self) -> None:
+        """Put all entries that count into a new area."""
+        if self.put_again is None:
+            return
+        self._begin_area()
+        self.put_again()
+        for opened in self.opens.values():
+            device, inode = opened.identity
+            counts = opened.count | opened.writers << _WRITERS
+            opened.slot = self.put(OPEN, opened.nodeid, counts, opened.backing_id, [(device, b""), (inode, b"")])
+        self._end_area()
+
+    def _begin_area(self) -> None:
         self._before = (self._start, self._end)
         room = 2 * self._used + _SLACK
         start = _HEADER if _HEADER + room < self._start else _page_after(self._end + 8)
         self._start = self._end = start
         self._used = 0
 
-    def end_area(self) -> None:
+    def _end_area(self) -> None:
         """Use the new area from now on, and give back the memory of the one before."""
         self._words[_AREA] = self._start
         start, end = self._before
@@ -210,7 +342,9 @@ class NodeRecord:
     # -- requests --------------------------------------------------------------------------------------------------
 
     def serve(self, unique: int) -> None:
-        """Record the request in hand."""
+        """Record the request in hand, which has counted nothing yet."""
+        self._noted = 0
+        self._noted_for = (unique & _NOTED_UNIQUE) << _NOTED_BITS
         self._words[_SERVING] = unique
 
     @property
@@ -289,14 +423,21 @@ class NodeRecord:
         if not _HEADER <= at < SIZE or at % _PAGE:
             raise DamagedError(f"its area begins at {at}")
         self._start, self._used = at, 0
+        self.opens.clear()
         found = []
         while word := words[at >> 3]:
             size = word >> 8
             if size < _FIXED or size % 8 or at + size + 8 > SIZE:
                 raise DamagedError(f"an entry at {at} has {size} bytes")
             if word & LIVE:
-                found.append(_entry(mm, at, size, word & 0xFF))
+                there = _entry(mm, at, size, word & 0xFF)
                 self._used += size
+                if not word & OPEN:
+                    found.append(there)
+                elif len(there.names) == 2:
+                    self._found_open(there)
+                else:
+                    raise DamagedError(f"an open file of node {there.nodeid} has {len(there.names)} numbers")
             at += size
         self._end = at
         behind = _page_after(at)
@@ -307,6 +448,20 @@ class NodeRecord:
         self._ring = words[_RING_AT] % _RING_SIZE
         self._reserved = words[_NEXT_ID]
         return self._reserved, found
+
+    def _found_open(self, there: RecordedNode) -> None:
+        (device, _), (inode, _) = there.names
+        counts = there.nlookup
+        opened = OpenFile(there.nodeid, there.ino, (device, inode), counts & ((1 << _WRITERS) - 1), counts >> _WRITERS)
+        opened.slot = there.slot
+        self.opens[there.nodeid] = opened
+
+    def notes(self) -> Notes:
+        """Return the notes of the daemon before. Nothing may have been noted since."""
+        words = self._words
+        word: int = words[_NOTED]
+        count = min(word & ((1 << _NOTED_BITS) - 1), _NOTES_MOST)
+        return Notes(word >> _NOTED_BITS, list(words[_NOTED + 1 : _NOTED + 1 + count]))
 
     def changes(self) -> dict[int, bool]:
         """Return the changes that were begun, by unique: whether they are known to be done."""
@@ -338,14 +493,18 @@ def _entry(mm: Any, at: int, size: int, flags: int) -> RecordedNode:
     nodeid, nlookup, ino, parent, lengths = _FIELDS.unpack_from(mm, at + 8)
     length, more = lengths & 0xFFFFFFFF, lengths >> 32
     position = at + _FIXED
-    names = []
+    names: list[tuple[int, bytes]] = []
+    former = []
     while True:
         if position + length > at + size:
             raise DamagedError(f"the name of node {nodeid} is longer than its entry")
-        names.append((parent, bytes(mm[position : position + length])))
+        if length or not names or flags & OPEN:
+            names.append((parent, bytes(mm[position : position + length])))
+        else:
+            former.append(parent)  # see `put`
         position += (length + 7) & ~7
         if not more:
-            return RecordedNode(at, flags, nodeid, nlookup, ino, names)
+            return RecordedNode(at, flags, nodeid, nlookup, ino, names, former)
         if position + _NAME.size > at + size:
             raise DamagedError(f"node {nodeid} has fewer names than its entry says")
         parent, length = _NAME.unpack_from(mm, position)

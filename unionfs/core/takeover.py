@@ -8,6 +8,7 @@ was building is removed; a rename that was in progress is looked at: it has been
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 from functools import partial
@@ -18,7 +19,17 @@ from unionfs.core.branch import BranchDir
 from unionfs.core.lookup import Resolved
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
-from unionfs.core.node_record import DEAD, IN_INDEX, IN_LOWER, IN_LOWERS, LINKED, NodeRecord, RecordedNode, Rename
+from unionfs.core.node_record import (
+    DEAD,
+    IN_INDEX,
+    IN_LOWER,
+    IN_LOWERS,
+    LINKED,
+    NodeRecord,
+    Notes,
+    RecordedNode,
+    Rename,
+)
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import log_warning
 from unionfs.core.union import Union
@@ -68,6 +79,13 @@ def take_over(union: Union) -> dict[int, bool]:
     return changes
 
 
+def unanswered(union: Union) -> Notes:
+    """Return what the daemon that has died has counted for its last request: it is to be taken back if the kernel sends
+    that again. Nothing may have been looked up since."""
+    record = union._tree.nodes.record
+    return record.notes() if record is not None else Notes()
+
+
 def _clear_staging(tree: UnionState) -> list[int]:
     """Remove what was being built. Returns the node ids of the orphans."""
     orphans = []
@@ -85,9 +103,10 @@ def _clear_staging(tree: UnionState) -> list[int]:
 def _adopt(tree: UnionState, nodeid: int) -> None:
     """Make the node of an orphan; remove the orphan if its node is not known, or has a name after all."""
     staging, node = tree.staging, tree.nodes.find(nodeid)
+    now = tree.nodes.recorded_id(nodeid)
     try:
-        if node is None and nodeid in tree.nodes.recorded:
-            node = remake(tree, nodeid)
+        if node is None and now in tree.nodes.recorded:
+            node = remake(tree, now)
     except OSError:
         return  # it stays until its FORGET, or the end
     if node is None or not (node.dead if isinstance(node, DirNode) else node.is_dead):
@@ -142,9 +161,9 @@ def _rename_recorded(
         return
     nodes.take_recorded(there.nodeid)
     there.names = [after if place == before else place for place in there.names]
-    slot = record.put(there.flags, there.nodeid, there.nlookup, there.ino, there.names)
-    record.drop(there.slot)
-    there.slot = slot
+    slot = there.slot
+    nodes.put_recorded(there)
+    record.drop(slot)
     nodes.recorded[there.nodeid] = there
     nodes.place_recorded(there)
 
@@ -249,10 +268,12 @@ def _add_nameless(tree: UnionState, node: Node) -> None:
 def _orphan(tree: UnionState, there: RecordedNode) -> Node | None:
     """Make the node of an object in the staging directory; None if there is none."""
     staging = tree.staging
-    leaf = staging.orphan_name(there.nodeid)
-    try:
-        st = staging.here.stat_entry(leaf)
-    except FileNotFoundError:
+    for nodeid in (there.nodeid, *there.former):
+        leaf = staging.orphan_name(nodeid)
+        with contextlib.suppress(FileNotFoundError):
+            st = staging.here.stat_entry(leaf)
+            break
+    else:
         return None
     if stat.S_ISDIR(st.st_mode):
         directory = DirNode(there.nodeid, tree.root, leaf, staging.here.child(leaf), None, there.ino)
@@ -303,6 +324,7 @@ def _forget(tree: UnionState, nodeid: int, count: int) -> None:
     if there is None:
         return
     if tree.upper is not None:
-        tree.staging.dispose(tree.staging.orphan_name(nodeid))
+        for known in (there.nodeid, *there.former):
+            tree.staging.dispose(tree.staging.orphan_name(known))
     if not there.flags & DEAD:
         tree.drop_unused(tree.nodes.find(there.names[0][0]))

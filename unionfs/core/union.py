@@ -205,9 +205,14 @@ class Union:
         node.nlookup = max(0, node.nlookup - count)
         if not node.nlookup:
             self._tree.drop_unused(node)
-        if node.slot:
-            self._nodes.told(node)
+        self._nodes.forgotten(node)
         return not node.nlookup
+
+    def take_back(self, nodeid: int) -> None:
+        """Undo a lookup that the request in hand has made for itself."""
+        if self._nodes.record is not None:
+            self._nodes.record.unnote(nodeid)
+        self.forget(nodeid)
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
         """List the entries of a directory after `cookie` (0: from the start), "." and ".." first. EACCES if a branch

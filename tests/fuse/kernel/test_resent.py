@@ -65,6 +65,7 @@ class _Lives:
 
     def take_over(self) -> None:
         self._kept.changes = takeover.take_over(self.served.union)
+        self._kept.unanswered = takeover.unanswered(self.served.union)
         self._kept.continues = True
         self.served.dispatcher = Dispatcher(self.served.union, self.served.session)
 
@@ -127,6 +128,37 @@ def test_attributes_are_set_and_removed_once(served: Served, until_done: bool) -
     assert served.ask(wire.request(wire.SETXATTR, 2, layout + b"user.k\0v", unique=60)).error == errno.EEXIST
     assert served.ask(wire.request(wire.REMOVEXATTR, 2, b"user.k\0", unique=62)).error == 0
     assert served.ask(wire.request(wire.REMOVEXATTR, 2, b"user.k\0", unique=64)).error == errno.ENODATA
+
+
+def test_what_was_counted_for_an_answer_that_was_never_given_is_taken_back(served: Served) -> None:
+    lives = _Lives(served)
+    lines_from_0 = wire.read(ROOT, 0, 4096)[40:]
+    list_root = wire.request(wire.READDIRPLUS, ROOT, lines_from_0, unique=_UNIQUE)
+    lives.first(_lookup(b"f"), list_root, until_done=True)
+    lives.take_over()
+    union = served.union
+    answer = served.ask(wire.request(wire.READDIRPLUS, ROOT, lines_from_0, unique=_RESENT))
+    lines = wire.dirents(answer.body, plus=True)
+    told = [line.entry.nodeid for line in lines if line.entry is not None and line.entry.nodeid]
+    assert len(set(told)) == len(told) == 6
+    assert union.node_count == 1 + len(told)
+    served.raw(wire.request(wire.FORGET, _F, struct.pack("=Q", 1)))  # of its lookup
+    for nodeid in told:
+        served.raw(wire.request(wire.FORGET, nodeid, struct.pack("=Q", 1)))
+    assert union.node_count == 1
+    assert union._nodes.record is not None
+    assert union._nodes.record.load()[1] == []
+
+
+def test_what_was_counted_for_an_answer_that_was_given_stays(served: Served) -> None:
+    lives = _Lives(served)
+    lives.first(_lookup(b"f", _UNIQUE), until_done=True)
+    lives.take_over()
+    assert served.ask(_lookup(b"f", _UNIQUE + 2)).error == 0
+    served.raw(wire.request(wire.FORGET, _F, struct.pack("=Q", 1)))
+    assert served.ask(wire.request(wire.GETATTR, _F, bytes(16))).error == 0
+    served.raw(wire.request(wire.FORGET, _F, struct.pack("=Q", 1)))
+    assert served.ask(wire.request(wire.GETATTR, _F, bytes(16))).error == errno.ESTALE
 
 
 def test_a_request_of_which_daemons_die_is_refused(served: Served, expect_log: ExpectLog) -> None:

@@ -13,7 +13,6 @@ import io
 import os
 import select
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from unionfs.fuse.kernel import abi
@@ -136,10 +135,13 @@ class Device:
         backing_id: int = fcntl.ioctl(self.fd, abi.DEV_IOC_BACKING_OPEN, bytearray(abi.BACKING_MAP.pack(fd, 0, 0)))
         return backing_id
 
-    def close_backing(self, backing_id: int) -> None:
-        """Give a backing id back; open files go on using its file."""
-        with suppress(OSError):  # the connection has ended
+    def close_backing(self, backing_id: int) -> bool:
+        """Give a backing id back; open files go on using its file. Returns whether there was one."""
+        try:
             fcntl.ioctl(self.fd, abi.DEV_IOC_BACKING_CLOSE, abi.BACKING_ID.pack(backing_id))
+        except OSError:  # or the connection has ended
+            return False
+        return True
 
     def wait(self, milliseconds: int) -> bool:
         """Wait up to `milliseconds`. Returns whether a request, or the end of the mount, is pending."""

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from unionfs.core.attrs import VIEW, Entry, Invalidation
 from unionfs.core.ledger import Cause
-from unionfs.core.node_record import NodeRecord
+from unionfs.core.node_record import OPENED, NodeRecord, Notes
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
 from unionfs.fuse.kernel import abi, data, decode, encode, handlers, views
@@ -185,6 +185,7 @@ _SETATTR: Final = 4
 _MKNOD: Final = 8
 _READ: Final = 15
 _WRITE: Final = 16
+_RELEASE: Final = 18
 """Of Op, as numbers that compiled code has no need to look up; served by the same functions as in TABLE."""
 
 _WITHOUT_XATTRS: Final[dict[int, Row]] = dict.fromkeys(
@@ -230,6 +231,7 @@ class Dispatcher:
         self.continues = kept is not None and kept.continues  # immutable: another daemon has served before this one
         self._changes: dict[int, bool] = kept.changes if kept is not None else {}
         self._refused = kept.refused if kept is not None else 0  # immutable
+        self.unanswered = kept.unanswered if kept is not None else Notes()  # replaced by `views`; emptied by take_back
         self._counts = session.counts
         self._serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
@@ -246,7 +248,7 @@ class Dispatcher:
     def pass_through(self, device: Device) -> None:
         """Let the kernel read and write the branches' files itself, as the options ask. To be called once, before the
         first open."""
-        self.opens = self.session.opens = Opens(device)
+        self.opens = self.session.opens = Opens(device, self.record)
         self.encoder.written = self.opens.written
 
     def for_view(self, union: Union) -> Dispatcher:
@@ -256,6 +258,7 @@ class Dispatcher:
         made.encoder.set_generation(self.session.view_generation)
         made.reader, made.slow, made._waiting = self.reader, self.slow, {}
         made.record, made._changes, made._refused = None, {}, 0  # the requests are recorded already
+        made.unanswered = Notes()
         made._serve[Op.READDIR], made._serve[Op.READDIRPLUS] = views.readdir, views.readdirplus
         return made
 
@@ -300,21 +303,40 @@ class Dispatcher:
         record = self.record
         if record is None:
             return self._serve_request(head, buf, end) if head[3] < VIEW else views.answer(self, head, buf, end)
-        record.serve(head[2] & _UNIQUE)
-        if self._refused and head[2] & _UNIQUE == self._refused:
+        unique: int = head[2] & _UNIQUE
+        record.serve(unique)
+        if self._refused and unique == self._refused:
             log.error("a request was in hand at several deaths of the daemon: %s is answered EIO", _NAMES.get(head[1]))
             return None if head[1] in _UNANSWERED else encode.error(head[2], errno.EIO)
         if head[3] >= VIEW:
             return views.answer(self, head, buf, end)
         if head[1] in _ONCE:
-            return self._serve_once(record, head, buf, end)
-        return self._serve_request(head, buf, end)
+            reply = self._serve_once(record, head, buf, end)
+        else:
+            reply = self._serve_request(head, buf, end)
+        if head[2] != unique:
+            self.take_back(unique)
+        return reply
+
+    def take_back(self, unique: int) -> None:
+        """Undo what the daemon before has counted for this request, which is sent again: its answer was never given."""
+        if not self.unanswered.are_for(unique):
+            return
+        notes, self.unanswered = self.unanswered.notes, Notes()
+        for note in notes:
+            if not note & OPENED:
+                if self.union.forget(note):
+                    self.forget_node(note)
+            elif self.opens is not None:
+                self.opens.take_back(note)
 
     def _serve_once(self, record: NodeRecord, head: Head, buf: memoryview, end: int) -> Reply:
         """Serve a change that must not be done twice, and record it. If the daemon before has done it, find the
         answer that it would have given."""
         unique = head[2] & _UNIQUE
         before = self._changes.pop(unique, None) if head[2] != unique else None
+        if before is not None and head[1] == _RELEASE:  # better counted too seldom than twice
+            return encode.empty(head[2])
         if before and (reply := self._done_before(head, buf, end)) is not None:
             return reply
         record.begin(unique)
@@ -423,6 +445,8 @@ class Dispatcher:
 
     def finish_task(self, task: data.ThreadTask, outcome: int, error: Exception | None) -> Reply:
         """Return the reply of a task that has ended, with `error` or without."""
+        if self.record is not None:
+            self.record.serve(task.unique & _UNIQUE)  # what it counts is for its request
         try:
             if error is None:
                 return task.answer(outcome)
@@ -476,7 +500,7 @@ _DONE_ALREADY: Final[dict[int, int]] = {
 }
 """Changes that must not be done twice: the errno of the second time. The kernel has locked the directory meanwhile."""
 
-_ONCE: Final = frozenset((*_DONE_ALREADY, int(Op.TMPFILE)))
+_ONCE: Final = frozenset((*_DONE_ALREADY, int(Op.TMPFILE), _RELEASE))
 
 _UNANSWERED: Final = frozenset((Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY))
 """Requests that get no reply, not even an error."""

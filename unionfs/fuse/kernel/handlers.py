@@ -197,7 +197,7 @@ def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
         self.union.check_open(nodeid, flags)
         return encode.opened(unique, 0, keeps_cache=True)
     if self.union.is_former(nodeid):
-        return encode.error(unique, errno.ESTALE)  # its names lead to the present one
+        return _renumbered(self, unique, told=not unique & abi.UNIQUE_RESEND)  # its names lead to the present one
     plain = self.union.check_open(nodeid, flags)  # an append-only file: the kernel itself would write anywhere in it
     size = 0 if flags & os.O_TRUNC else None
     writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -232,14 +232,20 @@ def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool, *, plain: 
     if opens.is_elsewhere(nodeid, file, plain=plain):  # see `opens`
         has_more_names = self.union.renumber(nodeid)
         self.forget_node(nodeid)
-        if has_more_names and self.session.has_epochs:  # they lead to the old number in the kernel
-            self.slow += (encode.notify_inc_epoch(), encode.error(unique, errno.ESTALE))
-            return None
-        return encode.error(unique, errno.ESTALE)
+        return _renumbered(self, unique, told=not has_more_names)
     reply = encode.opened(unique, opens.open(nodeid, file, writes=writes, plain=plain))
     if not writes:
         return reply
     self.slow += (encode.notify_inval_inode(nodeid, -1, 0), reply)
+    return None
+
+
+def _renumbered(self: Dispatcher, unique: int, *, told: bool) -> Reply:
+    """Have the kernel look up a node again that has another number. Not `told`: other names of it may lead to the old
+    one in the kernel."""
+    if told or not self.session.has_epochs:
+        return encode.error(unique, errno.ESTALE)
+    self.slow += (encode.notify_inc_epoch(), encode.error(unique, errno.ESTALE))
     return None
 
 
@@ -374,7 +380,7 @@ def _renamed(
             if self.must_wait(unique, moved, None, buf):
                 return None
         finally:
-            self.union.forget(moved)
+            self.union.take_back(moved)
         if parent != to and stat.S_ISDIR(attrs.mode):
             moved_dirs.append(moved)
     self.union.rename(parent, name, to, new_name, flags)

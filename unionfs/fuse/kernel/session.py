@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from unionfs.core.node_record import NodeRecord, Notes
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.abi import Init, Op
 from unionfs.fuse.kernel.decode import BODY, MalformedError
 from unionfs.fuse.options import ServeOptions
 
 if TYPE_CHECKING:
-    from unionfs.core.node_record import NodeRecord
     from unionfs.fuse.kernel.opens import Opens
     from unionfs.fuse.view_offer import ViewOffer
 
@@ -106,6 +106,7 @@ class Kept:
     continues: bool = False  # set once: this is not the first daemon
     changes: dict[int, bool] = field(default_factory=dict)
     """Requests that the daemon before has begun, by unique: whether they are known to be done."""
+    unanswered: Notes = field(default_factory=Notes)  # set once: what it has counted for its last request
     refused: int = 0  # set once: unique of a request that is answered EIO; 0: none
 
 

@@ -75,6 +75,7 @@ def _dispatcher(main: Dispatcher) -> Dispatcher | None:
             if kept.continues:
                 takeover.take_over(union)
         main.view = main.for_view(union)
+        main.view.unanswered = takeover.unanswered(union)
         main.completion = Completion(union, main.slow.append)
         session.view_offer.view = union
     return main.view
@@ -88,7 +89,13 @@ def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | m
         return encode.error(unique, errno.ESTALE if view is None else errno.EXDEV)
     if opcode == Op.FORGET:
         view.encoder.set_id.discard(head[3])
-    return view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
+    kept, first_unique = main.session.kept, unique & ~abi.UNIQUE_RESEND
+    if kept is not None:
+        kept.view_record.serve(first_unique)
+    reply = view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
+    if unique != first_unique:
+        view.take_back(first_unique)
+    return reply
 
 
 def refuse_name(main: Dispatcher, parent: int, name: bytes, head: Head) -> None:
