@@ -5,6 +5,7 @@ Knows no terminal: the command lines print these and exit. Plain OSErrors of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from unionfs.printable import printable, printable_line
@@ -36,10 +37,17 @@ class LayerError(Exception):
         self.why = why
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Callable[..., LayerError], tuple[object, ...]]:
+        return _sent, (type(self), *self.args)  # from a child process
+
     def __str__(self) -> str:
         return ": ".join(
             part for part in (f"{self.what} failed", printable(self.subject), printable_line(self.why)) if part
         )
+
+
+def _sent(kind: type[LayerError], what: str, subject: str, why: str, hint: str) -> LayerError:
+    return kind(what, subject, why, hint=hint)
 
 
 class Malformed(LayerError):  # noqa: N818 - reads as what it says: raise Malformed(...)

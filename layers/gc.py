@@ -29,7 +29,7 @@ class Freed:
 
     blobs: list[Digest] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)  # keys of unpacked layers
-    size: int = 0  # of the blobs
+    size: int = 0  # of the blobs, and of indexes of layers
 
 
 class Busy(LayerError):  # noqa: N818 - reads as what it says
@@ -52,6 +52,7 @@ def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor
         keys |= {os.path.basename(os.path.dirname(os.path.normpath(path))) for path in in_use}
         freed = Freed()
         _remove_layers(store, keys, freed, dry)
+        _remove_indexes(store, keys, freed, dry)
         _remove_blobs(store, blobs, freed, dry)
         if not dry:
             _sweep(store)
@@ -105,6 +106,16 @@ def _remove_layers(store: Store, keys: set[str], freed: Freed, dry: bool) -> Non
             if not dry:
                 store.discard(os.path.join(store.layers, key))
             freed.layers.append(key)
+
+
+def _remove_indexes(store: Store, keys: set[str], freed: Freed, dry: bool) -> None:
+    for name in sorted(store_files.list_directory(store.indexes)) if os.path.lexists(store.indexes) else ():
+        if name.partition(".")[0] not in keys:
+            path = os.path.join(store.indexes, name)
+            with contextlib.suppress(FileNotFoundError):
+                freed.size += os.lstat(path).st_size
+                if not dry:
+                    os.unlink(path)
 
 
 def _remove_blobs(store: Store, blobs: set[Digest], freed: Freed, dry: bool) -> None:

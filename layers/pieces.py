@@ -34,6 +34,13 @@ class Piece(NamedTuple):
     content: str = ""  # XXH3-128 of a file's data; empty when it was not computed
     dialect: str = ""  # of a mark
     redirect: Path | None = None  # of a directory: the path of its content in the layers beneath
+    offset: int = 0  # of the data in a tar, decompressed
+    head: bytes = b""  # the first bytes of the data, which tell the type of many files
+    metacopy: bool = False  # a file of a directory of which only the attributes are here
+
+
+HEAD: Final = 8
+"""The most bytes of `Piece.head`."""
 
 
 class TarPieces:
@@ -58,12 +65,14 @@ class TarPieces:
 def _file(stream: TarStream, entry: Entry) -> Piece:
     stored = entry.size if entry.extents is None else sum(length for _, length in entry.extents)
     hash_ = xxhash.xxh3_128()
+    offset, head = stream.tell(), b""
     for part in stream.parts(stored):
+        head = head or bytes(part[:HEAD])
         hash_.update(part)
     # Two files with holes at different offsets may have the same data.
     if entry.extents is not None:
         hash_.update(repr((entry.size, entry.extents)).encode())
-    return Piece(entry, stored, hash_.hexdigest())
+    return Piece(entry, stored, hash_.hexdigest(), offset=offset, head=head)
 
 
 def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Piece]:
@@ -79,9 +88,29 @@ def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Pi
         if node.kind != stat.S_IFREG:
             yield Piece(_entry(path, node))
             continue
-        # The data of a metacopy file are in a layer beneath; it has size 0 in this view.
-        taken = fingerprints and node.size > 0
-        yield Piece(_entry(path, node), _stored(node), content(node) if taken else "")
+        if _is_metacopy(branch, path, node):
+            yield Piece(_entry(path, node), metacopy=True)
+        elif fingerprints and node.size:
+            yield Piece(_entry(path, node), _stored(node), content(node), head=_head(node))
+        else:
+            yield Piece(_entry(path, node), _stored(node))
+
+
+def _is_metacopy(branch: LayerTree, path: Path, node: Node) -> bool:
+    """Whether the data of a file are in a layer beneath: it then has holes only."""
+    if not node.size or _stored(node):
+        return False
+    names = branch.xattr_names(path[:-1], path[-1])
+    return any(mark in names for mark in markers.METACOPY_XATTRS)
+
+
+def _head(node: Node) -> bytes:
+    fd = node.data.branch.open_path(node.data.path)
+    try:
+        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+            return file.read(HEAD)
+    finally:
+        os.close(fd)
 
 
 def _directory(branch: LayerTree, path: Path, node: Node) -> Iterator[Piece]:

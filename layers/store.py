@@ -4,6 +4,7 @@
         oci-layout  index.json    index.json names the images: annotation org.opencontainers.image.ref.name
         blobs/sha256/HEX          whole and verified, or not there
     ROOT/layers/                  unpacked layers (see `unpacked`)
+    ROOT/indexes/                 indexes of layers (see `explore.indexes`)
     ROOT/partial/HEX              incomplete downloads, which are resumed
     ROOT/aside/                   files and directories being built or removed; swept by gc
     ROOT/locks/                   one for the store, one for index.json, one for each blob being fetched
@@ -56,6 +57,7 @@ class Store:
         self.root: Final = os.path.abspath(root)
         self.images: Final = os.path.join(self.root, "images")
         self.layers: Final = os.path.join(self.root, "layers")
+        self.indexes: Final = os.path.join(self.root, "indexes")
         self.partial: Final = os.path.join(self.root, "partial")
         self.aside: Final = os.path.join(self.root, "aside")
         self._locks: Final = os.path.join(self.root, "locks")
@@ -132,6 +134,10 @@ class Store:
     def blob_path(self, digest: Digest) -> str:
         """The host path of a blob, whether or not it exists."""
         return os.path.join(self.images, "blobs", digests.algorithm(digest), digests.encoded(digest))
+
+    def index_path(self, digest: Digest, ending: str) -> str:
+        """The host path of an index, whether or not it exists."""
+        return os.path.join(self.indexes, digests.encoded(digest) + ending)
 
     def has(self, digest: Digest, size: int | None = None) -> bool:
         """Whether the blob exists (then it is complete), and has the given size, if one is given."""

@@ -149,6 +149,7 @@ ALLOWED = {
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
     "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
+    "layers.explore": Row((*GROUND_FLOOR, "layers"), ("xxhash",), not_even=("argparse", "layers.cli")),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
     "layers.__main__": Row(("layers.cli",)),
 }

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from layers import archive, lookup
 from layers import digest as digests
@@ -36,19 +36,26 @@ class StackLayer:
 
     def pieces(self, *, fingerprints: bool = True) -> Iterator[Piece]:
         """Read the entries of the layer. Raises: Refused, NotFound, OSError."""
-        if self.subject is not None and self.subject.kind != TAR:
+        if self.directory is not None:
             with LayerTrees() as branches:
-                yield from of_directory(branches.open(self.subject.text), fingerprints=fingerprints)
+                yield from of_directory(branches.open(self.directory), fingerprints=fingerprints)
             return
-        if self.store is not None:
-            source = self.store.open_blob(digests.Digest(self.digest))
-        else:
-            assert self.subject is not None
-            source = open(self.subject.text, "rb")  # noqa: SIM115 - closed below
-        with source:
+        with self.opened() as source:
             found = TarPieces(source)
             yield from found
             self.diff_id = found.diff_id
+
+    @property
+    def directory(self) -> str | None:
+        """The host path of a layer that is a directory; None: it is a tar."""
+        return self.subject.text if self.subject is not None and self.subject.kind != TAR else None
+
+    def opened(self) -> IO[bytes]:
+        """Open the tar. Raises: NotFound, OSError."""
+        if self.store is not None:
+            return self.store.open_blob(digests.Digest(self.digest))
+        assert self.subject is not None
+        return open(self.subject.text, "rb")
 
 
 @dataclass(slots=True)

@@ -1,0 +1,123 @@
+"""The data of one entry of a layer: read from its directory, or from its tar, which is decompressed up to there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import IO, Final, Protocol
+
+from layers.attributes import Options
+from layers.entry import FILE, LINK
+from layers.errors import NotFound, Refused
+from layers.explore.layer_index import LayerIndex
+from layers.safe_open import Path
+from layers.tarstream import TarStream, cut_off
+from layers.tree import LayerTrees
+
+_READ: Final = 1 << 18
+
+
+class Readable(Protocol):
+    """A layer whose data can be read."""
+
+    @property
+    def directory(self) -> str | None:
+        """Its host path; None: it is a tar."""
+
+    def opened(self) -> IO[bytes]:
+        """Open its tar, as it is stored."""
+
+
+def parts(layer: Readable, index: LayerIndex, record: int) -> Iterator[bytes]:
+    """The data of a regular file, or of the file that a further name leads to, in parts; holes are zero bytes.
+
+    Raises: Refused when the layer is damaged or was changed meanwhile; NotFound when it has gone; OSError.
+    """
+    record = first_name(index, record)
+    entry = index.entry(record)
+    if entry.kind != FILE:
+        return
+    if layer.directory is not None:
+        yield from _of_directory(layer.directory, entry.path)
+        return
+    with layer.opened() as source, TarStream(source, Options().limits) as stream:
+        if not stream.skip_to(index.offset[record]):
+            raise cut_off()
+        position = 0
+        for offset, length in entry.extents if entry.extents is not None else ((0, entry.size),):
+            yield from _zeros(offset - position)
+            left = length
+            for part in stream.parts(length):
+                left -= len(part)
+                yield bytes(part)
+            if left:
+                raise cut_off()
+            position = offset + length
+        yield from _zeros(entry.size - position)
+
+
+def first_name(index: LayerIndex, record: int) -> int:
+    """The record of the file that a further name of the same layer leads to; other records are returned as they are.
+
+    Raises: Refused where the layer has no such file.
+    """
+    if index.kind_of(record) != LINK:
+        return record
+    wanted = bytes.fromhex(index.extra(record)["link"])
+    for at in range(len(index) - 1, -1, -1):
+        if index.kind_of(at) == FILE and index.path(at) == wanted:
+            return at
+    raise Refused(
+        "reading a file", os.fsdecode(index.path(record)), "the file that it is a name of is in another layer"
+    )
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count > 0:
+        yield bytes(min(count, _READ))
+        count -= _READ
+
+
+def _of_directory(directory: str, path: Path) -> Iterator[bytes]:
+    with LayerTrees() as trees:
+        try:
+            fd = trees.open(directory).open_path(path)
+        except FileNotFoundError:
+            raise NotFound("reading a file", os.fsdecode(b"/".join(path)), "it has been removed meanwhile") from None
+        try:
+            with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+                while part := file.read(_READ):
+                    yield part
+        finally:
+            os.close(fd)
+
+
+def beginning(layer: Readable, index: LayerIndex, record: int, most: int) -> bytes:
+    """At most the first `most` bytes of the data. Raises: as `parts` does."""
+    found = bytearray()
+    for part in parts(layer, index, record):
+        found += part
+        if len(found) >= most:
+            break
+    return bytes(found[:most])
+
+
+_TYPES: Final = (
+    (b"\x7fELF", "elf"), (b"#!", "script"), (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"), (b"PK\x03\x04", "zip"), (b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"),
+    (b"%PDF", "pdf"), (b"SQLite", "sqlite"), (b"-----BEG", "pem"), (b"!<arch>", "ar"), (b"\xca\xfe\xba\xbe", "class"),
+    (b"\0asm", "wasm"), (b"<?xml", "xml"), (b"\xde\x12\x04\x95", "mo"),
+)  # fmt: skip
+TYPES: Final = (*[name for _, name in _TYPES], "text", "data", "empty")
+
+
+def content_type(head: bytes, size: int) -> str:
+    """The type that a file's first bytes tell, one of TYPES."""
+    if not size:
+        return "empty"
+    head = head[:size]
+    for beginning_, name in _TYPES:
+        if head.startswith(beginning_):
+            return name
+    is_text = all(byte >= 0x20 or byte in (9, 10, 13) for byte in head)
+    return "text" if is_text else "data"

@@ -1,0 +1,203 @@
+"""What an explorer shows at the moment: the level, the rows of the tree that are open, filters, and what was found.
+
+Knows the tree. Does not know terminals, keys and widgets. A *row* is a line of the tree pane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from layers.explore.filters import Filter, matching
+from layers.explore.tree_index import REMOVED_HERE, ROOT, SAME_HERE, TreeIndex
+
+BY_SIZE: Final = "size"
+BY_NAME: Final = "name"
+
+
+class Row(NamedTuple):
+    """One line of the tree."""
+
+    node: int
+    depth: int  # 0: in the root directory
+    entry: int  # that shows, or, of what was removed, that showed before
+    change: str  # of tree_index
+    size: int  # bytes that show at and below it; of what was removed, those that showed
+    files: int
+    is_directory: bool
+    is_open: bool
+
+
+class Explorer:
+    """The state of one tree pane. The rows are numbered from 0."""
+
+    def __init__(self, tree: TreeIndex) -> None:
+        self.tree = tree  # immutable
+        self.level = tree.top  # the tree as this layer and all beneath show it
+        self.whole = True  # changes since the bottom layer; False: changes of the layer `level` alone
+        self.order = BY_SIZE
+        self.filter = Filter()
+        self._let_through: set[int] | None = None  # by the filter; None: everything
+        self._open: set[int] = set()
+        self._nodes: list[int] = []
+        self._depths: list[int] = []
+        self._rebuild()
+
+    @property
+    def base(self) -> int:
+        """The level that changes are told against; -1: none, everything was added."""
+        if self.whole:
+            return 0 if self.level else -1
+        return self.level - 1
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def node(self, row: int) -> int:
+        return self._nodes[row]
+
+    def row(self, number: int) -> Row:
+        node, level = self._nodes[number], self.level
+        change = self.tree.change(node, self.base, level)
+        if change == REMOVED_HERE:
+            level = self.base
+        entry = self.tree.shown(node, level)
+        size, files = self.tree.size(node, level)
+        is_directory = self.tree.is_directory(entry)
+        if self.base < 0:  # everything was added
+            change = SAME_HERE
+        return Row(node, self._depths[number], entry, change, size, files, is_directory, node in self._open)
+
+    # -- what is shown --
+
+    def show(self, level: int, *, whole: bool | None = None) -> None:
+        """Show another level, or other changes; the rows that are open stay open."""
+        self.level = level
+        self.whole = self.whole if whole is None else whole
+        self._apply_filter()
+        self._rebuild()
+
+    def sort(self, order: str) -> None:
+        self.order = order
+        self._rebuild()
+
+    def set_filter(self, wanted: Filter) -> None:
+        """Show what a filter lets through. Looks at every entry of the tree: half a second for 500,000."""
+        self.filter = wanted
+        self._apply_filter()
+        self._rebuild()
+
+    def _apply_filter(self) -> None:
+        wanted = self.filter
+        self._let_through = None if wanted.is_open else matching(self.tree, wanted, self.base, self.level)
+
+    def is_filtered_out(self, node: int) -> bool:
+        return self._let_through is not None and node not in self._let_through
+
+    # -- opening and closing --
+
+    def toggle(self, row: int) -> None:
+        """Open a directory, or close it."""
+        if self._nodes[row] in self._open:
+            self.close(row)
+        else:
+            self.open(row)
+
+    def open(self, row: int) -> bool:
+        """Show the content of a directory. False: it is open already, or no directory."""
+        node = self._nodes[row]
+        if node in self._open or not self._is_directory(node):
+            return False
+        self._open.add(node)
+        nodes, depths = self._below(node, self._depths[row] + 1)
+        self._nodes[row + 1 : row + 1] = nodes
+        self._depths[row + 1 : row + 1] = depths
+        return True
+
+    def close(self, row: int) -> bool:
+        """Hide the content of a directory. False: it is closed already."""
+        node = self._nodes[row]
+        if node not in self._open:
+            return False
+        self._open.discard(node)
+        end = row + 1
+        while end < len(self._nodes) and self._depths[end] > self._depths[row]:
+            end += 1
+        del self._nodes[row + 1 : end], self._depths[row + 1 : end]
+        return True
+
+    def close_all(self) -> None:
+        self._open.clear()
+        self._rebuild()
+
+    def parent_row(self, row: int) -> int:
+        """The row of the directory that a row is in; the row itself at the top."""
+        depth = self._depths[row]
+        for above in range(row - 1, -1, -1):
+            if self._depths[above] < depth:
+                return above
+        return row
+
+    def reveal(self, node: int) -> int:
+        """Open the directories above a node; returns its row, -1 where it does not show in this view."""
+        above = []
+        at = self.tree.parent(node)
+        while at > ROOT:
+            above.append(at)
+            at = self.tree.parent(at)
+        for directory in reversed(above):
+            row = self._row_of(directory)
+            if row < 0:
+                return -1
+            self.open(row)
+        return self._row_of(node)
+
+    def find(self, wanted: bytes) -> Iterator[int]:
+        """The nodes of this view with `wanted` in their names, those next to the root first."""
+        for node in self.tree.named(wanted):
+            if node != ROOT and not self.is_filtered_out(node) and self._shows(node):
+                yield node
+
+    # -- rows --
+
+    def _shows(self, node: int) -> bool:
+        tree, base = self.tree, self.base
+        return tree.shown(node, self.level) >= 0 or (base >= 0 and tree.shown(node, base) >= 0)
+
+    def _is_directory(self, node: int) -> bool:
+        entry = self.tree.shown(node, self.level)
+        if entry < 0:
+            entry = self.tree.shown(node, self.base)
+        return self.tree.is_directory(entry)
+
+    def _row_of(self, node: int) -> int:
+        try:
+            return self._nodes.index(node)
+        except ValueError:
+            return -1
+
+    def _children(self, node: int) -> list[int]:
+        tree, level = self.tree, self.level
+        found = tree.children(node, self.base, level)
+        if self._let_through is not None:
+            found = [child for child in found if child in self._let_through]
+        if self.order == BY_SIZE:
+            found.sort(key=lambda child: (not self._is_directory(child), -tree.size(child, level)[0]))
+        else:
+            found.sort(key=lambda child: not self._is_directory(child))  # they come sorted by name
+        return found
+
+    def _below(self, node: int, depth: int) -> tuple[list[int], list[int]]:
+        """The rows below a directory, those of directories within it that are open included."""
+        nodes, depths = [], []
+        todo = [(child, depth) for child in reversed(self._children(node))]
+        while todo:
+            child, at = todo.pop()
+            nodes.append(child)
+            depths.append(at)
+            if child in self._open and self._is_directory(child):
+                todo += [(inner, at + 1) for inner in reversed(self._children(child))]
+        return nodes, depths
+
+    def _rebuild(self) -> None:
+        self._nodes, self._depths = self._below(ROOT, 0)

@@ -1,0 +1,1 @@
+"""Tests of `layers.explore` and `layers explore`."""
