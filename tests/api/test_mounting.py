@@ -91,7 +91,7 @@ def test_it_is_unmounted_when_the_process_is_killed(base: Path) -> None:
     pidfd = -1
     try:
         pidfd = os.pidfd_open(int(done.stdout))
-        assert select.select([pidfd], [], [], limit(30))[0] == [pidfd], "the daemon lives on"
+        assert select.select([pidfd], [], [], limit(30))[0] == [pidfd], "the daemon did not end"
     except ProcessLookupError:
         pass  # it has gone already
     finally:

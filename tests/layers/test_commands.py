@@ -186,7 +186,7 @@ def test_gc_keeps_what_containers_are_made_of(user: User, root: Path, rootfs: Pa
     (layer,) = (root / "layers").iterdir()
     record = write_record(root, str(layer / "diff"))
     user.own(root / "containers")
-    assert "a container is made of it" in unionfs(user, "rmi", "--root", root, "x:1", status=1)
+    assert "a container uses it" in unionfs(user, "rmi", "--root", root, "x:1", status=1)
     unionfs(user, "rmi", "--root", root, "--force", "x:1")
     assert layer.exists()
     record.unlink()

@@ -89,7 +89,7 @@ def test_images_are_filtered_and_sorted(unionfs: Command, tar: Path, monkeypatch
     assert names("-f", "since=blue:1") == ["<none>:<none>", "blue:2"]
     assert names("blue") == ["blue:1", "blue:2"]
     assert json.loads(unionfs("images", "--json", "red"))[0]["labels"]["colour"] == "red:1"
-    assert "not a filter" in unionfs("images", "-f", "weather=fine", status=2)
+    assert "not a known filter" in unionfs("images", "-f", "weather=fine", status=2)
     assert "not in the store" in unionfs("images", "-f", "since=green", status=5)
 
 

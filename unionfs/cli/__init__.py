@@ -1,4 +1,4 @@
-"""The command line: one module for each verb, with its parser and its output; the only room that prints and exits.
+"""The command line: one module for each verb, with its parser and its output; the only package that prints and exits.
 
 Shared by verbs: arguments, mount_flags, network_flags, filter_flags, image_flags; aliases (`container ls`);
 each (several names); output, progress (printing); signals (names); errors (lines and exit codes).

@@ -1,4 +1,4 @@
-"""The longer names that Docker and podman have for verbs, `image ls` for `images`: which verb each is short for."""
+"""The longer names that Docker and podman have for verbs, such as `image ls` for `images`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from unionfs.cli.errors import USAGE, CommandError
 
 
 def run(noun: str, modules: Mapping[str, str], argv: list[str], prune: str) -> int:
-    """Run `unionfs NOUN ARGV`; `modules` are those of `unionfs.cli` by the verb, `prune` is what that one does."""
+    """Run `unionfs NOUN ARGV`. `modules`: verb -> module of `unionfs.cli`; `prune`: the line of help for `prune`."""
     verb = argv[0] if argv else ""
     if verb in ("", "-h", "--help", "help"):
         lines = "\n".join(f"  {name:<8} unionfs {module.rstrip('_')}" for name, module in modules.items())
         lines = lines.replace(f"unionfs {noun}_prune", prune)
-        print(f"usage: unionfs {noun} VERB [OPTIONS...]\n\nverbs, and what each is short for:\n{lines}")
+        print(f"usage: unionfs {noun} VERB [OPTIONS...]\n\nverbs, and the equal shorter ones:\n{lines}")
         return 0 if verb else USAGE
     if verb not in modules:
         hint = f"`unionfs {noun} --help` lists them"

@@ -25,28 +25,30 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-Put what a container changed in its view of this machine in place on the machine itself: one kept by `unionfs try`, or
-one of `unionfs run /` that has ended. Then the container is removed.
+Apply the changes of a container to this machine, and remove the container. It must be one that `unionfs try` kept, or
+one of `unionfs run /` that has ended.
 
-Everything is checked first: permissions, room, other filesystems, and that nobody changed on this machine, since the
-container began, what is to be replaced or removed. If anything speaks against it, nothing is done. Then all new files
-are built beside their places, and only then renamed into them, so that every path holds the old or the new, whole, at
-any moment. If something stops the work, running the command again completes it."""
+Everything is checked first: permissions, disk space, other filesystems, and whether files that would be replaced or
+removed were changed on this machine since the container began. If a check fails, nothing is changed. Then all new files
+are built beside their targets, and then renamed, so that every path has the whole old or the whole new file at
+any moment. If the work is interrupted, run the command again to complete it."""
 
 _EPILOG: Final = """\
-exit codes: 0 all is in place, 1 it is not (the message says what is), 2 the command line makes no sense."""
+exit codes: 0 all changes are applied, 1 not all (the message says which), 2 invalid command line."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs apply ARGV`."""
     parser = Parser("apply", _DESCRIPTION, _EPILOG)
-    parser.add_argument("name", metavar="NAME", help="the container's name, its id, or how that begins")
-    parser.add_argument("--force", action="store_true", help="replace and remove even what was changed meanwhile")
+    parser.add_argument("name", metavar="NAME", help="the container's name, its id, or the beginning of the id")
+    parser.add_argument(
+        "--force", action="store_true", help="replace and remove even files that were changed meanwhile"
+    )
     parser.add_argument("--strict", action="store_true", help="do nothing if a hard link would be broken")
     parser.add_argument(
         "--allow-privileged",
         action="store_true",
-        help="as root, put in place devices, set-id files and capabilities that the container's owner could not make",
+        help="as root, also apply devices, set-id files and capabilities that the container's owner could not make",
     )
     parser.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
     parser.add_argument(
@@ -72,8 +74,8 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
     if apply.is_begun(container):
         if arguments.dry_run:
             raise CommandError(
-                failed("checking the changes", container.name, "a part of them is in place already"),
-                hint=f"unionfs apply {container.name} carries on with the rest",
+                failed("checking the changes", container.name, "some of them are already applied"),
+                hint=f"unionfs apply {container.name} applies the others",
             )
         done = carry_on(container, remove_it, force=arguments.force)
         _print_done(container, done, as_json=arguments.json)
@@ -96,7 +98,7 @@ def _apply(container: Container, arguments: Namespace, remove_it: Callable[[], N
 
 
 def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, force: bool, strict: bool = False) -> None:
-    """Put the changes in place and remove the container, else it stays. Raises: ContainerError, LaunchError."""
+    """Apply the changes and remove the container; after a failure it stays. Raises: ContainerError, LaunchError."""
     prepared.refuse(force=force, strict=strict)
     warn(prepared.plan.warnings)
     with _progress() as progress:
@@ -105,13 +107,13 @@ def put_in_place(prepared: apply.Prepared, remove_it: Callable[[], None], *, for
 
 
 def warn(objections: list[Objection]) -> None:
-    """Print what the user should know though it stops nothing."""
+    """Print objections that do not prevent the apply."""
     for one in objections:
         notes.warn(f"note: {printable(one.path)} {one.why}")
 
 
 def carry_on(container: Container, remove_it: Callable[[], None], *, force: bool) -> list[Operation]:
-    """Complete what was interrupted and remove the container. Preconditions: apply.is_begun()."""
+    """Complete an interrupted apply and remove the container. Preconditions: apply.is_begun()."""
     with _progress() as progress:
         applied = apply.carry_on(container, force=force, progress=progress)
     if applied is None:
@@ -121,7 +123,7 @@ def carry_on(container: Container, remove_it: Callable[[], None], *, force: bool
 
 
 def _print_done(container: Container, done: list[Operation], *, as_json: bool) -> None:
-    """The upper is gone: what is known of the changes is what the plan said."""
+    """Print the operations of the plan; the upper does not exist any more."""
     named = sorted((b"/" + os.fsencode(operation.path), operation.kind) for operation in done)
     if as_json:
         changes = [{"kind": kind, **output.path_as_json(path)} for path, kind in named]
@@ -138,7 +140,7 @@ def _finish(applied: Applied, remove_it: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """On a terminal a line that says what is being done; otherwise nothing."""
+    """Show the current operation on a terminal; elsewhere nothing."""
     if not sys.stderr.isatty():
         yield lambda _what, _path: None
         return

@@ -1,4 +1,4 @@
-"""Flags as every verb takes them: argparse, with `UNIONFS_*` defaults from the environment and our exit codes.
+"""The argparse parser of every verb, with `UNIONFS_*` defaults from the environment and our exit codes.
 
 The environment variable of `--foo-bar` is UNIONFS_FOO_BAR. For a flag that may be repeated it holds a list separated by
 colons; for one without a value, 1, yes, true or on switch it on, and 0, no, false, off or nothing leave it off.
@@ -20,7 +20,7 @@ _NO_VALUE = (argparse._StoreTrueAction, argparse._StoreFalseAction)
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of one verb. A command line that makes no sense raises CommandError with exit code 2."""
+    """The parser of one verb. An invalid command line raises CommandError with exit code 2."""
 
     acts_as_owner = True  # root acts on the store of another user (--root) as that user
 
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _leave_to_owner(self, root: str | None, argv: Sequence[str]) -> None:
-        """Root on another user's store: the command goes on as that user. Other users are refused there."""
+        """Execute the command again as the store's owner if root runs it. Other users are refused there."""
         root = os.path.abspath(root) if root else store_files.default_root()
         try:
             if self.acts_as_owner:
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """argparse asks for one with each flag; left alone, it would import shutil to learn the width of the terminal."""
+    """A formatter with the terminal's width. argparse makes one for each flag, and would import shutil for it."""
     try:
         columns = os.get_terminal_size(1).columns
     except OSError:

@@ -1,4 +1,4 @@
-"""`unionfs bench`: what copy-up costs on this machine, on union filesystems side by side."""
+"""`unionfs bench`: measure the cost of copy-up on this machine, on several union filesystems."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
 
 _DESCRIPTION: Final = """\
-Measure what the first write to a file of a lower costs, by file size, by what triggers it, by depth, layers, number of
+Measure the cost of the first write to a file of a lower, by file size, operation, depth, layers, number of
 files, holes and hard links, on ext4, xfs, btrfs and tmpfs, warm and cold: ours beside fuse-overlayfs, unionfs-fuse, the
-kernel's overlayfs, btrfs snapshots, reflinks and plain copies. What this machine lacks is named and left out; root can
-measure most. Nothing stays behind, whatever ends it."""
+kernel's overlayfs, btrfs snapshots, reflinks and plain copies. Systems that this machine lacks are listed and left out;
+root can measure most of them. All mounts and files are removed at the end, also after Ctrl-C."""
 
 _EPILOG: Final = f"""\
 series:   {", ".join(one.name for one in cases.all_series(cases.FULL))}
@@ -31,8 +31,8 @@ systems:  {", ".join(name.replace(" ", "-").replace(",", "") for name in systems
 filesystems: {", ".join(filesystems.FILESYSTEMS)} (here: where --dir is)
 
 --json prints one object: format, machine, versions, grounds, rounds, seconds, systems, series (each with points, each
-with the figures of each system: median, least, most and values in nanoseconds, again: the same write once more, bytes:
-what was written, resident: the share found in the page cache), left_out (series, system, why), order.
+with the figures of each system: median, least, most and values in nanoseconds, again: the second write, bytes:
+bytes written, resident: the share found in the page cache), left_out (series, system, why), order.
 
 examples:
   unionfs bench copyup --quick
@@ -62,20 +62,29 @@ def _parser() -> Parser:
     add("--quick", action="store_true", help="smaller files and fewer rounds, in under a minute")
     add("--only", metavar="SERIES,...", type=_words, help="only these series")
     add("--systems", metavar="NAME,...", type=_words, help="only these systems")
-    add("--on", metavar="FS,...", type=_words, help="filesystems of the branches; the first has most series")
-    add("--rounds", metavar="N", type=_positive, help="at most so many (default: 5)")
-    add("--minutes", metavar="M", type=_duration, help="when to stop (default: 9); the first round comes first")
-    add("--max-size", metavar="SIZE", type=_size, help="no file larger than this, as 64k, 16M, 1G")
-    add("--max-files", metavar="N", type=_positive, help="no storm, no links, layers and depths of more than this")
+    add("--on", metavar="FS,...", type=_words, help="filesystems of the branches; most series run on the first")
+    add("--rounds", metavar="N", type=_positive, help="maximum number of rounds (default: 5)")
     add(
-        "--timeout", metavar="SECONDS", type=_duration, default=90.0, help="for one session of one system (default: 90)"
+        "--minutes",
+        metavar="M",
+        type=_duration,
+        help="stop after M minutes (default: 9), but not before the first round is complete",
     )
-    add("--dir", metavar="DIR", help="where temporary files go (default: /var/tmp)")
+    add("--max-size", metavar="SIZE", type=_size, help="largest file, such as 64k, 16M, 1G")
+    add("--max-files", metavar="N", type=_positive, help="maximum number of files, links, layers and directories")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=_duration,
+        default=90.0,
+        help="limit of one session of one system (default: 90)",
+    )
+    add("--dir", metavar="DIR", help="the directory of temporary files (default: /var/tmp)")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--report", metavar="FILE", help="write one HTML file with pictures and tables (needs matplotlib)")
     add("--plots", metavar="DIR", help="write each picture as PNG and SVG (needs matplotlib)")
-    add("--markdown", metavar="FILE", help="put figures and claims between the marker lines of FILE")
-    add("--from", dest="from_", metavar="FILE", help="measure nothing, take what an earlier --json has printed")
+    add("--markdown", metavar="FILE", help="write figures and claims between the marker lines of FILE")
+    add("--from", dest="from_", metavar="FILE", help="measure nothing; read the output of an earlier --json")
     return parser
 
 

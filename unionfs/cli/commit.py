@@ -1,4 +1,4 @@
-"""`unionfs commit`: make an image of a container, out of what it changed."""
+"""`unionfs commit`: make an image of a container's image and its changes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-Make an image: that of which the container was made, and on top a layer with what the container changed. Only what
-differs goes into the layer. While the container runs it is held still meanwhile, unless --no-pause says otherwise.
+Make an image: the container's image, and on top of it a layer with the container's changes. Files equal to those of the
+image are left out. A running container is paused meanwhile, except with --no-pause.
 
-The new image runs what the container ran (its command, variables, user, working directory); -c changes that. Volumes
-are no part of it. A container on directories gives an image in which each of them is a layer."""
+The new image has the container's command, variables, user and working directory; -c changes them. Volumes
+are not part of it. For a container made of directories, each directory becomes a layer of the image."""
 
 _EPILOG: Final = f"""\
 example:
   unionfs commit -p -m "with curl" -c 'CMD ["bash"]' box user/box:v0.1
 
 The new image's id is printed; with --json one object: id, digest, layer (digest, size), changes (kind and path, as
-`unionfs diff` has them) and equal (what was written but is equal to what was there, and left out).
+`unionfs diff` has them) and equal (files that were written but not changed, and are left out).
 
 {image_flags.EPILOG}"""
 
@@ -43,15 +43,15 @@ def main(argv: list[str]) -> int:
     """Run `unionfs commit ARGV`."""
     parser = Parser("commit", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
-    add("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
-    add("name", metavar="NAME[:TAG]", nargs="?", help="[REGISTRY/]NAME[:TAG]; without it the image has its digest only")
-    add("-p", "--pause", action="store_true", default=True, help="hold a running container still (default)")
-    add("--no-pause", dest="pause", action="store_false", help="let it run on: files may be caught half-written")
-    add("-a", "--author", metavar="TEXT", default="", help="who made it")
+    add("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
+    add("name", metavar="NAME[:TAG]", nargs="?", help="[REGISTRY/]NAME[:TAG]; without it the image has only a digest")
+    add("-p", "--pause", action="store_true", default=True, help="pause a running container (default)")
+    add("--no-pause", dest="pause", action="store_false", help="do not pause it: files may be incomplete")
+    add("-a", "--author", metavar="TEXT", default="", help="the image's author")
     add("-m", "--message", metavar="TEXT", default="", help="for the image's history")
     add("-c", "--change", metavar="INSTRUCTION", action="append", default=[], help="as in a Dockerfile: CMD, ENV ...")
     add("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="default: gzip")
-    add("--report", action="store_true", help="list what is in the layer, and what was left out because it is equal")
+    add("--report", action="store_true", help="list the files in the layer, and the equal files that were left out")
     add("--json", action="store_true", help="print JSON")
     add("-q", "--quiet", action="store_true", help="show no progress")
     add("--iidfile", metavar="FILE", help="write the image's id to FILE, too")

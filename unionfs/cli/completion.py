@@ -1,4 +1,4 @@
-"""`unionfs completion`: print what makes a shell complete `unionfs` and `layers`, made from the parsers by shtab."""
+"""`unionfs completion`: print a completion script of `unionfs` or `layers`, made from the parsers by shtab."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unionfs.cli import parsers
 from unionfs.cli.arguments import Parser
 
 _DESCRIPTION: Final = """\
-Print a script that makes a shell complete the verbs, flags and choices of unionfs or layers, and names of files."""
+Print a script by which a shell completes the verbs, flags, choices and file names of unionfs or layers."""
 
 _EPILOG: Final = """\
 examples:
@@ -65,7 +65,7 @@ def _add_verbs(top: argparse.ArgumentParser, verbs: Mapping[str, parsers.Verb]) 
 
 
 def _given(*, parser: argparse.ArgumentParser, **_: Any) -> argparse.ArgumentParser:
-    """Stand in for the class that add_parser calls: the parser is there already."""
+    """Replace the class that add_parser calls, and return the existing parser."""
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`unionfs container VERB`: verbs on containers under the longer names that Docker and podman have for them, too."""
+"""`unionfs container VERB`: the verbs on containers, under the longer names of Docker and podman."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ MODULES: Final = {  # verb -> module of unionfs.cli
 
 def main(argv: list[str]) -> int:
     """Run `unionfs container ARGV`."""
-    return aliases.run("container", MODULES, argv, "remove containers that do not run")
+    return aliases.run("container", MODULES, argv, "remove all containers that are not running")

@@ -1,4 +1,4 @@
-"""`unionfs container prune`: remove the containers that do not run, with everything they changed."""
+"""`unionfs container prune`: remove all containers that are not running, and their changes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
-Remove all containers that do not run, with everything they changed, and print their ids. Volumes stay, those without
-a name as well."""
+Remove all containers that are not running, and their changes, and print their ids. Volumes, also anonymous ones, are
+kept."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `unionfs container prune ARGV`. Removes what it can, and fails if that was not all."""
+    """Run `unionfs container prune ARGV`. Removes as many as possible, and fails if one was not removed."""
     parser = Parser("container prune", _DESCRIPTION)
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
-    parser.add_argument("--filter", action="append", default=[], metavar="KEY=VALUE", help="only those; see unionfs ps")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="KEY=VALUE", help="only matching containers; see unionfs ps"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON array of the ids; do not ask")
     each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     wanted = filter_flags.all_of(arguments.filter)
     if not arguments.force and not arguments.json and sys.stdin.isatty():
-        print("Remove all containers that do not run, with what they changed? [y/N] ", end="", flush=True)
+        print("Remove all containers that are not running, and their changes? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return FAILED
     status = 0

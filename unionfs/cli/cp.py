@@ -15,11 +15,11 @@ from unionfs.containers.store import ContainerStore
 from unionfs.trees.open_beneath import open_in_root
 
 _DESCRIPTION: Final = """\
-Copy SOURCE, a file or a directory with all it holds, to DESTINATION; one of them is CONTAINER:PATH. A directory that
-exists as DESTINATION gets the copy inside, or with SOURCE/. the content. What is copied belongs to you, or in the
+Copy SOURCE, a file or a directory tree, to DESTINATION; one of them is CONTAINER:PATH. If DESTINATION is an existing
+directory, the copy is made in it; SOURCE/. copies only the content of a directory. Copies belong to you, or in the
 container to root, unless --archive keeps the owners. Symlinks are copied as such, and none leads out of the container.
-With - as DESTINATION a tar is written to standard output, and with - as SOURCE one is read and put into a directory.
-Of a container that runs, /proc, /sys and /dev are empty in a copy of what they are in."""
+With - as DESTINATION a tar is written to standard output, and with - as SOURCE a tar is read and unpacked into a
+directory. /proc, /sys and /dev of a running container are empty in a copy of their parent directory."""
 
 
 class Side(NamedTuple):

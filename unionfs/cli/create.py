@@ -7,8 +7,8 @@ from typing import Final
 from unionfs.cli import run
 
 _DESCRIPTION: Final = """\
-Make a container as `unionfs run` would, and print its id. `unionfs start` runs it; `unionfs cp` reaches into it before
-that."""
+Make a container like `unionfs run`, but do not run it; print its id. `unionfs start` runs it; `unionfs cp` can copy
+files before that."""
 
 
 def main(argv: list[str]) -> int:

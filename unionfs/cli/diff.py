@@ -1,4 +1,4 @@
-"""`unionfs diff`: list what a container changed, while it runs or after."""
+"""`unionfs diff`: list the changes of a container, running or not."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-List what a container changed in its root filesystem, one path on a line: A added, C changed, D deleted. A directory is
-changed when something in it is; of a deleted directory only the top is listed. What was written but is equal to what
-was there is no change."""
+List the changes of a container's root filesystem, one path on a line: A added, C changed, D deleted. A directory is
+changed if an entry of it is; of a deleted directory only the top is listed. A file that was written but has the same
+content as before is not listed."""
 
 _EPILOG: Final = """\
 --json prints one object: id, name, and changes, a list of objects with
   kind      A, C or D
   path      the path; if it is not UTF-8, with U+FFFD in it, and path_base64 has its bytes
   type      file, directory, symlink, fifo, socket or device
-  size      bytes of a file that is there now; old_size of one that was there
-  changed   of a C, what is different: type, content, mode, owner, xattrs, mtime; empty: only something below it
+  size      bytes of the file as it is now; old_size: as it was before
+  changed   of a C, the differences: type, content, mode, owner, xattrs, mtime; empty: only an entry below it changed
 
---cost lists the files that were copied up instead, the most expensive first: the bytes that were copied (data shared
-with the lower by reflink, and holes, are not), whether the content is still the lower's, by its XXH3 fingerprint, so
-that the copy was for nothing, and the path. With --json: id, name, files, bytes, wasted_files, wasted_bytes, and
+--cost lists the files that were copied up instead, the most expensive first: the number of bytes copied (without data
+shared with the lower by reflink, and holes), "wasted" if the content still equals the lower's, by its XXH3
+fingerprint, and the path. With --json: id, name, files, bytes, wasted_files, wasted_bytes, and
 copy_ups, a list of objects with path (and path_base64), branch (null: not found any more), bytes, size, wasted (null:
-nobody can say) and xxh3 (of files that were compared).
+unknown) and xxh3 (of files that were compared).
 
-exit codes: 0 listed (also if nothing changed), 1 failed, 2 the command line makes no sense."""
+exit codes: 0 listed (also if nothing changed), 1 failed, 2 invalid command line."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs diff ARGV`."""
     parser = Parser("diff", _DESCRIPTION, _EPILOG)
-    parser.add_argument("name", metavar="NAME", help="the container's name, its id, or how that begins")
+    parser.add_argument("name", metavar="NAME", help="the container's name, its id, or the beginning of the id")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object")
     form.add_argument("-z", "--null", action="store_true", help="end lines with a zero byte, for names with newlines")
-    parser.add_argument("--cost", action="store_true", help="rank what was copied up by the bytes that were copied")
+    parser.add_argument("--cost", action="store_true", help="list copy-ups by the number of bytes copied")
     parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
     if arguments.cost and arguments.null:

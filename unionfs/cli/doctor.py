@@ -1,4 +1,4 @@
-"""`unionfs doctor`: what this machine lacks, why it matters, and the one command that mends each."""
+"""`unionfs doctor`: list what this machine lacks, why it matters, and the command that installs or enables it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unionfs.doctor.machine import examine
 from unionfs.printable import printable_line
 
 _DESCRIPTION: Final = """\
-Try out what `unionfs run` needs of this machine, and say what is lacking and which command mends it."""
+Test whether this machine has all that `unionfs run` needs, and print the command that installs or enables the rest."""
 
 _EPILOG: Final = """\
-exit codes: 0 if `unionfs run` works, possibly within limits; 1 if it does not."""
+exit codes: 0 if `unionfs run` works, possibly with limits; 1 if it does not."""
 
 _COLOURS: Final = {OK: "32", LIMITED: "33"}  # of SGR: green, yellow; all else is red
 _RED: Final = "31"
@@ -27,9 +27,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs doctor ARGV`."""
     parser = Parser("doctor", _DESCRIPTION, _EPILOG)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--root", metavar="DIR", help="where containers are to be kept (default: $XDG_DATA_HOME/unionfs)"
-    )
+    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse(argv)
     findings = diagnose(examine(arguments.root))

@@ -1,4 +1,4 @@
-"""What several verbs do with each container that they are given: go on with the others when one fails."""
+"""Run a verb for each named container; if it fails for one, go on with the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unionfs.printable import printable
 
 
 def add_names(parser: Parser) -> None:
-    parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or how an id begins")
+    parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or the beginning of an id")
     add_root(parser)
 
 
@@ -23,12 +23,12 @@ def add_root(parser: Parser) -> None:
 
 
 def each(store: ContainerStore, names: Sequence[str], body: Callable[[Container], str]) -> int:
-    """Call `body` for each container and print what it returns; 1 when it failed for one of them."""
+    """Call `body` for each container and print its result. Returns 1 if it failed for one of them, else 0."""
     return each_name(names, lambda name: body(store.find(name)))
 
 
 def each_name(names: Sequence[str], body: Callable[[str], str]) -> int:
-    """Call `body` for each name and print what it returns, or the name; 1 when it failed for one of them."""
+    """Call `body` for each name and print its result, or the name. Returns 1 if it failed for one of them, else 0."""
     status = 0
     for name in names:
         try:

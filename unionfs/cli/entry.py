@@ -1,6 +1,6 @@
 """Find the verb of a command line, import its module only, and turn failures into a message and an exit code.
 
-Must stay quick: nothing is imported here that a verb may not need. Each `unionfs/cli/VERB.py` has `main(argv) -> int`.
+Must stay fast: imports nothing that a verb may not need. Each `unionfs/cli/VERB.py` has `main(argv) -> int`.
 """
 
 from __future__ import annotations
@@ -29,54 +29,54 @@ from unionfs.write_all import replace_standard_streams
 VERBS = {
     "mount": "merge directories into one tree at a mountpoint",
     "umount": "unmount a union and wait until its daemon has gone",
-    "run": "run a command in a container whose root is a union",
-    "try": "run a command on a copy-on-write view of this machine, then list what it changed",
-    "diff": "list what a container changed",
-    "apply": "put what a container changed on this machine in place",
+    "run": "run a command in a container whose root filesystem is a union",
+    "try": "run a command on a copy-on-write view of this machine, then list its changes",
+    "diff": "list the changes of a container",
+    "apply": "apply the changes of a container to this machine",
     "ps": "list containers",
-    "create": "make a container without running it yet",
-    "exec": "run one more command in a container that runs",
-    "start": "run a container again that has ended",
-    "stop": "have a container end",
-    "restart": "have a container end, and run it again",
+    "create": "make a container without running it",
+    "exec": "run one more command in a running container",
+    "start": "run a container that was created or has ended",
+    "stop": "end a container",
+    "restart": "end a container and run it again",
     "kill": "send a signal to a container",
     "wait": "wait until a container has ended, and print its exit code",
     "top": "list the processes of a container",
-    "logs": "show what a container has printed",
+    "logs": "show the output of a container",
     "cp": "copy files between a container and this machine",
     "rename": "give a container another name",
-    "inspect": "all that is known of a container or an image, as JSON",
+    "inspect": "show a container or an image as JSON",
     "commit": "make an image of a container",
-    "volume": "directories with a name that outlive containers: create, ls, inspect, rm, prune",
+    "volume": "manage volumes, directories that outlive containers: create, ls, inspect, rm, prune",
     "export": "write the root filesystem of a container as a tar",
     "rm": "remove containers",
-    "container": "the same under longer names (`container ls`, `container rm`), and `container prune`",
+    "container": "the verbs on containers under longer names (`container ls`), and `container prune`",
     "pull": "fetch images from a registry",
     "push": "send an image to a registry",
-    "login": "keep a name and a password for a registry",
-    "logout": "forget them",
-    "search": "list what a registry has",
+    "login": "store a user name and a password for a registry",
+    "logout": "delete the stored password of a registry",
+    "search": "list repositories, tags or referrers of a registry",
     "images": "list images",
-    "image": "the same under longer names (`image ls`, `image rm`), and `image prune`",
+    "image": "the verbs on images under longer names (`image ls`), and `image prune`",
     "tag": "give an image one more name",
     "rmi": "remove images",
-    "history": "how an image came to be",
-    "load": "bring in images from an archive",
+    "history": "list the steps by which an image was made",
+    "load": "load images from an archive",
     "save": "write images into an archive",
-    "import": "make an image out of a root filesystem's tar",
-    "why": "which branch of a union provides a path, and what hides what",
-    "stats": "what a mounted union has done: messages, copy-ups, memory",
+    "import": "make an image of a root filesystem's tar",
+    "why": "show which branch of a union provides a path, and what is hidden",
+    "stats": "show messages, copy-ups and memory of a mounted union",
     "trace": "follow the copy-ups of a mounted union as they happen",
-    "snapshotter": "serve containerd, so that it keeps images and containers on unions",
-    "bench": "measure what copy-up costs, beside other union filesystems",
-    "doctor": "say what this machine lacks, and the command that mends it",
-    "completion": "print what makes bash, zsh or fish complete unionfs and layers",
+    "snapshotter": "serve containerd as a snapshotter whose snapshots are unions",
+    "bench": "measure the cost of copy-up, beside other union filesystems",
+    "doctor": "list what this machine lacks, and the commands that install or enable it",
+    "completion": "print the completion script of unionfs or layers for bash, zsh or fish",
     "man": "print the manual page of unionfs or layers",
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
 
 PASS_ON_CODES = ("run", "create", "exec", "try")
-"""Verbs that pass on a command's exit code (and `create`, as docker has it): our own failures are 125 and above."""
+"""Verbs that return a command's exit code (and `create`, as with docker): our own failures are 125 and above."""
 
 
 def main(arguments: list[str]) -> int:
@@ -88,10 +88,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """As `main`, in a process that has run a command line before."""
+    """Like `main`, for a process that has already set up its streams and imports."""
     verb = arguments[0] if arguments else ""
     if verb == "container" and len(arguments) > 1:
-        verb = arguments[1]  # one of those under a longer name
+        verb = arguments[1]  # `container VERB`
     debug = _debug_wanted(arguments)
     try:
         status = _dispatch(arguments[0] if arguments else "", arguments)
@@ -115,7 +115,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             _print_traceback()
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED
-    except Exception as bug:  # noqa: BLE001 - a user is told in a line, not by a traceback
+    except Exception as bug:  # noqa: BLE001 - users get one line, no traceback
         if debug:
             _print_traceback()
         print(printable_line(f"unionfs: internal error: {type(bug).__name__}: {bug}"), file=sys.stderr)
@@ -125,14 +125,14 @@ def run(arguments: list[str]) -> int:
 
 
 def _end_if_interrupted(found: sys.UnraisableHookArgs) -> None:
-    """End this process where Python drops a KeyboardInterrupt: in a destructor, or in a callback of an import."""
+    """End this process if Python drops a KeyboardInterrupt: in a destructor, or in a callback of an import."""
     if found.exc_type is KeyboardInterrupt:
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(found)
 
 
 def _drop_unwritten() -> None:
-    """Let nothing be left that Python would flush at exit where stdout takes no more (a full disk, no reader)."""
+    """Drop buffered output if stdout fails (full disk, no reader), so that Python does not flush it at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -175,7 +175,7 @@ Merge read-only directories and one writable directory into one tree, and run co
 verbs:
 {verbs}
 
-`unionfs VERB --help` explains one verb. The second form stands in for fuse-overlayfs.
+`unionfs VERB --help` explains one verb. The second form replaces fuse-overlayfs.
 UNIONFS_NAME=VALUE in the environment sets the default of the flag --name of every verb.
 
 {EXIT_CODES}"""

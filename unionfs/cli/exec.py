@@ -1,4 +1,4 @@
-"""`unionfs exec`: one more command in a container that runs; its exit code is ours."""
+"""`unionfs exec`: run one more command in a running container, and return its exit code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unionfs.containers.store import ContainerStore
 from unionfs.launcher.run import join
 
 _DESCRIPTION: Final = """\
-Run COMMAND in a container that runs, beside what runs there already: with the container's variables, user and working
-directory unless flags say otherwise. It ends with the container at the latest."""
+Run COMMAND in a running container, beside the container's own command, with the container's variables, user and working
+directory unless flags say otherwise. If the container ends, COMMAND is killed."""
 
 _EPILOG: Final = """\
-exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed or the container does not run, 126 if
-the command cannot be executed, 127 if it was not found."""
+exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed or the container is not running,
+126 if the command cannot be executed, 127 if it was not found."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,12 +35,12 @@ def _parser() -> Parser:
     add("words", metavar="CONTAINER COMMAND", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     add("-i", "--interactive", action="store_true", help="let the command read standard input")
     add("-t", "--tty", action="store_true", help="give the command a terminal")
-    add("-d", "--detach", action="store_true", help="return when the command runs")
-    add("-e", "--env", metavar="NAME[=VALUE]", action="append", help="set a variable; without =, pass it on")
-    add("--env-file", metavar="FILE", action="append", help="such variables, one on a line")
-    add("-w", "--workdir", metavar="DIR", help="where the command starts (default: as the container's)")
+    add("-d", "--detach", action="store_true", help="return when the command has started")
+    add("-e", "--env", metavar="NAME[=VALUE]", action="append", help="set a variable; without =, to its value here")
+    add("--env-file", metavar="FILE", action="append", help="a file of variables, one on a line")
+    add("-w", "--workdir", metavar="DIR", help="the working directory (default: the container's)")
     add("-u", "--user", metavar="USER[:GROUP]", help="default: the container's")
-    add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 

@@ -1,4 +1,4 @@
-"""`unionfs export`: the root filesystem of a container as a tar."""
+"""`unionfs export`: write the root filesystem of a container as a tar."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def main(argv: list[str]) -> int:
     """Run `unionfs export ARGV`."""
     parser = Parser(
         "export",
-        "Write all that a container's root filesystem holds, without volumes, as a tar to FILE or stdout.",
+        "Write the root filesystem of a container, without volumes, as a tar to FILE or stdout.",
         image_flags.EPILOG,
     )
-    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     each.add_root(parser)
     arguments = parser.parse(argv)

@@ -1,6 +1,6 @@
-"""Which containers are meant, and how they are shown: docker's --filter and --format.
+"""Select containers by docker's --filter, and print them by docker's --format.
 
-Of Go's templates only what people use: {{.Field}}, {{json .}}, {{json .Field}}, and `table` before them.
+Of Go's templates only these are supported: {{.Field}}, {{json .}}, {{json .Field}}, and `table` before them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FILTERS: Final[dict[str, Callable[[Container, str], bool]]] = {
 
 
 def filter_from(text: str) -> Callable[[Container], bool]:
-    """The test that KEY=VALUE is. Raises: CommandError."""
+    """The predicate for KEY=VALUE. Raises: CommandError."""
     key, equals, value = text.partition("=")
     if not equals or key not in _FILTERS:
         hint = f"expected KEY=VALUE with one of {', '.join(_FILTERS)}"
@@ -60,7 +60,7 @@ def filter_from(text: str) -> Callable[[Container], bool]:
 
 
 def all_of(texts: list[str]) -> Callable[[Container], bool]:
-    """What fulfils each kind of filter; of several of one kind any, but all labels."""
+    """The predicate for all filters: of several with one key one must hold, of labels all."""
     kinds: dict[str, list[Callable[[Container], bool]]] = {}
     for text in texts:
         key = text.partition("=")[0]
@@ -69,7 +69,7 @@ def all_of(texts: list[str]) -> Callable[[Container], bool]:
 
 
 def formatted(template: str, fields: Mapping[str, Any]) -> str:
-    """One line as a template wants it. Raises: CommandError for a field that is none."""
+    """One line by a template. Raises: CommandError for an unknown field."""
 
     def fill(match: re.Match[str]) -> str:
         if not match[2]:
@@ -82,5 +82,5 @@ def formatted(template: str, fields: Mapping[str, Any]) -> str:
 
     plain = template.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n")
     if "{{" in _FIELD.sub("", plain):
-        raise CommandError(f"bad format: {template}", hint="{{.Field}} and {{json .}} are known", status=USAGE)
+        raise CommandError(f"bad format: {template}", hint="{{.Field}} and {{json .}} are supported", status=USAGE)
     return _FIELD.sub(fill, plain)

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "mount.fuse3.unionfs")
-"""Called by one of these names (a symlink), we are the mount helper whatever the arguments are."""
+"""If the program has one of these names (a symlink), it is the mount helper, with any arguments."""
 
 _NOT_IN_THE_BACKGROUND = frozenset(("-f", "-d", "--foreground", "--debug", "-h", "--help", "-V", "--version"))
 
 
 def is_mount_helper(program: str, arguments: Sequence[str]) -> bool:
-    """Whether this is the mount helper for its name, or for mount(8)'s `SOURCE /MOUNTPOINT -o lowerdir=...`: the source
-    may be called as a verb is."""
+    """Whether this is a call of the mount helper: by the program's name, or by mount(8)'s form `SOURCE /MOUNTPOINT -o
+    lowerdir=...`, in which SOURCE may equal a verb."""
     if os.path.basename(program) in MOUNT_HELPER_NAMES:
         return True
     if len(arguments) < 3 or not arguments[1].startswith("/") or not arguments[2].startswith("-o"):
@@ -25,9 +25,9 @@ def is_mount_helper(program: str, arguments: Sequence[str]) -> bool:
 
 
 def mounts_in_background(program: str, arguments: Sequence[str]) -> bool:
-    """Whether the command line mounts and then returns, and its mountpoint is no descriptor of the caller (/dev/fd/N).
+    """Whether the command line mounts and returns, and its mountpoint is not a descriptor of the caller (/dev/fd/N).
 
-    False for some that do, such as those with a source that looks like no path: they are recognised later.
+    False for some of these, such as those whose source does not look like a path: they are recognised later.
     """
     if not _NOT_IN_THE_BACKGROUND.isdisjoint(arguments) or any("/dev/fd/" in word for word in arguments):
         return False

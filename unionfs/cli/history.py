@@ -1,4 +1,4 @@
-"""`unionfs history`: how an image came to be, layer by layer."""
+"""`unionfs history`: list the steps by which an image was made."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unionfs.printable import printable_line
 
 def main(argv: list[str]) -> int:
     """Run `unionfs history ARGV`."""
-    parser = Parser("history", "Show how an image came to be, the latest step first.", image_flags.EPILOG)
+    parser = Parser("history", "List the steps by which an image was made, the latest first.", image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="digests of layers only")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print digests of layers only")
     parser.add_argument("--no-trunc", action="store_true", help="whole commands")
     image_flags.add_root(parser)
     image_flags.add_debug(parser)

@@ -1,4 +1,4 @@
-"""`unionfs image VERB`: verbs on images under the longer names that Docker and podman have for them, too."""
+"""`unionfs image VERB`: the verbs on images, under the longer names of Docker and podman."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ MODULES: Final = {  # verb -> module of unionfs.cli
 
 def main(argv: list[str]) -> int:
     """Run `unionfs image ARGV`."""
-    return aliases.run("image", MODULES, argv, "remove images that nothing needs")
+    return aliases.run("image", MODULES, argv, "remove unused images")

@@ -1,4 +1,4 @@
-"""Flags of the verbs on images: the store, registries, limits; and how images are printed."""
+"""Flags of the verbs on images: the store, registries, limits; and printing of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def options(arguments: argparse.Namespace) -> Options:
-    """How layers are unpacked, as the ids and the command line say. Preconditions: within `images.with_ids`."""
+    """The options of unpacking, by our ids and the command line. Preconditions: within `images.with_ids`."""
     size = getattr(arguments, "max_layer_size", None)
     limits = Limits() if size is None else Limits(max_bytes=size, max_ratio=None)
     return Options(owners=images.owners_here(), limits=limits)
@@ -38,7 +38,7 @@ def options(arguments: argparse.Namespace) -> Options:
 
 def add_root(parser: Parser) -> None:
     parser.add_argument(
-        "--root", metavar="DIR", help="where images and containers are kept (default: $XDG_DATA_HOME/unionfs)"
+        "--root", metavar="DIR", help="the store of images and containers (default: $XDG_DATA_HOME/unionfs)"
     )
     parser.set_defaults(root=default_root())
 
@@ -52,7 +52,7 @@ def store_of(arguments: argparse.Namespace) -> Store:
 
 
 def remote(arguments: argparse.Namespace) -> Remote:
-    """What the flags of `remote_flags` say."""
+    """The values of the flags of `remote_flags`."""
     if arguments.authfile:
         os.environ["REGISTRY_AUTH_FILE"] = arguments.authfile
     credentials = None
@@ -65,12 +65,12 @@ def remote(arguments: argparse.Namespace) -> Remote:
 
 @functools.cache
 def warn(text: str) -> None:
-    """Print a warning, once: several images, and mirrors beside, have the same to say."""
+    """Print a warning, once: several images and mirrors can give the same one."""
     print(printable_line(f"unionfs: warning: {text}"), file=sys.stderr)
 
 
 def ask_password() -> str:
-    """A password from the terminal, not shown."""
+    """Read a password from the terminal without echo."""
     import getpass
 
     try:
@@ -84,12 +84,12 @@ def add_limits(parser: Parser) -> None:
         "--max-layer-size",
         metavar="SIZE",
         type=size,
-        help="refuse larger layers, and let smaller ones be packed as tightly as they may; 10G, 500M (default: 64G)",
+        help="refuse larger layers, and remove the limit of the compression ratio; 10G, 500M (default: 64G)",
     )
 
 
 def size(text: str) -> int:
-    """Bytes of a text such as 10G."""
+    """Parse a size such as 10G to bytes."""
     number, unit = text.strip().lower().removesuffix("b"), ""
     if number and number[-1] in _UNITS:
         number, unit = number[:-1], number[-1]
@@ -99,14 +99,14 @@ def size(text: str) -> int:
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, heading: bool = True) -> None:
-    """Columns as wide as they need to be."""
+    """Print rows in aligned columns."""
     lines = [head, *rows] if heading else list(rows)
     if lines:
         print("\n".join(map(printable_line, aligned(head, lines, gap="   "))))
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
-    """The settings of an image in Docker's words."""
+    """The settings of an image, with Docker's field names."""
     return {
         "User": settings.user,
         "Env": list(settings.env),

@@ -1,4 +1,4 @@
-"""`unionfs image prune`: remove images that nothing needs, and free what only they had."""
+"""`unionfs image prune`: remove unused images, and free their layers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from unionfs.drivers import btrfs
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Remove the images that have no name; with --all also those of which no container is made. Their layers are freed unless
-others have them, and what broken pulls left is freed, too."""
+Remove the images that have no name; with --all also those that no container uses. Their layers are freed unless
+other images have them, and the remains of interrupted pulls are freed, too."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs image prune ARGV`."""
     parser = Parser("image prune", _DESCRIPTION, image_flags.EPILOG)
-    parser.add_argument(
-        "-a", "--all", action="store_true", help="also images with names, if no container is made of them"
-    )
+    parser.add_argument("-a", "--all", action="store_true", help="also images with names, if no container uses them")
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print JSON; do not ask")
     image_flags.add_root(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if not arguments.force and not arguments.json and sys.stdin.isatty():
-        what = "that no container is made of" if arguments.all else "without a name"
+        what = "that no container uses" if arguments.all else "without a name"
         print(f"Remove all images {what}? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 1

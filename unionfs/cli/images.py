@@ -26,7 +26,7 @@ class _Line(NamedTuple):
     id: str  # see Store.id_of
     digest: str
     created: str
-    size: int  # of the unpacked layers where they are, else as they travel
+    size: int  # of the unpacked layers if they exist, else of the blobs
     labels: Mapping[str, str]
 
     @property
@@ -37,15 +37,15 @@ class _Line(NamedTuple):
 _Wanted = Callable[[_Line], bool]
 
 _DESCRIPTION = """\
-List the images of the store, or those of one name. IMAGE ID is the beginning of what Docker calls its id, the digest of
-its configuration; every verb takes it for a name.
+List the images of the store, or those of one name. IMAGE ID is the beginning of the image's id, which is the digest of
+its configuration, as in Docker; every verb accepts it as a name.
 
---format takes json, table, or a line such as '{{.Repository}}:{{.Tag}} {{.ID}}'; there are Digest, CreatedSince,
-CreatedAt and Size, too.
+--format takes json, table, or a line such as '{{.Repository}}:{{.Tag}} {{.ID}}'; the other fields are Digest,
+CreatedSince, CreatedAt and Size.
 
-filters (--filter KEY=VALUE; all of several must hold):
+filters (--filter KEY=VALUE; an image must match all of them):
   dangling=true|false      images without a name, or with one
-  reference=PATTERN        whose NAME:TAG or NAME fits, with * and ?
+  reference=PATTERN        NAME:TAG or NAME matches PATTERN, with * and ?
   label=KEY[=VALUE]        with a label
   before=IMAGE, since=IMAGE   made before, or after, another image"""
 
@@ -66,9 +66,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids")
     parser.add_argument("--format", metavar="FORMAT", help="see above")
     parser.add_argument("-f", "--filter", metavar="KEY=VALUE", action="append", default=[], help="see above")
-    parser.add_argument("--sort", choices=tuple(_SORTS), default="name", help="default: name; others largest first")
-    parser.add_argument("-n", "--noheading", action="store_true", help="leave out the heads of the columns")
-    parser.add_argument("-a", "--all", action="store_true", help="as always: no image is hidden")
+    parser.add_argument(
+        "--sort", choices=tuple(_SORTS), default="name", help="default: name; the others list the largest first"
+    )
+    parser.add_argument("-n", "--noheading", action="store_true", help="print no column headings")
+    parser.add_argument("-a", "--all", action="store_true", help="no effect: all images are always listed")
     image_flags.add_root(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
@@ -100,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fields(line: _Line, *, whole: bool) -> dict[str, str]:
-    """In docker's words."""
+    """The fields of docker's --format."""
     return {
         "ID": _id(line, whole=whole),
         "Repository": printable(line.repository) or "<none>",
@@ -117,7 +119,7 @@ def _id(line: _Line, *, whole: bool) -> str:
 
 
 def _filter(store: Store, text: str) -> _Wanted:
-    """What --filter says, as a question. Raises: Malformed, NotFound."""
+    """The predicate of a --filter. Raises: Malformed, NotFound."""
     key, _, value = text.partition("=")
     match key:
         case "dangling" if value in ("true", "false", ""):
@@ -137,7 +139,7 @@ def _filter(store: Store, text: str) -> _Wanted:
 
             return wanted_by_time
     hint = "dangling=true, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE"
-    raise Malformed("reading a filter", text, "not a filter that is known here", hint=hint)
+    raise Malformed("reading a filter", text, "it is not a known filter", hint=hint)
 
 
 def _is_wanted(named: StoredImage, wanted: str | None) -> bool:
@@ -168,7 +170,7 @@ def _line(store: Store, named: StoredImage) -> _Line:
             "",
             {},
             named.descriptor.size,
-        )  # an artifact, or damaged: it still has a name to be removed by
+        )  # an artifact, or damaged: listed, so that it can be removed by its name
     return _Line(repository, tag, store.id_of(named.descriptor), named.descriptor.digest, created, size, labels)
 
 

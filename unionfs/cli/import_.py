@@ -1,4 +1,4 @@
-"""`unionfs import`: an image of one layer out of a root filesystem's tar."""
+"""`unionfs import`: make an image of one layer from a root filesystem's tar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs import ARGV`."""
     parser = Parser(
         "import",
-        "Make an image out of the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not; print its id.",
+        "Make an image from the tar of a root filesystem, compressed (gzip, zstd, xz, bzip2) or not; print its id.",
         _EPILOG,
     )
     parser.add_argument("file", metavar="FILE|URL", help="a tar, - for stdin, or http(s)://...")
@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
         default=[],
         help="as in a Dockerfile: CMD, ENV, USER ...",
     )
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of what is in it (default: this machine's)")
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="the platform of its programs (default: this machine's)"
+    )
     parser.add_argument("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="default: gzip")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     image_flags.add_limits(parser)
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 @contextmanager
 def _opened(text: str) -> Iterator[Readable]:
-    """The tar. Raises: LayerError when a server does not send it."""
+    """Open the tar. Raises: LayerError if a server does not send it."""
     if text == "-":
         yield sys.stdin.buffer
     elif text.startswith(("http://", "https://")):

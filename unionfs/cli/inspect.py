@@ -1,4 +1,4 @@
-"""`unionfs inspect`: all that is known of containers and images, as JSON, in Docker's words where it has them."""
+"""`unionfs inspect`: print containers and images as JSON, with Docker's field names where Docker has the field."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from unionfs.containers.volumes import anonymous_names
 
 def main(argv: list[str]) -> int:
     """Run `unionfs inspect ARGV`."""
-    parser = Parser("inspect", "Print all that is known of containers and images: a JSON list of one object for each.")
+    parser = Parser("inspect", "Print containers and images as a JSON list, one object for each.")
     parser.add_argument("names", metavar="NAME", nargs="+", help="a container, else an image, by name or id")
-    parser.add_argument("--type", choices=("container", "image"), help="look for this kind only")
-    parser.add_argument("--json", action="store_true", help="as always")
+    parser.add_argument("--type", choices=("container", "image"), help="search only containers or only images")
+    parser.add_argument("--json", action="store_true", help="no effect: the output is always JSON")
     each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
@@ -49,7 +49,7 @@ def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
 
 
 def of_container(container: Container) -> dict[str, Any]:
-    """What is known of a container."""
+    """The JSON object of a container."""
     running = container.status == "running"
     config, state = container.config, container.state
     process, network, image = config.process, config.network, config.image

@@ -13,7 +13,10 @@ from unionfs.containers.store import ContainerStore
 
 def main(argv: list[str]) -> int:
     """Run `unionfs kill ARGV`."""
-    parser = Parser("kill", "Send a signal to the commands of containers. KILL, STOP and CONT reach all of it.")
+    parser = Parser(
+        "kill",
+        "Send a signal to the commands of containers. KILL, STOP and CONT are sent to all processes of a container.",
+    )
     each.add_names(parser)
     parser.add_argument("-s", "--signal", metavar="SIGNAL", default="KILL", help="name or number (default: KILL)")
     arguments = parser.parse(argv)

@@ -1,4 +1,4 @@
-"""The `layers` command, run with the ids that the files of layers need; see `layers.cli` for what it does."""
+"""Run the `layers` command (`layers.cli`) with the ids that the files of layers need."""
 
 from __future__ import annotations
 

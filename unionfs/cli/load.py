@@ -1,4 +1,4 @@
-"""`unionfs load`: bring in images from a file that `docker save`, podman, skopeo or `unionfs save` wrote."""
+"""`unionfs load`: load images from an archive of `docker save`, podman, skopeo or `unionfs save`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs load ARGV`."""
     parser = Parser(
         "load",
-        "Bring in the images of an archive, Docker's or OCI's, compressed or not, from FILE or stdin.",
+        "Load the images of an archive in Docker's or OCI's format, compressed or not, from FILE or stdin.",
         image_flags.EPILOG,
     )
     parser.add_argument("-i", "--input", metavar="FILE", help="default: stdin")

@@ -1,4 +1,4 @@
-"""`unionfs login`: keep a name and a password for a registry, after trying them."""
+"""`unionfs login`: try a user name and a password at a registry, and store them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unionfs.containers import images
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Keep a name and a password for REGISTRY (default: docker.io) after trying whether it takes them.
+Store a user name and a password for REGISTRY (default: docker.io), if the registry accepts them.
 
-They go into ~/.docker/config.json, which only you can read, or to the credential helper that this file names. What
-`podman login` keeps is found too."""
+They are stored in ~/.docker/config.json, which only you can read, or by the credential helper that this file names.
+Credentials that `podman login` stored are used, too."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default=reference.DEFAULT_REGISTRY)
     parser.add_argument("-u", "--username", metavar="NAME")
     parser.add_argument(
-        "-p", "--password", metavar="PASSWORD", help="everybody on this machine can read it; better is:"
+        "-p",
+        "--password",
+        metavar="PASSWORD",
+        help="unsafe: all users of this machine can see it; use --password-stdin",
     )
     parser.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
     parser.add_argument("--get-login", action="store_true", help="only print who is logged in")
@@ -44,14 +47,14 @@ def main(argv: list[str]) -> int:
         username = arguments.username or _ask("Username: ")
         given = credentials.Credentials(username, _password(parser, arguments.password, arguments.password_stdin))
         _try(registry, given, arguments)
-        print(f"Login succeeded, kept in {printable(credentials.store(registry, given))}")
+        print(f"Login succeeded, stored in {printable(credentials.store(registry, given))}")
     return 0
 
 
 def _print_login(registry: str) -> int:
     found = credentials.find(registry, warn=image_flags.warn)
     if found is None:
-        raise CommandError(f"login failed: {registry}: nobody is logged in", status=7)
+        raise CommandError(f"login failed: {registry}: no user is logged in", status=7)
     print(printable(found.username) or "(a token)")
     return 0
 

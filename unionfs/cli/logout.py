@@ -1,4 +1,4 @@
-"""`unionfs logout`: forget the name and password for a registry."""
+"""`unionfs logout`: delete the stored user name and password of a registry."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def main(argv: list[str]) -> int:
     """Run `unionfs logout ARGV`."""
     parser = Parser(
         "logout",
-        "Forget the name and password for REGISTRY (default: docker.io), wherever they are.",
+        "Delete the user name and password for REGISTRY (default: docker.io) from all files and credential helpers.",
         image_flags.EPILOG,
     )
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default=reference.DEFAULT_REGISTRY)
-    parser.add_argument("--authfile", metavar="FILE", help="the file that keeps names and passwords")
+    parser.add_argument("--authfile", metavar="FILE", help="the file with user names and passwords")
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
     if arguments.authfile:

@@ -1,4 +1,4 @@
-"""`unionfs logs`: what a container has printed."""
+"""`unionfs logs`: print the output of a container."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _ASK_AGAIN_S: Final = 0.1
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Times = tuple[str | None, str | None]
-"""Since and until, as a log has times: those of UTC can be compared as text."""
+"""--since and --until in the log's format: times in UTC, which can be compared as text."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs logs ARGV`."""
-    parser = Parser("logs", "Show what a container has printed: on standard output and error, as it did.")
-    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the container has ended")
+    parser = Parser("logs", "Print the output of a container: its standard output and standard error, each to ours.")
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the container has ended")
     parser.add_argument("-n", "--tail", metavar="N", type=_count, help="only the last N lines, or `all`")
-    parser.add_argument("-t", "--timestamps", action="store_true", help="when each line began, before it")
-    parser.add_argument("--since", metavar="WHEN", type=_moment, help="only what was printed since then: 10m, a time")
-    parser.add_argument("--until", metavar="WHEN", type=_moment, help="only what was printed until then")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="print the time before each line")
+    parser.add_argument("--since", metavar="WHEN", type=_moment, help="only output since then: 10m (ago), or a time")
+    parser.add_argument("--until", metavar="WHEN", type=_moment, help="only output until then")
     each.add_root(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     except FileNotFoundError:
         if container.status == "created":
             return 0
-        why = "what it prints is not kept (it was run with --rm or --log-driver none)"
+        why = "its output is not stored (it was run with --rm or --log-driver none)"
         raise CommandError(failed("reading the log", container.name, why)) from None
     show = _Show(timestamps=arguments.timestamps)
     times = (arguments.since, arguments.until)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def _between(reader: Reader, times: Times) -> Iterator[Entry]:
-    """What was printed in that time."""
+    """The output in that time."""
     since, until = times
     for entry in reader.entries():
         if (since is None or entry.time >= since) and (until is None or entry.time <= until):
@@ -71,7 +71,7 @@ def _between(reader: Reader, times: Times) -> Iterator[Entry]:
 
 
 def _last(reader: Reader, count: int | None, times: Times) -> list[Entry]:
-    """The pieces of the last lines; all for None."""
+    """The entries of the last lines; all for None."""
     if count is None:
         return list(_between(reader, times))
     lines: deque[list[Entry]] = deque(maxlen=count)
@@ -108,7 +108,7 @@ def _is_running(store: ContainerStore, container: Container) -> bool:
 
 
 def _moment(text: str) -> str:
-    """A moment as a log has it, of one that is written `10m` (ago), 1700000000, or 2026-01-31T12:00:00."""
+    """Convert `10m` (ago), 1700000000 (seconds since 1970) or 2026-01-31T12:00:00 to a time in the log's format."""
     try:
         if re.fullmatch(r"([0-9.]+[smhd])+", text):
             ago = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([smhd])", text))
@@ -116,9 +116,9 @@ def _moment(text: str) -> str:
         elif re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
             moment = dt.datetime.fromtimestamp(float(text), dt.UTC)
         else:
-            moment = dt.datetime.fromisoformat(text)  # of our own time zone unless it says another
+            moment = dt.datetime.fromisoformat(text)  # in our time zone unless it names another
     except (ValueError, OverflowError):
-        raise ArgumentTypeError(f"{text!r} is no time; 10m, 1700000000 and 2026-01-31T12:00:00 are") from None
+        raise ArgumentTypeError(f"{text!r} is not a time such as 10m, 1700000000 or 2026-01-31T12:00:00") from None
     return moment.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -126,5 +126,5 @@ def _count(text: str) -> int | None:
     if text == "all":
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise ArgumentTypeError(f"{text!r} is no number of lines")
+        raise ArgumentTypeError(f"{text!r} is not a number of lines")
     return int(text)

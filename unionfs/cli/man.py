@@ -1,6 +1,6 @@
 """`unionfs man`: print the manual page of `unionfs` or `layers`, made from the parsers.
 
-Pages are written in man(7) macros here, since argparse-manpage leaves out what follows a verb's flags: examples, the
+Pages are written in man(7) macros here, since argparse-manpage leaves out the text after a verb's flags: examples, the
 form of JSON, exit codes.
 """
 
@@ -74,7 +74,7 @@ def _verb(name: str, verb: parsers.Verb) -> Iterator[str]:
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """The usage in lines of one length, whatever the terminal is, so that two builds are the same."""
+    """The usage in lines of a fixed length, for every terminal, so that builds are reproducible."""
     parser.formatter_class = partial(argparse.HelpFormatter, width=74)
     vars(parser)["color"] = False  # of Python 3.14
     return "\n".join(line.strip() for line in parser.format_usage().removeprefix("usage: ").splitlines())
@@ -90,7 +90,7 @@ def _short_names(noun: str, verbs: Mapping[str, parsers.Verb]) -> Iterator[str]:
 
 
 def _head(action: argparse.Action) -> str:
-    """The flags, or the name of a positional, with what follows a flag."""
+    """The flags with their metavar, or the name of a positional argument."""
     value = _value(action)
     if not action.option_strings:
         return f"\\fI{_text(value)}\\fR"
@@ -112,7 +112,7 @@ def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """Paragraphs; what has indented lines is an example or a table, and stays as it is."""
+    """Format paragraphs; one with indented lines is an example or a table, and is not filled."""
     for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
         lines = paragraph.splitlines()
         if any(line.startswith(" ") for line in lines):
@@ -126,6 +126,6 @@ def _preformatted(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """`text` with what troff(1) gives a meaning to escaped."""
+    """Escape the characters of `text` that have a meaning for troff(1)."""
     escaped = text.translate(_ESCAPED)
     return "\\&" + escaped if escaped.startswith((".", "\\(aq")) else escaped

@@ -20,14 +20,14 @@ from unionfs.printable import printable_line
 _DESCRIPTION = """\
 Merge read-only directories and at most one writable directory into one tree, shown at MOUNTPOINT.
 
-What a higher directory holds hides what lower ones hold under the same name. All changes go to the upper directory;
-without one the union is read-only. The union can be used when the command returns, and stays until
-`unionfs umount MOUNTPOINT`."""
+A file of a higher directory hides files of the same name in lower ones; directories are merged. All changes are written
+to the upper directory; without one the union is read-only. The union can be used when the command returns, and stays
+mounted until `unionfs umount MOUNTPOINT`."""
 
 _EPILOG = """\
-The first mount or container leaves a process that makes further ones of the same user quick: unionfs-parent. It ends a
-minute after its last mount has gone, or after UNIONFS_LINGER seconds; with UNIONFS_LINGER=0 none is left and none is
-asked. It needs Linux 6.5. `unionfs stats` says which mounts it has made, and why it has not made one.
+The first mount or container leaves a process, unionfs-parent, which makes further mounts of the same user faster. It
+ends a minute, or UNIONFS_LINGER seconds, after its last mount has ended; UNIONFS_LINGER=0 disables it. It needs
+Linux 6.5. `unionfs stats` says whether a mount was made by a parent, and why not.
 
 example:
   mkdir -p upper merged
@@ -44,14 +44,14 @@ def main(argv: list[str]) -> int:
         return run(_daemon_options(arguments), foreground=arguments.foreground)
     except CommandError:
         if made_work is not None:
-            from shutil import rmtree  # late: importing it takes longer than to see that all is well
+            from shutil import rmtree  # late: importing it takes longer than checking the arguments
 
-            rmtree(made_work, ignore_errors=True)  # all that is in it was made by the try
+            rmtree(made_work, ignore_errors=True)  # this call has made its content
         raise
 
 
 def run(options: DaemonOptions, *, foreground: bool) -> int:
-    """Mount as `options` say and return when the union can be used, or with `foreground` when it is unmounted."""
+    """Mount a union; return when it can be used, or with `foreground` when it is unmounted."""
     try:
         if foreground:
             from unionfs import daemon
@@ -101,21 +101,21 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
     add("--lower", metavar="DIR", action="append", help="a read-only directory; repeat it, the topmost first")
-    add("--upper", metavar="DIR", help="the writable directory on top; without it the union is read-only")
+    add("--upper", metavar="DIR", help="the writable directory on top (default: none, the union is read-only)")
     add(
         "--work",
         metavar="DIR",
-        help="a directory for unfinished work, on the filesystem of the upper directory "
-        "(default: UPPER.work beside it, made if missing)",
+        help="the work directory, on the filesystem of the upper directory "
+        "(default: UPPER.work beside the upper, made if missing)",
     )
     add("--read-only", action="store_true", help="refuse changes even if there is an upper directory")
-    add("--allow-other", action="store_true", help="let other users in, too; always so when root mounts")
-    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="how removed names are marked (default: aufs)")
+    add("--allow-other", action="store_true", help="let other users access the mount, too (always if root mounts)")
+    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="the format of whiteouts (default: aufs)")
     add(
         "--durability",
         choices=DURABILITIES,
         default="normal",
-        help="strict: a copied-up file is on the device before it shows; volatile: fsync does nothing "
+        help="strict: a copied-up file is written to the device before it is shown; volatile: fsync does nothing "
         "(default: normal)",
     )
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
@@ -123,22 +123,22 @@ def _parser() -> Parser:
         "--busy-poll",
         choices=BUSY_POLL_MODES,
         default=BUSY_POLL_AUTO,
-        help="look for the next request for some 200 microseconds before sleeping, which keeps a processor busy; auto: "
-        "while it finds requests and nobody else wants the processor (default: auto; kernel transport only)",
+        help="poll for the next request for some 200 microseconds before sleeping, which keeps a processor busy; auto: "
+        "while that finds requests and no other process wants the processor (default: auto; kernel transport only)",
     )
-    add("--writeback", action="store_true", help="let the kernel collect small writes")
+    add("--writeback", action="store_true", help="let the kernel collect small writes in its cache")
     add(
         "--passthrough",
         action="store_true",
-        help="let the kernel read and write the files of the directories itself, which is faster for large files and "
-        "slower for opening many; for root of the machine, Linux 6.9 or newer (see docs/passthrough.md)",
+        help="let the kernel itself read and write the files of the directories, which is faster for large files and "
+        "slower for many small ones; for root of the machine, Linux 6.9 or newer (see docs/passthrough.md)",
     )
     add(
         "--timeout",
         metavar="SECONDS",
         type=float,
         default=FOREVER_S,
-        help="how long the kernel may remember names and attributes (default: until they change)",
+        help="how long the kernel may cache names and attributes (default: until they change)",
     )
     add(
         "--watch",
@@ -149,9 +149,9 @@ def _parser() -> Parser:
     add(
         "--no-keeper",
         action="store_true",
-        help="leave no process that has another daemon continue when this one dies (see docs/reliability.md)",
+        help="leave no keeper, which starts another daemon if this one dies (see docs/reliability.md)",
     )
-    add("-f", "--foreground", action="store_true", help="serve in this process; Ctrl-C unmounts")
+    add("-f", "--foreground", action="store_true", help="serve the union in this process; Ctrl-C unmounts")
     add("--log", metavar="FILE", help="append the daemon's log to FILE (default: none, or stderr in the foreground)")
     add("--debug", action="store_true", help="log everything and show tracebacks; implies --foreground without --log")
     return parser
@@ -190,7 +190,7 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
 
 
 def _default_work(arguments: Namespace) -> str | None:
-    """Fill in --work if it is missing; the directory, if it had to be made for that."""
+    """Fill in --work if it is missing. Returns the directory if it was made."""
     if arguments.upper is None or arguments.work is not None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What is mounted in a container, as the flags -v, --mount and --tmpfs ask for it in docker's words."""
+"""The mounts of a container: the flags -v, --mount and --tmpfs, with docker's syntax."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _VOLUME_WORDS: Final = (
     *("ro", "rw", "O", "z", "Z", "nocopy", "rprivate", "private"),
     *("cached", "delegated", "consistent"),
 )
-"""z and Z relabel for SELinux in other tools: nothing to do here. What the host mounts later shows in no container, so
-rprivate holds and the other propagations are refused. cached, delegated and consistent mean something to Docker Desktop
-alone: a file that is bound is the host's file, so all of them hold."""
+"""z and Z relabel files for SELinux in other tools, and do nothing here. Later mounts of the host show in no container,
+so rprivate is accepted and the other propagations are refused. cached, delegated and consistent have a meaning for
+Docker Desktop only: a bound file is the host's file, so all of them are fulfilled."""
 
 _TMPFS_VALUES: Final = ("size", "mode", "nr_inodes", "uid", "gid")
 _TMPFS_WORDS: Final = ("ro", "rw", "nosuid", "nodev", "exec", "noexec", "suid", "relatime", "noatime", "strictatime")
@@ -38,7 +38,7 @@ _TRUTHS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def mounts_of(arguments: Namespace) -> Mounts:
-    """What -v, --mount and --tmpfs ask for. Raises: CommandError when it makes no sense."""
+    """The mounts of -v, --mount and --tmpfs. Raises: CommandError for invalid values."""
     store = VolumeStore(ContainerStore(arguments.root).root)
     volumes: list[Volume] = []
     anonymous: list[str] = []
@@ -61,7 +61,7 @@ def mounts_of(arguments: Namespace) -> Mounts:
 
 
 def volume_from(text: str, store: VolumeStore) -> Volume:
-    """What a value of -v asks for. Raises: CommandError when it makes no sense."""
+    """The mount of a value of -v. Raises: CommandError for an invalid one."""
     source, _, rest = text.partition(":")
     target, _, words = rest.partition(":")
     if not source or not target:
@@ -69,7 +69,7 @@ def volume_from(text: str, store: VolumeStore) -> Volume:
     chosen = words.split(",") if words else []
     for word in chosen:
         if word not in _VOLUME_WORDS:
-            raise bad("volume", text, f"{word!r} is none of {', '.join(_VOLUME_WORDS)}")
+            raise bad("volume", text, f"{word!r} is not one of {', '.join(_VOLUME_WORDS)}")
     target = _target("volume", text, target)
     read_only, overlay = "ro" in chosen, "O" in chosen
     if not source.startswith(("/", ".", "~")) and "/" not in source:
@@ -80,14 +80,14 @@ def volume_from(text: str, store: VolumeStore) -> Volume:
 
 
 def inside(what: str, path: str) -> str:
-    """A path of the container, made normal."""
+    """A path of the container, normalised."""
     if not path.startswith("/"):
         raise bad(what, path, "a path in the container must be absolute")
     return "/" + os.path.normpath(path).lstrip("/")
 
 
 def bad(what: str, text: str, why: str) -> CommandError:
-    """The failure for a flag's value that makes no sense."""
+    """The failure for an invalid value of a flag."""
     return CommandError(f"run: bad {what}: {text}: {why}", status=OWN_FAILURE)
 
 
@@ -102,7 +102,7 @@ def _named(
     text: str, name: str, target: str, store: VolumeStore, *, read_only: bool, populate: bool, overlay: bool = False
 ) -> Volume:
     if not names.PATTERN.fullmatch(name):
-        raise bad("volume", text, f"{name!r} is no name of a volume; a directory here is ./{name}")
+        raise bad("volume", text, f"{name!r} is not the name of a volume; a directory here is ./{name}")
     if overlay:
         raise bad("volume", text, "only a directory of this machine can be shown with :O")
     return Volume(store.path(name), target, read_only, name=name, populate=populate)
@@ -111,23 +111,25 @@ def _named(
 def _add_mount(
     text: str, store: VolumeStore, volumes: list[Volume], anonymous: list[str], tmpfs: dict[str, str]
 ) -> None:
-    """Add what a value of --mount asks for: type=bind|volume|tmpfs,src=...,dst=...,readonly."""
+    """Add the mount of a value of --mount: type=bind|volume|tmpfs,src=...,dst=...,readonly."""
     found: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if key not in _MOUNT_KEYS:
-            raise bad("mount", text, f"{key!r} is none of {', '.join(_MOUNT_KEYS)}")
+            raise bad("mount", text, f"{key!r} is not one of {', '.join(_MOUNT_KEYS)}")
         found[_MOUNT_KEYS[key]] = value if equals else "true"
     if "target" not in found:
         raise bad("mount", text, "it has no target")
     kind, source, target = found.get("type", "volume"), found.get("source", ""), _target("mount", text, found["target"])
     if kind not in _KEYS_OF_KIND:
-        raise bad("mount", text, f"{kind!r} is no type known here")
+        raise bad("mount", text, f"{kind!r} is not a known type")
     for key in found.keys() - _KEYS_OF_KIND[kind] - {"type", "target", "consistency"}:
-        raise bad("mount", text, f"{key} means nothing to a {kind}")
+        raise bad("mount", text, f"{key} is not an option of a {kind}")
     if found.get("propagation", "rprivate") not in ("private", "rprivate"):
         raise bad(
-            "mount", text, "what this machine mounts later does not show in a container: bind-propagation=rprivate"
+            "mount",
+            text,
+            "only bind-propagation=rprivate is supported: later mounts of this machine do not show in a container",
         )
     read_only, nocopy = (_truth(text, key, found.get(key, "false")) for key in ("readonly", "nocopy"))
     if kind == "tmpfs":
@@ -145,15 +147,15 @@ def _add_mount(
 
 def _truth(text: str, key: str, value: str) -> bool:
     if value not in _TRUTHS:
-        raise bad("mount", text, f"{key} is true or false")
+        raise bad("mount", text, f"{key} must be true or false")
     return _TRUTHS[value]
 
 
 def _tmpfs_options(text: str, words: Iterable[str]) -> str:
-    """The options of a filesystem in memory, separated by commas. Raises: CommandError for one that is not applied."""
+    """The options of a tmpfs, separated by commas. Raises: CommandError for one that is not supported."""
     kept = list(words)
     for word in kept:
         key, equals, _ = word.partition("=")
         if not (equals and key in _TMPFS_VALUES) and word not in _TMPFS_WORDS:
-            raise bad("tmpfs", text, f"{word!r} is none of {', '.join((*_TMPFS_VALUES, *_TMPFS_WORDS))}")
+            raise bad("tmpfs", text, f"{word!r} is not one of {', '.join((*_TMPFS_VALUES, *_TMPFS_WORDS))}")
     return ",".join(kept)

@@ -1,7 +1,7 @@
-"""`unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,...] MOUNTPOINT`: the form in which container tools call us.
+"""`unionfs -o lowerdir=A:B[,upperdir=U,workdir=W][,...] MOUNTPOINT`: the form that container tools call.
 
-Takes the option strings that fuse-overlayfs(1) takes. What only tunes another implementation is accepted in silence,
-what is unknown is ignored with a line on stderr, and what would show wrong owners if it were ignored is refused.
+Accepts the options of fuse-overlayfs(1). Options that only tune another implementation are ignored silently, unknown
+ones with a line on stderr; options that would show wrong owners if they were ignored are refused.
 Marks are written as fuse-overlayfs writes them.
 """
 
@@ -53,7 +53,7 @@ _OVERRIDES: Final = {"0": "", "1": "privileged", "2": "user"}
 
 @dataclass(slots=True)
 class _Request:
-    """What the command line asks for. Filled by `_parse` only."""
+    """The parsed command line. Filled by `_parse` only."""
 
     positionals: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
@@ -229,13 +229,13 @@ def _remount(request: _Request) -> int:
 
 
 class _Flags:
-    """Options that come in opposite pairs, of which the later one counts."""
+    """Options in opposite pairs; of each pair the last one is valid."""
 
     def __init__(self, options: list[str]) -> None:
         self._options = options  # immutable; in the order of the command line
 
     def last(self, wanted: str, opposite: str, *also: str) -> bool:
-        """Whether `wanted`, or one of those that mean it `also`, is given, and not overruled by `opposite` after it."""
+        """Whether `wanted`, or a synonym in `also`, is given, and not followed by `opposite`."""
         chosen = [option for option in self._options if option in (wanted, opposite, *also)]
         return bool(chosen) and chosen[-1] != opposite
 
@@ -250,7 +250,7 @@ _KNOWN: Final = frozenset(
 
 
 _NUMBERS: Final = frozenset({"fast_ino", "fsync", "keeper", "noxattrs", "threaded", "writeback"})
-"""Options whose value is a number. Also those without a meaning here: a mistake in them is one for fuse-overlayfs."""
+"""Options whose value is a number, also ignored ones: fuse-overlayfs refuses a malformed number in them, too."""
 _WITH_VALUES: Final = _NUMBERS | {
     *("busy_poll", "fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout"),
     *("uidmapping", "upperdir", "view", "workdir", "xattr_permissions"),
@@ -258,13 +258,13 @@ _WITH_VALUES: Final = _NUMBERS | {
 
 
 def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
-    """Whether an option means something, if only to others. Raises CommandError for values that make no sense."""
+    """Whether an option is known here or in another implementation. Raises: CommandError for an invalid value."""
     if name.startswith("x-") or (name in _NO_MEANING_HERE and name not in _NUMBERS):
         return name != "plugins" or not value
     if name not in _KNOWN | _NUMBERS or has_value != (name in _WITH_VALUES):
         return False
     if name == "redirect_dir" and value != "off":
-        raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off can be asked for")
+        raise CommandError(f"mount failed: redirect_dir={value}: only redirect_dir=off is supported")
     if name == "xattr_permissions" and value not in _OVERRIDES:
         raise CommandError(f"mount failed: xattr_permissions={value}: not one of {', '.join(_OVERRIDES)}")
     if name == "busy_poll" and value not in BUSY_POLL_MODES:
@@ -274,7 +274,7 @@ def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
     if name in _NUMBERS and not value.lstrip("-").isdecimal():
         raise CommandError(f"mount failed: {name}={value}: not a number")
     if name == "upperdir" and not value:
-        hint = "without an upper directory, which makes the union read-only, leave the option out"
+        hint = "leave the option out for a read-only union without an upper directory"
         raise CommandError("mount failed: upperdir=: no directory is named", hint=hint)
     return True
 
@@ -305,14 +305,16 @@ def _id_map(values: dict[str, str], kind: str) -> IdTranslation:
         return IdTranslation(all_as=0) if "squash_to_root" in values else IdTranslation()
     try:
         if name == f"{kind}mapping":
-            return IdTranslation(parse_ranges(text)[::-1] if text.strip(":") else ())  # the last that fits counts
+            return IdTranslation(
+                parse_ranges(text)[::-1] if text.strip(":") else ()
+            )  # the last matching range is valid
         return IdTranslation(all_as=parse_ranges(f"{text}:0:1")[0].outside)
     except ValueError as why:
         raise CommandError(f"mount failed: {name}={text}: {why}") from None
 
 
 def _seconds(text: str | None) -> float:
-    """What cannot be meant is ignored, as what is unknown is."""
+    """The timeout. An invalid value is ignored, as unknown options are."""
     if text is None:
         return FOREVER_S
     with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The network of a container, as the flags --network, -p, --add-host and --dns ask for it in docker's words."""
+"""The network of a container: the flags --network, -p, --add-host and --dns, with docker's syntax."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ _PROTOCOLS = ("tcp", "udp")
 
 
 def network_of(arguments: Namespace) -> Network:
-    """What --network, -p, --add-host and --dns ask for. Raises: CommandError when it makes no sense."""
+    """The network by --network, -p, --add-host and --dns. Raises: CommandError for invalid values."""
     chosen = arguments.network
     if arguments.publish and chosen in ("host", "none"):
-        why = "a container on this machine's network has its ports already" if chosen == "host" else "no network"
-        raise CommandError(f"run: --publish makes no sense: {why}", hint="--network private")
+        why = (
+            "with --network host the container uses this machine's ports" if chosen == "host" else "there is no network"
+        )
+        raise CommandError(f"run: --publish is not possible: {why}", hint="--network private")
     return Network(
         private=chosen != "host",
         uplink=chosen if chosen not in ("host", "none") else "",
@@ -27,11 +29,11 @@ def network_of(arguments: Namespace) -> Network:
 
 
 def port_from(text: str) -> Port:
-    """What a value of -p asks for; without a port of this machine, one that is free. Raises: CommandError."""
+    """The port of a value of -p; if it names no port of this machine, a free one is chosen. Raises: CommandError."""
     rest, _, protocol = text.partition("/")
     address, outside, inside = _parts(rest)
     if protocol and protocol not in _PROTOCOLS:
-        raise _bad(text, f"{protocol!r} is none of {', '.join(_PROTOCOLS)}")
+        raise _bad(text, f"{protocol!r} is not one of {', '.join(_PROTOCOLS)}")
     if address:
         _check_address(text, address)
     chosen = _number(text, outside) if outside else _free(address, protocol or "tcp")
@@ -39,7 +41,7 @@ def port_from(text: str) -> Port:
 
 
 def host_from(text: str) -> tuple[str, str]:
-    """What a value of --add-host asks for: name, address. Raises: CommandError."""
+    """Name and address of a value of --add-host. Raises: CommandError."""
     name, _, address = text.partition(":")
     address = address.removeprefix("[").removesuffix("]")
     if not name or any(char.isspace() for char in name):
@@ -49,13 +51,13 @@ def host_from(text: str) -> tuple[str, str]:
 
 
 def nameserver_from(text: str) -> str:
-    """What a value of --dns asks for. Raises: CommandError."""
+    """The address of a value of --dns. Raises: CommandError."""
     _check_address(text, text)
     return text
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Address, port outside, port inside; an IPv6 address stands in brackets."""
+    """Address, port outside, port inside; an IPv6 address is in brackets."""
     if text.startswith("["):
         address, _, ports = text[1:].partition("]:")
         outside, _, inside = ports.rpartition(":")
@@ -67,7 +69,7 @@ def _parts(text: str) -> tuple[str, str, str]:
 
 def _number(text: str, number: str) -> int:
     if not (number.isascii() and number.isdecimal()) or not 0 < int(number) < 65536:
-        raise _bad(text, f"{number!r} is no port")
+        raise _bad(text, f"{number!r} is not a port")
     return int(number)
 
 
@@ -77,7 +79,7 @@ def _check_address(text: str, address: str) -> None:
     try:
         ipaddress.ip_address(address)
     except ValueError:
-        raise CommandError(f"run: bad address: {text}: {address!r} is none", status=OWN_FAILURE) from None
+        raise CommandError(f"run: bad address: {text}: {address!r} is not an IP address", status=OWN_FAILURE) from None
 
 
 def _free(address: str, protocol: str) -> int:

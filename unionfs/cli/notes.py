@@ -1,4 +1,4 @@
-"""Notes and warnings on standard error, from verbs that go on all the same."""
+"""Print notes and warnings on standard error; the verb continues."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def warn(text: str) -> None:
 
 
 def note_shrunk(path: str) -> None:
-    """Say that a file became shorter while it was packed."""
-    warn(f"note: /{path} became shorter while it was read: the rest of it is zeros")
+    """Print a note that a file became shorter while it was packed."""
+    warn(f"note: /{path} became shorter while it was read: the rest is filled with zeros")

@@ -1,4 +1,4 @@
-"""Changes and names as people and programs read them: lines, a table on a terminal, JSON.
+"""Format changes: as lines, as a table on a terminal, as JSON.
 
 Pure but for asking whether standard output is a terminal. Names of files are made by strangers: on a terminal all that
 is not printable is shown as an escape, so that a name can neither move the cursor nor pass for another.
@@ -28,7 +28,7 @@ _WORDS: Final = {ADDED: "added", CHANGED: "changed", DELETED: "deleted"}
 
 
 def as_lines(changes: Iterable[Change], *, sizes: bool = False, end: bytes = b"\n") -> bytes:
-    """One line for each change, `KIND PATH` as docker has it, or `KIND SIZE PATH`. Names are as they are."""
+    """One line for each change, `KIND PATH` as docker prints it, or `KIND SIZE PATH`. Names are not escaped."""
     lines = []
     for change in changes:
         size = b"%12s " % (b"-" if (count := size_of(change)) is None else b"%d" % count) if sizes else b""
@@ -71,7 +71,7 @@ def print_table(changes: list[Change], limit: int | None = None) -> None:
 
 
 def worth_telling(changes: list[Change]) -> list[Change]:
-    """The changes without the directories that are listed only because something in them is."""
+    """The changes without directories that are listed only because an entry of them changed."""
     busy = {os.path.dirname(change.path) for change in changes if change.kind != CHANGED}
 
     def only_leads_on(change: Change) -> bool:
@@ -81,7 +81,7 @@ def worth_telling(changes: list[Change]) -> list[Change]:
 
 
 def summary(changes: list[Change]) -> str:
-    """`3 added, 1 changed, 2 deleted; 12.1 KiB`, of changes that are worth telling."""
+    """`3 added, 1 changed, 2 deleted; 12.1 KiB`, without such directories."""
     told = worth_telling(changes)
     if not told:
         return "nothing changed"
@@ -122,6 +122,6 @@ def kind_of(one: Object) -> str:
 
 
 def size_of(change: Change) -> int | None:
-    """The size of a file that is there now, or was; None for what has none worth telling."""
+    """The size of a regular file, new or deleted; None for other types."""
     there = change.new or change.old
     return there.size if there is not None and stat.S_ISREG(there.mode) else None

@@ -1,4 +1,4 @@
-"""Leave a parent for further mounts behind, after a command that mounts has found none (unionfs.mount_parent)."""
+"""Start a parent for further mounts (unionfs.mount_parent) after a command that mounts has found none."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from unionfs.mount_parent import client
 from unionfs.printable import printable_line
 
 _IDLE_S = 1.0
-"""A command in a container, which has just begun, is not to share the processors with the parent's imports."""
+"""Delay of the parent's imports, so that they do not slow down the start of a container's command."""
 
 
 def leave(first: int, idle_s: float = 0.0) -> None:
-    """Leave one behind if there was none for this command's mount. `first`, a process, lives as long as the mount."""
+    """Start a parent if this command's mount found none. `first`: pid of a process that lives as long as the mount."""
     try:
         client.linger_s()
     except ValueError:
@@ -28,6 +28,6 @@ def leave(first: int, idle_s: float = 0.0) -> None:
 
 
 def leave_beside_container(ready: Callable[[], None] = lambda: None) -> None:
-    """Call `ready`, and leave one behind beside the container that this process runs, which has been started."""
+    """Call `ready`, and start a parent beside the container that this process has started."""
     ready()
     leave(os.getpid(), _IDLE_S)

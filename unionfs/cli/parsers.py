@@ -1,7 +1,7 @@
 """Collects the argparse parsers of all verbs of `unionfs` and `layers`, for man pages and completion.
 
-A verb's `main` makes its parser and has it parse. `capture` calls `main` with a parse that never returns, so no verb
-runs, and none needs a second way in.
+A verb's `main` makes its parser and calls its parse. `capture` calls `main` with a parse that never returns, so no verb
+runs, and none needs a second entry point.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from keyword import iskeyword
 from typing import Any, Final, NoReturn
 
 _GROUPS: Final = ("container", "image")
-"""Verbs of `unionfs` that have verbs of their own, and no parser."""
+"""Verbs of `unionfs` that have subordinate verbs and no parser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb: its line in the list of verbs, and either a parser or verbs of its own."""
+    """One verb: its line in the list of verbs, and either a parser or subordinate verbs."""
 
     summary: str
     parser: argparse.ArgumentParser | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown(*, quiet: bool = False) -> Iterator[Progress]:
-    """Progress on stderr if that is a terminal and `quiet` is not wanted."""
+    """Show progress on stderr if stderr is a terminal and `quiet` is false."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield Silent()
         return

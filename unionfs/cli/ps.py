@@ -23,35 +23,35 @@ status (created, starting, running or exited), exit_code (null if it was killed 
 it is running)."""
 
 _COLUMN_MAX: Final = 30
-_PAST: Final = ("status=", "exited=")  # filters that ask for containers that do not run
+_PAST: Final = ("status=", "exited=")  # filters that select containers that are not running
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs ps ARGV`."""
-    parser = Parser("ps", "List containers that are running, or with -a all.", _EPILOG)
-    parser.add_argument("-a", "--all", action="store_true", help="those that have ended, too")
+    parser = Parser("ps", "List running containers, or all with -a.", _EPILOG)
+    parser.add_argument("-a", "--all", action="store_true", help="list all containers, also those that are not running")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids, paths and commands")
-    parser.add_argument("-n", "--last", metavar="N", type=int, help="the N that were made last, in whatever state")
-    parser.add_argument("-l", "--latest", action="store_true", help="the one that was made last")
+    parser.add_argument("-n", "--last", metavar="N", type=int, help="list the N newest containers, in any state")
+    parser.add_argument("-l", "--latest", action="store_true", help="list the newest container, in any state")
     parser.add_argument(
         "-f",
         "--filter",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="only those with this id, name, status, exited, ancestor, label, volume or driver",
+        help="only containers with this id, name, status, exited, ancestor, label, volume or driver",
     )
     parser.add_argument("--format", metavar="FORMAT", help="json, table, or a line such as '{{.Names}} {{.Status}}'")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
     fits = filter_flags.all_of(arguments.filter)
     last = 1 if arguments.latest else arguments.last
     everything = arguments.all or last is not None or any(text.startswith(_PAST) for text in arguments.filter)
     known = ContainerStore(arguments.root).list(lambda error: print(tell(error), file=sys.stderr))
     containers = [one for one in known if (everything or one.status == "running") and fits(one)]
-    containers.reverse()  # the newest first, as docker and podman have it
+    containers.reverse()  # the newest first, as with docker and podman
     if last is not None and last >= 0:
         del containers[last:]
     if arguments.format and arguments.format not in ("table", "json"):
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fields(container: Container) -> dict[str, Any]:
-    """In docker's words."""
+    """The fields of docker's --format."""
     labels = [f"{name}={value}" for name, value in container.config.labels]
     return {
         "ID": container.id[:12],
@@ -145,5 +145,5 @@ def _as_json(container: Container) -> dict[str, Any]:
 
 
 def _text(word: str) -> str:
-    """A word with what is not UTF-8 replaced: JSON has no bytes."""
+    """Replace bytes that are not UTF-8 by U+FFFD: JSON has no bytes."""
     return os.fsencode(word).decode(errors="replace")

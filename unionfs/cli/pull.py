@@ -1,4 +1,4 @@
-"""`unionfs pull`: fetch images from a registry and make their layers ready."""
+"""`unionfs pull`: fetch images from a registry and unpack their layers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unionfs.printable import printable
 _DESCRIPTION = """\
 Fetch images from their registry and unpack their layers, so that they can be run.
 
-IMAGE is [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]; without a registry docker.io, without a tag `latest`. What is there
-already is not fetched again, and what a broken pull left is taken up."""
+IMAGE is [REGISTRY[:PORT]/]NAME[:TAG][@DIGEST]; the default registry is docker.io, the default tag `latest`. Layers that
+are in the store are not fetched again, and an interrupted pull is resumed."""
 
 
 def main(argv: list[str]) -> int:
@@ -27,13 +27,15 @@ def main(argv: list[str]) -> int:
     parser = Parser("pull", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument(
-        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)"
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="which image of several platforms (default: this machine's platform)",
     )
     parser.add_argument(
-        "--all-platforms", action="store_true", help="keep the images of all platforms, to push them elsewhere"
+        "--all-platforms", action="store_true", help="store the images of all platforms, to push them elsewhere"
     )
-    parser.add_argument("-a", "--all-tags", action="store_true", help="all tags of the repository IMAGE")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the whole names only")
+    parser.add_argument("-a", "--all-tags", action="store_true", help="pull all tags of the repository IMAGE")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the full names")
     remote_flags.add(parser)
     image_flags.add_limits(parser)
     image_flags.add_root(parser)

@@ -15,10 +15,10 @@ from unionfs.containers import images
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Send an image to the registry that its name says, or as DESTINATION to another.
+Send an image to the registry of its name, or to that of DESTINATION under this name.
 
-Only what the registry does not have is sent; an upload that breaks goes on where it broke. An image for several
-platforms, which `pull --all-platforms` or another tool brought, is sent whole."""
+Layers that the registry has are not sent again; an interrupted upload is resumed. An image for several
+platforms, as `pull --all-platforms` or another tool stored it, is sent whole."""
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("push", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("destination", metavar="DESTINATION", nargs="?")
-    parser.add_argument("-a", "--all-tags", action="store_true", help="all tags that the repository IMAGE has here")
+    parser.add_argument("-a", "--all-tags", action="store_true", help="push all tags of the repository IMAGE")
     parser.add_argument("-q", "--quiet", action="store_true", help="print digests only")
     remote_flags.add(parser)
     image_flags.add_root(parser)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _names(arguments: Namespace, store: Store) -> list[tuple[str, str | None]]:
-    """What is to be sent, and as what."""
+    """The images to send, and the names to send them as."""
     if not arguments.all_tags:
         return [(arguments.image, arguments.destination)]
     asked = reference.parse(arguments.image)

@@ -1,4 +1,4 @@
-"""Flags of the verbs that talk to a registry. Imports nothing that only talking to one needs."""
+"""Flags of the verbs that use a registry. Does not import the HTTP modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unionfs.cli.arguments import Parser
 
 
 def add(parser: Parser) -> None:
-    """Add them; `image_flags.remote` reads them."""
+    """Add the flags; `image_flags.remote` reads them."""
     option = parser.add_argument
     option(
         "--tls-verify",
@@ -16,14 +16,16 @@ def add(parser: Parser) -> None:
         type=_boolean,
         nargs="?",
         const=True,
-        help="false: take any certificate, and plain HTTP too (default: as registries.conf says, else true)",
+        help="false: accept any certificate, and plain HTTP (default: as in registries.conf, else true)",
     )
     option(
-        "--cert-dir", metavar="DIR", help="a directory with authorities (*.crt) and our own certificate (*.cert, *.key)"
+        "--cert-dir",
+        metavar="DIR",
+        help="a directory with CA certificates (*.crt) and a client certificate (*.cert, *.key)",
     )
-    option("--creds", metavar="USER[:PASSWORD]", help="instead of what `unionfs login` keeps")
-    option("--authfile", metavar="FILE", help="the file that keeps names and passwords")
-    option("--mirror", metavar="HOST", action="append", default=[], help="ask there first; may be repeated")
+    option("--creds", metavar="USER[:PASSWORD]", help="use this password instead of a stored one")
+    option("--authfile", metavar="FILE", help="the file with user names and passwords")
+    option("--mirror", metavar="HOST", action="append", default=[], help="try this mirror first; may be repeated")
 
 
 def _boolean(text: str) -> bool:

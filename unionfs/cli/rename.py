@@ -10,7 +10,7 @@ from unionfs.containers.store import ContainerStore
 def main(argv: list[str]) -> int:
     """Run `unionfs rename ARGV`."""
     parser = Parser("rename", "Give a container another name.")
-    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     parser.add_argument("name", metavar="NAME")
     each.add_root(parser)
     arguments = parser.parse(argv)

@@ -1,4 +1,4 @@
-"""`unionfs restart`: have containers end, and run them again."""
+"""`unionfs restart`: end containers and run them again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from unionfs.containers.store import ContainerStore
 
 def main(argv: list[str]) -> int:
     """Run `unionfs restart ARGV`."""
-    parser = Parser("restart", "Have containers end, as `unionfs stop` does, and run them again in the background.")
+    parser = Parser("restart", "End containers, as `unionfs stop` does, and run them again in the background.")
     each.add_names(parser)
-    parser.add_argument("-t", "--time", metavar="SECONDS", type=float, default=10, help="until SIGKILL (default: 10)")
+    parser.add_argument(
+        "-t", "--time", metavar="SECONDS", type=float, default=10, help="seconds until SIGKILL is sent (default: 10)"
+    )
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
 

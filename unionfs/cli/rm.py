@@ -1,4 +1,4 @@
-"""`unionfs rm`: remove containers, with everything they changed."""
+"""`unionfs rm`: remove containers and their changes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from unionfs.containers.remove import remove, remove_broken
 from unionfs.containers.store import ContainerStore
 
 _DESCRIPTION: Final = """\
-Remove containers, with everything they changed. One that is running is not removed unless with --force, which ends it.
-Volumes stay, unless they have no name and --volumes is given. Of one whose changes were only partly put in place (see
-unionfs apply), what is in place stays."""
+Remove containers and their changes. A running container is removed only with --force, which kills it.
+Volumes are kept, except anonymous ones with --volumes. If some changes of a container were already applied (see
+unionfs apply), they stay applied."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `unionfs rm ARGV`. Removes what it can, and fails if that was not all."""
+    """Run `unionfs rm ARGV`. Removes as many as possible, and fails if one was not removed."""
     parser = Parser("rm", _DESCRIPTION)
     each.add_names(parser)
-    parser.add_argument("-f", "--force", action="store_true", help="end those that run (SIGKILL), and remove them")
-    parser.add_argument(
-        "-v", "--volumes", action="store_true", help="remove the volumes without a name that they had, too"
-    )
+    parser.add_argument("-f", "--force", action="store_true", help="kill running containers (SIGKILL), and remove them")
+    parser.add_argument("-v", "--volumes", action="store_true", help="also remove their anonymous volumes")
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
 

@@ -1,4 +1,4 @@
-"""`unionfs rmi`: take names away from images, and free what nothing refers to any more."""
+"""`unionfs rmi`: remove names of images, and free layers that are not used any more."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unionfs.drivers import btrfs
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-Take away names of images. When an image has no name left, its layers are freed unless others have them.
+Remove names of images. When an image has no name left, its layers are freed unless other images have them.
 
-An image of which a container is made is kept; with --force its name goes, and its layers stay until the container is
+An image that a container uses is refused; with --force its name is removed, and its layers stay until the container is
 removed."""
 
 
@@ -27,13 +27,13 @@ def main(argv: list[str]) -> int:
     """Run `unionfs rmi ARGV`."""
     parser = Parser("rmi", _DESCRIPTION, image_flags.EPILOG)
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="*", help="a name, or an id or digest, which stand for all its names"
+        "images", metavar="IMAGE", nargs="*", help="a name; or an id or digest, for all names of the image"
     )
     parser.add_argument("-a", "--all", action="store_true", help="all images")
     parser.add_argument(
-        "-f", "--force", action="store_true", help="also images that containers use; missing ones are fine"
+        "-f", "--force", action="store_true", help="also images that containers use; ignore missing images"
     )
-    parser.add_argument("--no-prune", action="store_true", help="take names away only")
+    parser.add_argument("--no-prune", action="store_true", help="only remove names, free nothing")
     image_flags.add_root(parser)
     image_flags.add_debug(parser)
     arguments = parser.parse(argv)
@@ -73,7 +73,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 def _meant(store: Store, named: StoredImage, text: str) -> list[StoredImage]:
-    """By name only that name goes; by digest or id all names of the images that have it."""
+    """The names to remove: a name itself; for a digest or id all names of its images."""
     try:
         by_name = bool(named.name) and (named.name == text or named.name == str(reference.parse(text)))
     except Malformed:
@@ -88,16 +88,16 @@ def _meant(store: Store, named: StoredImage, text: str) -> list[StoredImage]:
 
 
 def _check_unused(store: Store, named: StoredImage, meant: list[StoredImage], used: set[str]) -> None:
-    """Raises: ContainerError when a container is made of an image that is about to lose its last name."""
+    """Raises: ContainerError if a container uses an image whose last name would be removed."""
     if sum(other.descriptor.digest == named.descriptor.digest for other in store.list_images()) > len(meant):
         return
     try:
         found = lookup.unpacked_layers(store, named.descriptor)
     except LayerError:
-        return  # what cannot be read cannot be run either
+        return  # a container whose record cannot be read cannot be run either
     if found and found[-1].directory in used:
-        hint = "unionfs ps -a lists containers; --force takes the name away all the same"
-        raise ContainerError("removing an image", named.name, "a container is made of it", hint=hint)
+        hint = "unionfs ps -a lists containers; --force removes the name nevertheless"
+        raise ContainerError("removing an image", named.name, "a container uses it", hint=hint)
 
 
 def _free(store: Store, used: list[str], bases: list[Descriptor]) -> None:

@@ -1,4 +1,4 @@
-"""`unionfs run`: a command in a container whose root filesystem is a union; its exit code is ours."""
+"""`unionfs run`: run a command in a container whose root filesystem is a union, and return its exit code."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from unionfs.containers.images import Unpacked
 
 _DESCRIPTION: Final = """\
-Run COMMAND in a container. Its root filesystem is ROOTFS: an image, which is pulled if it is not here; a directory, or
-/ for this machine itself; or the union of the directories given with --lower, the topmost first, and then all
-arguments are the command. A word without a slash in front is an image's name if there is such an image, else the
-directory of that name in the current one, else an image to be pulled. All of them stay as they are: what the command
-changes goes to a directory of the container, see `unionfs diff NAME` and `unionfs commit NAME IMAGE`.
+Run COMMAND in a container. Its root filesystem is an image, which is pulled if it is not in the store; a directory, or
+/ for this machine itself; or the union of the directories of --lower, the topmost first (then all
+arguments are the command). A first word without a leading slash is an image if the store has it, else a
+directory below the current one, else an image to pull. The image or directory is not changed: changes are written
+to a directory of the container, see `unionfs diff NAME` and `unionfs commit NAME IMAGE`.
 
-The image's settings hold (ENTRYPOINT, CMD, ENV, USER, WORKDIR, VOLUME, STOPSIGNAL) where the flags say nothing else.
+The image's settings (ENTRYPOINT, CMD, ENV, USER, WORKDIR, VOLUME, STOPSIGNAL) apply unless flags say otherwise.
 
-No root is needed. Root in the container is you outside; other ids are your subordinate ids (/etc/subuid)."""
+The command needs no root. Root in the container is you outside; other ids are your subordinate ids (/etc/subuid)."""
 
 _EPILOG: Final = """\
 examples:
@@ -50,7 +50,7 @@ examples:
   unionfs run --name web --lower app --lower debian python3 /srv/app.py
   unionfs run --rm -v .:/src -w /src debian make
 
-signals are passed on to the command, except SEGV, BUS, FPE and ILL: `unionfs kill -s` sends them.
+signals are forwarded to the command, except SEGV, BUS, FPE and ILL: `unionfs kill -s` sends them.
 
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed, 126 if the command cannot be
 executed, 127 if it was not found."""
@@ -89,14 +89,14 @@ def make(arguments: Namespace) -> Container | None:
         return make_or_describe(store, _config_on_directories(arguments, words), name, dry_run=arguments.dry_run)
     from layers.store import Store
 
-    images, config = Store(store.root), _config(arguments)  # what makes no sense is said before anything is pulled
+    images, config = Store(store.root), _config(arguments)  # invalid flags are reported before anything is pulled
     with images.using():
         config = _config_on_image(config, arguments, words, _image(arguments, words[0], images))
         return make_or_describe(store, config, name, dry_run=arguments.dry_run)
 
 
 def make_or_describe(store: ContainerStore, config: ContainerConfig, name: str, *, dry_run: bool) -> Container | None:
-    """Make the container; with `dry_run` print what would be done instead, and return None."""
+    """Make the container; with `dry_run` print the steps instead, and return None."""
     if not dry_run:
         return create.create(store, config, name)
     print("\n".join(create.describe(create.new(store, config, name))))
@@ -104,7 +104,7 @@ def make_or_describe(store: ContainerStore, config: ContainerConfig, name: str, 
 
 
 def _is_directory(word: str, root: str) -> bool:
-    """Whether a root filesystem is meant, and not an image."""
+    """Whether `word` is a directory, and not an image."""
     if word in (".", "..") or word.startswith(("/", "./", "../")):
         return True
     if not os.path.isdir(word):
@@ -145,7 +145,7 @@ def _remote(arguments: Namespace) -> Remote:
 
 
 def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerConfig:
-    """Raises: CommandError when it makes no sense."""
+    """Raises: CommandError without a command, and for invalid flags."""
     lowers = arguments.lower or words[:1]
     entrypoint = (arguments.entrypoint,) if arguments.entrypoint else ()
     command = (*entrypoint, *(words if arguments.lower else words[1:]))
@@ -163,7 +163,7 @@ def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerC
 def _config_on_image(
     config: ContainerConfig, arguments: Namespace, words: list[str], image: Unpacked
 ) -> ContainerConfig:
-    """The image's settings where the command line says nothing else. Raises: CommandError."""
+    """Fill in the image's settings that the command line does not set. Raises: CommandError."""
     from unionfs.containers import images
 
     settings, process, mounts = image.settings, config.process, config.mounts
@@ -193,9 +193,9 @@ def _targets(mounts: Mounts) -> list[str]:
 
 
 def _config(arguments: Namespace) -> ContainerConfig:
-    """What the flags ask for, on no root filesystem and with no command yet.
+    """The configuration of the flags, still without a root filesystem and a command.
 
-    Raises: CommandError when it makes no sense.
+    Raises: CommandError for invalid flags.
     """
     if arguments.stop_signal:
         signals.number_of(arguments.stop_signal)
@@ -245,112 +245,128 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add("--lower", metavar="DIR", action="append", help="a directory of the root filesystem; repeat it, topmost first")
     add("-i", "--interactive", action="store_true", help="let the command read standard input")
     add("-t", "--tty", action="store_true", help="give the command a terminal")
-    add("-d", "--detach", action="store_true", help="return when the command runs, and print the container's id")
-    add("--rm", action="store_true", help="remove the container, and what it changed, when the command ends")
-    add("--name", help="the container's name (default: a new one)")
+    add("-d", "--detach", action="store_true", help="return when the command has started, and print the container's id")
+    add("--rm", action="store_true", help="remove the container and its changes when the command ends")
+    add("--name", help="the container's name (default: a random one)")
     add(
         "-v",
         "--volume",
         metavar="SRC:DST[:ro|:O]",
         action="append",
-        help="show SRC of this machine, or the volume of that name, at DST; ro: read-only; O: what the command changes "
-        "there is thrown away; without SRC a volume of the container alone",
+        help="show SRC of this machine, or the volume of that name, at DST; ro: read-only; O: the command's changes "
+        "of it are discarded; without SRC an anonymous volume",
     )
     add(
         "--mount",
         metavar="KEY=VALUE,...",
         action="append",
-        help="the same, as type=bind|volume|tmpfs,src=,dst=,readonly",
+        help="the same as type=bind|volume|tmpfs,src=,dst=,readonly",
     )
     add(
         "--tmpfs",
         metavar="DIR[:OPTIONS]",
         action="append",
-        help="mount an empty directory in memory at DIR; size=64m, mode=700",
+        help="mount a tmpfs at DIR; size=64m, mode=700",
     )
-    add("--init", action="store_true", help="have a process 1 that reaps and passes on signals: there always is one")
+    add("--init", action="store_true", help="no effect: process 1 always reaps and forwards signals")
     add(
         "-e",
         "--env",
         metavar="NAME[=VALUE]",
         action="append",
-        help="set a variable; without =, pass it on if it is set",
+        help="set a variable; without =, to its value here, if it is set",
     )
-    add("--env-file", metavar="FILE", action="append", help="such variables, one on a line; # begins a comment")
-    add("-w", "--workdir", metavar="DIR", help="where the command starts; made if missing (default: the image's, or /)")
+    add("--env-file", metavar="FILE", action="append", help="a file of variables, one on a line; # begins a comment")
+    add("-w", "--workdir", metavar="DIR", help="the working directory, made if missing (default: the image's, or /)")
     add(
         "-u",
         "--user",
         metavar="USER[:GROUP]",
         default="",
-        help="names or numbers of the container (default: the image's, or root)",
+        help="user and group of the command, by names or numbers of the container (default: the image's, or root)",
     )
-    add("-l", "--label", metavar="NAME=VALUE", action="append", help="note something with the container")
-    add("-h", "--hostname", metavar="NAME", help="the machine's name inside (default: the container's id)")
+    add("-l", "--label", metavar="NAME=VALUE", action="append", help="store a label with the container")
+    add("-h", "--hostname", metavar="NAME", help="the hostname in the container (default: its id)")
     add(
         "--network",
         choices=("host", "none", "private", PASTA, SLIRP),
         default="host",
-        help="this machine's network, none, or a private one with a way out through pasta or slirp4netns, whichever "
+        help="this machine's network, none, or a private one connected through pasta or slirp4netns, whichever "
         "is installed (default: host)",
     )
-    add("--add-host", metavar="NAME:ADDRESS", action="append", help="one more line of the container's /etc/hosts")
-    add("--dns", metavar="ADDRESS", action="append", help="ask this name server instead of this machine's")
+    add("--add-host", metavar="NAME:ADDRESS", action="append", help="add a line to the container's /etc/hosts")
+    add("--dns", metavar="ADDRESS", action="append", help="use this name server instead of this machine's")
     add(
         "-p",
         "--publish",
         metavar="[[IP:]PORT:]PORT[/udp]",
         action="append",
-        help="lead a port of this machine to one of the container; for --network private",
+        help="forward a port of this machine to one of the container; needs --network private",
     )
     add(
-        "--read-only", action="store_true", help="no changes but in volumes and in /run, /tmp, /var/tmp, kept in memory"
+        "--read-only",
+        action="store_true",
+        help="allow changes only in volumes, and in /run, /tmp and /var/tmp, which are in memory",
     )
-    add("--entrypoint", metavar="PROGRAM", help="execute PROGRAM with COMMAND as its arguments; empty: none")
-    add("--stop-signal", metavar="SIGNAL", help="what `unionfs stop` sends (default: the image's, or SIGTERM)")
+    add("--entrypoint", metavar="PROGRAM", help="execute PROGRAM with COMMAND as its arguments; empty: no entrypoint")
+    add("--stop-signal", metavar="SIGNAL", help="the signal of `unionfs stop` (default: the image's, or SIGTERM)")
     add(
         "--log-driver",
         choices=("json-file", "none"),
         default="json-file",
-        help="keep what the command prints, for `unionfs logs`, or not (default: kept unless --rm)",
+        help="store the command's output for `unionfs logs`, or not (default: stored, except with --rm)",
     )
-    add("--pull", choices=("missing", "always", "never"), default="missing", help="fetch the image (default: missing)")
-    add("--platform", metavar="OS/ARCH[/VARIANT]", help="of an image for several (default: this machine's)")
+    add(
+        "--pull",
+        choices=("missing", "always", "never"),
+        default="missing",
+        help="when to fetch the image (default: missing)",
+    )
+    add(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="which image of several platforms (default: this machine's platform)",
+    )
     add("-q", "--quiet", action="store_true", help="show no progress of a pull")
-    add("--cap-add", metavar="CAP", action="append", help="a capability to have besides the usual ones, or ALL")
-    add("--cap-drop", metavar="CAP", action="append", help="a capability not to have, or ALL")
-    add("--ulimit", metavar="NAME=SOFT[:HARD]", action="append", help="limit a resource, as nofile=1024:4096; -1: none")
+    add("--cap-add", metavar="CAP", action="append", help="add a capability to the default ones, or ALL")
+    add("--cap-drop", metavar="CAP", action="append", help="remove a capability, or ALL")
+    add(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        action="append",
+        help="limit a resource, such as nofile=1024:4096; -1: unlimited",
+    )
     add("--allow-new-privileges", action="store_true", help="let set-user-id programs such as sudo have their effect")
     add(
         "--driver",
         choices=NAMES,
         default=DEFAULT,
-        help="how the root filesystem comes about: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
+        help="how the root filesystem is made: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
         f"snapshot (default: {DEFAULT})",
     )
     add(
         "--runtime",
         metavar="PROGRAM",
         default="",
-        help="have an OCI runtime make the container, crun or runc (default: unionfs itself)",
+        help="let an OCI runtime run the container, crun or runc (default: unionfs itself)",
     )
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
-    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="how removed names are marked (default: aufs)")
+    add("--whiteout", choices=WHITEOUT_FORMATS, default="aufs", help="the format of whiteouts (default: aufs)")
     add(
         "--durability",
         choices=DURABILITIES,
         default="normal",
-        help="strict: a copied-up file is on the device before it shows; volatile: fsync does nothing "
+        help="strict: a copied-up file is written to the device before it is shown; volatile: fsync does nothing "
         "(default: normal)",
     )
     add(
         "--passthrough",
         action="store_true",
-        help="let the kernel read and write the files of the image itself (see unionfs mount); for root of the machine",
+        help="let the kernel itself read and write the files of the image (see unionfs mount); for root of the machine",
     )
     add_no_keeper(made)
-    add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
-    add("--dry-run", action="store_true", help="only print what would be done")
+    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     remote_flags.add(made)
     return made
@@ -361,7 +377,7 @@ def add_no_keeper(made: Parser) -> None:
     made.add_argument(
         "--no-keeper",
         action="store_true",
-        help="leave no process that has the union's next daemon continue when one dies: the container would end",
+        help="leave no keeper, which starts another daemon if the union's daemon dies; the container then ends",
     )
 
 
@@ -399,7 +415,7 @@ def _runtime(name: str) -> str:
 
     found = shutil.which(name)
     if found is None:
-        hint = f"install the package {name}" if name in ("crun", "runc") else "crun and runc are such"
+        hint = f"install the package {name}" if name in ("crun", "runc") else "crun and runc are supported"
         raise CommandError(f"run: no such runtime: {name}", hint=hint)
     return os.path.abspath(found)
 
@@ -412,7 +428,7 @@ def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ..
 
 
 def _passthrough(arguments: Namespace) -> bool:
-    """Whether --passthrough is given. Raises: CommandError where another than our union would be mounted."""
+    """Whether --passthrough is given. Raises: CommandError if the driver is not our own union."""
     if arguments.passthrough and arguments.driver != DEFAULT:
         raise mount_flags.bad("driver", arguments.driver, f"--passthrough is for {DEFAULT}, our own union")
     return bool(arguments.passthrough)

@@ -1,4 +1,4 @@
-"""`unionfs save`: write images into a file that docker, podman, skopeo and `unionfs load` read."""
+"""`unionfs save`: write images to an archive that docker, podman, skopeo and `unionfs load` read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def main(argv: list[str]) -> int:
     """Run `unionfs save ARGV`."""
     parser = Parser(
         "save",
-        "Write images into one archive, which is Docker's and OCI's at once, to FILE or stdout.",
+        "Write images to one archive, in Docker's and OCI's format at once, to FILE or stdout.",
         image_flags.EPILOG,
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     parser.add_argument(
-        "--format", choices=("docker-archive", "oci-archive"), help="for podman's habits: the archive is both"
+        "--format",
+        choices=("docker-archive", "oci-archive"),
+        help="no effect, as in podman: the archive has both formats",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     image_flags.add_root(parser)

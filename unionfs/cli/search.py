@@ -1,4 +1,4 @@
-"""`unionfs search`: what a registry has: its repositories, the tags of one, or what refers to an image."""
+"""`unionfs search`: list repositories of a registry, tags of a repository, or referrers of an image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unionfs.containers import images
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
-List the repositories of REGISTRY whose names hold TERM, with --tags the tags of NAME, or with --referrers what refers
-to the image NAME[:TAG|@DIGEST], signatures and the like: digest and kind of each.
+List the repositories of REGISTRY whose names contain TERM, with --tags the tags of NAME, or with --referrers the
+digest and type of artifacts that refer to the image NAME[:TAG|@DIGEST], such as signatures.
 
-Many public registries, docker.io among them, do not tell their repositories; their tags they do."""
+Many public registries, such as docker.io, do not list their repositories, but list tags."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("where", metavar="REGISTRY|NAME")
     parser.add_argument("term", metavar="TERM", nargs="?", default="")
     parser.add_argument("--tags", action="store_true", help="list the tags of the repository NAME")
-    parser.add_argument("--referrers", action="store_true", help="list what refers to the image NAME")
+    parser.add_argument("--referrers", action="store_true", help="list the referrers of the image NAME")
     parser.add_argument("--limit", metavar="N", type=int, default=0, help="stop after N lines")
     parser.add_argument("--json", action="store_true", help="print JSON")
     remote_flags.add(parser)

@@ -1,4 +1,4 @@
-"""Signals by name or number, as people write them: TERM, SIGTERM, 15, RTMIN+3."""
+"""Parse signals by name or number: TERM, SIGTERM, 15, RTMIN+3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unionfs.cli.errors import USAGE, CommandError
 
 
 def number_of(text: str) -> int:
-    """The signal's number. Raises: CommandError when there is none of this name."""
+    """The signal's number. Raises: CommandError for an unknown signal."""
     name = text.strip().upper().removeprefix("SIG")
     if name.isdecimal() and name.isascii():
         number = int(name)
@@ -18,5 +18,5 @@ def number_of(text: str) -> int:
     else:
         number = getattr(signal, f"SIG{name}", 0) if name.isalnum() else 0
     if number not in signal.valid_signals():
-        raise CommandError(f"no such signal: {text}", hint="TERM, SIGKILL and 15 are such", status=USAGE)
+        raise CommandError(f"no such signal: {text}", hint="use a name or a number: TERM, SIGKILL, 15", status=USAGE)
     return number

@@ -1,4 +1,4 @@
-"""`unionfs snapshotter`: serve containerd, so that it keeps images and containers on unions."""
+"""`unionfs snapshotter`: serve containerd as a snapshotter whose snapshots are unions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from unionfs.cli.errors import CommandError
 DEFAULT_ROOT: Final = "/var/lib/unionfs-snapshotter"
 
 _DESCRIPTION: Final = """\
-Serve containerd's snapshots at a socket, in the foreground, until SIGTERM or SIGINT.
+Serve containerd as a snapshotter at a socket, in the foreground, until SIGTERM or SIGINT.
 
-containerd is told of it in its config.toml:
+Configure it in containerd's config.toml:
 
   [proxy_plugins.unionfs]
     type = "snapshot"
     address = "/run/unionfs/snapshotter.sock"
 
-and mounts through mount.fuse3(8), of the package fuse3. docs/kubernetes.md shows whole configurations."""
+containerd mounts through mount.fuse3(8), of the package fuse3. docs/kubernetes.md shows whole configurations."""
 
 _EPILOG: Final = """\
 example:
@@ -33,10 +33,10 @@ def main(argv: list[str]) -> int:
     """Run `unionfs snapshotter ARGV`."""
     arguments = _parser().parse(argv)
     try:
-        import grpc as _grpc  # noqa: F401 - asked here, where it can be said what is missing
+        import grpc as _grpc  # noqa: F401 - tested here, for an error with a hint
         from google.protobuf import descriptor_pb2 as _protobuf  # noqa: F401
     except ImportError as error:
-        hint = "install what it needs: pip install 'unionfs[snapshotter]'"
+        hint = "pip install 'unionfs[snapshotter]'"
         raise CommandError(f"snapshotter failed: no Python module {error.name}", hint=hint) from error
     _start_logging(arguments)
     import sqlite3
@@ -56,15 +56,15 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("snapshotter", _DESCRIPTION, _EPILOG)
-    parser.acts_as_owner = False  # it is a service of whoever starts it
+    parser.acts_as_owner = False  # it serves with the rights of its starter
     add = parser.add_argument
-    add("--address", metavar="SOCKET", required=True, help="the socket to listen at; its directory is made")
-    add("--root", metavar="DIR", default=DEFAULT_ROOT, help=f"where snapshots are kept (default: {DEFAULT_ROOT})")
+    add("--address", metavar="SOCKET", required=True, help="the socket to listen at; its directory is made if missing")
+    add("--root", metavar="DIR", default=DEFAULT_ROOT, help=f"the directory of the snapshots (default: {DEFAULT_ROOT})")
     add(
         "--mount-program",
         metavar="PROGRAM",
         default="unionfs",
-        help="what mount.fuse3 is to run: a name in containerd's PATH, or an absolute path (default: unionfs)",
+        help="the program that mount.fuse3 runs: a name in containerd's PATH, or an absolute path (default: unionfs)",
     )
     add("--log", metavar="FILE", help="append the log to FILE (default: stderr)")
     add("--debug", action="store_true", help="log every call, and show tracebacks")

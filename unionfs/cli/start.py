@@ -1,4 +1,4 @@
-"""`unionfs start`: run containers again that have ended, on what they changed."""
+"""`unionfs start`: run containers that were created or have ended, with their changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def main(argv: list[str]) -> int:
     """Run `unionfs start ARGV`."""
     parser = Parser(
         "start",
-        "Run containers again, as they were run first, on what they have changed since. They run in the background.",
-        "exit codes: 0 all run, 1 not all; with --attach that of the command, as `unionfs run` has it.",
+        "Run containers that were created or have ended, in the background, with the same command and their changes.",
+        "exit codes: 0 all are running, 1 not all; with --attach that of the command, as with `unionfs run`.",
     )
-    parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or how an id begins")
-    parser.add_argument("-a", "--attach", action="store_true", help="show what it prints, and wait for its end")
-    parser.add_argument("-i", "--interactive", action="store_true", help="with standard input; implies --attach")
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    parser.add_argument("names", metavar="CONTAINER", nargs="+", help="a name, an id, or the beginning of an id")
+    parser.add_argument("-a", "--attach", action="store_true", help="print its output, and wait for its end")
+    parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input; implies --attach")
+    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
@@ -58,11 +58,11 @@ def _attached(container: Container, *, interactive: bool) -> int:
 
 
 def in_background(container: Container) -> None:
-    """Run it, unless it runs or another process starts it. Raises: ContainerError, LaunchError."""
+    """Run a container, unless it is running or another process starts it. Raises: ContainerError, LaunchError."""
     store = ContainerStore(container.root)
     if container.is_running():
         running.wait_for_start(store, container)
-        return  # as docker has it: what is to run runs
+        return  # success, as with docker
     _check(container)
 
     def run(ready: Callable[[], None]) -> int:
@@ -79,9 +79,9 @@ def in_background(container: Container) -> None:
 
 
 def _check(container: Container) -> None:
-    """Raises: ContainerError for one that cannot be started again, or runs."""
+    """Raises: ContainerError if the container cannot be started or is running."""
     if container.config.kind != "run":
         raise ContainerError("starting the container", container.name, "it is a view of this machine (try)")
     if container.is_running():
-        raise ContainerError("starting the container", container.name, "it runs already")
+        raise ContainerError("starting the container", container.name, "it is running")
     create.check_sources(container.config)

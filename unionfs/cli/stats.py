@@ -1,4 +1,4 @@
-"""`unionfs stats`: what a mounted union has done so far, as its daemon tells."""
+"""`unionfs stats`: print the statistics of a mounted union's daemon."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
-started_by (the parent of mounts that forked the daemon, or itself and why), transport, protocol, compiled (true or
-false), code (the same in words, with the reason for Python), uptime_s, lowers, upper, messages (requests by the
+started_by (the parent of mounts that forked the daemon, or "itself" and the reason), transport, protocol, compiled
+(true or false), code (compiled or Python, and why), uptime_s, lowers, upper, messages (requests by the
 kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, views
-(offered: whether read-only unions of the same lowers become views of this one; mounted: how many are now, as far as the
-caller sees; nodes: those of the views; no_view: why this union is not a view), passthrough (null without it; files open
-now, plain opens so far), memory_bytes (of the daemon: resident; of that own, and shared with other processes; pss, its
-own and its part of the shared) and cpu_s (of the daemon)."""
+(offered: whether read-only unions of the same lowers become views of this one; mounted: number of views in the mount
+table of the caller; nodes: number of nodes of the views; no_view: why this union is not a view), passthrough (null
+without it; open: open files, plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared
+parts of that; pss: own part and its share of the shared part) and cpu_s (processor seconds of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs stats ARGV`."""
     from unionfs.fuse.reporting import add_mounts
 
-    parser = Parser("stats", "Say what a mounted union has done: messages by kind, copy-ups, memory.", _EPILOG)
+    parser = Parser("stats", "Print statistics of a mounted union: messages by kind, copy-ups, memory.", _EPILOG)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
-    """The answer of the daemon of the union at `path` to a question, line by line (unionfs.fuse.reporting).
+    """Ask the daemon of the union at `path`, and yield its answer line by line (unionfs.fuse.reporting).
 
     Raises: CommandError.
     """
@@ -94,14 +94,14 @@ def _for_people(found: dict[str, Any]) -> str:
 def _passthrough(passed: dict[str, int] | None) -> str:
     if passed is None:
         return "no"
-    plain = f", {passed['plain']} opens so far had to go without" if passed["plain"] else ""
+    plain = f", {passed['plain']} opens so far were without passthrough" if passed["plain"] else ""
     return f"{passed['open']} files are open{plain}"
 
 
 def _views(views: dict[str, Any]) -> str:
     if not views["offered"]:
-        return f"not one itself: {printable(views['no_view'])}" if views["no_view"] else "none are offered"
-    return f"{views['mounted']} mounted here, {views['nodes']} nodes"
+        return f"this union is not a view: {printable(views['no_view'])}" if views["no_view"] else "none offered"
+    return f"{views['mounted']} mounted in this mount namespace, {views['nodes']} nodes"
 
 
 def _keeper(keeper: dict[str, Any] | None) -> str:
@@ -112,14 +112,14 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
         return alive
     times = "once" if keeper["replaced"] == 1 else f"{keeper['replaced']} times"
     waited = f"{keeper['waited_s'] * 1000:.0f} ms"
-    why = f"last since it was {keeper['last_reason']}"
-    return f"{alive}; has replaced the daemon {times}, {why}; nobody waited longer than {waited}"
+    why = f"the last one was {keeper['last_reason']}"
+    return f"{alive}; replaced the daemon {times}, {why}; longest wait {waited}"
 
 
 def _watch(watch: dict[str, int] | None) -> str:
     if watch is None:
-        return "no: changes to the directories underneath are undefined"
-    unwatched = f", {watch['unwatched']} cannot be" if watch["unwatched"] else ""
+        return "no: if other programs change the branches, the result is undefined"
+    unwatched = f", {watch['unwatched']} cannot be watched" if watch["unwatched"] else ""
     return f"{watch['directories']} directories are watched{unwatched}"
 
 
@@ -127,7 +127,7 @@ def _memory(memory: dict[str, int] | None) -> str:
     if memory is None:
         return "unknown: this kernel has no /proc/PID/smaps_rollup"
     own, shared, pss = (_size(memory[kind]) for kind in ("own", "shared", "pss"))
-    return f"{pss} (PSS): {own} its own, and its part of {shared} shared with other processes"
+    return f"{pss} (PSS): {own} own, and a share of {shared} shared with other processes"
 
 
 def _shown(path: str) -> str:

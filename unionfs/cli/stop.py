@@ -1,4 +1,4 @@
-"""`unionfs stop`: have containers end."""
+"""`unionfs stop`: end containers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ def main(argv: list[str]) -> int:
     """Run `unionfs stop ARGV`."""
     parser = Parser(
         "stop",
-        "Have containers end: by their stop signal (SIGTERM unless the image or `run --stop-signal` says otherwise),\n"
-        "and those that do not end in time by SIGKILL. One that has ended already is fine.",
+        "End containers with their stop signal (SIGTERM unless the image or `run --stop-signal` says otherwise), and\n"
+        "with SIGKILL if they do not end in time. A container that has already ended is no error.",
     )
     each.add_names(parser)
-    parser.add_argument("-t", "--time", metavar="SECONDS", type=float, default=10, help="until SIGKILL (default: 10)")
-    parser.add_argument("-s", "--signal", metavar="SIGNAL", help="another signal to begin with")
+    parser.add_argument(
+        "-t", "--time", metavar="SECONDS", type=float, default=10, help="seconds until SIGKILL is sent (default: 10)"
+    )
+    parser.add_argument("-s", "--signal", metavar="SIGNAL", help="the first signal, instead of the stop signal")
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     asked = signals.number_of(arguments.signal) if arguments.signal else None

@@ -1,4 +1,4 @@
-"""`unionfs tag`: give an image one more name."""
+"""`unionfs tag`: give an image another name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unionfs.containers import images
 
 def main(argv: list[str]) -> int:
     """Run `unionfs tag ARGV`."""
-    parser = Parser("tag", "Give IMAGE the name NAME too; an image that had the name loses it.", image_flags.EPILOG)
+    parser = Parser("tag", "Give IMAGE also the name NAME; another image with this name loses it.", image_flags.EPILOG)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("names", metavar="NAME", nargs="+", help="[REGISTRY/]NAME[:TAG]")
     image_flags.add_root(parser)

@@ -1,4 +1,4 @@
-"""`unionfs top`: the processes of a container that runs."""
+"""`unionfs top`: list the processes of a running container."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from unionfs.printable import printable
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable
 
 _EPILOG: Final = """\
---json prints a list of objects: pid and ppid as the container has them, uid, seconds (of processor time), command."""
+--json prints a list of objects: pid and ppid in the container, uid, seconds (of processor time), command."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs top ARGV`."""
-    parser = Parser(
-        "top", "List the processes of a container that runs, with the numbers that they have in it.", _EPILOG
-    )
-    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or how an id begins")
+    parser = Parser("top", "List the processes of a running container, with their pids in the container.", _EPILOG)
+    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     parser.add_argument("--json", action="store_true", help="print JSON")
     each.add_root(parser)
     arguments = parser.parse(argv)
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> int:
         said = pipe.read()
     os.waitpid(pid, 0)
     if not said:
-        raise CommandError(failed("top", container.name, "its processes cannot be looked at"))
+        raise CommandError(failed("top", container.name, "its processes cannot be read"))
     found: list[dict[str, Any]] = json.loads(said)
     if arguments.json:
         print(json.dumps(found))
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _look(namespaces: Namespaces, write_fd: int) -> int:
-    """In the container's namespaces: what its /proc says. It is a child of ours that is in the pid namespace."""
+    """Read the container's /proc, in a child process in its namespaces."""
     set_command_line("unionfs-top")
     namespaces.enter()
     set_dumpable(False)

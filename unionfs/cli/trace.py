@@ -1,4 +1,4 @@
-"""`unionfs trace`: the copy-ups of a mounted union, one line each, as they happen."""
+"""`unionfs trace`: print the copy-ups of a mounted union as they happen, one line each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one object a line: time (seconds since 1970), path (in the union), branch (the lower it came from), kind
-(file, directory, other), size, bytes (copied; holes and shared extents are not), reflinked, ms, request (what made it
-necessary), pid and command (who asked); {"missed": N} when the reader was too slow for N of them."""
+(file, directory, other), size, bytes (copied, without holes and shared extents), reflinked, ms, request (the one that
+caused it), pid and command (of the process that made it); {"missed": N} if the reader was too slow for N of them."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs trace ARGV`."""
     parser = Parser(
-        "trace", "Print each copy-up of a mounted union as it happens, until the union goes or Ctrl-C.", _EPILOG
+        "trace", "Print each copy-up of a mounted union as it happens, until the union is unmounted or Ctrl-C.", _EPILOG
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")

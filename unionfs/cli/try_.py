@@ -1,4 +1,4 @@
-"""`unionfs try`: run a command on a copy-on-write view of this machine, list the changes; apply, keep or drop them."""
+"""`unionfs try`: run a command on a copy-on-write view of this machine; list, apply, keep or discard the changes."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from unionfs.changes.listing import Change
 
 _AFTERWARDS: Final = ("unionfs.containers.diff", "unionfs.containers.remove", "unionfs.cli.output")
-"""Modules for what follows the command; imported while that runs."""
+"""Modules that are needed after the command; imported while it runs."""
 
 _DESCRIPTION: Final = """\
-Run COMMAND on a copy-on-write view of this machine: it sees all files, and whatever it writes goes aside. When it has
-ended, list what it changed; then put that in place, keep it, or drop it. On a terminal you are asked.
+Run COMMAND on a copy-on-write view of this machine: it sees all files, and its writes go to a separate directory. When
+it has ended, list the changes, and apply them to this machine, keep or discard them. On a terminal you are asked.
 
-No root is needed, and the command need not know: it is root in its view, so that package managers work. What belongs
-to others is shown as root's. Directory, environment, terminal and network are as they are now; the processes of this
-machine are neither seen nor reached. Other filesystems than that of / are shown as empty directories unless they are
-named with -v; what is written to /run, or to a /tmp that is in memory, is gone in the end."""
+The command needs no root: it is root in its view, so that package managers work. Files of other users are shown as
+root's. Directory, environment, terminal and network are the current ones; the command cannot see the processes of this
+machine. Filesystems other than that of / are shown as empty directories unless they are
+named with -v; files written to /run, or to a /tmp in memory, are discarded."""
 
 _EPILOG: Final = """\
 examples:
-  unionfs try apt-get install hello          what would that package bring?
-  unionfs try --apply make install           put it in place if the command succeeds
+  unionfs try apt-get install hello          list what the package would install
+  unionfs try --apply make install           apply the changes if the command succeeds
   unionfs try --keep new -- ./configure.sh   then: unionfs diff new; unionfs apply new; unionfs rm new
 
-Without a terminal, changes are listed and dropped unless a flag says otherwise: one on a line, as KIND SIZE PATH.
---json prints, as the last line, one object: command, exit_code, changes as `unionfs diff --json` has them, done
-(applied, kept, dropped, or nothing), name (of what is kept), and error (why it is not applied).
+Without a terminal, changes are listed, one on a line as KIND SIZE PATH, and discarded unless a flag says otherwise.
+--json prints, as the last line, one object: command, exit_code, changes (as in `unionfs diff --json`), done
+(applied, kept, dropped, or nothing), name (of the kept changes), and error (why they are not applied).
 
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed or the changes could not be applied,
 126 if the command cannot be executed, 127 if it was not found."""
 
 _ROWS: Final = 100
-"""More changes than these are counted only, unless asked for: what was said before them should stay in view."""
+"""Maximum number of listed changes; the others are only counted, so that the command's output stays in view."""
 
 _QUESTION: Final = "[a]pply to this machine, [k]eep for later, [d]rop, or [l]ist all? "
 
@@ -72,30 +72,34 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("words", metavar="COMMAND", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     then = parser.add_mutually_exclusive_group()
-    then.add_argument("--apply", action="store_true", help="put the changes in place if the command succeeds")
+    then.add_argument("--apply", action="store_true", help="apply the changes if the command succeeds")
     then.add_argument("--keep", metavar="NAME", help="keep the changes as NAME, for unionfs diff, apply and rm")
-    then.add_argument("--discard", action="store_true", help="drop the changes (the default without a terminal)")
-    add("--force", action="store_true", help="with --apply: replace even what was changed on this machine meanwhile")
+    then.add_argument("--discard", action="store_true", help="discard the changes (the default without a terminal)")
+    add(
+        "--force",
+        action="store_true",
+        help="with --apply: replace even files that were changed on this machine meanwhile",
+    )
     add("--json", action="store_true", help="list the changes as JSON")
     add(
         "-v",
         "--volume",
         metavar="SRC:DST[:ro|:O]",
         action="append",
-        help="show SRC of this machine at DST, unprotected; ro: read-only; O: what is changed there is thrown away",
+        help="show SRC of this machine at DST, unprotected; ro: read-only; O: changes of it are discarded",
     )
-    add("-w", "--workdir", metavar="DIR", help="where the command starts (default: here)")
+    add("-w", "--workdir", metavar="DIR", help="the working directory (default: the current one)")
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
     run.add_no_keeper(parser)
-    add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
-    add("--dry-run", action="store_true", help="only print what would be done")
+    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     return parser
 
 
 def config_of(arguments: Namespace) -> ContainerConfig:
-    """What the command line asks for. Raises: CommandError, ContainerError when it makes no sense."""
+    """The configuration for the command line. Raises: CommandError, ContainerError."""
     words = list(arguments.words)
     if words[:1] == ["--"]:
         del words[0]
@@ -157,17 +161,17 @@ def _while_it_runs() -> None:
 
 
 class _Outcome:
-    """The end of one try."""
+    """What happens after the command: the changes are listed, and applied, kept or discarded."""
 
     def __init__(self, store: ContainerStore, container: Container, exit_code: int) -> None:
         self._store: Final = store
         self._container: Final = container
         self._command: Final = container.config.process.command
         self._exit_code: Final = exit_code
-        self._exists = True  # until it is applied or dropped
+        self._exists = True  # false once its changes are applied or discarded
 
     def conclude(self, changes: list[Change], arguments: Namespace) -> int:
-        """List, decide, do. Returns the exit code of the whole. Raises: CommandError if it was not to be applied."""
+        """List and handle the changes. Returns the exit code. Raises: CommandError if they could not be applied."""
         asks = not (arguments.apply or arguments.keep or arguments.discard or arguments.json)
         asks = asks and sys.stdin.isatty() and sys.stdout.isatty()
         if not arguments.json:
@@ -243,7 +247,7 @@ class _Outcome:
         self._exists = False
 
     def tell_kept(self) -> None:
-        """Say that nothing is lost, and how to go on."""
+        """Print that the changes are kept, and the commands for them."""
         if self._exists:
             name = printable(self._container.name)
             print(

@@ -1,4 +1,4 @@
-"""`unionfs umount`: unmount unions, and return when the processes that served them have gone."""
+"""`unionfs umount`: unmount unions, and return when their daemons have ended."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from unionfs.fuse.mounting import MountError
 from unionfs.fuse.unmounting import unmount
 
 _EPILOG: Final = """\
-exit codes: 0 unmounted and ended; 1 not unmounted, or, as the message says, its daemon lives on for other mount
-namespaces that show the union, too"""
+exit codes: 0 unmounted, and the daemon has ended; 1 not unmounted, or (see the message) the daemon continues for other
+mount namespaces that show the union, too"""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs umount ARGV`."""
-    parser = Parser("umount", "Unmount unions. The command returns when their daemons have gone.", _EPILOG)
+    parser = Parser("umount", "Unmount unions. The command returns when their daemons have ended.", _EPILOG)
     parser.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="+")
     parser.add_argument(
-        "-l", "--lazy", action="store_true", help="take it away now, and for programs that use it when they end"
+        "-l",
+        "--lazy",
+        action="store_true",
+        help="detach the mount now; it stays usable for programs that have it open (MNT_DETACH)",
     )
     arguments = parser.parse(argv)
     for mountpoint in arguments.mountpoints:

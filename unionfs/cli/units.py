@@ -1,4 +1,4 @@
-"""Sizes and durations as people read them."""
+"""Format sizes and durations for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def human_size(size: int) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """A time in one unit, as docker words it: `42 seconds`, `About a minute`, `3 weeks`."""
+    """A duration in one unit, as docker prints it: `42 seconds`, `About a minute`, `3 weeks`."""
     whole = max(int(seconds), 0)
     if whole < 60:
         return "Less than a second" if not whole else "1 second" if whole == 1 else f"{whole} seconds"

@@ -1,4 +1,4 @@
-"""`unionfs volume`: directories with a name that outlive the containers that use them."""
+"""`unionfs volume`: manage volumes, directories that outlive the containers that use them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from unionfs.containers.volumes import Named, VolumeStore, used_by
 from unionfs.printable import printable, printable_line
 
 _DESCRIPTION: Final = """\
-Volumes are directories with a name that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if
-it is missing, and fills it with what the image has at /path. Those that an image asks for have a number as their name;
-`unionfs rm -v` removes them with their container.
+Volumes are directories that outlive the containers that use them: `unionfs run -v NAME:/path` makes one if
+it is missing, and copies the image's files at /path into it. Volumes that an image declares are anonymous, with a
+random number as their name; `unionfs rm -v` removes them with their container.
 
   unionfs volume create [NAME]     make one
   unionfs volume ls [-q] [--json]  list them
-  unionfs volume inspect NAME...   all that is known, as JSON
-  unionfs volume rm NAME...        remove them; not one that a container uses
-  unionfs volume prune             remove those with a number that no container uses; with -a all that none uses"""
+  unionfs volume inspect NAME...   print them as JSON
+  unionfs volume rm NAME...        remove them; volumes that a container uses are refused
+  unionfs volume prune             remove unused anonymous volumes; with -a all unused volumes"""
 
 _VERBS: Final = ("create", "ls", "inspect", "rm", "prune")
 
@@ -34,10 +34,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("verb", choices=_VERBS, metavar="VERB")
     parser.add_argument("names", metavar="NAME", nargs="*")
     parser.add_argument("-q", "--quiet", action="store_true", help="ls: names only")
-    parser.add_argument("-a", "--all", action="store_true", help="prune: also those with a name")
-    parser.add_argument("-l", "--label", metavar="NAME=VALUE", action="append", help="create: note something with it")
+    parser.add_argument("-a", "--all", action="store_true", help="prune: also named volumes")
+    parser.add_argument(
+        "-l", "--label", metavar="NAME=VALUE", action="append", help="create: store a label with the volume"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    parser.add_argument("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
     containers = ContainerStore(arguments.root)
     store = VolumeStore(containers.root)

@@ -1,4 +1,4 @@
-"""`unionfs wait`: until containers have ended, and print their exit codes."""
+"""`unionfs wait`: wait until containers have ended, and print their exit codes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def main(argv: list[str]) -> int:
 
     def wait(container: Container) -> str:
         code = running.wait_for_code(store, container)
-        return str(137 if code is None else code)  # killed before anybody could write it down
+        return str(137 if code is None else code)  # killed before the code was recorded
 
     return each.each(store, arguments.names, wait)

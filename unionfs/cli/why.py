@@ -1,4 +1,4 @@
-"""`unionfs why`: which branch of a union provides a path, and what hides what, in which dialect."""
+"""`unionfs why`: print which branch of a union provides a path, and which marks hide it in other branches."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unionfs.fuse import mounting
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-Say which branch of a union provides what is at PATH, which branches have something there that does not show, and which
-mark hides it, in which dialect. PATH is CONTAINER:/path, a path in a mounted union, or with --lower the path in the
-union of the directories given, top first, and --upper above them. No symlink in PATH is followed."""
+Print which branch of a union provides the file at PATH, which branches have a hidden file there, and the
+mark that hides it, with its dialect. PATH is CONTAINER:/path, a path in a mounted union, or with --lower a path in the
+union of these directories, topmost first, with --upper above them. No symlink in PATH is followed."""
 
 _EPILOG: Final = """\
 examples:
@@ -28,10 +28,10 @@ examples:
   unionfs why --upper changes --lower top --lower bottom /etc/motd
 
 --json prints one object: path, shown (true or false), kind, and branches, a list with branch (0 on top), role (upper,
-lower or mountpoints), directory, shows (provides, merges, hides, hidden or absent), holds (the kind of what it has
-there, or null), marks (kind, dialect and path of each) and because.
+lower or mountpoints), directory, shows (provides, merges, hides, hidden or absent), holds (the type of its object
+at PATH, or null), marks (kind, dialect and path of each) and because (the reason).
 
-exit codes: 0 there is something at PATH, 1 there is nothing, or it failed, 2 the command line makes no sense."""
+exit codes: 0 PATH exists, 1 PATH does not exist, or failure, 2 invalid command line."""
 
 _SIGNS: Final = {why.PROVIDES: "=>", why.MERGES: "+ ", why.HIDES: "x ", why.HIDDEN: "- ", why.ABSENT: "  "}
 
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--lower", metavar="DIR", action="append", help="a directory of the union; topmost first")
     parser.add_argument("--upper", metavar="DIR", help="the writable directory above them")
-    parser.add_argument("-a", "--all", action="store_true", help="list branches that have nothing to do with it, too")
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="also list branches that have neither PATH nor a mark on it"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     each.add_root(parser)
     arguments = parser.parse(argv)
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _of_container(text: str, root: str | None) -> Question | None:
-    """CONTAINER:/path; None if it is none."""
+    """The question for CONTAINER:/path; None if `text` has another form."""
     name, colon, path = text.partition(":")
     if not colon or not name or "/" in name or not path.startswith("/"):
         return None
@@ -72,13 +74,13 @@ def _of_container(text: str, root: str | None) -> Question | None:
 
 
 def _of_mount(path: str) -> Question:
-    """The mount that `path` is in, found from its name alone: the daemon may be one that does not answer."""
+    """The question for a path in a mounted union, found without a system call on the mount, whose daemon may hang."""
     whole = os.path.abspath(path)
     mountpoint = whole
     while mounting.union_at(mountpoint) is None:
         if mountpoint == "/":
             hint = "name a path in a mounted union, CONTAINER:/path, or directories with --lower"
-            raise CommandError(failed("why", path, "it is in no union that is mounted"), hint=hint)
+            raise CommandError(failed("why", path, "it is not in a mounted union"), hint=hint)
         mountpoint = os.path.dirname(mountpoint)
     union: dict[str, Any] | None = next(stats.ask_daemon(mountpoint, "stats"), None)
     if union is None:
@@ -107,7 +109,7 @@ def _sentence(one: dict[str, Any]) -> str:
     if one["shows"] == why.MERGES:
         return "its directory shows through"
     if one["shows"] == why.HIDES:
-        return "hides what is beneath"
+        return "hides the branches below"
     if one["shows"] == why.HIDDEN:
         return f"its {one['holds']} is hidden: {one['because']}"
     return "has a mark on the way to it" if one["marks"] else "has nothing there"
