@@ -29,7 +29,7 @@ from unionfs.core.union import Union
 from unionfs.daemon_options import DaemonOptions, StartError
 from unionfs.detach import above_stdio, detach
 from unionfs.fuse import control_socket, mounting
-from unionfs.fuse.abort_on_death import ConnectionAborter
+from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.keeper import DIED, Life, keep
 from unionfs.fuse.mounting import MountError
@@ -235,11 +235,9 @@ def _mount_and_serve(
         _show_in_process_list(mounted.connection, keeper=is_kept)
         control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
-        aborter = ConnectionAborter(mounted.connection) if notifier is not None else None
+        helper = DeathHelper(mounted.connection if notifier is not None else None)
         mounted.leave_namespace()
         _offer_view(options, union, traffic, mounted)
-        if aborter is not None:
-            aborter.start()
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
         _start_logging(options)
         if options.no_view:
@@ -247,7 +245,14 @@ def _mount_and_serve(
         transport = import_module(TRANSPORTS[options.transport])
         _tune_garbage_collection()
         since = time.monotonic()
+        if is_kept:
+            traffic.death_helper = helper
+            if notifier is not None:
+                notifier.pause()
         life = _keep(union, traffic, mounted) if is_kept else None
+        helper.keeper = life.keeper if life is not None else None
+        if notifier is not None:
+            helper.start()
         shutdown.listen(mounted, options.lifeline_fd)
         if control_fd is not None and mounted.connection is not None:
             about = (union, traffic, options, mountpoint, since, control_fd, mounted.connection, life)
@@ -285,7 +290,7 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
 
 
 def _has_keeper(options: DaemonOptions, traffic: Traffic) -> bool:
-    return options.keeper and not options.watch and traffic.has_resend
+    return options.keeper and traffic.has_resend
 
 
 def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:

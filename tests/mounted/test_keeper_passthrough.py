@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _use_across_deaths(keeper: int) -> None:
 
 
 def test_files_opened_and_closed_under_kills(stand: MountedSubject) -> None:
-    killer = chaos.Killer(chaos.keeper(f"{stand.base}/"), "5-40").start()
+    killer = chaos.Killer(chaos.keeper(f"{stand.base}/"), "30-100").start()
     try:
         stand.run(_open_and_close, timeout_s=120)
         stand.run(transactions, timeout_s=120)
@@ -132,4 +133,4 @@ def _write_and_read(number: int) -> None:
                 same((early.read(), read(name), read(f"{name}-moved")), (data, data[::-1], data))
             os.unlink(f"{name}-moved")
     except BaseException as error:  # noqa: BLE001 - told by the main thread
-        _FAILED.append(repr(error))
+        _FAILED.append("".join(traceback.format_exception(error))[-300:])

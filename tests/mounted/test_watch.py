@@ -270,7 +270,11 @@ def _only_daemon(stand: MountedSubject) -> int:
 
 @pytest.mark.parametrize("stand", _subjects("root"), indirect=True)
 def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: MountedSubject) -> None:
-    """Even if it was waiting itself, to tell the kernel of a change. Only root can always see to that."""
+    """Without a keeper, and even if it was waiting itself, to tell the kernel of a change. Only root can always see to
+    that."""
+    stand.unmount()
+    stand._keeper = False
+    stand.mount()
     for _ in range(4):
         daemon = _only_daemon(stand)
         stand.agent.call(_work_until_the_end, stand.lowers[1], stand.upper, daemon, cwd=stand.merged)

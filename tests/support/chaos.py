@@ -45,7 +45,15 @@ def daemon_of(keeper: int) -> int | None:
         children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
     except OSError:
         return None
-    return int(children[0]) if children else None
+    for child in children:
+        try:
+            status = Path(f"/proc/{child}/stat").read_text()
+        except OSError:
+            continue
+        name, _, fields = status.partition(" (")[2].rpartition(") ")
+        if name.startswith("unionfs:") and fields[0] not in "ZX":
+            return int(child)
+    return None
 
 
 def wait_for_daemon(keeper: int, after: int = 0) -> int:

@@ -20,6 +20,7 @@ from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
 from unionfs.core.node import DirNode, FileNode, Node, names_of
+from unionfs.core.node_record import DEAD
 from unionfs.core.union_state import UnionState
 from unionfs.core.watching import FROM_LOWER, Watcher, fingerprint
 from unionfs.syscalls import inotify
@@ -52,6 +53,19 @@ def process_events(tree: UnionState, watcher: Watcher) -> bool:
             _recheck_times(tree, watcher, node, found)
             watcher.invalidate(found)
     return bool(due)
+
+
+def all_changed(tree: UnionState, watcher: Watcher) -> None:
+    """Invalidate all that the kernel knows: nobody has watched for a while, and what the kernel had of each node is not
+    known any more. It asks again for what programs use, which is then watched."""
+    nodes = tree.nodes
+    known = {node.nodeid: [(parent.nodeid, name) for parent, name in names_of(node)] for node in nodes.all()}
+    known |= {there.nodeid: [] if there.flags & DEAD else there.names for there in nodes.recorded.values()}
+    stale = [ANY_NAME]
+    for nodeid, names in known.items():
+        stale += [Invalidation(parent, name) for parent, name in names]  # where ANY_NAME cannot be told
+        stale.append(Invalidation(nodeid, b"", data=True))
+    watcher.invalidate(stale)
 
 
 def _recheck_all(tree: UnionState, watcher: Watcher) -> list[Invalidation]:
@@ -244,6 +258,7 @@ def _name_lost(
     if isinstance(node, FileNode) and _has_other_names(node) and _find_home(tree, node):
         watcher.seen.pop(node.nodeid, None)
         found.append(Invalidation(node.nodeid, b""))
+        tree.nodes.renamed(node)
     else:
         _disconnect(tree, watcher, node)
     tree.drop_unused(node)
@@ -324,6 +339,7 @@ def _adopt(
             tree.fds.drop(old)
             mask |= inotify.MODIFY
         _has_changed(watcher, old, st, mask, found)
+        tree.nodes.renamed(old)
         return
     assert isinstance(old, DirNode)
     assert isinstance(fresh, DirNode)
@@ -337,6 +353,7 @@ def _adopt(
         _places_changed(tree, watcher, old, found)
     else:
         _has_changed(watcher, old, st, mask & ~inotify.MODIFY, found)
+    tree.nodes.renamed(old)
 
 
 def _places(node: DirNode) -> list[BranchDir]:

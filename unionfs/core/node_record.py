@@ -60,6 +60,8 @@ _COUNTS: Final = 128  # requests by opcode
 _COUNTS_SIZE: Final = 64
 _RENAME: Final = 256  # unique; src, parent, new parent, dst, flags, lengths of the names; the names
 _NAME_ROOM: Final = 256
+_NOTIFYING: Final = 512  # ids of threads that wait in a notification of the kernel
+_NOTIFYING_MOST: Final = 128
 _NOTED: Final = 1024  # unique << _NOTED_BITS | number of the notes; the notes: node ids, or with OPENED an open
 _NOTED_BITS: Final = 14
 _NOTED_UNIQUE: Final = (1 << (64 - _NOTED_BITS)) - 1
@@ -406,6 +408,27 @@ class NodeRecord:
                     words[at] |= DONE
         words[_RENAME] = 0
 
+    # -- threads that notify the kernel ----------------------------------------------------------------------------
+
+    def begin_notifying(self, thread: int) -> int:
+        """A thread is about to notify the kernel, which may wait for answers. Returns a position for `end_notifying`,
+        0 if there is no room. From one thread at a time."""
+        words = self._words
+        for at in range(_NOTIFYING, _NOTIFYING + _NOTIFYING_MOST):
+            if not words[at]:
+                words[at] = thread
+                return at
+        return 0
+
+    def end_notifying(self, position: int) -> None:
+        """The thread has notified the kernel."""
+        if position:
+            self._words[position] = 0
+
+    def notifying(self) -> set[int]:
+        """Return the ids of the threads that are notifying the kernel."""
+        return set(self._words[_NOTIFYING : _NOTIFYING + _NOTIFYING_MOST]) - {0}
+
     # -- for a daemon that takes over ------------------------------------------------------------------------------
 
     def load(self) -> tuple[int, list[RecordedNode]]:
@@ -445,6 +468,8 @@ class NodeRecord:
         self._free(behind, SIZE)
         self._free(_HEADER, self._start)
         self._set_limit()
+        for position in range(_NOTIFYING, _NOTIFYING + _NOTIFYING_MOST):
+            words[position] = 0  # threads of the daemon before
         self._ring = words[_RING_AT] % _RING_SIZE
         self._reserved = words[_NEXT_ID]
         return self._reserved, found

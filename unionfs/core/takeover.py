@@ -14,7 +14,7 @@ import stat
 from functools import partial
 from typing import Final
 
-from unionfs.core import inodes, lookup
+from unionfs.core import external_changes, inodes, lookup
 from unionfs.core.branch import BranchDir
 from unionfs.core.lookup import Resolved
 from unionfs.core.lower import Found
@@ -84,6 +84,27 @@ def unanswered(union: Union) -> Notes:
     that again. Nothing may have been looked up since."""
     record = union._tree.nodes.record
     return record.notes() if record is not None else Notes()
+
+
+def pause_watching(union: Union) -> None:
+    """End the watch for external changes until `resume_watching`, in a process that this one forks. Preconditions:
+    Union.watch was called."""
+    watcher = union._tree.watcher
+    assert watcher is not None
+    watcher.pause()
+
+
+def resume_watching(union: Union, *, everything: bool) -> int:
+    """Watch again. `everything` that the kernel knows may have changed meanwhile. Returns the new descriptor, as
+    Union.watch does."""
+    tree = union._tree
+    watcher = tree.watcher
+    assert watcher is not None
+    watcher.resume()
+    tree.attrs(tree.root, tree.stat(tree.root))
+    if everything:
+        external_changes.all_changed(tree, watcher)
+    return watcher.fd
 
 
 def _clear_staging(tree: UnionState) -> list[int]:

@@ -55,7 +55,7 @@ class Watcher:
         """
         self.invalidate = invalidate  # immutable
         self._shorten_timeouts = shorten_timeouts  # immutable
-        self.fd = inotify.init()  # immutable; readable when there is something to process_events
+        self.fd = inotify.init()  # readable when there is something to process_events; changed by pause and resume
         self.seen: dict[int, int] = {}  # node id -> its fingerprint when last sent or changed
         self.due: dict[int, Due] = {}  # node id of a directory -> names to check; emptied by core.external_changes
         self.unwatched: set[int] = set()  # directories that may change unnoticed
@@ -116,9 +116,12 @@ class Watcher:
             self.schedule_check(nodeid, b"", FROM_LOWER)  # removed or replaced meanwhile
             return
         self.unwatched.add(nodeid)
+        self._limit_hit(exc.errno or errno.EIO)
+
+    def _limit_hit(self, code: int) -> None:
         if not self._has_shortened_timeouts:
             self._has_shortened_timeouts = True
-            self._shorten_timeouts(exc.errno or errno.EIO)
+            self._shorten_timeouts(code)
 
     def _leave(self, wd: int, nodeid: int) -> None:
         nodes = self._nodes.get(wd)
@@ -163,6 +166,21 @@ class Watcher:
                 for nodeid in nodes:
                     self.schedule_check(nodeid, name, mask | where)
         return overflow
+
+    def pause(self) -> None:
+        """End all watches, until `resume`: this process is to fork others, of which one at a time watches."""
+        os.close(self.fd)
+        self.fd = -1
+        self.seen, self.due, self.unwatched, self.redirected = {}, {}, set(), set()
+        self._nodes, self._watches, self._upper, self._watched = {}, {}, set(), {}
+
+    def resume(self) -> None:
+        """Watch again, at first nothing. If that is impossible (EMFILE), no directory can be watched."""
+        try:
+            self.fd = inotify.init()
+        except OSError as exc:
+            self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # is never readable, and watches nothing
+            self._limit_hit(exc.errno or errno.EIO)
 
     def close(self) -> None:
         """End all watches."""

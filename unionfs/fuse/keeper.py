@@ -21,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from unionfs.fuse.daemon_end import status_of
+
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
 
@@ -30,8 +32,13 @@ DIED: Final = 75
 _ATTEMPTS: Final = 20
 """After so many deaths in a row before a takeover was complete there is no further one."""
 
-_DEATHS_OF_ONE: Final = 3
-"""A request in hand at so many deaths in a row is answered EIO."""
+_CRASHES_OF_ONE: Final = 3
+"""A request in hand at so many deaths in a row is answered EIO, """
+_DEATHS_OF_ONE: Final = 10
+"""or at so many that others have caused: who is killed again and again may have any request in hand."""
+
+_LOOK_AGAIN_S: Final = 0.005
+"""While threads of a daemon are ending."""
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS: Final = {signal.SIGCHLD, *_FORWARDED}
@@ -48,8 +55,13 @@ class Life:
         self.died_at = 0.0  # time.monotonic of it
         self.waited_s = 0.0  # the longest time without a daemon; changed by `begin`
         self.refused = 0  # unique of a request that is to be answered EIO; 0: none
+        self.unreaped: list[
+            int
+        ] = []  # daemons that have died, but for a thread that waits for an answer; in the keeper
         self._last = 0  # request in hand at the last death
-        self._repeated = 0  # how often in a row it was
+        self._repeated = 0  # how often in a row it was,
+        self._crashed = 0  # and how often of these the daemon was not killed from outside
+        self._oom_kills = _oom_kills()
         self._attempts = 0  # deaths in a row before a takeover was complete
 
     @property
@@ -86,12 +98,26 @@ class Life:
         self.deaths += 1
         self.died_at = time.monotonic()
         self.reason = _reason(status)
-        is_repeated = record.serving == self._last
-        self._last, self._repeated = record.serving, self._repeated + 1 if is_repeated else 1
-        if self._repeated >= _DEATHS_OF_ONE and self._last:
+        if record.serving != self._last:
+            self._last, self._repeated, self._crashed = record.serving, 0, 0
+        self._repeated += 1
+        oom_kills_before, self._oom_kills = self._oom_kills, _oom_kills()
+        is_outsiders = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if not is_outsiders or self._oom_kills != oom_kills_before:
+            self._crashed += 1
+        if self._last and (self._crashed >= _CRASHES_OF_ONE or self._repeated >= _DEATHS_OF_ONE):
             self.refused = self._last
         self._attempts = 0 if record.lives >= self.deaths - 1 else self._attempts + 1
         return self._attempts < _ATTEMPTS and not record.is_full
+
+
+def _oom_kills() -> int:
+    """Return how many processes the kernel has killed so far since there was no memory; 0 if that is not known."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0
 
 
 def _reason(status: int) -> str:
@@ -116,7 +142,8 @@ def keep(record: NodeRecord, give_up: Callable[[str], None]) -> Life:
         if pid == 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return life
-        status = _wait(pid)
+        status = _wait(pid, record)
+        life.unreaped = [one for one in (*life.unreaped, pid) if not _is_reaped(one)]
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) != DIED:
             os._exit(os.WEXITSTATUS(status))
         if not life.end(status, record):
@@ -125,14 +152,19 @@ def keep(record: NodeRecord, give_up: Callable[[str], None]) -> Life:
             os._exit(1)
 
 
-def _wait(pid: int) -> int:
+def _wait(pid: int, record: NodeRecord) -> int:
     """Wait for the end of the daemon, and pass signals on to it. Returns its wait status."""
     while True:
-        info = signal.sigwaitinfo(_SIGNALS)
-        if info.si_signo != signal.SIGCHLD:
-            if info.si_code != _SI_KERNEL:
-                os.kill(pid, info.si_signo)
-            continue
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
+        status, is_ending = status_of(pid, record)
+        if status is not None:
             return status
+        info = signal.sigtimedwait(_SIGNALS, _LOOK_AGAIN_S) if is_ending else signal.sigwaitinfo(_SIGNALS)
+        if info is not None and info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
+            os.kill(pid, info.si_signo)
+
+
+def _is_reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True

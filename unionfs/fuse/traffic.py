@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from unionfs.fuse.death_helper import DeathHelper
     from unionfs.fuse.view_offer import ViewOffer
 
 
@@ -12,6 +13,7 @@ class Traffic(Protocol):
     """The protocol and request counts of a transport. May be read from any thread."""
 
     view_offer: ViewOffer | None  # set once, by the daemon, where the union's lowers can have a view
+    death_helper: DeathHelper | None  # set once, by the daemon, where another one is to continue
     has_resend: bool  # whether the kernel sends again what was not answered, so that another daemon can continue
 
     @property
@@ -36,6 +38,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.view_offer: ViewOffer | None = None  # see Traffic
+        self.death_helper: DeathHelper | None = None  # likewise
         self._counts: dict[str, int] = {}
 
     def count(self, opcode: str) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from unionfs.core import takeover
 from unionfs.core.attrs import Invalidation
 from unionfs.core.union import Union
 
@@ -49,7 +50,9 @@ class Notifier:
         self._shorten_timeouts: Callable[[], None] = lambda: None
         self._has_started = False  # likewise
         self._union = union  # immutable
-        self.fd = union.watch(self._enqueue, self._limit_hit)  # immutable; readable when there are external changes
+        self.fd = union.watch(self._enqueue, self._limit_hit)
+        """Readable when there are external changes; changed by `resume`."""
+        self._is_paused = False  # changed by pause and resume
 
     def start(
         self,
@@ -72,6 +75,17 @@ class Notifier:
             return
         log.warning("%s; names and attributes are asked for again after %g s", limit_reached(code), UNWATCHED_S)
         self._shorten_timeouts()
+
+    def pause(self) -> None:
+        """Watch no more until `resume`, which a process does that this one forks."""
+        takeover.pause_watching(self._union)
+        self._is_paused = True
+
+    def resume(self, *, everything: bool) -> None:
+        """Watch again after `pause`. `everything` that is known may have changed: another daemon has died meanwhile."""
+        if self._is_paused:
+            self._is_paused = False
+            self.fd = takeover.resume_watching(self._union, everything=everything)
 
     def process_events(self) -> bool:
         """Process external changes for some milliseconds, on the union's thread. Returns whether more are pending."""

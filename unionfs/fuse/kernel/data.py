@@ -24,8 +24,9 @@ from unionfs.syscalls import files
 
 
 def new_room(size: int) -> mmap.mmap:
-    """Return a buffer of which only the pages that are used take memory; of a bytearray all do."""
-    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return a buffer of which only the pages that are used take memory; of a bytearray all do. Shared with processes
+    that are forked: pages that become private copies when they are written could not be had at once (Device.touch)."""
+    return mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
 
 
 class HasFd(Protocol):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,10 +90,13 @@ class _Engine:
         self._dispatcher = dispatcher  # immutable
         self._session = dispatcher.session  # immutable
         self._notifier = notifier  # immutable
+        self._record = dispatcher.record  # immutable
+        self._record_lock = threading.Lock()
         if notifier is not None:
             notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.set_timeout, UNWATCHED_S))
             if not self._session.has_epochs:
                 dispatcher.encoder.set_missing_timeout(UNWATCHED_S)
+            notifier.resume(everything=dispatcher.continues)
             device.add(notifier.fd)
         self._has_events = False  # whether the notifier has changes to process
         self._workers = Workers()  # immutable
@@ -131,6 +135,8 @@ class _Engine:
                 self._away += 1
                 if isinstance(item, data.ThreadTask) and item.waits_for_loop:
                     self._telling += 1
+                    if self._session.death_helper is not None:
+                        self._session.death_helper.start()
                     if not self._workers.run(partial(self._work, item)):
                         self._work(item._replace(work=_fail))
                 elif not self._workers.run(partial(self._work, item)):
@@ -185,15 +191,29 @@ class _Engine:
 
     def _tell(self, message: bytes) -> None:
         """In a thread: send a notification for which the kernel may wait for our answers."""
-        with suppress(Gone):
+        with suppress(Gone), self._noted():
             self._device.notify(message)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """In a thread: have the record say that it waits in a notification, so that no death of ours waits for it."""
+        record, position = self._record, 0
+        if record is not None:
+            with self._record_lock:
+                position = record.begin_notifying(threading.get_native_id())
+        try:
+            yield
+        finally:
+            if record is not None:
+                record.end_notifying(position)
 
     def _notify(self, stale: Invalidation) -> None:
         """In the notifier's thread."""
         message = encode.notify_invalidation(stale, with_epochs=self._session.has_epochs)
         if message is not None:
             try:
-                self._device.notify(message)
+                with self._noted():
+                    self._device.notify(message)
             except Gone:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
