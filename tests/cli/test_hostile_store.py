@@ -246,7 +246,7 @@ def test_root_gives_no_rights_that_the_user_did_not_have(ordinary_user: User, ro
     done = root_user.unionfs("apply", "--root", home, "rights", check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "unionfs: apply failed: rights: it would give rights that its owner does not have (nothing was done)",
+        "unionfs: apply failed: rights: these files would give rights that its owner does not have (nothing was done)",
         f"  {scratch}/device: is a device",
         f"  {scratch}/group: runs with the rights of group 0 (set-id)",
         f"  {scratch}/set: runs with the rights of user 0 (set-id)",

@@ -95,7 +95,7 @@ def test_images_that_are_not_there(box: Box) -> None:
     assert (done.returncode, "no such image: nosuch:1" in done.stderr) == (125, True)
     done = box("run", "localhost:1/nosuch", "true", check=False)
     assert done.returncode == 125
-    assert "is not here: pulling it" in done.stderr
+    assert "is not in the store: pulling it" in done.stderr
     assert box("run", "NoSuch:::", "true", check=False).returncode == 125
 
 

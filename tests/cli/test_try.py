@@ -158,7 +158,7 @@ def test_a_directory_outside_of_the_view_is_told(user: User) -> None:
         pytest.skip("/dev/shm is no mount of its own")
     done = unionfs(user, "try", "ls", cwd=Path("/dev/shm"))
     assert done.returncode == 125
-    assert "-w DIR starts the command elsewhere" in done.stderr
+    assert "-w DIR names another working directory" in done.stderr
     assert unionfs(user, "try", "-w", "/", "true", cwd=Path("/dev/shm")).returncode == 0
 
 

@@ -152,8 +152,8 @@ def test_tars_in_and_out(box: Box) -> None:
         inside = archive.getmember("./e")
         assert (inside.mode, inside.mtime) == (0o751, 7)
         assert archive.getmember("./e/g").islnk()
-    wrong = box("cp", "-", "t:/srv", stdin="this is no tar" * 100, check=False)
-    assert (wrong.returncode, "this is no tar" in wrong.stderr) == (1, True)
+    wrong = box("cp", "-", "t:/srv", stdin="this is not a tar" * 100, check=False)
+    assert (wrong.returncode, "this is not a tar" in wrong.stderr) == (1, True)
     assert box("cp", "-", "t:/etc/passwd", stdin=tar, check=False).returncode == 1
 
 

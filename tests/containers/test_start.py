@@ -31,7 +31,7 @@ def test_a_command_that_fills_the_disk_at_once_runs_on(scratch: Path, root_user:
         around = start._AroundCommand(container, warned.append, again=False, debug=False)
         around.started(os.getpid())
         assert warned == [
-            "warning: c: it is not recorded as running, so that other commands do not reach it: "
+            "warning: c: it could not be recorded as running, so other commands cannot enter it: "
             + os.strerror(errno.ENOSPC)
         ]
         around.finish(3, has_started=True)

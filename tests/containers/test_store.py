@@ -151,7 +151,7 @@ def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("{", "it is no JSON: Expecting property name"),
+        ("{", "it is not JSON: Expecting property name"),
         ("[]", "it has version None, and this unionfs reads version 1"),
         ('{"lowers": ["/"], "job": {}}', "it has version None"),
         ('{"version": 2}', "it has version 2, and this unionfs reads version 1"),

@@ -82,7 +82,7 @@ def test_a_container_whose_command_was_not_found_is_not_kept(user: User, debian:
 def test_a_directory_taken_for_the_command_is_explained(user: User, debian: Path, tidy: None) -> None:
     ended = user.unionfs("run", "--lower", debian, os.fspath(debian), "true", check=False)
     assert ended.returncode == 127
-    assert "name it with --lower" in ended.stderr
+    assert "name it as the last --lower" in ended.stderr
 
 
 def test_detached(user: User, debian: Path, tidy: None) -> None:

@@ -1,6 +1,6 @@
-"""Put what a container changed in its view of this machine in place: checked first, done by a journal, resumed.
+"""Apply the changes of a container to this machine: check, apply with a journal, resume after an interruption.
 
-It is done by this process itself, with the rights it has here.
+The calling process applies the changes, with its own rights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMED: Final = 20  # objections listed one by one
 
 
 class NotReadyError(ContainerError):
-    """Changes cannot be put in place now; nothing was done. `objections` say why, by path."""
+    """Changes cannot be applied now; nothing was done. `objections` give the reasons, by path."""
 
     def __init__(self, container: Container, why: str, objections: list[Objection], *, hint: str) -> None:
         lines = [f"{os.fsdecode(one.path)}: {one.why}" for one in objections[:_NAMED]]
@@ -41,36 +41,36 @@ class NotReadyError(ContainerError):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is known before anything is done: what would be done, and what forbids it."""
+    """The result of the check: the actions, and the objections to them."""
 
     container: Container
     found: Changes
     plan: ApplyPlan
 
     def refuse(self, *, force: bool, strict: bool = False) -> None:
-        """Raises: NotReadyError if there is a problem, a conflict that is not to be overridden, or with `strict` a
+        """Raises: NotReadyError if there is a problem, a conflict without `force`, or with `strict` a
         warning: a hard link that would be broken."""
         name = self.container.name
         if problems := _distinct(self.plan.problems):
             hint = ""
             if all(problem.privilege for problem in problems) and os.geteuid() != 0:
-                hint = f"root may: sudo unionfs apply --root {self.container.root} {name}"
+                hint = f"as root: sudo unionfs apply --root {self.container.root} {name}"
             objections = problems + _distinct(self.plan.conflicts)
-            raise NotReadyError(self.container, "this cannot be put in place", objections, hint=hint)
+            raise NotReadyError(self.container, "these changes cannot be applied", objections, hint=hint)
         if (conflicts := _distinct(self.plan.conflicts)) and not force:
             raise NotReadyError(
                 self.container,
                 "this machine was changed meanwhile",
                 conflicts,
-                hint=f"to replace what is there now: unionfs apply --force {name}",
+                hint=f"to replace the current files: unionfs apply --force {name}",
             )
         if strict and (warnings := _distinct(self.plan.warnings)):
-            hint = f"unionfs apply {name} puts all in place that can be"
-            raise NotReadyError(self.container, "this would be put in place in part only", warnings, hint=hint)
+            hint = f"unionfs apply {name} without --strict applies all the others"
+            raise NotReadyError(self.container, "these changes would be applied in part only", warnings, hint=hint)
 
 
 def prepare(container: Container) -> Prepared:
-    """Look at everything that would be done. Raises: ContainerError, for a container of anything but `/` too."""
+    """Check all changes. Raises: ContainerError, also if the container is not a view of `/`."""
     lowers = container.config.rootfs.lowers
     if lowers != ("/",):
         why = f"it is a view of {':'.join(lowers)}, not of this machine's /"
@@ -90,15 +90,15 @@ def prepare(container: Container) -> Prepared:
 
 
 def is_begun(container: Container) -> bool:
-    """Whether changes were put in place before, wholly or in part."""
+    """Whether an earlier apply has begun to apply changes, or has applied all."""
     return journals.is_begun(container.journal)
 
 
 def put_in_place(prepared: Prepared, *, force: bool, progress: Progress) -> Applied:
-    """Do what was prepared. Raises: ContainerError, which says what is done and what is not."""
+    """Apply the prepared changes. Raises: ContainerError, which lists the operations that are done and not done."""
     container, owners = prepared.container, _owners(prepared.container)
     prepared.refuse(force=force)
-    carry_on(container, force=False, progress=progress)  # takes back what an apply that was killed has built
+    carry_on(container, force=False, progress=progress)  # removes files that a killed apply has built
     try:
         with branches_of(container, owners.ids) as branches:
             return applying.apply(
@@ -121,13 +121,13 @@ def put_in_place(prepared: Prepared, *, force: bool, progress: Progress) -> Appl
 
 
 def carry_on(container: Container, *, force: bool, progress: Progress) -> Applied | None:
-    """Complete what was interrupted; None if nothing was. Raises: ContainerError."""
+    """Complete an interrupted apply; None if none was interrupted. Raises: ContainerError."""
     try:
         return applying.resume(container.journal, force=force, progress=progress)
     except PartlyAppliedError as error:
         raise _partly(container, error) from error
     except BlockingIOError:
-        raise ContainerError("apply", container.name, "another process is applying it at this moment") from None
+        raise ContainerError("apply", container.name, "another process is applying it") from None
     except OSError as error:
         raise ContainerError.of("apply", error) from error
 
@@ -136,9 +136,9 @@ def _partly(container: Container, error: PartlyAppliedError) -> ContainerError:
     stopped = error.left[0]
     done = [f"done: {operation.kind} /{operation.path}" for operation in error.done if operation.says]
     left = [f"not done: {operation.kind} /{operation.path}" for operation in error.left if operation.says]
-    hint = f"unionfs apply {container.name} carries on with the rest"
+    hint = f"unionfs apply {container.name} applies the rest"
     if not error.error.errno:
-        hint += "; with --force it replaces what is there now"
+        hint += "; with --force it replaces the current files"
     return ContainerError(
         "apply",
         f"/{stopped.path}",

@@ -1,4 +1,5 @@
-"""Run a container or a command in the background: in a process of its own, which stays when this one has returned."""
+"""Run a container or a command in the background: in a separate process, which continues after this one has
+returned."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from unionfs.launcher.errors import OWN_FAILURE, LaunchError
 
 
 def run(container: Container, body: Callable[[Callable[[], None]], int], keep: tuple[int, ...] = ()) -> None:
-    """Call `body` in a process of its own; return when it calls its argument (the command has been executed), raise
-    what it raises before. That process prints to the container's daemon.log; all descriptors but `keep` are closed
-    there.
+    """Call `body` in a separate process. Return when `body` calls its argument (the command has been executed); raise
+    the exception that it raises before. The process prints to the container's daemon.log, and all its descriptors but
+    `keep` are closed.
 
     Raises: ContainerError, OSError.
     """
@@ -39,7 +40,7 @@ def run(container: Container, body: Callable[[Callable[[], None]], int], keep: t
 def _stay(
     container: Container, body: Callable[[Callable[[], None]], int], sender: Sender, keep: tuple[int, ...]
 ) -> NoReturn:
-    """The whole life of the process that stays."""
+    """The code of that process."""
     status = OWN_FAILURE
     try:
         os.setsid()
@@ -52,8 +53,8 @@ def _stay(
 
 
 def _redirect(log: str, keep: set[int]) -> None:
-    """Standard output and error to `log`, input from a pipe that nobody writes to and that stays open as long as this
-    process lives (docker's -d -i), and all inherited descriptors but `keep` closed."""
+    """Redirect standard output and error to `log`, input to a pipe without a writer that stays open as long as this
+    process lives (docker's -d -i), and close all inherited descriptors but `keep`."""
     input_fd, write_fd = os.pipe()
     log_fd = store_files.open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(input_fd, 0)

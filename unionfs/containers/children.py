@@ -1,4 +1,4 @@
-"""Work in a forked child, whose failure is raised in the parent: the child has other ids, namespaces or a session."""
+"""Run code in a forked child with other ids, namespaces or a new session; its failure is raised in the parent."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from unionfs.launcher.errors import LaunchError
 def run(
     body: Callable[[], int], fork: Callable[[Callable[[], int]], int], *, pass_on: Sequence[signal.Signals] = ()
 ) -> int:
-    """The exit code of `body`, called in the child that `fork` makes (as `userns.fork` does); 128 and the signal that
-    killed it. The signals `pass_on` are sent on to the child
-    unless this process ignores them.
+    """Call `body` in the child that `fork` makes (as `userns.fork` does). Returns its exit code, or 128 + the signal
+    that killed it. The signals `pass_on` are forwarded to the child unless this process ignores them.
 
-    Raises: ContainerError and LaunchError as ContainerError, OSError as `body` did; LaunchError as `fork` did.
+    Raises: ContainerError for ContainerError and LaunchError of `body`, OSError of `body`; LaunchError of `fork`.
     """
     receiver, sender = channel.make()
 
@@ -44,7 +43,7 @@ def run(
 
     heeded = [
         number for number in pass_on if signal.getsignal(number) != signal.SIG_IGN
-    ]  # a script's job ignores SIGINT
+    ]  # a background job of a script ignores SIGINT
     before = {number: signal.signal(number, pass_signal) for number in heeded}
     try:
         _, status = os.waitpid(child, 0)
@@ -60,7 +59,7 @@ def run(
 
 
 def send_failure(sender: Sender, error: ContainerError | LaunchError | OSError) -> None:
-    """Send what `failure_in` makes an exception of."""
+    """Send an exception through the pipe, for `failure_in`."""
     if isinstance(error, OSError):
         named = "" if error.filename is None else os.fsdecode(error.filename)
         sender.send(FAILED, "OSError", str(error.errno or 0), error.strerror or str(error), named)
@@ -70,7 +69,7 @@ def send_failure(sender: Sender, error: ContainerError | LaunchError | OSError) 
 
 
 def failure_in(message: Message) -> ContainerError | OSError:
-    """The failure that a process has sent."""
+    """The exception that a process has sent with `send_failure`."""
     if message.fields[0] == "OSError":
         _, number, why, named = message.fields
         return OSError(int(number), why, named or None)

@@ -1,6 +1,6 @@
-"""Make an image of a container: that of which it was made, and on top a layer with what the container changed.
+"""Make an image of a container: its image, and on top of it a layer with the container's changes.
 
-The new image runs what the container ran. A container on directories gives an image in which each of them is a layer.
+The new image has the container's command. If the container is made of directories, each becomes a layer of the image.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from unionfs.drivers.driver import is_whole
 
 
 def check(container: Container) -> None:
-    """Raises: ContainerError for a container of which no image can be made."""
+    """Raises: ContainerError if no image can be made of the container."""
     if container.config.kind != "run":
         raise ContainerError("commit", container.name, "it is a view of this machine (try)")
     if container.config.rootfs.shows_host:
-        hint = f"unionfs diff {container.name} lists its changes; an image needs a base that others can have, too"
+        hint = f"unionfs diff {container.name} lists its changes; an image needs a base that other machines can have"
         raise ContainerError("commit", container.name, "it shows this machine itself", hint=hint)
 
 
 def commit(
     container: Container, images: Store, wanted: ImageOptions, progress: Progress, on_shrunk: OnShrunk
 ) -> Committed:
-    """Make the image, with the container's command and settings, which the changes of `wanted` come after. `on_shrunk`
-    as for `layers.pack.pack`.
+    """Make the image, with the container's command and settings, then those of `wanted`. `on_shrunk`: as in
+    `layers.pack.pack`.
 
     Preconditions: within `images.with_ids`, the container frozen or not running.
     Raises: ContainerError, LayerError, OSError.
@@ -73,17 +73,17 @@ def commit(
             hint = f"the image {image.name if image else ''} was removed; pull it again"
             raise ContainerError("", "", str(error), hint=hint) from error
         finally:
-            for step in steps:  # images of their own only until now
+            for step in steps:  # they were images only until now
                 with suppress(LayerError):
                     images.remove_digest(images.find(step).descriptor.digest)
 
 
 def _base(store: Store, container: Container, options: Options, on_shrunk: OnShrunk) -> tuple[str | None, list[str]]:
-    """The image that the container was made of, and the images that were only made to be that."""
+    """The container's image, and images that were only made as its base."""
     image = container.config.image
     if image is not None:
         digest = Digest(image.digest)
-        if store.has(digest):  # its name may be another image's by now
+        if store.has(digest):  # its name may belong to another image now
             size = os.stat(store.blob_path(digest)).st_size
             store.tag(Descriptor(image.media_type, digest, size), "")
         return digest, []
@@ -98,7 +98,7 @@ def _base(store: Store, container: Container, options: Options, on_shrunk: OnShr
 
 
 def _settings(container: Container) -> list[str]:
-    """What the container ran, as instructions of a Dockerfile."""
+    """The container's command and settings as Dockerfile instructions."""
     config, process = container.config, container.config.process
     rest = process.command[len(config.entrypoint) :]
     found = [f"ENTRYPOINT {_json(config.entrypoint)}", f"CMD {_json(rest)}"]

@@ -1,7 +1,7 @@
 """Complete the upper of a container before it is read (see core.complete).
 
-A daemon that ends has done it. It is left to do for a container that runs, by syncing its root directory, and for one
-whose daemon was killed.
+A daemon does this when it ends. For a running container it is done by syncing the root directory; after a daemon was
+killed, by opening the union once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unionfs.launcher import userns
 
 
 def complete_upper(container: Container, what: str) -> None:
-    """Give the container's upper the names of hard links that it lacks, for `what`. Raises: ContainerError,
-    LaunchError."""
+    """Give the container's upper the names of hard links that it lacks. `what`: the verb, for errors. Raises:
+    ContainerError, LaunchError."""
     if container.config.rootfs.driver != FUSE:
         return
     try:
@@ -38,7 +38,7 @@ def complete_upper(container: Container, what: str) -> None:
 
 
 def _complete(container: Container) -> bytes:
-    from unionfs.core import complete  # late: with it comes most of the core
+    from unionfs.core import complete  # late: it imports most of the core
 
     complete.complete_upper(union_options(container, container.branches, container.directory, FUSE))
     return b""

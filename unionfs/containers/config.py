@@ -1,6 +1,6 @@
-"""What a container is made of and runs: one frozen value, made of a command line once and kept in the record. Pure.
+"""The configuration of a container: one frozen value, made of a command line once and stored in the record. Pure.
 
-`Process`, `Tmpfs`, `Port` and `Limit` are the launcher's own values, which it is given as they are.
+`Process`, `Tmpfs`, `Port` and `Limit` are the launcher's classes; their values are passed to it unchanged.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from unionfs.launcher.spec import Port, Process, Tmpfs
 class Image(NamedTuple):
     """The image that a container is made of."""
 
-    name: str  # as it was asked for
+    name: str  # as on the command line
     digest: str  # of the manifest
     media_type: str  # of the manifest
-    exposed_ports: tuple[str, ...] = ()  # that the image says it serves; nothing is done with them
+    exposed_ports: tuple[str, ...] = ()  # EXPOSE of the image; without effect
 
 
 class RootFilesystem(NamedTuple):
-    """The branches that a root filesystem is a union of, and how that is made."""
+    """The branches of a root filesystem, and how their union is made."""
 
     lowers: tuple[str, ...]  # host paths, absolute, the topmost first
     driver: str = DEFAULT  # one of drivers.driver.NAMES
@@ -36,7 +36,7 @@ class RootFilesystem(NamedTuple):
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
-        """Those that records of earlier versions do not have."""
+        """The fields that records of earlier versions do not have."""
         return ("passthrough", "keeper")
 
     @property
@@ -51,16 +51,16 @@ class Volume(NamedTuple):
     source: str  # absolute
     target: str  # absolute and normal
     read_only: bool = False
-    overlay: bool = False  # shown through a union of its own, whose upper is thrown away at the end (podman's :O)
-    name: str = ""  # of a volume of the store; `source` is its data then
-    populate: bool = True  # when such a volume is empty, it gets what the image has at `target`
+    overlay: bool = False  # shown through a separate union, whose upper is removed at the end (podman's :O)
+    name: str = ""  # of a volume of the store; then `source` is its data directory
+    populate: bool = True  # if such a volume is empty, the image's files at `target` are copied into it
 
 
 class Mounts(NamedTuple):
-    """What is mounted in a container besides what every container has."""
+    """The mounts of a container, besides those that every container has."""
 
     volumes: tuple[Volume, ...] = ()
-    anonymous: tuple[str, ...] = ()  # targets of volumes that belong to the container alone (`containers.volumes`)
+    anonymous: tuple[str, ...] = ()  # targets of anonymous volumes (`containers.volumes`)
     tmpfs: tuple[Tmpfs, ...] = ()
 
 
@@ -68,14 +68,14 @@ class Network(NamedTuple):
     """The network of a container: the host's unless `private`."""
 
     private: bool = False  # a network namespace with a loopback only, unless there is an uplink
-    uplink: str = ""  # the program that leads out of it, or "private" for whichever is installed; empty: none
-    published: tuple[Port, ...] = ()  # ports of the host that lead in
+    uplink: str = ""  # the program that connects it, or "private" for any that is installed; empty: none
+    published: tuple[Port, ...] = ()  # published ports of the host
     hosts: tuple[tuple[str, str], ...] = ()  # names and addresses for the container's /etc/hosts
     nameservers: tuple[str, ...] = ()  # instead of the host's
 
 
 class ContainerConfig(NamedTuple):
-    """What a container is made of and runs."""
+    """The configuration of a container."""
 
     process: Process  # `environment` without PATH, HOSTNAME, TERM and container, which `starting` adds
     rootfs: RootFilesystem
@@ -84,14 +84,14 @@ class ContainerConfig(NamedTuple):
     image: Image | None = None  # None: `rootfs.lowers` are directories that the user named
     kind: str = "run"  # run | try
     hostname: str = ""  # empty: the beginning of the container's id
-    entrypoint: tuple[str, ...] = ()  # the first part of `process.command`, as an image of the container is to have it
+    entrypoint: tuple[str, ...] = ()  # the first part of `process.command`, the ENTRYPOINT of an image of the container
     stop_signal: str = "SIGTERM"
     labels: tuple[tuple[str, str], ...] = ()
-    runtime: str = ""  # the OCI runtime that makes the container; empty: our own launcher
-    logged: bool = False  # what the command prints is kept
+    runtime: str = ""  # the OCI runtime that runs the container; empty: our own launcher
+    logged: bool = False  # the command's output is stored
     remove: bool = False  # the container is removed when the command has ended
 
     @property
     def mounts_on_rootfs(self) -> bool:
-        """Whether anything is mounted where the root filesystem need not have a place. The host's `/` has most."""
+        """Whether there are mounts whose mountpoints the root filesystem may lack. The host's `/` has most of them."""
         return not self.rootfs.shows_host or self.mounts != Mounts()

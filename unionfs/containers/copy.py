@@ -1,8 +1,8 @@
 """Copy a file or a directory tree from one directory to another, each given by a descriptor and a name.
 
-Nothing is reached by a path and no symlink is followed: the owner of one tree cannot lead the copy out of it.
-Kept are data with their holes, modes, times, attributes, symlinks, devices, hard links within the tree, and on request
-owners. `copy_path` begins from paths, as `unionfs cp` has them.
+Nothing is opened by a path and no symlink is followed, so the owner of one tree cannot lead the copy out of it.
+A copy keeps data with their holes, modes, times, attributes, symlinks, devices, hard links within the tree, and on
+request owners. `copy_path` resolves the paths of `unionfs cp` first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from unionfs.trees.open_beneath import is_gone, open_in_root
 from unionfs.write_all import write_all
 
 _CHUNK: Final = 1 << 20
-_SYMLINKS_MAX: Final = 40  # as the kernel has it (path_resolution(7))
+_SYMLINKS_MAX: Final = 40  # the kernel's limit (path_resolution(7))
 _NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "user.unionfs.")
 
 
 @dataclass(slots=True)
 class Copy:
-    """One copy. `owner` is whose everything becomes; None keeps the owners."""
+    """One copy. `owner`: the owner of all copies; None keeps the owners."""
 
     owner: tuple[int, int] | None = None
     left_empty: frozenset[tuple[int, int]] = frozenset()  # directories whose content is not copied (`of_the_kernel`)
@@ -35,12 +35,12 @@ class Copy:
     _held: list[int] = field(default_factory=list)  # directories of `links`, to be closed at the end
 
     def run(self, from_fd: int, name: str, to_fd: int, new_name: str) -> None:
-        """Copy `name` of the directory `from_fd` as `new_name` into `to_fd`. A directory that is there is added to, a
-        file replaced. Raises: OSError; IsADirectoryError or NotADirectoryError when one would replace the other."""
+        """Copy `name` of the directory `from_fd` as `new_name` into `to_fd`. An existing directory is added to, a
+        file replaced. Raises: OSError; IsADirectoryError or NotADirectoryError if one would replace the other."""
         try:
             with naming(name):
                 source_fd = _open(from_fd, name)
-                self.left_empty -= {_identity(os.fstat(source_fd))}  # asked for by name
+                self.left_empty -= {_identity(os.fstat(source_fd))}  # named on the command line
             self._copy(source_fd, to_fd, new_name, name)
         finally:
             for fd in self._held:
@@ -48,7 +48,7 @@ class Copy:
             self._held.clear()
 
     def _copy(self, source_fd: int, to_fd: int, new_name: str, shown: str) -> None:
-        """Copy what an O_PATH descriptor names, which is closed. Errors name `shown`."""
+        """Copy the object of an O_PATH descriptor, and close the descriptor. Errors name `shown`."""
         try:
             with naming(shown):
                 self._copy_object(source_fd, to_fd, new_name, shown)
@@ -71,7 +71,7 @@ class Copy:
             os.symlink(os.readlink("", dir_fd=source_fd), new_name, dir_fd=to_fd)
             self._finish_unopened(st, to_fd, new_name)
         elif kind == stat.S_IFSOCK:
-            return  # means nothing without the process that listens
+            return  # a socket is useless without the process that listens
         else:
             _make_node(to_fd, new_name, kind | 0o600, st.st_rdev)
             self._finish_unopened(st, to_fd, new_name)
@@ -96,7 +96,7 @@ class Copy:
                     except OSError as error:
                         if not is_gone(error):
                             raise
-                        continue  # a container that runs has removed it since it was listed
+                        continue  # a running container has removed it since it was listed
                     self._copy(child_fd, target_fd, name, f"{shown}/{name}")
                 if made:
                     self._finish(list_fd, st, target_fd)
@@ -139,7 +139,7 @@ class Copy:
 
 
 class Directory(NamedTuple):
-    """Where paths begin: in the root directory of a container, or on this machine."""
+    """The directory in which paths are resolved: the root directory of a container, or this machine's."""
 
     root_fd: int | None  # None: this machine's root
     base: str  # of relative paths
@@ -156,8 +156,8 @@ class Directory(NamedTuple):
 
 
 def of_the_kernel(root_fd: int) -> frozenset[tuple[int, int]]:
-    """The mounted /proc, /sys and /dev of a container that runs, as (st_dev, st_ino): a copy of its root filesystem has
-    empty directories there, as one of a container that does not run."""
+    """The mounted /proc, /sys and /dev of a running container, as (st_dev, st_ino): a copy of its root filesystem has
+    empty directories there."""
     here, found = os.fstat(root_fd).st_dev, set()
     for name in ("proc", "sys", "dev"):
         with contextlib.suppress(FileNotFoundError):
@@ -169,8 +169,8 @@ def of_the_kernel(root_fd: int) -> frozenset[tuple[int, int]]:
 
 @contextlib.contextmanager
 def naming(shown: str) -> Iterator[None]:
-    """Let an OSError of the block name the path `shown`, unless it names one already: system calls on descriptors name
-    none, or only the last name."""
+    """Make an OSError of the block name the path `shown`, unless it names one: system calls on descriptors name
+    no path, or only the last name."""
     try:
         yield
     except OSError as error:
@@ -181,7 +181,7 @@ def naming(shown: str) -> Iterator[None]:
 
 
 def copy_path(source: Directory, from_path: str, target: Directory, to_path: str, *, keep_owners: bool) -> None:
-    """Copy a file or a directory as docker cp does: into `to_path` if that is a directory, else to that name; with
+    """Copy a file or a directory as docker cp does: into `to_path` if that is a directory, else as `to_path`; with
     `from_path` ending in /. the content of a directory. Owners become root unless kept. Raises: OSError."""
     with ExitStack() as stack:
 
@@ -234,20 +234,20 @@ def _open(dir_fd: int, name: str) -> int:
     return files.openat2(dir_fd, os.fsencode(name), os.O_PATH | os.O_NOFOLLOW, 0 if name == "." else _BENEATH_LAST)
 
 
-_BENEATH_LAST: Final = files.RESOLVE_BENEATH  # the name itself may be a symlink: O_PATH | O_NOFOLLOW opens that
+_BENEATH_LAST: Final = files.RESOLVE_BENEATH  # the name itself may be a symlink: O_PATH | O_NOFOLLOW opens it
 
 
 def _make_node(dir_fd: int, name: str, mode: int, rdev: int) -> None:
     try:
         os.mknod(name, mode, rdev, dir_fd=dir_fd)
-    except OSError as error:  # which says nothing of where
+    except OSError as error:  # its message has no path
         raise type(error)(
             error.errno, error.strerror, os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name)
         ) from None
 
 
 def _make_room(dir_fd: int, name: str) -> None:
-    """Remove what a file is to replace."""
+    """Remove the object that a file will replace."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -259,7 +259,7 @@ def _make_room(dir_fd: int, name: str) -> None:
 
 
 def _data(source_fd: int, size: int, target_fd: int) -> None:
-    """The bytes of a file between its holes. Files of /proc say that their size is 0, and those of /sys too much."""
+    """The bytes of a file between its holes. Files of /proc report a size of 0, those of /sys one that is too large."""
     if size == 0:
         with contextlib.suppress(BlockingIOError):  # /proc/kmsg has no end
             while data := os.read(source_fd, _CHUNK):
@@ -273,13 +273,13 @@ def _data(source_fd: int, size: int, target_fd: int) -> None:
             end = os.lseek(source_fd, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return  # nothing but a hole is left
+                return  # only a hole is left
             start, end = offset, size
         position = start
         while position < end:
             data = os.pread(source_fd, min(_CHUNK, end - position), position)
             if not data:
-                os.ftruncate(target_fd, position)  # it was shorter than it said, or became so
+                os.ftruncate(target_fd, position)  # it is shorter than its size said, or became shorter
                 return
             position += os.pwrite(target_fd, data, position)
         offset = end
@@ -289,5 +289,5 @@ def _attributes(source_fd: int, target_fd: int) -> None:
     with contextlib.suppress(OSError):
         for name in os.listxattr(source_fd):
             if not name.startswith(_NOT_COPIED):
-                with contextlib.suppress(OSError):  # of another filesystem or a policy that is not ours
+                with contextlib.suppress(OSError):  # an attribute of another filesystem or policy
                     os.setxattr(target_fd, name, os.getxattr(source_fd, name))

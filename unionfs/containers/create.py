@@ -1,4 +1,4 @@
-"""Containers before they run: a configuration checked, the container described (`--dry-run`) or made in its store."""
+"""Check a configuration, and describe (`--dry-run`) or make the container."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unionfs.launcher import plan as plans
 
 
 def new(store: ContainerStore, config: ContainerConfig, name: str = "") -> Container:
-    """The container that `create` would make, as a value: nothing is made.
+    """The container that `create` would make, as a value; changes nothing on disk.
 
     Raises: ContainerError for a directory, volume or driver that cannot be used.
     """
@@ -38,7 +38,7 @@ def new(store: ContainerStore, config: ContainerConfig, name: str = "") -> Conta
 
 
 def create(store: ContainerStore, config: ContainerConfig, name: str = "") -> Container:
-    """Check what can be checked, and make the container's record and directories.
+    """Check the configuration, and make the container's record and directories.
 
     Raises: ContainerError, LaunchError.
     """
@@ -56,7 +56,7 @@ def create(store: ContainerStore, config: ContainerConfig, name: str = "") -> Co
 
 
 def describe(container: Container) -> list[str]:
-    """One line for each thing that making and running this container does. Raises: LaunchError."""
+    """One line for each step of making and running the container. Raises: LaunchError."""
     spec = make_spec(container, container.config.process, my_ids())
     return [
         f"make a container {container.name or 'with a new name'} in {container.directory}",
@@ -69,13 +69,13 @@ def _describe_unions(container: Container) -> list[str]:
     unions = [(container.config.rootfs.lowers, container.directory)]
     unions += [((volume.source,), directory) for volume, directory in volume_mounts.overlay_volumes(container)]
     return [
-        f"mount the union of {', '.join(lowers)} at {directory}/merged, changes going to {directory}/upper"
+        f"mount the union of {', '.join(lowers)} at {directory}/merged, with changes in {directory}/upper"
         for lowers, directory in unions
     ]
 
 
 def check_sources(config: ContainerConfig) -> None:
-    """Raises: ContainerError for a lower that is no directory or a volume that does not exist."""
+    """Raises: ContainerError if a lower is not a directory, or a volume does not exist."""
     for lower in config.rootfs.lowers:
         try:
             check_directory("a lower directory", lower)
@@ -93,7 +93,7 @@ def check_sources(config: ContainerConfig) -> None:
 
 
 def _check_driver(config: ContainerConfig, store: ContainerStore) -> None:
-    """Raises: ContainerError when the driver cannot make this root filesystem."""
+    """Raises: ContainerError if the driver cannot make this root filesystem."""
     driver = config.rootfs.driver
     if config.rootfs.shows_host and driver != FUSE:
         why = f"only the {FUSE} driver can show this machine's own /"

@@ -1,4 +1,4 @@
-"""List what a container changed, with the ids that may read all of its upper (`unionfs.changes` does the listing).
+"""List the changes of a container, with ids that may read all of its upper (`unionfs.changes` does the listing).
 
 An upper may hold files of subordinate ids that its user cannot read, so listing is done as root of a user namespace
 with the container's ids.
@@ -28,25 +28,25 @@ from unionfs.launcher import userns
 if TYPE_CHECKING:
     from unionfs.changes.cost import CopiedUp
 
-_LISTED: Final = "changes.json"  # the changes as they were when the command ended, see changes.record
+_LISTED: Final = "changes.json"  # the list of changes, as `unionfs try` showed it (changes.record)
 
 
 def changes_of(container: Container) -> Changes:
-    """What the container changed. Works while it runs. Raises: ContainerError, LaunchError."""
+    """The changes of a container, running or not. Raises: ContainerError, LaunchError."""
     return record.load(_in_branches(container, lambda branches: record.dump(_list(container, branches))))
 
 
 def costs_of(container: Container) -> list[CopiedUp]:
-    """What its copy-ups have cost, the most expensive first. Raises: as `changes_of`."""
+    """The cost of its copy-ups, the most expensive first. Raises: as `changes_of`."""
     if is_whole(container.config.rootfs.driver):
-        return []  # nothing is copied up one by one: all was there before, copied or shared
+        return []  # there is no copy-up: these drivers copy or share whole trees
     from unionfs.changes import cost
 
     return cost.load(_in_branches(container, lambda branches: cost.dump(cost.costs(branches))))
 
 
 def save_list(container: Container, found: Changes) -> None:
-    """Keep the list: only what it names is ever put in place, and what it saw of the machine must be so still."""
+    """Store the list: `apply` applies only its changes, and only if the machine's files are as in the list."""
     new = os.path.join(container.directory, f".{_LISTED}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
@@ -55,7 +55,7 @@ def save_list(container: Container, found: Changes) -> None:
 
 
 def saved_list(container: Container) -> Changes | None:
-    """The list that was kept, if any. Raises: ContainerError if it is broken."""
+    """The stored list, if any. Raises: ContainerError if it is broken."""
     path = os.path.join(container.directory, _LISTED)
     try:
         with open(store_files.open_file(path, os.O_RDONLY), "rb") as file:
@@ -67,7 +67,7 @@ def saved_list(container: Container) -> Changes | None:
 
 
 def branches_of(container: Container, ids: ShownIds) -> Branches:
-    """The branches of its union, opened. Raises: OSError."""
+    """Open the branches of its union. Raises: OSError."""
     return Branches(
         container.upper,
         container.branches,
@@ -79,13 +79,13 @@ def branches_of(container: Container, ids: ShownIds) -> Branches:
 
 
 def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> bytes:
-    """What `look` returns for the container's branches, called in a process that may read all of them."""
+    """Call `look` with the container's branches in a process that may read all of them, and return its result."""
     if journals.is_begun(container.journal):
         raise ContainerError(
             "listing the changes",
             container.name,
-            "they are being put in place, or were",
-            hint=f"unionfs apply {container.name} carries on; unionfs rm {container.name} forgets them",
+            "some or all of them are already applied",
+            hint=f"unionfs apply {container.name} applies the rest; unionfs rm {container.name} discards it",
         )
     complete_upper(container, "listing the changes")
     if (found := _in_empty_upper(container, look)) is not None:
@@ -104,7 +104,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
 
 
 def _in_empty_upper(container: Container, look: Callable[[Branches], bytes]) -> bytes | None:
-    """What `look` returns if the container has left nothing in its upper, which takes no other process; else None."""
+    """The result of `look` if the container's upper is empty, without another process; else None."""
     try:
         if os.listdir(container.upper):
             return None

@@ -1,6 +1,6 @@
-"""What fails with containers: what was attempted, on which path or name, why, and what the user can do.
+"""Failures of containers: what was attempted, on which path or name, why, and what the user can do.
 
-Nothing here prints or exits: `unionfs.cli.errors` makes lines and exit codes of these.
+Does not print or exit: `unionfs.cli.errors` makes lines and exit codes of these failures.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 class ContainerError(Exception):
     """`what` failed on `subject` (a path, a container's name) because of `why`; `hint` says what to do, in lines.
 
-    `subject` may be empty; so may `what`, when `why` is the whole sentence. `status` is the exit code that this failure
-    has of its own (docker's 126 and 127; those of `layers` for images); 0: the usual one of the verb.
+    `subject` may be empty; `what`, too, if `why` is the whole message. `status`: the exit code of this failure
+    (docker's 126 and 127; those of `layers` for images); 0: the usual one of the verb.
     """
 
     def __init__(self, what: str, subject: str, why: str, *, hint: str = "", status: int = 0) -> None:
@@ -25,7 +25,7 @@ class ContainerError(Exception):
 
     @classmethod
     def of(cls, what: str, error: OSError, *, subject: str = "", hint: str = "") -> ContainerError:
-        """The failure of `what` that `error` describes, on the path it names unless `subject` is given."""
+        """Make the failure of `what` from `error`, on the path that `error` names unless `subject` is given."""
         named = "" if error.filename is None else os.fsdecode(error.filename)
         return cls(what, subject or named, error.strerror or str(error), hint=hint)
 
@@ -34,20 +34,20 @@ class ContainerError(Exception):
 
 
 class NoSuchContainerError(ContainerError):
-    """There is no container of this name or id, any more."""
+    """There is no container of this name or id (any more)."""
 
     def __init__(self, reference: str, *, hint: str = "") -> None:
         super().__init__("", "", f"no such container: {reference}", hint=hint)
 
 
 class NotRunningError(ContainerError):
-    """The container does not run, or does not any more."""
+    """The container is not running (any more)."""
 
 
 class BrokenRecordError(ContainerError):
     """The record of a container cannot be read."""
 
     def __init__(self, container_id: str, path: str, why: str) -> None:
-        hint = f"unionfs rm --force {container_id[:12]} removes this container with all that it changed"
+        hint = f"unionfs rm --force {container_id[:12]} removes this container and its changes"
         super().__init__("reading the record", path, why, hint=hint)
         self.container_id = container_id

@@ -1,4 +1,4 @@
-"""The files of /etc that a container gets, since the host makes them for each machine: hosts, hostname, resolv.conf.
+"""The container's /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
 CONTAINER/etc/{hosts,hostname,resolv.conf}   written before each start, bound to /etc/NAME
 """
@@ -17,7 +17,7 @@ _DIRECTORY: Final = "etc"
 
 
 def binds(container: Container) -> tuple[Bind, ...]:
-    """What is bound. A root filesystem on a network needs the host's names; the host's own `/` has them already."""
+    """The bind mounts of these files. A view of the host's own `/` on the host's network needs none."""
     network = container.config.network
     if network.private and not network.uplink:
         return ()
@@ -43,8 +43,8 @@ def write(container: Container, uplink_nameserver: str = "") -> None:
         "resolv.conf": _resolver(network.nameservers or ((uplink_nameserver,) if uplink_nameserver else ())),
     }
     os.makedirs(os.path.join(container.directory, _DIRECTORY), 0o755, exist_ok=True)
-    for bind in wanted:  # also when it is started again: this machine's names may have changed
-        with contextlib.suppress(FileNotFoundError):  # the container may have given it away, or set its mode
+    for bind in wanted:  # at each start: this machine's names may have changed
+        with contextlib.suppress(FileNotFoundError):  # the container may have changed its owner or mode
             os.unlink(bind.source)
         text = content[os.path.basename(bind.source)]
         store_files.write_file(bind.source, text.encode(errors="surrogateescape"), 0o644)

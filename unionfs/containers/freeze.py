@@ -1,7 +1,7 @@
 """Freeze a container for a while: all its processes but the first are stopped, and its filesystem is synced.
 
-The helper that stops them lives in the container's pid namespace and waits for a pipe to end, so that they go on
-also when the process that stopped them is killed.
+The helper process that stops them is in the container's pid namespace. It continues them at the end of a pipe, also
+if the process that asked for the freeze is killed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.syscalls import files
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_process_name
 
-_SETTLING_S: Final = 2.0  # for processes to stop; one that hangs in the kernel writes nothing either
+_SETTLING_S: Final = 2.0  # for processes to stop; one that hangs in the kernel does not write, either
 _STILL: Final = (b"T", b"t", b"Z", b"X")
 
 
 @contextlib.contextmanager
 def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
-    """Around reading the upper of a container that may run. The upper is complete. Raises: ContainerError,
-    LaunchError."""
+    """Context in which the upper of a container, running or not, is complete and does not change. Raises:
+    ContainerError, LaunchError."""
     if container.status != "running":
         complete_upper(container, what)
         yield
@@ -54,7 +54,7 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         os.close(over_read)
     try:
         if not os.read(ready_read, 1):
-            raise ContainerError(what, container.name, "it cannot be paused", hint="--no-pause does without")
+            raise ContainerError(what, container.name, "it cannot be paused", hint="use --no-pause")
         complete_upper(container, what)
         yield
     finally:
@@ -64,9 +64,9 @@ def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
 
 
 def signal_all(container: Container, number: int) -> None:
-    """Send a signal to all processes of a container that runs, but to process 1 only if that is the command itself.
+    """Send a signal to all processes of a running container; to process 1 only if it is the command itself.
 
-    For SIGSTOP, which would stop process 1 alone, and SIGCONT. Raises: ContainerError, LaunchError.
+    For SIGCONT, and for SIGSTOP, which would else stop only process 1. Raises: ContainerError, LaunchError.
     """
     namespaces = running.enter(container, "sending a signal")
     firsts = _first_of_runtime(container)
@@ -74,7 +74,7 @@ def signal_all(container: Container, number: int) -> None:
     def be_helper() -> int:
         _enter(namespaces)
         _signal(firsts, number)
-        child = os.fork()  # it is the child that is in the pid namespace
+        child = os.fork()  # only a child is in the pid namespace
         if child:
             os.waitpid(child, 0)
             return 0
@@ -96,7 +96,7 @@ def signal_all(container: Container, number: int) -> None:
 
 
 def _first_of_runtime(container: Container) -> list[int]:
-    """Process 1 of a container that an OCI runtime has made, as a pidfd. There it is the command itself, and no process
+    """A pidfd of process 1 of a container with an OCI runtime. It is the command itself, and no process
     in its pid namespace can stop it."""
     pid = container.state.pid
     if not container.config.runtime or pid is None:
@@ -104,10 +104,10 @@ def _first_of_runtime(container: Container) -> list[int]:
     try:
         children = _children(pid)[:1]
         fds = [os.pidfd_open(child) for child in children]
-        if _children(pid)[:1] == children and container.is_process_one():  # nothing has taken their numbers
+        if _children(pid)[:1] == children and container.is_process_one():  # so their numbers were not reused
             return fds
     except OSError:
-        return []  # it ends at this moment
+        return []  # it is ending
     for fd in fds:
         os.close(fd)
     return []
@@ -127,7 +127,7 @@ def _signal(fds: list[int], number: int) -> None:
 def _help(namespaces: Namespaces, ready_fd: int, over_fd: int, firsts: list[int], *, stopped: bool) -> int:
     _enter(namespaces)
     _signal(firsts, signal.SIGSTOP)
-    child = os.fork()  # it is the child that is in the pid namespace
+    child = os.fork()  # only a child is in the pid namespace
     if child:
         os.close(ready_fd)
         os.waitpid(child, 0)
@@ -168,7 +168,7 @@ def _wake(pids: set[int]) -> None:
 
 
 def _processes(states: tuple[bytes, ...]) -> set[int]:
-    """The processes of this pid namespace in one of the states, or in any; without the first and ourselves."""
+    """The processes of this pid namespace in one of the states, or in any; without process 1 and this process."""
     found = set()
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) not in (1, os.getpid()):

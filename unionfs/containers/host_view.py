@@ -1,4 +1,4 @@
-"""A view of this machine, as `unionfs try` runs commands on: which directories it shows, where programs are found."""
+"""The view of this machine on which `unionfs try` runs commands: its directories, and its PATH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unionfs.launcher.spec import SEARCH_PATH
 from unionfs.syscalls import files
 
 _PROVIDED: Final = ("/dev", "/proc", "/sys", "/run")
-"""What the launcher makes anew: no use in showing the machine's own."""
+"""Directories that the launcher makes, instead of showing the machine's."""
 
 
 def check_shown(directory: str) -> None:
@@ -33,17 +33,17 @@ def check_shown(directory: str) -> None:
                     raise ContainerError(
                         "",
                         "",
-                        f"try: {directory} is not part of the view: the command has a {place} of its own",
-                        hint="-w DIR starts the command elsewhere",
+                        f"try: {directory} is not part of the view: the command has its own {place}",
+                        hint="-w DIR names another working directory",
                     ) from None
                 raise ContainerError(
                     "",
                     "",
                     f"try: {directory} is on another filesystem than /, mounted at {place}: "
                     "the command would see an empty directory",
-                    hint=f"-v {place}:{place}:O shows it, and throws away what is changed there\n"
-                    f"-v {place}:{place} shows it unprotected: what is changed there is changed at once\n"
-                    "-w DIR starts the command elsewhere",
+                    hint=f"-v {place}:{place}:O shows it, and discards changes of it\n"
+                    f"-v {place}:{place} shows it unprotected: changes of it are made at once\n"
+                    "-w DIR names another working directory",
                 ) from None
             os.close(fd)
     except OSError as error:
@@ -53,6 +53,6 @@ def check_shown(directory: str) -> None:
 
 
 def with_system_programs(path: str) -> str:
-    """PATH with the places that a user's own often lacks, and root's has: dpkg refuses to work without them."""
+    """PATH with the sbin directories of root's PATH, without which dpkg refuses to work."""
     present = path.split(":") if path else []
     return ":".join([*present, *(place for place in SEARCH_PATH.split(":") if place not in present)])

@@ -1,4 +1,4 @@
-"""User and group ids of containers: those this user can have, and those that a container's files belong to."""
+"""User and group ids of containers: those that this user may map, and those of a container's files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from unionfs.launcher import idmap
 
 
 def my_ids() -> idmap.NamespaceMap | None:
-    """The ids a container of this user has; None for root, who needs no user namespace."""
+    """The id maps of a container of this user; None for root, who needs no user namespace."""
     return None if idmap.is_privileged() else idmap.find(os.geteuid(), os.getegid())
 
 
 def id_map_of(container: Container) -> idmap.NamespaceMap | None:
-    """The ids to enter a user namespace with, so that everything in the upper can be read; None for root, who can."""
+    """The id maps of a user namespace in which all of the upper can be read; None for root, who needs none."""
     uid_map, gid_map = container.facts.uid_map, container.facts.gid_map
     if idmap.is_privileged() or not uid_map:
         return None
@@ -23,6 +23,6 @@ def id_map_of(container: Container) -> idmap.NamespaceMap | None:
 
 
 def ids_outside(container: Container) -> ShownIds:
-    """How ids on disk, seen from outside of the container's user namespace, are shown in the container."""
+    """The translation from ids on disk, outside of the container's user namespace, to ids in the container."""
     facts = container.facts
     return ShownIds.outside(facts.uid_map, facts.gid_map, facts.unmapped_as_root) if facts.uid_map else ShownIds()

@@ -1,8 +1,8 @@
-"""Images for containers: found or fetched, layers unpacked with the ids they need, settings resolved as Docker does.
+"""Images for containers: find or fetch them, unpack layers with the ids they need, resolve settings as Docker does.
 
-An ordinary user's layers hold files of many owners. They are made and removed in a child that is root of a user
-namespace with the user's subordinate ids (`with_ids`), where all of them exist. A user who has none keeps owners noted
-beside the files. Modules for registries are imported only when something must be fetched.
+Layers of an ordinary user have files of many owners. They are made and removed in a child that is root of a user
+namespace with the user's subordinate ids (`with_ids`), which has all these ids. Without subordinate ids, owners are
+recorded beside the files. Modules for registries are imported only for fetching.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ MISSING: Final = "missing"
 NEVER: Final = "never"
 
 Shown = Callable[[], "AbstractContextManager[Progress]"]
-"""Shows progress while the context is entered, perhaps in another process."""
+"""A context that shows progress, possibly in another process."""
 
 
 class Unpacked(NamedTuple):
     """An image whose layers are unpacked."""
 
-    name: str  # as it was asked for
+    name: str  # as on the command line
     descriptor: Descriptor  # of the manifest
     settings: Settings
     lowers: tuple[str, ...]  # top first
 
     @property
     def facts(self) -> config.Image:
-        """What a container's record has of it."""
+        """The values of a container's record."""
         exposed = self.settings.exposed_ports
         return config.Image(self.name, self.descriptor.digest, self.descriptor.media_type, tuple(exposed))
 
 
 class Fetch(NamedTuple):
-    """How an image is fetched that is not there."""
+    """How an image that is not in the store is fetched."""
 
     shown: Shown
-    note: Callable[[str], None]  # gets a line that says what is being pulled
+    note: Callable[[str], None]  # prints a line with the name of the image that is pulled
     when: str = MISSING
     platform: Platform | None = None
     remote: Callable[[], Remote | None] = lambda: None  # may ask for a password; called before anything is fetched
@@ -76,7 +76,7 @@ def is_known(store: Store, name: str) -> bool:
 
 
 def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
-    """The image, fetched and unpacked if need be. Raises: ContainerError, LaunchError.
+    """The image; it is fetched and unpacked if necessary. Raises: ContainerError, LaunchError.
 
     Preconditions: within `store.using`, else its layers may be removed at any moment.
     """
@@ -90,12 +90,12 @@ def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
             _in_child(functools.partial(_unpack_or_pull, store, name, fetch, fetch.remote()))
             found = _look_up(store, name, fetch.platform)
     if found is None:
-        raise ContainerError("", "", f"run: the image {name} was removed at this moment")
+        raise ContainerError("", "", f"run: the image {name} was removed meanwhile")
     return found
 
 
 def _look_up(store: Store, name: str, platform: Platform | None) -> Unpacked | None:
-    """The image if it is there, unpacked."""
+    """The image if the store has it, with its layers unpacked; else None."""
     try:
         descriptor, _, image_config = lookup.read(store, store.find(name).descriptor, platform)
     except NotFound:
@@ -113,7 +113,7 @@ def _is_for(has: Platform, wanted: Platform) -> bool:
 
 
 def _in_child(body: Callable[[Options], None]) -> None:
-    """Call `body` in a child where all owners of layers exist. Raises: ContainerError, LaunchError."""
+    """Call `body` in a child that has all ids of layers. Raises: ContainerError, LaunchError."""
 
     from layers.attributes import Options
 
@@ -127,7 +127,7 @@ def _in_child(body: Callable[[Options], None]) -> None:
 
 
 def _unpack_or_pull(store: Store, name: str, fetch: Fetch, remote: Remote | None, options: Options) -> None:
-    """Unpack the layers of an image that another tool has put into the store; pull it if it is not there."""
+    """Unpack the layers of an image that another tool has stored; pull the image if it is not in the store."""
     from layers import image
 
     try:
@@ -140,7 +140,7 @@ def _unpack_or_pull(store: Store, name: str, fetch: Fetch, remote: Remote | None
     except NotFound:
         if fetch.when == NEVER:
             raise
-    fetch.note(f"{name} is not here: pulling it")
+    fetch.note(f"{name} is not in the store: pulling it")
     _pull(store, name, fetch, remote, options)
 
 
@@ -160,11 +160,11 @@ def _pull(store: Store, name: str, fetch: Fetch, remote: Remote | None, options:
 
 
 def with_ids(body: Callable[[], int]) -> int:
-    """The exit code of `body`, called where all owners of layers exist; what it raises is raised here.
+    """Call `body` in a process that has all ids of layers; return its exit code, and raise its exceptions.
 
-    For an ordinary user that is in a child, a user namespace with all ids of the user: there OSError, LayerError,
+    For an ordinary user the process is a child in a user namespace with all ids of the user: OSError, LayerError,
     ContainerError and LaunchError of `body` are sent to this process and raised as ContainerError. SIGINT and SIGTERM
-    are passed on to the child, and it ends with this process.
+    are forwarded to the child, and it ends with this process.
     """
     id_map = my_ids()
     if id_map is None:
@@ -190,7 +190,7 @@ def _end_with(parent: int) -> None:
 
 
 def owners_here() -> str:
-    """How layers are given owners in this process: in the namespace of a user without subordinate ids is one id."""
+    """How this process sets owners of layers: the namespace of a user without subordinate ids has one id."""
     from layers import owners
 
     with open("/proc/self/uid_map", encoding="ascii") as file:
@@ -200,7 +200,7 @@ def owners_here() -> str:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Raise as ContainerError what layers and the disk raise."""
+    """Convert LayerError and OSError to ContainerError."""
     try:
         yield
     except LayerError as error:
@@ -209,14 +209,14 @@ def failures() -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "layers gc frees what nothing needs; what was fetched is kept, and a second try goes on from there"
+        hint = "layers gc removes unused layers; a second try continues with the layers that were fetched"
         hint = hint if full else ELSEWHERE if error.errno == errno.EROFS else ""
         raise ContainerError.of("working on images", error, hint=hint) from error
 
 
 @contextmanager
 def writing_to(what: str, output: str) -> Iterator[None]:
-    """Raise a full disk as ContainerError that names `output`: it is not the store's."""
+    """Convert an error of writing (a full disk) to a ContainerError that names `output` instead of the store."""
     try:
         yield
     except OSError as error:
@@ -229,7 +229,7 @@ def writing_to(what: str, output: str) -> Iterator[None]:
 
 
 def layers_in_use(root: str) -> list[str]:
-    """The layer directories of which the containers of the store at `root` are made.
+    """The layer directories that the containers of the store at `root` use.
 
     Raises: BrokenRecordError: which layers that container needs is unknown.
     """
@@ -237,7 +237,7 @@ def layers_in_use(root: str) -> list[str]:
 
 
 def bases(root: str) -> list[Descriptor]:
-    """The manifests of the images of which containers are made: without them nothing could be committed on top.
+    """The manifests of images that containers use: `commit` needs them.
 
     Raises: as `layers_in_use`.
     """
@@ -258,8 +258,8 @@ def _all(root: str) -> list[Container]:
 def command_of(
     settings: Settings, entrypoint: str | None, words: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(entrypoint, arguments): the command line's over the image's. An entrypoint that is given drops the image's
-    command; the empty one drops the image's entrypoint, too."""
+    """(entrypoint, arguments) of the command line, else of the image. An entrypoint of the command line drops the
+    image's command; an empty one drops the image's entrypoint, too."""
     given = tuple(words)
     if entrypoint is None:
         return settings.entrypoint or (), given or settings.cmd or ()
@@ -267,7 +267,7 @@ def command_of(
 
 
 def environment_of(settings: Settings, given: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The image's variables with those of the command line over them."""
+    """The image's variables, overridden by those of the command line."""
     merged = {}
     for line in settings.env:
         name, equals, value = line.partition("=")
@@ -277,7 +277,7 @@ def environment_of(settings: Settings, given: Iterable[tuple[str, str]]) -> tupl
 
 
 def volumes_of(settings: Settings, taken: Iterable[str]) -> tuple[str, ...]:
-    """Where the image wants volumes and the command line has put nothing."""
+    """The targets of the image's volumes at which the command line mounts nothing."""
     normal = ("/" + os.path.normpath(path).lstrip("/") for path in settings.volumes if path.startswith("/"))
     covered = {"/", *taken}
     return tuple(path for path in dict.fromkeys(normal) if path not in covered)

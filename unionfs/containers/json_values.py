@@ -1,4 +1,4 @@
-"""Named tuples of text, numbers, tuples and each other as JSON and back, checked field by field.
+"""Convert named tuples to JSON and back, checked field by field. Fields are text, numbers, tuples or named tuples.
 
 Fields that were added after values had been stored are named by `later_fields` of their class, and have defaults.
 """
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def encode(value: Any) -> Any:
-    """`value` as what json.dumps takes."""
+    """Convert `value` to types that json.dumps accepts."""
     if (fields := _fields(type(value))) is not None:
         return {name: encode(getattr(value, name)) for name in fields}
     if isinstance(value, tuple):
@@ -22,7 +22,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], value: Any) -> T:
-    """The value of type `kind` that `encode` made. Raises: ValueError that names the field."""
+    """Convert the result of `encode` back to type `kind`. Raises: ValueError that names the field."""
     decoded: T = _decode(kind, value, "")
     return decoded
 
@@ -36,7 +36,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_tuple(get_args(kind), value, where)
     if (fields := _fields(kind)) is not None:
         if not isinstance(value, dict):
-            raise ValueError(f"{where or 'the record'} is no object")
+            raise ValueError(f"{where or 'the record'} is not an object")
         if wrong := [*(value.keys() - fields.keys()), *(fields.keys() - value.keys() - _later_fields(kind))]:
             what = "is unknown" if wrong[0] in value else "is missing"
             raise ValueError(f"{_below(where, wrong[0])!r} {what}")
@@ -51,7 +51,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{where!r} is no list")
+        raise ValueError(f"{where!r} is not a list")
     if kinds[1:] == (...,):
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
@@ -64,7 +64,7 @@ def _below(where: str, name: str) -> str:
 
 
 def _fields(kind: Any) -> dict[str, Any] | None:
-    """The names and types of the fields; None for what has none."""
+    """The names and types of the fields; None for other types."""
     return _fields_of_class(kind) if isinstance(kind, type) else None
 
 

@@ -1,4 +1,4 @@
-"""What the launcher is given to run a container: the Spec of its configuration, its ids and this machine."""
+"""Make the launcher's Spec of a container's configuration, its ids and this machine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
 
 
 def bundle_of(container: Container) -> str:
-    """The directory that an OCI runtime is given, and keeps its state in."""
+    """The directory of an OCI runtime's bundle and state."""
     return os.path.join(container.directory, "bundle")
 
 
 def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap | None) -> Spec:
-    """The Spec for running `process` in the container. Raises: LaunchError when no uplink program is installed."""
+    """The Spec for running `process` in the container. Raises: LaunchError if no uplink program is installed."""
     config = container.config
     network, rootfs = config.network, config.rootfs
     borrows_resolver = rootfs.shows_host and not network.private and os.path.exists("/etc/resolv.conf")
@@ -74,7 +74,7 @@ def uplink_nameserver(config: ContainerConfig) -> str:
 
 
 def is_supervised(config: ContainerConfig, id_map: idmap.NamespaceMap | None) -> bool:
-    """Whether users and owners that a container with one id lacks are emulated: by our own union and launcher only."""
+    """Whether ids that a container with one id lacks are emulated: only by our own union and launcher."""
     if id_map is None or not id_map.limited:
         return False
     return config.rootfs.driver == FUSE and not config.runtime and seccomp.is_available()

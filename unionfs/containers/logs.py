@@ -1,8 +1,8 @@
-"""The log of a container (Container.log): what its command printed, as JSON lines like those of docker's json-file.
+"""The log of a container (Container.log): the output of its command, as JSON lines like those of docker's json-file.
 
     {"log": "text of one line\\n", "stream": "stdout", "time": "2026-01-31T12:00:00.000000Z"}
 
-Text that is not UTF-8 is kept as lone surrogates, which JSON escapes. Knows a file. Written by one process at a time.
+Bytes that are not UTF-8 are stored as lone surrogates, which JSON escapes. One process at a time may write.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 from unionfs import store_files
 from unionfs.write_all import write_all
 
-_LONGEST: Final = 16 << 10  # bytes of one entry; a longer line goes on in the next
+_LONGEST: Final = 16 << 10  # bytes of one entry; a longer line continues in the next
 
 
 class Entry(NamedTuple):
-    """One line, or a piece of one that does not end with a newline."""
+    """One line, or a part of a line without a newline at its end."""
 
     stream: str  # stdout or stderr
     time: str  # RFC 3339
@@ -34,7 +34,7 @@ class Writer:
         self._fd: Final = store_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def keep(self, stream: str, data: bytes) -> None:
-        """Append what was printed on `stream`. Raises: OSError."""
+        """Append output of `stream`. Raises: OSError."""
         now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         lines = []
         for line in _lines(data):
@@ -46,7 +46,7 @@ class Writer:
         try:
             write_all(self._fd, written)
         except OSError:
-            os.ftruncate(self._fd, size)  # no half of a line, which the next one would be added to
+            os.ftruncate(self._fd, size)  # removes a half-written line, to which the next one would be appended
             raise
 
 
@@ -57,17 +57,17 @@ def _lines(data: bytes) -> list[bytes]:
 
 
 class Reader:
-    """Reads the file from its beginning, and what is appended later."""
+    """Reads the file from its beginning, and entries that are appended later."""
 
     def __init__(self, path: str) -> None:
         self._file: Final = open(store_files.open_file(path, os.O_RDONLY), "rb")  # noqa: SIM115 - closed by `close`
-        self._rest = b""  # of a line that is not written completely yet
+        self._rest = b""  # of an entry that is not completely written yet
 
     def close(self) -> None:
         self._file.close()
 
     def entries(self) -> Iterator[Entry]:
-        """What is there and was not read before. A line that is damaged is left out."""
+        """The entries that were not read before. Damaged lines are left out."""
         while data := self._file.read(1 << 20):
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:

@@ -1,4 +1,4 @@
-"""Names of containers and volumes: which are allowed, and new ones for containers that were given none. Pure."""
+"""Names of containers and volumes: check names, and make random ones. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from unionfs.containers.errors import ContainerError
 
 PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-"""As docker and podman have it, so that names can be moved between the tools."""
+"""The rule of docker and podman, so that names are valid in all these tools."""
 
 _ADJECTIVES: Final = (
     "able",
@@ -43,7 +43,7 @@ _NOUNS: Final = (
 
 
 def check(name: str) -> None:
-    """Raises: ContainerError unless a container may have this name."""
+    """Raises: ContainerError if a container may not have this name."""
     if not PATTERN.fullmatch(name):
         hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
         raise ContainerError("", "", f"bad name: {name}", hint=hint)

@@ -1,4 +1,4 @@
-"""Reach the files of a container, running or not: its root directory, in a process that has its ids."""
+"""Access the files of a container, running or not, by its root directory, in a process that has its ids."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from unionfs.launcher import userns
 
 
 def reach(container: Container, body: Callable[[int], None], what: str, warn: Callable[[str], None]) -> None:
-    """Call `body` with the container's root directory, in a child that has the container's ids; for `what`.
+    """Call `body` with the container's root directory, in a child that has the container's ids. `what`: the verb.
 
-    Raises: ContainerError and OSError as `body` did; ContainerError, LaunchError when the directory cannot be reached.
+    Raises: ContainerError and OSError of `body`; ContainerError, LaunchError if the directory cannot be opened.
     """
     store = ContainerStore(container.root)
     if container.status == "running":
         try:
             in_running(container, body, what)
             return
-        except NotRunningError:  # it has just ended
+        except NotRunningError:  # it has ended meanwhile
             running.wait(store, container)
     store.claim(container)  # so that it is not started meanwhile
     try:
@@ -33,7 +33,7 @@ def reach(container: Container, body: Callable[[int], None], what: str, warn: Ca
 
 
 def in_running(container: Container, body: Callable[[int], None], what: str) -> None:
-    """`reach` for a container that runs."""
+    """`reach` for a running container."""
     namespaces = running.enter(container, what)
 
     def work() -> int:
@@ -58,4 +58,4 @@ def _in_stopped(container: Container, body: Callable[[int], None], warn: Callabl
 
 def _check(status: int, container: Container) -> None:
     if status:
-        raise ContainerError("reaching the files", container.name, f"the process that did it ended with {status}")
+        raise ContainerError("reaching the files", container.name, f"its helper process ended with status {status}")

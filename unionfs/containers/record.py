@@ -1,8 +1,8 @@
 """The record of one container: its value, its text as JSON, and whether the processes it names live.
 
-Knows JSON and process numbers. Does not know where the record is kept (`containers.store`).
+Knows JSON and process numbers. Does not know where the record is stored (`containers.store`).
 
-Invariant: a record that says `running` is believed only while a process it names lives: `status` is computed, never
+Invariant: a record that says `running` counts only while its process lives: `status` is computed, not
 just read.
 """
 
@@ -19,7 +19,7 @@ from unionfs.drivers import driver as drivers
 from unionfs.id_ranges import IdRanges
 
 VERSION: Final = 1
-"""Of the record. A record of another version is refused."""
+"""The version of records. Records of other versions are refused."""
 
 KINDS: Final = ("run", "try")
 
@@ -28,34 +28,38 @@ _STATUSES: Final = ("created", *_LIVELY, "exited")
 
 
 class Facts(NamedTuple):
-    """What is decided when a container is made and holds for its life."""
+    """Values that are set when a container is made and never change."""
 
-    uid_map: IdRanges = ()  # empty: ids are the same inside and outside
+    uid_map: IdRanges = ()  # empty: no user namespace, ids are the same inside and outside
     gid_map: IdRanges = ()
     unmapped_as_root: bool = False  # ids that the container does not have are shown as root's
-    skip_unreadable: bool = False  # what its user may not read is shown as empty
-    hidden: tuple[str, ...] = ()  # host paths that are not shown though a lower has them
-    mountpoint_lower: bool = False  # there is one more lower, beneath all others, that has a place for every mount
+    skip_unreadable: bool = False  # directories that its user may not read are shown empty
+    hidden: tuple[str, ...] = ()  # host paths in a lower that are hidden
+    mountpoint_lower: bool = False  # there is another, lowest lower, with the mountpoints
 
 
 class State(NamedTuple):
-    """What has become of a container so far."""
+    """The state of a container."""
 
-    status: str = "created"  # created | starting | running | exited; what was last written, see Container.status
+    status: str = "created"  # created | starting | running | exited, as last written; see Container.status
     exit_code: int | None = None  # None: not ended yet, or killed before the monitor could record it
     pid: int | None = None  # its process 1; while it is `starting`, the process that prepares it
-    pid_started: str | None = None  # boot and start time of `pid`, so that a reused number is not mistaken for it
-    monitor: int | None = None  # the process that cleans up when `pid` has ended: it is over when both have
+    pid_started: str | None = None  # boot id and start time of `pid`, to detect a reused number
+    monitor: int | None = (
+        None  # the process that cleans up after `pid` has ended; the container has ended when both have
+    )
     monitor_started: str | None = None
     started: float | None = None  # when its command was last executed, seconds since the epoch; None: never
     ended: float | None = None
-    began_ns: int | None = None  # file clock just before the union was first mounted; what has a later ctime is newer
+    began_ns: int | None = (
+        None  # file clock just before the union was first mounted; files with a later ctime were changed since
+    )
 
 
 class Container(NamedTuple):
-    """One container as its record says. A value: change it through ContainerStore.update()."""
+    """The record of one container. Immutable: change it through ContainerStore.update()."""
 
-    root: str  # of the store that has it
+    root: str  # of its store
     id: str
     name: str
     created: float  # seconds since the epoch
@@ -86,12 +90,12 @@ class Container(NamedTuple):
 
     @property
     def namespace_socket(self) -> str:
-        """Where its monitor sends the namespaces (launcher.namespace_socket) while it runs."""
+        """The path of its namespace socket (launcher.namespace_socket)."""
         return os.path.join(self.directory, "namespaces")
 
     @property
     def log(self) -> str:
-        """What its command printed (`containers.logs`)."""
+        """The output of its command (`containers.logs`)."""
         return os.path.join(self.directory, "log")
 
     @property
@@ -101,7 +105,7 @@ class Container(NamedTuple):
 
     @property
     def journal(self) -> str:
-        """How far putting its changes in place has come (changes.journal)."""
+        """The journal of applying its changes (changes.journal)."""
         return os.path.join(self.directory, "apply.journal")
 
     @property
@@ -123,19 +127,19 @@ class Container(NamedTuple):
         return recorded
 
     def is_running(self) -> bool:
-        """Whether it runs, or is being prepared, or what it leaves is being cleaned up."""
+        """Whether it is prepared, running or being cleaned up."""
         state = self.state
         if state.status not in _LIVELY:
             return False
         return _lives(state.pid, state.pid_started) or _lives(state.monitor, state.monitor_started)
 
     def is_process_one(self) -> bool:
-        """Whether `pid` still is the process that was recorded."""
+        """Whether `pid` is still the recorded process."""
         return self.state.status == "running" and _lives(self.state.pid, self.state.pid_started)
 
 
 def new(root: str, config: ContainerConfig, name: str = "", facts: Facts | None = None) -> Container:
-    """The value of a container that the store at `root` does not have yet: ContainerStore.add() makes it."""
+    """The value of a new container of the store at `root`; ContainerStore.add() stores it."""
     return Container(os.path.abspath(root), os.urandom(16).hex(), name, time.time(), config, facts or Facts())
 
 
@@ -144,9 +148,9 @@ def _lives(pid: int | None, started: str | None) -> bool:
 
 
 def process_started(pid: int) -> str | None:
-    """When `pid` started, as text that no other process of this machine ever gets; None if it does not live.
+    """The start time of `pid`, as text that no other process of this machine ever has; None if it has ended.
 
-    Boot id and field 22 of proc_pid_stat(5). A zombie has ended.
+    It is made of the boot id and field 22 of proc_pid_stat(5). A zombie has ended.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -161,18 +165,18 @@ def process_started(pid: int) -> str | None:
 
 
 def to_json(container: Container) -> str:
-    """The text of its record. Names that are not UTF-8 are kept as lone surrogates, escaped by JSON."""
+    """The text of its record. Bytes that are not UTF-8 are stored as lone surrogates, escaped by JSON."""
     record = json_values.encode(container)
     del record["root"]
     return json.dumps({"version": VERSION, **record}, indent=1) + "\n"
 
 
 def from_json(root: str, container_id: str, text: str) -> Container:
-    """The container of this id in the store at `root`, of the text of its record. Raises: ValueError that says why."""
+    """Parse the record of the container `id` in the store at `root`. Raises: ValueError with the reason."""
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"it is no JSON: {error}") from error
+        raise ValueError(f"it is not JSON: {error}") from error
     version = record.pop("version", None) if isinstance(record, dict) else None
     if version != VERSION:
         raise ValueError(f"it has version {version}, and this unionfs reads version {VERSION}")
@@ -188,7 +192,7 @@ def from_json(root: str, container_id: str, text: str) -> Container:
         ("state.status", container.state.status, _STATUSES),
     ):
         if value not in allowed:
-            raise ValueError(f"{field!r} is none of {', '.join(allowed)}")
+            raise ValueError(f"{field!r} is not one of {', '.join(allowed)}")
     if not config.rootfs.lowers or not config.process.command:
         raise ValueError("it has no lower directory or no command")
     return container

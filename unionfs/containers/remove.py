@@ -1,4 +1,4 @@
-"""Remove a container with all it changed, files of subordinate ids included."""
+"""Remove a container and its changes, including files of subordinate ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unionfs.trees.remove import remove_path
 
 
 def remove(store: ContainerStore, container: Container, *, volumes: bool = False) -> None:
-    """Remove the container, and with `volumes` the anonymous volumes that are its alone.
+    """Remove the container, and with `volumes` its anonymous volumes.
 
     Raises: ContainerError, LaunchError.
     """
@@ -42,7 +42,7 @@ def remove_broken(store: ContainerStore, container_id: str) -> None:
 
 
 def remove_volume(store: VolumeStore, name: str) -> None:
-    """Remove a volume with files of all ids of this user. Raises: ContainerError, OSError, LaunchError."""
+    """Remove a volume, including files of all ids of this user. Raises: ContainerError, OSError, LaunchError."""
     store.find(name)
 
     def body() -> bytes:
@@ -53,7 +53,7 @@ def remove_volume(store: VolumeStore, name: str) -> None:
 
 
 def _remove_mapped(id_map: idmap.NamespaceMap | None, path: str, *names: str) -> None:
-    """Remove it: here what has no files of other ids, as most have, the rest as root of a namespace with these."""
+    """Remove a tree: in this process if it has no files of other ids, else as root of a namespace with these ids."""
 
     def body() -> bytes:
         for name in names:

@@ -1,10 +1,10 @@
-"""The root filesystem of a container: its branches made, its union mounted, by the driver that it was made with.
+"""The root filesystem of a container: make its branches and mount its union, by the container's driver.
 
-    CONTAINER/mountpoint-lower/   the lowest branch: empty directories and files for everything that is mounted
-    CONTAINER/mountpoints         the paths that had to be made all the same, where a layer hides that branch
+    CONTAINER/mountpoint-lower/   the lowest branch: empty directories and files, as mountpoints
+    CONTAINER/mountpoints         paths of mountpoints that were made in the upper, because a layer hides that branch
 
 Without that lowest branch, a mountpoint that the layers lack would be made in the upper, and be listed as a change.
-Runs in the monitor or another process of its own, as root of the container's user namespace.
+Runs in the monitor or another separate process, as root of the container's user namespace.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _OWN_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 
 
 def mountpoints_file(container: Container) -> str:
-    """Where the launcher notes the paths, ended by NUL, that it made to mount on."""
+    """The file in which the launcher records the mountpoints that it made, each path ended by NUL."""
     return os.path.join(container.directory, "mountpoints")
 
 
 def mountpoints(container: Container) -> frozenset[bytes]:
-    """Paths in the container that are no change, if nothing is there but what was made to mount on."""
+    """Paths of mountpoints in the container, which are not listed as changes while they are empty."""
     try:
         return frozenset(store_files.read_file(mountpoints_file(container)).split(b"\0")) - {b""}
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def make_mountpoint_lower(container: Container) -> None:
 
 
 def count_of_daemons(container: Container) -> int:
-    """How many daemons of ours serve the mounts of the container."""
+    """The number of our daemons that serve mounts of the container."""
     return (container.config.rootfs.driver == FUSE) + sum(
         _driver_of(container, directory) == FUSE for _, directory in volume_mounts.overlay_volumes(container)
     )
@@ -80,7 +80,7 @@ def _driver_of(container: Container, directory: str) -> str:
     """The driver that mounts the union of a directory."""
     driver = container.config.rootfs.driver
     if is_whole(driver) and directory != container.directory:
-        return FUSE  # a volume is not worth a whole copy
+        return FUSE  # a whole copy of a volume would cost too much
     return driver
 
 
@@ -94,7 +94,7 @@ def mount_rootfs(
 ) -> None:
     """Mount the union of the root filesystem at `container.merged`. Raises: LaunchError.
 
-    A daemon of ours is forked by one of `parents`, which is taken from the list, or by this process.
+    Our daemon is forked by one of `parents`, which is removed from the list, or by this process.
     """
     _mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
 
@@ -183,11 +183,11 @@ def _ownership(driver: str) -> _Ownership:
 
 @contextlib.contextmanager
 def mounted(container: Container, warn: Callable[[str], None]) -> Iterator[int]:
-    """The root directory of a container that does not run, its union and volumes mounted meanwhile.
+    """Context with the root directory of a container that is not running, with its union and volumes mounted.
 
-    Preconditions: in a process of its own with the container's ids and OWN_MOUNTS. Raises: LaunchError, OSError.
+    Preconditions: in a separate process with the container's ids and OWN_MOUNTS. Raises: LaunchError, OSError.
     """
-    set_child_subreaper()  # the daemon detaches from us, but is ours to wait for
+    set_child_subreaper()  # the daemon detaches from us, but stays our child
     mount(None, "/", None, MS_REC | MS_SLAVE)
     life_read, life_write = os.pipe()
     rootfs_mounts = RootfsMounts(life_read)
@@ -207,7 +207,7 @@ def mounted(container: Container, warn: Callable[[str], None]) -> Iterator[int]:
 
 
 def _bind_volumes(container: Container, root_fd: int) -> None:
-    """Bind the volumes but the overlay ones, whose changes last only while the container runs. Raises: LaunchError."""
+    """Bind the volumes, without overlay volumes, whose changes are discarded at the end. Raises: LaunchError."""
     overlays = {volume.target for volume, _ in volume_mounts.overlay_volumes(container)}
     for bind in volume_mounts.binds(container):
         if bind.target in overlays:

@@ -1,4 +1,4 @@
-"""Containers that run: enter one, send it a signal, stop it, wait for its end.
+"""Running containers: enter one, send it a signal, stop it, wait for its end.
 
 Knows records, namespace sockets and process numbers.
 """
@@ -19,29 +19,29 @@ from unionfs.launcher import namespace_socket
 from unionfs.launcher.namespace_socket import Namespaces, NotListeningError
 
 _ASK_AGAIN_S: Final = 0.05
-_KILLING_S: Final = 90  # for a killed container to be cleaned up: a daemon may have much to write out
+_KILLING_S: Final = 90  # limit for the clean-up of a killed container: a daemon may have much to write back
 
 
 def enter(container: Container, what: str) -> Namespaces:
-    """The namespaces of a container that runs, for `what`. Raises: NotRunningError, LaunchError."""
+    """The namespaces of a running container. `what`: the verb, for errors. Raises: NotRunningError, LaunchError."""
     if container.status != "running":
         hint = f"unionfs start {container.name} starts it"
         raise NotRunningError(what, container.name, "it is not running", hint=hint)
     try:
         return namespace_socket.receive(container.namespace_socket)
-    except NotListeningError as error:  # the record said "running" a moment ago: it ends
+    except NotListeningError as error:  # the record said "running" a moment ago: the container is ending
         raise NotRunningError(what, container.name, error.why) from error
 
 
 def send(container: Container, number: int) -> None:
-    """Send a signal to its process 1, which passes it on to the command. Raises: ContainerError if it does not run."""
+    """Send a signal to its process 1, which forwards it to the command. Raises: ContainerError if it is not running."""
     pid = container.state.pid
     try:
         if container.status != "running" or pid is None:
             raise ProcessLookupError
         fd = os.pidfd_open(pid)
         try:
-            if not container.is_process_one():  # the number may have been given to another process before we held it
+            if not container.is_process_one():  # the number may have been reused before we opened it
                 raise ProcessLookupError
             signal.pidfd_send_signal(fd, number)
         finally:
@@ -53,9 +53,9 @@ def send(container: Container, number: int) -> None:
 
 
 def wait_for_start(store: ContainerStore, container: Container) -> None:
-    """Wait until a container that another process starts runs its command, or has run it.
+    """Wait until another process has started the container: until its command runs or has run.
 
-    Raises: ContainerError when it was not executed.
+    Raises: ContainerError if the command was not executed.
     """
     current = container
     while current.status == "starting":
@@ -68,9 +68,9 @@ def wait_for_start(store: ContainerStore, container: Container) -> None:
 
 
 def wait(store: ContainerStore, container: Container, timeout_s: float | None = None) -> Container | None:
-    """Wait until it has ended and is cleaned up; how it ended, or None when it was removed then.
+    """Wait until the container has ended and is cleaned up. Returns its record, or None if it was removed.
 
-    Raises: TimeoutError when it has not ended in time.
+    Raises: TimeoutError if it has not ended in time.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
@@ -87,8 +87,9 @@ def wait(store: ContainerStore, container: Container, timeout_s: float | None = 
 
 
 def wait_for_code(store: ContainerStore, container: Container) -> int | None:
-    """Wait until it has ended; its exit code, also when it was removed then. None if its monitor was killed."""
-    fd = store.open_outcome(container)  # as long as we hold it, it can be read
+    """Wait until the container has ended. Returns its exit code, also if it was removed; None if its monitor was
+    killed."""
+    fd = store.open_outcome(container)  # an open descriptor stays readable after the removal
     try:
         ended = wait(store, container)
         if ended is not None and ended.state.exit_code is not None:
@@ -100,12 +101,12 @@ def wait_for_code(store: ContainerStore, container: Container) -> int | None:
 
 
 def stop(store: ContainerStore, container: Container, number: int, patience_s: float) -> Container | None:
-    """End it by a signal, and if it still runs after `patience_s` by SIGKILL. Returns as `wait` does.
+    """End the container with a signal, and after `patience_s` seconds with SIGKILL. Returns as `wait` does.
 
-    Raises: ContainerError when it cannot be ended.
+    Raises: ContainerError if it cannot be ended.
     """
     if container.status == "running":
-        with contextlib.suppress(ContainerError):  # it ends by itself at this moment
+        with contextlib.suppress(ContainerError):  # it is ending by itself
             send(container, number)
     with contextlib.suppress(TimeoutError):
         return wait(store, container, patience_s if number != signal.SIGKILL else 0)
@@ -113,7 +114,7 @@ def stop(store: ContainerStore, container: Container, number: int, patience_s: f
 
 
 def kill(store: ContainerStore, container: Container) -> Container | None:
-    """End it at once, and wait until it is cleaned up."""
+    """Kill the container, and wait until it is cleaned up."""
     try:
         current = store.load(container.id)
     except NoSuchContainerError:
@@ -127,7 +128,7 @@ def kill(store: ContainerStore, container: Container) -> Container | None:
 
 
 def _wait_for_process(pid: int | None, timeout_s: float | None) -> None:
-    """Until a process has ended, or for a moment where there is none to wait for."""
+    """Wait until a process has ended; if there is none, wait for a moment."""
     try:
         if pid is None:
             raise ProcessLookupError
@@ -138,7 +139,7 @@ def _wait_for_process(pid: int | None, timeout_s: float | None) -> None:
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        longest = 1.0 if timeout_s is None else min(timeout_s, 1.0)  # the record may name another process by then
+        longest = 1.0 if timeout_s is None else min(timeout_s, 1.0)  # the record may name another process now
         poll.poll(max(longest, 0) * 1000)
     finally:
         os.close(fd)

@@ -1,6 +1,6 @@
 """Start a container: claim its record, mount its root filesystem, run its command, record how it ended.
 
-What is done around the command happens in the launcher's hooks, which run in the monitor: another process, and root of
+Preparation and clean-up are in the launcher's hooks, which run in the monitor: another process, which is root of
 the container's user namespace.
 """
 
@@ -26,7 +26,7 @@ from unionfs.mount_parent import client
 from unionfs.trees.remove import remove_path
 
 Warn = Callable[[str], None]
-"""Gets a line that begins with `note: ` or `warning: `, perhaps in another process."""
+"""Prints a line that begins with `note: ` or `warning: `, possibly in another process."""
 
 
 def run(
@@ -39,9 +39,9 @@ def run(
     again: bool = False,
     debug: bool = False,
 ) -> int:
-    """Run the container until its command ends; the command's exit code, or 128 and the signal that killed it.
+    """Run the container until its command ends. Returns the command's exit code, or 128 + the signal that killed it.
 
-    `ready` is called when the command has been executed. Unless `attached`, what the command prints is not shown.
+    `ready` is called when the command has been executed. Without `attached` the command's output is not shown.
     `interactive` is whether it reads standard input (None: as configured). If the command could not be executed the
     container is removed, unless it existed before (`again`).
     Raises: ContainerError, LaunchError; also when the command was not found or cannot be executed.
@@ -65,7 +65,7 @@ def run(
 
 
 class _Log:
-    """The container's log. What cannot be written (a full disk) is lost, with one warning: the command goes on."""
+    """The container's log. Output that cannot be written (a full disk) is lost, with one warning."""
 
     def __init__(self, container: Container, warn: Warn) -> None:
         self._writer: Final = logs.Writer(container.log)
@@ -74,7 +74,7 @@ class _Log:
         self._warned = False  # set once, by keep
 
     def keep(self, stream: str, data: bytes) -> None:
-        """Append what was printed on `stream`."""
+        """Append output of `stream`."""
         try:
             self._writer.keep(stream, data)
         except OSError as error:
@@ -84,7 +84,7 @@ class _Log:
 
 
 class _AroundCommand:
-    """What is done before and after the command. Runs in the monitor, so nothing here changes the caller's values."""
+    """Preparation and clean-up. Runs in the monitor, so it does not change the caller's values."""
 
     def __init__(self, container: Container, warn: Warn, *, again: bool, debug: bool) -> None:
         self._container: Final = container
@@ -92,7 +92,7 @@ class _AroundCommand:
         self._warn: Final = warn
         self._again: Final = again
         self._debug: Final = debug
-        self._parents: Final = _parents_for(container)  # reached from the host's namespaces; to fork our daemons
+        self._parents: Final = _parents_for(container)  # connected from the host's namespaces; they fork our daemons
 
     def leave_parents(self) -> None:
         """In each process that asks them for nothing more."""
@@ -102,9 +102,9 @@ class _AroundCommand:
     def prepare(self, rootfs_mounts: RootfsMounts) -> None:
         """Mount the union of the root filesystem, then those of the overlay volumes."""
         container = self._container
-        os.umask(0o022)  # what we make is for the container, whatever our user's habit is
+        os.umask(0o022)  # the container's directories do not depend on the user's umask
         try:
-            remove_path(bundle_of(container))  # of a monitor that was killed
+            remove_path(bundle_of(container))  # left by a killed monitor
             etc.write(container, uplink_nameserver(container.config))
             rootfs.make_mountpoint_lower(container)
             volume_mounts.make_overlays(container)
@@ -127,17 +127,18 @@ class _AroundCommand:
         self.leave_parents()
 
     def started(self, pid: int) -> None:
-        """Record process 1 of the container. A failure is a warning: the command runs already, and may have filled the
-        disk."""
+        """Record process 1 of the container. A failure is only a warning: the command is running, and may have filled
+        the disk."""
         try:
             self._store.started(self._container, pid, os.getpid())
         except (OSError, ContainerError) as error:
-            why = "it is not recorded as running, so that other commands do not reach it"
+            why = "it could not be recorded as running, so other commands cannot enter it"
             because = error.strerror if isinstance(error, OSError) else error
             self._warn(f"warning: {self._container.name}: {why}: {because}")
 
     def finish(self, exit_code: int, has_started: bool) -> None:
-        """Record how it ended, or remove the container. A failure is a warning: the command's exit code stands."""
+        """Record how it ended, or remove the container. A failure is only a warning: the command's exit code is
+        returned."""
         container = self._container
         try:
             self._store.note_outcome(container, exit_code)
@@ -154,7 +155,7 @@ class _AroundCommand:
             self._warn(f"warning: {container.name}: cleaning up the container failed: {because}")
 
     def finish_without_monitor(self, id_map: idmap.NamespaceMap | None) -> None:
-        """In the launching process, after a failure: do what the monitor did not live to do."""
+        """In the launching process, after a failure: the clean-up that a killed monitor has not done."""
         try:
             current = self._store.load(self._container.id).state
         except NoSuchContainerError:
@@ -170,7 +171,7 @@ class _AroundCommand:
         return b""
 
     def _remove_anonymous_volumes(self) -> None:
-        """As docker does for a container that removes itself."""
+        """Remove the anonymous volumes, too, as docker does with --rm."""
         store = VolumeStore(self._container.root)
         for name in anonymous_names(self._container):
             store.remove(name, remove_path)
@@ -184,7 +185,7 @@ class _AroundCommand:
 
 
 def _parents_for(container: Container) -> list[client.Parent]:
-    """A parent of mounts for each daemon of the container, as far as there are any; `client.refusal` says why not."""
+    """Connections to the parent of mounts, one for each daemon; fewer or none if it refuses (`client.refusal`)."""
     found: list[client.Parent] = []
     try:
         found.extend(client.connect() for _ in range(rootfs.count_of_daemons(container)))
@@ -194,14 +195,14 @@ def _parents_for(container: Container) -> list[client.Parent]:
 
 
 def _file_clock_ns(directory: str) -> int:
-    """Now, on the clock that file times of this filesystem are taken from."""
+    """The current time of the filesystem's clock, from which file times are taken."""
     os.utime(directory)
     return os.stat(directory).st_ctime_ns
 
 
 def _limits_note(why: str, *, supervised: bool) -> str:
     means = (
-        "other users and owners are noted, and protect nothing"
+        "other users and owners are emulated, and protect nothing"
         if supervised
         else "programs that change the user or the owner of files fail"
     )
@@ -209,8 +210,8 @@ def _limits_note(why: str, *, supervised: bool) -> str:
 
 
 def _guess(container: Container, error: LaunchError) -> str:
-    """What the user may have meant by a command that does not exist."""
+    """A hint for a command that does not exist."""
     program = container.config.process.command[0]
     if error.status == NOT_FOUND and os.path.isdir(program):
-        return f"to add {program} to the root filesystem, name it with --lower, as the last one"
+        return f"to add {program} to the root filesystem, name it as the last --lower"
     return ""

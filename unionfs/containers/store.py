@@ -5,13 +5,13 @@
     ROOT/containers/ID/{upper,work,merged}
     ROOT/containers/.lock               taken while records are created, changed or removed
 
-ROOT is `$XDG_DATA_HOME/unionfs` or what `--root DIR` says. The lock is there too, and not in `$XDG_RUNTIME_DIR`, so
-that all sessions of the owner take the same one. Files are opened by `unionfs.store_files`: the owner may have put
-anything in their places.
+ROOT is `$XDG_DATA_HOME/unionfs` or `--root DIR`. The lock is in ROOT, and not in `$XDG_RUNTIME_DIR`, so
+that all sessions of the owner use the same lock. Files are opened by `unionfs.store_files`: the owner may have replaced
+them by links, fifos or directories.
 
-Knows files. Does not know what a record holds (`containers.record`), unions, namespaces or mounts being made.
+Knows files. Does not know the content of records (`containers.record`), unions, namespaces or mounts.
 
-Invariants: a directory whose name starts with a dot is half made or half removed and is nobody's container. The process
+Invariants: a directory whose name starts with a dot is half made or half removed and is not a container. The process
 that prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
 """
 
@@ -41,17 +41,17 @@ _NEW: Final = ".new-"
 
 
 def outcome(fd: int) -> int | None:
-    """The exit code in an `outcome` file, however long ago that was removed; None if nobody could write it down."""
+    """The exit code in an open `outcome` file, which may be removed; None if it was not written."""
     text = os.pread(fd, len(_UNKNOWN), 0).strip()
     return int(text) if text.isdigit() else None
 
 
 def _changed(container: Container, **changes: Any) -> Container:
-    """The container with other fields of its state."""
+    """The container with changed fields of its state."""
     return container._replace(state=container.state._replace(**changes))
 
 
-ELSEWHERE: Final = "--root DIR, or UNIONFS_ROOT in the environment, names another place for containers and images"
+ELSEWHERE: Final = "--root DIR, or UNIONFS_ROOT in the environment, names another directory for containers and images"
 
 
 class ContainerStore:
@@ -62,8 +62,8 @@ class ContainerStore:
         self.containers: Final = os.path.join(self.root, "containers")
 
     def add(self, container: Container) -> Container:
-        """Make the directory of a container (`record.new`) that this store does not have, with empty upper, work and
-        merged directories, and a name unless it has one.
+        """Make the directory of a new container (`record.new`), with empty upper, work and
+        merged directories, and a random name unless it has a name.
 
         Raises: ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
@@ -80,7 +80,7 @@ class ContainerStore:
             os.mkdir(new, 0o700)
             for part in ("upper", "work", "merged"):
                 os.mkdir(os.path.join(new, part), 0o755)
-            # The root of the merged tree shows the upper's mode, so it begins as what it covers.
+            # The root of the merged tree shows the upper's mode, so the upper gets the lower's.
             mode = stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
             os.chmod(os.path.join(new, "upper"), mode)
             self._write(new, container)
@@ -107,7 +107,7 @@ class ContainerStore:
         return self._with_outcome(found) if found.status == "exited" and found.state.exit_code is None else found
 
     def _with_outcome(self, container: Container) -> Container:
-        """The container with the exit code that its monitor noted, but could not record on a full disk."""
+        """The container with the exit code in `outcome`, if its monitor could not record it on a full disk."""
         fd = self.open_outcome(container)
         if fd is None:
             return container
@@ -118,7 +118,7 @@ class ContainerStore:
             os.close(fd)
 
     def find(self, reference: str) -> Container:
-        """The container of this name, this id, or the only one whose id begins so.
+        """The container with this name, this id, or the only one whose id begins with `reference`.
 
         Raises: NoSuchContainerError, BrokenRecordError; ContainerError if there are several.
         """
@@ -128,7 +128,7 @@ class ContainerStore:
         return self.load(self._find_id(reference))
 
     def _find_id(self, reference: str) -> str:
-        """The id that begins so, also of a container whose record is broken."""
+        """The only id that begins with `reference`, also of a container with a broken record."""
         matches = [one for one in self._ids() if reference and one.startswith(reference)]
         if len(matches) == 1:
             return matches[0]
@@ -138,13 +138,13 @@ class ContainerStore:
         raise ContainerError("", "", f"ambiguous id: {reference}", hint=f"it may be any of {ids}")
 
     def list(self, broken: Callable[[BrokenRecordError], None] = lambda _: None) -> list[Container]:
-        """All containers, oldest first. One whose record is broken is left out, after `broken` was called for it."""
+        """All containers, oldest first. For a broken record `broken` is called, and the container is left out."""
         found = []
         for container_id in self._ids():
             try:
                 found.append(self.load(container_id))
             except NoSuchContainerError:
-                pass  # it was removed at this moment
+                pass  # it was removed meanwhile
             except BrokenRecordError as error:
                 broken(error)
             except PermissionError:
@@ -158,14 +158,16 @@ class ContainerStore:
             return []
 
     def update(self, container: Container, **changes: Any) -> Container:
-        """Write `changes` of the state into the record and return the new value. The rest stays as it is on disk."""
+        """Write `changes` of the state to the record and return the new value. Other fields stay as they are on
+        disk."""
         with self._locked():
             current = _changed(self.load(container.id), **changes)
             self._write(current.directory, current)
         return current
 
     def claim(self, container: Container) -> Container:
-        """Record that this process prepares the container. Raises: ContainerError if it runs or is being prepared."""
+        """Record that this process prepares the container. Raises: ContainerError if it is running or being
+        prepared."""
         with self._locked():
             current = self.load(container.id)
             if current.is_running():
@@ -183,14 +185,14 @@ class ContainerStore:
         return claimed
 
     def open_outcome(self, container: Container) -> int | None:
-        """A descriptor for `outcome`; None when it has none yet."""
+        """A descriptor for `outcome`; None if there is no such file yet."""
         try:
             return store_files.open_file(os.path.join(container.directory, _OUTCOME), os.O_RDONLY)
         except OSError:
             return None
 
     def note_outcome(self, container: Container, exit_code: int) -> None:
-        """Write down how it ended where `outcome` finds it, in place: it needs no room on a full disk."""
+        """Write the exit code to `outcome`, in place, which needs no space on a full disk."""
         with contextlib.suppress(OSError):
             fd = store_files.open_file(os.path.join(container.directory, _OUTCOME), os.O_WRONLY)
             try:
@@ -199,12 +201,12 @@ class ContainerStore:
                 os.close(fd)
 
     def unclaim(self, container: Container, exit_code: int | None) -> Container:
-        """Record that the container could not be started, for which `exit_code` stands."""
+        """Record that the container could not be started, with `exit_code`."""
         status = "created" if container.state.started is None else "exited"
         return self.update(container, status=status, pid=None, pid_started=None, monitor=None, exit_code=exit_code)
 
     def started(self, container: Container, pid: int, monitor: int | None = None, **changes: Any) -> Container:
-        """Record that `pid` is now the container's process 1, which the process `monitor` looks after."""
+        """Record that `pid` is now the container's process 1, and `monitor` its monitor."""
         return self.update(
             container,
             status="running",
@@ -244,11 +246,11 @@ class ContainerStore:
         return current
 
     def remove(self, container: Container, remove_tree: Callable[[str], None], *, mine: bool = False) -> None:
-        """Remove the container and all it wrote; `remove_tree` deletes a directory, foreign owners' files included.
+        """Remove the container and all its files; `remove_tree` deletes a directory, including files of other owners.
 
-        The container is gone from every listing before anything is deleted; a removal that fails midway is taken up
-        again by the next one. `mine` says that this process is the one that has claimed or guards it.
-        Raises ContainerError if it runs, OSError as `remove_tree` reports it.
+        The container disappears from listings before anything is deleted; the next removal completes one that
+        failed. `mine`: this process has claimed the container or is its monitor.
+        Raises: ContainerError if it is running, OSError of `remove_tree`.
         """
         with self._locked():
             current = self.load(container.id)
@@ -259,7 +261,7 @@ class ContainerStore:
         self._finish_removals(current.id, remove_tree)
 
     def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
-        """Likewise remove a container whose record cannot be read, and of which nobody knows whether it runs."""
+        """Like `remove`, for a container whose record cannot be read; it may be running."""
         with self._locked():
             os.rename(
                 os.path.join(self.containers, container_id), os.path.join(self.containers, _REMOVING + container_id)
@@ -267,7 +269,7 @@ class ContainerStore:
         self._finish_removals(container_id, remove_tree)
 
     def _finish_removals(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
-        """Delete a container, then what is left of earlier ones, whose failure is none of this one. OSError."""
+        """Delete a container, then remains of earlier ones; failures of the latter are ignored. Raises: OSError."""
         remove_tree(os.path.join(self.containers, _REMOVING + container_id))
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
@@ -296,7 +298,7 @@ class ContainerStore:
         os.rename(new, os.path.join(directory, _RECORD))
 
     def _sweep(self) -> None:
-        """Drop what a create() that was killed left behind. Preconditions: the lock is held."""
+        """Remove the remains of a killed create(). Preconditions: the lock is held."""
         for name in os.listdir(self.containers):
             if name.startswith(_NEW):
                 aside = os.path.join(self.containers, name)

@@ -1,10 +1,10 @@
-"""Put root in charge of another user's container while its changes are put in place on this machine.
+"""Make another user's container root's own while its changes are applied to this machine.
 
-`apply` runs as root on what the user wrote. For that time the container's directory is root's alone, so that nothing
-in it can be exchanged, and it is reached by a descriptor; a process that outlives ours gives it back. Before,
-everything in it is checked: no links, no file with other names, nothing of other users, ids that the user really has,
-and no journal that root did not write. Only what is in the upper can still change, and `unionfs.changes` follows no
-link there. Removing it is left to its owner.
+`apply` runs as root on files that the user wrote. Meanwhile the container's directory belongs to root, so that nothing
+in it can be exchanged, and it is accessed by a descriptor; a process that outlives ours gives it back. Before,
+everything in it is checked: no links, no file with other names, no files of other users, only ids that the user has,
+and no journal that root did not write. Only files in the upper can still change, and `unionfs.changes` follows no
+link there. The owner removes the container.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unionfs.trees.open_beneath import open_beneath
 
 
 def owner_of(container: Container) -> int:
-    """The user whose container root is about to touch; 0 for root's own, and for other processes than root."""
+    """The owner of the container if this process is root and the owner another user; else 0."""
     if os.geteuid() != 0:
         return 0
     try:
@@ -40,8 +40,8 @@ def owner_of(container: Container) -> int:
 
 @contextlib.contextmanager
 def taken_over(container: Container, owner: int) -> Iterator[Container]:
-    """The container of `owner` under a path that only root can change. It is given back at the end, unless changes
-    were put in place in part: then it stays root's, who can carry on. Raises: ContainerError, OSError."""
+    """Context with the container of `owner` under a path that only root can change. At the end it is given back, unless
+    changes were applied in part: then it stays root's, who can resume. Raises: ContainerError, OSError."""
     root_fd = os.open(container.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd = open_beneath(root_fd, os.fsencode(f"containers/{container.id}"), os.O_RDONLY | os.O_DIRECTORY)
@@ -69,8 +69,8 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
 
 @contextlib.contextmanager
 def _given_back(fd: int, owner: int, gid: int, journal: str) -> Iterator[int]:
-    """Give the directory `fd` back after the block, unless it has a journal: a process of its own does it, also when
-    ours is killed. Yields a descriptor for the names of the files, each ended by NUL, that are to be given back too."""
+    """Give the directory `fd` back after the block, unless it has a journal: a separate process does it, also if
+    ours is killed. Yields a descriptor for the names of files to give back, too, each ended by NUL."""
     read_fd, write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -97,7 +97,7 @@ def _given_back(fd: int, owner: int, gid: int, journal: str) -> Iterator[int]:
 
 
 def end_journal(container: Container) -> None:
-    """All is in place: nothing is left to carry on. Raises: OSError."""
+    """Remove the journal, since all changes are applied. Raises: OSError."""
     journal = container.journal
     applying.take_back(journal)
     with contextlib.suppress(FileNotFoundError):
@@ -119,7 +119,7 @@ def remove_as_owner(container: Container) -> None:
 
 
 def _refused(container: Container, why: str) -> ContainerError:
-    hint = "root puts nothing in place that its user could have forged"
+    hint = "root applies nothing that its user could have forged"
     return ContainerError("apply", container.name, why, hint=hint)
 
 
@@ -152,7 +152,7 @@ def refuse_rights(prepared: Prepared, owner: int) -> None:
         or (one.uid is None and one.gid is None)
     ]
     if refused:
-        why = "it would give rights that its owner does not have"
+        why = "these files would give rights that its owner does not have"
         hint = f"to give them: unionfs apply --allow-privileged {prepared.container.name}"
         raise NotReadyError(prepared.container, why, refused, hint=hint)
 

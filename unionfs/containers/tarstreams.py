@@ -1,7 +1,7 @@
-"""Trees as tar streams, out of a container and into it: `unionfs cp` with `-`.
+"""Write trees of a container as tar streams, and unpack tar streams into it: `unionfs cp` with `-`.
 
-Everything is reached by descriptors from the container's root directory, in which names are resolved as its processes
-would: no name, `..` or symlink of a tar or of the container leads out of it.
+Files are opened by descriptors from the container's root directory, and names are resolved as in the container:
+no name, `..` or symlink of a tar or of the container leads out of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BENEATH: Final = files.RESOLVE_BENEATH | files.RESOLVE_NO_MAGICLINKS
 
 
 class _Padded:
-    """A file that continues with zeros where it ends: it may shrink once its size is in the header."""
+    """A file padded with zeros: it may shrink after its size was written to the header."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file: Final = file
@@ -79,7 +79,7 @@ class _Writer:
         st = os.fstat(fd)
         kind = _KINDS.get(stat.S_IFMT(st.st_mode))
         if kind is None:
-            return  # a socket means nothing without the process that listens
+            return  # a socket is useless without the process that listens
         entry = tarfile.TarInfo(shown)
         entry.type, entry.mode, entry.mtime = kind, stat.S_IMODE(st.st_mode), st.st_mtime
         entry.uid, entry.gid = st.st_uid, st.st_gid
@@ -106,13 +106,15 @@ class _Writer:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 for child in sorted(os.listdir(list_fd)):
-                    self.add(list_fd, child, f"{shown}/{child}")  # what a container that runs has removed is left out
+                    self.add(
+                        list_fd, child, f"{shown}/{child}"
+                    )  # files that a running container has removed are left out
             finally:
                 os.close(list_fd)
 
 
 def _data(path_fd: int) -> IO[bytes]:
-    """A file, opened for reading. A small one is read at once: those of /proc and /sys do not say their true size."""
+    """Open a file. A small one is read at once: files of /proc and /sys report a wrong size."""
     fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # /proc/kmsg has no end
     file = open(fd, "rb")  # noqa: SIM115 - the caller closes it
     if os.fstat(file.fileno()).st_size > _SMALL:
@@ -135,14 +137,14 @@ def _xattrs(fd: int) -> dict[str, str]:
 
 
 def extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int] | None) -> None:
-    """Put what a tar holds below `target`, a directory of the root directory `root_fd`. None keeps owners.
+    """Unpack a tar below `target`, a directory of the root directory `root_fd`. `owner`: None keeps owners.
 
-    Raises: OSError, ContainerError when it is no tar; what was put in place until then stays.
+    Raises: OSError, ContainerError if it is not a tar; files that were unpacked before stay.
     """
     try:
         _extract(source, root_fd, target, owner)
     except tarfile.TarError as error:
-        raise ContainerError("cp", "-", f"this is no tar: {error}") from error
+        raise ContainerError("cp", "-", f"this is not a tar: {error}") from error
 
 
 def _extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int] | None) -> None:
@@ -168,7 +170,7 @@ def _extract(source: IO[bytes], root_fd: int, target: str, owner: tuple[int, int
 
 
 def _directory(root_fd: int, path: str) -> None:
-    """Make a directory and those it is in, if they are missing."""
+    """Make a directory and its parents, if they are missing."""
     above = ""
     for part in path.strip("/").split("/"):
         parent_fd = open_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY)

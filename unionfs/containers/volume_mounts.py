@@ -1,4 +1,4 @@
-"""The volumes of one container: what is bound where, unions over those with `overlay`, and filling empty volumes.
+"""The volumes of one container: its bind mounts, unions over overlay volumes, and filling empty volumes.
 
     CONTAINER/volumes/N/{upper,work,merged}   the union of an overlay volume, removed when the container ends
 
@@ -23,7 +23,7 @@ _OVERLAYS: Final = "volumes"
 
 
 def binds(container: Container) -> tuple[Bind, ...]:
-    """What is bound for the volumes of the container."""
+    """The bind mounts of the container's volumes."""
     overlays = dict(overlay_volumes(container))
     return (
         *(Bind(directory, path) for path, directory in anonymous_volumes(container)),
@@ -39,37 +39,37 @@ def binds(container: Container) -> tuple[Bind, ...]:
 
 
 def overlay_volumes(container: Container) -> list[tuple[Volume, str]]:
-    """The volumes that are shown through a union, each with the directory of its branches."""
+    """The overlay volumes, each with the directory of its branches."""
     overlays = [volume for volume in container.config.mounts.volumes if volume.overlay]
     directory = os.path.join(container.directory, _OVERLAYS)
     return [(volume, os.path.join(directory, str(number))) for number, volume in enumerate(overlays)]
 
 
 def make_overlays(container: Container) -> None:
-    """Make the directories of these unions anew, empty. Raises: OSError."""
+    """Make the directories of these unions, empty. Raises: OSError."""
     remove_overlays(container)
     for volume, directory in overlay_volumes(container):
         for part in ("upper", "work", "merged"):
             os.makedirs(os.path.join(directory, part), 0o755, exist_ok=True)
-        # The root of the union shows the upper's mode, so it begins as what it covers.
+        # The root of the union shows the upper's mode, so the upper gets the volume's.
         os.chmod(os.path.join(directory, "upper"), stat.S_IMODE(os.stat(volume.source).st_mode))
 
 
 def remove_overlays(container: Container) -> None:
-    """Remove these unions with what was written to them. Raises: OSError."""
+    """Remove the directories of these unions. Raises: OSError."""
     remove_path(os.path.join(container.directory, _OVERLAYS))
 
 
 def anonymous_volumes(container: Container) -> list[tuple[str, str]]:
-    """The volumes without a name: path in the container, and the directory that is shown there."""
+    """The anonymous volumes: path in the container, and the directory shown there."""
     store = VolumeStore(container.root)
     targets = container.config.mounts.anonymous
     return [(path, store.path(name)) for path, name in zip(targets, anonymous_names(container), strict=True)]
 
 
 def make_and_populate(container: Container) -> None:
-    """Make the volumes of the store that are missing, and copy what the root filesystem has at their targets into those
-    that are empty. Raises: OSError.
+    """Make missing volumes in the store, and copy the root filesystem's files at the target into each empty
+    volume. Raises: OSError.
 
     Preconditions: the container's union is mounted.
     """
@@ -99,7 +99,7 @@ def _has_one_id(container: Container) -> bool:
 
 
 def _populate(root_fd: int, path: str, data: str, owner: tuple[int, int] | None) -> None:
-    """Replace `data`, an empty directory, by a copy of `path`, which is built beside it: it gets all or nothing."""
+    """Replace `data`, an empty directory, atomically by a copy of `path`, which is built beside it."""
     new = f"{data}.{os.getpid()}"
     remove_path(new)
     try:
@@ -117,7 +117,7 @@ def _copy_directory(root_fd: int, path: str, new: str, owner: tuple[int, int] | 
     except (FileNotFoundError, NotADirectoryError):
         os.mkdir(new, 0o755)
         return
-    from unionfs.containers.copy import Copy  # late: few volumes are to be filled
+    from unionfs.containers.copy import Copy  # late: few volumes need filling
 
     try:
         parent_fd = os.open(os.path.dirname(new), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,9 +1,9 @@
-"""Volumes: directories with a name that outlive the containers that use them.
+"""The store of volumes: directories that outlive the containers that use them.
 
     ROOT/volumes/NAME/data          what containers see; belongs to root of the containers
-    ROOT/volumes/NAME/volume.json   when it was made, its labels, and whether it has a name of its own
+    ROOT/volumes/NAME/volume.json   when it was made, its labels, and whether it is anonymous
 
-One that an image asks for, or `-v /path`, has no name but a long number, made of the container's id.
+A volume of an image's VOLUME or of `-v /path` is anonymous: its name is a long number, made of the container's id.
 Knows directories and containers' records.
 """
 
@@ -45,11 +45,11 @@ class VolumeStore:
         self._root: Final = os.path.join(root, "volumes")
 
     def path(self, name: str) -> str:
-        """Where the data of a volume are, or would be."""
+        """The path of a volume's data; the volume need not exist."""
         return os.path.join(self._root, name, _DATA)
 
     def create(self, name: str, *, anonymous: bool = False, labels: tuple[tuple[str, str], ...] = ()) -> Named:
-        """Make it unless it is there. Raises: ContainerError for a bad name, OSError."""
+        """Make the volume if it does not exist. Raises: ContainerError for a bad name, OSError."""
         if not names.PATTERN.fullmatch(name):
             hint = "use letters, digits, '_', '.' and '-', and begin with a letter or digit"
             raise ContainerError("", "", f"bad name of a volume: {name}", hint=hint)
@@ -67,7 +67,7 @@ class VolumeStore:
         return self.find(name)
 
     def find(self, name: str) -> Named:
-        """Raises: ContainerError if there is none."""
+        """The volume of this name. Raises: ContainerError if there is none."""
         record: dict[str, Any] = {}
         try:
             if not names.PATTERN.fullmatch(name):
@@ -86,7 +86,7 @@ class VolumeStore:
         return Named(name, self.path(name), created, bool(record.get("anonymous")), labels)
 
     def list(self) -> list[Named]:
-        """All of them, by name."""
+        """All volumes, sorted by name."""
         try:
             entries = sorted(store_files.list_directory(self._root))
         except FileNotFoundError:
@@ -98,7 +98,8 @@ class VolumeStore:
         return found
 
     def remove(self, name: str, remove_path: Callable[[str], None]) -> None:
-        """Remove it, first out of sight. `remove_path` deletes files of all owners. Raises: OSError."""
+        """Rename the volume out of the way, then delete it. `remove_path` deletes files of all owners. Raises:
+        OSError."""
         gone = os.path.join(self._root, f"{_GONE}{os.urandom(8).hex()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(os.path.join(self._root, name), gone)
@@ -108,11 +109,11 @@ class VolumeStore:
 
 
 def anonymous_names(container: Container) -> list[str]:
-    """The names of the volumes that belong to the container alone."""
+    """The names of the container's anonymous volumes."""
     count = len(container.config.mounts.anonymous)
     if not count:
         return []
-    import hashlib  # late: it takes longer than the rest of this module
+    import hashlib  # late: its import takes longer than the rest of this module
 
     return [hashlib.sha256(f"{container.id}:{number}".encode()).hexdigest() for number in range(count)]
 

@@ -1,4 +1,4 @@
-"""Which branch of a union provides a path, and what hides what, looked at with the ids that may see all of it."""
+"""Find which branch of a union provides a path, and the marks that hide it, with ids that may read all branches."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Question(NamedTuple):
     path: str  # from the union's root
     directories: tuple[str, ...]  # top first
     roles: tuple[str, ...]
-    container: Container | None = None  # whose ids are needed to look
+    container: Container | None = None  # the container whose ids are needed
 
 
 def of_directories(path: str, upper: str | None, lowers: Sequence[str]) -> Question:
-    """About a path in the union of these directories."""
+    """The question for a path in the union of these directories."""
     above = (upper,) if upper else ()
     roles = (*("upper" for _ in above), *("lower" for _ in lowers))
     return Question(normal(path), (*above, *lowers), roles)
 
 
 def of_container(path: str, container: Container) -> Question:
-    """About a path in a container. Raises: ContainerError if its driver has no branches."""
+    """The question for a path in a container. Raises: ContainerError if its driver has no branches."""
     driver = container.config.rootfs.driver
     if is_whole(driver):
-        because = f"the {driver} driver has copied everything: nothing is provided by a layer any more"
-        hint = f"unionfs diff {container.name} tells what is different"
+        because = f"the {driver} driver has copied everything, so no layer provides a path"
+        hint = f"unionfs diff {container.name} lists the changes"
         raise ContainerError("why", f"{container.name}:{path}", because, hint=hint)
     lowest = ("mountpoints",) if container.facts.mountpoint_lower else ()
     roles = ("upper", *("lower" for _ in container.config.rootfs.lowers), *lowest)
@@ -47,12 +47,12 @@ def of_container(path: str, container: Container) -> Question:
 
 
 def normal(path: str) -> str:
-    """A path from the root of a union."""
+    """Normalise a path from the root of a union."""
     return "/" + os.path.normpath("/" + path).lstrip("/")
 
 
 def answer(question: Question) -> list[dict[str, Any]]:
-    """A verdict for each branch, as JSON has them. Raises: OSError, LaunchError."""
+    """A verdict for each branch, as JSON objects. Raises: OSError, LaunchError."""
 
     def look() -> bytes:
         with LayerTrees() as branches:
