@@ -1,18 +1,17 @@
 """unionfs: merge read-only lower directories and one writable upper into one tree, in userspace, and run
 containers on it.
 
-As a library (docs/library.md): `Union` is a union in this process, `mount` gives it to all programs, `list_changes`
-tells what an upper changed. The names in `__all__` are public and stay; all modules of this package are private. They
-are imported when the first of these names is used.
+As a library (docs/library.md): `Union` is a union in this process, `mount` mounts a union for all programs,
+`list_changes` lists the changes of an upper. The names in `__all__` are public and stable; all modules of this package
+are private, and are imported when the first of these names is used.
 
-The rooms: `markers` and `syscalls` are the ground floor; `core` is the union itself; `fuse` carries requests to it;
-`launcher` runs a process in a root filesystem; `daemon` ties core and transport together; `api` is what `__all__`
-names; `cli` is what the user types.
+The main packages: `core` is the union itself; `fuse` passes requests to it; `daemon` joins both; `launcher` runs a
+process in a root filesystem; `api` implements `__all__`; `cli` is the command line. See ARCHITECTURE.md.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own costs more than all of this
+TYPE_CHECKING = False  # importing typing for its TYPE_CHECKING costs more than the rest of this module
 if TYPE_CHECKING:
     from unionfs.api.changes import Change as Change
     from unionfs.api.changes import Side as Side

@@ -1,5 +1,5 @@
-"""The `unionfs` command. A mount is asked of the parent (unionfs.mount_parent) before the command line's modules are
-imported; all else is done by `unionfs.cli.entry`.
+"""The `unionfs` command. For a mount it asks the parent (unionfs.mount_parent) before it imports the modules of the
+command line; `unionfs.cli.entry` does all else.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _COLLECTED = (50_000, 20, 100)
-"""Imports make no garbage. To look for it while they go on takes a tenth of a command's start."""
+"""Imports make no garbage; garbage collection during imports takes a tenth of a command's start."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` and return its exit code; without `argv` that of this process, which ends here."""
+    """Run the command line `argv` and return its exit code. Without `argv` run that of this process, and exit."""
     standard_descriptors.open_missing()
     if argv is None:
         _end(_run(sys.argv))
@@ -56,7 +56,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _end(status: int) -> NoReturn:
-    """End this process without Python's own end, which frees every object: it takes up to 10 ms."""
+    """Exit without Python's finalization, which frees every object and takes up to 10 ms."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None when the caller has closed the descriptor
             try:

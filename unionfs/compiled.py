@@ -1,13 +1,13 @@
 """Chooses which code runs: the hot modules compiled to machine code, or the same modules as ordinary Python.
 
 An installed unionfs has the compiled modules beside their sources, where Python finds them by itself. A checkout must
-never run yesterday's code: `.build/setup.py compile_checkout` (called by .ci/setup) puts its compiled modules into
-build/compiled, where Python does not look, beside a stamp with the digest of each source. `use_compiled` makes them
+never run outdated code: `.build/setup.py compile_checkout` (called by .ci/setup) puts its compiled modules into
+build/compiled, where Python does not search, beside a stamp with the digest of each source. `use_compiled` makes them
 importable if all sources still have these digests, else none of them: a changed source takes effect at once, as Python,
-until it is compiled anew.
+until it is compiled again.
 
 Each start of a command makes this check, so a source is only read when its size, mtime or ctime differs from the one in
-the stamp. The ctime is there because a program can set the mtime of what it has changed, but not the ctime. A copy of a
+the stamp. The ctime is compared because a program can set the mtime of a changed file, but not the ctime. A copy of a
 checkout differs in these times: its commands start a millisecond later, and run the same code.
 """
 
@@ -35,7 +35,7 @@ _SETUP_SCRIPT: Final = os.path.join(".build", "setup.py")
 _HOT_MODULE: Final = "unionfs.core.union"
 _SOURCE_MAX: Final = 1 << 20  # bytes; the architecture test allows 600 lines
 
-_reason = ""  # why `use_compiled` left this process with Python; set once, at its start
+_reason = ""  # why this process runs Python; set once, by `use_compiled`
 
 
 class _Finder:
@@ -57,7 +57,7 @@ class _Finder:
 def use_compiled() -> None:
     """Make the checkout's compiled modules importable in this process, if they are up to date.
 
-    Changes nothing if one of them is imported already, since compiled code and Python do not take each other's objects.
+    Changes nothing if one of them is already imported, since compiled code and Python cannot use each other's objects.
     """
     global _reason  # noqa: PLW0603 - one process runs one kind of code
     _reason = why_not_usable()
@@ -77,7 +77,7 @@ def use_compiled() -> None:
 
 
 def why_not_usable() -> str:
-    """Compare the checkout's compiled modules with its sources: why they cannot be used, "" if they can."""
+    """Compare the checkout's compiled modules with its sources. Returns why they cannot be used, "" if they can."""
     try:
         with open(os.path.join(CHECKOUT, COMPILED_DIR, STAMP), encoding="utf-8") as file:
             made_with, _, *lines = file.read().splitlines()
@@ -119,7 +119,7 @@ def _times_of(source: str) -> str:
 
 
 def _digest_of(source: str) -> str:
-    import xxhash  # late: seldom needed here. It finds changes; forgers of sources can as well replace the modules
+    import xxhash  # late: seldom needed. Not for security: who can change sources can also replace the modules
 
     fd = os.open(os.path.join(CHECKOUT, source), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -129,12 +129,12 @@ def _digest_of(source: str) -> str:
 
 
 def code_in_use() -> str:
-    """Name the code that this process runs, for people: "compiled", or "Python" with the reason."""
+    """The kind of code that this process runs, for people: "compiled", or "Python" with the reason."""
     return "compiled" if is_in_use() else f"Python ({_reason or why_not_usable() or 'imported as a library'})"
 
 
 def is_in_use() -> bool:
-    """Whether the hot modules are compiled ones, imported already or not."""
+    """Whether the hot modules, imported or not, are compiled."""
     loaded = sys.modules.get(_HOT_MODULE)
     if loaded is not None:
         return _is_machine_code(loaded.__spec__)

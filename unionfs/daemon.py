@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
 
 _NEEDED: Final = {"pyfuse3": ("trio", "pyfuse3")}
-"""Modules that a transport needs and that may be missing."""
+"""Modules that a transport needs and that may not be installed."""
 _EXTRAS: Final = ("pyfuse3",)  # modules outside of the base install; each is in the extra of the same name
 _UPPER_IN_USE: Final = (
-    "another running daemon uses the same upper directory: each may miss changes of the other "
+    "another running daemon uses the same upper directory: each may not notice changes of the other "
     "unless both are mounted with --watch"
 )
 
@@ -57,7 +57,7 @@ MODULES: Final = (
     *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
     *("unionfs.fuse.reporting", "unionfs.fuse.view_offer", "unionfs.log_lines"),
 )
-"""What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
+"""Modules that a daemon with default options imports after its start; a parent of mounts has imported them."""
 _IMPORT_AFTER_MS: Final = 1000
 
 Warn = Callable[[str], None]
@@ -109,7 +109,7 @@ def _run_daemon(options: DaemonOptions, report: _Report) -> NoReturn:
     try:
         os.setsid()
         if os.fork() != 0:
-            os._exit(0)  # the daemon is reparented, so that its starter need not reap it
+            os._exit(0)  # reparented, so that its starter need not reap it
         _detach(options, report.fd)()
         _serve(options, lambda warning: report.send(READY, str(os.getpid()), warning))
         status = 0
@@ -140,7 +140,7 @@ def become(options: DaemonOptions, warn: Warn, report_fd: int, tell: Callable[[s
         if warning:
             warn(warning)
         replace_stdio()
-        is_told = True  # the caller reads no more of what this process prints
+        is_told = True  # the caller does not read the output of this process any more
         tell(warning)
 
     try:
@@ -334,7 +334,7 @@ def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
 
 
 def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted: Mounted) -> None:
-    """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
+    """Offer a view of the lowers, unless changes that the daemon does not notice at once could make it wrong."""
     serve = options.serve
     offers = options.view and options.union.upper is not None and mounted.connection is not None
     if not offers or serve.read_only or serve.writeback or options.watch or options.transport != "kernel":
@@ -354,8 +354,8 @@ def _report(
     connection: int,
     life: Life | None,
 ) -> None:
-    """In a thread: answer `unionfs stats`. What that imports is imported at the first question, or a moment after the
-    start: not before the mount's first requests, and not so late that the files may be another version's."""
+    """In a thread: answer `unionfs stats`. Its modules are imported at the first question, or a moment after the
+    start: not before the mount's first requests, and not so late that another version may be installed."""
     asked = select.poll()
     asked.register(control_fd, select.POLLIN)
     asked.poll(_IMPORT_AFTER_MS)
@@ -367,7 +367,7 @@ def _report(
 
 def _tune_garbage_collection() -> None:
     """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, long-lived, and freed
-    by reference counts. There is no garbage yet: to look for it would only delay the first requests, by 5 to 15 ms."""
+    by reference counts. A collection now would find nothing and delay the first requests by 5 to 15 ms."""
     import gc
 
     gc.freeze()

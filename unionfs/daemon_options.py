@@ -1,4 +1,4 @@
-"""What a daemon is asked for, and how that fails. Imports neither the core's union nor a transport."""
+"""The options of a daemon, and its error. Imports neither the core's union nor a transport."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class DaemonOptions(NamedTuple):
     transport: str = DEFAULT_TRANSPORT
     mount: MountOptions = MountOptions()
     serve: ServeOptions = ServeOptions()
-    may_cover_union: bool = False  # mount also where a union is mounted already, as other mount programs do
+    may_cover_union: bool = False  # mount also over a mounted union, as other mount programs do
     log: str | None = None  # file that log and stderr are appended to; None: discarded, except under debug
     watch: bool = False  # notice changes to the branches that are made outside of the union
     view: bool = False  # let read-only unions of the same lowers be views of this one; needs an upper
-    no_view: str = ""  # why this read-only union is not a view of another one, if that was tried
+    no_view: str = ""  # why this read-only union is not a view, if a view was tried
     keeper: bool = True  # another daemon continues when this one dies, where the kernel and the options allow it
     exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
-    started_by: str = "itself"  # the process that made the daemon, for people; set by daemon_start
+    started_by: str = "itself"  # text about the process that forked the daemon; set by daemon_start

@@ -1,6 +1,6 @@
-"""Start a daemon: the parent of our mounts forks it (mount_parent), or else this process, which imports it for that.
+"""Start a daemon: the parent of our mounts forks it (mount_parent), or else this process.
 
-Imports neither the core's union nor the daemon unless this process is to become or to fork one.
+Imports the core's union and the daemon only if this process becomes or forks a daemon.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Warn = Callable[[str], None]
 
 
 class Started(NamedTuple):
-    """A daemon whose mount can be used."""
+    """A running daemon; its mount can be used."""
 
     pid: int
     pidfd: int  # the caller's to close
@@ -27,9 +27,8 @@ class Started(NamedTuple):
 def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client.Parent | None = None) -> Started:
     """Mount in a new process that outlives this one, and return it as soon as the mount can be used.
 
-    The parent of our mounts forks it, if there is one that can: `parent`, which has accepted this process or the one
-    that has forked it, or the one that is found now. In a process that was forked for that, this does not return, and
-    the process becomes the daemon. Else this process forks it.
+    The parent of our mounts forks the daemon, if it accepts: `parent`, or, if that is None, the one that is found now.
+    A process that was forked to become the daemon becomes it, and this does not return. Else this process forks it.
     The new process is a daemon(7): reparented, in a new session, in /, with the descriptors of `options` only.
     Raises: StartError.
     """
@@ -54,7 +53,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
 
 
 def _ask_parent(options: DaemonOptions, parent: client.Parent | None) -> client.Reply | None:
-    """Have the parent fork the daemon. Returns its reply; None where this process is to do it."""
+    """Have the parent fork the daemon. Returns its reply; None if this process must fork the daemon."""
     if parent is None and client.refusal is not None:
         return None
     fds = [] if options.lifeline_fd is None else [options.lifeline_fd]

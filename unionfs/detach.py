@@ -33,9 +33,9 @@ def detach(keep: Set[int | None], log: str | None = None) -> Callable[[], None]:
 
 
 def _reset_signals() -> None:
-    """Set what had a handler, or was ignored by nohup or a script's `&`, to the default, as daemon(7) has it.
+    """Set signals that had a handler, or were ignored by nohup or a script's `&`, to the default, as in daemon(7).
 
-    Ignored are SIGHUP, and what Python ignores: a reader that has gone and a file that is too long are errors.
+    SIGHUP stays ignored, and SIGPIPE and SIGXFSZ, which Python ignores: these conditions are OSErrors.
     """
     signal.set_wakeup_fd(-1)
     ignored = {signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ}
@@ -56,7 +56,7 @@ def _replace_stdio(null_fd: int, out_fd: int, keep: Set[int | None]) -> None:
 
 
 def above_stdio(fd: int) -> int:
-    """Return `fd`, duplicated above 2 if it is one of 0 to 2, which happens when the caller has closed them."""
+    """Return `fd`, duplicated above 2 if it is one of 0 to 2, which the caller may have closed."""
     if fd >= _FIRST_AFTER_STDIO:
         return fd
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_AFTER_STDIO)

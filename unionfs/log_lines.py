@@ -1,4 +1,4 @@
-"""The log of a daemon or a service: one printable line for each message, whatever names it has in it.
+"""The log of a daemon or a service: one printable line for each message, with any names in it.
 
 Imported late, because importing `logging` takes as long as mounting.
 """
@@ -11,7 +11,7 @@ from unionfs.printable import printable_line
 
 
 def start(*, debug: bool, path: str | None = None) -> None:
-    """Log to `path`, by default to stderr, from here on."""
+    """Log to `path`, by default to stderr, from now on."""
     handler = logging.FileHandler(path) if path else logging.StreamHandler()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""The file that a command writes for its user: `-o FILE`. It is whole or as it was before; a device stays a device."""
+"""The file of `-o FILE`: written completely, or left as it was; a device is not replaced."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import IO
 class OutputFile:
     """Opens the file at a path for writing; used in a `with` block.
 
-    A regular file, or none, is replaced when the block ends without an exception and without `abandon`: the new one is
-    written beside it, where a symlink leads. A device, a pipe or a socket is written to as it is, never replaced:
-    `-o /dev/null` of root's must not take /dev/null away. Raises: OSError, as open(2) and rename(2) do.
+    A regular or missing file is replaced when the block ends without an exception and without `abandon`: the new file
+    is written beside it (beside a symlink's target). A device, a pipe or a socket is written to and never replaced: `-o
+    /dev/null` as root must not remove /dev/null. Raises: OSError of open(2) and rename(2).
     """
 
     def __init__(self, path: str) -> None:
@@ -24,7 +24,7 @@ class OutputFile:
         self._is_wanted = True
 
     def abandon(self) -> None:
-        """Leave the old file, if any, as it is."""
+        """Discard the new file, and leave the old one, if any, as it is."""
         self._is_wanted = False
 
     def __enter__(self) -> OutputFile:
@@ -44,7 +44,7 @@ class OutputFile:
 
 
 def _stays(path: str, place: str) -> bool:
-    """Whether something is there that cannot be replaced: no regular file, or, as /dev/fd/3, one without a name."""
+    """Whether the file cannot be replaced: it is not a regular file, or has no name (/dev/fd/3)."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode) or not os.path.exists(place)
     except FileNotFoundError:

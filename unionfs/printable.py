@@ -1,15 +1,15 @@
-"""Names and messages as text that is safe on a terminal: nothing moves its cursor, starts a line or turns it around.
+"""Make names and messages safe for a terminal: without control characters, newlines and bidirectional overrides.
 
-Files, containers, images, processes and servers are named by strangers. Whatever is printed of them for people goes
-through here; JSON escapes by itself. Imports nothing of ours.
+Names of files, containers, images, processes and servers are untrusted. Every text for people that contains them is
+converted here; JSON has its own escapes. Imports nothing of ours.
 """
 
 from __future__ import annotations
 
 
 def printable(name: str | bytes) -> str:
-    r"""A name: `\xNN` for every byte of what is not printable or not UTF-8, and `\\` for a backslash, so that no two
-    names look the same. Text has surrogates for such bytes, as os.fsdecode(3) gives it."""
+    r"""Convert a name: `\xNN` for every byte that is not printable or not UTF-8, and `\\` for a backslash, so that no
+    two names look the same. Text has surrogates for such bytes, as os.fsdecode(3) gives it."""
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
     if text.isprintable() and "\\" not in text:
         return text
@@ -17,8 +17,8 @@ def printable(name: str | bytes) -> str:
 
 
 def printable_line(text: str) -> str:
-    """A message that may have names in it, on one line: as `printable`, but backslashes stay, so that it can be applied
-    again to what has been made printable."""
+    """Convert a message that may contain names to one line: like `printable`, but backslashes stay, so it can be
+    applied to text that is already printable."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 

@@ -1,4 +1,5 @@
-"""Descriptors 0, 1 and 2 are open: else the next file opened gets the number, and what is printed goes there."""
+"""Open descriptors 0, 1 and 2 if they are closed: else the next opened file gets such a number, and output goes
+there."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import os
 
 
 def open_missing() -> None:
-    """Open /dev/null in the place of each standard descriptor that the caller of this program has closed.
+    """Open /dev/null for each standard descriptor that the caller of this program has closed.
 
-    To be called before anything else is opened, that is, first in `main`.
+    Call it before anything else is opened, that is, first in `main`.
     """
     for fd in (0, 1, 2):
         try:

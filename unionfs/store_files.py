@@ -1,12 +1,12 @@
-"""The files of a store: opened without trusting what lies in their places, and by root as the store's owner only.
+"""Open the files of a store, which its owner may have replaced by anything; root acts as the store's owner.
 
-A store (containers, volumes, images) belongs to one user, who may put anything at any place of it: a link to a file of
-root's, a fifo that nobody writes, a hard link, a directory. So a file is opened by its last name without following a
-link or waiting, and must be a regular file of one name that the store's owner made. Directories above it may be
-replaced as well, which gains nothing, because root does not act on another user's store as root: `run_as_owner` starts
+A store (containers, volumes, images) belongs to one user, who may replace any file of it: by a link to a file of
+root's, a fifo without a writer, a hard link, a directory. So a file is opened by its last name without following a
+link or waiting, and must be a regular file with one name that the store's owner made. Replacing directories above it
+gains nothing, because root does not act on another user's store as root: `run_as_owner` starts
 the command again as that user.
 
-Ground floor: knows files and users, and system calls. Does not know what a store holds.
+Ground floor: knows files, users and system calls. Does not know the content of a store.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Final
 from unionfs.syscalls import peers
 
 TEXT_MAX: Final = 16 << 20
-"""Bytes of a record; a larger one is not ours."""
+"""Maximum size of a record in bytes; a larger one is not ours."""
 
 
 class OwnerError(Exception):
-    """Root cannot act on the store as its owner. `str()` says why, `hint` what to do."""
+    """Root cannot act on the store as its owner. `str()` is the reason, `hint` says what to do."""
 
     def __init__(self, why: str, hint: str = "") -> None:
         super().__init__(why)
@@ -43,11 +43,11 @@ def default_root(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def open_file(path: str, flags: int, mode: int = 0o600, *, shared: bool = False) -> int:
-    """Open a regular file of a store, or make it where `flags` say so. Never waits, follows no link at the last name.
+    """Open a regular file of a store, or make it if `flags` say so. Never waits, follows no link at the last name.
 
-    With `shared` the file may have several names and any owner: for content that is verified when it is read.
-    Raises: ELOOP for a symlink, EINVAL for anything but a regular file, EMLINK for a file with other names, EPERM for
-    one of another user than ours and the directory's; else as open(2) does. `filename` is `path`.
+    With `shared` the file may have several names and any owner: for content that is verified when it is read. Raises:
+    ELOOP for a symlink, EINVAL for other types than a regular file, EMLINK for a file with other names, EPERM for a
+    file of another user than ours and the directory's; else errors of open(2). `filename` is `path`.
     """
     try:
         fd = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
@@ -55,7 +55,7 @@ def open_file(path: str, flags: int, mode: int = 0o600, *, shared: bool = False)
         if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):  # a fifo, socket, device or directory
             raise OSError(errno.EINVAL, "not a regular file", path) from None
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "a symbolic link in the place of a file", path) from None
+            raise OSError(errno.ELOOP, "a symbolic link instead of a file", path) from None
         raise
     try:
         st = os.fstat(fd)
@@ -76,7 +76,7 @@ def open_file(path: str, flags: int, mode: int = 0o600, *, shared: bool = False)
 
 
 def read_file(path: str, limit: int = TEXT_MAX) -> bytes:
-    """The content of a file. Raises: EFBIG beyond `limit` bytes, and as `open_file` does."""
+    """The content of a file. Raises: EFBIG beyond `limit` bytes; as `open_file`."""
     fd = open_file(path, os.O_RDONLY)
     with open(fd, "rb") as file:
         data = file.read(limit + 1)
@@ -86,7 +86,7 @@ def read_file(path: str, limit: int = TEXT_MAX) -> bytes:
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600, *, synced: bool = False) -> None:
-    """Make a new file, whole or not at all. Raises: EEXIST, and as the disk does."""
+    """Make a new file atomically. Raises: EEXIST, and errors of the filesystem."""
     fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(fd, "wb") as file:
@@ -101,9 +101,9 @@ def write_file(path: str, data: bytes, mode: int = 0o600, *, synced: bool = Fals
 
 
 def read_linked(path: str, limit: int = TEXT_MAX) -> bytes:
-    """The content of a configuration file, of any owner, links followed. Never waits.
+    """The content of a configuration file of any owner. Follows links, never waits.
 
-    Raises: EINVAL for anything but a regular file; EFBIG beyond `limit` bytes.
+    Raises: EINVAL for other types than a regular file; EFBIG beyond `limit` bytes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(fd, "rb") as file:
@@ -116,12 +116,12 @@ def read_linked(path: str, limit: int = TEXT_MAX) -> bytes:
 
 
 def open_directory(path: str) -> int:
-    """A directory of a store, for listing. Raises: ENOTDIR for anything else, a link included."""
+    """Open a directory of a store for listing. Raises: ENOTDIR for other types, also a link."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def list_directory(path: str) -> list[str]:
-    """The names in a directory of a store. Raises: as `open_directory` does."""
+    """The names in a directory of a store. Raises: as `open_directory`."""
     fd = open_directory(path)
     try:
         return os.listdir(fd)
@@ -130,9 +130,9 @@ def list_directory(path: str) -> list[str]:
 
 
 def owner_of(root: str) -> int:
-    """The user who can decide what is at `root`: the owner of it, or else of a directory or link on the way to it.
+    """The user who can replace `root`: its owner, or else the owner of a directory or link of its path.
 
-    0 when only root can, and in a user namespace that does not have all users. Raises: OwnerError when several others
+    0 if only root can, and in a user namespace that does not have all users. Raises: OwnerError if several other users
     can.
     """
     if not peers.has_all_users():
@@ -141,7 +141,7 @@ def owner_of(root: str) -> int:
     for path in (os.path.abspath(root), os.path.realpath(root)):
         parts = path.split("/")
         for end in range(1, len(parts) + 1):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # not there yet
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # does not exist yet
                 owners.add(os.lstat("/".join(parts[:end]) or "/").st_uid)
     owners.discard(0)
     if len(owners) > 1:
@@ -151,13 +151,13 @@ def owner_of(root: str) -> int:
 
 
 def foreign_link(path: str) -> str | None:
-    """The first symlink on the way to `path`, or at it, that neither we nor root made; None if there is none."""
+    """The first symlink of `path` that neither we nor root made; None if there is none."""
     parts = os.path.abspath(path).split("/")
     for end in range(2, len(parts) + 1):
         prefix = "/".join(parts[:end])
         try:
             st = os.lstat(prefix)
-        except OSError:  # not there yet
+        except OSError:  # does not exist yet
             return None
         if stat.S_ISLNK(st.st_mode) and st.st_uid not in (0, os.geteuid()):
             return prefix
@@ -165,7 +165,7 @@ def foreign_link(path: str) -> str | None:
 
 
 def words_of(argv: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The words after the interpreter that run this command again: those it was started with, if they end with `argv`,
+    """The arguments of the interpreter that run this command again: the original ones, if they end with `argv`,
     else those of the module `command[0]`."""
     own = sys.orig_argv[1:]
     if own[len(own) - len(argv) :] == list(argv) and len(own) > len(argv):
@@ -174,21 +174,21 @@ def words_of(argv: Sequence[str], command: Sequence[str]) -> list[str]:
 
 
 def refuse_foreign(root: str) -> None:
-    """As an ordinary user, on a store of another user: raise OwnerError."""
+    """Raise OwnerError if this process is an ordinary user and the store another user's."""
     if os.geteuid() == 0:
         return
     try:
         owner = os.stat(root).st_uid
-    except OSError:  # not there yet, or the verb says why
+    except OSError:  # does not exist yet, or the verb says why
         return
     if owner not in (0, os.geteuid()) and peers.has_all_users():
         raise OwnerError(f"{root}: it belongs to another user ({owner})", "run this as that user or as root")
 
 
 def run_as_owner(root: str, words: Sequence[str]) -> None:
-    """As root, on a store of another user: execute the command `words` of this interpreter as that user, for good.
+    """If this process is root and the store another user's: execute `words` with this interpreter as that user.
 
-    Does nothing for root's own stores, nor for other users than root on theirs. Raises: OwnerError, also for a user on
+    Does nothing for the own stores of root and of other users. Raises: OwnerError, also for an ordinary user on
     the store of another user, who could make it name that user's own files.
     """
     if os.geteuid() != 0:

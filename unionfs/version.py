@@ -1,6 +1,6 @@
 """The version of the installed package, and whether its hot modules are compiled, as `unionfs --version` prints it.
 
-Found by the name of the metadata's directory: importing importlib.metadata takes as long as starting Python.
+The version is in the name of the metadata's directory: importing importlib.metadata takes as long as starting Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def text() -> str:
 
 
 def installed() -> str:
-    """The version, "" if the package is not installed (as in a checkout that is only on PYTHONPATH)."""
+    """The version; "" if the package is not installed (a checkout on PYTHONPATH)."""
     for directory in sys.path:
         try:
             names = os.listdir(directory or ".")

@@ -1,7 +1,7 @@
-"""All bytes written to descriptors that take a part of them, or none for now: pipes, also non-blocking ones, terminals.
+"""Write all bytes to descriptors that may accept only a part of them: pipes, non-blocking descriptors, terminals.
 
 write(2) may be short, and on a descriptor that another process has made non-blocking it fails with EAGAIN while the
-reader is behind. `write_all` waits then. `Outlet` does not wait: it keeps the rest, for loops that serve other
+reader is slow. Then `write_all` waits; `Outlet` does not wait but keeps the rest, for loops that serve other
 descriptors meanwhile. Knows descriptors and Python's standard streams.
 """
 
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_CERTAIN: Final = select.PIPE_BUF  # bytes that a pipe takes without waiting if poll(2) calls it writable (pipe(7))
+_CERTAIN: Final = select.PIPE_BUF  # bytes that a pipe accepts at once if poll(2) reports it as writable (pipe(7))
 
 
 def write_all(fd: int, data: ReadableBuffer) -> None:
-    """Write all of `data`, waiting as long as the reader needs. Raises: OSError, EPIPE when there is none."""
+    """Write all of `data`, and wait for the reader. Raises: OSError; EPIPE if there is no reader."""
     rest = memoryview(data).cast("B")
     while rest:
         try:
@@ -36,16 +36,17 @@ def _wait(fd: int) -> None:
 
 
 class Outlet:
-    """A descriptor to which bytes are passed on as fast as its reader takes them. Used on one thread."""
+    """A descriptor with a buffer for the bytes that its reader has not yet accepted. Used on one thread."""
 
     def __init__(self, fd: int) -> None:
         self.fd: Final = fd
         self._poll: Final = select.poll()
         self._poll.register(fd, select.POLLOUT)
-        self._rest: memoryview = memoryview(b"")  # not taken yet
+        self._rest: memoryview = memoryview(b"")  # not written yet
 
     def is_behind(self) -> bool:
-        """Whether bytes are kept: then the caller polls `fd` for POLLOUT and calls `go_on` before it sends more."""
+        """Whether the buffer has bytes: then the caller polls `fd` for POLLOUT and calls `go_on` before it sends
+        more."""
         return bool(self._rest)
 
     def send(self, data: bytes) -> None:
@@ -54,7 +55,7 @@ class Outlet:
         self.go_on()
 
     def go_on(self) -> None:
-        """Write more of the rest, if any is taken now. Raises: OSError, EPIPE when there is no reader."""
+        """Write more of the rest, without waiting. Raises: OSError; EPIPE if there is no reader."""
         while self._rest and self._poll.poll(0):
             try:
                 self._rest = self._rest[os.write(self.fd, self._rest[:_CERTAIN]) :]
@@ -62,7 +63,7 @@ class Outlet:
                 return
 
     def finish(self) -> None:
-        """Write all of the rest, waiting for the reader. Raises: OSError."""
+        """Write all of the rest, and wait for the reader. Raises: OSError."""
         rest, self._rest = self._rest, memoryview(b"")
         write_all(self.fd, rest)
 
@@ -89,7 +90,8 @@ class _WholeFile(io.RawIOBase):
 
 
 def replace_standard_streams() -> None:
-    """Let sys.stdout and sys.stderr write all bytes, also with PYTHONUNBUFFERED. Streams that a caller has set stay."""
+    """Make sys.stdout and sys.stderr write all bytes, also with PYTHONUNBUFFERED. Streams that a caller has set
+    stay."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout = _whole(sys.stdout)
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:

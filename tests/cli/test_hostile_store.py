@@ -328,7 +328,7 @@ def test_the_lock_of_a_container_does_not_give_a_file_of_roots_away(
     before = _state(victim)
     done = root_user.run([*root_user.unionfs_cmd, "rm", "--root", root, "b"], check=False)
     assert done.returncode == 1
-    assert "a symbolic link in the place of a file" in done.stderr
+    assert "a symbolic link instead of a file" in done.stderr
     assert _state(victim) == before
     (root / "containers/.lock").unlink()
     done = root_user.run([*root_user.unionfs_cmd, "rm", "--root", root, "b"], check=False)

@@ -161,7 +161,7 @@ def test_five_hundred_layers(house_for: Callable[[str], House], scratch: Path) -
         assert told.stdout == "489\n489\n", driver
     refused = house("run", "--rm", *lowers, *lowers, "--lower", tiny, "true", check=False)
     assert refused.returncode == 125
-    assert "the kernel's overlay takes 500 layers" in refused.stderr
+    assert "the kernel's overlayfs allows 500 layers" in refused.stderr
     assert house("ps", "-aq").stdout == ""
 
 

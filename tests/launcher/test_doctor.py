@@ -75,7 +75,7 @@ def test_a_machine_that_has_everything() -> None:
             {"namespaces": REFUSED, "has_seccomp": True},
             "user namespaces",
             LACKING,
-            "allow unshare and mount in the container we are in (docker: --security-opt seccomp=unconfined)",
+            "allow unshare and mount in the surrounding container (docker: --security-opt seccomp=unconfined)",
         ),
         (
             {"namespaces": REFUSED, "is_root": True},
@@ -87,7 +87,7 @@ def test_a_machine_that_has_everything() -> None:
             {"proc_mount": "/proc: Operation not permitted"},
             "a new /proc",
             LACKING,
-            "show all of /proc in the container we are in (docker: --security-opt systempaths=unconfined)",
+            "show all of /proc in the surrounding container (docker: --security-opt systempaths=unconfined)",
         ),
         ({"fuse_device": "No such file or directory"}, "/dev/fuse", LACKING, "sudo modprobe fuse"),
         ({"tun_device": "Permission denied"}, "private networks", LIMITED, "sudo chmod 666 /dev/net/tun"),

@@ -17,7 +17,7 @@ from tests.fuse.daemons import daemon_of
 from tests.mount_parent.callers import Caller, ends
 from tests.support.users import CHECKOUT, User
 
-ABSENT = "itself: no parent was there"
+ABSENT = "itself: there was no parent"
 
 
 _TAKE_NAME = """

@@ -30,7 +30,7 @@ def caller(scratch: Path, user: User, fuse_device: Path) -> Iterator[Caller]:
 
 
 def test_the_first_mount_leaves_a_parent_and_further_ones_are_forked_by_it(caller: Caller) -> None:
-    assert caller.started_by(caller.mount("first")) == "itself: no parent was there"
+    assert caller.started_by(caller.mount("first")) == "itself: there was no parent"
     parent = caller.parent()
     for name in ("second", "third"):
         mountpoint = caller.mount(name)
@@ -81,7 +81,7 @@ def test_its_daemons_outlive_it(caller: Caller) -> None:
     assert ends(parent)
     for mountpoint in (first, second):
         assert caller.run("cat", mountpoint / "file").stdout == mountpoint.name
-    assert caller.started_by(caller.mount("third")) == "itself: no parent was there"
+    assert caller.started_by(caller.mount("third")) == "itself: there was no parent"
     assert caller.started_by(caller.mount("fourth")) == f"parent {caller.parent()}"
     assert caller.unionfs("umount", second).returncode == 0
 

@@ -1,6 +1,6 @@
-"""What this process may do with a file of a union, by owner, groups, mode and ACL: as the kernel decides for a mount.
+"""Check the access of this process to files of a union, by owner, groups, mode and ACL, as the kernel does for a mount.
 
-The core itself does not ask: before a request reaches it through a mount, the kernel has (default_permissions).
+The core itself does not check: on a mount the kernel does, before it sends a request (default_permissions).
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ SEARCH: Final = os.X_OK
 
 
 class Access:
-    """The rights of the process as it was when this was made."""
+    """The rights of the process at the time when this object was made."""
 
     def __init__(self) -> None:
         self._uid = os.geteuid()  # immutable
         self._groups = frozenset((os.getegid(), *os.getgroups()))  # immutable
 
     def require(self, core: Core, nodeid: int, attrs: Attrs, wanted: int) -> None:
-        """Refuse what the process may not do with a node: `wanted` is of READ, WRITE, SEARCH. EACCES."""
+        """Refuse access to a node; `wanted` is made of READ, WRITE, SEARCH. Raises: EACCES."""
         if self._uid != 0 and not self._permits(core, nodeid, attrs, wanted):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def require_removable(self, directory: Attrs, attrs: Attrs) -> None:
-        """Refuse to take a name out of a sticky directory that is neither's (unlink(2)). EPERM."""
+        """Refuse to remove a name from a sticky directory unless we own the file or the directory (unlink(2)). Raises:
+        EPERM."""
         if self._uid not in (0, directory.uid, attrs.uid) and directory.mode & stat.S_ISVTX:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def require_owner(self, attrs: Attrs) -> None:
-        """Refuse what only the owner of a file may do. EPERM."""
+        """Refuse an operation that only the owner of a file may do. Raises: EPERM."""
         if self._uid not in (0, attrs.uid):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 

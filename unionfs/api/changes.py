@@ -1,4 +1,4 @@
-"""What an upper changed, for users: `unionfs.changes.listing` with its values made plain."""
+"""List the changes of an upper: the results of `unionfs.changes.listing` as public values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _KINDS: dict[str, Kind] = {listing.ADDED: "added", listing.CHANGED: "changed", l
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What a path was before, or is now. `mode` holds the type, too; `size` is that of a file."""
+    """The state of a path before or after the change. `mode` includes the type; `size` is in bytes, 0 except for
+    files."""
 
     mode: int
     uid: int
@@ -30,7 +31,7 @@ class Side:
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """Whether the object is a directory."""
         return stat.S_ISDIR(self.mode)
 
 
@@ -38,22 +39,22 @@ class Side:
 class Change:
     """One path that the upper added, changed or deleted.
 
-    `what` says in what a changed one differs: type, content, mode, owner, xattrs, mtime; empty for a directory that is
-    listed because of something in it. Of a deleted directory only the top is listed.
+    `what` lists the differences of a changed path: type, content, mode, owner, xattrs, mtime; it is empty for a
+    directory of which only the content changed. Of a deleted directory only the top is listed.
     """
 
     kind: Kind
     path: str  # from the union's root, with a leading slash
     what: tuple[str, ...]
-    old: Side | None  # None of what was added
-    new: Side | None  # None of what was deleted
+    old: Side | None  # None for an added path
+    new: Side | None  # None for a deleted path
 
 
 def list_changes(upper: StrPath, lowers: Iterable[StrPath]) -> list[Change]:
-    """What an upper changes of the union of the lowers, the topmost first, sorted by path.
+    """List the changes of an upper to the union of the lowers, the topmost first, sorted by path.
 
-    Only reads, and costs what the upper holds; the union may be mounted and in use. What was written but is equal to
-    what was there is no change. Raises OSError, EACCES above all, for what cannot be read.
+    It only reads; the time depends on the size of the upper; the union may be mounted and in use. A file that was
+    written but equals the lower's is no change. Raises: OSError, mostly EACCES, for files that cannot be read.
     """
     with Branches(os.fsdecode(upper), paths_of(lowers)) as branches:
         return [

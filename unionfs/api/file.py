@@ -1,7 +1,7 @@
-"""An open file of a union, and `open` as the builtin has it on top of that.
+"""An open file of a union, and an `open` like the builtin's.
 
-A file is a node, not a descriptor: all that have it open see the same data, before and after it is copied up, and what
-is unlinked stays readable until it is closed.
+A file is a node, not a descriptor: all its users read the same data, before and after it is copied up, and an
+unlinked file stays readable until it is closed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
     from unionfs.api.guard import Guard
 
-_BUFFER: Final = 1 << 17  # bytes: the most that one request of a mount carries at once
+_BUFFER: Final = 1 << 17  # bytes: as the largest request of a mount
 _CHUNK: Final = 1 << 20
 
 
 class Mode(NamedTuple):
-    """A mode of open(), taken apart."""
+    """A parsed mode of open()."""
 
     text: str  # as it was given, without `t`
     reading: bool
     writing: bool
-    making: bool  # what is missing is made
-    only_new: bool  # what is there is refused
+    making: bool  # a missing file is made
+    only_new: bool  # an existing file is refused
     emptying: bool
     appending: bool
     binary: bool
 
 
 def parse_mode(mode: str) -> Mode:
-    """Take a mode apart. ValueError for one that the builtin refuses."""
+    """Parse a mode. Raises: ValueError for one that the builtin refuses."""
     kinds = [letter for letter in mode if letter in "rwxa"]
     if len(kinds) != 1 or len(set(mode)) != len(mode) or set(mode) - set("rwxab+t") or {"b", "t"} <= set(mode):
         raise ValueError(f"invalid mode: {mode!r}")
@@ -52,8 +52,8 @@ def parse_mode(mode: str) -> Mode:
 
 
 def open_node(walk: Walk, path: StrPath, mode: Mode, maker: Callable[[], Caller]) -> Entry:
-    """What open(2) does to the tree for a file to be read or written. ENOENT, EEXIST, EISDIR, EROFS, EACCES, ENXIO for
-    what is neither file nor directory."""
+    """Find or make a file, as open(2) does. Raises: ENOENT, EEXIST, EISDIR, EROFS, EACCES, and ENXIO for a fifo, socket
+    or device."""
     if mode.making and names_of(path).endswith(b"/"):
         walk.place(path)
         refuse(errno.EISDIR)
@@ -85,7 +85,8 @@ def open_node(walk: Walk, path: StrPath, mode: Mode, maker: Callable[[], Caller]
 
 
 def loses_privileges() -> bool:
-    """Whether a write by this process clears set-id bits and capabilities: all but root's does (capabilities(7))."""
+    """Whether a write by this process clears set-id bits and capabilities, as every write but root's
+    (capabilities(7))."""
     return os.geteuid() != 0
 
 
@@ -97,11 +98,11 @@ class RawFile(io.RawIOBase):
         self._node = nodeid  # immutable; forgotten by close
         self._at = 0  # bytes from the beginning
         self._mode = mode  # immutable
-        self.name = name  # as it was opened
+        self.name = name  # the path given to open
         self.mode = mode.text if mode.binary else mode.text + "b"
 
     def close(self) -> None:
-        """Let go of the file. May be called again."""
+        """Close the file. May be called again."""
         if not self.closed:
             super().close()
             self._guard.forget(self._node)
@@ -117,12 +118,12 @@ class RawFile(io.RawIOBase):
         return self._mode.writing
 
     def seekable(self) -> bool:
-        """Always: only regular files are opened."""
+        """Always true: only regular files are opened."""
         self._require_open()
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Read up to the buffer's size; 0 at the end."""
+        """Read up to the buffer's size. Returns the number of bytes; 0 at the end."""
         if not self.readable():
             raise io.UnsupportedOperation("not readable")
         view = memoryview(buffer).cast("B")
@@ -146,8 +147,8 @@ class RawFile(io.RawIOBase):
             parts.append(data)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write at the position, or with mode `a` at the end; how many bytes were. The file is copied up first if a
-        lower has it. ENOSPC, EFBIG, EDQUOT."""
+        """Write at the position, or with mode `a` at the end. Returns the number of bytes. A file of a lower is copied
+        up first. Raises: ENOSPC, EFBIG, EDQUOT."""
         if not self.writable():
             raise io.UnsupportedOperation("not writable")
         view = memoryview(data).cast("B")
@@ -182,7 +183,7 @@ class RawFile(io.RawIOBase):
         return self._at
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Cut or lengthen the file to `size` bytes, by default to the position. EINVAL, EFBIG, ENOSPC."""
+        """Set the size of the file in bytes, by default to the position. Raises: EINVAL, EFBIG, ENOSPC."""
         if not self.writable():
             raise io.UnsupportedOperation("not writable")
         length = self._at if size is None else size
@@ -193,7 +194,7 @@ class RawFile(io.RawIOBase):
         return length
 
     def fsync(self) -> None:
-        """Write the data through to the device (fsync(2)); flush() the buffer above this before."""
+        """Write the data through to the device (fsync(2)). Call flush() of the buffered file before."""
         self._require_open()
         with self._guard as core:
             core.fsync(self._node, datasync=False)
@@ -206,7 +207,7 @@ class RawFile(io.RawIOBase):
 def wrap(
     raw: RawFile, mode: Mode, buffering: int, encoding: str | None, errors: str | None, newline: str | None
 ) -> Any:
-    """The buffered or text file on top of a raw one, as io.open puts them together."""
+    """Make the buffered or text file for a raw one, as io.open does."""
     if buffering == 0:
         return raw
     size = _BUFFER if buffering in (-1, 1) else buffering
@@ -223,7 +224,7 @@ def wrap(
 
 
 def check_arguments(mode: Mode, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
-    """Refuse what the builtin refuses. ValueError."""
+    """Refuse the arguments that the builtin refuses. Raises: ValueError."""
     if mode.binary and (encoding is not None or errors is not None or newline is not None):
         raise ValueError("binary mode takes no encoding, errors or newline")
     if buffering == 0 and not mode.binary:

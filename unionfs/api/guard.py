@@ -1,9 +1,9 @@
-"""One call at a time: the lock around a union's core, and what makes it refuse.
+"""The lock around a union's core, which allows one call at a time, and the reasons for which it refuses calls.
 
-The core lives on one thread at a time. A call from another thread waits; one from within another call of the same
-thread (a signal handler, a finalizer) is refused, because the core is in the middle of something. If anything but an
-OSError leaves a call, KeyboardInterrupt above all, what is on disk is whole as after any crash, but what the core
-remembers may not be: from then on every call is refused.
+Only one thread at a time may use the core. A call from another thread waits; a call within another call of the same
+thread (a signal handler, a finalizer) is refused, because the core's state is inconsistent then. If a call ends with
+another exception than OSError, such as KeyboardInterrupt, the disk is as after a crash, but the core's memory
+may be inconsistent: every later call is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from unionfs.core.union import Union as Core
 
 
 class Guard:
-    """`with guard as core:` is one call. ValueError when the union is closed, RuntimeError as above and in a child of
-    the process that made it, EIO when a call was interrupted."""
+    """`with guard as core:` is one call. Raises: ValueError if the union is closed, RuntimeError for a nested call and
+    in a forked child, EIO after an interrupted call."""
 
     def __init__(self, core: Core) -> None:
         self._core = core  # immutable
@@ -42,7 +42,7 @@ class Guard:
             if self.closed:
                 raise ValueError("the union is closed")
             if self._interrupted:
-                raise OSError(errno.EIO, "a call was interrupted: open the union anew")
+                raise OSError(errno.EIO, "a call was interrupted: open the union again")
             self._pay()
         except BaseException:
             self._holder = 0
@@ -59,7 +59,7 @@ class Guard:
         self._lock.release()
 
     def forget(self, nodeid: int) -> None:
-        """A file of this node is closed. Never raises, never waits: finalizers come here, in any thread."""
+        """Record that a file of this node was closed. Never raises or waits: finalizers call it, in any thread."""
         self._unpaid.append(nodeid)
         if not self._lock.acquire(blocking=False):
             return  # the next call does it
@@ -72,7 +72,7 @@ class Guard:
             self._lock.release()
 
     def close(self) -> None:
-        """End the core, once. Not in a child of the process that made it: what is on disk is the parent's."""
+        """Close the core, once. Not in a forked child: the files on disk belong to the parent."""
         if os.getpid() != self._pid:
             return
         if self._holder == threading.get_ident():

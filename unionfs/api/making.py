@@ -1,4 +1,4 @@
-"""Branches as a caller names them -> the core's options, with the work directory beside the upper by default."""
+"""Make the core's options of the caller's arguments, with the work directory beside the upper by default."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from unionfs.core.options import Options, make_work
 Whiteouts = Literal["aufs", "overlay", "fuse-overlayfs"]
 Durability = Literal["strict", "normal", "volatile"]
 
-_NAMES_MAX: Final = 100_000  # directory names remembered, some 200 bytes each
-_FDS_MAX: Final = 64  # descriptors kept open besides those of the branches
+_NAMES_MAX: Final = 100_000  # limit of remembered directory names, some 200 bytes each
+_FDS_MAX: Final = 64  # limit of cached descriptors
 
 
 def paths_of(lowers: Iterable[StrPath]) -> tuple[str, ...]:
-    """The lowers as absolute paths. TypeError for one path where a list of them is wanted."""
+    """The lowers as absolute paths. Raises: TypeError for one path instead of a list."""
     if isinstance(lowers, (str, bytes, os.PathLike)):
         raise TypeError("lowers must be a list of directories, the topmost first, not one path")
     return tuple(absolute(lower) for lower in lowers)
 
 
 def absolute(path: StrPath) -> str:
-    """A host path that stays right when the process changes its directory."""
+    """An absolute host path: the process may change its working directory."""
     return os.path.abspath(os.fsdecode(path))
 
 
@@ -37,8 +37,8 @@ def options_of(
     *,
     in_process: bool = False,
 ) -> tuple[Options, str | None]:
-    """The options, and the work directory if it had to be made for them. `in_process`: for a union that shares the
-    process with its caller, whose umask and descriptors are not the union's. OptionError."""
+    """The options, and the work directory if it was made. `in_process`: for a union in the caller's process, whose
+    umask and limit of descriptors it must respect. Raises: OptionError."""
     below = paths_of(lowers)
     above = None if upper is None else absolute(upper)
     place = None if work is None else absolute(work)
@@ -55,7 +55,7 @@ def options_of(
 
 
 def forget_work(made: str | None) -> None:
-    """Remove a work directory that was made for a union that could not be; all that is in it was made by the try."""
+    """Remove a work directory that was made for a union that then failed to open, with its content."""
     if made is not None:
         from shutil import rmtree
 

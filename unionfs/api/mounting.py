@@ -1,6 +1,6 @@
-"""Mount a union for all programs, from a program: a daemon serves it, as `unionfs mount` would have it.
+"""Mount a union for all programs, from a Python program: a daemon serves it, as with `unionfs mount`.
 
-The daemon is never this process, and not its child: it is started by a fresh interpreter (`starter`).
+The daemon is neither this process nor its child: a fresh interpreter (`starter`) starts it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ compiled.use_compiled()
 from unionfs.api import starter
 starter.main()
 """
-_lifelines: dict[int, int] = {}  # FUSE connection -> descriptor at whose end its daemon leaves
+_lifelines: dict[int, int] = {}  # FUSE connection -> lifeline: a descriptor whose end makes the daemon unmount
 
 
 class Mounted:
-    """A union that is mounted. As a context manager it is unmounted at the end of the block."""
+    """A mounted union. As a context manager it is unmounted at the end of the block."""
 
     def __init__(self, mountpoint: str, pid: int, connection: int) -> None:
         self.mountpoint: Final = mountpoint  # absolute, free of symlinks
@@ -54,7 +54,7 @@ class Mounted:
         try:
             self.unmount()
         except MountError:
-            with suppress(MountError):  # what went wrong in the block is what the caller is to see
+            with suppress(MountError):  # the caller must see the exception of the block
                 self.unmount(lazy=True)
 
     def __repr__(self) -> str:
@@ -70,10 +70,10 @@ class Mounted:
         return there if there is not None and there.minor == self._connection else None
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """Unmount it and wait until its daemon has gone; nothing if it is unmounted already. `lazy`: take it away now
-        although it is in use. Its daemon serves the files that are open until they are closed or this process ends.
+        """Unmount the union and wait until its daemon has ended; no effect if it is already unmounted. `lazy`: detach
+        it although it is in use. Its daemon serves open files until they are closed or this process ends.
 
-        Raises MountError: EBUSY while it is in use, ETIMEDOUT if its daemon lives on.
+        Raises: MountError: EBUSY while it is in use, ETIMEDOUT if its daemon does not end.
         """
         if self.is_mounted:
             unmounting.unmount(self.mountpoint, lazy=lazy)
@@ -81,10 +81,10 @@ class Mounted:
             _close_lifeline(self._connection)
 
     def stats(self) -> dict[str, Any]:
-        """What it has done so far: the object that `unionfs stats --json` prints. MountError: ENOTCONN."""
+        """The statistics of the daemon: the object that `unionfs stats --json` prints. Raises: MountError: ENOTCONN."""
         from unionfs.fuse.reporting import NoAnswerError, add_mounts, ask
 
-        why = "its daemon has gone"
+        why = "its daemon has ended"
         there = self._seen()
         if there is not None:
             try:
@@ -112,12 +112,12 @@ def mount(
 ) -> Mounted:
     """Mount the union of lower directories, the topmost first, and at most one upper at an existing directory.
 
-    It can be used when this returns. It is unmounted by `Mounted`, or when this process ends, however it ends, unless
-    it is to `stay` (then by `unionfs umount`). `allow_other` lets other users in; always so by default when root
-    mounts. With `watch`, changes that others make to the directories underneath show. `log` is a file for what the
-    daemon has to say. The other options are those of Union.
+    The union can be used when this returns. It is unmounted by `Mounted`, or when this process ends, even if it is
+    killed; with `stay` by `Mounted` or `unionfs umount`. `allow_other` lets other users access it (default: only if
+    root mounts). With `watch`, changes that other programs make to the branches show on the mount. `log`: a file for
+    messages of the daemon. The other options are those of Union.
 
-    Raises MountError (EBUSY when another union has the upper for writing, or one is mounted there), OptionError.
+    Raises: MountError (EBUSY if another union has the upper for writing, or one is mounted there), OptionError.
     """
     options, made = options_of(lowers, upper, work, whiteout, durability)
     told = {
@@ -146,14 +146,14 @@ def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
         there = mounting.union_at(mountpoint)
         if there is None:
             raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
-        _close_lifeline(there.minor)  # of a former mount with this number, which has ended
+        _close_lifeline(there.minor)  # the lifeline of an earlier, ended mount with this number
         if not stay:
             _lifelines[there.minor], ours = ours, -1
         return Mounted(mountpoint, answer["pid"], there.minor)
     finally:
         for fd in (ours, theirs):
             if fd >= 0:
-                os.close(fd)  # of a lifeline: a daemon that was started though nobody is told leaves
+                os.close(fd)  # closes the lifeline, so that a daemon that was started unmounts
 
 
 def _close_lifeline(connection: int) -> None:
@@ -171,7 +171,7 @@ def _ask_starter(options: Options, told: dict[str, Any], lifeline_fd: int) -> di
         input=json.dumps({**told, "union": union}).encode(),
         capture_output=True,
         pass_fds=(lifeline_fd,) if lifeline_fd >= 0 else (),
-        start_new_session=True,  # a Ctrl-C is for this program, which then lets go of the lifeline
+        start_new_session=True,  # Ctrl-C is for this program only, which then closes the lifeline
         check=False,
     )
     try:

@@ -1,4 +1,4 @@
-"""Paths of a union: from its root to a node, one lookup for each name, never out of it.
+"""Resolve paths of a union to nodes, with one lookup for each name. No path leads out of the union.
 
 A path is relative to the union's root, with or without a leading slash. `..` of the root is the root; the target of a
 symlink is a path of the union, too, so no symlink of a branch leads to the host (path_resolution(7), as in a chroot).
@@ -16,29 +16,29 @@ from unionfs.core.attrs import ROOT, Attrs, Entry
 from unionfs.core.union import Union as Core
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-"""A path as callers give it; str is bytes by os.fsencode, so names that are not UTF-8 come as surrogates."""
+"""A path of a caller; str is converted by os.fsencode, so names that are not UTF-8 are surrogates."""
 
-_LINKS_MAX: Final = 40  # symlinks in one path (path_resolution(7))
+_LINKS_MAX: Final = 40  # limit of symlinks in one path (path_resolution(7))
 
 
 class Place(NamedTuple):
-    """Where the last name of a path is. `name` is empty for a path without one: the root, `.` or `..`."""
+    """The last name of a path and its directory. `name` is empty for a path without one: the root, `.` or `..`."""
 
     parent: Entry
     name: bytes
-    entry: Entry | None  # what is there, a symlink itself; None: nothing
-    slash: bool  # the path ends in a slash: only a directory will do
-    dots: bytes  # `.` or `..` where `name` is empty, and empty for the root
+    entry: Entry | None  # the entry, which may be a symlink; None: it does not exist
+    slash: bool  # the path ends in a slash, so it must be a directory
+    dots: bytes  # `.` or `..` if `name` is empty; empty for the root
     above: tuple[int, ...]  # node ids of `parent` and the directories above it
 
 
 def refuse(code: int) -> NoReturn:
-    """Raise the OSError for `code`; who knows the path adds it."""
+    """Raise the OSError for `code`; the caller adds the path."""
     raise OSError(code, os.strerror(code))
 
 
 def names_of(path: StrPath) -> bytes:
-    """The path as bytes. ValueError for a NUL in it, ENOENT for an empty one."""
+    """The path as bytes. Raises: ValueError for a NUL byte, ENOENT for an empty path."""
     text = os.fsencode(path)
     if b"\0" in text:
         raise ValueError("embedded null byte")
@@ -46,47 +46,47 @@ def names_of(path: StrPath) -> bytes:
 
 
 class Walk:
-    """The lookups of one call. All entries that it was given are paid back by `end`."""
+    """The lookups of one call. `end` forgets all of them."""
 
     def __init__(self, core: Core, access: Access) -> None:
         self.core = core  # immutable
         self.access = access  # immutable
-        self._owed: list[int] = []  # node ids, once for each entry that was given to us
+        self._owed: list[int] = []  # node ids, one for each lookup
 
     def end(self) -> None:
-        """Forget all nodes that were looked up, except those that were kept."""
+        """Forget all looked-up nodes except those of `keep`."""
         while self._owed:
             self.core.forget(self._owed.pop())
 
     def owe(self, entry: Entry) -> Entry:
-        """Forget an entry that the core has just given when this walk ends."""
+        """Add a looked-up entry, which is forgotten when this walk ends."""
         self._owed.append(entry.nodeid)
         return entry
 
     def keep(self, entry: Entry) -> int:
-        """Do not forget one of the entries: the caller does it."""
+        """Do not forget one of the entries: the caller will."""
         self._owed.remove(entry.nodeid)
         return entry.nodeid
 
     def root(self) -> Entry:
-        """The root directory, for which nothing is owed."""
+        """The root directory, which needs no forget."""
         return Entry(ROOT, self.core.getattr(ROOT))
 
     def child(self, parent: Entry, name: bytes) -> Entry | None:
-        """What `name` is in a directory; None: nothing. ENAMETOOLONG, EACCES."""
+        """Look `name` up in a directory; None if it does not exist. Raises: ENAMETOOLONG, EACCES."""
         self.access.require(self.core, parent.nodeid, parent.attrs, SEARCH)
         entry = self.core.find(parent.nodeid, name)
         return None if entry is None else self.owe(entry)
 
     def find(self, path: StrPath, *, follow: bool = True) -> Entry:
-        """What is at a path. ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES."""
+        """The entry at a path. Raises: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES."""
         place = self.place(path, follow=follow or names_of(path).endswith(b"/"))
         if place.entry is None:
             refuse(errno.ENOENT)
         return place.entry
 
     def place(self, path: StrPath, *, follow: bool = False) -> Place:
-        """Where a path ends. Its last name need not exist; if that is a symlink, it is followed with `follow`.
+        """Resolve a path. Its last name need not exist; if it is a symlink, it is followed with `follow`. Raises:
         ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES."""
         text = names_of(path)
         if not text:
@@ -127,8 +127,8 @@ class Walk:
         return _at(chain, b"", chain[-1], slash)
 
     def to_make(self, path: StrPath, *, directory: bool = False) -> tuple[Entry, bytes]:
-        """The directory and the name of what is to be made at a path. EEXIST where something is, ENOENT for a name that
-        ends in a slash unless it will be a `directory`'s, EROFS, EACCES (mkdir(2), link(2), symlink(2))."""
+        """The directory and the name for a new object. Raises: EEXIST if the path exists, ENOENT if it
+        ends in a slash and the object is no `directory`, EROFS, EACCES (mkdir(2), link(2), symlink(2))."""
         place = self.place(path)
         if place.entry is not None:
             refuse(errno.EEXIST)
@@ -138,13 +138,13 @@ class Walk:
         return place.parent, place.name
 
     def require_writable(self, directory: Entry) -> None:
-        """Refuse where no name can be added or taken away. EROFS, EACCES."""
+        """Refuse a directory in which this process may not add or remove names. Raises: EROFS, EACCES."""
         if self.core.options.upper is None:
             refuse(errno.EROFS)
         self.access.require(self.core, directory.nodeid, directory.attrs, os.W_OK | SEARCH)
 
     def attrs(self, entry: Entry) -> Attrs:
-        """The attributes of an entry as they are now."""
+        """The current attributes of an entry."""
         return self.core.getattr(entry.nodeid)
 
 

@@ -1,4 +1,4 @@
-"""The half of `Union` that changes nothing: what is where, and what is in it."""
+"""The methods of `Union` that change nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class Item:
-    """A name of a directory, as `scandir` gives it: os.DirEntry for a union."""
+    """An entry of `scandir`: os.DirEntry for a union."""
 
     __slots__ = ("name", "path", "_union", "_line")
 
@@ -51,38 +51,38 @@ class Item:
         return self._line.ino
 
     def is_symlink(self) -> bool:
-        """Whether it is a symlink."""
+        """Whether the entry is a symlink."""
         return self._line.kind == stat.S_IFLNK
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a directory, or a symlink to one."""
+        """Whether the entry is a directory, or a symlink to one."""
         if follow_symlinks and self.is_symlink():
             return self._union.is_dir(self.path)
         return self._line.kind == stat.S_IFDIR
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a regular file, or a symlink to one."""
+        """Whether the entry is a regular file, or a symlink to one."""
         if follow_symlinks and self.is_symlink():
             return self._union.is_file(self.path)
         return self._line.kind == stat.S_IFREG
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """As Union.stat; asked anew each time."""
+        """Union.stat of the entry; not cached."""
         return self._union.stat(self.path, follow_symlinks=follow_symlinks)
 
 
 class Reading:
-    """Looking at a union. Everything that takes a path raises OSError as the system call of that name: ENOENT, ENOTDIR,
-    ELOOP, ENAMETOOLONG, EACCES; ValueError when the union is closed or a path has a NUL in it."""
+    """Reads a union. Each method with a path raises OSError like the system call of its name: ENOENT, ENOTDIR,
+    ELOOP, ENAMETOOLONG, EACCES; ValueError if the union is closed or the path has a NUL byte."""
 
     def __init__(self, guard: Guard, access: Access) -> None:
         self._guard = guard
         self._access = access
-        self._written: set[IO[Any]] = set()  # files that are open for writing
+        self._written: set[IO[Any]] = set()  # open for writing
 
     @contextmanager
     def _call(self, path: StrPath, other: StrPath | None = None) -> Iterator[Walk]:
-        """One call about a path, or two; errors name them as the caller did."""
+        """Context of one call with one or two paths, which errors name as the caller did."""
         try:
             with self._guard as core:
                 walk = Walk(core, self._access)
@@ -96,7 +96,7 @@ class Reading:
                 error.filename2 = os.fspath(other)
             raise
 
-    # -- what is there -----------------------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------------------------
 
     def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
         """os.stat. `st_ino` is the number that a mounted union shows; `st_dev` is 0."""
@@ -104,23 +104,23 @@ class Reading:
             return stat_result(walk.find(path, follow=follow_symlinks).attrs)
 
     def lstat(self, path: StrPath) -> os.stat_result:
-        """os.lstat: of a symlink itself."""
+        """os.lstat: does not follow a symlink at the end of the path."""
         return self.stat(path, follow_symlinks=False)
 
     def exists(self, path: StrPath, *, follow_symlinks: bool = True) -> bool:
-        """Whether there is something at the path; of a symlink, at its target."""
+        """Whether the path, or the target of a symlink, exists."""
         return self._mode(path, follow=follow_symlinks) is not None
 
     def is_dir(self, path: StrPath) -> bool:
-        """Whether it is a directory, or a symlink to one; False where there is nothing."""
+        """Whether the path is a directory, or a symlink to one; False if it does not exist."""
         return stat.S_ISDIR(self._mode(path) or 0)
 
     def is_file(self, path: StrPath) -> bool:
-        """Whether it is a regular file, or a symlink to one; False where there is nothing."""
+        """Whether the path is a regular file, or a symlink to one; False if it does not exist."""
         return stat.S_ISREG(self._mode(path) or 0)
 
     def is_symlink(self, path: StrPath) -> bool:
-        """Whether it is a symlink; False where there is nothing."""
+        """Whether the path is a symlink; False if it does not exist."""
         return stat.S_ISLNK(self._mode(path, follow=False) or 0)
 
     def _mode(self, path: StrPath, *, follow: bool = True) -> int | None:
@@ -132,17 +132,17 @@ class Reading:
             raise
 
     def which(self, path: StrPath, *, follow_symlinks: bool = True) -> str:
-        """The directory of the branch that shows what is at the path; of a merged directory, of its topmost part."""
+        """The directory of the branch that provides the path; for a merged directory, of the topmost such branch."""
         with self._call(path) as walk:
             return walk.core.branch_path(walk.find(path, follow=follow_symlinks).nodeid)
 
     def readlink(self, path: StrPath) -> str:
-        """os.readlink. EINVAL for what is no symlink."""
+        """os.readlink. Raises: EINVAL if the path is not a symlink."""
         with self._call(path) as walk:
             return os.fsdecode(walk.core.readlink(walk.find(path, follow=False).nodeid))
 
     def getxattr(self, path: StrPath, name: str | bytes, *, follow_symlinks: bool = True) -> bytes:
-        """os.getxattr. ENODATA for one that is not there."""
+        """os.getxattr. Raises: ENODATA for a missing attribute."""
         with self._call(path) as walk:
             entry = walk.find(path, follow=follow_symlinks)
             if os.fsencode(name).startswith(b"user."):
@@ -158,20 +158,20 @@ class Reading:
     # -- directories -------------------------------------------------------------------------------------------------
 
     def listdir(self, path: StrPath = ".") -> list[str]:
-        """os.listdir: the names, in no order that means anything. ENOTDIR."""
+        """os.listdir: the names, in arbitrary order. Raises: ENOTDIR."""
         return [os.fsdecode(line.name) for line in self._lines(path)]
 
     def scandir(self, path: StrPath = ".") -> Iterator[Item]:
-        """os.scandir: the names with their kinds, as they were when it was called. ENOTDIR."""
+        """os.scandir: the names with their types, at the time of the call. Raises: ENOTDIR."""
         directory = os.fsdecode(path)
         return iter([Item(self, directory, line) for line in self._lines(path)])
 
     def walk(
         self, top: StrPath = ".", *, topdown: bool = True, onerror: Callable[[OSError], object] | None = None
     ) -> Iterator[tuple[str, list[str], list[str]]]:
-        """os.walk, symlinks to directories not followed: (directory, directories in it, other names in it), each
-        directory before what is in it unless `topdown` is false; then the second list may be pruned. What cannot be
-        listed is left out, and `onerror` called."""
+        """os.walk without following symlinks: yields (directory, its subdirectories, its other names). With `topdown`
+        a directory comes before its subdirectories, which may be pruned in the list. For a directory that cannot be
+        listed `onerror` is called."""
         todo: list[tuple[str, tuple[list[str], list[str]] | None]] = [(os.fsdecode(top), None)]
         while todo:
             directory, listed = todo.pop()
@@ -235,9 +235,9 @@ class Reading:
         errors: str | None = None,
         newline: str | None = None,
     ) -> Any:
-        """The builtin open for a file of the union: the same modes, the same kinds of file objects, but no descriptor
-        (fileno() raises io.UnsupportedOperation). Files that are open for writing when the union is closed are closed
-        before. ENOENT, EEXIST, EISDIR, EROFS, EACCES, ENXIO for a fifo, socket or device."""
+        """The builtin open for a file of the union: the same modes and file objects, but no descriptor
+        (fileno() raises io.UnsupportedOperation). Closing the union first closes files that are open for writing.
+        Raises: ENOENT, EEXIST, EISDIR, EROFS, EACCES; ENXIO for a fifo, socket or device."""
         wanted = files.parse_mode(mode)
         files.check_arguments(wanted, buffering, encoding, errors, newline)
         with self._call(path) as walk:
@@ -265,12 +265,12 @@ class Reading:
 
 
 def maker() -> Caller:
-    """Who makes things: this process, with its umask."""
+    """The creator of new objects: this process, with its umask."""
     return Caller(os.geteuid(), os.getegid(), os.getpid(), _umask())
 
 
 def _umask() -> int:
-    """The umask, read without changing it, since other threads make files with it (proc(5))."""
+    """Read the umask without changing it, since other threads make files with it (proc(5))."""
     with open("/proc/thread-self/status", "rb") as status:
         for line in status:
             if line.startswith(b"Umask:"):
@@ -279,7 +279,7 @@ def _umask() -> int:
 
 
 def stat_result(attrs: Attrs) -> os.stat_result:
-    """The attributes as `os` has them."""
+    """The attributes as an os.stat_result."""
     seconds = [ns / 1e9 for ns in (attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns)]
     whole = [ns // 1_000_000_000 for ns in (attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns)]
     return os.stat_result(

@@ -1,6 +1,6 @@
 """The process that starts a daemon for `mounting`: a fresh interpreter, because a program with threads cannot fork.
 
-Reads one JSON object with the daemon's options from stdin, and writes one to stdout: what came of it.
+Reads one JSON object with the daemon's options from stdin, and writes one with the result to stdout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unionfs.fuse.options import ServeOptions
 
 
 def main() -> None:
-    """Start the daemon, which has nothing of the program that wanted it but a lifeline."""
+    """Start the daemon, which inherits nothing of the calling program but a lifeline."""
     told: dict[str, Any] = json.load(sys.stdin)
     warnings: list[str] = []
     try:

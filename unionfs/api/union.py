@@ -1,7 +1,7 @@
-"""A union of directories in the caller's process: paths in, what `os` would answer out. No mount, no FUSE, no root.
+"""A union of directories in the caller's process, with the methods and results of `os`. No mount, no FUSE, no root.
 
-Each method is one call of the core (`guard`): path names become lookups (`paths`), which are paid back at its end, so
-that memory does not grow with the files that were touched. Rights are those of the process (`access`).
+Each method is one call of the core (`guard`): path names become lookups (`paths`), which are forgotten at its end, so
+that memory does not grow with the number of files used. Rights are those of the process (`access`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _NS: Final = 1_000_000_000
 class Union(Reading):
     """Lower directories, the topmost first, and at most one upper on top that takes all changes, as one tree.
 
-    Use it in a `with`, or close it. Safe to use from several threads, which wait for each other; not in a child made
-    by fork. What changes something raises OSError as the system call of that name, and EROFS without an upper.
+    Use it in a `with` block, or close it. Several threads may use it, and wait for each other; a forked child may not.
+    Methods that change something raise OSError like the system call of their name, and EROFS without an upper.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class Union(Reading):
         whiteout: Whiteouts = "aufs",
         durability: Durability = "normal",
     ) -> None:
-        """Open the directories. `work` is for unfinished work, on the filesystem of the upper; UPPER.work beside the
-        upper by default, made if missing. `whiteout` is how removed names are marked, `durability` as in `unionfs
-        mount --help`.
+        """Open the directories. `work`: the work directory, on the filesystem of the upper (default: UPPER.work beside
+        the upper, made if missing). `whiteout`: the format of whiteouts; `durability`: as in `unionfs mount --help`.
 
-        Raises OptionError: a directory cannot be used, or EBUSY when another union has the upper for writing.
+        Raises: OptionError if a directory cannot be used; EBUSY if another union has the upper for writing.
         """
         self._closed = True
         options, made = options_of(lowers, upper, work, whiteout, durability, in_process=True)
@@ -85,7 +84,7 @@ class Union(Reading):
         return f"<Union of {len(self.lowers)} lowers, upper {self.upper!r}{state}>"
 
     def close(self) -> None:
-        """Close the files that are still open for writing, and let go of the directories. May be called again."""
+        """Close the files that are open for writing, and the directories. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -99,14 +98,14 @@ class Union(Reading):
         while self._written:
             try:
                 self._written.pop().close()
-            except OSError as error:  # a full disk, most likely: the others are to be closed all the same
+            except OSError as error:  # most likely a full disk: the other files must be closed nevertheless
                 failed = failed or error
         if failed is not None:
             raise failed
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether the union is closed."""
         return self._closed
 
     @property
@@ -116,16 +115,16 @@ class Union(Reading):
 
     @property
     def upper(self) -> str | None:
-        """The directory that takes changes, absolute; None: the union is read-only."""
+        """The absolute path of the upper; None: the union is read-only."""
         return self._options.upper
 
     @property
     def work(self) -> str | None:
-        """The directory for unfinished work, absolute."""
+        """The absolute path of the work directory."""
         return self._options.work
 
     def changes(self) -> list[Change]:
-        """What the upper changed, as list_changes() finds it. EROFS without an upper."""
+        """The changes of the upper, as list_changes() lists them. Raises: EROFS without an upper."""
         if self.upper is None:
             refuse(errno.EROFS)
         with self._guard:
@@ -140,7 +139,7 @@ class Union(Reading):
             walk.owe(walk.core.mkdir(parent.nodeid, name, mode & 0o1777, maker()))
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:
-        """os.makedirs: a directory and those above it that are missing. EEXIST unless `exist_ok` and a directory."""
+        """os.makedirs: a directory and its missing parents. Raises: EEXIST unless `exist_ok` and it is a directory."""
         whole = os.fsdecode(path).rstrip("/")
         head, _, tail = whole.rpartition("/")
         if head and tail and not self.exists(head):
@@ -158,7 +157,7 @@ class Union(Reading):
             walk.owe(walk.core.mknod(parent.nodeid, name, mode, device, maker()))
 
     def symlink(self, target: StrPath, path: StrPath) -> None:
-        """os.symlink: a symlink at `path` that says `target`. EEXIST, ENOENT for an empty target."""
+        """os.symlink: a symlink at `path` with the text `target`. Raises: EEXIST, ENOENT for an empty target."""
         text = os.fsencode(target)
         if b"\0" in text:
             raise ValueError("embedded null byte")
@@ -169,14 +168,14 @@ class Union(Reading):
             walk.owe(walk.core.symlink(parent.nodeid, name, text, maker()))
 
     def link(self, path: StrPath, new: StrPath) -> None:
-        """os.link: one more name for a file; of a symlink, for itself. EEXIST, EPERM for a directory, EMLINK."""
+        """os.link: another name for a file, or for a symlink itself. Raises: EEXIST, EPERM for a directory, EMLINK."""
         with self._call(path, new) as walk:
             entry = walk.find(path, follow=False)
             parent, name = walk.to_make(new)
             walk.owe(walk.core.link(entry.nodeid, parent.nodeid, name))
 
     def write_bytes(self, path: StrPath, data: ReadableBuffer) -> int:
-        """Make or replace the content of a file; how many bytes that are."""
+        """Make a file or replace its content. Returns the number of bytes."""
         view = memoryview(data).cast("B")
         with self.open(path, "wb") as file:
             file.write(view)
@@ -186,14 +185,14 @@ class Union(Reading):
         self, path: StrPath, text: str, encoding: str | None = None, errors: str | None = None,
         newline: str | None = None,
     ) -> int:  # fmt: skip
-        """Make or replace the content of a file by text; how many characters that are."""
+        """Make a file or replace its content by text. Returns the number of characters."""
         with self.open(path, "w", -1, encoding, errors, newline) as file:
             return file.write(text)
 
-    # -- names that go -----------------------------------------------------------------------------------------------
+    # -- removing and renaming ---------------------------------------------------------------------------------------
 
     def remove(self, path: StrPath) -> None:
-        """os.remove. ENOENT, EISDIR, EPERM in another's sticky directory."""
+        """os.remove. Raises: ENOENT, EISDIR, EPERM in a sticky directory of another user."""
         with self._call(path) as walk:
             place = self._to_remove(walk, path, errno.EISDIR)
             entry = self._existing(place)
@@ -211,8 +210,8 @@ class Union(Reading):
             walk.core.rmdir(place.parent.nodeid, place.name)
 
     def rmtree(self, path: StrPath) -> None:
-        """Remove a directory with all that is in it, through no symlink (shutil.rmtree). What was removed before an
-        error stays removed. ENOENT, ENOTDIR for anything but a directory, EBUSY for the root."""
+        """Remove a directory tree without following symlinks (shutil.rmtree). After an error, files that were removed
+        stay removed. Raises: ENOENT, ENOTDIR if it is not a directory, EBUSY for the root."""
         with self._call(path) as walk:
             place = self._to_remove(walk, path, errno.EBUSY)
             entry = self._existing(place)
@@ -222,7 +221,7 @@ class Union(Reading):
             walk.core.rmdir(place.parent.nodeid, place.name)
 
     def rename(self, path: StrPath, new: StrPath) -> None:
-        """os.rename: what is at `new` is replaced at once. ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL into itself."""
+        """os.rename; replaces `new` atomically. Raises: ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL into itself."""
         with self._call(path, new) as walk:
             source = self._to_remove(walk, path, errno.EBUSY)
             target = walk.place(new)
@@ -245,7 +244,7 @@ class Union(Reading):
     replace = rename
 
     def _to_remove(self, walk: Walk, path: StrPath, code_of_root: int) -> Place:
-        """The place of a name that is to go, which may be of nothing yet."""
+        """Resolve the path of a name to be removed or replaced; it need not exist."""
         place = walk.place(path)
         if not place.name:
             codes = {b".": errno.EINVAL, b"..": errno.ENOTEMPTY} if code_of_root == errno.EBUSY else {}
@@ -260,7 +259,7 @@ class Union(Reading):
         return place.entry
 
     def _empty(self, core: Core, top: Entry) -> None:
-        """Remove all that is in a directory, without recursion: a tree may be deeper than Python's stack."""
+        """Remove the content of a directory, without recursion: a tree may be deeper than Python's stack."""
         walk = Walk(core, self._access)
         stack: list[tuple[Entry, bytes, list[DirEntry]]] = []
         try:
@@ -292,7 +291,7 @@ class Union(Reading):
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def chmod(self, path: StrPath, mode: int, *, follow_symlinks: bool = True) -> None:
-        """os.chmod. EPERM for another's file, EOPNOTSUPP for a symlink itself."""
+        """os.chmod. Raises: EPERM for another user's file, EOPNOTSUPP for a symlink itself."""
         with self._call(path) as walk:
             entry = walk.find(path, follow=follow_symlinks)
             self._require_upper(walk)
@@ -302,7 +301,7 @@ class Union(Reading):
             walk.core.setattr(entry.nodeid, AttrChange(mode=mode & 0o7777))
 
     def chown(self, path: StrPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
-        """os.chown; -1 leaves one as it is. Clears set-id bits. EPERM."""
+        """os.chown; -1 keeps an id. Clears set-id bits. Raises: EPERM."""
         with self._call(path) as walk:
             entry = walk.find(path, follow=follow_symlinks)
             self._require_upper(walk)
@@ -334,7 +333,7 @@ class Union(Reading):
             walk.core.setattr(entry.nodeid, AttrChange(atime_ns=wanted[0], mtime_ns=wanted[1]))
 
     def truncate(self, path: StrPath, length: int) -> None:
-        """os.truncate. EISDIR, EINVAL for what is no regular file."""
+        """os.truncate. Raises: EISDIR, EINVAL for other types than a regular file."""
         with self._call(path) as walk:
             if length < 0:
                 refuse(errno.EINVAL)
@@ -372,10 +371,10 @@ class Union(Reading):
         if walk.core.options.upper is None:
             refuse(errno.EROFS)
 
-    # -- to the device -----------------------------------------------------------------------------------------------
+    # -- syncing -----------------------------------------------------------------------------------------------------
 
     def fsync(self, path: StrPath) -> None:
-        """Write a file or directory through to the device (fsync(2)). Nothing to do with durability "volatile"."""
+        """Write a file or directory through to the device (fsync(2)). No effect with durability "volatile"."""
         with self._call(path) as walk:
             walk.core.fsync(walk.find(path).nodeid, datasync=False)
 
@@ -386,7 +385,7 @@ class Union(Reading):
 
 
 def _open(options: Options) -> Core:
-    """The core, if nobody else has the upper."""
+    """Open the core. Raises: EBUSY if another union has the upper."""
     core = Core(options)
     if core.upper_in_use:
         core.close()
@@ -395,6 +394,6 @@ def _open(options: Options) -> Core:
 
 
 def _ns(seconds: float) -> int:
-    """As os.utime rounds."""
+    """Convert seconds to nanoseconds with the rounding of os.utime."""
     whole = math.floor(seconds)
     return whole * _NS + math.floor((seconds - whole) * 1e9)

@@ -305,9 +305,7 @@ def _id_map(values: dict[str, str], kind: str) -> IdTranslation:
         return IdTranslation(all_as=0) if "squash_to_root" in values else IdTranslation()
     try:
         if name == f"{kind}mapping":
-            return IdTranslation(
-                parse_ranges(text)[::-1] if text.strip(":") else ()
-            )  # the last matching range is valid
+            return IdTranslation(parse_ranges(text)[::-1] if text.strip(":") else ())  # the last match is valid
         return IdTranslation(all_as=parse_ranges(f"{text}:0:1")[0].outside)
     except ValueError as why:
         raise CommandError(f"mount failed: {name}={text}: {why}") from None

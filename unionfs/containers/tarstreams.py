@@ -106,9 +106,7 @@ class _Writer:
             list_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 for child in sorted(os.listdir(list_fd)):
-                    self.add(
-                        list_fd, child, f"{shown}/{child}"
-                    )  # files that a running container has removed are left out
+                    self.add(list_fd, child, f"{shown}/{child}")  # a missing file (removed meanwhile) is left out
             finally:
                 os.close(list_fd)
 

@@ -1,1 +1,2 @@
-"""What this machine allows and lacks for `unionfs run`: tried out (`machine`), judged and mended (`diagnosis`)."""
+"""Test what this machine offers for `unionfs run` (`machine`), and name what it lacks and how to get it
+(`diagnosis`)."""

@@ -1,4 +1,5 @@
-"""From facts about the machine to what it lacks, why that matters, and the one command that mends it. Pure."""
+"""From facts about the machine to what it lacks, why that matters, and the command that installs or enables it.
+Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +12,16 @@ from unionfs.fuse.options import DEFAULT_TRANSPORT
 OK: Final = "ok"
 LACKING: Final = "lacking"
 LIMITED: Final = "limited"
-"""`run` works, but not everything in it, or not another verb."""
+"""`run` works, but a part of it, or another verb, does not."""
 
 KERNEL_NEEDED: Final = (5, 4)
-"""The FUSE protocol 7.31 of the engine; FUSE in user namespaces came with 4.18, mounts by descriptor with 5.2,
-pidfd_open with 5.3. openat2 (5.6) and mount_setattr (5.12) are used where they are."""
+"""For the FUSE protocol 7.31 of the kernel transport. FUSE in user namespaces needs 4.18, mounts by descriptor 5.2,
+pidfd_open 5.3. openat2 (5.6) and mount_setattr (5.12) are used if they exist."""
 KERNEL_WANTED: Final = (6, 9)
-"""FUSE passthrough of reads and writes, and the repetition of requests after a daemon's death."""
+"""For FUSE passthrough, and for resending requests after a daemon's death."""
 
-_SUBIDS: Final = 65536  # as many as there are ids in a 16-bit system, nobody (65534) among them
-_ONLY_FOR: Final = {"pyfuse3": "pyfuse3"}  # module -> the one transport that needs it
+_SUBIDS: Final = 65536  # the ids of a 16-bit system, with nobody (65534)
+_ONLY_FOR: Final = {"pyfuse3": "pyfuse3"}  # module -> the only transport that needs it
 _PACKAGES: Final = {
     "uidmap": {"apt": "uidmap", "dnf": "shadow-utils", "pacman": "shadow", "zypper": "shadow", "apk": "shadow-uidmap"},
     "fuse3": dict.fromkeys(("apt", "dnf", "pacman", "zypper", "apk"), "fuse3"),
@@ -40,7 +41,7 @@ class Finding(NamedTuple):
     name: str
     state: str  # OK, LACKING or LIMITED
     found: str
-    why: str = ""  # why it matters; for what is not OK
+    why: str = ""  # why it matters; empty for OK
     mend: str = ""  # the command
 
     @property
@@ -49,7 +50,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(machine: Machine) -> list[Finding]:
-    """All findings, what `run` cannot do without first."""
+    """All findings; those that `run` needs come first."""
     return list(_findings(machine))
 
 
@@ -76,7 +77,7 @@ def _kernel(machine: Machine) -> Finding:
         why = "unionfs uses system calls that this kernel does not have"
         return Finding(name, LACKING, found, why, _upgrade("install a kernel of version {}.{} or later", KERNEL_NEEDED))
     if machine.kernel < KERNEL_WANTED:
-        why = "FUSE passthrough and the replacement of a dead daemon need a later one; all else works"
+        why = "FUSE passthrough and the replacement of a dead daemon need a later kernel; all else works"
         return Finding(name, LIMITED, found, why, _upgrade("install a kernel of version {}.{} or later", KERNEL_WANTED))
     return Finding(name, OK, found)
 
@@ -84,7 +85,7 @@ def _kernel(machine: Machine) -> Finding:
 def _namespaces(machine: Machine) -> Finding:
     name = "namespaces" if machine.is_root else "user namespaces"
     if not machine.namespaces:
-        return Finding(name, OK, "can be made, and mounted in")
+        return Finding(name, OK, "can be made, and mounting in them works")
     why = "a container consists of them"
     return Finding(name, LACKING, machine.namespaces, why, _open_namespaces(machine))
 
@@ -100,16 +101,18 @@ def _open_namespaces(machine: Machine) -> str:
     if settings.get("kernel.apparmor_restrict_unprivileged_userns", "0") != "0":
         return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
     if machine.has_seccomp:
-        return "allow unshare and mount in the container we are in (docker: --security-opt seccomp=unconfined)"
+        return "allow unshare and mount in the surrounding container (docker: --security-opt seccomp=unconfined)"
     return ""
 
 
 def _proc(machine: Machine) -> Iterator[Finding]:
     if machine.namespaces:
-        return  # it could not be tried
+        return  # it could not be tested
     if machine.proc_mount:
-        why = "a container has a /proc of its own; the kernel gives out none where the machine's is partly hidden"
-        mend = "show all of /proc in the container we are in (docker: --security-opt systempaths=unconfined)"
+        why = (
+            "a container needs its own /proc; the kernel refuses to mount it if parts of the machine's /proc are hidden"
+        )
+        mend = "show all of /proc in the surrounding container (docker: --security-opt systempaths=unconfined)"
         yield Finding("a new /proc", LACKING, machine.proc_mount, why, mend)
     else:
         yield Finding("a new /proc", OK, "can be mounted")
@@ -139,9 +142,9 @@ def _fuse_mount(machine: Machine) -> Finding:
     name = "FUSE in namespaces"
     if not machine.fuse_mount:
         return Finding(name, OK, "can be mounted")
-    why = "that is where a container's root filesystem is"
+    why = "a container's root filesystem is mounted in namespaces"
     if machine.namespaces or machine.fuse_device:
-        return Finding(name, LACKING, "could not be tried", why, "mend what is above")
+        return Finding(name, LACKING, "could not be tested", why, "first solve the problems above")
     return Finding(name, LACKING, machine.fuse_mount, why, "sudo modprobe fuse")
 
 
@@ -161,8 +164,8 @@ def _module(machine: Machine, name: str) -> Finding:
 def _state(machine: Machine) -> Finding:
     name = "state directory"
     if not machine.state_xattrs:
-        return Finding(name, OK, f"{machine.state} can hold files with attributes")
-    why = "what containers change is kept there, and a union needs user.* attributes"
+        return Finding(name, OK, f"{machine.state} supports extended attributes")
+    why = "the changes of containers are stored there, and a union needs user.* attributes"
     return Finding(name, LACKING, machine.state_xattrs, why, "export UNIONFS_ROOT=/a/directory/on/another/filesystem")
 
 
@@ -181,7 +184,7 @@ def _id_helpers(machine: Machine) -> Finding:
 
 
 _WHY_IDS: Final = (
-    "without them a container has one user id: other users and owners are noted in it, but protect nothing, and checks "
+    "without them a container has one user id: other users and owners are emulated, but protect nothing, and checks "
     "by SO_PEERCRED or /proc (PostgreSQL's peer, D-Bus) see root"
 )
 
@@ -211,7 +214,7 @@ def _fusermount(machine: Machine) -> Finding:
 def _cgroups(machine: Machine) -> Finding:
     if machine.cgroups == "v2":
         return Finding("control groups", OK, "version 2 only")
-    why = "containers are shown version 2 only, and will need it for limits; all else works"
+    why = "containers see version 2 only, and will need it for limits; all else works"
     mend = "boot with systemd.unified_cgroup_hierarchy=1"
     return Finding("control groups", LIMITED, f"{machine.cgroups}", why, mend)
 

@@ -1,7 +1,7 @@
-"""What this machine allows: facts for `unionfs doctor`, found by trying rather than by reading settings.
+"""Test what this machine allows, for `unionfs doctor`, by doing it instead of reading settings.
 
-Everything that may go wrong is tried in a child process, in namespaces of its own, so nothing of it stays. Settings are
-read as well, but only to explain a failure. Judges nothing: see `diagnosis`.
+Each test runs in a child process with its own namespaces, so it leaves nothing behind. Settings are
+read only to explain a failure. Draws no conclusions: see `diagnosis`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTINGS: Final = (
     "user.max_user_namespaces",
     "kernel.apparmor_restrict_unprivileged_userns",
 )
-"""The sysctls that close user namespaces, on one distribution or another."""
+"""The sysctls by which distributions disable user namespaces."""
 
 MODULES: Final = ("trio", "xxhash", "pyfuse3")
 FUSE: Final = "/dev/fuse"
@@ -40,37 +40,37 @@ _SUBIDS_FIRST: Final = 100000
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The facts. A text about a failure is empty when there was none."""
+    """The facts. The text of a failure is empty if the test succeeded."""
 
     user: str
-    is_root: bool  # with what it takes to need no user namespace
+    is_root: bool  # with the capabilities that make a user namespace unnecessary
     kernel: tuple[int, int]
     packages: str  # "apt", "dnf", "pacman", "zypper", "apk" or ""
-    namespaces: str  # why namespaces cannot be made, and mounted in
+    namespaces: str  # why making namespaces, or mounting in them, fails
     settings: dict[str, str]  # SETTINGS that exist
     has_seccomp: bool
     subordinate_ids: tuple[int, int]  # how many user and group ids
-    free_ids: int  # where ids begin that are given to nobody
-    id_helpers: str  # why newuidmap or newgidmap are of no use
-    id_map: str  # why the ids cannot be mapped, though there are some
+    free_ids: int  # the first id of a range that no user has
+    id_helpers: str  # why newuidmap or newgidmap cannot be used
+    id_map: str  # why existing ids cannot be mapped
     fuse_device: str
     tun_device: str
     fuse_mount: str  # why FUSE cannot be mounted in our namespaces
     proc_mount: str
     fusermount: str
     cgroups: str  # "v2", "hybrid", "v1" or "none"
-    state: str  # where containers are kept
+    state: str  # the directory of containers
     state_xattrs: str
     modules: dict[str, str]  # why each of MODULES cannot be imported
-    code: str  # whether the hot modules are compiled, in words
+    code: str  # whether the hot modules are compiled, as text
 
 
 def examine(root: str | None) -> Machine:
-    """Find out everything. `root` is where containers are to be kept, None for the usual place."""
+    """Run all tests. `root`: the store of containers, None for the default."""
     privileged = idmap.is_privileged()
     uid, gid = os.geteuid(), os.getegid()
     found = None if privileged else idmap.find(uid, gid)
-    anybody = None if privileged else idmap.single(uid, gid, "only to try")
+    anybody = None if privileged else idmap.single(uid, gid, "only a test")
     name = _user_name(uid)
     state = os.path.abspath(root) if root else default_root()
     return Machine(
@@ -99,13 +99,13 @@ def examine(root: str | None) -> Machine:
 
 
 def first_free(subids: str) -> int:
-    """Where a range of ids can begin that overlaps none in the text of a subuid(5) file. Pure."""
+    """The first id of a range that overlaps none in the text of a subuid(5) file. Pure."""
     ends = [int(first) + int(count) for first, count in re.findall(r"^[^:\n]+:(\d+):(\d+)$", subids, re.MULTILINE)]
     return max((_SUBIDS_FIRST, *ends))
 
 
 def _attempt(id_map: idmap.NamespaceMap | None, kinds: int, action: Callable[[], None]) -> str:
-    """Why `action` fails in a child with new namespaces and these ids; empty if it does not."""
+    """Call `action` in a child with new namespaces and these ids. Returns why it fails; empty if it succeeds."""
     read_fd, write_fd = os.pipe()
 
     def body() -> int:
@@ -125,7 +125,7 @@ def _attempt(id_map: idmap.NamespaceMap | None, kinds: int, action: Callable[[],
     with open(read_fd, "rb") as pipe:
         said = os.fsdecode(pipe.read())
     _, status = os.waitpid(pid, 0)
-    return said or ("" if status == 0 else f"the attempt ended with status {status}")
+    return said or ("" if status == 0 else f"the test ended with status {status}")
 
 
 def _try_mounting() -> None:
@@ -162,7 +162,7 @@ def _try_proc() -> None:
 
 
 def _try_xattrs(directory: str) -> str:
-    """Why files of `directory`, which may not exist yet, cannot have attributes."""
+    """Why files in `directory`, which need not exist, cannot have extended attributes; empty if they can."""
     while not os.path.isdir(directory) and directory != "/":
         directory = os.path.dirname(directory)
     try:

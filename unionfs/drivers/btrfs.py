@@ -1,13 +1,13 @@
 """The driver `btrfs`: each container is a snapshot of a subvolume in which the layers are merged.
 
-    ROOT/btrfs/KEY/tree      that subvolume, made once for all containers of the same layers; KEY tells the layers
+    ROOT/btrfs/KEY/tree      that subvolume, made once for all containers of the same layers; KEY: a digest of them
     ROOT/btrfs/KEY/lowers    the layers' directories, top first, one on a line
 
-Its data are shared with the unpacked layers (reflink). It is removed when one of its layers is. Directories that are no
-layers of the store may change from one time to the next, so nothing is kept of them: the container gets a copy, as by
-`vfs`, in a subvolume of its own.
+Its data are shared with the unpacked layers (reflink). It is removed with any of its layers. Directories that are not
+layers of the store may change between two containers, so a container on them gets its own copy, as with `vfs`, in its
+own subvolume.
 
-Without root everything works; only, deleting a subvolume takes as long as deleting its files unless the filesystem is
+Everything works without root; but deleting a subvolume takes as long as deleting its files unless the filesystem is
 mounted with user_subvol_rm_allowed.
 """
 
@@ -36,7 +36,7 @@ _NEW: Final = ".new-"
 def check(root: str, lowers: Sequence[str]) -> None:
     os.makedirs(root, 0o700, exist_ok=True)
     if not btrfs.is_on_btrfs(root):
-        raise DriverError(f"{root} is not on a Btrfs", "--root DIR names a directory that is")
+        raise DriverError(f"{root} is not on a Btrfs", "--root DIR names another directory")
 
 
 def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
@@ -46,7 +46,7 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     if of_store and request.union.lowers == (
         *of_store,
         *others[-1:],
-    ):  # the last may be the container's lower for mountpoints
+    ):  # the last one may be the container's lower with mountpoints
         vfs.fill(request, lambda path: _snapshot(request, of_store, path), others)
     else:
         vfs.fill(request, btrfs.create, request.union.lowers)
@@ -54,13 +54,13 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
 
 
 def remove(directory: str) -> None:
-    """The subvolumes of a tree; where that is not allowed, remove_path() goes on with their files."""
+    """Delete the subvolumes of a tree; if that is not allowed, remove_path() deletes their files."""
     for name in ("upper", "upper.new"):
         _destroy(os.path.join(directory, name))
 
 
 def sweep(root: str) -> None:
-    """Remove what belongs to layers that are gone, and what was left half made."""
+    """Remove subvolumes of removed layers, and incomplete ones."""
     shared = os.path.join(root, _SHARED)
     try:
         names = os.listdir(shared)
@@ -76,7 +76,7 @@ def sweep(root: str) -> None:
                 continue
         except (FileNotFoundError, NotADirectoryError):
             pass
-        with contextlib.suppress(OSError):  # another process does it, too
+        with contextlib.suppress(OSError):  # another process is doing this
             _destroy(os.path.join(place, "tree"))
             remove_path(place)
 
@@ -86,7 +86,7 @@ def _snapshot(request: MountRequest, lowers: tuple[str, ...], path: str) -> None
 
 
 def _shared(request: MountRequest, lowers: tuple[str, ...]) -> str:
-    """The subvolume of these layers, made if it is missing. Raises: OSError."""
+    """The subvolume of these layers; makes it if it is missing. Raises: OSError."""
     key = hashlib.sha256("\n".join(lowers).encode(errors="surrogateescape")).hexdigest()[:40]
     place = os.path.join(request.root, _SHARED, key)
     subvolume = os.path.join(place, "tree")

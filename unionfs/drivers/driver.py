@@ -1,4 +1,5 @@
-"""What every driver is: checked before a container is made, then asked to mount. And the drivers by name."""
+"""The interface of drivers, which check a root filesystem before a container is made and then mount it; and their
+names."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # every command that lists containers imports this module
+if TYPE_CHECKING:  # keep this module small: every command that lists containers imports it
     from unionfs.core.options import Options
     from unionfs.mount_parent.client import Parent
 
@@ -16,7 +17,7 @@ DEFAULT: Final = "fuse"
 
 
 class DriverError(Exception):
-    """A root filesystem cannot be made in this way. `str()` is a sentence for users, `hint` what to do."""
+    """The driver cannot make this root filesystem. `str()` is a message for users, `hint` says what to do."""
 
     def __init__(self, sentence: str, hint: str = "") -> None:
         super().__init__(sentence)
@@ -24,33 +25,33 @@ class DriverError(Exception):
 
     @classmethod
     def of(cls, what: str, error: OSError, hint: str = "") -> DriverError:
-        """`what` failed as `error` says."""
+        """Make the error of `what` from `error`."""
         named = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
         return cls(f"{what} failed{named}: {error.strerror or error}", hint)
 
 
 class MountRequest(NamedTuple):
-    """One root filesystem, or what a volume shows."""
+    """A root filesystem, or an overlay volume, to be mounted."""
 
     union: Options  # its branches and policies; `upper` and `work` exist
-    directory: str  # of upper, work and `merged`; a driver may keep more there, below its own name
-    root: str  # of the whole store, where a driver may keep below its own name what several trees share
+    directory: str  # it contains upper, work and merged; a driver may store more in it, below its own name
+    root: str  # of the store; a driver may store files for several trees in it, below its own name
     name: str  # for the mount table
-    log: str  # file for what a daemon has to say
+    log: str  # log file of a daemon
     transport: str
     debug: bool = False
-    warn: Callable[[str], None] = lambda _: None  # called with what the user should know
+    warn: Callable[[str], None] = lambda _: None  # called with warnings for the user
     keeper: bool = True  # another daemon continues when the union's dies
-    parent: Parent | None = None  # that may fork a daemon, reached before this process entered its namespaces
+    parent: Parent | None = None  # that may fork a daemon; connected before this process entered its namespaces
 
     @property
     def merged(self) -> str:
-        """Where it is mounted."""
+        """The mountpoint."""
         return os.path.join(self.directory, "merged")
 
 
 class RootfsMounts(Protocol):
-    """The interface of launcher.monitor.RootfsMounts: mounts that are added are unmounted at the end."""
+    """The interface of launcher.monitor.RootfsMounts, which unmounts added mounts at the end."""
 
     @property
     def lifeline_fd(self) -> int: ...
@@ -59,26 +60,26 @@ class RootfsMounts(Protocol):
 
 
 class Driver(Protocol):
-    """A module of this room.
+    """A driver: a module of this package.
 
-    `is_whole`: the upper holds everything that is shown, once it was mounted for the first time, and no marks; else
-    only what is changed, and the union is read from it and the lowers.
+    `is_whole`: after the first mount the upper contains the whole tree, without marks; else it contains only the
+    changes, and the union is read from it and the lowers.
     """
 
     @property
     def is_whole(self) -> bool: ...
 
     def check(self, root: str, lowers: Sequence[str]) -> None:
-        """Find out early what cannot work, for a store at `root`. Raises: DriverError."""
+        """Check early whether the driver can work with a store at `root`. Raises: DriverError."""
 
     def mount(self, request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
-        """Mount the tree and add it to `rootfs_mounts`. Raises: DriverError; nothing is left mounted then.
+        """Mount the tree and add it to `rootfs_mounts`. Raises: DriverError; then nothing is mounted.
 
         Preconditions: a mount namespace of our own, as root of the user namespace that the container will have.
         """
 
     def remove(self, directory: str) -> None:
-        """Remove what remove_path() of `MountRequest.directory` would be slow or unable to remove. Raises: OSError."""
+        """Remove objects that remove_path(MountRequest.directory) cannot remove, or only slowly. Raises: OSError."""
 
 
 def by_name(name: str) -> Driver:
@@ -88,5 +89,5 @@ def by_name(name: str) -> Driver:
 
 
 def is_whole(name: str) -> bool:
-    """Driver.is_whole, without importing anything."""
+    """Driver.is_whole, without importing the driver."""
     return name in ("vfs", "btrfs")

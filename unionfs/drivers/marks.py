@@ -1,16 +1,16 @@
-"""Layers with marks that the kernel's overlay does not read, made readable without touching or copying them.
+"""Make layers with AUFS marks readable for the kernel's overlayfs, without changing or copying them.
 
-It reads 0:0 devices and `user.overlay.` attributes. A layer L that has other marks is mounted as three:
+Overlayfs reads 0:0 devices and `user.overlay.` attributes. A layer L with other marks is mounted as three layers:
 
-    over/     hides from L the files that are AUFS marks themselves: a 0:0 device named `.wh.NAME` for each
+    over/     hides the mark files of L: a 0:0 device named `.wh.NAME` for each
     L
-    under/    hides from what is beneath L what the marks mean: a 0:0 device for each NAME, opaque directories
+    under/    hides the marked names in the layers below L: a 0:0 device for each NAME, and opaque directories
 
-Since `under` is beneath L, what L itself has at a hidden name still shows, as AUFS has it; and a directory there does
-not merge with what is further down. `over` and `under` hold directories and marks only.
+Since `under` is below L, an entry of L at a hidden name still shows, as in AUFS, and a directory of L does
+not merge with those further below. `over` and `under` contain directories and marks only.
 
-For a layer of the store they are made once and kept beside it, LAYER/overlay next to LAYER/diff; for any other
-directory wherever the caller says, each time, since it may have changed.
+For a layer of the store they are made once and stored beside it, LAYER/overlay next to LAYER/diff; for any other
+directory they are made each time, in the caller's directory, since it may have changed.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _OVER: Final = "over"
 _UNDER: Final = "under"
 _OWN_OPAQUE: Final = "user.overlay.opaque"
 _DEVICE: Final = stat.S_IFCHR | 0o000
-_NOT_FOLLOWED: Final = "the kernel's overlay does not follow it here; --driver fuse does"
+_NOT_FOLLOWED: Final = "the kernel's overlayfs does not follow it without root; --driver fuse does"
 
 
 @dataclass(slots=True)
 class _Marks:
     """The foreign marks of one directory of a layer."""
 
-    files: list[bytes] = field(default_factory=list)  # names of marks: to be hidden
-    hidden: list[bytes] = field(default_factory=list)  # what they hide
+    files: list[bytes] = field(default_factory=list)  # names of mark files, which must be hidden
+    hidden: list[bytes] = field(default_factory=list)  # the names that they hide
     opaque: bool = False
 
 
 def readable(layer: str, private: str) -> list[str]:
-    """The directories to be mounted for the layer, top first; it alone if it has no foreign marks. Directories of
-    marks are kept beside a layer of the store, else made at `private`.
+    """The directories to mount for the layer, top first; only the layer if it has no foreign marks. Directories of
+    marks are stored beside a layer of the store, else made at `private`.
 
-    Raises: DriverError for what cannot be expressed, OSError. Preconditions: 0:0 devices can be made.
+    Raises: DriverError for marks that overlayfs cannot express, OSError. Preconditions: 0:0 devices can be made.
     """
     beside = _beside(layer)
     if beside is not None and os.path.isdir(beside):
@@ -74,7 +74,7 @@ def readable(layer: str, private: str) -> list[str]:
 
 
 def _sweep(beside: str) -> None:
-    """Remove what was left half made by processes that were killed."""
+    """Remove incomplete directories of killed processes."""
     parent, prefix = os.path.dirname(beside), os.path.basename(beside) + "."
     for name in os.listdir(parent):
         if name.startswith(prefix) and not os.path.exists(f"/proc/{name.removeprefix(prefix).partition('-')[0]}"):
@@ -82,7 +82,7 @@ def _sweep(beside: str) -> None:
 
 
 def _beside(layer: str) -> str | None:
-    """Where a layer of the store keeps its marks; None for any other directory."""
+    """The directory of marks of a layer of the store; None for any other directory."""
     parent, name = os.path.split(layer)
     if name == "diff" and os.path.exists(os.path.join(parent, "layer.json")):
         return os.path.join(parent, "overlay")
@@ -95,7 +95,7 @@ def _with(layer: str, place: str) -> list[str]:
 
 
 def _scan(layer: str) -> Iterator[tuple[bytes, _Marks]]:
-    """The directories of a layer that have foreign marks."""
+    """The directories of a layer with foreign marks."""
     root_fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         todo = [b""]
@@ -139,7 +139,7 @@ def _note(marks: _Marks, name: bytes) -> None:
 
 
 def _refuse_metacopy(layer: str, rel: bytes, entry: os.DirEntry[str]) -> None:
-    """A file without data of its own; the first look costs nothing that the listing has not brought."""
+    """Whether a file has only attributes (metacopy). Checks the listing's values before it reads attributes."""
     st = entry.stat(follow_symlinks=False)
     if not st.st_size or st.st_blocks:
         return
@@ -153,7 +153,7 @@ def _refuse_metacopy(layer: str, rel: bytes, entry: os.DirEntry[str]) -> None:
 
 
 def _make(layer: str, found: dict[bytes, _Marks], place: str) -> None:
-    """Make `over` and `under` in the new directory `place`, if there is anything to be put there. Raises: OSError."""
+    """Make `over` and `under` in the new directory `place`, unless they would be empty. Raises: OSError."""
     os.makedirs(place, 0o755)
     over = {rel: marks.files for rel, marks in found.items() if marks.files}
     under = {rel: marks.hidden for rel, marks in found.items() if marks.hidden or marks.opaque}
@@ -169,7 +169,7 @@ def _make(layer: str, found: dict[bytes, _Marks], place: str) -> None:
 
 
 def _make_tree(source_fd: int, place: str, devices: dict[bytes, list[bytes]], opaque: tuple[bytes, ...]) -> None:
-    """Directories as the layer has them, with 0:0 devices in them."""
+    """Make the layer's directories, with 0:0 devices in them."""
     os.mkdir(place, 0o755)
     root_fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -188,14 +188,14 @@ def _make_tree(source_fd: int, place: str, devices: dict[bytes, list[bytes]], op
                     os.setxattr(fd, _OWN_OPAQUE, b"y")
             finally:
                 os.close(fd)
-        for rel in reversed(made):  # their times last: making something inside changes them
+        for rel in reversed(made):  # times last: making an entry changes them
             _dress(source_fd, root_fd, rel)
     finally:
         os.close(root_fd)
 
 
 def _directories(wanted: dict[bytes, list[bytes]]) -> list[bytes]:
-    """All directories on the way to the wanted ones, each before what is in it."""
+    """The wanted directories and all their parents, each before its content."""
     found = {b""}
     for rel in wanted:
         above = rel
@@ -206,7 +206,7 @@ def _directories(wanted: dict[bytes, list[bytes]]) -> list[bytes]:
 
 
 def _dress(source_fd: int, root_fd: int, rel: bytes) -> None:
-    """Give a directory the attributes of the layer's: that on top is the one that is seen."""
+    """Copy the attributes of the layer's directory, since the topmost directory of a union is shown."""
     like_fd = open_beneath(source_fd, rel, os.O_RDONLY | os.O_DIRECTORY)
     fd = open_beneath(root_fd, rel, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -15,7 +15,7 @@ is_whole: Final = True
 
 
 def check(root: str, lowers: Sequence[str]) -> None:
-    """Nothing can be known before there is no room left."""
+    """Checks nothing: whether the disk has enough space is known only after copying."""
 
 
 def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
@@ -24,19 +24,19 @@ def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
 
 
 def remove(directory: str) -> None:
-    """There is nothing that cannot be removed as files."""
+    """Removes nothing: all are ordinary files."""
 
 
 def fill(request: MountRequest, begin: Callable[[str], None], lowers: Sequence[str]) -> None:
-    """Make the upper what the lowers show, if it is empty. The copy is built beside it: a crash leaves all or none.
+    """Fill an empty upper with a copy of the merged lowers. It is built beside the upper: a crash leaves all or none.
 
-    `begin` makes the directory that `lowers` are added to. Raises: DriverError.
+    `begin` makes the directory to which `lowers` are added. Raises: DriverError.
     """
     upper = request.union.upper
     assert upper is not None
     if os.path.isdir(upper) and os.listdir(
         upper
-    ):  # it was copied before: even then it has the directories for mountpoints
+    ):  # not empty, so it was copied before: a copy has at least the mountpoints
         return
     new = os.path.join(request.directory, "upper.new")
     try:
@@ -51,7 +51,7 @@ def fill(request: MountRequest, begin: Callable[[str], None], lowers: Sequence[s
 
 
 def show(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
-    """Mount the upper as it is. Raises: DriverError."""
+    """Bind the upper to the mountpoint. Raises: DriverError."""
     try:
         mounts.mount(request.union.upper, request.merged, None, mounts.MS_BIND)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""A whole copy of what a union of directories shows: the tree that the drivers vfs and btrfs begin with.
+"""Copy a whole union of directories: the tree with which the drivers vfs and btrfs begin.
 
-Data are shared with the layers where the filesystem can (reflink). Kept are owners, modes, times, attributes, holes and
-hard links. Nothing is reached by a path longer than a name's worth of components at a time, and no symlink is followed.
+Data are shared with the layers if the filesystem supports it (reflink). The copy keeps owners, modes, times,
+attributes, holes and hard links. Paths are opened in pieces beneath a descriptor, without following links.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def add(
     unmapped_as_root: bool = False,
     hidden: Sequence[str] = (),
 ) -> None:
-    """Add to the directory `target` what the union of `lowers` (top first) shows and `target` has not.
+    """Add to the directory `target` the entries of the union of `lowers` (top first) that `target` lacks.
 
-    A name that is there stays as it is; if both are directories, what is missing inside is added. A directory gets its
-    attributes when it is made. Raises: OSError; what was added until then stays.
+    An existing entry stays as it is; missing entries are added to an existing directory. A directory gets its
+    attributes when it is made. Raises: OSError; entries that were added before stay.
     """
     ids = ShownIds.inside(unmapped_as_root)
     with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden, has_upper=False) as branches:
@@ -43,8 +43,8 @@ class _Addition:
     def __init__(self, branches: Branches, root_fd: int) -> None:
         self._branches = branches  # immutable
         self._root_fd = root_fd  # immutable
-        self._links: dict[tuple[int, int], bytes] = {}  # inode of a lower -> where its first name was made
-        self._made: list[tuple[bytes, Object]] = []  # directories, each after the one that it is in
+        self._links: dict[tuple[int, int], bytes] = {}  # inode of a lower -> the path of its first copied name
+        self._made: list[tuple[bytes, Object]] = []  # directories, each after its parent
         self._todo: list[tuple[bytes, Stack]] = []
 
     def run(self, *, is_new: bool) -> None:
@@ -56,7 +56,7 @@ class _Addition:
         self._todo.append((b"", top))
         while self._todo:
             self._directory(*self._todo.pop())
-        for rel, directory in reversed(self._made):  # their times last: making something inside changes them
+        for rel, directory in reversed(self._made):  # times last: making an entry changes them
             fd = self._open(rel)
             try:
                 self._dress(fd, directory)
@@ -93,7 +93,7 @@ class _Addition:
                 self._link(first, dir_fd, name)
                 return
         if source.kind == stat.S_IFSOCK:
-            return  # means nothing without the process that listens
+            return  # a socket is useless without the process that listens
         if source.kind == stat.S_IFREG:
             self._file(dir_fd, name, source)
             return

@@ -1,8 +1,8 @@
-"""Ask the parent for a mount. Imports only what Python has in it: all of this is on the way of each mount.
+"""Ask the parent for a mount. Imports only modules that are part of the interpreter: every mount imports this one.
 
 The exchange: both ends check each other (identity); the parent says that it accepts; the client, or a process that it
 has forked, sends one request, with descriptors; the forked process answers when the mount can be used or has failed.
-Before the request is sent nothing is done, and an ordinary mount can be made instead.
+Until the request is sent nothing is done, and an ordinary mount can be made instead.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ ENDED = "the daemon ended before it was ready"
 ENDED_HINT = "run it with --foreground --debug to see why"
 
 _PATIENCE_S = 2.0
-"""A parent accepts within a millisecond. One that has been stopped, or has no processor, is not waited for."""
+"""Time limit for the answer of a parent, which takes less than a millisecond unless the parent is stopped."""
 
 
 class NoParentError(Exception):
-    """No parent can do it, and nothing was done. `str()` says why; `is_absent`: one may be left behind."""
+    """No parent can make the mount; nothing was done. `str()` is the reason; `is_absent`: a parent may be started."""
 
     def __init__(self, why: str, *, is_absent: bool = False) -> None:
         super().__init__(why)
@@ -58,11 +58,12 @@ class ParentEndedError(Exception):
 
 
 refusal: NoParentError | None = None
-"""Why this process, which has asked already, makes an ordinary mount. Set by the one that has asked."""
+"""Why this process makes an ordinary mount, after it has asked."""
 
 
 def linger_s() -> float:
-    """How long a parent without mounts stays, in seconds; 0: none is left and none is asked. Raises: ValueError."""
+    """How long a parent without mounts stays, in seconds; 0: parents are neither started nor asked. Raises:
+    ValueError."""
     seconds = float(os.environ.get(LINGER) or LINGER_S)
     if not 0 <= seconds < float("inf"):
         raise ValueError(seconds)
@@ -70,15 +71,15 @@ def linger_s() -> float:
 
 
 class Reply:
-    """What a forked process has answered."""
+    """The answer of a forked process."""
 
     def __init__(self, fields: list[str], descriptors: list[int]) -> None:
         self.fields = fields  # immutable
-        self.descriptors = descriptors  # immutable; the caller's to close
+        self.descriptors = descriptors  # immutable; the caller must close it
 
 
 class Parent:
-    """A parent that is like this process, reached by it.
+    """A connection of this process to a parent that is like it.
 
     The request may be made by a process that this one forks, also from other namespaces, if this one's user may enter
     them: the parent looks at this process, which must live on, and the process that it forks enters the namespaces.
@@ -90,11 +91,11 @@ class Parent:
         self._pid = pid  # immutable
 
     def close(self) -> None:
-        """Ask for nothing more from this process."""
+        """Close the connection."""
         self._end.close()
 
     def ask(self, kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> Reply:
-        """Wait until the parent has accepted, and have it do what `subject` returns. Called once.
+        """Wait until the parent has accepted, and send it the request that `subject` returns. Called once.
 
         `descriptors` are sent along. Raises: NoParentError, ParentEndedError.
         """
@@ -125,7 +126,7 @@ class Parent:
 
 
 def connect() -> Parent:
-    """Reach the parent, and check that it is like this process. Raises: NoParentError."""
+    """Connect to the parent, and check that it is like this process. Raises: NoParentError."""
     try:
         if linger_s() == 0:
             raise NoParentError(f"{LINGER} is 0")
@@ -140,14 +141,14 @@ def connect() -> Parent:
     try:
         end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     except OSError as error:
-        raise NoParentError(f"no socket can be made: {error.strerror}") from None
+        raise NoParentError(f"cannot make a socket: {error.strerror}") from None
     try:
         end.settimeout(_PATIENCE_S)
         end.connect(identity.address(own))
         return Parent(end, identity.check_peer(end, own))
     except ConnectionRefusedError:
         end.close()
-        raise NoParentError("no parent was there", is_absent=True) from None
+        raise NoParentError("there was no parent", is_absent=True) from None
     except OSError as error:
         end.close()
         raise NoParentError(f"the parent cannot be reached: {error.strerror or error}") from None
@@ -157,7 +158,7 @@ def connect() -> Parent:
 
 
 def _send(end: _socket.socket, request: bytes, descriptors: Sequence[int]) -> None:
-    """Send the request, with descriptors of our namespaces and of what paths are relative to: root, working directory.
+    """Send the request, with descriptors of our namespaces, root directory and working directory.
 
     Raises: NoParentError.
     """
@@ -176,8 +177,8 @@ def _send(end: _socket.socket, request: bytes, descriptors: Sequence[int]) -> No
 
 
 def mount(argv: list[str]) -> int | None:
-    """Run `argv`, a command line of `unionfs` that mounts, in a process of the parent. Returns the exit code; None: it
-    is to be run here, for the reason in `refusal`."""
+    """Run `argv`, a command line of `unionfs` that mounts, in a process of the parent. Returns the exit code; None:
+    this process must run it, for the reason in `refusal`."""
     global refusal  # noqa: PLW0603 - one process runs one command line
     try:
         reply = connect().ask(COMMAND, lambda: [os.fsencode(word) for word in argv], (0, 1, 2))

@@ -1,9 +1,9 @@
-"""A process that the parent has forked: it takes over what the caller has, and does what the caller asked for.
+"""A process that the parent has forked: it takes over the caller's properties, and carries out the request.
 
-A forked process is to be the same as one that the caller starts. Ids, namespaces and the like are equal (identity).
-What remains is taken over here: the namespaces that the caller has entered since, working directory, environment,
-limits, priorities, processors. What cannot be taken over is refused, and the caller makes an ordinary mount. All of it
-is done with the caller's own rights, so nothing is entered that the caller could not enter.
+A forked process must be like one that the caller starts. Ids, namespaces and the like are equal (identity).
+The other properties are taken over here: the namespaces that the caller has entered since, working directory,
+environment, limits, priorities, processors. If one cannot be taken over, the request is refused, and the caller makes
+an ordinary mount. This process has the caller's own rights, so it enters nothing that the caller could not enter.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from unionfs.syscalls.namespaces import (
 RunCommand = Callable[[list[str]], int]
 
 _PATIENCE_S: Final = 10.0
-"""For the caller to send its request: it has been accepted already."""
+"""Time limit for the request of an accepted caller."""
 _KINDS: Final = {"user": CLONE_NEWUSER, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}
-_FDS: Final = len(client.NAMESPACES) + 2  # and root, working directory; then those of the request
+_FDS: Final = len(client.NAMESPACES) + 2  # namespaces, root, working directory; then those of the request
 
 
 class UnableError(Exception):
-    """Something of the caller cannot be taken over. Nothing was done."""
+    """A property of the caller cannot be taken over. Nothing was done."""
 
 
 class Request(NamedTuple):
-    """What the caller sent. Immutable."""
+    """The caller's request. Immutable."""
 
     kind: str
     subject: Any
     environment: list[tuple[bytes, bytes]]
     places: list[int]  # descriptors: client.NAMESPACES, root, working directory
-    descriptors: list[int]  # those of the request itself
+    descriptors: list[int]  # descriptors of the request itself
 
 
 class Origin(NamedTuple):
-    """What a forked process knows of its parent. Immutable."""
+    """Values that a forked process gets from its parent. Immutable."""
 
     pid: int
     code: str  # identity.code of the process that left it
@@ -62,7 +62,7 @@ class Origin(NamedTuple):
 
 
 def run(end: socket.socket, caller: int, origin: Origin) -> NoReturn:
-    """Do what the caller, a process at the other end of `end`, asks for, and end this process."""
+    """Carry out the request of the caller, the process at the other end of `end`, and end this process."""
     status = 1
     try:
         end.settimeout(_PATIENCE_S)
@@ -79,7 +79,7 @@ def run(end: socket.socket, caller: int, origin: Origin) -> NoReturn:
     except UnableError as why:
         _reply(end, client.UNABLE, str(why))
     except (OSError, EOFError):
-        pass  # the caller has gone
+        pass  # the caller has ended
     finally:
         os._exit(status)
 
@@ -99,18 +99,18 @@ def _reply(end: socket.socket, *fields: str, descriptors: Sequence[int] = ()) ->
 
 
 class _Teller:
-    """Tells the caller that the mount can be used."""
+    """Reports to the caller that the mount can be used."""
 
     def __init__(self, end: socket.socket, kind: str) -> None:
         self._end = end  # immutable
         self._kind = kind  # immutable
 
     def __call__(self, warning: str) -> None:
-        """Raises: OSError when the caller has gone."""
+        """Raises: OSError if the caller has ended."""
         if self._kind == client.COMMAND:
             _reply(self._end, client.EXIT, "0")
         else:
-            pidfd = os.pidfd_open(os.getpid())  # the caller is not our parent: our number may become another process's
+            pidfd = os.pidfd_open(os.getpid())  # the caller is not our parent, so our pid may be reused
             _reply(self._end, client.READY, str(os.getpid()), warning, descriptors=[pidfd])
             os.close(pidfd)
         self._end.close()
@@ -142,7 +142,7 @@ def _start(end: socket.socket, request: Request) -> None:
 
 
 def _show(argv: list[str]) -> None:
-    """Show a command line of our own in /proc/PID/cmdline."""
+    """Change our command line in /proc/PID/cmdline."""
     try:
         set_command_line(" ".join(argv))
     except (OSError, ValueError):
@@ -183,9 +183,9 @@ def _take_over(request: Request, caller: int) -> None:
 
 
 def _enter(kind: str, namespace: int) -> None:
-    """Enter a namespace of the caller, unless this process is in it; a user namespace as its root, as the caller has.
+    """Enter a namespace of the caller, unless this process is in it; a user namespace as its root, like the caller.
 
-    Raises: OSError; EPERM for a namespace that the caller's user may not enter either.
+    Raises: OSError; EPERM for a namespace that the caller's user may not enter, either.
     """
     if os.fstat(namespace).st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
         return

@@ -1,7 +1,8 @@
-"""Compare two processes in what a forked process inherits and cannot change: ids, namespaces, cgroup, capabilities.
+"""Compare the properties of two processes that a forked process inherits and cannot change: ids, namespaces, cgroup,
+capabilities.
 
-A parent and its client check each other before anything is said. The name of a parent's socket can be taken by any
-process of the network namespace, so the name means nothing: the kernel says who is at the other end.
+A parent and its client check each other before any message. The name of a parent's socket can be taken by any
+process of the network namespace, so the name proves nothing: the kernel identifies the process at the other end.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ _STATUS = {
     "NoNewPrivs": "no_new_privs",
     "Seccomp": "seccomp filters",
 }
-"""Fields of /proc/PID/status (proc_pid_status(5)), and what they are called in a sentence."""
+"""Fields of /proc/PID/status (proc_pid_status(5)), and their names in messages."""
 
 
 class DifferentError(Exception):
-    """The process at the other end is not like this one. `str()` says in what."""
+    """The process at the other end is not like this one. `str()` names the difference."""
 
 
 def facts(pid: int | str = "self") -> list[tuple[str, str]]:
-    """Return (what, value) of a process. Raises: OSError when it has ended or may not be looked at."""
+    """Return the properties of a process as (name, value). Raises: OSError if it has ended or may not be read."""
     directory = f"/proc/{pid}/"
     found = [("namespace", os.readlink(f"{directory}ns/{kind}")) for kind in _NAMESPACES]
     if os.geteuid() != 0:  # others cannot enter a mount namespace
@@ -54,7 +55,7 @@ def facts(pid: int | str = "self") -> list[tuple[str, str]]:
 
 
 def confinement(own: list[tuple[str, str]]) -> str:
-    """Name what confines this process in a way that cannot be compared with another's; "" if nothing does.
+    """Name a confinement of this process that cannot be compared with another process's; "" if there is none.
 
     `own`: its facts.
     """
@@ -84,14 +85,14 @@ def check_peer(end: _socket.socket, own: list[tuple[str, str]]) -> int:
     try:
         pidfd = end.getsockopt(_socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:
-        raise DifferentError("the kernel does not say who has its socket (needs Linux 6.5)") from None
+        raise DifferentError("the kernel does not identify the owner of its socket (needs Linux 6.5)") from None
     try:
         pid = _pid_of(pidfd)
         theirs = facts(pid)
-        if _pid_of(pidfd) != pid:  # the number was of this process all the time
+        if _pid_of(pidfd) != pid:  # the pid was not reused meanwhile
             raise ProcessLookupError
     except (OSError, ValueError):
-        raise DifferentError("the process that had its socket cannot be looked at") from None
+        raise DifferentError("the process that has its socket cannot be read") from None
     finally:
         os.close(pidfd)
     for (what, value), (_, other) in zip(own, theirs, strict=True):
@@ -101,7 +102,7 @@ def check_peer(end: _socket.socket, own: list[tuple[str, str]]) -> int:
 
 
 def _pid_of(pidfd: int) -> int:
-    """Return the pid of a live process, as our /proc numbers it. Raises: ProcessLookupError."""
+    """Return the pid of a live process in our /proc. Raises: ProcessLookupError."""
     for line in _content(f"/proc/self/fdinfo/{pidfd}").splitlines():
         if line.startswith("Pid:") and (pid := int(line[4:])) > 0:
             return pid
@@ -109,10 +110,10 @@ def _pid_of(pidfd: int) -> int:
 
 
 def code() -> str:
-    """Describe the code that this process runs, how the kernel runs it and what Python was told: where these differ, so
-    may a daemon."""
+    """Describe the code of this process, its personality and Python's settings: if these differ, a daemon may
+    differ."""
     try:
-        personality = _content("/proc/self/personality")  # decides where libraries are mapped: cannot be taken over
+        personality = _content("/proc/self/personality")  # says where libraries are mapped; cannot be taken over
     except OSError:
         personality = ""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

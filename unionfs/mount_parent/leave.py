@@ -1,4 +1,4 @@
-"""Leave a parent of mounts behind. Imports nothing heavy in the process that does: the parent imports what it needs."""
+"""Start a parent of mounts. Imports few modules in the calling process; the parent imports its own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def leave(first: int, run_command: Callable[[list[str]], int], idle_s: float = 0.0) -> None:
-    """Leave a parent behind, unless there is one. Called by the only thread of a process that has made a mount.
+    """Start a parent, unless there is one. Called by the only thread of a process that has made a mount.
 
-    `first` is a process that lives as long as this mount: the parent does, too, and some time longer. `run_command`
+    `first`: pid of a process that lives as long as this mount; the parent lives some time longer. `run_command`
     runs a command line without the program's name and returns its exit code. The parent imports its modules after
-    `idle_s`, or when its first client comes, so as not to take a processor from the mount's first users.
+    `idle_s` seconds, or for its first client, to leave the processors to the mount's first users.
     """
     linger_s = client.linger_s()
     if None in (sys.stdin, sys.stdout, sys.stderr):

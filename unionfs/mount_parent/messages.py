@@ -1,4 +1,4 @@
-"""One message on a stream socket: its length, its bytes, and descriptors with its first byte."""
+"""Send and receive messages on a stream socket: a length, the bytes, and descriptors with the first byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def send(end: _socket.socket, message: bytes, descriptors: Sequence[int] = ()) -
     fds = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in descriptors)
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)] if fds else []
     rest = data[end.sendmsg([data], ancillary) :]
-    if rest:  # sending nothing fails once the receiver has what it wanted and closes
+    if rest:  # sending 0 bytes fails after the receiver has received all and closed
         end.sendall(rest)
 
 

@@ -1,9 +1,9 @@
-"""The parent: left behind by an ordinary mount, it forks a daemon for each further mount of its user that is like it.
+"""The parent: started by an ordinary mount, it forks a daemon for each further mount by a process that is like it.
 
-It holds a socket and a pidfd of each daemon that it waits for, and nothing of its callers: its directory is /, its
-standard descriptors are /dev/null, its environment is empty, and its mount namespace is its own (fuse.detachment), so
-it keeps none alive. It says nothing, reads nothing from its clients, and waits for nothing but new clients and the ends
-of its daemons, which live on when it is killed. It ends when no mount has been there for `client.linger_s`, or when the
+It has a socket and a pidfd of each daemon, and nothing of its callers: its directory is /, its
+standard descriptors are /dev/null, its environment is empty, and it has its own mount namespace (fuse.detachment), so
+it keeps none alive. It prints nothing, reads nothing from its clients, and waits only for new clients and the ends
+of its daemons, which continue if it is killed. It ends `client.linger_s` after its last mount, or if the
 files of its code have changed.
 """
 
@@ -26,20 +26,20 @@ from unionfs.mount_parent.forked import Origin, RunCommand
 from unionfs.syscalls.namespaces import set_command_line, set_process_name
 
 NAME: Final = "unionfs-parent"
-"""In /proc/PID/comm and /proc/PID/cmdline."""
+"""The name in /proc/PID/comm and /proc/PID/cmdline."""
 
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
 _BACKLOG: Final = 64
 _FAREWELL_S: Final = 2.0
 _DAY_S: Final = 86400.0  # poll(2) takes 24 days
 _SPARE_FDS: Final = 32
-"""Descriptors that are left for a moment's need. The others are one for each daemon."""
+"""Number of descriptors in reserve. Of the others, each daemon needs one."""
 
 
 def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> NoReturn:
-    """Be the parent, as `mount_parent.leave` says, in a process that was forked for that and is detached.
+    """Run the parent (see `mount_parent.leave`) in a detached process that was forked for it.
 
-    Of what it forks daemons with, it imports nothing before it is found.
+    It imports the modules of daemons after it listens at its socket.
     """
     os.chdir("/")
     own, origin = identity.facts(), Origin(os.getpid(), identity.code(), run_command)
@@ -48,7 +48,7 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
         listener.bind(identity.address(own))
         listener.listen(_BACKLOG)  # clients wait until we are ready, which takes less time than an ordinary mount
     except OSError:
-        os._exit(0)  # another one was quicker
+        os._exit(0)  # another parent was faster
     os.environb.clear()
     set_process_name(NAME)
     set_command_line(NAME)
@@ -57,7 +57,7 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
     select.select([listener], [], [], idle_s)
     _import_all()
     if code.items() - _files_of_code().items():
-        os._exit(0)  # some of it would be of another version
+        os._exit(0)  # its modules would be of two versions
     gc.freeze()  # a collection would write to pages that the daemons share
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -82,12 +82,12 @@ class _Parent:
         self._linger_s = linger_s  # immutable
         self._origin = origin  # immutable
         self._code = _files_of_code()  # immutable
-        self._daemons: dict[int, int] = {}  # pidfd -> pid; ours, and the first
+        self._daemons: dict[int, int] = {}  # pidfd -> pid; of our daemons, and of `first`
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 
     def serve(self, first: int) -> None:
-        """Serve until this parent is no longer of use."""
+        """Serve until this parent must end."""
         with suppress(OSError):
             self._wait_for(first)
         until = monotonic() + self._linger_s
@@ -108,7 +108,7 @@ class _Parent:
         try:
             end, _ = self._listener.accept()
         except OSError:
-            return True  # it has gone already, or there is no descriptor: then others are closed soon
+            return True  # the client has ended, or there is no free descriptor: others are closed soon
         with end, suppress(OSError):
             try:
                 caller = identity.check_peer(end, self._own)
@@ -119,7 +119,7 @@ class _Parent:
                 with suppress(OSError):
                     end.send(client.RETIRED + b"its code or its surroundings have changed")
                     end.settimeout(_FAREWELL_S)
-                    end.recv(1)  # until the client has gone: it looks at this process before it reads
+                    end.recv(1)  # until the client has closed: it checks this process before it reads
                 return False
             if len(self._daemons) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
                 end.send(client.REFUSED + b"it has too many mounts")
@@ -142,7 +142,7 @@ class _Parent:
         self._poll.register(pidfd, select.POLLIN)
 
     def _forget(self, pidfd: int) -> None:
-        with suppress(ChildProcessError):  # the first is no child of ours
+        with suppress(ChildProcessError):  # `first` is not our child
             os.waitpid(self._daemons[pidfd], 0)
         self._poll.unregister(pidfd)
         del self._daemons[pidfd]
