@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -58,6 +59,40 @@ def test_run_forwards_what_podman_forwards(user: User, debian: Path, tidy: None)
         guard.cancel()
         process.kill_group(front)
         front.communicate()
+
+
+_SLOW_REPORTS = """
+import sys, time
+from unionfs.launcher import channel
+send = channel.Sender.send
+def send_late(self, kind, *fields):
+    if kind == channel.INIT:
+        time.sleep(0.5)
+    send(self, kind, *fields)
+channel.Sender.send = send_late
+from unionfs.cli import entry
+sys.exit(entry.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+@pytest.mark.parametrize("runtime", ["unionfs", "crun"])
+def test_a_signal_at_the_first_word_of_a_command(user: User, debian: Path, tidy: None, verb: str, runtime: str) -> None:
+    slow = [sys.executable, "-c", _SLOW_REPORTS]
+    listener = ["sh", "-c", "trap 'echo hung up; exit 7' HUP; echo ready; while :; do sleep 0.05; done"]
+    run = ["run", "--rm", "--name", "box", "--runtime", runtime, "--lower", os.fspath(debian)]
+    if verb == "run":
+        front = user.popen([*slow, *run, *listener])
+    else:
+        user.run([*user.unionfs_cmd, *run[:1], "--detach", *run[1:], "sleep", "1000"])
+        front = user.popen([*slow, "exec", "box", *listener])
+    assert front.stdout is not None
+    assert front.stdout.readline() == "ready\n"
+    front.send_signal(signal.SIGHUP)
+    assert front.communicate(timeout=limit(30))[0] == "hung up\n"
+    assert front.returncode == 7
+    if verb == "exec":
+        user.run([*user.unionfs_cmd, "rm", "--force", "box"])
 
 
 @pytest.mark.parametrize("runtime", ["unionfs", "crun"])

@@ -121,7 +121,7 @@ def _use_across_a_death(keeper: int) -> None:
 
 
 def test_a_database_under_kills(stand: MountedSubject) -> None:
-    killer = chaos.Killer(_keeper(stand), "30-120").start()
+    killer = chaos.Killer(_keeper(stand), "30-120", rest_s=limit(0.5)).start()
     try:
         stand.run(transactions, timeout_s=120)
     finally:

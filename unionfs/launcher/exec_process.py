@@ -54,6 +54,7 @@ class ExecProcess(NamedTuple):
         set_dumpable(False)
         exec_status_read, exec_status_write = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self.sender.send(INIT, str(os.getpid()))  # before the command: it may tell somebody that it takes signals
         child = os.fork()
         if child == 0:
             os.close(exec_status_read)
@@ -71,7 +72,6 @@ class ExecProcess(NamedTuple):
             self.capture.close_write_ends()
         self.namespaces.close()
         if not os.read(exec_status_read, 1):
-            self.sender.send(INIT, str(os.getpid()))
             self.sender.send(STARTED)
         os.close(exec_status_read)
         if not self.outlives_caller:

@@ -56,6 +56,13 @@ class InitContext(NamedTuple):
     capture: Capture | None = None  # the command's output; None: our own descriptors
     namespace_server: NamespaceServer | None = None  # gets the mount namespace and the root
     supervisor: socket.socket | None = None  # to the supervisor of a container with one id
+    reported_fd: int = -1  # a pipe that is at its end once the launching process was told of init's pid; -1: no pipe
+
+    def wait_until_reported(self) -> None:
+        """Wait until the launching process can forward signals to init. A command that runs before that, and has told
+        somebody so, would be ended by the first signal: the launching process would take it for an early one."""
+        os.read(self.reported_fd, 1)
+        os.close(self.reported_fd)
 
 
 def run(spec: Spec, plan: Plan, context: InitContext) -> NoReturn:
@@ -77,6 +84,7 @@ def run(spec: Spec, plan: Plan, context: InitContext) -> NoReturn:
             os.close(mountpoints_fd)
         if context.namespace_server:
             context.namespace_server.send_from_init()
+        context.wait_until_reported()
         child = os.fork()
         if child == 0:
             _run_command(spec, context)

@@ -141,16 +141,16 @@ class Monitor:
                 cleanup.callback(self._namespace_server.close)
             init_pid, exec_status_fd = self._start_init(lifeline_read, (lifeline_write, *rootfs_mounts.daemons))
             cleanup.callback(userns.end, init_pid)  # and with it everything in the container
-            self._sender.send(INIT, str(init_pid))
             return self._watch(init_pid, exec_status_fd, set(rootfs_mounts.daemons))
 
     def _start_init(self, lifeline_read: int, not_for_init: tuple[int, ...]) -> tuple[int, int]:
-        """Fork init. Return its pid and the read end of `InitContext.exec_status_fd`."""
+        """Fork init, and report its pid. Return it and the read end of `InitContext.exec_status_fd`."""
         exec_status_read, exec_status_write = os.pipe()
+        reported_read, reported_write = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
-            for fd in (*not_for_init, exec_status_read, self._launcher_fd):
+            for fd in (*not_for_init, exec_status_read, reported_write, self._launcher_fd):
                 os.close(fd)
             context = init.InitContext(
                 self._sender,
@@ -160,12 +160,16 @@ class Monitor:
                 self._capture,
                 self._namespace_server,
                 self._supervisor_socket,
+                reported_read,
             )
             if self._spec.runtime:
                 from unionfs.launcher import oci_init
 
                 oci_init.run(self._spec, context)
             init.run(self._spec, self._plan, context)
+        self._sender.send(INIT, str(pid))
+        os.close(reported_write)
+        os.close(reported_read)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._namespace_server:
             self._namespace_server.close_init_end()

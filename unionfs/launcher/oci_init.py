@@ -79,6 +79,7 @@ class _OciInit:
         try:
             if self._context.namespace_server:
                 _send_namespaces(self._context, pid)
+            self._context.wait_until_reported()
             self._run_runtime("start", _CONTAINER)
             os.close(self._context.exec_status_fd)  # closed without a byte: the command was executed
             if pid in self._ended:
