@@ -302,7 +302,8 @@ def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
 
     assert isinstance(traffic, Session)
     try:
-        kept = Kept(NodeRecord(), NodeRecord())
+        view_record = NodeRecord() if traffic.view_offer is not None else None
+        kept = Kept(NodeRecord(), view_record)
     except (OSError, ValueError) as error:  # no memory, or a limit
         _logger().warning("without a keeper: no shared memory: %s", error)
         _show_in_process_list(mounted.connection)

@@ -348,6 +348,21 @@ def test_a_view_goes_on_when_the_daemon_is_killed(place: Place, union: Path) -> 
         assert _device(place.mount("view")) == _device(union)
 
 
+def test_an_upper_with_a_view_is_completed_by_the_next_daemon(place: Place, union: Path) -> None:
+    """Also if nobody asks for the view any more."""
+    place.mount("view")
+    upper = place.root / "up"
+    with daemon_of(union) as daemon:
+        daemon.kill(signal.SIGKILL)
+        assert daemon.has_ended()
+        place.change("echo changed > a/x")
+        until = time.monotonic() + limit(10)
+        while not (upper / "c/hard").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert (upper / "c/hard").samefile(upper / "a/x")
+
+
 def test_without_a_keeper_views_of_a_killed_daemon_can_be_detached(place: Place) -> None:
     union, view = place.mount("mnt", "keeper=0", upper="up"), place.mount("view")
     with daemon_of(union) as daemon:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from tests.core.stack import Stack, Whiteout, litter
 from tests.core.test_crash import SCENARIOS, Trial, every_scenario
 from tests.core.union_driver import UnionDriver
 from unionfs.core import takeover
-from unionfs.core.attrs import ROOT
+from unionfs.core.attrs import ROOT, Attrs
 from unionfs.core.node_record import NodeRecord
 from unionfs.core.union import Union
 
@@ -154,6 +155,35 @@ def test_dies_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> 
         assert not record.is_full
         vars(stack.u).update(lookups=type(stack.u.lookups)(), _dentries={}, _handles={})
         stack._driver = None
+
+
+def test_a_directory_that_a_copy_up_went_through_shows_its_own_attributes(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, "d/e/f d/g=content", upper="", caching=True)
+    _kept(stack)
+
+    def live() -> tuple[list[Attrs], bytes]:
+        driver = stack.u
+        before = [_told(driver, path) for path in ("d", "d/e")]
+        time.sleep(0.02)  # longer than a tick of the clock that the kernel takes ctimes from
+        for path in ("d/g", "d/e/f"):
+            driver.chmod(path, 0o600)
+        driver.mkdir("d/e/new")  # a user's change
+        return [before[0], _told(driver, "d/e")], _kernel_of(driver)
+
+    told, kernel = cast(tuple[list[Attrs], bytes], expect(in_child(live)))
+    for _ in range(2):
+        outcome = in_child(partial(_told_after_takeover, stack, kernel))
+        assert expect(outcome) == told
+
+
+def _told_after_takeover(stack: Stack, kernel: bytes) -> list[Attrs]:
+    vars(stack.u).update(pickle.loads(kernel))
+    takeover.take_over(stack.union)
+    return [_told(stack.u, path) for path in ("d", "d/e")]
+
+
+def _told(driver: UnionDriver, path: str) -> Attrs:
+    return driver.stat(path)._replace(atime_ns=0)
 
 
 def _content(trial: Trial, path: str) -> bytes:

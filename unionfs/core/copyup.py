@@ -465,7 +465,7 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
         raise
     node.upper = up.child(name)
     node.upper.flags_mark = NO_FLAGS
-    node.shown_as = st
+    names.show(tree, node, st)
     node.no_xattrs = False  # as in _moved
     names.learn_empty(tree, node)
     _enter(tree, node, lower.branch.path, DIRECTORY, since)

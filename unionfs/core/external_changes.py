@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import lookup, marks
+from unionfs.core import lookup, marks, names
 from unionfs.core.attrs import ANY_NAME, Invalidation
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import LowDir
@@ -62,8 +62,8 @@ def all_changed(tree: UnionState, watcher: Watcher) -> None:
     known = {node.nodeid: [(parent.nodeid, name) for parent, name in names_of(node)] for node in nodes.all()}
     known |= {there.nodeid: [] if there.flags & DEAD else there.names for there in nodes.recorded.values()}
     stale = [ANY_NAME]
-    for nodeid, names in known.items():
-        stale += [Invalidation(parent, name) for parent, name in names]  # where ANY_NAME cannot be told
+    for nodeid, places in known.items():
+        stale += [Invalidation(parent, name) for parent, name in places]  # where ANY_NAME cannot be told
         stale.append(Invalidation(nodeid, b"", data=True))
     watcher.invalidate(stale)
 
@@ -163,7 +163,7 @@ def _recheck_name(
         found.append(Invalidation(parent.nodeid, name))  # the kernel may have cached that it is missing
         tree.drop_unused(node)
     elif node is old:
-        _has_changed(watcher, old, st, mask, found)
+        _has_changed(tree, watcher, old, st, mask, found)
     elif type(node) is type(old) and node.ino == old.ino:
         _adopt(tree, watcher, old, node, st, mask, found)
     else:
@@ -307,13 +307,15 @@ def _disconnect(tree: UnionState, watcher: Watcher, node: Node) -> None:
 # -- the same object -------------------------------------------------------------------------------------------------
 
 
-def _has_changed(watcher: Watcher, node: Node, st: Stat, mask: int, found: list[Invalidation]) -> None:
+def _has_changed(
+    tree: UnionState, watcher: Watcher, node: Node, st: Stat, mask: int, found: list[Invalidation]
+) -> None:
     now = fingerprint(st)
     before = watcher.seen.get(node.nodeid)
     if before is not None and (now != before or mask & inotify.MODIFY):
         watcher.seen[node.nodeid] = now
         if isinstance(node, DirNode):
-            node.shown_as = None
+            names.show(tree, node, None)
         found.append(Invalidation(node.nodeid, b"", data=mask & ~FROM_LOWER != inotify.ATTRIB))
 
 
@@ -338,7 +340,7 @@ def _adopt(
         if moved or mask & _NAMES_CHANGE:
             tree.fds.drop(old)
             mask |= inotify.MODIFY
-        _has_changed(watcher, old, st, mask, found)
+        _has_changed(tree, watcher, old, st, mask, found)
         tree.nodes.renamed(old)
         return
     assert isinstance(old, DirNode)
@@ -352,7 +354,7 @@ def _adopt(
         found.append(Invalidation(parent.nodeid, name))
         _places_changed(tree, watcher, old, found)
     else:
-        _has_changed(watcher, old, st, mask & ~inotify.MODIFY, found)
+        _has_changed(tree, watcher, old, st, mask & ~inotify.MODIFY, found)
     tree.nodes.renamed(old)
 
 

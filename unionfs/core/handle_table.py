@@ -50,6 +50,8 @@ class HandleTable:
         self._nodes: OrderedDict[int, Forgotten] = OrderedDict()  # oldest first
         self._ids: dict[tuple[int, bytes], int] = {}  # place -> node id
         self._linked: dict[int, int] = {}  # inode number -> node id
+        if record is not None:
+            record.handles_wanted()
         self.taken: dict[int, int] = {}  # node id -> slot of a node that `take` has removed; emptied by NodeTable.add
 
     def __len__(self) -> int:
@@ -112,6 +114,7 @@ class HandleTable:
 
     def put_again(self, record: NodeRecord) -> None:
         """Put the entries of all nodes into a new area of the record."""
+        self.taken = dict.fromkeys(self.taken, 0)  # they are written when they are added
         for nodeid, node in self._nodes.items():
             if node.slot:
                 flags = FORGOTTEN | LINKED if node.linked else FORGOTTEN

@@ -8,7 +8,7 @@ import os
 import stat
 
 from unionfs import markers, posix_acl
-from unionfs.core import copyup, inode_flags, ownership
+from unionfs.core import copyup, inode_flags, names, ownership
 from unionfs.core.attrs import NOW, AttrChange
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
@@ -39,7 +39,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     if isinstance(node, DirNode):
         inode_flags.refuse_change(node, despite)
         up = copyup.ensure_dir(tree, node)
-        node.shown_as = None
+        names.show(tree, node, None)
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is changed first, and clears set-id bits
@@ -326,7 +326,7 @@ def _bring_up(tree: UnionState, node: Node, despite: int = 0) -> None:
     if isinstance(node, DirNode):
         inode_flags.refuse_change(node, despite)
         copyup.ensure_dir(tree, node)
-        node.shown_as = None
+        names.show(tree, node, None)
     else:
         copyup.ensure(tree, node, despite=despite)
 

@@ -11,6 +11,13 @@ from unionfs.core.node import DirNode
 from unionfs.core.union_state import UnionState
 
 
+def show(tree: UnionState, directory: DirNode, st: Stat | None) -> None:
+    """Show a directory's size, blocks and ctime as they are in `st`, until a user changes it (None: he has)."""
+    if directory.shown_as is not st:
+        directory.shown_as = st
+        tree.nodes.renamed(directory)
+
+
 def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -> None:
     """Record a new entry `name` of the upper that was not visible before, and that a whiteout of it is gone."""
     if parent.up_names is not None:
@@ -22,7 +29,7 @@ def added(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int) -
         tree.cache.grow(parent, 1)
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs += 1
-    parent.shown_as = None
+    show(tree, parent, None)
     tree.record_own_change(parent)
 
 
@@ -30,7 +37,7 @@ def copied_up(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: in
     """Record that a visible name was copied up. The directory goes on to show its attributes `before` that, since no
     user changed it."""
     if parent.shown_as is None:
-        parent.shown_as = before
+        show(tree, parent, before)
     if parent.up_names is not None and name not in parent.up_names:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         tree.cache.grow(parent, 1)
@@ -42,7 +49,7 @@ def replaced(tree: UnionState, parent: DirNode, name: bytes, kind: int, ino: int
     if parent.up_names is not None:
         parent.up_names[name] = (ino << 4) | (kind >> 12)
         parent.hidden.discard(name)
-    parent.shown_as = None
+    show(tree, parent, None)
     tree.record_own_change(parent)
 
 
@@ -57,7 +64,7 @@ def removed(tree: UnionState, parent: DirNode, name: bytes, kind: int, *, hidden
         parent.order.discard(name)
     if parent.subdirs >= 0 and kind == IFDIR:
         parent.subdirs -= 1
-    parent.shown_as = None
+    show(tree, parent, None)
     tree.record_own_change(parent)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from struct import Struct
+from typing import Final
 
 from unionfs.core.attrs import IFMT, IFREG, ROOT
 from unionfs.core.branch import BranchDir, Stat
@@ -28,6 +30,9 @@ from unionfs.core.node_record import (
     NodeRecord,
     RecordedNode,
 )
+
+_SHOWN: Final = Struct("=QQq")
+"""What a directory shows of its `shown_as`, in the record: size, blocks, ctime."""
 
 InodeKey = tuple[int, int]
 """(st_dev, st_ino) of the object that holds a file's data now."""
@@ -184,6 +189,8 @@ class NodeTable:
             there = self.take_recorded(node.nodeid)
             if there is not None:
                 node.nlookup, node.slot = there.nlookup, there.slot
+                if there.shown and isinstance(node, DirNode):
+                    node.shown_as = _shown(there.shown)
                 if there.former:
                     self._former[node.nodeid] = there.former
                     for former in there.former:
@@ -292,12 +299,16 @@ class NodeTable:
         flags, names = _entry_of(node)
         if self._former:
             names += [(former, b"") for former in self._former.get(node.nodeid, ())]
+        if isinstance(node, DirNode) and node.shown_as is not None:
+            names.append((0, _SHOWN.pack(node.shown_as.st_size, node.shown_as.st_blocks, node.shown_as.st_ctime_ns)))
         node.slot = record.put(flags, node.nodeid, node.nlookup, node.ino, names)
 
     def put_recorded(self, there: RecordedNode) -> None:
         """Put the entry of a node that the daemon before has left into the record again."""
         if self.record is not None:
             names = there.names + [(former, b"") for former in there.former]
+            if there.shown:
+                names.append((0, there.shown))
             there.slot = self.record.put(there.flags, there.nodeid, there.nlookup, there.ino, names)
 
     def _put_again(self) -> None:
@@ -332,15 +343,27 @@ class NodeTable:
                     record.drop(before.slot)
         for there in self.recorded.values():
             self.place_recorded(there)
-        if forgotten:
+        if record.has_handles:
             self.handle_table = HandleTable(record=record)
-            for there in forgotten:
-                if there.nodeid in self.recorded:
-                    record.drop(there.slot)
-                else:
-                    (parent, name) = there.names[0]
-                    linked = bool(there.flags & LINKED)
-                    self.handle_table.add(there.nodeid, parent, name, there.ino, linked, slot=there.slot)
+        for there in forgotten:
+            if there.nodeid in self.recorded:
+                record.drop(there.slot)
+            else:
+                self._remember_recorded(there)
+        for there in reversed(
+            list(self.recorded.values())
+        ):  # made for their children only, or for a lookup that came to nothing
+            if not there.nlookup:
+                self.subtract_recorded(there.nodeid, 0)
+
+    def _remember_recorded(self, there: RecordedNode) -> None:
+        """Remember a forgotten node for file handles, if they are wanted."""
+        assert self.record is not None
+        if self.handle_table is None or there.flags & DEAD:
+            self.record.drop(there.slot)
+            return
+        parent, name = there.names[0]
+        self.handle_table.add(there.nodeid, parent, name, there.ino, bool(there.flags & LINKED), slot=there.slot)
 
     def recorded_id(self, nodeid: int) -> int:
         """Return the present id of a node that the daemon before has left, if it had another one before."""
@@ -391,11 +414,7 @@ class NodeTable:
             self.record.count(there.slot, 0)
             return None
         self.take_recorded(nodeid)
-        if self.handle_table is not None and not there.flags & DEAD:
-            parent, name = there.names[0]
-            self.handle_table.add(nodeid, parent, name, there.ino, bool(there.flags & LINKED), slot=there.slot)
-        else:
-            self.record.drop(there.slot)
+        self._remember_recorded(there)
         return there
 
     def discard(self, node: Node) -> None:
@@ -452,6 +471,12 @@ class NodeTable:
             else:
                 _close(at)
         return dropped
+
+
+def _shown(packed: bytes) -> Stat:
+    """Return attributes of which size, blocks and ctime are those that a record has."""
+    size, blocks, ctime_ns = _SHOWN.unpack(packed)
+    return os.stat_result((0, 0, 0, 0, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, ctime_ns, 0, blocks, 0))
 
 
 def _entry_of(node: Node) -> tuple[int, list[tuple[int, bytes]]]:

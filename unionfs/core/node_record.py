@@ -8,6 +8,7 @@ instruction: every entry is valid from one store of 8 bytes on.
 
     header    128 KiB; words of 8 bytes, see the constants below
     area      entries, one after the other, from the offset that the header names, until a word that is zero
+    request   the last 2 MiB: the buffer into which requests are read
 
 An area is never shortened. When half of it is entries of nodes that are gone, all others are written into a new area
 (`compact`), and one store in the header replaces the old one. Knows numbers and bytes, not nodes.
@@ -35,9 +36,12 @@ NAMES_MOST: Final = 32
 
 SIZE: Final = 1 << 30
 """Bytes of address space; memory is used for what is written only. Some ten million nodes."""
+REQUEST_ROOM: Final = 2 << 20
+"""The end of that: the buffer of requests. The last one stays there, and may be a FORGET that is half done."""
 
 _MAGIC: Final = int.from_bytes(b"unionfs\2", "little")  # the last byte is the version
 _HEADER: Final = 128 << 10
+_AREAS_END: Final = SIZE - REQUEST_ROOM
 _PAGE: Final = 4096
 _SLACK: Final = 1 << 20
 
@@ -52,6 +56,11 @@ _LONGEST_WAIT: Final = 6
 _BACKING: Final = 7  # the last backing id that the kernel has given
 _CLOSING: Final = 8  # a backing id that is being given back
 _PLAIN_OPENS: Final = 9
+_FORGETTING: Final = 10  # unique << _FORGET_BITS | number of its lines that are begun
+_FORGET_BITS: Final = 20
+_HAS_VIEW: Final = 11
+_HAS_HANDLES: Final = 12
+_WAITED: Final = 13  # microseconds without a daemon, in all
 _LEDGER: Final = 16  # 8 words
 _RING_AT: Final = 63
 _RING: Final = 64  # uniques of the last changes; with DONE, or 0 for one that failed
@@ -88,7 +97,7 @@ class DamagedError(Exception):
 class RecordedNode:
     """What the record has of a node."""
 
-    __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names", "former")
+    __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names", "former", "shown")
 
     def __init__(
         self,
@@ -99,6 +108,7 @@ class RecordedNode:
         ino: int,
         names: list[tuple[int, bytes]],
         former: list[int],
+        shown: bytes,
     ) -> None:
         self.slot = slot  # changed by NodeTable.compact
         self.flags = flags  # immutable
@@ -107,6 +117,7 @@ class RecordedNode:
         self.ino = ino  # immutable
         self.names = names  # (node id of the parent, name), the primary one first; changed by takeover only
         self.former = former  # ids that the node had before, and that lead to it, too; immutable
+        self.shown = shown  # of `shown_as`; immutable
 
 
 class Notes:
@@ -166,6 +177,8 @@ class NodeRecord:
         os.ftruncate(self.fd, SIZE)
         self._mm: Any = mmap.mmap(self.fd, SIZE)
         self._words: Any = memoryview(self._mm).cast("Q")
+        self.request: Any = memoryview(self._mm)[_AREAS_END:]
+        """The buffer of requests, REQUEST_ROOM bytes."""
         self.counts: Any = self._words[_COUNTS : _COUNTS + _COUNTS_SIZE]
         """The number of requests by opcode."""
         self.ledger: Any = self._words[_LEDGER : _LEDGER + 8]
@@ -204,7 +217,7 @@ class NodeRecord:
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
-        node had before, each as the parent of a name without a byte."""
+        node had before, each as the parent of a name without a byte, and, with parent 0, what a directory shows."""
         parent, name = names[0]
         more = len(names) - 1
         length = len(name)
@@ -216,7 +229,7 @@ class NodeRecord:
                 [_NAME.pack(above, len(other)) + other + bytes(-len(other) & 7) for above, other in names[1:]]
             )
         whole = size + len(tail)
-        if at + whole + 8 > SIZE:
+        if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
             return 0
         mm = self._mm
@@ -408,6 +421,34 @@ class NodeRecord:
                     words[at] |= DONE
         words[_RENAME] = 0
 
+    def forgetting(self, unique: int, line: int) -> None:
+        """The line of a FORGET or BATCH_FORGET is about to be done, counted from 0."""
+        self._words[_FORGETTING] = (unique << _FORGET_BITS | line + 1) & ((1 << 64) - 1)
+
+    def forgotten_lines(self, unique: int) -> int:
+        """Return how many lines of such a message have been begun: none is done twice."""
+        word: int = self._words[_FORGETTING]
+        is_it = word >> _FORGET_BITS == unique & ((1 << (64 - _FORGET_BITS)) - 1)
+        return word & ((1 << _FORGET_BITS) - 1) if is_it else 0
+
+    @property
+    def has_handles(self) -> bool:
+        """Whether forgotten nodes are remembered for file handles."""
+        return bool(self._words[_HAS_HANDLES])
+
+    def handles_wanted(self) -> None:
+        """Forgotten nodes are remembered for file handles from now on."""
+        self._words[_HAS_HANDLES] = 1
+
+    @property
+    def has_view(self) -> bool:
+        """Whether the view of the union was given."""
+        return bool(self._words[_HAS_VIEW])
+
+    def view_given(self) -> None:
+        """The view of the union is about to be given."""
+        self._words[_HAS_VIEW] = 1
+
     # -- threads that notify the kernel ----------------------------------------------------------------------------
 
     def begin_notifying(self, thread: int) -> int:
@@ -443,14 +484,14 @@ class NodeRecord:
         if words[_FULL]:
             raise DamagedError("it was full")
         at: int = words[_AREA]
-        if not _HEADER <= at < SIZE or at % _PAGE:
+        if not _HEADER <= at < _AREAS_END or at % _PAGE:
             raise DamagedError(f"its area begins at {at}")
         self._start, self._used = at, 0
         self.opens.clear()
         found = []
         while word := words[at >> 3]:
             size = word >> 8
-            if size < _FIXED or size % 8 or at + size + 8 > SIZE:
+            if size < _FIXED or size % 8 or at + size + 8 > _AREAS_END:
                 raise DamagedError(f"an entry at {at} has {size} bytes")
             if word & LIVE:
                 there = _entry(mm, at, size, word & 0xFF)
@@ -465,7 +506,7 @@ class NodeRecord:
         self._end = at
         behind = _page_after(at)
         mm[at:behind] = bytes(behind - at)  # of an entry that was not finished
-        self._free(behind, SIZE)
+        self._free(behind, _AREAS_END)
         self._free(_HEADER, self._start)
         self._set_limit()
         for position in range(_NOTIFYING, _NOTIFYING + _NOTIFYING_MOST):
@@ -520,16 +561,20 @@ def _entry(mm: Any, at: int, size: int, flags: int) -> RecordedNode:
     position = at + _FIXED
     names: list[tuple[int, bytes]] = []
     former = []
+    shown = b""
     while True:
         if position + length > at + size:
             raise DamagedError(f"the name of node {nodeid} is longer than its entry")
-        if length or not names or flags & OPEN:
-            names.append((parent, bytes(mm[position : position + length])))
+        name = bytes(mm[position : position + length])
+        if not names or flags & OPEN or (name and parent):
+            names.append((parent, name))
+        elif name:
+            shown = name
         else:
             former.append(parent)  # see `put`
         position += (length + 7) & ~7
         if not more:
-            return RecordedNode(at, flags, nodeid, nlookup, ino, names, former)
+            return RecordedNode(at, flags, nodeid, nlookup, ino, names, former, shown)
         if position + _NAME.size > at + size:
             raise DamagedError(f"node {nodeid} has fewer names than its entry says")
         parent, length = _NAME.unpack_from(mm, position)

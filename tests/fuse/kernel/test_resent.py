@@ -45,9 +45,9 @@ class _Lives:
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self._kept = Kept(NodeRecord(), NodeRecord())
-        takeover.keep_record(served.union, self._kept.record)
-        served.session.keep(self._kept)
+        self.kept = Kept(NodeRecord(), None)
+        takeover.keep_record(served.union, self.kept.record)
+        served.session.keep(self.kept)
         served.dispatcher = Dispatcher(served.union, served.session)
 
     def first(self, *requests: bytes, until_done: bool) -> None:
@@ -58,15 +58,15 @@ class _Lives:
 
     def _live(self, requests: tuple[bytes, ...], until_done: bool) -> None:
         if not until_done:
-            self._kept.record.finish = lambda is_done: None  # type: ignore[method-assign]
+            self.kept.record.finish = lambda is_done: None  # type: ignore[method-assign]
         for request in requests:
             assert self.served.ask(request).error == 0
         os._exit(KILLED)
 
     def take_over(self) -> None:
-        self._kept.changes = takeover.take_over(self.served.union)
-        self._kept.unanswered = takeover.unanswered(self.served.union)
-        self._kept.continues = True
+        self.kept.changes = takeover.take_over(self.served.union)
+        self.kept.unanswered = takeover.unanswered(self.served.union)
+        self.kept.continues = True
         self.served.dispatcher = Dispatcher(self.served.union, self.served.session)
 
 
@@ -161,10 +161,43 @@ def test_what_was_counted_for_an_answer_that_was_given_stays(served: Served) -> 
     assert served.ask(wire.request(wire.GETATTR, _F, bytes(16))).error == errno.ESTALE
 
 
+def test_forgets_that_a_death_has_interrupted_are_done_once(served: Served) -> None:
+    """The message is gone from the kernel: what is left of it is in the buffer of requests."""
+    for name in (b"one", b"two", b"three"):
+        (served.upper / name.decode()).touch()
+    lives = _Lives(served)
+    record = lives.kept.record
+    nodes = [_F, _F + 1, _F + 2]
+    lines = b"".join(struct.pack("=QQ", node, 1) for node in nodes)
+    message = wire.request(wire.BATCH_FORGET, 0, struct.pack("=II", 3, 0) + lines, unique=_UNIQUE)
+    looked_up = [_lookup(name, 2 * number + 2) for number, name in enumerate((b"one", b"two", b"three"))]
+
+    def live() -> None:
+        for request in (*looked_up, *looked_up):
+            assert served.ask(request).error == 0
+        record.request[: len(message)] = message
+        forget = served.union.forget
+
+        def dies_in_the_second(nodeid: int, count: int = 1) -> bool:
+            if nodeid == nodes[1]:
+                os._exit(KILLED)
+            return forget(nodeid, count)
+
+        served.union.forget = dies_in_the_second  # type: ignore[method-assign]
+        served.raw(message)
+
+    assert in_child(live).status == KILLED
+    lives.take_over()
+    for _ in range(2):  # the second time nothing is left to do
+        served.dispatcher.continue_serving(record.request)
+    known = {there.nodeid: there.nlookup for there in served.union._nodes.recorded.values()}
+    assert known == {nodes[0]: 1, nodes[1]: 2, nodes[2]: 1}  # of the one in hand it is not known
+
+
 def test_a_request_of_which_daemons_die_is_refused(served: Served, expect_log: ExpectLog) -> None:
     lives = _Lives(served)
     lives.first(_lookup(b"f"), until_done=True)
-    lives._kept.refused = _UNIQUE
+    lives.kept.refused = _UNIQUE
     lives.take_over()
     with expect_log("GETATTR is answered EIO"):
         assert served.ask(wire.request(wire.GETATTR, ROOT, bytes(16), unique=_RESENT)).error == errno.EIO

@@ -13,7 +13,7 @@ import io
 import os
 import select
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from unionfs.fuse.kernel import abi
 from unionfs.fuse.kernel.data import new_room
@@ -32,9 +32,11 @@ _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 class Device:
     """A mounted /dev/fuse descriptor, which the caller closes."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, request: Any = None) -> None:
+        """`request`: the buffer of requests, REQUEST_ROOM bytes or more."""
         self.fd = fd  # immutable
-        self.request = memoryview(new_room(REQUEST_ROOM))  # overwritten by receive and sleep
+        room = memoryview(new_room(REQUEST_ROOM)) if request is None else request
+        self.request: memoryview = room[:REQUEST_ROOM]  # overwritten by receive and sleep
         self.is_asleep = False  # whether `sleep` waits: a signal handler may then raise
         self.is_interrupted = False  # set by a signal handler: there is no more sleep
         self._read: Callable[[memoryview], int | None] = io.FileIO(fd, "rb", closefd=False).readinto
@@ -55,10 +57,10 @@ class Device:
         self._others -= 1
 
     def touch(self) -> None:
-        """Have memory for all of `request`. When a daemon is killed while the kernel makes room for a request that it
-        copies, the request fails with EIO, and no other daemon gets it."""
+        """Have memory for all of `request`, which keeps its content. When a daemon is killed while the kernel makes
+        room for a request that it copies, the request fails with EIO, and no other daemon gets it."""
         for offset in range(0, len(self.request), _PAGE):
-            self.request[offset] = 0
+            self.request[offset] = self.request[offset]
 
     def receive(self) -> int:
         """Read the next request into `request`. Returns its length; 0 when none is pending, which costs no more than a

@@ -186,6 +186,8 @@ _MKNOD: Final = 8
 _READ: Final = 15
 _WRITE: Final = 16
 _RELEASE: Final = 18
+_FORGET: Final = 2
+_BATCH_FORGET: Final = 42
 """Of Op, as numbers that compiled code has no need to look up; served by the same functions as in TABLE."""
 
 _WITHOUT_XATTRS: Final[dict[int, Row]] = dict.fromkeys(
@@ -317,6 +319,26 @@ class Dispatcher:
         if head[2] != unique:
             self.take_back(unique)
         return reply
+
+    def continue_serving(self, last: memoryview) -> None:
+        """Do what the daemon before has left, of which the kernel sends nothing again: FORGETs, if its `last` request
+        was such a one, and the names of hard links for its view. Before any other request."""
+        record = self.record
+        assert record is not None
+        if record.has_view:
+            views.dispatcher(self)
+        head = _in_header(last)
+        length, opcode, unique = head[0], head[1], head[2]
+        if opcode not in (_FORGET, _BATCH_FORGET) or not BODY < length <= len(last):
+            return
+        begun = record.forgotten_lines(unique)
+        if opcode == _BATCH_FORGET:
+            handlers.batch_forget(self, unique, head[3], head, last, length, begun)
+        elif not begun:
+            if head[3] >= VIEW:
+                views.answer(self, head, last, length)
+            else:
+                handlers.forget(self, unique, head[3], head, last, length)
 
     def take_back(self, unique: int) -> None:
         """Undo what the daemon before has counted for this request, which is sent again: its answer was never given."""

@@ -82,12 +82,23 @@ def mknod(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 
 def forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
-    if self.union.forget(nodeid, decode.forget(head, buf, end)[0]):
+    (count,) = decode.forget(head, buf, end)
+    if self.record is not None:
+        self.record.forgetting(unique, 0)
+    if self.union.forget(nodeid, count):
         self.forget_node(nodeid)
 
 
-def batch_forget(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> None:
-    for forgotten, count in decode.batch_forget(buf, end):
+def batch_forget(
+    self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int, begun: int = 0
+) -> None:
+    """Forget nodes, but for the first `begun` lines."""
+    record = self.record
+    for line, (forgotten, count) in enumerate(decode.batch_forget(buf, end)):
+        if line < begun:
+            continue
+        if record is not None:
+            record.forgetting(unique, line)
         if forgotten >= VIEW:
             views.forget(self, forgotten, count)
         elif self.union.forget(forgotten, count):

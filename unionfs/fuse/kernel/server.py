@@ -60,16 +60,19 @@ def serve(
     session = traffic or Session(options, tuning or Tuning())
     with ExitStack() as held:
         held.callback(os.close, fd)
-        device, dispatcher = Device(fd), Dispatcher(union, session)
+        device = Device(fd, session.kept.record.request if session.kept is not None else None)
+        dispatcher = Dispatcher(union, session)
         if session.options.passthrough:
             dispatcher.pass_through(device)
         if session.kept is not None:
             device.touch()
         if dispatcher.continues:
+            dispatcher.continue_serving(device.request)
             with suppress(Gone):
                 device.notify(encode.notify_resend())
         busy_poll = BusyPoll(session.options.busy_poll, processors.is_unlimited, processors.preemptions)
         engine = _Engine(device, busy_poll, dispatcher, notifier)
+        engine.begin()
         held.enter_context(_interruptible(device))
         try:
             with suppress(Gone):
@@ -106,6 +109,10 @@ class _Engine:
         self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
         """Work that has ended, with its outcome or error; filled by the threads."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rung by them afterwards
+
+    def begin(self) -> None:
+        """Begin what the daemon before has left to do."""
+        self._start()
 
     def work(self) -> None:
         """Serve requests, sleeping when there are none, until something else is to be done, and do that. Raises:

@@ -103,7 +103,7 @@ class Kept:
     """What a daemon needs that another one is to continue, or that continues from another one."""
 
     record: NodeRecord  # immutable
-    view_record: NodeRecord  # immutable: the nodes of the view
+    view_record: NodeRecord | None  # immutable: the nodes of the view, if one is offered
     continues: bool = False  # set once: this is not the first daemon
     changes: dict[int, bool] = field(default_factory=dict)
     """Requests that the daemon before has begun, by unique: whether they are known to be done."""

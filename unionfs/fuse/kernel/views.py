@@ -44,7 +44,9 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
     offer = main.session.view_offer
     if offer is None or not offer.is_for(name, head[4], head[6]):
         return None
-    view = _dispatcher(main)
+    if main.record is not None:
+        main.record.view_given()
+    view = dispatcher(main)
     assert view is not None
     offer.give(head[6])
     assert isinstance(view.union, View)
@@ -64,13 +66,14 @@ def asked(main: Dispatcher, attribute: bytes, head: Head) -> bytes | None:
     return b"%d" % offer.asked_ns
 
 
-def _dispatcher(main: Dispatcher) -> Dispatcher | None:
+def dispatcher(main: Dispatcher) -> Dispatcher | None:
     """Return the dispatcher of the view, which is made when it is first needed; None: the union offers none."""
     session = main.session
     if main.view is None and session.view_offer is not None:
         union = View(main.union)
         kept = session.kept
         if kept is not None:
+            assert kept.view_record is not None  # there is an offer
             takeover.keep_record(union, kept.view_record)
             if kept.continues:
                 takeover.take_over(union)
@@ -84,13 +87,15 @@ def _dispatcher(main: Dispatcher) -> Dispatcher | None:
 def answer(main: Dispatcher, head: Head, buf: memoryview, end: int) -> bytes | memoryview | None:
     """Serve a request for a node of the view. Returns its reply, or None as `Dispatcher.handle` does."""
     opcode, unique = head[1], head[2]
-    view = _dispatcher(main) if main.continues else main.view
+    view = dispatcher(main) if main.continues else main.view
     if view is None or opcode in _BETWEEN_UNIONS:
         return encode.error(unique, errno.ESTALE if view is None else errno.EXDEV)
     if opcode == Op.FORGET:
+        if main.record is not None:
+            main.record.forgetting(unique, 0)
         view.encoder.set_id.discard(head[3])
     kept, first_unique = main.session.kept, unique & ~abi.UNIQUE_RESEND
-    if kept is not None:
+    if kept is not None and kept.view_record is not None:
         kept.view_record.serve(first_unique)
     reply = view.answer((head[0], opcode, unique, head[3] & ~VIEW, *head[4:]), buf, end)
     if unique != first_unique:
@@ -109,7 +114,7 @@ def refuse_name(main: Dispatcher, parent: int, name: bytes, head: Head) -> None:
 
 def forget(main: Dispatcher, nodeid: int, count: int) -> None:
     """Forget a node of the view, as BATCH_FORGET asks."""
-    view = _dispatcher(main) if main.continues else main.view
+    view = dispatcher(main) if main.continues else main.view
     if view is not None:
         view.union.forget(nodeid & ~VIEW, count)
         view.encoder.set_id.discard(nodeid)
