@@ -151,6 +151,7 @@ ALLOWED = {
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.explore": Row((*GROUND_FLOOR, "layers"), ("xxhash",), not_even=("argparse", "layers.cli")),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),
+    "layers.screen": Row((*GROUND_FLOOR, "layers"), ("rich", "textual")),
     "layers.__main__": Row(("layers.cli",)),
 }
 

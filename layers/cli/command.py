@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final, NoReturn
 
+from layers.cli.examples import EXAMPLES
 from layers.errors import EXIT_CODES, LayerError, Malformed
 from layers.manifest import Descriptor
 from unionfs import store_files
@@ -17,6 +18,7 @@ from unionfs.write_all import replace_standard_streams
 
 VERBS: Final = {
     "inspect": "show sizes, hidden files and duplicate files of the layers of an image",
+    "explore": "look at the layers of an image, a container or a union on a terminal",
     "why": "show which layer provides a path, and which hide it",
     "diff": "list the differences between two layers, trees or images",
     "check": "find contradictory, orphaned and foreign marks, and malformed owners",
@@ -40,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"layers {verb}",
             description=description,
-            epilog=f"{_SUBJECTS}\n\n{EXIT_CODES}",
+            epilog=f"example:\n  {EXAMPLES[verb]}\n\n{_SUBJECTS}\n\n{EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -64,9 +66,10 @@ def main(
     argv: list[str] | None = None,
     in_use: Callable[[str], list[str]] = lambda root: [],
     bases: Callable[[str], list[Descriptor]] = lambda root: [],
+    unions: Callable[[str, str], Sequence[str] | None] = lambda text, root: None,
 ) -> int:
     """Run `layers ARGV`. For gc, `in_use` gives the layer directories, `bases` the images, that containers of a store
-    (the argument) need."""
+    (the argument) need; for explore, `unions` gives the directories of a union or a container of a store, top first."""
     replace_standard_streams()
     arguments = sys.argv[1:] if argv is None else argv
     verb = arguments[0] if arguments else ""
@@ -78,7 +81,8 @@ def main(
         return 2
     try:
         run: Callable[..., int] = import_module(f"layers.cli.{verb}").main
-        status = run(arguments[1:], in_use, bases) if verb == "gc" else run(arguments[1:])
+        more = {"gc": (in_use, bases), "explore": (unions,)}.get(verb, ())
+        status = run(arguments[1:], *more)
         sys.stdout.flush()
         return status
     except LayerError as error:

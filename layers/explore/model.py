@@ -46,9 +46,7 @@ class Explorer:
     @property
     def base(self) -> int:
         """The level that changes are told against; -1: none, everything was added."""
-        if self.whole:
-            return 0 if self.level else -1
-        return self.level - 1
+        return _base(self.level, whole=self.whole)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -70,26 +68,41 @@ class Explorer:
 
     # -- what is shown --
 
-    def show(self, level: int, *, whole: bool | None = None) -> None:
-        """Show another level, or other changes; the rows that are open stay open."""
-        self.level = level
-        self.whole = self.whole if whole is None else whole
-        self._apply_filter()
+    def show(
+        self,
+        level: int | None = None,
+        *,
+        whole: bool | None = None,
+        wanted: Filter | None = None,
+        let_through: set[int] | None = None,
+    ) -> None:
+        """Show another level, other changes, or what another filter lets through; the rows that are open stay open.
+
+        `let_through` is what `filtered` has given for the same arguments: where there is none, it is asked here.
+        """
+        found = self.filtered(level, whole=whole, wanted=wanted) if let_through is None else let_through
+        self.level, self.whole, self.filter = self._would(level, whole, wanted)
+        self._let_through = found
         self._rebuild()
+
+    def filtered(
+        self, level: int | None = None, *, whole: bool | None = None, wanted: Filter | None = None
+    ) -> set[int] | None:
+        """The nodes that `show` would let through; None: all. Changes nothing, so that a thread can do it: it looks at
+        every entry of the tree, half a second for 500,000."""
+        level, whole, wanted = self._would(level, whole, wanted)
+        return None if wanted.is_open else matching(self.tree, wanted, _base(level, whole=whole), level)
+
+    def _would(self, level: int | None, whole: bool | None, wanted: Filter | None) -> tuple[int, bool, Filter]:
+        return (
+            self.level if level is None else level,
+            self.whole if whole is None else whole,
+            self.filter if wanted is None else wanted,
+        )
 
     def sort(self, order: str) -> None:
         self.order = order
         self._rebuild()
-
-    def set_filter(self, wanted: Filter) -> None:
-        """Show what a filter lets through. Looks at every entry of the tree: half a second for 500,000."""
-        self.filter = wanted
-        self._apply_filter()
-        self._rebuild()
-
-    def _apply_filter(self) -> None:
-        wanted = self.filter
-        self._let_through = None if wanted.is_open else matching(self.tree, wanted, self.base, self.level)
 
     def is_filtered_out(self, node: int) -> bool:
         return self._let_through is not None and node not in self._let_through
@@ -170,6 +183,11 @@ class Explorer:
             entry = self.tree.shown(node, self.base)
         return self.tree.is_directory(entry)
 
+    def _size(self, node: int) -> tuple[int, int]:
+        """Bytes and files of a path; of one that was removed, those that showed."""
+        level = self.level if self.tree.shown(node, self.level) >= 0 else self.base
+        return self.tree.size(node, level)
+
     def _row_of(self, node: int) -> int:
         try:
             return self._nodes.index(node)
@@ -182,7 +200,7 @@ class Explorer:
         if self._let_through is not None:
             found = [child for child in found if child in self._let_through]
         if self.order == BY_SIZE:
-            found.sort(key=lambda child: (not self._is_directory(child), -tree.size(child, level)[0]))
+            found.sort(key=lambda child: (not self._is_directory(child), -self._size(child)[0]))
         else:
             found.sort(key=lambda child: not self._is_directory(child))  # they come sorted by name
         return found
@@ -201,3 +219,9 @@ class Explorer:
 
     def _rebuild(self) -> None:
         self._nodes, self._depths = self._below(ROOT, 0)
+
+
+def _base(level: int, *, whole: bool) -> int:
+    if whole:
+        return 0 if level else -1
+    return level - 1

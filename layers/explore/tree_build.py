@@ -322,6 +322,7 @@ class _Builder:
             "node": array("I", [new[self._node[e]] for e in entries]),
         }  # fmt: skip
         columns |= _totals(columns)
+        columns["effect"] = _effects(columns, len(self._layers))
         columns["wasted"] = _wasted(columns)
         columns |= self._duplicates(columns, entries)
         write(file, {**about, "nodes": len(order), "entries": len(entries)}, columns)
@@ -374,6 +375,27 @@ def _wasted(columns: dict[str, Any]) -> array[int]:
     found = [entry for entry in range(len(how)) if how[entry] in WASTED and stored[entry]]
     found.sort(key=lambda entry: (-stored[entry], entry))
     return array("I", found)
+
+
+def _effects(columns: dict[str, Any], layers: int) -> array[int]:
+    """For each layer how many files (all entries but directories) it adds, changes and removes."""
+    kind, node, since, by = columns["kind"], columns["node"], columns["since"], columns["by"]
+    added, changed, gone = [0] * layers, [0] * layers, [0] * (NEVER + 1)
+    hidden = (-1, NEVER)  # the node and the hiding layer of the last entry that was hidden
+    for entry in range(len(node)):
+        if kind[entry] in _MARKS or kind[entry] == _DIRECTORY:
+            continue
+        layer = since[entry]
+        if by[entry] == layer:  # one of two entries of one tar
+            continue
+        if hidden == (node[entry], layer):
+            changed[layer] += 1
+            gone[layer] -= 1
+        else:
+            added[layer] += 1
+        gone[by[entry]] += 1
+        hidden = (node[entry], by[entry])
+    return array("I", [number for layer in range(layers) for number in (added[layer], changed[layer], gone[layer])])
 
 
 def _totals(columns: dict[str, Any]) -> dict[str, array[int]]:

@@ -8,6 +8,7 @@ an empty tree. Nothing is loaded: every answer reads columns that are mapped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Final
 
 from layers.entry import DIRECTORY, OPAQUE, WHITEOUT, Entry
@@ -43,7 +44,7 @@ class TreeIndex:
         self.since, self.by, self.how = columns["since"], columns["by"], columns["how"]
         self.stored, self._kind = columns["stored"], columns["kind"]
         self._total, self._total_layer, self._total_row = columns["total"], columns["total_layer"], columns["total_row"]
-        self._wasted = columns["wasted"]
+        self._wasted, self._effect = columns["wasted"], columns["effect"]
         self._duplicate, self._duplicates = columns["duplicate"], columns["duplicates"]
 
     def close(self) -> None:
@@ -144,12 +145,20 @@ class TreeIndex:
 
     # -- directories --
 
+    def all_children(self, node: int) -> range:
+        """The nodes in a directory, whether they show at any level or not, sorted by name."""
+        first = self._first[node]
+        return range(first, first + self._count[node])
+
+    def changing_layers(self, node: int) -> list[int]:
+        """The layers that bring or hide anything at or below a directory."""
+        return list(self._total_layer[self._total[node] : self._total[node + 1]])
+
     def children(self, node: int, base: int, level: int) -> list[int]:
         """The nodes in a directory that show at one of two levels, sorted by name."""
-        first = self._first[node]
         return [
             child
-            for child in range(first, first + self._count[node])
+            for child in self.all_children(node)
             if self.shown(child, level) >= 0 or (base >= 0 and self.shown(child, base) >= 0)
         ]
 
@@ -217,7 +226,20 @@ class TreeIndex:
             second.size, second.target, second.device, second.link,
         )  # fmt: skip
 
+    def effects(self, layer: int) -> tuple[int, int, int]:
+        """How many files (all entries but directories) a layer adds, changes and removes."""
+        added, changed, removed = self._effect[layer * 3 : layer * 3 + 3]
+        return added, changed, removed
+
     # -- what is wasted --
+
+    @cached_property
+    def hidden_in(self) -> list[int]:
+        """For each layer the bytes of it that do not show in the topmost one."""
+        found = [0] * len(self.layers)
+        for entry in self._wasted:
+            found[self.layer_of[entry]] += self.stored[entry]
+        return found
 
     def hidden(self) -> Sequence[int]:
         """The entries with bytes that do not show, the largest first."""

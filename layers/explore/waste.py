@@ -79,14 +79,6 @@ def sums(tree: TreeIndex) -> dict[str, Sum]:
     return found
 
 
-def by_layer(tree: TreeIndex) -> list[int]:
-    """For each layer the bytes of it that do not show in the topmost one."""
-    found = [0] * len(tree.layers)
-    for entry in tree.hidden():
-        found[tree.layer_of[entry]] += tree.stored[entry]
-    return found
-
-
 def replacement(tree: TreeIndex, entry: int) -> int:
     """The entry of the same path that has hidden `entry`; -1: there is none, or a directory."""
     for other in tree.entries(tree.node_of[entry]):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from unionfs import store_files
 from unionfs.cli.errors import USAGE, CommandError, failed
+from unionfs.cli.examples import EXAMPLES
 
 _ON = ("1", "yes", "true", "on")
 _OFF = ("", "0", "no", "false", "off")
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"unionfs {verb}",
             description=description,
-            epilog=epilog,
+            epilog=_with_example(verb, epilog),
             formatter_class=_formatter,
             allow_abbrev=False,
             add_help=short_help,
@@ -81,6 +82,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         verb = self.prog.removeprefix("unionfs ")
         raise CommandError(f"{verb}: {message}", hint=f"see {self.prog} --help", status=USAGE)
+
+
+def _with_example(verb: str, epilog: str | None) -> str | None:
+    example = EXAMPLES.get(verb)
+    if example is None:
+        return epilog
+    return f"{epilog}\n\nexample:\n  {example}" if epilog else f"example:\n  {example}"
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

@@ -58,6 +58,7 @@ def test_what_a_layer_changes_is_told() -> None:
         }  # fmt: skip
         assert {path: change(tree, path) for path in expected} == expected
         assert change(tree, b"etc/kept", base=-1) == ADDED
+        assert [tree.effects(layer) for layer in (0, 1)] == [(8, 0, 0), (2, 3, 4)]
         assert tree.find(b"nowhere") == tree.find(b"etc/kept/x") == -1
         assert [tree.name(child) for child in tree.children(ROOT, 0, 1)] == [b"dir", b"etc", b"old", b"opaque"]
         assert [tree.name(child) for child in tree.children(ROOT, 1, 1)] == [b"dir", b"etc", b"opaque"]
@@ -88,7 +89,7 @@ def test_what_is_wasted_has_its_cause_and_its_layer() -> None:
             b"opaque/x": (4, waste.REMOVED_LATER, 1),
             b"dir/inside": (5, waste.REPLACED, 1),
         }
-        assert waste.by_layer(tree) == [26, 0]
+        assert tree.hidden_in == [26, 0]
         sums = waste.sums(tree)
         assert sums[waste.REPLACED] == (12, 2)
         assert sums[waste.REMOVED_LATER] == (7, 3)
@@ -148,7 +149,7 @@ def test_every_level_of_any_stack_is_as_the_size_report_tells(stack: list[list[M
             for entry in tree.hidden()
         )  # fmt: skip
         assert found == expected
-        assert waste.by_layer(tree) == [layer.hidden for layer in report.layers]
+        assert tree.hidden_in == [layer.hidden for layer in report.layers]
         assert [len(group) for group in tree.duplicates()] == [len(group) for group in report.duplicates()]
 
 
