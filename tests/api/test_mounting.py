@@ -43,7 +43,7 @@ def test_a_union_is_mounted_for_a_block(base: Path) -> None:
         assert (stats["is_view"], stats["views"]["mounted"]) == (False, 0)
         pidfd = os.pidfd_open(mounted.pid)
     assert mount_at(base / "merged") is None
-    assert select.select([pidfd], [], [], 0)[0] == [pidfd], "its daemon lives on"
+    assert select.select([pidfd], [], [], 0)[0] == [pidfd], "its daemon did not end"
     os.close(pidfd)
     assert (base / "changes" / "b").read_text() == "new"
     assert [(one.kind, one.path) for one in unionfs.list_changes("changes", ["top", "bottom"])] == [("changed", "/b")]

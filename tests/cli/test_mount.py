@@ -177,7 +177,7 @@ def test_the_log_goes_to_a_file(place: Place) -> None:
         (("--lower", "low", "--upper", "up", "--work", "up"), "overlap"),
         (("--lower", "low", "--upper", "up", "--work", "missing"), "missing as the work directory"),
         (("--lower", "low", "--upper", "up", "--work", "/proc"), "/proc is not on the same filesystem as the upper"),
-        (("--lower", "low", "--work", "up"), "a work directory makes no sense without an upper"),
+        (("--lower", "low", "--work", "up"), "a work directory needs an upper"),
         (("--lower", "low", "--log", "missing/log"), "opening the log failed"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_trace_names_the_file_the_request_and_who_asked(user: User, mountpoint
         assert entry["ms"] > 0
     assert entries[1]["bytes"] == entries[1]["size"] == 7000
     assert entries[2]["reflinked"] or entries[2]["bytes"] == 3 << 20
-    assert stats(user, mountpoint)["copy_ups"]["files"] == 2, "the daemon lives on when a reader goes"
+    assert stats(user, mountpoint)["copy_ups"]["files"] == 2, "the daemon continues when a reader has gone"
 
 
 _TRIGGERS = """

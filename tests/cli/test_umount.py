@@ -115,7 +115,7 @@ def test_who_still_shows_it_is_named(root_user: User, scratch: Path, fuse_device
             done = root_user.unionfs("umount", mnt, check=False)
             assert done.returncode == 1
             assert f"umount failed: {mnt}: unmounted here, but other mount namespaces still show it" in done.stderr
-            assert f"of process {holder.pid} (sh); its daemon is still there (process {daemon.pid})" in done.stderr
+            assert f"of process {holder.pid} (sh); its daemon has not ended (process {daemon.pid})" in done.stderr
             assert f"nsenter -t {holder.pid} -m umount '{mnt}'" in done.stderr
             assert mount_at(mnt) is None
             assert not daemon.has_ended(0)

@@ -191,7 +191,7 @@ def test_an_inherited_descriptor_is_taken_as_it_is(mountpoint: Path) -> None:
 def test_an_inherited_descriptor_must_be_fuse() -> None:
     with open(os.devnull) as other, pytest.raises(MountError, match="is not an open /dev/fuse"):
         mounting.mount_union(f"/dev/fd/{other.fileno()}", MountOptions())
-    with pytest.raises(MountError, match="no such descriptor was handed over"):
+    with pytest.raises(MountError, match="no such descriptor was inherited"):
         mounting.mount_union("/dev/fd/99999", MountOptions())
     assert mounting.inherited_fd("/dev/fd/1/x") is None
 

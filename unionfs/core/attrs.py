@@ -93,7 +93,7 @@ ANY_NAME: Final = Invalidation(0, b"")
 
 
 class FsStats(NamedTuple):
-    """What statvfs(3) tells of the filesystem that new files go to."""
+    """The statvfs(3) values of the filesystem of new files."""
 
     bsize: int
     frsize: int

@@ -1,8 +1,8 @@
-"""Descriptors of files' data that the kernel is to read and write by itself (FUSE passthrough).
+"""Descriptors of the files that the kernel itself reads and writes (FUSE passthrough).
 
 The kernel opens a file again by the path and mount of the descriptor, with the flags of the program's open(2). So a
-lower's descriptor comes from a private copy of its mount, which is read-only and moves no access times: whatever is
-opened through it, the lower is never written.
+lower's descriptor is opened through a private, read-only, noatime copy of its mount: no open can write the lower or
+change its access times.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Backing:
         self._roots.clear()
 
     def open(self, node: FileNode) -> FileFd:
-        """Open what holds the node's data now (O_PATH). ESTALE if it was removed externally, EINVAL for what has no
-        data; as open(2)."""
+        """Open the file that holds the node's data now (O_PATH). Raises: ESTALE if it was removed externally, EINVAL
+        for a node without data; errors of open(2)."""
         if not node.has_data or not node.leaf:
             code = errno.ESTALE if node.has_data else errno.EINVAL
             raise OSError(code, os.strerror(code), os.fsdecode(node.name))

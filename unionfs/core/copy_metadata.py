@@ -1,7 +1,7 @@
-"""Make one object look like another, in another branch: extended attributes, owner, mode, ACLs, capabilities, times.
+"""Copy the metadata of an object to its copy: extended attributes, owner, mode, ACLs, capabilities, times.
 
-Knows places, not nodes; content is none of its business. What the user may not set or the branch's filesystem does not
-have is left behind, as `cp -a` does.
+Knows places, not nodes and not content. Metadata that the user may not set, or that the filesystem does not support,
+are left out, as by `cp -a`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def give(
     listed: list[str] | None = None,
     has_mode: int = -1,
 ) -> bool:
-    """Make the new object `leaf` in `place` look like the one with attributes `st` (in or at `lower`): extended
-    attributes, owner, mode, ACLs, capabilities, times. `source` is the old object for the xattr calls (a descriptor, or
-    what `path_at` gives), `listed` the names of its attributes if they are known, `fd` the new one if it is open.
+    """Give the new object `leaf` in `place` the metadata of the one with attributes `st` (in or at `lower`): extended
+    attributes, owner, mode, ACLs, capabilities, times. `source`: the old object for the xattr calls (a descriptor, or
+    the result of `path_at`); `listed`: the names of its attributes if they are known; `fd`: the new one if it is open.
 
-    `has_mode`: permissions that it was made with and is to keep, unless there are ACLs. Returns whether it has kept
-    them.
+    `has_mode`: the permissions with which it was made, to be kept unless there are ACLs. Returns whether they were
+    kept.
     """
     target = fd if fd is not None else path_at(place, leaf)
     kind = st.st_mode & IFMT
@@ -87,7 +87,7 @@ def _list_xattrs(source: bytes | int) -> list[str]:
 
 
 def _kept_as(source: Branch, target: Branch, name: str) -> str | None:
-    """Under which name `target` keeps the attribute that `source` has as `name`; None if it is not for users."""
+    """The name under which `target` stores the attribute `name` of `source`; None if it is not for users."""
     if source.overrides is not None:
         shown = source.overrides.shown_xattr(name)
     elif target.overrides is None and name == markers.OVERRIDE_XATTR:

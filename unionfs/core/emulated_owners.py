@@ -1,8 +1,8 @@
-"""Keeps owners that a union cannot show, because its user namespace maps one id only (`run` with one id).
+"""Store owners that a union cannot show, because its user namespace maps one id only (`run` with one id).
 
-All files are shown as owned by that id. The container's supervisor (launcher.supervisor) reads and changes the kept
-owners by two extended attributes that only the namespace's administrator may set. It encodes the uid and gid that a
-process is to have in two resource limits that mean nothing to the kernel; what the process makes gets these owners.
+All files are shown as owned by that id. The container's supervisor (launcher.supervisor) reads and changes the stored
+owners by two extended attributes that only the namespace's administrator may set. It encodes the emulated uid and gid
+of a process in a resource limit that the kernel does not use; files that the process makes get these owners.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _OWNER: Final = re.compile(rb"(-1|[0-9]{1,10}):(-1|[0-9]{1,10})")
 
 
 def get(tree: UnionState, node: Node) -> bytes:
-    """`UID:GID` of a node, as kept."""
+    """The stored `UID:GID` of a node."""
     is_up = node.is_up if isinstance(node, FileNode) else node.upper is not None
     return b"%d:%d" % tree.owner(tree.stat(node), lower=not is_up)
 
 
 def change(tree: UnionState, node: Node, name: bytes, value: bytes) -> None:
-    """chown(2) or mknod(2), as markers.OWNER_XATTR and DEVICE_XATTR say. EINVAL for a value that makes no sense;
+    """chown(2) or mknod(2) by markers.OWNER_XATTR or DEVICE_XATTR. Raises: EINVAL for a malformed value;
     EEXIST, EROFS, ENOSPC."""
     copyup.require_upper(tree)
     if name == markers.DEVICE_XATTR:

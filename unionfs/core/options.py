@@ -38,17 +38,17 @@ class _Options(NamedTuple):
         "normal"  # strict: copy-ups are on the device before they are visible; volatile: fsync does nothing
     )
     unmapped_as_root: bool = False  # owners of lower files that this user namespace does not know are shown as root
-    owners: OwnerTranslation | None = None  # how owners are translated; None: not at all
+    owners: OwnerTranslation | None = None  # the translation of owners; None: no translation
     overrides: str = ""  # upper keeps owners, modes and types in attributes: "user" or "privileged" ones; "": on disk
     overrides_shared: bool = False  # files with overrides have mode 0755 or more on disk, so all users can read them
     owners_kept: bool = False  # owners that are not shown can be set and read by markers.OWNER_XATTR
     skip_unreadable: bool = False  # lower directories that may not be read show as empty instead of failing
-    atime: bool = True  # reading moves access times of upper files as their filesystem does; False: never
-    static_nlink: bool = False  # directories show one link, whatever they hold
-    hidden: tuple[str, ...] = ()  # host paths that show as empty directories wherever a lower contains them
+    atime: bool = True  # reading changes access times of upper files as their filesystem does; False: never
+    static_nlink: bool = False  # directories show one link
+    hidden: tuple[str, ...] = ()  # host paths that are shown as empty directories if a lower contains them
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
-    passthrough: bool = False  # the kernel reads and writes the branches' files itself; needs CAP_SYS_ADMIN
+    passthrough: bool = False  # the kernel itself reads and writes the branches' files; needs CAP_SYS_ADMIN
     keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
 
@@ -83,7 +83,7 @@ class Options(_Options):
         if self.upper is not None and self.work is None:
             raise OptionError(errno.EINVAL, "an upper directory needs a work directory on the same filesystem (--work)")
         if self.upper is None and self.work is not None:
-            raise OptionError(errno.EINVAL, "a work directory makes no sense without an upper directory (--upper)")
+            raise OptionError(errno.EINVAL, "a work directory needs an upper directory (--upper)")
 
 
 def check_directory(role: str, path: str) -> str:
@@ -134,9 +134,10 @@ def check_overlap(options: Options) -> None:
         for role, path in (("upper", upper), ("work", work)):
             if is_inside(real, path):
                 raise OptionError(
-                    errno.EINVAL, f"lower {lower} lies inside the {role} directory {path}: it would change underneath"
+                    errno.EINVAL,
+                    f"lower {lower} lies inside the {role} directory {path}: changes of the union would change it",
                 )
             if is_inside(path, real) and not any(is_inside(path, place) for place in hidden):
                 raise OptionError(
-                    errno.EINVAL, f"{role} {path} lies inside the lower {lower}: it would show up in itself"
+                    errno.EINVAL, f"{role} {path} lies inside the lower {lower}: the union would show it in itself"
                 )

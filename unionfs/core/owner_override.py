@@ -1,9 +1,9 @@
-"""Work on upper objects of our own whose mode forbids it: missing owner bits are set first and taken away again.
+"""Access our own upper objects whose mode forbids it: missing owner bits are set first and removed again.
 
-Copy-up places a file in a directory of mode 0555, rmdir looks whether one of mode 0000 is empty, a mark is read from an
-unreadable object, a file is opened again that was opened before its mode changed: the kernel asked nothing of the
-owner for that, or asked before. Root, also of a user namespace, needs none of this (capabilities(7),
-CAP_DAC_OVERRIDE).
+Copy-up places a file in a directory of mode 0555, rmdir checks whether a directory of mode 0000 is empty, a mark is
+read from an unreadable object, a file is opened again that was opened before its mode changed: the kernel did not
+check the owner's permission for that, or checked it before. Root, also of a user namespace, needs none of this
+(capabilities(7), CAP_DAC_OVERRIDE).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OWNER: Final = stat.S_IRWXU
 
 
 class _AddedBits:
-    """In this context the object at `path`, which has mode `mode`, has the permission `bits`, too."""
+    """Context in which the object at `path`, with mode `mode`, also has the permission `bits`."""
 
     def __init__(self, path: str, mode: int, bits: int) -> None:
         self._path = path
@@ -36,7 +36,7 @@ class _AddedBits:
 
 
 class OwnerOverride:
-    """In this context an upper directory of our own can be read, searched and written, whatever its mode says.
+    """Context in which our own upper directory can be read, searched and written, with any mode.
 
     `with_parents`: and every directory above it in its branch, for a file that was opened before one of them lost its
     search permission. Does nothing to lowers, to directories of other owners, and as root.
@@ -72,7 +72,7 @@ class OwnerOverride:
 
 
 class _MovableEntry:
-    """In this context a directory of our own can be moved, whatever its mode says; anything else can anyway."""
+    """Context in which our own directory can be moved, with any mode; other objects can always be moved."""
 
     def __init__(self, place: BranchDir, name: bytes) -> None:
         self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())

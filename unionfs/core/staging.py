@@ -45,7 +45,7 @@ class Staging:
     """One daemon's part of a work directory."""
 
     def __init__(self, path: str, fds: FdCache) -> None:
-        """Open the work directory, sweep what dead daemons left, make a place of our own. Raises OSError."""
+        """Open the work directory, remove the remains of dead daemons, make our own subdirectory. Raises: OSError."""
         self.branch = Branch(path, fds, writable=True)
         self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: all work is done at once
         self.upper_in_use = False  # set once: another running daemon works here
@@ -139,7 +139,7 @@ class Staging:
     def dispose(self, leaf: bytes, *, large: bool = False) -> None:
         """Remove an object here: a file, or a directory with all that it contains. Never raises.
 
-        The space of a `large` file is given back `later`, unless room is scarce: the filesystem does that when its last
+        The space of a `large` file is freed `later`, unless disk space is scarce: the filesystem frees it when its last
         descriptor goes.
         """
         if large and self.run_later is not None and self._has_room(_SCARCE):

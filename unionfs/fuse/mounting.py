@@ -65,11 +65,11 @@ class MountOptions(NamedTuple):
 
     source: str = SUBTYPE  # shown as the device by df and mount
     read_only: bool = False
-    allow_other: bool | None = None  # may other users enter; None: yes if root mounts, else no
+    allow_other: bool | None = None  # whether other users may access it; None: yes if root mounts, else no
     suid: bool = True  # honour set-id bits; fusermount3 never does
     dev: bool = False  # honour device files; fusermount3 never does
     exec: bool = True
-    atime: bool = True  # as the kernel keeps access times by default (relatime)
+    atime: bool = True  # the kernel's default for access times (relatime)
     diratime: bool = True
 
 
@@ -197,7 +197,7 @@ def _check_inherited(fd: int, mountpoint: str) -> int:
     try:
         status = os.fstat(fd)
     except OSError as error:
-        why = "no such descriptor was handed over"
+        why = "no such descriptor was inherited"
         raise MountError("mount", mountpoint, why, code=error.errno or 0) from error
     if not _is_fuse(status):
         raise MountError("mount", mountpoint, f"the descriptor is not an open {DEVICE}", code=errno.EINVAL)

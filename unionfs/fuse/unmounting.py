@@ -20,12 +20,12 @@ from unionfs.syscalls import mountinfo, peers
 _TIMEOUT_S: Final = 10.0
 """A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
 _LAZY_TIMEOUT_S: Final = 1.0
-"""After `--lazy` a daemon lives on as long as the union is in use: wait only for one that is about to end. Without
+"""After `--lazy` a daemon continues as long as the union is in use: wait only for one that is about to end. Without
 `--lazy`, the processes that keep the union in use are looked up after this time."""
 _HELD_TIMEOUT_S: Final = 4.0
-"""The same while other mount namespaces have it mounted, too: those of starting or ending programs release it soon."""
+"""The same if other mount namespaces have it mounted, too: those of starting or ending programs release it soon."""
 _BUSY_S: Final = 0.5
-"""How long a union that is in use is tried again."""
+"""How long unmounting a busy union is retried."""
 _BUSY_AGAIN_S: Final = 0.02
 _NAMED: Final = 5
 """Processes listed in a message at most."""
@@ -33,7 +33,7 @@ _NAMED: Final = 5
 
 def unmount(path: str, *, lazy: bool = False) -> None:
     """Unmount the union at `path` and wait for its daemon; `lazy`: detach it even if it is in use, without waiting for
-    its users. Raises: MountError; ETIMEDOUT if it is unmounted but its daemon lives on, EBUSY if that is for views."""
+    its users. Raises: MountError; ETIMEDOUT if it is unmounted but its daemon continues, EBUSY if it serves views."""
     mountpoint = resolve_mountpoint(path)
     mounted = mountinfo.topmost_at(mountpoint)
     if mounted is None:
@@ -55,7 +55,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             if not is_view(mounted) and (views := [there.mountpoint for there in rest if is_view(there)]):
                 raise _still_viewed(path, views)
             if is_view(mounted):
-                return  # the daemon goes on for the union that the view is of, or for other views
+                return  # the daemon continues for the union of the view, or for other views
         left = _wait_for_end(pids, _LAZY_TIMEOUT_S)
         if lazy or not left:
             return
@@ -69,7 +69,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
 
 
 def _unmount_soon(mountpoint: str, *, lazy: bool) -> None:
-    """Unmount, also what is in use for a moment only: by a mount program that looks for its view, say. MountError."""
+    """Unmount, with retries while it is busy for a moment (a mount program looks for its view). Raises: MountError."""
     from time import monotonic, sleep
 
     deadline = monotonic() + _BUSY_S
@@ -83,16 +83,16 @@ def _unmount_soon(mountpoint: str, *, lazy: bool) -> None:
 
 
 def _still_viewed(path: str, views: list[str]) -> MountError:
-    why = f"unmounted, but its daemon goes on serving a view of its lowers at {views[0]}"
-    hint = f"the daemon goes with the last of its views: unionfs umount {' '.join(map(shlex.quote, views))}"
+    why = f"unmounted, but its daemon still serves a view of its lowers at {views[0]}"
+    hint = f"the daemon ends with the last of its views: unionfs umount {' '.join(map(shlex.quote, views))}"
     return MountError("umount", path, why, code=errno.EBUSY, hint=hint)
 
 
 def _still_there(path: str, mounted: mountinfo.Mount, daemons: list[int], holders: list[_Holder]) -> MountError:
-    daemon = f"its daemon is still there (process {', '.join(map(str, daemons))})"
+    daemon = f"its daemon has not ended (process {', '.join(map(str, daemons))})"
     if not holders:
         look = f"as root, `grep -l ' 0:{mounted.minor} ' /proc/*/mountinfo` lists the processes that see it"
-        hint = f"another mount namespace may show the union, too; the daemon goes when that ends. {look}"
+        hint = f"another mount namespace may show the union, too; the daemon ends when that namespace ends. {look}"
         return MountError("umount", path, f"unmounted, but {daemon}", code=errno.ETIMEDOUT, hint=hint)
     pids = list(dict.fromkeys(holder.pid for holder in holders))
     named = [f"{pid} ({_name_of(pid)})" for pid in pids[:_NAMED]]
@@ -104,7 +104,7 @@ def _still_there(path: str, mounted: mountinfo.Mount, daemons: list[int], holder
 
 
 class _Holder(NamedTuple):
-    """A process in whose mount namespace a union is mounted, and where."""
+    """A process in whose mount namespace a union is mounted, and the mountpoint."""
 
     pid: int
     mountpoint: str

@@ -1,11 +1,11 @@
 """Mount a read-only union as a view of a live writable one that has the same lowers: a bind mount, and no new daemon.
 
 The view is found by its name (fuse.view_name) in the root directories of the unions that are mounted in this mount
-namespace; of several, it is that of the union which was asked for last (fuse.view_offer). Both are then on one
-filesystem (st_dev), which lets programs that compare them skip what is equal (core.view). Whatever speaks against a
-view, an ordinary mount is as right, only slower.
+namespace; of several, the view of the last used union is taken (fuse.view_offer). View and union are on one
+filesystem (st_dev), so programs that compare them can skip equal files (core.view). If a view is not possible, an
+ordinary mount gives the same result, only slower.
 
-The mounts are looked at in a child process, which is killed if a daemon does not answer in time.
+The mounts are accessed in a child process, which is killed if a daemon does not answer in time.
 """
 
 from __future__ import annotations

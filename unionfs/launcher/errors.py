@@ -12,7 +12,7 @@ NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 """Exit code: the command does not exist."""
 
-SEE_DOCTOR: Final = "`unionfs doctor` tells what this machine lacks and what mends it"
+SEE_DOCTOR: Final = "`unionfs doctor` lists what this machine lacks, with the command that installs or enables it"
 
 
 class LaunchError(Exception):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NAME: Final = "unionfs-monitor"
 """The name of the process in `ps`."""
 
-_TIMEOUT_S: Final = 30  # for a daemon that still writes data, before and after its lifeline is closed
+_TIMEOUT_S: Final = 30  # time limit for a daemon that still writes data, before and after its lifeline is closed
 
 
 class RootfsMounts:
@@ -110,7 +110,7 @@ class Monitor:
 
     def _run(self) -> int:
         set_process_name(NAME)
-        set_child_subreaper()  # daemons detach from us, but are ours to wait for
+        set_child_subreaper()  # daemons detach from us, but stay our children
         os.chdir("/")
         mount(None, "/", None, MS_REC | MS_SLAVE)  # the host's unmounts reach us, our mounts do not reach the host
         with contextlib.ExitStack() as cleanup:
@@ -228,7 +228,7 @@ class Monitor:
 def unmount_all(rootfs_mounts: RootfsMounts, lifeline_write: int) -> None:
     """Unmount everything, and wait for the daemons to end; then close their lifeline; then kill those that are left."""
     for mountpoint in reversed(rootfs_mounts.mounts):
-        with contextlib.suppress(OSError):  # EINVAL: gone already
+        with contextlib.suppress(OSError):  # EINVAL: it is not mounted any more
             umount2(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
     left = _wait_for(rootfs_mounts.daemons, _TIMEOUT_S)
     os.close(lifeline_write)

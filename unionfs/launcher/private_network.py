@@ -164,7 +164,7 @@ class HelperProcess:
 
 
 def _check_free(port: Port) -> None:
-    """Raise LaunchError if the port cannot be had: pasta is silent about that when it gets it for IPv6 alone."""
+    """Raise LaunchError if the port is in use: pasta reports no error if it can use the port for IPv6 only."""
     address = port.address or "0.0.0.0"
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

@@ -38,7 +38,7 @@ _NOT_FORWARDED: Final = {
     ),  # about this process, as for podman
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),  # a fault of this process would be caught for ever
 }
-_ENDING_S: Final = 10  # for killed processes to end; after that, one is stuck in the kernel
+_ENDING_S: Final = 10  # time limit for killed processes to end; a process that needs longer is stuck in the kernel
 _JOB_SIGNALS: Final = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT}
 _TERMINAL_SIGNALS: Final = {signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT}
 

@@ -91,15 +91,15 @@ class Relay:
     def __init__(
         self, master_fd: int, *, interactive: bool, sink: OutputSink | None = None, attached: bool = True
     ) -> None:
-        self._master: int | None = master_fd  # ours to close; None once the container's side is gone
+        self._master: int | None = master_fd  # closed by us; None once the container's side is closed
         # The container's side, held open here, too: else a command that closes its three descriptors just before it
         # ends (touch does) would leave it closed everywhere, and our hanging up would kill the command by SIGHUP.
         self._slave = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         self._input: int | None = 0 if interactive else None  # None: not interactive, or at its end
         self._sink: Final = sink  # gets the output
         self._outlet: Final = Outlet(1) if attached else None  # output is written to our standard output
-        self._unsent = b""  # read from our input, not yet taken by the container
-        self._at_line_start = True  # of what was read from our input
+        self._unsent = b""  # read from our input, not yet accepted by the container
+        self._at_line_start = True  # the last byte that was read from our input
         self._cooked: list[Any] | None = None  # our terminal's settings while it is raw
         os.set_blocking(master_fd, False)
         self.resume()
@@ -166,7 +166,7 @@ class Relay:
         try:
             data = os.read(self._input, _CHUNK)
         except OSError:
-            data = b""  # our terminal is gone
+            data = b""  # our terminal was closed
         if data:
             self._unsent += data
             self._at_line_start = data.endswith(b"\n")
@@ -189,7 +189,7 @@ class Relay:
         """Pass on one piece of output. Return whether there was one."""
         assert self._master is not None
         if self._outlet and self._outlet.is_behind():
-            return True  # the container waits, as our reader has it wait
+            return True  # the container must wait for our slow reader
         try:
             data = os.read(self._master, _CHUNK)
         except BlockingIOError:
@@ -217,7 +217,7 @@ class Relay:
             self._hang_up()
 
     def _finish(self) -> bool:
-        """Wait until our reader has all that was read; whether there may be more."""
+        """Wait until our reader has accepted all output. Returns whether there may be more."""
         try:
             if self._outlet:
                 self._outlet.finish()

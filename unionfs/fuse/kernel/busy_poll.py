@@ -1,16 +1,16 @@
-"""Looks for the next request again and again for a moment, instead of sleeping until it comes (`--busy-poll`).
+"""Poll for the next request for a short time before sleeping (`--busy-poll`).
 
-To be woken costs more than to serve: the processor has gone to sleep and its caches are cold, most of all in virtual
-machines. A program that got its answer asks again within 200 microseconds in more than 95 of 100 cases. So before it
-sleeps the daemon reads the device up to `LOOKS` times, which takes about so long, and offers its processor to others
-in between (sched_yield(2)).
+Waking up costs more than serving a request, most of all in virtual machines: the processor has gone to sleep and its
+caches are cold. A program that got its answer sends the next request within 200 microseconds in more than 95 of 100
+cases. So before it sleeps the daemon reads the device up to `LOOKS` times, which takes about this time, and offers its
+processor to other threads in between (sched_yield(2)).
 
-    on      always look
-    off     never look
-    auto    look as long as two looks in three find a request while nobody else wants the processor; else try again
-            after a while. Never with a single processor, or under a quota of a cgroup (`syscalls.processors`)
+    on      always poll
+    off     never poll
+    auto    poll as long as two polls in three find a request and no other thread wants the processor; else try again
+            after some requests. Never with a single processor, or under a quota of a cgroup (`syscalls.processors`)
 
-What it gains is in benchmarks/README.md. The transport behind libfuse never looks.
+benchmarks/README.md has figures. The transport with libfuse never polls.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_OFF
 
 LOOKS: Final = 160
-"""The most looks for one request."""
+"""Maximum number of reads for one request."""
 _MAX_CREDIT: Final = 16
 _COST_OF_FAILURE: Final = 2  # of credit; a success adds 1
 _CREDIT_AFTER_PAUSE: Final = 4
 _PAUSE: Final = 64
-"""Requests without a look after the credit was used up. Each pause is twice as long, until the credit is full."""
+"""Requests without polling after the credit was used up. Each pause is twice as long, until the credit is full."""
 _MAX_PAUSE: Final = 8192
 
 _yield: Final = os.sched_yield
 
 
 class BusyPoll:
-    """Whether and how long to look for the next request of one device."""
+    """Decides whether and how long to poll for the next request of one device."""
 
     def __init__(self, mode: str, is_unlimited: Callable[[], bool], preemptions: Callable[[], int]) -> None:
         """`mode`: "on", "off" or "auto". In "auto" only, `is_unlimited` says once whether a processor may be kept busy,
-        and `preemptions` how often others had this thread's while it could have run."""
+        and `preemptions` how often this thread was preempted (`syscalls.processors`)."""
         self._adapts = mode == BUSY_POLL_AUTO  # immutable
         self._looks = mode != BUSY_POLL_OFF and (mode != BUSY_POLL_AUTO or is_unlimited())  # immutable
         self._preemptions = preemptions  # immutable
@@ -49,7 +49,7 @@ class BusyPoll:
         self._pause = _PAUSE
 
     def look(self, device: Device) -> int:
-        """The length of the request that came while looking, as `Device.receive`; 0: none, or not looked. Raises:
+        """The length of the request that came while polling, as `Device.receive`; 0: none, or not polled. Raises:
         Gone."""
         if not self._looks:
             return 0

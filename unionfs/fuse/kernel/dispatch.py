@@ -175,7 +175,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.SETUPMAPPING: _never(errno.ENOSYS, _DAX),
     Op.REMOVEMAPPING: _never(errno.ENOSYS, _DAX),
     Op.NOTIFY_REPLY: Row(0, handlers.no_reply, why="answers NOTIFY_RETRIEVE, which is never sent"),
-    Op.CUSE_INIT: _never(errno.ENOSYS, "character devices are none of ours"),
+    Op.CUSE_INIT: _never(errno.ENOSYS, "for character devices in userspace (CUSE), not for filesystems"),
 }
 """Every opcode of <linux/fuse.h>. One that is missing is newer than the header: ENOSYS, and the kernel stops asking."""
 
