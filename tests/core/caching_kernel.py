@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from unionfs.core.attrs import ANY_NAME, ROOT, AttrChange, Attrs, Caller, Invalidation
+from unionfs.core.attrs import ANY_NAME, ROOT, AttrChange, Attrs, Caller, Entry, Invalidation
 from unionfs.core.union import Union
 
 ME = Caller(0, 0, 0, 0o022)
@@ -18,9 +18,9 @@ Seen = dict[bytes, tuple[object, ...]]
 
 
 class CachingKernel:
-    """Programs' view of a watched union."""
+    """Programs' view of a union that is watched, or that tells of its changes by other ways."""
 
-    def __init__(self, union: Union) -> None:
+    def __init__(self, union: Union, *, watches: bool = True) -> None:
         self.union = union
         self.told: list[Invalidation] = []
         self.limits: list[int] = []
@@ -29,14 +29,15 @@ class CachingKernel:
         self._attrs: dict[int, Attrs] = {}
         self._listings: dict[int, list[tuple[bytes, int]]] = {}
         self._data: dict[int, bytes] = {}
-        union.watch(self._hear, self.limits.append)
+        if watches:
+            union.watch(self.hear, self.limits.append)
 
     def process_events(self) -> None:
         """Let the union look at what has happened."""
         while self.union.process_events():
             pass
 
-    def _hear(self, stale: list[Invalidation]) -> None:
+    def hear(self, stale: list[Invalidation]) -> None:
         for each in stale:
             self.told.append(each)
             if each == ANY_NAME:
@@ -103,6 +104,16 @@ class CachingKernel:
             seen[path] += (self.union.readlink(nodeid),)
         return seen
 
+    def lookups(self) -> dict[int, int]:
+        """What is owed: node id -> number of entries received. They are as forgotten by the caller."""
+        owed, self._lookups = self._lookups, {}
+        self._names.clear()
+        return owed
+
+    def forget(self, nodeid: int) -> None:
+        """Forget one node, which has no name any more."""
+        self.union.forget(nodeid, self._lookups.pop(nodeid))
+
     def find(self, path: bytes) -> int:
         """The node id at a path, 0 if there is none."""
         nodeid = ROOT
@@ -117,7 +128,9 @@ class CachingKernel:
     ) -> None:
         """A change through the union; what it touches is asked for anew."""
         try:
-            verb(*args)
+            made = verb(*args)
+            if isinstance(made, Entry):
+                self._lookups[made.nodeid] = self._lookups.get(made.nodeid, 0) + 1
         finally:
             for nodeid in touches:
                 for known in (self._attrs, self._listings, self._data):

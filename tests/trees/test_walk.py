@@ -216,7 +216,7 @@ def by_the_core(tops: list[Path], *, is_scanned: bool) -> View:
 
 
 def _where(place: BranchDir, *leaf: bytes) -> Where:
-    return place.branch.index, b"/".join((*place.path_components(), *leaf))
+    return place.branch.number, b"/".join((*place.path_components(), *leaf))
 
 
 @contextmanager

@@ -26,9 +26,15 @@ class Backing:
 
     def __init__(self, lowers: list[Branch], upper: Branch | None, *, atime: bool) -> None:
         """`atime`: reading may move the access times of the upper's files. Raises OptionError."""
-        self._roots = {id(branch): _private(branch, mounts.MOUNT_ATTR_RDONLY) for branch in lowers}  # changed by close
+        self._roots = {
+            id(branch): _private(branch, mounts.MOUNT_ATTR_RDONLY) for branch in lowers
+        }  # changed by add and close
         if upper is not None and not atime:
             self._roots[id(upper)] = _private(upper, 0)
+
+    def add(self, branch: Branch) -> None:
+        """Add one more lower. Raises OptionError."""
+        self._roots[id(branch)] = _private(branch, mounts.MOUNT_ATTR_RDONLY)
 
     def close(self) -> None:
         """Drop the mounts. No method may be called afterwards."""

@@ -63,20 +63,21 @@ Stat = os.stat_result | MadeStat
 class Branch:
     """A directory tree in a union."""
 
-    def __init__(self, path: str, fds: FdCache, *, writable: bool) -> None:
-        """Open the root. Raises OSError as open(2) does; ENOTDIR if it is not a directory."""
+    def __init__(self, path: str, fds: FdCache, *, writable: bool, opened: str = "") -> None:
+        """Open the root, by its path or by that of a descriptor in /proc/self/fd, `opened`. Raises OSError as open(2)
+        does; ENOTDIR if it is not a directory."""
         self.path = path  # immutable: as the user named it, for messages only
         self.fds = fds  # immutable
         self.writable = writable  # immutable
         self.root = BranchDir(self, None, b"")
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(opened or path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root.held = FileFd(fd)  # never in the cache: the path may be gone by now (a detached mount)
         st = os.fstat(fd)
         self.dev = st.st_dev  # immutable
         self.ino = st.st_ino  # immutable: of the root directory
         self.fsid = b"%x" % os.fstatvfs(fd).f_fsid  # immutable: survives a reboot where the filesystem has a UUID
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
-        self.index = 0  # set once by core.lower: position among the lowers, 0 = top
+        self.number = 0  # set once by UnionState: of all branches that the union has had as lowers
         self.masks: Mask | None = None  # changed by `hide` only
         self.overrides: Overrides | None = None  # set once by core.overrides
         self.has_flags: bool | None = None  # set once by core.inode_flags: whether the filesystem has inode flags

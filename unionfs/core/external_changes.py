@@ -148,7 +148,7 @@ def _recheck_name(
         return  # our own change; a whiteout beside a file does not hide it
     _check_names(tree, parent, name, mask)
     if old is not None:
-        _detach_name(old, parent, name)
+        detach_name(old, parent, name)
     try:
         node, st = lookup.resolve(tree, parent, name)
     except OSError as exc:
@@ -157,7 +157,7 @@ def _recheck_name(
         if exc.errno in _ABSENT:
             _name_lost(tree, watcher, old, parent, name, found)
         else:
-            _attach_name(old, parent, name)
+            attach_name(old, parent, name)
         return
     if old is None:
         found.append(Invalidation(parent.nodeid, name))  # the kernel may have cached that it is missing
@@ -220,7 +220,7 @@ def _forget_names(tree: UnionState, directory: DirNode) -> None:
 # -- a name of a node ------------------------------------------------------------------------------------------------
 
 
-def _detach_name(node: Node, parent: DirNode, name: bytes) -> None:
+def detach_name(node: Node, parent: DirNode, name: bytes) -> None:
     """Take this name from the node for the moment; without any name, the node is marked dead."""
     del parent.children[name]
     if isinstance(node, DirNode) or node.links is None:
@@ -234,8 +234,8 @@ def _detach_name(node: Node, parent: DirNode, name: bytes) -> None:
         links.dead = True
 
 
-def _attach_name(node: Node, parent: DirNode, name: bytes) -> None:
-    """Undo `_detach_name`."""
+def attach_name(node: Node, parent: DirNode, name: bytes) -> None:
+    """Undo `detach_name`."""
     parent.children[name] = node
     if isinstance(node, DirNode) or node.links is None:
         return
@@ -253,7 +253,7 @@ def _has_other_names(node: Node) -> bool:
 def _name_lost(
     tree: UnionState, watcher: Watcher, node: Node, parent: DirNode, name: bytes, found: list[Invalidation]
 ) -> None:
-    """Invalidate a name that its node has lost (after `_detach_name`), and disconnect the node if it was the last."""
+    """Invalidate a name that its node has lost (after `detach_name`), and disconnect the node if it was the last."""
     found.append(Invalidation(parent.nodeid, name, node.nodeid))
     if isinstance(node, FileNode) and _has_other_names(node) and _find_home(tree, node):
         watcher.seen.pop(node.nodeid, None)
@@ -326,7 +326,7 @@ def _adopt(
     parent, name = fresh.parent, fresh.name
     assert parent is not None
     tree.nodes.discard(fresh)
-    _attach_name(old, parent, name)
+    attach_name(old, parent, name)
     if isinstance(old, FileNode) and isinstance(fresh, FileNode):
         moved = (old.home, old.leaf) != (fresh.home, fresh.leaf)
         old.home, old.leaf = fresh.home, fresh.leaf

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -73,6 +74,12 @@ class FdCache:
     def drop(self, owner: Owner) -> None:
         """Drop the descriptor of `owner`, which is closed unless it is in use elsewhere."""
         owner.held = None
+
+    def drop_if(self, is_wanted: Callable[[Owner], bool]) -> None:
+        """Drop the descriptors of all owners of which `is_wanted` is true."""
+        for owner in self._clock:
+            if is_wanted(owner):
+                owner.held = None
 
     def clear(self) -> None:
         """Drop all cached descriptors."""

@@ -23,12 +23,16 @@ class Inodes:
     """The numbering of one union."""
 
     def __init__(self, branches: Iterable[Branch]) -> None:
-        self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; set once
-        self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; set once
+        self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; changed by `add` only
+        self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; likewise
         self._mark = 0  # bits that are flipped in every number; set once, by `marked`
         for branch in branches:
-            branch.fs_index = self._index_of_dev.setdefault(branch.dev, len(self._index_of_dev)) & 0xFF
-            self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
+            self.add(branch)
+
+    def add(self, branch: Branch) -> None:
+        """Number the filesystem of one more branch. Numbers are never used again."""
+        branch.fs_index = self._index_of_dev.setdefault(branch.dev, len(self._index_of_dev)) & 0xFF
+        self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
 
     def marked(self) -> Inodes:
         """Return the numbering of a view: the same with VIEW_MARK flipped."""

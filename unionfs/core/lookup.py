@@ -14,7 +14,7 @@ from unionfs import markers
 from unionfs.core import inodes, marks
 from unionfs.core.attrs import IFDIR, IFMT, make
 from unionfs.core.branch import BranchDir, Stat
-from unionfs.core.lower import Found
+from unionfs.core.lower import Found, LowDir
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import UnionState, refuse
 
@@ -230,12 +230,12 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
     if st.st_nlink > 1:
         tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     if is_metacopy:
-        _find_upper_metacopy_data(tree, parent, name, node)
+        find_upper_metacopy_data(tree, parent, name, node)
     tree.nodes.add(node)
     return make(Resolved, (node, st))
 
 
-def _find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, node: FileNode) -> None:
+def find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, node: FileNode) -> None:
     """Find the lower data of a metacopy file, which the kernel's overlayfs writes to an upper. EIO if missing."""
     assert parent.upper is not None
     redirect = marks.metacopy_redirect(parent.upper, name)
@@ -274,20 +274,26 @@ def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: by
 def _from_upper_dir(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -> Resolved:
     assert parent.upper is not None
     up = parent.upper.child(name)
-    low = None
-    seen = marks.read_dir_marks(up)
-    if seen.redirect is not None and not seen.opaque:
-        components = markers.redirect_components(seen.redirect)
-        found = tree.lowers.walk(components) if components is not None else find_low(parent, seen.redirect)
-        low = found.low if found is not None and found.kind == stat.S_IFDIR else None
-    elif not seen.opaque and parent.low is not None:
-        found = parent.low.find(name)
-        if found is not None and found.kind == stat.S_IFDIR and not _hidden_beside(tree, parent, name):
-            low = found.low
+    low = merged_with(tree, parent, name, up)
     ino, _ = _upper_marks(tree, parent.upper, name, st, None)
     node = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, up, low, ino)
     tree.nodes.add(node)
     return make(Resolved, (node, st))
+
+
+def merged_with(tree: UnionState, parent: DirNode, name: bytes, up: BranchDir) -> LowDir | None:
+    """Return the directory of the lowers that is merged with `up`, the upper's directory `name` in `parent`."""
+    seen = marks.read_dir_marks(up)
+    if seen.opaque:
+        return None
+    if seen.redirect is not None:
+        components = markers.redirect_components(seen.redirect)
+        found = tree.lowers.walk(components) if components is not None else find_low(parent, seen.redirect)
+    else:
+        found = find_low(parent, name)
+    if found is None or found.kind != IFDIR or (seen.redirect is None and _hidden_beside(tree, parent, name)):
+        return None
+    return found.low
 
 
 def _hidden_beside(tree: UnionState, parent: DirNode, name: bytes) -> bool:

@@ -61,10 +61,10 @@ class LowDir:
     )  # fmt: skip
 
     def __init__(self, tree: LowerTree, parent: LowDir | None, name: bytes, stack: tuple[BranchDir, ...]) -> None:
-        self.tree = tree  # immutable
-        self.parent = parent  # immutable; None for the root
+        self.tree = tree  # this and `parent` are changed by core.branches only
+        self.parent = parent  # None for the root
         self.name = name  # immutable: in the union of the lowers, whatever the upper calls it
-        self.stack = stack  # immutable: top first, never empty; of the root changed by core.external_changes only
+        self.stack = stack  # top first, never empty; changed by core.branches, of the root by core.external_changes
         self.names: dict[bytes, int] | None = None  # name -> packed (index into `stacks`, ino, kind); None: not scanned
         self.stacks: list[tuple[int, ...]] = []  # positions in `stack`; entry 0 is the commonest, (0,)
         self.wasted = 0  # system calls that a scan would have saved
@@ -195,9 +195,12 @@ class LowerTree:
         self.branches = tuple(branches)  # immutable
         self.cache = cache  # immutable
         self.skip_unreadable = skip_unreadable  # immutable: unreadable directories count as missing
-        for index, branch in enumerate(self.branches):
-            branch.index = index
+        self._positions = {branch: index for index, branch in enumerate(self.branches)}  # immutable; 0 = top
         self.root = LowDir(self, None, b"", self.root_stack())
+
+    def position(self, place: BranchDir) -> int:
+        """Return the position of a directory's branch among the lowers, 0 = top."""
+        return self._positions[place.branch]
 
     def root_stack(self) -> tuple[BranchDir, ...]:
         """Return the roots of the branches, down to the first that is opaque."""
@@ -267,7 +270,7 @@ class LowerTree:
             raise
         if seen.redirect is not None and not seen.opaque:
             # A sibling may be in branches that do not have `name`, so `candidates` are too few to look in.
-            siblings = [other for other in parent.stack if other.branch.index > place.branch.index]
+            siblings = [other for other in parent.stack if self.position(other) > self.position(place)]
             walk.stack.extend(self._redirected(child, seen.redirect, siblings))
             return True
         return seen.opaque or (not last and marks.has_aufs_whiteout(place, name))
@@ -279,14 +282,14 @@ class LowerTree:
             parent = LowDir(self, None, b"", tuple(siblings)) if siblings else None
             found = self.walk_one(parent, siblings, redirect)[0] if parent is not None else None
         else:
-            found = self.walk(components, child.branch.index + 1)
+            found = self.walk(components, self.position(child) + 1)
         return found.low.stack if found is not None and found.kind == stat.S_IFDIR and found.low is not None else ()
 
     def data_place(self, parent: LowDir, place: BranchDir, name: bytes) -> tuple[BranchDir, bytes]:
         """Return where the data of the file `name` in `place`, found in `parent`, are: there, or for a metacopy in a
         branch beneath. Raises EIO when the data are missing."""
         while marks.is_metacopy(place, name):
-            beneath = place.branch.index + 1
+            beneath = self.position(place) + 1
             redirect = marks.metacopy_redirect(place, name)
             components = markers.redirect_components(redirect) if redirect is not None else None
             if components:
@@ -294,7 +297,7 @@ class LowerTree:
                 stack = holder.low.stack if holder is not None and holder.low is not None else ()
                 name = components[-1]
             else:
-                stack = tuple(other for other in parent.stack if other.branch.index >= beneath)
+                stack = tuple(other for other in parent.stack if self.position(other) >= beneath)
                 name = redirect or name
             found = None
             if stack:
@@ -307,7 +310,7 @@ class LowerTree:
 
     def walk(self, components: Iterable[bytes], first: int = 0) -> Found | None:
         """Follow `components` from the root of the union of the lowers, using only the lowers from index `first` on."""
-        roots = tuple(place for place in self.root.stack if place.branch.index >= first)
+        roots = tuple(place for place in self.root.stack if self.position(place) >= first)
         if not roots:
             return None
         here = self.root if first == 0 else LowDir(self, None, b"", roots)

@@ -7,6 +7,7 @@ number of names; one name costs some 200 bytes with its entry.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -54,6 +55,17 @@ class NameCache:
         except ValueError:
             return
         self.weight = max(0, self.weight - count - 1)
+
+    def forget_if(self, is_wanted: Callable[[CachedDirectory], bool]) -> None:
+        """As `forget`, for all directories of which `is_wanted` is true."""
+        kept: deque[CachedDirectory] = deque()
+        for directory in self._clock:
+            if is_wanted(directory):
+                self.weight = max(0, self.weight - directory.name_count() - 1)
+                directory.forget_names()
+            else:
+                kept.append(directory)
+        self._clock = kept
 
     def _shrink(self, spared: CachedDirectory) -> None:
         clock = self._clock

@@ -496,7 +496,7 @@ def _entry_of(node: Node) -> tuple[int, list[tuple[int, bytes]]]:
         home = node.home
         if not home.branch.writable:
             path = b"/".join((*home.path_components(), node.leaf))
-            return flags | DEAD | IN_LOWER, [(0, b"%d/%s" % (home.branch.index, path))]
+            return flags | DEAD | IN_LOWER, [(0, b"%d/%s" % (home.branch.number, path))]
         if links.key is not None and node.leaf == links.key:
             return flags | DEAD | IN_INDEX, [(0, links.key)]
         return flags | DEAD, [(0, b"")]

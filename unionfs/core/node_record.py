@@ -24,7 +24,7 @@ from typing import Any, Final
 
 LINKED: Final = 1  # a file that stands in NodeTable.by_inode: its other names lead to it
 DEAD: Final = 2  # no name is left; the "name" says where the object is:
-IN_LOWER: Final = 4  # INDEX/PATH of a file in a lower, by the lower's position
+IN_LOWER: Final = 4  # NUMBER/PATH of a file in a lower, by Branch.number
 IN_INDEX: Final = 8  # KEY in the hard-link index
 IN_LOWERS: Final = 16  # PATH of a directory in the union of the lowers
 FORGOTTEN: Final = 32  # the kernel has forgotten it: file handles may still lead to it
@@ -61,6 +61,7 @@ _FORGET_BITS: Final = 20
 _HAS_VIEW: Final = 11
 _HAS_HANDLES: Final = 12
 _WAITED: Final = 13  # microseconds without a daemon, in all
+_OUTDATED: Final = 14  # not zero: the union has other branches than the keeper knows
 _LEDGER: Final = 16  # 8 words
 _RING_AT: Final = 63
 _RING: Final = 64  # uniques of the last changes; with DONE, or 0 for one that failed
@@ -214,6 +215,15 @@ class NodeRecord:
     def is_full(self) -> bool:
         """Whether something could not be recorded: no daemon can continue from this."""
         return bool(self._words[_FULL])
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the union has other branches than it began with: no daemon can continue from what the keeper has."""
+        return bool(self._words[_OUTDATED])
+
+    def outdate(self) -> None:
+        """The branches are about to be changed."""
+        self._words[_OUTDATED] = 1
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the

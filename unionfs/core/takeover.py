@@ -257,7 +257,7 @@ def _nameless(tree: UnionState, parent: Node, there: RecordedNode) -> Node:
         return _in_index(tree, there, place)
     if there.flags & IN_LOWER:
         branch, _, path = place.partition(b"/")
-        return _in_lower(tree, there, tree.lowers.branches[int(branch)].root, path.split(b"/"))
+        return _in_lower(tree, there, tree.opened[int(branch)].root, path.split(b"/"))
     found = None
     if there.flags & IN_LOWERS:
         found = tree.lowers.walk(place.split(b"/"))

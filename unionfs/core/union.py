@@ -244,8 +244,7 @@ class Union:
                 if code is None:
                     continue
                 assert low is not None
-                ino = (code >> 4) & 0xFFFFFFFFFFFFFFFF
-                shown = tree.inodes.shown(low.place_of(code, stacks).branch.fs_index, ino)
+                shown = tree.low_ino(node, low.place_of(code, stacks), name, code)
                 yield make(DirEntry, (name, position, shown, (code & 0xF) << 12))
 
     def names(self, nodeid: int, cookie: int, most: int) -> list[tuple[int, bytes]]:

@@ -58,6 +58,18 @@ def _check_branches(options: Options) -> None:
     check_overlap(options)
 
 
+class Leaving:
+    """A lower that was removed and is still in use."""
+
+    def __init__(self, branch: Branch, users: set[int]) -> None:
+        self.branch = branch  # immutable
+        self.users = users  # ids of nodes whose objects are in it; changed by UnionState._dispose
+
+    def has(self, owner: object) -> bool:
+        """Whether the owner of a cached descriptor is a directory of the branch."""
+        return isinstance(owner, BranchDir) and owner.branch is self.branch and owner.parent is not None
+
+
 class UnionState:
     """All state of one union. Used on one thread only."""
 
@@ -65,7 +77,7 @@ class UnionState:
         """Open all branches; for a view share those of the union `viewed` that it is of. Raises OptionError."""
         if viewed is None:
             _check_branches(options)
-        self.options = options  # immutable
+        self.options = options  # its lowers are changed by core.branches only
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         free = max(64, soft - len(options.lowers) - 64)
         self.fds: FdCache = FdCache(options.fds_limit or min(_FDS_MOST, free // 2)) if viewed is None else viewed.fds
@@ -76,6 +88,10 @@ class UnionState:
         self._links: HardLinks | None = None  # replaced by read_links only
         paths = options.lowers if viewed is None else ()
         lowers = [self._open_branch("a lower", path, writable=False) for path in paths]
+        # All lowers so far, by Branch.number; core.branches adds to it.
+        self.opened: list[Branch] = lowers if viewed is None else viewed.opened
+        for number, branch in enumerate(lowers):
+            branch.number = number
         if options.upper is not None:
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
@@ -92,6 +108,10 @@ class UnionState:
         else:
             self.inodes = viewed.inodes.marked()
             self.lowers = viewed.lowers
+            viewed.is_viewed = True
+        self.is_viewed: bool = False  # set by its view, which goes on to show the lowers that it began with
+        self.is_restacked = False  # set by core.branches: directories that were known keep their inode numbers
+        self.leaving: list[Leaving] = []  # removed lowers that are in use; changed by core.branches and `_dispose`
         self.backing = Backing(lowers, self.upper, atime=options.atime) if options.passthrough else None
         self.nodes = NodeTable()
         self.overflow_ids = mountpoints.overflow_ids() if options.unmapped_as_root else None  # immutable
@@ -226,7 +246,7 @@ class UnionState:
         """Empty this daemon's work directory and close the branches. The state cannot be used afterwards."""
         if self.watcher is not None:
             self.watcher.close()
-        branches = list(self.lowers.branches)
+        branches = list(self.opened)
         if self._staging is not None and self.upper is not None:
             self._staging.close()
             branches += [self.upper, self._staging.branch]
@@ -397,6 +417,13 @@ class UnionState:
                     shown.append((name, kind, ino))
         return shown
 
+    def low_ino(self, node: DirNode, place: BranchDir, name: bytes, code: int) -> int:
+        """Return the inode number to show in a listing for a name of a lower, which is packed in `code`."""
+        child = node.children.get(name) if self.is_restacked else None
+        if child is not None:
+            return child.ino
+        return self.inodes.shown(place.branch.fs_index, (code >> 4) & 0xFFFFFFFFFFFFFFFF)
+
     def has_lowers_to_copy(self, node: DirNode) -> bool:
         """Whether entries of the upper's directory may have been copied up, so that they show their origins' inode
         numbers."""
@@ -508,6 +535,11 @@ class UnionState:
     def _dispose(self, node: Node) -> None:
         if self.watcher is not None:
             self.watcher.forget(node.nodeid)
+        if self.leaving:
+            for leaving in list(self.leaving):
+                leaving.users.discard(node.nodeid)
+                if not leaving.users:
+                    self.close_lower(leaving)
         staging = self._staging
         if staging is None:
             return
@@ -519,6 +551,12 @@ class UnionState:
         elif node.dead and node.upper is not None:
             staging.dispose(node.upper.name)
             node.upper.held = None
+
+    def close_lower(self, leaving: Leaving) -> None:
+        """Close a removed lower that nothing uses any more."""
+        self.leaving.remove(leaving)
+        self.fds.drop_if(leaving.has)
+        leaving.branch.root.held = None
 
     def _remember_nameless(self, node: FileNode, table: HandleTable) -> None:
         """Remember where a file is that has lost the names the kernel knew, if it has others."""

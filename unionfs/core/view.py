@@ -72,6 +72,8 @@ class View(Union):
         try:
             if not self.complete_viewed():
                 return None
+            if tree.lowers is not self._tree.lowers:  # the union has other lowers by now
+                return None
             twin = self._twin(directory)
             if twin is None or twin.low is None or directory.low is None:
                 return None

@@ -1,0 +1,357 @@
+"""Replace the lowers of a union that is in use: read-only branches are added, removed and moved.
+
+What is shown afterwards is what a union made anew over the new lowers shows. Directories are taken over one after the
+other, from the root down, in slices between requests: each shows the old stack or the new one, never some names of one
+and some of the other. A known object keeps its node if its names still lead to it. One that no name leads to any more
+is as removed while in use: it can be read and written by whatever has it open. A directory keeps its node, and the
+inode number that it has shown, as long as there is a directory under its name.
+
+Knows everything in the core but requests. The kernel is told what it must ask for again, as for external changes. The
+upper is not touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from time import monotonic
+from typing import Final
+
+from unionfs import markers
+from unionfs.core import inodes, lookup, marks, mountpoints, overrides
+from unionfs.core.attrs import IFDIR, Invalidation
+from unionfs.core.branch import Branch, BranchDir
+from unionfs.core.external_changes import detach_name
+from unionfs.core.lower import Found, LowDir, LowerTree
+from unionfs.core.marks import proc_path
+from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.options import LOWERS_MAX, OptionError
+from unionfs.core.staging import log_warning
+from unionfs.core.union import Union
+from unionfs.core.union_state import Leaving
+
+SLICE_S: Final = 0.004
+"""Requests may have to wait so long while directories are taken over."""
+
+Lower = Branch
+"""A lower, for modules that only hand it on."""
+
+Tell = Callable[[list[Invalidation]], None]
+
+
+def lowers(union: Union) -> list[Branch]:
+    """Return the lowers of a union, top first."""
+    return list(union._tree.lowers.branches)
+
+
+def descriptors(union: Union, lower: Branch) -> tuple[int, int, int] | None:
+    """Return new descriptors of the roots of the upper, of the hard-link index and of a lower, for `core.pointers`;
+    None without an upper. The caller closes them."""
+    tree = union._tree
+    if tree.upper is None:
+        return None
+    upper, index, root = [os.dup(place.fd()) for place in (tree.upper.root, tree.staging.index, lower.root)]
+    return upper, index, root
+
+
+def writable(union: Union) -> list[tuple[str, int]]:
+    """Return the roles and root descriptors (O_PATH) of the upper and the work directory, which belong to the union."""
+    tree = union._tree
+    if tree.upper is None:
+        return []
+    return [("upper", tree.upper.root.fd()), ("work directory", tree.staging.branch.root.fd())]
+
+
+def open_lower(union: Union, fd: int, path: str, hidden: tuple[tuple[bytes, ...], ...] = ()) -> Branch:
+    """Open the directory behind the descriptor `fd` as a lower, for `Restack`. `path` is its name in messages;
+    `hidden`: paths below it, as components, that show as empty directories. Does not close `fd`. Raises OptionError."""
+    tree = union._tree
+    if len(tree.opened) >= LOWERS_MAX:
+        raise OptionError(errno.E2BIG, f"cannot use {path} as a lower: the union has had {LOWERS_MAX} lowers already")
+    try:
+        branch = Branch(path, tree.fds, writable=False, opened=proc_path(fd))
+        if not os.access(proc_path(branch.root.fd()), os.R_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        overrides.detect(branch)
+        if tree.backing is not None:
+            tree.backing.add(branch)
+    except OptionError:
+        raise
+    except OSError as exc:
+        raise OptionError(exc.errno or errno.EINVAL, f"cannot use {path} as a lower: {exc.strerror}") from None
+    for components in hidden:
+        branch.hide(components)
+    mountpoints.hide_paths(branch, tree.options.hidden)
+    mountpoints.hide_mounts(branch)
+    return branch
+
+
+class Restack:
+    """One replacement of the lowers, under way. One at a time, on the union's thread."""
+
+    def __init__(self, union: Union, branches: list[Branch], tell: Tell) -> None:
+        """`branches`: the lowers from now on, top first, those that stay and those of `open_lower`. `tell` gets the
+        invalidations for the kernel."""
+        self._tree = union._tree  # immutable
+        self._branches = branches  # immutable
+        self._tell = tell  # immutable
+        self._steps = self._run()
+        self._lost: list[DirNode] = []  # that have lost their name; their children are to follow
+
+    def work(self) -> bool:
+        """Go on for some milliseconds. Returns whether more is to be done. Raises OSError, with nothing changed, if
+        the new lowers' roots cannot be read."""
+        until = monotonic() + SLICE_S
+        return any(monotonic() > until for _ in self._steps)
+
+    def _run(self) -> Iterator[None]:
+        tree = self._tree
+        for nodeid in list(tree.nodes.recorded):  # what the daemon before has left is found in the old stack only
+            with suppress(OSError):
+                tree.nodes.known(nodeid)
+            yield
+        lowers = LowerTree(self._branches, tree.cache, skip_unreadable=tree.lowers.skip_unreadable)
+        for branch in self._branches:
+            if branch not in tree.opened:
+                branch.number = len(tree.opened)
+                tree.opened.append(branch)
+                tree.inodes.add(branch)
+        before, tree.lowers, tree.is_restacked = tree.lowers, lowers, True  # from here on nothing fails
+        tree.options = tree.options._replace(lowers=tuple(branch.path for branch in self._branches))
+        yield from self._below(tree.root)
+        while stale := self._stale():  # moved from a directory that was to come to one that had been taken over
+            for node in stale:
+                yield from self._below(node)
+        tree.cache.forget_if(self._is_outdated)
+        yield
+        for branch in before.branches:
+            if branch not in self._branches:
+                yield from self._leave(branch)
+
+    def _is_outdated(self, directory: object) -> bool:
+        return isinstance(directory, LowDir) and directory.tree is not self._tree.lowers
+
+    def _stale(self) -> list[DirNode]:
+        lowers = self._tree.lowers
+        return [
+            node
+            for node in self._tree.nodes.all()
+            if isinstance(node, DirNode) and not node.dead and node.low is not None and node.low.tree is not lowers
+        ]
+
+    def _below(self, top: DirNode) -> Iterator[None]:
+        """Take over a directory and all known ones below it. The one above it is taken over already."""
+        pending = [top]
+        while pending:
+            node = pending.pop()
+            yield from self._directory(node)
+            while self._lost:
+                gone = self._lost.pop()
+                for name, child in list(gone.children.items()):
+                    self._lose_name(child, gone, name)
+                    yield
+            if not node.dead:
+                pending += [child for child in node.children.values() if isinstance(child, DirNode)]
+            yield
+
+    def _directory(self, node: DirNode) -> Iterator[None]:
+        """Take over one directory: look its children up in its new stack, in slices, and then replace that at once."""
+        tree = self._tree
+        while not node.dead and tree.nodes.find(node.nodeid) is node:
+            if node.low is not None and node.low.tree is tree.lowers:
+                return
+            known: dict[bytes, tuple[Node, Found | None]] = {}
+            names: set[bytes] = set()
+            low = self._new_low(node)
+            if not _is_same(node.low, low):
+                for name, child in list(node.children.items()):
+                    known[name] = child, _find(low, name)
+                    yield
+                yield from _names_that_may_appear(node.low, low, names)
+                if not _is_same(low, self._new_low(node)):
+                    continue  # it was renamed meanwhile
+            if node.low is not None and node.low.tree is tree.lowers:
+                return
+            if low is not None or node.upper is not None:
+                self._switch(node, low, known, names)
+            elif node.parent is not None:
+                self._tell([self._lose_name(node, node.parent, node.name)])
+            return
+
+    def _new_low(self, node: DirNode) -> LowDir | None:
+        """Return the merged lowers of a directory in the new stack; None: nothing shows through."""
+        tree, parent = self._tree, node.parent
+        try:
+            if parent is None:
+                opaque = node.upper is not None and marks.read_dir_marks(node.upper).opaque
+                low = None if opaque else tree.lowers.root
+            elif node.upper is not None:
+                low = lookup.merged_with(tree, parent, node.name, node.upper)
+            else:
+                found = _find(parent.low, node.name)
+                low = found.low if found is not None else None
+        except OSError as exc:
+            log_warning("%r cannot be read in the new stack: %s", node.name, exc)
+            return None
+        if low is not None and node.low is not None and parent is not None:
+            known = {_key(place): place for place in node.low.stack}  # the places that have descriptors open
+            low.stack = tuple([known.get(_key(place), place) for place in low.stack])
+        return low
+
+    def _switch(
+        self, node: DirNode, low: LowDir | None, known: dict[bytes, tuple[Node, Found | None]], names: set[bytes]
+    ) -> None:
+        """Let a directory show its new stack from now on. `known`: what that has under the names of the children, as
+        far as they were looked up; `names`: other names that may appear."""
+        tree, old = self._tree, node.low
+        if old is not None and low is not None and _is_same(old, low):
+            old.tree, old.parent = tree.lowers, low.parent  # it keeps its remembered names
+            if node.parent is None:
+                tree.lowers.root = old
+            return
+        if node.order is not None:
+            tree.cache.grow(node, -len(node.order.names))
+        node.low, node.order, node.subdirs, node.shown_as, node.no_xattrs = low, None, -1, None, False
+        stale = [Invalidation(node.nodeid, b"", data=True)]
+        for name, child in list(node.children.items()):
+            before, found = known.get(name, (None, None))
+            if before is not child:
+                found = _find(low, name)
+            if not self._leads_to(node, name, child, found):
+                stale.append(self._lose_name(child, node, name))
+        stale += [Invalidation(node.nodeid, name) for name in names if name not in node.children]
+        if tree.watcher is not None:
+            tree.watcher.seen.pop(node.nodeid, None)
+            tree.watcher.watch(node)
+        self._tell(stale)
+
+    def _leads_to(self, parent: DirNode, name: bytes, child: Node, found: Found | None) -> bool:
+        """Whether the name still leads to the child, given what the new stack of `parent` has under it."""
+        tree = self._tree
+        if isinstance(child, DirNode):
+            return child.upper is not None or (found is not None and found.kind == IFDIR)
+        up = parent.upper
+        if up is not None and (
+            (child.home is up and child.leaf == name) or lookup.upper_entry(tree, parent, name) is not None
+        ):
+            if child.links is not None and child.links.data is not None:
+                with suppress(OSError):  # its data are gone: what has it open goes on to read them
+                    lookup.find_upper_metacopy_data(tree, parent, name, child)
+            return True
+        if found is None or found.kind == IFDIR:
+            return False
+        if child.home is found.place and child.leaf == found.name:
+            return self._has_same_data(child)
+        links = child.links
+        if links is None or links.inode is None:
+            return False
+        try:
+            st = found.place.stat_entry(found.name)
+        except OSError:
+            return False
+        if child.is_up:  # a name of the lowers that the hard-link index leads to the copy
+            return links.key is not None and links.key == inodes.link_key(found.place.branch, st)
+        if links.inode != (st.st_dev, st.st_ino):
+            return False
+        if child.home.branch not in self._branches:
+            child.home, child.leaf = found.place, found.name
+        return True
+
+    def _has_same_data(self, child: FileNode) -> bool:
+        """Whether the data of a metacopy file of a lower, if it is one, are where they were."""
+        data = child.links.data if child.links is not None else None
+        if data is None:
+            return True
+        low = child.parent.low
+        try:
+            place, leaf = self._tree.lowers.data_place(low, child.home, child.leaf) if low is not None else data
+        except OSError:
+            return False
+        return leaf == data[1] and _key(place) == _key(data[0])
+
+    def _lose_name(self, node: Node, parent: DirNode, name: bytes) -> Invalidation:
+        """Take a name from its node: it leads to another object now, or to none. Returns what the kernel must drop."""
+        tree, stale = self._tree, Invalidation(parent.nodeid, name, node.nodeid)
+        if isinstance(node, FileNode) and (node.links is None or not node.links.others):
+            tree.nodes.unregister_inode(node)
+            if not node.is_up:
+                node.rare().key = None  # what it becomes when it is copied up has no name
+            node.rare()
+        detach_name(node, parent, name)
+        if isinstance(node, DirNode):
+            node.dead = True
+            self._lost.append(node)
+        if tree.watcher is not None and (isinstance(node, DirNode) or node.is_dead):
+            tree.watcher.forget(node.nodeid)
+        tree.nodes.renamed(node)
+        tree.drop_unused(node)
+        return stale
+
+    def _leave(self, branch: Branch) -> Iterator[None]:
+        """Close a removed branch, now or when the last node that is in it is forgotten."""
+        tree = self._tree
+        if tree.is_viewed:
+            return  # the view goes on to show it
+        leaving = Leaving(branch, {node.nodeid for node in tree.nodes.all() if _uses(node, branch)})
+        users = leaving.users
+        tree.leaving.append(leaving)
+        if not users:
+            tree.close_lower(leaving)
+        yield
+
+
+def _uses(node: Node, branch: Branch) -> bool:
+    """Whether an object of the node is in a branch."""
+    if isinstance(node, DirNode):
+        return node.low is not None and any(place.branch is branch for place in node.low.stack)
+    if node.home.branch is branch:
+        return True
+    return node.links is not None and node.links.data is not None and node.links.data[0].branch is branch
+
+
+def _find(low: LowDir | None, name: bytes) -> Found | None:
+    """Find a name in one directory of the lowers without reading all of it; None as well if it cannot be searched."""
+    if low is None:
+        return None
+    try:
+        return low.tree.walk_one(low, low.stack, name)[0]
+    except OSError:
+        return None
+
+
+def _key(place: BranchDir) -> tuple[int, tuple[bytes, ...]]:
+    return place.branch.number, place.path_components()
+
+
+def _is_same(one: LowDir | None, other: LowDir | None) -> bool:
+    """Whether two merged directories consist of the same places."""
+    if one is None or other is None:
+        return one is other
+    return len(one.stack) == len(other.stack) and all(
+        here is there or _key(here) == _key(there) for here, there in zip(one.stack, other.stack, strict=True)
+    )
+
+
+def _names_that_may_appear(old: LowDir | None, new: LowDir | None, names: set[bytes]) -> Iterator[None]:
+    """Add to `names` what the kernel may have as missing and the new stack may show: the names in a place that has
+    come, and those that are hidden by a place that has gone or moved."""
+    before = [_key(place) for place in old.stack] if old is not None else []
+    after = [_key(place) for place in new.stack] if new is not None else []
+    has_moved = [key for key in before if key in after] != [key for key in after if key in before]
+    places = [*(new.stack if new is not None else ()), *(old.stack if old is not None else ())]
+    for place in places:
+        key = _key(place)
+        if place.sealed or (key in before and key in after and not has_moved):
+            continue
+        with suppress(OSError):
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd())
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        name = os.fsencode(entry.name)
+                        names.add(markers.hidden_name(name) or name if markers.is_reserved(name) else name)
+                        yield
+            finally:
+                os.close(fd)
