@@ -26,7 +26,8 @@ GROUND_FLOOR = (
     *("unionfs.store_files", "unionfs.write_all", "unionfs.detach"),
 )
 CORE_DOOR = tuple(
-    f"unionfs.core.{name}" for name in ("union", "view", "attrs", "ledger", "options", "node_record", "takeover")
+    f"unionfs.core.{name}"
+    for name in ("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers")
 )
 
 MAX_LINES = 600
@@ -138,6 +139,8 @@ ALLOWED = {
                 "unionfs.core.owners",
                 "unionfs.core.complete",
                 "unionfs.core.hardlinks",
+                "unionfs.core.pointers",
+                "unionfs.fuse.branch_client",
                 "unionfs.fuse.options",
                 "unionfs.mount_parent.client",
             ),

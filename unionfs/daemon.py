@@ -360,9 +360,13 @@ def _report(
     asked = select.poll()
     asked.register(control_fd, select.POLLIN)
     asked.poll(_IMPORT_AFTER_MS)
+    from unionfs.fuse.branch_control import BranchControl
     from unionfs.fuse.reporting import Reporter
 
-    reporter = Reporter(union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view, life)
+    branches = BranchControl(union, traffic, connection, life.record if life is not None else None)
+    reporter = Reporter(
+        union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view, life, branches
+    )
     reporter.serve(control_fd, connection)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from unionfs import version
+from unionfs.cli.branch import WORDS, change_by_words
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
 from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
@@ -34,6 +35,7 @@ uidmapping= gidmapping= (ON-DISK:SHOWN:LENGTH[:...]), squash_to_root, squash_to_
 xattr_permissions=0|1|2 (keep owners in extended attributes), volatile, fsync=0|1, timeout=SECONDS, writeback=0|1,
 noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes count), static_nlink (directories show one
 link), busy_poll=auto|on|off, view=on|off (a read-only union is served by a writable one that has the same lowers),
+remount,add:N:DIR and del:DIR, append:DIR, prepend:DIR (change the branches of a mounted union),
 keeper=0|1 (another daemon continues when this one dies), watch, passthrough (root: the kernel reads and writes files
 itself), suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
@@ -218,9 +220,14 @@ def _wants_atime(flags: _Flags) -> bool:
 
 
 def _remount(request: _Request) -> int:
-    """As mount(8) calls us for `mount -o remount,ro MOUNTPOINT`, with the options that hold now and the new ones."""
+    """As mount(8) calls us for `mount -o remount,ro MOUNTPOINT`, with the options that hold now and the new ones. With
+    AUFS's words for branches, these are changed and nothing else."""
     flags = _Flags(request.options)
     path = request.positionals[-1]
+    words = [option for option in request.options if option.partition(":")[0] in WORDS and ":" in option]
+    if words:
+        change_by_words(path, words)
+        return 0
     try:
         mounting.remount(mounting.resolve_mountpoint(path), _mount_options(flags, {}, flags.last("ro", "rw")))
     except MountError as error:

@@ -108,6 +108,8 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
     if keeper is None:
         return "none: if the daemon dies, the mount ends"
     alive = f"process {keeper['pid']}" if keeper["alive"] else "killed: if the daemon dies, the mount ends"
+    if keeper.get("outdated"):
+        return f"{alive}; it does not know the branches as they are now: if the daemon dies, the mount ends"
     if not keeper["replaced"]:
         return alive
     times = "once" if keeper["replaced"] == 1 else f"{keeper['replaced']} times"

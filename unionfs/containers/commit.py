@@ -32,6 +32,9 @@ def check(container: Container) -> None:
     """Raises: ContainerError if no image can be made of the container."""
     if container.config.kind != "run":
         raise ContainerError("commit", container.name, "it is a view of this machine (try)")
+    if container.config.image is not None and container.config.rootfs.restacked:
+        hint = f"unionfs export {container.name} writes all that it shows as a tar, for unionfs import"
+        raise ContainerError("commit", container.name, "it has other branches than its image", hint=hint)
     if container.config.rootfs.shows_host:
         hint = f"unionfs diff {container.name} lists its changes; an image needs a base that other machines can have"
         raise ContainerError("commit", container.name, "it shows this machine itself", hint=hint)

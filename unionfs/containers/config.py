@@ -33,11 +33,12 @@ class RootFilesystem(NamedTuple):
     durability: str = "normal"
     passthrough: bool = False  # core.options.Options.passthrough
     keeper: bool = True  # daemon_options.DaemonOptions.keeper
+    restacked: bool = False  # `unionfs branch` has changed the lowers: they are not those of the image
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("passthrough", "keeper")
+        return ("passthrough", "keeper", "restacked")
 
     @property
     def shows_host(self) -> bool:

@@ -165,6 +165,15 @@ class ContainerStore:
             self._write(current.directory, current)
         return current
 
+    def set_lowers(self, container: Container, lowers: tuple[str, ...]) -> Container:
+        """Record that the container has other lowers now, which are not only those of its image."""
+        with self._locked():
+            current = self.load(container.id)
+            rootfs = current.config.rootfs._replace(lowers=lowers, restacked=True)
+            current = current._replace(config=current.config._replace(rootfs=rootfs))
+            self._write(current.directory, current)
+        return current
+
     def claim(self, container: Container) -> Container:
         """Record that this process prepares the container. Raises: ContainerError if it is running or being
         prepared."""

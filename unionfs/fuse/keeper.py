@@ -48,8 +48,9 @@ _SI_KERNEL: Final = 0x80  # sent by the kernel, to the daemon as well: Ctrl-C, o
 class Life:
     """What one daemon knows of its keeper and of the daemons before it."""
 
-    def __init__(self, keeper: int) -> None:
+    def __init__(self, keeper: int, record: NodeRecord) -> None:
         self.keeper = keeper  # immutable: its pid
+        self.record = record  # immutable
         self.deaths = 0  # of daemons before this one
         self.reason = ""  # of the last death
         self.died_at = 0.0  # time.monotonic of it
@@ -65,9 +66,14 @@ class Life:
         self._attempts = 0  # deaths in a row before a takeover was complete
 
     @property
-    def is_kept(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the keeper lives. In a daemon only."""
         return os.getppid() == self.keeper
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the keeper can have another daemon continue. In a daemon only."""
+        return self.is_alive and not self.record.is_outdated
 
     def begin(self, record: NodeRecord) -> None:
         """Note that the daemon begins to serve. In a daemon only."""
@@ -85,7 +91,7 @@ class Life:
         with suppress(OSError):
             fd = os.pidfd_open(self.keeper)
             try:
-                if self.is_kept:
+                if self.is_alive:
                     poll = select.poll()
                     poll.register(fd, select.POLLIN)
                     poll.poll()
@@ -108,7 +114,7 @@ class Life:
         if self._last and (self._crashed >= _CRASHES_OF_ONE or self._repeated >= _DEATHS_OF_ONE):
             self.refused = self._last
         self._attempts = 0 if record.lives >= self.deaths - 1 else self._attempts + 1
-        return self._attempts < _ATTEMPTS and not record.is_full
+        return self._attempts < _ATTEMPTS and not record.is_full and not record.is_outdated
 
 
 def _oom_kills() -> int:
@@ -133,7 +139,7 @@ def keep(record: NodeRecord, give_up: Callable[[str], None]) -> Life:
     `give_up` is called, with the reason, before the keeper ends because no daemon can continue: it unmounts.
     Preconditions: this is the only thread.
     """
-    life = Life(os.getpid())
+    life = Life(os.getpid(), record)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones are not sent, and the child is not to be waited for
     while True:
@@ -148,8 +154,16 @@ def keep(record: NodeRecord, give_up: Callable[[str], None]) -> Life:
             os._exit(os.WEXITSTATUS(status))
         if not life.end(status, record):
             with suppress(Exception):
-                give_up(life.reason if not record.is_full else f"{life.reason}, and the record of nodes is full")
+                give_up(_why(life, record))
             os._exit(1)
+
+
+def _why(life: Life, record: NodeRecord) -> str:
+    if record.is_full:
+        return f"{life.reason}, and the record of nodes is full"
+    if record.is_outdated:
+        return f"{life.reason}, and its branches were changed while it was mounted"
+    return life.reason
 
 
 def _wait(pid: int, record: NodeRecord) -> int:

@@ -1,9 +1,10 @@
-"""Statistics and copy-up traces of a running daemon, by its control socket: server and client.
+"""The control socket of a running daemon, server and client: statistics, copy-up traces, branches.
 
-Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON,
-`{"ask": "stats"}` or `{"ask": "trace"}`; the answer is one line, or for `trace` one for each copy-up until the client
-closes. Only the daemon's own user and root get answers. The client accepts root, its own user and the user who mounted
-the union only: any process may listen under the socket's name.
+Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON:
+`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "branches"}`, or `{"ask": "change"}` with what fuse.branch_control
+takes and, beside its bytes, the descriptor of a directory (SCM_RIGHTS in unix(7)). The answer is one line, or for
+`trace` one for each copy-up until the client closes. Only the daemon's own user and root get answers. The client
+accepts root, its own user and the user who mounted the union only: any process may listen under the socket's name.
 
 The answering threads read counters while the union's thread changes them: the numbers of one answer may differ by a
 request. Knows sockets and JSON. Does not know the transport's protocol or how numbers are displayed.
@@ -19,7 +20,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +29,7 @@ from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket
+from unionfs.fuse.branch_control import BranchControl, RefusedError
 from unionfs.fuse.keeper import Life
 from unionfs.fuse.traffic import Traffic
 from unionfs.fuse.view_name import is_view
@@ -40,7 +42,7 @@ _CLIENTS: Final = 16
 _STRANGERS: Final = 4
 """Connections of other users at once, which get an error only; more are closed."""
 
-_QUESTION_MAX: Final = 4096
+_QUESTION_MAX: Final = 65536
 _BACKLOG_MAX: Final = 100_000
 """Copy-ups queued for a slow reader of a trace; further ones are dropped and counted."""
 
@@ -73,6 +75,7 @@ class Reporter:
     since: float  # time.monotonic of the mount
     no_view: str = ""  # why the union is not a view
     life: Life | None = None  # None: without a keeper
+    branches: BranchControl | None = None  # None: they cannot be changed
 
     def stats(self) -> dict[str, Any]:
         """Return the object that `unionfs stats --json` prints."""
@@ -124,7 +127,8 @@ class Reporter:
             return None
         return {
             "pid": life.keeper,
-            "alive": life.is_kept,
+            "alive": life.is_alive,
+            "outdated": life.record.is_outdated,
             "replaced": life.deaths,
             "last_reason": life.reason,
             "waited_s": round(life.waited_s, 6),
@@ -156,10 +160,12 @@ class Reporter:
                 client.close()
 
     def _answer(self, client: socket.socket, place: threading.Semaphore, may_ask: bool) -> None:
+        fds: list[int] = []
         try:
             with client, suppress(OSError, ValueError):
                 # Read before a refusal, too: close(2) with unread data would reset the connection.
-                question = json.loads(_question(client))
+                line, fds = _question(client)
+                question = json.loads(line)
                 client.settimeout(_TIMEOUT_S)
                 if not may_ask:
                     _send(client, {"error": "only its own user and root may ask this daemon"})
@@ -169,10 +175,26 @@ class Reporter:
                     _send(client, self.stats())
                 elif wanted == "trace":
                     self._trace(client)
+                elif wanted in ("branches", "change") and self.branches is not None:
+                    self._branches(self.branches, client, question, fds)
                 else:
                     _send(client, {"error": f"unknown question {wanted!r}"})
         finally:
+            for fd in fds:
+                os.close(fd)
             place.release()
+
+    @staticmethod
+    def _branches(control: BranchControl, client: socket.socket, question: dict[str, Any], fds: list[int]) -> None:
+        """List the branches, after the change that is asked for, if any."""
+        try:
+            if question["ask"] == "change":
+                control.change(question, fds)
+        except RefusedError as refused:
+            found = [{"kind": each.kind, "path": _text(each.path)} for each in refused.pointers]
+            _send(client, {"refused": str(refused), "pointers": found})
+            return
+        _send(client, {"branches": control.described()})
 
     def _trace(self, client: socket.socket) -> None:
         waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -223,8 +245,15 @@ def _bind(server: socket.socket, connection: int) -> bool:
             time.sleep(0.02)
 
 
-def ask(connection: int, question: str, owner: int | None = None) -> Iterator[dict[str, Any]]:
-    """Send `question` to the daemon of a FUSE connection, which `owner` mounted, and yield its answers line by line.
+def ask(
+    connection: int,
+    question: str,
+    owner: int | None = None,
+    details: dict[str, Any] | None = None,
+    fds: Sequence[int] = (),
+) -> Iterator[dict[str, Any]]:
+    """Send `question`, with `details` and descriptors, to the daemon of a FUSE connection, which `owner` mounted, and
+    yield its answers line by line.
 
     Raises: NoAnswerError.
     """
@@ -234,7 +263,9 @@ def ask(connection: int, question: str, owner: int | None = None) -> Iterator[di
         if not peers.is_trusted(peer.uid, owner):
             raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
         with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
-            daemon.sendall(json.dumps({"ask": question}).encode() + b"\n")
+            line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
+            sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
+            daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
         with daemon.makefile("rb") as lines:
             for line in _until_reset(lines):
                 yield _parsed(line)
@@ -286,17 +317,27 @@ def _name_of(pid: int) -> str:
         return ""
 
 
-def _question(end: socket.socket) -> bytes:
-    """Read one line, which must arrive within _QUESTION_TIMEOUT_S, in any number of pieces. TimeoutError."""
+def _question(end: socket.socket) -> tuple[bytes, list[int]]:
+    """Read one line, which must arrive within _QUESTION_TIMEOUT_S, in any number of pieces, and one descriptor at most.
+    TimeoutError."""
     data = b""
+    fds: list[int] = []
     deadline = time.monotonic() + _QUESTION_TIMEOUT_S
-    while b"\n" not in data and len(data) < _QUESTION_MAX:
-        end.settimeout(max(deadline - time.monotonic(), 0.001))
-        more = end.recv(_QUESTION_MAX)
-        if not more:
-            break
-        data += more
-    return data
+    try:
+        while b"\n" not in data and len(data) < _QUESTION_MAX:
+            end.settimeout(max(deadline - time.monotonic(), 0.001))
+            if fds:
+                more = end.recv(_QUESTION_MAX)
+            else:
+                more, fds, _, _ = socket.recv_fds(end, _QUESTION_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            if not more:
+                break
+            data += more
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return data, fds
 
 
 def _send(end: socket.socket, value: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ _RETRY_S: Final = 0.2
 """An interrupt is lost in code that swallows exceptions, or just before a system call that waits, so it is repeated
 until serving has ended."""
 
-_WAKE: Final = signal.SIGURG
+WAKE: Final = signal.SIGURG
 """Interrupts a system call of the main thread, so that Python handles a simulated SIGINT. Unlike other signals, it ends
 nobody who gets it by mistake."""
 
@@ -51,7 +51,7 @@ class GracefulShutdown:
         # SIGINT in any case: where it was ignored, the transport's handler would end the daemon without unmounting.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that trio takes over
-        signal.signal(_WAKE, lambda *_: None)
+        signal.signal(WAKE, lambda *_: None)
 
     def listen(self, mounted: Mounted, lifeline_fd: int | None) -> None:
         """Start the threads that wait for the signals and the end of the lifeline. Called once."""
@@ -77,7 +77,7 @@ class GracefulShutdown:
         self.has_interrupted = True
         while not self._over.is_set():
             _thread.interrupt_main(signal.SIGINT)
-            signal.pthread_kill(self._main, _WAKE)
+            signal.pthread_kill(self._main, WAKE)
             self._over.wait(_RETRY_S)
 
 

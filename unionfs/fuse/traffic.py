@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from unionfs.fuse.calls import Calls
     from unionfs.fuse.death_helper import DeathHelper
     from unionfs.fuse.view_offer import ViewOffer
 
@@ -13,6 +14,7 @@ class Traffic(Protocol):
     """The protocol and request counts of a transport. May be read from any thread."""
 
     view_offer: ViewOffer | None  # set once, by the daemon, where the union's lowers can have a view
+    calls: Calls | None  # set once, by a transport that can change a union while it serves it
     death_helper: DeathHelper | None  # set once, by the daemon, where another one is to continue
     has_resend: bool  # whether the kernel sends again what was not answered, so that another daemon can continue
 
@@ -38,6 +40,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.view_offer: ViewOffer | None = None  # see Traffic
+        self.calls: Calls | None = None  # likewise
         self.death_helper: DeathHelper | None = None  # likewise
         self._counts: dict[str, int] = {}
 

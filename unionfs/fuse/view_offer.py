@@ -36,18 +36,23 @@ class ViewOffer:
         self._mount = mount  # immutable
         self._namespaces = mounted.namespace(), os.stat("/proc/self/ns/user").st_ino  # immutable, as in _WAYS
         self._name = b""  # set once, when it is first asked for
+        self._is_withdrawn = False  # set once, by `withdraw`
 
     def is_for(self, name: bytes, uid: int, pid: int) -> bool:
         """Whether `name`, which begins with PREFIX, is the view's, and process `pid` with the fsuid `uid` may have
         it."""
         try:
-            if uid != os.geteuid() or not self._is_beside(pid):
+            if self._is_withdrawn or uid != os.geteuid() or not self._is_beside(pid):
                 return False
             if not self._name:
                 self._name = view_name(root_descriptors(self._union), self._union.options, self._serve, self._mount)
         except OSError:
             return False
         return name == self._name
+
+    def withdraw(self) -> None:
+        """Offer the view to nobody any more: the union is about to get other lowers."""
+        self._is_withdrawn = True
 
     def give(self, pid: int) -> None:
         """Note that process `pid` was led to the view."""

@@ -1,4 +1,5 @@
-"""Send invalidations for external changes to the branches (`--watch`) to the kernel, from a thread of its own.
+"""Send invalidations to the kernel, from a thread of its own: for external changes to the branches (`--watch`), and for
+branches that come and go.
 
 A notification may wait for the lock of a directory or page, held by a program that waits for an answer of the daemon.
 So the answering thread sends none: it goes on serving while the notifier's thread waits. For the same reason a daemon
@@ -37,8 +38,9 @@ _LIMITS: Final = {
 class Notifier:
     """Takes invalidations from a union and sends them to the kernel, in order, from a thread of its own."""
 
-    def __init__(self, union: Union) -> None:
-        """Start to watch. Raises OSError with EMFILE beyond fs.inotify.max_user_instances."""
+    def __init__(self, union: Union, *, watches: bool = True) -> None:
+        """Start to watch, unless not `watches`: then there are only the invalidations of `tell`. Raises OSError with
+        EMFILE beyond fs.inotify.max_user_instances."""
         self.limit = 0  # the errno for which some directories cannot be watched; union's thread only
         self.sent = 0  # notifications; changed by the thread only, may be read from anywhere
         self._queued = 0  # notifications given to the thread; union's thread only
@@ -50,8 +52,8 @@ class Notifier:
         self._shorten_timeouts: Callable[[], None] = lambda: None
         self._has_started = False  # likewise
         self._union = union  # immutable
-        self.fd = union.watch(self._enqueue, self._limit_hit)
-        """Readable when there are external changes; changed by `resume`."""
+        self.fd = union.watch(self.tell, self._limit_hit) if watches else -1
+        """Readable when there are external changes, -1 without a watch; changed by `resume`."""
         self._is_paused = False  # changed by pause and resume
 
     def start(
@@ -95,7 +97,8 @@ class Notifier:
             log.exception("bug while processing external changes")
             return False
 
-    def _enqueue(self, stale: list[Invalidation]) -> None:
+    def tell(self, stale: list[Invalidation]) -> None:
+        """Send invalidations, now or when `may_send` says so. Union's thread only."""
         for each in stale:
             if self._may_send(each) and not self._held:
                 self._queued += 1
@@ -107,7 +110,7 @@ class Notifier:
         """Send the invalidations held back, after a slow request was answered. Union's thread only."""
         if self._held:
             held, self._held = self._held, []
-            self._enqueue(held)
+            self.tell(held)
 
     def stop(self) -> None:
         """Send no more notifications; one in progress goes on."""
@@ -124,6 +127,11 @@ class Notifier:
     def is_sending(self) -> bool:
         """Whether a notification is in progress: it may wait until a program's request is answered."""
         return self.sent != self._queued
+
+    @property
+    def has_told(self) -> bool:
+        """Whether all invalidations have been sent."""
+        return not self.is_sending and not self._held
 
     def _run(self) -> None:
         while (stale := self._queue.get()) is not None:

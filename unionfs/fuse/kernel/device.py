@@ -7,6 +7,7 @@ answer to a request that no longer exists, EINVAL a malformed answer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -43,6 +44,8 @@ class Device:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._others = 0  # descriptors that end a sleep, too
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # ends a poll; closed by `end`
+        self._poll.register(self._waker, select.POLLIN)
         self._blocks = False  # whether read(2) waits; changed by _read_next only
         os.set_blocking(fd, False)
 
@@ -55,6 +58,25 @@ class Device:
         """Undo `add`."""
         self._poll.unregister(fd)
         self._others -= 1
+
+    def wake(self) -> None:
+        """End a poll in `sleep`. From any thread, together with a signal of which `stop_reading` is the handler."""
+        os.eventfd_write(self._waker, 1)
+
+    def stop_reading(self) -> None:
+        """Have a read(2) that was interrupted by a signal, and is repeated after its handler, return at once. In that
+        handler only."""
+        os.set_blocking(self.fd, False)
+        self._blocks = False
+
+    def is_awake(self) -> None:
+        """Let `sleep` sleep again after `wake`."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._waker)
+
+    def end(self) -> None:
+        """Close what the device has opened itself."""
+        os.close(self._waker)
 
     def touch(self) -> None:
         """Have memory for all of `request`, which keeps its content. When a daemon is killed while the kernel makes

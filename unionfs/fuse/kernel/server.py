@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -23,6 +23,7 @@ from typing import Final
 
 from unionfs.core.attrs import Invalidation
 from unionfs.core.union import Union
+from unionfs.fuse.calls import Calls
 from unionfs.fuse.kernel import data, encode, turn
 from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
@@ -30,6 +31,7 @@ from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.kernel.workers import Workers
 from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.shutdown import WAKE
 from unionfs.fuse.watching import UNWATCHED_S, Notifier
 from unionfs.syscalls import processors
 
@@ -92,16 +94,20 @@ class _Engine:
         self._busy_poll = busy_poll  # immutable
         self._dispatcher = dispatcher  # immutable
         self._session = dispatcher.session  # immutable
-        self._notifier = notifier  # immutable
+        self._notifier = notifier  # set once by _begin_telling, where there is no watch
         self._record = dispatcher.record  # immutable
         self._record_lock = threading.Lock()
         if notifier is not None:
-            notifier.start(self._notify, dispatcher.may_send, partial(dispatcher.encoder.set_timeout, UNWATCHED_S))
+            self._start_notifier(notifier)
             if not self._session.has_epochs:
                 dispatcher.encoder.set_missing_timeout(UNWATCHED_S)
             notifier.resume(everything=dispatcher.continues)
-            device.add(notifier.fd)
+            if notifier.fd >= 0:
+                device.add(notifier.fd)
         self._has_events = False  # whether the notifier has changes to process
+        self._main = threading.get_ident()  # immutable
+        self._calls = Calls(self._wake, self._begin_telling, self._has_told)  # immutable
+        self._session.calls = self._calls
         self._workers = Workers()  # immutable
         dispatcher.notify = self._tell
         self._away = 0  # copy-ups and tasks in threads
@@ -117,9 +123,36 @@ class _Engine:
     def work(self) -> None:
         """Serve requests, sleeping when there are none, until something else is to be done, and do that. Raises:
         Gone."""
-        self._turn(sleeps=not self._has_events)
+        self._turn(sleeps=not (self._has_events or self._calls.is_busy))
+        if self._calls.is_busy:
+            self._device.is_awake()
+            self._calls.work()
         if self._notifier is not None:
             self._has_events = self._notifier.process_events()
+
+    # -- for fuse.calls ----------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """In another thread: end a sleep of the loop."""
+        self._device.wake()
+        signal.pthread_kill(self._main, WAKE)
+
+    def _begin_telling(self) -> Callable[[list[Invalidation]], None]:
+        """Return the function that sends invalidations to the kernel."""
+        if self._notifier is None:
+            self._notifier = Notifier(self._dispatcher.union, watches=False)
+            self._start_notifier(self._notifier)
+        return self._notifier.tell
+
+    def _has_told(self) -> bool:
+        """In another thread: whether the kernel has got all invalidations."""
+        return self._notifier is None or self._notifier.has_told
+
+    def _start_notifier(self, notifier: Notifier) -> None:
+        shorten = partial(self._dispatcher.encoder.set_timeout, UNWATCHED_S)
+        notifier.start(self._notify, self._dispatcher.may_send, shorten)
+
+    # -- slow work ---------------------------------------------------------------------------------------------------
 
     def _turn(self, *, sleeps: bool) -> None:
         until = monotonic() + _TURN_S
@@ -226,6 +259,7 @@ class _Engine:
 
     def end(self) -> None:
         """Cancel copy-ups and wait for all threads: the caller closes the descriptor."""
+        self._calls.end()
         for waiting in self._session.waiting.values():
             waiting.cancel()
         if self._dispatcher.completion is not None:
@@ -238,6 +272,7 @@ class _Engine:
             self._finish()
         self._workers.join()
         os.close(self._bell)
+        self._device.end()
 
     def _let_notifications_end(self) -> None:
         """Keep serving until each write(2) of a notification to the device has returned. It cannot be cancelled and may
@@ -264,7 +299,9 @@ def _interruptible(device: Device) -> Iterator[None]:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
+    woken = signal.signal(WAKE, lambda *_: device.stop_reading())
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(WAKE, woken)

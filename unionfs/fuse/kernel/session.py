@@ -20,6 +20,7 @@ from unionfs.fuse.kernel.decode import BODY, MalformedError
 from unionfs.fuse.options import ServeOptions
 
 if TYPE_CHECKING:
+    from unionfs.fuse.calls import Calls
     from unionfs.fuse.death_helper import DeathHelper
     from unionfs.fuse.kernel.opens import Opens
     from unionfs.fuse.view_offer import ViewOffer
@@ -127,6 +128,7 @@ class Session:
         self.kept: Kept | None = None  # set once, by the daemon, where another one is to continue
         self.opens: Opens | None = None  # set once, by Dispatcher.pass_through
         self.view_offer: ViewOffer | None = None  # see fuse.traffic
+        self.calls: Calls | None = None  # see fuse.traffic
         self.death_helper: DeathHelper | None = None  # likewise
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
 

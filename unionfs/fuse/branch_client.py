@@ -1,0 +1,120 @@
+"""Ask the daemon of a mounted union to change its branches (fuse.branch_control): the caller's side.
+
+Opens the directory and passes it as a descriptor, so that it is found in the caller's mount namespace and with the
+caller's rights. Knows the mount table. Does not know the core.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from unionfs.fuse import mounting
+from unionfs.fuse.mounting import FSTYPE
+from unionfs.syscalls import mountinfo
+
+BOTTOM = -1
+"""The position below all branches."""
+
+
+class BranchError(Exception):
+    """The branches were not changed. `str()` says why; `pointers` names what the upper keeps of a branch that was to be
+    removed, as (kind, path)."""
+
+    def __init__(self, why: str, found: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(why)
+        self.pointers = found  # immutable
+
+
+class Served(NamedTuple):
+    """A union and its daemon."""
+
+    connection: int  # the number of the FUSE connection
+    owner: int | None  # the user who mounted it
+
+
+class BranchLine(NamedTuple):
+    """One branch, as its daemon describes it."""
+
+    position: int  # 0 is the topmost
+    role: str  # upper or lower
+    path: str  # as whoever added it named it
+
+
+def at(path: str) -> Served:
+    """Return the union that is mounted at a path. Raises: BranchError."""
+    there = mounting.union_at(mounting.resolve_mountpoint(path))
+    if there is None:
+        raise BranchError("no union is mounted there")
+    return Served(there.minor, there.user_id)
+
+
+def listed(union: Served) -> list[BranchLine]:
+    """List the branches, the topmost first. Raises: BranchError."""
+    return _answer(union, "branches", {}, ())
+
+
+def add(union: Served, path: str, position: int | None = None, *, force: bool = False) -> list[BranchLine]:
+    """Make a directory a lower, at a position or on top of all lowers. `force`: also one that lies in another lower.
+    Returns the branches afterwards. Raises: BranchError."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BranchError(f"{path}: {error.strerror}") from error
+    try:
+        hidden = list(_mounts_below(union, path))
+        details = {"verb": "add", "path": os.path.realpath(path), "at": position, "force": force, "hidden": hidden}
+        return _answer(union, "change", details, (fd,))
+    finally:
+        os.close(fd)
+
+
+def remove(union: Served, path: str, *, force: bool = False) -> list[BranchLine]:
+    """Remove a lower. `force`: although the upper keeps something of it. Returns the branches afterwards. Raises:
+    BranchError."""
+    return _of_known(union, {"verb": "rm", "path": path, "at": None, "force": force})
+
+
+def move(union: Served, path: str, position: int) -> list[BranchLine]:
+    """Move a lower to another position. Returns the branches afterwards. Raises: BranchError."""
+    return _of_known(union, {"verb": "mv", "path": path, "at": position})
+
+
+def _of_known(union: Served, details: dict[str, Any]) -> list[BranchLine]:
+    """Ask for a change of a branch, which is named by its directory, or by its path if that does not exist any more."""
+    path = details["path"]
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return _answer(union, "change", details, ())
+    try:
+        return _answer(union, "change", details | {"path": os.path.realpath(path)}, (fd,))
+    finally:
+        os.close(fd)
+
+
+def _mounts_below(union: Served, path: str) -> Iterator[list[str]]:
+    """List what is mounted below a directory, as components of the path from there. Raises BranchError if the union
+    is."""
+    real = os.path.realpath(path)
+    beneath = real.rstrip("/") + "/"
+    for there in mountinfo.mounts():
+        if there.mountpoint.startswith(beneath):
+            if there.fstype == FSTYPE and there.minor == union.connection:
+                raise BranchError(f"the union is mounted inside of {path}")
+            yield there.mountpoint[len(beneath) :].split("/")
+
+
+def _answer(union: Served, question: str, details: dict[str, Any], fds: tuple[int, ...]) -> list[BranchLine]:
+    from unionfs.fuse.reporting import NoAnswerError, ask
+
+    try:
+        found = next(ask(union.connection, question, union.owner, details, fds), None)
+    except NoAnswerError as why:
+        raise BranchError(str(why)) from why
+    if found is None:
+        raise BranchError("its daemon ended without an answer")
+    if "refused" in found:
+        raise BranchError(found["refused"], tuple((each["kind"], each["path"]) for each in found["pointers"]))
+    return [BranchLine(each["position"], each["role"], each["path"]) for each in found["branches"]]

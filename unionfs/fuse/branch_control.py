@@ -1,0 +1,241 @@
+"""Change the branches of a mounted union: what `unionfs branch` asks its daemon for, through the control socket.
+
+A request names a position or a directory; a directory to be added comes as a descriptor, so that the daemon needs no
+path to it: it may live in other namespaces than the caller. All that can block is done in the thread that answers the
+socket; the stack itself is replaced by the union's thread, in slices.
+
+Positions count all branches from the top, as AUFS's do: with an upper that is 0, and the topmost lower 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from unionfs.core import branches, pointers
+from unionfs.core.options import OptionError
+from unionfs.fuse.calls import EndedError
+from unionfs.fuse.death_helper import DeathHelper
+
+if TYPE_CHECKING:
+    from unionfs.core.ledger import CopiedUp
+    from unionfs.core.node_record import NodeRecord
+    from unionfs.core.pointers import Pointer
+    from unionfs.core.union import Union
+    from unionfs.fuse.calls import Calls
+    from unionfs.fuse.traffic import Traffic
+
+log = logging.getLogger(__name__)
+
+_TOLD_S: Final = 30.0
+"""A notification may have to wait for a copy-up."""
+_POLL_S: Final = 0.002
+
+_SHOWN_MOST: Final = 1000
+"""Pointers that one refusal names."""
+
+
+class RefusedError(Exception):
+    """The change was not made. `str()` says why; `pointers` is what the upper keeps of a branch to be removed."""
+
+    def __init__(self, why: str, found: list[Pointer] | None = None) -> None:
+        super().__init__(why)
+        self.pointers = found or []  # immutable
+
+
+class BranchControl:
+    """Changes the branches of one union. In the threads that answer the control socket; one change at a time."""
+
+    def __init__(self, union: Union, traffic: Traffic, connection: int, record: NodeRecord | None) -> None:
+        """`record`: of the nodes, if there is a keeper, which does not know of other branches."""
+        self._union = union  # immutable
+        self._traffic = traffic  # immutable
+        self._connection = connection  # immutable
+        self._record = record  # immutable
+        self._lock = threading.Lock()
+        self._has_helper = False  # set once, by the first change
+
+    def described(self) -> list[dict[str, Any]]:
+        """Describe the branches from the top: position, role ("upper" or "lower"), path."""
+        options = self._union.options
+        paths = [("upper", options.upper)] if options.upper is not None else []
+        paths += [("lower", lower) for lower in options.lowers]
+        return [{"position": position, "role": role, "path": path} for position, (role, path) in enumerate(paths)]
+
+    def change(self, asked: dict[str, Any], fds: list[int]) -> None:
+        """Make one change: `asked` has `verb` ("add", "rm", "mv"), `path`, `at` (a position or None), `force`, and for
+        "add" `hidden`: what is mounted below the directory. `fds`: the directory, if it could be opened. Raises:
+        RefusedError."""
+        with self._lock:
+            try:
+                self._change(asked, fds)
+            except EndedError:
+                raise RefusedError("it has been unmounted meanwhile") from None
+            except OptionError as error:
+                raise RefusedError(str(error)) from error
+            except OSError as error:
+                raise RefusedError(f"{asked.get('path')}: {error.strerror}") from error
+
+    def _change(self, asked: dict[str, Any], fds: list[int]) -> None:
+        calls = self._traffic.calls
+        if calls is None:
+            raise RefusedError("its transport does not change branches while it serves")
+        verb, path, at = asked.get("verb"), asked.get("path"), asked.get("at")
+        if verb not in ("add", "rm", "mv") or not isinstance(path, str) or not isinstance(at, int | None):
+            raise RefusedError("the daemon does not understand the request")
+        is_forced = bool(asked.get("force"))
+        stack = branches.lowers(self._union)
+        watched: list[CopiedUp] = []
+        if verb == "add":
+            if not fds:
+                raise RefusedError(f"{path}: no directory was passed")
+            self._check_place(path, fds[0], stack, is_forced=is_forced)
+            hidden = tuple(tuple(map(os.fsencode, each)) for each in asked.get("hidden") or ())
+            stack.insert(self._index(at, len(stack)), branches.open_lower(self._union, fds[0], path, hidden))
+            self._restack(calls, stack)
+            return
+        branch = _find(stack, path, fds)
+        stack.remove(branch)
+        if verb == "mv":
+            stack.insert(self._index(at, len(stack)), branch)
+        elif not stack:
+            raise RefusedError(f"{path} is the only lower: a union needs one")
+        elif not is_forced:
+            with _CopyUpsFrom(self._union, branch.path, watched):
+                self._refuse_pointers(calls, branch)
+                self._restack(calls, stack, watched)
+            return
+        self._restack(calls, stack)
+
+    def _index(self, at: int | None, count: int) -> int:
+        """Return the index among `count` lowers that a position means; None: the top, -1: the bottom."""
+        if at is None:
+            return 0
+        first = self._union.options.upper is not None
+        if at == -1:
+            return count
+        if not first <= at <= count + first:
+            why = "0 is the upper" if at == 0 else f"there are {count + first} other branches"
+            raise RefusedError(f"there is no position {at} for it: {why}")
+        return at - first
+
+    def _restack(self, calls: Calls, stack: list[branches.Lower], copied_up: list[CopiedUp] | None = None) -> None:
+        change: branches.Restack | None = None
+
+        def work() -> bool:
+            nonlocal change
+            if change is None:
+                if copied_up:
+                    raise RefusedError(f"a file of it has just been copied up: {os.fsdecode(copied_up[0].path)}")
+                self._prepare()
+                change = branches.Restack(self._union, stack, calls.begin_telling())
+            return change.work()
+
+        calls.do(work)
+        until = time.monotonic() + _TOLD_S
+        while not calls.has_told() and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        log.info("the lowers are now %s", ", ".join(repr(lower) for lower in self._union.options.lowers))
+
+    def _prepare(self) -> None:
+        """On the union's thread: what must be so before the first notification and the first new branch."""
+        if self._record is not None:
+            self._record.outdate()
+        if self._traffic.view_offer is not None:
+            self._traffic.view_offer.withdraw()
+        if not self._has_helper:
+            self._has_helper = True
+            DeathHelper(self._connection).start()  # it aborts the connection: nobody else would answer
+
+    def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:
+        """Raise RefusedError if the upper keeps something of a branch."""
+        fds: tuple[int, ...] = ()
+
+        def work() -> bool:
+            nonlocal fds
+            fds = branches.descriptors(self._union, branch) or ()
+            return False
+
+        calls.do(work)
+        if not fds:
+            return
+        try:
+            found = list(pointers.pointers(*fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if found:
+            raise RefusedError(
+                f"the upper keeps {len(found)} objects that come from {branch.path}", found[:_SHOWN_MOST]
+            )
+
+    def _check_place(self, path: str, fd: int, stack: list[branches.Lower], *, is_forced: bool) -> None:
+        """Raise RefusedError for a directory that must not be a branch."""
+        st = os.fstat(fd)
+        if os.minor(st.st_dev) == self._connection and os.major(st.st_dev) == 0:
+            raise RefusedError(f"{path} lies in the union itself")
+        here = (st.st_dev, st.st_ino)
+        above = _ancestors(fd)
+        for branch in stack:
+            there = (branch.dev, branch.ino)
+            if here == there:
+                raise RefusedError(f"{path} is a branch already: {branch.path}")
+            if not is_forced and (there in above or here in _ancestors(branch.root.fd())):
+                raise RefusedError(f"{path} and the branch {branch.path} lie in each other")
+        for role, root_fd in branches.writable(self._union):
+            root = os.fstat(root_fd)
+            if here == (root.st_dev, root.st_ino) or (root.st_dev, root.st_ino) in above:
+                raise RefusedError(f"{path} lies in the {role}: it would change underneath")
+            if here in _ancestors(root_fd):
+                raise RefusedError(f"the {role} lies in {path}: it would show up in itself")
+
+
+class _CopyUpsFrom:
+    """While this context lasts, copy-ups from the branch `path` are added to `found`."""
+
+    def __init__(self, union: Union, path: str, found: list[CopiedUp]) -> None:
+        self._ledger, self._path, self._found = union.ledger, path, found
+
+    def __enter__(self) -> None:
+        self._ledger.listeners = (*self._ledger.listeners, self._receive)
+
+    def _receive(self, entry: CopiedUp) -> None:
+        if entry.branch == self._path:
+            self._found.append(entry)
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.listeners = tuple(each for each in self._ledger.listeners if each != self._receive)
+
+
+def _find(stack: list[branches.Lower], path: str, fds: list[int]) -> branches.Lower:
+    """Return the branch that a directory is: by the directory itself if it was passed, else by its name."""
+    if fds:
+        st = os.fstat(fds[0])
+        found = [branch for branch in stack if (branch.dev, branch.ino) == (st.st_dev, st.st_ino)]
+    else:
+        found = [branch for branch in stack if branch.path == path]
+    if not found:
+        raise RefusedError(f"{path} is no lower of this union")
+    return found[0]
+
+
+def _ancestors(fd: int) -> set[tuple[int, int]]:
+    """Return (st_dev, st_ino) of the directories above `fd`, as far as they can be reached."""
+    found: set[tuple[int, int]] = set()
+    with suppress(OSError):
+        at = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        while True:
+            try:
+                st = os.fstat(at)
+                if (st.st_dev, st.st_ino) in found:
+                    break
+                found.add((st.st_dev, st.st_ino))
+                above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            finally:
+                os.close(at)
+            at = above
+    return found
