@@ -294,7 +294,8 @@ def _kill(pid: int) -> None:
 
 
 def test_programs_meanwhile_see_the_old_or_the_new(stand: MountedSubject) -> None:
-    found = stand.run(_read_meanwhile, [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand)))
+    words = [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand))
+    found = stand.run(_read_meanwhile, *words, timeout_s=180)
     assert found == []
     assert _stack(stand) == [str(path) for path in (stand.upper, *stand.lowers)]
     assert stand.complaints() == []
@@ -303,7 +304,7 @@ def test_programs_meanwhile_see_the_old_or_the_new(stand: MountedSubject) -> Non
 
 
 def _read_meanwhile(branch: list[str], merged: str, more: str) -> list[str]:
-    """Read in four threads while a branch comes, moves and goes ten times. Returns what was wrong."""
+    """Read in four threads while a branch comes, moves and goes five times. Returns what was wrong."""
     wrong: list[str] = []
     over = threading.Event()
 
@@ -333,7 +334,7 @@ def _read_meanwhile(branch: list[str], merged: str, more: str) -> list[str]:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(10):
+        for _ in range(5):
             for words in (["add", merged, more], ["mv", merged, more, "--append"], ["rm", merged, more]):
                 done = subprocess.run([*branch, *words], capture_output=True, text=True, timeout=limit(30), check=False)
                 if done.returncode:

@@ -294,6 +294,8 @@ class Restack:
         tree = self._tree
         if tree.is_viewed:
             return  # the view goes on to show it
+        if tree.nodes.handle_table is not None:
+            tree.nodes.handle_table.drop_in(branch)
         leaving = Leaving(branch, {node.nodeid for node in tree.nodes.all() if _uses(node, branch)})
         users = leaving.users
         tree.leaving.append(leaving)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from unionfs.core.node_record import FORGOTTEN, LINKED
 
 if TYPE_CHECKING:
-    from unionfs.core.branch import BranchDir
+    from unionfs.core.branch import Branch, BranchDir
     from unionfs.core.node_record import NodeRecord
 
 LIMIT: Final = 1 << 14
@@ -120,6 +120,18 @@ class HandleTable:
                 flags = FORGOTTEN | LINKED if node.linked else FORGOTTEN
                 slot = record.put(flags, nodeid, 0, node.ino, [(node.parent, node.name)])
                 self._nodes[nodeid] = node._replace(slot=slot)
+
+    def drop_in(self, branch: Branch) -> None:
+        """Forget the nameless files of a branch that is being removed."""
+        nameless = {nodeid: node.nameless for nodeid, node in self._nodes.items() if node.nameless is not None}
+        for nodeid, where in nameless.items():
+            if where.place.branch is branch:
+                self.drop(nodeid)
+
+    def drop_handles(self) -> None:
+        """Forget the files of the upper that are reached by their filesystem's handles."""
+        for nodeid in [nodeid for nodeid, node in self._nodes.items() if node.nameless and node.nameless.handle]:
+            self.drop(nodeid)
 
     def find(self, nodeid: int) -> Forgotten | None:
         """Return the forgotten node `nodeid`, or None."""
