@@ -38,6 +38,7 @@ EXAMPLES: Final = {
     "top": "unionfs top box",
     "trace": "unionfs trace merged",
     "umount": "unionfs umount merged",
+    "watch": "unionfs watch --interval 2 merged",
     "volume": "unionfs volume create data",
     "wait": "unionfs wait box",
 }

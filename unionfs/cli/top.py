@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Any, Final
 
-from unionfs.cli import each
+from unionfs.cli import each, live
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers import running
@@ -17,17 +17,28 @@ from unionfs.launcher.namespace_socket import Namespaces
 from unionfs.printable import printable
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable
 
+_DESCRIPTION: Final = """\
+List the processes of a running container, with their pids in the container. Without a container, list all unions of
+this mount namespace and of running containers again after each interval, the busiest first."""
+
 _EPILOG: Final = """\
---json prints a list of objects: pid and ppid in the container, uid, seconds (of processor time), command."""
+--json prints a list of objects: pid and ppid in the container, uid, seconds (of processor time), command.
+Without a container it prints such a list a line, of unions: union, and what `unionfs watch --json` prints."""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs top ARGV`."""
-    parser = Parser("top", "List the processes of a running container, with their pids in the container.", _EPILOG)
-    parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
+    parser = Parser("top", _DESCRIPTION, _EPILOG)
+    help_ = "a name, an id, or the beginning of an id; default: all unions"
+    parser.add_argument("container", metavar="CONTAINER", nargs="?", help=help_)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    live.add_flags(parser)
     each.add_root(parser)
     arguments = parser.parse(argv)
+    if arguments.container is None:
+        from unionfs.cli import top_unions
+
+        return top_unions.run(arguments)
     container = ContainerStore(arguments.root).find(arguments.container)
     namespaces = running.enter(container, "top")
     read_fd, write_fd = os.pipe()
