@@ -7,7 +7,6 @@ it can be looked at and removed, and that nothing outside of the layers is reach
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ import pytest
 
 from tests.fuse.daemons import daemon_of
 from tests.layers.registries import need
-from tests.support.podmans import Podman, need_podman, our_program, podman_store
+from tests.support.podmans import BASE, Podman, debian_store
 from tests.support.users import User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 
@@ -139,14 +138,10 @@ def test_mounted_by_a_user(ordinary_user: User, scratch: Path, fuse_device: Path
 def podman(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> Iterator[Podman]:
     """A store with an image of two layers."""
     del fuse_device
-    need_podman()
     need("setfattr")
     where = run_dir / "contra"
-    where.mkdir()
-    shutil.copyfile(debian_tar, where / "debian.tar")
-    with podman_store(ordinary_user, where, our_program(where, ordinary_user)) as made:
-        made("import", "-q", where / "debian.tar", "localhost/base:1")
-        (where / "Containerfile").write_text("FROM localhost/base:1\nRUN mkdir /c\n")
+    with debian_store(ordinary_user, where, debian_tar) as made:
+        (where / "Containerfile").write_text(f"FROM {BASE}\nRUN mkdir /c\n")
         made("build", "-q", "--network=none", "-t", "localhost/two:1", where)
         yield made
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
-from tests.support.podmans import Podman, need_podman, our_program, podman_store
+from tests.support.podmans import BASE, Podman, debian_store
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
-
-IMAGE: Final = "localhost/base:1"
 
 
 @pytest.fixture(scope="module")
 def podman(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> Iterator[Podman]:
     """A store with one image, a Debian."""
     del fuse_device
-    need_podman()
-    where = run_dir / "podman"
-    where.mkdir()
-    shutil.copyfile(debian_tar, where / "debian.tar")
-    with podman_store(ordinary_user, where, our_program(where, ordinary_user)) as made:
-        made("import", "-q", where / "debian.tar", IMAGE)
+    with debian_store(ordinary_user, run_dir / "podman", debian_tar) as made:
         yield made
 
 
@@ -35,13 +26,13 @@ def podman(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Pa
 def container(podman: Podman) -> Iterator[str]:
     """A container that runs and does nothing."""
     name = f"c{os.urandom(4).hex()}"
-    podman("run", "-d", "--name", name, "--network=none", IMAGE, "sleep", "600")
+    podman("run", "-d", "--name", name, "--network=none", BASE, "sleep", "600")
     yield name
     podman("rm", "-f", "-t", "0", name)
 
 
 def test_the_root_is_ours(podman: Podman) -> None:
-    line = podman("run", "--rm", "--network=none", IMAGE, "grep", " / / ", "/proc/self/mountinfo")
+    line = podman("run", "--rm", "--network=none", BASE, "grep", " / / ", "/proc/self/mountinfo")
     assert "fuse.unionfs" in line
 
 
@@ -85,7 +76,7 @@ def test_images_are_built_in_steps(podman: Podman, tmp_path_factory: pytest.Temp
     context.mkdir()
     (context / "file").write_text("from outside\n")
     (context / "Dockerfile").write_text(
-        f"FROM {IMAGE}\nCOPY file /file\nRUN echo inside >> /file && rm -rf /usr/share/doc\n"
+        f"FROM {BASE}\nCOPY file /file\nRUN echo inside >> /file && rm -rf /usr/share/doc\n"
         "RUN mv /file /moved\nCMD cat /moved\n"
     )
     podman("build", "-q", "--network=none", "-t", "localhost/built:1", context)
@@ -107,7 +98,7 @@ def test_owners_in_user_namespaces_of_podmans_own(mode: str, podman: Podman) -> 
     """Podman hands over its mapping (uidmapping=, gidmapping=), and the container's files belong to its own users."""
     script = "stat -c '%u %g' /etc/passwd /etc/shadow; touch /tmp/mine; stat -c '%u' /tmp/mine; id -u"
     root, shadow, mine, me = podman(
-        "run", "--rm", "--network=none", f"--userns={mode}", IMAGE, "sh", "-ec", script
+        "run", "--rm", "--network=none", f"--userns={mode}", BASE, "sh", "-ec", script
     ).splitlines()
     assert (root, shadow) == ("0 0", "0 42")
     assert mine == me == (str(podman.user.uid) if mode == "keep-id" else "0")

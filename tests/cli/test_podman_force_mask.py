@@ -6,18 +6,16 @@ What podman 4.3 itself loses on the way into a layer is not asked for: set-id bi
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.podmans import need_podman, our_program, podman_store
+from tests.support.podmans import BASE, debian_store
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
 
-IMAGE: Final = "localhost/base:1"
 CHANGE: Final = """
 useradd -m bob; chown bob:mail /etc/issue; chmod 711 /bin/true; ln -s x /l; rm -r /etc/apt
 touch /n; chgrp shadow /n; chmod 640 /n; su bob -c 'umask 077; echo hi > /home/bob/x'; mv /var/mail /m
@@ -27,14 +25,9 @@ SEE: Final = "stat -c '%n %A %u:%g %h' /etc/issue /etc/shadow /bin/true /l /n /h
 
 def test_what_is_kept_comes_back(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> None:
     del fuse_device
-    need_podman()
     where = run_dir / "mask"
-    where.mkdir()
-    shutil.copyfile(debian_tar, where / "debian.tar")
-    with podman_store(ordinary_user, where, our_program(where, ordinary_user)) as podman:
-        podman._store += ["--storage-opt", "overlay.force_mask=shared"]
-        podman("import", "-q", where / "debian.tar", IMAGE)
-        podman("run", "--name", "box", "--network=none", IMAGE, "sh", "-ec", CHANGE)
+    with debian_store(ordinary_user, where, debian_tar, options=["overlay.force_mask=shared"]) as podman:
+        podman("run", "--name", "box", "--network=none", BASE, "sh", "-ec", CHANGE)
         podman("commit", "-q", "box", "localhost/made:1")
         seen = podman("run", "--rm", "--network=none", "localhost/made:1", "sh", "-ec", SEE).splitlines()
         assert seen == [

@@ -17,13 +17,12 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.layers.registries import Registry, need
-from tests.support.podmans import Podman, need_podman, our_program, podman_store
+from tests.support.podmans import BASE, Podman, need_podman, our_program, podman_store
 from tests.support.process import run
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
 
-_BASE: Final = "localhost/base:1"
 _BUILT: Final = "localhost/built:1"
 _LEFT_OUT: Final = ("usr/share", "var", "usr/lib/python3", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/apt")
 """Parts of a Debian that a build does without; var/tmp and the like are made by podman."""
@@ -35,7 +34,7 @@ _XATTRS: Final = {
 """What a file of the base has, which a layer must keep when the file is touched."""
 
 _CONTAINERFILE: Final = f"""
-FROM {_BASE}
+FROM {BASE}
 COPY --chown=3:4 file /srv/
 RUN mkdir -p -m 2750 /d/e && echo x > /d/e/f && chown 33:34 /d/e/f && chmod 4755 /d/e/f \\
     && echo > /d/pair && ln /d/pair /d/hard && ln -s /nowhere /d/link && mkfifo -m 600 /d/fifo \\
@@ -83,7 +82,7 @@ def stores(ordinary_user: User, run_dir: Path, base: Path, fuse_device: Path) ->
         podman_store(ordinary_user, places[1], theirs) as others,
     ):
         for podman in (ours, others):
-            podman("import", "-q", base, _BASE)
+            podman("import", "-q", base, BASE)
         yield Stores(ours, others)
 
 
@@ -193,7 +192,7 @@ def test_overlays_on_directories(stores: Stores, ordinary_user: User, run_dir: P
     (where / "volume/file").write_text("old\n")
     ordinary_user.own(where)
     script = "echo new > /x/file; rm -f /x/gone; echo > /x/made; cat /x/file; grep ' /x ' /proc/self/mountinfo"
-    said = podman("run", "--rm", "--network=none", "-v", f"{where}/volume:/x:O", _BASE, "sh", "-ec", script)
+    said = podman("run", "--rm", "--network=none", "-v", f"{where}/volume:/x:O", BASE, "sh", "-ec", script)
     assert said.startswith("new\n")
     assert "fuse.unionfs" in said
     assert [path.name for path in (where / "volume").iterdir()] == ["file"]
@@ -227,7 +226,7 @@ def test_image_mount(stores: Stores, built: str) -> None:
 
 def test_buildah_step_by_step(stores: Stores) -> None:
     buildah = stores.ours.buildah
-    name = buildah("from", "--pull-never", _BASE)
+    name = buildah("from", "--pull-never", BASE)
     buildah("run", "--isolation", "chroot", name, "sh", "-ec", "mkdir /b; echo one > /b/one; rm /etc/issue")
     buildah("copy", "-q", name, stores.ours.where / "containers.conf", "/b/conf")
     buildah("config", "--cmd", "cat /b/one", name)
@@ -251,7 +250,7 @@ _BAD: Final = {
 @pytest.mark.parametrize("option", _BAD)
 def test_options_that_make_no_sense_are_told_through_podman(option: str, stores: Stores) -> None:
     status, said = stores.ours.refused(
-        "run", "--rm", "--network=none", _BASE, "true", options=["--storage-opt", f"overlay.mountopt={option}"]
+        "run", "--rm", "--network=none", BASE, "true", options=["--storage-opt", f"overlay.mountopt={option}"]
     )
     assert status in (125, 126, 127)
     assert "unionfs: mount failed: " in said
@@ -274,7 +273,7 @@ def test_directories_that_cannot_be_used_are_told_through_podman(
     """A mount program that is given other directories than podman's: what it says, podman passes on, and ends."""
     program = our_program(scratch, ordinary_user, f'set -- "$1" "$(sed \'{change}\' <<< "$2")" "${{@:3}}"')
     status, said = stores.ours.refused(
-        "run", "--rm", "--network=none", _BASE, "true", options=["--storage-opt", f"overlay.mount_program={program}"]
+        "run", "--rm", "--network=none", BASE, "true", options=["--storage-opt", f"overlay.mount_program={program}"]
     )
     assert status in (125, 126, 127)
     assert "unionfs: mount failed: " in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Final
 
 import pytest
 
-from tests.support.podmans import Podman, need_podman, our_program, podman_store
+from tests.support.podmans import BASE, Podman, debian_store
 from tests.support.users import User
 
 pytestmark = [pytest.mark.transport("kernel"), pytest.mark.runs_as("ordinary")]
 
-_IMAGE: Final = "localhost/base:1"
 _FEW: Final = 1000
 """Messages: a walk through a Debian takes 50,000."""
 _GIVEN: Final = "is given the view of the lowers"
@@ -64,15 +62,10 @@ class Store:
 def store(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> Iterator[Store]:
     """A store with one image, a Debian."""
     del fuse_device
-    need_podman()
     where = run_dir / "views"
-    where.mkdir()
-    shutil.copyfile(debian_tar, where / "debian.tar")
     switch = f'[ -e "{where}/no-views" ] && set -- -o view=off "$@"; export UNIONFS_LOG="{where}/daemon.log"'
-    program = our_program(where, ordinary_user, switch)
-    with podman_store(ordinary_user, where, program) as podman:
-        podman("import", "-q", where / "debian.tar", _IMAGE)
-        yield Store(podman, where, program)
+    with debian_store(ordinary_user, where, debian_tar, then=switch) as podman:
+        yield Store(podman, where, podman.program)
 
 
 def _layers(podman: Podman, image: str) -> list[str]:
@@ -82,7 +75,7 @@ def _layers(podman: Podman, image: str) -> list[str]:
 
 def test_diff_and_commit_of_a_running_container(store: Store) -> None:
     podman, chosen = store.podman, random.Random(17)
-    podman("run", "-d", "--name", "changing", "--network=none", _IMAGE, "sleep", "600")
+    podman("run", "-d", "--name", "changing", "--network=none", BASE, "sleep", "600")
     try:
         for change in chosen.sample(_CHANGES, 5):
             podman("exec", "changing", "sh", "-c", change, check=False)
@@ -104,7 +97,7 @@ def test_diff_and_commit_of_a_running_container(store: Store) -> None:
 def test_diff_of_a_stopped_container_and_of_two(store: Store) -> None:
     podman = store.podman
     for name in ("first", "second"):
-        podman("run", "--name", name, "--network=none", _IMAGE, "sh", "-c", f"echo {name} > /{name}; rm /etc/issue")
+        podman("run", "--name", name, "--network=none", BASE, "sh", "-c", f"echo {name} > /{name}; rm /etc/issue")
     try:
         podman("start", "second")
         for name in ("first", "second"):
@@ -120,7 +113,7 @@ def test_diffs_of_two_running_containers_look_at_nothing_that_is_equal(store: St
     podman = store.podman
     names = ("first", "second")
     for name in names:
-        podman("run", "-d", "--name", name, "--network=none", _IMAGE, "sleep", "600")
+        podman("run", "-d", "--name", name, "--network=none", BASE, "sleep", "600")
         podman("exec", name, "sh", "-c", f"echo {name} > /{name}")
     try:
         for name in (*names, *names):
@@ -143,7 +136,7 @@ def test_a_build_in_steps_makes_the_same_layers(store: Store, run_dir: Path) -> 
     podman, context = store.podman, run_dir / "views/context"
     context.mkdir()
     steps = [f"RUN {change} || true" for change in _CHANGES[:4]]
-    (context / "Containerfile").write_text("\n".join([f"FROM {_IMAGE}", *steps]) + "\n")
+    (context / "Containerfile").write_text("\n".join([f"FROM {BASE}", *steps]) + "\n")
     build = ("build", "-q", "--layers", "--no-cache", "--timestamp=1000000000", "--network=none")
     before = store.given()
     podman(*build, "-t", "localhost/one:1", context)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,18 @@ def assert_nothing_half(store: Store) -> None:
         assert images.digest(Path(store.images, "blobs/sha256", name).read_bytes()) == f"sha256:{name}"
 
 
+def _fails_then_succeeds(proxy: FaultProxy, scratch: Path, change: Callable[[str, Answer], Answer | None]) -> None:
+    """A pull through a proxy that changes answers fails and leaves nothing half; without the changes it succeeds."""
+    store = Store(str(scratch / "root"))
+    proxy.change = lambda method, path, answer: change(path, answer)
+    with pytest.raises(LayerError):
+        pull(store, proxy.host)
+    assert_nothing_half(store)
+    proxy.change = lambda method, path, answer: answer
+    pull(store, proxy.host)
+    assert_whole(store, proxy.host)
+
+
 def assert_whole(store: Store, host: str) -> None:
     ready = image.resolve(store, f"{host}/x:1")
     assert [trees.names(Path(lower)) for lower in ready.lowers] == [["top"], ["big", "small"]]
@@ -89,14 +101,7 @@ def test_a_download_that_breaks_goes_on_where_it_broke(proxy: FaultProxy, scratc
 
 @pytest.mark.parametrize("stage", ["/v2/", "/manifests/", "/blobs/"])
 def test_a_connection_that_is_cut_at_any_stage_of_a_pull(proxy: FaultProxy, scratch: Path, stage: str) -> None:
-    store = Store(str(scratch / "root"))
-    proxy.change = lambda method, path, answer: None if stage in path else answer
-    with pytest.raises(LayerError):
-        pull(store, proxy.host)
-    assert_nothing_half(store)
-    proxy.change = lambda method, path, answer: answer
-    pull(store, proxy.host)
-    assert_whole(store, proxy.host)
+    _fails_then_succeeds(proxy, scratch, lambda path, answer: None if stage in path else answer)
 
 
 def test_what_a_failed_pull_left_is_taken_up(proxy: FaultProxy, scratch: Path) -> None:
@@ -143,14 +148,7 @@ def _changed(path: str, answer: Answer, kind: str) -> Answer | None:
 
 @pytest.mark.parametrize("kind", ["manifest", "manifest of 10 GB", "type", "content", "longer", "empty", "other range"])
 def test_a_registry_that_lies_is_found_out(proxy: FaultProxy, scratch: Path, kind: str) -> None:
-    store = Store(str(scratch / "root"))
-    proxy.change = lambda method, path, answer: _changed(path, answer, kind)
-    with pytest.raises(LayerError):
-        pull(store, proxy.host)
-    assert_nothing_half(store)
-    proxy.change = lambda method, path, answer: answer
-    pull(store, proxy.host)
-    assert_whole(store, proxy.host)
+    _fails_then_succeeds(proxy, scratch, lambda path, answer: _changed(path, answer, kind))
 
 
 def test_what_was_left_is_given_up_when_it_is_wrong(proxy: FaultProxy, scratch: Path) -> None:

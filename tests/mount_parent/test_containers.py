@@ -159,12 +159,16 @@ def test_a_daemon_is_as_one_that_the_monitor_has_forked(caller: Caller) -> None:
     assert {"user", "cgroup", "pid"} <= {*seen[1][1]}
 
 
-def test_nothing_is_left_when_the_monitor_is_killed(caller: Caller) -> None:
+@pytest.mark.parametrize("victim", ["monitor", "keeper"])
+def test_the_container_ends_when_its_monitor_or_keeper_is_killed(caller: Caller, victim: str) -> None:
     _leave_parent(caller)
     with _container(caller) as running:
         assert running.started_by() == "unionfs-parent"
-        os.kill(running.monitor, signal.SIGKILL)
-        assert ends(running.daemon)
+        killed, other = running.monitor, running.daemon
+        if victim == "keeper":
+            killed, other = other, killed
+        os.kill(killed, signal.SIGKILL)
+        assert ends(other)
     assert running.front.returncode == 125
 
 
@@ -175,15 +179,6 @@ def test_nothing_is_left_when_the_front_is_killed(caller: Caller) -> None:
         running.front.kill()
         assert ends(running.daemon)
         assert ends(running.monitor)
-
-
-def test_the_container_ends_when_its_daemon_is_killed(caller: Caller) -> None:
-    _leave_parent(caller)
-    with _container(caller) as running:
-        assert running.started_by() == "unionfs-parent"
-        os.kill(running.daemon, signal.SIGKILL)
-        assert ends(running.monitor)
-    assert running.front.returncode == 125
 
 
 def test_a_container_outlives_the_parent(caller: Caller) -> None:

@@ -36,12 +36,14 @@ def our_program(where: Path, user: User, then: str = "") -> Path:
 class Podman:
     """Podman with a store of its own below `where`, which mounts with `program`."""
 
-    def __init__(self, user: User, where: Path, program: Path) -> None:
+    def __init__(self, user: User, where: Path, program: Path, options: Sequence[str] = ()) -> None:
         self.user = user
         self.where = where
+        self.program = program
         (where / "containers.conf").write_text('[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n')
         self._store = ["--root", f"{where}/root", "--runroot", f"{where}/run", "--storage-driver", "overlay"]
-        self._store += ["--storage-opt", f"overlay.mount_program={program}"]
+        for option in (f"overlay.mount_program={program}", *options):
+            self._store += ["--storage-opt", option]
         self._env = {"CONTAINERS_CONF": str(where / "containers.conf")}
 
     def __call__(self, *args: str | Path, check: bool = True) -> str:
@@ -65,11 +67,28 @@ class Podman:
         return self("exec", name, "sh", "-ec", script)
 
 
+BASE: Final = "localhost/base:1"
+"""The image of `debian_store`."""
+
+
 @contextmanager
-def podman_store(user: User, where: Path, program: Path) -> Iterator[Podman]:
+def debian_store(
+    user: User, where: Path, debian_tar: Path, *, then: str = "", options: Sequence[str] = ()
+) -> Iterator[Podman]:
+    """A store in the new directory `where` with one image, BASE. `then`: as in `our_program`; `options`: of storage."""
+    need_podman()
+    where.mkdir()
+    shutil.copyfile(debian_tar, where / "debian.tar")
+    with podman_store(user, where, our_program(where, user, then), options) as made:
+        made("import", "-q", where / "debian.tar", BASE)
+        yield made
+
+
+@contextmanager
+def podman_store(user: User, where: Path, program: Path, options: Sequence[str] = ()) -> Iterator[Podman]:
     """A store that is gone afterwards, with everything that ran on it."""
     user.own(where)
-    made = Podman(user, where, program)
+    made = Podman(user, where, program, options)
     try:
         yield made
     finally:

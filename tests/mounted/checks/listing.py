@@ -8,7 +8,7 @@ import stat
 from collections import Counter
 
 from tests.mounted.checking import check, fails, names, opened, same, write
-from tests.mounted.libc import dir_stream, getdents
+from tests.mounted.libc import DirStream, dir_stream, getdents
 
 _MANY = 2_000
 _LARGE = 400
@@ -111,17 +111,22 @@ def filled_while_it_is_read() -> None:
     same(len(names("some")), _SOME + 100)
 
 
+def _places(stream: DirStream) -> list[tuple[int, bytes]]:
+    """Read the stream to its end. Returns the position and the name of each entry."""
+    places: list[tuple[int, bytes]] = []
+    while True:
+        position = stream.tell()
+        entry = stream.read()
+        if entry is None:
+            return places
+        places.append((position, entry.name))
+
+
 @check(prepare=_some_files)
 def positions_can_be_found_again() -> None:
     """telldir(3), seekdir(3): a position leads back to the same entry."""
     with dir_stream("some") as stream:
-        places = []
-        while True:
-            position = stream.tell()
-            entry = stream.read()
-            if entry is None:
-                break
-            places.append((position, entry.name))
+        places = _places(stream)
         same(len(places), _SOME + 2)
         for position, name in (*places[::17], *places[::-23]):
             stream.seek(position)
@@ -137,13 +142,7 @@ def positions_can_be_found_again() -> None:
 def positions_survive_removals() -> None:
     """seekdir(3): a position still leads to its entry when others before and after it were removed."""
     with dir_stream("some") as stream:
-        places = []
-        while True:
-            position = stream.tell()
-            entry = stream.read()
-            if entry is None:
-                break
-            places.append((position, entry.name))
+        places = _places(stream)
         for index, (_, name) in enumerate(places):
             if index % 3 and name not in (b".", b".."):
                 os.unlink(b"some/" + name)
