@@ -308,7 +308,7 @@ def test_every_file_is_small_enough_to_read() -> None:
     assert {path: size for path, size in sizes.items() if size > MAX_LINES} == {}
 
 
-def test_every_module_begins_with_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert [str(module.path) for module in ALL_MODULES if not ast.get_docstring(module.tree)] == []
 
 

@@ -82,7 +82,7 @@ def test_a_changed_byte_takes_effect_though_size_and_mtime_are_as_before(checkou
     assert _run(checkout, _WORDS).stdout == _CHANGED
 
 
-def test_a_source_that_has_gone_makes_it_python(checkout: Path) -> None:
+def test_without_a_source_python_runs(checkout: Path) -> None:
     (checkout / "unionfs/core/branch.py").unlink()
     assert _run(checkout, _WORDS).stdout == _CHANGED
 

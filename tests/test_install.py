@@ -177,7 +177,7 @@ def test_an_ordinary_user_mounts_with_what_is_installed(
     assert (lower / "greeting").read_text() == "hello\n"
 
 
-def test_it_tells_its_version_and_which_code_runs(installed: Installed, archives: Archives) -> None:
+def test_the_version_and_the_kind_of_code_are_printed(installed: Installed, archives: Archives) -> None:
     said = installed.run("unionfs", "--version").stdout
     assert said == f"unionfs {_metadata(archives.wheel)['Version']}, Python (installed without compiled modules)\n"
 

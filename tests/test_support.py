@@ -19,7 +19,7 @@ from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User, processes_of
 
 
-def test_an_ordinary_user_is_nobody_special_and_can_run_the_command(ordinary_user: User, scratch: Path) -> None:
+def test_an_ordinary_user_has_no_privileges_and_can_run_the_command(ordinary_user: User, scratch: Path) -> None:
     assert ordinary_user.uid != 0
     status = ordinary_user.run(["cat", "/proc/self/status"]).stdout
     assert "CapEff:\t0000000000000000" in status
@@ -30,7 +30,7 @@ def test_an_ordinary_user_is_nobody_special_and_can_run_the_command(ordinary_use
     assert ordinary_user.unionfs("--version").stdout.startswith("unionfs ")
 
 
-def test_a_user_owns_what_it_is_given(user: User, scratch: Path) -> None:
+def test_own_changes_the_owner(user: User, scratch: Path) -> None:
     (scratch / "tree").mkdir()
     (scratch / "tree" / "link").symlink_to("/etc/passwd")
     user.own(scratch / "tree")
@@ -39,7 +39,7 @@ def test_a_user_owns_what_it_is_given(user: User, scratch: Path) -> None:
     assert os.stat("/etc/passwd").st_uid == 0
 
 
-def test_a_child_that_hangs_is_ended_with_its_children_and_what_it_said_is_told(ordinary_user: User) -> None:
+def test_a_hanging_child_is_killed_with_its_children_and_its_output_is_reported(ordinary_user: User) -> None:
     with pytest.raises(process.ChildError, match=r"did not end within \d+ s(.|\n)*before the hang"):
         ordinary_user.run(["sh", "-c", "echo before the hang; sleep 1000 & wait"], timeout_s=1)
     assert "sleep 1000" not in processes_of(ordinary_user.name).values()
@@ -51,7 +51,7 @@ def test_a_child_that_fails_is_an_error_unless_asked_otherwise(ordinary_user: Us
     assert ordinary_user.run(["sh", "-c", "exit 7"], check=False).returncode == 7
 
 
-def test_output_that_is_not_utf8_comes_back_whole(ordinary_user: User) -> None:
+def test_output_that_is_not_utf8_is_returned_whole(ordinary_user: User) -> None:
     assert os.fsencode(ordinary_user.run(["printf", "%b", r"a\0377b"]).stdout) == b"a\xffb"
 
 

@@ -65,7 +65,7 @@ def test_the_version_is_the_package_s() -> None:
 
 
 @pytest.mark.parametrize("package", _FACES)
-def test_importing_it_imports_nothing_else(package: str) -> None:
+def test_importing_a_package_imports_no_module_of_it(package: str) -> None:
     code = f"import sys, __future__; old = set(sys.modules); import {package}; print(*sorted(set(sys.modules) - old))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.split() == [package]

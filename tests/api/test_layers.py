@@ -75,7 +75,7 @@ def test_an_image_is_opened_and_its_entries_are_listed(subject: Path) -> None:
     assert top == [("/etc/motd", "file", 3), ("/etc/gone", "whiteout", 0), ("/new", "file", 1)]
 
 
-def test_why_a_path_shows_what_it_shows(subject: Path) -> None:
+def test_why_explains_a_path(subject: Path) -> None:
     with layers.open(subject) as image:
         told = {
             path: [(one.layer.index, one.does, one.shows) for one in image.why(path)]
@@ -116,7 +116,7 @@ def test_layers_alone(tmp_path: Path) -> None:
     assert ("changed", "/etc/motd") in [(one.kind, one.path) for one in layers.diff(packed, plain)]
 
 
-def test_what_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+def test_wrong_content_and_missing_files_are_refused(tmp_path: Path) -> None:
     made = layout(tmp_path / "layout", _BOTTOM)
     with layers.open(made) as image:
         path = Path(image.layers[0].path)

@@ -100,7 +100,7 @@ def test_it_is_unmounted_when_the_process_is_killed(base: Path) -> None:
     assert mount_at(base / "merged") is None
 
 
-def test_it_stays_when_it_is_to_stay(base: Path) -> None:
+def test_stay_keeps_the_union_mounted(base: Path) -> None:
     mounted = unionfs.mount(["bottom"], "merged", stay=True)
     try:
         assert mounted.is_mounted

@@ -107,7 +107,7 @@ def test_open_files_are_what_the_builtin_gives(union: Union) -> None:
         assert errno_of(lambda path=path: union.read_bytes(path)) == errno.ENXIO  # type: ignore[misc]
 
 
-def test_a_reader_sees_what_is_written_after_it_was_opened_and_what_is_removed(union: Union, base: Path) -> None:
+def test_a_reader_sees_later_writes_and_removed_files(union: Union, base: Path) -> None:
     with union.open("etc/motd", "rb", 0) as reader:
         with union.open("etc/motd", "ab") as writer:
             writer.write(b" and more")
@@ -261,7 +261,7 @@ def test_threads_may_share_a_union(union: Union) -> None:
     assert len(union.listdir("shared")) == 4 + 80
 
 
-def test_a_child_of_the_process_cannot_use_it_and_takes_nothing_away(union: Union, base: Path) -> None:
+def test_a_forked_child_cannot_use_the_union_and_removes_nothing(union: Union, base: Path) -> None:
     union.write_bytes("file", b"data")
     with union.open("file", "rb", 0) as held:
         union.remove("file")

@@ -347,7 +347,7 @@ def test_force_overrides_conflicts(tmp_path: Path) -> None:
         ("d=1", "mv d e; mkdir d; echo theirs > d/x", "d"),
     ],
 )
-def test_somebody_changes_the_target_while_it_is_applied(upper: str, deed: str, path: str, tmp_path: Path) -> None:
+def test_the_target_changes_during_the_apply(upper: str, deed: str, path: str, tmp_path: Path) -> None:
     """Between the last check and the rename: nothing of theirs is lost, and the rest is told to be left."""
     change = setting(tmp_path, "a=1 d/b=2", upper)
     did = False

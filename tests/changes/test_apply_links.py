@@ -12,13 +12,13 @@ from tests.changes.applying import say_it_was_copied_up, setting
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def test_other_names_of_a_changed_file_are_told(tmp_path: Path) -> None:
+def test_other_names_of_a_changed_file_are_reported(tmp_path: Path) -> None:
     change = setting(tmp_path, "a=1 b==a c==a", "a=2")
     (warning,) = change.plan().warnings
     assert (warning.path, warning.why) == (b"/a", "has 2 more names on this machine, which keep the old content")
 
 
-def test_names_that_are_changed_as_well_are_not_told(tmp_path: Path) -> None:
+def test_changed_names_are_not_reported_as_other_names(tmp_path: Path) -> None:
     change = setting(tmp_path, "a=1 b==a c==a", "a=2 b==a .wh.c")
     assert change.plan().warnings == []
     change.apply()

@@ -149,7 +149,7 @@ def test_trusted_attributes_say_the_same(case: str, tmp_path: Path) -> None:
         pytest.param("a<c:1:3>", "a<c:1:5>", ("content",), marks=NEEDS_ROOT),
     ],
 )
-def test_in_what_it_differs(lower: str, upper: str, what: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_kinds_of_differences(lower: str, upper: str, what: tuple[str, ...], tmp_path: Path) -> None:
     root, top = tree(tmp_path / "lower", lower), tree(tmp_path / "upper", upper)
     with Branches(str(top), [str(root)]) as branches:
         (change,) = listing.changes(branches).changes

@@ -173,7 +173,7 @@ def test_in_a_layer_of_podmans(podman: Podman) -> None:
 
 
 @pytest.mark.runs_as("ordinary")
-def test_a_layer_that_is_no_directory_is_told_through_podman(podman: Podman) -> None:
+def test_podman_reports_a_layer_that_is_not_a_directory(podman: Podman) -> None:
     top, _ = _diffs(podman)
     podman("unshare", "sh", "-ec", f"mv {top} {top}.away; echo > {top}")
     try:

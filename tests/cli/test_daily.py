@@ -70,7 +70,7 @@ def test_restart(box: Box) -> None:
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
-def test_top_and_the_end_of_one_that_removes_itself(box: Box) -> None:
+def test_top_and_the_end_of_a_container_with_rm(box: Box) -> None:
     script = "sleep 1000 & test -e /go || while ! test -e /go; do sleep 0.05; done; exit 5"
     box("run", "-d", "--rm", "--name", "gone", "-u", "games", "--tmpfs", "/t", "debian:1", "sh", "-c", script)
     shown = json.loads(box("top", "--json", "gone").stdout)

@@ -63,7 +63,7 @@ def test_what_a_container_changed(user: User, rootfs: list[Path]) -> None:
         assert unionfs(user, "rm", "box").returncode == 0
 
 
-def test_while_it_runs_and_by_its_id(user: User, rootfs: list[Path]) -> None:
+def test_diff_of_a_running_container_by_its_id(user: User, rootfs: list[Path]) -> None:
     lowers = [word for lower in rootfs for word in ("--lower", str(lower))]
     script = "touch /box/one; echo ready; read x; touch /box/two; echo ready; read x"
     child = user.popen([*user.unionfs_cmd, "run", "-i", "--name", "box", *lowers, "sh", "-c", script])
@@ -162,7 +162,7 @@ def test_unknown_containers(user: User, verb: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_rm_removes_what_it_can(user: User, rootfs: list[Path]) -> None:
+def test_rm_removes_the_other_containers_after_a_failure(user: User, rootfs: list[Path]) -> None:
     run(user, rootfs, "mkdir -p /box/x/y; chmod 0 /box/x")
     done = unionfs(user, "rm", "nobody", "box")
     assert done.returncode == 1

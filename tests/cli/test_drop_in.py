@@ -253,7 +253,7 @@ def _furnish(low: Path) -> None:
     (low / "d1/d2/deep").write_text("deep")
 
 
-def test_two_mounts_show_what_nobody_changed_alike(place: Place) -> None:
+def test_two_mounts_show_unchanged_files_alike(place: Place) -> None:
     """NaiveDiff walks the container's mount beside one of its parents; what differs would be committed."""
     _furnish(place.root / "low2")
     (place.root / "mnt2").mkdir()

@@ -79,7 +79,7 @@ def test_an_image_of_a_container_with_a_renamed_directory_and_a_deleted_name(use
     assert "d" not in lines
 
 
-def test_readers_while_it_runs(user: User, lower: Path) -> None:
+def test_readers_of_a_running_container(user: User, lower: Path) -> None:
     unionfs(user, "run", "-d", "--name", "c", "--lower", lower, "sh", "-c", f"{WRITE}; echo done; exec sleep 1000")
     wait_until(lambda: "done" in unionfs(user, "logs", "c"), "the container has written")
     assert {"C /d/f", "C /d/k/h", "C /g"} <= set(unionfs(user, "diff", "c").splitlines())

@@ -337,7 +337,7 @@ def test_the_lock_of_a_container_does_not_give_a_file_of_roots_away(
     assert (root / "containers/.lock").stat().st_uid == ordinary_user.uid
 
 
-def test_whose_store_it_is(tmp_path: Path) -> None:
+def test_the_owner_of_a_store(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     assert store_files.owner_of(str(own / "R")) == tmp_path.stat().st_uid

@@ -186,7 +186,7 @@ def test_exec_at_a_terminal(box: Box, user: User) -> None:
     assert box("logs", "tty").stdout == "/dev/pts/0\n"
 
 
-def test_attached_output_is_kept_unless_told_otherwise(box: Box) -> None:
+def test_attached_output_is_stored_by_default(box: Box) -> None:
     script = "echo out; echo err >&2; printf 'a\\377b'"
     done = box("run", "--name", "kept", "debian:1", "sh", "-c", script)
     logs = box("logs", "kept")

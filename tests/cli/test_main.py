@@ -180,7 +180,7 @@ def test_starting_a_daemon_imports_no_transport() -> None:
     assert process.run([sys.executable, "-c", code], cwd=CHECKOUT).stdout == "[]\n"
 
 
-def test_failures_are_told_in_one_form() -> None:
+def test_failures_are_printed_in_one_form() -> None:
     error = CommandError.of("opening the log", OSError(2, "No such file or directory", b"/a/b"), hint="one\ntwo")
     assert tell(error) == "unionfs: opening the log failed: /a/b: No such file or directory\n  one\n  two"
     assert error.status == errors.FAILED

@@ -112,7 +112,7 @@ def test_a_work_directory_made_in_vain_is_removed(place: Place) -> None:
     assert not place.path("up.work").exists()
 
 
-def test_without_an_upper_it_is_read_only(place: Place) -> None:
+def test_without_an_upper_the_union_is_read_only(place: Place) -> None:
     place.mount("--lower", "low")
     with daemon_of(place.path("mnt")):
         seen = mount_at(place.path("mnt"))

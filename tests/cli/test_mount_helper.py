@@ -153,7 +153,7 @@ def test_where_owners_are_kept(value: str, kept_in: str) -> None:
     assert _options("-o", f"lowerdir=/l,xattr_permissions={value}", "/m").union.overrides == ""
 
 
-def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_options_are_ignored_silently_and_unknown_ones_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     _options("-o", f"{_BRANCHES},threaded=1,xino=off,noacl,private,redirect_dir=off,x-systemd.automount,relatime", "/m")
     assert capsys.readouterr().err == ""
     _options("-o", f"{_BRANCHES},frobnicate=3,metacopy", "--strange", "/m")
@@ -165,7 +165,7 @@ def test_tuning_of_others_is_silent_and_the_unknown_is_told(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "-1"])
-def test_a_timeout_that_is_none_is_ignored_and_told(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_timeout_is_ignored_with_a_line(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _options("-o", f"{_BRANCHES},timeout={value}", "/m").serve.timeout_s == FOREVER_S
     assert capsys.readouterr().err == f"unionfs: unknown argument ignored: timeout={value}\n"
     assert _options("-o", f"{_BRANCHES},timeout=inf", "/m").serve.timeout_s == FOREVER_S

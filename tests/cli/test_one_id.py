@@ -149,7 +149,7 @@ def test_devices_are_made_and_go_into_the_layer(stores: tuple[Store, Store]) -> 
     store("rmi", "made:2")
 
 
-def test_users_inside_are_who_they_say(stores: tuple[Store, Store]) -> None:
+def test_users_inside_have_their_ids(stores: tuple[Store, Store]) -> None:
     """`--user`, exec, setpriv and su; what is made belongs to whoever made it, and lost rights do not come back."""
     store = stores[0]
     assert store("run", "--rm", "--user", "games", IMAGE, "id").strip() == "uid=5(games) gid=60(games) groups=60(games)"
@@ -195,7 +195,7 @@ def test_supplementary_groups(stores: tuple[Store, Store]) -> None:
         store("rmi", "made:3")
 
 
-def test_a_container_ends_with_who_answers_for_it(stores: tuple[Store, Store]) -> None:
+def test_a_container_ends_with_its_supervisor(stores: tuple[Store, Store]) -> None:
     store = stores[0]
     store("run", "-d", "--name", "box", IMAGE, "sleep", "300")
     try:

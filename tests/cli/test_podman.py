@@ -84,7 +84,7 @@ def test_images_are_built_in_steps(podman: Podman, tmp_path_factory: pytest.Temp
     podman("rmi", "-f", "localhost/built:1")
 
 
-def test_a_container_starts_again_with_what_it_had(podman: Podman, container: str, run_dir: Path) -> None:
+def test_a_container_starts_again_with_its_changes(podman: Podman, container: str, run_dir: Path) -> None:
     podman.sh(container, "echo kept > /kept")
     podman("stop", "-t", "0", container)
     podman("start", container)

@@ -23,7 +23,9 @@ touch /n; chgrp shadow /n; chmod 640 /n; su bob -c 'umask 077; echo hi > /home/b
 SEE: Final = "stat -c '%n %A %u:%g %h' /etc/issue /etc/shadow /bin/true /l /n /home/bob /home/bob/x"
 
 
-def test_what_is_kept_comes_back(ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path) -> None:
+def test_stored_owners_and_modes_are_restored(
+    ordinary_user: User, run_dir: Path, debian_tar: Path, fuse_device: Path
+) -> None:
     del fuse_device
     where = run_dir / "mask"
     with debian_store(ordinary_user, where, debian_tar, options=["overlay.force_mask=shared"]) as podman:

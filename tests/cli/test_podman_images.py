@@ -248,7 +248,7 @@ _BAD: Final = {
 
 
 @pytest.mark.parametrize("option", _BAD)
-def test_options_that_make_no_sense_are_told_through_podman(option: str, stores: Stores) -> None:
+def test_podman_reports_invalid_options(option: str, stores: Stores) -> None:
     status, said = stores.ours.refused(
         "run", "--rm", "--network=none", BASE, "true", options=["--storage-opt", f"overlay.mountopt={option}"]
     )
@@ -267,7 +267,7 @@ def test_options_that_make_no_sense_are_told_through_podman(option: str, stores:
         ("s|workdir=[^,]*|workdir=/proc|", "files are renamed from one to the other"),
     ],
 )
-def test_directories_that_cannot_be_used_are_told_through_podman(
+def test_podman_reports_directories_that_cannot_be_used(
     change: str, sentence: str, stores: Stores, ordinary_user: User, scratch: Path
 ) -> None:
     """A mount program that is given other directories than podman's: what it says, podman passes on, and ends."""

@@ -87,7 +87,7 @@ def test_what_was_copied_up(user: User, mountpoint: Path) -> None:
     assert "SETATTR" in text
 
 
-def test_a_trace_names_the_file_the_request_and_who_asked(user: User, mountpoint: Path, lower: Path) -> None:
+def test_a_trace_names_the_file_the_request_and_the_process(user: User, mountpoint: Path, lower: Path) -> None:
     with tracing(user, mountpoint) as (trace, lines):
         user.run(["sh", "-c", f"cd {mountpoint}; chmod 600 d/file; chmod 600 big"])
         entries = [next(lines) for _ in range(3)]
@@ -184,7 +184,7 @@ class tracing:  # noqa: N801  reads as a verb
             self._process.kill()
 
 
-def test_strangers_are_told_nothing(root_user: User, ordinary_user: User, scratch: Path, fuse_device: Path) -> None:
+def test_other_users_get_no_statistics(root_user: User, ordinary_user: User, scratch: Path, fuse_device: Path) -> None:
     del fuse_device
     for name in ("lower", "mnt"):
         (scratch / name).mkdir()
@@ -257,7 +257,7 @@ def _ringing(user: User, mountpoint: Path, times: int) -> Iterator[subprocess.Po
             ringing.kill()
 
 
-def test_whoever_asks_right_after_mounting_is_heard(user: User, lower: Path, transport: str) -> None:
+def test_a_question_right_after_mounting_is_answered(user: User, lower: Path, transport: str) -> None:
     """The first connection is taken, by a daemon that has not come to answer yet, too."""
     where = lower.parent
     for _ in range(3):
@@ -270,7 +270,7 @@ def test_whoever_asks_right_after_mounting_is_heard(user: User, lower: Path, tra
             assert json.loads(end.makefile().readline())["transport"] == transport
 
 
-def test_who_says_nothing_keeps_nobody_waiting(user: User, mountpoint: Path) -> None:
+def test_a_silent_client_does_not_delay_others(user: User, mountpoint: Path) -> None:
     """All but one place taken by silent askers, stats are told at once; and the silent lose their places."""
     with _ringing(user, mountpoint, reporting._CLIENTS - 1) as silent:
         assert stats(user, mountpoint)["pid"]

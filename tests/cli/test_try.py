@@ -79,7 +79,7 @@ def tree_of(directory: Path) -> dict[str, tuple[object, ...]]:
 # -- looking -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_changes_what_it_likes_and_nothing_happens(user: User, place: Path) -> None:
+def test_changes_of_the_command_do_not_reach_the_machine(user: User, place: Path) -> None:
     (place / "old").write_text("old")
     (place / "gone").write_text("gone")
     before = tree_of(place)
@@ -153,7 +153,7 @@ def test_exit_codes(user: User, place: Path, command: list[str], code: int, told
     assert containers(user) == []
 
 
-def test_a_directory_outside_of_the_view_is_told(user: User) -> None:
+def test_a_directory_outside_of_the_view_is_an_error(user: User) -> None:
     if not os.path.ismount("/dev/shm"):
         pytest.skip("/dev/shm is no mount of its own")
     done = unionfs(user, "try", "ls", cwd=Path("/dev/shm"))
@@ -479,7 +479,7 @@ def at_terminal(user: User, argv: list[str], cwd: Path, answer: Callable[[bytes]
     return said.decode(errors="replace"), code
 
 
-def test_on_a_terminal_it_asks(user: User, place: Path) -> None:
+def test_on_a_terminal_the_user_is_asked(user: User, place: Path) -> None:
     answers = [b"what\n", b"list\n", b"apply\n"]
     script = "test -t 0 && test -t 1 && stty size >/dev/null && touch 'esc\033[31mape' && exit 5"
     said, code = at_terminal(user, [*user.unionfs_cmd, "try", "sh", "-c", script], place, lambda _: answers.pop(0))

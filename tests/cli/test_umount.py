@@ -46,7 +46,7 @@ def _user_inside(user: User, mountpoint: Path) -> Iterator[None]:
     assert out == "content\n"
 
 
-def test_the_daemon_has_gone_when_it_returns(user: User, mountpoint: Path) -> None:
+def test_the_daemon_has_ended_when_umount_returns(user: User, mountpoint: Path) -> None:
     with daemon_of(mountpoint) as daemon:
         done = user.unionfs("umount", mountpoint)
         assert daemon.has_ended(0)
@@ -89,7 +89,7 @@ def test_what_is_in_use_for_a_moment_is_unmounted(user: User, mountpoint: Path) 
     assert mount_at(mountpoint) is None
 
 
-def test_lazy_takes_it_away_and_leaves_it_to_its_users(user: User, mountpoint: Path) -> None:
+def test_lazy_detaches_the_mount_and_its_users_continue(user: User, mountpoint: Path) -> None:
     with daemon_of(mountpoint) as daemon:
         with _user_inside(user, mountpoint):
             user.unionfs("umount", "--lazy", mountpoint)
@@ -101,7 +101,7 @@ def test_lazy_takes_it_away_and_leaves_it_to_its_users(user: User, mountpoint: P
 _HOLD = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'echo; read line; umount "$0"; read line')
 
 
-def test_who_still_shows_it_is_named(root_user: User, scratch: Path, fuse_device: Path) -> None:
+def test_processes_that_still_have_the_mount_are_named(root_user: User, scratch: Path, fuse_device: Path) -> None:
     """Another mount namespace keeps a union: it is gone here, and the message says whose that is and how to end it."""
     del fuse_device
     mnt = scratch / "m n"

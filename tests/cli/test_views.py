@@ -214,7 +214,7 @@ def test_an_empty_lower_at_the_bottom_does_not_count(place: Place, union: Path) 
         *("noxattrs=1", "static_nlink", "fsname=other", "watch"),
     ],
 )
-def test_with_other_options_it_is_an_ordinary_mount(options: str, place: Place, union: Path) -> None:
+def test_with_other_options_the_mount_is_an_ordinary_one(options: str, place: Place, union: Path) -> None:
     view = place.mount("view", options)
     assert _device(view) != _device(union)
     assert sorted(os.listdir(view)) == ["a", "c", "f"]
@@ -230,7 +230,7 @@ def test_such_a_union_offers_none(options: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize("lowers", ["low2:low1", "low1", "low2", "empty:low1:low2", "low1:low2:up2/x"])
-def test_of_other_lowers_it_is_an_ordinary_mount(lowers: str, place: Place, union: Path) -> None:
+def test_with_other_lowers_the_mount_is_an_ordinary_one(lowers: str, place: Place, union: Path) -> None:
     (place.root / "up2/x").mkdir()
     os.setxattr(place.root / "up2/x", "user.overlay.opaque", b"y")
     view = place.mount("view", lowers=":".join(f"{place.root}/{name}" for name in lowers.split(":")))
@@ -249,7 +249,7 @@ def test_the_flags_are_those_of_the_mount_that_was_asked_for(place: Place, union
         detach(plain)
 
 
-def test_of_two_unions_it_is_the_latest_ones(place: Place, union: Path) -> None:
+def test_of_two_unions_the_latest_has_the_view(place: Place, union: Path) -> None:
     second = place.mount("mnt2", upper="up2")
     view = place.mount("view")
     assert _device(view) == _device(second) != _device(union)
@@ -260,7 +260,7 @@ def test_of_two_unions_it_is_the_latest_ones(place: Place, union: Path) -> None:
     assert place.mount("plain").stat().st_dev == _device(view)
 
 
-def test_of_two_unions_it_is_the_one_that_was_asked_for_last(place: Place, union: Path) -> None:
+def test_of_two_unions_the_last_used_has_the_view(place: Place, union: Path) -> None:
     """Podman calls statfs(2) on a container that is mounted already, then mounts its image to compare the two."""
     second = place.mount("mnt2", upper="up2")
     os.statvfs(union)

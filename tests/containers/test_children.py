@@ -44,7 +44,7 @@ def test_the_exit_code(body: Callable[[], int], code: int) -> None:
         ContainerError("", "", "a whole sentence"),
     ],
 )
-def test_a_failure_comes_back(error: ContainerError | LaunchError) -> None:
+def test_a_failure_of_the_child_is_raised(error: ContainerError | LaunchError) -> None:
     with pytest.raises(ContainerError) as caught:
         run(lambda: _raise(error))
     assert (str(caught.value), caught.value.hint, caught.value.status) == (str(error), error.hint, error.status)
@@ -57,7 +57,7 @@ def test_an_oserror_keeps_its_number_and_its_file() -> None:
     assert (error.errno, error.strerror, error.filename) == (errno.EPERM, "not allowed", "/x\udcff")
 
 
-def test_what_runs_in_the_background_fails_here_until_it_has_started(tmp_path: os.PathLike[str]) -> None:
+def test_a_failure_in_the_background_before_the_start_is_raised_in_the_caller(tmp_path: os.PathLike[str]) -> None:
     store = ContainerStore(os.path.join(tmp_path, "root"))
     config = ContainerConfig(Process(("true",)), RootFilesystem(("/",)))
     container = store.add(record.new(store.root, config))

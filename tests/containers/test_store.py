@@ -43,7 +43,7 @@ def test_an_added_container_is_found_and_has_its_directories(store: ContainerSto
     assert all(os.path.isdir(path) for path in (made.upper, made.work, made.merged))
 
 
-def test_the_upper_begins_with_the_mode_of_what_it_covers(store: ContainerStore, tmp_path: Path) -> None:
+def test_the_upper_gets_the_mode_of_the_lower(store: ContainerStore, tmp_path: Path) -> None:
     lower = tree(tmp_path / "lower", "./:0711")
     made = store.add(record.new(store.root, config(str(lower))))
     assert os.stat(made.upper).st_mode & 0o7777 == 0o711
@@ -157,7 +157,7 @@ def test_what_a_killed_creation_left_is_swept(store: ContainerStore) -> None:
         ('{"version": 2}', "it has version 2, and this unionfs reads version 1"),
     ],
 )
-def test_a_broken_record_is_told_and_does_not_hide_the_others(store: ContainerStore, text: str, why: str) -> None:
+def test_a_broken_record_is_reported_and_does_not_hide_the_others(store: ContainerStore, text: str, why: str) -> None:
     good, bad = create(store), create(store)
     path = Path(bad.directory, "container.json")
     path.write_text(text)

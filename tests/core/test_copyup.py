@@ -276,7 +276,7 @@ def test_inode_numbers_survive_copy_up(kind: str, remount: bool, make: MakeStack
 
 
 @pytest.mark.parametrize("kind", ["<fifo>:0600", "->x"])
-def test_a_new_object_is_not_taken_for_the_one_that_was_copied_up(kind: str, make: MakeStack) -> None:
+def test_a_new_object_is_not_mistaken_for_the_copied_up_one(kind: str, make: MakeStack) -> None:
     """The upper may give a freed inode number again: the number of the old file's origin must not come with it."""
     stack = make(f"f{kind}")
     before = stack.u.stat("f").ino

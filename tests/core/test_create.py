@@ -269,7 +269,7 @@ class TestLink:
 class TestTmpfile:
     """O_TMPFILE, then linkat(2)."""
 
-    def test_has_no_name_until_it_is_linked(self, make: MakeStack) -> None:
+    def test_an_unnamed_file_has_no_name_until_it_is_linked(self, make: MakeStack) -> None:
         stack = make("d/", caching=True)
         handle = stack.u.tmpfile("d", 0o640)
         stack.u.pwrite(handle, 0, b"data")
@@ -280,7 +280,7 @@ class TestTmpfile:
         stack.u.close(handle)
         assert merged(stack.remount()) == "d/f=data:0640"
 
-    def test_unlinked_it_leaves_nothing(self, make: MakeStack) -> None:
+    def test_an_unlinked_unnamed_file_leaves_nothing(self, make: MakeStack) -> None:
         stack = make("d/", caching=True)
         handle = stack.u.tmpfile("d")
         stack.u.pwrite(handle, 0, b"data")

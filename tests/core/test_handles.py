@@ -26,7 +26,7 @@ def number(union: Union, path: bytes) -> int:
     return at
 
 
-def test_a_number_comes_back(make: MakeStack) -> None:
+def test_a_forgotten_node_gets_its_number_again(make: MakeStack) -> None:
     union = make("d/e/f=1 g==d/e/f", upper="d/u=2 v=3 w==v").union
     union.keep_handles()
     for path in (b"d/e/f", b"d/e", b"d", b"d/u", b"v"):

@@ -76,7 +76,7 @@ def test_listing_a_file(make: MakeStack) -> None:
     union.forget(a.nodeid)
 
 
-def test_kinds_are_told_without_a_lookup(make: MakeStack) -> None:
+def test_kinds_are_listed_without_a_lookup(make: MakeStack) -> None:
     union = make("f d/ l->x p<fifo> s<sock>", upper="g e/").union
     kinds = {entry.name: entry.kind for entry in union.readdir(ROOT, 2)}
     assert kinds == {
@@ -133,7 +133,7 @@ def test_delete_the_entry_of_the_cookie_itself(two_hundred: Stack) -> None:
     assert read_all(union, ROOT, 10) == [b".", b".."]
 
 
-def test_entries_added_meanwhile_disturb_nobody(two_hundred: Stack) -> None:
+def test_entries_added_meanwhile_do_not_disturb_a_listing(two_hundred: Stack) -> None:
     union = two_hundred.union
     names, cookie, added = [], 2, 0
     while chunk := take(union, ROOT, cookie, 5):

@@ -187,7 +187,7 @@ class TestMetacopy:
         stack.remount()
         assert merged(stack.u) == "a=123467:0600"
 
-    def test_without_data_it_is_an_error_not_zeroes(self, make: MakeStack) -> None:
+    def test_a_metacopy_without_data_is_an_error(self, make: MakeStack) -> None:
         stack = make("", "b=1", upper=None)
         self.hollow(stack.lowers[0] / "a", 5)
         stack.watch()

@@ -132,7 +132,7 @@ def test_a_change_from_outside_is_seen(base: Path, number: int) -> None:
     scene.union.close()
 
 
-def test_the_kernel_is_told_what_is_gone(base: Path) -> None:
+def test_removed_names_are_invalidated_in_the_kernel(base: Path) -> None:
     scene = Scene(base, "d/x=1", "g=4")
     before = scene.seen()
     directory, gone = scene.kernel.find(b"d"), scene.kernel.find(b"d/x")
@@ -199,7 +199,7 @@ def test_a_storm_of_ours_is_no_news(base: Path) -> None:
     scene.union.close()
 
 
-def test_nothing_is_watched_before_it_is_looked_at(base: Path) -> None:
+def test_directories_are_watched_after_their_first_lookup(base: Path) -> None:
     scene = Scene(base, "a/b/c/d=1 b/x=1")
     assert scene.union.watched == (3, 0)
     scene.kernel.find(b"a/b")
@@ -242,7 +242,7 @@ def test_a_real_overflow(base: Path) -> None:
     scene.union.close()
 
 
-def test_without_a_watch_it_is_looked_at_when_asked(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwatched_directories_are_checked_at_each_request(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = inotify.watch
 
     def refuse(fd: int, path: str) -> int:

@@ -102,7 +102,7 @@ def test_one_user_for_all(tmp_path: Path) -> None:
 
 
 @NEEDS_ROOT
-def test_without_it_giving_away_may_be_refused(tmp_path: Path) -> None:
+def test_without_a_translation_chown_may_be_refused(tmp_path: Path) -> None:
     tree(tmp_path / "lower", "f=1")
     union = union_with(tmp_path, OwnerTranslation())
     entry = union.lookup(ROOT, b"f")

@@ -32,7 +32,7 @@ def told(union: UnionDriver, path: str) -> Attrs:
 
 
 @pytest.mark.parametrize("copy_up", COPY_UPS)
-def test_a_copy_up_changes_no_directory_that_it_goes_through(copy_up: str, make: MakeStack) -> None:
+def test_a_copy_up_changes_no_parent_directory(copy_up: str, make: MakeStack) -> None:
     stack = make("d/e/s/f d/g=content")
     stack.u.caching = True
     before = told(stack.u, "d")

@@ -75,7 +75,7 @@ def test_a_stranger_that_took_the_name_of_the_process_is_not_waited_for() -> Non
         assert list(unmounting._open_processes((name,), _STRANGER, stack).values()) == [pid]
 
 
-def test_users_without_a_number_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_without_a_mapping_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert peers.is_trusted(65534) is peers.is_mapped(65534)
     monkeypatch.setattr(peers, "is_mapped", lambda uid: uid == 0)
@@ -84,13 +84,13 @@ def test_users_without_a_number_are_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     assert peers.is_trusted(0)
 
 
-def test_the_mount_table_says_who_mounted() -> None:
+def test_the_mount_table_has_the_owner_of_a_mount() -> None:
     line = b"40 1 0:77 / /mnt rw - fuse.unionfs a rw,user_id=1000,group_id=100,default_permissions\n"
     assert mountinfo._parse(line).user_id == 1000
     assert mountinfo._parse(b"40 1 0:77 / /mnt rw - tmpfs a rw,size=1k\n").user_id is None
 
 
-def test_a_daemon_that_answers_nonsense_is_told_in_a_line() -> None:
+def test_a_malformed_answer_of_a_daemon_is_an_error_in_one_line() -> None:
     for line in (b"\xff\n", b"[1]\n", b"{\n"):
         with pytest.raises(reporting.NoAnswerError, match="no JSON object"):
             reporting._parsed(line)

@@ -142,7 +142,7 @@ def test_it_leaves_when_unmounted_by_others(place: Place, how: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_unmounts_when_told_to_leave(place: Place, number: signal.Signals) -> None:
+def test_a_daemon_unmounts_at_a_signal(place: Place, number: signal.Signals) -> None:
     place.mount()
     with daemon_of(place.mountpoint) as daemon:
         daemon.kill(number)
@@ -162,7 +162,7 @@ with open(sys.argv[1]) as file:
 """
 
 
-def test_users_may_finish_when_it_is_told_to_leave(place: Place) -> None:
+def test_users_may_finish_after_a_signal(place: Place) -> None:
     place.mount()
     with daemon_of(place.mountpoint) as daemon:
         program = place.user.popen([sys.executable, "-I", "-S", "-c", _READER, os.fspath(place.mountpoint / "file")])
@@ -247,7 +247,7 @@ def test_an_interrupt_does_not_end_fusermount3(scratch: Path, ordinary_user: Use
         assert place.read() == "content"
 
 
-def test_sigusr1_shows_what_it_is_doing(place: Place) -> None:
+def test_sigusr1_prints_a_stack_trace(place: Place) -> None:
     place.mount()
     with daemon_of(place.mountpoint) as daemon:
         assert place.read() == "content"  # it serves, so it has prepared for the signal
@@ -446,7 +446,7 @@ except StartError as error:
 """
 
 
-def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place: Place) -> None:
+def test_a_transport_that_cannot_be_imported_is_an_error_before_mounting(roots_place: Place) -> None:
     """Only libfuse's transport needs trio."""
     place = roots_place
     start = [sys.executable, "-c", _WITHOUT_TRIO, os.fspath(place.lower), os.fspath(place.mountpoint)]
@@ -466,7 +466,7 @@ def test_a_transport_that_cannot_be_imported_is_told_before_mounting(roots_place
 
 
 @pytest.mark.transport("pyfuse3")
-def test_a_transport_whose_library_is_missing_is_told_before_mounting(root_user: User, scratch: Path) -> None:
+def test_a_transport_without_its_library_is_an_error_before_mounting(root_user: User, scratch: Path) -> None:
     lower, mountpoint, modules = (scratch / name for name in ("lower", "mnt", "modules"))
     for made in (lower, mountpoint, modules):
         made.mkdir()

@@ -173,14 +173,14 @@ def test_symlinks_are_resolved(scratch: Path) -> None:
 
 
 @pytest.mark.usefixtures("root_user")
-def test_unmounting_says_why_it_cannot(mountpoint: Path) -> None:
+def test_a_failed_unmount_gives_the_reason(mountpoint: Path) -> None:
     with pytest.raises(MountError, match=r"umount failed: .*: nothing is mounted there") as refused:
         mounting.unmount(os.fspath(mountpoint))
     assert refused.value.errno == errno.EINVAL
 
 
 @pytest.mark.usefixtures("root_user")
-def test_an_inherited_descriptor_is_taken_as_it_is(mountpoint: Path) -> None:
+def test_an_inherited_descriptor_is_used_unchanged(mountpoint: Path) -> None:
     with _mounted(mountpoint, MountOptions()) as fd:
         name = f"/dev/fd/{fd}"
         assert mounting.inherited_fd(name) == fd

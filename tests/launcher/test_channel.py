@@ -20,7 +20,7 @@ def test_messages_arrive_one_by_one() -> None:
     receiver.close()
 
 
-def test_a_failure_arrives_as_it_was() -> None:
+def test_a_failure_arrives_unchanged() -> None:
     receiver, sender = channel.make()
     sender.send_failure(LaunchError("mounting", "/a\0b", "no", hint="try\nmore", status=127))
     message = receiver.receive()
@@ -46,7 +46,7 @@ def test_the_longest_failure_is_shortened_and_stays_whole() -> None:
     receiver.close()
 
 
-def test_nobody_listens_any_more() -> None:
+def test_the_receiver_has_ended() -> None:
     receiver, sender = channel.make()
     receiver.close()
     sender.send(INIT, "1")

@@ -158,7 +158,7 @@ def test_root_needs_no_ids_and_no_helper() -> None:
         ("system:1:10\n", 100000),
     ],
 )
-def test_ids_that_are_given_to_nobody(subids: str, first: int) -> None:
+def test_ids_that_no_user_has(subids: str, first: int) -> None:
     assert first_free(subids) == first
 
 
@@ -241,7 +241,7 @@ def test_there_are_no_user_namespaces(somebody: User) -> None:
     assert checks["user namespaces"]["state"] == LACKING
 
 
-def test_with_one_id_a_container_runs_and_the_limits_are_told(somebody: User, fuse_device: Path) -> None:
+def test_with_one_id_a_container_runs_and_the_limits_are_printed(somebody: User, fuse_device: Path) -> None:
     # A container on the host's / as somebody without ranges.
     command = shlex.join([*somebody.prefix, *somebody.unionfs_cmd, "run", "--rm", "/", "id", "-u"])
     script = f"unshare --mount --propagation private sh -ec 'mount --bind /dev/null /etc/subgid; exec {command}'"

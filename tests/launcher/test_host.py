@@ -27,7 +27,7 @@ def test_files_are_seen_and_changes_stay_inside(run: Run, user: User) -> None:
     assert not Path("/unionfs-test-file").exists()
 
 
-def test_owners_nobody_maps_are_shown_as_root(run: Run, user: User) -> None:
+def test_unmapped_owners_are_shown_as_root(run: Run, user: User) -> None:
     told = run("/", "stat", "-c", "%u:%g %a", "/", "/usr/bin/env", "/etc/passwd")
     assert told.stdout.splitlines() == [
         f"0:0 {os.stat(path).st_mode & 0o7777:o}" for path in ("/", "/usr/bin/env", "/etc/passwd")

@@ -10,7 +10,7 @@ from unionfs.launcher.emulated_ids import ROOT, UNCHANGED, Identity, Ids
 WWW = Identity(Ids(33, 33, 33), Ids(33, 33, 33), (50,))
 
 
-def test_root_becomes_anybody_and_nobody_becomes_root() -> None:
+def test_root_may_become_any_user_and_no_user_may_become_root() -> None:
     assert emulated_ids.set_id(Ids(), 33, privileged=True) == Ids(33, 33, 33)
     assert emulated_ids.set_id(Ids(33, 33, 0), 0, privileged=False) == Ids(33, 0, 0)
     for change in (

@@ -192,6 +192,6 @@ def test_input_from_a_pipe(user: User, debian: Path, tidy: None) -> None:
     assert ended.stdout.count("no newline") == 2  # the echo, and cat
 
 
-def test_output_that_nobody_reads(user: User, debian: Path, tidy: None) -> None:
+def test_output_without_a_reader(user: User, debian: Path, tidy: None) -> None:
     command = [*user.unionfs_cmd, "run", "--rm", "-t", os.fspath(debian), "yes"]
     assert user.run(["sh", "-c", '"$@" | head -2', "sh", *command]).stdout.split() == ["y", "y"]

@@ -17,7 +17,7 @@ from unionfs.syscalls.namespaces import CLONE_NEWNS
 ONE_ID = idmap.single(os.geteuid(), os.getegid(), "a test")
 
 
-def test_the_result_comes_back() -> None:
+def test_the_result_of_the_child_is_returned() -> None:
     assert userns.call(ONE_ID, lambda: b"%d %d" % (os.getuid(), os.getgid())) == b"0 0"
     assert userns.call(ONE_ID, lambda: b"") == b""
     assert userns.call(ONE_ID, lambda: b"x" * 1_000_000) == b"x" * 1_000_000
@@ -27,7 +27,7 @@ def test_root_needs_no_child() -> None:
     assert userns.call(None, lambda: b"%d" % os.getpid()) == b"%d" % os.getpid()
 
 
-def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_error_of_the_child_is_raised_unchanged(tmp_path: Path) -> None:
     missing = tmp_path / "mi\udcffssing"
     with pytest.raises(FileNotFoundError) as caught:
         userns.call(ONE_ID, missing.read_bytes)

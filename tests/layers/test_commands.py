@@ -171,7 +171,7 @@ def test_login_and_logout(user: User, root: Path, rootfs: Path, scratch: Path) -
         unionfs(user, "pull", "--root", root, "--creds", f"{registries.NAME}:{registries.PASSWORD}", name)
 
 
-def test_verify_tells_what_changed(user: User, root: Path, rootfs: Path) -> None:
+def test_verify_lists_changes(user: User, root: Path, rootfs: Path) -> None:
     unionfs(user, "import", "--root", root, rootfs, "x:1")
     (layer,) = (root / "layers").iterdir()
     (layer / "diff/bin/tool").write_bytes(b"#!/bin/evil\n")

@@ -153,7 +153,7 @@ def test_a_helper_that_cannot_help_is_passed_over_with_one_warning(home: Path, h
     assert all(f"docker-credential-odd: {why}" in warning for warning in warnings)
 
 
-def test_logging_out_forgets_what_it_can_when_the_helper_is_missing(home: Path) -> None:
+def test_logout_deletes_other_credentials_if_the_helper_is_missing(home: Path) -> None:
     write(home / ".docker/config.json", {"credsStore": "missing", "auths": {"r.example": auth("me", "pw")}})
     with pytest.raises(AuthError, match="no such program"):
         credentials.erase("r.example")

@@ -90,7 +90,7 @@ def assert_whole(store: Store, host: str) -> None:
     assert os.listdir(store.partial) == os.listdir(store.aside) == []
 
 
-def test_a_download_that_breaks_goes_on_where_it_broke(proxy: FaultProxy, scratch: Path) -> None:
+def test_an_interrupted_download_is_resumed(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     proxy.cut_answer = lambda method, path: 300_000 if "/blobs/" in path else None
     pull(store, proxy.host)
@@ -104,7 +104,7 @@ def test_a_connection_that_is_cut_at_any_stage_of_a_pull(proxy: FaultProxy, scra
     _fails_then_succeeds(proxy, scratch, lambda path, answer: None if stage in path else answer)
 
 
-def test_what_a_failed_pull_left_is_taken_up(proxy: FaultProxy, scratch: Path) -> None:
+def test_a_failed_pull_is_resumed(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     proxy.cut_answer = lambda method, path: 400_000 if "/blobs/" in path else None
     proxy.change = lambda method, path, answer: None if answer[0] == 206 else answer
@@ -147,11 +147,11 @@ def _changed(path: str, answer: Answer, kind: str) -> Answer | None:
 
 
 @pytest.mark.parametrize("kind", ["manifest", "manifest of 10 GB", "type", "content", "longer", "empty", "other range"])
-def test_a_registry_that_lies_is_found_out(proxy: FaultProxy, scratch: Path, kind: str) -> None:
+def test_wrong_answers_of_a_registry_are_refused(proxy: FaultProxy, scratch: Path, kind: str) -> None:
     _fails_then_succeeds(proxy, scratch, lambda path, answer: _changed(path, answer, kind))
 
 
-def test_what_was_left_is_given_up_when_it_is_wrong(proxy: FaultProxy, scratch: Path) -> None:
+def test_a_wrong_partial_download_is_discarded(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     store.prepare()
     for blob in Path(proxy.storage, "docker/registry/v2/blobs/sha256").glob("*/*/data"):
@@ -163,7 +163,7 @@ def test_what_was_left_is_given_up_when_it_is_wrong(proxy: FaultProxy, scratch: 
     assert_whole(store, proxy.host)
 
 
-def test_a_registry_that_sends_less_than_it_should_is_asked_for_the_rest(proxy: FaultProxy, scratch: Path) -> None:
+def test_the_rest_of_a_short_answer_is_requested(proxy: FaultProxy, scratch: Path) -> None:
     store = Store(str(scratch / "root"))
     proxy.change = lambda method, path, answer: _changed(path, answer, "shorter")
     pull(store, proxy.host)

@@ -87,9 +87,7 @@ def _xattr(upper: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [_aufs, _overlay, _xattr])
-def test_a_commit_holds_what_changed_and_nothing_else(
-    store: Store, scratch: Path, mark: Callable[[Path], None]
-) -> None:
+def test_a_commit_contains_only_the_changes(store: Store, scratch: Path, mark: Callable[[Path], None]) -> None:
     base = trees.told(scratch / "base")
     upper = trees.make(
         scratch / "upper",

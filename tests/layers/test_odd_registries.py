@@ -172,7 +172,7 @@ def test_what_others_take_is_taken(place: Place, case: str) -> None:
     ["POST 307 to there", "PUT .*/uploads/ 307 to there", "PUT .*/manifests/ 307 to there", "GET blobs 307 to there",
      "Location without a scheme", "Location at another origin", "Location with a fragment", "Location with a query"],
 )  # fmt: skip
-def test_skopeo_takes_it_too(place: Place, case: str) -> None:
+def test_skopeo_accepts_the_same_answers(place: Place, case: str) -> None:
     verb, change = TAKEN[case]
     place.registry.detour = lambda request: change(place, request)
     assert place.skopeo_takes(verb)
@@ -251,7 +251,9 @@ def test_an_upload_whose_end_is_never_answered_is_sent_once_more(place: Place, m
     assert place.count("POST .*/uploads/") == 2
 
 
-def test_a_registry_that_says_that_it_got_nothing_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_fails_if_the_registry_reports_no_received_bytes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("layers.image._TRANSFERS", 1)
     place.registry.detour = rewriting_range(place)
     with pytest.raises(RegistryError, match="takes nothing"):
@@ -369,7 +371,7 @@ BAD: Final = (
         ("push", "PUT .*/uploads/", 308),
     ],
 )
-def test_an_address_that_is_none_is_one_failure(place: Place, verb: str, pattern: str, status: int, bad: str) -> None:
+def test_an_invalid_address_is_one_failure(place: Place, verb: str, pattern: str, status: int, bad: str) -> None:
     place.registry.detour = functools.partial(answering(pattern, status, Location=bad), place)
     with pytest.raises(LayerError, match="it sends us to") as caught:
         place.pull() if verb == "pull" else place.push()
@@ -394,7 +396,7 @@ def tags(place: Place) -> list[str]:
      "</v2/a/b/tags/list?last=1>; rel=\"next\"", "<list?last=1>; rel=\"next\"", "<?last=1>; rel=\"next\"",
      "<https://internal.name/v2/a/b/tags/list?last=1>; rel=\"next\""],
 )  # fmt: skip
-def test_a_list_goes_on_where_it_says(place: Place, link: str) -> None:
+def test_a_list_continues_at_its_link(place: Place, link: str) -> None:
     def change(request: Request) -> Answer | None:
         if not path_of(request).endswith("/tags/list"):
             return None

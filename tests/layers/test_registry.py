@@ -300,7 +300,7 @@ def test_referrers_are_kept_by_tag_where_there_is_no_api(
     assert sorted(lines) == sorted(f"{digest} application/vnd.test" for _, digest in listed)
 
 
-def test_a_mirror_is_asked_first_and_passed_over_when_it_fails(
+def test_a_mirror_is_tried_first_and_skipped_if_it_fails(
     open_registry: registries.Registry, given: Path, scratch: Path
 ) -> None:
     upload(given, open_registry.host, "mirrored:1")

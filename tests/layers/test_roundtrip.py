@@ -58,7 +58,7 @@ FULL: dict[str, Thing] = {
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_a_tree_with_everything_comes_back(scratch: Path, compression: str) -> None:
+def test_a_tree_with_everything_is_packed_and_unpacked_unchanged(scratch: Path, compression: str) -> None:
     tree = trees.make(scratch / "tree", FULL)
     data, result = packed(tree, compression)
     unpacked = trees.unpacked(data, scratch / "again")
@@ -157,7 +157,7 @@ def _trees(draw: st.DrawFn) -> dict[str, Thing]:
 
 @settings(max_examples=60)
 @given(_trees(), st.sampled_from(["none", "gzip", "zstd"]))
-def test_any_tree_comes_back(things: dict[str, Thing], compression: str) -> None:
+def test_any_tree_is_packed_and_unpacked_unchanged(things: dict[str, Thing], compression: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tree = trees.make(Path(scratch) / "tree", things)
         data, result = packed(tree, compression)

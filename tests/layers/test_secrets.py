@@ -301,7 +301,7 @@ def test_login_asks_the_registry_that_was_named_wherever_its_images_are(
     assert known(world.registry) == {PASSWORD}
 
 
-def test_a_chain_that_comes_back_is_not_trusted_again(world: World) -> None:
+def test_a_redirect_chain_that_returns_to_the_origin_gets_no_secret(world: World) -> None:
     back = Party()
     back.respond = lambda request: Answer(307, {"Location": f"{world.registry.url}/v2/came/back"})  # type: ignore[method-assign]
     with back:
@@ -392,7 +392,7 @@ def test_a_foreign_url_gets_what_stands_in_it(world: World, with_name: bool) -> 
     assert known(world.thief) == set()
 
 
-def test_what_looks_at_images_of_the_store_asks_nobody(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_on_stored_images_contact_no_registry(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.import_image()
     name = f"{world.registry.host}/c:1"
     for words in (["inspect", name], ["why", name, "a"], ["check", name], ["diff", name, name]):
@@ -448,9 +448,7 @@ class Proxy(HttpServer):
         return secret.encode() in self.received or basic(secret).encode() in self.received
 
 
-def test_a_proxy_gets_its_own_password_and_nobody_else_does(
-    scratch: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_proxy_gets_its_password(scratch: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registries.need("openssl")
     registries.make_certificate(scratch / "certs")
     certificates = scratch / "certs"

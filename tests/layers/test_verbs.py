@@ -275,7 +275,7 @@ def test_a_manifest_and_a_configuration_that_disagree(unionfs: Command, scratch:
     unionfs("rmi", "lie:1")
 
 
-def test_who_has_a_full_disk_is_told_what_to_do() -> None:
+def test_a_full_disk_gives_a_hint() -> None:
     with pytest.raises(ContainerError) as caught, failures():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "layers gc" in caught.value.hint

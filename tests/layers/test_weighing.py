@@ -224,7 +224,7 @@ def test_why_of_an_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "'..'" in layers(capsys, *at, "/../etc", status=4)
 
 
-def test_diff_tells_what_is_different(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_lists_the_differences(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = trees.make(
         scratch / "old",
         {"f": File(b"1"), "x": File(b"1", xattrs={"user.a": b"1", "user.b": b"1"}), "t": File(b"1")},

@@ -192,7 +192,7 @@ def test_a_container_outlives_the_parent(caller: Caller) -> None:
     assert _leave_parent(caller) != parent
 
 
-def test_with_a_linger_of_nothing_no_parent_is_left_or_asked(caller: Caller) -> None:
+def test_with_a_linger_of_0_no_parent_is_started_or_asked(caller: Caller) -> None:
     _run(caller, env=_ALONE)
     assert caller.parents() == []
     _leave_parent(caller)
@@ -200,7 +200,7 @@ def test_with_a_linger_of_nothing_no_parent_is_left_or_asked(caller: Caller) -> 
         assert running.started_by() == "unionfs-monitor"
 
 
-def test_one_that_does_not_answer_is_not_waited_for(caller: Caller) -> None:
+def test_a_parent_that_does_not_answer_is_not_waited_for(caller: Caller) -> None:
     parent = _leave_parent(caller)
     os.kill(parent, signal.SIGSTOP)
     try:
@@ -218,7 +218,7 @@ print(end.recv(100))
 """
 
 
-def test_a_container_on_this_machines_network_is_not_heard(caller: Caller) -> None:
+def test_a_parent_refuses_a_process_in_a_container(caller: Caller) -> None:
     """It finds the socket, and differs in its namespaces."""
     parent, address = _leave_parent(caller), caller.address().hex()
     words = ("run", "--rm", "/", sys.executable, "-c", _REACH, address)
@@ -227,7 +227,7 @@ def test_a_container_on_this_machines_network_is_not_heard(caller: Caller) -> No
     assert caller.parents() == [parent]
 
 
-def test_no_connection_to_it_is_left_while_a_container_runs(caller: Caller) -> None:
+def test_no_connection_to_the_parent_is_left_while_a_container_runs(caller: Caller) -> None:
     """Of all sockets that have its name, one is there: the one that listens."""
     _leave_parent(caller)
     name = caller.address().replace(b"\0", b"@", 1).decode()

@@ -44,7 +44,7 @@ def _name_taken(caller: Caller, *before: str) -> Iterator[subprocess.Popen[str]]
             stranger.kill()
 
 
-def test_a_strangers_socket_hears_nothing(root: Caller, ordinary_user: User) -> None:
+def test_a_socket_of_another_user_gets_no_message(root: Caller, ordinary_user: User) -> None:
     with _name_taken(root, *ordinary_user.prefix) as stranger:
         why = f"itself: its socket belongs to user {ordinary_user.uid}"
         assert root.started_by(root.mount("first")) == why
@@ -52,7 +52,7 @@ def test_a_strangers_socket_hears_nothing(root: Caller, ordinary_user: User) -> 
         assert stranger.stdout.readline() == "b''\n"
 
 
-def test_a_socket_of_ones_own_user_with_other_rights_hears_nothing(root: Caller) -> None:
+def test_a_socket_of_the_same_user_with_other_rights_gets_no_message(root: Caller) -> None:
     with _name_taken(root, "setpriv", "--bounding-set=-sys_time", "--inh-caps=-sys_time") as stranger:
         why = "itself: another process has its socket: not the same capabilities"
         assert root.started_by(root.mount("first")) == why
@@ -60,7 +60,7 @@ def test_a_socket_of_ones_own_user_with_other_rights_hears_nothing(root: Caller)
         assert stranger.stdout.readline() == "b''\n"
 
 
-def test_a_socket_whose_process_has_ended_hears_nothing(root: Caller) -> None:
+def test_a_socket_whose_process_has_ended_gets_no_message(root: Caller) -> None:
     """Its number may be another process's by now."""
     with _name_taken(root, "sh", "-c", '"$@" & wait $!', "sh") as stranger:
         child = int(Path(f"/proc/{stranger.pid}/task/{stranger.pid}/children").read_text())
@@ -106,13 +106,13 @@ def test_another_personality_has_a_parent_of_its_own(root: Caller) -> None:
         (("setpriv", "--securebits=+no_setuid_fixup"), "this process has securebits"),
     ],
 )
-def test_who_is_confined_neither_asks_nor_leaves_one(root: Caller, before: tuple[str, ...], why: str) -> None:
+def test_a_confined_process_neither_asks_nor_starts_a_parent(root: Caller, before: tuple[str, ...], why: str) -> None:
     mountpoint = root.mount("first", *before)
     assert root.started_by(mountpoint) == f"itself: {why}"
     assert root.parents() == []
 
 
-def test_an_ordinary_user_without_new_privileges_asks_nobody(ordinary: Caller) -> None:
+def test_an_ordinary_user_with_no_new_privs_asks_no_parent(ordinary: Caller) -> None:
     """It could not mount by itself, and no parent helps it out."""
     ordinary.mount("first")
     lower, mountpoint = ordinary.directories("second")
@@ -177,7 +177,7 @@ def test_a_parent_left_in_a_namespace_does_not_keep_it_alive(ordinary: Caller) -
     os.kill(parent, 9)
 
 
-def test_in_a_chroot_it_is_an_ordinary_mount(root: Caller) -> None:
+def test_in_a_chroot_the_mount_is_an_ordinary_one(root: Caller) -> None:
     root.mount("first")
     lower, mountpoint = root.directories("second")
     top = root.directory / "top"

@@ -86,7 +86,7 @@ def test_its_daemons_outlive_it(caller: Caller) -> None:
     assert caller.unionfs("umount", second).returncode == 0
 
 
-def test_with_a_linger_of_nothing_no_parent_is_left_or_asked(caller: Caller) -> None:
+def test_with_a_linger_of_0_no_parent_is_started_or_asked(caller: Caller) -> None:
     off = {"UNIONFS_LINGER": "0"}
     assert caller.started_by(caller.mount("first", env=off)) == "itself: UNIONFS_LINGER is 0"
     assert caller.parents() == []
@@ -94,7 +94,7 @@ def test_with_a_linger_of_nothing_no_parent_is_left_or_asked(caller: Caller) -> 
     assert caller.started_by(caller.mount("third", env=off)) == "itself: UNIONFS_LINGER is 0"
 
 
-def test_a_linger_that_is_no_number_is_told(root: Caller) -> None:
+def test_a_malformed_linger_is_reported(root: Caller) -> None:
     lower, mountpoint = root.directories("first")
     done = root.unionfs("mount", "--lower", lower, mountpoint, env={"UNIONFS_LINGER": "soon"})
     sentence = "UNIONFS_LINGER=soon: not a number of seconds; no parent is left behind"
@@ -102,7 +102,7 @@ def test_a_linger_that_is_no_number_is_told(root: Caller) -> None:
     assert root.started_by(mountpoint) == "itself: UNIONFS_LINGER is not a number of seconds"
 
 
-def test_one_that_does_not_answer_is_not_waited_for(root: Caller) -> None:
+def test_a_parent_that_does_not_answer_is_not_waited_for(root: Caller) -> None:
     root.mount("first")
     parent = root.parent()
     os.kill(parent, signal.SIGSTOP)

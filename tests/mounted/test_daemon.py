@@ -402,7 +402,7 @@ def test_mounted_again_and_again(stand: MountedSubject) -> None:
 # -- serving -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_copy_up_keeps_nobody_waiting(stand: MountedSubject) -> None:
+def test_a_long_copy_up_does_not_delay_other_requests(stand: MountedSubject) -> None:
     """A large file is copied up while others go on: many answers come before the write returns."""
     size = 256 << 20
     stand.unmount()

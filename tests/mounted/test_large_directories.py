@@ -49,7 +49,9 @@ def _cases() -> Sequence[object]:
 
 
 @pytest.mark.parametrize(("subject", "count"), _cases())
-def test_emptied_while_it_is_listed(subject: Subject, count: int, root_user: User, scratch: Path) -> None:
+def test_a_directory_is_emptied_while_it_is_listed(
+    subject: Subject, count: int, root_user: User, scratch: Path
+) -> None:
     if reason := unavailable(subject):
         pytest.skip(reason)
     with MountedSubject(subject, root_user, scratch / "stand", mounted=False) as stand:

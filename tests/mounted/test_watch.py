@@ -269,7 +269,7 @@ def _only_daemon(stand: MountedSubject) -> int:
 
 
 @pytest.mark.parametrize("stand", _subjects("root"), indirect=True)
-def test_nobody_waits_for_ever_when_the_daemon_is_killed(stand: MountedSubject) -> None:
+def test_no_program_hangs_when_the_daemon_is_killed(stand: MountedSubject) -> None:
     """Without a keeper, and even if it was waiting itself, to tell the kernel of a change. Only root can always see to
     that."""
     stand.unmount()

@@ -73,6 +73,6 @@ def test_labels_that_are_split_by_dots_are_one_label() -> None:
         ("==x", 1),
     ],
 )
-def test_what_makes_no_sense_is_refused_where_it_stands(text: str, where: int) -> None:
+def test_malformed_filters_are_refused_with_their_position(text: str, where: int) -> None:
     with pytest.raises(InvalidArgumentError, match=f"at character {where}:"):
         parse([text])

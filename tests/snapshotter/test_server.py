@@ -186,7 +186,7 @@ class _Busy:
                     self.asked.difference_update((key, name))
 
 
-def test_killed_in_the_middle_it_keeps_what_it_has_confirmed(snapshotter: Snapshotter) -> None:
+def test_a_killed_snapshotter_keeps_confirmed_snapshots(snapshotter: Snapshotter) -> None:
     """Again and again: what a client was told is there afterwards, and nothing without a name is."""
     chance = random.Random(1)
     before: dict[str, int] = {}
@@ -203,7 +203,7 @@ def test_killed_in_the_middle_it_keeps_what_it_has_confirmed(snapshotter: Snapsh
         before = found
 
 
-def test_a_full_disk_is_told_and_leaves_no_trace(scratch: Path, root_user: User) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_trace(scratch: Path, root_user: User) -> None:
     del root_user  # only root mounts
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", scratch], check=True)
     with Snapshotter(scratch) as snapshotter, snapshotter.client() as client:
@@ -224,7 +224,7 @@ def test_a_full_disk_is_told_and_leaves_no_trace(scratch: Path, root_user: User)
         assert len(snapshotter.directories) == len(made)
 
 
-def test_told_to_leave_it_takes_its_socket_along(snapshotter: Snapshotter) -> None:
+def test_a_stopped_server_removes_its_socket(snapshotter: Snapshotter) -> None:
     snapshotter.call("Prepare", key="a")
     assert stat.S_IMODE(snapshotter.address.stat().st_mode) == 0o600
     assert snapshotter.stop() == 0
@@ -234,7 +234,7 @@ def test_told_to_leave_it_takes_its_socket_along(snapshotter: Snapshotter) -> No
     assert [info.name for info in snapshotter.call("List")] == ["a"]
 
 
-def test_it_says_when_it_is_ready_and_when_it_leaves(scratch: Path) -> None:
+def test_the_server_notifies_systemd_when_it_is_ready_and_when_it_stops(scratch: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         name = f"unionfs-test-{os.urandom(6).hex()}"
         manager.bind(f"\0{name}")
@@ -256,7 +256,7 @@ def _refused(*words: str | Path) -> str:
     return done.stderr
 
 
-def test_what_cannot_be_served_is_told(snapshotter: Snapshotter, scratch: Path) -> None:
+def test_a_server_that_cannot_start_reports_why(snapshotter: Snapshotter, scratch: Path) -> None:
     other = scratch / "other"
     assert "required: --address" in _refused()
     assert f"another process listens at {snapshotter.address} already" in _refused(

@@ -266,7 +266,7 @@ def memory(scratch: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("verb", _VERBS)
-def test_killed_at_any_line_it_was_done_or_not(verb: str, memory: Path) -> None:
+def test_a_call_killed_at_any_line_was_done_or_not(verb: str, memory: Path) -> None:
     """A process that dies before each line in turn: the next one finds the old or the new, and no garbage."""
     line = 0
     outcomes = set()

@@ -148,9 +148,7 @@ def test_a_daemon_sweeps_a_deep_tree_of_a_dead_one_with_few_descriptors(scratch:
 
 
 @needs_root
-def test_a_directory_that_cannot_be_moved_is_emptied_where_it_is(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_cannot_be_moved_is_emptied_in_place(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _make_deep(scratch / "top", 40, mode=0o755)
 
     def refuse(*_: object) -> None:

@@ -54,7 +54,7 @@ def test_a_request_that_comes_ends_the_looking() -> None:
     assert device.looks == 4
 
 
-def test_without_processors_to_keep_busy_it_never_looks() -> None:
+def test_without_a_free_processor_there_is_no_polling() -> None:
     device, busy_poll = Looked(), BusyPoll("auto", lambda: False, Others())
     assert [device.looks_of(busy_poll, True) for _ in range(100)] == [0] * 100
 
@@ -82,7 +82,7 @@ def test_looking_is_rare_while_others_want_the_processor() -> None:
     assert looked < 40
 
 
-def test_looking_begins_again_when_it_is_worth_it() -> None:
+def test_polling_begins_again_after_a_pause() -> None:
     device, others = Looked(), Others()
     busy_poll = automatic(others)
     for _ in range(2000):

@@ -216,7 +216,7 @@ def test_extended_attributes(served: Served) -> None:
     assert get(b"user.k", 10).error == errno.ENODATA
 
 
-def test_ls_is_told_once_that_there_are_no_labels(served: Served) -> None:
+def test_missing_labels_are_answered_once_for_ls(served: Served) -> None:
     """ls(1) asks at every file, until it hears that the filesystem has none."""
     if "security.selinux" in os.listxattr(served.lower / "f"):
         pytest.skip("this machine labels its files")
@@ -383,7 +383,7 @@ def test_a_copy_up_that_fails_is_everybodys_error(served: Served) -> None:
 KILL = 1 << 2  # FUSE_WRITE_KILL_SUIDGID
 
 
-def test_a_write_clears_set_id_bits_and_the_kernel_is_told_before_its_answer(served: Served) -> None:
+def test_a_write_clears_set_id_bits_and_notifies_the_kernel_before_its_answer(served: Served) -> None:
     node = served.node(b"suid")
     assert served.raw(wire.write(node, 0, b"y", KILL, unique=10, uid=5)) is None
     notice, reply = served.dispatcher.slow

@@ -52,7 +52,7 @@ def wait_for(mount: Mount, name: str, count: int) -> None:
     wait_until(has_come, f"{count} of {name}")
 
 
-def test_a_copy_up_holds_up_nobody_else(lower: Path, scratch: Path, mount: Callable[..., Mount]) -> None:
+def test_a_copy_up_does_not_delay_other_requests(lower: Path, scratch: Path, mount: Callable[..., Mount]) -> None:
     """While the bytes of one file are copied, others are listed, read, written; and so is that file read."""
     union = mount(lower, slow=True)
     writer = start(union, APPEND)
@@ -159,7 +159,7 @@ def test_descriptors_opened_before_and_after_copy_up_agree(lower: Path, mount: C
     )
 
 
-def test_set_id_bits_are_gone_for_those_who_know_the_file(scratch: Path, mount: Callable[..., Mount]) -> None:
+def test_a_write_clears_set_id_bits_also_in_cached_attributes(scratch: Path, mount: Callable[..., Mount]) -> None:
     """A write by somebody without CAP_FSETID clears them, and an exec right afterwards must know."""
     if os.geteuid() != 0:
         pytest.skip("needs root: another user writes")

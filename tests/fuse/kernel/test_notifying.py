@@ -41,7 +41,7 @@ def test_the_bytes(stale: Invalidation, code: Notify, body: bytes) -> None:
     assert message == struct.pack("=IiQ", 16 + len(body), code, 0) + body
 
 
-def test_a_kernel_without_epochs_cannot_be_told_of_every_name() -> None:
+def test_without_epochs_not_every_name_can_be_invalidated() -> None:
     assert encode.notify_invalidation(ANY_NAME, with_epochs=False) is None
 
 
@@ -104,7 +104,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     made.close()
 
 
-def test_changes_are_told(watched: Watched) -> None:
+def test_changes_are_notified(watched: Watched) -> None:
     def talk() -> None:
         node = wire.entry_out(watched.ask(wire.request(wire.LOOKUP, body=b"f\0")).body).nodeid
         assert watched.ask(wire.request(wire.GETATTR, body=bytes(16))).error == 0
@@ -132,7 +132,7 @@ def test_how_long_missing_names_are_believed(watched: Watched, minor: int, secon
     watched.serve(minor, talk)
 
 
-def test_nothing_is_told_whose_lock_waits_for_a_copy_up(served: Served) -> None:
+def test_no_notification_is_sent_while_its_lock_waits_for_a_copy_up(served: Served) -> None:
     big, directory = served.node(b"big"), served.node(b"d")
     dispatcher = served.dispatcher
     assert served.raw(wire.request(wire.RENAME, ROOT, struct.pack("=Q", directory) + b"big\0moved\0")) is None

@@ -217,7 +217,7 @@ def test_a_descriptor_that_no_longer_appends(lower: Path, mount: MakeMount, way:
         assert (union.path / name).read_text() == (union.path.parent / "upper" / name).read_text() == "contentmore"
 
 
-def test_a_mapping_of_one_that_only_a_lower_has(lower: Path, mount: MakeMount) -> None:
+def test_a_mapping_of_a_protected_file_of_a_lower(lower: Path, mount: MakeMount) -> None:
     """The kernel lets it be made; what is written through it is refused when it is synced, and shown no longer."""
     union = mount(lower)
     for name in ("i", "a"):

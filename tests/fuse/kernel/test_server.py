@@ -193,7 +193,7 @@ def interrupt() -> bool:
     return False
 
 
-def test_an_interrupt_ends_it_however_fast_requests_come(kernel: Kernel, union: Union) -> None:
+def test_an_interrupt_ends_the_loop_under_load(kernel: Kernel, union: Union) -> None:
     def talk() -> None:
         kernel.ask(wire.init())
         replies = itertools.count()
@@ -247,7 +247,7 @@ def test_every_request_is_logged_when_asked_for(kernel: Kernel, union: Union, ca
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_what_ends_it_is_told_as_it_was(
+def test_an_exception_that_ends_the_loop_is_raised_unchanged(
     kernel: Kernel, union: Union, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
     """Unchanged: the daemon looks for its own exceptions."""
@@ -316,7 +316,7 @@ def test_a_descriptor_that_is_gone() -> None:
         device.send(b"reply")
 
 
-def test_answers_the_kernel_refuses_and_answers_nobody_wants(fuse_device: Path) -> None:
+def test_answers_that_the_kernel_refuses_or_ignores(fuse_device: Path) -> None:
     """A descriptor that is not mounted yet takes nothing (EPERM), and that is not hidden."""
     fd = os.open(fuse_device, os.O_RDWR)
     try:

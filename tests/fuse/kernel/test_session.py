@@ -126,7 +126,7 @@ class Cancelled:
         self.times += 1
 
 
-def test_the_last_one_who_waits_ends_the_copying() -> None:
+def test_the_last_waiting_request_ends_the_copying() -> None:
     session, cancel = fresh(), Cancelled()
     waiting = session.hold(42, cancel)
     waiting.requests.update({10: b"first", 12: b"second"})

@@ -61,7 +61,7 @@ def lower(scratch: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_storm_leaves_what_it_leaves_in_a_plain_directory(
+def test_changing_many_files_gives_the_same_as_in_a_plain_directory(
     change: str, lower: Path, scratch: Path, mount: Callable[..., Mount]
 ) -> None:
     """Down to the times of directories; and nothing in the work directory once nobody asks any more."""
