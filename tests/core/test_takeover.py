@@ -196,3 +196,36 @@ def _content(trial: Trial, path: str) -> bytes:
 def _doubts(trial: Trial) -> int:
     """Nodes at most that were counted for an answer that was never given, and those above them: they stay."""
     return 3 if trial.scenario.verb[0] in ("create", "mkdir", "symlink", "mknod", "link") else 0
+
+
+def test_a_file_that_lost_its_known_names_is_found_by_its_handle(tmp_path: Path) -> None:
+    """One in a lower, and one in the upper, of which another name is left; also when the record was compacted."""
+    stack = Stack(tmp_path, "low=beneath c/low==low", upper="u=above c/u2==u", caching=True)
+    record = _kept(stack)
+    stack.union.keep_handles()
+
+    def live() -> list[int]:
+        union = stack.union
+        found = []
+        for name in (b"low", b"u"):
+            found.append(union.lookup(ROOT, name).nodeid)
+            union.unlink(ROOT, name)
+            union.forget(found[-1])
+        record.compact()
+        return found
+
+    ids = cast(list[int], expect(in_child(live)))
+    for _ in range(2):
+        told = expect(in_child(partial(_read_by_handle, stack, ids)))
+        assert told == [b"beneath", b"above"]
+
+
+def _read_by_handle(stack: Stack, ids: list[int]) -> list[bytes]:
+    union = stack.union
+    takeover.take_over(union)
+    told = []
+    for nodeid in ids:
+        assert union.lookup_handle(nodeid).nodeid == nodeid
+        told.append(union.read(nodeid, 0, 99))
+        union.forget(nodeid)
+    return told

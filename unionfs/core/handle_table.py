@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from unionfs.core.node_record import FORGOTTEN, LINKED
+from unionfs.core.node_record import DEAD, FORGOTTEN, IN_LOWER, LINKED
 
 if TYPE_CHECKING:
     from unionfs.core.branch import Branch, BranchDir
@@ -75,8 +75,13 @@ class HandleTable:
         if linked:
             self.drop(self._linked.get(ino, 0))
             self._linked[ino] = nodeid
-        if slot and self._record is not None:
-            self._record.mark(slot, FORGOTTEN)
+        record = self._record
+        if slot and record is not None:
+            record.mark(slot, FORGOTTEN)
+        elif nameless is not None and record is not None:
+            flags, place = _entry_of(nameless)
+            slot = record.put(flags, nodeid, 0, ino, [(0, place)])
+            record.compact_if_due()
         self._nodes[nodeid] = Forgotten(parent, name, ino, linked, nameless, slot)
         if len(self._nodes) > self._limit:
             self.drop(next(iter(self._nodes)))
@@ -117,8 +122,10 @@ class HandleTable:
         self.taken = dict.fromkeys(self.taken, 0)  # they are written when they are added
         for nodeid, node in self._nodes.items():
             if node.slot:
-                flags = FORGOTTEN | LINKED if node.linked else FORGOTTEN
-                slot = record.put(flags, nodeid, 0, node.ino, [(node.parent, node.name)])
+                flags, name = FORGOTTEN | LINKED if node.linked else FORGOTTEN, node.name
+                if node.nameless is not None:
+                    flags, name = _entry_of(node.nameless)
+                slot = record.put(flags, nodeid, 0, node.ino, [(node.parent, name)])
                 self._nodes[nodeid] = node._replace(slot=slot)
 
     def drop_in(self, branch: Branch) -> None:
@@ -136,3 +143,12 @@ class HandleTable:
     def find(self, nodeid: int) -> Forgotten | None:
         """Return the forgotten node `nodeid`, or None."""
         return self._nodes.get(nodeid)
+
+
+def _entry_of(nameless: Nameless) -> tuple[int, bytes]:
+    """Return the flags of a nameless file's entry in the record, and what stands there for its name."""
+    if nameless.handle:
+        return FORGOTTEN | LINKED | DEAD, nameless.handle
+    place = nameless.place
+    path = b"/".join((*place.path_components(), nameless.leaf))
+    return FORGOTTEN | LINKED | DEAD | IN_LOWER, b"%d/%s" % (place.branch.number, path)

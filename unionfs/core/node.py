@@ -152,6 +152,7 @@ class NodeTable:
         self.record: NodeRecord | None = None  # set once, where another daemon is to continue when this one dies
         self.recorded: dict[int, RecordedNode] = {}
         """Nodes that the daemon before has left, by id, until they are made again; see core.takeover."""
+        self.recorded_nameless: list[RecordedNode] = []  # forgotten ones; emptied by core.takeover
         self.recorded_ids: dict[tuple[int, bytes], int] = {}  # place (id of the parent, name) -> id of such a node
         self._recorded_below: dict[int, int] = {}  # id -> number of such nodes of which it is the parent
         self._recorded_former: dict[int, int] = {}  # id that such a node had before -> its id
@@ -359,6 +360,9 @@ class NodeTable:
     def _remember_recorded(self, there: RecordedNode) -> None:
         """Remember a forgotten node for file handles, if they are wanted."""
         assert self.record is not None
+        if self.handle_table is not None and there.flags & FORGOTTEN and there.flags & DEAD:
+            self.recorded_nameless.append(there)
+            return
         if self.handle_table is None or there.flags & DEAD:
             self.record.drop(there.slot)
             return

@@ -16,6 +16,7 @@ from typing import Final
 
 from unionfs.core import external_changes, inodes, lookup
 from unionfs.core.branch import BranchDir
+from unionfs.core.handle_table import Nameless
 from unionfs.core.lookup import Resolved
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
@@ -60,6 +61,7 @@ def take_over(union: Union) -> dict[int, bool]:
     nodes.remake, nodes.forget_recorded = partial(remake, tree), partial(_forget, tree)
     if tree.ledger.kept is not None:
         tree.ledger.continue_()
+    _remember_nameless(tree)
     orphans = _clear_staging(tree)
     changes = record.changes()
     rename = record.rename()
@@ -105,6 +107,23 @@ def resume_watching(union: Union, *, everything: bool) -> int:
     if everything:
         external_changes.all_changed(tree, watcher)
     return watcher.fd
+
+
+def _remember_nameless(tree: UnionState) -> None:
+    """Remember forgotten files for their handles that have lost the names by which they were known."""
+    nodes, table = tree.nodes, tree.nodes.handle_table
+    pending, nodes.recorded_nameless = nodes.recorded_nameless, []
+    for there in pending:
+        where = Nameless(tree.lowers.root.stack[-1], b"", there.names[0][1])
+        if there.flags & IN_LOWER:
+            branch, _, path = where.handle.partition(b"/")
+            *above, leaf = path.split(b"/")
+            place = tree.opened[int(branch)].root
+            for name in above:
+                place = place.child(name)
+            where = Nameless(place, leaf, b"")
+        if table is not None:
+            table.add(there.nodeid, 0, b"", there.ino, True, where, there.slot)
 
 
 def _clear_staging(tree: UnionState) -> list[int]:
