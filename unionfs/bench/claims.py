@@ -151,7 +151,7 @@ def _storm(found: Found) -> str:
 
 
 def _cannot(_: Found) -> str:
-    return "device mapper cannot be had here: the thin-provisioning target needs kernel support and a pool of its own"
+    return "device mapper is not available here: the thin-provisioning target needs kernel support and its own pool"
 
 
 _SIZES: Final = ("size-ext4", "size-here", "size-xfs", "size-btrfs", "size-tmpfs")

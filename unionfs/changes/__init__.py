@@ -1,16 +1,16 @@
-"""What an upper changed, and putting that in place somewhere else.
+"""List the changes of an upper, and apply them to another directory tree.
 
-Owns the reading of a writable branch from the outside (`listing`: which paths were added, changed or deleted, found
-from the upper alone) and the careful way of making those changes to a directory tree (`check`, `stage`, `commit`).
-Knows branch directories, markers and system calls. Does not know the core, mounts, containers, or how to print.
+Reads an upper without its daemon (`listing`: added, changed and deleted paths, found by walking only the upper), and
+applies the changes to a directory tree (`check`, `stage`, `commit`).
+Knows branch directories, markers and system calls. Does not know the core, mounts or containers, and does not print.
 
-Rules of the room:
+Rules of this package:
 
-1. A branch is data from strangers. Everything is opened beneath the branch's root, through no symlink and into no other
+1. A branch is untrusted. Everything is opened beneath the branch's root, through no symlink and into no other
    mount; no path is ever built from names, so depth and length do not matter; names are bytes.
-2. Looking changes nothing: no mark, attribute or change time of an upper or lower is touched by `listing` and `check`.
+2. `listing` and `check` change no mark, attribute or change time of an upper or lower.
 3. Owners are compared as the union showed them (`ids`), not as the branch's filesystem stores them.
-4. Applying is: check everything, build everything aside, then rename into place from a written plan. Until the plan is
-   complete nothing is visible and all of it can be taken back; from then on each path is old or new, never in between,
-   and whatever stopped the work, the plan can be carried on.
+4. An apply checks everything, builds everything under temporary names, then renames by a written plan. Until the plan
+   is complete nothing is visible and all can be undone; from then on each path is old or new, never in between, and
+   after any interruption the plan can be resumed.
 """

@@ -1,15 +1,15 @@
-"""The door to putting changes in place: check first, then apply; carry on or take back what was interrupted.
+"""The interface of applying changes: check, apply, resume or undo an interrupted apply.
 
-    plan = check.plan(...)          look at everything, change nothing
-    apply(plan, ...)                build aside, write the plan down, carry it out
-    resume(journal_path)            carry on after a crash or a failure
-    take_back(journal_path)         remove what was built and not put in place
+    plan = check.plan(...)          check everything, change nothing
+    apply(plan, ...)                build new files, write the plan, execute it
+    resume(journal_path)            continue after a crash or a failure
+    take_back(journal_path)         remove files that were built but not renamed
 
-An upper can be applied once: afterwards the lower is another one, and what the upper says of it (that a directory was
-moved, say) is not true any more. So the journal stays, as the sign that it was done, until the upper is removed.
+An upper can be applied once: afterwards the lower has changed, and the marks of the upper (for example that a directory
+was moved) are not valid any more. So the journal stays, as a record of the apply, until the upper is removed.
 
-Invariant: at every moment each path of the target holds what it held before or what it shall hold, whole. (A directory
-that stays gets its attributes one after the other, after all that is to be done in it.)
+Invariant: at every moment each path of the target has its whole old or its whole new content. (A directory
+that stays gets its attributes one after the other, after all changes in it.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unionfs.syscalls import files
 
 
 class NotAppliedError(Exception):
-    """Building aside failed; the target is as it was. `error` says why."""
+    """Building new files failed; the target is unchanged. `error` is the reason."""
 
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(path, error)
@@ -39,7 +39,7 @@ class NotAppliedError(Exception):
 
 
 class PartlyAppliedError(Exception):
-    """Carrying out the plan stopped at one path. What is done and what is not is in `done` and `left`, in order."""
+    """Executing the plan stopped at one path. `done` and `left` are the operations done and not done, in order."""
 
     def __init__(self, done: list[Operation], left: list[Operation], error: OSError) -> None:
         super().__init__(done, left, error)
@@ -50,7 +50,7 @@ class PartlyAppliedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What was done. `not_removed` names old content, put aside already, that could not be removed."""
+    """The operations done. `not_removed`: old files, already renamed away, that could not be removed."""
 
     done: list[Operation]
     not_removed: list[str]
@@ -71,7 +71,7 @@ def apply(
     force: bool = False,
     progress: Progress = _quiet,
 ) -> Applied:
-    """Put a plan in place. Objections in it are the caller's business.
+    """Apply a plan. The caller must have handled its objections.
 
     Raises: NotAppliedError, PartlyAppliedError; FileExistsError if there is a journal, see resume().
     """
@@ -90,9 +90,9 @@ def apply(
 
 
 def resume(journal_path: str, *, force: bool = False, progress: Progress = _quiet) -> Applied | None:
-    """Carry on what was interrupted. None if nothing was put in place yet: what was only being built is taken back.
+    """Resume an interrupted apply. None if it had renamed nothing yet: then its new files are removed.
 
-    Raises: PartlyAppliedError, BlockingIOError while another process is at it.
+    Raises: PartlyAppliedError; BlockingIOError while another process applies it.
     """
     journal = journals.find(journal_path)
     if journal is None:
@@ -107,7 +107,7 @@ def resume(journal_path: str, *, force: bool = False, progress: Progress = _quie
 
 
 def take_back(journal_path: str, *, progress: Progress = _quiet) -> None:
-    """Remove what an interrupted apply built and did not put in place. What it did put in place stays."""
+    """Remove files that an interrupted apply built but did not rename. Renamed files stay."""
     journal = journals.find(journal_path)
     if journal is None:
         return
@@ -128,7 +128,7 @@ def _commit(journal: Journal, force: bool, progress: Progress) -> Applied:
     with _committing(journal, force, progress) as commit:
         for operation in journal.plan:
             if operation.for_directory and not_removed is None:
-                not_removed = commit.clear()  # removing what was put aside changes the directories' times
+                not_removed = commit.clear()  # removing the old files changes the directories' times
             try:
                 commit.carry_out(operation)
             except OSError as error:
@@ -157,7 +157,7 @@ def _committing(journal: Journal, force: bool, progress: Progress) -> Iterator[C
 
 
 def _sync(target: str) -> None:
-    """What was built must be on the device before it gets the name of something that is."""
+    """Sync the new files to the device before they replace files that are on the device."""
     try:
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:

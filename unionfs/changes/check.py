@@ -1,11 +1,10 @@
-"""Plans how a list of changes is applied to a target directory, and finds every reason not to. Changes nothing.
+"""Plan how a list of changes is applied to a target directory, and find all objections. Changes nothing.
 
-Knows branches and changes. The target is the union's only lower: what the union showed beneath the
-upper is what the changes are put into.
+Knows branches and changes. The target is the union's only lower, to which the changes are applied.
 
-Two kinds of objection: a *problem* (no permission, another filesystem, no space) would make the work fail; a *conflict*
-is something that changed on the target after the union began, so that putting the change in place would undo what
-somebody else did. The list is made to be complete: it does not stop at the first.
+Two kinds of objection: a *problem* (no permission, another filesystem, no space) would make the apply fail; a
+*conflict* is a path of the target that was changed after the union began, so that applying would undo a change of
+another program. All objections are found, not only the first.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from unionfs.changes.owners import CAPABILITY_XATTR, Owner, OwnerChoice
 from unionfs.syscalls import statx
 
 TARGET: Final = UPPER + 1
-"""The branch that changes are put into."""
+"""The index of the branch to which changes are applied."""
 
 PUT: Final = "put"
-"""Rename what was built aside over the path."""
+"""Rename the new file over the path."""
 SWAP: Final = "swap"
-"""Exchange what was built aside with what is at the path, where one of them is a directory; remove the old one."""
+"""Exchange the new object with the old one at the path, if one of them is a directory; remove the old one."""
 DROP: Final = "drop"
-"""Remove what is at the path."""
+"""Remove the object at the path."""
 DRESS: Final = "dress"
-"""Set attributes of what stays: a directory, or a file of which nothing but one attribute is different."""
+"""Set attributes of an object that stays: a directory, or a file of which only one attribute differs."""
 
-_SPACE_KEPT: Final = 16 << 20  # bytes to leave free for what building aside costs besides the data
-_PER_TREE: Final = 5  # objections named for one doomed directory tree: the rest would say the same
+_SPACE_KEPT: Final = 16 << 20  # bytes to leave free, for metadata of the new files
+_PER_TREE: Final = 5  # maximum number of objections for one directory tree that is to be removed
 
 
 class Objection(NamedTuple):
-    """Why one path cannot or should not be changed. `privilege`: root could do it."""
+    """The reason why one path cannot or should not be changed. `privilege`: root could change it."""
 
     path: bytes
     why: str
@@ -67,7 +66,7 @@ class Action(NamedTuple):
     owner: Owner
     parent: Owner  # of the directory that the path is in
     parent_mode: int
-    with_mtime: bool = True  # for DRESS: nobody else changed the directory's content meanwhile
+    with_mtime: bool = True  # for DRESS: no other program changed the directory's content meanwhile
 
     @property
     def path(self) -> bytes:
@@ -75,7 +74,7 @@ class Action(NamedTuple):
 
     @property
     def for_directory(self) -> bool:
-        """Whether a directory is dressed."""
+        """Whether the attributes of a directory are set."""
         return self.verb == DRESS and self.change.new is not None and self.change.new.is_dir
 
 
@@ -88,7 +87,7 @@ class ApplyPlan:
     conflicts: list[Objection] = field(default_factory=list)
     warnings: list[Objection] = field(default_factory=list)
     rights: list[Right] = field(default_factory=list)
-    space: int = 0  # bytes that building aside will take
+    space: int = 0  # bytes that the new files will take
 
 
 def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int | None) -> ApplyPlan:
@@ -101,9 +100,9 @@ def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int 
     for change, below in _tops(found.changes):
         check.change(change, below)
     check.space()
-    # New things first and removals last, so that whatever stops the work leaves too much rather than too little (a
-    # moved file exists twice, not nowhere). Directories are dressed from the deepest up: the mode may lock them.
-    # Files that only get an attribute come before all, since new names may be links of them.
+    # New files first and removals last, so that an interruption leaves too much rather than too little (a moved
+    # file exists twice, not nowhere). Directories get attributes from the deepest up: the mode may lock them.
+    # Files that only get an attribute come first, since new names may be links of them.
     puts = [action for action in check.plan.actions if action.verb in (PUT, SWAP)]
     drops = [action for action in check.plan.actions if action.verb == DROP]
     dresses = [action for action in check.plan.actions if action.verb == DRESS]
@@ -114,7 +113,7 @@ def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int 
 
 
 def _tops(changes: list[Change]) -> Iterator[tuple[Change, tuple[Change, ...]]]:
-    """The changes that are not part of building a new directory, each with those that are; sorted by path."""
+    """The changes outside of new directories, each with the changes inside of it; sorted by path."""
     built: dict[bytes, list[Change]] = {}  # new directories and everything in them
     tops: list[tuple[Change, list[Change]]] = []
     for change in sorted(changes, key=lambda change: change.path.split(b"/")):
@@ -155,7 +154,7 @@ class _Check:
                 try:
                     self.files[key].add(self.lstat(BranchPath(TARGET, path[1:])).st_ino)
                 except OSError:
-                    self.files[key].add(-1)  # gone meanwhile: certainly another file
+                    self.files[key].add(-1)  # removed meanwhile, so it is another file
 
     # -- objections ------------------------------------------------------------------------------------------------
 
@@ -246,7 +245,7 @@ class _Check:
         return mark.rpartition(b"-")[2] == b"%x" % old.ino
 
     def owner_of(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
-        """What is moved keeps its owner; what is new gets one."""
+        """The owner: a moved object keeps its owner, a new one gets the chosen owner."""
         if new.place.branch != UPPER:
             st = self.lstat(new.place)
             return Owner(st.st_uid, st.st_gid)
@@ -396,7 +395,7 @@ class _Check:
             named += len(self.plan.problems) + len(self.plan.conflicts) - before
 
     def on_target(self, change: Change) -> os.stat_result | None:
-        """What is at the path now. It must be what was there when the changes were listed."""
+        """The object at the path now. It must be the same as when the changes were listed."""
         try:
             found = self.lstat(BranchPath(TARGET, change.path[1:]))
         except FileNotFoundError:
@@ -419,7 +418,7 @@ class _Check:
         return os.stat(name, dir_fd=self.branches.dir_fd(BranchPath(place.branch, parent)), follow_symlinks=False)
 
     def why_unreachable(self, path: bytes) -> str:
-        """Why the directory `path` of the target cannot be worked in; empty if it can."""
+        """Why the directory `path` of the target cannot be changed; empty if it can."""
         unknown = []
         while (why := self.reachable.get(path)) is None:
             unknown.append(path)
@@ -430,7 +429,7 @@ class _Check:
         return why
 
     def _why_not(self, path: bytes) -> str:
-        """Why a directory of a reachable one cannot be worked in."""
+        """Why a directory, whose parent can be changed, cannot be changed."""
         parent, _, name = path.rpartition(b"/")
         try:
             found = self.branches.entry(BranchPath(TARGET, parent[1:]), name).object

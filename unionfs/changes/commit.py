@@ -1,7 +1,7 @@
-"""Carry out a plan whose parts are all built: rename into place, remove, dress.
+"""Execute a plan whose new files are all built: rename, remove, set attributes.
 
-Knows the journal and the target only: the upper is not needed any more. Every operation tells from the target whether
-it was done already, so a plan can be carried out again from the start by whoever finds it.
+Knows the journal and the target only: the upper is not needed any more. Every operation finds out from the target
+whether it was already done, so any process can execute a plan again from its start.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from unionfs.trees.open_beneath import open_beneath
 from unionfs.trees.remove import remove_tree
 
 _SECOND: Final = b".old"
-"""Appended to an aside name for what is moved away where two names cannot be exchanged."""
+"""Appended to a temporary name for the old object if two names cannot be exchanged."""
 
 
 class ChangedMeanwhileError(OSError):
-    """What is at the path is not what the plan was made for."""
+    """The object at the path is not the one of the plan."""
 
 
 class Commit:
-    """The carrying out of one plan."""
+    """The execution of one plan."""
 
     def __init__(self, journal: Journal, *, force: bool, progress: Progress) -> None:
         self.journal: Final = journal
-        self.force: Final = force  # replace and remove even what somebody else put there meanwhile
+        self.force: Final = force  # replace and remove even objects that another program made meanwhile
         self.progress: Final = progress
         self.root_fd: Final = os.open(journal.target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -44,7 +44,8 @@ class Commit:
         os.close(self.root_fd)
 
     def carry_out(self, operation: Operation) -> None:
-        """Do one operation unless it is done. Raises OSError; ChangedMeanwhileError if somebody else was here."""
+        """Do one operation unless it is done. Raises: OSError; ChangedMeanwhileError if another program changed the
+        path."""
         verbs: dict[str, Callable[[int, bytes, Operation], None]] = {PUT: _put, SWAP: _swap, DROP: _drop, DRESS: _dress}
         self.progress(operation.verb, b"/" + os.fsencode(operation.path))
         parent, _, name = os.fsencode(operation.path).rpartition(b"/")
@@ -52,14 +53,14 @@ class Commit:
         try:
             if self.force:
                 if operation.verb == DRESS and _kind(_lstat(dir_fd, name)) != _kind(operation.expected):
-                    return  # somebody removed or replaced it: nothing is left to be dressed
+                    return  # it was removed or replaced: there are no attributes to set
                 operation = _as_it_is_now(dir_fd, name, operation)
             verbs[operation.verb](dir_fd, name, operation)
         finally:
             os.close(dir_fd)
 
     def clear(self) -> list[str]:
-        """Remove all that was built or put aside, and give directories their modes back. Returns what could not be
+        """Remove all temporary files, and restore the modes of directories. Returns the paths that could not be
         removed."""
         left = []
         for rel, _ in self.journal.asides:
@@ -83,7 +84,7 @@ class Commit:
         self._lock()
 
     def _lock(self) -> None:
-        """Take back that directories were made writable, unless somebody else has changed their modes since."""
+        """Restore the modes of directories that were made writable, unless another program has changed them since."""
         for rel, mode in self.journal.locked.items():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 fd = open_beneath(self.root_fd, os.fsencode(rel), os.O_PATH | os.O_DIRECTORY)
@@ -110,13 +111,13 @@ class Commit:
             st = os.fstat(fd)
             os.utime(f"/proc/self/fd/{fd}", ns=(st.st_atime_ns, mtime_ns))
         except PermissionError:
-            pass  # somebody else's directory that we may write in: its time tells that we were there
+            pass  # another user's directory in which we may write: its time shows our change
         finally:
             os.close(fd)
 
 
 def _rename_to_free(dir_fd: int, name: bytes, free: bytes) -> None:
-    """Rename to a name that is not taken, and overwrite nothing even if it is taken just now."""
+    """Rename to a free name, without replacing a file that is made there meanwhile."""
     try:
         files.renameat2(dir_fd, name, dir_fd, free, files.RENAME_NOREPLACE)
     except OSError as error:
@@ -139,7 +140,7 @@ def _kind(found: os.stat_result | ObjectState | None) -> int | None:
 
 
 def _as_it_is_now(dir_fd: int, name: bytes, operation: Operation) -> Operation:
-    """The operation as if it had been planned for what is at the path now, unless it is done already."""
+    """The operation as if it had been planned for the present object at the path, unless it is already done."""
     there = _lstat(dir_fd, name)
     if there is not None and operation.made == (there.st_dev, there.st_ino):
         return operation
@@ -156,7 +157,7 @@ def _check(name: bytes, there: os.stat_result | None, expected: ObjectState | No
     if there is None and expected is None:
         return
     if there is None or expected is None or not expected.same_object(ObjectState.of(there)):
-        raise ChangedMeanwhileError(0, "was added, removed or replaced by somebody else", os.fsdecode(name))
+        raise ChangedMeanwhileError(0, "was added, removed or replaced by another program", os.fsdecode(name))
 
 
 def _put(dir_fd: int, name: bytes, operation: Operation) -> None:
@@ -210,7 +211,7 @@ def _dress(dir_fd: int, name: bytes, operation: Operation) -> None:
         expected = operation.expected
         # Its attributes may be the old ones or, if this was done before, the new ones.
         if expected is None or (expected.dev, expected.ino) != (st.st_dev, st.st_ino):
-            raise ChangedMeanwhileError(0, "was replaced by somebody else", os.fsdecode(name))
+            raise ChangedMeanwhileError(0, "was replaced by another program", os.fsdecode(name))
         owner = None
         if operation.uid is not None and operation.gid is not None:
             owner = Owner(operation.uid, operation.gid)

@@ -1,4 +1,4 @@
-"""In what two objects differ: attributes, extended attributes, bytes.
+"""Find the differences of two objects: attributes, extended attributes, bytes.
 
 Knows branches. Does not know which of the two is newer or what the difference means.
 """
@@ -25,11 +25,12 @@ MTIME: Final = "mtime"
 
 
 def differences(branches: Branches, new: Object, old: Object) -> tuple[str, ...]:
-    """In what `new` differs from `old`, empty if in nothing. The bytes of files are compared if all else is equal."""
+    """The differences of `new` from `old`; empty if there are none. Bytes of files are compared if all else is
+    equal."""
     if new.kind != old.kind:
         return (TYPE,)
     if new.is_dir and (new.sealed or old.sealed):
-        return ()  # what is shown of a sealed directory is not its own
+        return ()  # the shown attributes of a sealed directory are not its own
     found = []
     if not _same_content(branches, new, old):
         found.append(CONTENT)
@@ -59,7 +60,7 @@ def _same_content(branches: Branches, new: Object, old: Object) -> bool:
 
 
 def _same_bytes(branches: Branches, new: BranchPath, old: BranchPath) -> bool:
-    """Whether two files hold the same bytes. What cannot be read counts as different."""
+    """Whether two files have the same bytes. Files that cannot be read count as different."""
     with contextlib.ExitStack() as opened:
         fds = []
         for place in (new, old):
@@ -73,7 +74,7 @@ def _same_bytes(branches: Branches, new: BranchPath, old: BranchPath) -> bool:
 
 
 def _equal(first: int, second: int) -> bool:
-    """Compare two open files of the same size; what is a hole in both is not read."""
+    """Compare two open files of the same size; common holes are not read."""
     offset = 0
     while True:
         starts = [start for start in (_next_data(first, offset), _next_data(second, offset)) if start is not None]
@@ -89,7 +90,7 @@ def _equal(first: int, second: int) -> bool:
 
 
 def _next_data(fd: int, offset: int) -> int | None:
-    """Where the next data begin from `offset` on, None if a hole follows to the end; `offset` if nobody can say."""
+    """The offset of the next data from `offset` on; None if a hole follows to the end; `offset` if that is unknown."""
     try:
         return os.lseek(fd, offset, os.SEEK_DATA)
     except OSError as exc:

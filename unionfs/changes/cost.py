@@ -1,9 +1,9 @@
-"""What the copy-ups of an upper have cost, told from the upper and the lowers alone: no daemon needs to have counted.
+"""Find the cost of the copy-ups of an upper, by reading the upper and the lowers, without counts of a daemon.
 
-A file was copied up if it carries the mark of its origin. Its bytes are those that lie in the upper a second time:
-what shares its data with the lower (reflinks) and what is a hole costs nothing. A copy-up was wasted if the file still
-has the content of the lower one, told by their fingerprints (XXH3, 128 bits): somebody changed its mode or its times,
-opened it for writing and wrote nothing, or wrote what was there.
+A file was copied up if it has an origin mark. Its cost is the number of bytes that exist twice: data shared with the
+lower (reflinks) and holes cost nothing. A copy-up was wasted if the file still has the content of the lower's file, by
+their fingerprints (XXH3, 128 bits): a program changed only its mode or times, opened it for writing and wrote nothing,
+or wrote the same bytes.
 
 Knows branches and listings. Does not know containers, and changes nothing.
 """
@@ -27,11 +27,11 @@ _ORIGINS: Final = (markers.ORIGIN_XATTR, "trusted.overlay.origin", "user.overlay
 class CopiedUp(NamedTuple):
     """One file that was copied up."""
 
-    path: bytes  # where it is now, absolute within the union; of several names the first
+    path: bytes  # its path now, absolute within the union; of several names the first
     branch: int | None  # index of the lower it came from; None: it cannot be found any more
     size: int  # of the file now
-    copied: int  # bytes of the lower's data that lie in the upper, too
-    changed: bool | None  # whether its content differs from the lower's; None: nobody can say
+    copied: int  # bytes of the lower's data that are in the upper, too
+    changed: bool | None  # whether its content differs from the lower's; None: unknown
     fingerprint: str  # of its content, "" if it was not needed
 
 
@@ -80,11 +80,11 @@ def _cost(
 
 
 def _source(mark: bytes, below: Object | None, gone: dict[int, Object]) -> Object | None:
-    """The lower object that a mark names: what the same path has below, or what was renamed away from another one."""
+    """The lower object that a mark names: at the same path, or at the old path of a renamed file."""
     try:
         ino = int(mark.rpartition(b"-")[2], 16)
     except ValueError:
-        return below  # in the form of another program
+        return below  # a mark of another program
     if below is not None and below.ino == ino:
         return below
     return gone.get(ino, below)
@@ -95,7 +95,7 @@ def _is_file(one: Object) -> bool:
 
 
 def _own_bytes(branches: Branches, place: BranchPath, space: int) -> int:
-    """What a file has for itself; `space`, all it takes, where it cannot be opened."""
+    """The bytes that a file shares with no other; `space`, all its bytes, if it cannot be opened."""
     try:
         fd = branches.open_data(place)
     except PermissionError:
@@ -129,5 +129,5 @@ def dump(found: list[CopiedUp]) -> bytes:
 
 
 def load(data: bytes) -> list[CopiedUp]:
-    """What dump() was given."""
+    """Convert the result of dump() back."""
     return [CopiedUp(os.fsencode(path), *rest) for path, *rest in json.loads(data)]

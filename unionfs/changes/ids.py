@@ -1,8 +1,8 @@
-"""Translates the owners that this process reads from branches into those that the union shows inside.
+"""Translate the owners that this process reads from branches to those that the union shows inside.
 
 Pure. A union in a user namespace shows its files with the ids of that namespace; outside, the same file has others
-(user_namespaces(7)). Lowers may hold owners that the namespace has no number for: those are shown as nobody, or as root
-when the union was made with `unmapped_as_root`.
+(user_namespaces(7)). Lowers may have owners without a mapping: those are shown as the user nobody, or as root
+if the union was made with `unmapped_as_root`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class ShownIds(NamedTuple):
     uid_map: IdRanges = ()  # empty: the process sees the ids of the union's own namespace
     gid_map: IdRanges = ()
     foreign: bool = False  # lowers hold owners that the union's namespace does not know
-    unmapped_as_root: bool = False  # those are shown as root, not as nobody
+    unmapped_as_root: bool = False  # those are shown as root, not as the user nobody
 
     @classmethod
     def outside(cls, uid_map: IdRanges, gid_map: IdRanges, unmapped_as_root: bool) -> ShownIds:
-        """For a process outside the user namespace of a union that runs in one."""
+        """The translation for a process outside of the union's user namespace."""
         return cls(uid_map, gid_map, True, unmapped_as_root)
 
     @classmethod
     def inside(cls, unmapped_as_root: bool) -> ShownIds:
-        """For a process in a user namespace with the same maps as the union's."""
+        """The translation for a process in a user namespace with the same maps as the union's."""
         return cls((), (), True, unmapped_as_root)
 
     def shown_owner(self, uid: int, gid: int, *, of_lower: bool) -> tuple[int, int]:
@@ -45,7 +45,7 @@ class ShownIds(NamedTuple):
         if ranges:
             shown = to_inside(ranges, number)
         elif number == OVERFLOW and of_lower:
-            # Seen from inside, nobody and an unknown owner look alike. In a lower it is the unknown one.
+            # Inside, the user nobody and an unmapped owner have the same id. In a lower it is the unmapped one.
             shown = None
         if shown is None:
             return 0 if self.unmapped_as_root and of_lower else OVERFLOW

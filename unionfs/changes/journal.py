@@ -1,16 +1,16 @@
-"""What an apply has begun, on disk, so that whoever comes after a crash can take it back or carry it on.
+"""The journal of an apply, on disk, by which it can be undone or resumed after a crash.
 
-A file of JSON lines, only ever appended to. Up to the line with the plan, everything built aside can be removed again
-and the target is as it was. From that line on the plan is to be carried out: its operations say by themselves whether
-they were done. A last line that was cut off was never written.
+A file of JSON lines, only ever appended to. Before the line with the plan, all new files can be removed again, and
+the target is unchanged. After that line the plan must be executed: its operations find out by themselves whether
+they were done. An incomplete last line is ignored.
 
     {"token": T, "target": PATH}                          first
     {"aside": REL, "mtime": NS[, "mode": MODE]}           about to be built at REL; its directory had this mtime, and
                                                           this mode if that keeps its owner from writing in it
     {"plan": [OPERATION...]}                              everything is built
-    {"done": true}                                        and in place
+    {"done": true}                                        the plan is executed
 
-Names that are not UTF-8 are kept as lone surrogates, which JSON escapes. Knows no branches and decides nothing.
+Names that are not UTF-8 are stored as lone surrogates, which JSON escapes. Knows no branches and decides nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _PREFIX: Final = ".unionfs-apply-"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One step of carrying out a plan: `verb` is one of check.PUT, SWAP, DROP, DRESS."""
+    """One step of a plan: `verb` is one of check.PUT, SWAP, DROP, DRESS."""
 
     verb: str
     path: str  # below the target's root
     kind: str = ""  # A, C or D: how the change is listed
-    aside: str = ""  # name beside `path` of what was built, or that what is removed gets first
-    made: tuple[int, int] | None = None  # device and inode number of what was built
-    expected: ObjectState | None = None  # what is at `path` before
-    uid: int | None = None  # for DRESS: what to set; None leaves it
+    aside: str = ""  # temporary name beside `path`: of the new object, or of the old one before it is removed
+    made: tuple[int, int] | None = None  # device and inode number of the new object
+    expected: ObjectState | None = None  # the object at `path` before
+    uid: int | None = None  # for DRESS: the values to set; None keeps the value
     gid: int | None = None
     mode: int | None = None
     xattrs: dict[str, str] | None = None  # values in hexadecimal
@@ -47,12 +47,12 @@ class Operation:
 
     @property
     def says(self) -> bool:
-        """Whether it changes more than the time of a directory in which other operations were done."""
+        """Whether the operation changes more than the time of a directory in which others were done."""
         return not self.for_directory or (self.uid, self.mode, self.xattrs) != (None, None, None)
 
     @property
     def for_directory(self) -> bool:
-        """Whether a directory is dressed."""
+        """Whether the attributes of a directory are set."""
         return self.verb == "dress" and self.expected is not None and stat.S_ISDIR(self.expected.mode)
 
 
@@ -78,35 +78,35 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock; the file stays."""
+        """Release the lock; the file stays."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def name(self, number: int) -> str:
-        """A name for something built aside, which no other apply uses."""
+        """A temporary name that no other apply uses."""
         return f"{_PREFIX}{self.token}.{number}"
 
     def add_aside(self, rel: str, mtime_ns: int, mode: int | None = None) -> None:
-        """To be called before something is made at `rel`, and before its directory gets another mode than `mode`."""
+        """Record that a file will be made at `rel`. Call it before that, and before its directory's mode is changed."""
         self.asides.append((rel, mtime_ns))
         if mode is not None:
             self.locked.setdefault(os.path.dirname(rel), mode)
         self._append({"aside": rel, "mtime": mtime_ns, **({} if mode is None else {"mode": mode})})
 
     def set_plan(self, plan: Sequence[Operation]) -> None:
-        """Everything is built; from now on the plan stands."""
+        """Record the plan, after everything was built."""
         self._append({"plan": [asdict(operation) for operation in plan]})
         os.fsync(self._fd)
         self.plan = list(plan)
 
     def set_done(self) -> None:
-        """The plan is carried out."""
+        """Record that the plan was executed."""
         self._append({"done": True})
         self.done = True
 
     def end(self) -> None:
-        """Forget all of it: nothing is left to do or to take back."""
+        """Remove the journal: there is nothing to resume or undo."""
         os.unlink(self.path)
         self.close()
 
@@ -117,7 +117,7 @@ class Journal:
 
 
 def begin(path: str, target: str) -> Journal:
-    """A new journal. Raises FileExistsError if one is there: it must be carried on or taken back first."""
+    """Make a journal. Raises: FileExistsError if there is one, which must be resumed or undone first."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     journal = Journal(path, target, os.urandom(4).hex(), _fd=fd)
@@ -126,7 +126,7 @@ def begin(path: str, target: str) -> Journal:
 
 
 def find(path: str) -> Journal | None:
-    """The journal that an earlier apply left, or None. Raises BlockingIOError while that apply is still at work."""
+    """The journal of an earlier apply, or None. Raises: BlockingIOError while that apply is running."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def find(path: str) -> Journal | None:
 
 
 def is_begun(path: str) -> bool:
-    """Whether a plan is being, or was, carried out, so that what the upper says can be read from the journal only."""
+    """Whether a plan was begun or executed, so that the upper's marks are not valid any more."""
     journal = find(path)
     if journal is None:
         return False

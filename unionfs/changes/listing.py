@@ -1,14 +1,14 @@
-"""Which paths an upper added, changed or deleted: found by walking the upper alone.
+"""Find the paths that an upper added, changed or deleted, by walking only the upper.
 
-The lowers are asked only about names the upper speaks of. Two trees are compared as they would be shown: the old one
+In the lowers only names of the upper are looked up. Two trees are compared as they would be shown: the old one
 is the union of the lowers without the upper, the new one has the upper on top; below an opaque or redirected directory
-they come from different places, so there every name of both is looked at.
+they come from different places, so there every name of both is compared.
 
-The result reads like `docker diff`: A for what is new, C for what is different or has something different below it, D
-for what is gone (only its top is named). What was copied up but is equal in everything is no change. The union's root
-itself is listed only for a change of its mode: the rest of its attributes is how the upper happened to be made.
+The result is as in `docker diff`: A for a new path, C for a path that differs or has a difference below it, D
+for a deleted path (of a directory only the top). A file that was copied up but is equal in everything is no change. The
+union's root itself is listed only for a change of its mode: its other attributes depend on how the upper was made.
 
-Robust against a tree that is being changed: what vanishes while it is looked at is left out.
+The tree may be changed meanwhile: files that vanish are left out.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def changes(branches: Branches, see: See | None = None) -> Changes:
         try:
             comparison.directory(comparison.todo.popleft())
         except (FileNotFoundError, NotADirectoryError):
-            continue  # gone or replaced since it was listed
+            continue  # removed or replaced since it was listed
     comparison.add_ancestors()
     comparison.result.changes.sort(key=lambda change: change.path)
     return comparison.result
@@ -160,7 +160,7 @@ class _Comparison:
             self.todo.append(_Directory(path, upper, found.stack, old_stack))
 
     def new(self, here: _Directory, name: bytes, old: Found | None) -> tuple[Found, BranchPath | None] | None:
-        """What `name` is with the upper on top, and its directory in the upper if it has one."""
+        """Look up `name` with the upper on top. Returns also its directory in the upper if it has one."""
         if here.upper is not None:
             entry = self.branches.entry(here.upper, name)
             if entry.object is not None:

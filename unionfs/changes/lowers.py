@@ -1,4 +1,4 @@
-"""Looks names up in the union of the lowers, or of some of them, by the rule of `unionfs.trees.walk`."""
+"""Look names up in the union of the lowers, or of some of them, by the rule of `unionfs.trees.walk`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Stack = tuple[BranchPath, ...]
 
 
 class Found(NamedTuple):
-    """What a name is: its visible object and, for a directory, the branch directories to look into."""
+    """The result of a lookup: the visible object and, for a directory, the branch directories to read."""
 
     object: Object
     stack: Stack
 
 
 def lookup(branches: Branches, stack: Stack, name: bytes) -> Found | None:
-    """What `name` is in the merged directory `stack`; None if it is not there or hidden. Raises: OSError."""
+    """Look up `name` in the merged directory `stack`; None if it is missing or hidden. Raises: OSError."""
     found = walk.lookup(branches, stack, name)
     return Found(found.object._replace(data=found.data), found.stack) if found is not None else None
 

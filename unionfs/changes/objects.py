@@ -1,8 +1,8 @@
-"""Reads files and directories of branches without changing them: attributes, marks, links, data.
+"""Read files and directories of branches without changing them: attributes, marks, links, data.
 
-Everything is reached from a branch's root descriptor by its relative path, in pieces shorter than PATH_MAX, through no
+Everything is opened from a branch's root descriptor by its relative path, in pieces shorter than PATH_MAX, through no
 symlink and into no other mount. A directory that is mounted over, or hidden from the union, is *sealed*: it shows as an
-empty directory of root's and is never looked into.
+empty directory of root's and is never read.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Object(NamedTuple):
 
 
 class ObjectState(NamedTuple):
-    """Identifies a file or directory and its state, to see later whether a path still holds the same."""
+    """Identifies a file or directory and its state, to detect a later change of the path."""
 
     dev: int
     ino: int
@@ -88,20 +88,20 @@ class ObjectState(NamedTuple):
         return cls(found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns)
 
     def same_object(self, other: ObjectState) -> bool:
-        """Directories change size and time as things are done in them; they are the same while they exist."""
+        """The size and time of a directory change with its entries, so it counts as the same while it exists."""
         if stat.S_ISDIR(self.mode):
             return self[:2] == other[:2]
         return self == other
 
 
 Entry = walk.Entry[BranchPath, Object]
-"""What one branch directory has under a name."""
+"""The entry of one branch directory under a name."""
 
 _NOTHING: Final = Entry()
 
 
 class Branches(walk.Reader[BranchPath, Object]):
-    """The upper and the lowers of one union, opened for looking only. Close it after use."""
+    """The upper and the lowers of one union, opened for reading only. Close it after use."""
 
     def __init__(
         self,
@@ -115,14 +115,14 @@ class Branches(walk.Reader[BranchPath, Object]):
         has_upper: bool = True,
     ) -> None:
         """Raises OSError if a branch cannot be opened."""
-        self.is_whole = is_whole  # immutable: the upper holds everything, and nothing of the lowers shows through
+        self.is_whole = is_whole  # immutable: the upper has the whole tree, and nothing of the lowers shows through
         self._first_lower = UPPER + 1 if has_upper else UPPER  # immutable; without upper, the first is a lower, too
         self.ids = ids or ShownIds()  # immutable
-        self.skip_unreadable = skip_unreadable  # immutable: what may not be read in a lower counts as not there
+        self.skip_unreadable = skip_unreadable  # immutable: directories of lowers that may not be read count as missing
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
         self._hidden = frozenset(os.path.realpath(os.fsencode(path)) for path in hidden)  # immutable
         self._dirs: OrderedDict[BranchPath, int] = OrderedDict()  # O_PATH descriptors, least recently used first
-        self._overridden: dict[int, bool] = {}  # branch -> whether it has overrides; filled when asked
+        self._overridden: dict[int, bool] = {}  # branch -> whether it has overrides; filled by the first question
         self._root_devs: dict[int, int] = {}  # st_dev of the branches' roots
         self._xattr_whiteouts: dict[
             BranchPath, bool
@@ -144,7 +144,7 @@ class Branches(walk.Reader[BranchPath, Object]):
     # -- opening ---------------------------------------------------------------------------------------------------
 
     def dir_fd(self, place: BranchPath) -> int:
-        """An O_PATH descriptor of a directory; valid until many others were asked for: use it at once.
+        """An O_PATH descriptor of a directory. Use it at once: the cache may close it.
 
         Raises: ENOENT, ENOTDIR, ELOOP when the tree changed; EACCES; EXDEV where another mount begins.
         """
@@ -172,7 +172,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         return os.open(name, flags, dir_fd=self.dir_fd(BranchPath(place.branch, parent)))
 
     def open_path(self, place: BranchPath) -> int:
-        """An O_PATH descriptor of whatever stands at `place`, a symlink itself included."""
+        """An O_PATH descriptor of the object at `place`, which may be a symlink."""
         if not place.rel:
             return os.dup(self.dir_fd(place))
         parent, _, name = place.rel.rpartition(b"/")
@@ -192,7 +192,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as stand_in:
             return stand_in.read(_TARGET_MAX)
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------------
 
     def names(self, place: BranchPath) -> list[bytes]:
         """All names in a directory, marks included; none if it may not be read and such are skipped."""
@@ -208,7 +208,7 @@ class Branches(walk.Reader[BranchPath, Object]):
             os.close(fd)
 
     def entry(self, parent: BranchPath, name: bytes) -> Entry:
-        """What `name` is in the directory `parent`, marks read. Precondition: `name` is no mark itself."""
+        """The entry `name` of the directory `parent`, with its marks. Precondition: `name` is not a mark itself."""
         place = child(parent, name)
         try:
             dir_fd = self.dir_fd(parent)
@@ -276,7 +276,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         return Entry(place, found, stat.S_IFDIR, opaque=opaque, redirect=markers.sane_redirect(marks))
 
     def xattrs(self, place: BranchPath, *, private: bool = False) -> dict[str, bytes]:
-        """The extended attributes that users see, or the union's own ones; what may not be read is left out.
+        """The extended attributes that users see, or the union's own ones; those that may not be read are left out.
 
         Labels and signatures of security modules are no users' attributes: they belong to the machine.
         """
@@ -333,7 +333,7 @@ class Branches(walk.Reader[BranchPath, Object]):
 
     def _is_skipped(self, branch: int, exc: OSError) -> bool:
         if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-            return True  # something else stands there by now
+            return True  # it was replaced meanwhile
         return self.skip_unreadable and branch != UPPER and exc.errno in (errno.EACCES, errno.EPERM)
 
     def _object(
@@ -343,7 +343,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         mode, rdev = st.st_mode, st.st_rdev
         value = next((marks[name] for name in _OVERRIDES if name in marks), None) if marks else None
         override = markers.read_override(value) if value is not None and self._has_overrides(place.branch) else None
-        if override is not None:  # its ids are those of the union's users, as ours are
+        if override is not None:  # its ids are in the user namespace of the union, as ours are
             uid, gid, mode = override.uid, override.gid, stat.S_IFMT(mode) | override.mode
             if stat.S_ISREG(mode) and override.kind not in (0, stat.S_IFDIR, stat.S_IFREG):
                 mode, rdev = override.kind | override.mode, os.makedev(*override.device)

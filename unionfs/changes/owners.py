@@ -1,7 +1,7 @@
-"""Chooses the owner that a changed file gets on the machine, from the owner that the union showed inside.
+"""Choose the owner that a changed file gets on the machine, from the owner that the union showed inside.
 
-Pure. Without a user namespace nothing is to be decided. With one, several owners of the machine may look alike inside
-(whoever the namespace does not know is shown as root, and so is the user who made it), so the way back is a choice:
+Pure. Without a user namespace owners are equal. With one, several owners of the machine may have the same id inside
+(unmapped owners are shown as root, and so is the user who made the namespace), so the owner must be chosen:
 
     an owner that did not change             stays exactly what it is on the machine
     root inside, applied by an ordinary user the user
@@ -44,10 +44,10 @@ class OwnerChoice:
     """Makes the choice above for one union and one process that applies its changes."""
 
     ids: ShownIds
-    privileged: bool  # the process may give files to anybody
+    privileged: bool  # the process may give files to any user
 
     def choose(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
-        """The owner for `new`, which replaces something of `old` (None: nothing) in a directory of `parent`."""
+        """The owner for `new`, which replaces a file of `old` (None: no file) in a directory of `parent`."""
         if not self.ids.foreign:
             return Owner(new.uid, new.gid)
         to_parent = self.privileged and not parent_mode & stat.S_ISVTX
@@ -86,12 +86,12 @@ class OwnerChoice:
 
 
 def _inside_or_same(ranges: IdRanges, number: int) -> int:
-    """The id inside of what has one there other than root's; else the id as it is."""
+    """The id inside, if the owner has one other than root's; else the id unchanged."""
     return to_inside(ranges, number) or number
 
 
 def _without_namespace(value: bytes) -> bytes:
-    """A file capability that holds everywhere, from one that holds in one user namespace."""
+    """Make a file capability that is valid everywhere from one that is valid in one user namespace."""
     if len(value) != _CAP_V3_SIZE:
         return value
     magic, *sets = _CAP_V2.unpack(value[: _CAP_V2.size])

@@ -1,4 +1,4 @@
-"""Serialises a list of changes as JSON: to send it to another process, or to compare it with a later list.
+"""Serialise a list of changes as JSON, to send it to another process or to compare it with a later list.
 
 Pure. JSON; names that are not UTF-8 are lone surrogates, which JSON escapes.
 """
@@ -24,7 +24,7 @@ def dump(found: Changes) -> bytes:
 
 
 def load(data: bytes) -> Changes:
-    """The changes that dump() made the bytes of. Raises ValueError, KeyError or TypeError for anything else."""
+    """Convert the result of dump() back. Raises: ValueError, KeyError or TypeError for other bytes."""
     saved = json.loads(data)
     return Changes(
         [
@@ -36,7 +36,7 @@ def load(data: bytes) -> Changes:
 
 
 def still_there(then: Changes, now: Changes) -> Changes:
-    """Those of `then` that `now` still has. What only `now` has, the target itself got meanwhile: the upper did not."""
+    """The changes of `then` that `now` still has. Those only in `now` are changes of the target, not of the upper."""
     paths = {change.path for change in now.changes}
     return Changes([change for change in then.changes if change.path in paths], then.unchanged_links)
 

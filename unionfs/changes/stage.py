@@ -1,10 +1,10 @@
-"""Builds all new files and directories of a plan under temporary names, beside the paths they will be renamed to.
+"""Build all new files and directories of a plan under temporary names, beside the paths they will be renamed to.
 
-Knows branches, plans and the journal. What is built has a name of its own that starts with a dot, is private until it
-is complete, and is written down before it is made. Nothing that exists is changed, but a file may get one more link.
+Knows branches, plans and the journal. A new object has a temporary name that starts with a dot, is private until it
+is complete, and is in the journal before it is made. No existing file is changed, except that it may get another link.
 
-Kept: content with its holes (shared with the source where the filesystem can), owner, mode, times, extended attributes,
-ACLs, and which names are links of one file.
+A copy keeps content with its holes (shared with the source if the filesystem supports it), owner, mode, times, extended
+attributes, ACLs, and hard links.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Progress = Callable[[str, bytes], None]
 """Called before every step with a verb (what is about to be done) and the path."""
 
 WRITABLE: Final = stat.S_IWUSR | stat.S_IXUSR
-"""What a directory's mode must have for its owner to change entries."""
+"""The mode bits that the owner of a directory needs to change entries."""
 _CHUNK: Final = 1 << 20
 
 
@@ -56,14 +56,18 @@ class Stage:
         self.journal = journal
         self.unchanged_links = unchanged_links  # immutable; see listing.Changes
         self.progress = progress  # immutable
-        self.links: dict[tuple[int, int], bytes] = {}  # (dev, ino) of a source with several names -> where it was built
-        self.stay: dict[tuple[int, int], tuple[bytes, Object]] = {}  # upper files -> the target's, only to be dressed
+        self.links: dict[
+            tuple[int, int], bytes
+        ] = {}  # (dev, ino) of a source with several names -> the path of its copy
+        self.stay: dict[
+            tuple[int, int], tuple[bytes, Object]
+        ] = {}  # upper files -> the target's, of which only attributes change
         self.directories: list[_Built] = []
         self.count = 0  # names used
         self.at = b"/"  # the path that is being built
 
     def build(self, actions: list[Action]) -> list[Operation]:
-        """Build everything and return the operations that put it in place. Raises OSError; then part of it is built."""
+        """Build everything and return the operations that rename it. Raises: OSError; then a part of it is built."""
         for action in actions:
             new, old = action.change.new, action.change.old
             if action.verb == DRESS and not action.for_directory and new is not None and old is not None:
@@ -106,7 +110,7 @@ class Stage:
         )
 
     def complete(self, operation: Operation) -> Operation:
-        """The operation with the identity of what was built for it."""
+        """The operation with the identity of its new object."""
         if operation.verb in (DRESS, DROP):
             return operation
         rel = os.fsencode(os.path.join(os.path.dirname(operation.path), operation.aside))
@@ -114,7 +118,7 @@ class Stage:
         return dataclasses.replace(operation, made=(st.st_dev, st.st_ino))
 
     def name_aside(self, action: Action) -> bytes:
-        """Choose a name beside the path and write it down. A directory of ours that may not be written in is made
+        """Choose a name beside the path and record it. Our own directory without write permission is made
         writable until Commit.clear or take_back."""
         self.count += 1
         name = os.fsencode(self.journal.name(self.count))
@@ -134,7 +138,7 @@ class Stage:
         return parent + b"/" + name if parent else name
 
     def owner_of(self, new: Object, action: Action) -> Owner:
-        """The owner of something in a new directory; what is moved keeps its own."""
+        """The owner of an object in a new directory; a moved object keeps its owner."""
         if new.place.branch != UPPER:
             st = self.lstat(new.place)
             return Owner(st.st_uid, st.st_gid)
@@ -143,7 +147,7 @@ class Stage:
     # -- one object ------------------------------------------------------------------------------------------------
 
     def build_one(self, change: Change, owner: Owner, rel: bytes) -> None:
-        """Make a copy of `change.new` at `rel` of the target; directories are dressed later."""
+        """Make a copy of `change.new` at `rel` of the target; directories get their attributes later."""
         source = change.new
         assert source is not None
         self.at = change.path
@@ -191,20 +195,20 @@ class Stage:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV, errno.ENOENT):
                 raise
-            return False  # fs.protected_hardlinks, or too many links: a copy has to do
+            return False  # fs.protected_hardlinks, or too many links: make a copy instead
         finally:
             os.close(from_fd)
         return True
 
     def one_that_stays(self, source: Object, key: tuple[int, int]) -> bytes | None:
-        """A name that the target has already for a file with several names."""
+        """An existing name of the target for a file with several names."""
         if source.place.branch == TARGET:  # it is moved: until the removals, which come last, it is where it was
             return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
         return first if first and self.is_as_shown(BranchPath(TARGET, first), shown) else None
 
     def is_as_shown(self, place: BranchPath, source: Object) -> bool:
-        """Whether a file of the target is still what the union was made of."""
+        """Whether a file of the target is unchanged since the union began."""
         try:
             st = self.lstat(place)
         except (FileNotFoundError, NotADirectoryError):
@@ -219,7 +223,7 @@ class Stage:
             os.close(from_fd)
 
     def open_source(self, place: BranchPath) -> int:
-        """A descriptor for reading. A file of ours that its mode locks is unlocked for a moment."""
+        """A descriptor for reading. The mode of our own unreadable file is changed for a moment."""
         try:
             return self.branches.open_data(place)
         except PermissionError:
@@ -260,7 +264,7 @@ class Stage:
 
 
 def _expect_dressed(operations: list[Operation]) -> list[Operation]:
-    """Files are dressed first. What then comes to another name of such a file finds it dressed."""
+    """Whether the file already has its new attributes: files get them first, before other names of them are handled."""
     dressed = {
         operation.expected[:2]: operation for operation in operations if operation.verb == DRESS and operation.expected
     }

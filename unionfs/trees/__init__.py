@@ -1,4 +1,4 @@
-"""Directory trees of strangers, read and removed safely; and the rule by which a union merges several of them.
+"""Read and remove untrusted directory trees safely; and the rule by which a union merges several trees.
 
 Ground floor: knows system calls and marks (`unionfs.markers`), and imports nothing else of ours. Does not know
 nodes, images, containers or mounts.

@@ -1,7 +1,7 @@
-"""Remove a directory tree, whatever is in it: deeper than any path, locked by its own modes, other mounts left alone.
+"""Remove any directory tree: deeper than PATH_MAX, with unwritable directories. Other mounts are not touched.
 
 Knows descriptors and names only. Follows no symlink. Immutable and append-only flags (chattr(1)) are cleared where the
-process may do that. What it may not remove fails as the system says.
+process may do that. If an entry may not be removed, the system's error is raised.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _DEPTH_MAX: Final = 16
 """Levels entered at once, one descriptor each. Directories further down are first moved to the top of the tree."""
 
 _CANNOT_MOVE: Final = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
-"""Another subvolume of btrfs; a full disk. Such a directory is emptied where it is, with more descriptors."""
+"""Another subvolume of btrfs; a full disk. Such a directory is emptied in place, with more descriptors."""
 
 _PROTECTED: Final = files.IMMUTABLE | files.APPEND
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove `name`, a file or a directory with all it holds; fine if it is not there, or goes meanwhile.
+    """Remove `name`, a file or a directory tree; no error if it is missing or removed meanwhile.
 
     Needs at most 20 descriptors. Directories that this process owns are made writable first.
     Raises: EXDEV where another filesystem is mounted inside, EACCES, EPERM and so on as the system reports them.
@@ -59,14 +59,14 @@ def remove_path(path: str) -> None:
 
 
 class _Removal:
-    """The removal of what is in one directory."""
+    """The removal of the content of one directory."""
 
     def __init__(self, top_fd: int) -> None:
         self._top_fd = top_fd  # immutable
         self._serial = 0  # of the last name given at the top
 
     def empty(self, fd: int, depth: int) -> bool:
-        """Remove everything in an open directory; whether some of it was moved to the top instead."""
+        """Remove the content of an open directory. Returns whether some of it was moved to the top instead."""
         moved = False
         os.lseek(fd, 0, os.SEEK_SET)  # or Btrfs shows what was there when it was last listed or opened
         for text in os.listdir(fd):
@@ -91,7 +91,7 @@ class _Removal:
         return moved
 
     def _move_up(self, fd: int, name: bytes) -> bool:
-        """Move a directory to the top under a number; False where that cannot be done."""
+        """Move a directory to the top under a number. Returns False if that is not possible."""
         while True:
             self._serial += 1
             try:
@@ -114,7 +114,7 @@ def _empty_in_place(fd: int) -> None:
 
 
 def _unlink(dir_fd: int, name: bytes) -> bool:
-    """Remove what is no directory; False if `name` is one."""
+    """Remove an entry that is not a directory. Returns False if `name` is one."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -164,24 +164,24 @@ def _clear_flags(fd: int) -> bool:
         if not flags & _PROTECTED:
             return False
         files.set_inode_flags(fd, flags & ~_PROTECTED)
-    except OSError:  # no such flags here, O_PATH, or not ours to clear
+    except OSError:  # the filesystem has no flags, O_PATH, or we may not clear them
         return False
     return True
 
 
 def _open(dir_fd: int, name: bytes) -> int:
-    """Open a directory for listing, unlocking it if it is ours. EXDEV if another filesystem is mounted there."""
+    """Open a directory for listing; our own one is made accessible first. Raises: EXDEV at another mount."""
     try:
         fd = open_beneath(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY, files.RESOLVE_NO_XDEV)
     except PermissionError:
         path_fd = open_beneath(dir_fd, name, os.O_PATH | os.O_DIRECTORY, files.RESOLVE_NO_XDEV)
         try:
-            with contextlib.suppress(PermissionError):  # not ours: what follows says what is wrong
+            with contextlib.suppress(PermissionError):  # not ours: the next call reports the error
                 os.chmod(f"/proc/self/fd/{path_fd}", 0o700)
             return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
         finally:
             os.close(path_fd)
     if os.fstat(fd).st_mode & 0o700 != 0o700:
-        with contextlib.suppress(PermissionError):  # one that is not ours may be writable all the same
+        with contextlib.suppress(PermissionError):  # a directory of another user may be writable
             os.fchmod(fd, 0o700)
     return fd

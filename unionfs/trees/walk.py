@@ -1,12 +1,12 @@
-"""The rule of the union: what a name is in a directory that is merged from directories of several branches.
+"""The rule of the union: look up a name in a directory that is merged from directories of several branches.
 
-The branches are asked from the top down. The walk ends at the first of: a whiteout, anything that is not a directory,
-an opaque directory, a redirected one. A directory found under a file is hidden by that file and never merged with it.
-Marks that contradict each other: an opaque mark within a directory comes before its redirect, which comes before a
-whiteout beside the directory; a whiteout beside a file means nothing.
+The branches are searched from the top down. The walk ends at the first of: a whiteout, anything that is not a
+directory, an opaque directory, a redirected one. A directory below a file is hidden by that file and never merged.
+If marks contradict each other: an opaque mark within a directory has priority over its redirect, and the redirect over
+a whiteout beside the directory; a whiteout beside a file has no effect.
 
-Pure: how a branch is read and in which form (`Reader`) is the caller's. `core.lower` follows the same rule with a
-cache of its own; a test holds the two equal.
+Pure: the caller reads the branches (`Reader`). `core.lower` follows the same rule with its own
+cache; a test checks that both are equal.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ P = TypeVar("P")
 """The path of a file or directory in one branch, whatever form it has."""
 
 T = TypeVar("T")
-"""What a caller wants to know of a file or directory besides."""
+"""Further values of a file or directory, chosen by the caller."""
 
-ABSENT: Final = "absent"  # nothing there: the walk goes on
-WHITEOUT: Final = "whiteout"  # nothing there, and nothing beneath shows
-FILE: Final = "file"  # visible, and nothing beneath shows
-COVERED: Final = "covered"  # a file under a directory: it does not show, nor does what is beneath
-DIRECTORY: Final = "directory"  # merged with what is beneath
-OPAQUE: Final = "opaque"  # a directory beneath which nothing shows
+ABSENT: Final = "absent"  # no entry: the walk goes on
+WHITEOUT: Final = "whiteout"  # no entry, and nothing below shows
+FILE: Final = "file"  # visible, and nothing below shows
+COVERED: Final = "covered"  # a file below a directory: neither it nor anything below it shows
+DIRECTORY: Final = "directory"  # merged with the branches below
+OPAQUE: Final = "opaque"  # a directory below which nothing shows
 REDIRECTED: Final = "redirected"  # a directory that is merged with what its redirect leads to
 
 _GOES_ON: Final = (ABSENT, DIRECTORY)
 
 
 class Entry(NamedTuple, Generic[P, T]):
-    """What a directory of one branch has under a name, its marks read."""
+    """The entry of a directory of one branch under a name, with its marks."""
 
-    path: P | None = None  # None: nothing is there, or only a mark
+    path: P | None = None  # None: there is no entry, or only a mark
     object: T | None = None  # None exactly if `path` is
     kind: int = 0  # S_IFMT bits
     whiteout: str = ""  # the dialect of a whiteout of the name; empty: there is none
     opaque: str = ""  # of a directory: the dialect of the opaque mark in it
     redirect: bytes | None = None  # of a directory or metacopy file: where it continues; a sane value
-    metacopy: bool = False  # a file of which only the attributes are here
-    sealed: bool = False  # a directory that shows as empty and must not be looked into
+    metacopy: bool = False  # a file that has only its attributes here
+    sealed: bool = False  # a directory that shows as empty and must not be read
 
 
 class Found(NamedTuple, Generic[P, T]):
-    """What a name is in a merged directory."""
+    """The result of a lookup in a merged directory."""
 
     path: P  # of the object that shows
     object: T
     kind: int
-    stack: tuple[P, ...]  # of a directory: the branches' directories to look into, top first
-    data: P  # of a file: where its bytes are; `path` if they are lost
+    stack: tuple[P, ...]  # of a directory: the branches' directories to read, top first
+    data: P  # of a file: the path of its bytes; `path` if they are lost
 
 
 class Reader(ABC, Generic[P, T]):
@@ -63,7 +63,7 @@ class Reader(ABC, Generic[P, T]):
 
     @abstractmethod
     def entry(self, directory: P, name: bytes) -> Entry[P, T]:
-        """What `directory` of one branch has under `name`, which is no mark itself. Raises: OSError."""
+        """The entry `name`, which is not a mark itself, of `directory` of one branch. Raises: OSError."""
 
     @abstractmethod
     def roots(self) -> Sequence[P]:
@@ -75,16 +75,16 @@ class Reader(ABC, Generic[P, T]):
 
 
 class Step(NamedTuple, Generic[P, T]):
-    """What one branch contributes to a name."""
+    """The contribution of one branch to a name."""
 
-    directory: P  # looked into
+    directory: P  # the directory that was searched
     entry: Entry[P, T]
     outcome: str  # ABSENT ... REDIRECTED
-    below: tuple[P, ...]  # directories of the branches beneath; not asked if the walk ends here
+    below: tuple[P, ...]  # directories of the branches below; not searched if the walk ends here
 
 
 def outcome(entry: Entry[P, T], *, is_under_directory: bool = False) -> str:
-    """What an entry means for the walk; `is_under_directory`: a branch above has a directory of the same name."""
+    """Classify an entry for the walk; `is_under_directory`: a branch above has a directory of the same name."""
     if entry.path is None:
         return WHITEOUT if entry.whiteout else ABSENT
     if not stat.S_ISDIR(entry.kind):
@@ -111,7 +111,7 @@ def steps(reader: Reader[P, T], stack: Sequence[P], name: bytes) -> Iterator[Ste
 
 
 def lookup(reader: Reader[P, T], stack: Sequence[P], name: bytes) -> Found[P, T] | None:
-    """What `name` is in the merged directory `stack`; None if it is not there or hidden. Raises: OSError."""
+    """Look up `name` in the merged directory `stack`; None if it is missing or hidden. Raises: OSError."""
     top: Entry[P, T] | None = None
     below: list[P] = []
     for step in steps(reader, stack, name):
@@ -134,19 +134,19 @@ def lookup(reader: Reader[P, T], stack: Sequence[P], name: bytes) -> Found[P, T]
 
 
 def redirected(reader: Reader[P, T], siblings: Sequence[P], redirect: bytes, first: int) -> tuple[P, ...]:
-    """Where a redirected directory continues: a path in the branches from `first` on, or a name among `siblings`."""
+    """The target of a redirect: a path in the branches from `first` on, or a name among `siblings`."""
     found = _follow(reader, siblings, redirect, first)
     return found.stack if found is not None else ()
 
 
 def metacopy_data(reader: Reader[P, T], siblings: Sequence[P], name: bytes, redirect: bytes | None, own: P) -> P:
-    """Where the bytes of a file are of which only the attributes are at `own`; `own` itself if they are lost."""
+    """The path of the bytes of a file that has only its attributes at `own`; `own` itself if the bytes are lost."""
     found = _follow(reader, siblings, redirect or name, reader.branch_of(own) + 1)
     return found.data if found is not None and stat.S_ISREG(found.kind) else own
 
 
 def find(reader: Reader[P, T], stack: Sequence[P], names: Sequence[bytes]) -> Found[P, T] | None:
-    """What is at the path `names`, not empty, below the merged directory `stack`. Raises: OSError."""
+    """Look up the path `names`, not empty, below the merged directory `stack`. Raises: OSError."""
     found: Found[P, T] | None = None
     for name in names:
         found = lookup(reader, stack, name)
