@@ -186,6 +186,8 @@ def by_the_core(tops: list[Path], *, is_scanned: bool) -> View:
     """As above; `is_scanned`: each directory is read as a whole before its names are asked for."""
     cache = FdCache(20)
     branches = [Branch(os.fspath(top), cache, writable=False) for top in tops]
+    for number, branch in enumerate(branches):
+        branch.number = number
     tree = LowerTree(branches, NameCache(10000), skip_unreadable=False)
     shown: View = {}
     todo: list[tuple[tuple[bytes, ...], LowDir]] = [((), tree.root)]
