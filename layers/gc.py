@@ -1,7 +1,8 @@
 """Garbage collection: remove unreferenced blobs and unpacked layers, and the remains of processes that were killed.
 
 Everything that index.json refers to, through indexes and manifests down to configurations and layers, stays; so do the
-unpacked layers of those images, and the directories that the caller says are in use (by containers).
+unpacked layers of those images, the directories that the caller says are in use (by containers), and the layers that
+builds remember (see `build_records`) unless these are to be forgotten.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from layers import build_records
 from layers import config as configs
 from layers import digest as digests
 from layers.digest import Digest
@@ -30,15 +32,23 @@ class Freed:
     blobs: list[Digest] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)  # keys of unpacked layers
     size: int = 0  # of the blobs, and of indexes of layers
+    steps: int = 0  # records of builds
 
 
 class Busy(LayerError):  # noqa: N818 - reads as what it says
     """Another process is adding to the store."""
 
 
-def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor] = (), *, dry: bool = False) -> Freed:
+def collect(
+    store: Store,
+    in_use: Iterable[str] = (),
+    bases: Iterable[Descriptor] = (),
+    *,
+    dry: bool = False,
+    builds_too: bool = False,
+) -> Freed:
     """Remove unreachable blobs and layers; with `dry` only list them. `in_use` are directories of unpacked layers,
-    `bases` images that must stay.
+    `bases` images that must stay. With `builds_too` builds forget the steps whose layers no image has.
 
     Killed at any moment, it has removed a part of the garbage and nothing else. Raises: Busy; Refused when a manifest
     or index cannot be read, since the blobs it refers to are then unknown.
@@ -51,6 +61,11 @@ def collect(store: Store, in_use: Iterable[str] = (), bases: Iterable[Descriptor
         blobs, keys = reachable(store, bases)
         keys |= {os.path.basename(os.path.dirname(os.path.normpath(path))) for path in in_use}
         freed = Freed()
+        if builds_too:
+            freed.steps = build_records.discard(store, lambda diff_id: digests.encoded(diff_id) in keys, dry=dry)
+        for layer in build_records.layers(store):
+            blobs.add(layer.descriptor.digest)
+            keys.add(digests.encoded(layer.diff_id))
         _remove_layers(store, keys, freed, dry)
         _remove_indexes(store, keys, freed, dry)
         _remove_blobs(store, blobs, freed, dry)

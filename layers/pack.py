@@ -49,12 +49,24 @@ class Packed(NamedTuple):
     entries: int
 
 
-def source_date_epoch() -> int | None:
-    """$SOURCE_DATE_EPOCH in seconds (reproducible-builds.org). Raises LayerError when it is not a number."""
+class Epoch(NamedTuple):
+    """A time that takes the place of later ones, or of all."""
+
+    seconds: int  # since 1970
+    of_all: bool = False  # earlier times become it, too
+
+    def of(self, time_ns: int) -> int:
+        """The time that a file gets, in nanoseconds."""
+        own = self.seconds * 10**9
+        return own if self.of_all else min(time_ns, own)
+
+
+def source_date_epoch() -> Epoch | None:
+    """$SOURCE_DATE_EPOCH, in seconds (reproducible-builds.org). Raises LayerError when it is not a number."""
     text = os.environ.get("SOURCE_DATE_EPOCH", "")
     if text and not (text.isdecimal() and text.isascii()):
         raise LayerError("packing", "SOURCE_DATE_EPOCH", f"{text[:40]!r} is not a number of seconds")
-    return int(text) if text else None
+    return Epoch(int(text)) if text else None
 
 
 def pack(
@@ -62,22 +74,21 @@ def pack(
     sink: IO[bytes],
     compression: str,
     *,
-    epoch: int | None = None,
+    epoch: Epoch | None = None,
     on_read: Callable[[int], None] | None = None,
     on_shrunk: OnShrunk = None,
 ) -> Packed:
-    """Write a layer into `sink`; times after `epoch` (seconds) become `epoch`. `on_read` gets numbers of bytes read,
+    """Write a layer into `sink`, times as `epoch` has them. `on_read` gets numbers of bytes read,
     `on_shrunk` the paths of files that become shorter while they are read, which end with zeros then.
 
     Raises: OSError, LayerError for an entry that no tar can hold, and without `on_shrunk` for a file that shrinks.
     """
     writer = TarWriter(sink, compression, on_read, on_shrunk)
-    latest = None if epoch is None else epoch * 10**9
     count = 0
     for item in items:
         entry = item.entry
-        if latest is not None and entry.mtime_ns > latest:
-            entry = entry._replace(mtime_ns=latest)
+        if epoch is not None and entry.kind not in (WHITEOUT, OPAQUE):
+            entry = entry._replace(mtime_ns=epoch.of(entry.mtime_ns))
         if item.data_fd is None:
             writer.add(entry)
         else:

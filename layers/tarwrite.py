@@ -123,7 +123,7 @@ def _header(entry: Entry) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     extents: tuple[tuple[int, int], ...] = ((0, entry.size),)
     prefix = b""
     if entry.kind in (WHITEOUT, OPAQUE):
-        info.name = _text(b"/".join(_mark_path(entry)))
+        info.name = _text(b"/".join(mark_path(entry)))
         info.mode = 0o600
     else:
         info.type = _TYPES[entry.kind]
@@ -160,7 +160,8 @@ def _header(entry: Entry) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + prefix, extents
 
 
-def _mark_path(entry: Entry) -> tuple[bytes, ...]:
+def mark_path(entry: Entry) -> tuple[bytes, ...]:
+    """The path of the mark that stands for a WHITEOUT or OPAQUE. Raises: LayerError for a name that is too long."""
     if entry.kind == OPAQUE:
         return (*entry.path, markers.OPAQUE_NAME)
     mark = markers.whiteout_name(entry.path[-1])

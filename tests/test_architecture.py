@@ -148,6 +148,18 @@ ALLOWED = {
         ("trio",),
         not_even=("argparse", "layers.cli"),
     ),
+    "unionfs.build": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.build", "unionfs.containers", "unionfs.launcher", "layers"),
+            *(
+                "unionfs.drivers.driver",
+                "unionfs.core.complete",
+                "unionfs.core.hardlinks",
+                "unionfs.mount_parent.client",
+            ),
+        ),
+        not_even=("argparse", "layers.cli"),
+    ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
     "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client")),

@@ -63,8 +63,6 @@ class TreePane(ScrollView, can_focus=True):
         self.explorer = explorer  # immutable
         self.cursor = 0
         self.with_attributes = False
-        self._style = Style()  # of all rows; replaced by render_lines, with the next
-        self._styles: dict[str, Style] = {}  # of changed rows
         self.border_title = title
 
     @property
@@ -79,36 +77,26 @@ class TreePane(ScrollView, can_focus=True):
         """Draw anew after the explorer has other rows."""
         self.virtual_size = Size(0, len(self.explorer))
         self._place(self.cursor)
-        self.refresh()
 
     def go_to(self, node: int) -> bool:
         """Put the cursor on a node, whose directories are opened. False: it does not show."""
         row = self.explorer.reveal(node)
         self.virtual_size = Size(0, len(self.explorer))
-        self.refresh()
         if row >= 0:
             self._place(row)
             self.scroll_to(y=row - self.size.height // 3, animate=False, force=True)  # with what is above it
         return row >= 0
-
-    def render_lines(self, crop: Region) -> list[Strip]:
-        """As all widgets, with the styles looked up once for all lines."""
-        self._style = self.rich_style
-        self._styles = {
-            change: self.get_component_rich_style(f"tree--{name}", partial=True) for change, name in _CLASSES.items()
-        }
-        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         number = y + self.scroll_offset.y
         width = self.size.width
         if number >= len(self.explorer):
             text = "  nothing to show" if not len(self.explorer) and y == 0 else ""
-            return Strip([Segment(text.ljust(width)[:width], self._style)], width)
+            return Strip([Segment(text.ljust(width)[:width], self.rich_style)], width)
         row = self.explorer.row(number)
-        style = self._style
-        if row.change in self._styles:
-            style += self._styles[row.change]
+        style = self.rich_style
+        if row.change in _CLASSES:
+            style += self.get_component_rich_style(f"tree--{_CLASSES[row.change]}", partial=True)
         if number == self.cursor:
             style += Style(reverse=True, bold=self.has_focus)
         text = set_cell_size(self._text(row, number), width)
@@ -136,10 +124,9 @@ class TreePane(ScrollView, can_focus=True):
     # -- keys and mouse --
 
     def _place(self, row: int) -> None:
-        before, self.cursor = self.cursor, max(0, min(row, len(self.explorer) - 1))
+        self.cursor = max(0, min(row, len(self.explorer) - 1))
         self.scroll_to_region(Region(0, self.cursor, 1, 1), animate=False, force=True)
-        self.refresh_line(before)
-        self.refresh_line(self.cursor)
+        self.refresh()
         self.post_message(self.Moved(self))
 
     def action_move(self, step: int) -> None:

@@ -30,7 +30,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners
 def packed(root: Path, compression: str = "none", epoch: int | None = None) -> tuple[bytes, pack.Packed]:
     sink = io.BytesIO()
     with LayerTrees() as branches:
-        result = pack.pack(pack.layer_items(branches.open(str(root))), sink, compression, epoch=epoch)
+        result = pack.pack(
+            pack.layer_items(branches.open(str(root))),
+            sink,
+            compression,
+            epoch=None if epoch is None else pack.Epoch(epoch),
+        )
     return sink.getvalue(), result
 
 

@@ -48,6 +48,7 @@ VERBS = {
     "rename": "give a container another name",
     "inspect": "show a container or an image as JSON",
     "commit": "make an image of a container",
+    "build": "make an image as a Containerfile says",
     "volume": "manage volumes, directories that outlive containers: create, ls, inspect, rm, prune",
     "export": "write the root filesystem of a container as a tar",
     "rm": "remove containers",
@@ -77,7 +78,7 @@ VERBS = {
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
 
-PASS_ON_CODES = ("run", "create", "exec", "try")
+PASS_ON_CODES = ("run", "create", "exec", "try", "build")
 """Verbs that return a command's exit code (and `create`, as with docker): our own failures are 125 and above."""
 
 

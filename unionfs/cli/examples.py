@@ -6,7 +6,6 @@ from typing import Final
 
 EXAMPLES: Final = {
     "apply": "unionfs apply --dry-run box",
-    "branch": "unionfs branch add merged layer --at 1",
     "container prune": "unionfs container prune --force",
     "cp": "unionfs cp box:/etc/os-release .",
     "create": "unionfs create --name box debian:12 sleep 60",

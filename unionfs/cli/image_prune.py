@@ -17,7 +17,8 @@ from unionfs.printable import printable
 
 _DESCRIPTION = """\
 Remove the images that have no name; with --all also those that no container uses. Their layers are freed unless
-other images have them, and the remains of interrupted pulls are freed, too."""
+other images have them. The remains of interrupted pulls are freed, too, and what builds have kept: steps whose layers
+no image has, and the caches of RUN --mount=type=cache."""
 
 
 def main(argv: list[str]) -> int:
@@ -47,12 +48,11 @@ def _prune(arguments: argparse.Namespace) -> int:
             if named.descriptor.digest not in needed and (not named.name or arguments.all):
                 _take_away(store, named)
                 removed.append(named.name or str(named.descriptor.digest))
-        freed = gc.collect(store, used, bases)
+        freed = gc.collect(store, used, bases, builds_too=True)
         btrfs.sweep(store.root)
     if arguments.json:
-        print(
-            json.dumps({"images": removed, "blobs": freed.blobs, "layers": freed.layers, "size": freed.size}, indent=1)
-        )
+        found = {"images": removed, "blobs": freed.blobs, "layers": freed.layers, "size": freed.size}
+        print(json.dumps(found | {"steps": freed.steps}, indent=1))
         return 0
     for name in removed:
         print(f"untagged {printable(name)}")

@@ -96,7 +96,7 @@ def mount_rootfs(
 
     Our daemon is forked by one of `parents`, which is removed from the list, or by this process.
     """
-    _mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
+    mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
 
 
 def mount_overlay_volumes(
@@ -109,10 +109,10 @@ def mount_overlay_volumes(
 ) -> None:
     """Mount the unions of the overlay volumes, as `mount_rootfs` does. Raises: LaunchError."""
     for volume, directory in volume_mounts.overlay_volumes(container):
-        _mount_union(container, rootfs_mounts, (volume.source,), directory, warn, debug, parents)
+        mount_union(container, rootfs_mounts, (volume.source,), directory, warn, debug, parents)
 
 
-def _mount_union(
+def mount_union(
     container: Container,
     rootfs_mounts: RootfsMounts,
     lowers: tuple[str, ...],
@@ -121,7 +121,10 @@ def _mount_union(
     debug: bool,
     parents: list[Parent] | None,
 ) -> None:
-    """Mount the union of a directory that has upper/, work/ and merged/."""
+    """Mount the union of `lowers` and a directory that has upper/, work/ and merged/, at the last. Raises: LaunchError.
+
+    A daemon of ours is forked by one of `parents`, which is taken from the list, or by this process.
+    """
     driver = _driver_of(container, directory)
     parent = parents.pop() if parents and driver == FUSE else None
     try:

@@ -1,0 +1,144 @@
+"""What builds remember in a store: the result of each step, digests of files of contexts, caches of commands.
+
+    ROOT/build/steps/KEY      a step that was executed: JSON, see `Step`. KEY is 64 hex digits that its maker has
+                              computed of all that the step depends on
+    ROOT/build/digests/NAME   digests of the files of one context, in the form of their maker
+    ROOT/build/mounts/NAME    what RUN --mount=type=cache keeps between builds
+
+A record is replaced atomically, and needs no lock: two builds that execute one step have equally good results. The
+layers of records are not garbage; `discard` makes them so. A record whose layer is gone counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from layers import digest as digests
+from layers import lookup
+from layers.digest import Digest
+from layers.errors import Malformed
+from layers.manifest import Descriptor
+from layers.store import Store
+from unionfs import store_files
+
+_VERSION: Final = 1
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_LARGEST: Final = 1 << 20
+
+
+class StepLayer(NamedTuple):
+    """The layer that a step has made."""
+
+    descriptor: Descriptor  # of its blob
+    diff_id: Digest
+    tar_size: int  # bytes, not compressed
+
+
+class Step(NamedTuple):
+    """The result of a step."""
+
+    id: str  # what later steps depend on: they are another's if a step was executed anew
+    created: str  # RFC 3339
+    layer: StepLayer | None = None  # None: it changed settings only
+    notes: Mapping[str, Any] = {}  # for reports
+
+
+def directory(store: Store, part: str) -> str:
+    """The directory of `part`: steps, digests or mounts."""
+    return os.path.join(store.root, "build", part)
+
+
+def find(store: Store, key: str) -> Step | None:
+    """The record of a step, if there is one and its layer is there, as a blob and unpacked."""
+    step = _read(os.path.join(directory(store, "steps"), key))
+    if step is None or step.layer is None:
+        return step
+    layer = step.layer
+    is_there = store.has(layer.descriptor.digest, layer.descriptor.size)
+    return step if is_there and os.path.exists(layer_directory(store, layer.diff_id)) else None
+
+
+def layer_directory(store: Store, diff_id: Digest) -> str:
+    """Where a layer of a build is unpacked. It never depends on the layers beneath, so its diff id is its name."""
+    return os.path.join(store.layers, digests.encoded(diff_id), lookup.DIFF)
+
+
+def put(store: Store, key: str, step: Step) -> None:
+    """Write a record. Preconditions: within `store.adding`. Raises: OSError."""
+    value: dict[str, Any] = {"version": _VERSION, "id": step.id, "created": step.created, "notes": dict(step.notes)}
+    if step.layer is not None:
+        descriptor = step.layer.descriptor
+        value["layer"] = {
+            "mediaType": descriptor.media_type,
+            "digest": descriptor.digest,
+            "size": descriptor.size,
+            "diff_id": step.layer.diff_id,
+            "tar_size": step.layer.tar_size,
+        }
+    write(store, "steps", key, json.dumps(value).encode("ascii"))
+
+
+def write(store: Store, part: str, name: str, data: bytes) -> None:
+    """Replace a file of `part` atomically. Preconditions: within `store.adding`. Raises: OSError."""
+    os.makedirs(directory(store, part), 0o700, exist_ok=True)
+    aside = store.new_aside()
+    store_files.write_file(aside, data)
+    os.rename(aside, os.path.join(directory(store, part), name))
+
+
+def layers(store: Store) -> Iterator[StepLayer]:
+    """The layers of all records: they are no garbage."""
+    for name in _names(store, "steps"):
+        step = _read(os.path.join(directory(store, "steps"), name))
+        if step is not None and step.layer is not None:
+            yield step.layer
+
+
+def discard(store: Store, is_needed: Callable[[Digest], bool], *, dry: bool = False) -> int:
+    """Remove the records whose layers, by their diff ids, nothing else needs, those of steps without a layer, the
+    digests and the caches of RUN. The number of records that were, or would be, removed.
+
+    Preconditions: the lock of `try_exclusive` is held, with the ids that the caches' files have. Raises: OSError.
+    """
+    count = 0
+    for name in _names(store, "steps"):
+        path = os.path.join(directory(store, "steps"), name)
+        step = _read(path)
+        if step is None or step.layer is None or not is_needed(step.layer.diff_id):
+            count += 1
+            if not dry:
+                os.unlink(path)
+    if not dry:
+        for part in ("digests", "mounts"):
+            if os.path.isdir(directory(store, part)):
+                store.discard(directory(store, part))
+    return count
+
+
+def _names(store: Store, part: str) -> list[str]:
+    try:
+        return store_files.list_directory(directory(store, part))
+    except FileNotFoundError:
+        return []
+
+
+def _read(path: str) -> Step | None:
+    """A record; None for what is none, of this version."""
+    if not _KEY.fullmatch(os.path.basename(path)):
+        return None
+    try:
+        value = json.loads(store_files.read_file(path, _LARGEST))
+        if value["version"] != _VERSION:
+            return None
+        layer = None
+        if "layer" in value:
+            found = value["layer"]
+            descriptor = Descriptor(str(found["mediaType"]), digests.parse(found["digest"]), int(found["size"]))
+            layer = StepLayer(descriptor, digests.parse(found["diff_id"]), int(found["tar_size"]))
+        return Step(str(value["id"]), str(value["created"]), layer, dict(value["notes"]))
+    except (OSError, ValueError, KeyError, TypeError, Malformed):
+        return None

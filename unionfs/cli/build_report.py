@@ -1,0 +1,41 @@
+"""`unionfs build --report`: what each step of the image has added, and what makes it large."""
+
+from __future__ import annotations
+
+import json
+
+from layers.cli import showing
+from unionfs.build import report
+from unionfs.build.builder import Built
+from unionfs.cli import image_flags
+from unionfs.printable import printable, printable_line
+
+_TEXT_MAX = 60
+
+
+def tell(built: Built, *, as_json: bool) -> None:
+    """Print it: a table, or one JSON object with the image's id and its steps."""
+    steps = report.of_stage(built.results[built.target])
+    if as_json:
+        print(
+            json.dumps({"id": built.id, "digest": built.digest, "steps": [step._asdict() for step in steps]}),
+            flush=True,
+        )
+        return
+    rows = [
+        (
+            str(step.number),
+            printable(step.text if len(step.text) <= _TEXT_MAX else step.text[: _TEXT_MAX - 1] + "~"),
+            "cached" if step.is_cached else f"{step.seconds:.1f} s",
+            *(
+                (showing.human(step.added), str(step.files), showing.human(step.hidden_later))
+                if step.has_layer
+                else ("", "", "")
+            ),
+        )
+        for step in steps
+    ]
+    image_flags.print_table(("#", "STEP", "TIME", "ADDED", "FILES", "HIDDEN LATER"), rows)
+    for step in steps:
+        for hint in step.hints:
+            print(printable_line(f"step {step.number}, {step.text[:_TEXT_MAX]}: {hint}"))
