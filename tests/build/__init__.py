@@ -1,0 +1,1 @@
+"""Tests of unionfs.build and of the verb."""

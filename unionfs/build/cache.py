@@ -1,0 +1,50 @@
+"""Which step a record is of: keys, computed of all that the result of a step depends on.
+
+As BuildKit has it: the instruction with its variables replaced, what it stands upon, the arguments that it may see, and
+of what is copied digests, modes and owners, but no times. Secrets are in no key, except by their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Final
+
+from layers import build_records
+from layers.build_records import Step
+from layers.digest import Digest
+from layers.store import Store
+
+_VERSION: Final = "1"  # of what a step does; another one makes all records worthless
+
+
+def key(*parts: object) -> str:
+    """The key of a step: of texts, numbers, None, and lists and mappings of these."""
+    text = json.dumps([_VERSION, *parts], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def new_id() -> str:
+    """The id of a step whose result is not determined by its key: a command may do another thing every time."""
+    return os.urandom(32).hex()
+
+
+class Cache:
+    """The records of steps of a store."""
+
+    def __init__(self, store: Store, *, is_read: bool) -> None:
+        """Unless `is_read`, nothing is found; steps are recorded all the same."""
+        self._store: Final = store
+        self._is_read: Final = is_read
+
+    def find(self, step_key: str) -> Step | None:
+        return build_records.find(self._store, step_key) if self._is_read else None
+
+    def put(self, step_key: str, step: Step) -> None:
+        """Raises: OSError."""
+        build_records.put(self._store, step_key, step)
+
+    def directory(self, diff_id: Digest) -> str:
+        """Where a layer is unpacked, for use as a lower."""
+        return build_records.layer_directory(self._store, diff_id)

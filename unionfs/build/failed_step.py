@@ -1,0 +1,37 @@
+"""Keep a container of a RUN that failed, so that it can be looked into: `unionfs start`, `diff`, `cp`."""
+
+from __future__ import annotations
+
+import os
+
+from unionfs.build.jobs import call
+from unionfs.build.run_container import DIFF, MOUNTPOINTS, Run
+from unionfs.containers import create, rootfs
+from unionfs.containers.config import ContainerConfig, RootFilesystem
+from unionfs.containers.store import ContainerStore
+from unionfs.launcher.spec import Process
+from unionfs.trees.remove import remove_path
+
+
+def keep(root: str, directory: str, wanted: Run, lowers: tuple[str, ...], name: str) -> str:
+    """Make a container of the store at `root` with what the command left in DIRECTORY/diff; returns its name. Started,
+    it runs the command again, without what --mount and secrets showed.
+
+    Raises: ContainerError, OSError.
+    """
+    process = Process(wanted.command, wanted.environment, wanted.user, wanted.workdir, no_new_privileges=False)
+    config = ContainerConfig(process, RootFilesystem(lowers), network=wanted.network, logged=True)
+    container = create.create(ContainerStore(root), config, name)
+
+    def move() -> bytes:
+        os.rmdir(container.upper)
+        os.rename(os.path.join(directory, DIFF), container.upper)
+        mountpoints = os.path.join(directory, MOUNTPOINTS)
+        if os.path.exists(mountpoints):
+            os.rename(mountpoints, os.path.join(container.directory, MOUNTPOINTS))
+        remove_path(directory)
+        rootfs.make_mountpoint_lower(container)
+        return b""
+
+    call(move)
+    return container.name

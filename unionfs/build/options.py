@@ -1,0 +1,57 @@
+"""What a build is asked for, as one value, and what it tells while it goes on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from layers.compression import GZIP
+from layers.manifest import Platform
+from layers.pack import Epoch
+from unionfs.containers.config import Network, Volume
+from unionfs.launcher.resources import Limit
+
+STEP: Final = "step"
+CACHED: Final = "cached"
+DONE: Final = "done"
+FAILED: Final = "failed"
+NOTE: Final = "note"
+
+
+class Event(NamedTuple):
+    """Something that happened in a stage."""
+
+    kind: str  # STEP: it begins; CACHED, DONE, FAILED: it has ended; NOTE: a line for people
+    text: str
+    stage: int = 0  # counted from 1 among those that are built; 0: no stage
+    stages: int = 1  # how many are built
+    step: int = 0  # counted from 1
+    steps: int = 0
+
+
+class Told(NamedTuple):
+    """Who hears of a build. Called in other processes of it, too."""
+
+    event: Callable[[Event], None]
+    output: Callable[[int, str, bytes], None]  # stage, stdout or stderr, bytes that a command has printed
+    ready: Callable[[], None]  # when a command has been executed, in the process that has started it
+    is_direct: bool = False  # the commands of an only stage print to our own standard output and error instead
+
+
+class BuildOptions(NamedTuple):
+    """How images are built."""
+
+    arguments: Mapping[str, str] = {}  # --build-arg
+    secrets: Mapping[str, bytes] = {}  # --secret, by id
+    target: str = ""
+    platform: Platform | None = None
+    no_cache: bool = False
+    network: Network = Network()
+    limits: tuple[Limit, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    compression: str = GZIP
+    epoch: Epoch | None = None
+    squash: bool = False
+    keep_failed: str = ""  # the name of the container that a failed RUN leaves; empty: none is left
+    jobs: int = 0  # stages at once; 0: as many as there are processors
