@@ -120,6 +120,13 @@ ALLOWED = {
         ),
         not_even=("argparse",),
     ),
+    "unionfs.oci": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.oci", "unionfs.launcher", "unionfs.core.options"),
+            *("unionfs.daemon_options", "unionfs.daemon_start", "unionfs.fuse.mounting"),
+        ),
+        not_even=("argparse",),
+    ),
     "unionfs.doctor": Row(
         (
             *GROUND_FLOOR,

@@ -70,6 +70,7 @@ VERBS = {
     "stats": "show messages, copy-ups and memory of a mounted union",
     "watch": "show what a mounted union does, live: messages, copy-ups and who caused them, memory",
     "trace": "follow the copy-ups of a mounted union as they happen",
+    "oci": "an OCI runtime for podman, buildah and containerd, with the commands of runc",
     "snapshotter": "serve containerd as a snapshotter whose snapshots are unions",
     "bench": "measure the cost of copy-up, beside other union filesystems",
     "doctor": "list what this machine lacks, and the commands that install or enable it",

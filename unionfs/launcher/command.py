@@ -70,7 +70,7 @@ def exec_command(
             capture.redirect_output()
         if not spec.process.interactive:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
-        _chown_pipes(identity.uid)
+        chown_pipes(identity.uid)
     os.umask(0o022)
     try:
         os.chdir(spec.process.workdir)
@@ -129,7 +129,7 @@ def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
         raise LaunchError("executing", command[0], why, status=NOT_EXECUTABLE) from None
 
 
-def _chown_pipes(uid: int) -> None:
+def chown_pipes(uid: int) -> None:
     """Give standard descriptors that are pipes to user `uid`, so that the command can open /dev/stdout and the like.
 
     Only anonymous pipes: named ones are files of other users, whose owner must not change.

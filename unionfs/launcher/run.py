@@ -10,8 +10,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Iterator, Set
-from types import FrameType
+from collections.abc import Callable, Iterable, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from unionfs import standard_descriptors
@@ -21,6 +20,7 @@ from unionfs.launcher.channel import FAILED, INIT, STARTED, Message, Receiver, S
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.init import exit_status
 from unionfs.launcher.monitor import Hooks, Monitor
+from unionfs.launcher.signal_pipe import signals_readable
 from unionfs.launcher.spec import Spec
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Session:
             signals = signals - _JOB_SIGNALS | _TERMINAL_SIGNALS
             self._job_signals = _TERMINAL_SIGNALS
         monitor_fd = os.pidfd_open(self.monitor)
-        with _signals_readable(signals) as signals_fd:
+        with signals_readable(signals) as signals_fd:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             while True:
                 relayed = self._relay.wanted() if self._relay else {}
@@ -319,31 +319,6 @@ class _Session:
         os.kill(os.getpid(), signal.SIGSTOP)
         if self._relay:
             self._relay.resume()
-
-
-@contextlib.contextmanager
-def _signals_readable(numbers: Iterable[int]) -> Iterator[int]:
-    """Replace the effect of these signals by a descriptor from which their numbers are read, one byte each.
-
-    Ignored signals stay ignored, as nohup or a shell's background job expects.
-    """
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def nothing(number: int, frame: FrameType | None) -> None:
-        """The byte written to `write_fd` is the effect."""
-
-    woken = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    own = {signal.SIGXFSZ}  # ignored by the interpreter itself
-    taken = [number for number in numbers if number in own or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, nothing) for number in taken}
-    try:
-        yield read_fd
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
-        os.close(read_fd)
-        os.close(write_fd)
 
 
 def _is_non_blocking() -> bool:

@@ -60,6 +60,10 @@ _STAGING_DIRECTORY: Final = "/dev"  # in the host's root, in our mount namespace
 _IFREQ: Final = struct.Struct("16sh22x")  # struct ifreq: name, flags, and room for the rest of the union
 
 
+Action = Callable[[], None]
+"""What a step does in the container's root."""
+
+
 class Step(Protocol):
     """A step that runs in the container's root only."""
 
@@ -82,7 +86,16 @@ def execute_all(steps: Iterable[Step | HostStep]) -> None:
 
     Raises: LaunchError naming the step that failed. Mounts made until then vanish with the mount namespace.
     """
-    actions = [(step, _open(step)) for step in steps]
+    run_all(open_all(steps))
+
+
+def open_all(steps: Iterable[Step | HostStep]) -> list[tuple[Step | HostStep, Action]]:
+    """In the host's root: open what the steps need of it; return what `run_all` does. Raises: LaunchError."""
+    return [(step, _open(step)) for step in steps]
+
+
+def run_all(actions: Iterable[tuple[Step | HostStep, Action]]) -> None:
+    """In the container's root: do the rest of the steps. Raises: LaunchError naming the step that failed."""
     for step, action in actions:
         with _failures_of(step):
             action()
@@ -136,7 +149,7 @@ class Proc(NamedTuple):
         except PermissionError as error:
             why = "parts of /proc are covered by other mounts, so the kernel refuses a new one (are we in a container?)"
             raise LaunchError("mounting proc", "/proc", why) from error
-        return lambda: proc.attach(_own_directory("/proc"))
+        return lambda: proc.attach(own_directory("/proc"))
 
 
 class Sysfs(NamedTuple):
@@ -149,7 +162,7 @@ class Sysfs(NamedTuple):
 
     def open_on_host(self) -> Callable[[], None]:
         sysfs = self._mount()
-        return lambda: sysfs.attach(_own_directory("/sys"))
+        return lambda: sysfs.attach(own_directory("/sys"))
 
     def _mount(self) -> DetachedMount:
         attributes = _RESTRICTED | MOUNT_ATTR_RDONLY
@@ -195,7 +208,7 @@ class BindTree(NamedTuple):
         tree = open_tree(self.source)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if self.read_only else 0)
         tree.set_attributes(attributes, recursive=True)
-        return lambda: _attach_at(tree, self.target)
+        return lambda: attach_at(tree, self.target)
 
 
 class Device(NamedTuple):
@@ -209,7 +222,7 @@ class Device(NamedTuple):
     def open_on_host(self) -> Callable[[], None]:
         node = open_tree(self.path)
         node.set_attributes(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
-        return lambda: _attach_at(node, self.path)
+        return lambda: attach_at(node, self.path)
 
 
 class OwnDevices(NamedTuple):
@@ -254,7 +267,7 @@ class OwnDevices(NamedTuple):
 
     def _attach(self, nodes: list[DetachedMount]) -> None:
         for path, node in zip(self.paths, nodes, strict=True):
-            _attach_at(node, path)
+            attach_at(node, path)
 
 
 class ProvideFile(NamedTuple):
@@ -287,7 +300,7 @@ class Dev(NamedTuple):
         return "mount tmpfs on /dev"
 
     def execute(self) -> None:
-        mount("tmpfs", _own_directory("/dev"), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k")
+        mount("tmpfs", own_directory("/dev"), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k")
 
 
 class Tmpfs(NamedTuple):
@@ -310,7 +323,7 @@ class Tmpfs(NamedTuple):
                 flags = flags & ~removed | added
             else:
                 values.append(word)
-        mount("tmpfs", _directory_at(self.target), "tmpfs", flags, ",".join(values))
+        mount("tmpfs", directory_at(self.target), "tmpfs", flags, ",".join(values))
 
 
 class Terminals(NamedTuple):
@@ -323,7 +336,7 @@ class Terminals(NamedTuple):
 
     def execute(self) -> None:
         options = "newinstance,ptmxmode=0666,mode=0620" + (",gid=5" if self.tty_group else "")
-        mount("devpts", _directory_at("/dev/pts"), "devpts", MS_NOSUID | MS_NOEXEC, options)
+        mount("devpts", directory_at("/dev/pts"), "devpts", MS_NOSUID | MS_NOEXEC, options)
 
 
 class MessageQueues(NamedTuple):
@@ -333,7 +346,7 @@ class MessageQueues(NamedTuple):
         return "mount mqueue on /dev/mqueue"
 
     def execute(self) -> None:
-        mount("mqueue", _directory_at("/dev/mqueue"), "mqueue", _MS_RESTRICTED)
+        mount("mqueue", directory_at("/dev/mqueue"), "mqueue", _MS_RESTRICTED)
 
 
 class Link(NamedTuple):
@@ -449,7 +462,7 @@ class Directory(NamedTuple):
 
     def execute(self) -> None:
         before = len(_created)
-        _directory_at(self.path)
+        directory_at(self.path)
         del _created[before:]  # unlike a mountpoint, it is a change of the container
 
 
@@ -467,19 +480,19 @@ def _record_missing(path: str) -> None:
     _created.extend(reversed(missing))
 
 
-def _attach_at(tree: DetachedMount, target: str) -> None:
+def attach_at(tree: DetachedMount, target: str) -> None:
     """Attach a mount at `target`, creating the file or directory there if it is missing."""
-    tree.attach(_directory_at(target) if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else _file_at(target))
+    tree.attach(directory_at(target) if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else file_at(target))
 
 
-def _own_directory(path: str) -> str:
+def own_directory(path: str) -> str:
     """Return the directory at `path`, made if it is missing. Refuses a symlink, which would redirect our mount."""
     if os.path.islink(path):
         raise OSError(errno.ENOTDIR, "a symlink, where the root filesystem must have a directory", path)
-    return _directory_at(path)
+    return directory_at(path)
 
 
-def _directory_at(path: str) -> str:
+def directory_at(path: str) -> str:
     """Return the directory that `path` resolves to through symlinks, made with its parents if it is missing."""
     resolved = os.path.realpath(path)
     _record_missing(resolved)
@@ -491,11 +504,11 @@ def _directory_at(path: str) -> str:
     return resolved
 
 
-def _file_at(path: str) -> str:
+def file_at(path: str) -> str:
     """Return the file of any type that `path` resolves to through symlinks, made empty if it is missing."""
     resolved = os.path.realpath(path)
     if not os.path.exists(resolved):
-        _directory_at(os.path.dirname(resolved))
+        directory_at(os.path.dirname(resolved))
         _record_missing(resolved)
         os.close(os.open(resolved, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     return resolved

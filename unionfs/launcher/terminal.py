@@ -18,7 +18,7 @@ import socket
 import struct
 import termios
 import tty
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from unionfs.launcher.capture import STDOUT, OutputSink
 from unionfs.syscalls.mounts import MS_BIND, mount
@@ -39,6 +39,11 @@ class ConsoleSocket:
 
     def fileno(self) -> int:
         return self._launcher_end.fileno()
+
+    @property
+    def child_end(self) -> socket.socket:
+        """The socket that `send` sends to."""
+        return self._child_end
 
     def send(self, master: int) -> None:
         socket.send_fds(self._child_end, [b"t"], [master])
@@ -64,7 +69,16 @@ def window_size(fd: int) -> bytes | None:
         return None
 
 
-def open_terminal(console: ConsoleSocket, owner: int, *, is_console: bool = True) -> None:
+class MasterSide(Protocol):
+    """Where the master side of a new terminal goes, and the size that the terminal gets."""
+
+    @property
+    def size(self) -> bytes | None: ...
+
+    def send(self, master: int) -> None: ...
+
+
+def open_terminal(console: MasterSide, owner: int, *, is_console: bool = True) -> None:
     """Open a new pseudo terminal; make it our controlling terminal and standard descriptors, send its master side.
 
     Preconditions: this process leads a session without a terminal, may mount, and will change to user `owner`.

@@ -45,9 +45,12 @@ MOUNT_ATTR_RDONLY: Final = 0x1  # mount_setattr(2), fsmount(2), <linux/mount.h>
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_RELATIME: Final = 0
 MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
 MOUNT_ATTR_NODIRATIME: Final = 0x80
-_MOUNT_ATTR_ATIME: Final = 0x70  # a field of three values
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+MOUNT_ATTR_ATIME: Final = 0x70  # a field of three values: to change it, clear it
 _ALL_ATTRIBUTES: Final = 0xFF
 
 _AT_FDCWD: Final = -100
@@ -115,6 +118,11 @@ class DetachedMount:
             if error.errno != errno.ENOSYS:
                 raise
             self._wanted.append((attributes, recursive))
+
+    def change_attributes(self, added: int, cleared: int, *, recursive: bool = False) -> None:
+        """Add and clear MOUNT_ATTR_* (mount_setattr(2), Linux 5.12). EPERM for attributes that a user namespace may not
+        clear."""
+        _set_attributes(self.fd, b"", _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0), added, cleared)
 
     def replace_attributes(self, attributes: int) -> None:
         """Set MOUNT_ATTR_* and clear all others, and let the mount be private (mount_setattr(2), Linux 5.12). EPERM for
@@ -184,8 +192,8 @@ def set_attributes(path: str, attributes: int) -> None:
 def _set_attributes(
     dir_fd: int, path: bytes, flags: int, attributes: int, cleared: int = 0, propagation: int = 0
 ) -> None:
-    if attributes & _MOUNT_ATTR_ATIME:
-        cleared |= _MOUNT_ATTR_ATIME
+    if attributes & MOUNT_ATTR_ATIME:
+        cleared |= MOUNT_ATTR_ATIME
     attr = _MountAttr(attributes, cleared, propagation, 0)
     _syscall(_SYS_MOUNT_SETATTR, path, dir_fd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
 

@@ -7,6 +7,7 @@ Each acts on the calling process (strictly: thread) only, but for `io_priority`.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from typing import Final, NamedTuple
 
@@ -15,10 +16,11 @@ _libc.syscall.restype = ctypes.c_long
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
-_libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.sethostname.argtypes = _libc.setdomainname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
-CLONE_NEWNS: Final = 0x00020000  # unshare(2)
+CLONE_NEWTIME: Final = 0x00000080  # unshare(2)
+CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -28,6 +30,7 @@ CLONE_NEWNET: Final = 0x40000000
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NAME: Final = 15
 _PR_CAPBSET_READ: Final = 23
 _PR_CAPBSET_DROP: Final = 24
@@ -35,7 +38,10 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_GET_NO_NEW_PRIVS: Final = 39
 _PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_RAISE: Final = 2
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_PER_LINUX32: Final = 8  # personality(2)
+_NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 
 _CAPABILITY_VERSION_3: Final = 0x20080522  # capget(2)
 _HIGHEST_CAPABILITY: Final = 63  # two words of 32 bits; the kernel refuses numbers it does not know
@@ -88,6 +94,22 @@ def sethostname(name: str) -> None:
     """Set the hostname of our UTS namespace (sethostname(2)). Raises: EINVAL above 64 bytes."""
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, len(raw)), name)
+
+
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of our UTS namespace (setdomainname(2)). Raises: EINVAL above 64 bytes."""
+    raw = os.fsencode(name)
+    _check(_libc.setdomainname(raw, len(raw)), name)
+
+
+def namespace_type(fd: int) -> int:
+    """Return the CLONE_NEW* of the namespace that `fd` refers to (ioctl_ns(2)). Raises: ENOTTY when it is none."""
+    return fcntl.ioctl(fd, _NS_GET_NSTYPE)
+
+
+def set_personality(linux32: bool) -> None:
+    """Have uname(2) and the like show a machine of 32 bits, or the usual one (personality(2))."""
+    _check(_libc.personality(ctypes.c_ulong(_PER_LINUX32 if linux32 else 0)))
 
 
 def set_parent_death_signal(signal: int) -> None:
@@ -164,6 +186,16 @@ def limit_bounding_set(kept: int) -> None:
             return  # EINVAL: the kernel has no capability of this number or above
         if present and not kept >> number & 1:
             _prctl(_PR_CAPBSET_DROP, number)
+
+
+def keep_capabilities() -> None:
+    """Let a change to other user ids leave the permitted set as it is. exec(2) ends this."""
+    _prctl(_PR_SET_KEEPCAPS, 1)
+
+
+def raise_ambient(number: int) -> None:
+    """Add a capability to the ambient set. Raises: EPERM unless it is permitted and inheritable."""
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0))
 
 
 def clear_ambient_set() -> None:

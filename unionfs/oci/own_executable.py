@@ -1,0 +1,51 @@
+"""Execute the interpreter again from a mount that is read-only.
+
+A process of the runtime enters the container before it becomes the container's command. There, /proc/PID/exe leads to
+the interpreter of the host: a container could have it executed as its command, and then write to it (CVE-2019-5736).
+Through a read-only mount it cannot be written to, whatever rights the container has.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, open_tree
+
+_MARK: Final = "_UNIONFS_OCI_PROTECTED"
+_SEALS: Final = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE, fcntl(2)
+_ADD_SEALS: Final = 1033
+_COPIED: Final = 1 << 30
+
+
+def protect() -> None:
+    """Return if the interpreter runs from such a mount, else execute it again: from a sealed copy in memory where this
+    process may not mount.
+
+    Preconditions: nothing was done yet that the same command line would not do again.
+    """
+    if os.environ.get(_MARK) == str(os.getpid()):
+        return
+    path = os.path.realpath("/proc/self/exe")
+    os.environ[_MARK] = str(os.getpid())
+    arguments = [sys.executable, *sys.orig_argv[1:]]
+    try:
+        tree = open_tree(path, recursive=False)
+        tree.change_attributes(MOUNT_ATTR_RDONLY, 0)
+        fd = os.open(f"/proc/self/fd/{tree.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        tree.close()
+    except OSError:
+        fd = _sealed_copy(path)
+    os.execve(f"/proc/self/fd/{fd}", arguments, os.environ)
+
+
+def _sealed_copy(path: str) -> int:
+    import fcntl
+
+    fd = os.memfd_create("unionfs-oci", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(path, "rb") as source:
+        while os.sendfile(fd, source.fileno(), None, _COPIED):
+            pass
+    fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+    return fd
