@@ -27,7 +27,18 @@ GROUND_FLOOR = (
 )
 CORE_DOOR = tuple(
     f"unionfs.core.{name}"
-    for name in ("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers")
+    for name in (
+        "union",
+        "view",
+        "attrs",
+        "ledger",
+        "options",
+        "node_record",
+        "takeover",
+        "branches",
+        "pointers",
+        "freeze",
+    )
 )
 
 MAX_LINES = 600

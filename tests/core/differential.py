@@ -18,6 +18,7 @@ from tests.core.native import Native
 from tests.core.snapshots import Snapshot, differences, snapshot, survey
 from tests.core.stack import Stack, Whiteout
 from tests.core.union_driver import UnionDriver
+from unionfs.core.options import OptionError
 
 Step = tuple[object, ...]
 
@@ -65,6 +66,7 @@ class Pair:
         self.steps: list[Step] = []
         self.handles: list[tuple[int, int]] = []  # (native, union), the same index for the same open file
         self._inos: dict[int, int] = {}  # native ino -> union ino of every file that is there
+        self._has_frozen = False
         self._start = f"{list(lowers)!r}, {upper!r}, {whiteout!r}, caching={caching}"
         self._start += f", overrides={overrides!r}" if overrides else ""
         self._adopt_nlinks()
@@ -120,14 +122,35 @@ class Pair:
         native, union = self.handles.pop(index)
         self.native.close(native)
         self.union.close(union)
+        self._forgot()
 
     def _forget(self) -> None:
         self.union.forget_all()
+        self._forgot()
 
     def _remount(self) -> None:
         self.close_handles()
         self.stack.remount()
+        self._forgot()
         self.check()
+
+    def _freeze(self) -> None:
+        """The upper becomes a lower while files are open, unless that must wait for one of them. Inode numbers and link
+        counts of what is not known may change: it is in another branch."""
+        try:
+            self.stack.freeze()
+        except OptionError as busy:
+            assert busy.errno == errno.EBUSY, self.story()  # noqa: PT017 - other steps are compared
+            return
+        self._has_frozen = True
+        self._inos = {}
+        self._adopt_nlinks()
+        self.check()
+
+    def _forgot(self) -> None:
+        """What was copied up before a freeze may get the number that it has in its branch now."""
+        if self._has_frozen:
+            self._inos = {}
 
     def _restack(self) -> None:
         """The upper becomes a lower, without its work directory: as when a container is committed.

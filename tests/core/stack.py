@@ -15,6 +15,7 @@ from tests.core.snapshots import fingerprint
 from tests.core.trees import tree
 from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT
+from unionfs.core.freeze import Freeze
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 
@@ -116,6 +117,18 @@ class Stack:
         self.work.mkdir()
         return self.u
 
+    def freeze(self) -> None:
+        """Make the upper a lower while the union is in use. Raises OptionError where that must wait."""
+        name = f"frozen{len(self.lowers)}"
+        job = Freeze(self.union, name.encode())
+        try:
+            job.prepare()
+            job.commit()
+        finally:
+            job.close()
+        self.lowers.insert(0, self.base / name)
+        self._before.insert(0, fingerprint(self.base / name))
+
     def finish(self) -> None:
         """Close, and check what must hold after anything."""
         self.close()
@@ -155,5 +168,5 @@ def litter(work: Path) -> list[str]:
         relative = Path(directory).relative_to(work)
         if "index" in relative.parts:
             continue  # the index of copied-up hard links is meant to stay
-        found += [str(relative / name) for name in files]
+        found += [str(relative / name) for name in files if name != "frozen"]
     return sorted(found)

@@ -147,6 +147,11 @@ class UnionMachine(RuleBasedStateMachine):
     def rename_over(self, pick: int, to: int, flags: int) -> None:
         self.do("rename", self.old(pick), self.old(to), flags)
 
+    @precondition(lambda self: not self.overrides)
+    @rule()
+    def freeze(self) -> None:
+        self.do("freeze")
+
     # -- data --
 
     @rule(pick=_pick, offset=_offset, data=st.sampled_from(CONTENTS))

@@ -62,7 +62,7 @@ class Union(Reading):
             forget_work(made)
             raise
         super().__init__(Guard(core), Access())
-        self._options = options  # immutable
+        self._options = core.options  # immutable; with the lowers that the work directory names (core.freeze)
         self._closed = False
 
     def __enter__(self) -> Self:

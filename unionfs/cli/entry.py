@@ -29,6 +29,7 @@ from unionfs.write_all import replace_standard_streams
 VERBS = {
     "mount": "merge directories into one tree at a mountpoint",
     "branch": "list, add, remove and move the read-only branches of a mounted union",
+    "freeze": "make the writable directory of a mounted union read-only, with an empty one on top",
     "umount": "unmount a union and wait until its daemon has gone",
     "run": "run a command in a container whose root filesystem is a union",
     "try": "run a command on a copy-on-write view of this machine, then list its changes",

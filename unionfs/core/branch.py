@@ -66,9 +66,10 @@ class Branch:
     def __init__(self, path: str, fds: FdCache, *, writable: bool, opened: str = "") -> None:
         """Open the root, by its path or by that of a descriptor in /proc/self/fd, `opened`. Raises OSError as open(2)
         does; ENOTDIR if it is not a directory."""
-        self.path = path  # immutable: as the user named it, for messages only
+        self.path = path  # as the user named it, for messages only; changed by core.freeze only
         self.fds = fds  # immutable
-        self.writable = writable  # immutable
+        self.writable = writable  # changed by core.freeze only
+        self.was_upper = False  # set once by core.freeze: its files may not be on the device yet
         self.root = BranchDir(self, None, b"")
         fd = os.open(opened or path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root.held = FileFd(fd)  # never in the cache: the path may be gone by now (a detached mount)

@@ -119,8 +119,11 @@ def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
     if tree.options.durability == "volatile":
         return None
     if isinstance(node, DirNode):
-        return None if node.upper is None else _open_dir(node.upper)
-    if not node.is_up or not stat.S_ISREG(tree.stat(node).st_mode):
+        place = node.upper
+        if place is None and node.low is not None and node.low.stack[0].branch.was_upper:
+            place = node.low.stack[0]
+        return None if place is None else _open_dir(place)
+    if not (node.is_up or node.home.branch.was_upper) or not stat.S_ISREG(tree.stat(node).st_mode):
         return None
     return tree.read_fd(node)
 

@@ -221,9 +221,9 @@ class NodeRecord:
         """Whether the union has other branches than it began with: no daemon can continue from what the keeper has."""
         return bool(self._words[_OUTDATED])
 
-    def outdate(self) -> None:
-        """The branches are about to be changed."""
-        self._words[_OUTDATED] = 1
+    def outdate(self, is_so: bool = True) -> None:
+        """The branches are about to be changed; not `is_so`: they were not, after all."""
+        self._words[_OUTDATED] = is_so
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the

@@ -4,6 +4,8 @@
     work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
     work/spare                an empty directory that the next daemon takes as its own: a full disk has room for it
     work/index/KEY            the hard-link index (see core.hardlinks)
+    work/frozen               names of directories beside the upper, each ended by NUL, the topmost first: they were the
+                              upper once, and are lowers now, above all others (core.freeze)
 
 Each daemon builds in its own subdirectory, so two daemons on one upper do not disturb each other; the next daemon
 removes those of dead ones. Knows branches and marks, not nodes.
@@ -25,6 +27,7 @@ from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.trees.remove import remove_tree
+from unionfs.write_all import write_all
 
 RunLater = Callable[[Callable[[], None]], None]
 """Runs a function that may take long in any thread, some time after the current request."""
@@ -39,6 +42,7 @@ make room writes next, and must not get ENOSPC."""
 _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
 INDEX: Final = b"index"
+FROZEN: Final = b"frozen"
 
 
 class Staging:
@@ -65,7 +69,9 @@ class Staging:
             fcntl.flock(self._live_fd, fcntl.LOCK_EX)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(INDEX, 0o700, dir_fd=root.fd())
-            self._opened_ns = os.stat(lock).st_mtime_ns  # immutable: every daemon makes and removes a directory in it
+            # Changed by our own changes to the directory: every daemon makes and removes a directory in it.
+            self._opened_ns = os.stat(lock).st_mtime_ns
+            self.frozen = read_frozen(root.fd())  # changed by write_frozen only
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
@@ -121,6 +127,48 @@ class Staging:
         """Whether no other daemon has used the work directory since this one opened it: else what it remembers of the
         upper may be wrong."""
         return not self.upper_in_use and os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns == self._opened_ns
+
+    def renew_index(self) -> bytes:
+        """Begin with an empty hard-link index. Returns the name here of the one before. Raises OSError with everything
+        as it was. Preconditions: others are locked out, and this daemon was alone."""
+        root, leaf = self.branch.root, self.new_name()
+        os.rename(INDEX, leaf, src_dir_fd=root.fd(), dst_dir_fd=self.here.fd())
+        try:
+            os.mkdir(INDEX, 0o700, dir_fd=root.fd())
+        except BaseException:
+            self.restore_index(leaf)
+            raise
+        self._has_new_index()
+        return leaf
+
+    def restore_index(self, leaf: bytes) -> None:
+        """Undo `renew_index`."""
+        root_fd = self.branch.root.fd()
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(INDEX, dir_fd=root_fd)
+        os.rename(leaf, INDEX, src_dir_fd=self.here.fd(), dst_dir_fd=root_fd)
+        self._has_new_index()
+
+    def _has_new_index(self) -> None:
+        self.index = self.branch.root.child(INDEX)
+        self._note_time()
+
+    def write_frozen(self, names: list[bytes]) -> None:
+        """Replace the list of frozen directories atomically. Raises OSError with everything as it was. Preconditions:
+        as for renew_index."""
+        root_fd, leaf = self.branch.root.fd(), self.new_name()
+        fd = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.here.fd())
+        try:
+            write_all(fd, b"".join(name + b"\0" for name in names))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(leaf, FROZEN, src_dir_fd=self.here.fd(), dst_dir_fd=root_fd)
+        self.frozen = names
+        self._note_time()
+
+    def _note_time(self) -> None:
+        self._opened_ns = os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns
 
     def fd(self) -> int:
         """Return a descriptor of this daemon's own subdirectory."""
@@ -190,6 +238,27 @@ class Staging:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
                 log_warning("cannot clean the work directory %s: %s", self.branch.path, exc)
         os.close(self._live_fd)
+
+
+def read_frozen(root_fd: int) -> list[bytes]:
+    """Read the names of the frozen directories in the work directory `root_fd`. Raises OSError."""
+    try:
+        fd = os.open(FROZEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root_fd)
+    except FileNotFoundError:
+        return []
+    with open(fd, "rb") as file:
+        return [name for name in file.read().split(b"\0") if name]
+
+
+def frozen_lowers(upper: str, work: str) -> list[str]:
+    """Return the paths of the frozen directories of an upper, the topmost first. Raises OSError."""
+    fd = os.open(work, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        names = read_frozen(fd)
+    finally:
+        os.close(fd)
+    above = os.path.dirname(os.path.realpath(upper))
+    return [os.path.join(above, os.path.basename(os.fsdecode(name))) for name in names]
 
 
 def _empty(open_file: FileFd) -> None:

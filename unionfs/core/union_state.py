@@ -28,7 +28,7 @@ from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_directory, check_overlap
 from unionfs.core.owner_override import OwnerOverride, open_as_owner
-from unionfs.core.staging import RunLater, Staging
+from unionfs.core.staging import RunLater, Staging, frozen_lowers
 from unionfs.syscalls import mountinfo
 
 if TYPE_CHECKING:
@@ -44,6 +44,20 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # a full upper can still be mounted
 def refuse(code: int, name: bytes = b"") -> NoReturn:
     """Raise the OSError for `code`."""
     raise OSError(code, os.strerror(code), os.fsdecode(name))
+
+
+def _with_frozen(options: Options) -> Options:
+    """Return the options with the lowers that were the upper once (core.freeze), unless these are named already."""
+    if options.upper is None or options.work is None:
+        return options
+    try:
+        frozen = frozen_lowers(options.upper, options.work)
+    except OSError:
+        return options  # a work directory that cannot be opened is reported later
+    if not frozen:
+        return options
+    named = {os.path.realpath(lower) for lower in options.lowers}
+    return options._replace(lowers=(*(path for path in frozen if path not in named), *options.lowers))
 
 
 def _check_branches(options: Options) -> None:
@@ -76,6 +90,7 @@ class UnionState:
     def __init__(self, options: Options, viewed: UnionState | None = None) -> None:
         """Open all branches; for a view share those of the union `viewed` that it is of. Raises OptionError."""
         if viewed is None:
+            options = _with_frozen(options)
             _check_branches(options)
         self.options = options  # its lowers are changed by core.branches only
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -83,9 +98,9 @@ class UnionState:
         self.fds: FdCache = FdCache(options.fds_limit or min(_FDS_MOST, free // 2)) if viewed is None else viewed.fds
         self.cache: NameCache = NameCache(options.names_limit) if viewed is None else viewed.cache
         self.ledger = Ledger()
-        self.upper: Branch | None = None  # immutable
+        self.upper: Branch | None = None  # changed by core.freeze only
         self._staging: Staging | None = None  # immutable
-        self._links: HardLinks | None = None  # replaced by read_links only
+        self._links: HardLinks | None = None  # replaced by read_links and set_links only
         paths = options.lowers if viewed is None else ()
         lowers = [self._open_branch("a lower", path, writable=False) for path in paths]
         # All lowers so far, by Branch.number; core.branches adds to it.
@@ -226,6 +241,10 @@ class UnionState:
     def links_or_none(self) -> HardLinks | None:
         """The hard-link index, or None when the union has no upper."""
         return self._links
+
+    def set_links(self, links: HardLinks) -> None:
+        """Replace the hard-link index, which must have the keys of all nodes that are left in it."""
+        self._links = links
 
     def read_links(self) -> None:
         """Read the hard-link index again: a daemon that has died has changed it."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import FSTYPE
-from unionfs.syscalls import mountinfo
+from unionfs.syscalls import files, mountinfo
 
 BOTTOM = -1
 """The position below all branches."""
@@ -79,6 +80,19 @@ def remove(union: Served, path: str, *, force: bool = False) -> list[BranchLine]
 def move(union: Served, path: str, position: int) -> list[BranchLine]:
     """Move a lower to another position. Returns the branches afterwards. Raises: BranchError."""
     return _of_known(union, {"verb": "mv", "path": path, "at": position})
+
+
+def freeze(union: Served, mountpoint: str, name: str) -> str:
+    """Make the upper a lower, with an empty upper on top of it, in one moment. `name`: of the directory beside the
+    upper that it becomes; "": the upper's own with a number. Returns its path. Raises: BranchError."""
+    with suppress(OSError):  # what programs have in the page cache, as far as it is dirty, belongs to that moment
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            files.syncfs(fd)
+        finally:
+            os.close(fd)
+    found = _answer(union, "change", {"verb": "freeze", "path": name, "at": None}, ())
+    return next(line.path for line in found if line.role == "lower")
 
 
 def _of_known(union: Served, details: dict[str, Any]) -> list[BranchLine]:

@@ -14,9 +14,11 @@ import os
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.core import branches, pointers
+from unionfs.core.freeze import Freeze
 from unionfs.core.options import OptionError
 from unionfs.fuse.calls import EndedError
 from unionfs.fuse.death_helper import DeathHelper
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 _TOLD_S: Final = 30.0
 """A notification may have to wait for a copy-up."""
 _POLL_S: Final = 0.002
+_QUIET_S: Final = 10.0
+"""For changes of files that are in threads to end before a freeze."""
 
 _SHOWN_MOST: Final = 1000
 """Pointers that one refusal names."""
@@ -68,8 +72,8 @@ class BranchControl:
 
     def change(self, asked: dict[str, Any], fds: list[int]) -> None:
         """Make one change: `asked` has `verb` ("add", "rm", "mv"), `path`, `at` (a position or None), `force`, and for
-        "add" `hidden`: what is mounted below the directory. `fds`: the directory, if it could be opened. Raises:
-        RefusedError."""
+        "add" `hidden`: what is mounted below the directory. `fds`: the directory, if it could be opened. For the verb
+        "freeze" the path is a name. Raises: RefusedError."""
         with self._lock:
             try:
                 self._change(asked, fds)
@@ -85,6 +89,9 @@ class BranchControl:
         if calls is None:
             raise RefusedError("its transport does not change branches while it serves")
         verb, path, at = asked.get("verb"), asked.get("path"), asked.get("at")
+        if verb == "freeze" and isinstance(path, str):
+            self._freeze(calls, os.fsencode(path))
+            return
         if verb not in ("add", "rm", "mv") or not isinstance(path, str) or not isinstance(at, int | None):
             raise RefusedError("the daemon does not understand the request")
         is_forced = bool(asked.get("force"))
@@ -110,6 +117,44 @@ class BranchControl:
                 self._restack(calls, stack, watched)
             return
         self._restack(calls, stack)
+
+    def _freeze(self, calls: Calls, name: bytes) -> None:
+        """Make the upper a lower, under `name` beside it; b"": under its own name with a number."""
+        numbers = count(1)
+        while True:
+            upper = os.fsencode(os.path.normpath(self._union.options.upper or ""))
+            job = Freeze(self._union, name or b"%s.%d" % (os.path.basename(upper), next(numbers)))
+            try:
+                job.prepare()
+                self._commit(calls, job)
+            except FileExistsError:
+                if name:
+                    raise
+                continue
+            finally:
+                job.close()
+            log.info("the upper of the past is now %r", self._union.options.lowers[0])
+            return
+
+    def _commit(self, calls: Calls, job: Freeze) -> None:
+        until = time.monotonic() + _QUIET_S
+
+        def work() -> bool:
+            if not calls.is_quiet():
+                if time.monotonic() > until:
+                    raise RefusedError("its files are being changed all the time")
+                return True
+            was_outdated = self._record is not None and self._record.is_outdated
+            self._prepare()
+            try:
+                job.commit()
+            except BaseException:
+                if self._record is not None:
+                    self._record.outdate(was_outdated)
+                raise
+            return False
+
+        calls.do(work)
 
     def _index(self, at: int | None, count: int) -> int:
         """Return the index among `count` lowers that a position means; None: the top, -1: the bottom."""

@@ -106,11 +106,12 @@ class _Engine:
                 device.add(notifier.fd)
         self._has_events = False  # whether the notifier has changes to process
         self._main = threading.get_ident()  # immutable
-        self._calls = Calls(self._wake, self._begin_telling, self._has_told)  # immutable
+        self._calls = Calls(self._wake, self._begin_telling, self._has_told, self._is_quiet)  # immutable
         self._session.calls = self._calls
         self._workers = Workers()  # immutable
         dispatcher.notify = self._tell
         self._away = 0  # copy-ups and tasks in threads
+        self._changing = 0  # those of the tasks that may change a file of the upper
         self._telling = 0  # those that wait in the kernel for one of our answers
         self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
         """Work that has ended, with its outcome or error; filled by the threads."""
@@ -148,6 +149,10 @@ class _Engine:
         """In another thread: whether the kernel has got all invalidations."""
         return self._notifier is None or self._notifier.has_told
 
+    def _is_quiet(self) -> bool:
+        """Whether no thread changes a file: copy-ups write to new files only."""
+        return self._changing == 0
+
     def _start_notifier(self, notifier: Notifier) -> None:
         shorten = partial(self._dispatcher.encoder.set_timeout, UNWATCHED_S)
         notifier.start(self._notify, self._dispatcher.may_send, shorten)
@@ -173,6 +178,7 @@ class _Engine:
                 if not self._away:
                     self._device.add(self._bell)
                 self._away += 1
+                self._changing += isinstance(item, data.ThreadTask)
                 if isinstance(item, data.ThreadTask) and item.waits_for_loop:
                     self._telling += 1
                     if self._session.death_helper is not None:
@@ -212,6 +218,7 @@ class _Engine:
             if not self._away:
                 self._device.remove(self._bell)
             item, outcome, error = self._ended.popleft()
+            self._changing -= isinstance(item, data.ThreadTask)
             if isinstance(item, data.ThreadTask) and item.waits_for_loop:
                 self._telling -= 1
             if isinstance(item, CopyUpJob):

@@ -1,0 +1,43 @@
+"""`unionfs freeze`: the upper of a mounted union becomes a read-only branch, with an empty upper on top of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from unionfs.cli.arguments import Parser
+from unionfs.cli.errors import CommandError
+from unionfs.fuse import branch_client
+from unionfs.fuse.branch_client import BranchError
+from unionfs.printable import printable
+
+_DESCRIPTION: Final = """\
+Make the writable directory of a mounted union read-only, with an empty one on top of it, in one moment: what was
+written before is in the directory that is printed, which the union never changes again, and can be packed or compared
+while programs go on. They notice nothing. What is changed later is copied up from it.
+
+The directory lies beside the upper; NAME is its name there (by default the upper's with a number). The upper keeps its
+path. The work directory notes what was frozen, so that the next mount of the same upper and work directory has it."""
+
+_EPILOG: Final = """\
+Files that are open for writing are copied up at their next write. A mount whose upper was frozen has no keeper any
+more: if its daemon is killed, the mount ends. Not with --watch, --passthrough or --transport pyfuse3, and not on mounts
+that podman or another program has made by the -o form. Containers cannot be frozen yet; `unionfs commit` makes an image
+of one that runs.
+
+--json prints one object: path."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `unionfs freeze ARGV`."""
+    parser = Parser("freeze", _DESCRIPTION, _EPILOG)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("name", metavar="NAME", nargs="?", default="")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse(argv)
+    try:
+        path = branch_client.freeze(branch_client.at(arguments.mountpoint), arguments.mountpoint, arguments.name)
+    except BranchError as error:
+        raise CommandError(f"freeze failed: {arguments.mountpoint}: {error}") from error
+    print(json.dumps({"path": path}) if arguments.json else printable(path))
+    return 0

@@ -1,0 +1,258 @@
+"""Make the upper of a union in use a lower, with an empty upper on top of it, in one moment.
+
+What is shown stays as it is, so the kernel is told nothing. On disk one rename does it (RENAME_EXCHANGE): the directory
+of the upper and an empty one beside it change places. The work directory lists the frozen ones (core.staging), from
+before that rename on, so whoever opens the union again, also after a crash, gets the same stack: an empty directory in
+it changes nothing. What was written before is in the lower, which nothing changes afterwards; what is written later is
+copied up from it.
+
+Files that are open go on; those that were open for writing are copied up at their next write. Knows everything in the
+core but requests. The caller sees to it that no thread changes a file of the upper meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Final
+
+from unionfs import markers
+from unionfs.core import complete, inodes, lookup, marks, overrides
+from unionfs.core.branch import Branch, BranchDir
+from unionfs.core.hardlinks import HardLinks
+from unionfs.core.lower import LowDir, LowerTree
+from unionfs.core.marks import proc_path
+from unionfs.core.node import DirNode, FileNode, names_of
+from unionfs.core.options import OptionError
+from unionfs.core.union import Union
+from unionfs.core.union_state import UnionState
+from unionfs.syscalls import files
+from unionfs.trees.remove import remove_tree
+
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SHOWN: Final = (markers.OVERRIDE_PREFIX, markers.OVERRIDE_OLD_XATTR, markers.OVERRIDE_PRIVILEGED_XATTR)
+"""Of the union's own attributes, those that say how an object is shown."""
+
+
+class Freeze:
+    """One freeze. `prepare` may run in any thread; then `commit` on the union's thread, and `close` in any."""
+
+    def __init__(self, union: Union, name: bytes) -> None:
+        """`name`: of the directory beside the upper that is to be the lower. Raises OptionError."""
+        self._tree = union._tree  # immutable
+        self._name = name  # immutable
+        self._parent_fd = -1  # the directory that the upper is in; set once by prepare
+        self._upper_name = b""  # likewise: its name there
+        self._fresh_fd = -1  # the empty directory; likewise
+        self._is_done = False  # set once by commit
+        self._old_index = b""  # likewise: what is left of the hard-link index, in the staging directory
+        self._staging_fd = -1  # likewise: of that directory
+        options = self._tree.options
+        if options.upper is None:
+            raise OptionError(errno.EROFS, "the union has no upper")
+        if options.whiteout == marks.FUSE_OVERLAYFS:
+            raise OptionError(errno.EOPNOTSUPP, "it was mounted for another program, which knows one upper only")
+        if options.passthrough:
+            raise OptionError(errno.EOPNOTSUPP, "with passthrough the kernel itself writes to the upper's files")
+        if self._tree.watcher is not None:
+            raise OptionError(errno.EOPNOTSUPP, "the upper is watched for changes by others (--watch)")
+        if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > markers.NAME_MAX:
+            raise OptionError(errno.EINVAL, f"{os.fsdecode(name)!r} is no name for a directory")
+
+    def prepare(self) -> None:
+        """Make the empty directory, with the attributes of the upper's root. Raises OSError, OptionError."""
+        upper = self._tree.upper
+        assert upper is not None
+        root_fd = upper.root.fd()
+        self._parent_fd = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+        self._upper_name = self._name_of(upper)
+        os.mkdir(self._name, 0o700, dir_fd=self._parent_fd)
+        self._fresh_fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent_fd)
+        _copy_attributes(root_fd, self._fresh_fd)
+
+    def _name_of(self, upper: Branch) -> bytes:
+        """Find the upper's name in the directory above it: not by its path, which may be another one in this mount
+        namespace."""
+        names = [os.path.basename(os.path.normpath(os.fsencode(upper.path)))]
+        with suppress(OSError):
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._parent_fd)
+            try:
+                names += [os.fsencode(name) for name in os.listdir(fd)]
+            finally:
+                os.close(fd)
+        for name in names:
+            with suppress(OSError):
+                st = os.stat(name, dir_fd=self._parent_fd, follow_symlinks=False)
+                if (st.st_dev, st.st_ino) == (upper.dev, upper.ino) and name not in (b"", b".", b".."):
+                    return name
+        raise OptionError(errno.EXDEV, f"the upper {upper.path} is a mountpoint, and cannot change places with another")
+
+    def close(self) -> None:
+        """Clean up: after `commit` what it has left, else what `prepare` has made."""
+        if self._staging_fd >= 0:
+            with suppress(OSError):  # the end of the daemon removes it
+                remove_tree(self._staging_fd, self._old_index)
+            os.close(self._staging_fd)
+            self._staging_fd = -1
+        if self._fresh_fd >= 0:
+            if not self._is_done:
+                with suppress(OSError):
+                    os.rmdir(self._name, dir_fd=self._parent_fd)
+            os.close(self._fresh_fd)
+        if self._parent_fd >= 0:
+            os.close(self._parent_fd)
+        self._parent_fd = self._fresh_fd = -1
+
+    def commit(self) -> str:
+        """Do it. Returns the path of the directory that is a lower now. Raises OSError, OptionError with everything as
+        it was."""
+        tree = self._tree
+        staging, frozen = tree.staging, tree.upper
+        assert frozen is not None
+        if not complete.complete(tree):
+            raise OptionError(errno.EBUSY, "the upper lacks names of hard links, or another daemon uses it")
+        lock = staging.lock_out_others()
+        if lock is None or not staging.was_alone():
+            raise OptionError(errno.EBUSY, "another daemon uses the upper")
+        with lock:
+            _find_homes(tree)
+            path = os.path.join(os.path.dirname(os.path.normpath(frozen.path)), os.fsdecode(self._name))
+            fresh = self._open_fresh(frozen)
+            try:
+                lowers = LowerTree(
+                    [frozen, *tree.lowers.branches], tree.cache, skip_unreadable=tree.lowers.skip_unreadable
+                )
+                index, links = self._change_places(fresh)
+            except BaseException:
+                fresh.root.held = None  # branch and root refer to each other
+                raise
+            self._is_done, self._old_index, self._staging_fd = True, index, os.dup(staging.fd())
+            _switch(tree, frozen, fresh, lowers, links, path)
+        return path
+
+    def _change_places(self, fresh: Branch) -> tuple[bytes, HardLinks]:
+        """Do what is to be done on disk. Returns the name of the old hard-link index in the staging directory, and the
+        new one."""
+        staging = self._tree.staging
+        index = staging.renew_index()
+        try:
+            links = HardLinks(staging, fresh.root)
+            staging.write_frozen([self._name, *staging.frozen])
+            try:
+                parent, flags = self._parent_fd, files.RENAME_EXCHANGE
+                files.renameat2(parent, self._upper_name, parent, self._name, flags)
+            except OSError:
+                staging.write_frozen(staging.frozen[1:])
+                raise
+        except BaseException:
+            staging.restore_index(index)
+            raise
+        return index, links
+
+    def _open_fresh(self, frozen: Branch) -> Branch:
+        fresh = Branch(frozen.path, self._tree.fds, writable=True, opened=proc_path(self._fresh_fd))
+        fresh.fs_index, fresh.has_flags = frozen.fs_index, frozen.has_flags
+        if frozen.overrides is not None:
+            overrides.detect(fresh)
+            if fresh.overrides is None:
+                raise OptionError(errno.EOPNOTSUPP, "owners cannot be kept beside a directory")
+            fresh.overrides.floor = frozen.overrides.floor
+            fresh.overrides.stands_in = frozen.overrides.stands_in
+        return fresh
+
+
+def _copy_attributes(source_fd: int, target_fd: int) -> None:
+    """Give a directory the owner, mode, times and attributes of another, but not its marks."""
+    source, target = proc_path(source_fd), proc_path(target_fd)
+    st = os.stat(source)
+    os.chown(target, st.st_uid, st.st_gid)
+    os.chmod(target, st.st_mode & 0o7777)
+    for name in os.listxattr(source):
+        if markers.is_private_xattr(name) and not name.startswith(_SHOWN):
+            continue
+        try:
+            os.setxattr(target, name, os.getxattr(source, name))
+        except PermissionError:
+            if not name.startswith("security."):  # a label that is not ours to set
+                raise
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def _find_homes(tree: UnionState) -> None:
+    """Let each file that is reached by the hard-link index be reached by a name in the upper. Raises OptionError for
+    removed files that are in use and have other names: they must stay writable, and what the names lead to must not."""
+    index = tree.links.place
+    for node in tree.nodes.all():
+        if not isinstance(node, FileNode) or not node.is_up:
+            continue
+        if node.home is index and not node.is_dead:
+            for parent, name in names_of(node):
+                if parent.upper is not None and lookup.upper_entry(tree, parent, name) is not None:
+                    node.home, node.leaf = parent.upper, name
+                    break
+        if node.home is index or (node.home is tree.staging.here and tree.stat(node).st_nlink > 1):
+            why = f"{os.fsdecode(node.name)!r} is removed, in use, and has other names: try again when it is closed"
+            raise OptionError(errno.EBUSY, why)
+
+
+def _switch(tree: UnionState, frozen: Branch, fresh: Branch, lowers: LowerTree, links: HardLinks, path: str) -> None:
+    """Let the nodes, which are where they were, be in a lower. Nothing in here fails."""
+    frozen.writable, frozen.was_upper, frozen.path, frozen.number = False, True, path, len(tree.opened)
+    tree.opened.append(frozen)
+    tree.options = tree.options._replace(lowers=(path, *tree.options.lowers))
+    replaced: set[object] = {tree.lowers.root}
+    before, tree.lowers, tree.upper = tree.links, lowers, fresh
+    tree.staging.branch.overrides = fresh.overrides
+    links.on_change = before.on_change
+    tree.set_links(links)
+    directories = []
+    for node in tree.nodes.all():
+        if isinstance(node, FileNode):
+            if node.home.branch is frozen and node.links is not None:
+                _own_names(tree, node, before)
+        elif not node.dead:
+            replaced.add(node.low)
+            _switch_directory(tree, node, frozen)
+            directories.append(node)
+    for node in directories:
+        if node.parent is not None and node.low is not None:
+            node.low.parent = node.parent.low
+    tree.root.upper = fresh.root
+    assert tree.root.low is not None
+    lowers.root = tree.root.low
+    tree.cache.forget_if(replaced.__contains__)
+    tree.is_restacked = True
+    if tree.nodes.handle_table is not None:
+        tree.nodes.handle_table.drop_handles()
+
+
+def _switch_directory(tree: UnionState, node: DirNode, frozen: Branch) -> None:
+    stack: tuple[BranchDir, ...] = node.low.stack if node.low is not None else ()
+    up = node.upper
+    if up is not None and up.branch is frozen:
+        stack = (up, *stack)
+        node.upper = None
+    if node.up_names is not None:
+        tree.cache.grow(node, -len(node.up_names))
+        node.up_names, node.hidden = None, set()
+    node.subdirs = -1
+    node.low = LowDir(tree.lowers, None, node.name, stack)
+
+
+def _own_names(tree: UnionState, node: FileNode, before: HardLinks) -> None:
+    """Let a file be one of a lower, of several names if it has them. `before`: the index that it was in."""
+    links = node.links
+    assert links is not None
+    is_indexed = links.key is not None and before.upper_ino(links.key) is not None
+    if links.inode is None and not is_indexed:
+        return
+    try:
+        st = node.home.stat_entry(node.leaf)
+    except OSError:
+        return
+    if st.st_nlink - is_indexed > 1:
+        links.key = inodes.link_key(node.home.branch, st)
+    else:
+        tree.nodes.unregister_inode(node)
+        links.key = links.inode = None
