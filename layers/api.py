@@ -244,7 +244,7 @@ def _does(what: str) -> Literal["brings", "hides", "empties", "covers", "passes"
 def _of_layout(path: str, stack: ExitStack) -> Store:
     if not os.path.exists(os.path.join(path, "oci-layout")):
         hint = "layers.open_layer opens a layer's directory"
-        raise Refused(_WHAT, path, "the directory is no OCI layout: it has no oci-layout", hint=hint)
+        raise Refused(_WHAT, path, "the directory is not an OCI layout: it has no file oci-layout", hint=hint)
     root = stack.enter_context(tempfile.TemporaryDirectory(prefix="layers-"))
     os.symlink(os.path.abspath(path), os.path.join(root, "images"))
     return Store(root)

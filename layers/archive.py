@@ -207,7 +207,7 @@ class _Archive:
         """Read a small file. Raises: Refused when it is missing or larger than `limit` bytes."""
         offset, size = self._find(path)
         if size > limit:
-            raise Refused(_WHAT, path, f"{size} bytes are more than the {limit} that are taken")
+            raise Refused(_WHAT, path, f"{size} bytes; the limit is {limit}")
         self._file.seek(offset)
         return self._file.read(size)
 
@@ -272,7 +272,7 @@ class _Layout:
         """Raises: Refused, also when there is no image that is complete."""
         index = manifests.parse(self._archive.read("index.json"), manifests.OCI_INDEX)
         if not isinstance(index, Index):
-            raise Refused(_WHAT, "index.json", "it is no index")
+            raise Refused(_WHAT, "index.json", "it is not an index")
         found = []
         for entry in index.manifests:
             name = _full_name(entry.annotations.get(_CONTAINERD_NAME) or entry.annotations.get(REF_NAME, ""))
@@ -280,7 +280,7 @@ class _Layout:
             if len(images) > 1:  # of indexes within an index, which is not kept
                 images.sort(key=lambda one: not self._is_own(one))
                 for other in images[1:]:
-                    self._left(other, "another image within the same index is taken")
+                    self._left(other, "another image of the same index is loaded")
             found += [(name, one) for one in images[:1]]
         if not found and self._missing:
             raise Refused(_WHAT, self._missing, "the archive refers to it but has no such file")
@@ -291,7 +291,7 @@ class _Layout:
     def _images(self, descriptor: Descriptor, depth: int) -> list[Descriptor]:
         """Bring what a descriptor leads to; returns the image or index, or of an index of indexes those in it."""
         if descriptor.media_type not in manifests.MANIFEST_TYPES + manifests.INDEX_TYPES:
-            return self._left(descriptor, f"it is no image but {descriptor.media_type[:100]!r}")
+            return self._left(descriptor, f"it is not an image but {descriptor.media_type[:100]!r}")
         path = _blob_name(descriptor.digest)
         if not self._has(descriptor):
             self._missing = path
@@ -306,7 +306,7 @@ class _Layout:
                 return self._left(descriptor, f"the archive does not have {missing[0].digest}")
             for blob in (item.config, *item.layers, descriptor):
                 self._bring(blob)
-            return self._left(descriptor, "it is no image but an artifact") if is_artifact else [descriptor]
+            return self._left(descriptor, "it is not an image but an artifact") if is_artifact else [descriptor]
         if depth == _NESTED_MAX:
             raise Refused(_WHAT, path, f"indexes within more than {_NESTED_MAX} indexes")
         inside = [(entry, self._images(entry, depth + 1)) for entry in item.manifests]

@@ -65,7 +65,7 @@ def parse(data: bytes) -> ImageConfig:
     try:
         known = tuple(digests.parse(diff_id) for diff_id in diff_ids)
     except Malformed as error:
-        raise _refused(f"a diff id is no digest: {error.subject}") from None
+        raise _refused(f"a diff id is not a digest: {error.subject}") from None
     platform = Platform(
         _text(value, "os"), _text(value, "architecture"), _text(value, "variant"), _text(value, "os.version")
     )
@@ -117,7 +117,7 @@ _KNOWN_SETTINGS: Final = frozenset(
 def _settings(value: Mapping[str, Any]) -> Settings:
     labels = value.get("Labels") or {}
     if not isinstance(labels, dict) or not all(isinstance(text, str | None) for text in labels.values()):
-        raise _refused("Labels is not an object of texts")
+        raise _refused("Labels is not an object of strings")
     return Settings(
         _text(value, "User"),
         _words(value, "Env") or (),
@@ -183,7 +183,7 @@ def _words(value: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     if isinstance(items, str):
         return ("/bin/sh", "-c", items)  # as Docker reads it
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise _refused(f"{key} is not a list of texts")
+        raise _refused(f"{key} is not a list of strings")
     return tuple(items)
 
 
@@ -201,7 +201,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise _refused(f"{key} is not a text")
+        raise _refused(f"{key} is not a string")
     return text
 
 

@@ -134,7 +134,7 @@ def linked(answer: httpx.Response, text: str) -> httpx.URL:
     try:
         return join(answer.url, text)
     except ValueError as error:
-        why = f"it sends us to {text[:200]!r}: {error}"
+        why = f"it redirects to {text[:200]!r}: {error}"
         raise Refused("reaching a registry", str(origin(answer.url)), why) from None
 
 

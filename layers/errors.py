@@ -14,12 +14,12 @@ EXIT_CODES: Final = """\
 exit codes:
   0  done
   1  failed; the reason is on stderr
-  2  the command line makes no sense, or a reference is malformed
+  2  the command line is invalid, or a reference is malformed
   3  check, diff, verify, inspect --min-efficiency: something was found
-  4  refused: content that is malformed, dangerous, too large, or not what its digest says
+  4  refused: content that is malformed, dangerous or too large, or does not match its digest
   5  there is no such image, tag, layer or blob
   6  a registry could not be reached, or answered with an error
-  7  a registry wants (other) credentials"""
+  7  a registry requires (other) credentials"""
 
 FOUND: Final = 3
 """Exit code of commands that look for something and found it."""
@@ -75,6 +75,6 @@ class RegistryError(LayerError):
 
 
 class AuthError(LayerError):
-    """A registry wants credentials, or other ones than it was given."""
+    """A registry requires credentials, or refuses the given ones."""
 
     exit_code = 7

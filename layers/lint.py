@@ -68,10 +68,10 @@ def of_tar(source: Readable) -> Iterator[Finding]:
             yield Finding(b"/".join(path), _BOTH)
     for path in sorted(brought):
         if any(path[:depth] in brought and brought[path[:depth]] != DIRECTORY for depth in range(1, len(path))):
-            yield Finding(b"/".join(path), "it is below an entry that is no directory")
+            yield Finding(b"/".join(path), "it is below an entry that is not a directory")
 
 
-_BOTH: Final = "both a whiteout and an entry; the whiteout hides only what the layers beneath have at this path"
+_BOTH: Final = "both a whiteout and an entry; the whiteout hides only entries of the layers below at this path"
 
 
 def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str | None) -> Iterator[Finding]:
@@ -89,20 +89,20 @@ def _directory(branch: LayerTree, path: Path, beneath: View | None, dialect: str
         if name in scan.entries:
             yield Finding(where, _BOTH)
         elif beneath is not None and not _has(beneath, below, name):
-            yield Finding(where, "a whiteout of a name that no layer beneath has")
+            yield Finding(where, "a whiteout of a name that no layer below has")
     if scan.opaque:
         where = b"/".join(path)
         if dialect is not None and _FAMILY[scan.opaque] != dialect:
             yield Finding(where, f"an opaque mark of the {_FAMILY[scan.opaque]} dialect")
         if path and beneath is not None and (below is None or not below.is_dir):
-            yield Finding(where, "opaque, but no layer beneath has such a directory")
+            yield Finding(where, "opaque, but no layer below has such a directory")
         if scan.redirect is not None:
             yield Finding(where, "both opaque and redirected; the redirect has no effect")
     elif scan.redirect is not None and beneath is not None:
         components = markers.redirect_components(scan.redirect) or (*path[:-1], scan.redirect)
         target = beneath.find(components)
         if target is None or not target.is_dir:
-            yield Finding(b"/".join(path), f"redirected to {os.fsdecode(scan.redirect)!r}, which no layer beneath has")
+            yield Finding(b"/".join(path), f"redirected to {os.fsdecode(scan.redirect)!r}, which no layer below has")
     yield from _bad_redirect(branch, path)
 
 

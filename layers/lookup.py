@@ -74,7 +74,7 @@ def config_of(item: Manifest, data: bytes) -> ImageConfig:
     """Parse the configuration `data` of an image and compare it with the manifest. Raises: Refused."""
     if item.config.media_type not in manifests.CONFIG_TYPES:
         kind = item.artifact_type or item.config.media_type
-        raise Refused("reading an image", "", f"not a container image but {kind[:100]!r}")
+        raise Refused("reading an image", "", f"it is not a container image but {kind[:100]!r}")
     config = configs.parse(data)
     if len(config.diff_ids) != len(item.layers):
         why = f"the manifest has {len(item.layers)} layers, the configuration {len(config.diff_ids)}"

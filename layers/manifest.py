@@ -324,7 +324,7 @@ def _annotations(value: Mapping[str, Any]) -> dict[str, str]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(text, str | None) for text in given.values()):
-        raise _refused("annotations are not an object of texts")
+        raise _refused("annotations are not an object of strings")
     return {key: text or "" for key, text in given.items()}
 
 
@@ -333,7 +333,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise _refused(f"{key} is not a text")
+        raise _refused(f"{key} is not a string")
     return text
 
 

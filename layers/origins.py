@@ -49,7 +49,7 @@ def join(base: httpx.URL | str, text: str) -> httpx.URL:
         url = httpx.URL(base).join(given).copy_with(fragment=None)
         url.raw_host.decode("ascii").encode("idna")  # the resolver does it too, and fails with UnicodeError
     except UnicodeError:
-        raise ValueError("its host is no name") from None
+        raise ValueError("its host is not a valid name") from None
     except httpx.InvalidURL as error:
         raise ValueError(str(error)) from None
     if url.scheme not in _PORTS or not url.host or not 0 < (url.port or 1) < 1 << 16:

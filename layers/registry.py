@@ -202,7 +202,7 @@ async def listed(session: Session, path: str, key: str, scope: str) -> AsyncIter
         session.expect(answer, "listing", shown, 200)
         items = manifests.load_json(answer.content, "reading a list").get(key) or []
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise Refused("reading a list", shown, f"{key} is not a list of texts")
+            raise Refused("reading a list", shown, f"{key} is not a list of strings")
         for item in items:
             yield item
         following = answer.links.get("next", {}).get("url")

@@ -205,7 +205,7 @@ class Session:
     def host_of(self, answer: httpx.Response) -> str:
         """The host that sent an answer, in words."""
         given = origin(answer.url)
-        return str(given) if self._is_own(given) else f"{given}, where the registry sends us,"
+        return str(given) if self._is_own(given) else f"{given}, to which the registry redirects,"
 
     def _is_own(self, given: Origin) -> bool:
         return self._base is None or given == origin(self._base)
@@ -225,7 +225,7 @@ class Session:
             hint = f"unionfs login {self.endpoint.registry}" if self._is_own(origin(answer.url)) else ""
             return AuthError(what, subject, why, hint=hint)
         asked = retry_after(answer.headers.get("Retry-After", ""), time.time())
-        hint = f"it asks to be tried again in {asked:.0f} s" if asked > _ASKED_MAX_S else ""
+        hint = f"it demands to wait {asked:.0f} s before the next try" if asked > _ASKED_MAX_S else ""
         if answer.status_code == 429 and self.credentials is None:
             hint += f"\nlimits are often higher with a login: unionfs login {self.endpoint.registry}"
         return RegistryError(what, subject, why, hint=hint.strip())

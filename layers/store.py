@@ -199,9 +199,9 @@ class Store:
                     hash_.update(data)
                     left -= len(data)
             if left or source.read(1):
-                raise Refused("reading a blob", digest, f"its size is not the {size} bytes that the descriptor says")
+                raise Refused("reading a blob", digest, f"its size is not the descriptor's {size} bytes")
             if digests.finished(digest, hash_) != digest:
-                raise Refused("reading a blob", digest, "it is not what its digest says")
+                raise Refused("reading a blob", digest, "its content does not match its digest")
             self.put_file(aside, digest)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -245,7 +245,7 @@ class Store:
         # Other tools write no media type, or null for no images.
         index = manifests.parse(data, manifests.OCI_INDEX, limit=_INDEX_MAX)
         if not isinstance(index, Index):
-            raise Refused("reading the store's index.json", self._index, "it is no index")
+            raise Refused("reading the store's index.json", self._index, "it is not an index")
         return [StoredImage(entry.annotations.get(REF_NAME, ""), entry) for entry in index.manifests]
 
     def find(self, text: str) -> StoredImage:

@@ -67,7 +67,7 @@ class Header(tarfile.TarInfo):
         given = {key: value for key, value in pax_headers.items() if value or key not in tarfile.PAX_FIELDS}
         for key in ("uid", "gid", "size"):
             if key in given and not _NUMBER.fullmatch(given[key]):
-                raise ValueError(f"{key} {given[key][:50]!r} is no number")
+                raise ValueError(f"{key} {given[key][:50]!r} is not a number")
         if given.get("size", "").startswith("-"):
             raise ValueError("a negative size")
         super()._apply_pax_info(given, encoding, errors)  # type: ignore[misc]

@@ -70,9 +70,9 @@ class Authenticator(NamedTuple):
         what = scope.split(":")[1] if scope.count(":") >= 2 else registry
         hint = f"unionfs login {registry}"
         if self.credentials is None:
-            return AuthError("logging in", what, "it wants a name and a password", hint=hint)
+            return AuthError("logging in", what, "it requires a user name and a password", hint=hint)
         name = self.credentials.username or "the token"
-        return AuthError("logging in", what, f"it does not take {name}'s credentials", hint=hint)
+        return AuthError("logging in", what, f"it does not accept {name}'s credentials", hint=hint)
 
     def _basic(self, scope: str) -> Token:
         if self.credentials is None or not self.credentials.username:
@@ -91,7 +91,7 @@ class Authenticator(NamedTuple):
         if self.credentials is not None and not may_have_credentials(
             origin(url), self.registry, insecure=self.connection.endpoint.insecure
         ):
-            raise AuthError("logging in", host, f"it wants the password sent without TLS, to {realm[:200]}")
+            raise AuthError("logging in", host, f"it demands the password without TLS, for {realm[:200]}")
         # The scope that the request needs, else the one that the registry names.
         scopes = (scope or parameters.get("scope", "")).split()
         ask = self._form(parameters, scopes, url) or self._query(parameters, scopes, url)
@@ -149,7 +149,7 @@ async def _body(answer: httpx.Response, host: str) -> bytes:
             if len(data) > _ANSWER_MAX:
                 raise AuthError("logging in", host, "the token server's answer is too large")
     except httpx.HTTPError as error:
-        raise RegistryError("logging in", host, f"the token server's answer broke off: {error}") from None
+        raise RegistryError("logging in", host, f"the token server's answer was interrupted: {error}") from None
     finally:
         await answer.aclose()
     return bytes(data)
@@ -161,9 +161,9 @@ def _token(data: bytes, realm: str) -> Token:
         text = value.get("token") or value["access_token"]
         life = float(value.get("expires_in") or _LIFE_S)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise AuthError("logging in", realm[:200], "the token server's answer holds no token") from None
+        raise AuthError("logging in", realm[:200], "the token server's answer has no token") from None
     if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-        raise AuthError("logging in", realm[:200], "the token server's answer holds no proper token")
+        raise AuthError("logging in", realm[:200], "the token server's answer has a malformed token")
     if not 0 < life < _LIFE_MAX_S:
         life = _LIFE_S
     # Expires a little earlier here, since a request takes time.

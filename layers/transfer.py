@@ -93,7 +93,7 @@ class _Download:
                 await self._request()
             except _Changed:
                 if not self.ranges:
-                    why = "the registry sends another part than it was asked for"
+                    why = "the registry sent another part than requested"
                     raise Refused("pulling a blob", self.blob.digest, why) from None
                 self.ranges = False
                 self._restart()
@@ -196,7 +196,7 @@ class Upload:
             if failure is None:
                 if stalls < _STALLS_MAX:
                     continue
-                failure = RegistryError("pushing a blob", self.blob.digest, "the registry takes nothing")
+                failure = RegistryError("pushing a blob", self.blob.digest, "the registry accepts no data")
             if stalls >= _STALLS_MAX or self.refusals >= _CLOSINGS_MAX:
                 raise failure
             await trio.sleep(self.session.pause_s * 2**stalls)
@@ -288,7 +288,9 @@ class Upload:
         """Take the URL of the next request, and the minimal chunk size, from an answer."""
         location = answer.headers.get("Location")
         if not location:
-            raise LayerError("pushing a blob", self.blob.digest, "the registry does not say where the upload goes on")
+            raise LayerError(
+                "pushing a blob", self.blob.digest, "the registry does not name the location of the rest of the upload"
+            )
         self.location = str(linked(answer, location))
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
         if least.isdecimal():

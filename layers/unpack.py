@@ -307,7 +307,7 @@ class _Unpacking:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
-            why = "this device, fifo or symlink cannot be made, nor noted in an extended attribute, on this filesystem"
+            why = "this filesystem supports neither this device, fifo or symlink nor its extended attribute"
             raise OSError(errno.EPERM, why) from None
         uid, gid = self.own if self.noted else (entry.uid, entry.gid)
         if not self.noted:
@@ -484,7 +484,7 @@ def _explained(error: OSError, path: Path) -> Exception:
     if error.errno == errno.ENAMETOOLONG:
         return _refused(path, "it is below a symbolic link to a name that is too long")
     if error.errno == errno.EXDEV:
-        return _refused(path, "something is mounted there")
+        return _refused(path, "a filesystem is mounted there")
     return OSError(error.errno, error.strerror, _shown(path))
 
 

@@ -93,7 +93,7 @@ class _Explanation:
                     self.verdicts[self._number(branch)].shows = HIDES
             elif outcome == walk.COVERED:
                 self._because(branch, f"{self._name(found[0].branch)} has a directory there")
-                self._cut(below, f"it is beneath a file of {label} at /{_text(path)}")
+                self._cut(below, f"it is below a file of {label} at /{_text(path)}")
             elif outcome == walk.FILE:
                 self._is_directory = False
                 self._cut(below, f"{label} has a {WORDS.get(entry.kind, _UNKNOWN)} at /{_text(path)}")
@@ -127,7 +127,7 @@ class _Explanation:
             verdict.holds = self._held(branch, path)
             if verdict.holds and verdict.shows == ABSENT:
                 verdict.shows = HIDDEN
-                verdict.because = verdict.because or "the union does not show this branch's directory that it is in"
+                verdict.because = verdict.because or "the union does not show its directory of this branch"
             elif not verdict.holds:
                 verdict.because = ""
 
@@ -143,7 +143,7 @@ class _Explanation:
         except (FileNotFoundError, NotADirectoryError):
             return ""
         except OSError:
-            return "something that cannot be read"
+            return "an object that cannot be read"
         try:
             st = os.fstat(fd)
         finally:

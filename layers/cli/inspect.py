@@ -32,10 +32,12 @@ def main(argv: list[str]) -> int:
     """Run `layers inspect ARGV`."""
     parser = Parser("inspect", _DESCRIPTION)
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+")
-    parser.add_argument("--stack", action="store_true", help="the layers are a stack, the first on top")
-    parser.add_argument("--top", metavar="N", type=int, default=10, help="lines of each list (default: 10)")
     parser.add_argument(
-        "--min-efficiency", metavar="PERCENT", type=_percent, default=0.0, help="exit code 3 when it is less"
+        "--stack", action="store_true", help="several arguments are one stack of layers, the first on top"
+    )
+    parser.add_argument("--top", metavar="N", type=int, default=10, help="number of lines of each list (default: 10)")
+    parser.add_argument(
+        "--min-efficiency", metavar="PERCENT", type=_percent, default=0.0, help="exit code 3 if the efficiency is lower"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
@@ -148,7 +150,7 @@ def _print(stack: Stack, report: SizeReport, top: int) -> None:
         hidden = sum(layer.hidden for layer in report.layers)
         print(
             f"\nefficiency {report.efficiency:.1%}: of {human(report.stored)} in {len(stack.layers)} layers "
-            f"{human(hidden)} do not show"
+            f"{human(hidden)} are hidden"
         )
     worst = [one for one in _worst(report) if one.file.piece.stored][:top]
     table(
@@ -163,13 +165,13 @@ def _print(stack: Stack, report: SizeReport, top: int) -> None:
         ["SIZE", "IN", "PATH"],
         [(human(one.piece.stored), str(one.layer), path_text(one.path)) for one in shown if one.piece.stored],
         right="SIZE,IN",
-        title="the largest files that show",
+        title="the largest visible files",
     )
     table(
         ["SIZE", "TIMES", "IN", "PATHS"],
         [_group(group) for group in report.duplicates()[:top]],
         right="SIZE,TIMES",
-        title="the same content more than once",
+        title="duplicate files",
     )
 
 

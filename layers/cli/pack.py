@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     """Run `layers pack ARGV`."""
     parser = Parser(
         "pack",
-        "Write a layer directory as a tar with OCI's whiteouts. Times after SOURCE_DATE_EPOCH are set back to it.\n"
-        "Prints the digest of the tar, and the digest of it without compression (the diff id). A tar, or an image of\n"
-        "one layer, is packed anew: sorted, and with another compression.",
+        "Write a layer directory as a tar with OCI's whiteouts. Times after SOURCE_DATE_EPOCH are set to it.\n"
+        "Prints the digest of the tar, and that of the uncompressed tar (the diff id). A tar, or an image of\n"
+        "one layer, is packed again: sorted, and with another compression.",
     )
     parser.add_argument("layer", metavar="LAYER|IMAGE")
     parser.add_argument("-o", "--output", metavar="TAR", required=True, help="- for stdout")
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 def note_shrunk(path: str) -> None:
     """Say that a file became shorter while it was packed."""
-    note = f"layers: note: {path} became shorter while it was read: the rest of it is zeros"
+    note = f"layers: note: {path} became shorter while it was read: the rest is filled with zeros"
     print(printable_line(note), file=sys.stderr)
 
 

@@ -19,19 +19,23 @@ def main(argv: list[str]) -> int:
     """Run `layers unpack ARGV`."""
     parser = Parser(
         "unpack",
-        "Unpack a layer's tar, compressed or not, into a new directory. Dangerous entries are refused. Of an image,\n"
-        "the merged layers are unpacked.",
+        "Unpack a layer's tar, compressed or not, or the merged layers of an image, into a new directory. Dangerous\n"
+        "entries are refused.",
     )
     parser.add_argument("layer", metavar="TAR|IMAGE", help="- for a tar from stdin")
     parser.add_argument("directory", metavar="DIR", help="the new directory")
-    parser.add_argument("--dialect", choices=(AUFS, OVERLAY), default=AUFS, help="of the marks (default: aufs)")
     parser.add_argument(
-        "--note-owners", action="store_true", help="keep owners, modes and devices beside the files, in an attribute"
+        "--dialect", choices=(AUFS, OVERLAY), default=AUFS, help="the dialect of the marks (default: aufs)"
+    )
+    parser.add_argument(
+        "--note-owners",
+        action="store_true",
+        help="store owners, modes and devices in an extended attribute of the files",
     )
     parser.add_argument(
         "--fingerprints",
         action="store_true",
-        help=f"write DIR{FINGERPRINTS_SUFFIX}, so that `layers verify DIR` tells what changed",
+        help=f"write DIR{FINGERPRINTS_SUFFIX}, with which `layers verify DIR` finds changes",
     )
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)

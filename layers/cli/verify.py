@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
     """Run `layers verify ARGV`."""
     parser = Parser("verify", _DESCRIPTION)
     parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="*")
-    parser.add_argument("--blobs", action="store_true", help="of images also configurations and tars as they travel")
+    parser.add_argument(
+        "--blobs", action="store_true", help="also check the configurations and compressed tars of images"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
@@ -104,7 +106,7 @@ def _of_directory(directory: str) -> Iterator[_Finding]:
         with open(directory + FINGERPRINTS_SUFFIX, "rb") as file:
             expected = fingerprint.read(file)
     except FileNotFoundError:
-        hint = "layers unpack --fingerprints TAR DIR takes them; layers diff compares with another tree"
+        hint = "layers unpack --fingerprints TAR DIR records them; layers diff compares with another tree"
         raise NotFound(
             "verifying", directory, f"there are no fingerprints ({directory}{FINGERPRINTS_SUFFIX})", hint=hint
         ) from None

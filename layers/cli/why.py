@@ -27,8 +27,10 @@ Exit code 5 when no layer knows the path, 0 otherwise, also when the path does n
 def main(argv: list[str]) -> int:
     """Run `layers why ARGV`."""
     parser = Parser("why", _DESCRIPTION)
-    parser.add_argument("layers", metavar="LAYER|IMAGE", nargs="+", help="several are a stack, the first on top")
-    parser.add_argument("path", metavar="PATH", help="in the container, as /etc/passwd")
+    parser.add_argument(
+        "layers", metavar="LAYER|IMAGE", nargs="+", help="several arguments are one stack of layers, the first on top"
+    )
+    parser.add_argument("path", metavar="PATH", help="the path in the container, such as /etc/passwd")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_intermixed_args(argv)  # LAYER... --root DIR PATH, too
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
         stack = stacks.of_subjects([subjects.parse(text) for text in arguments.layers], arguments, opened)
         found = effects([layer.pieces(fingerprints=False) for layer in stack.layers], path)
     if not found:
-        raise NotFound("looking for a path", arguments.path, "no layer knows it", hint="layers inspect lists layers")
+        raise NotFound("looking for a path", arguments.path, "no layer has it", hint="layers inspect lists layers")
     shown = visible_effects(found)
     lines = sorted(enumerate(found), key=lambda one: -one[1].layer)
     if arguments.json:
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
     keep = range(6 if any(row[5] for row in rows) else 5)
     table([heads[column] for column in keep], [[row[column] for column in keep] for row in rows], right="#")
     if not shown:
-        print(f"{path_text(path)} does not show")
+        print(f"{path_text(path)} is not visible")
     return 0
 
 

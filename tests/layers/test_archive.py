@@ -302,7 +302,7 @@ def test_an_index_within_an_index_stands_for_its_images(scratch: Path) -> None:
     store, loaded, warnings = loaded_from(scratch, made.tar(outer))
     assert loaded == [archive.Loaded("r.example/x:1", Digest(inner["digest"]))]
     assert shown(store, "r.example/x:1") == [["a", "b"]]
-    assert warnings == [f"left out: {foreign['digest']}: another image within the same index is taken"]
+    assert warnings == [f"left out: {foreign['digest']}: another image of the same index is loaded"]
 
 
 def test_a_bare_tag_is_a_name(scratch: Path) -> None:

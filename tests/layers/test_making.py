@@ -351,12 +351,12 @@ def test_check_finds_what_is_wrong(scratch: Path) -> None:
         (b".wh..wh.orph", "bookkeeping"),
         (b"both", "both a whiteout and an entry"),
         (b"dev", "of the overlay dialect"),
-        (b"dev", "a name that no layer beneath has"),
-        (b"orphan", "a name that no layer beneath has"),
-        (b"new", "no layer beneath has such a directory"),
+        (b"dev", "a name that no layer below has"),
+        (b"orphan", "a name that no layer below has"),
+        (b"new", "no layer below has such a directory"),
         (b"owner", "malformed"),
         (b"owner2", "another type of file"),
-        (b"moved", "which no layer beneath has"),
+        (b"moved", "which no layer below has"),
         (b"bad", "not followed"),
     ]:
         assert any(where == path and what in why for where, why in told), (path, what, told)

@@ -256,7 +256,7 @@ def test_an_upload_fails_if_the_registry_reports_no_received_bytes(
 ) -> None:
     monkeypatch.setattr("layers.image._TRANSFERS", 1)
     place.registry.detour = rewriting_range(place)
-    with pytest.raises(RegistryError, match="takes nothing"):
+    with pytest.raises(RegistryError, match="accepts no data"):
         place.push()
     assert place.count("PATCH ") == 5
 
@@ -325,12 +325,12 @@ def test_a_busy_token_server_is_asked_again(place: Place, status: int) -> None:
         (b'{"token": "token", "expires_in": -5}', None),
         (b'{"token": "token", "expires_in": 1e400}', None),
         (b'{"token": "token", "expires_in": NaN}', None),
-        (b'{"token": "token", "expires_in": "never"}', "holds no token"),
-        (b'{"token": "to\\r\\nken"}', "no proper token"),
-        (b'{"token": 5}', "no proper token"),
-        (b"{}", "holds no token"),
-        (b"[]", "holds no token"),
-        (b"<html>", "holds no token"),
+        (b'{"token": "token", "expires_in": "never"}', "has no token"),
+        (b'{"token": "to\\r\\nken"}', "has a malformed token"),
+        (b'{"token": 5}', "has a malformed token"),
+        (b"{}", "has no token"),
+        (b"[]", "has no token"),
+        (b"<html>", "has no token"),
         (b" " * (2 << 20), "too large"),
     ],
 )
@@ -373,7 +373,7 @@ BAD: Final = (
 )
 def test_an_invalid_address_is_one_failure(place: Place, verb: str, pattern: str, status: int, bad: str) -> None:
     place.registry.detour = functools.partial(answering(pattern, status, Location=bad), place)
-    with pytest.raises(LayerError, match="it sends us to") as caught:
+    with pytest.raises(LayerError, match="it redirects to") as caught:
         place.pull() if verb == "pull" else place.push()
     assert isinstance(caught.value, Refused)
 
@@ -463,7 +463,7 @@ def test_a_failure_names_the_registry(place: Place) -> None:
         trio.run(functools.partial(image.pull, place.store, name, remote=place.remote()))
     with pytest.raises(LayerError, match=f"listing failed: {host}/nothing/tags/list: {host} answered 404"):
         trio.run(image.tags, name, place.remote())
-    with pytest.raises(RegistryError, match=r"a{64}\.test: its host is no name"):
+    with pytest.raises(RegistryError, match=r"a{64}\.test: its host is not a valid name"):
         trio.run(functools.partial(image.pull, place.store, f"{'a' * 64}.test/x:1", remote=place.remote()))
 
 
@@ -479,5 +479,5 @@ def test_a_failure_elsewhere_names_that_host(place: Place) -> None:
         place.registry.detour = functools.partial(
             answering("GET .*/blobs/", 307, Location=f"{elsewhere.url}/gone"), place
         )
-        with pytest.raises(LayerError, match=f"{elsewhere.host}, where the registry sends us, answered 404"):
+        with pytest.raises(LayerError, match=f"{elsewhere.host}, to which the registry redirects, answered 404"):
             place.pull()

@@ -151,9 +151,9 @@ def test_a_password_is_asked_for_and_taken(given: Path, scratch: Path) -> None:
     with registries.Registry(scratch / "registry", password=True) as locked:
         upload(given, locked.host, "x:1", f"--dest-creds={registries.NAME}:{registries.PASSWORD}")
         store = Store(str(scratch / "root"))
-        with pytest.raises(AuthError, match="wants a name"):
+        with pytest.raises(AuthError, match="requires a user name"):
             pull(store, f"{locked.host}/x:1")
-        with pytest.raises(AuthError, match="does not take"):
+        with pytest.raises(AuthError, match="does not accept"):
             pull(store, f"{locked.host}/x:1", Remote(credentials=Credentials("mallory", "guess")))
         assert pull(store, f"{locked.host}/x:1", Remote(credentials=GIVEN)).new
         push(store, f"{locked.host}/x:1", f"{locked.host}/y:1", Remote(credentials=GIVEN))

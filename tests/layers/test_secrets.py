@@ -478,7 +478,7 @@ def test_no_password_without_tls_to_another_host_than_the_registrys_own(
         monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
         creds = ["--creds", f"{USER}:{PASSWORD}", "--tls-verify=false"]
         assert main(["pull", "--root", str(scratch / "root"), *creds, "registry.test/a/b:1"]) == 7
-        assert "without TLS, to http://token.test/token" in capsys.readouterr().err
+        assert "without TLS, for http://token.test/token" in capsys.readouterr().err
         assert proxy.asked
         assert not [asked for asked in proxy.asked if "token.test" in asked]
         assert not proxy.knows(PASSWORD)

@@ -213,14 +213,14 @@ def test_why_of_an_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[1].split()[:2] == ["->", "1"]
     assert lines[2].split()[0] == "0"
     assert "3 B" in lines[1]
-    assert "does not show" in layers(capsys, *at, "/old/a")
+    assert "is not visible" in layers(capsys, *at, "/old/a")
     told = json.loads(layers(capsys, *at, "--json", "etc"))
     assert told["shows"]
     assert [(one["layer"], one["does"], one["shows"], one["files"]) for one in told["layers"]] == [
         (1, "passes through", True, 2), (0, "brings", True, 3),
     ]  # fmt: skip
     assert told["layers"][1]["entry"]["type"] == "directory"
-    assert "no layer knows it" in layers(capsys, *at, "/nowhere", status=5)
+    assert "no layer has it" in layers(capsys, *at, "/nowhere", status=5)
     assert "'..'" in layers(capsys, *at, "/../etc", status=4)
 
 
