@@ -100,12 +100,17 @@ def _open(texts: Sequence[str], arguments: Namespace, unions: Unions, keep: Exit
             found.append(subjects.parse(text))
     if stack is None:
         stack = stacks.of_subjects(found, arguments, keep)
-        stores = {layer.store.root: layer.store for layer in stack.layers if layer.store is not None}
-        store = next(iter(stores.values())) if len(stores) == 1 else None
+        store = store_of(stack)
     title = str(stack.about.get("name") or ", ".join(texts))
     with _Progress() as progress:
         tree = open_tree(stack.layers, store, keep, progress.told)
     return _Opened(title, stack, tree, found)
+
+
+def store_of(stack: Stack) -> Store | None:
+    """The store that all images of a stack are in; None where there is none, or are several."""
+    stores = {layer.store.root: layer.store for layer in stack.layers if layer.store is not None}
+    return next(iter(stores.values())) if len(stores) == 1 else None
 
 
 def _is_layout(text: str) -> bool:

@@ -13,8 +13,9 @@ from layers.cli import stacks, subjects
 from layers.cli.command import Parser
 from layers.cli.showing import human, json_path, path_text, table
 from layers.cli.stacks import Stack, StackLayer
+from layers.cli.subjects import Subject
 from layers.entry import FILE
-from layers.errors import FOUND
+from layers.errors import FOUND, Malformed
 from layers.pieces import Piece
 from layers.size_report import HiddenFile, LayerFile, LayerSizes, SizeReport, measure
 from unionfs.printable import printable
@@ -40,9 +41,13 @@ def main(argv: list[str]) -> int:
         "--min-efficiency", metavar="PERCENT", type=_percent, default=0.0, help="exit code 3 if the efficiency is lower"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", metavar="FILE", help="write the page of `layers explore --html` instead")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
     named = [subjects.parse(text) for text in arguments.layers]
+    if arguments.html:
+        _write_page(named, arguments)
+        return 0
     wanted = [named] if arguments.stack else [[subject] for subject in named]
     results, poor = [], False
     for one in wanted:
@@ -58,6 +63,18 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(results, indent=1))
     return FOUND if poor else 0
+
+
+def _write_page(named: list[Subject], arguments: argparse.Namespace) -> None:
+    from layers.cli.explore import store_of, write_page
+    from layers.explore.indexes import open_tree
+
+    if len(named) > 1 and not arguments.stack:
+        raise Malformed("inspect", "", "a page shows one image or stack", hint="--stack makes one stack of several")
+    with ExitStack() as keep:
+        stack = stacks.of_subjects(named, arguments, keep)
+        tree = open_tree(stack.layers, store_of(stack), keep)
+        write_page(arguments.html, tree, stack, str(stack.about.get("name") or ", ".join(arguments.layers)))
 
 
 def _percent(text: str) -> float:

@@ -132,4 +132,7 @@ def test_the_command_writes_the_page_to_a_file_or_standard_output(scratch: Path,
     assert command.main(["explore", os.fspath(tar), "--html", os.fspath(output)]) == 0
     assert command.main(["explore", os.fspath(tar), "--html", "-"]) == 0
     assert capfdbinary.readouterr().out == output.read_bytes()
-    assert command.main(["explore", os.fspath(tar), os.fspath(tar), "--html", "-"]) == 2
+    assert command.main(["inspect", os.fspath(tar), "--html", "-"]) == 0
+    assert capfdbinary.readouterr().out == output.read_bytes()
+    for verb in ("explore", "inspect"):
+        assert command.main([verb, os.fspath(tar), os.fspath(tar), "--html", "-"]) == 2

@@ -106,6 +106,21 @@ def test_keys_ctrl_z_resize_and_ctrl_c_leave_the_terminal_right(terminal: Termin
     terminal.is_right()
 
 
+def test_a_shell_sees_the_merged_view_and_changes_nothing(terminal: Terminal, fuse_device: Path) -> None:
+    del fuse_device
+    start(terminal)
+    terminal.type("s")
+    terminal.wait_for("a read-only view of docker.io/library/app:1, layers 0 to 1")
+    terminal.type("cat etc/passwd; touch new; ls; exit", "Enter")
+    terminal.wait_for("▸ old/")
+    terminal.type("q")
+    text = terminal.wait_for("^ended 0")
+    assert "toor" in text
+    assert "Read-only file system" in text
+    assert "old" not in text.partition("Read-only file system")[2]
+    terminal.is_right()
+
+
 def test_without_colours_the_letters_tell(terminal: Terminal) -> None:
     start(terminal, "NO_COLOR=1")
     text = terminal.wait_for(r"-\s+9.0 kB ▸ old/")
