@@ -31,5 +31,5 @@ def test_an_example_of_the_help_is_a_command_line_of_the_verb(name: str) -> None
     lines = re.findall(rf"^ +(?:.* \| )?({re.escape(parser.prog)}(?: .*)?)$", examples, re.MULTILINE)
     assert lines, f"no example of {name} begins with {parser.prog}"
     for line in lines:
-        words = shlex.split(re.split(r" [|>&;<] ?| # |\s#|\$\(", line)[0])
+        words = shlex.split(re.split(r" [|>&;<] ?|\s#|\$\(|\s{2,}", line)[0])
         parser.parse_args(words[len(parser.prog.split()) :])

@@ -6,6 +6,7 @@ from typing import Final
 
 EXAMPLES: Final = {
     "apply": "unionfs apply --dry-run box",
+    "branch": "unionfs branch add merged layer --at 1",
     "container prune": "unionfs container prune --force",
     "cp": "unionfs cp box:/etc/os-release .",
     "create": "unionfs create --name box debian:12 sleep 60",
@@ -13,6 +14,7 @@ EXAMPLES: Final = {
     "doctor": "unionfs doctor",
     "exec": "unionfs exec -it box sh",
     "export": "unionfs export -o box.tar box",
+    "freeze": "unionfs freeze merged before-upgrade",
     "history": "unionfs history debian:12",
     "images": "unionfs images",
     "image prune": "unionfs image prune --all --force",
@@ -22,6 +24,7 @@ EXAMPLES: Final = {
     "login": "unionfs login --username me registry.example.org",
     "logout": "unionfs logout registry.example.org",
     "logs": "unionfs logs --follow box",
+    "oci": "unionfs oci list",
     "ps": "unionfs ps -a",
     "pull": "unionfs pull debian:12",
     "push": "unionfs push app:1 registry.example.org/me/app:1",
