@@ -15,6 +15,7 @@ COLOURS: Final = {  # told apart also by those who see few colours (Okabe and It
     systems.OURS: "#0072b2",
     systems.OURS_PYFUSE3: "#56b4e9",
     systems.OURS_PASSTHROUGH: "#cc79a7",
+    systems.OURS_WITHOUT_KEEPER: "#e69f00",
     systems.FUSE_OVERLAYFS: "#d55e00",
     systems.OVERLAYFS: "#009e73",
     systems.NATIVE: "#999999",

@@ -55,13 +55,14 @@ SYSTEMS: Final = (
     systems.OURS,
     systems.OURS_PYFUSE3,
     systems.OURS_PASSTHROUGH,
+    systems.OURS_WITHOUT_KEEPER,
     systems.FUSE_OVERLAYFS,
     systems.OVERLAYFS,
     systems.NATIVE,
 )
 """The systems that workloads run on, in the order of the columns."""
 
-_ON_REQUEST: Final = (systems.OURS_PYFUSE3, systems.OURS_PASSTHROUGH)
+_ON_REQUEST: Final = (systems.OURS_PYFUSE3, systems.OURS_PASSTHROUGH, systems.OURS_WITHOUT_KEEPER)
 
 _ROUNDS: Final = 5
 _QUICK_ROUNDS: Final = 1
@@ -206,6 +207,7 @@ def _arguments(argv: Sequence[str] | None, own: Sequence[Workload]) -> argparse.
     add("--systems", metavar="NAME,...", type=_words, help=f"only these: {', '.join(SYSTEMS)}")
     add("--pyfuse3", action="store_true", help="with our transport behind libfuse, too")
     add("--passthrough", action="store_true", help="with our --passthrough, too")
+    add("--no-keeper", action="store_true", help="with our --no-keeper, too: what a keeper costs")
     add("--rounds", metavar="N", type=int)
     add("--hogs", metavar="N", type=int, default=0, help="beside N processes that only use a processor")
     add("--scale", metavar="FACTOR", type=float, help="size of the workloads (default: 1)")
@@ -229,7 +231,7 @@ def _choice(arguments: argparse.Namespace, workloads: Sequence[Workload]) -> Cho
         workloads = [one for one in workloads if one.name in wanted or one.name.partition("-")[0] in wanted]
     elif arguments.quick and len(workloads) > len(_NOT_QUICK):
         workloads = [one for one in workloads if one.name not in _NOT_QUICK]
-    on_request = dict(zip(_ON_REQUEST, (arguments.pyfuse3, arguments.passthrough), strict=True))
+    on_request = dict(zip(_ON_REQUEST, (arguments.pyfuse3, arguments.passthrough, arguments.no_keeper), strict=True))
     chosen = arguments.systems or [system for system in SYSTEMS if on_request.get(system, True)]
     unknown = set(chosen) - set(SYSTEMS)
     if unknown:

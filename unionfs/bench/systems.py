@@ -2,6 +2,7 @@
 
     ours, ours pyfuse3      `unionfs mount`, each transport
     ours passthrough        the same with --passthrough, by root
+    ours no keeper          the same with --no-keeper
     fuse-overlayfs, unionfs-fuse
     overlayfs               the kernel's, mounted by root
     overlayfs rootless      the kernel's, mounted in a user namespace
@@ -45,6 +46,7 @@ _OUR_FILESYSTEM: Final = "fuse.unionfs"
 OURS: Final = "ours"
 OURS_PYFUSE3: Final = "ours, pyfuse3"
 OURS_PASSTHROUGH: Final = "ours, passthrough"
+OURS_WITHOUT_KEEPER: Final = "ours, no keeper"
 FUSE_OVERLAYFS: Final = "fuse-overlayfs"
 UNIONFS_FUSE: Final = "unionfs-fuse"
 OVERLAYFS: Final = "overlayfs"
@@ -72,7 +74,7 @@ SYSTEMS: Final = (
 COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
 """These are no unions and have no layers."""
 
-_OURS: Final = (OURS, OURS_PYFUSE3, OURS_PASSTHROUGH)
+_OURS: Final = (OURS, OURS_PYFUSE3, OURS_PASSTHROUGH, OURS_WITHOUT_KEEPER)
 _SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
 _FUSERMOUNT_S: Final = 20
 _POLL_S: Final = 0.002
@@ -217,6 +219,7 @@ def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
         argv = [sys.executable, "-m", "unionfs", "mount", *(["--foreground"] if foreground else [])]
         argv += ["--transport", "pyfuse3" if system == OURS_PYFUSE3 else "kernel"]
         argv += ["--passthrough"] if system == OURS_PASSTHROUGH else []
+        argv += ["--no-keeper"] if system == OURS_WITHOUT_KEEPER else []
         for lower in lowers:
             argv += ["--lower", lower]
         return [*argv, "--upper", upper, "--work", work, merged]
