@@ -87,6 +87,22 @@ def _change_while_stopped(keeper: int, low: Path) -> None:
     _until(lambda: os.path.exists("d/e/late") and read("d/e/late"), b"late")
 
 
+def test_what_was_made_since_the_mount_is_there(stand: MountedSubject) -> None:
+    """The keeper has read the root directory when it began to watch."""
+    stand.run(_make_and_kill, chaos.keeper(f"{stand.base}/"), timeout_s=60)
+    stand.unmount()
+
+
+def _make_and_kill(keeper: int) -> None:
+    for number in range(3):
+        os.mkdir(f"made{number}")
+        (Path(f"made{number}") / "in").write_bytes(b"%d" % number)
+        kill_daemon(keeper)
+        time.sleep(0.1)  # until the kernel has been told to drop what it knows
+        same((os.listdir(f"made{number}"), read(f"made{number}/in")), (["in"], b"%d" % number))
+        same(max(name for name in os.listdir(".") if name.startswith("made")), f"made{number}")
+
+
 def test_nobody_waits_for_ever_under_kills(stand: MountedSubject) -> None:
     """Daemons die while a thread of theirs waits in a notification, for a lock of a program that waits for them."""
     killer = chaos.Killer(chaos.keeper(f"{stand.base}/"), "20-100").start()

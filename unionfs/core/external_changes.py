@@ -55,15 +55,18 @@ def process_events(tree: UnionState, watcher: Watcher) -> bool:
     return bool(due)
 
 
-def all_changed(tree: UnionState, watcher: Watcher) -> None:
+def all_changed(tree: UnionState, watcher: Watcher, *, by_name: bool) -> None:
     """Invalidate all that the kernel knows: nobody has watched for a while, and what the kernel had of each node is not
-    known any more. It asks again for what programs use, which is then watched."""
+    known any more. It asks again for what programs use, which is then watched. `by_name`: it has no notification for
+    all names at once."""
     nodes = tree.nodes
+    _forget_names(tree, tree.root)
     known = {node.nodeid: [(parent.nodeid, name) for parent, name in names_of(node)] for node in nodes.all()}
     known |= {there.nodeid: [] if there.flags & DEAD else there.names for there in nodes.recorded.values()}
     stale = [ANY_NAME]
     for nodeid, places in known.items():
-        stale += [Invalidation(parent, name) for parent, name in places]  # where ANY_NAME cannot be told
+        if by_name:
+            stale += [Invalidation(parent, name) for parent, name in places]
         stale.append(Invalidation(nodeid, b"", data=True))
     watcher.invalidate(stale)
 

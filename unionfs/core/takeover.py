@@ -58,6 +58,7 @@ def take_over(union: Union) -> dict[int, bool]:
     record = nodes.record
     assert record is not None
     nodes.load()
+    tree.cache.forget(tree.root)  # what the keeper has read of it, when it was mounted, is outdated
     nodes.remake, nodes.forget_recorded = partial(remake, tree), partial(_forget, tree)
     if tree.ledger.kept is not None:
         tree.ledger.continue_()
@@ -96,16 +97,16 @@ def pause_watching(union: Union) -> None:
     watcher.pause()
 
 
-def resume_watching(union: Union, *, everything: bool) -> int:
-    """Watch again. `everything` that the kernel knows may have changed meanwhile. Returns the new descriptor, as
-    Union.watch does."""
+def resume_watching(union: Union, *, everything: bool, by_name: bool) -> int:
+    """Watch again. `everything` that the kernel knows may have changed meanwhile; `by_name`: it has no notification for
+    all names at once. Returns the new descriptor, as Union.watch does."""
     tree = union._tree
     watcher = tree.watcher
     assert watcher is not None
     watcher.resume()
     tree.attrs(tree.root, tree.stat(tree.root))
     if everything:
-        external_changes.all_changed(tree, watcher)
+        external_changes.all_changed(tree, watcher, by_name=by_name)
     return watcher.fd
 
 

@@ -83,11 +83,12 @@ class Notifier:
         takeover.pause_watching(self._union)
         self._is_paused = True
 
-    def resume(self, *, everything: bool) -> None:
-        """Watch again after `pause`. `everything` that is known may have changed: another daemon has died meanwhile."""
+    def resume(self, *, everything: bool, by_name: bool) -> None:
+        """Watch again after `pause`. `everything` that is known may have changed: another daemon has died meanwhile.
+        `by_name`: the kernel has no notification for all names at once."""
         if self._is_paused:
             self._is_paused = False
-            self.fd = takeover.resume_watching(self._union, everything=everything)
+            self.fd = takeover.resume_watching(self._union, everything=everything, by_name=by_name)
 
     def process_events(self) -> bool:
         """Process external changes for some milliseconds, on the union's thread. Returns whether more are pending."""

@@ -194,6 +194,28 @@ def test_forgets_that_a_death_has_interrupted_are_done_once(served: Served) -> N
     assert known == {nodes[0]: 1, nodes[1]: 2, nodes[2]: 1}  # of the one in hand it is not known
 
 
+@pytest.mark.parametrize("what", ["missing", "there"])
+def test_attributes_that_need_no_change_are_not_taken_for_changed(served: Served, what: str) -> None:
+    """The kernel does not know attributes: what the daemon answered, or was about to, stays the answer."""
+    os.setxattr(served.upper / "up", "user.k", b"old")
+    lives = _Lives(served)
+    layout = abi.SETXATTR_IN.pack(1, 1, 0, 0)  # XATTR_CREATE
+    if what == "there":
+        opcode, body, code = wire.SETXATTR, layout + b"user.k\0v", errno.EEXIST
+    else:
+        opcode, body, code = wire.REMOVEXATTR, b"user.missing\0", errno.ENODATA
+
+    def live() -> None:
+        assert served.ask(_lookup(b"up")).error == 0
+        served.union.setxattr = served.union.removexattr = lambda *_: os._exit(KILLED)  # type: ignore[method-assign, assignment]
+        served.ask(wire.request(opcode, 2, body, unique=_UNIQUE))
+
+    assert in_child(live).status == KILLED
+    lives.take_over()
+    assert served.ask(wire.request(opcode, 2, body, unique=_RESENT)).error == code
+    assert os.getxattr(served.upper / "up", "user.k") == b"old"
+
+
 def test_a_request_of_which_daemons_die_is_refused(served: Served, expect_log: ExpectLog) -> None:
     lives = _Lives(served)
     lives.first(_lookup(b"f"), until_done=True)

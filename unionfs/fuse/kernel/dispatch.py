@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -186,6 +187,8 @@ _MKNOD: Final = 8
 _READ: Final = 15
 _WRITE: Final = 16
 _RELEASE: Final = 18
+_SETXATTR: Final = 21
+_REMOVEXATTR: Final = 24
 _FORGET: Final = 2
 _BATCH_FORGET: Final = 42
 """Of Op, as numbers that compiled code has no need to look up; served by the same functions as in TABLE."""
@@ -361,6 +364,8 @@ class Dispatcher:
             return encode.empty(head[2])
         if before and (reply := self._done_before(head, buf, end)) is not None:
             return reply
+        if before is None and not self._has_to_change(head, buf, end):
+            return self._serve_request(head, buf, end)
         record.begin(unique)
         reply = self._serve_request(head, buf, end)
         if reply is None:
@@ -374,6 +379,20 @@ class Dispatcher:
                 reply, code = found, 0
         record.finish(code == 0)
         return reply
+
+    def _has_to_change(self, head: Head, buf: memoryview, end: int) -> bool:
+        """Whether a request that is served for the first time changes anything. Names the kernel has checked, but not
+        attributes: if one is missing that is to be removed, it must not be taken for removed just before a death."""
+        try:
+            if head[1] == _REMOVEXATTR:
+                return self.union.find_xattr(head[3], decode.name_at(buf, BODY, end)) is not None
+            if head[1] == _SETXATTR:
+                extended = bool(self.session.flags & abi.Init.SETXATTR_EXT)
+                name, _value, flags, _clear_sgid = decode.setxattr(buf, end, extended=extended)
+                return not flags & os.XATTR_CREATE or self.union.find_xattr(head[3], name) is None
+        except (OSError, MalformedError):
+            pass
+        return True
 
     def _done_before(self, head: Head, buf: memoryview, end: int) -> Reply:
         """Return the reply to a change that the daemon before has done; None if it must be done again."""

@@ -101,7 +101,7 @@ class _Engine:
             self._start_notifier(notifier)
             if not self._session.has_epochs:
                 dispatcher.encoder.set_missing_timeout(UNWATCHED_S)
-            notifier.resume(everything=dispatcher.continues)
+            notifier.resume(everything=dispatcher.continues, by_name=not self._session.has_epochs)
             if notifier.fd >= 0:
                 device.add(notifier.fd)
         self._has_events = False  # whether the notifier has changes to process
