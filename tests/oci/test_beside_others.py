@@ -158,6 +158,11 @@ def test_ids_of_a_user_namespace(same: Callable[..., str], bundle: Bundle, scrat
     same(bundle)
 
 
+def test_a_new_network_has_a_loopback(same: Callable[..., str], bundle: Bundle) -> None:
+    bundle.shell("grep -c 127.0.0.1 /proc/net/fib_trie")
+    assert same(bundle) == "2\n"
+
+
 def test_namespaces_by_path(same: Callable[..., str], bundle: Bundle) -> None:
     kinds = {"network": "net", "ipc": "ipc", "uts": "uts"}
     namespaces = [{"type": kind, "path": f"/proc/self/ns/{name}"} for kind, name in kinds.items()]

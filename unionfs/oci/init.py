@@ -13,6 +13,7 @@ import os
 import socket
 from typing import Any, Final, NamedTuple, NoReturn
 
+from unionfs.launcher.steps import Loopback
 from unionfs.launcher.userns import reset_signals
 from unionfs.oci import apparmor, hooks, process, sysctls
 from unionfs.oci.channel import Channel
@@ -76,6 +77,8 @@ def _prepare_and_run(task: Task, channel: Channel) -> NoReturn:
     channel.send("mounted")
     state = {**task.state, "pid": channel.wait_for_go()["pid"]}
     hooks.run("createContainer", config.hooks["createContainer"], state)
+    if "network" in config.namespaces and not config.namespaces["network"].path:
+        Loopback().execute()
     _set_names(config)
     sysctls.apply(config.sysctls)
     root.enter(pivot=task.pivot)
