@@ -102,7 +102,7 @@ ALLOWED = {
     "unionfs.mount_parent": Row(
         (
             *(*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"),
-            *("unionfs.daemon_options", "unionfs.daemon_start"),
+            *("unionfs.daemon_options", "unionfs.daemon_service", "unionfs.daemon_start"),
         ),
         not_even=("argparse",),
     ),
@@ -110,10 +110,35 @@ ALLOWED = {
     "unionfs.daemon_start": Row(
         ("unionfs.daemon", "unionfs.daemon_options", "unionfs.fuse.mounting", "unionfs.mount_parent.client")
     ),
-    "unionfs.daemon": Row(
-        (*GROUND_FLOOR, "unionfs.core", "unionfs.daemon_options", "unionfs.fuse", "unionfs.mount_parent.client"),
+    "unionfs.daemon_service": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_options", "unionfs.fuse", "unionfs.version"), not_even=("argparse",)
+    ),
+    "unionfs.daemon_state": Row(
+        (
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.core.owners"),
+            *("unionfs.daemon_options", "unionfs.daemon_service", "unionfs.fuse", "unionfs.mount_parent.identity"),
+        ),
         not_even=("argparse",),
     ),
+    "unionfs.daemon_keeper": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
+        not_even=("argparse",),
+    ),
+    "unionfs.daemon": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.core", "unionfs.daemon_options", "unionfs.daemon_service"),
+            *("unionfs.daemon_keeper", "unionfs.fuse", "unionfs.mount_parent.client"),
+        ),
+        not_even=("argparse",),
+    ),
+    "unionfs.daemon_upgrade": Row(
+        (
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.daemon_keeper", "unionfs.daemon_service"),
+            *("unionfs.daemon_state", "unionfs.fuse", "unionfs.mount_parent.identity"),
+        ),
+        not_even=("argparse",),
+    ),
+    "unionfs.upgrade_entry": Row(("unionfs.compiled", "unionfs.daemon_upgrade")),
     "unionfs.api": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.api", "unionfs.changes"),

@@ -10,28 +10,23 @@ imported: requests wait in the kernel until it answers them.
 from __future__ import annotations
 
 import errno
-import faulthandler
 import os
 import resource
-import select
-import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from unionfs.core import takeover
-from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs import daemon_keeper, daemon_service
 from unionfs.core.options import OptionError
 from unionfs.core.union import Union
 from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_service import Service
 from unionfs.detach import above_stdio, detach
 from unionfs.fuse import control_socket, mounting
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
-from unionfs.fuse.keeper import DIED, Life, keep
 from unionfs.fuse.mounting import MountError
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.fuse.shutdown import GracefulShutdown
@@ -52,13 +47,6 @@ _UPPER_IN_USE: Final = (
 )
 
 IN_FOREGROUND: Final = "itself: in the foreground"
-
-MODULES: Final = (
-    *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
-    *("unionfs.fuse.reporting", "unionfs.fuse.view_offer", "unionfs.log_lines"),
-)
-"""Modules that a daemon with default options imports after its start; a parent of mounts has imported them."""
-_IMPORT_AFTER_MS: Final = 1000
 
 Warn = Callable[[str], None]
 
@@ -223,54 +211,34 @@ def _mount_and_serve(
     except MountError as error:
         raise StartError(str(error), error.hint, error.errno or 0) from error
     mounted = Mounted(mountpoint)
-    serving = False
-    life: Life | None = None
-    try:
+    service = Service(options, union, mounted, fd, shutdown)
+    with service.until_its_end():
         os.chdir("/")
-        traffic = _negotiate(options, fd)
+        traffic = service.traffic = _negotiate(options, fd)
         if mounted.connection is not None:
             mounting.set_read_ahead(mounted.connection)
         union.learn_mounts()
-        is_kept = _has_keeper(options, traffic)
-        _show_in_process_list(mounted.connection, keeper=is_kept)
-        control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
+        is_kept = not daemon_service.why_not_kept(options, traffic)
+        daemon_keeper.show_in_process_list(mounted.connection, keeper=is_kept)
+        service.control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
-        helper = DeathHelper(mounted.connection if notifier is not None else None)
+        service.helper = DeathHelper(mounted.connection if notifier is not None else None)
         mounted.leave_namespace()
-        _offer_view(options, union, traffic, mounted)
-        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
-        _start_logging(options)
+        daemon_service.offer_view(service)
+        daemon_service.prepare(options)
+        if options.started_by != IN_FOREGROUND:
+            _logger().info("started by %s", options.started_by)
         if options.no_view:
             _logger().info("not a view: %s", options.no_view)
-        transport = import_module(TRANSPORTS[options.transport])
-        _tune_garbage_collection()
-        since = time.monotonic()
+        import_module(TRANSPORTS[options.transport])
+        daemon_service.tune_garbage_collection()
+        service.since = time.monotonic()
         if is_kept:
-            traffic.death_helper = helper
+            traffic.death_helper = service.helper
             if notifier is not None:
                 notifier.pause()
-        life = _keep(union, traffic, mounted) if is_kept else None
-        helper.keeper = life.keeper if life is not None else None
-        if notifier is not None:
-            helper.start()
-        shutdown.listen(mounted, options.lifeline_fd)
-        if control_fd is not None and mounted.connection is not None:
-            about = (union, traffic, options, mountpoint, since, control_fd, mounted.connection, life)
-            threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
-        serving = True
-        transport.serve(fd, union, options=options.serve, traffic=traffic, notifier=notifier)
-    except BaseException:
-        if shutdown.has_interrupted:
-            return
-        if life is not None and life.is_kept:
-            _logger().exception("the daemon ends because of a bug")
-            os._exit(DIED)
-        if not serving:  # a transport closes it itself
-            os.close(fd)
-        mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
-        raise
-    finally:
-        shutdown.serving_ended()
+            daemon_keeper.start(service)
+        service.serve(notifier)
 
 
 def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
@@ -279,113 +247,13 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
         return Tally()
     from unionfs.fuse.kernel.device import Gone
     from unionfs.fuse.kernel.handshake import negotiate
-    from unionfs.fuse.kernel.session import Tuning
 
     try:
-        return negotiate(fd, options.serve, Tuning(handles=os.geteuid() == 0))
+        return negotiate(fd, options.serve, daemon_service.tuning())
     except OSError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
     except Gone:
         raise StartError(f"mount failed: {options.mountpoint}: it was unmounted before the daemon was ready") from None
-
-
-def _has_keeper(options: DaemonOptions, traffic: Traffic) -> bool:
-    return options.keeper and traffic.has_resend
-
-
-def _keep(union: Union, traffic: Traffic, mounted: Mounted) -> Life | None:
-    """Leave this process as the keeper, and go on in a daemon that it forks. Returns None if that is impossible.
-
-    Raises: DamagedError, in a daemon that cannot continue.
-    """
-    from unionfs.fuse.kernel.session import Kept, Session
-
-    assert isinstance(traffic, Session)
-    try:
-        view_record = NodeRecord() if traffic.view_offer is not None else None
-        kept = Kept(NodeRecord(), view_record)
-    except (OSError, ValueError) as error:  # no memory, or a limit
-        _logger().warning("without a keeper: no shared memory: %s", error)
-        _show_in_process_list(mounted.connection)
-        return None
-    takeover.keep_record(union, kept.record)
-    traffic.keep(kept)
-
-    def give_up(why: str) -> None:
-        _logger().error("no daemon can continue (%s): the union is unmounted", why)
-        mounted.unmount()
-
-    life = keep(kept.record, give_up)
-    _show_in_process_list(mounted.connection)
-    if life.deaths:
-        began = time.perf_counter()
-        try:
-            kept.changes, kept.refused, kept.continues = takeover.take_over(union), life.refused, True
-            kept.unanswered = takeover.unanswered(union)
-        except DamagedError:
-            raise
-        except Exception:  # noqa: BLE001 - the keeper tries again
-            _logger().exception("the takeover fails")
-            os._exit(DIED)
-        took_ms = (time.perf_counter() - began) * 1e3
-        _logger().warning("the daemon before was %s; this one continues after %.1f ms", life.reason, took_ms)
-    life.begin(kept.record)
-    life.watch(_logger().warning)
-    return life
-
-
-def _offer_view(options: DaemonOptions, union: Union, traffic: Traffic, mounted: Mounted) -> None:
-    """Offer a view of the lowers, unless changes that the daemon does not notice at once could make it wrong."""
-    serve = options.serve
-    offers = options.view and options.union.upper is not None and mounted.connection is not None
-    if not offers or serve.read_only or serve.writeback or options.watch or options.transport != "kernel":
-        return
-    from unionfs.fuse.view_offer import ViewOffer
-
-    traffic.view_offer = ViewOffer(union, options.serve, options.mount, mounted)
-
-
-def _report(
-    union: Union,
-    traffic: Traffic,
-    options: DaemonOptions,
-    mountpoint: str,
-    since: float,
-    control_fd: int,
-    connection: int,
-    life: Life | None,
-) -> None:
-    """In a thread: answer `unionfs stats`. Its modules are imported at the first question, or a moment after the
-    start: not before the mount's first requests, and not so late that another version may be installed."""
-    asked = select.poll()
-    asked.register(control_fd, select.POLLIN)
-    asked.poll(_IMPORT_AFTER_MS)
-    from unionfs.fuse.branch_control import BranchControl
-    from unionfs.fuse.reporting import Reporter
-
-    branches = BranchControl(union, traffic, connection, life.record if life is not None else None)
-    reporter = Reporter(
-        union, traffic, options.transport, mountpoint, options.started_by, since, options.no_view, life, branches
-    )
-    reporter.serve(control_fd, connection)
-
-
-def _tune_garbage_collection() -> None:
-    """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, long-lived, and freed
-    by reference counts. A collection now would find nothing and delay the first requests by 5 to 15 ms."""
-    import gc
-
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-
-
-def _start_logging(options: DaemonOptions) -> None:
-    """Log to stderr from now on. Called late: importing the logging module takes as long as mounting."""
-    from unionfs import log_lines
-
-    log_lines.start(debug=options.debug)
-    if options.started_by != IN_FOREGROUND:
-        _logger().info("started by %s", options.started_by)
 
 
 def _logger() -> Logger:
@@ -424,11 +292,3 @@ def _check_passthrough(options: DaemonOptions) -> None:
         raise StartError("passthrough and writeback exclude each other: data does not go through the page cache")
     if os.geteuid() != 0:
         raise StartError("passthrough needs root of the machine", code=errno.EPERM)
-
-
-def _show_in_process_list(connection: int | None, *, keeper: bool = False) -> None:
-    """Name this process after its FUSE connection, so that `unionfs umount` finds it and `ps` shows which one it is."""
-    if connection is not None:
-        name = mounting.keeper_name(connection) if keeper else mounting.process_name(connection)
-        with suppress(OSError), open("/proc/self/comm", "w") as comm:
-            comm.write(name)

@@ -363,6 +363,26 @@ def test_an_upper_with_a_view_is_completed_by_the_next_daemon(place: Place, unio
     assert (upper / "c/hard").samefile(upper / "a/x")
 
 
+def test_a_view_goes_on_after_an_upgrade(place: Place) -> None:
+    """Of more nodes than are numbered in advance."""
+    (place.root / "low2/many").mkdir()
+    for number in range(1500):
+        (place.root / f"low2/many/{number}").touch()
+    union = place.mount("mnt", upper="up")
+    view, plain = place.mount("view"), place.mount("plain", "view=off")
+    before = _tree(plain)
+    assert _tree(view) == before
+    for number in range(2):
+        done = place.user.unionfs("upgrade", union)
+        assert "upgraded" in done.stdout
+        place.change(f"echo changed{number} > c/z; mkdir more{number}")
+        assert _tree(view) == before
+        assert _changes(union, view) == _all_changes(union, plain)
+        assert "a/x" not in _looked_at(union, view)
+    detach(view)
+    assert _device(place.mount("view")) == _device(union)
+
+
 def test_without_a_keeper_views_of_a_killed_daemon_can_be_detached(place: Place) -> None:
     union, view = place.mount("mnt", "keeper=0", upper="up"), place.mount("view")
     with daemon_of(union) as daemon:

@@ -11,7 +11,18 @@ import pytest
 
 from tests.core.stack import Stack
 from unionfs.core import takeover
-from unionfs.core.node_record import DEAD, LINKED, LIVE, OPEN, OPENED, DamagedError, NodeRecord, OpenFile, RecordedNode
+from unionfs.core.node_record import (
+    DEAD,
+    LINKED,
+    LIVE,
+    OPEN,
+    OPENED,
+    SIZE,
+    DamagedError,
+    NodeRecord,
+    OpenFile,
+    RecordedNode,
+)
 
 _MIB = 1 << 20
 _AREA = 128 << 10
@@ -175,7 +186,8 @@ def test_a_rename_is_kept_until_its_end() -> None:
 @pytest.mark.parametrize(
     ("offset", "value", "why"),
     [
-        (0, 1, "version"),
+        (0, 1, "does not begin"),
+        (0, int.from_bytes(b"unionfs\t", "little"), "version is 9, and this program reads 2"),
         (8, 4096, "begins"),
         (8, 1 << 40, "begins"),
         (_AREA, 16 << 8 | LIVE, "16 bytes"),
@@ -214,3 +226,29 @@ def test_it_is_as_large_as_the_nodes_that_are_alive_need(tmp_path: Path) -> None
     assert [node.nodeid for node in record.load()[1]] == [kept.nodeid]
     stack.union.forget(kept.nodeid)
     stack.finish()
+
+
+def test_another_process_goes_on_with_a_record() -> None:
+    """Ids that were given out meanwhile are not given again, whatever the object knew when it was made."""
+    record = NodeRecord()
+    record.give_id(1)
+    other = NodeRecord(os.dup(record.fd))
+    other.give_id(5000)
+    entry = (0, 5000, 3, 7, [(1, b"a")])
+    other.put(*entry)
+    record.give_id(1)
+    assert record.load()[0] > 5000
+    again = NodeRecord(os.dup(record.fd))
+    again.give_id(1)  # as NodeTable.keep does, before the record is loaded
+    assert again.load()[0] > 5000
+    assert _loaded(again) == [entry]
+
+
+def test_memory_without_a_record_is_refused() -> None:
+    fd = os.memfd_create("other")
+    with pytest.raises(DamagedError, match="0 bytes"):
+        NodeRecord(fd)
+    os.ftruncate(fd, SIZE)
+    with pytest.raises(DamagedError, match="does not begin"):
+        NodeRecord(fd)
+    os.close(fd)

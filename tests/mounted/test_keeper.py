@@ -14,7 +14,8 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,11 @@ def test_what_is_open_goes_on(stand: MountedSubject) -> None:
 
 
 def _use_across_a_death(keeper: int) -> None:
+    use_across(partial(kill_daemon, keeper))
+
+
+def use_across(change_daemon: Callable[[], None]) -> None:
+    """Use files, open before and without a name by now, mappings, locks and listings while the daemon is changed."""
     fds = {name: os.open(name, os.O_RDONLY) for name in ("f", "low", "d/e/x", "h1")}
     up = os.open("new", os.O_RDWR | os.O_CREAT)
     os.write(up, b"before")
@@ -94,7 +100,7 @@ def _use_across_a_death(keeper: int) -> None:
     nameless = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600)
     os.write(nameless, b"nameless")
     for _ in range(3):
-        kill_daemon(keeper)
+        change_daemon()
         same(os.pread(fds["low"], 99, 0), b"beneath")
         same(os.pread(fds["d/e/x"], 99, 0), b"2")
         same(os.pread(fds["f"], 99, 0), b"hello")
@@ -112,7 +118,7 @@ def _use_across_a_death(keeper: int) -> None:
         same(read("big")[:3], b"ABz")
     os.write(fds_up := os.open("h1", os.O_WRONLY), b"LINK")
     os.close(fds_up)
-    kill_daemon(keeper)
+    change_daemon()
     same((read("h1"), read("h2"), os.pread(fds["h1"], 9, 0)), (b"LINK", b"LINK", b"LINK"))
     rest = [entry.name for entry in listing]
     assert {first, *rest} <= {"e", "g", "low"}, (first, rest)

@@ -31,6 +31,7 @@ VERBS = {
     "branch": "list, add, remove and move the read-only branches of a mounted union",
     "freeze": "make the writable directory of a mounted union read-only, with an empty one on top",
     "umount": "unmount a union and wait until its daemon has gone",
+    "upgrade": "have mounted unions continue in the version that is installed now",
     "run": "run a command in a container whose root filesystem is a union",
     "try": "run a command on a copy-on-write view of this machine, then list its changes",
     "diff": "list the changes of a container",

@@ -13,13 +13,15 @@ from unionfs.printable import printable
 
 _EPILOG: Final = """\
 --json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
-started_by (the parent of mounts that forked the daemon, or "itself" and the reason), transport, protocol, compiled
-(true or false), code (compiled or Python, and why), uptime_s, lowers, upper, messages (requests by the
-kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds), nodes, views
-(offered: whether read-only unions of the same lowers become views of this one; mounted: number of views in the mount
-table of the caller; nodes: number of nodes of the views; no_view: why this union is not a view), passthrough (null
-without it; open: open files, plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared
-parts of that; pss: own part and its share of the shared part) and cpu_s (processor seconds of the daemon)."""
+started_by (the parent of mounts that forked the daemon, or "itself" and the reason), version (of the daemon),
+transport, protocol, compiled (true or false), code (compiled or Python, and why), uptime_s, lowers, upper, messages
+(requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds),
+nodes, views (offered: whether read-only unions of the same lowers become views of this one; mounted: number of views in
+the mount table of the caller; nodes: number of nodes of the views; no_view: why this union is not a view), keeper (null
+without one; pid, alive, replaced: how often a daemon died, last_reason, waited_s: the longest wait, upgrades: how many
+succeeded, version_before, not_upgraded: why the last one failed), passthrough (null without it; open: open files,
+plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared parts of that; pss: own part and
+its share of the shared part) and cpu_s (processor seconds of the daemon)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -68,6 +70,7 @@ def _for_people(found: dict[str, Any]) -> str:
         ("union", f"{_shown(found['mountpoint'])} (process {found['pid']}, up {_duration(found['uptime_s'])})"),
         ("started by", printable(found["started_by"])),
         ("transport", f"{found['transport']}, FUSE {found['protocol']}"),
+        ("version", printable(found["version"]) or "unknown: not installed as a package"),
         ("code", found["code"]),
         ("lowers", ", ".join(map(_shown, found["lowers"]))),
         ("upper", "none: read-only" if upper is None else _shown(upper)),
@@ -110,12 +113,22 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
     alive = f"process {keeper['pid']}" if keeper["alive"] else "killed: if the daemon dies, the mount ends"
     if keeper.get("outdated"):
         return f"{alive}; it does not know the branches as they are now: if the daemon dies, the mount ends"
-    if not keeper["replaced"]:
-        return alive
-    times = "once" if keeper["replaced"] == 1 else f"{keeper['replaced']} times"
-    waited = f"{keeper['waited_s'] * 1000:.0f} ms"
-    why = f"the last one was {keeper['last_reason']}"
-    return f"{alive}; replaced the daemon {times}, {why}; longest wait {waited}"
+    said = [alive]
+    if keeper["replaced"]:
+        why = f"the last one was {printable(keeper['last_reason'])}"
+        said.append(f"replaced the daemon {_times(keeper['replaced'])}, {why}")
+    if keeper["upgrades"]:
+        before = f", last from version {printable(keeper['version_before'])}" if keeper["version_before"] else ""
+        said.append(f"upgraded {_times(keeper['upgrades'])}{before}")
+    if len(said) > 1:
+        said.append(f"longest wait {keeper['waited_s'] * 1000:.0f} ms")
+    if keeper["not_upgraded"]:
+        said.append(f"the last upgrade failed: {printable(keeper['not_upgraded'])}")
+    return "; ".join(said)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _watch(watch: dict[str, int] | None) -> str:

@@ -63,15 +63,17 @@ Stat = os.stat_result | MadeStat
 class Branch:
     """A directory tree in a union."""
 
-    def __init__(self, path: str, fds: FdCache, *, writable: bool, opened: str = "") -> None:
-        """Open the root, by its path or by that of a descriptor in /proc/self/fd, `opened`. Raises OSError as open(2)
-        does; ENOTDIR if it is not a directory."""
+    def __init__(self, path: str, fds: FdCache, *, writable: bool, opened: str = "", fd: int = -1) -> None:
+        """Open the root, by its path or by that of a descriptor in /proc/self/fd, `opened`; or take the O_PATH
+        descriptor `fd` of it, which is closed with this object. Raises OSError as open(2) does; ENOTDIR if it is not a
+        directory."""
         self.path = path  # as the user named it, for messages only; changed by core.freeze only
         self.fds = fds  # immutable
         self.writable = writable  # changed by core.freeze only
         self.was_upper = False  # set once by core.freeze: its files may not be on the device yet
         self.root = BranchDir(self, None, b"")
-        fd = os.open(opened or path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fd < 0:
+            fd = os.open(opened or path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root.held = FileFd(fd)  # never in the cache: the path may be gone by now (a detached mount)
         st = os.fstat(fd)
         self.dev = st.st_dev  # immutable
@@ -94,6 +96,17 @@ class Branch:
             here = here.below.setdefault(name, Mask())
         here.leaf = True
         self.root.mask = self.masks
+
+    def hidden_places(self) -> list[tuple[bytes, ...]]:
+        """Return the components of all directories that are sealed."""
+        found: list[tuple[bytes, ...]] = []
+        pending: list[tuple[Mask, tuple[bytes, ...]]] = [] if self.masks is None else [(self.masks, ())]
+        while pending:
+            mask, above = pending.pop()
+            if mask.leaf:
+                found.append(above)
+            pending += [(below, (*above, name)) for name, below in mask.below.items()]
+        return found
 
 
 class BranchDir:

@@ -22,6 +22,9 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
+from unionfs.core import record_version
+from unionfs.core.recorded_rename import Rename
+
 LINKED: Final = 1  # a file that stands in NodeTable.by_inode: its other names lead to it
 DEAD: Final = 2  # no name is left; the "name" says where the object is:
 IN_LOWER: Final = 4  # NUMBER/PATH of a file in a lower, by Branch.number
@@ -39,14 +42,13 @@ SIZE: Final = 1 << 30
 REQUEST_ROOM: Final = 2 << 20
 """The end of that: the buffer of requests. The last one stays there, and may be a FORGET that is half done."""
 
-_MAGIC: Final = int.from_bytes(b"unionfs\2", "little")  # the last byte is the version
 _HEADER: Final = 128 << 10
 _AREAS_END: Final = SIZE - REQUEST_ROOM
 _PAGE: Final = 4096
 _SLACK: Final = 1 << 20
 
 # Words of the header.
-_VERSION: Final = 0
+_KIND: Final = 0  # see core.record_version
 _AREA: Final = 1  # offset of the area in use
 _NEXT_ID: Final = 2  # no id from here on was given out
 _SERVING: Final = 3  # unique of the request in hand
@@ -151,31 +153,18 @@ class OpenFile:
         self.slot = 0  # of its entry in the record; belongs to NodeRecord
 
 
-class Rename:
-    """A rename that was in progress. Immutable."""
-
-    __slots__ = ("unique", "src", "parent", "name", "new_parent", "new_name", "dst", "flags")
-
-    def __init__(
-        self, unique: int, src: int, parent: int, name: bytes, new_parent: int, new_name: bytes, dst: int, flags: int
-    ) -> None:
-        self.unique = unique
-        self.src = src
-        self.parent = parent
-        self.name = name
-        self.new_parent = new_parent
-        self.new_name = new_name
-        self.dst = dst  # node id of what is replaced or exchanged; 0: nothing
-        self.flags = flags  # of renameat2(2)
-
-
 class NodeRecord:
     """The record of one mount. Written by the daemon's only thread that serves; read by a daemon that takes over."""
 
-    def __init__(self) -> None:
-        """Make an empty record. Raises: OSError."""
-        self.fd = os.memfd_create("unionfs-nodes", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, SIZE)
+    def __init__(self, fd: int = -1) -> None:
+        """Make an empty record; or open that in the memory `fd`, which is changed from the first `load` on. Raises:
+        OSError; DamagedError for memory that has no record, or one of a version that is not read here."""
+        is_new = fd < 0
+        self.fd = os.memfd_create("unionfs-nodes", os.MFD_CLOEXEC) if is_new else fd
+        if is_new:
+            os.ftruncate(self.fd, SIZE)
+        elif os.fstat(fd).st_size != SIZE:
+            raise DamagedError(f"it has {os.fstat(fd).st_size} bytes, not {SIZE}")
         self._mm: Any = mmap.mmap(self.fd, SIZE)
         self._words: Any = memoryview(self._mm).cast("Q")
         self.request: Any = memoryview(self._mm)[_AREAS_END:]
@@ -197,9 +186,17 @@ class NodeRecord:
         self._noted_for = 0  # the request in hand, shifted as in _NOTED
         self._reserved = 0  # ids below this are marked as given out
         self._before = (0, 0)  # the area that is being replaced
-        self._words[_VERSION] = _MAGIC
-        self._words[_AREA] = _HEADER
+        if is_new:
+            self._words[_KIND] = record_version.WRITTEN
+            self._words[_AREA] = _HEADER
+        else:
+            self._check_version()
         self._set_limit()
+
+    def _check_version(self) -> None:
+        """Raises: DamagedError."""
+        if why := record_version.why_not_readable(self._words[_KIND]):
+            raise DamagedError(why)
 
     def _set_limit(self) -> None:
         self.compact_at = self._start + 2 * self._used + _SLACK
@@ -285,8 +282,10 @@ class NodeRecord:
     def give_id(self, nodeid: int) -> None:
         """Mark an id as given out, before it is."""
         if nodeid >= self._reserved:
-            self._reserved = nodeid + _IDS_AHEAD
-            self._words[_NEXT_ID] = self._reserved
+            given: int = self._words[_NEXT_ID]  # another daemon may have given out more than this object knows
+            if nodeid >= given:
+                given = self._words[_NEXT_ID] = nodeid + _IDS_AHEAD
+            self._reserved = given
 
     # -- open files ------------------------------------------------------------------------------------------------
 
@@ -489,8 +488,7 @@ class NodeRecord:
         Raises: DamagedError.
         """
         words, mm = self._words, self._mm
-        if words[_VERSION] != _MAGIC:
-            raise DamagedError(f"its version is {words[_VERSION]:#x}, not {_MAGIC:#x}")
+        self._check_version()
         if words[_FULL]:
             raise DamagedError("it was full")
         at: int = words[_AREA]

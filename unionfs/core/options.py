@@ -141,3 +141,15 @@ def check_overlap(options: Options) -> None:
                 raise OptionError(
                     errno.EINVAL, f"{role} {path} lies inside the lower {lower}: the union would show it in itself"
                 )
+
+
+def check_branches(options: Options) -> None:
+    """Raise OptionError unless the branches can be opened and do not overlap."""
+    for lower in options.lowers:
+        check_directory("a lower", lower)
+        if not options.skip_unreadable and not os.access(lower, os.R_OK | os.X_OK, effective_ids=True):
+            raise OptionError(errno.EACCES, f"cannot read the lower {lower}: {os.strerror(errno.EACCES)}")
+    if options.upper is not None and options.work is not None:
+        check_directory("the upper", options.upper)
+        check_directory("the work directory", options.work)
+    check_overlap(options)

@@ -20,7 +20,7 @@ import os
 import stat
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs.core import marks
 from unionfs.core.branch import Branch, BranchDir
@@ -45,17 +45,33 @@ INDEX: Final = b"index"
 FROZEN: Final = b"frozen"
 
 
+class OpenStaging(NamedTuple):
+    """A daemon's part of a work directory, as it hands it to its successor. Immutable."""
+
+    root_fd: int  # of the work directory
+    live_fd: int  # of its own directory there; holds the lock
+    name: bytes  # of that directory
+    opened_ns: int
+    upper_in_use: bool
+
+
 class Staging:
     """One daemon's part of a work directory."""
 
-    def __init__(self, path: str, fds: FdCache) -> None:
-        """Open the work directory, remove the remains of dead daemons, make our own subdirectory. Raises: OSError."""
-        self.branch = Branch(path, fds, writable=True)
+    def __init__(self, path: str, fds: FdCache, given: OpenStaging | None = None) -> None:
+        """Open the work directory, remove the remains of dead daemons, make our own subdirectory; or go on with the one
+        that was `given`. Raises: OSError."""
+        self.branch = Branch(path, fds, writable=True, fd=-1 if given is None else given.root_fd)
         self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: all work is done at once
         self.upper_in_use = False  # set once: another running daemon works here
         self._serial = 0
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
         root = self.branch.root
+        if given is not None:
+            self.here = root.child(given.name)
+            self._live_fd, self._opened_ns, self.upper_in_use = given.live_fd, given.opened_ns, given.upper_in_use
+            self.index = root.child(INDEX)
+            return
         lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # or a sweep would remove a directory made but not yet locked
@@ -75,6 +91,11 @@ class Staging:
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
+
+    def opened(self) -> OpenStaging:
+        """Return what another process needs to go on in our place. The descriptors stay ours."""
+        root_fd = self.branch.root.fd()
+        return OpenStaging(root_fd, self._live_fd, self.here.name, self._opened_ns, self.upper_in_use)
 
     def _make(self, name: bytes) -> BranchDir:
         """Make this daemon's empty directory: the spare one that an earlier daemon left, or a new one."""

@@ -1,4 +1,4 @@
-"""Continue where a daemon has died, from its record of nodes (core.node_record).
+"""Continue where a daemon has died or was replaced, from its record of nodes (core.node_record).
 
 Nodes are made again when they are asked for, by their names: the number of the record is accepted if the object there
 has the recorded inode number. Those that have no name left are found in the staging directory, as orphans, or in the
@@ -17,6 +17,7 @@ from typing import Final
 from unionfs.core import external_changes, inodes, lookup
 from unionfs.core.branch import BranchDir
 from unionfs.core.handle_table import Nameless
+from unionfs.core.handover import OpenBranches
 from unionfs.core.lookup import Resolved
 from unionfs.core.lower import Found
 from unionfs.core.node import DirNode, FileNode, Node
@@ -29,9 +30,9 @@ from unionfs.core.node_record import (
     NodeRecord,
     Notes,
     RecordedNode,
-    Rename,
 )
 from unionfs.core.owner_override import OwnerOverride
+from unionfs.core.recorded_rename import Rename
 from unionfs.core.staging import log_warning
 from unionfs.core.union import Union
 from unionfs.core.union_state import UnionState, refuse
@@ -44,6 +45,11 @@ def keep_record(union: Union, record: NodeRecord) -> None:
     """Record all that another daemon needs to continue. To be called before the first lookup."""
     union._nodes.keep(record)
     union.ledger.kept = record.ledger
+
+
+def opened(union: Union) -> OpenBranches:
+    """Return what another process needs to make the same union. The descriptors stay ours."""
+    return union._tree.hand_over()
 
 
 def take_over(union: Union) -> dict[int, bool]:

@@ -33,6 +33,7 @@ from unionfs.core import rename as rename_operation
 from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
 from unionfs.core.fds import FileFd
 from unionfs.core.handle_table import HandleTable
+from unionfs.core.handover import OpenBranches
 from unionfs.core.ledger import Ledger
 from unionfs.core.listing import Listing
 from unionfs.core.lookup import Resolved
@@ -72,9 +73,9 @@ def _as_owner(method: Callable[Concatenate[Union, int, P], R]) -> Callable[Conca
 class Union:
     """A union of any number of lowers and at most one upper, as one tree."""
 
-    def __init__(self, options: Options) -> None:
-        """Open the branches. Raises OptionError with a message for the user."""
-        self._tree = UnionState(options)
+    def __init__(self, options: Options, given: OpenBranches | None = None) -> None:
+        """Open the branches; or take those `given`, see UnionState. Raises OptionError with a message for the user."""
+        self._tree = UnionState(options, given=given)
         self._nodes = self._tree.nodes
 
     @property
@@ -120,8 +121,7 @@ class Union:
                 complete.complete_upper(self.options, patience_s=0)
 
     def learn_mounts(self) -> None:
-        """Read the mount table again and hide mountpoints inside the lowers. To be called once the union itself is
-        mounted."""
+        """Hide mountpoints inside the lowers, by the mount table. To be called once the union itself is mounted."""
         for branch in self._tree.lowers.branches:
             mountpoints.hide_mounts(branch)
 

@@ -13,12 +13,13 @@ import resource
 import stat
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from unionfs.core import marks, mountpoints, overrides
+from unionfs.core import handover, marks, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
 from unionfs.core.backing import Backing
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.handle_table import HandleTable, Nameless
+from unionfs.core.handover import OpenBranches
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.inodes import Inodes
 from unionfs.core.ledger import Ledger
@@ -26,7 +27,7 @@ from unionfs.core.lower import LowerTree
 from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
-from unionfs.core.options import OptionError, Options, check_directory, check_overlap
+from unionfs.core.options import OptionError, Options, check_branches
 from unionfs.core.owner_override import OwnerOverride, open_as_owner
 from unionfs.core.staging import RunLater, Staging, frozen_lowers
 from unionfs.syscalls import mountinfo
@@ -60,18 +61,6 @@ def _with_frozen(options: Options) -> Options:
     return options._replace(lowers=(*(path for path in frozen if path not in named), *options.lowers))
 
 
-def _check_branches(options: Options) -> None:
-    """Raise OptionError unless the branches can be opened and do not overlap."""
-    for lower in options.lowers:
-        check_directory("a lower", lower)
-        if not options.skip_unreadable and not os.access(lower, os.R_OK | os.X_OK, effective_ids=True):
-            raise OptionError(errno.EACCES, f"cannot read the lower {lower}: {os.strerror(errno.EACCES)}")
-    if options.upper is not None and options.work is not None:
-        check_directory("the upper", options.upper)
-        check_directory("the work directory", options.work)
-    check_overlap(options)
-
-
 class Leaving:
     """A lower that was removed and is still in use."""
 
@@ -87,11 +76,13 @@ class Leaving:
 class UnionState:
     """All state of one union. Used on one thread only."""
 
-    def __init__(self, options: Options, viewed: UnionState | None = None) -> None:
-        """Open all branches; for a view share those of the union `viewed` that it is of. Raises OptionError."""
-        if viewed is None:
+    def __init__(self, options: Options, viewed: UnionState | None = None, given: OpenBranches | None = None) -> None:
+        """Open all branches; for a view share those of the union `viewed` that it is of. With `given` go on with those
+        of a daemon that still serves them: nothing is written, and `read_links` must follow when that has ended. Raises
+        OptionError."""
+        if viewed is None and given is None:
             options = _with_frozen(options)
-            _check_branches(options)
+            check_branches(options)
         self.options = options  # its lowers are changed by core.branches only
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         free = max(64, soft - len(options.lowers) - 64)
@@ -101,22 +92,26 @@ class UnionState:
         self.upper: Branch | None = None  # changed by core.freeze only
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # replaced by read_links and set_links only
-        paths = options.lowers if viewed is None else ()
-        lowers = [self._open_branch("a lower", path, writable=False) for path in paths]
+        lowers: list[Branch] = []
+        if given is not None:
+            lowers, self.upper, self._staging = handover.take(options, given, self.fds)
+        elif viewed is None:
+            lowers = [self._open_branch("a lower", path, writable=False) for path in options.lowers]
         # All lowers so far, by Branch.number; core.branches adds to it.
         self.opened: list[Branch] = lowers if viewed is None else viewed.opened
         for number, branch in enumerate(lowers):
             branch.number = number
-        if options.upper is not None:
+        if options.upper is not None and given is None:
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
             self._links = HardLinks(self._staging, self.upper.root)
         if viewed is None:
-            self._find_overrides(lowers)
+            if given is None:
+                self._find_overrides(lowers)
             self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
             if self._staging is not None and self.upper is not None:
                 self._staging.branch.fs_index = self.upper.fs_index
-            for branch in lowers:
+            for branch in lowers if given is None else ():
                 mountpoints.hide_paths(branch, options.hidden)
                 mountpoints.hide_mounts(branch)
             self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
@@ -161,6 +156,11 @@ class UnionState:
         found = self._staging.branch.overrides = self.upper.overrides
         if found is not None:
             found.stands_in = not overrides.can_give_away(self._staging.here, self._staging.new_name())
+
+    def hand_over(self) -> OpenBranches:
+        """Return what another process needs to go on with the branches. The descriptors stay ours."""
+        staging = self._staging.opened() if self._staging is not None else None
+        return handover.branches(self.lowers.branches, self.upper, staging)
 
     def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
         try:

@@ -37,6 +37,22 @@ class Mounted:
         self.connection = mounting.connection_at(mountpoint)  # immutable; None for an inherited descriptor
         self._namespace: int | None = None  # inode of the original mount namespace; set once, by `leave_namespace`
 
+    @classmethod
+    def continued(cls, mountpoint: str, connection: int | None, since_ns: int, namespace: int | None) -> Mounted:
+        """Return what another process has known as its mount; `namespace` is None if it has not left that."""
+        made = cls.__new__(cls)
+        made.mountpoint, made.connection, made.since_ns, made._namespace = mountpoint, connection, since_ns, namespace
+        return made
+
+    def values(self) -> dict[str, str | int | None]:
+        """Return the arguments of `continued`."""
+        return {
+            "mountpoint": self.mountpoint,
+            "connection": self.connection,
+            "since_ns": self.since_ns,
+            "namespace": self._namespace,
+        }
+
     def namespace(self) -> int:
         """Return the inode number of the mount namespace in which the union is mounted."""
         return self._namespace or os.stat("/proc/self/ns/mnt").st_ino

@@ -1,10 +1,11 @@
 """The control socket of a running daemon, server and client: statistics, copy-up traces, branches.
 
 Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON:
-`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "branches"}`, or `{"ask": "change"}` with what fuse.branch_control
-takes and, beside its bytes, the descriptor of a directory (SCM_RIGHTS in unix(7)). The answer is one line, or for
-`trace` one for each copy-up until the client closes. Only the daemon's own user and root get answers. The client
-accepts root, its own user and the user who mounted the union only: any process may listen under the socket's name.
+`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "upgrade"}`, `{"ask": "branches"}`, or `{"ask": "change"}` with what
+fuse.branch_control takes and, beside its bytes, the descriptor of a directory (SCM_RIGHTS in unix(7)). The answer is
+one line, or for `trace` one for each copy-up until the client closes. Only the daemon's own user and root get answers.
+The client accepts root, its own user and the user who mounted the union only: any process may listen under the socket's
+name.
 
 The answering threads read counters while the union's thread changes them: the numbers of one answer may differ by a
 request. Knows sockets and JSON. Does not know the transport's protocol or how numbers are displayed.
@@ -20,9 +21,9 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unionfs import compiled
@@ -30,7 +31,7 @@ from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
 from unionfs.fuse import control_socket
 from unionfs.fuse.branch_control import BranchControl, RefusedError
-from unionfs.fuse.keeper import Life
+from unionfs.fuse.life import Life
 from unionfs.fuse.traffic import Traffic
 from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo, peers
@@ -73,9 +74,13 @@ class Reporter:
     mountpoint: str
     started_by: str  # for people
     since: float  # time.monotonic of the mount
+    version: str = ""  # of the daemon
     no_view: str = ""  # why the union is not a view
     life: Life | None = None  # None: without a keeper
     branches: BranchControl | None = None  # None: they cannot be changed
+    no_upgrade: str = ""  # why no other version can continue
+    leave: Callable[[], None] | None = None  # leaves the mount to the daemon of another version
+    upgrading: threading.Lock = field(default_factory=threading.Lock)  # held while one is tried
 
     def stats(self) -> dict[str, Any]:
         """Return the object that `unionfs stats --json` prints."""
@@ -87,6 +92,7 @@ class Reporter:
             "started_by": self.started_by,
             "transport": self.transport,
             "protocol": self.traffic.protocol,
+            "version": self.version,
             "compiled": compiled.is_in_use(),
             "code": compiled.code_in_use(),
             "uptime_s": round(time.monotonic() - self.since, 3),
@@ -132,7 +138,35 @@ class Reporter:
             "replaced": life.deaths,
             "last_reason": life.reason,
             "waited_s": round(life.waited_s, 6),
+            "upgrades": life.upgrades,
+            "version_before": life.version_before,
+            "not_upgraded": life.not_upgraded,
         }
+
+    def _upgrade(self, client: socket.socket) -> None:
+        """Answer with `refused` and why; or with `upgrades`, how many there were, and leave the mount to the daemon of
+        the other version, which tells by `stats` whether there is one more."""
+        life, leave = self.life, self.leave
+        why = self.no_upgrade
+        if life is None or leave is None:
+            why = why or "it has no keeper"
+        elif life.record.is_outdated:
+            why = "its branches were changed while it was mounted, and its keeper does not know them"
+        if life is None or leave is None or why:
+            _send(client, {"refused": why})
+            return
+        if not self.upgrading.acquire(blocking=False):
+            _send(client, {"refused": "an upgrade is under way"})
+            return
+        upgrades = life.upgrades
+        life.not_upgraded = life.ask_for_upgrade()
+        if life.not_upgraded:
+            self.upgrading.release()
+            _send(client, {"refused": life.not_upgraded})
+            return
+        with suppress(OSError):  # also when the client has gone
+            _send(client, {"upgrades": upgrades})
+        leave()
 
     def _watch(self) -> dict[str, int] | None:
         watched = self.union.watched
@@ -177,6 +211,8 @@ class Reporter:
                     self._trace(client)
                 elif wanted in ("branches", "change") and self.branches is not None:
                     self._branches(self.branches, client, question, fds)
+                elif wanted == "upgrade":
+                    self._upgrade(client)
                 else:
                     _send(client, {"error": f"unknown question {wanted!r}"})
         finally:

@@ -2,7 +2,8 @@
 
 Requested by SIGTERM, SIGINT or SIGHUP (those that were not ignored at the start), or by end of file on the lifeline, a
 descriptor whose other end another process holds open for as long as it needs the union. When the kernel ends the
-connection (unmounted, namespace gone) none of this is needed: serving just returns.
+connection (unmounted, namespace gone) none of this is needed: serving just returns. A daemon that leaves the mount to
+another one (fuse.upgrade) stops serving without unmounting.
 
 A thread waits for the signals, which are blocked everywhere else, because unmounting may block: the kernel writes
 dirty pages first, and the serving thread must take them. Serving is stopped by KeyboardInterrupt, which the transports
@@ -40,7 +41,9 @@ class GracefulShutdown:
 
     def __init__(self) -> None:
         self._over = threading.Event()  # serving has ended
-        self._unmounting = threading.Lock()  # held while a process of ours unmounts
+        self._unmounting = threading.Lock()  # held while a process of ours unmounts; protects `is_leaving`
+        self.has_begun_to_end = False  # set once: a signal has come; protected by `_unmounting`
+        self.is_leaving = False  # set once, by `leave`: another daemon continues
         self._main = threading.get_ident()  # immutable
         self.has_interrupted = False  # set once: KeyboardInterrupt from serving is a requested stop
         exit_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -68,12 +71,29 @@ class GracefulShutdown:
         if self._unmounting.acquire(timeout=GRACE_S):
             self._unmounting.release()
 
-    def _unmount_and_stop(self, mounted: Mounted) -> None:
-        signal.sigwait(self._signals)
+    def leave(self) -> None:
+        """Have serving stop so that another daemon continues, unless the union is being unmounted. Returns when it has
+        stopped, if the process lives on."""
         with self._unmounting:
+            if self.has_begun_to_end:
+                return
+            self.is_leaving = True
+        self._interrupt()
+
+    def _unmount_and_stop(self, mounted: Mounted) -> None:
+        number = signal.sigwait(self._signals)
+        with self._unmounting:
+            if self.is_leaving:
+                os.kill(os.getppid(), number)  # the keeper passes it on to the daemon that continues
+                return
+            self.has_begun_to_end = True
             has_unmounted = mounted.unmount()
         if has_unmounted:
             signal.sigtimedwait(self._signals, GRACE_S)  # a second signal ends the grace period
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Interrupt serving until it has ended."""
         self.has_interrupted = True
         while not self._over.is_set():
             _thread.interrupt_main(signal.SIGINT)

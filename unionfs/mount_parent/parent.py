@@ -66,9 +66,9 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
 
 
 def _import_all() -> None:
-    from unionfs import daemon
+    from unionfs import daemon_service
 
-    for module in (*daemon.MODULES, *_COMMANDS):
+    for module in (*daemon_service.MODULES, *_COMMANDS):
         with suppress(ImportError):
             import_module(module)
 

@@ -57,7 +57,8 @@ def serve(
     `traffic`: a session that was negotiated already (see `handshake`); `options` and `tuning` are then ignored.
     `notifier`: sends the kernel invalidations for changes made to the branches behind the mount.
     Raises: UnsupportedError when the kernel and this engine have no protocol in common; KeyboardInterrupt after SIGINT,
-    between two requests.
+    between two requests. With `Kept.is_left` the process must end then, with its threads: the work of these is left to
+    the daemon that continues, and requests that wait for it get no answer from here.
     """
     session = traffic or Session(options, tuning or Tuning())
     with ExitStack() as held:
@@ -76,14 +77,21 @@ def serve(
         engine = _Engine(device, busy_poll, dispatcher, notifier)
         engine.begin()
         held.enter_context(_interruptible(device))
+        is_left = False
         try:
             with suppress(Gone):
                 while not session.over:
                     engine.work()
                     if device.is_interrupted:
                         raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            is_left = session.kept is not None and session.kept.is_left
+            raise
         finally:
-            engine.end()
+            if is_left:
+                engine.leave()
+            else:
+                engine.end()
 
 
 class _Engine:
@@ -280,6 +288,12 @@ class _Engine:
         self._workers.join()
         os.close(self._bell)
         self._device.end()
+
+    def leave(self) -> None:
+        """Wait for what would keep the process from ending, and for nothing else."""
+        if self._notifier is not None:
+            self._notifier.stop()
+        self._let_notifications_end()
 
     def _let_notifications_end(self) -> None:
         """Keep serving until each write(2) of a notification to the device has returned. It cannot be cancelled and may

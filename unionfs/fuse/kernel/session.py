@@ -110,6 +110,7 @@ class Kept:
     """Requests that the daemon before has begun, by unique: whether they are known to be done."""
     unanswered: Notes = field(default_factory=Notes)  # set once: what it has counted for its last request
     refused: int = 0  # set once: unique of a request that is answered EIO; 0: none
+    is_left: bool = False  # set once, by another thread, before it interrupts: the next daemon answers what is open
 
 
 class Session:
@@ -136,8 +137,37 @@ class Session:
         """Count and record what is served so that another daemon can continue."""
         before, self.counts = self.counts, kept.record.counts
         for code, count in enumerate(before):
-            self.counts[code] = count
+            if count:  # else nothing is written: another process may be counting
+                self.counts[code] += count
         self.kept = kept
+
+    def state(self) -> dict[str, int]:
+        """Return what another process needs to go on with the connection, for `continued`."""
+        return {
+            "minor": self.minor,
+            "flags": int(self.flags),
+            "max_write": MAX_WRITE,
+            "generation": self.encoder.generation,
+            "view_generation": self.view_generation,
+        }
+
+    @classmethod
+    def continued(cls, options: ServeOptions, tuning: Tuning, state: dict[str, int]) -> Session:
+        """Make the session of a connection that another version has negotiated. Raises: UnsupportedError."""
+        made = cls(options, tuning)
+        made.minor, made.flags, made.has_resend = state["minor"], Init(state["flags"]), True
+        if state["minor"] > abi.MINOR:
+            raise UnsupportedError(
+                errno.EPROTONOSUPPORT, f"the mount speaks FUSE {made.protocol}, this program {abi.VERSION}.{abi.MINOR}"
+            )
+        if (unknown := made.flags & ~made._wanted()) or state["max_write"] > MAX_WRITE:
+            what = f"flags {int(unknown):#x}" if unknown else f"requests of {state['max_write']} bytes"
+            raise UnsupportedError(
+                errno.EPROTONOSUPPORT, f"the mount has negotiated {what}, which this program has not"
+            )
+        made.encoder.set_generation(state["generation"])
+        made.view_generation = state["view_generation"]
+        return made
 
     @property
     def negotiated(self) -> bool:

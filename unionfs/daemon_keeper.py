@@ -1,0 +1,106 @@
+"""The keeper of a daemon's mount: this process is left as it, and another one that it has forked goes on.
+
+Knows what a daemon serves (daemon_service) and what its keeper and the record of nodes need of that. Does not mount.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from unionfs.core import takeover
+from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs.daemon_service import Service, import_late_modules
+from unionfs.fuse import keeper, mounting
+from unionfs.fuse.life import DIED, Life
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from unionfs.fuse.kernel.session import Kept
+    from unionfs.fuse.upgrade import Program
+
+
+def start(service: Service) -> None:
+    """Leave this process as the keeper, and return in a daemon that it forks; or without one, if that is impossible.
+
+    Raises: DamagedError, in a daemon that cannot continue.
+    """
+    from unionfs.fuse.kernel.session import Kept, Session
+
+    assert isinstance(service.traffic, Session)
+    try:
+        view_record = NodeRecord() if service.traffic.view_offer is not None else None
+        kept = Kept(NodeRecord(), view_record)
+    except (OSError, ValueError) as error:  # no memory, or a limit
+        _logger().warning("without a keeper: no shared memory: %s", error)
+        show_in_process_list(service.mounted.connection)
+        return
+    service.kept = kept
+    takeover.keep_record(service.union, kept.record)
+    service.traffic.keep(kept)
+    stay(service, kept)
+
+
+def stay(service: Service, kept: Kept, **continued: Any) -> None:
+    """Be the keeper; return in a daemon that may begin to serve. `continued`: arguments of fuse.keeper.keep.
+
+    Raises: DamagedError, in a daemon that cannot continue.
+    """
+
+    def give_up(why: str) -> None:
+        _logger().error("no daemon can continue (%s): the union is unmounted", why)
+        service.mounted.unmount()
+
+    life = keeper.keep(kept.record, give_up, partial(_described, service, kept), **continued)
+    show_in_process_list(service.mounted.connection)
+    if life.continues:
+        try:
+            took_ms = take_over(service, kept, life)
+        except DamagedError:
+            raise
+        except Exception:  # noqa: BLE001 - the keeper tries again
+            _logger().exception("the takeover fails")
+            os._exit(DIED)
+        _logger().warning("the daemon before %s; this one continues after %.1f ms", life.ended, took_ms)
+    begin(service, kept, life)
+
+
+def _described(service: Service, kept: Kept) -> Callable[[Life], Program]:
+    from unionfs.daemon_state import Described
+
+    import_late_modules(service)  # for the daemons after this one
+    return Described(service, kept)
+
+
+def take_over(service: Service, kept: Kept, life: Life) -> float:
+    """Continue where another daemon has ended. Returns how long that took, in milliseconds."""
+    began = time.perf_counter()
+    kept.changes, kept.refused, kept.continues = takeover.take_over(service.union), life.refused, True
+    kept.unanswered = takeover.unanswered(service.union)
+    return (time.perf_counter() - began) * 1e3
+
+
+def begin(service: Service, kept: Kept, life: Life) -> None:
+    """Note that this daemon begins to serve."""
+    service.life = life
+    life.begin(kept.record)
+    life.watch(_logger().warning)
+
+
+def show_in_process_list(connection: int | None, *, keeper: bool = False) -> None:
+    """Name this process after its FUSE connection, so that `unionfs umount` finds it and `ps` shows which one it is."""
+    if connection is not None:
+        name = mounting.keeper_name(connection) if keeper else mounting.process_name(connection)
+        with suppress(OSError), open("/proc/self/comm", "w") as comm:
+            comm.write(name)
+
+
+def _logger() -> Logger:
+    import logging  # late: it takes as long as mounting
+
+    return logging.getLogger(__name__)

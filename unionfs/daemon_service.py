@@ -1,0 +1,208 @@
+"""A mounted union with what is needed to serve it, in a keeper and in each of its daemons.
+
+Does not know how it was mounted, or that another daemon has served it before.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from unionfs.core.union import Union
+from unionfs.daemon_options import DaemonOptions
+from unionfs.fuse.death_helper import DeathHelper
+from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.life import DIED, LEFT, Life
+from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
+from unionfs.fuse.shutdown import GracefulShutdown
+from unionfs.fuse.traffic import Tally, Traffic
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from unionfs.fuse.kernel.session import Kept, Tuning
+    from unionfs.fuse.watching import Notifier
+
+MODULES: Final = (
+    *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
+    *("unionfs.fuse.reporting", "unionfs.fuse.upgrade", "unionfs.fuse.view_offer", "unionfs.log_lines"),
+)
+"""What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
+LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.fuse.reporting", "unionfs.syscalls.file_handles")
+"""What a daemon imports a moment after its start: not before the mount's first requests, and not so late that the files
+may be another version's."""
+_IMPORT_AFTER_MS: Final = 1000
+
+
+class Service:
+    """A mounted union with what is needed to serve it. In a keeper and in each of its daemons."""
+
+    def __init__(
+        self, options: DaemonOptions, union: Union, mounted: Mounted, fd: int, shutdown: GracefulShutdown
+    ) -> None:
+        self.options = options  # immutable
+        self.union = union  # immutable
+        self.mounted = mounted  # immutable
+        self.fd = fd  # immutable: of /dev/fuse
+        self.shutdown = shutdown  # immutable
+        self.traffic: Traffic = Tally()  # replaced once, when the protocol is negotiated
+        self.helper = DeathHelper(None)  # replaced once
+        self.control_fd: int | None = None  # set once
+        self.since = time.monotonic()  # of the mount; set once
+        self.kept: Kept | None = None  # set once, where there is a keeper
+        self.life: Life | None = None  # set once, in a daemon that has a keeper
+        self.version: str | None = None  # of this code; set once, soon: later the files may be another version's
+        self.is_serving = False  # set once
+
+    @contextmanager
+    def until_its_end(self) -> Iterator[None]:
+        """End what is mounted as it must be when the body ends, by an exception, too. Does not return in a daemon that
+        another one is to replace."""
+        try:
+            yield
+        except BaseException:
+            life = self.life
+            if self.shutdown.is_leaving:
+                os._exit(LEFT)
+            if self.shutdown.has_interrupted:
+                return
+            if life is not None and life.is_kept:
+                _logger().exception("the daemon ends because of a bug")
+                os._exit(DIED)
+            if not self.is_serving:  # a transport closes it itself
+                os.close(self.fd)
+            self.mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
+            raise
+        finally:
+            self.shutdown.serving_ended()
+
+    def serve(self, notifier: Notifier | None = None) -> None:
+        """Serve until the mount ends, or the daemon is to end."""
+        transport = import_module(TRANSPORTS[self.options.transport])
+        self.helper.keeper = self.life.keeper if self.life is not None else None
+        if notifier is not None:
+            self.helper.start()
+        self.shutdown.listen(self.mounted, self.options.lifeline_fd)
+        if self.control_fd is not None and self.mounted.connection is not None:
+            about = (self, self.control_fd, self.mounted.connection)
+            threading.Thread(target=_report, args=about, name="reporting", daemon=True).start()
+        self.is_serving = True
+        transport.serve(self.fd, self.union, options=self.options.serve, traffic=self.traffic, notifier=notifier)
+
+    def leave(self) -> None:
+        """Leave the mount to the daemon that continues. From any thread but the one that serves."""
+        assert self.kept is not None
+        self.kept.is_left = True
+        self.shutdown.leave()
+
+
+def prepare(options: DaemonOptions) -> None:
+    """Start what is asked for when something goes wrong: stack traces, the log."""
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
+    _start_logging(options)
+
+
+def why_not_kept(options: DaemonOptions, traffic: Traffic) -> str:
+    """Return why the mount has no keeper; "" if it can have one."""
+    if not options.keeper:
+        return "it was mounted with --no-keeper"
+    if options.transport != DEFAULT_TRANSPORT:
+        return f"it has the {options.transport} transport"
+    return "" if traffic.has_resend else "the kernel is older than Linux 6.9"
+
+
+def why_not_upgraded(options: DaemonOptions, traffic: Traffic) -> str:
+    """Return why no other version can continue the mount; "" if one can, where there is a keeper."""
+    if why := why_not_kept(options, traffic):
+        return f"it has no keeper: {why}"
+    if options.watch or options.serve.passthrough:
+        return f"a mount with --{'watch' if options.watch else 'passthrough'} cannot be handed over"
+    return ""
+
+
+def tuning() -> Tuning:
+    """Return how our engine is to serve."""
+    from unionfs.fuse.kernel.session import Tuning
+
+    return Tuning(handles=os.geteuid() == 0)
+
+
+def offer_view(service: Service) -> None:
+    """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
+    options, serve, mounted = service.options, service.options.serve, service.mounted
+    offers = options.view and options.union.upper is not None and mounted.connection is not None
+    if not offers or serve.read_only or serve.writeback or options.watch or options.transport != "kernel":
+        return
+    from unionfs.fuse.view_offer import ViewOffer
+
+    service.traffic.view_offer = ViewOffer(service.union, options.serve, options.mount, mounted)
+
+
+def _report(service: Service, control_fd: int, connection: int) -> None:
+    """In a thread: answer `unionfs stats` and `upgrade`."""
+    asked = select.poll()
+    asked.register(control_fd, select.POLLIN)
+    asked.poll(_IMPORT_AFTER_MS)
+    import_late_modules(service)
+    if service.life is not None:
+        service.life.wait_for_keeper()
+    from unionfs.fuse.branch_control import BranchControl
+    from unionfs.fuse.reporting import Reporter
+
+    options, traffic, life = service.options, service.traffic, service.life
+    branches = BranchControl(service.union, traffic, connection, life.record if life is not None else None)
+    reporter = Reporter(
+        union=service.union,
+        traffic=traffic,
+        transport=options.transport,
+        mountpoint=service.mounted.mountpoint,
+        started_by=options.started_by,
+        since=service.since,
+        version=service.version or "",
+        no_view=options.no_view,
+        life=life,
+        branches=branches,
+        no_upgrade=why_not_upgraded(options, traffic),
+        leave=service.leave,
+    )
+    reporter.serve(control_fd, connection)
+
+
+def import_late_modules(service: Service) -> None:
+    """Import what is imported late, and note the version of this code, if it is not known yet."""
+    from unionfs import version
+
+    for module in LATE_MODULES:
+        import_module(module)
+    if service.version is None:
+        service.version = version.installed()
+
+
+def tune_garbage_collection() -> None:
+    """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, long-lived, and freed
+    by reference counts. There is no garbage yet: to look for it would only delay the first requests, by 5 to 15 ms."""
+    import gc
+
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _start_logging(options: DaemonOptions) -> None:
+    """Log to stderr from now on. Called late: importing the logging module takes as long as mounting."""
+    from unionfs import log_lines
+
+    log_lines.start(debug=options.debug)
+
+
+def _logger() -> Logger:
+    import logging
+
+    return logging.getLogger(__name__)

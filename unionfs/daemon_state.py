@@ -1,0 +1,102 @@
+"""A mount described for another version of this program, which continues it (daemon_upgrade).
+
+The description is plain values and descriptors; fuse.upgrade has the rest of what versions have in common. Values that
+a version does not know are a reason to refuse: an option that was asked for must not be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from unionfs.core import handover, takeover
+from unionfs.core.options import Options
+from unionfs.core.owners import IdTranslation, OwnerTranslation
+from unionfs.daemon_options import DaemonOptions
+from unionfs.fuse.kernel.session import Kept, Session
+from unionfs.fuse.life import Life
+from unionfs.fuse.mounting import MountOptions
+from unionfs.fuse.options import ServeOptions
+from unionfs.fuse.upgrade import Program
+from unionfs.id_ranges import IdRange
+from unionfs.mount_parent import identity
+
+if TYPE_CHECKING:
+    from unionfs.daemon_service import Service
+
+_ENTRY: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "upgrade_entry.py")
+"""What a keeper executes: the file has this name in all versions."""
+
+
+class RefusedError(Exception):
+    """This version cannot continue. `str()` says why."""
+
+
+class Described:
+    """What a keeper's mount is, for another version. Made while the files are those of this version."""
+
+    def __init__(self, service: Service, kept: Kept) -> None:
+        self._service = service  # immutable
+        self._kept = kept  # immutable
+
+    def __call__(self, life: Life) -> Program:
+        """Return what is executed. `life`: as it will be then, but for `version_before`. Raises: OSError."""
+        service, kept = self._service, self._kept
+        life.version_before = service.version or ""
+        assert isinstance(service.traffic, Session)
+        branches = takeover.opened(service.union)
+        with open("/proc/self/cmdline", "rb") as file:
+            shown = os.fsdecode(file.read()).rstrip("\0").split("\0")
+        values = {
+            "options": plain(service.options._replace(union=service.union.options)),  # with frozen branches
+            "branches": handover.to_values(branches),
+            "mounted": service.mounted.values(),
+            "session": service.traffic.state(),
+            "device": service.fd,
+            "record": kept.record.fd,
+            "view_record": None if kept.view_record is None else kept.view_record.fd,
+            "control": service.control_fd,
+            "since": service.since,
+            "life": life.values(),
+            "facts": identity.facts(),
+        }
+        view_fd = None if kept.view_record is None else kept.view_record.fd
+        fds = [service.fd, kept.record.fd, *branches.descriptors()]
+        fds += [fd for fd in (view_fd, service.control_fd, service.options.lifeline_fd) if fd is not None]
+        flag = "-I" if sys.flags.isolated else "-P"
+        return Program([sys.executable, flag, _ENTRY], shown, {**values, "descriptors": fds}, fds)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of options as one for marshal: a dictionary for each named tuple."""
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", None)
+        if fields is None:
+            return [plain(each) for each in value]
+        return {name: plain(getattr(value, name)) for name in fields}
+    return value
+
+
+def options_of(values: dict[str, Any]) -> DaemonOptions:
+    """Undo `plain` for options of this or another version. Raises: RefusedError."""
+    try:
+        union = dict(values["union"])
+        union["lowers"], union["hidden"] = tuple(union["lowers"]), tuple(union["hidden"])
+        if union["owners"] is not None:
+            kinds = {kind: _translation(one) for kind, one in union["owners"].items()}
+            union["owners"] = OwnerTranslation(**kinds)
+        given = {
+            **values,
+            "union": Options(**union),
+            "mount": MountOptions(**values["mount"]),
+            "serve": ServeOptions(**values["serve"]),
+        }
+        return DaemonOptions(**given)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RefusedError(f"the options of the mount are not known to it: {error}") from error
+
+
+def _translation(values: dict[str, Any]) -> IdTranslation:
+    ranges = tuple(IdRange(**one) for one in values["ranges"])
+    return IdTranslation(**{**values, "ranges": ranges})

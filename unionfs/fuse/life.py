@@ -1,0 +1,175 @@
+"""What a daemon and its keeper (fuse.keeper) know of each other, and of the daemons before.
+
+The exit statuses and UPGRADE are the same in all versions.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from unionfs.core.node_record import NodeRecord
+    from unionfs.fuse.upgrade import Channel
+
+DIED: Final = 75
+"""Exit status of a daemon that an exception has ended."""
+LEFT: Final = 76
+"""Exit status of a daemon that has left the mount to its successor."""
+UPGRADE: Final = signal.SIGUSR2
+"""Asks the keeper for an upgrade, if its daemon sends it."""
+
+_ATTEMPTS: Final = 20
+"""After so many deaths in a row before a takeover was complete there is no further one."""
+
+_CRASHES_OF_ONE: Final = 3
+"""A request in hand at so many deaths in a row is answered EIO, """
+_DEATHS_OF_ONE: Final = 10
+"""or at so many that others have caused: who is killed again and again may have any request in hand."""
+
+_END_S: Final = 1.0
+
+
+class Life:
+    """What one daemon knows of its keeper and of the daemons before it."""
+
+    def __init__(self, keeper: int, record: NodeRecord) -> None:
+        self.keeper = keeper  # immutable: its pid
+        self.record = record  # immutable
+        self.deaths = 0  # of daemons before this one
+        self.reason = ""  # of the last death
+        self.continues = False  # whether a daemon has served before
+        self.ended = ""  # how that has ended, after its name, for people
+        self.died_at = 0.0  # time.monotonic of it, or of the end of a daemon that has left
+        self.waited_s = 0.0  # the longest time without a daemon; changed by `begin`
+        self.refused = 0  # unique of a request that is to be answered EIO; 0: none
+        self.unreaped: list[
+            int
+        ] = []  # daemons that have died, but for a thread that waits for an answer; in the keeper
+        self.upgrades = 0  # so far
+        self.version_before = ""  # the version that has served before the last upgrade
+        self.not_upgraded = ""  # why the last upgrade has failed; "" if it has not
+        self.channel: Channel | None = None  # to the keeper; in a daemon only
+        self.awaits_keeper = False  # whether the keeper is still becoming the version of this daemon
+        self._last = 0  # request in hand at the last death
+        self._repeated = 0  # how often in a row it was,
+        self._crashed = 0  # and how often of these the daemon was not killed from outside
+        self._oom_kills = _oom_kills()
+        self._attempts = 0  # deaths in a row before a takeover was complete
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the keeper lives. In a daemon only."""
+        return os.getppid() == self.keeper
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the keeper can have another daemon continue. In a daemon only."""
+        return self.is_alive and not self.record.is_outdated
+
+    def begin(self, record: NodeRecord) -> None:
+        """Note that the daemon begins to serve. In a daemon only."""
+        longest = record.longest_wait_us
+        if self.died_at:
+            longest = max(longest, int((time.monotonic() - self.died_at) * 1e6))
+        record.begin_life(self.deaths, longest)
+        self.waited_s = longest / 1e6
+
+    def watch(self, tell: Callable[[str], None]) -> None:
+        """Start a thread that tells when the keeper has been killed."""
+        threading.Thread(target=self._watch, args=(tell,), name="keeper", daemon=True).start()
+
+    def _watch(self, tell: Callable[[str], None]) -> None:
+        with suppress(OSError):
+            fd = os.pidfd_open(self.keeper)
+            try:
+                if self.is_alive:
+                    poll = select.poll()
+                    poll.register(fd, select.POLLIN)
+                    poll.poll()
+            finally:
+                os.close(fd)
+        tell(f"the keeper (process {self.keeper}) was killed: if this daemon dies, the mount ends")
+
+    def values(self) -> dict[str, Any]:
+        """Return what another version needs, for `of_values`."""
+        counts = ("deaths", "died_at", "waited_s", "upgrades")
+        words = ("keeper", "reason", "version_before", "not_upgraded", "unreaped")
+        return {name: getattr(self, name) for name in (*counts, *words)}
+
+    @classmethod
+    def of_values(cls, values: dict[str, Any], record: NodeRecord) -> Life:
+        """Undo `values`, of this or another version."""
+        life = cls(values["keeper"], record)
+        for name in life.values():
+            if name in values:
+                setattr(life, name, values[name])
+        return life
+
+    def wait_for_keeper(self) -> None:
+        """Wait until the keeper has loaded its code, or has died. In a daemon only, before it says that it is another
+        version: then the files may be replaced again."""
+        if self.awaits_keeper and self.channel is not None and not self.channel.wait_until_kept():
+            until = time.monotonic() + _END_S  # its descriptors are closed before it is seen to end
+            while self.is_alive and time.monotonic() < until:
+                time.sleep(0.001)
+        self.awaits_keeper = False
+
+    def ask_for_upgrade(self) -> str:
+        """Have the keeper start another version. Returns why that is impossible; "" if this daemon is to leave now. In
+        a daemon only, in one thread at a time."""
+        killed = "the keeper was killed"
+        if self.channel is None:
+            return killed
+        try:
+            fd = os.pidfd_open(self.keeper)
+            try:
+                if not self.is_alive:
+                    return killed
+                signal.pidfd_send_signal(fd, UPGRADE)
+            finally:
+                os.close(fd)
+        except OSError:
+            return killed
+        return self.channel.wait_for_verdict()
+
+    def end(self, status: int, record: NodeRecord) -> bool:
+        """Note the death of a daemon. In the keeper only. Returns whether there is to be another one."""
+        self.deaths += 1
+        self.died_at = time.monotonic()
+        self.reason = how_it_ended(status)
+        self.ended = f"was {self.reason}"
+        if record.serving != self._last:
+            self._last, self._repeated, self._crashed = record.serving, 0, 0
+        self._repeated += 1
+        oom_kills_before, self._oom_kills = self._oom_kills, _oom_kills()
+        is_outsiders = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if not is_outsiders or self._oom_kills != oom_kills_before:
+            self._crashed += 1
+        if self._last and (self._crashed >= _CRASHES_OF_ONE or self._repeated >= _DEATHS_OF_ONE):
+            self.refused = self._last
+        self._attempts = 0 if record.lives >= self.deaths - 1 else self._attempts + 1
+        return self._attempts < _ATTEMPTS and not record.is_full and not record.is_outdated
+
+
+def _oom_kills() -> int:
+    """Return how many processes the kernel has killed so far since there was no memory; 0 if that is not known."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
+def how_it_ended(status: int) -> str:
+    """Describe the wait status of a process, for people."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"killed by signal {number} ({signal.strsignal(number) or 'unknown'})"
+    return "ended by an exception" if os.WEXITSTATUS(status) == DIED else f"exit status {os.WEXITSTATUS(status)}"

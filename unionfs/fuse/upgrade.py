@@ -1,0 +1,352 @@
+"""An upgrade: another version continues to serve a mount, or the one that serves it goes on and says why.
+
+    daemon     asks its keeper (a signal)                    `unionfs upgrade` has asked it
+    keeper     executes the program in a child, the successor, with descriptors and values: nothing is opened by path
+    successor  loads its code, makes the union of what it was given, checks the record: "able", or "unable" and why
+    daemon     ends between two requests                     the keeper has said "leave"
+    successor  continues from the record, and says "serves"  the keeper has said "go"
+    keeper     executes the program itself: its pid, its child and its descriptors stay; then it says "kept"
+
+Until "leave" the daemon serves, and until "serves" the keeper can have a daemon of its own version continue. Words, the
+marshalled values and exit statuses are what versions have in common: FORMAT changes with their meaning. A successor
+that finds a record of an older version writes that version until all processes of the mount are its own.
+
+The program is the one that the keeper was started from: the same interpreter, and the package in the same directory,
+which an installation has replaced. Who asks names no path, so that a process in a container gains nothing by asking.
+"""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import marshal
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from unionfs.fuse.daemon_end import status_of
+from unionfs.fuse.life import LEFT, Life, how_it_ended
+
+if TYPE_CHECKING:
+    from unionfs.core.node_record import NodeRecord
+
+FORMAT: Final = 1
+"""Version of the values that a successor is given."""
+
+DAEMON: Final = "daemon"
+KEEPER: Final = "keeper"
+"""Roles of an executed program."""
+
+_ABLE: Final = b"able"
+_UNABLE: Final = b"unable "  # and why
+_LEAVE: Final = b"leave"
+_GO: Final = b"go "  # and when the daemon before has ended, by time.monotonic
+_SERVES: Final = b"serves"
+_KEPT: Final = b"kept"
+
+_START_S: Final = 30.0
+"""For a successor to say that it is able: it starts Python."""
+_TAKEOVER_S: Final = 60.0
+"""For a successor to continue; meanwhile programs wait."""
+_VERDICT_S: Final = 120.0
+"""For a keeper to tell its daemon: more than it waits itself."""
+_LOOK_AGAIN_S: Final = 0.005
+_END_S: Final = 5.0
+"""For a successor that has closed its channel to end."""
+_MESSAGE_MAX: Final = 4096
+_LINE_MAX: Final = 500
+_ERRORS_MAX: Final = 1 << 16
+_MARSHAL_VERSION: Final = 4  # all versions of Python that we run on read it
+
+log = logging.getLogger(__name__)
+
+
+class Program(NamedTuple):
+    """What is executed for an upgrade. Immutable."""
+
+    arguments: list[str]  # the first is the file; the number of the descriptor with the values follows
+    shown: list[str]  # the command line that the process is to show
+    values: dict[str, Any]  # for marshal
+    descriptors: list[int]  # that it goes on with
+
+
+class Channel:
+    """One end of the connection of a keeper with its daemon."""
+
+    def __init__(self, end: _socket.socket) -> None:
+        self._end = end  # immutable
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._end.fileno()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._end.close()
+
+    def send(self, message: bytes) -> bool:
+        """Send a message. Returns False if the other process has gone."""
+        try:
+            self._end.send(message[:_MESSAGE_MAX])
+        except OSError:
+            return False
+        return True
+
+    def receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
+        """Wait for a message. Returns b"" if the other process has gone; None after `seconds`, or when the process
+        `other_pidfd` has ended."""
+        poll = select.poll()
+        poll.register(self._end, select.POLLIN)
+        if other_pidfd >= 0:
+            poll.register(other_pidfd, select.POLLIN)
+        if self._end.fileno() not in dict(poll.poll(seconds * 1000)):
+            return None
+        try:
+            return self._end.recv(_MESSAGE_MAX)
+        except OSError:
+            return b""
+
+    # -- of a daemon
+
+    def wait_for_verdict(self) -> str:
+        """Wait until the keeper has tried an upgrade. Returns why it is impossible; "" if this daemon is to leave."""
+        said = self.receive(_VERDICT_S)
+        if said == _LEAVE:
+            return ""
+        return os.fsdecode(said.removeprefix(_UNABLE)) if said else "the keeper does not answer"
+
+    def wait_until_kept(self) -> bool:
+        """Wait until the keeper has become one of this version, or has said that it cannot. Returns False if it has
+        ended, or does not say anything."""
+        return self.receive(_START_S) == _KEPT
+
+    # -- of a keeper that was executed
+
+    def kept(self) -> None:
+        """Say that this process is the keeper."""
+        self.send(_KEPT)
+
+    # -- of a successor
+
+    def refuse(self, why: str) -> None:
+        """Say that this process cannot continue."""
+        self.send(_UNABLE + os.fsencode(why))
+
+    def offer(self) -> float | None:
+        """Say that this process can continue, and wait until it is to do so. Returns when the daemon before has ended,
+        by time.monotonic; None if it is not to continue."""
+        self.send(_ABLE)
+        said = self._end.recv(_MESSAGE_MAX)
+        return float(said.removeprefix(_GO)) if said.startswith(_GO) else None
+
+    def serves(self) -> None:
+        """Say that this process continues."""
+        self.send(_SERVES)
+
+
+def connected() -> tuple[Channel, Channel]:
+    """Return both ends of a new connection. The descriptors are closed by execve(2)."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return Channel(ours), Channel(theirs)
+
+
+def channel_of(fd: int) -> Channel:
+    """Return the end of a connection that was inherited. Raises: OSError."""
+    end = _socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    return Channel(end)
+
+
+def upgrade(
+    daemon: int,
+    channel: Channel,
+    record: NodeRecord,
+    life: Life,
+    program: Callable[[], Callable[[Life], Program]],
+    mask: Iterable[int],
+) -> tuple[int, Channel, int | None]:
+    """Try an upgrade. In the keeper; its `daemon` serves, and waits for the verdict at `channel`.
+
+    Returns the daemon that serves now, its channel, and None; or the daemon that has ended, its channel and its wait
+    status. Does not return where this process becomes a keeper of the other version.
+    """
+    after = Life.of_values(life.values(), record)
+    after.upgrades, after.not_upgraded = life.upgrades + 1, ""
+    try:
+        executed = program()(after)
+        successor = _Successor(executed, mask)
+    except Exception as error:  # noqa: BLE001 - the keeper must go on, whatever the files are by now
+        return _refuse(daemon, channel, life, f"the new version cannot be started: {type(error).__name__}: {error}")
+    why = successor.wait_until_able(daemon)
+    if why:
+        successor.end()
+        return _refuse(daemon, channel, life, why)
+    channel.send(_LEAVE)
+    status = _wait_for_end(daemon, record)
+    life.died_at = time.monotonic()
+    if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != LEFT:
+        successor.end()
+        life.not_upgraded = f"the daemon {how_it_ended(status)} before the new version could continue"
+        return daemon, channel, status
+    why = successor.take_over(life.died_at)
+    if why:
+        successor.end()
+        life.not_upgraded = f"{why}; the version before goes on"
+        log.error("the upgrade has failed: %s", life.not_upgraded)
+        return daemon, channel, status
+    channel.close()
+    after.unreaped = [*life.unreaped, daemon]
+    life.upgrades, life.version_before, life.not_upgraded = after.upgrades, after.version_before, ""
+    after.died_at = life.died_at
+    _become(executed._replace(values={**executed.values, "life": after.values()}), successor, mask)
+    return successor.pid, successor.channel, None
+
+
+def _wait_for_end(daemon: int, record: NodeRecord) -> int:
+    """Wait for the end of the daemon. Returns its wait status."""
+    pidfd = os.pidfd_open(daemon)
+    try:
+        while True:
+            status, _ = status_of(daemon, record)
+            if status is not None:
+                return status
+            select.select([pidfd], [], [], _LOOK_AGAIN_S)
+    finally:
+        os.close(pidfd)
+
+
+def _refuse(daemon: int, channel: Channel, life: Life, why: str) -> tuple[int, Channel, None]:
+    life.not_upgraded = why
+    log.warning("no upgrade: %s", why)
+    channel.send(_UNABLE + os.fsencode(why))
+    return daemon, channel, None
+
+
+class _Successor:
+    """A child of the keeper that executes the program, to become the daemon."""
+
+    def __init__(self, program: Program, mask: Iterable[int]) -> None:
+        """Start it. Raises: OSError."""
+        self.channel, theirs = connected()  # immutable
+        self._errors = os.memfd_create("unionfs-errors", os.MFD_CLOEXEC)  # immutable: what it prints until it serves
+        self._status: int | None = None  # set once: how it has ended
+        stderr = os.dup(2)
+        values = {"role": DAEMON, "channel": theirs.fileno(), "stderr": stderr, **program.values}
+        state = _state(values)
+        try:
+            self.pid = os.fork()  # immutable
+            if self.pid == 0:
+                os.dup2(self._errors, 2)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                _execute(program, state, [theirs.fileno(), stderr])
+        finally:
+            theirs.close()
+            os.close(stderr)
+            os.close(state)
+
+    def wait_until_able(self, daemon: int) -> str:
+        """Wait until it can continue. Returns why it cannot, or why it need not: `daemon` has ended."""
+        pidfd = os.pidfd_open(daemon)
+        try:
+            said = self.channel.receive(_START_S, pidfd)
+        finally:
+            is_over = bool(select.select([pidfd], [], [], 0)[0])
+            os.close(pidfd)
+        if is_over:
+            return "the daemon ended before the new version could continue"
+        return "" if said == _ABLE else self._why(said, _START_S)
+
+    def take_over(self, ended_at: float) -> str:
+        """Have it continue. Returns why it does not; "" if it serves."""
+        self.channel.send(_GO + repr(ended_at).encode())
+        said = self.channel.receive(_TAKEOVER_S)
+        if said == _SERVES:
+            os.close(self._errors)
+            return ""
+        return self._why(said, _TAKEOVER_S)
+
+    def _why(self, said: bytes | None, seconds: float) -> str:
+        if said is None:
+            return f"the new version did not answer within {seconds:.0f} s"
+        if said:
+            return os.fsdecode(said.removeprefix(_UNABLE))
+        status = self._end(_END_S)
+        lines = os.pread(self._errors, _ERRORS_MAX, 0).decode(errors="replace").strip().splitlines()
+        return f"the new version: {how_it_ended(status)}{': ' + lines[-1][:_LINE_MAX] if lines else ''}"
+
+    def end(self) -> None:
+        """End it, unless it has ended. Called once, unless it serves."""
+        self._end(0)
+        self.channel.close()
+        os.close(self._errors)
+
+    def _end(self, seconds: float) -> int:
+        """Wait for its end up to `seconds`, and kill it then. Returns its wait status."""
+        if self._status is None:
+            pidfd = os.pidfd_open(self.pid)
+            select.select([pidfd], [], [], seconds)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
+
+
+def _state(values: dict[str, Any]) -> int:
+    """Return a descriptor of memory with the values."""
+    fd = os.memfd_create("unionfs-state", os.MFD_CLOEXEC)
+    data = marshal.dumps({"format": FORMAT, **values}, _MARSHAL_VERSION)
+    os.ftruncate(fd, len(data))
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+def read_state(fd: int) -> dict[str, Any]:
+    """Return the values in a descriptor's memory, and close it. Raises: ValueError, OSError."""
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+    try:
+        values = marshal.loads(data)
+    except (ValueError, EOFError, TypeError):
+        values = None
+    if not isinstance(values, dict) or "format" not in values:
+        raise ValueError("these are no values of a mount")
+    if values["format"] != FORMAT:
+        raise ValueError(f"the values of the mount have format {values['format']}; this version reads {FORMAT}")
+    return values
+
+
+def _execute(program: Program, state: int, more: list[int]) -> NoReturn:
+    """Execute the program; what prevents that is printed. In a process that was forked for that."""
+    try:
+        _replace_process(program, state, more)
+    except OSError as error:
+        os.write(2, f"{program.arguments[0]} cannot be executed: {error.strerror}\n".encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def _replace_process(program: Program, state: int, more: list[int]) -> NoReturn:
+    """Raises: OSError."""
+    for fd in (state, *more, *program.descriptors):
+        os.set_inheritable(fd, True)
+    # The words to be shown follow, so that there is room for them (syscalls.namespaces.set_command_line).
+    os.execve(program.arguments[0], [*program.arguments, str(state), *program.shown], os.environ)
+
+
+def _become(program: Program, successor: _Successor, mask: Iterable[int]) -> None:
+    """Execute the program in this process, the keeper. Returns if that is impossible."""
+    fds = [successor.channel.fileno()]
+    role = {"role": KEEPER, "channel": fds[0], "daemon": successor.pid, "mask": [int(number) for number in mask]}
+    try:
+        state = _state({**role, **program.values})
+        _replace_process(program, state, fds)
+    except OSError as error:
+        for fd in (*fds, *program.descriptors):
+            os.set_inheritable(fd, False)
+        log.warning("the keeper stays the version before: %s: %s", program.arguments[0], error.strerror)
+        successor.channel.kept()
