@@ -214,6 +214,15 @@ def test_logs(ours: Runtime, bundle: Bundle, scratch: Path) -> None:
     assert (refused.returncode, "cgroupfs" in refused.stderr) == (1, True)
 
 
+def test_version_and_features(ours: Runtime) -> None:
+    said = ours("--version").stdout.splitlines()
+    assert said[0].startswith("unionfs oci version ")
+    assert said[1] == "spec: 1.2.0"
+    found = json.loads(ours("features").stdout)
+    assert {"bind", "rro", "tmpcopyup"} <= set(found["mountOptions"])
+    assert found["linux"]["seccomp"]["enabled"]
+
+
 def test_the_first_process_killed_while_it_waits(ours: Runtime, bundle: Bundle) -> None:
     ours.begin("create", "-b", bundle.write(), "box")
     os.kill(ours.state("box")["pid"], signal.SIGKILL)

@@ -296,7 +296,7 @@ def _parser(prog: str) -> Parser:
     add("--systemd-cgroup", action="store_true", help="refused: cgroups are made through their filesystem")
     add("--rootless", choices=("true", "false", "auto"), default="auto", help="whether cgroups may be missing")
     add("--criu", help=argparse.SUPPRESS)
-    add("-v", "--version", action="version", version=_Version(prog))
+    add("-v", "--version", action="version", version=_Version("%(prog)s"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
     _add_creating(commands)
     _add_exec(commands)
@@ -305,19 +305,16 @@ def _parser(prog: str) -> Parser:
 
 
 class _Version(str):
-    """The text of --version, made when it is asked for."""
+    """The text of --version, made when argparse puts the program's name into it."""
 
     __slots__ = ()
 
-    def __new__(cls, prog: str) -> _Version:
-        return super().__new__(cls, prog)
-
-    def __mod__(self, _: object) -> str:
+    def __mod__(self, values: Any) -> str:
         from unionfs import version
         from unionfs.oci.config import VERSION
         from unionfs.syscalls import libseccomp
 
-        return f"{self} version {version.installed()}\nspec: {VERSION}\nlibseccomp: {libseccomp.version()}\n"
+        return f"{values['prog']} version {version.installed()}\nspec: {VERSION}\nlibseccomp: {libseccomp.version()}"
 
 
 def _add_creating(commands: Any) -> None:
