@@ -43,7 +43,7 @@ SYSTEMS: Final = (OURS, OURS_WITHOUT_VIEW, OURS_WITHOUT_PARENT, FUSE_OVERLAYFS, 
 kernel's, mounted by podman itself."""
 
 JOBS: Final = ("run", "diff", "commit", "build")
-COMMANDS: Final = ("run --rm IMAGE true", "try true", "--version", "ps")
+COMMANDS: Final = ("run --rm IMAGE true", "try true", "--version", "ps", "build", "build again")
 """Our own commands that are timed."""
 
 _BASE: Final = "localhost/base:1"
@@ -105,10 +105,7 @@ class Podman:
         elif name == "commit":
             self("commit", "-q", _CHANGED, "localhost/committed:1")
         else:
-            context = self._where / "context"
-            context.mkdir(exist_ok=True)
-            lines = [f"FROM {_BASE}", *(_STEP.format(n=n) for n in range(steps))]
-            (context / "Containerfile").write_text("\n".join(lines) + "\n")
+            context = _make_context(self._where, steps)
             self("build", "-q", "--layers", "--no-cache", "--network=host", "-t", "localhost/built:1", context)
         return ""
 
@@ -130,6 +127,15 @@ class Podman:
         places = (f"{self._where}/root", f"{self._runroot}")
         for words in (("rm", "-af", "-t", "0"), ("unshare", "rm", "-rf", *places), ("system", "migrate")):
             self(*words, check=False)
+
+
+def _make_context(where: Path, steps: int) -> Path:
+    """Write the Containerfile of the build into a directory below `where`."""
+    context = where / "context"
+    context.mkdir(exist_ok=True)
+    lines = [f"FROM {_BASE}", *(_STEP.format(n=n) for n in range(steps))]
+    (context / "Containerfile").write_text("\n".join(lines) + "\n")
+    return context
 
 
 def measured(user: User, act: Callable[[], str], into: Samples) -> None:
@@ -218,9 +224,14 @@ def podman_jobs(
     return found
 
 
-def own_commands(user: User, directory: Path, tar: Path, names: Sequence[str], count: int) -> dict[str, Samples]:
-    """Return command -> samples of `count` rounds. `ps` has an empty store, `run` one with the image unpacked."""
-    program, image = Path(sys.executable).with_name("unionfs"), "base:1"
+def own_commands(
+    user: User, directory: Path, tar: Path, names: Sequence[str], count: int, steps: int
+) -> dict[str, Samples]:
+    """Return command -> samples of `count` rounds. `ps` has an empty store, `run` and `build` one with the image
+    unpacked."""
+    program, image = Path(sys.executable).with_name("unionfs"), _BASE
+    context = _make_context(directory, steps)
+    user.own(context)
     full, empty = directory / "full", directory / "empty"
     for store in (full, empty):
         store.mkdir()
@@ -230,6 +241,8 @@ def own_commands(user: User, directory: Path, tar: Path, names: Sequence[str], c
         "try true": ["try", "--discard", "true"],
         "--version": ["--version"],
         "ps": ["ps", "--root", f"{empty}"],
+        "build": ["build", "--root", f"{full}", "-q", "--no-cache", "-t", "localhost/built:1", f"{context}"],
+        "build again": ["build", "--root", f"{full}", "-q", "-t", "localhost/built:1", f"{context}"],
     }
 
     def act(name: str) -> str:
@@ -237,9 +250,11 @@ def own_commands(user: User, directory: Path, tar: Path, names: Sequence[str], c
         return ""
 
     found = {name: Samples() for name in names}
-    if "run --rm IMAGE true" in names:
+    if {"run --rm IMAGE true", "build", "build again"} & {*names}:
         user.run([program, "import", "--root", full, "-q", tar, image], timeout_s=_TIMEOUT_S)
         act("run --rm IMAGE true")
+    if "build again" in names:
+        act("build again")
     for number in range(count):
         for name in rounds.order(list(names), number):
             measured(user, partial(act, name), found[name])
@@ -312,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tar.chmod(0o644)
         with _some_user(directory) as user:
             jobs = podman_jobs(user, directory, tar, wanted, arguments.jobs, arguments.rounds, arguments.steps)
-            commands = own_commands(user, directory, tar, arguments.commands, arguments.rounds)
+            commands = own_commands(user, directory, tar, arguments.commands, arguments.rounds, arguments.steps)
     for system in (said := {system: samples.said for system, samples in jobs.get("diff", {}).items()}):
         if said[system] != next(iter(said.values())):
             print(f"the output of diff differs on {system}", file=sys.stderr)
