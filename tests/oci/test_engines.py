@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +219,13 @@ def test_images_are_built(podman: Engine) -> None:
     done = podman.user.run(["buildah", *podman.store, *words], env=env, check=False)
     assert (done.stdout, done.returncode) == ("5\n", 6)
     podman.user.run(["buildah", *podman.store, "rm", "work"], env=env)
+
+
+def test_a_network_of_podmans_own(podman: Engine) -> None:
+    """Podman connects the namespace of a created container, whose process cannot be traced by others."""
+    if podman.user.kind == "root":
+        pytest.skip("a bridge needs more of the machine")
+    if shutil.which("slirp4netns") is None or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("needs slirp4netns and /dev/net/tun")
+    said = podman("run", "--rm", "--network=slirp4netns", IMAGE, "cat", "/proc/net/dev")
+    assert "tap0:" in said
