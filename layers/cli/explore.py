@@ -1,4 +1,4 @@
-"""`layers explore`: look at the layers of an image, a container or a union, on a terminal or as one HTML page."""
+"""`layers explore`: show the layers of an image, a container or a union, on a terminal or as one HTML page."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from unionfs.printable import printable
 from unionfs.write_all import write_all
 
 _DESCRIPTION: Final = """\
-Look at layers: what each of them added, changed and removed, the tree at any layer, what hides what and by which mark,
-and what is wasted, with the build step that did it. WHAT is an image, its archive or OCI layout, a tar, a directory, a
-container, or the mountpoint of a union (`container:` and `union:` before the name tell these apart); two of them are
-shown beside each other. `?` lists the keys.
+Explore layers: the changes of each layer, the tree at any layer, hidden files with the mark that hides them,
+and wasted bytes with their build step. WHAT is an image, its archive or OCI layout, a tar, a directory, a
+container, or the mountpoint of a union (the prefixes `container:` and `union:` resolve ambiguous names); two of them
+are shown beside each other. `?` lists the keys.
 
-Layers are read once: what is known of the layers of an image is kept in the store. Where standard output is no
-terminal, or one that cannot move its cursor, a summary in words is printed instead."""
+Layers are read once: indexes of an image's layers are stored. If standard output is not a terminal, or one that cannot
+move its cursor, a summary is printed instead."""
 
 _DUMB: Final = ("", "dumb", "unknown")
 
@@ -50,7 +50,7 @@ class _Opened(NamedTuple):
 def main(argv: list[str], unions: Unions = lambda text, root: None) -> int:
     """Run `layers explore ARGV`."""
     parser = Parser("explore", _DESCRIPTION)
-    parser.add_argument("what", metavar="WHAT", nargs="+", help="one, or two to be compared")
+    parser.add_argument("what", metavar="WHAT", nargs="+", help="one, or two to compare")
     parser.add_argument("--stack", action="store_true", help="all WHATs are one stack of layers, the first on top")
     parser.add_argument("--html", metavar="FILE", help="write a page that needs no network instead; - for stdout")
     subjects.add_root(parser)

@@ -14,22 +14,22 @@ from unionfs.fuse.branch_client import BOTTOM, BranchError, BranchLine
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-Change the read-only branches of a union while it is in use. What is shown afterwards is what a union mounted anew over
-these branches shows. Open files, mappings, working directories and copy-ups under way go on: a file that is not in the
-union any more is as one that was removed while in use.
+Change the read-only branches of a union while it is in use. Afterwards the union shows the same as a new mount of these
+branches. Open files, mappings, working directories and running copy-ups stay valid: a file that is not in the union any
+more is like a file that was removed while in use.
 
   unionfs branch ls MOUNTPOINT                        list the branches, the topmost first
   unionfs branch add MOUNTPOINT DIR [--at N]          add one, by default on top of the read-only ones
   unionfs branch rm MOUNTPOINT DIR [--force]          remove one
   unionfs branch mv MOUNTPOINT DIR --at N             move one
 
-Positions are those of `ls`: 0 is the topmost branch, which is the writable one where there is one. The change lasts
-until the union is unmounted. With the name of a container instead of MOUNTPOINT, it lasts as long as the container,
-which may run or not; its `commit` is refused then if it was made of an image."""
+Positions are those of `ls`: 0 is the topmost branch, which is the upper if there is one. The change lasts
+until the union is unmounted. With the name of a container, running or not, instead of MOUNTPOINT, it lasts as long as
+the container; if the container was made of an image, its `commit` is refused then."""
 
 _EPILOG: Final = """\
-A branch of which the upper keeps something is removed with --force only: copies of its files stay, with other inode
-numbers after the next mount; what was renamed shows nothing of it any more; names of hard links that only it has go.
+A branch on which the upper depends is removed with --force only: copies of its files stay, with other inode numbers
+after the next mount; renamed directories lose its content; names of hard links that only it has disappear.
 
 A mount whose branches were changed has no keeper any more: if its daemon is killed, the mount ends.
 
@@ -39,7 +39,7 @@ _VERBS: Final = ("ls", "add", "rm", "mv")
 _POINTERS_SHOWN: Final = 20
 
 WORDS: Final = ("add", "del", "append", "prepend")
-"""What `mount -o remount` may ask for (aufs(5))."""
+"""Options of `mount -o remount` that change branches (aufs(5))."""
 _PERMISSIONS: Final = ("ro", "rr", "ro+wh", "rr+wh")
 _WRITABLE: Final = ("rw", "rw+nolwh")
 
@@ -52,11 +52,11 @@ def main(argv: list[str]) -> int:
     add("target", metavar="MOUNTPOINT|CONTAINER")
     add("directory", metavar="DIR", nargs="?")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--at", metavar="N", type=int, help="add, mv: the position that it is to have")
-    where.add_argument("--append", action="store_true", help="add, mv: below all others")
-    add("--force", action="store_true", help="rm: although the upper keeps something of it; add: inside another branch")
+    where.add_argument("--at", metavar="N", type=int, help="add, mv: the new position")
+    where.add_argument("--append", action="store_true", help="add, mv: the lowest position")
+    add("--force", action="store_true", help="rm: even if the upper depends on it; add: even inside another branch")
     add("--json", action="store_true", help="print JSON")
-    add("--root", metavar="DIR", help="where containers are kept (default: $XDG_DATA_HOME/unionfs)")
+    add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     arguments = parser.parse(argv)
     verb = arguments.verb
     if (verb == "ls") != (arguments.directory is None):

@@ -1,4 +1,4 @@
-"""`unionfs build`: an image from a Containerfile."""
+"""`unionfs build`: build an image from a Containerfile."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from layers.progress import Progress
 
 _DESCRIPTION: Final = """\
-Build an image as a Containerfile (Dockerfile) says, and print its id. CONTEXT is a directory, whose files COPY and ADD
-may take; - for a tar or a Containerfile on standard input; or the URL of one. Names in .containerignore or
-.dockerignore are no part of it.
+Build the image of a Containerfile (Dockerfile), and print its id. CONTEXT is a directory with the files for COPY and
+ADD; - for a tar or a Containerfile on standard input; or the URL of one. Names in .containerignore or
+.dockerignore are left out of it.
 
-Each RUN is one container on a union of the layers so far; what it has written is the new layer. Steps that were done
-before with the same result are not done again; what is copied counts by content, mode and owner. Stages that do not
-need each other are built at the same time, and those that the target does not need not at all.
+Each RUN is one container on a union of the layers so far; its changes are the new layer. Cached steps are not executed
+again; copied files count by content, mode and owner. Independent stages are built at the same time, and stages that the
+target does not need are not built.
 
-No root is needed. Docker's language is understood whole (heredocs, RUN --mount=type=bind|cache|secret|tmpfs, COPY
---link and --exclude, ONBUILD), but for git repositories as sources, RUN --mount=type=ssh and COPY --parents."""
+The build needs no root. All of Docker's language is supported (heredocs, RUN --mount=type=bind|cache|secret|tmpfs, COPY
+--link and --exclude, ONBUILD), except git repositories as sources, RUN --mount=type=ssh and COPY --parents."""
 
 _EPILOG: Final = """\
 examples:
@@ -54,7 +54,7 @@ examples:
   tar c app | unionfs build -t app -
   unionfs build --keep-failed look .                       then: unionfs diff look, unionfs cp look:/tmp/log .
 
-`unionfs image prune` frees what builds keep and no image has.
+`unionfs image prune` frees cached steps that no image has.
 
 exit codes: 0 done, the command's own if a RUN failed, 125 if the Containerfile cannot be built or unionfs failed."""
 
@@ -104,7 +104,7 @@ def _parser() -> Parser:
     parser = Parser("build", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
     add("context", metavar="CONTEXT", help="a directory, - for a tar on standard input, or http(s)://...")
-    add("-t", "--tag", metavar="NAME[:TAG]", action="append", default=[], help="name the image so; may be repeated")
+    add("-t", "--tag", metavar="NAME[:TAG]", action="append", default=[], help="the name of the image; may be repeated")
     add(
         "-f",
         "--file",
@@ -113,7 +113,13 @@ def _parser() -> Parser:
         help="the Containerfile, - for standard input (default: CONTEXT/Containerfile, or CONTEXT/Dockerfile)",
     )
     add("--target", metavar="STAGE", default="", help="the stage to build, a name or a number (default: the last one)")
-    add("--build-arg", metavar="NAME[=VALUE]", action="append", default=[], help="set an ARG; without =, as it is here")
+    add(
+        "--build-arg",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="set an ARG; without =, to the variable's value here",
+    )
     add(
         "--secret",
         metavar="id=NAME[,src=FILE|,env=VAR]",
@@ -121,16 +127,20 @@ def _parser() -> Parser:
         default=[],
         help="show a file or variable of this machine to RUN --mount=type=secret; it is in no layer, history or key",
     )
-    add("--platform", metavar="OS/ARCH[/VARIANT]", help="of images for several (default: this machine's)")
+    add(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="which images of several platforms (default: this machine's platform)",
+    )
     add(
         "--pull",
         nargs="?",
         const="always",
         default="missing",
         choices=("always", "missing", "never", "true", "false"),
-        help="fetch the images of FROM, even if they are here (default: missing)",
+        help="when to fetch the images of FROM (default: missing)",
     )
-    add("--no-cache", action="store_true", help="do all steps anew")
+    add("--no-cache", action="store_true", help="execute all steps, ignoring the cache")
     add(
         "--layers",
         nargs="?",
@@ -139,20 +149,20 @@ def _parser() -> Parser:
         choices=("true", "false"),
         help="false: one layer for all steps, as --squash (default: true, a layer for each step that changes files)",
     )
-    add("--squash", action="store_true", help="merge the layers of all steps into one upon the base")
-    add("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="of layers (default: gzip)")
+    add("--squash", action="store_true", help="merge the layers of all steps into one layer on top of the base")
+    add("--compression", choices=("gzip", "zstd", "none"), default="gzip", help="compression of layers (default: gzip)")
     add("--iidfile", metavar="FILE", default="", help="write the image's id to FILE")
-    add("--label", metavar="NAME=VALUE", action="append", default=[], help="note something with the image")
+    add("--label", metavar="NAME=VALUE", action="append", default=[], help="store a label with the image")
     add(
         "--network",
         choices=("host", "none", "private", "default", PASTA, SLIRP),
         default="host",
-        help="of RUN: this machine's, none, or a private one with a way out (default: host)",
+        help="the network of RUN: this machine's, none, or a private one connected to it (default: host)",
     )
-    add("--add-host", metavar="NAME:ADDRESS", action="append", default=[], help="one more line of /etc/hosts in RUN")
+    add("--add-host", metavar="NAME:ADDRESS", action="append", default=[], help="add a line to /etc/hosts in RUN")
     add("--ulimit", metavar="NAME=SOFT[:HARD]", action="append", default=[], help="limit a resource of RUN")
     add("-v", "--volume", metavar="SRC:DST[:ro|:O]", action="append", default=[], help="show SRC at DST in RUN")
-    add("--ignorefile", metavar="FILE", default="", help="instead of .containerignore or .dockerignore")
+    add("--ignorefile", metavar="FILE", default="", help="read this file instead of .containerignore or .dockerignore")
     add(
         "--timestamp",
         metavar="SECONDS",
@@ -165,9 +175,15 @@ def _parser() -> Parser:
         nargs="?",
         const="failed-build",
         default="",
-        help="keep a container of a RUN that fails, to look into (default name: failed-build)",
+        help="keep a container of a RUN that fails, for inspection (default name: failed-build)",
     )
-    add("--jobs", metavar="COUNT", type=int, default=0, help="stages at once (default: as many as processors)")
+    add(
+        "--jobs",
+        metavar="COUNT",
+        type=int,
+        default=0,
+        help="maximum number of stages built at once (default: the number of processors)",
+    )
     add(
         "--progress",
         choices=("auto", "plain", "tty"),
@@ -176,7 +192,7 @@ def _parser() -> Parser:
         "(default: tty on a terminal)",
     )
     add("-q", "--quiet", action="store_true", help="print the id only")
-    add("--report", action="store_true", help="tell step by step what is in the layers, and what makes them large")
+    add("--report", action="store_true", help="list the files of each step's layer, and what makes the image large")
     add("--json", action="store_true", help="print the report as JSON, and nothing else")
     for ignored, metavar in (("--rm", None), ("--force-rm", None), ("--format", "FORMAT"), ("--isolation", "KIND")):
         if metavar is None:

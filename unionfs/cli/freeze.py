@@ -1,4 +1,4 @@
-"""`unionfs freeze`: the upper of a mounted union becomes a read-only branch, with an empty upper on top of it."""
+"""`unionfs freeze`: make the upper of a mounted union a read-only branch, with an empty upper on top of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from unionfs.fuse.branch_client import BranchError
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
-Make the writable directory of a mounted union read-only, with an empty one on top of it, in one moment: what was
-written before is in the directory that is printed, which the union never changes again, and can be packed or compared
-while programs go on. They notice nothing. What is changed later is copied up from it.
+Make the upper of a mounted union a read-only branch, with an empty upper on top of it, atomically. The files written so
+far are in the printed directory. The union never changes it again, so it can be packed or compared while programs
+continue; their later changes copy files up from it.
 
-The directory lies beside the upper; NAME is its name there (by default the upper's with a number). The upper keeps its
-path. The work directory notes what was frozen, so that the next mount of the same upper and work directory has it."""
+The directory is beside the upper; NAME is its name there (by default the upper's with a number). The upper keeps its
+path. The work directory lists frozen directories, so that the next mount of the same upper and work directory has
+them."""
 
 _EPILOG: Final = """\
 Files that are open for writing are copied up at their next write. A mount whose upper was frozen has no keeper any
-more: if its daemon is killed, the mount ends. Not with --watch, --passthrough or --transport pyfuse3, and not on mounts
-that podman or another program has made by the -o form. Containers cannot be frozen yet; `unionfs commit` makes an image
-of one that runs.
+more: if its daemon is killed, the mount ends. Refused with --watch, --passthrough or --transport pyfuse3, on mounts
+that podman or another program has made by the -o form, and for containers; `unionfs commit` makes an image
+of a running container.
 
 --json prints one object: path."""
 

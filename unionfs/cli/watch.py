@@ -1,4 +1,4 @@
-"""`unionfs watch`: what a mounted union does, live: messages, copy-ups and who caused them, memory."""
+"""`unionfs watch`: show the activity of a mounted union: messages, copy-ups by program, memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Run `unionfs watch ARGV`."""
     parser = Parser(
         "watch",
-        "Show what a union does, second by second: messages by kind, copy-ups by program and directory, memory.",
+        "Show the activity of a union each second: messages by kind, copy-ups by program and directory, memory.",
         _EPILOG,
     )
     parser.add_argument("union", metavar="MOUNTPOINT|CONTAINER")
