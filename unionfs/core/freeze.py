@@ -20,11 +20,13 @@ from typing import Final
 from unionfs import markers
 from unionfs.core import complete, inodes, lookup, marks, overrides
 from unionfs.core.branch import Branch, BranchDir
+from unionfs.core.fds import FileFd
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.lower import LowDir, LowerTree
 from unionfs.core.marks import proc_path
 from unionfs.core.node import DirNode, FileNode, names_of
 from unionfs.core.options import OptionError
+from unionfs.core.staging import Staging
 from unionfs.core.union import Union
 from unionfs.core.union_state import UnionState
 from unionfs.syscalls import files
@@ -45,6 +47,7 @@ class Freeze:
         self._parent_fd = -1  # the directory that the upper is in; set once by prepare
         self._upper_name = b""  # likewise: its name there
         self._fresh_fd = -1  # the empty directory; likewise
+        self._is_listed = False  # in the work directory; changed by prepare and close
         self._is_done = False  # set once by commit
         self._old_index = b""  # likewise: what is left of the hard-link index, in the staging directory
         self._staging_fd = -1  # likewise: of that directory
@@ -61,7 +64,8 @@ class Freeze:
             raise OptionError(errno.EINVAL, f"{os.fsdecode(name)!r} is no name for a directory")
 
     def prepare(self) -> None:
-        """Make the empty directory, with the attributes of the upper's root. Raises OSError, OptionError."""
+        """Make the empty directory, with the attributes of the upper's root, and list it as a lower in the work
+        directory. Raises OSError, OptionError."""
         upper = self._tree.upper
         assert upper is not None
         root_fd = upper.root.fd()
@@ -70,6 +74,10 @@ class Freeze:
         os.mkdir(self._name, 0o700, dir_fd=self._parent_fd)
         self._fresh_fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent_fd)
         _copy_attributes(root_fd, self._fresh_fd)
+        staging = self._tree.staging
+        with _alone(staging):
+            staging.write_frozen([self._name, *staging.frozen])
+            self._is_listed = True
 
     def _name_of(self, upper: Branch) -> bytes:
         """Find the upper's name in the directory above it: not by its path, which may be another one in this mount
@@ -95,8 +103,12 @@ class Freeze:
                 remove_tree(self._staging_fd, self._old_index)
             os.close(self._staging_fd)
             self._staging_fd = -1
+        if self._is_listed and not self._is_done:
+            with suppress(OSError), _alone(self._tree.staging):  # an empty directory in the list changes nothing
+                self._tree.staging.write_frozen(self._tree.staging.frozen[1:])
+                self._is_listed = False
         if self._fresh_fd >= 0:
-            if not self._is_done:
+            if not self._is_done and not self._is_listed:
                 with suppress(OSError):
                     os.rmdir(self._name, dir_fd=self._parent_fd)
             os.close(self._fresh_fd)
@@ -112,10 +124,7 @@ class Freeze:
         assert frozen is not None
         if not complete.complete(tree):
             raise OptionError(errno.EBUSY, "the upper lacks names of hard links, or another daemon uses it")
-        lock = staging.lock_out_others()
-        if lock is None or not staging.was_alone():
-            raise OptionError(errno.EBUSY, "another daemon uses the upper")
-        with lock:
+        with _alone(staging):
             _find_homes(tree)
             path = os.path.join(os.path.dirname(os.path.normpath(frozen.path)), os.fsdecode(self._name))
             fresh = self._open_fresh(frozen)
@@ -138,13 +147,8 @@ class Freeze:
         index = staging.renew_index()
         try:
             links = HardLinks(staging, fresh.root)
-            staging.write_frozen([self._name, *staging.frozen])
-            try:
-                parent, flags = self._parent_fd, files.RENAME_EXCHANGE
-                files.renameat2(parent, self._upper_name, parent, self._name, flags)
-            except OSError:
-                staging.write_frozen(staging.frozen[1:])
-                raise
+            parent = self._parent_fd
+            files.renameat2(parent, self._upper_name, parent, self._name, files.RENAME_EXCHANGE)
         except BaseException:
             staging.restore_index(index)
             raise
@@ -160,6 +164,14 @@ class Freeze:
             fresh.overrides.floor = frozen.overrides.floor
             fresh.overrides.stands_in = frozen.overrides.stands_in
         return fresh
+
+
+def _alone(staging: Staging) -> FileFd:
+    """Keep other daemons from the work directory as long as the result is open. Raises OptionError if one uses it."""
+    lock = staging.lock_out_others()
+    if lock is None or not staging.was_alone():
+        raise OptionError(errno.EBUSY, "another daemon uses the upper")
+    return lock
 
 
 def _copy_attributes(source_fd: int, target_fd: int) -> None:
@@ -182,16 +194,18 @@ def _copy_attributes(source_fd: int, target_fd: int) -> None:
 def _find_homes(tree: UnionState) -> None:
     """Let each file that is reached by the hard-link index be reached by a name in the upper. Raises OptionError for
     removed files that are in use and have other names: they must stay writable, and what the names lead to must not."""
-    index = tree.links.place
-    for node in tree.nodes.all():
-        if not isinstance(node, FileNode) or not node.is_up:
+    index, here = tree.links.place, tree.staging.here
+    linked = set(tree.nodes.by_inode.values())  # all that have a key in the index, or had several names
+    orphans = [tree.nodes.find(int(name[1:], 16)) for name, _, _ in here.scan() if name.startswith(b"o")]
+    for node in {*linked, *(node for node in orphans if isinstance(node, FileNode))}:
+        if not node.is_up:
             continue
         if node.home is index and not node.is_dead:
             for parent, name in names_of(node):
                 if parent.upper is not None and lookup.upper_entry(tree, parent, name) is not None:
                     node.home, node.leaf = parent.upper, name
                     break
-        if node.home is index or (node.home is tree.staging.here and tree.stat(node).st_nlink > 1):
+        if node.home is index or (node.home is here and tree.stat(node).st_nlink > 1):
             why = f"{os.fsdecode(node.name)!r} is removed, in use, and has other names: try again when it is closed"
             raise OptionError(errno.EBUSY, why)
 
@@ -206,15 +220,13 @@ def _switch(tree: UnionState, frozen: Branch, fresh: Branch, lowers: LowerTree, 
     tree.staging.branch.overrides = fresh.overrides
     links.on_change = before.on_change
     tree.set_links(links)
-    directories = []
-    for node in tree.nodes.all():
-        if isinstance(node, FileNode):
-            if node.home.branch is frozen and node.links is not None:
-                _own_names(tree, node, before)
-        elif not node.dead:
-            replaced.add(node.low)
-            _switch_directory(tree, node, frozen)
-            directories.append(node)
+    for file in list(tree.nodes.by_inode.values()):
+        if file.home.branch is frozen:
+            _own_names(tree, file, before)
+    directories = [node for node in tree.nodes.all() if isinstance(node, DirNode) and not node.dead]
+    for node in directories:
+        replaced.add(node.low)
+        _switch_directory(tree, node, frozen)
     for node in directories:
         if node.parent is not None and node.low is not None:
             node.low.parent = node.parent.low

@@ -175,16 +175,20 @@ class Staging:
         self._note_time()
 
     def write_frozen(self, names: list[bytes]) -> None:
-        """Replace the list of frozen directories atomically. Raises OSError with everything as it was. Preconditions:
-        as for renew_index."""
-        root_fd, leaf = self.branch.root.fd(), self.new_name()
-        fd = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.here.fd())
+        """Replace the list of frozen directories atomically, in any thread. Raises OSError with everything as it was.
+        Preconditions: as for renew_index."""
+        root_fd, leaf = (
+            self.branch.root.fd(),
+            FROZEN + b".new",
+        )  # not in `here`, whose descriptor is the union's thread's
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(leaf, flags, 0o600, dir_fd=root_fd)
         try:
             write_all(fd, b"".join(name + b"\0" for name in names))
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.rename(leaf, FROZEN, src_dir_fd=self.here.fd(), dst_dir_fd=root_fd)
+        os.rename(leaf, FROZEN, src_dir_fd=root_fd, dst_dir_fd=root_fd)
         self.frozen = names
         self._note_time()
 
