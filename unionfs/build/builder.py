@@ -291,4 +291,3 @@ def _squashed(
     for name in names[1:]:
         store.tag(found.descriptor, name)
     return Built(digest, image_id, results, target.number)
-

@@ -95,8 +95,7 @@ def _unpacked(path: str, shown: str, text: str, named: str, ignorefile: str, sta
 
 
 def remember(store: Store, context: Context) -> None:
-    """Keep the digests of a context's files for the next build. Preconditions: within `store.adding`. Raises: OSError.
-    """
+    """Keep the digests of a context's files for the next build. Precondition: in `store.adding`. Raises: OSError."""
     if context.record and context.digests.is_changed:
         build_records.write(store, "digests", context.record, context.digests.record())
 

@@ -20,8 +20,7 @@ from unionfs.containers.errors import ContainerError
 
 
 class Taken(NamedTuple):
-    """One object that is copied: where below its source it is, and what it is. Its data are those of `tree`, or `data`.
-    """
+    """One object that is copied: where below its source it is, and what it is. Its data are in `tree` or `data`."""
 
     below: Path  # () for the source itself
     found: Found

@@ -1,6 +1,7 @@
 """Instructions with their flags and arguments, checked as far as their text allows. Pure.
 
-Arguments keep their variables: these have values only once the instructions before are known (see `settings` and `copy_arguments`).
+Arguments keep their variables: these have values only once the instructions before are known (`settings`,
+`copy_arguments`).
 Source: Dockerfile reference, one section for each instruction.
 """
 

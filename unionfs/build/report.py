@@ -85,9 +85,7 @@ def _hints(measured: SizeReport, number: int, copied: int) -> Iterable[str]:
     if removed >= _HINT_FROM:
         yield f"{removed} bytes of earlier steps are removed, and travel with the image all the same: remove them there"
     for path, remedy in _CACHES:
-        size = sum(
-            one.piece.stored for one in measured.visible if one.layer == number and _is_below(one.path, path)
-        )
+        size = sum(one.piece.stored for one in measured.visible if one.layer == number and _is_below(one.path, path))
         if size >= _HINT_FROM:
             yield f"{size} bytes of a package cache: {remedy}"
 

@@ -1,7 +1,7 @@
 """One RUN: its command in a container on a union of the layers so far, whose upper becomes the new layer.
 
     DIRECTORY/containers/ID/   a container as `containers` has them, but in no store: nothing lists or finds it
-    DIRECTORY/binds/N          what --mount flags show, bound there so that no link of a stage or context leads out of it
+    DIRECTORY/binds/N          what --mount flags show, bound there so that no link leads out of a stage or context
     DIRECTORY/unions/N         unions of stages and of the context; what is written to them is thrown away
     DIRECTORY/secrets/         a filesystem in memory
     DIRECTORY/diff             afterwards: the upper

@@ -68,8 +68,7 @@ def pack(store: Store, directory: str, lowers: Sequence[str], compression: str, 
 
 
 def _describe(diff: str, directory: str, made: ChangedLayer) -> tuple[str, ...] | None:
-    """Write the records of the unpacked layer. The paths that only the directory has; None where it is of another form.
-    """
+    """Write the records of the unpacked layer. Return the paths that only the directory has; None: another form."""
     extra: list[Path] = []
     count = size = 0
     seen: set[Path] = set()

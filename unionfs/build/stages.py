@@ -149,7 +149,9 @@ def read(text: str, file: str, given: Mapping[str, str], platforms: Mapping[str,
             inside.append(parsed[at])
             at += 1
         stages.append(_stage(begin, inside, stages, arguments, document.escape))
-    declared = {name for made in parsed if made.keyword == "ARG" for name, _ in parsing.arguments(made, document.escape)}
+    declared = {
+        name for made in parsed if made.keyword == "ARG" for name, _ in parsing.arguments(made, document.escape)
+    }
     return Plan(tuple(stages), document.escape, arguments, frozenset(declared), document.warnings)
 
 

@@ -181,8 +181,7 @@ class Filtered:
 
 
 class Layers:
-    """The tree that a stack of layers shows. Use it in a `with`. Preconditions: this process has the ids of its files.
-    """
+    """The tree that a stack of layers shows, for `with`. Preconditions: this process has the ids of its files."""
 
     def __init__(self, directories: Iterable[str]) -> None:
         self._directories: Final = tuple(directories)  # host paths, top first
