@@ -38,6 +38,8 @@ def of_directory(branch: LayerTree, beneath: View | None, dialect: str | None) -
     one that marks should have, None for any."""
     for path, node in View([branch]).walk():
         yield from _owner(branch, path)
+        if node.kind == stat.S_IFREG and node.size:
+            yield from _data(branch, path)
         if node.is_dir:
             yield from _directory(branch, path, beneath, dialect)
 
@@ -116,6 +118,15 @@ def _bad_redirect(branch: LayerTree, path: Path) -> Iterator[Finding]:
         value = found.get(mark)
         if value is not None and not markers.is_sane_redirect(value):
             yield Finding(b"/".join(path), f"a redirect that is not followed: {value[:100]!r}")
+
+
+def _data(branch: LayerTree, path: Path) -> Iterator[Finding]:
+    """Report a file whose data are, in whole or in part, in a layer beneath."""
+    found = branch.xattrs(path)
+    if markers.is_partial(found):
+        yield Finding(b"/".join(path), "has only a part of its data: no other reader than its union can use it")
+    elif any(mark in found for mark in markers.METACOPY_XATTRS):
+        yield Finding(b"/".join(path), "has its data in a layer beneath (metacopy)")
 
 
 def _owner(branch: LayerTree, path: Path) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def layer_items(branch: LayerTree) -> Iterator[Item]:
             yield from _directory_with_marks(branch, path, node)
         else:
             if node.data == node.place and _is_metacopy(node):
-                raise _incomplete(path, "its data are in a layer beneath (metacopy)")
+                raise _incomplete(path, "its data, or a part of them, are in a layer beneath (metacopy)")
             yield from _items(path, node, links)
 
 

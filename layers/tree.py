@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from layers import owners
+from layers.errors import LayerError
 from layers.fingerprint import content_of, read_xattrs
 from layers.safe_open import OPEN_DIRECTORIES_MAX, Directories, Path
 from unionfs import markers
@@ -119,6 +120,11 @@ class Node(NamedTuple):
     @property
     def place(self) -> LayerPath:
         return self.sources[0]
+
+
+def _partial(path: Path) -> LayerError:
+    hint = "unionfs complete MOUNTPOINT, while the union that wrote it is mounted, brings all of its data"
+    return LayerError("reading", os.fsdecode(b"/".join(path)), "the file has only a part of its data", hint=hint)
 
 
 @dataclass(slots=True)
@@ -222,7 +228,10 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         if kind == stat.S_IFREG and st.st_size and place.branch is not self.branches[-1]:
             names = place.branch.xattr_names(directory.path, name)
             if any(mark in names for mark in markers.METACOPY_XATTRS):
-                redirect = markers.sane_redirect(place.branch.xattrs(place.path))
+                xattrs = place.branch.xattrs(place.path)
+                if markers.is_partial(xattrs):
+                    raise _partial(place.path)
+                redirect = markers.sane_redirect(xattrs)
                 return Entry(place, st, kind, redirect=redirect, metacopy=True)
         return Entry(place, st, kind)
 

@@ -28,16 +28,8 @@ GROUND_FLOOR = (
 CORE_DOOR = tuple(
     f"unionfs.core.{name}"
     for name in (
-        "union",
-        "view",
-        "attrs",
-        "ledger",
-        "options",
-        "node_record",
-        "takeover",
-        "branches",
-        "pointers",
-        "freeze",
+        *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
+        "partial",
     )
 )
 

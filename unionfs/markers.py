@@ -38,8 +38,15 @@ WHITEOUT_XATTRS: Final = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 METACOPY_XATTRS: Final = ("trusted.overlay.metacopy", "user.overlay.metacopy")
 """On a regular file: this file has the attributes only, the data are in a branch below."""
 
+METACOPY_PARTIAL: Final = b"\x01"
+"""Value of the metacopy attribute of a file that has a part of its data (core.partial). The kernel's are empty, or 4
+bytes and more."""
+
 ORIGIN_XATTR: Final = "user.unionfs.origin"
 """On a copied-up file or directory: the lower object it came from, as `FSID-INO` in hexadecimal (see core.inodes)."""
+
+PARTIAL_XATTR: Final = "user.unionfs.partial"
+"""On a file of the upper whose data are, in whole or in part, still a lower file's (see core.partial)."""
 
 FLAGS_XATTR: Final = "user.unionfs.flags"
 """On a directory of the upper with lower content: users have set its inode flags, and those of the lower no longer
@@ -121,6 +128,12 @@ def is_whiteout_device(st: _StatResult) -> bool:
 def is_private_xattr(name: str) -> bool:
     """Whether the extended attribute `name` belongs to the union itself."""
     return name.startswith(PRIVATE_PREFIXES)
+
+
+def is_partial(xattrs: Mapping[str, bytes]) -> bool:
+    """Whether a file with these attributes has a part of its data only, which no reader but its union can tell from the
+    others (core.partial)."""
+    return any(xattrs.get(name) == METACOPY_PARTIAL for name in METACOPY_XATTRS)
 
 
 def redirect_components(value: bytes) -> tuple[bytes, ...] | None:

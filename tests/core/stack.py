@@ -15,6 +15,7 @@ from tests.core.snapshots import fingerprint
 from tests.core.trees import tree
 from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import ROOT
+from unionfs.core.complete import complete_upper
 from unionfs.core.freeze import Freeze
 from unionfs.core.options import Options
 from unionfs.core.union import Union
@@ -37,10 +38,14 @@ class Stack:
         hidden: tuple[str, ...] = (),
         overrides: str = "",
         durability: str = "volatile",
+        metacopy: bool = False,
+        partial_from: int = 0,
     ) -> None:
         self.base = base
         self.caching = caching
         self.durability = durability
+        self.metacopy = metacopy
+        self.partial_from = partial_from
         self.lowers = [tree(base / f"lower{number}", text) for number, text in enumerate(lowers)]
         self.upper = None if upper is None else tree(base / "upper", upper)
         self.work = base / "work"
@@ -70,6 +75,8 @@ class Stack:
             unmapped_as_root=self.unmapped_as_root,
             hidden=self.hidden,
             overrides=self.overrides,
+            metacopy=self.metacopy,
+            partial_from=self.partial_from,
         )
 
     @property
@@ -103,6 +110,7 @@ class Stack:
         is removed: a lower is only what is in it."""
         assert self.upper is not None
         self.close()
+        assert complete_upper(self.options)
         shutil.rmtree(self.work)
         lower = self.base / f"was_upper{len(self.lowers)}"
         self.upper.rename(lower)

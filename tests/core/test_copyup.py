@@ -22,6 +22,7 @@ from tests.core.stack import Stack
 from tests.core.trees import MTIME_NS, tree
 from tests.core.union_driver import UnionDriver
 from unionfs.core.attrs import NOW, ROOT, AttrChange
+from unionfs.core.copyup import CopyUp
 from unionfs.syscalls import files
 
 BLOCK = 4096
@@ -354,7 +355,7 @@ class TestInSteps:
     def test_abort_leaves_nothing(self, make: MakeStack) -> None:
         stack, f = self.prepare(make)
         step = stack.union.copyup_begin(f)
-        assert step is not None
+        assert isinstance(step, CopyUp)
         step.copy()
         stack.union.copyup_abort(step)
         assert os.fstat(step.dst.fd).st_size == 0  # no space is held by a traceback that keeps the descriptor

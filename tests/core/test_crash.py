@@ -147,11 +147,13 @@ class Trial:
         *,
         lowers: list[str] = LOWERS,
         upper: str = UPPER,
+        in_part: bool = False,
     ) -> None:
         self.base = base
         self.scenario = scenario
         self.whiteout: Whiteout = whiteout
         self._layers = lowers, upper
+        self._in_part = in_part  # files are copied up without all of their data (core.partial)
         self._count = 0
         counted = self.stack()
         self.after_steps, self.log = cast(
@@ -174,6 +176,8 @@ class Trial:
             upper=upper,
             whiteout=self.whiteout,
             caching=True,
+            metacopy=self._in_part,
+            partial_from=1 if self._in_part else 0,
         )
 
     def _prepare(self, stack: Stack):  # type: ignore[no-untyped-def]
@@ -339,4 +343,5 @@ def empty(stack: Stack) -> None:
     stack.remount()
     assert set(snapshot(stack.u)) == {b""}
     stack.close()
-    assert [name for _, _, names in os.walk(stack.work) for name in names] == [], "left in work/"
+    left = [name for _, _, names in os.walk(stack.work) for name in names]
+    assert [name for name in left if name != "partial"] == [], "left in work/"

@@ -128,7 +128,10 @@ def _continue(
 
 @every_scenario(0, one_in=3)
 def test_dies_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    trial = Trial(tmp_path, SCENARIOS[name], whiteout)
+    check_takeover(Trial(tmp_path, SCENARIOS[name], whiteout))
+
+
+def check_takeover(trial: Trial) -> None:
     for at in (*trial.points(), trial.after_steps + 1):
         stack = trial.stack()
         record = _kept(stack)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STYLES: Final = {  # colour (told apart also by those who see few colours: Okabe and Ito) and marker
     systems.OURS: ("#0072b2", "o"),
+    systems.OURS_PARTIAL: ("#003f66", "h"),
     systems.OURS_PYFUSE3: ("#56b4e9", "s"),
     systems.FUSE_OVERLAYFS: ("#d55e00", "^"),
     systems.UNIONFS_FUSE: ("#e69f00", "v"),

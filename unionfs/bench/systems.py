@@ -1,6 +1,7 @@
 """Find, mount and unmount the systems that are compared, or say why one cannot be measured here.
 
     ours, ours pyfuse3      `unionfs mount`, each transport
+    ours partial            the same with --partial-from 16M: blocks and attributes alone are copied up
     ours passthrough        the same with --passthrough, by root
     ours no keeper          the same with --no-keeper
     fuse-overlayfs, unionfs-fuse
@@ -45,6 +46,7 @@ _OUR_FILESYSTEM: Final = "fuse.unionfs"
 
 OURS: Final = "ours"
 OURS_PYFUSE3: Final = "ours, pyfuse3"
+OURS_PARTIAL: Final = "ours, partial"
 OURS_PASSTHROUGH: Final = "ours, passthrough"
 OURS_WITHOUT_KEEPER: Final = "ours, no keeper"
 FUSE_OVERLAYFS: Final = "fuse-overlayfs"
@@ -59,6 +61,7 @@ NATIVE: Final = "native"
 
 SYSTEMS: Final = (
     OURS,
+    OURS_PARTIAL,
     OURS_PYFUSE3,
     FUSE_OVERLAYFS,
     UNIONFS_FUSE,
@@ -74,7 +77,7 @@ SYSTEMS: Final = (
 COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
 """These are no unions and have no layers."""
 
-_OURS: Final = (OURS, OURS_PYFUSE3, OURS_PASSTHROUGH, OURS_WITHOUT_KEEPER)
+_OURS: Final = (OURS, OURS_PARTIAL, OURS_PYFUSE3, OURS_PASSTHROUGH, OURS_WITHOUT_KEEPER)
 _SHARING: Final = ("btrfs", "xfs")  # where copy_file_range(2) shares data instead of copying them
 _FUSERMOUNT_S: Final = 20
 _POLL_S: Final = 0.002
@@ -220,6 +223,7 @@ def _mount_argv(system: str, branches: Branches, foreground: bool) -> list[str]:
         argv += ["--transport", "pyfuse3" if system == OURS_PYFUSE3 else "kernel"]
         argv += ["--passthrough"] if system == OURS_PASSTHROUGH else []
         argv += ["--no-keeper"] if system == OURS_WITHOUT_KEEPER else []
+        argv += ["--partial-from", "16M"] if system == OURS_PARTIAL else []
         for lower in lowers:
             argv += ["--lower", lower]
         return [*argv, "--upper", upper, "--work", work, merged]

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes import compare
 from unionfs.changes.lowers import Found, Stack, lookup, names
-from unionfs.changes.objects import UPPER, Branches, BranchPath, Entry, Object
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Entry, Object, incomplete
 from unionfs.trees import walk
 
 ADDED: Final = "A"
@@ -176,6 +176,8 @@ class _Comparison:
         if not visible.is_dir:
             if entry.metacopy:
                 data = walk.metacopy_data(self.branches, here.new, name, entry.redirect, visible.place)
+                if data == visible.place and visible.size:
+                    raise incomplete(data)
                 visible = visible._replace(data=data)
             if self.see is not None and stat.S_ISREG(visible.mode):
                 below = old if here.new == here.old else lookup(self.branches, here.new, name)

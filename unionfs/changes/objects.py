@@ -235,6 +235,8 @@ class Branches(walk.Reader[BranchPath, Object]):
         ):
             return Entry(whiteout="xattr")
         metacopy = any(mark in marks for mark in markers.METACOPY_XATTRS)
+        if metacopy and markers.is_partial(marks):
+            raise incomplete(place)
         found = self._object(place, st, marks=marks)
         redirect = markers.sane_redirect(marks) if metacopy else None
         return Entry(place, found, found.kind, redirect=redirect, metacopy=metacopy)
@@ -356,6 +358,12 @@ class Branches(walk.Reader[BranchPath, Object]):
 def child(parent: BranchPath, name: bytes) -> BranchPath:
     """The place of `name` in the directory `parent`."""
     return BranchPath(parent.branch, parent.rel + b"/" + name if parent.rel else name)
+
+
+def incomplete(place: BranchPath) -> OSError:
+    """Return the EIO for a file whose data are not all there, and not at the place that its marks name."""
+    why = "not all of its data are here (unionfs complete brings them), or those in a lower are missing"
+    return OSError(errno.EIO, why, os.fsdecode(place.rel))
 
 
 def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:

@@ -32,6 +32,7 @@ VERBS = {
     "freeze": "make the upper of a mounted union read-only, with an empty upper on top",
     "umount": "unmount a union and wait until its daemon has ended",
     "upgrade": "let daemons of the installed version serve mounted unions from now on",
+    "complete": "bring all data of changed files to the upper directory of a union",
     "run": "run a command in a container whose root filesystem is a union",
     "try": "run a command on a copy-on-write view of this machine, then list its changes",
     "diff": "list the changes of a container",

@@ -9,6 +9,7 @@ from argparse import Namespace
 from unionfs.cli import parents
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import USAGE, CommandError, failed
+from unionfs.cli.partial_flags import add_partial_from
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
 from unionfs.daemon_options import DaemonOptions, StartError
@@ -76,6 +77,8 @@ def branches(
     overrides: str = "",
     static_nlink: bool = False,
     passthrough: bool = False,
+    metacopy: bool = False,
+    partial_from: int = 0,
 ) -> Options:
     """The core's options, with absolute paths, since the daemon changes its directory."""
     try:
@@ -91,6 +94,8 @@ def branches(
             overrides_shared=True,
             static_nlink=static_nlink,
             passthrough=passthrough,
+            metacopy=metacopy,
+            partial_from=partial_from,
         )
     except OptionError as error:
         raise CommandError(f"mount failed: {error}") from error
@@ -118,6 +123,7 @@ def _parser() -> Parser:
         help="strict: a copied-up file is written to the device before it is shown; volatile: fsync does nothing "
         "(default: normal)",
     )
+    add_partial_from(parser)
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
     add(
         "--busy-poll",
@@ -166,6 +172,8 @@ def _daemon_options(arguments: Namespace) -> DaemonOptions:
         whiteout=arguments.whiteout,
         durability=arguments.durability,
         passthrough=arguments.passthrough,
+        metacopy=arguments.partial_from > 0,
+        partial_from=arguments.partial_from,
     )
     if arguments.debug and arguments.log is None:
         arguments.foreground = True

@@ -19,6 +19,7 @@ from unionfs import version
 from unionfs.cli.branch import WORDS, change_by_words
 from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
+from unionfs.core.options import PARTIAL_FROM
 from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
 from unionfs.daemon_options import DaemonOptions
 from unionfs.fuse import mounting
@@ -37,7 +38,8 @@ noxattrs=0|1 (no extended attributes), noacl (ACLs are kept, but only modes coun
 link), busy_poll=auto|on|off, view=on|off (a read-only union is served by a writable one that has the same lowers),
 remount,add:N:DIR and del:DIR, append:DIR, prepend:DIR (change the branches of a mounted union),
 keeper=0|1 (another daemon continues when this one dies), watch, passthrough (root: the kernel reads and writes files
-itself), suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
+itself), metacopy=on|off (changes of attributes or names copy no data), partial (large files: only written blocks),
+suid, nosuid, dev, nodev, exec, noexec, atime, noatime, diratime, nodiratime, fsname=NAME
 -f  serve in the foreground     -d  the same, and log every request"""
 
 _NO_MEANING_HERE: Final = frozenset(
@@ -179,6 +181,8 @@ def _daemon_options(request: _Request) -> DaemonOptions:
             overrides=_OVERRIDES[values.get("xattr_permissions", "0")] if upper is not None else "",
             static_nlink="static_nlink" in values,
             passthrough="passthrough" in values,
+            metacopy=values.get("metacopy") == "on" or "partial" in values,
+            partial_from=PARTIAL_FROM if "partial" in values else 0,
         ),
         mountpoint=request.positionals[-1],
         transport=environment.get("UNIONFS_TRANSPORT", DEFAULT_TRANSPORT),
@@ -249,9 +253,9 @@ class _Flags:
 
 _KNOWN: Final = frozenset(
     """
-    allow_other atime busy_poll dev diratime exec fsname fsync gidmapping keeper lowerdir noacl noatime nodev nodiratime
-    noexec nosuid noxattrs passthrough redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid static_nlink suid
-    timeout uidmapping upperdir view volatile watch workdir writeback xattr_permissions
+    allow_other atime busy_poll dev diratime exec fsname fsync gidmapping keeper lowerdir metacopy noacl noatime nodev
+    nodiratime noexec nosuid noxattrs partial passthrough redirect_dir ro rw squash_to_gid squash_to_root squash_to_uid
+    static_nlink suid timeout uidmapping upperdir view volatile watch workdir writeback xattr_permissions
     """.split()  # noqa: SIM905 - a table of words
 )
 
@@ -259,8 +263,8 @@ _KNOWN: Final = frozenset(
 _NUMBERS: Final = frozenset({"fast_ino", "fsync", "keeper", "noxattrs", "threaded", "writeback"})
 """Options whose value is a number, also ignored ones: fuse-overlayfs refuses a malformed number in them, too."""
 _WITH_VALUES: Final = _NUMBERS | {
-    *("busy_poll", "fsname", "gidmapping", "lowerdir", "redirect_dir", "squash_to_gid", "squash_to_uid", "timeout"),
-    *("uidmapping", "upperdir", "view", "workdir", "xattr_permissions"),
+    *("busy_poll", "fsname", "gidmapping", "lowerdir", "metacopy", "redirect_dir", "squash_to_gid", "squash_to_uid"),
+    *("timeout", "uidmapping", "upperdir", "view", "workdir", "xattr_permissions"),
 }
 
 
@@ -278,6 +282,8 @@ def _is_understood(name: str, value: str, *, has_value: bool) -> bool:
         raise CommandError(f"mount failed: busy_poll={value}: not one of {', '.join(BUSY_POLL_MODES)}")
     if name == "view" and value not in ("on", "off"):
         raise CommandError(f"mount failed: view={value}: not one of on, off")
+    if name == "metacopy" and value not in ("on", "off"):
+        raise CommandError(f"mount failed: metacopy={value}: not one of on, off")
     if name in _NUMBERS and not value.lstrip("-").isdecimal():
         raise CommandError(f"mount failed: {name}={value}: not a number")
     if name == "upperdir" and not value:

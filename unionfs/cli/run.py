@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from unionfs.cli import mount_flags, network_flags, notes, parents, remote_flags, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
+from unionfs.cli.partial_flags import add_partial_from
 from unionfs.containers import background, create, start
 from unionfs.containers.config import ContainerConfig, Mounts, RootFilesystem
 from unionfs.containers.record import Container
@@ -220,6 +221,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
             durability=arguments.durability,
             passthrough=_passthrough(arguments),
             keeper=not arguments.no_keeper,
+            partial_from=arguments.partial_from,
         ),
         mounts=mount_flags.mounts_of(arguments),
         network=network_flags.network_of(arguments),
@@ -365,6 +367,7 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="let the kernel itself read and write the files of the image (see unionfs mount); for root of the machine",
     )
     add_no_keeper(made)
+    add_partial_from(made)
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")

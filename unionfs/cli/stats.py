@@ -15,9 +15,9 @@ _EPILOG: Final = """\
 --json prints one object: mountpoint, is_view (whether MOUNTPOINT is a view of the lowers of the union there), pid,
 started_by (the parent of mounts that forked the daemon, or "itself" and the reason), version (of the daemon),
 transport, protocol, compiled (true or false), code (compiled or Python, and why), uptime_s, lowers, upper, messages
-(requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, seconds),
-nodes, views (offered: whether read-only unions of the same lowers become views of this one; mounted: number of views in
-the mount table of the caller; nodes: number of nodes of the views; no_view: why this union is not a view), keeper (null
+(requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, saved,
+seconds), nodes, views (offered: whether read-only unions of the same lowers become views of this one; mounted: number
+of views in the mount table of the caller; nodes: of the views; no_view: why this union is not a view), keeper (null
 without one; pid, alive, replaced: how often a daemon died, last_reason, waited_s: the longest wait, upgrades: how many
 succeeded, version_before, not_upgraded: why the last one failed), passthrough (null without it; open: open files,
 plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared parts of that; pss: own part and
@@ -76,7 +76,8 @@ def _for_people(found: dict[str, Any]) -> str:
         ("upper", "none: read-only" if upper is None else _shown(upper)),
         (
             "copy-ups",
-            f"{copied['files']} files ({_size(copied['bytes'])} copied, {copied['reflinked']} reflinked), "
+            f"{copied['files']} files ({_size(copied['bytes'])} copied, {_size(copied.get('saved', 0))} left in the "
+            f"lowers, {copied['reflinked']} reflinked), "
             f"{copied['directories']} directories, {copied['others']} others in {copied['seconds'] * 1000:.1f} ms",
         ),
         ("nodes", f"{found['nodes']}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
 from unionfs.containers import running
+from unionfs.containers.complete import complete_upper
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> int:
 
     def stop(container: Container) -> str:
         number = asked or signals.number_of(container.config.stop_signal)
-        running.stop(store, container, number, arguments.time)
+        ended = running.stop(store, container, number, arguments.time)
+        if ended is not None:
+            complete_upper(ended, "stopping")
         return ""
 
     return each.each(store, arguments.names, stop)

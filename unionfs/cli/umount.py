@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from unionfs.cli.arguments import Parser
+from unionfs.cli.complete import complete
 from unionfs.cli.errors import CommandError
 from unionfs.fuse.mounting import MountError
 from unionfs.fuse.unmounting import unmount
@@ -24,8 +25,15 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="detach the mount now; it stays usable for programs that have it open (MNT_DETACH)",
     )
+    parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="before, bring all data of changed files to the upper directory (see unionfs complete)",
+    )
     arguments = parser.parse(argv)
     for mountpoint in arguments.mountpoints:
+        if arguments.complete:
+            complete(mountpoint)
         try:
             unmount(mountpoint, lazy=arguments.lazy)
         except MountError as error:

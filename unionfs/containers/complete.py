@@ -1,11 +1,12 @@
-"""Complete the upper of a container before it is read (see core.complete).
+"""Complete the upper of a container before it is read (see core.complete): names of hard links, and data.
 
-A daemon does this when it ends. For a running container it is done by syncing the root directory; after a daemon was
-killed, by opening the union once.
+A daemon does this when it ends. For a running container both are done by its daemon: names of hard links when the root
+directory is synced, data when it is asked (files.COMPLETE). After a daemon has ended, the union is opened once.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 from unionfs.containers.errors import ContainerError
@@ -17,11 +18,12 @@ from unionfs.core import hardlinks
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.launcher import userns
+from unionfs.syscalls import files
 
 
 def complete_upper(container: Container, what: str) -> None:
-    """Give the container's upper the names of hard links that it lacks. `what`: the verb, for errors. Raises:
-    ContainerError, LaunchError."""
+    """Give the container's upper the names of hard links, and the data, that it lacks. `what`: the verb, for errors.
+    Raises: ContainerError, LaunchError."""
     if container.config.rootfs.driver != FUSE:
         return
     try:
@@ -48,5 +50,10 @@ def _sync(root_fd: int) -> None:
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     try:
         os.fsync(fd)
+        try:
+            files.bring_data(fd)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:  # the other transport, with which files are copied up whole
+                raise
     finally:
         os.close(fd)

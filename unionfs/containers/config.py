@@ -34,11 +34,12 @@ class RootFilesystem(NamedTuple):
     passthrough: bool = False  # core.options.Options.passthrough
     keeper: bool = True  # daemon_options.DaemonOptions.keeper
     restacked: bool = False  # `unionfs branch` has changed the lowers: they are not those of the image
+    partial_from: int = 0  # core.options.Options.partial_from; 0: files are copied up whole
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("passthrough", "keeper", "restacked")
+        return ("passthrough", "keeper", "restacked", "partial_from")
 
     @property
     def shows_host(self) -> bool:

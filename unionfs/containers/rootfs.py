@@ -22,6 +22,7 @@ from unionfs.core.options import OptionError, Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, MountRequest, by_name, is_whole
+from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher import idmap
 from unionfs.launcher.errors import LaunchError
 from unionfs.launcher.monitor import RootfsMounts, unmount_all
@@ -153,6 +154,8 @@ def union_options(container: Container, lowers: tuple[str, ...], directory: str,
     """The union of a directory that has upper/ and work/. Preconditions: as root of the container's user namespace.
     Raises: OptionError."""
     facts, rootfs = container.facts, container.config.rootfs
+    can_complete = driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT
+    partial_from = rootfs.partial_from if can_complete else 0
     return Options(
         lowers=lowers,
         upper=os.path.join(directory, "upper"),
@@ -160,6 +163,8 @@ def union_options(container: Container, lowers: tuple[str, ...], directory: str,
         whiteout=rootfs.whiteout,
         durability=rootfs.durability,
         passthrough=rootfs.passthrough and driver == FUSE,
+        metacopy=partial_from > 0,
+        partial_from=partial_from,
         unmapped_as_root=facts.unmapped_as_root,
         skip_unreadable=facts.skip_unreadable,
         hidden=facts.hidden,

@@ -19,6 +19,12 @@ VIEW_MARK: Final = 1 << 55
 NOW: Final = -1 << 63
 """In a time field of AttrChange: the current time, taken by the filesystem (UTIME_NOW in utimensat(2))."""
 
+ATTRIBUTES: Final = 0
+DATA: Final = 1
+WHOLE: Final = 2
+"""What a change needs of a file's copy in the upper: its own attributes and names; that bytes can be written or cut
+off; all of its data."""
+
 IFMT: Final = 0o170000
 IFCHR: Final = 0o020000
 IFDIR: Final = 0o040000

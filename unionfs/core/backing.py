@@ -11,6 +11,7 @@ import errno
 import os
 from typing import Final
 
+from unionfs.core import partial
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import FileNode
@@ -48,6 +49,8 @@ class Backing:
             raise OSError(code, os.strerror(code), os.fsdecode(node.name))
         links = node.links
         place, leaf = links.data if links is not None and links.data is not None else (node.home, node.leaf)
+        if not leaf:
+            raise partial.missing_error()
         return self._open(place, leaf)
 
     def _open(self, place: BranchDir, leaf: bytes) -> FileFd:

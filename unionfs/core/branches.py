@@ -238,7 +238,7 @@ class Restack:
         ):
             if child.links is not None and child.links.data is not None:
                 with suppress(OSError):  # its data are gone: what has it open goes on to read them
-                    lookup.find_upper_metacopy_data(tree, parent, name, child)
+                    lookup.relocate_data(tree, child)
             return True
         if found is None or found.kind == IFDIR:
             return False

@@ -1,9 +1,12 @@
-"""Complete the upper: link into it the names of copied-up files that still show through from a lower.
+"""Complete the upper: the names of copied-up files that still show through from a lower, and data that are there.
 
 A lower file with several names is copied up under one of them; the index (core.hardlinks) leads its other names to the
 copy. A reader of the upper that does not know the index would find the lower's file there. So the union gives the upper
 all these names when it is closed and when its root directory is synced (fsync(2)); readers do it for a daemon that was
 killed (`complete_upper`).
+
+Files that were copied up without all of their data (core.partial) get them when they are asked for: `unionfs complete`,
+readers of the upper, the end of a container.
 
 The names are found by reading the directories of the lowers, which is done only while the index counts names that the
 upper lacks.
@@ -12,11 +15,14 @@ upper lacks.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import time
+from collections.abc import Iterator
 from typing import Final
 
-from unionfs.core import copyup, hardlinks, inode_flags, inodes, lookup
+from unionfs.core import copyup, fill, hardlinks, inode_flags, inodes, lookup, marks, placement
+from unionfs.core.attrs import WHOLE
 from unionfs.core.branch import Branch
 from unionfs.core.hardlinks import HardLinks
 from unionfs.core.lower import LowDir
@@ -47,21 +53,132 @@ def complete(tree: UnionState) -> bool:
 
 
 def complete_upper(options: Options, patience_s: float = 10.0) -> bool:
-    """Complete the upper of a union that is not mounted. Waits up to `patience_s` seconds for its daemon to end.
-    Returns whether it is complete. Raises OptionError, OSError."""
+    """Complete the upper of a union that is not mounted, names and data. Waits up to `patience_s` seconds for its
+    daemon to end. Returns whether it is complete. Raises OptionError, OSError; EIO if data are missing."""
     deadline = time.monotonic() + patience_s
     while True:
         if options.work is None or hardlinks.is_complete(options.work):
             return True
         tree = UnionState(options)
         try:
-            if complete(tree):
+            if complete(tree) and complete_data(tree):
                 return True
             if not tree.upper_in_use or time.monotonic() > deadline:
                 return False
         finally:
             tree.close()
         time.sleep(_ASK_AGAIN_S)
+
+
+def complete_data(tree: UnionState) -> bool:
+    """Bring all data of partial files to the upper, of a union that is not mounted. Returns whether it is done: False
+    while another daemon uses the upper. Raises OSError; EIO if data are missing."""
+    if tree.links_or_none is None or not tree.staging.has_partial():
+        return True
+    is_done, failed = _complete_data(tree)
+    if failed is not None:
+        raise failed  # here: its traceback would hold the lock
+    return is_done
+
+
+def _complete_data(tree: UnionState) -> tuple[bool, OSError | None]:
+    lock = tree.staging.lock_out_others()
+    if lock is None:
+        return False, None
+    failed: OSError | None = None
+    with lock:
+        for node in partial_files(tree):
+            try:
+                fill.prepare(tree, node, None, WHOLE)
+            except OSError as exc:
+                path = placement.path_of(node)
+                log_warning("%r cannot be completed: %s", path, str(exc))  # a record would hold frames, and the lock
+                failed = OSError(exc.errno, exc.strerror or str(exc), os.fsdecode(path))
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    break
+        if failed is None:
+            tree.staging.withdraw_partial()
+    return True, failed
+
+
+class PartialSearch:
+    """A search for the files of a mounted union that have not all of their data, one at each call."""
+
+    def __init__(self) -> None:
+        self._found: Iterator[FileNode] | None = None
+        self._has_found = False  # in this pass
+        self._count = 0  # of the files that were copied up without data when the pass began
+
+    def next(self, tree: UnionState) -> int | None:
+        """Return the node id of the next file, which is to be completed before the next call; None, once, when there is
+        no more. Raises OSError."""
+        if tree.links_or_none is None or not tree.staging.has_partial():
+            return None
+        while True:
+            if self._found is None:
+                self._found, self._has_found, self._count = partial_files(tree), False, tree.staging.partial_count
+            try:
+                node = next(self._found, None)
+            except BaseException:
+                self._found = None
+                raise
+            if node is not None:
+                self._has_found = True
+                return node.nodeid
+            self._found = None
+            if not self._has_found:  # else another pass sees whether they are whole now
+                if tree.staging.partial_count == self._count:
+                    tree.staging.withdraw_partial()
+                return None
+
+
+def partial_files(tree: UnionState) -> Iterator[FileNode]:
+    """Find the files of the upper that have not all of their data. They may be changed, and other requests served,
+    between two of them. Raises OSError."""
+    pending = [tree.root]
+    tree.root.nlookup += 1  # what the search has in hand must not be forgotten
+    try:
+        while pending:
+            here = pending.pop()
+            try:
+                if here.upper is None or here.dead:
+                    continue
+                for name, code in list(tree.up_names(here).items()):
+                    kind = (code & 0xF) << 12
+                    if kind == stat.S_IFDIR:
+                        node = lookup.find(tree, here, name)
+                        if node is not None and isinstance(node[0], DirNode):
+                            node[0].nlookup += 1
+                            pending.append(node[0])
+                    elif kind == stat.S_IFREG:
+                        yield from _partial_file(tree, here, name)
+            finally:
+                here.nlookup -= 1
+                tree.drop_unused(here)
+    finally:
+        for left in pending:
+            left.nlookup -= 1
+            tree.drop_unused(left)
+
+
+def _partial_file(tree: UnionState, here: DirNode, name: bytes) -> Iterator[FileNode]:
+    up = here.upper
+    try:
+        if up is None or not marks.is_metacopy(up, name):
+            return
+        found = lookup.find(tree, here, name)
+    except FileNotFoundError:
+        return  # removed meanwhile
+    if found is None or not isinstance(found.node, FileNode):
+        return
+    node = found.node
+    node.nlookup += 1
+    try:
+        if node.links is not None and node.links.partial is not None:
+            yield node
+    finally:
+        node.nlookup -= 1
+        tree.drop_unused(node)
 
 
 class _Search:

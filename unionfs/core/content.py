@@ -12,7 +12,8 @@ import os
 import stat
 from typing import Final
 
-from unionfs.core import copyup, inode_flags, metadata
+from unionfs.core import copyup, fill, inode_flags, metadata
+from unionfs.core.attrs import DATA
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.node import DirNode, FileNode, Node
@@ -25,12 +26,14 @@ _pwrite: Final = os.pwrite  # compiled code has no need to look it up at each ca
 
 _APPEND: Final = inode_flags.APPEND
 _CAPABILITY: Final = b"security.capability"
-_KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE, <linux/falloc.h>
 
 
 def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
     """Read up to `size` bytes from `offset`; fewer only at the end of the file (pread(2))."""
-    fd = tree.read_fd(node).fd
+    held = tree.read_fd(node)
+    fd = held.fd
+    if held.partial is not None:
+        return held.partial.read(fd, held.lower.fd if held.lower is not None else -1, offset, size)
     data = os.pread(fd, size, offset)
     while 0 < len(data) < size:
         more = os.pread(fd, size - len(data), offset + len(data))
@@ -43,11 +46,11 @@ def read(tree: UnionState, node: FileNode, offset: int, size: int) -> bytes:
 def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, kill_priv: bool) -> int:
     """Write at `offset` (pwrite(2)); the file is copied up first. ENOSPC, EFBIG, EDQUOT, EIO."""
     if copyup.needs_copy(node):
-        copyup.ensure(tree, node, despite=_APPEND if offset >= tree.stat(node).st_size else 0)
+        copyup.ensure(tree, node, despite=_APPEND if offset >= tree.stat(node).st_size else 0, need=DATA)
     held = tree.write_fd(node)
     if held.appends and offset != os.fstat(held.fd).st_size:
         refuse(errno.EPERM, node.name)
-    written = _pwrite(held.fd, data, offset)
+    written = _pwrite(held.fd, data, offset) if held.partial is None else fill.write(tree, node, held, offset, data)
     if kill_priv:
         metadata.drop_privileges(tree, node)
     tree.record_own_change(node)
@@ -58,7 +61,7 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
     """Write what the page cache held back, as `write` does, but keep a file capability, which the file may have if
     `has_capability`: the branch's filesystem removes it at each write(2), and the kernel has removed the one that the
     program's own write had to take."""
-    copyup.ensure(tree, node, despite=_APPEND)
+    copyup.ensure(tree, node, despite=_APPEND, need=DATA)
     held = tree.write_fd(node)
     fd = held.fd
     known, changed = 0, False
@@ -69,7 +72,10 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
         known = min(size - offset, len(data))
         changed = os.pread(fd, known, offset) != data[:known]
     capability = files.find_xattr(fd, _CAPABILITY) if has_capability else None
-    written = known + _pwrite(fd, data[known:], offset + known)
+    if held.partial is None:
+        written = known + _pwrite(fd, data[known:], offset + known)
+    else:
+        written = fill.write(tree, node, held, offset, data)
     if capability is not None:
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
             os.setxattr(fd, _CAPABILITY, capability)
@@ -89,7 +95,7 @@ def allocate(tree: UnionState, node: FileNode, mode: int, offset: int, length: i
 def allocation_fd(tree: UnionState, node: FileNode, mode: int) -> FileFd:
     """Return a descriptor for fallocate(2) with `mode`; the file is copied up first. EPERM for an append-only file and
     other modes than plain preallocation."""
-    copyup.ensure(tree, node, despite=0 if mode & ~_KEEP_SIZE else _APPEND)
+    copyup.ensure(tree, node, despite=0 if mode & ~files.KEEP_SIZE else _APPEND)
     return tree.write_fd(node)
 
 
@@ -97,7 +103,10 @@ def seek(tree: UnionState, node: FileNode, offset: int, whence: int) -> int:
     """Find data or a hole (lseek(2), SEEK_DATA and SEEK_HOLE only). ENXIO past the end, EINVAL for other `whence`."""
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         refuse(errno.EINVAL)
-    return os.lseek(tree.read_fd(node).fd, offset, whence)
+    held = tree.read_fd(node)
+    if held.partial is not None:
+        return held.partial.seek(held.fd, held.lower.fd if held.lower is not None else -1, offset, whence)
+    return os.lseek(held.fd, offset, whence)
 
 
 def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int, length: int) -> int:
@@ -105,6 +114,10 @@ def copy_range(source: FileFd, src_offset: int, target: FileFd, dst_offset: int,
 
     Returns the number of bytes copied, 0 at the end of the source. EINVAL for overlapping ranges of one file.
     """
+    if source.partial is not None and source is not target:
+        lower_fd = source.lower.fd if source.lower is not None else -1
+        data = source.partial.read(source.fd, lower_fd, src_offset, min(length, 1 << 20))
+        return os.pwrite(target.fd, data, dst_offset)
     try:
         return os.copy_file_range(source.fd, target.fd, length, src_offset, dst_offset)
     except OSError as exc:
@@ -125,7 +138,7 @@ def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
         return None if place is None else _open_dir(place)
     if not (node.is_up or node.home.branch.was_upper) or not stat.S_ISREG(tree.stat(node).st_mode):
         return None
-    return tree.read_fd(node)
+    return tree.upper_fd(node)
 
 
 def syncfs_fd(tree: UnionState) -> FileFd | None:

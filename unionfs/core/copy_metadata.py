@@ -43,7 +43,7 @@ def give(
     kind = st.st_mode & IFMT
     sealed = isinstance(st, MadeStat) and st.sealed
     late = []
-    for name in [] if sealed else listed if listed is not None else _list_xattrs(source):
+    for name in [] if sealed else listed if listed is not None else list_xattrs(source):
         stored = _kept_as(lower.branch, place.branch, name)
         if stored is None:
             continue
@@ -77,7 +77,8 @@ def _set_xattr(target: bytes | int, name: str, value: bytes) -> None:
         os.setxattr(target, name, value, follow_symlinks=False)
 
 
-def _list_xattrs(source: bytes | int) -> list[str]:
+def list_xattrs(source: bytes | int) -> list[str]:
+    """List the names of an object's extended attributes; none where they are not supported or may not be read."""
     try:
         return os.listxattr(source) if isinstance(source, int) else os.listxattr(source, follow_symlinks=False)
     except OSError as exc:

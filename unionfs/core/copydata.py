@@ -58,12 +58,21 @@ class Copy:
             os.posix_fadvise(self.src_fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # read further ahead
             reserve = files.filesystem_type(self.dst_fd) == files.EXT4
         reached = 0
-        for start, end in self._extents() if sparse else [(0, self.length)]:
+        for start, end in self._extents(0, self.length) if sparse else [(0, self.length)]:
             if reserve and end - start >= _WORTH_RESERVING:
                 self._reserve(start, end)
             reached = self._copy_range(start, end)
         if reached != self.length:
             os.ftruncate(self.dst_fd, self.length)
+
+    def copy_data(self, start: int, end: int) -> int:
+        """Copy the data in a range, but no holes, to where nothing has been written. Returns `end`, or less if the
+        source ends before it. Raises as `run`."""
+        size = os.fstat(self.src_fd).st_size
+        for first, last in self._extents(start, end):
+            if self._copy_range(first, last) < last:
+                return last - 1
+        return min(end, size)
 
     def _has_hole(self, size: int) -> bool:
         """Whether the source has holes, by lseek(2): st_blocks counts blocks for attributes, too."""
@@ -87,20 +96,19 @@ class Copy:
         self.reflinked = True
         return True
 
-    def _extents(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of the data between the holes (lseek(2), SEEK_DATA)."""
-        at = 0
-        while at < self.length:
+    def _extents(self, at: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of the data between the holes of a range (lseek(2), SEEK_DATA)."""
+        while at < stop:
             try:
                 start = os.lseek(self.src_fd, at, os.SEEK_DATA)
             except OSError as exc:
                 if exc.errno == errno.ENXIO:
                     return
-                yield at, self.length  # a filesystem that cannot tell: all of it is data
+                yield at, stop  # a filesystem that cannot tell: all of it is data
                 return
             end = os.lseek(self.src_fd, start, os.SEEK_HOLE)
-            if start < self.length:
-                yield start, min(end, self.length)
+            if start < stop:
+                yield start, min(end, stop)
             at = end
 
     def _reserve(self, start: int, end: int) -> None:

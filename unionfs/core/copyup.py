@@ -16,14 +16,15 @@ import stat
 from time import perf_counter
 from typing import Final
 
-from unionfs.core import copy_metadata, inode_flags, inodes, names, ownership
-from unionfs.core.attrs import IFMT, IFREG
-from unionfs.core.branch import Branch, BranchDir, Stat
+from unionfs.core import copy_metadata, fill, inode_flags, names, ownership, placement, sparse_copyup
+from unionfs.core.attrs import ATTRIBUTES, IFMT, IFREG, WHOLE
+from unionfs.core.branch import Stat
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
-from unionfs.core.ledger import DIRECTORY, FILE, OTHER, Cause, CopiedUp
-from unionfs.core.marks import NO_FLAGS, path_at
-from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.fill import Fill
+from unionfs.core.ledger import FILE, OTHER, Cause
+from unionfs.core.marks import path_at
+from unionfs.core.node import DirNode, FileNode
 from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import LARGE
 from unionfs.core.union_state import UnionState, refuse
@@ -102,18 +103,21 @@ def needs_copy(node: FileNode) -> bool:
     return not node.is_up or (node.links is not None and node.links.data is not None)
 
 
-def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp | None:
+def begin(tree: UnionState, node: FileNode, size: int | None = None, need: int = WHOLE) -> CopyUp | Fill | None:
     """Begin a copy-up for a worker thread. None: nothing to copy, or so little that `ensure` does it at once, or done
     here, since the data could be shared.
 
-    `size`: the file is about to be truncated to this size, so no more bytes than that are copied. Raises EROFS, what
-    open(2) raises, and as `commit` does.
+    `size`: the file is about to be truncated to this size, so no more bytes than that are copied. `need`: what the
+    change needs of the copy (core.fill). Raises EROFS, what open(2) raises, and as `commit` does.
     """
     if not needs_copy(node):
         return None
-    require_upper(tree)
+    placement.require_upper(tree)
+    if node.is_up:
+        return fill.begin(tree, node, size, need)
     st = tree.stat(node)
-    if st.st_mode & IFMT != IFREG or _length(st, size) <= INLINE_MAX:
+    length = _length(st, size)
+    if st.st_mode & IFMT != IFREG or length <= INLINE_MAX or sparse_copyup.is_possible(tree, node, length, need):
         tree.recent_stat = node, st
         return None
     job = _open(tree, node, st, size, None, inode_flags.PROTECTED)
@@ -132,22 +136,39 @@ def begin(tree: UnionState, node: FileNode, size: int | None = None) -> CopyUp |
 
 
 def ensure(
-    tree: UnionState, node: FileNode, size: int | None = None, mode: int | None = None, despite: int = 0
+    tree: UnionState,
+    node: FileNode,
+    size: int | None = None,
+    mode: int | None = None,
+    despite: int = 0,
+    need: int = WHOLE,
 ) -> bool:
     """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before;
     EPERM for an immutable or append-only file, unless the change is allowed `despite` that (inode_flags.PROTECTED).
 
     `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
+    `need`: what the change needs of the copy (core.fill).
     """
     if not needs_copy(node):
         return False
-    require_upper(tree)
+    placement.require_upper(tree)
+    if node.is_up:
+        fill.prepare(tree, node, size, need)
+        return False
     recent_stat, tree.recent_stat = tree.recent_stat, None
     st = recent_stat[1] if recent_stat is not None and recent_stat[0] is node else tree.stat(node)
     if st.st_mode & IFMT != IFREG:
         _make_special(tree, node, st)
         return False
     length = _length(st, size)
+    if sparse_copyup.is_possible(tree, node, length, need):
+        shared = _share(tree, node, st, mode, despite)
+        if shared is not None:
+            return mode is not None and shared.kept_mode and shared.mode == mode
+        has_mode = sparse_copyup.copy(tree, node, st, mode, despite)
+        if has_mode is not None:
+            fill.prepare(tree, node, size, need)
+            return has_mode
     if not length or st.st_size <= AT_ONCE:
         return _copy_at_once(tree, node, st, length, mode, despite)
     job = _open(tree, node, st, size, mode, despite)
@@ -160,12 +181,30 @@ def ensure(
     return mode is not None and job.kept_mode and job.mode == mode
 
 
+def _share(tree: UnionState, node: FileNode, st: Stat, wanted: int | None, despite: int) -> CopyUp | None:
+    """Copy a lower file up by sharing its data; None, with nothing done, if the filesystem cannot."""
+    device = node.home.branch.dev
+    if device in tree.unshareable:
+        return None
+    job = _open(tree, node, st, None, wanted, despite)
+    try:
+        if job.share():
+            commit(tree, job)
+            return job
+    except BaseException:
+        abort(tree, job)
+        raise
+    abort(tree, job)
+    tree.unshareable.add(device)
+    return None
+
+
 def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None, despite: int) -> bool:
     """`ensure` for a file of so few bytes that it has no hole and its copying needs no cancelling."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
     flags = _flags(node, src, despite)
-    leaf, dst, mode = _make_copy(tree, st, wanted)
+    leaf, dst, mode = placement.make_copy(tree, st, wanted)
     try:
         copied = _copy_few(src, dst, length) if src is not None else 0
         if tree.is_strict and copied:
@@ -175,7 +214,7 @@ def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wante
     except BaseException:
         tree.staging.dispose(leaf)
         raise
-    _enter(tree, node, lower, FILE, since, st.st_size, copied)
+    placement.enter(tree, node, lower, FILE, since, st.st_size, copied)
     return kept_mode and mode == wanted
 
 
@@ -196,8 +235,6 @@ def _length(st: Stat, size: int | None) -> int:
 
 def _flags(node: FileNode, src: FileFd | None, despite: int) -> int:
     """Return the inode flags of a lower file that is to be copied up. EPERM if they forbid that, unless `despite`."""
-    if node.home.branch.writable:  # a metacopy file: it has its flags
-        return 0
     if src is None or _has_other_data(node):
         flags = inode_flags.read_at(node.home, node.leaf)
     else:
@@ -211,41 +248,29 @@ def _open(tree: UnionState, node: FileNode, st: Stat, size: int | None, wanted: 
     since, length = perf_counter(), _length(st, size)
     src = tree.read_fd(node) if length else None
     flags = _flags(node, src, despite)
-    leaf, dst, mode = _make_copy(tree, st, wanted)
+    leaf, dst, mode = placement.make_copy(tree, st, wanted)
     cause = tree.ledger.current_cause()
     return CopyUp(node, src, dst, leaf, length, st, cause, since, durable=tree.is_strict, mode=mode, flags=flags)
 
 
-def _make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
-    """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
-    permissions that it was made with and is to keep, -1 for none."""
-    staging = tree.staging
-    leaf = staging.new_name()
-    mode = st.st_mode & 0o7777 if wanted is None else wanted
-    if not _may_have_at_once(staging.here.branch, mode) or not tree.clear_umask(mode):
-        mode = -1
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.noatime_flag
-    return leaf, FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), True), mode
-
-
-def _may_have_at_once(branch: Branch, mode: int) -> bool:
-    """Whether a copy can be made with its permissions. Not with those that chown(2) clears, nor with those that keep
-    its owner from setting attributes (xattr(7)). Others do not see it: the work directory is private."""
-    return branch.overrides is None and not mode & ~0o777 and mode & 0o600 == 0o600
-
-
-def abort(tree: UnionState, job: CopyUp) -> None:
+def abort(tree: UnionState, job: CopyUp | Fill) -> None:
     """Give up a copy-up and remove the unfinished copy."""
+    if isinstance(job, Fill):
+        fill.abort(tree, job)
+        return
     tree.staging.discard(job.leaf, job.dst, large=job.length > LARGE)
 
 
-def commit(tree: UnionState, job: CopyUp) -> None:
+def commit(tree: UnionState, job: CopyUp | Fill) -> None:
     """Make the copy the node's object. Raises OSError with everything as it was before.
 
     Another request may have copied the node up, renamed it or removed its last name since `begin`.
     """
+    if isinstance(job, Fill):
+        fill.commit(tree, job)
+        return
     node = job.node
-    if not needs_copy(node):
+    if node.is_up:
         abort(tree, job)
         return
     lower = node.home.branch.path
@@ -255,7 +280,7 @@ def commit(tree: UnionState, job: CopyUp) -> None:
     except BaseException:
         abort(tree, job)
         raise
-    _enter(tree, node, lower, FILE, job.since, job.st.st_size, job.copied, job.reflinked, job.cause)
+    placement.enter(tree, node, lower, FILE, job.since, job.st.st_size, job.copied, job.reflinked, job.cause)
 
 
 def _complete(
@@ -287,109 +312,15 @@ def _complete(
 
 def _place(tree: UnionState, node: FileNode, dst: FileFd, leaf: bytes, st: Stat, flags: int) -> None:
     """Rename the finished copy into place. Raises OSError; the caller then removes the copy."""
-    _publish_file(tree, node, leaf, st)
+    placement.publish_file(tree, node, leaf, st)
     if flags & inode_flags.APPEND:  # such a file cannot be renamed, and `dst` does not append
         inode_flags.carry(dst.fd, flags, inode_flags.APPEND)
     elif not node.is_dead:
         tree.fds.keep(node, dst)
 
 
-def _enter(
-    tree: UnionState,
-    node: Node,
-    lower: str,
-    kind: str,
-    since: float,
-    size: int = 0,
-    copied: int = 0,
-    reflinked: bool = False,
-    cause: Cause | None = None,
-) -> None:
-    """Enter a copy-up in the ledger; without a `cause` it is the current request. Path and cause are looked up for
-    listeners only, since a node may lie below many directories."""
-    tree.record_own_change(node)
-    ledger = tree.ledger
-    seconds = perf_counter() - since
-    ledger.count(kind, copied, seconds, reflinked)
-    if ledger.listeners:
-        asker = cause if cause is not None else ledger.current_cause()
-        ledger.notify(CopiedUp(path_of(node), lower, kind, size, copied, reflinked, seconds, asker))
-
-
-def path_of(node: Node) -> bytes:
-    """One of the paths of a node in the union, or the last it had; not limited to PATH_MAX."""
-    parts = []
-    at: Node | None = node
-    while at is not None and at.parent is not None:
-        parts.append(at.name)
-        at = at.parent
-    return b"/".join(reversed(parts))
-
-
 def _has_other_data(node: FileNode) -> bool:
     return node.links is not None and node.links.data is not None
-
-
-def _publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> None:
-    """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
-    staging = tree.staging
-    key = node.links.key if node.links is not None else None
-    if node.is_dead and key is not None and tree.links.remaining(key, 0) > 0:
-        # names not looked up yet must lead to the same inode: the index keeps it for them
-        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
-        tree.links.add(key, staging.fd(), leaf, new.st_ino)
-        staging.dispose(leaf)
-        _moved(tree, node, tree.links.place, key)
-        tree.nodes.register_inode(node, (new.st_dev, new.st_ino))
-        return
-    if node.is_dead:
-        orphan = staging.orphan_name(node.nodeid)
-        os.rename(leaf, orphan, src_dir_fd=staging.fd(), dst_dir_fd=staging.fd())
-        _moved(tree, node, staging.here, orphan)
-        return
-    if node.is_up:  # a metacopy file of the upper: the whole one takes its place
-        place, name = node.home, node.leaf
-        staging.publish(leaf, place, name)
-        _moved(tree, node, place, name)
-        return
-    parent = node.parent
-    ensure_dir(tree, parent)
-    up = parent.upper
-    assert up is not None
-    kind = st.st_mode & IFMT
-    key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != IFREG else None
-    before = up.stat()
-    new_ino = 0  # what a listing shows is the origin's number anyway
-    if key is not None:
-        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
-        new_ino = new.st_ino
-        if st.st_nlink > 1:
-            tree.links.announce(key, st.st_nlink, 2)
-        tree.links.add(key, staging.fd(), leaf, new_ino)
-        node.rare().key = key
-    try:
-        staging.publish(leaf, up, node.name)
-    except OSError:
-        if key is not None:
-            tree.links.withdraw(key)
-        raise
-    _moved(tree, node, up, node.name)
-    tree.restore_times(up.fd(), before)
-    names.copied_up(tree, parent, node.name, kind, new_ino, before)
-    if key is not None:
-        tree.nodes.register_inode(node, (up.branch.dev, new_ino))
-        if st.st_nlink > 1:
-            tree.links.cover(key, st.st_nlink)
-    if tree.is_strict:
-        _sync_dir(up)
-
-
-def _moved(tree: UnionState, node: FileNode, home: BranchDir, leaf: bytes) -> None:
-    node.home, node.leaf = home, leaf
-    node.held = None  # it leads to the lower file; opened anew at the next use, so every user sees the same data
-    node.no_xattrs = False  # a security module may have given the copy a label
-    if node.links is not None:
-        node.links.data = None
 
 
 def _make_special(tree: UnionState, node: FileNode, st: Stat) -> None:
@@ -403,11 +334,11 @@ def _make_special(tree: UnionState, node: FileNode, st: Stat) -> None:
         ownership.make_node(staging.here, leaf, stat.S_IFMT(st.st_mode), st.st_rdev)
     try:
         copy_metadata.give(tree, path_at(node.home, node.leaf), node.home, st, staging.here, leaf)
-        _publish_file(tree, node, leaf, st)
+        placement.publish_file(tree, node, leaf, st)
     except BaseException:
         staging.dispose(leaf)
         raise
-    _enter(tree, node, lower, OTHER, since)
+    placement.enter(tree, node, lower, OTHER, since)
 
 
 def read_target(node: FileNode) -> bytes:
@@ -418,86 +349,19 @@ def read_target(node: FileNode) -> bytes:
     return os.readlink(node.leaf, dir_fd=node.home.fd())
 
 
-def ensure_dir(tree: UnionState, directory: DirNode) -> BranchDir:
-    """Bring a directory and all above it to the upper, and say where it is there. Raises EROFS, ENOSPC ..."""
-    up = directory.upper
-    if up is not None:
-        return up
-    missing: list[DirNode] = []
-    at: DirNode | None = directory
-    while at is not None and at.upper is None:
-        missing.append(at)
-        at = at.parent if not at.dead else None
-    for each in reversed(missing):
-        up = _copy_dir(tree, each)
-    assert up is not None
-    return up
-
-
-def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
-    staging = tree.staging
-    assert node.low is not None
-    since = perf_counter()
-    st = node.low.stat()
-    leaf = staging.new_name()
-    mode = stat.S_IMODE(st.st_mode)
-    at_once = _may_have_at_once(staging.here.branch, mode) and bool(mode & stat.S_IXUSR) and tree.clear_umask(mode)
-    os.mkdir(leaf, mode if at_once else 0o700, dir_fd=staging.fd())
-    try:
-        lower = node.low.stack[0]
-        source = path_at(lower, b".") if not lower.sealed else -1
-        copy_metadata.give(tree, source, lower, st, staging.here, leaf, has_mode=mode if at_once else -1)
-        flags = inode_flags.read_at(lower, b".")
-        if flags:
-            with FileFd(os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging.fd())) as held:
-                inode_flags.carry(held.fd, flags)
-        if node.dead:
-            up, name = staging.here, staging.orphan_name(node.nodeid)
-        else:
-            assert node.parent is not None
-            assert node.parent.upper is not None
-            up, name = node.parent.upper, node.name
-        before = up.stat()
-        new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
-        staging.publish(leaf, up, name)
-    except BaseException:
-        staging.dispose(leaf)
-        raise
-    node.upper = up.child(name)
-    node.upper.flags_mark = NO_FLAGS
-    names.show(tree, node, st)
-    node.no_xattrs = False  # as in _moved
-    names.learn_empty(tree, node)
-    _enter(tree, node, lower.branch.path, DIRECTORY, since)
-    if node.dead or node.parent is None:
-        return node.upper
-    tree.restore_times(up.fd(), before)
-    names.copied_up(tree, node.parent, node.name, stat.S_IFDIR, new.st_ino, before)
-    if tree.is_strict:
-        _sync_dir(up)
-    return node.upper
-
-
-def _sync_dir(place: BranchDir) -> None:
-    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd())
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
     """Make sure that the upper itself has an entry for this name of the node: a copy-up, or a link if the inode is up
     already.
 
     Preconditions: `name` in `parent` is a visible name of the node.
     """
-    if needs_copy(node):
+    if not node.is_up:
         if (node.parent, node.name) != (parent, name):
             _make_primary(node, parent, name)
-        ensure(tree, node)
+        ensure(tree, node, need=ATTRIBUTES)
         return
-    up = ensure_dir(tree, parent)
+    sparse_copyup.keep_source(tree, node)
+    up = placement.ensure_dir(tree, parent)
     key = node.rare().key
     with OwnerOverride(up):
         try:
@@ -521,9 +385,3 @@ def _make_primary(node: FileNode, parent: DirNode, name: bytes) -> None:
     links = node.rare()
     links.others = [pair for pair in links.others if pair != (parent, name)] + [(node.parent, node.name)]
     node.parent, node.name = parent, name
-
-
-def require_upper(tree: UnionState) -> None:
-    """Raise EROFS without an upper."""
-    if tree.upper is None:
-        refuse(errno.EROFS)

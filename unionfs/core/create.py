@@ -15,8 +15,19 @@ from functools import partial
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import acl, copyup, inode_flags, lookup, marks, names, owner_override, ownership
-from unionfs.core.attrs import IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
+from unionfs.core import (
+    acl,
+    copyup,
+    inode_flags,
+    lookup,
+    marks,
+    names,
+    owner_override,
+    ownership,
+    placement,
+    sparse_copyup,
+)
+from unionfs.core.attrs import ATTRIBUTES, IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.lookup import Resolved
@@ -35,7 +46,7 @@ def check_new_name(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Refuse a name that cannot be created. EROFS, ENAMETOOLONG, EINVAL for reserved names, ENOENT in a removed
     directory, EEXIST, EPERM in an immutable one."""
     lookup.check_name(name)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     if markers.is_reserved(name):
         refuse(errno.EINVAL, name)
     if parent.dead:
@@ -56,7 +67,7 @@ def make_file(tree: UnionState, parent: DirNode, name: bytes, mode: int, rdev: i
         refuse(errno.EPERM, name)
     if kind in (IFDIR, IFLNK):
         refuse(errno.EINVAL, name)
-    up = copyup.ensure_dir(tree, parent)
+    up = placement.ensure_dir(tree, parent)
     held: FileFd | None = None
     if _in_place(tree, up, caller):
         tree.set_umask(caller.umask)
@@ -88,7 +99,7 @@ def _create(tree: UnionState, dir_fd: int, name: bytes, mode: int) -> int:
 def make_symlink(tree: UnionState, parent: DirNode, name: bytes, target: bytes, caller: Caller) -> Resolved:
     """Make a symlink (symlink(2)). ENAMETOOLONG for a target of PATH_MAX or more, ENOENT for an empty one."""
     check_new_name(tree, parent, name)
-    up = copyup.ensure_dir(tree, parent)
+    up = placement.ensure_dir(tree, parent)
     if _in_place(tree, up, caller):
         try:
             os.symlink(target, name, dir_fd=up.fd())
@@ -108,7 +119,7 @@ def make_directory(tree: UnionState, parent: DirNode, name: bytes, mode: int, ca
     """Create a directory (mkdir(2)). It is opaque if the lowers have its name and the upper hides that."""
     check_new_name(tree, parent, name)
     opaque = lookup.find_low(parent, name) is not None
-    up = copyup.ensure_dir(tree, parent)
+    up = placement.ensure_dir(tree, parent)
     made = False
     if not opaque and _in_place(tree, up, caller):
         tree.set_umask(caller.umask)
@@ -143,8 +154,9 @@ def _build_directory(tree: UnionState, opaque: bool, dir_fd: int, name: bytes) -
 def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
     """Create a hard link to a file (link(2)). EMLINK as the branch limits it; a lower file is copied up first."""
     check_new_name(tree, parent, name)
-    copyup.ensure(tree, node)
-    up = copyup.ensure_dir(tree, parent)
+    copyup.ensure(tree, node, need=ATTRIBUTES)
+    sparse_copyup.keep_source(tree, node)
+    up = placement.ensure_dir(tree, parent)
     staging = tree.staging
     try:
         os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)
@@ -175,9 +187,9 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
 def make_unnamed(tree: UnionState, parent: DirNode, mode: int, caller: Caller) -> FileNode:
     """Create a regular file without a name (open(2), O_TMPFILE), in the staging directory, where it stays until it is
     linked or forgotten."""
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     inode_flags.refuse_new_entry(parent, b"")
-    up = copyup.ensure_dir(tree, parent)
+    up = placement.ensure_dir(tree, parent)
     staging = tree.staging
     nodeid = tree.nodes.new_id()
     leaf = staging.orphan_name(nodeid)

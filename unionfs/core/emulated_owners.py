@@ -14,7 +14,7 @@ import resource
 from typing import Final
 
 from unionfs import markers
-from unionfs.core import copyup, create, inode_flags, metadata
+from unionfs.core import attrs, copyup, create, inode_flags, metadata, placement
 from unionfs.core.attrs import Caller
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import UnionState, refuse
@@ -33,7 +33,7 @@ def get(tree: UnionState, node: Node) -> bytes:
 def change(tree: UnionState, node: Node, name: bytes, value: bytes) -> None:
     """chown(2) or mknod(2) by markers.OWNER_XATTR or DEVICE_XATTR. Raises: EINVAL for a malformed value;
     EEXIST, EROFS, ENOSPC."""
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     if name == markers.DEVICE_XATTR:
         _make_device(tree, node, value)
         return
@@ -42,9 +42,9 @@ def change(tree: UnionState, node: Node, name: bytes, value: bytes) -> None:
         refuse(errno.EINVAL, name)
     if isinstance(node, DirNode):
         inode_flags.refuse_change(node)
-        copyup.ensure_dir(tree, node)
+        placement.ensure_dir(tree, node)
     else:
-        copyup.ensure(tree, node)
+        copyup.ensure(tree, node, need=attrs.ATTRIBUTES)
     metadata.give_away(tree, node, int(match[1]), int(match[2]))
 
 

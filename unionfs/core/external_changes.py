@@ -293,7 +293,7 @@ def _disconnect(tree: UnionState, watcher: Watcher, node: Node) -> None:
             if parent.children.get(name) is node:
                 del parent.children[name]
         links = node.rare()
-        links.dead, links.others, links.key, links.data = True, [], None, None
+        links.dead, links.others, links.key, links.data, links.partial = True, [], None, None, None
         node.leaf = b""  # no name: stat(2) and open(2) say ENOENT
         return
     node.dead = True
@@ -336,10 +336,13 @@ def _adopt(
         if fresh.links is not None:
             links = old.rare()
             links.key, links.data = fresh.links.key, fresh.links.data
+            if links.partial is not fresh.links.partial:
+                links.partial = fresh.links.partial
+                tree.fds.drop(old)
             if fresh.links.inode is not None:
                 tree.nodes.register_inode(old, fresh.links.inode)
         elif old.links is not None:
-            old.links.key = old.links.data = None
+            old.links.key = old.links.data = old.links.partial = None
         if moved or mask & _NAMES_CHANGE:
             tree.fds.drop(old)
             mask |= inotify.MODIFY

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from unionfs.core.partial import Partial
+
 
 class FileFd:
     """An open descriptor, closed when the last reference to this object goes: a worker thread that holds the object
@@ -22,13 +24,15 @@ class FileFd:
     the name. Code that uses `fd` of an object without other references must do so in a `with` block.
     """
 
-    __slots__ = ("fd", "used", "writable", "appends", "xattrs")
+    __slots__ = ("fd", "used", "writable", "appends", "xattrs", "partial", "lower")
 
     def __init__(self, fd: int, writable: bool = False) -> None:
         self.fd = fd  # immutable
         self.writable = writable  # immutable: opened O_RDWR
         self.appends = False  # set once: opened O_APPEND, since the file is append-only
         self.xattrs: list[str] | None = None  # extended attributes of a lower file; set once, when listed
+        self.partial: Partial | None = None  # set once: an upper file that has not all of its data, whose others ...
+        self.lower: FileFd | None = None  # ... are in this lower file; None: it is missing, or not the same any more
         self.used = True  # set by the owner at each use, cleared by the clock's hand
 
     def __enter__(self) -> FileFd:

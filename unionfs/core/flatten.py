@@ -5,7 +5,7 @@ Used by rename when the path in a redirect mark would be too long for an extende
 
 from __future__ import annotations
 
-from unionfs.core import copyup, lookup, marks
+from unionfs.core import copyup, lookup, marks, placement
 from unionfs.core.node import DirNode
 from unionfs.core.union_state import UnionState
 
@@ -17,7 +17,7 @@ def flatten(tree: UnionState, directory: DirNode) -> None:
         here = pending.pop()
         here.nlookup += 1  # it must not be forgotten before it is cut off
         found.append(here)
-        copyup.ensure_dir(tree, here)
+        placement.ensure_dir(tree, here)
         for name, _, _ in tree.visible(here):
             node = lookup.resolve(tree, here, name).node
             if isinstance(node, DirNode):

@@ -60,6 +60,10 @@ class Freeze:
             raise OptionError(errno.EOPNOTSUPP, "with passthrough the kernel itself writes to the upper's files")
         if self._tree.watcher is not None:
             raise OptionError(errno.EOPNOTSUPP, "the upper is watched for changes by others (--watch)")
+        if self._tree.staging.has_partial():
+            raise OptionError(
+                errno.EBUSY, "data of files of the upper are still in the lowers: `unionfs complete` brings them"
+            )
         if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > markers.NAME_MAX:
             raise OptionError(errno.EINVAL, f"{os.fsdecode(name)!r} is no name for a directory")
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from unionfs import markers
 from unionfs.core.branch import BranchDir
-from unionfs.core.staging import INDEX, Staging
+from unionfs.core.staging import INDEX, PARTIAL, Staging
 
 _COUNT: Final = b".n"
 _SEARCHED: Final = b"="
@@ -44,7 +44,7 @@ class HardLinks:
         for name, _, ino in self.place.scan():
             if name.endswith(_COUNT):
                 counts[name[: -len(_COUNT)]] = os.readlink(name, dir_fd=self.place.fd())
-            else:
+            elif name != PARTIAL:
                 self._ino_of[name] = ino
         for key, text in counts.items():
             self._remaining[key] = self._read_count(key, text, upper)
@@ -186,8 +186,8 @@ class HardLinks:
 
 
 def is_complete(work: str) -> bool:
-    """Whether, by the index in the work directory `work`, the upper has every name of the files in it. Raises
-    OSError."""
+    """Whether, by the index in the work directory `work`, the upper has every name of the files in it, and all of their
+    data. Raises OSError."""
     try:
         fd = os.open(
             os.path.join(work, os.fsdecode(INDEX)), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -196,6 +196,8 @@ def is_complete(work: str) -> bool:
         return True
     try:
         entries = {os.fsencode(name) for name in os.listdir(fd)}
+        if PARTIAL in entries:
+            return False
         for name in entries:
             if name.endswith(_COUNT) and name[: -len(_COUNT)] in entries:
                 with contextlib.suppress(FileNotFoundError):

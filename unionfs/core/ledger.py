@@ -46,6 +46,7 @@ class Ledger:
         self.others = 0
         self.reflinked = 0
         self.bytes = 0
+        self.saved = 0  # bytes of copied-up files that stayed in the lowers
         self.seconds = 0.0
         self.current_cause: Callable[[], Cause] = _no_cause
         self.listeners: tuple[Callable[[CopiedUp], None], ...] = ()  # replaced as a whole, from any thread
@@ -65,11 +66,20 @@ class Ledger:
         kept = self.kept
         if kept is not None:
             kept[0], kept[1], kept[2], kept[3] = self.files, self.directories, self.others, self.reflinked
-            kept[4], kept[5] = self.bytes, int(self.seconds * 1e9)
+            kept[4], kept[5], kept[6] = self.bytes, int(self.seconds * 1e9), max(0, self.saved)
+
+    def count_more(self, copied: int, seconds: float = 0.0) -> None:
+        """Count bytes that a file copied up before without them has got."""
+        self.bytes += copied
+        self.saved -= copied
+        self.seconds += seconds
+        kept = self.kept
+        if kept is not None:
+            kept[4], kept[5], kept[6] = self.bytes, int(self.seconds * 1e9), max(0, self.saved)
 
     def continue_(self) -> None:
         """Go on from the numbers that the daemon before has kept."""
-        self.files, self.directories, self.others, self.reflinked, self.bytes, nanoseconds = self.kept[:6]
+        self.files, self.directories, self.others, self.reflinked, self.bytes, nanoseconds, self.saved = self.kept[:7]
         self.seconds = nanoseconds / 1e9
 
     def notify(self, entry: CopiedUp) -> None:

@@ -6,16 +6,18 @@ Owns the identity of nodes: one node for one file, however many names it has. Do
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from typing import Final, NamedTuple
 
 from unionfs import markers
-from unionfs.core import inodes, marks
-from unionfs.core.attrs import IFDIR, IFMT, make
+from unionfs.core import inodes, marks, partial
+from unionfs.core.attrs import IFDIR, IFMT, IFREG, make
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import Found, LowDir
 from unionfs.core.node import DirNode, FileNode, Node
+from unionfs.core.staging import log_warning
 from unionfs.core.union_state import UnionState, refuse
 
 _SCAN_EVERY: Final = 32
@@ -189,6 +191,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     number = tree.nodes.id_for(parent, name, shown, True)
     node = FileNode(number, parent, name, links.place, key, shown, up_st.st_mode)
     node.rare().key = key
+    find_data(tree, node, up_st)
     tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
     tree.nodes.add(node)
     return make(Resolved, (node, up_st))
@@ -230,25 +233,72 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
     if st.st_nlink > 1:
         tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     if is_metacopy:
-        find_upper_metacopy_data(tree, parent, name, node)
+        find_data(tree, node, st)
     tree.nodes.add(node)
     return make(Resolved, (node, st))
 
 
-def find_upper_metacopy_data(tree: UnionState, parent: DirNode, name: bytes, node: FileNode) -> None:
-    """Find the lower data of a metacopy file, which the kernel's overlayfs writes to an upper. EIO if missing."""
-    assert parent.upper is not None
-    redirect = marks.metacopy_redirect(parent.upper, name)
+def find_data(tree: UnionState, node: FileNode, st: Stat) -> None:
+    """Find the lower file that has the data of a file of the upper, if that has not all of them (see core.partial). If
+    the lower file is missing, or not the one that was copied up, what it should have cannot be read (EIO). Raises EIO
+    for marks that cannot be read."""
+    found = _partial_marks(node) if st.st_mode & IFMT == IFREG else None
+    if found is None:
+        return
+    links = node.rare()
+    data = None
+    try:
+        data = _data_place(tree, node, found.redirect)
+        blocks = data[0].stat_entry(data[1]).st_blocks if data is not None and _is_source(data, found) else -1
+    except OSError as exc:
+        log_warning("the data of %r cannot be found: %s", node.name, str(exc))
+        blocks = -1
+    if blocks < 0:
+        log_warning(
+            "the data of %r cannot be read: the lower file %r is missing or has changed since it was copied up",
+            node.name, found.redirect or node.name,
+        )  # fmt: skip
+    links.data = data if data is not None and blocks >= 0 else (node.home, b"")
+    links.partial = partial.Partial(found, st.st_size, blocks)
+
+
+def relocate_data(tree: UnionState, node: FileNode) -> None:
+    """Find the lower file that has the data of a file of the upper again, after the lowers have changed. If there is no
+    such file any more, the place known so far stays. Raises OSError."""
+    found = _partial_marks(node)
+    data = _data_place(tree, node, found.redirect) if found is not None else None
+    if found is not None and data is not None and _is_source(data, found):
+        node.rare().data = data
+
+
+def _partial_marks(node: FileNode) -> partial.Marks | None:
+    fd = os.open(node.leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.home.fd())
+    try:
+        read = functools.partial(marks.private_xattr, marks.proc_path(fd), on_upper=True)
+        return partial.read_marks(read, marks.xattr_names(fd))
+    finally:
+        os.close(fd)
+
+
+def _data_place(tree: UnionState, node: FileNode, redirect: bytes | None) -> tuple[BranchDir, bytes] | None:
     components = markers.redirect_components(redirect) if redirect is not None else None
     if components:
         holder = tree.lowers.walk(components[:-1])
         low, name = (holder.low if holder is not None else None), components[-1]
     else:
-        low, name = parent.low, redirect or name
+        low, name = node.parent.low, redirect or node.name
     found = low.find(name) if low is not None else None
-    if low is None or found is None or found.kind != stat.S_IFREG:
-        refuse(errno.EIO, name)
-    node.rare().data = tree.lowers.data_place(low, found.place, found.name)
+    if low is None or found is None or found.kind != IFREG:
+        return None
+    return tree.lowers.data_place(low, found.place, found.name)
+
+
+def _is_source(data: tuple[BranchDir, bytes], found: partial.Marks) -> bool:
+    """Whether a lower file is the one that a file of the upper was copied from."""
+    if found.record is None:
+        return True  # the kernel's overlay keeps nothing to compare
+    st = data[0].stat_entry(data[1])
+    return (st.st_size, st.st_mtime_ns, st.st_ino) == found.record[1:4]
 
 
 def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> tuple[int, bool]:
@@ -258,11 +308,11 @@ def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: by
     is_metacopy = False
     if key is not None:
         origin = inodes.origin_of_key(key)
-    elif stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode):
+    if stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode):
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=up.fd())
         try:
             present = marks.xattr_names(fd)
-            if markers.ORIGIN_XATTR in present:
+            if origin is None and markers.ORIGIN_XATTR in present:
                 origin = inodes.read_origin(fd)
             is_metacopy = stat.S_ISREG(st.st_mode) and any(mark in present for mark in markers.METACOPY_XATTRS)
         finally:

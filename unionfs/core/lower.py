@@ -289,6 +289,8 @@ class LowerTree:
         """Return where the data of the file `name` in `place`, found in `parent`, are: there, or for a metacopy in a
         branch beneath. Raises EIO when the data are missing."""
         while marks.is_metacopy(place, name):
+            if marks.is_partial(place, name):
+                raise OSError(errno.EIO, "a lower file has only a part of its data", os.fsdecode(name))
             beneath = self.position(place) + 1
             redirect = marks.metacopy_redirect(place, name)
             components = markers.redirect_components(redirect) if redirect is not None else None

@@ -148,6 +148,18 @@ def is_metacopy(place: BranchDir, name: bytes) -> bool:
     return _has_any_xattr(place, name, markers.METACOPY_XATTRS)
 
 
+def is_partial(place: BranchDir, name: bytes) -> bool:
+    """Whether a metacopy file has some data of its own (see core.partial): only the union that wrote it can read it."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
+    try:
+        return any(
+            private_xattr(proc_path(fd), mark, on_upper=place.branch.writable) == markers.METACOPY_PARTIAL
+            for mark in markers.METACOPY_XATTRS
+        )
+    finally:
+        os.close(fd)
+
+
 def is_metacopy_fd(held: FileFd) -> bool:
     """As `is_metacopy`, for an open file of a lower. Stores its attribute names in `held.xattrs`."""
     try:

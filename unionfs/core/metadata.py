@@ -8,8 +8,8 @@ import os
 import stat
 
 from unionfs import markers, posix_acl
-from unionfs.core import copyup, inode_flags, names, ownership
-from unionfs.core.attrs import NOW, AttrChange
+from unionfs.core import copyup, fill, inode_flags, names, ownership, placement
+from unionfs.core.attrs import ATTRIBUTES, DATA, NOW, WHOLE, AttrChange
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.marks import path_at
@@ -29,7 +29,7 @@ _LISTED = (b"user.", b"trusted.", b"security.capability", *_ACLS)
 def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     """Change attributes (chmod(2), chown(2), truncate(2), utimensat(2)). EROFS, EPERM, EISDIR, EINVAL, ENOSPC,
     EFBIG."""
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     if change.size is not None:
         if isinstance(node, DirNode):
             refuse(errno.EISDIR)
@@ -38,13 +38,13 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     despite = inode_flags.APPEND if _is_touch(change) else 0
     if isinstance(node, DirNode):
         inode_flags.refuse_change(node, despite)
-        up = copyup.ensure_dir(tree, node)
+        up = placement.ensure_dir(tree, node)
         names.show(tree, node, None)
         place, name = (up.parent, up.name) if up.parent is not None else (up, b".")
     else:
         owner_stays = change.uid is None and change.gid is None  # else it is changed first, and clears set-id bits
         wanted = change.mode & 0o7777 if change.mode is not None and owner_stays else None
-        has_mode = copyup.ensure(tree, node, None, wanted, despite)
+        has_mode = copyup.ensure(tree, node, None, wanted, despite, ATTRIBUTES)
         place, name = node.home, node.leaf
     if change.uid is not None or change.gid is not None:
         owners = tree.owners or _AS_STORED
@@ -54,7 +54,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
     elif change.kill_priv and isinstance(node, FileNode) and change.size is None:
         drop_privileges(tree, node)
     if change.mode is not None and not has_mode:
-        held = node.held if isinstance(node, FileNode) else None
+        held = node.held if isinstance(node, FileNode) and (node.links is None or node.links.data is None) else None
         ownership.give(tree, place, name, mode=stat.S_IMODE(change.mode), fd=held.fd if held is not None else None)
     if change.atime_ns is not None or change.mtime_ns is not None:
         files.set_times(place.fd(), name, _timespec(change.atime_ns), _timespec(change.mtime_ns))
@@ -96,9 +96,11 @@ def _truncate(tree: UnionState, node: FileNode, size: int, *, kill_priv: bool) -
     st = tree.stat(node)
     if size < 0 or not stat.S_ISREG(st.st_mode):
         refuse(errno.EINVAL)
-    is_truncated = copyup.needs_copy(node) and size < st.st_size  # only the truncated part is copied up
-    copyup.ensure(tree, node, size)
-    if not is_truncated:
+    is_truncated = not node.is_up and size < st.st_size  # only the truncated part is copied up
+    copyup.ensure(tree, node, size, need=DATA)
+    if node.links is not None and node.links.partial is not None:
+        fill.truncate(tree, node, size)
+    elif not is_truncated:
         os.ftruncate(tree.write_fd(node).fd, size)
     if kill_priv:
         drop_privileges(tree, node)
@@ -258,7 +260,7 @@ def setxattr(tree: UnionState, node: Node, name: bytes, value: bytes, flags: int
     EPERM for the union's own names."""
     if tree.owners is not None and name in _ACLS:
         value = posix_acl.translated(value, tree.owners.users.stored, tree.owners.groups.stored)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     stored = _stored(tree.staging.branch, name, errno.EPERM)
     _refuse_as_special(tree, node, name, errno.EPERM)
     _bring_up(tree, node)
@@ -290,7 +292,7 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     text = os.fsdecode(name)
     if tree.upper is None or tree.upper.overrides is None:
         _stored(_branch(node), name, errno.EPERM)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     _refuse_as_special(tree, node, name, errno.EPERM)
     inode_flags.refuse_change(node)
     is_acl = text.startswith("system.posix_acl_")
@@ -321,14 +323,14 @@ def removexattr(tree: UnionState, node: Node, name: bytes) -> None:
     tree.record_own_change(node)
 
 
-def _bring_up(tree: UnionState, node: Node, despite: int = 0) -> None:
-    copyup.require_upper(tree)
+def _bring_up(tree: UnionState, node: Node, despite: int = 0, need: int = ATTRIBUTES) -> None:
+    placement.require_upper(tree)
     if isinstance(node, DirNode):
         inode_flags.refuse_change(node, despite)
-        copyup.ensure_dir(tree, node)
+        placement.ensure_dir(tree, node)
         names.show(tree, node, None)
     else:
-        copyup.ensure(tree, node, despite=despite)
+        copyup.ensure(tree, node, despite=despite, need=need)
 
 
 def extended_stat(node: Node) -> ExtendedStat:
@@ -359,7 +361,7 @@ def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
         if inode_flags.are_equal(flags, get_flags(tree, node, inode_flags.read_command(command))):
             return
         refuse(errno.EPERM, node.name)  # as ext4 and xfs do: what stays immutable cannot be changed
-    _bring_up(tree, node, inode_flags.PROTECTED)
+    _bring_up(tree, node, inode_flags.PROTECTED, WHOLE)  # filling it later might be refused
     with _flags_fd(tree, node) as held:
         if isinstance(node, DirNode) and node.upper is not None and node.low is not None:
             inode_flags.set_of_merged(node.upper, held.fd, command, flags)
@@ -376,7 +378,7 @@ def _flags_fd(tree: UnionState, node: Node) -> FileFd:
     if isinstance(node, FileNode):
         if not stat.S_ISREG(tree.stat(node).st_mode):
             refuse(errno.ENOTTY)
-        return tree.read_fd(node)
+        return tree.upper_fd(node) if node.is_up else tree.read_fd(node)
     if _is_sealed(node):
         refuse(errno.ENOTTY)
     return FileFd(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_place_of(node).fd()))

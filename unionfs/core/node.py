@@ -30,6 +30,7 @@ from unionfs.core.node_record import (
     NodeRecord,
     RecordedNode,
 )
+from unionfs.core.partial import Partial
 
 _SHOWN: Final = Struct("=QQq")
 """What a directory shows of its `shown_as`, in the record: size, blocks, ctime."""
@@ -41,13 +42,14 @@ InodeKey = tuple[int, int]
 class Links:
     """Fields that few files need: further names, the key in the hard-link index, metacopy data, removed state."""
 
-    __slots__ = ("key", "inode", "others", "data", "dead", "large")
+    __slots__ = ("key", "inode", "others", "data", "partial", "dead", "large")
 
     def __init__(self) -> None:
         self.key: bytes | None = None  # its entry in the hard-link index, once copied up; changed by copyup/remove
         self.inode: InodeKey | None = None  # under which it stands in NodeTable.by_inode
         self.others: list[tuple[DirNode, bytes]] = []  # known names besides (parent, name)
-        self.data: tuple[BranchDir, bytes] | None = None  # a metacopy file's data, until it is copied up
+        self.data: tuple[BranchDir, bytes] | None = None  # a metacopy file's data, until it has its own; b"": missing
+        self.partial: Partial | None = None  # with `data`, for a file of the upper
         self.large = False  # set when the last name goes: its space takes long to give back
         self.dead = False  # no name is left: it lives in the staging directory or in a lower until it is forgotten
 

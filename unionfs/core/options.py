@@ -11,6 +11,8 @@ from unionfs.core.owners import OwnerTranslation
 WHITEOUT_FORMATS: Final = ("aufs", "overlay", "fuse-overlayfs")
 DURABILITIES: Final = ("strict", "normal", "volatile")
 OVERRIDES: Final = ("", "user", "privileged")
+PARTIAL_FROM: Final = 16 << 20
+"""The usual value of Options.partial_from."""
 LOWERS_MAX: Final = 65535
 """More lowers than this are refused: a branch's position must fit the packed names of core.lower. The kernel allows
 500."""
@@ -49,6 +51,8 @@ class _Options(NamedTuple):
     names_limit: int = 1_000_000  # directory names remembered at most, some 200 bytes each
     fds_limit: int | None = None  # descriptors cached at most; None: a part of what RLIMIT_NOFILE leaves
     passthrough: bool = False  # the kernel itself reads and writes the branches' files; needs CAP_SYS_ADMIN
+    metacopy: bool = False  # a change of attributes or names alone copies no data up, where they cannot be shared
+    partial_from: int = 0  # a write to a lower file of so many bytes copies only the blocks it changes; 0: never
     keeps_umask: bool = False  # the process's umask is never changed; `Caller.umask` must be that umask
 
 

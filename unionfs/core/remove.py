@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from unionfs.core import copyup, inode_flags, lookup, marks, names
+from unionfs.core import inode_flags, lookup, marks, names, placement
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import OwnerOverride, rename
@@ -23,14 +23,14 @@ from unionfs.syscalls import files
 def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove a name that is not a directory's (unlink(2)). ENOENT, EISDIR, EROFS."""
     lookup.check_name(name)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     node, st = lookup.resolve(tree, parent, name)
     if isinstance(node, DirNode):
         tree.drop_unused(node)
         refuse(errno.EISDIR, name)
     _refuse_protected(tree, parent, name, node)
     low = lookup.find_low(parent, name)
-    up = copyup.ensure_dir(tree, parent) if low is not None else parent.upper
+    up = placement.ensure_dir(tree, parent) if low is not None else parent.upper
     assert up is not None
     leaf = tree.staging.orphan_name(node.nodeid)
     entry = lookup.upper_entry(tree, parent, name)
@@ -140,7 +140,7 @@ def _release_index(tree: UnionState, node: FileNode, key: bytes) -> None:
 def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove an empty merged directory (rmdir(2)). ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
     lookup.check_name(name)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     node, _ = lookup.resolve(tree, parent, name)
     if isinstance(node, FileNode):
         tree.drop_unused(node)
@@ -150,7 +150,7 @@ def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
         if not is_empty(tree, node):
             refuse(errno.ENOTEMPTY, name)
         low = lookup.find_low(parent, name)
-        up = copyup.ensure_dir(tree, parent)
+        up = placement.ensure_dir(tree, parent)
         leaf = tree.staging.orphan_name(node.nodeid)
         if node.upper is None:
             hide_low(tree, up, name)

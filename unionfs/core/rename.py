@@ -18,7 +18,18 @@ import stat
 from typing import NamedTuple
 
 from unionfs import markers
-from unionfs.core import copy_metadata, copyup, flatten, inode_flags, lookup, marks, names, owner_override, remove
+from unionfs.core import (
+    copy_metadata,
+    copyup,
+    flatten,
+    inode_flags,
+    lookup,
+    marks,
+    names,
+    owner_override,
+    placement,
+    remove,
+)
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.owner_override import OwnerOverride
@@ -40,7 +51,7 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
     ENOTEMPTY, EINVAL."""
     lookup.check_name(name)
     lookup.check_name(new_name)
-    copyup.require_upper(tree)
+    placement.require_upper(tree)
     if flags not in (0, files.RENAME_NOREPLACE, files.RENAME_EXCHANGE):  # the two exclude each other
         refuse(errno.EINVAL, name)
     if markers.is_reserved(new_name):
@@ -111,7 +122,7 @@ def _check_replaceable(tree: UnionState, src: _End, dst: _End) -> None:
 def _bring_up(tree: UnionState, end: _End) -> None:
     """Copy the object up under this name."""
     if isinstance(end.node, DirNode):
-        copyup.ensure_dir(tree, end.node)
+        placement.ensure_dir(tree, end.node)
     else:
         copyup.give_name(tree, end.node, end.parent, end.name)
 
@@ -141,8 +152,8 @@ def _prepare(tree: UnionState, node: Node, new_parent: DirNode, new_name: bytes)
 def _move(tree: UnionState, src: _End, new_parent: DirNode, new_name: bytes, dst: _End | None) -> None:
     node = src.node
     _bring_up(tree, src)
-    up = copyup.ensure_dir(tree, src.parent)
-    new_up = copyup.ensure_dir(tree, new_parent)
+    up = placement.ensure_dir(tree, src.parent)
+    new_up = placement.ensure_dir(tree, new_parent)
     _prepare(tree, node, new_parent, new_name)
     low_src = lookup.find_low(src.parent, src.name) is not None
     low_dst = lookup.find_low(new_parent, new_name) is not None
@@ -304,8 +315,8 @@ def _relocate(
 def _exchange(tree: UnionState, src: _End, dst: _End) -> None:
     _bring_up(tree, src)
     _bring_up(tree, dst)
-    up = copyup.ensure_dir(tree, src.parent)
-    new_up = copyup.ensure_dir(tree, dst.parent)
+    up = placement.ensure_dir(tree, src.parent)
+    new_up = placement.ensure_dir(tree, dst.parent)
     _prepare(tree, src.node, dst.parent, dst.name)
     _prepare(tree, dst.node, src.parent, src.name)
     owner_override.rename(up, src.name, new_up, dst.name, files.RENAME_EXCHANGE)

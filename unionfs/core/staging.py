@@ -6,6 +6,7 @@
     work/index/KEY            the hard-link index (see core.hardlinks)
     work/frozen               names of directories beside the upper, each ended by NUL, the topmost first: they were the
                               upper once, and are lowers now, above all others (core.freeze)
+    work/index/partial        an empty file: the upper may have files without all of their data (see core.partial)
 
 Each daemon builds in its own subdirectory, so two daemons on one upper do not disturb each other; the next daemon
 removes those of dead ones. Knows branches and marks, not nodes.
@@ -43,6 +44,7 @@ _LIVE: Final = b"live-"
 _SPARE: Final = b"spare"
 INDEX: Final = b"index"
 FROZEN: Final = b"frozen"
+PARTIAL: Final = b"partial"
 
 
 class OpenStaging(NamedTuple):
@@ -65,6 +67,8 @@ class Staging:
         self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: all work is done at once
         self.upper_in_use = False  # set once: another running daemon works here
         self._serial = 0
+        self._has_partial = False  # whether PARTIAL is known to be there
+        self.partial_count = 0  # files that were copied up without data
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
         root = self.branch.root
         if given is not None:
@@ -143,6 +147,28 @@ class Staging:
                     if _is_locked(root.fd(), name):
                         return None
         return lock
+
+    def announce_partial(self) -> None:
+        """Record that the upper may have files that lack data from now on. Raises OSError."""
+        self.partial_count += 1
+        if not self._has_partial:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(PARTIAL, flags, 0o600, dir_fd=self.index.fd()))
+            self._has_partial = True
+
+    def has_partial(self) -> bool:
+        """Whether the upper may have files that lack data."""
+        try:
+            os.stat(PARTIAL, dir_fd=self.index.fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def withdraw_partial(self) -> None:
+        """Record that the upper's files have all of their data."""
+        self._has_partial = False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(PARTIAL, dir_fd=self.index.fd())
 
     def was_alone(self) -> bool:
         """Whether no other daemon has used the work directory since this one opened it: else what it remembers of the

@@ -331,6 +331,7 @@ def _orphan(tree: UnionState, there: RecordedNode) -> Node | None:
         node.rare().key = tree.links.key_of(st.st_ino)
         tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     node.rare().large = True
+    lookup.find_data(tree, node, st)
     _add_nameless(tree, node)
     return node
 
@@ -339,6 +340,7 @@ def _in_index(tree: UnionState, there: RecordedNode, key: bytes) -> Node:
     st = tree.links.place.stat_entry(key)
     node = FileNode(there.nodeid, tree.root, key, tree.links.place, key, there.ino, st.st_mode)
     node.rare().key = key
+    lookup.find_data(tree, node, st)
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     _add_nameless(tree, node)
     return node

@@ -30,8 +30,9 @@ from unionfs.core import (
     remove,
 )
 from unionfs.core import rename as rename_operation
-from unionfs.core.attrs import ROOT, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
+from unionfs.core.attrs import ROOT, WHOLE, AttrChange, Attrs, Caller, DirEntry, Entry, FsStats, Invalidation, make
 from unionfs.core.fds import FileFd
+from unionfs.core.fill import Fill
 from unionfs.core.handle_table import HandleTable
 from unionfs.core.handover import OpenBranches
 from unionfs.core.ledger import Ledger
@@ -77,6 +78,7 @@ class Union:
         """Open the branches; or take those `given`, see UnionState. Raises OptionError with a message for the user."""
         self._tree = UnionState(options, given=given)
         self._nodes = self._tree.nodes
+        self._partial_search = complete.PartialSearch()
 
     @property
     def options(self) -> Options:
@@ -523,8 +525,7 @@ class Union:
     @_as_owner
     def fsync(self, nodeid: int, datasync: bool) -> None:
         """Write a node through to the device, unless the union is volatile. For the root directory see `sync_fd`."""
-        held = self.sync_fd(nodeid)
-        if held is not None:
+        if (held := self.sync_fd(nodeid)) is not None:
             with held:
                 (os.fdatasync if datasync else os.fsync)(held.fd)
 
@@ -535,14 +536,11 @@ class Union:
             with held:
                 files.syncfs(held.fd)
 
-    # -- data by descriptors, for transports that run slow system calls in other threads ------------------------------
-    #
-    # After a change made through such a descriptor, `changed` must be called.
+    # -- data by descriptors, for transports with threads; after a change through one `changed` must be called -------
 
     @_as_owner
     def sync_fd(self, nodeid: int) -> FileFd | None:
-        """Return a descriptor of what `fsync` would write through; None: nothing to write. For the root directory the
-        upper is completed first."""
+        """Return a descriptor for `fsync`; None: nothing to write. For the root the upper is completed first."""
         if nodeid == ROOT:
             complete.complete(self._tree)
         return content.sync_fd(self._tree, self._nodes.get(nodeid))
@@ -574,26 +572,29 @@ class Union:
 
     def changed(self, nodeid: int) -> None:
         """Record that the file's content was changed through a descriptor of `write_fd`."""
-        node = self._nodes.find(nodeid)
-        if node is not None:
+        if (node := self._nodes.find(nodeid)) is not None:
             self._tree.record_own_change(node)
 
     def set_run_later(self, run: RunLater) -> None:
         """Set `run`, to which slow work that no request waits for is given; it may run it in any thread."""
         self._tree.set_run_later(run)
 
+    def next_partial(self) -> int | None:
+        """Return the next file of the upper that lacks data, for `copyup_begin`; None, once, after the last one."""
+        return self._partial_search.next(self._tree)
+
     # -- copy-up, for transports that copy in another thread --------------------------------------------------------
 
-    def copyup_begin(self, nodeid: int, size: int | None = None) -> copyup.CopyUp | None:
+    def copyup_begin(self, nodeid: int, size: int | None = None, need: int = WHOLE) -> copyup.CopyUp | Fill | None:
         """Begin a copy-up for a worker thread; None if the coming change needs none, or one quick enough to be done
-        inline. `size`: the file will be truncated to this. EROFS."""
+        inline. `size`: the file will be truncated to this; `need`: see core.attrs. EROFS."""
         node = self._nodes.get(nodeid)
-        return copyup.begin(self._tree, node, size) if isinstance(node, FileNode) else None
+        return copyup.begin(self._tree, node, size, need) if isinstance(node, FileNode) else None
 
-    def copyup_commit(self, job: copyup.CopyUp) -> None:
+    def copyup_commit(self, job: copyup.CopyUp | Fill) -> None:
         """Replace the lower file by the finished copy. On failure the old file stays: ENOSPC, EIO."""
         copyup.commit(self._tree, job)
 
-    def copyup_abort(self, job: copyup.CopyUp) -> None:
+    def copyup_abort(self, job: copyup.CopyUp | Fill) -> None:
         """Abandon a copy-up and remove the unfinished copy."""
         copyup.abort(self._tree, job)

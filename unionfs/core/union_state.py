@@ -13,11 +13,12 @@ import resource
 import stat
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from unionfs.core import handover, marks, mountpoints, overrides
+from unionfs.core import handover, mountpoints, overrides
 from unionfs.core.attrs import Attrs, make
 from unionfs.core.backing import Backing
 from unionfs.core.branch import Branch, BranchDir, Stat
-from unionfs.core.fds import FdCache, FileFd
+from unionfs.core.data_files import DataFiles
+from unionfs.core.fds import FdCache
 from unionfs.core.handle_table import HandleTable, Nameless
 from unionfs.core.handover import OpenBranches
 from unionfs.core.hardlinks import HardLinks
@@ -28,7 +29,7 @@ from unionfs.core.marks import proc_path, read_dir_marks
 from unionfs.core.namecache import NameCache
 from unionfs.core.node import DirNode, FileNode, Node, NodeTable
 from unionfs.core.options import OptionError, Options, check_branches
-from unionfs.core.owner_override import OwnerOverride, open_as_owner
+from unionfs.core.owner_override import OwnerOverride
 from unionfs.core.staging import RunLater, Staging, frozen_lowers
 from unionfs.syscalls import mountinfo
 
@@ -73,7 +74,7 @@ class Leaving:
         return isinstance(owner, BranchDir) and owner.branch is self.branch and owner.parent is not None
 
 
-class UnionState:
+class UnionState(DataFiles):
     """All state of one union. Used on one thread only."""
 
     def __init__(self, options: Options, viewed: UnionState | None = None, given: OpenBranches | None = None) -> None:
@@ -129,6 +130,8 @@ class UnionState:
         self.euid = os.geteuid()  # immutable: the owner of files made in place
         self.egid = os.getegid()  # immutable
         self.is_strict = options.durability == "strict"  # immutable
+        self.writes_blocks = bool(options.partial_from) and not options.passthrough  # immutable: partial copy-ups
+        self.unshareable: set[int] = set()  # st_dev of lowers whose data the upper's filesystem cannot share
         self.noatime_flag: int = 0 if options.atime else os.O_NOATIME  # immutable: added to open(2) of upper files
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried
         self.watcher: Watcher | None = None  # set once, by Union.watch
@@ -349,11 +352,15 @@ class UnionState:
             self.watcher.track(node, st)
         node.no_xattrs = False  # what is remembered of them is as old as the attributes that the kernel has
         before: Any = st
+        blocks = -1
         if isinstance(node, FileNode):
             lower = not node.home.branch.writable
             nlink = st.st_nlink if node.links is None else self._nlink(node, st)
-            if lower and node.links is not None and node.links.data is not None:
-                nlink = st.st_nlink
+            if node.links is not None and node.links.data is not None:
+                if lower:
+                    nlink = st.st_nlink
+                elif node.links.partial is not None:
+                    blocks = max(st.st_blocks, min(node.links.partial.lower_blocks, -(-st.st_size >> 12) << 3))
         else:
             lower = node.upper is None
             nlink = 0 if node.dead else self._dir_nlink(node, st)
@@ -366,7 +373,8 @@ class UnionState:
         if self.owners is not None:
             uid, gid = self.owners.users.shown(uid), self.owners.groups.shown(gid)
         return make(Attrs, (
-            node.ino, same.st_mode, nlink, uid, gid, same.st_rdev, before.st_size, before.st_blocks, same.st_blksize,
+            node.ino, same.st_mode, nlink, uid, gid, same.st_rdev, before.st_size,
+            before.st_blocks if blocks < 0 else blocks, same.st_blksize,
             same.st_atime_ns, same.st_mtime_ns, before.st_ctime_ns,
         ))  # fmt: skip
 
@@ -447,88 +455,6 @@ class UnionState:
         """Whether entries of the upper's directory may have been copied up, so that they show their origins' inode
         numbers."""
         return self.upper is not None and bool(self.lowers.branches)
-
-    # -- descriptors of data ---------------------------------------------------------------------------------------
-
-    def read_fd(self, node: FileNode) -> FileFd:
-        """Return a descriptor to read the node's data from. Raises as open(2) does; EINVAL for nodes without data."""
-        held = node.held
-        if held is not None:
-            held.used = True
-            return held
-        held = self._open_to_read(node)
-        self.fds.keep(node, held)
-        return held
-
-    def source_fd(self, node: FileNode) -> FileFd:
-        """As `read_fd`, for a single read: a newly opened descriptor does not enter the cache."""
-        held = node.held
-        if held is not None:
-            held.used = True
-            return held
-        return self._open_to_read(node)
-
-    def _open_to_read(self, node: FileNode) -> FileFd:
-        if not node.has_data or not node.leaf:  # no leaf: removed externally
-            refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        if node.links is not None and node.links.data is not None:
-            held = self._open_lower(*node.links.data, flags)
-        elif node.home.branch.writable:  # only for reading: the file may be running, or its filesystem read-only by now
-            try:
-                held = FileFd(self._open_upper(node, os.O_RDONLY | flags))
-            except PermissionError:
-                held = FileFd(open_as_owner(node.home, node.leaf, os.O_RDONLY | flags))
-        else:
-            held = self._open_lower(node.home, node.leaf, flags)
-            if marks.is_metacopy_fd(held):
-                del held  # so that an error below does not keep it open
-                if node.parent.low is None:
-                    refuse(errno.EIO, node.leaf)
-                node.rare().data = self.lowers.data_place(node.parent.low, node.home, node.leaf)
-                return self._open_to_read(node)
-            if held.xattrs is not None and not held.xattrs:
-                node.no_xattrs = True
-        return held
-
-    def _open_upper(self, node: FileNode, flags: int) -> int:
-        if self.noatime_flag:
-            try:
-                return os.open(node.leaf, flags | self.noatime_flag, dir_fd=node.home.fd())
-            except PermissionError:  # another user's file: O_NOATIME is for the owner (open(2))
-                pass
-        return os.open(node.leaf, flags, dir_fd=node.home.fd())
-
-    @staticmethod
-    def _open_lower(place: BranchDir, leaf: bytes, flags: int) -> FileFd:
-        """Open a lower file without changing its atime, if permitted (open(2): O_NOATIME is for the owner)."""
-        try:
-            return FileFd(os.open(leaf, os.O_RDONLY | os.O_NOATIME | flags, dir_fd=place.fd()))
-        except PermissionError:
-            return FileFd(os.open(leaf, os.O_RDONLY | flags, dir_fd=place.fd()))
-
-    def write_fd(self, node: FileNode) -> FileFd:
-        """Return a descriptor to write the node's data to. Preconditions: the node is copied up."""
-        held = node.held
-        if held is not None and held.writable:
-            held.used = True
-            return held
-        if not node.has_data or not node.leaf:  # no leaf: removed externally
-            refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        appends = False
-        try:
-            fd = self._open_upper(node, flags)
-        except PermissionError as exc:
-            appends = exc.errno == errno.EPERM  # append-only (chattr(1)), else immutable
-            if appends:
-                fd = self._open_upper(node, flags | os.O_APPEND)
-            else:
-                fd = open_as_owner(node.home, node.leaf, flags)
-        held = FileFd(fd, writable=True)
-        held.appends = appends
-        self.fds.keep(node, held)
-        return held
 
     def set_umask(self, umask: int) -> None:
         """Set the process's umask for the objects created next: the branch's filesystem applies it (default ACLs

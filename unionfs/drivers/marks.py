@@ -141,7 +141,7 @@ def _note(marks: _Marks, name: bytes) -> None:
 def _refuse_metacopy(layer: str, rel: bytes, entry: os.DirEntry[str]) -> None:
     """Whether a file has only attributes (metacopy). Checks the listing's values before it reads attributes."""
     st = entry.stat(follow_symlinks=False)
-    if not st.st_size or st.st_blocks:
+    if st.st_blocks * 512 >= st.st_size:
         return
     path = os.path.join(layer, os.fsdecode(rel), entry.name)
     try:

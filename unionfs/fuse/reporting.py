@@ -105,6 +105,7 @@ class Reporter:
                 "others": ledger.others,
                 "reflinked": ledger.reflinked,
                 "bytes": ledger.bytes,
+                "saved": max(0, ledger.saved),
                 "seconds": round(ledger.seconds, 6),
             },
             "nodes": self.union.node_count,

@@ -27,7 +27,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
-from unionfs.core.attrs import ANY_NAME, AttrChange, Attrs, Caller, Entry, Invalidation
+from unionfs.core.attrs import ANY_NAME, ATTRIBUTES, DATA, AttrChange, Attrs, Caller, Entry, Invalidation
 from unionfs.core.ledger import NO_CAUSE, Cause
 from unionfs.core.union import Union
 from unionfs.fuse.errors import errno_of
@@ -252,7 +252,7 @@ class _Adapter(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        await self._copy_up(inode, change.size)
+        await self._copy_up(inode, change.size, ATTRIBUTES if change.size is None else DATA)
         if change.size is not None:
             await self._truncate_slowly(inode, change.size)
         return self._attributes(inode, self._union.setattr(inode, change))
@@ -368,7 +368,7 @@ class _Adapter(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             # libfuse asks for FUSE_ATOMIC_O_TRUNC: no SETATTR follows, neither for the size nor for set-id bits.
             # A process with CAP_FSETID keeps those (truncate(2)); libfuse does not pass it: root is taken to have it.
-            await self._copy_up(inode, 0)
+            await self._copy_up(inode, 0, DATA)
             await self._truncate_slowly(inode, 0)
             self._union.setattr(inode, AttrChange(size=0, kill_priv=ctx.uid != 0))
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -395,6 +395,9 @@ class _Adapter(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> Any:
         """Read; returns any object with the buffer protocol."""
         held = self._union.read_fd(fh)
+        if held.partial is not None:
+            lower_fd = held.lower.fd if held.lower is not None else -1
+            return await trio.to_thread.run_sync(held.partial.read, held.fd, lower_fd, off, size)
         data = _read_cached(held.fd, off, size)
         if data is not None:
             return data
@@ -403,7 +406,7 @@ class _Adapter(pyfuse3.Operations):
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         _cause.set(Cause("WRITE", self._writers.get(fh, 0)))  # pyfuse3 does not pass the caller of a WRITE
-        await self._copy_up(fh)
+        await self._copy_up(fh, need=DATA)
         # Set-id bits have been cleared by the kernel, with a SETATTR.
         return (
             self._union.write_back(fh, off, buf, False)
@@ -429,14 +432,15 @@ class _Adapter(pyfuse3.Operations):
             self._union.changing(nodeid)
             await trio.to_thread.run_sync(os.ftruncate, held.fd, size)
 
-    async def _copy_up(self, nodeid: int, size: int | None = None) -> None:
-        """Do the slow part of the copy-up that a change of `nodeid` needs; the change itself does a quick one.
+    async def _copy_up(self, nodeid: int, size: int | None = None, need: int = ATTRIBUTES) -> None:
+        """Do the slow part of the copy-up that a change of `nodeid` needs (core.attrs); the change itself does a quick
+        one.
 
         Concurrent changes of one node wait for the first one's copy. Nothing may be awaited before the change itself.
         """
         while (copied := self._copying.get(nodeid)) is not None:
             await copied.wait()
-        job = self._union.copyup_begin(nodeid, size)
+        job = self._union.copyup_begin(nodeid, size, need)
         if job is None:
             return
         copied = self._copying[nodeid] = trio.Event()

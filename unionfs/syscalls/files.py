@@ -14,6 +14,9 @@ from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+COMPLETE: Final = 0x7501  # _IO('u', 1): on the root directory of a union, bring all data to its upper
+KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE, <linux/falloc.h>
+PUNCH_HOLE: Final = 2
 RENAME_NOREPLACE: Final = 1  # rename(2)
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -42,7 +45,11 @@ APPEND: Final = 0x20  # FS_APPEND_FL; in statx(2), too
 XFLAG_IMMUTABLE: Final = 0x8  # FS_XFLAG_IMMUTABLE, of struct fsxattr
 XFLAG_APPEND: Final = 0x10
 
-EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC
+EXT4: Final = 0xEF53  # <linux/magic.h>, EXT4_SUPER_MAGIC and so on
+XFS: Final = 0x58465342
+BTRFS: Final = 0x9123683E
+TMPFS: Final = 0x01021994
+F2FS: Final = 0xF2F52010
 
 _GETFLAGS: Final = 0x80086601
 _SETFLAGS: Final = 0x40086602
@@ -105,6 +112,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Manipulate the space of a file (fallocate(2)); `mode` holds FALLOC_FL_* bits."""
     if _libc.fallocate64(fd, mode, offset, length) < 0:
         raise _fail()
+
+
+def bring_data(root_fd: int) -> None:
+    """Have the daemon of a union bring all data to its upper, and wait for it; `root_fd`: its root directory. Raises:
+    ENOTTY by a transport that cannot, EIO where data are missing, ENOSPC, EPERM."""
+    fcntl.ioctl(root_fd, COMPLETE)
 
 
 def syncfs(fd: int) -> None:

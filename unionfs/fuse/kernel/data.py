@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+from unionfs.core.partial import Partial, missing_error
 from unionfs.fuse.kernel import abi, encode
 from unionfs.syscalls import files
 
@@ -33,6 +34,16 @@ class HasFd(Protocol):
     """A descriptor that stays open as long as a reference to this object exists."""
 
     fd: int
+
+
+class ToRead(HasFd, Protocol):
+    """A descriptor to read a file's data from. With `partial`, some of them are in `lower`; None: they are missing."""
+
+    @property
+    def partial(self) -> Partial | None: ...
+
+    @property
+    def lower(self) -> HasFd | None: ...
 
 
 Reply = bytes | memoryview
@@ -77,12 +88,15 @@ class Reader:
         self._reply = memoryview(new_room(_HEADER + largest))  # overwritten by every read
         self._rooms: dict[int, list[memoryview]] = {}  # by size: preadv's target; few sizes occur
 
-    def read(self, file: HasFd, unique: int, offset: int, size: int) -> Reply | Work:
+    def read(self, file: ToRead, unique: int, offset: int, size: int) -> Reply | Work:
         """Return the reply if the bytes are in the page cache; otherwise the work to read them in any thread.
 
-        Raises: as preadv2(2).
+        Raises: as preadv2(2); EIO for data in a lower file that is missing.
         """
         size = min(size, self._largest)
+        part = file.partial
+        if part is not None and part.missing:
+            return self._read_partial(file, part, unique, offset, size)
         room = self._rooms.get(size)
         if room is None:
             room = self._rooms[size] = [self._reply[_HEADER : _HEADER + size]]
@@ -100,6 +114,36 @@ class Reader:
         length = _HEADER + got
         _pack_header(self._reply, 0, length, 0, unique)
         return self._reply[:length]
+
+    def _read_partial(self, file: ToRead, part: Partial, unique: int, offset: int, size: int) -> Reply | Work:
+        """As `read`, for a file of which some data are in a lower file."""
+        position = _HEADER
+        lower_fd = file.lower.fd if file.lower is not None else -1
+        try:
+            for own, start, end in part.spans(offset, offset + size):
+                if not own and lower_fd < 0:
+                    raise missing_error()
+                fd = file.fd if own else lower_fd
+                got = _preadv(fd, [self._reply[position : position + end - start]], start, _NOWAIT)
+                position += got
+                if got < end - start:
+                    if own and start + got >= os.fstat(fd).st_size:
+                        break
+                    return partial(_read_partial_waiting, file, part, unique, offset, size)
+        except OSError as exc:
+            if exc.errno not in _NO_NOWAIT and not isinstance(exc, BlockingIOError):
+                raise
+            return partial(_read_partial_waiting, file, part, unique, offset, size)
+        _pack_header(self._reply, 0, position, 0, unique)
+        return self._reply[:position]
+
+
+def _read_partial_waiting(file: ToRead, part: Partial, unique: int, offset: int, size: int) -> Reply:
+    """As `_read_waiting`."""
+    try:
+        return encode.data(unique, part.read(file.fd, file.lower.fd if file.lower is not None else -1, offset, size))
+    except OSError as exc:
+        return encode.error(unique, exc.errno or errno.EIO)
 
 
 def _read_waiting(file: HasFd, unique: int, offset: int, size: int) -> Reply:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from unionfs.core.attrs import VIEW, Entry, Invalidation
+from unionfs.core.attrs import VIEW, WHOLE, Entry, Invalidation
 from unionfs.core.ledger import Cause
 from unionfs.core.node_record import OPENED, NodeRecord, Notes
 from unionfs.core.union import Union
@@ -462,14 +462,15 @@ class Dispatcher:
         locked = self.session.locked
         return stale.nodeid not in locked and stale.child not in locked
 
-    def must_wait(self, unique: int, nodeid: int, size: int | None, buf: memoryview) -> bool:
-        """Whether the request must wait until `nodeid` is copied up; if so it is kept, and served by `finish`.
+    def must_wait(self, unique: int, nodeid: int, size: int | None, buf: memoryview, need: int = WHOLE) -> bool:
+        """Whether the request must wait until `nodeid` is copied up; if so it is kept, and served by `finish`. `need`:
+        what it needs of the copy (core.fill).
 
         Raises: what Union.copyup_begin raises.
         """
         waiting = self._waiting.get(nodeid) if self._waiting else None
         if waiting is None:
-            copyup = self.union.copyup_begin(nodeid, size)
+            copyup = self.union.copyup_begin(nodeid, size, need)
             if copyup is None:
                 return False
             waiting = self.session.hold(nodeid, copyup.cancel)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from unionfs.core.attrs import NOW, ROOT, VIEW, AttrChange
+from unionfs.core.attrs import ATTRIBUTES, DATA, NOW, ROOT, VIEW, AttrChange
 from unionfs.fuse.kernel import abi, data, decode, encode, listing, views
 from unionfs.fuse.kernel.decode import BODY, Head, MalformedError
 from unionfs.fuse.kernel.session import MAX_WRITE
@@ -118,7 +118,7 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     _fh, offset, size, flags, _owner, _flags, _ = _write_in(buf, BODY)
     if _DATA + size != end:
         raise MalformedError("a WRITE announces another size than it has")
-    if self.must_wait(unique, nodeid, None, buf):
+    if self.must_wait(unique, nodeid, None, buf, DATA):
         return None
     if flags & _HOW == abi.WRITE_CACHE:
         return _write_back(self, unique, nodeid, offset, buf[_DATA:end])
@@ -164,7 +164,7 @@ def _nothing(_outcome: int) -> None:
 
 def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     (change,) = decode.setattr_(head, buf, end)
-    if self.must_wait(unique, nodeid, change.size, buf):
+    if self.must_wait(unique, nodeid, change.size, buf, ATTRIBUTES if change.size is None else DATA):
         return None
     if change == _CLEAR_ALONE and self.capability_removed == (nodeid, head[6]) and status.keeps_set_id_bits(head[6]):
         change = _NO_CHANGE
@@ -388,7 +388,7 @@ def _renamed(
     for at, what in [(parent, name), (to, new_name)] if flags & _EXCHANGE else [(parent, name)]:
         moved, attrs = self.union.lookup(at, what)
         try:
-            if self.must_wait(unique, moved, None, buf):
+            if self.must_wait(unique, moved, None, buf, ATTRIBUTES):
                 return None
         finally:
             self.union.take_back(moved)
@@ -446,7 +446,7 @@ def readdirplus(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: mem
 def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     extended = bool(self.session.flags & abi.Init.SETXATTR_EXT)
     name, value, flags, clear_sgid = decode.setxattr(buf, end, extended=extended)
-    if self.must_wait(unique, nodeid, None, buf):
+    if self.must_wait(unique, nodeid, None, buf, ATTRIBUTES):
         return None
     self.without_privileges.discard(nodeid)
     self.union.setxattr(nodeid, name, value, flags)
@@ -480,6 +480,8 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     _fh, _flags, command, _arg, in_size, _out_size = abi.IOCTL_IN.unpack_from(buf, BODY)
     if command in files.FLAG_READS:
         return encode.ioctl(unique, self.union.get_flags(nodeid, command))
+    if command == files.COMPLETE and nodeid == ROOT:
+        return _complete(self, unique, head, buf)
     size = files.FLAG_WRITES.get(command)
     if size is None or min(in_size, end - _IOCTL_DATA) < size:
         return encode.error(unique, errno.ENOTTY)
@@ -493,6 +495,17 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     return None
 
 
+def _complete(self: Dispatcher, unique: int, head: Head, buf: memoryview) -> Reply:
+    """Complete the files of the upper that have not all of their data, one after the other: this request waits for each
+    and is served again. For root and the daemon's own user. EIO if data are missing, ENOSPC."""
+    if head[4] not in (0, os.geteuid()):
+        return encode.error(unique, errno.EPERM)
+    while (nodeid := self.union.next_partial()) is not None:
+        if self.must_wait(unique, nodeid, None, buf):
+            return None
+    return encode.ioctl(unique, b"")
+
+
 def _set_flags(self: Dispatcher, unique: int, nodeid: int, command: int, wanted: bytes, _outcome: int = 0) -> bytes:
     self.union.set_flags(nodeid, command, wanted)
     return encode.ioctl(unique, b"")
@@ -502,7 +515,7 @@ def removexattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: mem
     """Remove an attribute. When a write removes a file capability, the kernel sends this and then a SETATTR without any
     change, also for a process that keeps set-id bits (CAP_FSETID)."""
     (name,) = decode.removexattr(head, buf, end)
-    if self.must_wait(unique, nodeid, None, buf):
+    if self.must_wait(unique, nodeid, None, buf, ATTRIBUTES):
         return None
     self.union.removexattr(nodeid, name)
     if name == _CAPABILITY:

@@ -1,0 +1,305 @@
+"""Bring blocks of a lower file to the upper's partial file (core.partial): those that are written, or all.
+
+A file that is written gets the blocks of a lower that the bytes lie in. From an eighth of its blocks on, each further
+change waits for some more, copied in a thread, until it is whole. A whole file loses its marks once its data are on the
+device. What filling would change besides the data (times, privileges) is recorded on disk before, and put back.
+
+Knows nodes and branches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from time import perf_counter
+from typing import Final
+
+from unionfs.core import partial
+from unionfs.core.attrs import ATTRIBUTES, WHOLE
+from unionfs.core.copydata import Copy
+from unionfs.core.fds import FileFd
+from unionfs.core.node import FileNode
+from unionfs.core.partial import Before, Partial, Record
+from unionfs.core.union_state import UnionState, refuse
+from unionfs.syscalls import files
+
+_FILL_FROM: Final = 8  # when one block in so many is the upper's own, the rest follows
+_AT_ONCE: Final = 8 << 20  # bytes that a change waits for
+
+
+class Fill:
+    """Bytes of a lower file on their way to a partial file; has the methods of copyup.CopyUp."""
+
+    def __init__(
+        self, node: FileNode, part: Partial, held: FileFd, runs: list[tuple[int, int]], before: Before
+    ) -> None:
+        self.node = node  # immutable
+        self.part = part  # immutable
+        self.held = held  # immutable
+        self.runs = runs  # immutable: ranges of bytes
+        self.before = before  # immutable
+        self.settles = False  # set once: all data are to be on the device afterwards, and the marks to go
+        self.size: int | None = None  # set once: the file is to be truncated to this before the marks go
+        self._copy = Copy(held.lower.fd if held.lower is not None else -1, held.fd, part.limit)
+
+    def copy(self) -> None:
+        """Copy the data, in any thread. Raises OSError; EINTR after `cancel`."""
+        for start, end in self.runs:
+            if self.held.lower is None:
+                raise partial.missing_error()
+            if self._copy.copy_data(start, end) < end:
+                raise partial.missing_error()
+        if self.settles:
+            os.fdatasync(self.held.fd)
+
+    def cancel(self) -> None:
+        """Make a running `copy` stop soon. May be called from any thread."""
+        self._copy.cancelled = True
+
+    @property
+    def copied(self) -> int:
+        """Return the bytes moved so far."""
+        return self._copy.copied
+
+
+def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill | None:
+    """Begin to fill a partial file as far as a change needs it, for a worker thread; `size`: the file will be truncated
+    to this. None: nothing to copy, or so little that `prepare` does it at once. Raises OSError."""
+    part = _partial(tree, node)
+    if part is None or need == ATTRIBUTES:
+        return None
+    if need == WHOLE or not tree.writes_blocks:
+        return _begin(tree, node, part, size, settles=True)
+    if size is not None or part.has_just_grown:  # a truncation needs no data, and a change waits only once
+        part.has_just_grown = False
+        return None
+    if part.has_own and not part.bits and part.limit:
+        tree.partial_fd(node)  # finds out which blocks it has
+    if not part.has_own or not part.missing or (len(part.bits) - part.missing) * _FILL_FROM < len(part.bits):
+        return None
+    return _begin(tree, node, part, size, settles=False)
+
+
+def prepare(tree: UnionState, node: FileNode, size: int | None, need: int) -> None:
+    """Make the file ready for a change, here and now. Raises OSError; EIO if a lower file is missing or has changed."""
+    part = _partial(tree, node)
+    if part is None or need == ATTRIBUTES:
+        return
+    if need == WHOLE or not tree.writes_blocks:
+        job = _begin(tree, node, part, size, settles=True)
+        try:
+            job.copy()
+        except BaseException:
+            abort(tree, job)
+            raise
+        commit(tree, job)
+    elif not part.has_own:
+        _begin_blocks(tree, node, part)
+
+
+def _partial(tree: UnionState, node: FileNode) -> Partial | None:
+    """Return the state of a partial file; None if it is whole by now."""
+    part = node.links.partial if node.links is not None else None
+    if part is not None and part.is_settled:
+        _become_whole(tree, node)
+        return None
+    return part
+
+
+def _become_whole(tree: UnionState, node: FileNode) -> None:
+    links = node.rare()
+    links.data = links.partial = None
+    tree.fds.drop(node)
+
+
+def _record_of(tree: UnionState, node: FileNode, part: Partial, held: FileFd) -> Record:
+    """Return the file's record; one for a file that the kernel's overlay has made."""
+    if part.record is not None:
+        return part.record
+    if held.lower is None:
+        raise partial.missing_error()
+    lower = os.fstat(held.lower.fd)
+    return Record(part.limit, lower.st_size, lower.st_mtime_ns, lower.st_ino)
+
+
+def _begin_blocks(tree: UnionState, node: FileNode, part: Partial) -> None:
+    """Let a file of which all data are the lower's have blocks of its own from now on."""
+    part.start()
+    held = tree.partial_fd(node)
+    if not partial.tells_holes(held.fd):
+        refuse(errno.EOPNOTSUPP, node.name)
+    part.record = partial.mark_own(held.fd, part.prefix, _record_of(tree, node, part, held))
+    part.has_own = True
+    tree.fds.drop(node)  # it may lead to the lower file
+
+
+def _begin(tree: UnionState, node: FileNode, part: Partial, size: int | None, *, settles: bool) -> Fill:
+    if not part.has_own:
+        part.start()
+    held = tree.partial_fd(node)
+    end = part.limit if size is None else min(size, part.limit)
+    runs = part.missing_runs(end, part.limit if settles else _AT_ONCE)
+    st = os.fstat(held.fd)
+    before = Before(st.st_mtime_ns, st.st_mode & 0o7777, files.find_xattr(held.fd, partial.CAPABILITY) or b"")
+    job = Fill(node, part, held, runs, before)
+    job.settles, job.size = settles, size
+    if runs:
+        part.record = _record_of(tree, node, part, held)._replace(limit=part.limit, before=before)
+        partial.write_record(held.fd, part.record)
+    return job
+
+
+def commit(tree: UnionState, job: Fill) -> None:
+    """Count the copied blocks as the file's own; a whole one loses its marks. Raises OSError."""
+    part, held = job.part, job.held
+    _put_back(job)
+    for start, end in job.runs:
+        part.take(start, end)
+    tree.ledger.count_more(job.copied)
+    part.has_just_grown = True
+    if job.settles:
+        if job.size is not None and job.size < part.limit:
+            os.ftruncate(held.fd, job.size)
+            part.cut(job.size)
+            part.is_recorded = False
+        partial.remove_marks(held.fd, part.prefix)
+        part.is_settled = True
+        if job.node.links is not None and job.node.links.partial is part:
+            _become_whole(tree, job.node)
+    elif not part.missing:
+        settle_later(tree, part, held)
+    tree.record_own_change(job.node)
+
+
+def abort(tree: UnionState, job: Fill) -> None:
+    """Give up: what was copied is the file's own after the next daemon's start, and equal to the lower's until then."""
+    with contextlib.suppress(OSError):
+        _put_back(job)
+    tree.record_own_change(job.node)
+
+
+def _put_back(job: Fill) -> None:
+    if job.runs:
+        partial.put_back(job.held.fd, job.before)
+        if job.part.record is not None:
+            job.part.record = job.part.record._replace(before=None)
+            partial.write_record(job.held.fd, job.part.record)
+
+
+def settle_later(tree: UnionState, part: Partial, held: FileFd) -> None:
+    """Write a whole file's data to the device and remove its marks, in a thread if there is one."""
+    settle = functools.partial(_settle, part, held, tree.options.durability != "volatile")
+    run = tree.staging.run_later
+    if run is not None:
+        run(settle)
+    else:
+        settle()
+
+
+def _settle(part: Partial, held: FileFd, syncs: bool) -> None:
+    with held, contextlib.suppress(OSError):  # the marks stay, and the next daemon tries again
+        if syncs:
+            os.fdatasync(held.fd)
+        partial.remove_marks(held.fd, part.prefix)
+        part.is_settled = True
+
+
+# -- changes of a partial file -----------------------------------------------------------------------------------------
+
+
+def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: bytes | memoryview) -> int:
+    """Write at `offset` of a partial file (pwrite(2)). Returns the bytes written. Preconditions: `prepare`d for DATA.
+
+    What the blocks at both ends lack is written with the data, by the same system call.
+    """
+    part = held.partial
+    assert part is not None
+    end = offset + len(data)
+    if not part.is_recorded:
+        _record_limit(part, held)
+    if not part.missing or offset >= len(part.bits) << part.shift or end == offset:
+        return os.pwrite(held.fd, data, offset)
+    since, missing = perf_counter(), part.missing
+    left, right = _left_edge(part, held, offset), _right_edge(part, held, end)
+    at = offset - len(left)
+    reached = at + (os.pwritev(held.fd, (left, data, right), at) if left or right else os.pwrite(held.fd, data, at))
+    part.take(at, reached)
+    if reached < end + len(right):
+        reached = _cut_short(part, held, reached)
+        if reached <= offset:
+            refuse(errno.ENOSPC, node.name)
+    if part.missing != missing:
+        tree.ledger.count_more((missing - part.missing) << part.shift, perf_counter() - since)
+        if not part.missing:
+            settle_later(tree, part, held)
+    return min(reached, end) - offset
+
+
+def _left_edge(part: Partial, held: FileFd, offset: int) -> bytes:
+    """Return what the file has in the block of `offset` before it, if that is the lower's."""
+    block = offset >> part.shift
+    if part.is_own(block):
+        return b""
+    start, stop = part.bounds(block)
+    edge = _read_lower(held, start, min(offset, stop))
+    return edge + bytes(offset - stop) if offset > stop else edge
+
+
+def _right_edge(part: Partial, held: FileFd, end: int) -> bytes:
+    """Return what the file has from `end` on in the block of the byte before it, if that is the lower's."""
+    block = (end - 1) >> part.shift
+    return b"" if part.is_own(block) else _read_lower(held, end, part.bounds(block)[1])
+
+
+def _read_lower(held: FileFd, start: int, end: int) -> bytes:
+    """Read a range of the lower file. EIO if it is missing, or shorter."""
+    if start >= end:
+        return b""
+    data = os.pread(held.lower.fd, end - start, start) if held.lower is not None else b""
+    if len(data) < end - start:
+        raise partial.missing_error()
+    return data
+
+
+def _cut_short(part: Partial, held: FileFd, reached: int) -> int:
+    """After a write that ended at `reached`, for want of space: complete the block it ended in, or make it a hole
+    again. Returns up to where the write counts."""
+    block = reached >> part.shift
+    if part.is_own(block):
+        return reached
+    start, stop = part.bounds(block)
+    with contextlib.suppress(OSError):
+        rest = _read_lower(held, reached, stop)
+        if os.pwrite(held.fd, rest, reached) == len(rest):
+            part.take(start, stop)
+            return reached
+    files.fallocate(held.fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, stop - start)
+    return start
+
+
+def truncate(tree: UnionState, node: FileNode, size: int) -> None:
+    """Truncate a partial file (ftruncate(2)). Preconditions: `prepare`d for DATA."""
+    held = tree.write_fd(node)
+    part = held.partial
+    if part is None or size >= part.limit:
+        if part is not None and not part.is_recorded:
+            _record_limit(part, held)
+        os.ftruncate(held.fd, size)
+        return
+    os.ftruncate(held.fd, size)
+    part.cut(size)
+    part.is_recorded = False
+    with contextlib.suppress(OSError):  # done before the file grows again; until then its size says the same
+        _record_limit(part, held)
+    if not part.missing and part.is_recorded:
+        settle_later(tree, part, held)
+
+
+def _record_limit(part: Partial, held: FileFd) -> None:
+    """Let the disk know from where on no data are the lower's. Raises OSError."""
+    if part.record is not None:
+        part.record = part.record._replace(limit=part.limit)
+        partial.write_record(held.fd, part.record)
+    part.is_recorded = True
