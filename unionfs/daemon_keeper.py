@@ -1,4 +1,4 @@
-"""The keeper of a daemon's mount: this process is left as it, and another one that it has forked goes on.
+"""The keeper of a daemon's mount: this process stays as the keeper, and a process that it forks is the daemon.
 
 Knows what a daemon serves (daemon_service) and what its keeper and the record of nodes need of that. Does not mount.
 """

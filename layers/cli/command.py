@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        """The values of all flags. Root on another user's store: the command goes on as that user."""
+        """The values of all flags. If root uses another user's store, the command is executed again as that user."""
         values = super().parse_args(args, namespace)
         if root := getattr(values, "root", None):
             try:

@@ -15,7 +15,7 @@ HIDDEN: Final = "hidden"
 MARK: Final = "mark"  # no entry, but a whiteout or opaque mark
 
 DIFF_MAX: Final = 64 << 10
-"""Bytes of a file that is compared as text; larger ones are told by their sizes and digests."""
+"""Bytes of a file that is compared as text; larger files are compared by size and digest."""
 
 
 class Version(NamedTuple):

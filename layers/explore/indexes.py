@@ -49,7 +49,7 @@ class Source(Protocol):
 
 
 Progress = Callable[[int, int], None]
-"""Is told how many layers of how many have been read."""
+"""Called with the number of layers read and the number of all layers."""
 
 
 def open_tree(

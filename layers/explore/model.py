@@ -45,7 +45,7 @@ class Explorer:
 
     @property
     def base(self) -> int:
-        """The level that changes are told against; -1: none, everything was added."""
+        """The level with which the shown tree is compared; -1: none, everything was added."""
         return _base(self.level, whole=self.whole)
 
     def __len__(self) -> int:

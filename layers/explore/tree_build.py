@@ -290,7 +290,7 @@ class _Builder:
     # -- the file --
 
     def write(self, file: IO[bytes], about: dict[str, Any]) -> None:
-        """Number the nodes anew, level by level, and write everything."""
+        """Renumber the nodes, level by level, and write everything."""
         order, first, count = self._numbered()
         names, name_at = bytearray(), array("I", [0])
         parents = array("i")

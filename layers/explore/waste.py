@@ -1,6 +1,6 @@
 """What an image transfers for nothing: bytes of files that do not show, or show twice, with the cause of each.
 
-The cause is told from the two entries: the one that is hidden and the one that hides it. All sizes are bytes as stored
+The cause is found from the two entries: the hidden one and the one that hides it. All sizes are bytes as stored
 in the layers, without compression, as `layers inspect` counts them.
 """
 

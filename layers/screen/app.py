@@ -36,7 +36,7 @@ _NAME_MAX: Final = 40
 
 
 class Layer(words.Layer, Readable, Protocol):
-    """A layer that is told of and read."""
+    """A layer that is listed and can be read."""
 
 
 @dataclass(slots=True)

@@ -74,7 +74,7 @@ class TreePane(ScrollView, can_focus=True):
         self.rows_changed()
 
     def rows_changed(self) -> None:
-        """Draw anew after the explorer has other rows."""
+        """Redraw after the rows of the explorer have changed."""
         self.virtual_size = Size(0, len(self.explorer))
         self._place(self.cursor)
 

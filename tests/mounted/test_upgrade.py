@@ -258,15 +258,15 @@ def test_a_version_that_cannot_continue_is_not_taken(stand: Stand, case: str) ->
 _FAILURES: dict[str, tuple[Edits, str]] = {
     "it raises": (
         {"unionfs/daemon_keeper.py": ("    began = time.perf_counter()\n", "    began = 1 / 0\n")},
-        "the new version refuses: ZeroDivisionError: division by zero; the version before goes on",
+        "the new version refuses: ZeroDivisionError: division by zero; the previous version continues",
     ),
     "it is killed": (
         {"unionfs/daemon_keeper.py": ("    began = time.perf_counter()\n", "    os.kill(os.getpid(), 9)\n")},
-        "the new version: killed by signal 9 (Killed); the version before goes on",
+        "the new version: killed by signal 9 (Killed); the previous version continues",
     ),
     "it is killed when it has taken over": (
         {"unionfs/fuse/upgrade.py": ("        self.send(_SERVES)\n", "        os.kill(os.getpid(), 9)\n")},
-        "the new version: killed by signal 9 (Killed); the version before goes on",
+        "the new version: killed by signal 9 (Killed); the previous version continues",
     ),
 }
 

@@ -231,7 +231,7 @@ def _first_there(found: Found) -> str:
 
 
 def _largest(found: Found, name: str) -> Found | None:
-    """The point of the largest file of a series that ours and somebody else was measured at."""
+    """The point of the largest file of a series at which ours and another system were measured."""
     series = series_of(found, name)
     points = [] if series is None else [point for point in series["points"] if len(point["systems"]) > 1]
     return points[-1] if points else None

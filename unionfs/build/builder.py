@@ -201,7 +201,7 @@ def _build_stages(made: Build, needed: list[Stage]) -> dict[int, StageResult]:
 
 
 def _from_cache(made: Build, stage: Stage) -> StageResult | None:
-    """The result of a stage of which all steps are cached. Only then it is told of."""
+    """The result of a stage of which all steps are cached; its events are sent only then."""
     events: list[Event] = []
     quiet = made.told._replace(event=events.append)
     try:

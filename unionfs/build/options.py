@@ -1,4 +1,4 @@
-"""What a build is asked for, as one value, and what it tells while it goes on. Pure."""
+"""The options of a build, as one value, and the events that it sends. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Event(NamedTuple):
 
 
 class Told(NamedTuple):
-    """Who hears of a build. Called in other processes of it, too."""
+    """The receiver of a build's events. Called in other processes of the build, too."""
 
     event: Callable[[Event], None]
     output: Callable[[int, str, bytes], None]  # stage, stdout or stderr, bytes that a command has printed

@@ -26,7 +26,7 @@ _CACHES: Final[tuple[tuple[tuple[bytes, ...], str], ...]] = (
     ((b"root", b".cache", b"pip"), "pip install --no-cache-dir"),
     ((b"root", b".npm"), "npm cache clean --force"),
 )
-"""Where package managers keep what nobody needs after a step, and what leaves it away."""
+"""Cache directories of package managers, and how to leave them out of a layer."""
 _HINT_FROM: Final = 1 << 10  # bytes; less is not worth a line
 
 

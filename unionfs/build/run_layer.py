@@ -48,7 +48,7 @@ class Packed(NamedTuple):
 def pack(store: Store, directory: str, lowers: Sequence[str], compression: str, epoch: Epoch | None) -> Packed:
     """Pack DIRECTORY/diff, which changes `lowers` (top first), and describe it as the layer that it will be.
 
-    Preconditions: with all ids, within `store.adding`; nobody writes to it. Raises: LayerError, OSError.
+    Preconditions: with all ids, within `store.adding`; no process writes to it. Raises: LayerError, OSError.
     """
     diff = os.path.join(directory, DIFF)
     try:

@@ -137,7 +137,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         self.close()
 
     def close(self) -> None:
-        """Close every descriptor; the object can be used again and opens them anew."""
+        """Close every descriptor; the object can be used again and opens them again."""
         while self._dirs:
             os.close(self._dirs.popitem()[1])
 

@@ -6,7 +6,7 @@ Pure. Without a user namespace owners are equal. With one, several owners of the
     an owner that did not change             stays exactly what it is on the machine
     root inside, applied by an ordinary user the user
     root inside, applied by root             the owner of the directory it goes to, if that one is shown as root too and
-                                             the directory is not for everybody (sticky); else the user of the namespace
+                                             the directory is not sticky; else the user of the namespace
     any other number inside                  that number
 """
 

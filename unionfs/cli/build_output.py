@@ -33,7 +33,7 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 @contextmanager
 def shown(progress: str, *, quiet: bool) -> Iterator[Told]:
-    """Who hears of the build within the block."""
+    """The receiver of the build's events within the block."""
     if quiet:
         yield Told(_only_notes, lambda stage, stream, data: None, parents.leave_beside_container)
         return

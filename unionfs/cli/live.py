@@ -1,4 +1,4 @@
-"""What `watch` and `top` have in common: the unions that can be asked, samples at intervals, a screen drawn anew."""
+"""Common code of `watch` and `top`: the unions that answer, samples at intervals, a redrawn screen."""
 
 from __future__ import annotations
 

@@ -13,23 +13,25 @@ from unionfs.fuse.upgrade_request import Outcome, Target, own_targets, request, 
 from unionfs.printable import printable, printable_line
 
 _EPILOG: Final = """\
-The mount goes on in the files from which its daemon was started: the same Python, and the package in the same
-directory, which `pip install --upgrade` or the package manager has replaced. Programs on it wait for some milliseconds
-and see no error; open files, locks and mappings stay. If the new version cannot continue, the one that runs goes on.
+The new daemon runs from the same files as the old one: the same Python, and the package in the same
+directory, which `pip install --upgrade` or the package manager has replaced. Programs wait for some milliseconds
+and see no error; open files, locks and mappings stay valid. If the new version cannot continue, the old daemon does.
 Mounts without a keeper (docs/reliability.md) and those with --watch or --passthrough must be unmounted and mounted
 again.
 
 --json prints a list of objects: mountpoint, upgraded (true or false), version_before, version (that serves now), why
 (the reason if it is not upgraded, else ""), kept (false if its keeper was killed meanwhile).
 
-exit codes: 0 all are upgraded; 1 at least one is not, and goes on as it was"""
+exit codes: 0 all are upgraded; 1 at least one is not, and continues as before"""
 
 
 def main(argv: list[str]) -> int:
     """Run `unionfs upgrade ARGV`."""
-    parser = Parser("upgrade", "Have mounted unions continue in the version that is installed now.", _EPILOG)
+    parser = Parser("upgrade", "Let daemons of the installed version serve mounted unions from now on.", _EPILOG)
     parser.add_argument("mountpoints", metavar="MOUNTPOINT", nargs="*")
-    parser.add_argument("--all", action="store_true", help="all unions of this user, those of running containers, too")
+    parser.add_argument(
+        "--all", action="store_true", help="all unions of this user, including those of running containers"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
     if bool(arguments.mountpoints) is arguments.all:

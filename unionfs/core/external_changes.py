@@ -56,9 +56,9 @@ def process_events(tree: UnionState, watcher: Watcher) -> bool:
 
 
 def all_changed(tree: UnionState, watcher: Watcher, *, by_name: bool) -> None:
-    """Invalidate all that the kernel knows: nobody has watched for a while, and what the kernel had of each node is not
-    known any more. It asks again for what programs use, which is then watched. `by_name`: it has no notification for
-    all names at once."""
+    """Invalidate all that the kernel knows: no daemon has watched for a while, and what the kernel had of each node is
+    not known any more. It asks again for what programs use, which is then watched. `by_name`: it has no notification
+    for all names at once."""
     nodes = tree.nodes
     _forget_names(tree, tree.root)
     known = {node.nodeid: [(parent.nodeid, name) for parent, name in names_of(node)] for node in nodes.all()}

@@ -1,6 +1,6 @@
 """Make the upper of a union in use a lower, with an empty upper on top of it, in one moment.
 
-What is shown stays as it is, so the kernel is told nothing. On disk one rename does it (RENAME_EXCHANGE): the directory
+The shown tree stays the same, so nothing is invalidated. On disk it is one rename (RENAME_EXCHANGE): the directory
 of the upper and an empty one beside it change places. The work directory lists the frozen ones (core.staging), from
 before that rename on, so whoever opens the union again, also after a crash, gets the same stack: an empty directory in
 it changes nothing. What was written before is in the lower, which nothing changes afterwards; what is written later is

@@ -205,7 +205,7 @@ def read_command(command: int) -> int:
 
 
 def are_equal(flags: bytes, others: bytes) -> bool:
-    """Whether two arguments of one ioctl(2) set the same. The count of extents in struct fsxattr is only told."""
+    """Whether two arguments of one ioctl(2) set the same. The count of extents in struct fsxattr is read-only."""
     return flags[:8] == others[:8] and flags[12:] == others[12:]
 
 

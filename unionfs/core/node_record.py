@@ -1,7 +1,7 @@
 """The record of nodes in shared memory, from which the next daemon continues when this one dies (core.takeover).
 
-Holds what the kernel has been told of each node: id, lookup count, inode number, names; and under passthrough the open
-files. It is written before the kernel is told, so that no count in it is ever too low. What the request in hand has
+Contains all that the kernel knows of each node: id, lookup count, inode number, names; and under passthrough the open
+files. It is written before each answer, so that no count in it is ever too low. What the request in hand has
 counted is noted: if the kernel sends it again, it never got the answer, and the counts are taken back. Besides: ids
 given out, the requests that must not be done twice, the rename in progress, counters. The process may die at any
 instruction: every entry is valid from one store of 8 bytes on.

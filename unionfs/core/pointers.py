@@ -1,7 +1,7 @@
 """List what an upper keeps of one lower: objects that were copied up from it, redirects into it, hard links that the
 index leads to it, data of files that have only attributes in the upper.
 
-A lower is removed in knowledge of them. Opens the branches anew, so that it can run in any thread. Reads every
+They are listed before a lower is removed. Opens the branches again, so that it can run in any thread. Reads every
 directory of the upper, and of the lower if the upper has marks of its filesystem. Knows branches and marks. Changes
 nothing.
 """

@@ -7,7 +7,7 @@ from typing import Final
 _NAME: Final = int.from_bytes(b"unionfs", "little")
 _SHIFT: Final = 56  # the last byte is the version
 _READABLE: Final = (2,)
-"""Versions that this program reads, and goes on with."""
+"""Versions that this program reads and continues with."""
 
 WRITTEN: Final = _NAME | 2 << _SHIFT
 """What this program writes."""

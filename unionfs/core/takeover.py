@@ -306,7 +306,7 @@ def _add_nameless(tree: UnionState, node: Node) -> None:
         tree.nodes.add(node)
     else:
         node.dead = True
-        parent, node.parent = node.parent, None  # it is nobody's child
+        parent, node.parent = node.parent, None  # it has no parent
         tree.nodes.add(node)
         node.parent = parent
     tree.nodes.renamed(node)

@@ -40,7 +40,7 @@ class BranchLine(NamedTuple):
 
     position: int  # 0 is the topmost
     role: str  # upper or lower
-    path: str  # as whoever added it named it
+    path: str  # the path with which it was added
 
 
 def at(path: str) -> Served:

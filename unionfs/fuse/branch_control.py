@@ -194,7 +194,7 @@ class BranchControl:
             self._traffic.view_offer.withdraw()
         if not self._has_helper:
             self._has_helper = True
-            DeathHelper(self._connection).start()  # it aborts the connection: nobody else would answer
+            DeathHelper(self._connection).start()  # it aborts the connection: no other daemon would answer
 
     def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:
         """Raise RefusedError if the upper keeps something of a branch."""

@@ -45,11 +45,13 @@ class Calls:
     ) -> None:
         """`wake` is called in other threads: it has the union's thread call `work` soon."""
         self._wake = wake  # immutable
-        self.begin_telling = begin_telling  # immutable; on the union's thread: returns how the kernel is told
+        self.begin_telling = (
+            begin_telling  # immutable; on the union's thread: returns the function that sends invalidations
+        )
         self.is_quiet = (
             is_quiet  # immutable; on the union's thread: whether no other thread changes a file of the upper
         )
-        self.has_told = has_told  # immutable; in any thread: whether the kernel has been told of everything
+        self.has_told = has_told  # immutable; in any thread: whether all invalidations were sent
         self._jobs: deque[_Job] = deque()
         self._is_over = False  # set once, by `end`
 

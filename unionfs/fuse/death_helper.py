@@ -31,7 +31,7 @@ class DeathHelper:
     """Opens the `abort` file, before the daemon leaves its mount namespace, and starts the helper process, after."""
 
     def __init__(self, connection: int | None) -> None:
-        """`connection`: to be aborted if nobody else answers; None: it is not."""
+        """`connection`: aborted if no other daemon answers; None: never aborted."""
         self.keeper: int | None = None  # its pid; set once
         self._is_started = False
         self._abort_fd: int | None = None

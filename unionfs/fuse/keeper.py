@@ -7,7 +7,7 @@ path again, and namespaces, limits and ids are the same. The next daemon continu
 asks the kernel to send again the requests that were not answered (FUSE_NOTIFY_RESEND, since Linux 6.9).
 
 The keeper ends with its daemon: an exit is no death, unless it is with DIED or LEFT. A keeper that is killed leaves a
-daemon that nobody replaces. With LEFT a daemon leaves the mount to one of another version (fuse.upgrade).
+daemon that is not replaced. With LEFT a daemon leaves the mount to one of another version (fuse.upgrade).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _wait(pid: int, record: NodeRecord, when_idle: Callable[[], object]) -> int 
         if info is None:
             if not is_ending:
                 was_idle = True
-                with suppress(Exception):  # it is called again when it is needed, and the error told
+                with suppress(Exception):  # it is called again when it is needed, and then reports the error
                     when_idle()
         elif info.si_signo in _FORWARDED and info.si_code != _SI_KERNEL:
             os.kill(pid, info.si_signo)

@@ -37,7 +37,7 @@ class Rates(NamedTuple):
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any], traced: Sequence[Mapping[str, Any]] = ()) -> Rates:
     """What happened from the answer `old` to the answer `new` of one daemon; `traced` are the copy-ups meanwhile, as
-    `trace` tells them. After another daemon has continued (see fuse.keeper) its processor time begins anew."""
+    `trace` tells them. After another daemon has continued (see fuse.keeper) its processor time begins at 0 again."""
     counts = {kind: count - old["messages"].get(kind, 0) for kind, count in new["messages"].items()}
     messages = {kind: count for kind, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count > 0}
     before, after = old["copy_ups"], new["copy_ups"]

@@ -30,7 +30,7 @@ until serving has ended."""
 
 WAKE: Final = signal.SIGURG
 """Interrupts a system call of the main thread, so that Python handles a simulated SIGINT. Unlike other signals, it ends
-nobody who gets it by mistake."""
+no process that gets it by mistake."""
 
 
 class GracefulShutdown:

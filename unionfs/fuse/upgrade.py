@@ -1,4 +1,4 @@
-"""An upgrade: another version continues to serve a mount, or the one that serves it goes on and says why.
+"""An upgrade: another version continues to serve a mount, or the serving version continues and says why.
 
     daemon     asks its keeper (a signal)                    `unionfs upgrade` has asked it
     keeper     executes the program in a child, the successor, with descriptors and values: nothing is opened by path
@@ -194,7 +194,7 @@ def upgrade(
     why = successor.take_over(life.died_at)
     if why:
         successor.end()
-        life.not_upgraded = f"{why}; the version before goes on"
+        life.not_upgraded = f"{why}; the previous version continues"
         log.error("the upgrade has failed: %s", life.not_upgraded)
         return daemon, channel, status
     channel.close()

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     mountpoint: str  # as its daemon calls it, if it is in another mount namespace
     version_before: str  # "" if it is not known
     version: str  # that serves now; "" if it is not known
-    why: str  # why the version before goes on; "" after an upgrade
+    why: str  # why the previous version continues; "" after an upgrade
     is_kept: bool = True  # whether its keeper lives
 
 

@@ -51,7 +51,7 @@ class ViewOffer:
         return name == self._name
 
     def withdraw(self) -> None:
-        """Offer the view to nobody any more: the union is about to get other lowers."""
+        """Stop offering the view: the union is about to get other lowers."""
         self._is_withdrawn = True
 
     def give(self, pid: int) -> None:

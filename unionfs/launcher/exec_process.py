@@ -33,7 +33,7 @@ class ExecProcess(NamedTuple):
     sender: Sender
     console: ConsoleSocket | None
     capture: Capture | None
-    outlives_caller: bool  # the command goes on when the process that asked for it has ended
+    outlives_caller: bool  # the command continues after the calling process has ended
 
     def run(self) -> int:
         try:
@@ -54,7 +54,7 @@ class ExecProcess(NamedTuple):
         set_dumpable(False)
         exec_status_read, exec_status_write = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.sender.send(INIT, str(os.getpid()))  # before the command: it may tell somebody that it takes signals
+        self.sender.send(INIT, str(os.getpid()))  # before the command, which may report that it handles signals
         child = os.fork()
         if child == 0:
             os.close(exec_status_read)

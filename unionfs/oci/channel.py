@@ -27,7 +27,7 @@ class Channel:
         return self._end.fileno()
 
     def send(self, kind: str, **values: Any) -> None:
-        """Send a message. It is lost when nobody has the other end any more."""
+        """Send a message. It is lost if the other end is closed."""
         cut = {name: value[:_TEXT_MAX] if isinstance(value, str) else value for name, value in values.items()}
         try:
             self._end.send(json.dumps({"kind": kind, **cut}).encode())
@@ -46,7 +46,7 @@ class Channel:
         return message
 
     def wait_for_go(self) -> dict[str, Any]:
-        """The answer that lets us go on. Raises: OciError when the command has ended."""
+        """Wait for the answer after which we continue. Raises: OciError if the command has ended."""
         message = self.receive()
         if message is None:
             raise OciError("the command that creates the container has ended")

@@ -139,7 +139,7 @@ class _Creation:
         return lambda: theirs.send("daemon", pid=union_root.mount(union, saved.rootfs, log))
 
     def undo(self) -> None:
-        """Remove what was made. What fails is left: the failure of the creation is the one to be told."""
+        """Remove all that was made. Errors are ignored: the failure of the creation is reported."""
         if self._saved.pid and state.start_time(self._saved.pid) == self._saved.started_at:
             with contextlib.suppress(OSError):
                 os.kill(self._saved.pid, signal.SIGKILL)

@@ -145,7 +145,7 @@ def _run_process(
 ) -> NoReturn:
     """In the container's namespaces and root: become the command."""
     try:
-        set_dumpable(False)  # nobody in the container may trace us
+        set_dumpable(False)  # no process in the container may trace us
         os.setsid()
         label = apparmor.open_label(wanted.apparmor_profile)
         theirs.send("mounted")

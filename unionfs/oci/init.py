@@ -67,7 +67,7 @@ def run(task: Task, channel: Channel) -> NoReturn:
 def _prepare_and_run(task: Task, channel: Channel) -> NoReturn:
     config, privileges = task.config, task.privileges
     process.forbid_imports()
-    set_dumpable(False)  # nobody in the container may trace us
+    set_dumpable(False)  # no process in the container may trace us
     os.setsid()
     os.umask(0o022)
     if config.process:
@@ -105,7 +105,7 @@ def _set_names(config: Config) -> None:
 
 
 def _wait_and_execute(task: Task, program: str, state: dict[str, Any]) -> NoReturn:
-    """Wait for the command to start. It is told of a failure; exec(2) closes the connection, which is success."""
+    """Wait for the command `start`. A failure is sent to it; exec(2) closes the connection, which means success."""
     assert task.config.process
     while True:
         connection, _ = task.listener.accept()

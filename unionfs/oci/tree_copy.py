@@ -11,7 +11,7 @@ import stat
 def copy_tree(source_fd: int, target: str) -> None:
     """Copy what is in the directory `source_fd` into the directory `target`. Raises: OSError.
 
-    Sockets are left out. Mountpoints below are copied with what is mounted on them. Preconditions: nobody changes
+    Sockets are left out. Mountpoints below are copied with what is mounted on them. Preconditions: no process changes
     either.
     """
     with os.scandir(source_fd) as found:

@@ -122,7 +122,7 @@ class Opens:
             self._device.close_backing(found.backing_id)
 
     def take_back(self, note: int) -> None:
-        """Undo an open that the daemon before has counted, and of which the kernel was not told."""
+        """Undo an open that the previous daemon has counted, but not answered."""
         self.release(note & ~(OPENED | OPENED_TO_WRITE), wrote=bool(note & OPENED_TO_WRITE))
 
 
