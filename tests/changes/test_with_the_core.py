@@ -49,6 +49,9 @@ class ChangesMachine(UnionMachine):
     def restack(self) -> None:
         """Not here: the upper must stay one."""
 
+    def freeze(self) -> None:
+        """Not here, for the same reason."""
+
     def teardown(self) -> None:
         try:
             if self.started and sys.exc_info()[0] is None:

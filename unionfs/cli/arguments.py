@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from unionfs import store_files
 from unionfs.cli.errors import USAGE, CommandError, failed
@@ -17,6 +17,7 @@ from unionfs.cli.examples import EXAMPLES
 
 _ON = ("1", "yes", "true", "on")
 _OFF = ("", "0", "no", "false", "off")
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NO_VALUE = (argparse._StoreTrueAction, argparse._StoreFalseAction)
 
 
@@ -110,3 +111,13 @@ class _Overridable(list[Any]):
 def variable_of(option: str) -> str:
     """The environment variable that sets the default of `option`."""
     return "UNIONFS_" + option.lstrip("-").replace("-", "_").upper()
+
+
+def size_in_bytes(text: str) -> int:
+    """Parse a size such as 10G to bytes."""
+    number, unit = text.strip().lower().removesuffix("b"), ""
+    if number and number[-1] in _UNITS:
+        number, unit = number[:-1], number[-1]
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500M or 10G")
+    return int(number) * _UNITS[unit]

@@ -37,7 +37,7 @@ def shown(progress: str, *, quiet: bool) -> Iterator[Told]:
     if quiet:
         yield Told(_only_notes, lambda stage, stream, data: None, parents.leave_beside_container)
         return
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if progress == "tty" or (progress == "auto" and is_terminal):
         lines = _OnTerminal()
         try:

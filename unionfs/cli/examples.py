@@ -7,6 +7,7 @@ from typing import Final
 EXAMPLES: Final = {
     "apply": "unionfs apply --dry-run box",
     "branch": "unionfs branch add merged layer --at 1",
+    "complete": "unionfs complete merged",
     "container prune": "unionfs container prune --force",
     "cp": "unionfs cp box:/etc/os-release .",
     "create": "unionfs create --name box debian:12 sleep 60",
@@ -41,6 +42,7 @@ EXAMPLES: Final = {
     "top": "unionfs top box",
     "trace": "unionfs trace merged",
     "umount": "unionfs umount merged",
+    "upgrade": "unionfs upgrade --all",
     "watch": "unionfs watch --interval 2 merged",
     "volume": "unionfs volume create data",
     "wait": "unionfs wait box",

@@ -18,15 +18,13 @@ from layers.errors import EXIT_CODES
 from layers.image import Remote
 from layers.limits import Limits
 from layers.store import Store
-from unionfs.cli.arguments import Parser
+from unionfs.cli.arguments import Parser, size_in_bytes
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
 from unionfs.printable import printable_line
 from unionfs.store_files import default_root
 
 EPILOG: Final = EXIT_CODES
-
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def options(arguments: argparse.Namespace) -> Options:
@@ -83,19 +81,9 @@ def add_limits(parser: Parser) -> None:
     parser.add_argument(
         "--max-layer-size",
         metavar="SIZE",
-        type=size,
+        type=size_in_bytes,
         help="refuse larger layers, and remove the limit of the compression ratio; 10G, 500M (default: 64G)",
     )
-
-
-def size(text: str) -> int:
-    """Parse a size such as 10G to bytes."""
-    number, unit = text.strip().lower().removesuffix("b"), ""
-    if number and number[-1] in _UNITS:
-        number, unit = number[:-1], number[-1]
-    if not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500M or 10G")
-    return int(number) * _UNITS[unit]
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, heading: bool = True) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from unionfs.cli.arguments import Parser
-from unionfs.cli.image_flags import size
+from unionfs.cli.arguments import Parser, size_in_bytes
 
 
 def add_partial_from(parser: Parser) -> None:
@@ -11,7 +10,7 @@ def add_partial_from(parser: Parser) -> None:
     parser.add_argument(
         "--partial-from",
         metavar="SIZE",
-        type=size,
+        type=size_in_bytes,
         default=0,
         help="of a lower file of at least SIZE (16M is a good value) copy only the blocks that are written, and of any "
         "of at least 64K no data if only its attributes or names change; other programs cannot read such files in the "
