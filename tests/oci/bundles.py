@@ -145,8 +145,8 @@ class Runtime:
             )
         assert done.returncode == 0, self.errors.read_text()
 
-    def run(self, bundle: Bundle, *, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the bundle in the foreground."""
+    def run(self, bundle: Bundle, *, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the bundle in the foreground. Its standard input is a pipe: crun gives the machine's /dev/null away."""
         return self("run", "--bundle", bundle.write(), f"c{secrets.token_hex(4)}", check=check, stdin=stdin)
 
     def clean_up(self) -> None:
