@@ -22,7 +22,7 @@ from tests.support.timing import limit
 
 pyfuse3 = pytest.importorskip("pyfuse3")
 
-from unionfs.core.attrs import ROOT  # noqa: E402 - after the check that the transport can be had
+from unionfs.core.attrs import ROOT, WHOLE  # noqa: E402 - after the check that the transport can be had
 from unionfs.core.options import Options  # noqa: E402
 from unionfs.core.union import Union  # noqa: E402
 from unionfs.fuse import via_pyfuse3  # noqa: E402
@@ -78,8 +78,8 @@ def gated(union: Union, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     begun = trio.Event()
     begin = union.copyup_begin
 
-    def begin_gated(nodeid: int, size: int | None = None) -> _Gated | None:
-        job = begin(nodeid, size)
+    def begin_gated(nodeid: int, size: int | None = None, need: int = WHOLE) -> _Gated | None:
+        job = begin(nodeid, size, need)
         if job is not None:
             jobs.append(_Gated(job, gate))
             begun.set()
@@ -257,8 +257,8 @@ async def test_a_failed_copy_fails_the_change_and_leaves_the_file(
     nodeid = await _nodeid(adapter, b"big")
     begin = union.copyup_begin
 
-    def begin_failing(nodeid: int, size: int | None = None) -> Any:
-        job = begin(nodeid, size)
+    def begin_failing(nodeid: int, size: int | None = None, need: int = WHOLE) -> Any:
+        job = begin(nodeid, size, need)
         assert job is not None
 
         def full() -> None:
