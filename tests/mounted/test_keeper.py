@@ -127,7 +127,7 @@ def use_across(change_daemon: Callable[[], None]) -> None:
 
 
 def test_a_database_under_kills(stand: MountedSubject) -> None:
-    killer = chaos.Killer(_keeper(stand), "30-120", rest_s=limit(0.5)).start()
+    killer = chaos.Killer(_keeper(stand), "30-120").start()
     try:
         stand.run(transactions, timeout_s=120)
     finally:

@@ -67,16 +67,11 @@ def wait_for_daemon(keeper: int, after: int = 0) -> int:
 
 
 class Killer:
-    """Kills the daemons of a keeper, from `start` to `stop`.
+    """Kills the daemons of a keeper, from `start` to `stop`."""
 
-    `rest_s`: a longer time without kills after each second one, for a request that takes longer than the time between
-    kills on a loaded machine: one that was in hand at three deaths in a row is answered EIO.
-    """
-
-    def __init__(self, keeper: int, between_ms: str = _BETWEEN, seed: int = 1, rest_s: float = 0.0) -> None:
+    def __init__(self, keeper: int, between_ms: str = _BETWEEN, seed: int = 1) -> None:
         low, _, high = between_ms.partition("-")
         self._between_s = int(low) / 1000, int(high) / 1000
-        self._rest_s = rest_s
         self._keeper = keeper
         self._random = random.Random(seed)
         self._over = threading.Event()
@@ -94,7 +89,7 @@ class Killer:
         return self.kills
 
     def _kill(self) -> None:
-        while not self._over.wait(self._random.uniform(*self._between_s) + self._rest_s * (self.kills % 2 == 0)):
+        while not self._over.wait(self._random.uniform(*self._between_s)):
             daemon = daemon_of(self._keeper)
             if daemon is not None:
                 with suppress(ProcessLookupError):
