@@ -31,6 +31,7 @@ from typing import Final
 from tests.fuse.kernel import random_io
 from tests.mounted import operations, trees
 from tests.support import chaos, users
+from tests.support.timing import limit
 
 _PAGE: Final = 4096
 _PAGES: Final = 64
@@ -48,7 +49,7 @@ def _sqlite(_plain: Path) -> int:
     done = 0
     while not _is_over():
         for mode in ("wal", "delete"):
-            database = sqlite3.connect(f"{mode}.db", isolation_level=None, timeout=60)
+            database = sqlite3.connect(f"{mode}.db", isolation_level=None, timeout=limit(60))
             database.execute(f"pragma journal_mode={mode}")
             database.execute("create table if not exists t (n integer primary key, text text)")
             (before,) = database.execute("select count(*) from t").fetchone()
@@ -175,7 +176,7 @@ def run(base: Path, kills: int, between: str, options: list[str]) -> bool:
     finally:
         (base / "over").touch()
     for name, one in working.items():
-        done, said = one.communicate(timeout=_END_S)
+        done, said = one.communicate(timeout=limit(_END_S))
         is_right = is_right and one.returncode == 0
         print(f"{name:8} {done.strip() or said}")
     print(f"kills    {killer.stop()} in {time.monotonic() - began:.0f} s")

@@ -20,6 +20,7 @@ from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import Subject, unavailable
 from tests.mounted.test_keeper import kill_daemon
 from tests.support import chaos
+from tests.support.timing import limit
 
 _SUBJECTS = [
     pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
@@ -119,7 +120,7 @@ def test_nobody_waits_for_ever_under_kills(stand: MountedSubject) -> None:
 
 
 def _work_on_both_sides(low: Path, upper: Path) -> None:
-    until = time.monotonic() + 4
+    until = time.monotonic() + limit(4)
     failed: list[str] = []
     work = [threading.Thread(target=_work, args=(number, until, low, upper, failed)) for number in range(5)]
     for one in work:

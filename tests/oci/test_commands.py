@@ -306,7 +306,7 @@ def test_descriptors_of_the_caller(ours: Runtime, bundle: Bundle, scratch: Path)
         wrapper = f'exec "$@" 3<&{fds[0]} 4<&{fds[1]}'
         line = ["bash", "-c", wrapper, "bash", *ours.argv("run", "--preserve-fds", "1", "-b", bundle.write(), "box")]
         done = subprocess.run(
-            line, pass_fds=fds, env=ours.user.env, capture_output=True, text=True, check=True, timeout=60
+            line, pass_fds=fds, env=ours.user.env, capture_output=True, text=True, check=True, timeout=limit(60)
         )
     assert done.stdout.split() == ["kept", "0", "1", "2", "3", "4"]  # 4: the listing itself
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.layers import images, trees
 from tests.layers.explore.building import Member
+from tests.support.timing import limit
 
 if shutil.which("tmux") is None:
     pytest.skip("tmux is not installed", allow_module_level=True)
@@ -36,7 +37,7 @@ class Terminal:
     def _tmux(self, *words: str) -> str:
         command = ["tmux", "-f", os.devnull, "-S", os.fspath(self._socket), *words]
         clean = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ} | {"LANG": "C.UTF-8"}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, env=clean)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit(20), env=clean)
         return done.stdout
 
     def type(self, *keys: str) -> None:
@@ -50,7 +51,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> str:
         """The screen as soon as it has a match of `pattern`."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + limit(WAIT_S)
         while not re.search(pattern, text := self.screen(), re.MULTILINE):
             assert time.monotonic() < deadline, f"no {pattern!r} on the screen:\n{text}"
             time.sleep(0.05)
