@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.build.conftest import Builder
 from tests.support import process
@@ -154,8 +155,19 @@ def podman(run_dir: Path, root_user: User, tiny_tar: Path) -> Iterator[list[str]
     shutil.rmtree(where, ignore_errors=True)
 
 
+def _case(name: str) -> ParameterSet:
+    differs = pytest.mark.xfail(reason=f"podman: {_DIFFERENT[name]}", strict=True) if name in _DIFFERENT else ()
+    return pytest.param(name, marks=differs)
+
+
+_DIFFERENT = {
+    "into links": "a file replaces a link that leads to no directory; unionfs build writes to where the link leads",
+    "on build": "images of the OCI format lose their triggers; unionfs build keeps OnBuild, as Docker has it",
+}
+
+
 @pytest.mark.parametrize("builder", ["root"], indirect=True)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [_case(name) for name in CASES])
 def test_same_image(builder: Builder, podman: list[str], tiny_tar: Path, name: str) -> None:
     files: dict[str, str | bytes] = {**_FILES, "app.tar.gz": _archive()}
     context = builder.context(CASES[name], files)
