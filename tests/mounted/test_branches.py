@@ -17,10 +17,10 @@ from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import fails, read, same, write
 from tests.mounted.mounted_subject import MountedSubject
-from tests.mounted.subjects import Subject, unavailable
+from tests.mounted.stands import unmounted
+from tests.mounted.subjects import Subject
 from tests.support import chaos
 from tests.support.timing import limit
-from tests.support.users import User
 
 pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a mount with other branches has no keeper")
 
@@ -44,11 +44,7 @@ def root_stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Mounte
 
 
 def _stand(request: pytest.FixtureRequest, scratch: Path, subject: Subject) -> Iterator[MountedSubject]:
-    if reason := unavailable(subject):
-        pytest.skip(reason)
-    request.getfixturevalue("fuse_device")
-    user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    with MountedSubject(subject, user, scratch / "stand", lowers=2, mounted=False) as built:
+    with unmounted(request, scratch, subject, lowers=2) as built:
         top, low = built.lowers
         built.agent.call(
             trees.make, trees.parse("f=top d/g=top d/e/x=top d/e/y=top h1=link h2==h1 set/a=1 set/b=1"), top

@@ -15,29 +15,20 @@ from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import read, same, write
 from tests.mounted.mounted_subject import MountedSubject
-from tests.mounted.subjects import Subject, unavailable
+from tests.mounted.stands import kernel_subjects, unmounted
 from tests.mounted.test_branches import _command
 from tests.support import chaos
 from tests.support.timing import limit
-from tests.support.users import User
 
 pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a mount with other branches has no keeper")
 
-_SUBJECTS = [
-    pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
-    for one in (Subject("kernel", "root", "scattered"), Subject("kernel", "user", "scattered"))
-]
+_SUBJECTS = kernel_subjects("scattered")
 
 
 @pytest.fixture(params=_SUBJECTS)
 def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
     """A union of a lower and an upper; as root and as an ordinary user."""
-    subject: Subject = request.param
-    if reason := unavailable(subject):
-        pytest.skip(reason)
-    request.getfixturevalue("fuse_device")
-    user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    with MountedSubject(subject, user, scratch / "stand", lowers=1, mounted=False) as built:
+    with unmounted(request, scratch, request.param, lowers=1) as built:
         built.agent.call(trees.make, trees.parse("f=low d/g=low d/e/x=low h1=link h2==h1"), built.lowers[0])
         built._lowers_as_made = built._look_at_lowers()
         built.mount()

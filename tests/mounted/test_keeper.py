@@ -24,26 +24,17 @@ from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import fails, read, same, write
 from tests.mounted.mounted_subject import MountedSubject
-from tests.mounted.subjects import Subject, unavailable
+from tests.mounted.stands import kernel_subjects, unmounted
 from tests.support import chaos
 from tests.support.timing import limit
-from tests.support.users import User
 
-_SUBJECTS = [
-    pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
-    for one in (Subject("kernel", "root", "scattered"), Subject("kernel", "user", "scattered"))
-]
+_SUBJECTS = kernel_subjects("scattered")
 
 
 @pytest.fixture(params=_SUBJECTS)
 def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
     """A union of two lowers and an upper, with a keeper; as root and as an ordinary user."""
-    subject: Subject = request.param
-    if reason := unavailable(subject):
-        pytest.skip(reason)
-    request.getfixturevalue("fuse_device")
-    user: User = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    with MountedSubject(subject, user, scratch / "stand", lowers=2, mounted=False) as built:
+    with unmounted(request, scratch, request.param, lowers=2) as built:
         built.agent.call(trees.make, trees.parse("f=hello d/g=1 d/e/x=2 h1=link h2==h1"), built.lowers[0])
         built.agent.call(write, f"{built.lowers[0]}/big", b"z" * 300_000)
         built.agent.call(trees.make, trees.parse("low=beneath d/low=3"), built.lowers[1])

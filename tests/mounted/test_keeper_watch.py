@@ -17,27 +17,19 @@ import pytest
 from tests.mounted import trees
 from tests.mounted.checking import read, same
 from tests.mounted.mounted_subject import MountedSubject
-from tests.mounted.subjects import Subject, unavailable
+from tests.mounted.random_changes import change_at_random
+from tests.mounted.stands import kernel_subjects, unmounted
 from tests.mounted.test_keeper import kill_daemon
 from tests.support import chaos
 from tests.support.timing import limit
 
-_SUBJECTS = [
-    pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
-    for one in (Subject("kernel", "root", "plain"), Subject("kernel", "user", "plain"))
-]
+_SUBJECTS = kernel_subjects("plain")
 
 
 @pytest.fixture(params=_SUBJECTS)
 def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
     """A watched union of an upper and a lower."""
-    subject: Subject = request.param
-    if reason := unavailable(subject):
-        pytest.skip(reason)
-    request.getfixturevalue("fuse_device")
-    user = request.getfixturevalue("root_user" if subject.who == "root" else "ordinary_user")
-    watch = {"UNIONFS_WATCH": "1"}
-    with MountedSubject(subject, user, scratch / "stand", lowers=1, mounted=False, env=watch) as built:
+    with unmounted(request, scratch, request.param, lowers=1, env={"UNIONFS_WATCH": "1"}) as built:
         built.agent.call(trees.make, trees.parse("f=hello g=one d/x=1 d/y=2 d/e/z=3 gone=1 swap=file"), built.lowers[0])
         built.mount()
         yield built
@@ -137,17 +129,8 @@ def _work(number: int, until: float, low: Path, upper: Path, failed: list[str]) 
     kinds: set[int | None] = set()
     while time.monotonic() < until:
         place = Path("d") if number else (low if draw.random() < 0.5 else upper) / "d"
-        one, other = place / str(draw.randrange(6)), place / str(draw.randrange(6))
         try:
-            match draw.randrange(4):
-                case 0:
-                    one.write_bytes(bytes(draw.randrange(9000)))
-                case 1:
-                    one.unlink()
-                case 2:
-                    one.rename(other)
-                case 3:
-                    os.listdir(place)
+            change_at_random(place, draw)
         except OSError as error:
             kinds.add(error.errno)
     failed += [os.strerror(code or 0) for code in kinds if code in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)]

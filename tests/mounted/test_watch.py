@@ -25,6 +25,7 @@ from tests.mounted import trees
 from tests.mounted.agent import command
 from tests.mounted.checking import names, read, same
 from tests.mounted.mounted_subject import MountedSubject
+from tests.mounted.random_changes import change_at_random
 from tests.mounted.subjects import OURS, Subject, unavailable
 from tests.support.timing import limit
 
@@ -234,17 +235,8 @@ def _work_until_the_end(low: Path, upper: Path, daemon: int) -> None:
         draw = random.Random(number)
         while not over.is_set():
             place = Path("d") if number else (low if draw.random() < 0.5 else upper) / "d"
-            one, other = place / str(draw.randrange(6)), place / str(draw.randrange(6))
             try:
-                match draw.randrange(4):
-                    case 0:
-                        one.write_bytes(bytes(draw.randrange(9000)))
-                    case 1:
-                        one.unlink()
-                    case 2:
-                        one.rename(other)
-                    case 3:
-                        os.listdir(place)
+                change_at_random(place, draw)
             except OSError as exc:
                 if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
                     over.set()
