@@ -62,7 +62,6 @@ _FORGETTING: Final = 10  # unique << _FORGET_BITS | number of its lines that are
 _FORGET_BITS: Final = 20
 _HAS_VIEW: Final = 11
 _HAS_HANDLES: Final = 12
-_WAITED: Final = 13  # microseconds without a daemon, in all
 _OUTDATED: Final = 14  # not zero: the union has other branches than the keeper knows
 _LEDGER: Final = 16  # 8 words
 _RING_AT: Final = 63
