@@ -8,7 +8,7 @@ import os
 import sys
 
 from unionfs import standard_descriptors
-from unionfs.cli.forms import mounts_in_background
+from unionfs.cli.mount_forms import mounts_in_background
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from tests.support import process
 from tests.support.users import CHECKOUT
 from unionfs.cli import entry, errors
-from unionfs.cli.errors import CommandError, failed, tell
+from unionfs.cli.errors import CommandError, failed, format_failure
 
 
 def _unionfs(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -150,7 +150,7 @@ def _imported(*argv: str) -> set[str]:
 
 
 def test_the_version_imports_next_to_nothing() -> None:
-    ours = ("", ".__main__", ".cli", ".cli.forms", ".compiled", ".standard_descriptors", ".version")
+    ours = ("", ".__main__", ".cli", ".cli.mount_forms", ".compiled", ".standard_descriptors", ".version")
     found = {name for name in _imported("--version") if not name.startswith(("importlib", "xxhash"))}
     assert found - {"__future__", "warnings"} == {f"unionfs{name}" for name in ours}
 
@@ -182,7 +182,7 @@ def test_starting_a_daemon_imports_no_transport() -> None:
 
 def test_failures_are_printed_in_one_form() -> None:
     error = CommandError.of("opening the log", OSError(2, "No such file or directory", b"/a/b"), hint="one\ntwo")
-    assert tell(error) == "unionfs: opening the log failed: /a/b: No such file or directory\n  one\n  two"
+    assert format_failure(error) == "unionfs: opening the log failed: /a/b: No such file or directory\n  one\n  two"
     assert error.status == errors.FAILED
     assert failed("mount", None, "because") == "mount failed: because"
     assert str(CommandError.of("mount", OSError("text alone"))) == "mount failed: text alone"

@@ -276,7 +276,7 @@ def test_a_client_imports_next_to_nothing(root: Caller) -> None:
     assert said == [
         "0",
         *("__future__", "_ctypes", "_socket", "binascii"),
-        *("unionfs", "unionfs.__main__", "unionfs.cli", "unionfs.cli.forms"),
+        *("unionfs", "unionfs.__main__", "unionfs.cli", "unionfs.cli.mount_forms"),
         *("unionfs.mount_parent", "unionfs.mount_parent.client", "unionfs.mount_parent.identity"),
         *("unionfs.mount_parent.messages", "unionfs.standard_descriptors"),
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from unionfs.api.making import paths_of
+from unionfs.api.arguments import paths_of
 from unionfs.api.paths import StrPath
 from unionfs.changes import listing
 from unionfs.changes.objects import Branches, Object

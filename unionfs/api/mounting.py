@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
-from unionfs.api.making import Durability, Whiteouts, absolute, forget_work, options_of
+from unionfs.api.arguments import Durability, Whiteouts, absolute, forget_work, options_of
 from unionfs.api.paths import StrPath
 from unionfs.core.options import Options
 from unionfs.fuse import mounting, unmounting

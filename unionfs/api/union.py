@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from unionfs.api.access import WRITE, Access
+from unionfs.api.arguments import Durability, Whiteouts, forget_work, options_of
 from unionfs.api.changes import Change, list_changes
 from unionfs.api.file import loses_privileges
 from unionfs.api.guard import Guard
-from unionfs.api.making import Durability, Whiteouts, forget_work, options_of
 from unionfs.api.paths import Place, StrPath, Walk, refuse
 from unionfs.api.reading import Reading, maker
 from unionfs.core.attrs import NOW, AttrChange, DirEntry, Entry

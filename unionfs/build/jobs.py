@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from unionfs.containers import children, images
+from unionfs.containers import forked_calls, images
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import my_ids
 from unionfs.launcher import channel, userns
@@ -46,7 +46,7 @@ class Job:
                 with open(write_fd, "wb", closefd=False) as pipe:
                     pipe.write(data)
             except (ContainerError, LaunchError, OSError) as error:
-                children.send_failure(sender, error)
+                forked_calls.send_failure(sender, error)
                 return 1
             return 0
 
@@ -82,7 +82,7 @@ class Job:
         message = self._receiver.receive()
         self._receiver.close()
         if message is not None and message.kind == FAILED:
-            raise children.failure_in(message)
+            raise forked_calls.failure_in(message)
         if status:
             code = os.waitstatus_to_exitcode(status)
             why = f"it was killed by signal {-code}" if code < 0 else f"it ended with status {code}"

@@ -33,7 +33,7 @@ SWAP: Final = "swap"
 """Exchange the new object with the old one at the path, if one of them is a directory; remove the old one."""
 DROP: Final = "drop"
 """Remove the object at the path."""
-DRESS: Final = "dress"
+SET_ATTRIBUTES: Final = "dress"  # what journals of 0.1 call it
 """Set attributes of an object that stays: a directory, or a file of which only one attribute differs."""
 
 _SPACE_KEPT: Final = 16 << 20  # bytes to leave free, for metadata of the new files
@@ -66,7 +66,7 @@ class Action(NamedTuple):
     owner: Owner
     parent: Owner  # of the directory that the path is in
     parent_mode: int
-    with_mtime: bool = True  # for DRESS: no other program changed the directory's content meanwhile
+    with_mtime: bool = True  # for SET_ATTRIBUTES: no other program changed the directory's content meanwhile
 
     @property
     def path(self) -> bytes:
@@ -75,7 +75,7 @@ class Action(NamedTuple):
     @property
     def for_directory(self) -> bool:
         """Whether the attributes of a directory are set."""
-        return self.verb == DRESS and self.change.new is not None and self.change.new.is_dir
+        return self.verb == SET_ATTRIBUTES and self.change.new is not None and self.change.new.is_dir
 
 
 @dataclass(slots=True)
@@ -105,9 +105,9 @@ def plan(branches: Branches, found: Changes, owners: OwnerChoice, began_ns: int 
     # Files that only get an attribute come first, since new names may be links of them.
     puts = [action for action in check.plan.actions if action.verb in (PUT, SWAP)]
     drops = [action for action in check.plan.actions if action.verb == DROP]
-    dresses = [action for action in check.plan.actions if action.verb == DRESS]
-    files = [action for action in dresses if not action.for_directory]
-    directories = [action for action in dresses if action.for_directory]
+    attribute_changes = [action for action in check.plan.actions if action.verb == SET_ATTRIBUTES]
+    files = [action for action in attribute_changes if not action.for_directory]
+    directories = [action for action in attribute_changes if action.for_directory]
     check.plan.actions = files + puts + drops + directories[::-1]
     return check.plan
 
@@ -195,7 +195,7 @@ class _Check:
             owner = self.owner_of(change.new, old_owner, parent_owner, parent.st_mode)
             self.rights(change.path, change.new, owner)
         if old is not None and self.stays(change):
-            self.dress(change, owner, old, parent_owner, parent.st_mode)
+            self.set_attributes(change, owner, old, parent_owner, parent.st_mode)
             return
         self.may_replace(change, parent, old)
         self.unchanged_since(change.path, change.old, change.new)
@@ -251,7 +251,9 @@ class _Check:
             return Owner(st.st_uid, st.st_gid)
         return self.owners.choose(new, old, parent, parent_mode)
 
-    def dress(self, change: Change, owner: Owner, old: os.stat_result, parent: Owner, parent_mode: int) -> None:
+    def set_attributes(
+        self, change: Change, owner: Owner, old: os.stat_result, parent: Owner, parent_mode: int
+    ) -> None:
         assert change.new is not None
         mine = self.owners.privileged or old.st_uid == os.geteuid()
         says = set(change.what) & {MODE, OWNER, XATTRS}
@@ -272,7 +274,7 @@ class _Check:
             self.conflict(change.path, "its attributes were changed since")
         if mine:
             untouched = not change.new.is_dir or not self.is_newer(old.st_mtime_ns)
-            self.plan.actions.append(Action(DRESS, change, (), owner, parent, parent_mode, untouched))
+            self.plan.actions.append(Action(SET_ATTRIBUTES, change, (), owner, parent, parent_mode, untouched))
 
     # -- permissions -----------------------------------------------------------------------------------------------
 

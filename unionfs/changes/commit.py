@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from unionfs.changes.check import DRESS, DROP, PUT, SWAP
+from unionfs.changes.check import DROP, PUT, SET_ATTRIBUTES, SWAP
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.objects import ObjectState
 from unionfs.changes.owners import Owner
@@ -46,13 +46,18 @@ class Commit:
     def carry_out(self, operation: Operation) -> None:
         """Do one operation unless it is done. Raises: OSError; ChangedMeanwhileError if another program changed the
         path."""
-        verbs: dict[str, Callable[[int, bytes, Operation], None]] = {PUT: _put, SWAP: _swap, DROP: _drop, DRESS: _dress}
+        verbs: dict[str, Callable[[int, bytes, Operation], None]] = {
+            PUT: _put,
+            SWAP: _swap,
+            DROP: _drop,
+            SET_ATTRIBUTES: _set_attributes,
+        }
         self.progress(operation.verb, b"/" + os.fsencode(operation.path))
         parent, _, name = os.fsencode(operation.path).rpartition(b"/")
         dir_fd = open_beneath(self.root_fd, parent, os.O_PATH | os.O_DIRECTORY)
         try:
             if self.force:
-                if operation.verb == DRESS and _kind(_lstat(dir_fd, name)) != _kind(operation.expected):
+                if operation.verb == SET_ATTRIBUTES and _kind(_lstat(dir_fd, name)) != _kind(operation.expected):
                     return  # it was removed or replaced: there are no attributes to set
                 operation = _as_it_is_now(dir_fd, name, operation)
             verbs[operation.verb](dir_fd, name, operation)
@@ -204,7 +209,7 @@ def _drop(dir_fd: int, name: bytes, operation: Operation) -> None:
         os.unlink(name, dir_fd=dir_fd)
 
 
-def _dress(dir_fd: int, name: bytes, operation: Operation) -> None:
+def _set_attributes(dir_fd: int, name: bytes, operation: Operation) -> None:
     fd = os.open(name or b".", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         st = os.fstat(fd)

@@ -31,7 +31,7 @@ _PREFIX: Final = ".unionfs-apply-"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One step of a plan: `verb` is one of check.PUT, SWAP, DROP, DRESS."""
+    """One step of a plan: `verb` is one of check.PUT, SWAP, DROP, SET_ATTRIBUTES."""
 
     verb: str
     path: str  # below the target's root
@@ -39,7 +39,7 @@ class Operation:
     aside: str = ""  # temporary name beside `path`: of the new object, or of the old one before it is removed
     made: tuple[int, int] | None = None  # device and inode number of the new object
     expected: ObjectState | None = None  # the object at `path` before
-    uid: int | None = None  # for DRESS: the values to set; None keeps the value
+    uid: int | None = None  # for SET_ATTRIBUTES: the values to set; None keeps the value
     gid: int | None = None
     mode: int | None = None
     xattrs: dict[str, str] | None = None  # values in hexadecimal

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from unionfs.changes.check import DRESS, DROP, TARGET, Action
+from unionfs.changes.check import DROP, SET_ATTRIBUTES, TARGET, Action
 from unionfs.changes.compare import MODE, OWNER, XATTRS
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.listing import Change
@@ -70,17 +70,17 @@ class Stage:
         """Build everything and return the operations that rename it. Raises: OSError; then a part of it is built."""
         for action in actions:
             new, old = action.change.new, action.change.old
-            if action.verb == DRESS and not action.for_directory and new is not None and old is not None:
+            if action.verb == SET_ATTRIBUTES and not action.for_directory and new is not None and old is not None:
                 self.stay[new.dev, new.ino] = (action.path[1:], old)
         prepared = [self.prepare(action) for action in actions]
         for built in reversed(self.directories):
-            self.dress(built.rel, built.source, built.owner)
-        return _expect_dressed([self.complete(operation) for operation in prepared])
+            self.set_attributes(built.rel, built.source, built.owner)
+        return _expect_new_attributes([self.complete(operation) for operation in prepared])
 
     def prepare(self, action: Action) -> Operation:
         path = os.fsdecode(action.path[1:])
         change = action.change
-        if action.verb == DRESS:
+        if action.verb == SET_ATTRIBUTES:
             return self.dressing(action, path)
         expected = ObjectState.of(change.old) if change.old is not None else None
         aside = self.name_aside(action)
@@ -98,7 +98,7 @@ class Stage:
         new, what = action.change.new, action.change.what
         assert new is not None
         return Operation(
-            DRESS,
+            SET_ATTRIBUTES,
             path,
             action.change.kind,
             expected=ObjectState.of(action.change.old) if action.change.old is not None else None,
@@ -111,7 +111,7 @@ class Stage:
 
     def complete(self, operation: Operation) -> Operation:
         """The operation with the identity of its new object."""
-        if operation.verb in (DRESS, DROP):
+        if operation.verb in (SET_ATTRIBUTES, DROP):
             return operation
         rel = os.fsencode(os.path.join(os.path.dirname(operation.path), operation.aside))
         st = self.lstat(BranchPath(TARGET, rel))
@@ -173,7 +173,7 @@ class Stage:
             os.symlink(self.branches.readlink(source.place), name, dir_fd=self.branches.dir_fd(place))
         else:
             os.mknod(name, source.kind | 0o600, source.rdev, dir_fd=self.branches.dir_fd(place))
-        self.dress(rel, source, owner)
+        self.set_attributes(rel, source, owner)
         if source.nlink > 1:
             self.links[key] = rel
 
@@ -241,7 +241,7 @@ class Stage:
         finally:
             os.close(path_fd)
 
-    def dress(self, rel: bytes, source: Object, owner: Owner) -> None:
+    def set_attributes(self, rel: bytes, source: Object, owner: Owner) -> None:
         """Give what was built at `rel` the source's attributes and the chosen owner."""
         path_fd = self.branches.open_path(source.place)
         try:
@@ -263,15 +263,19 @@ class Stage:
         return os.stat(name, dir_fd=self.branches.dir_fd(_parent(place.rel, place.branch)), follow_symlinks=False)
 
 
-def _expect_dressed(operations: list[Operation]) -> list[Operation]:
+def _expect_new_attributes(operations: list[Operation]) -> list[Operation]:
     """Whether the file already has its new attributes: files get them first, before other names of them are handled."""
-    dressed = {
-        operation.expected[:2]: operation for operation in operations if operation.verb == DRESS and operation.expected
+    with_attributes = {
+        operation.expected[:2]: operation
+        for operation in operations
+        if operation.verb == SET_ATTRIBUTES and operation.expected
     }
 
     def expect(operation: Operation) -> Operation:
         expected = operation.expected
-        before = dressed.get(expected[:2]) if expected is not None and operation.verb != DRESS else None
+        before = (
+            with_attributes.get(expected[:2]) if expected is not None and operation.verb != SET_ATTRIBUTES else None
+        )
         if expected is None or before is None:
             return operation
         mode = expected.mode if before.mode is None else stat.S_IFMT(expected.mode) | before.mode

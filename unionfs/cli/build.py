@@ -22,7 +22,7 @@ from unionfs.build.options import BuildOptions
 from unionfs.build.run_step import FailedStepError
 from unionfs.cli import build_output, image_flags, mount_flags, network_flags, remote_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import OWN_FAILURE, CommandError, tell
+from unionfs.cli.errors import OWN_FAILURE, CommandError, format_failure
 from unionfs.containers import images
 from unionfs.containers.config import Volume
 from unionfs.containers.volumes import VolumeStore
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         with build_output.shown(arguments.progress, quiet=arguments.quiet) as told:
             built = builder.build(store, _opener(arguments), options, fetch, told, tags)
     except FailedStepError as error:
-        print(tell(error), file=sys.stderr)
+        print(format_failure(error), file=sys.stderr)
         return error.status
     return _tell(arguments, built, tags)
 
@@ -91,7 +91,7 @@ def _tell(arguments: Namespace, built: Built, tags: tuple[str, ...]) -> int:
     if arguments.report:
         from unionfs.cli import build_report
 
-        build_report.tell(built, as_json=arguments.json)
+        build_report.show(built, as_json=arguments.json)
     if not arguments.quiet and not arguments.json:
         for tag in tags:
             build_output.say(f"Successfully tagged {tag}")

@@ -13,7 +13,7 @@ from unionfs.printable import printable, printable_line
 _TEXT_MAX = 60
 
 
-def tell(built: Built, *, as_json: bool) -> None:
+def show(built: Built, *, as_json: bool) -> None:
     """Print it: a table, or one JSON object with the image's id and its steps."""
     steps = report.of_stage(built.results[built.target])
     if as_json:

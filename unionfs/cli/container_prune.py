@@ -8,7 +8,7 @@ from typing import Final
 
 from unionfs.cli import each, filter_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, tell
+from unionfs.cli.errors import FAILED, FAILURES, format_failure
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         try:
             remove(store, container)
         except FAILURES as error:
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             status = FAILED
         else:
             removed.append(container.id)

@@ -10,7 +10,7 @@ from unionfs.cli import each, notes
 from unionfs.cli.arguments import Parser
 from unionfs.containers import tarstreams
 from unionfs.containers.copy import Directory, copy_path, of_the_kernel
-from unionfs.containers.reach import reach
+from unionfs.containers.root_access import reach
 from unionfs.containers.store import ContainerStore
 from unionfs.trees.open_beneath import open_in_root
 

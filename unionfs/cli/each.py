@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, tell
+from unionfs.cli.errors import FAILED, FAILURES, format_failure
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
@@ -34,7 +34,7 @@ def each_name(names: Sequence[str], body: Callable[[str], str]) -> int:
         try:
             said = body(name)
         except FAILURES as error:
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             status = FAILED
         else:
             print(printable(said or name), flush=True)

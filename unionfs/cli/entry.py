@@ -19,10 +19,10 @@ from unionfs.cli.errors import (
     OWN_FAILURE,
     USAGE,
     CommandError,
+    format_failure,
     status_of,
-    tell,
 )
-from unionfs.cli.forms import is_mount_helper
+from unionfs.cli.mount_forms import is_mount_helper
 from unionfs.printable import printable_line
 from unionfs.write_all import replace_standard_streams
 
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
             sys.stdout.flush()
         return status
     except FAILURES as error:
-        print(tell(error), file=sys.stderr)
+        print(format_failure(error), file=sys.stderr)
         _drop_unwritten()
         if debug:
             _print_traceback()
@@ -118,7 +118,7 @@ def run(arguments: list[str]) -> int:
         return BROKEN_PIPE
     except OSError as error:
         _drop_unwritten()
-        print(tell(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
+        print(format_failure(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
         if debug:
             _print_traceback()
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED

@@ -69,7 +69,7 @@ def status_of(error: Failure, *, passes_on_codes: bool = False) -> int:
     return FAILED if isinstance(error, LaunchError) else error.status or FAILED
 
 
-def tell(error: Failure) -> str:
+def format_failure(error: Failure) -> str:
     """The lines for stderr, without the final newline."""
     hint = [f"  {printable_line(line)}" for line in error.hint.splitlines()]
     return "\n".join([printable_line(f"unionfs: {error}"), *hint])

@@ -10,7 +10,7 @@ from typing import Any
 
 from unionfs.cli import each
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, CommandError, tell
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure
 from unionfs.containers.errors import NoSuchContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         try:
             found.append(_one(store, name, arguments.type))
         except FAILURES as error:
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             status = FAILED
     print(json.dumps(found, indent=2))
     return status

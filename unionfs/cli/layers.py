@@ -9,7 +9,7 @@ from typing import Final
 
 from layers.cli import command
 from unionfs import standard_descriptors
-from unionfs.cli.errors import FAILURES, CommandError, failed, status_of, tell
+from unionfs.cli.errors import FAILURES, CommandError, failed, format_failure, status_of
 from unionfs.containers import images
 
 _CONTAINER: Final = "container:"
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return images.with_ids(lambda: command.main(arguments, images.layers_in_use, images.bases, directories_of))
     except FAILURES as error:
-        print(tell(error), file=sys.stderr)
+        print(format_failure(error), file=sys.stderr)
         return status_of(error)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from unionfs.cli import filter_flags
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import tell
+from unionfs.cli.errors import format_failure
 from unionfs.cli.units import human_duration
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     fits = filter_flags.all_of(arguments.filter)
     last = 1 if arguments.latest else arguments.last
     everything = arguments.all or last is not None or any(text.startswith(_PAST) for text in arguments.filter)
-    known = ContainerStore(arguments.root).list(lambda error: print(tell(error), file=sys.stderr))
+    known = ContainerStore(arguments.root).list(lambda error: print(format_failure(error), file=sys.stderr))
     containers = [one for one in known if (everything or one.status == "running") and fits(one)]
     containers.reverse()  # the newest first, as with docker and podman
     if last is not None and last >= 0:

@@ -8,7 +8,7 @@ from functools import partial
 
 from unionfs.cli import notes, parents
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, CommandError, status_of, tell
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure, status_of
 from unionfs.containers import background, create, running, start
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         try:
             in_background(store.find(name))
         except FAILURES as error:
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             status = FAILED
         else:
             print(printable(name))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.cli import notes, parents, run
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, tell
+from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, format_failure
 from unionfs.cli.mount_flags import volume_from
 from unionfs.containers import host_view, start
 from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
@@ -196,7 +196,7 @@ class _Outcome:
             self._put_in_place(force=arguments.force)
         except FAILURES as error:
             self._report(changes, arguments, "kept", str(error))
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             self.tell_kept()
             return self._exit_code or OWN_FAILURE
         return self._report(changes, arguments, "applied")
@@ -222,7 +222,7 @@ class _Outcome:
                 try:
                     self._put_in_place(force=False)
                 except FAILURES as error:
-                    print(tell(error), file=sys.stderr)
+                    print(format_failure(error), file=sys.stderr)
                     continue
                 print("applied")
                 return self._exit_code

@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, CommandError, tell
+from unionfs.cli.errors import FAILED, CommandError, format_failure
 from unionfs.fuse import mounting
 from unionfs.fuse.upgrade_request import Outcome, Target, own_targets, request, target_of
 from unionfs.printable import printable, printable_line
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             print(printable_line(f"unionfs: {outcome.mountpoint}: {why}"), file=sys.stderr)
     failures = [outcome for outcome in outcomes if outcome.why]
     for outcome in failures:
-        print(tell(CommandError(f"upgrade failed: {outcome.mountpoint}: {outcome.why}")), file=sys.stderr)
+        print(format_failure(CommandError(f"upgrade failed: {outcome.mountpoint}: {outcome.why}")), file=sys.stderr)
     return FAILED if failures else 0
 
 

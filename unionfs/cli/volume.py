@@ -8,7 +8,7 @@ import sys
 from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
-from unionfs.cli.errors import FAILED, FAILURES, CommandError, tell
+from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure
 from unionfs.containers.remove import remove_volume
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import Named, VolumeStore, used_by
@@ -91,7 +91,7 @@ def _remove(store: VolumeStore, containers: ContainerStore, names: list[str]) ->
                 raise CommandError(f"the volume {name} is in use by {', '.join(used[name])}", hint=hint)
             remove_volume(store, name)
         except FAILURES as error:
-            print(tell(error), file=sys.stderr)
+            print(format_failure(error), file=sys.stderr)
             status = FAILED
         else:
             print(printable(name))

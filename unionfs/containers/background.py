@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from unionfs import store_files
-from unionfs.containers import children
+from unionfs.containers import forked_calls
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.launcher import channel
@@ -34,7 +34,7 @@ def run(container: Container, body: Callable[[Callable[[], None]], int], keep: t
     if message is None:
         raise ContainerError("running the container", container.name, "its process ended unexpectedly")
     if message.kind == FAILED:
-        raise children.failure_in(message)
+        raise forked_calls.failure_in(message)
 
 
 def _stay(
@@ -47,7 +47,7 @@ def _stay(
         _redirect(container.daemon_log, {sender.fileno(), *keep})
         status = body(lambda: sender.send(STARTED))
     except (ContainerError, LaunchError, OSError) as error:
-        children.send_failure(sender, error)
+        forked_calls.send_failure(sender, error)
     finally:
         os._exit(status)
 

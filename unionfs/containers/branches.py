@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
-from unionfs.containers.reach import in_running
 from unionfs.containers.record import Container
+from unionfs.containers.root_access import in_running
 from unionfs.containers.store import ContainerStore
 from unionfs.core.options import is_inside
 from unionfs.core.pointers import pointers_at

@@ -11,8 +11,8 @@ import os
 
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
-from unionfs.containers.reach import in_running
 from unionfs.containers.record import Container
+from unionfs.containers.root_access import in_running
 from unionfs.containers.rootfs import union_options
 from unionfs.core import hardlinks
 from unionfs.core.options import OptionError

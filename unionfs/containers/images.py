@@ -21,7 +21,7 @@ from layers.digest import Digest
 from layers.errors import LayerError, NotFound
 from layers.manifest import Descriptor, Platform
 from layers.store import Store
-from unionfs.containers import children, config
+from unionfs.containers import config, forked_calls
 from unionfs.containers.errors import BrokenRecordError, ContainerError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
@@ -177,7 +177,9 @@ def with_ids(body: Callable[[], int]) -> int:
         with failures():
             return body()
 
-    return children.run(in_child, lambda child: userns.fork(id_map, 0, child), pass_on=(signal.SIGINT, signal.SIGTERM))
+    return forked_calls.run(
+        in_child, lambda child: userns.fork(id_map, 0, child), pass_on=(signal.SIGINT, signal.SIGTERM)
+    )
 
 
 def _end_with(parent: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs import store_files
-from unionfs.drivers import vfs, whole
+from unionfs.drivers import merged_copy, vfs
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import btrfs
 from unionfs.trees.remove import remove_path
@@ -96,7 +96,7 @@ def _shared(request: MountRequest, lowers: tuple[str, ...]) -> str:
     os.makedirs(new, 0o755)
     try:
         btrfs.create(os.path.join(new, "tree"))
-        whole.add(lowers, os.path.join(new, "tree"), unmapped_as_root=request.union.unmapped_as_root)
+        merged_copy.add(lowers, os.path.join(new, "tree"), unmapped_as_root=request.union.unmapped_as_root)
         listed = "\n".join(lowers) + "\n"
         store_files.write_file(os.path.join(new, "lowers"), listed.encode(errors="surrogateescape"))
         os.rename(new, place)

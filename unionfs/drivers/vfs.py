@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from unionfs.drivers import whole
+from unionfs.drivers import merged_copy
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.syscalls import mounts
 from unionfs.trees.remove import remove_path
@@ -43,7 +43,7 @@ def fill(request: MountRequest, begin: Callable[[str], None], lowers: Sequence[s
         remove_path(new)
         begin(new)
         if lowers:
-            whole.add(lowers, new, unmapped_as_root=request.union.unmapped_as_root, hidden=request.union.hidden)
+            merged_copy.add(lowers, new, unmapped_as_root=request.union.unmapped_as_root, hidden=request.union.hidden)
         os.rename(new, upper)
     except OSError as error:
         remove_path(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unionfs.containers import children, running
+from unionfs.containers import forked_calls, running
 from unionfs.containers.errors import ContainerError, NotRunningError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.record import Container
@@ -42,7 +42,7 @@ def in_running(container: Container, body: Callable[[int], None], what: str) -> 
         return 0
 
     try:
-        _check(children.run(work, lambda child: userns.fork(None, 0, child)), container)
+        _check(forked_calls.run(work, lambda child: userns.fork(None, 0, child)), container)
     finally:
         namespaces.close()
 
@@ -53,7 +53,7 @@ def _in_stopped(container: Container, body: Callable[[int], None], warn: Callabl
             body(root_fd)
         return 0
 
-    _check(children.run(work, lambda child: userns.fork(my_ids(), OWN_MOUNTS, child)), container)
+    _check(forked_calls.run(work, lambda child: userns.fork(my_ids(), OWN_MOUNTS, child)), container)
 
 
 def _check(status: int, container: Container) -> None:

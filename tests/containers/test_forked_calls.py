@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from unionfs.containers import background, children, record
+from unionfs.containers import background, forked_calls, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.store import ContainerStore
@@ -19,7 +19,7 @@ from unionfs.launcher.spec import Process
 
 
 def run(body: Callable[[], int]) -> int:
-    return children.run(body, lambda child: userns.fork(None, 0, child))
+    return forked_calls.run(body, lambda child: userns.fork(None, 0, child))
 
 
 def _raise(error: BaseException) -> int:
