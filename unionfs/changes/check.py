@@ -1,6 +1,6 @@
 """Plan how a list of changes is applied to a target directory, and find all objections. Changes nothing.
 
-Knows branches and changes. The target is the union's only lower, to which the changes are applied.
+Knows branches and changes. The target is the union's only lower that holds no changes; they are applied to it.
 
 Two kinds of objection: a *problem* (no permission, another filesystem, no space) would make the apply fail; a
 *conflict* is a path of the target that was changed after the union began, so that applying would undo a change of
@@ -20,12 +20,9 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes.compare import MODE, MTIME, OWNER, XATTRS
 from unionfs.changes.listing import ADDED, Change, Changes
-from unionfs.changes.objects import UPPER, Branches, BranchPath, Object, ObjectState, child
+from unionfs.changes.objects import Branches, BranchPath, Object, ObjectState, child
 from unionfs.changes.owners import CAPABILITY_XATTR, Owner, OwnerChoice
 from unionfs.syscalls import statx
-
-TARGET: Final = UPPER + 1
-"""The index of the branch to which changes are applied."""
 
 PUT: Final = "put"
 """Rename the new file over the path."""
@@ -147,12 +144,12 @@ class _Check:
             new, old = change.new, change.old
             if old is not None and not old.is_dir:
                 self.changed_names[old.dev, old.ino] += 1
-            if new is not None and old is not None and new.nlink > 1 and not new.is_dir and new.place.branch == UPPER:
+            if new is not None and old is not None and new.nlink > 1 and not new.is_dir and new.place.branch < self.branches.own:
                 self.files.setdefault((new.dev, new.ino), set()).add(old.ino)
         for key, path in found.unchanged_links.items():
             if key in self.files:
                 try:
-                    self.files[key].add(self.lstat(BranchPath(TARGET, path[1:])).st_ino)
+                    self.files[key].add(self.lstat(BranchPath(self.branches.own, path[1:])).st_ino)
                 except OSError:
                     self.files[key].add(-1)  # removed meanwhile, so it is another file
 
@@ -175,7 +172,7 @@ class _Check:
             return
         try:
             parent = os.stat(
-                b".", dir_fd=self.branches.dir_fd(BranchPath(TARGET, parent_path[1:])), follow_symlinks=False
+                b".", dir_fd=self.branches.dir_fd(BranchPath(self.branches.own, parent_path[1:])), follow_symlinks=False
             )
             old = self.on_target(change)
             self.judge(change, below, parent, old)
@@ -246,7 +243,7 @@ class _Check:
 
     def owner_of(self, new: Object, old: Owner | None, parent: Owner, parent_mode: int) -> Owner:
         """The owner: a moved object keeps its owner, a new one gets the chosen owner."""
-        if new.place.branch != UPPER:
+        if new.place.branch >= self.branches.own:
             st = self.lstat(new.place)
             return Owner(st.st_uid, st.st_gid)
         return self.owners.choose(new, old, parent, parent_mode)
@@ -281,7 +278,7 @@ class _Check:
     def may_replace(self, change: Change, parent: os.stat_result, old: os.stat_result | None) -> None:
         """Whether an entry of the parent directory may be added, replaced or removed."""
         parent_path, _, name = change.path.rpartition(b"/")
-        fd = self.branches.dir_fd(BranchPath(TARGET, parent_path[1:]))
+        fd = self.branches.dir_fd(BranchPath(self.branches.own, parent_path[1:]))
         if self.is_read_only(parent_path):
             self.problem(change.path, "its filesystem is read-only")
         elif not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True) and parent.st_uid != os.geteuid():
@@ -300,7 +297,7 @@ class _Check:
             self.problem(change.path, "it or its directory is immutable or append-only (lsattr, chattr)")
 
     def is_read_only(self, path: bytes) -> bool:
-        return bool(os.fstatvfs(self.branches.dir_fd(BranchPath(TARGET, path[1:]))).f_flag & os.ST_RDONLY)
+        return bool(os.fstatvfs(self.branches.dir_fd(BranchPath(self.branches.own, path[1:]))).f_flag & os.ST_RDONLY)
 
     def may_own(self, path: bytes, owner: Owner) -> None:
         if owner.uid != os.geteuid() or owner.gid not in self.groups:
@@ -343,7 +340,7 @@ class _Check:
 
     def space(self) -> None:
         """Whether the target has room for everything that is built aside."""
-        state = os.fstatvfs(self.branches.dir_fd(BranchPath(TARGET, b"")))
+        state = os.fstatvfs(self.branches.dir_fd(BranchPath(self.branches.own, b"")))
         free = (state.f_bfree if self.owners.privileged else state.f_bavail) * state.f_frsize
         if self.plan.space and self.plan.space + _SPACE_KEPT > free:
             why = f"{self.plan.space >> 20} MiB are to be written, {free >> 20} MiB are free"
@@ -358,7 +355,7 @@ class _Check:
         """Object to what was changed after the union began: what is replaced, or what a moved file is copied from."""
         if old is not None and not old.is_dir and self.is_newer(old.ctime_ns):
             self.conflict(path, "was changed on this machine since")
-        if new is not None and new.place.branch != UPPER and self.is_newer(new.ctime_ns):
+        if new is not None and new.place.branch >= self.branches.own and self.is_newer(new.ctime_ns):
             self.conflict(path, f"is moved from /{os.fsdecode(new.rel)}, which was changed on this machine since")
 
     def changed_in_place(self, change: Change, expected: Object, found: os.stat_result) -> None:
@@ -399,7 +396,7 @@ class _Check:
     def on_target(self, change: Change) -> os.stat_result | None:
         """The object at the path now. It must be the same as when the changes were listed."""
         try:
-            found = self.lstat(BranchPath(TARGET, change.path[1:]))
+            found = self.lstat(BranchPath(self.branches.own, change.path[1:]))
         except FileNotFoundError:
             found = None
         expected = None if change.kind == ADDED else change.old
@@ -434,7 +431,7 @@ class _Check:
         """Why a directory, whose parent can be changed, cannot be changed."""
         parent, _, name = path.rpartition(b"/")
         try:
-            found = self.branches.entry(BranchPath(TARGET, parent[1:]), name).object
+            found = self.branches.entry(BranchPath(self.branches.own, parent[1:]), name).object
         except OSError as error:
             return os.strerror(error.errno or errno.EIO)
         if found is None or not found.is_dir:

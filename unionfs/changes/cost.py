@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.changes import listing
-from unionfs.changes.objects import UPPER, Branches, BranchPath, Object
+from unionfs.changes.objects import Branches, BranchPath, Object
 from unionfs.syscalls import extents
 
 _CHUNK: Final = 1 << 20
@@ -91,7 +91,7 @@ def _source(mark: bytes, below: Object | None, gone: dict[int, Object]) -> Objec
 
 
 def _is_file(one: Object) -> bool:
-    return stat.S_ISREG(one.mode) and one.place.branch != UPPER
+    return stat.S_ISREG(one.mode)
 
 
 def _own_bytes(branches: Branches, place: BranchPath, space: int) -> int:

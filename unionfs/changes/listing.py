@@ -2,7 +2,8 @@
 
 In the lowers only names of the upper are looked up. Two trees are compared as they would be shown: the old one
 is the union of the lowers without the upper, the new one has the upper on top; below an opaque or redirected directory
-they come from different places, so there every name of both is compared.
+they come from different places, so there every name of both is compared. Directories that were the upper once
+(core.freeze) count as parts of the upper.
 
 The result is as in `docker diff`: A for a new path, C for a path that differs or has a difference below it, D
 for a deleted path (of a directory only the top). A file that was copied up but is equal in everything is no change. The
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple
 from unionfs import markers
 from unionfs.changes import compare
 from unionfs.changes.lowers import Found, Stack, lookup, names
-from unionfs.changes.objects import UPPER, Branches, BranchPath, Entry, Object, incomplete
+from unionfs.changes.objects import UPPER, Branches, BranchPath, Object, incomplete
 from unionfs.trees import walk
 
 ADDED: Final = "A"
@@ -79,9 +80,14 @@ class _Directory(NamedTuple):
     """A directory of the new tree that is to be walked."""
 
     path: bytes
-    upper: BranchPath | None  # its directory in the upper
-    new: Stack  # lowers that show below the upper
+    new: Stack  # branches that show
     old: Stack  # lowers that showed at this path without the upper
+
+    @property
+    def own(self) -> Stack | None:
+        """The branches on top of `old`; None if `new` does not end with `old`."""
+        above = len(self.new) - len(self.old)
+        return self.new[:above] if above >= 0 and self.new[above:] == self.old else None
 
 
 See = Callable[[bytes, Object, Object | None], None]
@@ -91,12 +97,13 @@ See = Callable[[bytes, Object, Object | None], None]
 def changes(branches: Branches, see: See | None = None) -> Changes:
     """Compare the upper with the lowers. Raises OSError, EACCES above all, for what cannot be read."""
     comparison = _Comparison(branches, see)
-    top = branches.roots()
+    old = branches.bases()
     upper_root = branches.root(UPPER)
     assert upper_root.object is not None
-    comparison.todo.append(_Directory(b"", BranchPath(UPPER, b""), () if upper_root.opaque else top, top))
-    if top:
-        comparison.root(upper_root.object, branches.root(top[0].branch).object)
+    top = BranchPath(UPPER, b"")
+    comparison.todo.append(_Directory(b"", (top,) if upper_root.opaque else (top, *branches.roots()), old))
+    if old:
+        comparison.root(upper_root.object, branches.root(old[0].branch).object)
     while comparison.todo:
         try:
             comparison.directory(comparison.todo.popleft())
@@ -122,11 +129,14 @@ class _Comparison:
             self.result.changes.append(Change(CHANGED, b"/", (compare.MODE,), new, old))
 
     def directory(self, here: _Directory) -> None:
-        listed = self.branches.names(here.upper) if here.upper is not None else []
-        said = {name for name in listed if not markers.is_reserved(name)}
-        said.update(hidden for mark in listed if markers.is_reserved(mark) and (hidden := markers.hidden_name(mark)))
-        if here.new != here.old:
-            said |= names(self.branches, here.new) | names(self.branches, here.old)
+        own = here.own
+        said: set[bytes] = set()
+        for place in here.new if own is None else own:
+            listed = self.branches.names(place)
+            said.update(name for name in listed if not markers.is_reserved(name))
+            said.update(hidden for mark in listed if markers.is_reserved(mark) and (hidden := markers.hidden_name(mark)))
+        if own is None:
+            said |= names(self.branches, here.old)
         for name in said:
             try:
                 self.name(here, name)
@@ -137,12 +147,11 @@ class _Comparison:
         """Compare one name of the two trees and note what is to be walked below it."""
         path = here.path + b"/" + name
         old = lookup(self.branches, here.old, name)
-        new = self.new(here, name, old)
-        if new is None:
+        found = self.new(here, name)
+        if found is None:
             if old is not None:
                 self.result.changes.append(Change(DELETED, path, (), None, old.object))
             return
-        found, upper = new
         old_stack: Stack = ()
         if old is None:
             self.result.changes.append(Change(ADDED, path, (), found.object, None))
@@ -152,46 +161,40 @@ class _Comparison:
                 self.result.changes.append(Change(CHANGED, path, what, found.object, old.object))
             elif found.object.is_dir:
                 self.merged[path] = (found.object, old.object)
-            elif found.object.nlink > 1 and found.object.place.branch == UPPER:
+            elif found.object.nlink > 1 and self.is_own(found.object.place):
                 self.result.unchanged_links[found.object.dev, found.object.ino] = path
             if old.object.is_dir:
                 old_stack = old.stack
-        if found.object.is_dir and (upper is not None or found.stack != old_stack):
-            self.todo.append(_Directory(path, upper, found.stack, old_stack))
+        if found.object.is_dir and found.stack != old_stack:
+            self.todo.append(_Directory(path, found.stack, old_stack))
 
-    def new(self, here: _Directory, name: bytes, old: Found | None) -> tuple[Found, BranchPath | None] | None:
-        """Look up `name` with the upper on top. Returns also its directory in the upper if it has one."""
-        if here.upper is not None:
-            entry = self.branches.entry(here.upper, name)
-            if entry.object is not None:
-                return self.in_upper(here, entry, entry.object, name, old)
-            if entry.whiteout:
-                return None
-        below = old if here.new == here.old else lookup(self.branches, here.new, name)
-        return (below, None) if below is not None else None
+    def is_own(self, place: BranchPath) -> bool:
+        return place.branch < self.branches.own
 
-    def in_upper(
-        self, here: _Directory, entry: Entry, visible: Object, name: bytes, old: Found | None
-    ) -> tuple[Found, BranchPath | None]:
-        if not visible.is_dir:
-            if entry.metacopy:
-                data = walk.metacopy_data(self.branches, here.new, name, entry.redirect, visible.place)
-                if data == visible.place and visible.size:
-                    raise incomplete(data)
-                visible = visible._replace(data=data)
-            if self.see is not None and stat.S_ISREG(visible.mode):
-                below = old if here.new == here.old else lookup(self.branches, here.new, name)
-                hidden = below.object if below is not None and stat.S_ISREG(below.object.mode) else None
-                self.see(here.path + b"/" + name, visible, hidden)
-            return Found(visible, ()), None
-        stack: Stack = ()
-        outcome = walk.outcome(entry)
-        if outcome == walk.REDIRECTED and entry.redirect is not None:
-            stack = walk.redirected(self.branches, here.new, entry.redirect, UPPER + 1)
-        elif outcome == walk.DIRECTORY:
-            below = old if here.new == here.old else lookup(self.branches, here.new, name)
-            stack = below.stack if below is not None and below.object.is_dir else ()
-        return Found(visible, stack), visible.place
+    def new(self, here: _Directory, name: bytes) -> Found | None:
+        """Look up `name` in the new tree."""
+        for step in walk.steps(self.branches, here.new, name):
+            if step.outcome == walk.ABSENT:
+                continue
+            visible = step.entry.object
+            if step.outcome == walk.FILE and visible is not None and self.is_own(visible.place):
+                return self.file(here.path + b"/" + name, step, visible)
+            break
+        return lookup(self.branches, here.new, name)
+
+    def file(self, path: bytes, step: walk.Step[BranchPath, Object], visible: Object) -> Found:
+        """The file that an own branch shows."""
+        name = path.rpartition(b"/")[2]
+        if step.entry.metacopy:
+            data = walk.metacopy_data(self.branches, step.below, name, step.entry.redirect, visible.place)
+            if data == visible.place and visible.size:
+                raise incomplete(data)
+            visible = visible._replace(data=data)
+        if self.see is not None and stat.S_ISREG(visible.mode):
+            below = lookup(self.branches, step.below, name)
+            hidden = below.object if below is not None and stat.S_ISREG(below.object.mode) else None
+            self.see(path, visible, hidden)
+        return Found(visible, ())
 
     def add_ancestors(self) -> None:
         """List every directory above a change, up to the one that is listed already."""

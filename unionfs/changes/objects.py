@@ -113,10 +113,13 @@ class Branches(walk.Reader[BranchPath, Object]):
         skip_unreadable: bool = False,
         is_whole: bool = False,
         has_upper: bool = True,
+        frozen: int = 0,
     ) -> None:
-        """Raises OSError if a branch cannot be opened."""
+        """`frozen`: how many of the first lowers hold changes, too, since they were the upper once (core.freeze).
+        Raises OSError if a branch cannot be opened."""
         self.is_whole = is_whole  # immutable: the upper has the whole tree, and nothing of the lowers shows through
         self._first_lower = UPPER + 1 if has_upper else UPPER  # immutable; without upper, the first is a lower, too
+        self.own = self._first_lower + frozen  # immutable: branches before this index hold the changes
         self.ids = ids or ShownIds()  # immutable
         self.skip_unreadable = skip_unreadable  # immutable: directories of lowers that may not be read count as missing
         self.paths = [os.path.realpath(os.fsencode(path)) for path in (upper, *lowers)]  # immutable
@@ -255,6 +258,10 @@ class Branches(walk.Reader[BranchPath, Object]):
             if self.root(index).opaque:
                 break
         return tuple(found)
+
+    def bases(self) -> tuple[BranchPath, ...]:
+        """The roots of the branches that hold no changes, as `roots`."""
+        return tuple(root for root in self.roots() if root.branch >= self.own)
 
     def branch_of(self, path: BranchPath) -> int:
         """The index of the branch: see BranchPath."""

@@ -16,11 +16,11 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from unionfs.changes.check import DROP, SET_ATTRIBUTES, TARGET, Action
+from unionfs.changes.check import DROP, SET_ATTRIBUTES, Action
 from unionfs.changes.compare import MODE, OWNER, XATTRS
 from unionfs.changes.journal import Journal, Operation
 from unionfs.changes.listing import Change
-from unionfs.changes.objects import UPPER, Branches, BranchPath, Object, ObjectState, fd_xattrs
+from unionfs.changes.objects import Branches, BranchPath, Object, ObjectState, fd_xattrs
 from unionfs.changes.owners import Owner, OwnerChoice
 from unionfs.syscalls import files
 
@@ -114,7 +114,7 @@ class Stage:
         if operation.verb in (SET_ATTRIBUTES, DROP):
             return operation
         rel = os.fsencode(os.path.join(os.path.dirname(operation.path), operation.aside))
-        st = self.lstat(BranchPath(TARGET, rel))
+        st = self.lstat(BranchPath(self.branches.own, rel))
         return dataclasses.replace(operation, made=(st.st_dev, st.st_ino))
 
     def name_aside(self, action: Action) -> bytes:
@@ -123,7 +123,7 @@ class Stage:
         self.count += 1
         name = os.fsencode(self.journal.name(self.count))
         rel = self.beside(action, name)
-        dir_fd = self.branches.dir_fd(_parent(rel))
+        dir_fd = self.branches.dir_fd(self.parent(rel))
         parent = os.fstat(dir_fd)
         mode = stat.S_IMODE(parent.st_mode)
         if parent.st_uid == os.geteuid() and not self.owners.privileged and mode | WRITABLE != mode:
@@ -133,13 +133,17 @@ class Stage:
             self.journal.add_aside(os.fsdecode(rel), parent.st_mtime_ns)
         return name
 
+    def parent(self, rel: bytes) -> BranchPath:
+        """The directory of the target that `rel` is in."""
+        return BranchPath(self.branches.own, rel.rpartition(b"/")[0])
+
     def beside(self, action: Action, name: bytes) -> bytes:
         parent = action.path.rpartition(b"/")[0][1:]
         return parent + b"/" + name if parent else name
 
     def owner_of(self, new: Object, action: Action) -> Owner:
         """The owner of an object in a new directory; a moved object keeps its owner."""
-        if new.place.branch != UPPER:
+        if new.place.branch >= self.branches.own:
             st = self.lstat(new.place)
             return Owner(st.st_uid, st.st_gid)
         return self.owners.choose(new, None, action.parent, action.parent_mode)
@@ -152,7 +156,7 @@ class Stage:
         assert source is not None
         self.at = change.path
         self.progress("build", change.path)
-        place = _parent(rel)
+        place = self.parent(rel)
         name = rel.rpartition(b"/")[2]
         if source.is_dir:
             os.mkdir(name, 0o700, dir_fd=self.branches.dir_fd(place))
@@ -183,7 +187,7 @@ class Stage:
         if first is None:
             return False
         # Two directories are needed at once, and asking for one may close the other.
-        from_fd = os.dup(self.branches.dir_fd(_parent(first)))
+        from_fd = os.dup(self.branches.dir_fd(self.parent(first)))
         try:
             os.link(
                 first.rpartition(b"/")[2],
@@ -202,10 +206,10 @@ class Stage:
 
     def one_that_stays(self, source: Object, key: tuple[int, int]) -> bytes | None:
         """An existing name of the target for a file with several names."""
-        if source.place.branch == TARGET:  # it is moved: until the removals, which come last, it is where it was
+        if source.place.branch == self.branches.own:  # it is moved: until the removals, which come last, it is where it was
             return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
-        return first if first and self.is_as_shown(BranchPath(TARGET, first), shown) else None
+        return first if first and self.is_as_shown(BranchPath(self.branches.own, first), shown) else None
 
     def is_as_shown(self, place: BranchPath, source: Object) -> bool:
         """Whether a file of the target is unchanged since the union began."""
@@ -227,7 +231,7 @@ class Stage:
         try:
             return self.branches.open_data(place)
         except PermissionError:
-            if place.branch != UPPER:
+            if place.branch >= self.branches.own:
                 raise
         path_fd = self.branches.open_path(place)
         try:
@@ -248,7 +252,7 @@ class Stage:
             atime_ns = os.fstat(path_fd).st_atime_ns
         finally:
             os.close(path_fd)
-        path_fd = self.branches.open_path(BranchPath(TARGET, rel))
+        path_fd = self.branches.open_path(BranchPath(self.branches.own, rel))
         try:
             set_attributes(path_fd, owner, stat.S_IMODE(source.mode), self.xattrs(source), (atime_ns, source.mtime_ns))
         finally:
@@ -256,11 +260,11 @@ class Stage:
 
     def xattrs(self, source: Object) -> dict[str, bytes]:
         found = self.branches.xattrs(source.place)
-        return self.owners.translate(found) if source.place.branch == UPPER else found
+        return self.owners.translate(found) if source.place.branch < self.branches.own else found
 
     def lstat(self, place: BranchPath) -> os.stat_result:
         name = place.rel.rpartition(b"/")[2] or b"."
-        return os.stat(name, dir_fd=self.branches.dir_fd(_parent(place.rel, place.branch)), follow_symlinks=False)
+        return os.stat(name, dir_fd=self.branches.dir_fd(BranchPath(place.branch, place.rel.rpartition(b"/")[0])), follow_symlinks=False)
 
 
 def _expect_new_attributes(operations: list[Operation]) -> list[Operation]:
@@ -283,10 +287,6 @@ def _expect_new_attributes(operations: list[Operation]) -> list[Operation]:
         return dataclasses.replace(operation, expected=expected._replace(mode=mode, mtime_ns=mtime_ns))
 
     return [expect(operation) for operation in operations]
-
-
-def _parent(rel: bytes, branch: int = TARGET) -> BranchPath:
-    return BranchPath(branch, rel.rpartition(b"/")[0])
 
 
 def set_attributes(

@@ -1,7 +1,7 @@
-"""Freeze a container for a while: all its processes but the first are stopped, and its filesystem is synced.
+"""Pause a container: all its processes but the first are stopped, and its filesystem is synced.
 
 The helper process that stops them is in the container's pid namespace. It continues them at the end of a pipe, also
-if the process that asked for the freeze is killed.
+if the process that asked for the pause is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STILL: Final = (b"T", b"t", b"Z", b"X")
 
 
 @contextlib.contextmanager
-def frozen(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
+def paused(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
     """Context in which the upper of a container, running or not, is complete and does not change. Raises:
     ContainerError, LaunchError."""
     if container.status != "running":
