@@ -48,6 +48,7 @@ def put_changes(
     progress: Progress,
     *,
     is_whole: bool = False,
+    frozen: Sequence[str] = (),
     beneath: Sequence[str] = (),
     mountpoints: Collection[bytes] = (),
     epoch: pack.Epoch | None = None,
@@ -59,7 +60,7 @@ def put_changes(
     """
     made = ChangedLayer(Packed(Digest(""), Digest(""), 0, 0, 0), Descriptor("", Digest(""), 0))
     with LayerTrees() as branches:
-        new = branches.view([upper] if is_whole else [upper, *lowers])
+        new = branches.view([upper] if is_whole else [upper, *frozen, *lowers])
         old = branches.view([*lowers, *beneath])
         changes = _without_mountpoints(
             list(compare.changes(old, new, fingerprint=_RecordedFingerprints(), equal=True)), mountpoints

@@ -60,6 +60,7 @@ def commit(
     wanted: ImageOptions,
     *,
     is_whole: bool = False,
+    frozen: Sequence[str] = (),
     beneath: Sequence[str] = (),
     mountpoints: Collection[bytes] = (),
     options: Options | None = None,
@@ -68,7 +69,8 @@ def commit(
 ) -> Committed:
     """Make an image of `base` (a name, id or digest; None for none) and the changes in the writable branch `upper`.
 
-    With `is_whole` the upper holds the whole tree and no marks. Files that equal those of the directories `beneath` the
+    With `is_whole` the upper holds the whole tree and no marks. The directories `frozen`, topmost first, hold changes,
+    too: they were the upper before (unionfs freeze). Files that equal those of the directories `beneath` the
     base are no change; nor are empty `mountpoints` (absolute paths).
     Whiteouts and opaque directories may be of any dialect, the content of a redirected directory is included, and a
     file that was copied up but equals the lower one is left out. Times after SOURCE_DATE_EPOCH are set back to it.
@@ -92,6 +94,7 @@ def commit(
             wanted.compression,
             report,
             is_whole=is_whole,
+            frozen=frozen,
             beneath=beneath,
             mountpoints=mountpoints,
             epoch=epoch,

@@ -173,6 +173,7 @@ ALLOWED = {
                 "unionfs.core.options",
                 "unionfs.core.owners",
                 "unionfs.core.complete",
+                "unionfs.core.freeze",
                 "unionfs.core.hardlinks",
                 "unionfs.core.pointers",
                 "unionfs.fuse.branch_client",

@@ -144,7 +144,9 @@ class _Check:
             new, old = change.new, change.old
             if old is not None and not old.is_dir:
                 self.changed_names[old.dev, old.ino] += 1
-            if new is not None and old is not None and new.nlink > 1 and not new.is_dir and new.place.branch < self.branches.own:
+            if new is None or old is None or new.nlink == 1 or new.is_dir:
+                continue
+            if new.place.branch < self.branches.own:
                 self.files.setdefault((new.dev, new.ino), set()).add(old.ino)
         for key, path in found.unchanged_links.items():
             if key in self.files:

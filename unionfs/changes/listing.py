@@ -134,7 +134,8 @@ class _Comparison:
         for place in here.new if own is None else own:
             listed = self.branches.names(place)
             said.update(name for name in listed if not markers.is_reserved(name))
-            said.update(hidden for mark in listed if markers.is_reserved(mark) and (hidden := markers.hidden_name(mark)))
+            marks = [name for name in listed if markers.is_reserved(name)]
+            said.update(hidden for mark in marks if (hidden := markers.hidden_name(mark)))
         if own is None:
             said |= names(self.branches, here.old)
         for name in said:

@@ -206,7 +206,9 @@ class Stage:
 
     def one_that_stays(self, source: Object, key: tuple[int, int]) -> bytes | None:
         """An existing name of the target for a file with several names."""
-        if source.place.branch == self.branches.own:  # it is moved: until the removals, which come last, it is where it was
+        if (
+            source.place.branch == self.branches.own
+        ):  # it is moved: it is where it was until the removals, which are last
             return source.rel if self.is_as_shown(source.place, source) else None
         first, shown = self.stay.get(key, (self.unchanged_links.get(key, b"/")[1:], source))
         return first if first and self.is_as_shown(BranchPath(self.branches.own, first), shown) else None
@@ -263,8 +265,10 @@ class Stage:
         return self.owners.translate(found) if source.place.branch < self.branches.own else found
 
     def lstat(self, place: BranchPath) -> os.stat_result:
-        name = place.rel.rpartition(b"/")[2] or b"."
-        return os.stat(name, dir_fd=self.branches.dir_fd(BranchPath(place.branch, place.rel.rpartition(b"/")[0])), follow_symlinks=False)
+        above, _, name = place.rel.rpartition(b"/")
+        return os.stat(
+            name or b".", dir_fd=self.branches.dir_fd(BranchPath(place.branch, above)), follow_symlinks=False
+        )
 
 
 def _expect_new_attributes(operations: list[Operation]) -> list[Operation]:

@@ -103,7 +103,7 @@ def change_by_words(mountpoint: str, words: list[str]) -> None:
 
 
 def _run(arguments: Namespace, position: int | None) -> list[BranchLine]:
-    if not _is_mountpoint(arguments.target):
+    if not is_mountpoint(arguments.target):
         return _of_container(arguments, position)
     union = branch_client.at(arguments.target)
     if arguments.verb == "ls":
@@ -116,7 +116,7 @@ def _run(arguments: Namespace, position: int | None) -> list[BranchLine]:
     return branch_client.move(union, arguments.directory, position)
 
 
-def _is_mountpoint(target: str) -> bool:
+def is_mountpoint(target: str) -> bool:
     """Whether a path is named, and not a container."""
     return "/" in target or target in (".", "..") or mounting.union_at(mounting.resolve_mountpoint(target)) is not None
 

@@ -15,14 +15,16 @@ from unionfs.cli import each, image_flags, notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.progress import shown
-from unionfs.containers import commit, freeze, images
+from unionfs.containers import commit, freeze, images, pause
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\
 Make an image: the container's image, and on top of it a layer with the container's changes. Files equal to those of the
-image are left out. A running container is paused meanwhile, except with --no-pause.
+image are left out. The image of a running container shows one instant, and no process is stopped: the container is
+frozen (see unionfs freeze). Where that is not possible it is paused meanwhile, except with --no-pause.
 
 The new image has the container's command, variables, user and working directory; -c changes them. Volumes
 are not part of it. For a container made of directories, each directory becomes a layer of the image."""
@@ -45,8 +47,8 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     add("name", metavar="NAME[:TAG]", nargs="?", help="[REGISTRY/]NAME[:TAG]; without it the image has only a digest")
-    add("-p", "--pause", action="store_true", default=True, help="pause a running container (default)")
-    add("--no-pause", dest="pause", action="store_false", help="do not pause it: files may be incomplete")
+    add("-p", "--pause", action="store_true", default=None, help="pause a running container instead of freezing it")
+    add("--no-pause", dest="pause", action="store_false", help="never pause it: then files may be incomplete")
     add("-a", "--author", metavar="TEXT", default="", help="the image's author")
     add("-m", "--message", metavar="TEXT", default="", help="for the image's history")
     add("-c", "--change", metavar="INSTRUCTION", action="append", default=[], help="as in a Dockerfile: CMD, ENV ...")
@@ -64,11 +66,20 @@ def main(argv: list[str]) -> int:
         name = str(reference.parse(arguments.name)) if arguments.name else ""
         if "@" in name:
             raise CommandError(failed("commit", arguments.name, "a digest cannot be given"), status=2)
-    with freeze.frozen(container, "commit", stopped=arguments.pause):
+    if container.status == "running" and not arguments.pause and freeze.can_freeze(container):
+        try:
+            frozen = freeze.freeze(container)
+        except ContainerError:
+            pass  # it is paused instead
+        else:
+            return images.with_ids(lambda: _commit(arguments, Store(store.root), frozen, name, frozen_only=True))
+    with pause.paused(container, "commit", stopped=arguments.pause is not False):
         return images.with_ids(lambda: _commit(arguments, Store(store.root), container, name))
 
 
-def _commit(arguments: argparse.Namespace, images: Store, container: Container, name: str) -> int:
+def _commit(
+    arguments: argparse.Namespace, images: Store, container: Container, name: str, *, frozen_only: bool = False
+) -> int:
     wanted = ImageOptions(
         name=name,
         author=arguments.author,
@@ -77,7 +88,7 @@ def _commit(arguments: argparse.Namespace, images: Store, container: Container, 
         compression=arguments.compression,
     )
     with shown(quiet=arguments.quiet) as progress:
-        made = commit.commit(container, images, wanted, progress, notes.note_shrunk)
+        made = commit.commit(container, images, wanted, progress, notes.note_shrunk, frozen_only=frozen_only)
     if arguments.iidfile:
         with open(arguments.iidfile, "w", encoding="ascii") as file:
             file.write(made.id)

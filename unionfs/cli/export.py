@@ -10,7 +10,7 @@ from layers.tree import LayerTrees
 from unionfs.cli import each, image_flags, notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.containers import freeze, images
+from unionfs.containers import images, pause
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
@@ -35,10 +35,10 @@ def main(argv: list[str]) -> int:
     if target in (None, "-"):
         if sys.stdout.isatty():
             raise CommandError("exporting failed: stdout is a terminal", hint="unionfs export -o FILE", status=2)
-        with freeze.frozen(container, "export", stopped=False):
+        with pause.paused(container, "export", stopped=False):
             return images.with_ids(lambda: _write(container, sys.stdout.buffer, "stdout"))
     with OutputFile(target) as written:
-        with freeze.frozen(container, "export", stopped=False):
+        with pause.paused(container, "export", stopped=False):
             status = images.with_ids(lambda: _write(container, written.file, target))
         if status:
             written.abandon()

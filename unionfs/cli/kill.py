@@ -6,7 +6,7 @@ import signal
 
 from unionfs.cli import each, signals
 from unionfs.cli.arguments import Parser
-from unionfs.containers import freeze, running
+from unionfs.containers import pause, running
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
     def kill(container: Container) -> str:
         if number in (signal.SIGSTOP, signal.SIGCONT):
-            freeze.signal_all(container, number)
+            pause.signal_all(container, number)
             return ""
         running.send(container, number)
         if number == signal.SIGKILL:

@@ -71,9 +71,8 @@ class Prepared:
 
 def prepare(container: Container) -> Prepared:
     """Check all changes. Raises: ContainerError, also if the container is not a view of `/`."""
-    lowers = container.config.rootfs.lowers
-    if lowers != ("/",):
-        why = f"it is a view of {':'.join(lowers)}, not of this machine's /"
+    if container.base != ("/",):
+        why = f"it is a view of {':'.join(container.base)}, not of this machine's /"
         raise ContainerError("apply", container.name, why)
     if container.is_running():
         raise ContainerError("apply", container.name, "it is still running")

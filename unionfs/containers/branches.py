@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
@@ -39,7 +40,7 @@ def add(container: Container, path: str, position: int | None, *, force: bool) -
     _check(container)
     path = os.path.realpath(path)
     lowers = list(container.config.rootfs.lowers)
-    index = _index(position, len(lowers))
+    index = _index(position, len(lowers), len(container.frozen))
     if container.status == "running":
         return _change(container, lambda union: branch_client.add(union, path, index + 1, force=force))
     if not os.path.isdir(path):
@@ -60,7 +61,7 @@ def remove(container: Container, path: str, *, force: bool) -> list[BranchLine]:
     """As branch_client.remove. Raises as `listed`."""
     _check(container)
     lowers = list(container.config.rootfs.lowers)
-    lower = _known(lowers, path)
+    lower = _known(container, path)
     if len(lowers) == 1:
         raise BranchError(f"{path} is the only lower: a union needs one")
     if container.status == "running":
@@ -75,9 +76,9 @@ def move(container: Container, path: str, position: int) -> list[BranchLine]:
     """As branch_client.move. Raises as `listed`."""
     _check(container)
     lowers = list(container.config.rootfs.lowers)
-    lower = _known(lowers, path)
+    lower = _known(container, path)
     lowers.remove(lower)
-    index = _index(position, len(lowers))
+    index = _index(position, len(lowers), len(container.frozen))
     if container.status == "running":
         return _change(container, lambda union: branch_client.move(union, lower, index + 1))
     lowers.insert(index, lower)
@@ -92,21 +93,25 @@ def _check(container: Container) -> None:
         raise ContainerError(_WHAT, container.name, "it is being started", hint="try again")
 
 
-def _index(position: int | None, count: int) -> int:
-    """Return the index among `count` lowers of the container. The branch of its mountpoints stays the lowest."""
+def _index(position: int | None, count: int, frozen: int) -> int:
+    """Return the index among `count` lowers of the container. The `frozen` ones, which hold its changes, stay the
+    topmost, and the branch of its mountpoints stays the lowest."""
     if position == branch_client.BOTTOM:
         return count
-    if position is not None and not 1 <= position <= count + 1:
-        why = "0 is the upper" if position == 0 else f"there are {count + 1} other branches"
+    if position is not None and not frozen < position <= count + 1:
+        changes = "0 is the upper" if not frozen else f"0 to {frozen} hold the container's changes"
+        why = changes if position <= frozen else f"there are {count + 1} other branches"
         raise BranchError(f"there is no position {position} for it: {why}")
-    return 0 if position is None else position - 1
+    return frozen if position is None else position - 1
 
 
-def _known(lowers: list[str], path: str) -> str:
+def _known(container: Container, path: str) -> str:
     wanted = os.path.realpath(path)
-    found = [lower for lower in lowers if lower == path or os.path.realpath(lower) == wanted]
+    found = [lower for lower in container.config.rootfs.lowers if lower == path or os.path.realpath(lower) == wanted]
     if not found:
         raise BranchError(f"{path} is no lower of this container")
+    if found[0] in container.frozen:
+        raise BranchError(f"{path} holds changes of the container")
     return found[0]
 
 
@@ -117,7 +122,7 @@ def _change(container: Container, change: Change) -> list[BranchLine]:
 
 
 def _record(container: Container, lowers: tuple[str, ...]) -> list[BranchLine]:
-    ContainerStore(container.root).set_lowers(container, lowers)
+    ContainerStore(container.root).set_lowers(container, lowers, restacked=True)
     return _lines(container, lowers)
 
 
@@ -128,12 +133,19 @@ def _lines(container: Container, lowers: tuple[str, ...]) -> list[BranchLine]:
 
 
 def _ask(container: Container, change: Change) -> list[BranchLine]:
-    """Ask the daemon of a container that runs, in a process that has the container's ids."""
+    return [BranchLine(*line) for line in ask_daemon(container, lambda union, _: change(union), _WHAT)]
+
+
+def ask_daemon(container: Container, question: Callable[[Served, str], Any], what: str) -> Any:
+    """Ask the daemon of a container that runs, in a process that has the container's ids. `question` gets the union and
+    the path of its root directory in that process, and returns a value for JSON. `what`: the verb, for errors. Raises:
+    BranchError, ContainerError, LaunchError."""
     read_fd, write_fd = os.pipe()
 
     def ask(root_fd: int) -> None:
         try:
-            found: object = [list(line) for line in change(Served(os.minor(os.fstat(root_fd).st_dev), None))]
+            union = Served(os.minor(os.fstat(root_fd).st_dev), None)
+            found: object = [question(union, f"/proc/self/fd/{root_fd}")]
         except BranchError as error:
             found = {"why": str(error), "pointers": error.pointers}
         with open(write_fd, "w", encoding="ascii") as pipe:
@@ -141,13 +153,13 @@ def _ask(container: Container, change: Change) -> list[BranchLine]:
 
     with open(read_fd, encoding="ascii") as pipe:
         try:
-            in_running(container, ask, _WHAT)
+            in_running(container, ask, what)
         finally:
             os.close(write_fd)
         answer = json.loads(pipe.read())
     if isinstance(answer, dict):
         raise BranchError(answer["why"], tuple((kind, path) for kind, path in answer["pointers"]))
-    return [BranchLine(*line) for line in answer]
+    return answer[0]
 
 
 def _refuse_pointers(container: Container, lower: str) -> None:

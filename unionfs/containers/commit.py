@@ -41,12 +41,18 @@ def check(container: Container) -> None:
 
 
 def commit(
-    container: Container, images: Store, wanted: ImageOptions, progress: Progress, on_shrunk: OnShrunk
+    container: Container,
+    images: Store,
+    wanted: ImageOptions,
+    progress: Progress,
+    on_shrunk: OnShrunk,
+    *,
+    frozen_only: bool = False,
 ) -> Committed:
     """Make the image, with the container's command and settings, then those of `wanted`. `on_shrunk`: as in
-    `layers.pack.pack`.
+    `layers.pack.pack`. `frozen_only`: without the changes since the last freeze.
 
-    Preconditions: within `images.with_ids`, the container frozen or not running.
+    Preconditions: within `images.with_ids`; the container paused or not running, or `frozen_only`.
     Raises: ContainerError, LayerError, OSError.
     """
     options = Options(owners=owners_here())
@@ -56,15 +62,17 @@ def commit(
         created_by=shlex.join(container.config.process.command),
         changes=[*_settings(container), *wanted.changes],
     )
+    upper, *frozen = container.frozen if frozen_only else (container.upper, *container.frozen)
     with images.adding():
         base, steps = _base(images, container, options, on_shrunk)
         try:
             return make_image.commit(
                 images,
-                container.upper,
+                upper,
                 base,
                 wanted,
                 is_whole=whole,
+                frozen=frozen,
                 mountpoints=mountpoints(container),
                 beneath=(container.mountpoint_lower,) if container.facts.mountpoint_lower and whole else (),
                 options=options,
@@ -92,7 +100,7 @@ def _base(store: Store, container: Container, options: Options, on_shrunk: OnShr
         return digest, []
     base: str | None = None
     steps: list[str] = []
-    for lower in reversed(container.config.rootfs.lowers):
+    for lower in reversed(container.base):
         wanted = ImageOptions(created_by="unionfs run --lower")
         made = make_image.commit(store, lower, base, wanted, options=options, on_shrunk=on_shrunk)
         base = str(made.digest)

@@ -54,6 +54,12 @@ def save_list(container: Container, found: Changes) -> None:
     os.rename(new, os.path.join(container.directory, _LISTED))
 
 
+def forget_list(container: Container) -> None:
+    """Remove the stored list: the branches that it names have other positions now."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(container.directory, _LISTED))
+
+
 def saved_list(container: Container) -> Changes | None:
     """The stored list, if any. Raises: ContainerError if it is broken."""
     path = os.path.join(container.directory, _LISTED)
@@ -75,6 +81,7 @@ def branches_of(container: Container, ids: ShownIds) -> Branches:
         hidden=container.facts.hidden,
         skip_unreadable=container.facts.skip_unreadable,
         is_whole=is_whole(container.config.rootfs.driver),
+        frozen=len(container.frozen),
     )
 
 
@@ -106,7 +113,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
 def _in_empty_upper(container: Container, look: Callable[[Branches], bytes]) -> bytes | None:
     """The result of `look` if the container's upper is empty, without another process; else None."""
     try:
-        if os.listdir(container.upper):
+        if container.frozen or os.listdir(container.upper):
             return None
         with branches_of(container, ids_outside(container)) as branches:
             return look(branches)

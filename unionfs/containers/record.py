@@ -66,6 +66,12 @@ class Container(NamedTuple):
     config: ContainerConfig
     facts: Facts = Facts()
     state: State = State()
+    parent: str = ""  # id of the container that it was forked from
+
+    @staticmethod
+    def later_fields() -> tuple[str, ...]:
+        """The fields that records of earlier versions do not have."""
+        return ("parent",)
 
     @property
     def directory(self) -> str:
@@ -113,6 +119,21 @@ class Container(NamedTuple):
         """The lower branches of the container's union."""
         lowers = self.config.rootfs.lowers
         return (*lowers, self.mountpoint_lower) if self.facts.mountpoint_lower else lowers
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The first of the lowers that were the upper of a container once (core.freeze): they hold changes, too."""
+        within = os.path.join(self.root, "containers") + os.sep
+        lowers = self.config.rootfs.lowers
+        return lowers[: next((at for at, lower in enumerate(lowers) if not lower.startswith(within)), len(lowers))]
+
+    @property
+    def base(self) -> tuple[str, ...]:
+        """The lowers that hold no changes."""
+        return self.config.rootfs.lowers[len(self.frozen) :]
+
+    def with_lowers(self, lowers: tuple[str, ...]) -> Container:
+        return self._replace(config=self.config._replace(rootfs=self.config.rootfs._replace(lowers=lowers)))
 
     @property
     def hostname(self) -> str:

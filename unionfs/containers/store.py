@@ -3,6 +3,7 @@
     ROOT/containers/ID/container.json   the record, replaced atomically
     ROOT/containers/ID/outcome          its exit code, for `wait` on a container that is removed when it ends
     ROOT/containers/ID/{upper,work,merged}
+    ROOT/containers/ID/upper.NAME       was its upper once (core.freeze); work/frozen lists them
     ROOT/containers/.lock               taken while records are created, changed or removed
 
 ROOT is `$XDG_DATA_HOME/unionfs` or `--root DIR`. The lock is in ROOT, and not in `$XDG_RUNTIME_DIR`, so
@@ -10,6 +11,9 @@ that all sessions of the owner use the same lock. Files are opened by `unionfs.s
 them by links, fifos or directories.
 
 Knows files. Does not know the content of records (`containers.record`), unions, namespaces or mounts.
+
+Lowers of a container may be directories upper.NAME of another one, which it was forked from or which was merged into
+it. If that other one is removed, its directory stays with these alone, without a record, until nothing uses them.
 
 Invariants: a directory whose name starts with a dot is half made or half removed and is not a container. The process
 that prepares a container has claimed it (`starting`), so that no upper is ever the writable branch of two containers.
@@ -38,6 +42,7 @@ _OUTCOME: Final = "outcome"
 _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
+_FROZEN: Final = "upper."
 
 
 def outcome(fd: int) -> int | None:
@@ -71,6 +76,8 @@ class ContainerStore:
             names.check(container.name)
         with self._locked():
             self._sweep()
+            if container.parent:
+                self.load(container.parent)  # or its branches would be removed
             taken = {known.name for known in self.list()}
             if container.name in taken:
                 hint = f"remove that container (unionfs rm {container.name}) or choose another name"
@@ -104,7 +111,19 @@ class ContainerStore:
             found = record.from_json(self.root, container_id, data.decode())
         except ValueError as error:
             raise BrokenRecordError(container_id, path, str(error)) from error
+        found = self._with_frozen(found)
         return self._with_outcome(found) if found.status == "exited" and found.state.exit_code is None else found
+
+    def _with_frozen(self, container: Container) -> Container:
+        """The container with the lowers that a freeze has made, and could not record any more."""
+        try:
+            listed = store_files.read_file(os.path.join(container.work, "frozen")).split(b"\0")
+        except OSError:
+            return container
+        lowers = container.config.rootfs.lowers
+        frozen = [os.path.join(container.directory, os.path.basename(os.fsdecode(name))) for name in listed if name]
+        new = [path for path in frozen if path not in lowers and os.path.basename(path).startswith(_FROZEN)]
+        return container.with_lowers((*new, *lowers)) if new else container
 
     def _with_outcome(self, container: Container) -> Container:
         """The container with the exit code in `outcome`, if its monitor could not record it on a full disk."""
@@ -165,11 +184,12 @@ class ContainerStore:
             self._write(current.directory, current)
         return current
 
-    def set_lowers(self, container: Container, lowers: tuple[str, ...]) -> Container:
-        """Record that the container has other lowers now, which are not only those of its image."""
+    def set_lowers(self, container: Container, lowers: tuple[str, ...], *, restacked: bool = False) -> Container:
+        """Record that the container has other lowers now. `restacked`: they are not those of its image any more."""
         with self._locked():
-            current = self.load(container.id)
-            rootfs = current.config.rootfs._replace(lowers=lowers, restacked=True)
+            current = self.load(container.id).with_lowers(lowers)
+            rootfs = current.config.rootfs
+            rootfs = rootfs._replace(restacked=rootfs.restacked or restacked)
             current = current._replace(config=current.config._replace(rootfs=rootfs))
             self._write(current.directory, current)
         return current
@@ -266,20 +286,56 @@ class ContainerStore:
             if current.is_running() and not mine:
                 hint = f"end it first: unionfs stop {current.name}, or rm --force"
                 raise ContainerError("", "", f"still running: {current.name}", hint=hint)
-            os.rename(current.directory, os.path.join(self.containers, _REMOVING + current.id))
+            self._hide(current.id)
         self._finish_removals(current.id, remove_tree)
 
     def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Like `remove`, for a container whose record cannot be read; it may be running."""
         with self._locked():
-            os.rename(
-                os.path.join(self.containers, container_id), os.path.join(self.containers, _REMOVING + container_id)
-            )
+            self._hide(container_id)
         self._finish_removals(container_id, remove_tree)
+
+    def _hide(self, container_id: str) -> None:
+        """Let a container disappear: its directory, or as much of it as others do not use. Preconditions: the lock is
+        held."""
+        directory = os.path.join(self.containers, container_id)
+        used = self._used(container_id)
+        if used is not None and not any(path.startswith(directory + os.sep) for path in used):
+            os.rename(directory, os.path.join(self.containers, _REMOVING + container_id))
+            return
+        os.unlink(os.path.join(directory, _RECORD))
+        self._thin_out(container_id, used)
+
+    def _used(self, besides: str) -> set[str] | None:
+        """The lowers of all containers but one; None if they are not known, because a record cannot be read."""
+        broken: list[BrokenRecordError] = []
+        used = {lower for one in self.list(broken.append) if one.id != besides for lower in one.config.rootfs.lowers}
+        return None if any(error.container_id != besides for error in broken) else used
+
+    def _thin_out(self, container_id: str, used: set[str] | None) -> None:
+        """Set aside for removal what other containers do not use of a container without a record. Preconditions: the
+        lock is held."""
+        directory = os.path.join(self.containers, container_id)
+        kept = False
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            if name.startswith(_FROZEN) and (used is None or path in used):
+                kept = True
+            else:
+                os.rename(path, os.path.join(self.containers, f"{_REMOVING}{container_id}.{name}"))
+        if not kept:
+            os.rmdir(directory)
 
     def _finish_removals(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Delete a container, then remains of earlier ones; failures of the latter are ignored. Raises: OSError."""
-        remove_tree(os.path.join(self.containers, _REMOVING + container_id))
+        for name in sorted(os.listdir(self.containers)):
+            if name.startswith(_REMOVING + container_id):
+                remove_tree(os.path.join(self.containers, name))
+        with self._locked():
+            without = [one for one in self._ids() if not os.path.lexists(os.path.join(self.containers, one, _RECORD))]
+            for one in without:
+                with contextlib.suppress(OSError):
+                    self._thin_out(one, self._used(one))
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
                 with contextlib.suppress(OSError):

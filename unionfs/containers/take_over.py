@@ -50,6 +50,8 @@ def taken_over(container: Container, owner: int) -> Iterator[Container]:
     gid = pwd.getpwuid(owner).pw_gid
     journal = os.path.basename(container.journal)
     try:
+        if container.frozen:
+            raise _refused(container, "other directories than its upper hold its changes")
         before = os.fstat(fd)
         if before.st_uid not in (owner, 0):
             raise _refused(container, f"its directory belongs to another user ({before.st_uid})")

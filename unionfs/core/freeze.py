@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from itertools import count
 from typing import Final
 
 from unionfs import markers
@@ -25,7 +26,7 @@ from unionfs.core.hardlinks import HardLinks
 from unionfs.core.lower import LowDir, LowerTree
 from unionfs.core.marks import proc_path
 from unionfs.core.node import DirNode, FileNode, names_of
-from unionfs.core.options import OptionError
+from unionfs.core.options import OptionError, Options
 from unionfs.core.staging import Staging
 from unionfs.core.union import Union
 from unionfs.core.union_state import UnionState
@@ -168,6 +169,27 @@ class Freeze:
             fresh.overrides.floor = frozen.overrides.floor
             fresh.overrides.stands_in = frozen.overrides.stands_in
         return fresh
+
+
+def freeze_unmounted(options: Options, name: bytes = b"") -> str:
+    """Freeze the upper of a union that is not mounted; b"": under its own name with a number. Returns the path of the
+    directory that is a lower now. Raises OptionError, OSError; EEXIST for a `name` that exists."""
+    union = Union(options)
+    try:
+        upper = os.path.basename(os.path.normpath(os.fsencode(options.upper or "")))
+        for number in count(1):
+            job = Freeze(union, name or b"%s.%d" % (upper, number))
+            try:
+                job.prepare()
+                return job.commit()
+            except FileExistsError:
+                if name:
+                    raise
+            finally:
+                job.close()
+        raise AssertionError  # numbers do not end
+    finally:
+        union.close()
 
 
 def _alone(staging: Staging) -> FileFd:
