@@ -68,22 +68,23 @@ class Faults:
 
     def install(self) -> None:
         """Wrap the functions wherever they have been imported."""
+        wrapped: dict[int, Callable[..., object]] = {}
         for name in _ALLOCATING | _OTHERS:
-            self._patch(os, name)
-        for name, value in list(vars(files).items()):
+            self._add(wrapped, name, getattr(os, name, None))
+        for name, value in vars(files).items():
             if isinstance(value, types.FunctionType) and not name.startswith("_") and name not in _NOT_STEPS:
-                self._patch(files, name)
+                self._add(wrapped, name, value)
+        ours = [module for name, module in list(sys.modules.items()) if name.startswith("unionfs.")]
+        for module in (os, *ours):
+            for key, value in list(vars(module).items()):
+                if id(value) in wrapped:
+                    setattr(module, key, wrapped[id(value)])
 
-    def _patch(self, module: types.ModuleType, name: str) -> None:
-        original = getattr(module, name, None)
-        if original is None:
-            return
-        wrapped = self._wrap(name, original)
-        for loaded in list(sys.modules.values()):
-            if loaded is module or getattr(loaded, "__name__", "").startswith("unionfs."):
-                for key, value in list(vars(loaded).items()):
-                    if value is original:
-                        setattr(loaded, key, wrapped)
+    def _add(
+        self, wrapped: dict[int, Callable[..., object]], name: str, function: Callable[..., object] | None
+    ) -> None:
+        if function is not None:
+            wrapped[id(function)] = self._wrap(name, function)
 
     def arm(self, fault: Fault, at: int) -> None:
         self._fault, self._at, self.steps, self._armed = fault, at, 0, True

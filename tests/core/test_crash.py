@@ -260,7 +260,7 @@ def test_an_error_at_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> 
     check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "fail")
 
 
-@every_scenario(0)
+@every_scenario(0, one_in=3)
 def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
     """As above, while removing and renaming still work: a full disk."""
     check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "full")
