@@ -16,6 +16,7 @@ One word of the text is one object of the *merged* tree; parents come by themsel
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -29,6 +30,10 @@ from zlib import crc32
 
 STAMP: Final = 1_000_000_000_123_456_789
 """2001-09-09, with nanoseconds that a clock of microseconds would lose."""
+
+_LARGE: Final = 1 << 26
+"""Size of a file, in bytes, above which it is sparse: its holes are not read."""
+_BLOCK: Final = 4096
 
 _WORD = re.compile(
     r"(?P<path>[^\s:=|~]+?)(?::(?P<mode>[0-7]+))?"
@@ -263,7 +268,29 @@ def _open_unseen(dir_fd: int, name: bytes) -> int:
 
 def _digest(fd: int) -> str:
     with os.fdopen(fd, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if os.fstat(fd).st_size <= _LARGE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for offset, block in _blocks(fd):
+            if block.strip(b"\0"):
+                digest.update(offset.to_bytes(8) + block)
+        return digest.hexdigest()
+
+
+def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks of a file that are not in holes, with their offsets."""
+    offset = 0
+    while True:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA) // _BLOCK * _BLOCK
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a hole up to the end
+                raise
+            return
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        while offset < end:
+            yield offset, os.pread(fd, _BLOCK, offset)
+            offset += _BLOCK
 
 
 def differences(
