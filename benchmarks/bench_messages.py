@@ -2,7 +2,7 @@
 
 Prepared requests are given to the dispatcher itself, over real branches, without a device: what is left out is the way
 through the kernel and the loop. Processor time of this process counts, which others' load changes little. Not part of
-the suite: there is nobody to stand beside.
+the suite, because no other system runs this code.
 """
 
 from __future__ import annotations

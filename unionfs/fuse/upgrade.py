@@ -12,7 +12,7 @@ marshalled values and exit statuses are what versions have in common: FORMAT cha
 that finds a record of an older version writes that version until all processes of the mount are its own.
 
 The program is the one that the keeper was started from: the same interpreter, and the package in the same directory,
-which an installation has replaced. Who asks names no path, so that a process in a container gains nothing by asking.
+which an installation has replaced. The request names no path, so a process in a container gains nothing by sending it.
 """
 
 from __future__ import annotations
