@@ -201,7 +201,7 @@ def start_time(pid: int) -> int | None:
 
 
 def status_of(container: Container, saved: Saved) -> str:
-    """creating, created, running or stopped. Whether it is paused only the control group knows (`cgroup`)."""
+    """creating, created, running or stopped. Whether it is paused only the control group knows (`show.status`)."""
     if not saved.pid or start_time(saved.pid) != saved.started_at:
         return "creating" if not saved.ready and not saved.pid else "stopped"
     if not saved.ready:
