@@ -18,6 +18,9 @@ from tests.support.users import User
 
 Box = Callable[..., "subprocess.CompletedProcess[str]"]
 
+as_ordinary_user = pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+"""For tests in which root is a user like any other, or that leave root's case to another test of their file."""
+
 TIMEOUT_S = 120.0
 SETTINGS = (
     "ENV COLOUR=red",
@@ -39,6 +42,7 @@ def debian_archives(debian_tar: Path, run_dir: Path) -> dict[str, Path]:
 def box(user: User, debian_tar: Path, debian_archives: dict[str, Path], fuse_device: Path) -> Iterator[Box]:
     """`unionfs VERB ...` as the user; afterwards no container is left."""
     home = debian_archives.get(user.kind)
+    is_new = home is None
     if home is None:
         home = debian_archives[user.kind] = user.home / "images"
         with debian_tar.open("rb") as tar:
@@ -55,7 +59,7 @@ def box(user: User, debian_tar: Path, debian_archives: dict[str, Path], fuse_dev
         environment = {"UNIONFS_ROOT": os.fspath(root)}
         return user.run(argv, env=environment, timeout_s=TIMEOUT_S, **options)  # type: ignore[arg-type]
 
-    if "set" not in unionfs("images").stdout:
+    if is_new:
         unionfs("run", "--name", "made", "debian:1", "true")
         unionfs("commit", "made", "set:1", *(word for change in SETTINGS for word in ("-c", change)))
         unionfs("rm", "made")

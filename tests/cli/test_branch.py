@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Box
+from tests.cli.conftest import Box, as_ordinary_user
 from tests.support.users import User
 
 
@@ -24,7 +24,7 @@ def _layer(user: User, name: str, **files: str) -> Path:
     return made
 
 
-@pytest.mark.parametrize("user", ["ordinary", "root"], indirect=True)
+@as_ordinary_user
 def test_branches_of_a_container(box: Box, user: User) -> None:
     layer, other = _layer(user, "layer", tool="one\n"), _layer(user, "other", tool="two\n", more="more\n")
     box("run", "-d", "--name", "on", "debian:1", "sleep", "1000")

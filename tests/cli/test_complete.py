@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.support import tiny
 from tests.support.mounts import mounted
 from tests.support.rootfs import as_container_root, unpack
@@ -88,6 +89,7 @@ def test_a_mount_is_completed(user: User, branches: tuple[Path, Path, Path], tra
     assert (lower / "big").read_bytes() == CONTENT
 
 
+@as_ordinary_user
 @pytest.mark.transport(DEFAULT_TRANSPORT)
 def test_umount_completes(user: User, branches: tuple[Path, Path, Path]) -> None:
     lower, upper, mountpoint = branches
@@ -103,6 +105,7 @@ def test_umount_completes(user: User, branches: tuple[Path, Path, Path]) -> None
     assert marks(upper / "big") == marks(upper / "moved") == []
 
 
+@as_ordinary_user
 @pytest.mark.transport(DEFAULT_TRANSPORT)
 def test_what_is_missing_is_told(user: User, branches: tuple[Path, Path, Path], scratch: Path) -> None:
     lower, upper, mountpoint = branches

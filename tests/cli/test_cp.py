@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Box
+from tests.cli.conftest import Box, as_ordinary_user
 from tests.support import tiny
 from tests.support.rootfs import unpack
 from tests.support.users import User
@@ -74,6 +74,7 @@ def test_no_symlink_leads_out(box: Box, target: str, place: Path, user: User) ->
     assert sorted(os.listdir(place)) == ["secret"]
 
 
+@as_ordinary_user
 def test_what_cannot_be(box: Box, target: str, place: Path) -> None:
     for words in (("a", "b"), ("x:/a", "y:/b")):
         assert box("cp", *words, check=False).returncode == 2
@@ -84,7 +85,7 @@ def test_what_cannot_be(box: Box, target: str, place: Path) -> None:
     assert box("cp", "nobody:/d", place, check=False).returncode == 1
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_a_file_is_written_where_the_links_lead(box: Box, target: str, place: Path, user: User) -> None:
     """As cp(1) and docker write through a symlink; inside the container's root, and outside of it likewise."""
     (place / "new").write_text("new\n")
@@ -105,7 +106,7 @@ def test_a_file_is_written_where_the_links_lead(box: Box, target: str, place: Pa
     assert box("exec", target, "sh", "-c", script).stdout == "/d/e/link\nf\nnew\n"
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_files_that_do_not_say_their_size(box: Box, place: Path) -> None:
     """Those of /proc say 0 and those of /sys 4096."""
     box("run", "-d", "--name", "c", "debian:1", "sleep", "1000")
@@ -121,6 +122,7 @@ def test_files_that_do_not_say_their_size(box: Box, place: Path) -> None:
             assert content.read().decode() == expected
 
 
+@as_ordinary_user
 def test_the_whole_of_a_container_that_runs(user: User, place: Path, fuse_device: Path) -> None:
     """Without the live /proc, /sys and /dev, as of one that does not run."""
     lower = unpack(tiny.make(place / "tiny.tar"), place / "root", user)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.core.trees import tree
 from tests.support.timing import limit
 from tests.support.users import User
@@ -131,12 +132,14 @@ def test_what_its_copy_ups_have_cost(user: User, rootfs: list[Path]) -> None:
     assert "for nothing: their content is the lower's" in lines.stderr
 
 
+@as_ordinary_user
 def test_costs_have_no_other_form(user: User) -> None:
     done = unionfs(user, "diff", "--cost", "-z", "box")
     assert done.returncode == 2
     assert "not allowed with" in done.stderr
 
 
+@as_ordinary_user
 def test_only_a_view_of_this_machine_can_be_applied(user: User, rootfs: list[Path]) -> None:
     run(user, rootfs, "touch /box/a")
     done = unionfs(user, "apply", "box")
@@ -145,6 +148,7 @@ def test_only_a_view_of_this_machine_can_be_applied(user: User, rootfs: list[Pat
     assert unionfs(user, "rm", "box").returncode == 0
 
 
+@as_ordinary_user
 def test_the_list_is_a_table(user: User, rootfs: list[Path]) -> None:
     run(user, rootfs, "touch /box/a; exit 0 # \x1b[31m")
     head, line = unionfs(user, "ps", "-a", "--no-trunc").stdout.splitlines()
@@ -154,6 +158,7 @@ def test_the_list_is_a_table(user: User, rootfs: list[Path]) -> None:
     unionfs(user, "rm", "box")
 
 
+@as_ordinary_user
 @pytest.mark.parametrize("verb", ["diff", "rm", "apply"])
 def test_unknown_containers(user: User, verb: str) -> None:
     done = unionfs(user, verb, "nobody")
@@ -162,6 +167,7 @@ def test_unknown_containers(user: User, verb: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@as_ordinary_user
 def test_rm_removes_the_other_containers_after_a_failure(user: User, rootfs: list[Path]) -> None:
     run(user, rootfs, "mkdir -p /box/x/y; chmod 0 /box/x")
     done = unionfs(user, "rm", "nobody", "box")

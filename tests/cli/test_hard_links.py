@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.support import tiny
 from tests.support.mounts import mounted, umount
 from tests.support.rootfs import as_container_root, unpack
@@ -91,6 +92,7 @@ def test_readers_of_a_running_container(user: User, lower: Path) -> None:
     assert shown.splitlines() == ["newer", "newer", "k"]
 
 
+@as_ordinary_user
 def test_a_container_whose_daemon_was_killed(user: User, lower: Path) -> None:
     unionfs(user, "run", "-d", "--name", "c", "--lower", lower, "sh", "-c", f"{WRITE}; echo done; exec sleep 1000")
     wait_until(lambda: "done" in unionfs(user, "logs", "c"), "the container has written")
@@ -120,6 +122,7 @@ def _daemons_of(home: Path) -> set[int]:
     return found
 
 
+@as_ordinary_user
 @pytest.mark.parametrize("killed", [False, True])
 def test_an_upper_that_is_used_elsewhere(user: User, scratch: Path, killed: bool) -> None:
     lower, upper, work, merged = (scratch / name for name in ("lower", "upper", "work", "merged"))

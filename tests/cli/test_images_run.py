@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Box
+from tests.cli.conftest import Box, as_ordinary_user
 from tests.launcher.terminals import terminal
 from tests.support.timing import limit
 from tests.support.users import User
@@ -46,12 +46,14 @@ def test_settings_of_the_image(box: Box) -> None:
     assert (nothing.returncode, "no command given" in nothing.stderr) == (125, True)
 
 
+@as_ordinary_user
 def test_user_and_names(box: Box) -> None:
     script = "id -u; hostname; getent hosts localhost >/dev/null && test -s /etc/hosts && echo found; cat /etc/hostname"
     told = box("run", "--rm", "-u", "games", "--hostname", "here", "debian:1", "sh", "-c", script)
     assert told.stdout == "5\nhere\nfound\nhere\n"
 
 
+@as_ordinary_user
 def test_a_volume_of_the_image_begins_with_what_is_there_and_is_not_committed(box: Box) -> None:
     script = "ls -d /etc/apt/sources.list; touch /etc/apt/new /etc/other"
     assert box("run", "--name", "vol", "set:1", script).stdout == "/etc/apt/sources.list\n"
@@ -62,7 +64,7 @@ def test_a_volume_of_the_image_begins_with_what_is_there_and_is_not_committed(bo
     box("rmi", "-f", "vol:1")
 
 
-@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+@as_ordinary_user
 def test_what_is_made_to_mount_on_is_no_change(box: Box, user: User, scratch: Path) -> None:
     """A layer hides /etc/hosts, and another file of /etc is a symlink to where nothing is."""
     (scratch / "top/etc").mkdir(parents=True)
@@ -82,6 +84,7 @@ def test_what_is_made_to_mount_on_is_no_change(box: Box, user: User, scratch: Pa
     box("rmi", "bare:1")
 
 
+@as_ordinary_user
 @pytest.mark.parametrize(("command", "code"), [("nosuch", 127), ("/etc", 126), ("/etc/passwd", 126)])
 def test_commands_that_cannot_be_executed(box: Box, command: str, code: int) -> None:
     done = box("run", "debian:1", command, check=False)
@@ -90,6 +93,7 @@ def test_commands_that_cannot_be_executed(box: Box, command: str, code: int) -> 
     assert box("ps", "-a", "-q").stdout == ""
 
 
+@as_ordinary_user
 def test_images_that_are_not_there(box: Box) -> None:
     done = box("run", "--pull", "never", "nosuch:1", "true", check=False)
     assert (done.returncode, "no such image: nosuch:1" in done.stderr) == (125, True)
@@ -129,6 +133,7 @@ def test_a_life_in_the_background(box: Box) -> None:
     assert box("ps", "-a", "-q").stdout == ""
 
 
+@as_ordinary_user
 def test_stop_falls_back_on_kill(box: Box) -> None:
     box("run", "-d", "--name", "deaf", "debian:1", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
     box("stop", "-t", "0.3", "deaf")
@@ -136,6 +141,7 @@ def test_stop_falls_back_on_kill(box: Box) -> None:
     box("stop", "deaf")
 
 
+@as_ordinary_user
 def test_other_signals(box: Box) -> None:
     script = "trap 'echo usr; exit 9' USR1; touch /ready; while :; do sleep 0.05; done"
     box("run", "-d", "--stop-signal", "USR1", "--name", "sig", "debian:1", "sh", "-c", script)
@@ -169,6 +175,7 @@ def test_exec(box: Box) -> None:
     assert (ended.returncode, "it is not running" in ended.stderr) == (125, True)
 
 
+@as_ordinary_user
 def test_exec_at_a_terminal(box: Box, user: User) -> None:
     box("run", "-d", "-t", "--name", "tty", "debian:1", "sh", "-c", f"tty; {_FOREVER}")
     root = Path(inspected(box, "tty")["GraphDriver"]["Data"]["UpperDir"]).parents[2]
@@ -186,6 +193,7 @@ def test_exec_at_a_terminal(box: Box, user: User) -> None:
     assert box("logs", "tty").stdout == "/dev/pts/0\n"
 
 
+@as_ordinary_user
 def test_attached_output_is_stored_by_default(box: Box) -> None:
     script = "echo out; echo err >&2; printf 'a\\377b'"
     done = box("run", "--name", "kept", "debian:1", "sh", "-c", script)
@@ -196,11 +204,13 @@ def test_attached_output_is_stored_by_default(box: Box) -> None:
     assert "not stored" in box("logs", "quiet", check=False).stderr
 
 
+@as_ordinary_user
 def test_logs_are_followed_to_the_end(box: Box) -> None:
     box("run", "-d", "--name", "talk", "debian:1", "sh", "-c", "for i in 1 2 3 4; do echo $i; sleep 0.2; done")
     assert box("logs", "-f", "talk").stdout == "1\n2\n3\n4\n"
 
 
+@as_ordinary_user
 @pytest.mark.parametrize(
     "verb", ["exec", "start", "stop", "kill", "wait", "logs", "rename", "inspect", "commit", "export"]
 )
@@ -238,6 +248,7 @@ def test_commit_of_a_running_container(box: Box) -> None:
     box("rmi", "-f", "user/new:v1")
 
 
+@as_ordinary_user
 def test_what_the_base_is_called_meanwhile_does_not_matter(box: Box, user: User) -> None:
     box("run", "--name", "first", "debian:1", "touch", "/first")
     made = box("commit", "-q", "--iidfile", user.home / "iid", "first", "moving:1")
@@ -251,6 +262,7 @@ def test_what_the_base_is_called_meanwhile_does_not_matter(box: Box, user: User)
     box("rmi", "-f", "moving:1", "third:1")
 
 
+@as_ordinary_user
 def test_commit_on_directories_and_refusals(box: Box, user: User, scratch: Path) -> None:
     top = scratch / "top"
     top.mkdir()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.support.mounts import mounted
 from tests.support.timing import limit
 from tests.support.users import User
@@ -125,6 +126,7 @@ os.close(os.open("empty", os.O_WRONLY | os.O_TRUNC))
 """
 
 
+@as_ordinary_user
 def test_every_trigger_is_laid_at_its_door(user: User, lower: Path, transport: str) -> None:
     names = ["append", "truncate", "chmod", "chown", "utime", "setxattr", "rename", "source", "empty"]
     wanted = dict.fromkeys(names, "SETATTR")
@@ -157,6 +159,7 @@ def test_every_trigger_is_laid_at_its_door(user: User, lower: Path, transport: s
         assert copied["seconds"] == pytest.approx(sum(entry["ms"] for entry in entries.values()) / 1000, abs=1e-4)
 
 
+@as_ordinary_user
 def test_a_trace_ends_with_the_union(user: User, lower: Path) -> None:
     where = lower.parent
     with mounted([lower], where / "mnt", user=user, transport="kernel", upper=where / "upper") as mnt:
@@ -194,6 +197,7 @@ def test_other_users_get_no_statistics(root_user: User, ordinary_user: User, scr
         assert "only its own user and root may ask this daemon" in done.stderr
 
 
+@as_ordinary_user
 def test_where_no_union_is(user: User, scratch: Path) -> None:
     for verb in ("stats", "trace"):
         done = user.unionfs(verb, scratch, check=False)
@@ -202,6 +206,7 @@ def test_where_no_union_is(user: User, scratch: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@as_ordinary_user
 def test_nonsense_does_not_hurt_the_daemon(user: User, mountpoint: Path) -> None:
     code = """
 import socket, sys
@@ -257,6 +262,7 @@ def _ringing(user: User, mountpoint: Path, times: int) -> Iterator[subprocess.Po
             ringing.kill()
 
 
+@as_ordinary_user
 def test_a_question_right_after_mounting_is_answered(user: User, lower: Path, transport: str) -> None:
     """The first connection is taken, by a daemon that has not come to answer yet, too."""
     where = lower.parent
@@ -270,6 +276,7 @@ def test_a_question_right_after_mounting_is_answered(user: User, lower: Path, tr
             assert json.loads(end.makefile().readline())["transport"] == transport
 
 
+@as_ordinary_user
 def test_a_silent_client_does_not_delay_others(user: User, mountpoint: Path) -> None:
     """All but one place taken by silent askers, stats are told at once; and the silent lose their places."""
     with _ringing(user, mountpoint, reporting._CLIENTS - 1) as silent:

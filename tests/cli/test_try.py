@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -107,6 +108,7 @@ def test_the_command_runs_as_if_here(user: User, place: Path) -> None:
     assert int(fds) <= 4  # the three, and the one that lists them
 
 
+@as_ordinary_user
 def test_json_is_the_last_line(user: User, place: Path) -> None:
     (place / "a").write_text("12345")
     done = unionfs(user, "try", "--json", "sh", "-c", "echo out; echo 1 > a; printf 2 > $(printf 'b\\377')", cwd=place)
@@ -135,6 +137,7 @@ def test_what_only_was_opened_for_writing_is_no_change(user: User, place: Path) 
     assert (report["changes"], report["done"]) == ([], "nothing")
 
 
+@as_ordinary_user
 @pytest.mark.parametrize(
     ("command", "code", "told"),
     [
@@ -153,6 +156,7 @@ def test_exit_codes(user: User, place: Path, command: list[str], code: int, told
     assert containers(user) == []
 
 
+@as_ordinary_user
 def test_a_directory_outside_of_the_view_is_an_error(user: User) -> None:
     if not os.path.ismount("/dev/shm"):
         pytest.skip("/dev/shm is no mount of its own")
@@ -183,6 +187,7 @@ cd {place}
     assert f"-v {place}:{place}:O" in done.stderr
 
 
+@as_ordinary_user
 def test_the_view_shows_neither_itself_nor_the_state(user: User, place: Path) -> None:
     state = user.home / ".local/share/unionfs"
     done = unionfs(user, "try", "sh", "-c", f"ls -A {state} | wc -l; find {user.home}/.local -name merged", cwd=place)
@@ -190,6 +195,7 @@ def test_the_view_shows_neither_itself_nor_the_state(user: User, place: Path) ->
     assert "merged" not in done.stdout
 
 
+@as_ordinary_user
 def test_two_at_once_know_nothing_of_each_other(user: User, place: Path) -> None:
     children = [
         user.popen(
@@ -247,6 +253,7 @@ def test_apply_of_a_hard_link_changed_through_one_of_its_names(user: User, place
     assert (place / "d/f").stat().st_mode & 0o777 == 0o640
 
 
+@as_ordinary_user
 def test_apply_waits_for_success(user: User, place: Path) -> None:
     done = unionfs(user, "try", "--apply", "--json", "sh", "-c", "echo 1 > a; exit 3", cwd=place)
     assert done.returncode == 3
@@ -311,6 +318,7 @@ def test_strict_breaks_no_hard_link(user: User, place: Path) -> None:
     assert (applied.returncode, (place / "a").read_text(), (place / "b").read_text()) == (0, "new\n", "old")
 
 
+@as_ordinary_user
 def test_what_changed_meanwhile_is_not_overwritten(user: User, place: Path) -> None:
     for name in "abc":
         (place / name).write_text("old")
@@ -424,6 +432,7 @@ def test_killed_while_applying_is_completed_by_applying_again(user: User, place:
     assert containers(user) == []
 
 
+@as_ordinary_user
 def test_a_killed_try_leaves_a_container_that_has_ended(user: User, place: Path) -> None:
     child = user.popen(
         [*user.unionfs_cmd, "try", "--keep", "victim", "sh", "-c", "echo 1 > a; echo up; sleep 600"], cwd=place
@@ -479,6 +488,7 @@ def at_terminal(user: User, argv: list[str], cwd: Path, answer: Callable[[bytes]
     return said.decode(errors="replace"), code
 
 
+@as_ordinary_user
 def test_on_a_terminal_the_user_is_asked(user: User, place: Path) -> None:
     answers = [b"what\n", b"list\n", b"apply\n"]
     script = "test -t 0 && test -t 1 && stty size >/dev/null && touch 'esc\033[31mape' && exit 5"
@@ -491,6 +501,7 @@ def test_on_a_terminal_the_user_is_asked(user: User, place: Path) -> None:
     assert containers(user) == []
 
 
+@as_ordinary_user
 def test_on_a_terminal_drop_and_keep(user: User, place: Path) -> None:
     argv = [*user.unionfs_cmd, "try", "touch", "a"]
     assert at_terminal(user, argv, place, lambda _: b"d\n")[1] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.fuse.daemons import Daemon, daemon_of
 from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
@@ -54,6 +55,7 @@ def test_the_daemon_has_ended_when_umount_returns(user: User, mountpoint: Path) 
     assert mount_at(mountpoint) is None
 
 
+@as_ordinary_user
 def test_several_at_once_and_by_other_names(user: User, mountpoint: Path, scratch: Path) -> None:
     second = scratch / "second"
     second.mkdir()
@@ -79,6 +81,7 @@ def test_a_union_in_use_stays(user: User, mountpoint: Path) -> None:
         assert daemon.has_ended(0)
 
 
+@as_ordinary_user
 def test_what_is_in_use_for_a_moment_is_unmounted(user: User, mountpoint: Path) -> None:
     code = "import sys, time; f = open(sys.argv[1]); print(flush=True); time.sleep(0.3)"
     program = user.popen([sys.executable, "-I", "-S", "-c", code, os.fspath(mountpoint / "file")])
@@ -89,6 +92,7 @@ def test_what_is_in_use_for_a_moment_is_unmounted(user: User, mountpoint: Path) 
     assert mount_at(mountpoint) is None
 
 
+@as_ordinary_user
 def test_lazy_detaches_the_mount_and_its_users_continue(user: User, mountpoint: Path) -> None:
     with daemon_of(mountpoint) as daemon:
         with _user_inside(user, mountpoint):
@@ -126,6 +130,7 @@ def test_processes_that_still_have_the_mount_are_named(root_user: User, scratch:
             holder.kill()
 
 
+@as_ordinary_user
 def test_what_is_not_a_union_is_left_alone(scratch: Path, user: User) -> None:
     done = user.unionfs("umount", scratch, check=False)
     assert (done.returncode, done.stderr) == (1, f"unionfs: umount failed: {scratch}: nothing is mounted there\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import as_ordinary_user
 from tests.support.mounts import mounted
 from tests.support.timing import limit
 from tests.support.users import User
@@ -60,6 +61,7 @@ def test_what_happens_is_told_once_with_the_program_that_did_it(user: User, moun
     assert sums == {("chmod", "/"): 2, ("chmod", "/d"): 2}
 
 
+@as_ordinary_user
 def test_the_table_and_the_number_of_intervals(user: User, mountpoint: Path) -> None:
     watch = started(user, "watch", "--interval", "0.5", "--count", "2", mountpoint)
     said, _ = watch.communicate(timeout=limit(20))
@@ -69,6 +71,7 @@ def test_the_table_and_the_number_of_intervals(user: User, mountpoint: Path) -> 
     assert "\x1b" not in said, "a pipe is no terminal"
 
 
+@as_ordinary_user
 def test_top_lists_all_unions_and_what_each_does(user: User, mountpoint: Path) -> None:
     top = started(user, "top", "--json", "--interval", "0.2", "--count", "5")
     user.run(["sh", "-c", f"mkdir {mountpoint}/a"])
@@ -84,6 +87,7 @@ def test_top_lists_all_unions_and_what_each_does(user: User, mountpoint: Path) -
     assert "MESSAGES/S" in shown
 
 
+@as_ordinary_user
 def test_what_is_no_union_is_refused(user: User, scratch: Path) -> None:
     (scratch / "plain").mkdir()
     user.own(scratch)
