@@ -32,7 +32,7 @@ from unionfs.compiled import CHECKOUT, COMPILED_DIR, PURE, STAMP, stamp_line
 CORE = """acl attrs backing branch content copy_metadata copyup create data_files emulated_owners fds flatten
     hardlinks fill inode_flags inodes ledger listing lookup lower marks metadata namecache names node node_record
     owner_override owners ownership partial placement remove rename sparse_copyup staging union union_state view"""
-KERNEL = "abi busy_poll data decode device dispatch encode handlers handshake listing opens turn views"
+KERNEL = "abi activity busy_poll data decode device dispatch encode handlers handshake listing opens turn views"
 SOURCES = [
     "unionfs/markers.py",
     "unionfs/id_ranges.py",

@@ -197,6 +197,9 @@ ALLOWED = {
         not_even=("argparse", "layers.cli"),
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
+    "unionfs.profiles": Row(
+        (*GROUND_FLOOR, "unionfs.profiles", "layers.screen.page_assets", "layers.cli.showing"), not_even=("argparse",)
+    ),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
     "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client")),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),

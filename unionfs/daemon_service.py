@@ -182,6 +182,8 @@ def import_late_modules(service: Service) -> None:
 
     for module in LATE_MODULES:
         import_module(module)
+    if service.options.transport == "kernel":
+        import_module("unionfs.fuse.kernel.activity")
     if service.version is None:
         service.version = version.installed()
 

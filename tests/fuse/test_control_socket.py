@@ -93,4 +93,4 @@ def test_the_mount_table_has_the_owner_of_a_mount() -> None:
 def test_a_malformed_answer_of_a_daemon_is_an_error_in_one_line() -> None:
     for line in (b"\xff\n", b"[1]\n", b"{\n"):
         with pytest.raises(reporting.NoAnswerError, match="no JSON object"):
-            reporting._parsed(line)
+            reporting.parsed(line)

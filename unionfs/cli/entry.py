@@ -72,6 +72,7 @@ VERBS = {
     "why": "show which branch of a union provides a path, and what is hidden",
     "stats": "show messages, copy-ups and memory of a mounted union",
     "watch": "show the activity of a mounted union: messages, copy-ups by program, memory",
+    "profile": "record where a job's time on a union went, and say what would help",
     "trace": "print the copy-ups of a mounted union as they happen",
     "oci": "run containers as an OCI runtime, with the commands of runc",
     "snapshotter": "serve containerd as a snapshotter whose snapshots are unions",
@@ -82,7 +83,7 @@ VERBS = {
 }
 """The verbs, in the order `--help` lists them; each is `unionfs/cli/NAME.py` (`NAME_.py` where NAME is a keyword)."""
 
-PASS_ON_CODES = ("run", "create", "exec", "try", "build")
+PASS_ON_CODES = ("run", "create", "exec", "try", "build", "profile")
 """Verbs that return a command's exit code (and `create`, as with docker): our own failures are 125 and above."""
 
 

@@ -32,10 +32,10 @@ exit codes:
   0    done
   1    failed; the reason is on stderr
   2    invalid command line
-  125  run, exec, try: unionfs itself failed
-  126  run, exec, try: the command cannot be executed
-  127  run, exec, try: the command was not found
-       (otherwise run, exec and try return the command's own code)"""
+  125  run, exec, try, profile: unionfs itself failed
+  126  run, exec, try, profile: the command cannot be executed
+  127  run, exec, try, profile: the command was not found
+       (otherwise these verbs return the command's own code)"""
 
 
 class CommandError(Exception):

@@ -42,11 +42,12 @@ class Target(NamedTuple):
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1.0, help="default: 1")
+    parser.add_argument("--interval", metavar="SECONDS", type=seconds, default=1.0, help="default: 1")
     parser.add_argument("--count", metavar="N", type=int, default=0, help="end after N intervals (default: never)")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """The value of a flag. Raises: ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

@@ -1,9 +1,10 @@
 """The control socket of a running daemon, server and client: statistics, copy-up traces, branches.
 
 Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON:
-`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "upgrade"}`, `{"ask": "branches"}`, or `{"ask": "change"}` with what
-fuse.branch_control takes and, beside its bytes, the descriptor of a directory (SCM_RIGHTS in unix(7)). The answer is
-one line, or for `trace` one for each copy-up until the client closes. Only the daemon's own user and root get answers.
+`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "activity"}` (see fuse.activity_report), `{"ask": "upgrade"}`,
+`{"ask": "branches"}`, or `{"ask": "change"}` with what fuse.branch_control takes and, beside its bytes, the descriptor
+of a directory (SCM_RIGHTS in unix(7)). The answer is one line, or for `trace` one for each copy-up until the client
+closes. Only the daemon's own user and root get answers.
 The client accepts root, its own user and the user who mounted the union only: any process may listen under the socket's
 name.
 
@@ -22,14 +23,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unionfs import compiled
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
-from unionfs.fuse import control_socket
+from unionfs.fuse import activity_report, control_socket
 from unionfs.fuse.branch_control import BranchControl, RefusedError
 from unionfs.fuse.life import Life
 from unionfs.fuse.traffic import Traffic
@@ -115,6 +116,10 @@ class Reporter:
             "passthrough": self.traffic.passthrough,
             "memory_bytes": _memory(),
             "cpu_s": round(used.ru_utime + used.ru_stime, 6),
+            "descriptors": {
+                "open": len(os.listdir("/proc/self/fd")) - 1,  # without that of the listing
+                "most": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            },
         }
 
     def _views(self) -> dict[str, Any]:
@@ -210,6 +215,8 @@ class Reporter:
                     _send(client, self.stats())
                 elif wanted == "trace":
                     self._trace(client)
+                elif wanted == "activity":
+                    activity_report.serve(client, question, self.union, self.traffic, _send)
                 elif wanted in ("branches", "change") and self.branches is not None:
                     self._branches(self.branches, client, question, fds)
                 elif wanted == "upgrade":
@@ -294,6 +301,23 @@ def ask(
 
     Raises: NoAnswerError.
     """
+    with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
+        for line in _until_reset(lines):
+            yield parsed(line)
+
+
+@contextmanager
+def conversation(
+    connection: int,
+    question: str,
+    owner: int | None = None,
+    details: dict[str, Any] | None = None,
+    fds: Sequence[int] = (),
+) -> Iterator[socket.socket]:
+    """Send a question as `ask` does; the connection, on which the answers come as lines for `parsed`.
+
+    Raises: NoAnswerError.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
         _connect(daemon, connection)
         peer = peers.peer_of(daemon)
@@ -303,9 +327,7 @@ def ask(
             line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
             sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
             daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
-        with daemon.makefile("rb") as lines:
-            for line in _until_reset(lines):
-                yield _parsed(line)
+        yield daemon
 
 
 def add_mounts(stats: dict[str, Any], there: Mount) -> None:
@@ -315,7 +337,8 @@ def add_mounts(stats: dict[str, Any], there: Mount) -> None:
     stats["views"]["mounted"] = sum(each.minor == there.minor and is_view(each) for each in mountinfo.mounts())
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def parsed(line: bytes) -> dict[str, Any]:
+    """One line of an answer. Raises: NoAnswerError, also if the daemon refuses to answer."""
     try:
         answer = json.loads(line)
     except ValueError:

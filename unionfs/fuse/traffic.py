@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from unionfs.core.union import Union
     from unionfs.fuse.calls import Calls
     from unionfs.fuse.death_helper import DeathHelper
     from unionfs.fuse.view_offer import ViewOffer
+
+
+class Observation(Protocol):
+    """A record of a mount's requests. `begin`, `end` and `take` are called on the union's thread (`fuse.calls`)."""
+
+    settings: dict[str, Any]
+    """Of the mount: timeout_s, writeback, passthrough, read_only, partial (files are copied up without all data)."""
+
+    def begin(self) -> bool:
+        """Begin to record. Returns False."""
+
+    def end(self) -> bool:
+        """Record nothing more. Returns False."""
+
+    def take(self) -> dict[str, Any]:
+        """What was recorded: `rows` since the last call, all else since the beginning."""
 
 
 class Traffic(Protocol):
@@ -29,6 +46,9 @@ class Traffic(Protocol):
     @property
     def passthrough(self) -> dict[str, int] | None:
         """Under passthrough: files that are `open` now, and `plain` opens so far without it. None: it is not used."""
+
+    def observe(self, union: Union) -> Observation | None:
+        """Make a record of the requests, which has not begun; None where the transport can make none."""
 
 
 class Tally:
@@ -52,3 +72,6 @@ class Tally:
     def messages(self) -> dict[str, int]:
         """See Traffic."""
         return dict(self._counts)
+
+    def observe(self, union: Union) -> None:
+        """See Traffic."""

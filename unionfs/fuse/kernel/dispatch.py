@@ -238,7 +238,7 @@ class Dispatcher:
         self._refused = kept.refused if kept is not None else 0  # immutable
         self.unanswered = kept.unanswered if kept is not None else Notes()  # replaced by `views`; emptied by take_back
         self._counts = session.counts
-        self._serving: Head = (0,) * 9  # the header of the request in hand
+        self.serving: Head = (0,) * 9  # the header of the request in hand
         union.ledger.current_cause = self._cause
         if session.flags & abi.Init.EXPORT_SUPPORT:
             union.keep_handles()
@@ -304,7 +304,7 @@ class Dispatcher:
 
     def answer(self, head: Head, buf: memoryview, end: int) -> Reply:
         """Serve the request `buf[:end]` with the header `head`, as `handle` does, but uncounted."""
-        self._serving = head
+        self.serving = head
         record = self.record
         if record is None:
             return self._serve_request(head, buf, end) if head[3] < VIEW else views.answer(self, head, buf, end)
@@ -443,7 +443,7 @@ class Dispatcher:
         self.slow.append(partial(_run, run))
 
     def _cause(self) -> Cause:
-        opcode, pid = self._serving[1], self._serving[6]
+        opcode, pid = self.serving[1], self.serving[6]
         return Cause(_NAMES.get(opcode) or str(opcode), pid)
 
     def forget_node(self, nodeid: int) -> None:

@@ -243,6 +243,8 @@ class _Engine:
         """Answer, from any thread. The end of the mount shows at the next read."""
         with suppress(Gone):
             turn.answer(self._device, reply)
+        for observer in self._session.observers:
+            observer.late(reply)
 
     def _tell(self, message: bytes) -> None:
         """In a thread: send a notification for which the kernel may wait for our answers."""

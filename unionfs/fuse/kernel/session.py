@@ -20,8 +20,10 @@ from unionfs.fuse.kernel.decode import BODY, MalformedError
 from unionfs.fuse.options import ServeOptions
 
 if TYPE_CHECKING:
+    from unionfs.core.union import Union
     from unionfs.fuse.calls import Calls
     from unionfs.fuse.death_helper import DeathHelper
+    from unionfs.fuse.kernel.activity import Activity
     from unionfs.fuse.kernel.opens import Opens
     from unionfs.fuse.view_offer import ViewOffer
 
@@ -131,6 +133,7 @@ class Session:
         self.view_offer: ViewOffer | None = None  # see fuse.traffic
         self.calls: Calls | None = None  # see fuse.traffic
         self.death_helper: DeathHelper | None = None  # likewise
+        self.observers: tuple[Activity, ...] = ()  # replaced as a whole, between two turns; see `observe`
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
 
     def keep(self, kept: Kept) -> None:
@@ -194,6 +197,12 @@ class Session:
         """See Traffic."""
         opens = self.opens
         return None if opens is None else {"open": len(opens), "plain": opens.plain_opens}
+
+    def observe(self, union: Union) -> Activity:
+        """See Traffic."""
+        from unionfs.fuse.kernel.activity import Activity
+
+        return Activity(self, union)
 
     def init(self, unique: int, request: memoryview, end: int) -> bytes:
         """Answer INIT (the comment "Version negotiation" in <linux/fuse.h>).

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Final
 
 from unionfs.fuse.kernel import abi, encode
@@ -30,14 +30,14 @@ def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until:
     `sleeps`: sleep while there is no request; else return. Raises: Gone, and what a signal handler raises in a sleep.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
-    debug = session.options.debug
+    observes = session.options.debug or len(session.observers) > 0  # they are changed between two turns
     while not session.over:
         length = busy_poll.look(device) if sleeps else 0
         if not length:
             length = device.sleep() if sleeps else device.receive()
         if not length:
             return
-        reply = dispatcher.handle_and_log(request, length) if debug else dispatcher.handle(request, length)
+        reply = _observed(dispatcher, request, length) if observes else dispatcher.handle(request, length)
         if reply is not None:
             if len(reply) == _ERROR_SIZE and abi.OUT_HEADER.unpack_from(reply)[1] in _FULL:
                 reply = _serve_after_forgets(device, dispatcher, bytes(request[:length]), reply)
@@ -45,6 +45,21 @@ def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until:
                 answer(device, reply)
         if slow or monotonic() > until:
             return
+
+
+def _observed(dispatcher: Dispatcher, request: memoryview, length: int) -> bytes | memoryview | None:
+    """Serve a request, and let the log and the observers record it."""
+    session = dispatcher.session
+    for observer in session.observers:
+        observer.is_to_be_served(request, length)
+    began = perf_counter()
+    if session.options.debug:
+        reply = dispatcher.handle_and_log(request, length)
+    else:
+        reply = dispatcher.handle(request, length)
+    for observer in session.observers:
+        observer.served(dispatcher, request, length, reply, began)
+    return reply
 
 
 def _serve_after_forgets(

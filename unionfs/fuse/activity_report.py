@@ -1,0 +1,113 @@
+"""The request `activity` of the control socket, server and client: what a mount's requests are about, as it happens.
+
+The client asks `{"ask": "activity", "interval": SECONDS}`. The daemon records from then on, and sends a line with
+`listening` and `settings`, then one line an interval, and a last one when the client has shut down its side of the
+connection. A daemon that ends before that sends no last line. Each line is what `Observation.take` gives, with `at`
+(seconds of time.monotonic).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from unionfs.core.union import Union
+from unionfs.fuse.calls import EndedError
+from unionfs.fuse.traffic import Observation, Traffic
+
+OBSERVERS_MAX: Final = 4
+"""Recordings of one mount at once. Each costs a few percent of a request."""
+
+SHORTEST_S: Final = 0.05
+LONGEST_S: Final = 3600.0
+
+Send = Callable[[socket.socket, dict[str, Any]], None]
+
+_places: Final = threading.BoundedSemaphore(OBSERVERS_MAX)
+
+
+def serve(client: socket.socket, asked: dict[str, Any], union: Union, traffic: Traffic, send: Send) -> None:
+    """Answer one request, in a thread of its own, until the client or the union has ended. Raises: OSError."""
+    interval = asked.get("interval", 1.0)
+    if not isinstance(interval, int | float) or not SHORTEST_S <= interval <= LONGEST_S:
+        send(client, {"error": f"the interval is not from {SHORTEST_S} to {LONGEST_S:.0f} seconds"})
+        return
+    calls = traffic.calls
+    observation = traffic.observe(union)
+    if calls is None or observation is None:
+        send(client, {"error": "its transport does not tell what its requests are about"})
+        return
+    if not _places.acquire(blocking=False):
+        send(client, {"error": f"{OBSERVERS_MAX} recordings of this union are being made already"})
+        return
+    try:
+        with suppress(EndedError):
+            calls.do(observation.begin)
+            try:
+                send(client, {"listening": True, "settings": observation.settings, "at": time.monotonic()})
+                for _ in _intervals(client, interval):
+                    send(client, _taken(calls.do, observation))
+                send(client, _taken(calls.do, observation))
+            finally:
+                calls.do(observation.end)
+    finally:
+        _places.release()
+
+
+def _intervals(client: socket.socket, interval: float) -> Iterator[None]:
+    """Yield after each interval until the client has shut down its side."""
+    due = time.monotonic() + interval
+    while True:
+        readable, _, _ = select.select([client], [], [], max(0.0, due - time.monotonic()))
+        if readable:
+            if not client.recv(1):
+                return
+            continue
+        due = max(due + interval, time.monotonic())
+        yield
+
+
+def _taken(do: Callable[[Callable[[], bool]], None], observation: Observation) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def take() -> bool:
+        found.update(observation.take())
+        found["at"] = time.monotonic()
+        return False
+
+    do(take)
+    return found
+
+
+class Recording:
+    """A connection to a daemon that records."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection  # immutable
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What the daemon sends, until it has sent the last line or has ended. Raises: NoAnswerError."""
+        from unionfs.fuse.reporting import parsed
+
+        with self._connection.makefile("rb") as lines, suppress(ConnectionResetError):
+            for line in lines:
+                yield parsed(line)
+
+    def end(self) -> None:
+        """In any thread: ask for the last line."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def record(connection: int, owner: int | None, interval: float) -> Iterator[Recording]:
+    """Have the daemon of a FUSE connection, which `owner` mounted, record. Raises: reporting.NoAnswerError."""
+    from unionfs.fuse.reporting import conversation
+
+    with conversation(connection, "activity", owner, {"interval": interval}) as daemon:
+        yield Recording(daemon)

@@ -1,0 +1,1 @@
+"""Where the time of a job on a union went: `unionfs profile`. Prints nothing."""
