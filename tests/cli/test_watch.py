@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import as_ordinary_user
+from tests.support import tiny
 from tests.support.mounts import mounted
+from tests.support.rootfs import unpack
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse import rates
@@ -36,13 +38,13 @@ def started(user: User, *words: object) -> subprocess.Popen[str]:
     return user.popen([*user.unionfs_cmd, *map(str, words)])
 
 
-def test_what_happens_is_told_once_with_the_program_that_did_it(user: User, mountpoint: Path) -> None:
+def test_what_happens_is_told_once_with_the_program_that_did_it(user: User, mountpoint: Path, transport: str) -> None:
     watch = started(user, "watch", "--json", "--interval", "0.1", mountpoint)
     assert watch.stdout is not None
     try:
         told = [json.loads(watch.stdout.readline())]
         user.run(["sh", "-c", f"cd {mountpoint}; mkdir new; chmod 600 d/one d/two other"])
-        while sum(part["copy_ups"] for one in told for part in one["caused"]) < 4:
+        while sum(part["copy_ups"] for one in told for part in one["caused"]) < 4 or any(told[-1]["messages"].values()):
             told.append(json.loads(watch.stdout.readline()))
             assert len(told) < 300
     finally:
@@ -59,6 +61,43 @@ def test_what_happens_is_told_once_with_the_program_that_did_it(user: User, moun
             sums[key] = sums.get(key, 0) + part["copy_ups"]
             assert part["ms"] > 0
     assert sums == {("chmod", "/"): 2, ("chmod", "/d"): 2}
+    assert all(0 < one["descriptors"]["open"] < one["descriptors"]["most"] for one in told)
+    if transport == "kernel":
+        assert requests(told, "kinds", "kind", "SETATTR") == 3
+        assert requests(told, "programs", "program", "chmod") >= 3
+        assert requests(told, "directories", "directory", "/d") >= 2
+        assert {kind for one in told for kind in one["waits"]} == {"copying", "blocked", "disk"}
+    else:
+        assert not any("waits" in one for one in told), "libfuse does not tell who asks for what"
+
+
+def requests(told: list[dict[str, Any]], lists: str, field: str, value: str) -> int:
+    return sum(part["requests"] for one in told for part in one[lists] if part[field] == value)
+
+
+def test_the_union_of_a_container(ordinary_user: User, scratch: Path, fuse_device: Path) -> None:
+    del fuse_device
+    user = ordinary_user
+    root = unpack(tiny.make(scratch / "tiny.tar"), scratch / "root", user)
+    script = "while ! [ -e /go ]; do sleep 0.1; done; for n in 1 2 3 4 5; do mkdir /tmp/$n; done; sleep 60"
+    user.unionfs("run", "-d", "--name", "busy", "--lower", root, "sh", "-c", script)
+    try:
+        watch = started(user, "watch", "--json", "--interval", "0.1", "busy")
+        assert watch.stdout is not None
+        told = [json.loads(watch.stdout.readline())]
+        user.unionfs("exec", "busy", "touch", "/go")
+        while requests(told, "kinds", "kind", "MKDIR") < 5:
+            told.append(json.loads(watch.stdout.readline()))
+            assert len(told) < 300
+        watch.terminate()
+        watch.communicate(timeout=limit(20))
+        assert requests(told, "directories", "directory", "/tmp") >= 5
+        assert "mkdir" in {part["program"] for one in told for part in one["programs"]}
+        shown = user.unionfs("top", "--interval", "0.1", "--count", "1").stdout
+        assert "DESCRIPTORS" in shown
+        assert "  busy\n" in shown
+    finally:
+        user.unionfs("rm", "--force", "busy")
 
 
 @as_ordinary_user

@@ -134,7 +134,7 @@ class Reading:
     def which(self, path: StrPath, *, follow_symlinks: bool = True) -> str:
         """The directory of the branch that provides the path; for a merged directory, of the topmost such branch."""
         with self._call(path) as walk:
-            return walk.core.branch_path(walk.find(path, follow=follow_symlinks).nodeid)
+            return walk.core.place_of(walk.find(path, follow=follow_symlinks).nodeid).branch
 
     def readlink(self, path: StrPath) -> str:
         """os.readlink. Raises: EINVAL if the path is not a symlink."""

@@ -71,7 +71,7 @@ VERBS = {
     "import": "make an image of a root filesystem's tar",
     "why": "show which branch of a union provides a path, and what is hidden",
     "stats": "show messages, copy-ups and memory of a mounted union",
-    "watch": "show the activity of a mounted union: messages, copy-ups by program, memory",
+    "watch": "show the activity of a mounted union: requests, waits, copy-ups, memory",
     "profile": "record where a job's time on a union went, and say what would help",
     "trace": "print the copy-ups of a mounted union as they happen",
     "oci": "run containers as an OCI runtime, with the commands of runc",

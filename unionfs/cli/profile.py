@@ -18,7 +18,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.cli.live import Target
 from unionfs.cli.units import human_size
-from unionfs.fuse import activity_report
+from unionfs.fuse import activity_client
 from unionfs.fuse.reporting import NoAnswerError
 from unionfs.output_file import OutputFile
 from unionfs.printable import printable, printable_line
@@ -109,7 +109,7 @@ class _Recorder:
         self.target = target  # immutable
         self.recording: Recording | None = None  # set once
         self.failure = ""  # why there is none; set once
-        self._connection: activity_report.Recording | None = None  # set once
+        self._connection: activity_client.Recording | None = None  # set once
         self._has_begun = threading.Event()
         self._is_to_end = False
         self._thread = threading.Thread(target=self._receive, daemon=True)
@@ -129,7 +129,7 @@ class _Recorder:
     def _receive(self) -> None:
         mount = self.target.mount
         try:
-            with activity_report.record(mount.minor, mount.user_id, _INTERVAL_S) as self._connection:
+            with activity_client.record(mount.minor, mount.user_id, _INTERVAL_S) as self._connection:
                 for line in self._connection.lines():
                     if self.recording is None:
                         self.recording = Recording(self.target.name, line["settings"], line["at"])

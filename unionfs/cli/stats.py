@@ -21,7 +21,8 @@ of views in the mount table of the caller; nodes: of the views; no_view: why thi
 without one; pid, alive, replaced: how often a daemon died, last_reason, waited_s: the longest wait, upgrades: how many
 succeeded, version_before, not_upgraded: why the last one failed), passthrough (null without it; open: open files,
 plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared parts of that; pss: own part and
-its share of the shared part) and cpu_s (processor seconds of the daemon)."""
+its share of the shared part), cpu_s (processor seconds of the daemon) and descriptors (of the daemon: open, and the
+most it may have)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -87,6 +88,7 @@ def _for_people(found: dict[str, Any]) -> str:
         ("passthrough", _passthrough(found.get("passthrough"))),
         ("memory", _memory(found["memory_bytes"])),
         ("processor", f"{found['cpu_s']:.2f} s"),
+        ("descriptors", _descriptors(found.get("descriptors"))),
     ]
     messages = sorted(found["messages"].items(), key=lambda item: -item[1])
     rows += [("messages", f"{sum(count for _, count in messages)}")]
@@ -144,6 +146,12 @@ def _memory(memory: dict[str, int] | None) -> str:
         return "unknown: this kernel has no /proc/PID/smaps_rollup"
     own, shared, pss = (_size(memory[kind]) for kind in ("own", "shared", "pss"))
     return f"{pss} (PSS): {own} own, and a share of {shared} shared with other processes"
+
+
+def _descriptors(descriptors: dict[str, int] | None) -> str:
+    if descriptors is None:
+        return "unknown: the daemon is of an older version"
+    return f"{descriptors['open']} of {descriptors['most']}"
 
 
 def _shown(path: str) -> str:

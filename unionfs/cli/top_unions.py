@@ -22,6 +22,7 @@ _HEADS: Final = (
     "PROCESSOR",
     "MEMORY",
     "NODES",
+    "DESCRIPTORS",
     "MOST FREQUENT",
     "UNION",
 )
@@ -88,6 +89,7 @@ def _row(one: _Sampled) -> tuple[str, ...]:
         f"{found.cpu_s / seconds:.0%}",
         human_size(found.memory),
         str(found.nodes),
+        str(found.descriptors),
         next(iter(found.messages), "-"),
         printable(one.name),
     )

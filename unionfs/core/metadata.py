@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from typing import NamedTuple
 
 from unionfs import markers, posix_acl
 from unionfs.core import copyup, fill, inode_flags, names, ownership, placement
@@ -138,11 +139,21 @@ def _branch(node: Node) -> Branch:
     return node.home.branch if isinstance(node, FileNode) else _place_of(node).branch
 
 
-def branch_path(tree: UnionState, node: Node) -> str:
-    """Return the directory, as the options name it, of the branch that holds an object; the upper for hard links in the
-    index."""
+class Place(NamedTuple):
+    """Where a node is."""
+
+    path: bytes  # in the union, from its root, without a slash before it: one of its paths, or the last it had
+    branch: str  # the directory, as the options name it, of the branch that holds it; of a directory, the topmost
+    is_directory: bool
+    is_up: bool  # whether that branch is the upper
+
+
+def place_of(tree: UnionState, node: Node) -> Place:
+    """Where a node is now. Hard links in the index are in the upper."""
     branch = _branch(node)
-    return tree.upper.path if branch.writable and tree.upper is not None else branch.path
+    is_up = branch.writable and tree.upper is not None
+    path = tree.upper.path if is_up and tree.upper is not None else branch.path
+    return Place(placement.path_of(node), path, isinstance(node, DirNode), is_up)
 
 
 def _is_covered(node: FileNode) -> bool:

@@ -27,7 +27,6 @@ from unionfs.core import (
     lookup,
     metadata,
     mountpoints,
-    placement,
     remove,
 )
 from unionfs.core import rename as rename_operation
@@ -372,20 +371,9 @@ class Union:
             external_changes.refresh_unwatched(self._tree, self._tree.watcher, node)
         return self._tree.attrs(node, self._tree.stat(node))
 
-    def path_of(self, nodeid: int) -> tuple[bytes, bool] | None:
-        """Return one of a node's paths, or the last it had, from the union's root without a slash before it, and
-        whether it is a directory; None for an unknown node."""
-        node = self._nodes.find(nodeid)
-        return None if node is None else (placement.path_of(node), isinstance(node, DirNode))
-
-    def is_up(self, nodeid: int) -> bool:
-        """Whether a file's object is in the upper, or a directory has one there; True for an unknown node."""
-        node = self._nodes.find(nodeid)
-        return node is None or (node.upper is not None if isinstance(node, DirNode) else node.is_up)
-
-    def branch_path(self, nodeid: int) -> str:
-        """Return the branch directory that holds a node's object; for a merged directory, its topmost branch."""
-        return metadata.branch_path(self._tree, self._nodes.get(nodeid))
+    def place_of(self, nodeid: int) -> metadata.Place:
+        """Return where a node is in the union, and in which branch. ESTALE for an unknown node."""
+        return metadata.place_of(self._tree, self._nodes.get(nodeid))
 
     @_as_owner
     def extended_stat(self, nodeid: int) -> ExtendedStat:

@@ -1,4 +1,4 @@
-"""The request `activity` of the control socket, server and client: what a mount's requests are about, as it happens.
+"""The request `activity` of the control socket: what a mount's requests are about, as it happens.
 
 The client asks `{"ask": "activity", "interval": SECONDS}`. The daemon records from then on, and sends a line with
 `listening` and `settings`, then one line an interval, and a last one when the client has shut down its side of the
@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 from unionfs.core.union import Union
@@ -82,32 +82,3 @@ def _taken(do: Callable[[Callable[[], bool]], None], observation: Observation) -
 
     do(take)
     return found
-
-
-class Recording:
-    """A connection to a daemon that records."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection  # immutable
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """What the daemon sends, until it has sent the last line or has ended. Raises: NoAnswerError."""
-        from unionfs.fuse.reporting import parsed
-
-        with self._connection.makefile("rb") as lines, suppress(ConnectionResetError):
-            for line in lines:
-                yield parsed(line)
-
-    def end(self) -> None:
-        """In any thread: ask for the last line."""
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-
-
-@contextmanager
-def record(connection: int, owner: int | None, interval: float) -> Iterator[Recording]:
-    """Have the daemon of a FUSE connection, which `owner` mounted, record. Raises: reporting.NoAnswerError."""
-    from unionfs.fuse.reporting import conversation
-
-    with conversation(connection, "activity", owner, {"interval": interval}) as daemon:
-        yield Recording(daemon)

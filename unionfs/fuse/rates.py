@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 
 class Caused(NamedTuple):
@@ -27,12 +27,18 @@ class Rates(NamedTuple):
     cpu_s: float  # of the daemon
     memory: int  # bytes of the daemon: its own, and its part of what it shares; 0: unknown
     nodes: int
+    descriptors: int  # of the daemon, open now
+    descriptors_most: int  # that it may have
     caused: tuple[Caused, ...]  # those that took longest first
 
     @property
     def requests(self) -> int:
         """The number of messages of all kinds."""
         return sum(self.messages.values())
+
+
+_UNKNOWN: Final = {"open": 0, "most": 0}
+"""What a daemon of an older version tells of its descriptors."""
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any], traced: Sequence[Mapping[str, Any]] = ()) -> Rates:
@@ -52,6 +58,8 @@ def between(old: Mapping[str, Any], new: Mapping[str, Any], traced: Sequence[Map
         cpu_s,
         memory["pss"] if memory is not None else 0,
         new["nodes"],
+        new.get("descriptors", _UNKNOWN)["open"],
+        new.get("descriptors", _UNKNOWN)["most"],
         tuple(caused(traced)),
     )
 
@@ -70,10 +78,13 @@ def caused(traced: Sequence[Mapping[str, Any]]) -> list[Caused]:
 
 def as_json(rates: Rates) -> dict[str, Any]:
     """The object that `--json` prints."""
-    return {
+    told = {
         **rates._asdict(),
+        "descriptors": {"open": rates.descriptors, "most": rates.descriptors_most},
         "seconds": round(rates.seconds, 3),
         "copying_s": round(rates.copying_s, 6),
         "cpu_s": round(rates.cpu_s, 6),
         "caused": [one._asdict() for one in rates.caused],
     }
+    del told["descriptors_most"]
+    return told

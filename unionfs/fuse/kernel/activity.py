@@ -79,12 +79,13 @@ _DATA: Final = frozenset((_READ, _WRITE))
 _SET_ID: Final = 0o6000
 _NO_NODE: Final = frozenset((_FORGET, _BATCH_FORGET, _INTERRUPT))
 
+_read_in: Final = abi.READ_IN.unpack_from
+_entry_id: Final = struct.Struct("=Q").unpack_from
 _NAMES: Final = {int(op): op.name for op in Op}
 
 _OPCODE_AT: Final = 4
 """Of the first byte of a request's opcode; all have one byte."""
 _SETATTR_END: Final = BODY + abi.SETATTR_IN.size
-_ENTRY_ID: Final = struct.Struct("=Q")
 _LOOK_AGAIN: Final = (4, 32)
 """At these requests of a process its name is read again: it may have called execve(2) after the first one."""
 
@@ -195,7 +196,7 @@ class Activity:
         self._answers: deque[tuple[int, float]] = deque()  # unique, when; filled by any thread
         self._copied: dict[int, Copied] = {}  # by node id
         self._copied_at: dict[bytes, Copied] = {}  # by path
-        self._inline: list[CopiedUp] = []  # copy-ups of the request in hand; emptied after it
+        self._copied_now: list[CopiedUp] = []  # copy-ups of the request in hand; emptied after it
         self._is_unchanging = False  # whether the request in hand sets attributes to what they are
         self._hot: list[dict[str, Any]] = []  # of nodes that were forgotten
 
@@ -221,9 +222,14 @@ class Activity:
             return
         head = abi.IN_HEADER.unpack_from(request)
         nodeid: int = head[3]
-        if nodeid < VIEW and not self._union.is_up(nodeid):
-            (change,) = decode.setattr_(head, request, length)
-            self._is_unchanging = _is_as_wanted(self._union.getattr(nodeid), change)
+        if nodeid >= VIEW:
+            return
+        try:
+            if not self._union.place_of(nodeid).is_up:
+                (change,) = decode.setattr_(head, request, length)
+                self._is_unchanging = _is_as_wanted(self._union.getattr(nodeid), change)
+        except OSError:  # the request will fail, too
+            return
 
     def served(
         self, dispatcher: Dispatcher, request: memoryview, length: int, reply: bytes | memoryview | None, began: float
@@ -250,7 +256,7 @@ class Activity:
         reason = self._reason_of(opcode, seen, request, length, reply, now)
         size = 0
         if opcode in _DATA:
-            size = abi.READ_IN.unpack_from(request, BODY)[2]  # WRITE_IN has it at the same place
+            size = _read_in(request, BODY)[2]  # WRITE_IN has it at the same place
             seen.reason = READ_BEFORE if opcode == _READ else WRITTEN_BEFORE
             if opcode == _WRITE:
                 seen.writes += 1
@@ -267,8 +273,8 @@ class Activity:
         row.seconds += seconds
         if reply is None and nodeid:
             self._wait(dispatcher, head, request, now, Late(now, _DISK, seen.directory, key, program))
-        if self._inline:
-            self._copied_inline(opcode, nodeid, seen, request, head)
+        if self._copied_now:
+            self._note_copies(opcode, nodeid, seen, request, head)
         if self._copied and opcode in _NEED_DATA and nodeid in self._copied:
             self._copied[nodeid].needs_data = True
         self._is_unchanging = False
@@ -307,8 +313,11 @@ class Activity:
         """The path of a node with a slash before it; empty if it is unknown."""
         if not nodeid or nodeid >= VIEW:
             return b"", False
-        found = self._union.path_of(nodeid)
-        return (b"/" + found[0], found[1]) if found is not None else (b"", False)
+        try:
+            found = self._union.place_of(nodeid)
+        except OSError:  # forgotten
+            return b"", False
+        return b"/" + found.path, found.is_directory
 
     def _directory(self, path: bytes, is_directory: bool) -> Directory:
         name = path if is_directory or not path else path[: path.rfind(b"/")] or b"/"
@@ -334,7 +343,7 @@ class Activity:
                 self._names = 1
                 self.forgot = True
         directory.names[name] = now
-        if reply is None or len(reply) < 24 or not _ENTRY_ID.unpack_from(reply, 16)[0]:
+        if reply is None or len(reply) < 24 or not _entry_id(reply, 16)[0]:
             return MISSING if before is None else MISSING_AGAIN
         if before is None:
             return FIRST
@@ -409,13 +418,13 @@ class Activity:
             return
         copied = self._copied_at.get(b"/" + entry.path)
         if copied is None:
-            self._inline.append(entry)
+            self._copied_now.append(entry)
         else:
             copied.size, copied.seconds = entry.copied, entry.seconds
 
-    def _copied_inline(self, opcode: int, nodeid: int, seen: Seen, request: memoryview, head: decode.Head) -> None:
+    def _note_copies(self, opcode: int, nodeid: int, seen: Seen, request: memoryview, head: decode.Head) -> None:
         """Note copy-ups that were made while a request was handled."""
-        for entry in self._inline:
+        for entry in self._copied_now:
             path = b"/" + entry.path
             program = self._programs.get(entry.cause.pid) or Program(entry.cause.pid)
             copied = Copied(path, self._directory(path, is_directory=False), program)
@@ -428,7 +437,7 @@ class Activity:
             else:  # the other file of a rename(2), link(2) or copy_file_range(2)
                 self._copied[-len(self._copied) - 1] = copied
                 copied.needs_data = opcode in _NEED_DATA
-        self._inline.clear()
+        self._copied_now.clear()
 
     def _removed(self, opcode: int, seen: Seen, request: memoryview, length: int) -> None:
         """Note that a name may have been removed, or replaced by a rename(2)."""
@@ -437,7 +446,7 @@ class Activity:
             directory, name = seen.path, parts[0]
         else:
             fixed = abi.RENAME_IN.size if opcode == _RENAME else abi.RENAME2_IN.size
-            (to,) = _ENTRY_ID.unpack_from(request, BODY)
+            (to,) = _entry_id(request, BODY)
             parts = bytes(request[BODY + fixed : length]).split(b"\0")
             directory, name = self._path(to)[0], parts[1] if len(parts) > 1 else b""
         copied = self._copied_at.pop((directory if directory != b"/" else b"") + b"/" + name, None)

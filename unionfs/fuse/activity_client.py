@@ -1,0 +1,35 @@
+"""The client of the request `activity` of the control socket (fuse.activity_report)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from unionfs.fuse import reporting
+
+
+class Recording:
+    """A connection to a daemon that records."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection  # immutable
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What the daemon sends, until it has sent the last line or has ended. Raises: NoAnswerError."""
+        with self._connection.makefile("rb") as lines, suppress(ConnectionResetError):
+            for line in lines:
+                yield reporting.parsed(line)
+
+    def end(self) -> None:
+        """In any thread: ask for the last line."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def record(connection: int, owner: int | None, interval: float) -> Iterator[Recording]:
+    """Have the daemon of a FUSE connection, which `owner` mounted, record. Raises: NoAnswerError."""
+    with reporting.conversation(connection, "activity", owner, {"interval": interval}) as daemon:
+        yield Recording(daemon)
