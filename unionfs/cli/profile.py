@@ -67,10 +67,11 @@ def main(argv: list[str]) -> int:
     each.add_root(parser)
     help_ = "the command to record, after `--`"
     parser.add_argument("command", metavar="COMMAND", nargs="*", help=help_)
-    parser.parse(argv)
+    # argparse would take the first word of COMMAND for MOUNTPOINT, and would not find COMMAND behind a flag.
     before = argv[: argv.index("--")] if "--" in argv else argv
     command = argv[len(before) + 1 :]
-    arguments = parser.parse_args(before)  # argparse would take the first word of COMMAND for MOUNTPOINT
+    parser.acts_as_owner = False  # COMMAND is the caller's
+    arguments = parser.parse(before)
     if arguments.command:
         parser.error("write `--` before COMMAND")
     if bool(command) == (arguments.duration is not None):
