@@ -37,6 +37,7 @@ class Piece(NamedTuple):
     offset: int = 0  # of the data in a tar, decompressed
     head: bytes = b""  # the first bytes of the data, which tell the type of many files
     metacopy: bool = False  # a file of a directory of which only the attributes are here
+    partial: bool = False  # ... of which a part of the data is here, which only its union can tell from the others
 
 
 HEAD: Final = 8
@@ -88,20 +89,27 @@ def of_directory(branch: LayerTree, *, fingerprints: bool = True) -> Iterator[Pi
         if node.kind != stat.S_IFREG:
             yield Piece(_entry(path, node))
             continue
-        if _is_metacopy(branch, path, node):
-            yield Piece(_entry(path, node), metacopy=True)
+        lacks = _lacking(branch, path, node)
+        if lacks:
+            yield Piece(_entry(path, node), _stored(node), metacopy=lacks == _ALL, partial=lacks == _SOME)
         elif fingerprints and node.size:
             yield Piece(_entry(path, node), _stored(node), content(node), head=_head(node))
         else:
             yield Piece(_entry(path, node), _stored(node))
 
 
-def _is_metacopy(branch: LayerTree, path: Path, node: Node) -> bool:
-    """Whether the data of a file are in a layer beneath: it then has holes only."""
-    if not node.size or _stored(node):
-        return False
+_ALL: Final = 1
+_SOME: Final = 2
+
+
+def _lacking(branch: LayerTree, path: Path, node: Node) -> int:
+    """How much of a file's data is in a layer beneath: 0, _SOME or _ALL. It then has holes."""
+    if _stored(node) >= node.size:
+        return 0
     names = branch.xattr_names(path[:-1], path[-1])
-    return any(mark in names for mark in markers.METACOPY_XATTRS)
+    if not any(mark in names for mark in markers.METACOPY_XATTRS):
+        return 0
+    return _SOME if markers.is_partial(branch.xattrs(path)) else 0 if _stored(node) else _ALL
 
 
 def _head(node: Node) -> bytes:

@@ -8,8 +8,8 @@ from typing import IO, Final, Protocol
 
 from layers.attributes import Options
 from layers.entry import FILE, LINK
-from layers.errors import NotFound, Refused
-from layers.explore.layer_index import LayerIndex
+from layers.errors import LayerError, NotFound, Refused
+from layers.explore.layer_index import LACKING, LayerIndex
 from layers.safe_open import Path
 from layers.tarstream import TarStream, cut_off
 from layers.tree import LayerTrees
@@ -31,29 +31,45 @@ class Readable(Protocol):
 def parts(layer: Readable, index: LayerIndex, record: int) -> Iterator[bytes]:
     """The data of a regular file, or of the file that a further name leads to, in parts; holes are zero bytes.
 
-    Raises: Refused when the layer is damaged or was changed meanwhile; NotFound when it has gone; OSError.
+    Raises: Refused when the layer is damaged or was changed meanwhile; NotFound when it has gone; LayerError as
+    `refuse_lacking`; OSError.
     """
     record = first_name(index, record)
     entry = index.entry(record)
     if entry.kind != FILE:
         return
+    refuse_lacking(index, record)
     if layer.directory is not None:
         yield from _of_directory(layer.directory, entry.path)
         return
     with layer.opened() as source, TarStream(source, Options().limits) as stream:
-        if not stream.skip_to(index.offset[record]):
+        yield from of_stream(stream, index, record)
+
+
+def of_stream(stream: TarStream, index: LayerIndex, record: int) -> Iterator[bytes]:
+    """The data of a regular file of a tar, whose stream has not come behind them. Raises: Refused."""
+    entry = index.entry(record)
+    if not stream.skip_to(index.offset[record]):
+        raise cut_off()
+    position = 0
+    for offset, length in entry.extents if entry.extents is not None else ((0, entry.size),):
+        yield from _zeros(offset - position)
+        left = length
+        for part in stream.parts(length):
+            left -= len(part)
+            yield bytes(part)
+        if left:
             raise cut_off()
-        position = 0
-        for offset, length in entry.extents if entry.extents is not None else ((0, entry.size),):
-            yield from _zeros(offset - position)
-            left = length
-            for part in stream.parts(length):
-                left -= len(part)
-                yield bytes(part)
-            if left:
-                raise cut_off()
-            position = offset + length
-        yield from _zeros(entry.size - position)
+        position = offset + length
+    yield from _zeros(entry.size - position)
+
+
+def refuse_lacking(index: LayerIndex, record: int) -> None:
+    """Raise LayerError for a file of which a lower layer has data, as only a union can put them together."""
+    if any(name in index.extra(record) for name in LACKING):
+        hint = "read it on the mounted union, or bring its data to the layer by `unionfs complete MOUNTPOINT`"
+        path = os.fsdecode(index.path(record))
+        raise LayerError("reading a file", path, "some or all of its data are in a lower layer", hint=hint)
 
 
 def first_name(index: LayerIndex, record: int) -> int:

@@ -49,7 +49,7 @@ def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] 
         offsets(piece.offset)
         contents += bytes.fromhex(piece.content) if piece.content else _NO_CONTENT
         heads += piece.head.ljust(HEAD, b"\0") if piece.head else _NO_HEAD
-        if kind != FILE or entry.xattrs or entry.extents is not None or piece.metacopy:
+        if kind != FILE or entry.xattrs or entry.extents is not None or piece.metacopy or piece.partial:
             if extra := _extra(piece):
                 extras += json.dumps(extra, separators=(",", ":")).encode("ascii")
             counts[_COUNTED.get(kind, "special")] += 1
@@ -63,6 +63,9 @@ def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] 
     write(file, told, {**numbers, "path": path_ends, "extra": extra_ends, **blobs})
     return told
 
+
+LACKING: Final = ("metacopy", "partial")
+"""Fields of a Piece, and of `_extra`, for files whose data are, in whole or in part, in a layer beneath."""
 
 COUNTS: Final = ("files", "directories", "symlinks", "links", "special", "whiteouts", "opaque", "redirects")
 _COUNTED: Final = {
@@ -92,8 +95,9 @@ def _extra(piece: Piece) -> dict[str, Any]:
         found["dialect"] = piece.dialect
     if piece.redirect is not None:
         found["redirect"] = b"/".join(piece.redirect).hex()
-    if piece.metacopy:
-        found["metacopy"] = True
+    for name in LACKING:
+        if getattr(piece, name):
+            found[name] = True
     return found
 
 

@@ -18,11 +18,13 @@ WORDS: Final = {
 }
 OPAQUE_MARK: Final = "o"
 REDIRECT_MARK: Final = "r"
-METACOPY_MARK: Final = "p"
+METACOPY_MARK: Final = "a"
+PARTIAL_MARK: Final = "p"
 MARK_WORDS: Final = {
     OPAQUE_MARK: "opaque: hides all that lower layers have in the directory",
     REDIRECT_MARK: "redirect: shows the content of another path of the lower layers",
-    METACOPY_MARK: "the layer has the attributes only, the data is in a lower layer",
+    METACOPY_MARK: "attributes only: the data is in a lower layer",
+    PARTIAL_MARK: "partly copied: some of the data is in a lower layer",
 }
 
 
@@ -41,4 +43,4 @@ def marks_of(tree: TreeIndex, node: int, level: int) -> str:
     return "".join(sorted(found))
 
 
-_EXTRA: Final = {REDIRECT_MARK: "redirect", METACOPY_MARK: "metacopy"}
+_EXTRA: Final = {REDIRECT_MARK: "redirect", METACOPY_MARK: "metacopy", PARTIAL_MARK: "partial"}

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from layers.entry import DIRECTORY, LINK, OPAQUE, WHITEOUT
 from layers.explore.columns import write
-from layers.explore.layer_index import LayerIndex
+from layers.explore.layer_index import LACKING, LayerIndex
 
 SHOWS: Final = 0
 REPLACED: Final = 1  # by other data, or by a directory or file of another type
@@ -258,8 +258,10 @@ class _Builder:
         """Why the entry `old`, which shows at a path, is hidden by a file of `layer`."""
         if self._kind[old] == _DIRECTORY:
             return REPLACED
-        if layer.kind[record] != LINK and not layer.stored[record] and layer.extra(record).get("metacopy"):
-            return KEPT
+        if layer.kind[record] != LINK and layer.stored[record] < layer.size[record]:
+            extra = layer.extra(record)
+            if any(name in extra for name in LACKING):
+                return KEPT
         content = layer.content(record)
         return SAME if content and content == self._layers[self._layer[old]].content(self._record[old]) else REPLACED
 

@@ -19,7 +19,7 @@ from textual.worker import get_current_worker
 from layers.cli.showing import human
 from layers.entry import FILE, LINK
 from layers.errors import LayerError
-from layers.explore import data, details
+from layers.explore import data, details, extract
 from layers.explore.data import Readable
 from layers.explore.filters import CHANGES, Filter
 from layers.explore.model import BY_NAME, BY_SIZE, Explorer
@@ -303,7 +303,7 @@ class ExplorerApp(App[None]):
         """Whether an entry has data; it is said where it has not."""
         if entry >= 0 and self.side.tree.layer_entry(entry).kind in (FILE, LINK):
             return True
-        self.notify("only files can be compared and extracted", severity="warning")
+        self.notify("only files can be compared, and files and directories extracted", severity="warning")
         return False
 
     def action_compare(self) -> None:
@@ -341,7 +341,7 @@ class ExplorerApp(App[None]):
         entry = self.side.tree.shown(node, explorer.level)
         if entry < 0:
             entry = self.side.tree.shown(node, explorer.base)
-        if self._file(entry):
+        if self.side.tree.is_directory(entry) or self._file(entry):
             name = os.fsdecode(self.side.tree.name(node))
             start = name if name.isprintable() else ""
             self.push_screen(Ask("extract to", f"./{start}"), lambda path: self._take_path(entry, path))
@@ -355,6 +355,10 @@ class ExplorerApp(App[None]):
         if os.path.lexists(path):
             self.call_from_thread(self.notify, f"{printable(path)} exists; it is left as it is", severity="error")
             return
+        side = self.side
+        if side.tree.is_directory(entry):
+            self._extract_directory(side, entry, path)
+            return
         layer, number, record = self._record(entry)
         size = 0
         try:
@@ -366,6 +370,20 @@ class ExplorerApp(App[None]):
             self._say(error)
             return
         self.call_from_thread(self.notify, f"{human(size)} written to {printable(path)}")
+
+    def _extract_directory(self, side: Side, entry: int, path: str) -> None:
+        """In a thread."""
+        tree = side.tree
+        level = side.explorer.level if tree.by[entry] > side.explorer.level else side.explorer.base
+        try:
+            found = extract.extract(tree, side.layers, tree.node_of[entry], level, path)
+        except (LayerError, OSError) as error:
+            self._say(error)
+            return
+        left = f"; {found.left_out} devices, fifos and sockets are left out" if found.left_out else ""
+        self.call_from_thread(
+            self.notify, f"{human(found.size)} in {found.files} files written to {printable(path)}{left}"
+        )
 
     def _say(self, error: LayerError | OSError) -> None:
         """From a thread."""

@@ -85,9 +85,7 @@ def chmod(user: User, mnt: Path) -> None:
 
 
 def hot(user: User, mnt: Path) -> None:
-    script = (
-        f"f = open('{mnt}/log', 'ab', 0)\nfor n in range(3000): f.write(b'a line of a log ')"
-    )
+    script = f"f = open('{mnt}/log', 'ab', 0)\nfor n in range(3000): f.write(b'a line of a log ')"
     found = recorded(user, mnt, sys.executable, "-c", script)
     first = found["causes"][0]
     assert (first["name"], first["directory"]) == ("one-file", "/")

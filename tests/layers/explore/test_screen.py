@@ -250,8 +250,14 @@ def test_a_file_is_extracted_and_nothing_is_overwritten(scratch: Path) -> None:
             target.write_bytes(b"first\n2nd\nthird\n")
         assert any("it is left as it is" in one.message for one in app._notifications)
 
+        await keys(pilot, "slash", *"deep", "enter", "e")
+        app.screen.query_one(Input).value = os.fspath(scratch / "directory")
+        await keys(pilot, "enter")
+        assert (scratch / "directory/er/file").read_bytes() == b"y" * 50
+        assert any("50 B in 1 files written to" in one.message for one in app._notifications)
+
     drive(body)
-    assert os.listdir(scratch) == ["out"]
+    assert sorted(os.listdir(scratch)) == ["directory", "out"]
 
 
 def test_two_images_are_beside_each_other() -> None:
