@@ -1,4 +1,4 @@
-"""What an explorer of layers knows: indexes of the entries of each layer, their merged tree, what is wasted and why.
+"""The data of `layers explore`: an index of the entries of each layer, the merged tree, and wasted bytes with causes.
 
-Shows nothing by itself.
+Prints nothing.
 """

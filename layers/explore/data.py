@@ -1,4 +1,4 @@
-"""The data of one entry of a layer: read from its directory, or from its tar, which is decompressed up to there."""
+"""Read the data of one file of a layer, from its directory or from its tar, which is decompressed up to the file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Readable(Protocol):
 
     @property
     def directory(self) -> str | None:
-        """Its host path; None: it is a tar."""
+        """The host path of a layer directory; None for a tar."""
 
     def opened(self) -> IO[bytes]:
         """Open its tar, as it is stored."""
 
 
 def parts(layer: Readable, index: LayerIndex, record: int) -> Iterator[bytes]:
-    """The data of a regular file, or of the file that a further name leads to, in parts; holes are zero bytes.
+    """Yield the data of a regular file, or of the file that a hard link leads to, in parts; holes are zero bytes.
 
     Raises: Refused when the layer is damaged or was changed meanwhile; NotFound when it has gone; LayerError as
     `refuse_lacking`; OSError.
@@ -47,7 +47,7 @@ def parts(layer: Readable, index: LayerIndex, record: int) -> Iterator[bytes]:
 
 
 def of_stream(stream: TarStream, index: LayerIndex, record: int) -> Iterator[bytes]:
-    """The data of a regular file of a tar, whose stream has not come behind them. Raises: Refused."""
+    """Yield the data of a regular file of a tar. Preconditions: `stream` is not behind them. Raises: Refused."""
     entry = index.entry(record)
     if not stream.skip_to(index.offset[record]):
         raise cut_off()
@@ -65,7 +65,7 @@ def of_stream(stream: TarStream, index: LayerIndex, record: int) -> Iterator[byt
 
 
 def refuse_lacking(index: LayerIndex, record: int) -> None:
-    """Raise LayerError for a file of which a lower layer has data, as only a union can put them together."""
+    """Raise LayerError for a file whose data are partly in a lower layer: only a union can read it."""
     if any(name in index.extra(record) for name in LACKING):
         hint = "read it on the mounted union, or bring its data to the layer by `unionfs complete MOUNTPOINT`"
         path = os.fsdecode(index.path(record))
@@ -73,7 +73,7 @@ def refuse_lacking(index: LayerIndex, record: int) -> None:
 
 
 def first_name(index: LayerIndex, record: int) -> int:
-    """The record of the file that a further name of the same layer leads to; other records are returned as they are.
+    """Return the record of the file that a hard link of the same layer leads to; other records are returned unchanged.
 
     Raises: Refused where the layer has no such file.
     """
@@ -109,7 +109,7 @@ def _of_directory(directory: str, path: Path) -> Iterator[bytes]:
 
 
 def beginning(layer: Readable, index: LayerIndex, record: int, most: int) -> bytes:
-    """At most the first `most` bytes of the data. Raises: as `parts` does."""
+    """Return at most the first `most` bytes of the data. Raises: as `parts` does."""
     found = bytearray()
     for part in parts(layer, index, record):
         found += part
@@ -128,7 +128,7 @@ TYPES: Final = (*[name for _, name in _TYPES], "text", "data", "empty")
 
 
 def content_type(head: bytes, size: int) -> str:
-    """The type that a file's first bytes tell, one of TYPES."""
+    """Return the content type by a file's first bytes, one of TYPES."""
     if not size:
         return "empty"
     head = head[:size]

@@ -1,4 +1,4 @@
-"""What is known of one path: what each layer has there, which entry shows, and why others do not."""
+"""The versions of one path: the entry of each layer, which of them is visible, and why the others are hidden."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIFF_MAX: Final = 64 << 10
 
 
 class Version(NamedTuple):
-    """What one layer has at a path."""
+    """The entry of one layer at a path."""
 
     layer: int  # whose entry it is
     entry: int
@@ -30,7 +30,7 @@ class Version(NamedTuple):
 
 
 def versions(tree: TreeIndex, node: int, level: int) -> list[Version]:
-    """What the layers up to `level` have at a path, the topmost first."""
+    """List the entries of the layers up to `level` at a path, the topmost first."""
     shown = tree.shown(node, level)
     found = []
     for entry in reversed(tree.entries(node)):
@@ -71,14 +71,14 @@ def _why(tree: TreeIndex, entry: int) -> str:
 
 
 def words_of_mark(tree: TreeIndex, mark: int) -> str:
-    """A mark in words: its kind and the path that it hides, not yet made printable."""
+    """Describe a mark: its kind and the path that it hides. The text is not printable yet."""
     kind = tree.layer_entry(mark).kind
     path = "/" + tree.path(tree.node_of[mark]).decode("utf-8", "surrogateescape")
     return f"a whiteout of {path}" if kind == -2 else f"the opaque directory {path}"
 
 
 def text_difference(old: bytes, new: bytes, *, context: int = 2) -> list[str] | None:
-    """The differences of two texts as `diff -u` has them, without its two heads; None where either is no text."""
+    """Return the differences of two texts as `diff -u` prints them, without header lines; None if one is no text."""
     texts = []
     for data in (old, new):
         if b"\0" in data or len(data) > DIFF_MAX:

@@ -1,4 +1,4 @@
-"""Which paths of a tree a filter lets through."""
+"""Filters: which paths of a tree are shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """All of these must hold for a path to be shown; directories above it are shown, too."""
+    """The conditions for a path to be shown; all must hold. The directories above it are shown, too."""
 
     changes: frozenset[str] = field(default_factory=lambda: frozenset(CHANGES))  # of ADDED ... SAME_HERE
     layer: int | None = None  # the layer that brings what shows
@@ -28,7 +28,7 @@ class Filter:
 
     @property
     def is_open(self) -> bool:
-        """Whether it lets everything through."""
+        """Whether every path meets the filter."""
         return self == _OPEN
 
 
@@ -36,7 +36,7 @@ _OPEN: Final = Filter()
 
 
 def matching(tree: TreeIndex, wanted: Filter, base: int, level: int) -> set[int]:
-    """The nodes that a filter lets through in the view from `base` to `level`, with the directories above them."""
+    """Return the nodes that meet a filter in the view from `base` to `level`, and the directories above them."""
     found: set[int] = set()
     since, by, node_of = tree.since, tree.by, tree.node_of
     with_removed = REMOVED_HERE in wanted.changes
@@ -82,7 +82,7 @@ def _lets_through(tree: TreeIndex, wanted: Filter, node: int, entry: int, base: 
 
 
 def type_of(tree: TreeIndex, entry: int) -> str:
-    """The content type of a regular file, one of data.TYPES; empty for all else."""
+    """Return the content type of a regular file, one of data.TYPES; empty for anything else."""
     if tree.is_directory(entry) or tree.is_mark(entry):
         return ""
     layer, record = tree.layers[tree.layer_of[entry]], tree.record_of[entry]

@@ -1,9 +1,9 @@
-"""The indexes of layers and of their merged trees: found in the store, made where they are missing or damaged.
+"""Open the indexes of layers and of merged trees: from the store, or made if they are missing or damaged.
 
     ROOT/indexes/HEX.layer        of the layer with this diff id (see `layer_index`)
     ROOT/indexes/HEX.tree         of the stack with this chain id (see `tree_index`)
 
-Both follow from the content alone, so that all images with a layer share its index; gc removes them with the unpacked
+Both depend on the content alone, so all images with a layer share its index; gc removes them with the unpacked
 layers of the same keys. What has no diff id beforehand (a directory, a tar of no image) is indexed in unnamed files,
 each time. A store that cannot be written to has the same done.
 """
@@ -39,13 +39,13 @@ TREE: Final = ".tree"
 
 
 class Source(Protocol):
-    """One layer, as its entries are read."""
+    """A layer whose entries can be read."""
 
     diff_id: str  # sha256:HEX of its tar; empty: not known before it is read
     packed: int  # bytes of its tar as stored
 
     def pieces(self) -> Iterator[Piece]:
-        """Read its entries; afterwards `diff_id` is what was read. Raises: Refused, NotFound, OSError."""
+        """Yield the entries; afterwards `diff_id` is their layer's digest. Raises: Refused, NotFound, OSError."""
 
 
 Progress = Callable[[int, int], None]
@@ -55,7 +55,7 @@ Progress = Callable[[int, int], None]
 def open_tree(
     sources: Sequence[Source], store: Store | None, keep: ExitStack, progress: Progress = lambda done, of: None
 ) -> TreeIndex:
-    """Open the tree of a stack of layers, bottom first, until `keep` closes; what is missing is made before.
+    """Open the tree of a stack of layers, bottom first, until `keep` closes. Missing indexes are made.
 
     Raises: Refused, also for a layer that is not what its diff id says; NotFound; OSError.
     """
@@ -137,7 +137,7 @@ def _unnamed() -> IO[bytes]:
 
 
 def _verified(source: Source) -> Iterator[Piece]:
-    """The pieces of a layer. Raises: Refused at their end if they were of another layer than the source's."""
+    """Yield the pieces of a layer. Raises: Refused at the end if the digest is not the expected one."""
     wanted = source.diff_id
     yield from source.pieces()
     if wanted and source.diff_id != wanted:
@@ -145,7 +145,7 @@ def _verified(source: Source) -> Iterator[Piece]:
 
 
 def _opened_layer(path: str) -> LayerIndex | None:
-    """The index at `path`; None where there is none that can be read."""
+    """Open the index at `path`; None if it is missing or damaged."""
     with suppress(FileNotFoundError, Damaged):
         fd = store_files.open_file(path, os.O_RDONLY)
         try:
@@ -181,7 +181,7 @@ def _write_tree_file(layers: Sequence[LayerIndex], aside: str, path: str) -> Non
 
 
 def _write_file(path: str, aside: str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside, and rename it into place. Nothing is synced: a damaged index is made again."""
+    """Write a temporary file and rename it into place. Nothing is synced: a damaged index is made again."""
     try:
         with open(store_files.open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL), "wb+") as file:
             write(file)

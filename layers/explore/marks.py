@@ -1,4 +1,4 @@
-"""Letters and words for a path: what happened to it, and which marks of layers are on it."""
+"""Letters and words for the change of a path and for the marks on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MARK_WORDS: Final = {
 
 
 def marks_of(tree: TreeIndex, node: int, level: int) -> str:
-    """The letters of MARK_WORDS that hold for a path at a level."""
+    """Return the letters of MARK_WORDS that apply to a path at a level."""
     found = set()
     for entry in tree.entries(node):
         if tree.since[entry] > level or tree.is_implied(entry):

@@ -1,4 +1,4 @@
-"""What an explorer shows at the moment: the level, the rows of the tree that are open, filters, and what was found.
+"""The state of a shown tree: its level, its open directories, its order and its filter.
 
 Knows the tree. Does not know terminals, keys and widgets. A *row* is a line of the tree pane.
 """
@@ -45,7 +45,7 @@ class Explorer:
 
     @property
     def base(self) -> int:
-        """The level with which the shown tree is compared; -1: none, everything was added."""
+        """The level that the shown tree is compared with; -1 for an empty tree, so that everything is added."""
         return _base(self.level, whole=self.whole)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Explorer:
         wanted: Filter | None = None,
         let_through: set[int] | None = None,
     ) -> None:
-        """Show another level, other changes, or what another filter lets through; the rows that are open stay open.
+        """Show another level, the changes from another base, or another filter. Open directories stay open.
 
         `let_through` is what `filtered` has given for the same arguments: where there is none, it is asked here.
         """
@@ -88,7 +88,7 @@ class Explorer:
     def filtered(
         self, level: int | None = None, *, whole: bool | None = None, wanted: Filter | None = None
     ) -> set[int] | None:
-        """The nodes that `show` would let through; None: all. Changes nothing, so that a thread can do it: it looks at
+        """Return the nodes that `show` would show; None for all. Changes nothing, so a thread may call it: it visits
         every entry of the tree, half a second for 500,000."""
         level, whole, wanted = self._would(level, whole, wanted)
         return None if wanted.is_open else matching(self.tree, wanted, _base(level, whole=whole), level)
@@ -144,7 +144,7 @@ class Explorer:
         self._rebuild()
 
     def parent_row(self, row: int) -> int:
-        """The row of the directory that a row is in; the row itself at the top."""
+        """Return the row of the directory that contains a row; the row itself if that is the root directory."""
         depth = self._depths[row]
         for above in range(row - 1, -1, -1):
             if self._depths[above] < depth:
@@ -166,7 +166,7 @@ class Explorer:
         return self._row_of(node)
 
     def find(self, wanted: bytes) -> Iterator[int]:
-        """The nodes of this view with `wanted` in their names, those next to the root first."""
+        """Yield the nodes of this view whose names contain `wanted`, those nearest to the root first."""
         for node in self.tree.named(wanted):
             if node != ROOT and not self.is_filtered_out(node) and self._shows(node):
                 yield node
@@ -184,7 +184,7 @@ class Explorer:
         return self.tree.is_directory(entry)
 
     def _size(self, node: int) -> tuple[int, int]:
-        """Bytes and files of a path; of one that was removed, those that showed."""
+        """Return bytes and files of a path; for a removed path, those before its removal."""
         level = self.level if self.tree.shown(node, self.level) >= 0 else self.base
         return self.tree.size(node, level)
 
@@ -206,7 +206,7 @@ class Explorer:
         return found
 
     def _below(self, node: int, depth: int) -> tuple[list[int], list[int]]:
-        """The rows below a directory, those of directories within it that are open included."""
+        """Return the rows below a directory, including those of open directories in it."""
         nodes, depths = [], []
         todo = [(child, depth) for child in reversed(self._children(node))]
         while todo:

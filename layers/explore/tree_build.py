@@ -1,7 +1,7 @@
 """Merge the indexes of the layers of a stack: one tree of all paths, with every entry that any layer has of each.
 
 An entry shows from the layer `since` on, until the layer `by` hides it. So the tree of every level of the stack is in
-one file: the entries with `since` <= level < `by`. The rules are those of `size_report`; a test holds the two equal.
+one file: the entries with `since` <= level < `by`. The rules are those of `size_report`; a test compares the results.
 
 The file has nodes and entries as columns (see `tree_index`). Nodes are numbered from the root down, level by level, and
 those of one directory are neighbours, sorted by name. All this is kept in arrays and one dictionary for each directory:
@@ -46,7 +46,7 @@ def write_tree(layers: Sequence[LayerIndex], file: IO[bytes], about: dict[str, A
 
 
 class _Builder:
-    """The tree so far. A node is its number, an entry its number."""
+    """The tree so far. Nodes and entries are identified by their numbers."""
 
     def __init__(self, layers: Sequence[LayerIndex]) -> None:
         self._layers = layers
@@ -90,7 +90,7 @@ class _Builder:
         return node
 
     def _directory(self, path: bytes, number: int) -> int:
-        """The node of a directory, shown from now on: made if missing, and what is no directory on the way replaced."""
+        """Return the node of a directory, visible from now on; files on its path are replaced by directories."""
         known = self._directories.get(path)
         if known is not None:
             return known
@@ -138,7 +138,7 @@ class _Builder:
         return entry
 
     def _hide_entries(self, node: int, number: int, how: int) -> None:
-        """Hide all that shows at a node: one file, or the entries that several layers have of a directory."""
+        """Hide the visible entries of a node: of one file, or of a directory in several layers."""
         if self._top[node] < 0:
             return
         self._top[node] = -1
@@ -183,7 +183,7 @@ class _Builder:
         self._enter(node, number, record, kind, 0)
 
     def _moved(self, layer: LayerIndex) -> list[tuple[bytes, list[tuple[bytes, int]]]]:
-        """Redirected directories: their new path, and what shows now below the old one as (path below it, entry)."""
+        """List redirected directories: the new path, and the visible entries below the old one, with their paths."""
         found = []
         for record in range(len(layer)) if layer.about["counts"]["redirects"] else ():
             redirect = layer.extra(record).get("redirect")
@@ -204,7 +204,7 @@ class _Builder:
         return b"/".join(reversed(names))
 
     def _place(self, path: bytes, tree: Sequence[tuple[bytes, int]], number: int) -> None:
-        """Show at `path` what showed elsewhere: the same records, from this layer on."""
+        """Show entries that were visible elsewhere at `path`, from this layer on."""
         old = self._find(path)
         for node in self._subtree(old) if old >= 0 else ():
             self._hide_entries(node, number, REPLACED)
@@ -255,7 +255,7 @@ class _Builder:
             self._enter(node, number, record, _DIRECTORY, 0)
 
     def _cause(self, layer: LayerIndex, record: int, old: int) -> int:
-        """Why the entry `old`, which shows at a path, is hidden by a file of `layer`."""
+        """Return why a file of `layer` hides the entry `old`, which is visible at its path."""
         if self._kind[old] == _DIRECTORY:
             return REPLACED
         if layer.kind[record] != LINK and layer.stored[record] < layer.size[record]:
@@ -272,7 +272,7 @@ class _Builder:
             self._links[entry] = self._links.get(file, file)
 
     def settle_links(self) -> None:
-        """Let a name that shows have the data of a file whose first name does not: from then on they stand there."""
+        """Account the data of a file whose first name is hidden to a hard link that is still visible."""
         settled: set[int] = set()
         for link, file in self._links.items():
             if self._by[link] != NEVER or self._by[file] == NEVER or file in settled:
@@ -341,7 +341,7 @@ class _Builder:
         return order, first, count
 
     def _duplicates(self, columns: dict[str, Any], old_numbers: array[int]) -> dict[str, array[int]]:
-        """Groups of files that show and have the same data, those first that waste most."""
+        """Return groups of visible files with the same data, those that waste most first."""
         groups: dict[int, int] = {}  # hash -> its first entry, or less than 0: -1 - index into `found`
         found: list[array[int]] = []
         layers = self._layers
@@ -372,7 +372,7 @@ class _Builder:
 
 
 def _wasted(columns: dict[str, Any]) -> array[int]:
-    """The entries whose bytes do not show, the largest first."""
+    """Return the hidden entries with bytes, the largest first."""
     how, stored = columns["how"], columns["stored"]
     found = [entry for entry in range(len(how)) if how[entry] in WASTED and stored[entry]]
     found.sort(key=lambda entry: (-stored[entry], entry))

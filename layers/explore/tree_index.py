@@ -69,12 +69,12 @@ class TreeIndex:
         return b"/".join(reversed(names))
 
     def parent(self, node: int) -> int:
-        """The node of the directory that a node is in; -1 for the root."""
+        """The node of the directory that contains a node; -1 for the root."""
         found: int = self._parent[node]
         return found
 
     def find(self, path: bytes) -> int:
-        """The node of a path, at whatever level; -1: no layer has it."""
+        """The node of a path at any level; -1 if no layer has it."""
         node = ROOT
         for name in path.split(b"/") if path else ():
             low, high = self._first[node], self._first[node] + self._count[node]
@@ -90,7 +90,7 @@ class TreeIndex:
         return node
 
     def named(self, wanted: bytes) -> Iterator[int]:
-        """The nodes with `wanted` in their names, those next to the root first."""
+        """The nodes whose names contain `wanted`, those nearest to the root first."""
         at = 0
         while wanted and (at := self._columns.find("names", wanted, at)) >= 0:
             low, high = 0, len(self)
@@ -110,14 +110,14 @@ class TreeIndex:
     # -- entries --
 
     def entries(self, node: int) -> range:
-        """The entries and marks of all layers at a path, in the order in which they came."""
+        """The entries and marks of all layers at a path, bottom first."""
         return range(self._entry[node], self._entry[node + 1])
 
     def is_mark(self, entry: int) -> bool:
         return self._kind[entry] in _MARKS
 
     def shown(self, node: int, level: int) -> int:
-        """The entry that the tree of a level shows at a path; -1: it shows nothing."""
+        """The visible entry of a path at a level; -1 if there is none."""
         for entry in reversed(self.entries(node)):
             if self.since[entry] <= level < self.by[entry] and self._kind[entry] not in _MARKS:
                 return entry
@@ -127,17 +127,17 @@ class TreeIndex:
         return bool(self._kind[entry] == _DIRECTORY)
 
     def is_implied(self, entry: int) -> bool:
-        """Whether it is a directory of which no layer says anything, but that has something below it."""
+        """Whether an entry is a directory that no layer has an entry of, although layers have entries below it."""
         return bool(self.record_of[entry] == IMPLIED)
 
     def layer_entry(self, entry: int) -> Entry:
-        """What the layer has."""
+        """The entry as its layer has it."""
         if self.is_implied(entry):
             return Entry((), DIRECTORY, 0o755)
         return self.layers[self.layer_of[entry]].entry(self.record_of[entry])
 
     def bytes_of(self, entry: int) -> int:
-        """The size of the file: more than what is stored if it has holes, or is another name."""
+        """The size of a file; more than its stored bytes if it has holes or is a hard link."""
         if self.is_directory(entry) or self.is_mark(entry):
             return 0
         size: int = self.layers[self.layer_of[entry]].size[self.record_of[entry]]
@@ -146,7 +146,7 @@ class TreeIndex:
     # -- directories --
 
     def all_children(self, node: int) -> range:
-        """The nodes in a directory, whether they show at any level or not, sorted by name."""
+        """The nodes in a directory, sorted by name, including those that are visible at no level."""
         first = self._first[node]
         return range(first, first + self._count[node])
 
@@ -155,7 +155,7 @@ class TreeIndex:
         return list(self._total_layer[self._total[node] : self._total[node + 1]])
 
     def children(self, node: int, base: int, level: int) -> list[int]:
-        """The nodes in a directory that show at one of two levels, sorted by name."""
+        """The nodes in a directory that are visible at one of two levels, sorted by name."""
         return [
             child
             for child in self.all_children(node)
@@ -163,7 +163,7 @@ class TreeIndex:
         ]
 
     def size(self, node: int, level: int) -> tuple[int, int]:
-        """The bytes that show at and below a path, and the number of files there (of all types but directories)."""
+        """The visible bytes at and below a path, and the number of visible files (all types but directories)."""
         entry = self.shown(node, level)
         if entry < 0:
             return 0, 0
@@ -177,7 +177,7 @@ class TreeIndex:
         return size, files
 
     def brought(self, node: int, layer: int) -> tuple[int, int]:
-        """The bytes and files that one layer has at and below a path, whether they show or not."""
+        """The bytes and files of one layer at and below a path, visible or not."""
         for at in range(self._total[node], self._total[node + 1]):
             if self._total_layer[at] == layer:
                 return self._total_row[at * _ROW], self._total_row[at * _ROW + 1]
@@ -191,7 +191,7 @@ class TreeIndex:
         return sum(self.stored[entry] for entry in files), len(files)
 
     def change(self, node: int, base: int, level: int) -> str:
-        """What happened to a path from `base` to `level`: ADDED, CHANGED, METADATA, BELOW, REMOVED_HERE, SAME_HERE."""
+        """The change of a path from `base` to `level`: ADDED, CHANGED, METADATA, BELOW, REMOVED_HERE, SAME_HERE."""
         old, new = self.shown(node, base) if base >= 0 else -1, self.shown(node, level)
         if new < 0:
             return REMOVED_HERE if old >= 0 else SAME_HERE
@@ -235,17 +235,17 @@ class TreeIndex:
 
     @cached_property
     def hidden_in(self) -> list[int]:
-        """For each layer the bytes of it that do not show in the topmost one."""
+        """For each layer, its bytes that are hidden at the topmost level."""
         found = [0] * len(self.layers)
         for entry in self._wasted:
             found[self.layer_of[entry]] += self.stored[entry]
         return found
 
     def hidden(self) -> Sequence[int]:
-        """The entries with bytes that do not show, the largest first."""
+        """The hidden entries with bytes, the largest first."""
         return self._wasted
 
     def duplicates(self) -> Iterator[list[int]]:
-        """Groups of entries that show in the topmost layer and have the same data, those first that waste most."""
+        """Groups of entries with the same data that are visible at the topmost level, those that waste most first."""
         for at in range(len(self._duplicates) - 1):
             yield list(self._duplicate[self._duplicates[at] : self._duplicates[at + 1]])

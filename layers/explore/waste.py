@@ -1,4 +1,4 @@
-"""What an image transfers for nothing: bytes of files that do not show, or show twice, with the cause of each.
+"""Wasted bytes of an image: files that are hidden, or visible twice, with the cause of each.
 
 The cause is found from the two entries: the hidden one and the one that hides it. All sizes are bytes as stored
 in the layers, without compression, as `layers inspect` counts them.
@@ -30,7 +30,7 @@ CAUSES: Final = {
 
 
 class Waste(NamedTuple):
-    """One file whose bytes are transferred for nothing."""
+    """A file whose bytes are wasted."""
 
     size: int
     cause: str  # one of CAUSES
@@ -47,14 +47,14 @@ class Sum(NamedTuple):
 
 
 def hidden(tree: TreeIndex) -> Iterator[Waste]:
-    """The files that do not show, the largest first."""
+    """Yield the hidden files, the largest first."""
     for entry in tree.hidden():
         other = replacement(tree, entry)
         yield Waste(tree.stored[entry], _cause(tree, entry, other), entry, tree.by[entry], other)
 
 
 def twice(tree: TreeIndex) -> Iterator[Waste]:
-    """The files that show and have the same data as another that shows, the largest first."""
+    """Yield the visible files with the same data as another visible file, the largest first."""
     found = [
         Waste(tree.stored[entry], TWICE, entry, tree.layer_of[group[0]], group[0])
         for group in tree.duplicates()
@@ -80,7 +80,7 @@ def sums(tree: TreeIndex) -> dict[str, Sum]:
 
 
 def replacement(tree: TreeIndex, entry: int) -> int:
-    """The entry of the same path that has hidden `entry`; -1: there is none, or a directory."""
+    """Return the entry of the same path that hides `entry`; -1 if there is none or it is a directory."""
     for other in tree.entries(tree.node_of[entry]):
         if other > entry and tree.since[other] == tree.by[entry] and not tree.is_mark(other):
             return -1 if tree.is_directory(other) else other
@@ -88,7 +88,7 @@ def replacement(tree: TreeIndex, entry: int) -> int:
 
 
 def differences(tree: TreeIndex, old: int, new: int) -> tuple[str, ...]:
-    """Which of mode, owner and attributes two entries differ in."""
+    """List in which of mode, owner and attributes two entries differ."""
     before, after = tree.layer_entry(old), tree.layer_entry(new)
     pairs = {
         "mode": (before.mode, after.mode),
@@ -106,7 +106,7 @@ def _cause(tree: TreeIndex, entry: int, other: int) -> str:
 
 
 def mark_that_hides(tree: TreeIndex, entry: int) -> int:
-    """The whiteout or opaque mark that has removed an entry: on its path, or on a directory above it; -1: none."""
+    """Return the whiteout or opaque mark, on its path or above, that hides an entry; -1 if there is none."""
     node = start = tree.node_of[entry]
     while node >= 0:
         for mark in tree.entries(node):

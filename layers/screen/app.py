@@ -1,4 +1,4 @@
-"""The program: panes for layers, details and one or two trees, and what its keys do."""
+"""The terminal program: panes for layers, details and one or two trees, and the actions of its keys."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Layer(words.Layer, Readable, Protocol):
 
 @dataclass(slots=True)
 class Side:
-    """One image, or stack, of those that are beside each other."""
+    """One image or stack; two of them are shown beside each other."""
 
     title: str
     tree: TreeIndex
@@ -184,7 +184,7 @@ class ExplorerApp(App[None]):
         self.query_one("#text", Static).update(Text("\n".join(lines)))
 
     def _view(self, level: int | None = None, *, whole: bool | None = None, wanted: Filter | None = None) -> None:
-        """Show another level, other changes or another filter; filters of large trees take a thread."""
+        """Show another level, the changes from another base, or another filter. A filter is applied in a thread."""
         explorer = self.side.explorer
         if (explorer.filter if wanted is None else wanted).is_open:
             self._viewed(self._at, level, whole, wanted, None)
@@ -200,7 +200,7 @@ class ExplorerApp(App[None]):
     def _viewed(
         self, at: int, level: int | None, whole: bool | None, wanted: Filter | None, let_through: set[int] | None
     ) -> None:
-        """With the cursor on the same path as before, where it still shows."""
+        """Show the result, with the cursor on the same path as before if it is still visible."""
         explorer, pane = self.sides[at].explorer, self.query_one(f"#tree{at}", TreePane)
         node = pane.node
         explorer.show(level, whole=whole, wanted=wanted, let_through=let_through)
@@ -238,7 +238,7 @@ class ExplorerApp(App[None]):
             self.pane.go_to(node)
 
     def action_without(self, what: str) -> None:
-        """Leave out, or show again, what is unchanged or removed."""
+        """Hide or show unchanged or removed paths."""
         now = self.side.explorer.filter
         change = {"same": SAME_HERE, "removed": REMOVED_HERE}[what]
         changes = now.changes ^ {change}
@@ -300,7 +300,7 @@ class ExplorerApp(App[None]):
         return self.side.layers[layer], layer, self.side.tree.record_of[entry]
 
     def _file(self, entry: int) -> bool:
-        """Whether an entry has data; it is said where it has not."""
+        """Whether an entry has data; if not, the user is told."""
         if entry >= 0 and self.side.tree.layer_entry(entry).kind in (FILE, LINK):
             return True
         self.notify("only files can be compared, and files and directories extracted", severity="warning")
@@ -372,7 +372,7 @@ class ExplorerApp(App[None]):
         self.call_from_thread(self.notify, f"{human(size)} written to {printable(path)}")
 
     def _extract_directory(self, side: Side, entry: int, path: str) -> None:
-        """In a thread."""
+        """In a thread: extract a directory, and tell the user."""
         tree = side.tree
         level = side.explorer.level if tree.by[entry] > side.explorer.level else side.explorer.base
         try:
@@ -386,7 +386,7 @@ class ExplorerApp(App[None]):
         )
 
     def _say(self, error: LayerError | OSError) -> None:
-        """From a thread."""
+        """In a thread: show an error to the user."""
         text = str(error) if isinstance(error, LayerError) else printable_line(str(error))
         self.call_from_thread(self.notify, text, severity="error", timeout=10)
 

@@ -1,4 +1,4 @@
-"""What opens above the panes: help, one line of input, the filter, lines of text, and what is wasted."""
+"""The dialogs: help, a line of input, the filter, lines of text, and wasted bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Ctrl-F  filter: changes, layer, size, owner, set-id,
 Ctrl-U  without what is unchanged     Ctrl-R  without what was removed
 Ctrl-B  owner and mode                Ctrl-O  by size, by name
 w       what is wasted, and why       v       compare with the version below
-y       copy the path                 Ctrl-E, e  extract the file
+y       copy the path                 Ctrl-E, e  extract a file or directory
 s       a shell on the merged view, read-only
 """
 _WASTED_MAX: Final = 1000
@@ -88,7 +88,7 @@ def help_lines() -> list[str]:
 
 
 class Ask(Dialog[str]):
-    """One line of input; gives it, or None."""
+    """A line of input; returns it, or None."""
 
     def __init__(self, title: str, text: str = "") -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Ask(Dialog[str]):
 
 
 class FilterDialog(Dialog[Filter]):
-    """The filter; gives a new one, or None."""
+    """The filter; returns a new one, or None."""
 
     DEFAULT_CSS = """
     FilterDialog Horizontal { height: auto; }
@@ -186,7 +186,7 @@ class FilterDialog(Dialog[Filter]):
 
 
 class WasteDialog(Dialog[int]):
-    """What is wasted, by cause and by path; gives the node that was chosen, or None."""
+    """Wasted bytes by cause and by path; returns the chosen node, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,w", "leave", "Close", show=False)]
 

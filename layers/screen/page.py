@@ -116,13 +116,13 @@ def _layer(tree: TreeIndex, layers: Sequence[Layer], number: int) -> dict[str, A
 
 
 def _only_layer(tree: TreeIndex, node: int) -> int:
-    """The layer that alone has anything below a directory; _SEVERAL where there is more than one."""
+    """Return the only layer with entries below a directory; _SEVERAL if there are more."""
     found = tree.changing_layers(node)
     return found[0] if len(found) == 1 else _SEVERAL
 
 
 def _wasted_below(tree: TreeIndex) -> tuple[dict[int, int], dict[int, int]]:
-    """For each node with waste at or below it the bytes, and the number of the cause of all of them (_SEVERAL)."""
+    """Return for each node the wasted bytes at and below it, and the number of their cause, or _SEVERAL."""
     causes = {cause: number for number, cause in enumerate(waste.CAUSES)}
     sizes: dict[int, int] = {}
     cause_of: dict[int, int] = {}
@@ -157,7 +157,7 @@ def _largest(tree: TreeIndex, wasted: dict[int, int], most: int) -> tuple[list[i
 
 
 def _below(tree: TreeIndex, waiting: Sequence[tuple[int, int]]) -> int:
-    """The number of files below directories that were not looked into."""
+    """Return the number of files below directories whose content is left out."""
     files = 0
     for _, node in waiting:
         shown = tree.shown(node, tree.top)

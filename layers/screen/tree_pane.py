@@ -1,4 +1,4 @@
-"""The pane with the tree: only the rows that can be seen are drawn, however many there are."""
+"""The pane with the tree. Only the visible rows are drawn."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TreePane(ScrollView, can_focus=True):
     ]
 
     class Moved(Message):
-        """The cursor is on another row, or its row shows something else."""
+        """The cursor is on another row, or its row has changed."""
 
         def __init__(self, pane: TreePane) -> None:
             super().__init__()
@@ -67,7 +67,7 @@ class TreePane(ScrollView, can_focus=True):
 
     @property
     def node(self) -> int:
-        """The node under the cursor; -1 where there is no row."""
+        """The node under the cursor; -1 if there are no rows."""
         return self.explorer.node(self.cursor) if len(self.explorer) else -1
 
     def on_mount(self) -> None:
@@ -79,7 +79,7 @@ class TreePane(ScrollView, can_focus=True):
         self._place(self.cursor)
 
     def go_to(self, node: int) -> bool:
-        """Put the cursor on a node, whose directories are opened. False: it does not show."""
+        """Open the directories above a node and put the cursor on it. False if it is not visible."""
         row = self.explorer.reveal(node)
         self.virtual_size = Size(0, len(self.explorer))
         if row >= 0:

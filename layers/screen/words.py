@@ -1,4 +1,4 @@
-"""What an explorer says of layers and entries, as lines that are safe to print. Pure: no widgets."""
+"""Describe layers and entries as lines that are safe to print. Pure: no widgets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VALUE_MAX: Final = 60
 
 
 class Layer(Protocol):
-    """What a layer is called, and the step of the build that made it."""
+    """The name of a layer, and the build step that made it."""
 
     name: str
     digest: str
@@ -49,7 +49,7 @@ def path(tree: TreeIndex, node: int) -> str:
 
 
 def layer(tree: TreeIndex, layers: Sequence[Layer], number: int) -> list[str]:
-    """What a layer is and does."""
+    """Describe a layer."""
     one, counts = layers[number], tree.layers[number].about["counts"]
     links = counts["symlinks"] + counts["links"]
     stored, hidden = tree.layers[number].about["stored"], tree.hidden_in[number]
@@ -69,7 +69,7 @@ def layer(tree: TreeIndex, layers: Sequence[Layer], number: int) -> list[str]:
 
 
 def entry(tree: TreeIndex, layers: Sequence[Layer], node: int, level: int, base: int) -> list[str]:
-    """What is known of a path: what shows there, and what each layer has."""
+    """Describe a path: its visible entry, and the entry of each layer."""
     lines = [path(tree, node)]
     change = tree.change(node, base, level) if base >= 0 else ""
     if change:
@@ -140,7 +140,7 @@ def _version(tree: TreeIndex, layers: Sequence[Layer], version: details.Version)
 
 
 def difference(old: bytes, new: bytes, old_digest: bytes, new_digest: bytes) -> list[str]:
-    """What differs between two versions of a file: lines of text, else sizes and digests."""
+    """Describe the differences of two versions of a file: lines of text, otherwise sizes and digests."""
     if old_digest and old_digest == new_digest:
         return ["The data is the same."]
     lines = details.text_difference(old, new)
@@ -153,7 +153,7 @@ def difference(old: bytes, new: bytes, old_digest: bytes, new_digest: bytes) -> 
 
 
 def summary(tree: TreeIndex, layers: Sequence[Layer], most: int = 10) -> list[str]:
-    """The whole in words, for a terminal that can do no more, and for pipes."""
+    """Describe a whole stack, for dumb terminals and pipes."""
     lines = []
     for number in reversed(range(len(layers))):
         lines += [
@@ -171,7 +171,7 @@ def summary(tree: TreeIndex, layers: Sequence[Layer], most: int = 10) -> list[st
 
 
 def wasted_line(tree: TreeIndex, layers: Sequence[Layer], one: waste.Waste) -> str:
-    """One wasted file: size, cause, path, and the step that did it."""
+    """Describe one wasted file: size, cause, path, and the build step."""
     where = path(tree, tree.node_of[one.entry])
     step = command(layers[one.by])
     return f"{human(one.size):>9}  {where}  in layer {tree.layer_of[one.entry]}: {whose(tree, one)}" + (
@@ -180,7 +180,7 @@ def wasted_line(tree: TreeIndex, layers: Sequence[Layer], one: waste.Waste) -> s
 
 
 def whose(tree: TreeIndex, one: waste.Waste) -> str:
-    """The cause of a waste, with the layer or path that it is because of."""
+    """Describe the cause of a waste, with the responsible layer or path."""
     if one.cause == waste.TWICE:
         return f"as {path(tree, tree.node_of[one.other])}"
     changed = " and ".join(waste.differences(tree, one.entry, one.other)) if one.other >= 0 else ""

@@ -1,4 +1,4 @@
-"""Common code of `watch` and `top`: the unions that answer, samples at intervals, a redrawn screen."""
+"""Common code of `watch`, `top` and `profile`: finds unions, waits for intervals, redraws a screen."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def target_of(text: str, root: str | None, verb: str) -> Target:
 
 
 def of_container(container: Container) -> Target | None:
-    """The union that is the root filesystem of a running container; None where there is none."""
+    """The union that is the root filesystem of a running container; None if it has none."""
     if container.status != "running" or not container.state.pid:
         return None
     try:
@@ -109,6 +109,6 @@ def ticks(interval: float, count: int) -> Iterator[None]:
 
 
 def draw(lines: list[str]) -> None:
-    """Show lines in the place of those before, on a terminal that can; else below them."""
+    """Print lines; on a terminal that can, instead of those before."""
     can = sys.stdout.isatty() and os.environ.get("TERM", "") not in _DUMB
     print((_CLEAR if can else "") + "\n".join(lines), flush=True)

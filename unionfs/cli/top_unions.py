@@ -1,4 +1,4 @@
-"""`unionfs top` without a container: all unions that can be asked, the busiest first, second by second."""
+"""`unionfs top` without a container: lists all unions that answer, the busiest first, after each interval."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Sampled(NamedTuple):
 
 
 def run(arguments: Namespace) -> int:
-    """List the unions again after each interval. Those that appear or end meanwhile come and go."""
+    """List the unions after each interval. New unions are added, and ended ones left out."""
     before: dict[tuple[int, str], dict[str, Any]] = {}
     _sample(arguments.root, before)
     for _ in live.ticks(arguments.interval, arguments.count):
@@ -48,7 +48,8 @@ def run(arguments: Namespace) -> int:
 
 
 def _sample(root: str | None, before: dict[tuple[int, str], dict[str, Any]]) -> tuple[list[_Sampled], int]:
-    """What each union did since it was asked before; and how many give no answer: other users', or ending ones."""
+    """Return the activity of each union since the last call, and how many did not answer: those of other users, or
+    ending ones."""
     found: list[_Sampled] = []
     unanswered = 0
     now: dict[tuple[int, str], dict[str, Any]] = {}

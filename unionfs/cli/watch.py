@@ -93,13 +93,13 @@ class _Trace:
         self._listens.set()
 
     def take(self) -> list[dict[str, Any]]:
-        """What has come since the last call."""
+        """Return the copy-ups since the last call."""
         found, self._received = self._received, []
         return found
 
 
 class _Activity:
-    """What the requests of a union are about, received on a thread that ends with the process."""
+    """The recorded requests of a union, received on a thread that ends with the process."""
 
     def __init__(self, target: Target, interval: float) -> None:
         self._target = target

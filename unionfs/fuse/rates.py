@@ -1,4 +1,4 @@
-"""What a union did between two answers of its daemon to `stats`, and which programs its copy-ups were for. Pure."""
+"""The activity of a union between two answers of its daemon to `stats`, and the programs that caused copy-ups. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Caused(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What happened in some seconds. `messages` are counts by kind, those that came most often first."""
+    """The activity in some seconds. `messages` are counts by kind, the most frequent first."""
 
     seconds: float
     messages: dict[str, int]
@@ -42,8 +42,8 @@ _UNKNOWN: Final = {"open": 0, "most": 0}
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any], traced: Sequence[Mapping[str, Any]] = ()) -> Rates:
-    """What happened from the answer `old` to the answer `new` of one daemon; `traced` are the copy-ups meanwhile, as
-    `trace` tells them. After another daemon has continued (see fuse.keeper) its processor time begins at 0 again."""
+    """Return the activity from the answer `old` to the answer `new` of one daemon; `traced` are the copy-ups meanwhile,
+    as `trace` tells them. After another daemon has continued (see fuse.keeper) its processor time begins at 0 again."""
     counts = {kind: count - old["messages"].get(kind, 0) for kind, count in new["messages"].items()}
     messages = {kind: count for kind, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count > 0}
     before, after = old["copy_ups"], new["copy_ups"]
