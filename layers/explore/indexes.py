@@ -3,9 +3,9 @@
     ROOT/indexes/HEX.layer        of the layer with this diff id (see `layer_index`)
     ROOT/indexes/HEX.tree         of the stack with this chain id (see `tree_index`)
 
-Both depend on the content alone, so all images with a layer share its index; gc removes them with the unpacked
-layers of the same keys. What has no diff id beforehand (a directory, a tar of no image) is indexed in unnamed files,
-each time. A store that cannot be written to has the same done.
+Both depend on the content alone, so all images with a layer share its index; gc removes them with the unpacked layers
+of the same keys. Layers without a known diff id (directories, tars of no image), and those of a store that cannot be
+written to, are indexed in unnamed files, each time.
 """
 
 from __future__ import annotations

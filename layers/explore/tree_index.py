@@ -1,8 +1,8 @@
 """The merged tree of a stack of layers at any of its levels, read from the files that `tree_build` wrote.
 
-A *node* is a path, an *entry* what one layer has of it, a *level* the number of a layer: the tree as that layer and all
-beneath it show it. A view has two levels, `base` and `level`, and tells what changed from one to the other; base -1 is
-an empty tree. Nothing is loaded: every answer reads columns that are mapped.
+A *node* is a path. An *entry* is what one layer has at a path. A *level* is the number of a layer, and means the tree
+that this layer and all layers below it make. A view has two levels, `base` and `level`, and shows the changes from one
+to the other; base -1 is an empty tree. Nothing is loaded: every answer reads mapped columns.
 """
 
 from __future__ import annotations
