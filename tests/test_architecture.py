@@ -201,7 +201,12 @@ ALLOWED = {
         (*GROUND_FLOOR, "unionfs.profiles", "layers.screen.page_assets", "layers.cli.showing"), not_even=("argparse",)
     ),
     "unionfs.cli": Row(HOUSES, ("rich", "trio", "grpc", "google", "shtab")),
-    "unionfs.__main__": Row((*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client")),
+    "unionfs.__main__": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.version", "unionfs.cli", "unionfs.mount_parent.client"),
+            "unionfs.launcher.own_executable",
+        )
+    ),
     "layers": Row((*GROUND_FLOOR, "layers"), ("trio", "httpx", "zstandard", "xxhash"), not_even=("argparse",)),
     "layers.explore": Row((*GROUND_FLOOR, "layers"), ("xxhash",), not_even=("argparse", "layers.cli")),
     "layers.cli": Row((*GROUND_FLOOR, "layers"), ("trio", "rich")),

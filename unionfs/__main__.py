@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+_ENTERING = frozenset(("run", "start", "restart", "exec", "build"))
+"""Verbs of which a process becomes a container's command."""
 _COLLECTED = (50_000, 20, 100)
 """Imports make no garbage; garbage collection during imports takes a tenth of a command's start."""
 
@@ -47,6 +49,10 @@ def _run(argv: list[str]) -> int:
             return 130
         if status is not None:
             return status
+    if not _ENTERING.isdisjoint(argv[1:3]):
+        from unionfs.launcher import own_executable
+
+        own_executable.protect_if_writable()  # first, since it begins anew
     import gc
 
     gc.set_threshold(*_COLLECTED)

@@ -45,7 +45,7 @@ def command() -> None:
 
     standard_descriptors.open_missing()
     if _ENTERING & set(sys.argv[1:]):
-        from unionfs.oci import own_executable
+        from unionfs.launcher import own_executable
 
         own_executable.protect()  # before what takes time, since it begins anew
     try:
@@ -115,7 +115,7 @@ def _options(arguments: argparse.Namespace) -> Any:
 
 
 def _create(arguments: argparse.Namespace, report: Report) -> int:
-    from unionfs.oci import own_executable
+    from unionfs.launcher import own_executable
 
     own_executable.protect()
     from unionfs.oci.create import create
@@ -125,7 +125,7 @@ def _create(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> int:
-    from unionfs.oci import own_executable
+    from unionfs.launcher import own_executable
 
     own_executable.protect()
     from unionfs.oci.run import run
@@ -182,7 +182,7 @@ def _delete(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _exec(arguments: argparse.Namespace, report: Report) -> int:
-    from unionfs.oci import own_executable
+    from unionfs.launcher import own_executable
 
     own_executable.protect()
     from unionfs.oci.exec import Request, execute

@@ -1,8 +1,8 @@
 """Execute the interpreter again from a mount that is read-only.
 
-A process of the runtime enters the container before it becomes the container's command. There, /proc/PID/exe leads to
-the interpreter of the host: a container could have it executed as its command, and then write to it (CVE-2019-5736).
-Through a read-only mount it cannot be written to, whatever rights the container has.
+A process of ours enters the container before it becomes the container's command. There, /proc/PID/exe leads to the
+interpreter of the host: a container of root could have it executed as its command, and then write to it
+(CVE-2019-5736). Through a read-only mount it cannot be written to, whatever rights the container has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from unionfs.syscalls.mounts import MOUNT_ATTR_RDONLY, open_tree
 
-_MARK: Final = "_UNIONFS_OCI_PROTECTED"
+_MARK: Final = "_UNIONFS_PROTECTED"
 _SEALS: Final = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE, fcntl(2)
 _ADD_SEALS: Final = 1033
 _COPIED: Final = 1 << 30
@@ -27,6 +27,7 @@ def protect() -> None:
     """
     if os.environ.get(_MARK) == str(os.getpid()):
         return
+    os.environ.pop(_MARK, None)
     path = os.path.realpath("/proc/self/exe")
     os.environ[_MARK] = str(os.getpid())
     arguments = [sys.executable, *sys.orig_argv[1:]]
@@ -40,10 +41,16 @@ def protect() -> None:
     os.execve(f"/proc/self/fd/{fd}", arguments, os.environ)
 
 
+def protect_if_writable() -> None:
+    """Like `protect`, for a process that may write to its interpreter; others leave containers no way to it."""
+    if os.access("/proc/self/exe", os.W_OK):
+        protect()
+
+
 def _sealed_copy(path: str) -> int:
     import fcntl
 
-    fd = os.memfd_create("unionfs-oci", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("unionfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(path, "rb") as source:
         while os.sendfile(fd, source.fileno(), None, _COPIED):
             pass
