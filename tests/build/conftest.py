@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -16,11 +15,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.support import tiny
-from tests.support.users import User
+from tests.support.users import User, without_ids
 
 TIMEOUT_S: Final = 120.0
 BASE: Final = "tiny:1"
-_WITHOUT_IDS: Final = 'mount --bind /dev/null /etc/subuid; exec "$@"'
+_REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 
 class Entry(NamedTuple):
@@ -90,8 +89,8 @@ class Builder:
     def config(self, name: str = "t:1") -> dict[str, Any]:
         """The configuration of an image, as it is in the store."""
         images = json.loads((self.root / "images/index.json").read_text())["manifests"]
-        wanted = f"docker.io/library/{name}"
-        (entry,) = [one for one in images if one["annotations"].get("org.opencontainers.image.ref.name") == wanted]
+        wanted = name if "/" in name else f"docker.io/library/{name}"
+        (entry,) = [one for one in images if one.get("annotations", {}).get(_REF_NAME) == wanted]
         manifest = json.loads(self.blob(entry["digest"]))
         return {**json.loads(self.blob(manifest["config"]["digest"])), "manifest": manifest}
 
@@ -153,12 +152,6 @@ def _builder(user: User, kind: str, stores: dict[str, Path], tiny_tar: Path, scr
         Builder(user, stores[kind], scratch)("import", "-q", tiny_tar, BASE)
     user.own(scratch)
     return Builder(user, stores[kind], scratch)
-
-
-def without_ids(user: User) -> User:
-    """The same user on a machine where nobody has subordinate ids."""
-    prefix = ("unshare", "-m", "sh", "-c", _WITHOUT_IDS, "sh", *user.prefix)
-    return dataclasses.replace(user, prefix=prefix)
 
 
 @pytest.fixture(params=["root", "ordinary", "one-id"])

@@ -6,6 +6,7 @@ checkout below /root, so it gets a copy of the code it runs when it needs one.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pwd
 import secrets
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tests.support import process
 from tests.support.timing import limit
@@ -274,3 +276,15 @@ def _refuse_unless_usable(prefix: Sequence[str], code: Path, home: Path) -> None
 
 def _everybody_may_enter(directory: Path) -> bool:
     return all(stat.S_IMODE(place.stat().st_mode) & 0o5 == 0o5 for place in (directory, *directory.parents))
+
+
+WITHOUT_IDS: Final = (
+    'mount -t tmpfs none /mnt && cp -a /etc/. /mnt && : >/mnt/subuid && mount --move /mnt /etc; exec "$@"'
+)
+"""What a shell executes as root, in a new mount namespace, before the command of a user without subordinate ids. A
+mount on /etc/subuid itself would disappear with the next useradd(8), which renames a new file to that name."""
+
+
+def without_ids(user: User) -> User:
+    """The same user on a machine where nobody has subordinate ids. Preconditions: the tests run as root."""
+    return dataclasses.replace(user, prefix=("unshare", "-m", "sh", "-c", WITHOUT_IDS, "sh", *user.prefix))
