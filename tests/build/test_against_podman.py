@@ -1,11 +1,12 @@
-"""The same Containerfiles built by podman and by us: configuration, history, number of layers, and every file.
+"""The forms of `forms` built by podman and by us: configuration, history, and every file with its attributes.
 
-As root, with podman's chroot isolation on its vfs storage, which works on every machine. Podman 4 knows no heredocs and
-few of the newer flags, so these are in the other files.
+As root, with podman's chroot isolation, which works on every machine. Podman's images have Docker's format, since in
+OCI's they lose ONBUILD, HEALTHCHECK and SHELL.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -13,182 +14,152 @@ import os
 import re
 import shutil
 import tarfile
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
-from _pytest.mark import ParameterSet
 
+from tests.build import forms
 from tests.build.conftest import Builder
 from tests.support import process
 from tests.support.users import User
+from unionfs.__main__ import main
 
-_BASE: Final = "localhost/tiny:1"
 _MADE_TO_MOUNT_ON: Final = ("etc/hosts", "etc/resolv.conf", "etc/hostname", "run", "proc", "sys", "dev")
-_FILES: Final[Mapping[str, str]] = {
-    "src/main.c": "int main(){}\n", "src/lib/a.h": "#pragma once\n", "src/lib/deep/b.h": "", "Makefile": "all:\n",
-    "requirements.txt": "x==1\n", "setup.py": "pass\n", "run.sh!": "#!/bin/sh\necho run\n",
-    "conf/app.conf": "port=80\n", "conf/extra.conf": "", "package.json": "{}", "static/index.html": "<p>",
-    ".dockerignore": "*.tmp\nsecret\n",
-    "x.tmp": "t", "secret": "s", "README.md": "# read me\n",
-}  # fmt: skip
+_CAPABILITY: Final = "0100000200040000000000000000000000000000"  # cap_net_bind_service=ep, vfs_cap_data of revision 2
+_LAST: Final = {"scratch": "scratch-form", "entrypoint": "other-entrypoint"}  # where it has not the name of the form
 
-CASES: Final[Mapping[str, str]] = {
-    "c": """
-        FROM localhost/tiny:1 AS build
-        WORKDIR /src
-        COPY Makefile .
-        COPY src/ src/
-        RUN mkdir -p out && cat src/main.c src/lib/a.h > out/app && chmod 755 out/app
-        FROM localhost/tiny:1
-        COPY --from=build /src/out/app /usr/local/bin/app
-        USER games
-        CMD ["app"]
-        """,
-    "python": """
-        ARG BASE=localhost/tiny:1
-        FROM $BASE
-        ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR="1"
-        WORKDIR /app
-        COPY requirements.txt ./
-        RUN cat requirements.txt > installed
-        COPY . .
-        EXPOSE 8000
-        ENTRYPOINT ["/app/run.sh"]
-        CMD ["--port", "8000"]
-        """,
-    "node": """
-        FROM localhost/tiny:1 AS deps
-        COPY package.json /app/
-        FROM deps
-        WORKDIR /app
-        COPY static static
-        COPY conf/*.conf /etc/app/
-        VOLUME /data/kept
-        STOPSIGNAL SIGINT
-        LABEL org.example.one=1 org.example.two="two words"
-        CMD node server.js
-        """,
-    "users": """
-        FROM localhost/tiny:1
-        RUN echo 'app:x:1001:1001::/home/app:/bin/sh' >> /etc/passwd && echo 'app:x:1001:' >> /etc/group
-        COPY --chown=app:app conf /home/app/conf
-        COPY --chown=5:60 run.sh /home/app/
-        RUN chown -R app:app /home/app && chmod 2750 /home/app
-        USER app
-        WORKDIR /home/app
-        RUN id -u > uid
-        """,
-    "removed": """
-        FROM localhost/tiny:1
-        RUN rm -rf /data/kept && rm /data/file
-        RUN mkdir /data/kept && echo new > /data/kept/new
-        RUN ln -s /data/kept /lnk && ln /data/kept/new /data/hard && chmod 600 /data/hard
-        RUN rm -r /data/dir && echo file > /data/dir
-        """,
-    "into links": """
-        FROM localhost/tiny:1
-        RUN mkdir /real && ln -s /real /link && ln -s file /data/to-file
-        COPY README.md /link/
-        COPY conf /link/conf
-        COPY README.md /data/to-file
-        """,
-    "arguments": """
-        FROM localhost/tiny:1
-        ARG VERSION=1.2.3
-        ARG EMPTY
-        ENV MAJOR=${VERSION%%.*} FALLBACK=${EMPTY:-fallback} SET=${VERSION:+set}
-        RUN echo "$VERSION $EMPTY" > /version
-        LABEL version=$VERSION
-        WORKDIR /opt/$VERSION
-        COPY README.md $VERSION.md
-        """.replace("${VERSION%%.*}", "1"),
-    "directories": """
-        FROM localhost/tiny:1
-        COPY src /a
-        COPY src /b/
-        COPY src/lib /data
-        COPY conf static /c/
-        COPY ./ /d/
-        ADD conf /e/
-        """,
-    "shell": """
-        FROM localhost/tiny:1
-        RUN echo one > /one
-        ENTRYPOINT exec /bin/cat
-        CMD /one
-        """,
-    "on build": """
-        FROM localhost/tiny:1
-        ONBUILD COPY README.md /triggered
-        ONBUILD RUN echo ran > /ran
-        MAINTAINER me
-        """,
-    "scratch": """
-        FROM localhost/tiny:1 AS a
-        RUN mkdir /out && echo a > /out/a && chown 7:8 /out/a
-        FROM scratch
-        COPY --from=a /out /
-        COPY run.sh /bin/
-        ENV A=b
-        """,
-    "archive": """
-        FROM localhost/tiny:1
-        ADD app.tar.gz /srv/
-        COPY app.tar.gz /packed/
-        """,
-}
+
+class Image(NamedTuple):
+    """An image that was built."""
+
+    config: dict[str, Any]
+    tree: dict[str, tuple[object, ...]]  # what its layers come to
 
 
 @pytest.fixture(scope="module")
-def podman(run_dir: Path, root_user: User, tiny_tar: Path) -> Iterator[list[str]]:
-    """What stands before podman's verbs."""
+def base_tar(run_dir: Path, tiny_tar: Path) -> Path:
+    """The base, with a program that has a capability and an attribute."""
+    path = run_dir / "forms-base.tar"
+    shutil.copy(tiny_tar, path)
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("bin/able")
+        entry.size, entry.mode, entry.mtime = 3, 0o755, 1_700_000_000
+        value = bytes.fromhex(_CAPABILITY).decode("utf-8", "surrogateescape")
+        entry.pax_headers = {"SCHILY.xattr.security.capability": value, "SCHILY.xattr.user.note": "kept"}
+        tar.addfile(entry, io.BytesIO(b"abc"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def podman(run_dir: Path, root_user: User, base_tar: Path) -> Iterator[list[str]]:
+    """What stands before podman's verbs: on the kernel's overlay, or where that cannot be on copies."""
     for program in ("podman", "skopeo"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (Debian packages podman, skopeo)")
     where = run_dir / "podman-build"
-    command = ["podman", "--root", f"{where}/root", "--runroot", f"{run_dir}/pr", "--storage-driver", "vfs"]
-    root_user.run([*command, "import", "-q", tiny_tar, _BASE], timeout_s=100)
+    stores = [
+        ["podman", "--root", f"{where}/{driver}", "--runroot", f"{run_dir}/pr-{driver}", "--storage-driver", driver]
+        for driver in ("overlay", "vfs")
+    ]
+    imported = ("import", "-q", os.fspath(base_tar), forms.BASE)
+    command = stores[root_user.run([*stores[0], *imported], timeout_s=100, check=False).returncode != 0]
+    if command == stores[1]:
+        root_user.run([*command, *imported], timeout_s=100)
     yield command
     root_user.run([*command, "rmi", "-af"], timeout_s=100, check=False)
     shutil.rmtree(where, ignore_errors=True)
 
 
-def _case(name: str) -> ParameterSet:
-    differs = pytest.mark.xfail(reason=f"podman: {_DIFFERENT[name]}", strict=True) if name in _DIFFERENT else ()
-    return pytest.param(name, marks=differs)
-
-
-_DIFFERENT = {
-    "into links": "a file replaces a link that leads to no directory; unionfs build writes to where the link leads",
-    "on build": "images of the OCI format lose their triggers; unionfs build keeps OnBuild, as Docker has it",
-}
-
-
 @pytest.mark.parametrize("builder", ["root"], indirect=True)
-@pytest.mark.parametrize("name", [_case(name) for name in CASES])
-def test_same_image(builder: Builder, podman: list[str], tiny_tar: Path, name: str) -> None:
-    files: dict[str, str | bytes] = {**_FILES, "app.tar.gz": _archive()}
-    context = builder.context(CASES[name], files)
-    builder("import", "-q", tiny_tar, _BASE)
-    builder("build", "-t", "localhost/ours:1", context)
-    builder.user.run(
-        [*podman, "build", "-q", "--isolation", "chroot", "-t", "localhost/theirs:1", context], timeout_s=100
+def test_same_images(builder: Builder, podman: list[str], base_tar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All forms are stages of one file, so that each tool is started once."""
+    context = builder.context(_whole(is_ours=False), {**forms.FILES, "app.tar.gz": _archive()})
+    theirs = _of_podman(builder, podman, context)
+    ours = _of_unionfs(builder, base_tar, context, capsys)
+    assert ours.keys() == theirs.keys() == forms.FORMS.keys()
+    told = {name: found for name in ours if (found := _differences(ours[name], theirs[name]))}
+    assert told == {}
+    archive = builder.where / "ours.tar"
+    builder("save", "-o", archive, "localhost/form-c:1")
+    loaded = builder.user.run([*podman, "load", "-q", "-i", archive], timeout_s=100).stdout
+    assert "localhost/form-c:1" in loaded
+    process.run(["skopeo", "inspect", f"oci-archive:{archive}"], timeout_s=60)
+
+
+def _whole(*, is_ours: bool) -> str:
+    """All forms in one file. Ours builds what the last stage needs; podman builds every stage, if it is told so."""
+    text = forms.GLOBAL
+    for name, form in forms.FORMS.items():
+        text += f"{textwrap.dedent(form)}LABEL form={name}\n"
+    taken = {"scratch": "/a", "go": "/app"}
+    copies = "".join(
+        f"COPY --from={_LAST.get(name, name)} {taken.get(name, '/etc/motd')} /{name}\n" for name in forms.FORMS
     )
-    archives = builder.where / "ours.tar", builder.where / "theirs.tar"
-    builder("save", "-o", archives[0], "localhost/ours:1")
-    builder.user.run(
-        [*podman, "save", "-q", "--format", "oci-archive", "-o", archives[1], "localhost/theirs:1"], timeout_s=100
-    )
-    (ours, our_tree), (theirs, their_tree) = map(_read, archives)
-    assert _settings(ours) == _settings(theirs)
-    assert _history(ours) == _history(theirs)
-    assert {path: found for path, found in our_tree.items() if found != their_tree.get(path)} == {}
-    assert their_tree.keys() - our_tree.keys() == set()
-    loaded = builder.user.run([*podman, "load", "-q", "-i", archives[0]], timeout_s=100).stdout
-    assert "localhost/ours:1" in loaded
-    process.run(["skopeo", "inspect", f"oci-archive:{archives[0]}"], timeout_s=60)
+    return f"{text}FROM scratch\n{copies}" if is_ours else text
+
+
+def _differences(ours: Image, theirs: Image) -> list[object]:
+    paths = {*ours.tree, *theirs.tree} - {*_MADE_TO_MOUNT_ON}
+    pairs: list[tuple[object, object]] = [
+        (_settings(ours.config), _settings(theirs.config)),
+        (_history(ours.config), _history(theirs.config)),
+        *(((path, ours.tree.get(path)), (path, theirs.tree.get(path))) for path in sorted(paths)),
+    ]
+    return [pair for pair in pairs if pair[0] != pair[1]]
+
+
+def _of_podman(builder: Builder, podman: list[str], context: Path) -> dict[str, Image]:
+    flags = ["-q", "--isolation", "chroot", "--format", "docker", "--layers", "--skip-unused-stages=false"]
+    builder.user.run([*podman, "build", *flags, context], timeout_s=200)
+    listed = builder.user.run([*podman, "images", "-a", "--format", "json"], timeout_s=60).stdout
+    named = {image["Id"] for image in json.loads(listed) if "form" in (image["Labels"] or {})}
+    archive = builder.where / "theirs.tar"
+    save = ["save", "-q", "-m", "--format", "docker-archive", "-o", os.fspath(archive)]
+    builder.user.run([*podman, *save, *sorted(named)], timeout_s=100)
+    found: dict[str, Image] = {}
+    with tarfile.open(archive) as outer:
+        read = functools.cache(lambda path: _content(outer, path))
+        for image in json.loads(read("manifest.json")):
+            config = json.loads(read(image["Config"]))
+            tree: dict[str, tuple[object, ...]] = {}
+            for layer in image["Layers"]:
+                _apply(read(layer), tree)
+            name = config["config"]["Labels"]["form"]
+            if name not in found or len(config["history"]) < len(
+                found[name].config["history"]
+            ):  # not what is made of it
+                found[name] = Image(config, tree)
+    return found
+
+
+def _of_unionfs(
+    builder: Builder, base_tar: Path, context: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Image]:
+    builder("import", "-q", base_tar, forms.BASE)
+    file = builder.where / "whole"  # not in the context, which some forms copy
+    file.write_text(_whole(is_ours=True))
+    builder("build", "-f", file, context)
+    found = {}
+    for name in forms.FORMS:  # all their steps are cached, so that nothing is executed or forked
+        tag = f"localhost/form-{name}:1"
+        target = ["--target", _LAST.get(name, name), "-t", tag]
+        assert main(["build", "--root", str(builder.root), "-q", "-f", str(file), *target, str(context)]) == 0
+        config = builder.config(tag)
+        tree: dict[str, tuple[object, ...]] = {}
+        for layer in config["manifest"]["layers"]:
+            _apply(builder.blob(layer["digest"]), tree)
+        found[name] = Image(config, tree)
+    capsys.readouterr()
+    return found
+
+
+def _content(archive: tarfile.TarFile, path: str) -> bytes:
+    found = archive.extractfile(path)
+    assert found is not None
+    return found.read()
 
 
 def _archive() -> bytes:
@@ -199,26 +170,6 @@ def _archive() -> bytes:
             entry.size, entry.uid, entry.mode, entry.mtime = 3, uid, 0o750, 1_000_000_000
             tar.addfile(entry, io.BytesIO(b"abc"))
     return data.getvalue()
-
-
-def _read(archive: Path) -> tuple[dict[str, Any], dict[str, tuple[object, ...]]]:
-    """The configuration of an OCI archive, and the files that its layers come to."""
-    with tarfile.open(archive) as outer:
-
-        def blob(digest: str) -> bytes:
-            found = outer.extractfile(f"blobs/{digest.replace(':', '/')}")
-            assert found is not None
-            return found.read()
-
-        index = outer.extractfile("index.json")
-        assert index is not None
-        manifest = json.loads(blob(json.load(index)["manifests"][0]["digest"]))
-        tree: dict[str, tuple[object, ...]] = {}
-        for layer in manifest["layers"]:
-            _apply(blob(layer["digest"]), tree)
-        return json.loads(blob(manifest["config"]["digest"])), {
-            path: found for path, found in tree.items() if path not in _MADE_TO_MOUNT_ON
-        }
 
 
 def _apply(layer: bytes, tree: dict[str, tuple[object, ...]]) -> None:
@@ -246,11 +197,13 @@ def _apply(layer: bytes, tree: dict[str, tuple[object, ...]]) -> None:
                     del tree[below]
             content = hashlib.sha256(data.read()).hexdigest() if data is not None else member.linkname
             mode = 0o777 if member.issym() else member.mode & 0o7777  # podman writes the type there, too
-            tree[path] = (member.type if not member.isfile() else b"0", mode, member.uid, member.gid, content)
+            kind = member.type if not member.isfile() else b"0"
+            attributes = {name: value for name, value in member.pax_headers.items() if name.startswith("SCHILY.xattr.")}
+            tree[path] = (kind, mode, member.uid, member.gid, content, attributes)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in config.get("config", {}).items() if value}
+    found = {key: value for key, value in config.get("config", {}).items() if value and key != "Hostname"}
     labels = {key: value for key, value in found.pop("Labels", {}).items() if key != "io.buildah.version"}
     for key in ("Env", "Volumes", "ExposedPorts"):
         if key in found:

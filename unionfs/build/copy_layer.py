@@ -6,6 +6,7 @@ Preconditions: in a process with all ids, within `store.adding`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -128,6 +129,8 @@ class _Copy:
         is_directory = self._to.path.endswith(("/", "/.", "/.."))
         where = self._tree.resolve_new(_parts(self._to.path))
         node = self._tree.find(where)
+        if node is not None and not (node.is_dir or is_directory or any(source.is_dir for source in sources)):
+            where = self._unfollowed()
         if node is not None and not node.is_dir and (is_directory or self._to.must_be_directory):
             raise self._conflict(where, "it is not a directory")
         into = is_directory or (node is not None and node.is_dir)
@@ -144,6 +147,12 @@ class _Copy:
                 yield from self.directories(at[:-1])
                 for taken in source.objects():
                     yield from self._object(taken, at)
+
+    def _unfollowed(self) -> Path:
+        """The destination with the links above it resolved: a file replaces a link to what is no directory, as with
+        podman. One that leads to nothing is followed, as BuildKit does."""
+        parts = _parts(self._to.path)
+        return (*self._tree.resolve_new(parts[:-1]), parts[-1])
 
     def _content(self, source: Source, where: Path, *, keeps_mode: bool) -> Iterator[Item]:
         """The content of a directory. One that is new has the mode of the source, unless its path ends with a slash."""
@@ -180,12 +189,12 @@ class _Copy:
         if markers.is_reserved(at[-1] if at else b""):
             why = "a layer cannot hold this name: it would hide another one"
             raise ContainerError("", f"/{os.fsdecode(b'/'.join(at))}", why)
-        if known is not None and known.is_dir != found.is_dir:
+        if known is not None and known.is_dir != found.is_dir and not self._is_replaced(known, at):
             raise self._conflict(at, "it is a directory" if known.is_dir else "it is not a directory")
         if found.is_dir:
             if at in self._made and not at:
                 return
-            self._made[at] = known is None
+            self._made[at] = known is None or not known.is_dir
         first = self._links.get(found.inode) if taken.tree is not None and not found.is_dir else None
         entry = self._entry(taken, at)
         if first is not None and first != at:
@@ -194,6 +203,18 @@ class _Copy:
         if taken.tree is not None and found.nlink > 1 and not found.is_dir:
             self._links[found.inode] = at
         yield Item(entry, _data(taken) if found.kind == FILE and found.size else None)
+
+    def _is_replaced(self, known: Node, at: Path) -> bool:
+        """Whether a directory replaces what is there: a link that leads to no directory, as with podman."""
+        if known.kind != SYMLINK:
+            return False
+        try:
+            node = self._tree.find(self._tree.resolve_new(at))
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return True
+        return node is None or not node.is_dir
 
     def _entry(self, taken: Taken, at: Path) -> Entry:
         found, owner = taken.found, self._to.owner

@@ -106,8 +106,8 @@ def _check(made: Instruction, escape: str) -> None:
         case "ARG":
             arguments(made, escape)
         case "ADD" | "COPY":
-            count = len(made.words if made.words is not None else split_words(rest, {}, escape, raw=True))
-            if count < 2:
+            words = split_words(rest, {}, escape, raw=True, keeps_unset=True) if made.words is None else made.words
+            if len(words) < 2:
                 raise ContainerfileError(place, f"{keyword} needs a source and a destination")
         case "SHELL":
             if not made.words:

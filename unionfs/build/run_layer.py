@@ -72,9 +72,9 @@ def _describe(diff: str, directory: str, made: ChangedLayer) -> tuple[str, ...] 
     extra: list[Path] = []
     count = size = 0
     seen: set[Path] = set()
-    record_fd = store_files.open_file(
-        os.path.join(directory, _FINGERPRINTS), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
-    )
+    # What packs the next layer may read the record at the same time: there must be none, or all of it.
+    fingerprints = os.path.join(directory, _FINGERPRINTS)
+    record_fd = store_files.open_file(f"{fingerprints}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     with open(record_fd, "wb") as file, directories(diff) as tree:
         recorder = fingerprint.Recorder(file)
         for name, found in fingerprint.scan(tree):
@@ -102,7 +102,9 @@ def _describe(diff: str, directory: str, made: ChangedLayer) -> tuple[str, ...] 
         }
         record = os.path.join(directory, lookup.RECORD)
         store_files.write_file(record, json.dumps(described).encode("ascii"), 0o644)
+        file.flush()
         files.syncfs(tree.root_fd)  # before it is put in place: a crash must not leave a layer of empty files there
+    os.rename(f"{fingerprints}.new", fingerprints)
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(directory, MOUNTPOINTS))
     return tuple(os.fsdecode(b"/".join(path)) for path in sorted(extra, reverse=True))
