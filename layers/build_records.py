@@ -26,7 +26,8 @@ from layers.store import Store
 from unionfs import store_files
 
 _VERSION: Final = 1
-_KEY: Final = re.compile(r"[0-9a-f]{64}")
+KEY: Final = re.compile(r"[0-9a-f]{64}")
+"""The form of the keys and ids of steps."""
 _LARGEST: Final = 1 << 20
 
 
@@ -55,11 +56,13 @@ def directory(store: Store, part: str) -> str:
 def find(store: Store, key: str) -> Step | None:
     """The record of a step, if there is one and its layer is there, as a blob and unpacked."""
     step = _read(os.path.join(directory(store, "steps"), key))
-    if step is None or step.layer is None:
-        return step
-    layer = step.layer
+    return step if step is None or step.layer is None or has_layer(store, step.layer) else None
+
+
+def has_layer(store: Store, layer: StepLayer) -> bool:
+    """Whether the store has a layer, as a blob and unpacked."""
     is_there = store.has(layer.descriptor.digest, layer.descriptor.size)
-    return step if is_there and os.path.exists(layer_directory(store, layer.diff_id)) else None
+    return is_there and os.path.exists(layer_directory(store, layer.diff_id))
 
 
 def layer_directory(store: Store, diff_id: Digest) -> str:
@@ -69,6 +72,11 @@ def layer_directory(store: Store, diff_id: Digest) -> str:
 
 def put(store: Store, key: str, step: Step) -> None:
     """Write a record. Preconditions: within `store.adding`. Raises: OSError."""
+    write(store, "steps", key, json.dumps(to_json(step)).encode("ascii"))
+
+
+def to_json(step: Step) -> dict[str, Any]:
+    """The JSON object of a step."""
     value: dict[str, Any] = {"version": _VERSION, "id": step.id, "created": step.created, "notes": dict(step.notes)}
     if step.layer is not None:
         descriptor = step.layer.descriptor
@@ -79,7 +87,7 @@ def put(store: Store, key: str, step: Step) -> None:
             "diff_id": step.layer.diff_id,
             "tar_size": step.layer.tar_size,
         }
-    write(store, "steps", key, json.dumps(value).encode("ascii"))
+    return value
 
 
 def write(store: Store, part: str, name: str, data: bytes) -> None:
@@ -128,17 +136,22 @@ def _names(store: Store, part: str) -> list[str]:
 
 def _read(path: str) -> Step | None:
     """A record; None for what is none, of this version."""
-    if not _KEY.fullmatch(os.path.basename(path)):
+    if not KEY.fullmatch(os.path.basename(path)):
         return None
     try:
-        value = json.loads(store_files.read_file(path, _LARGEST))
-        if value["version"] != _VERSION:
-            return None
-        layer = None
-        if "layer" in value:
-            found = value["layer"]
-            descriptor = Descriptor(str(found["mediaType"]), digests.parse(found["digest"]), int(found["size"]))
-            layer = StepLayer(descriptor, digests.parse(found["diff_id"]), int(found["tar_size"]))
-        return Step(str(value["id"]), str(value["created"]), layer, dict(value["notes"]))
-    except (OSError, ValueError, KeyError, TypeError, Malformed):
+        return from_json(json.loads(store_files.read_file(path, _LARGEST)))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, Malformed):
         return None
+
+
+def from_json(value: Any) -> Step:
+    """The step that a JSON object describes. Raises: ValueError, KeyError, TypeError, OverflowError or Malformed for
+    another form or version."""
+    if value["version"] != _VERSION:
+        raise ValueError("another version")
+    layer = None
+    if "layer" in value:
+        found = value["layer"]
+        descriptor = Descriptor(str(found["mediaType"]), digests.parse(found["digest"]), int(found["size"]))
+        layer = StepLayer(descriptor, digests.parse(found["diff_id"]), int(found["tar_size"]))
+    return Step(str(value["id"]), str(value["created"]), layer, dict(value["notes"]))

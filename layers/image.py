@@ -7,7 +7,7 @@ modules that only registries need. `make_image` makes new images, `archive` read
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -140,11 +140,11 @@ async def push(
                 hint = f"unionfs pull --all-platforms {image.name or text}"
                 raise NotFound("pushing", image.name or text, why, hint=hint)
             for entry in item.manifests:
-                await _push_manifest(store, registry, entry, entry.digest, mount_sources, progress or Silent())
+                await push_manifest(store, registry, entry, entry.digest, progress or Silent(), mount_sources)
             data = store.read_blob(image.descriptor.digest)
             return await registry.put_manifest(reference.target, data, item.media_type)
         target = reference.target
-        return await _push_manifest(store, registry, image.descriptor, target, mount_sources, progress or Silent())
+        return await push_manifest(store, registry, image.descriptor, target, progress or Silent(), mount_sources)
 
 
 @asynccontextmanager
@@ -196,6 +196,18 @@ async def run_concurrently(jobs: Sequence[Callable[[], Awaitable[None]]]) -> Non
             nursery.start_soon(run, job)
     if failures:
         raise failures[0]
+
+
+async def fetch_blobs(
+    store: Store,
+    reference: Reference,
+    registries: Sequence[Registry],
+    blobs: Sequence[Descriptor],
+    progress: Progress | None = None,
+) -> None:
+    """Fetch blobs that the store does not have. Preconditions: within `store.adding`. Raises: LayerError, OSError."""
+    work = _Pull(store, reference, Options(), progress or Silent())
+    await run_concurrently([_ensure_job(work, registries, blob) for blob in blobs])
 
 
 class _Pull:
@@ -435,15 +447,19 @@ def _mount_sources(store: Store, reference: Reference) -> dict[Digest, str]:
     return found
 
 
-async def _push_manifest(
+async def push_manifest(
     store: Store,
     registry: Registry,
     descriptor: Descriptor,
     target: str,
-    mount_sources: dict[Digest, str],
     progress: Progress,
+    mount_sources: Mapping[Digest, str] | None = None,
 ) -> Digest:
+    """Send a manifest of the store, after the blobs it refers to. `mount_sources` are the repositories of the same
+    registry that have blobs. Raises: LayerError and its subclasses."""
     import trio
+
+    mounted_from = mount_sources or {}
 
     data = store.read_blob(descriptor.digest)
     item = manifests.parse(data, descriptor.media_type)
@@ -458,7 +474,7 @@ async def _push_manifest(
                 with store.open_blob(blob.digest) as file:
                     progress.begin(key, "pushing", blob.size)
                     outcome = await registry.push_blob(
-                        blob, file, lambda count: progress.advance(key, count), mount_sources.get(blob.digest, "")
+                        blob, file, lambda count: progress.advance(key, count), mounted_from.get(blob.digest, "")
                     )
                     progress.end(key, outcome)
 

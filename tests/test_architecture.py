@@ -194,6 +194,7 @@ ALLOWED = {
                 "unionfs.mount_parent.client",
             ),
         ),
+        ("trio",),
         not_even=("argparse", "layers.cli"),
     ),
     "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.server
 import io
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -63,14 +66,16 @@ def test_ignore_files(user_builder: Builder) -> None:
     assert "/c/d" not in layer
 
 
-@pytest.mark.parametrize("compressed", ["", "gz"])
-def test_a_tar_from_a_pipe(builder: Builder, scratch: Path, compressed: str) -> None:
+def test_a_tar_from_a_pipe(builder: Builder, scratch: Path) -> None:
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz" if compressed else "w:") as tar:
+    with tarfile.open(fileobj=data, mode="w:gz") as tar:
         for name, text, mode in (("sub/File", "FROM tiny:1\nCOPY x /\n", 0o644), ("x", "of the tar", 0o751)):
             entry = tarfile.TarInfo(name)
             entry.size, entry.uid, entry.mode = len(text), 1234, mode
             tar.addfile(entry, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("Containerfile")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
     (scratch / "tar").write_bytes(data.getvalue())
     builder.user.own(scratch)
     script = '"$@" < ' + os.fspath(scratch / "tar")
@@ -78,6 +83,10 @@ def test_a_tar_from_a_pipe(builder: Builder, scratch: Path, compressed: str) -> 
     builder.user.run(["sh", "-c", script, "sh", *words], env={"UNIONFS_ROOT": os.fspath(builder.root)}, timeout_s=100)
     (layer,) = builder.layers()
     assert (layer["/x"].content, layer["/x"].mode, layer["/x"].owner) == ("of the tar", 0o751, (0, 0))
+    words = [*builder.user.unionfs_cmd, "build", "-"]
+    env = {"UNIONFS_ROOT": os.fspath(builder.root)}
+    refused = builder.user.run(["sh", "-c", script, "sh", *words], env=env, timeout_s=100, check=False)
+    assert "there is no Containerfile in the context" in refused.stderr, "a link leads nowhere outside of the tar"
     assert builder.is_clean()
 
 
@@ -132,8 +141,58 @@ def test_urls(user_builder: Builder, scratch: Path, server: str) -> None:
     assert build.sh("cat /web") == "of the web\n"
     build("build", "-t", "t:1", f"{server}/archive.tar.gz")
     assert build.sh("cat /web") == "of the web\n"
-    refused = build("build", "https://example.org/x.git", check=False)
-    assert "a git repository cannot be a context" in refused.stderr
+
+
+@pytest.fixture
+def git_server(scratch: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a git server, and the repository `repo` that it serves."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    repository = scratch / "served/repo.git"
+    repository.mkdir(parents=True)
+    _git(repository, "init", "-q", "-b", "main")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = ["git", "daemon", "--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={scratch}/served"]
+    daemon = subprocess.Popen([*argv, "--reuseaddr", os.fspath(scratch / "served")], start_new_session=True)
+    deadline = time.monotonic() + limit(30)
+    while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield f"git://127.0.0.1:{port}/repo.git", repository
+    os.killpg(daemon.pid, signal.SIGKILL)
+    daemon.wait()
+
+
+def _git(repository: Path, *words: str) -> None:
+    name = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    subprocess.run(["git", "-C", repository, *name, *words], check=True, capture_output=True)
+
+
+def test_git_repositories(user_builder: Builder, git_server: tuple[str, Path]) -> None:
+    build, (url, repository) = user_builder, git_server
+    (repository / "sub").mkdir()
+    (repository / "sub/Containerfile").write_text("FROM tiny:1\nCOPY . /c/\n")
+    (repository / "sub/one").write_text("first")
+    (repository / "Containerfile").symlink_to("/etc/passwd")
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-q", "-m", "one")
+    _git(repository, "tag", "v1")
+    (repository / "sub/one").write_text("second")
+    _git(repository, "commit", "-q", "-a", "-m", "two")
+    build("build", "-t", "t:1", f"{url}#main:sub")
+    assert build.sh("cat /c/one; ls -a /c") == "second.\n..\nContainerfile\none\n"
+    build("build", "-t", "t:1", f"{url}#v1:sub")
+    assert build.sh("cat /c/one") == "first"
+    for fragment, said in (
+        ("", "there is no Containerfile in the context"),
+        ("#--upload-pack=touch", "is no branch, tag or commit"),
+        ("#main:../../etc", "is not in the repository"),
+        ("#nosuch", "find remote ref nosuch"),
+    ):
+        refused = build("build", f"{url}{fragment}", check=False)
+        assert (refused.returncode, said in refused.stderr) == (125, True), refused
+    assert not list((build.root / "aside").iterdir())
 
 
 def test_many_files(user_builder: Builder) -> None:

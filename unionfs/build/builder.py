@@ -24,7 +24,7 @@ from layers.make_image import ImageOptions
 from layers.manifest import Platform, own_platform, parse_platform
 from layers.store import Store
 from unionfs.build import context as contexts
-from unionfs.build import stages
+from unionfs.build import registry_cache, stages
 from unionfs.build.cache import Cache
 from unionfs.build.context import Context
 from unionfs.build.copy_layer import own_options
@@ -79,11 +79,17 @@ def build(
             for name, for_platform, place in stages.images(needed, plan)
         }
         numbers = {stage.number: position for position, stage in enumerate(needed, 1)}
-        cache = Cache(store, is_read=not options.no_cache)
+        caches = registry_cache.opened(
+            store, () if options.no_cache else options.cache_from, fetch, lambda text: told.event(Event(NOTE, text))
+        )
+        cache = Cache(store, is_read=not options.no_cache, elsewhere=caches)
         made = Build(store, plan, options, context, bases, {}, cache, told, directory, numbers)
         results = _build_stages(made, needed)
         contexts.remember(store, context)
-        return _image(made, results, target, names)
+        built = _image(made, results, target, names)
+        for name in options.cache_to:
+            registry_cache.push(store, name, cache.used, fetch)
+        return built
 
 
 # -- what comes before -------------------------------------------------------------------------------------------------
@@ -190,11 +196,12 @@ def _build_stages(made: Build, needed: list[Stage]) -> dict[int, StageResult]:
                     running[stage.number] = Job(functools.partial(_in_own_process, ready, stage), None)
             else:
                 for number in _ended(running):
-                    result, digests = pickle.loads(running.pop(number).result())
+                    result, digests, used = pickle.loads(running.pop(number).result())
                     if isinstance(result, FailedStep):
                         raise result.error()
                     results[number] = result
                     made.context.digests.learn(digests)
+                    made.cache.used.update(used)
     finally:
         _end(running, alive_read, alive_write)
     return results
@@ -214,13 +221,13 @@ def _from_cache(made: Build, stage: Stage) -> StageResult | None:
 
 
 def _in_own_process(made: Build, stage: Stage) -> bytes:
-    """The result of a stage, or the step that failed, and the digests that were computed."""
+    """The result of a stage, or the step that failed, the digests that were computed, and the records of its steps."""
     result: StageResult | FailedStep
     try:
         result = build_stage(made, stage, may_execute=True)
     except FailedStepError as error:
         result = error.failed
-    return pickle.dumps((result, made.context.digests.new))
+    return pickle.dumps((result, made.context.digests.new, made.cache.used))
 
 
 def _ended(running: Mapping[int, Job]) -> list[int]:

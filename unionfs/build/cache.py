@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from layers import build_records
 from layers.build_records import Step
 from layers.digest import Digest
 from layers.store import Store
+from unionfs.build.registry_cache import RegistryCache
 
 _VERSION: Final = "1"  # of what a step does; another one makes all records worthless
 
@@ -31,19 +33,33 @@ def new_id() -> str:
 
 
 class Cache:
-    """The records of steps of a store."""
+    """The records of steps of a store, and of caches in registries (--cache-from)."""
 
-    def __init__(self, store: Store, *, is_read: bool) -> None:
+    def __init__(self, store: Store, *, is_read: bool, elsewhere: Sequence[RegistryCache] = ()) -> None:
         """Unless `is_read`, nothing is found; steps are recorded all the same."""
         self._store: Final = store
         self._is_read: Final = is_read
+        self._elsewhere: Final = list(elsewhere)  # one that fails is removed
+        self.used: Final[dict[str, Step]] = {}  # what was found or put, by key; added to only
 
     def find(self, step_key: str) -> Step | None:
-        return build_records.find(self._store, step_key) if self._is_read else None
+        """The record of a step. One of a registry is fetched with its layer, and put into the store."""
+        if not self._is_read:
+            return None
+        step = build_records.find(self._store, step_key)
+        for cache in [one for one in self._elsewhere if step is None and step_key in one.steps]:
+            if cache.fetch(self._store, step_key):
+                step = build_records.find(self._store, step_key)
+                break
+            self._elsewhere.remove(cache)
+        if step is not None:
+            self.used[step_key] = step
+        return step
 
     def put(self, step_key: str, step: Step) -> None:
         """Raises: OSError."""
         build_records.put(self._store, step_key, step)
+        self.used[step_key] = step
 
     def directory(self, diff_id: Digest) -> str:
         """Where a layer is unpacked, for use as a lower."""

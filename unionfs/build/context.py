@@ -1,4 +1,5 @@
-"""The context of a build: a directory, or a tar from standard input or a web server, unpacked; and its Containerfile.
+"""The context of a build and its Containerfile: a directory, a git repository, or a tar from standard input or a web
+server, unpacked. Links of the last two lead nowhere outside of them.
 
 What comes instead of a tar is a Containerfile, and the context is empty (docker build reference).
 """
@@ -22,12 +23,15 @@ from layers.errors import LayerError, Refused
 from layers.store import Store
 from layers.tar_directory import unpack_tar
 from unionfs import store_files
-from unionfs.build import ignore
+from unionfs.build import git_context, ignore
 from unionfs.build.digests import Digests
+from unionfs.build.git_context import Repository
 from unionfs.build.trees import Directory, Filtered, Layers
 from unionfs.containers.errors import ContainerError
+from unionfs.trees.open_beneath import open_in_root
 
 CONTAINERFILES: Final = ("Containerfile", "Dockerfile")
+_HINT: Final = "-f FILE names another one; the usual names are Containerfile and Dockerfile"
 _TEXT_MAX: Final = 8 << 20
 _DIGESTS_MAX: Final = 256 << 20
 
@@ -74,7 +78,7 @@ def of_stream(source: Readable, directory: Callable[[], str], named: str, ignore
     if not is_archive(io.BytesIO(head)):
         os.mkdir(path, 0o700)
         rest = head + _rest(source)
-        return _unpacked(path, "-", rest.decode(errors="surrogateescape"), "", ignorefile, stack)
+        return _foreign(path, "-", ignorefile, stack, rest.decode(errors="surrogateescape"))
     tar = os.path.join(where, "context.tar")
     with open(tar, "xb") as file:
         file.write(head)
@@ -82,16 +86,43 @@ def of_stream(source: Readable, directory: Callable[[], str], named: str, ignore
             file.write(data)
     unpack_tar(tar, path, Options(owners=owners.NOTED))
     os.unlink(tar)
-    shown, text = _containerfile(path, os.path.join(path, named) if named and named != "-" else named)
-    return _unpacked(path, shown, text, named, ignorefile, stack)
+    return _foreign(path, named, ignorefile, stack)
 
 
-def _unpacked(path: str, shown: str, text: str, named: str, ignorefile: str, stack: ExitStack) -> Context:
+def of_repository(
+    repository: Repository, directory: Callable[[], str], named: str, ignorefile: str, stack: ExitStack
+) -> Context:
+    """A git repository, or a directory of it, as a context. Raises: ContainerError, OSError."""
+    path = git_context.fetch(repository, os.path.join(directory(), "context"))
+    return _foreign(path, named, ignorefile, stack)
+
+
+def _foreign(path: str, named: str, ignorefile: str, stack: ExitStack, text: str | None = None) -> Context:
+    """The context in a directory that a stranger has filled; `text` is the Containerfile that comes from elsewhere."""
     root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, root_fd)
-    excluded = ignore.of_context(root_fd, os.path.join(path, named or shown) if shown != "-" else "", ignorefile)
+    shown = named
+    if text is None and named == "-":
+        text = _containerfile(path, named)[1]
+    elif text is None:
+        shown, text = _containerfile_within(root_fd, named)
+    excluded = ignore.of_context(root_fd, "" if shown == "-" else shown, ignorefile, is_foreign=True)
     tree = stack.enter_context(Layers([path]))
     return Context(path, Filtered(tree, excluded), Digests(), "", shown, text)
+
+
+def _containerfile_within(root_fd: int, named: str) -> tuple[str, str]:
+    """The name and the text of the Containerfile of a stranger's context."""
+    for name in [named] if named else CONTAINERFILES:
+        try:
+            fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ContainerError("reading the Containerfile", name, "it is no regular file")
+            return name, _rest(file).decode(errors="surrogateescape")
+    raise ContainerError("", "", f"there is no {named or 'Containerfile'} in the context", hint=_HINT)
 
 
 def remember(store: Store, context: Context) -> None:
@@ -117,9 +148,6 @@ def stream_of(text: str) -> Iterator[Readable]:
     if text == "-":
         yield sys.stdin.buffer
         return
-    if text.startswith("git://") or text.partition("#")[0].endswith(".git"):
-        hint = "git clone it, and name the directory"
-        raise ContainerError("opening the context", text, "a git repository cannot be a context", hint=hint)
     from layers.http_file import opened
 
     with opened(text) as body:
@@ -148,8 +176,7 @@ def _containerfile(directory: str, named: str) -> tuple[str, str]:
         if len(data) > _TEXT_MAX:
             raise ContainerError("reading the Containerfile", path, f"it is larger than {_TEXT_MAX} bytes")
         return (named or os.path.basename(path)), data.decode(errors="surrogateescape")
-    hint = "-f FILE names another one; the usual names are Containerfile and Dockerfile"
-    raise ContainerError("", "", f"there is no {named or 'Containerfile'} in {directory}", hint=hint)
+    raise ContainerError("", "", f"there is no {named or 'Containerfile'} in {directory}", hint=_HINT)
 
 
 def _rest(source: Readable) -> bytes:

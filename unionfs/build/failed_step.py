@@ -1,4 +1,4 @@
-"""Keep a container of a RUN that failed, so that it can be looked into: `unionfs start`, `diff`, `cp`."""
+"""Keep a container of a RUN that failed, so that it can be looked into: `unionfs exec`, `diff`, `cp`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from unionfs.launcher.spec import Process
 from unionfs.trees.remove import remove_path
 
 
-def keep(root: str, directory: str, wanted: Run, lowers: tuple[str, ...], name: str) -> str:
-    """Make a container of the store at `root` with what the command left in DIRECTORY/diff; returns its name. Started,
-    it runs the command again, without what --mount and secrets showed.
+def keep(root: str, directory: str, wanted: Run, lowers: tuple[str, ...], name: str, shell: str) -> str:
+    """Make a container of the store at `root` with what the command left in DIRECTORY/diff; returns its name. It has
+    what the command had, without the --mount flags and secrets. Started, it runs `shell` on a terminal, and so is there
+    for `unionfs exec`; empty: the command again.
 
     Raises: ContainerError, OSError.
     """
-    process = Process(wanted.command, wanted.environment, wanted.user, wanted.workdir, no_new_privileges=False)
+    process = Process(
+        (shell,) if shell else wanted.command,
+        wanted.environment,
+        wanted.user,
+        wanted.workdir,
+        terminal=bool(shell),
+        interactive=bool(shell),
+        no_new_privileges=False,
+    )
     config = ContainerConfig(process, RootFilesystem(lowers), network=wanted.network, logged=True)
     container = create.create(ContainerStore(root), config, name)
 

@@ -19,17 +19,18 @@ _NAMES: Final = (".containerignore", ".dockerignore")
 _LARGEST: Final = 4 << 20
 
 
-def of_context(root_fd: int, containerfile: str, named: str = "") -> Patterns:
-    """The patterns of the context at `root_fd`; `named` is the file of --ignorefile. Raises: ContainerError."""
+def of_context(root_fd: int, containerfile: str, named: str = "", *, is_foreign: bool = False) -> Patterns:
+    """The patterns of the context at `root_fd`; `named` is the file of --ignorefile. `containerfile` is a host path,
+    or with `is_foreign` a path within the context. Raises: ContainerError."""
     if named:
         with open(named, "rb") as file:
             return _parsed(file.read(_LARGEST), named)
-    for suffix in _NAMES if containerfile else ():
-        beside = containerfile + suffix
+    beside_it = [containerfile + suffix for suffix in _NAMES] if containerfile else []
+    for beside in () if is_foreign else beside_it:
         if os.path.isfile(beside):
             with open(beside, "rb") as file:
                 return _parsed(file.read(_LARGEST), beside)
-    for name in _NAMES:
+    for name in (*(beside_it if is_foreign else ()), *_NAMES):
         try:
             fd = open_in_root(root_fd, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:

@@ -54,4 +54,6 @@ class BuildOptions(NamedTuple):
     epoch: Epoch | None = None
     squash: bool = False
     keep_failed: str = ""  # the name of the container that a failed RUN leaves; empty: none is left
+    cache_from: tuple[str, ...] = ()  # names of caches in registries
+    cache_to: tuple[str, ...] = ()
     jobs: int = 0  # stages at once; 0: as many as there are processors

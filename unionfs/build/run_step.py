@@ -50,7 +50,7 @@ class FailedStepError(ContainerError):
     def __init__(self, failed: FailedStep) -> None:
         code, kept = failed.code, failed.kept
         how = f"it was killed by signal {code - _SIGNALLED}" if code > _SIGNALLED else f"it returned {code}"
-        hint = f"what it left is in a container: unionfs diff {kept}, unionfs cp {kept}:..., unionfs start -a {kept}"
+        hint = f"what it left is in a container: unionfs diff {kept}; unionfs start {kept}; unionfs exec -it {kept} sh"
         super().__init__("", str(failed.place), f"{failed.text}: {how}", hint=hint if kept else "", status=code)
         self.failed = failed
 
@@ -124,7 +124,8 @@ def _run(work: Work, made: Instruction, wanted: Run, directory: str) -> None:
     except LaunchError as error:
         raise ContainerError("", str(made.place), str(error), hint=error.hint, status=error.status) from None
     if code:
-        kept = work.keep(directory, wanted) if work.build.options.keep_failed else ""
+        shell = work.state.shell[0] if made.words is None else ""
+        kept = work.keep(directory, wanted, shell) if work.build.options.keep_failed else ""
         raise FailedStep(made.place, made.line.text, code, kept).error()
 
 

@@ -190,10 +190,14 @@ class Work:
             for slot, data in packed:
                 slot.put_in_place(data)
 
-    def keep(self, directory: str, wanted: Run) -> str:
-        """Make a container of what a RUN that failed has left; returns its name. Raises: ContainerError, OSError."""
+    def keep(self, directory: str, wanted: Run, shell: str) -> str:
+        """Make a container of what a RUN that failed has left; see `failed_step.keep`. Returns its name.
+
+        Raises: ContainerError, OSError.
+        """
         self.collect(wait=True)
-        return failed_step.keep(self.build.store.root, directory, wanted, self.lowers, self.build.options.keep_failed)
+        name = self.build.options.keep_failed
+        return failed_step.keep(self.build.store.root, directory, wanted, self.lowers, name, shell)
 
     def end(self) -> None:
         """Kill what is still being packed."""

@@ -15,7 +15,7 @@ from layers import pack, reference
 from layers.manifest import parse_platform
 from layers.pack import Epoch
 from layers.store import Store
-from unionfs.build import builder, context
+from unionfs.build import builder, context, git_context
 from unionfs.build.builder import Built
 from unionfs.build.context import Context
 from unionfs.build.options import BuildOptions
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 _DESCRIPTION: Final = """\
 Build the image of a Containerfile (Dockerfile), and print its id. CONTEXT is a directory with the files for COPY and
-ADD; - for a tar or a Containerfile on standard input; or the URL of one. Names in .containerignore or
-.dockerignore are left out of it.
+ADD; - for a tar or a Containerfile on standard input; the URL of one; or URL.git[#REF[:DIRECTORY]]. Names in
+.containerignore or .dockerignore are left out of it.
 
 Each RUN is one container on a union of the layers so far; its changes are the new layer. Cached steps are not executed
 again; copied files count by content, mode and owner. Independent stages are built at the same time, and stages that the
 target does not need are not built.
 
 The build needs no root. All of Docker's language is supported (heredocs, RUN --mount=type=bind|cache|secret|tmpfs, COPY
---link and --exclude, ONBUILD), except git repositories as sources, RUN --mount=type=ssh and COPY --parents."""
+--link and --exclude, ONBUILD), except ADD of git repositories, RUN --mount=type=ssh and COPY --parents."""
 
 _EPILOG: Final = """\
 examples:
@@ -52,7 +52,8 @@ examples:
   unionfs build -t app --target test --build-arg VERSION=2 -f docker/Containerfile .
   unionfs build --secret id=token,src=token.txt .          RUN --mount=type=secret,id=token cat /run/secrets/token
   tar c app | unionfs build -t app -
-  unionfs build --keep-failed look .                       then: unionfs diff look, unionfs cp look:/tmp/log .
+  unionfs build --cache-from registry.example/app:cache --cache-to registry.example/app:cache -t app .
+  unionfs build --keep-failed look .            then: unionfs start look; unionfs exec -it look sh
 
 `unionfs image prune` frees cached steps that no image has.
 
@@ -81,10 +82,10 @@ def main(argv: list[str]) -> int:
     except FailedStepError as error:
         print(format_failure(error), file=sys.stderr)
         return error.status
-    return _tell(arguments, built, tags)
+    return _tell(arguments, built, tags, store)
 
 
-def _tell(arguments: Namespace, built: Built, tags: tuple[str, ...]) -> int:
+def _tell(arguments: Namespace, built: Built, tags: tuple[str, ...], store: Store) -> int:
     if arguments.iidfile:
         with OutputFile(arguments.iidfile) as output:
             output.file.write(built.id.encode("ascii"))
@@ -92,6 +93,11 @@ def _tell(arguments: Namespace, built: Built, tags: tuple[str, ...]) -> int:
         from unionfs.cli import build_report
 
         build_report.show(built, as_json=arguments.json)
+    if arguments.html:
+        from unionfs.cli import build_report
+
+        with images.failures():
+            build_report.write_page(built, store, arguments.html, tags[0] if tags else built.id)
     if not arguments.quiet and not arguments.json:
         for tag in tags:
             build_output.say(f"Successfully tagged {tag}")
@@ -141,6 +147,14 @@ def _parser() -> Parser:
         help="when to fetch the images of FROM (default: missing)",
     )
     add("--no-cache", action="store_true", help="execute all steps, ignoring the cache")
+    for flag, what in (("from", "use the steps of a cache in a registry"), ("to", "send all steps to a registry")):
+        add(
+            f"--cache-{flag}",
+            metavar="NAME[:TAG]",
+            action="append",
+            default=[],
+            help=f"{what}; also type=registry,ref=NAME; may be repeated",
+        )
     add(
         "--layers",
         nargs="?",
@@ -194,6 +208,12 @@ def _parser() -> Parser:
     add("-q", "--quiet", action="store_true", help="print the id only")
     add("--report", action="store_true", help="list the files of each step's layer, and what makes the image large")
     add("--json", action="store_true", help="print the report as JSON, and nothing else")
+    add(
+        "--html",
+        metavar="FILE",
+        default="",
+        help="write the page of `layers explore --html`: sizes, waste and its causes",
+    )
     for ignored, metavar in (("--rm", None), ("--force-rm", None), ("--format", "FORMAT"), ("--isolation", "KIND")):
         if metavar is None:
             add(ignored, nargs="?", const="true", help=argparse.SUPPRESS)
@@ -226,6 +246,8 @@ def _options(arguments: Namespace) -> BuildOptions:
         epoch=epoch,
         squash=arguments.squash or arguments.layers == "false",
         keep_failed=arguments.keep_failed,
+        cache_from=tuple(_cache(text) for text in arguments.cache_from),
+        cache_to=tuple(_cache(text) for text in arguments.cache_to),
         jobs=arguments.jobs,
     )
 
@@ -241,6 +263,9 @@ def _opener(arguments: Namespace) -> builder.OpenContext:
             raise CommandError(
                 "build: standard input cannot be both the context and the Containerfile", status=OWN_FAILURE
             )
+        repository = git_context.parse(text)
+        if repository is not None:
+            return context.of_repository(repository, directory, file, ignorefile, stack)
         with context.stream_of(text) as source:
             return context.of_stream(source, directory, file, ignorefile, stack)
 
@@ -252,6 +277,19 @@ def _tag(text: str) -> str:
     if "@" in name:
         raise CommandError(f"build: bad tag: {text}: a digest cannot be given", status=OWN_FAILURE)
     return name
+
+
+def _cache(text: str) -> str:
+    """The reference of a cache: as it is, or with docker's attributes, of which the mode is max."""
+    if "=" not in text:
+        return str(reference.parse(text))
+    values = dict(part.partition("=")[::2] for part in text.split(","))
+    expected = {"type": "registry", "mode": "max", "image-manifest": "true", "oci-mediatypes": "true"}
+    name = values.pop("ref", "")
+    if not name or any(expected.get(key) != value for key, value in values.items()):
+        hint = "expected NAME[:TAG], or type=registry,ref=NAME[:TAG][,mode=max]: the cache has all steps"
+        raise CommandError(f"build: bad cache: {text}", hint=hint, status=OWN_FAILURE)
+    return str(reference.parse(name))
 
 
 def _argument(text: str) -> tuple[str, str] | None:

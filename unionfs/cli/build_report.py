@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 from layers.cli import showing
+from layers.store import Store
 from unionfs.build import report
 from unionfs.build.builder import Built
 from unionfs.cli import image_flags
@@ -39,3 +41,13 @@ def show(built: Built, *, as_json: bool) -> None:
     for step in steps:
         for hint in step.hints:
             print(printable_line(f"step {step.number}, {step.text[:_TEXT_MAX]}: {hint}"))
+
+
+def write_page(built: Built, store: Store, path: str, title: str) -> None:
+    """Write the page of `layers explore --html` for the image: by layer what shows, and what is wasted and why."""
+    from layers.cli import explore, stacks
+    from layers.explore.indexes import open_tree
+
+    with ExitStack() as keep:
+        stack = stacks.of_image(store, store.find(built.digest))
+        explore.write_page(path, open_tree(stack.layers, store, keep), stack, title)
