@@ -1,4 +1,4 @@
-"""A build that is killed, or interrupted, at any moment: the store is whole, and the next build is right."""
+"""A build that is killed, or interrupted, at each step: the store is whole, and the next build is right."""
 
 from __future__ import annotations
 
@@ -30,18 +30,25 @@ def _left(builder: Builder) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("builder", "number"),
-    [("root", signal.SIGKILL), ("ordinary", signal.SIGKILL), ("one-id", signal.SIGKILL), ("ordinary", signal.SIGINT),
-     ("ordinary", signal.SIGTERM)],
+    ("builder", "number", "steps"),
+    [
+        ("root", signal.SIGKILL, ("COPY big", "RUN --mount=type=secret")),
+        ("ordinary", signal.SIGKILL, ("RUN --mount=type=bind", "COPY --from=b", "RUN sleep")),
+        ("one-id", signal.SIGKILL, ("RUN --mount=type=bind", "WORKDIR")),
+        ("ordinary", signal.SIGINT, ("COPY big", "RUN --mount=type=secret", "RUN sleep")),
+        ("ordinary", signal.SIGTERM, ("RUN --mount=type=bind",)),
+    ],
     indirect=["builder"],
-)  # fmt: skip
-def test_killed(builder: Builder, number: signal.Signals) -> None:
+)
+def test_killed(builder: Builder, number: signal.Signals, steps: tuple[str, ...]) -> None:
+    """When it has said that it begins a step."""
     context = builder.context(TEXT, {"big": os.urandom(2_000_000)})
     words = ["build", "--no-cache", "-t", "t:killed", "--secret", "id=s,env=HOME", context]
     env = {"UNIONFS_ROOT": os.fspath(builder.root)}
-    for delay_s in (0.4, 0.7, 1.1):
+    for step in steps:
         process = builder.user.popen([*builder.user.unionfs_cmd, *map(str, words)], env=env)
-        time.sleep(delay_s)
+        assert process.stdout is not None
+        assert any(f": {step}" in line for line in process.stdout), step
         if number == signal.SIGKILL:
             process.kill()
         else:
@@ -51,7 +58,7 @@ def test_killed(builder: Builder, number: signal.Signals) -> None:
         while _builds(builder) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert _builds(builder) == [], "no container outlives its build"
-        if number == signal.SIGINT and process.returncode:
+        if number == signal.SIGINT:
             assert process.returncode == 130
             assert _left(builder) == []
     assert "t/killed" not in builder("images").stdout

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.oci.test_engines import our_runtime
-from tests.support import process
+from tests.support import process, tiny
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -37,7 +37,7 @@ class Ctr:
 
     def __init__(self, where: Path, runtime: Path, rootfs: Path) -> None:
         self.where = where
-        self._runtime = ["--runc-binary", os.fspath(runtime), "--runc-root", f"{where}/runc"]
+        self.runtime = ["--runc-binary", os.fspath(runtime), "--runc-root", f"{where}/runc"]
         self._rootfs = os.fspath(rootfs)
         (where / "config.toml").write_text(_CONFIG.format(where=where))
 
@@ -48,7 +48,7 @@ class Ctr:
         return process.run(self.argv(*words), timeout_s=_PATIENCE_S, check=check)
 
     def run_argv(self, *flags: str, name: str, command: list[str]) -> list[str]:
-        return self.argv("run", *self._runtime, "--rootfs", *flags, self._rootfs, name, *command)
+        return self.argv("run", *self.runtime, "--rootfs", *flags, self._rootfs, name, *command)
 
     def run(self, *flags: str, name: str, command: list[str]) -> subprocess.CompletedProcess[str]:
         return process.run(self.run_argv(*flags, name=name, command=command), timeout_s=_PATIENCE_S, check=False)
@@ -87,6 +87,24 @@ def test_commands_and_their_exit_codes(ctr: Ctr) -> None:
     assert "executable file not found in $PATH" in absent.stderr
     ctr("container", "rm", "absent", check=False)
     assert ctr("container", "ls", "-q").stdout == ""
+
+
+def test_an_image_that_unionfs_has_built(ctr: Ctr, root_user: User, scratch: Path) -> None:
+    env = {"UNIONFS_ROOT": os.fspath(scratch / "store")}
+
+    def unionfs(*words: str | Path) -> None:
+        root_user.run([*root_user.unionfs_cmd, *words], env=env, timeout_s=_PATIENCE_S)
+
+    unionfs("import", "-q", tiny.make(scratch / "tiny.tar"), "tiny:1")
+    (scratch / "Containerfile").write_text(
+        "FROM tiny:1\nRUN rm /data/file && ln /etc/motd /hard && chown 5:60 /hard\n"
+        'COPY Containerfile /copied\nENV A=b\nCMD ["sh", "-c", "stat -c %u:%g /etc/motd; ls /data /copied; echo $A"]\n'
+    )
+    unionfs("build", "-q", "-t", "localhost/built:1", scratch)
+    unionfs("save", "-o", scratch / "built.tar", "localhost/built:1")
+    ctr("image", "import", "--snapshotter", "native", f"{scratch}/built.tar")
+    done = ctr("run", "--rm", "--snapshotter", "native", *ctr.runtime, "localhost/built:1", "built")
+    assert done.stdout == "5:60\n/copied\n\n/data:\ndir\ngone\nkept\nlink\nsymlink\nb\n"
 
 
 def test_a_life(ctr: Ctr) -> None:
