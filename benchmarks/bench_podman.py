@@ -46,7 +46,8 @@ JOBS: Final = ("run", "diff", "commit", "build")
 COMMANDS: Final = ("run --rm IMAGE true", "try true", "--version", "ps", "build", "build again")
 """Our own commands that are timed."""
 
-_BASE: Final = "localhost/base:1"
+BASE: Final = "localhost/base:1"
+"""The image of the jobs."""
 _CHANGED: Final = "changed"
 _CHANGES: Final = (
     "i=0; while [ $i -lt 50 ]; do echo x >/root/f$i; i=$((i+1)); done; "
@@ -86,20 +87,26 @@ class Podman:
         (where / "containers.conf").write_text('[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\n')
         user.own(where)
         self._user, self._where, self._runroot = user, where, runroot
-        self._argv = ["podman", "--root", f"{where}/root", "--runroot", f"{runroot}", "--storage-driver", "overlay"]
-        self._argv += ["--runtime", "runc"]
+        self._store = ["--root", f"{where}/root", "--runroot", f"{runroot}", "--storage-driver", "overlay"]
         if program is not None:
-            self._argv += ["--storage-opt", f"overlay.mount_program={program}"]
+            self._store += ["--storage-opt", f"overlay.mount_program={program}"]
 
     def __call__(self, *words: str | Path, check: bool = True) -> str:
         """Run one command; return what it printed. Raises: ChildError."""
+        return self._run(["podman", *self._store, "--runtime", "runc", *words], check=check)
+
+    def buildah(self, *words: str | Path) -> str:
+        """Run one command of buildah on the same store. Raises: ChildError."""
+        return self._run(["buildah", *self._store, *words], check=True)
+
+    def _run(self, argv: Sequence[str | Path], *, check: bool) -> str:
         env = {"CONTAINERS_CONF": f"{self._where}/containers.conf", **_LINGER}
-        return self._user.run([*self._argv, *words], env=env, timeout_s=_TIMEOUT_S, check=check).stdout
+        return self._user.run(argv, env=env, timeout_s=_TIMEOUT_S, check=check).stdout
 
     def job(self, name: str, steps: int) -> str:
         """Run one of JOBS; return what `diff` printed, else ""."""
         if name == "run":
-            self("run", "--rm", "--network=host", _BASE, "true")
+            self("run", "--rm", "--network=host", BASE, "true")
         elif name == "diff":
             return "\n".join(sorted(self("diff", _CHANGED).splitlines()))
         elif name == "commit":
@@ -111,8 +118,8 @@ class Podman:
 
     def prepare(self, tar: Path) -> None:
         """Import the image, and make the container that `diff` and `commit` look at."""
-        self("import", "-q", tar, _BASE)
-        self("run", "--name", _CHANGED, "--network=host", _BASE, "sh", "-c", _CHANGES)
+        self("import", "-q", tar, BASE)
+        self("run", "--name", _CHANGED, "--network=host", BASE, "sh", "-c", _CHANGES)
 
     def clean(self, job: str) -> None:
         """Remove what a job has made; not timed."""
@@ -133,7 +140,7 @@ def _make_context(where: Path, steps: int) -> Path:
     """Write the Containerfile of the build into a directory below `where`."""
     context = where / "context"
     context.mkdir(exist_ok=True)
-    lines = [f"FROM {_BASE}", *(_STEP.format(n=n) for n in range(steps))]
+    lines = [f"FROM {BASE}", *(_STEP.format(n=n) for n in range(steps))]
     (context / "Containerfile").write_text("\n".join(lines) + "\n")
     return context
 
@@ -229,7 +236,7 @@ def own_commands(
 ) -> dict[str, Samples]:
     """Return command -> samples of `count` rounds. `ps` has an empty store, `run` and `build` one with the image
     unpacked."""
-    program, image = Path(sys.executable).with_name("unionfs"), _BASE
+    program, image = Path(sys.executable).with_name("unionfs"), BASE
     context = _make_context(directory, steps)
     user.own(context)
     full, empty = directory / "full", directory / "empty"
@@ -261,7 +268,8 @@ def own_commands(
     return found
 
 
-def _cell(samples: Samples | None) -> str:
+def cell(samples: Samples | None) -> str:
+    """Seconds, median ± half of the spread, and processor seconds."""
     if samples is None:
         return ""
     found = samples.summary()
@@ -281,16 +289,17 @@ def as_markdown(jobs: Mapping[str, Mapping[str, Samples]], commands: Mapping[str
     if used:
         lines += [f"| podman | {' | '.join(used)} |", "|---" + "|---:" * len(used) + "|"]
         for job, row in jobs.items():
-            lines.append(f"| {job} | {' | '.join(_cell(row.get(system)) for system in used)} |")
+            lines.append(f"| {job} | {' | '.join(cell(row.get(system)) for system in used)} |")
         lines.append("")
     if commands:
         lines += ["| unionfs | |", "|---|---:|"]
-        lines += [f"| `{name}` | {_cell(samples)} |" for name, samples in commands.items()]
+        lines += [f"| `{name}` | {cell(samples)} |" for name, samples in commands.items()]
     return "\n".join(lines)
 
 
 @contextmanager
-def _some_user(directory: Path) -> Iterator[User]:
+def some_user(directory: Path) -> Iterator[User]:
+    """A new ordinary user; without root, the current one."""
     if os.geteuid() == 0:
         with new_ordinary_user(directory) as user:
             yield user
@@ -325,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tar = directory / "base.tar"
         shutil.copy(arguments.tar or rootfs.debian_tar(), tar)
         tar.chmod(0o644)
-        with _some_user(directory) as user:
+        with some_user(directory) as user:
             jobs = podman_jobs(user, directory, tar, wanted, arguments.jobs, arguments.rounds, arguments.steps)
             commands = own_commands(user, directory, tar, arguments.commands, arguments.rounds, arguments.steps)
     for system in (said := {system: samples.said for system, samples in jobs.get("diff", {}).items()}):
