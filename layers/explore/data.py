@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import IO, Final, Protocol
 
+import xxhash
+
 from layers.attributes import Options
 from layers.entry import FILE, LINK
 from layers.errors import LayerError, NotFound, Refused
@@ -52,16 +54,22 @@ def of_stream(stream: TarStream, index: LayerIndex, record: int) -> Iterator[byt
     if not stream.skip_to(index.offset[record]):
         raise cut_off()
     position = 0
+    hash_ = xxhash.xxh3_128()
     for offset, length in entry.extents if entry.extents is not None else ((0, entry.size),):
         yield from _zeros(offset - position)
         left = length
         for part in stream.parts(length):
             left -= len(part)
+            hash_.update(part)
             yield bytes(part)
         if left:
             raise cut_off()
         position = offset + length
     yield from _zeros(entry.size - position)
+    expected = index.content(record)
+    if entry.extents is None and expected and hash_.digest() != expected:
+        why = "the tar has changed since it was indexed"
+        raise Refused("reading a file", os.fsdecode(index.path(record)), why, hint="start the explorer again")
 
 
 def refuse_lacking(index: LayerIndex, record: int) -> None:

@@ -241,7 +241,7 @@ def _told(number: int, cause: Cause) -> list[str]:
     place = f"most by {printable(cause.program) or 'the kernel'} in {printable(cause.directory) or 'unknown places'}"
     lines = [f"{number:>2}. {printable_line(cause.what)} They took {_ms(cause.seconds)}, {place}."]
     if cause.remedy:
-        lines.append(f"    {printable_line(cause.remedy)} That saves {causes.saved(cause, human_size)}.")
+        lines.append(f"    {printable_line(cause.remedy)} {causes.saved(cause, human_size)}".rstrip())
     return lines
 
 

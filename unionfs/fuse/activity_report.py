@@ -2,8 +2,8 @@
 
 The client asks `{"ask": "activity", "interval": SECONDS}`. The daemon records from then on, and sends a line with
 `listening` and `settings`, then one line an interval, and a last one when the client has shut down its side of the
-connection. A daemon that ends before that sends no last line. Each line is what `Observation.take` gives, with `at`
-(seconds of time.monotonic).
+connection. A daemon that ends before that sends no last line. Each line is what `Observation.take` gives, the last one
+with `whole`, and `at` (seconds of time.monotonic).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def serve(client: socket.socket, asked: dict[str, Any], union: Union, traffic: T
             try:
                 send(client, {"listening": True, "settings": observation.settings, "at": time.monotonic()})
                 for _ in _intervals(client, interval):
-                    send(client, _taken(calls.do, observation))
-                send(client, _taken(calls.do, observation))
+                    send(client, _taken(calls.do, observation, whole=False))
+                send(client, _taken(calls.do, observation, whole=True))
             finally:
                 calls.do(observation.end)
     finally:
@@ -72,11 +72,11 @@ def _intervals(client: socket.socket, interval: float) -> Iterator[None]:
         yield
 
 
-def _taken(do: Callable[[Callable[[], bool]], None], observation: Observation) -> dict[str, Any]:
+def _taken(do: Callable[[Callable[[], bool]], None], observation: Observation, *, whole: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def take() -> bool:
-        found.update(observation.take())
+        found.update(observation.take(whole=whole))
         found["at"] = time.monotonic()
         return False
 

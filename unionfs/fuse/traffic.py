@@ -23,8 +23,8 @@ class Observation(Protocol):
     def end(self) -> bool:
         """Record nothing more. Returns False."""
 
-    def take(self) -> dict[str, Any]:
-        """What was recorded: `rows` since the last call, all else since the beginning."""
+    def take(self, *, whole: bool) -> dict[str, Any]:
+        """What was recorded: `rows` since the last call, and if `whole`, all else since the beginning."""
 
 
 class Traffic(Protocol):

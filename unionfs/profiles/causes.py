@@ -13,8 +13,10 @@ from typing import Any, Final, NamedTuple
 from unionfs.profiles.recording import Recording, Row
 
 LEAST_SHARE: Final = 0.02
-"""A cause of less of the time and of the requests than this is not told."""
+"""A cause of a smaller part of the time and of the requests is not told."""
 LEAST_REQUESTS: Final = 20
+LEAST_S: Final = 0.01
+"""Nor is a cause of fewer requests that took less time."""
 _ONE_FILE: Final = 0.2
 """A file, or a directory, with at least this part of all requests is a cause of its own."""
 _SMALL: Final = 65536
@@ -46,15 +48,16 @@ def causes(recording: Recording) -> list[Cause]:
     for rule in _RULES:
         for cause in rule(recording):
             is_large = cause.seconds >= LEAST_SHARE * cost or cause.requests >= LEAST_SHARE * total
-            if is_large and (cause.requests >= LEAST_REQUESTS or cause.seconds >= LEAST_SHARE * cost > 0):
+            if is_large and (cause.requests >= LEAST_REQUESTS or cause.seconds >= LEAST_S):
                 found.append(cause)
     return sorted(found, key=lambda cause: (-cause.seconds, -cause.requests, cause.name))
 
 
 def saved(cause: Cause, human: Callable[[int], str]) -> str:
-    """What the remedy saves, in words; `human` formats bytes."""
-    told = [f"{cause.requests} requests"] if cause.requests or not cause.size else []
-    return " and ".join([*told, *([f"{human(cause.size)} of copies"] if cause.size else [])])
+    """A sentence of what the remedy saves; "" if that was not counted. `human` formats bytes."""
+    told = [f"{cause.requests} requests"] if cause.requests else []
+    told += [f"{human(cause.size)} of copies"] if cause.size else []
+    return f"That saves {' and '.join(told)}." if told else ""
 
 
 def _cause_of(name: str, rows: Sequence[Row], what: str, remedy: str, saved: int | None = None) -> Cause:
@@ -174,7 +177,7 @@ def _one_file(recording: Recording) -> Iterator[Cause]:
     if writes * 2 > saved and written < _SMALL * writes and not recording.settings["writeback"]:
         saved = writes - -(-written // _MOST_AT_ONCE)
         what += f": {writes} writes of {written / writes:.0f} bytes on average."
-        remedy = "Mount with --writeback: the kernel then gathers writes, up to 1 MiB in one request."
+        remedy = "Mount with --writeback: the kernel then gathers writes; but each open is a request."
     else:
         what += "."
         remedy = "Put its directory onto a volume: no request for it reaches the union then."
@@ -202,7 +205,7 @@ def _small_writes(recording: Recording) -> Iterator[Cause]:
     if not count or size >= _SMALL * count or recording.settings["writeback"]:
         return
     what = f"{count} writes had {size / count:.0f} bytes on average."
-    remedy = "Mount with --writeback: the kernel then gathers writes of a file, up to 1 MiB in one request."
+    remedy = "Mount with --writeback: the kernel then gathers writes of a file; but each open is a request."
     places = len({row.directory for row in rows})
     yield _cause_of("small-writes", rows, what, remedy, max(0, count - -(-size // _MOST_AT_ONCE) - places))
 

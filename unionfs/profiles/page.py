@@ -50,9 +50,8 @@ daemon.</p>
 
 
 def _cause(cause: Cause) -> str:
-    saves = f"That saves {saved(cause, human)}"
     place = f", most by {printable(cause.program) or 'the kernel'} in {printable(cause.directory) or 'unknown places'}"
-    remedy = f"{cause.remedy} {saves}." if cause.remedy else ""
+    remedy = f"{cause.remedy} {saved(cause, human)}" if cause.remedy else ""
     told = f"{printable_line(cause.what)} They took {_ms(cause.seconds)} ms{place}. {remedy}"
     return f"<li>{escape(told)}</li>"
 

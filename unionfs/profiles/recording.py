@@ -69,7 +69,7 @@ class Recording:
             key = (row.kind, row.reason, row.program, row.directory)
             before = self._rows.get(key)
             self._rows[key] = row if before is None else _sum(before, row)
-        self.files, self.copy_ups = line["files"], line["copy_ups"]
+        self.files, self.copy_ups = line.get("files", []), line.get("copy_ups", [])  # in the last line
         self.forgot = self.forgot or line["forgot"]
         before_s, self.seconds = self.seconds, line["at"] - self.begin
         messages = {kind: sum(row.requests for row in these) for kind, these in _grouped(rows, lambda row: row.kind)}

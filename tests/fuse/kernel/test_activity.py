@@ -12,6 +12,7 @@ import pytest
 
 from tests.fuse.kernel import wire
 from tests.fuse.kernel.dispatched_union import Served, done
+from tests.fuse.kernel.test_resent import ExpectLog
 from tests.fuse.kernel.wire import ROOT
 from unionfs.fuse.kernel import activity, turn
 from unionfs.fuse.kernel.activity import Activity
@@ -62,7 +63,9 @@ def test_nothing_is_called_for_it_while_nobody_records(served: Served) -> None:
     assert calls_of_a_turn(served) == before
     assert not [name for name in before if name.startswith(activity.__file__)]
     assert sum(before.values()) < sum(during.values())
-    found = {(row["kind"], row["reason"], row["directory"]): row["requests"] for row in recording.take()["rows"]}
+    found = {
+        (row["kind"], row["reason"], row["directory"]): row["requests"] for row in recording.take(whole=True)["rows"]
+    }
     assert found == {("LOOKUP", "missing", "/"): 1, ("LOOKUP", "missing again", "/"): 99}
 
 
@@ -82,11 +85,11 @@ def test_who_waits_for_whose_copy_up(served: Served) -> None:
     assert observed(served, recording, wire.write(node, 0, b"first", unique=4)) is None
     assert observed(served, recording, wire.write(node, 5, b"second", unique=6)) is None
     job = served.dispatcher.slow.pop()
-    assert not recording.take()["copy_ups"], "it has not been copied yet"
+    assert not recording.take(whole=True)["copy_ups"], "it has not been copied yet"
     job.copy()  # type: ignore[union-attr]
     for reply in served.dispatcher.finish(job, None):  # type: ignore[arg-type]
         recording.late(reply)
-    told = recording.take()
+    told = recording.take(whole=True)
     (row,) = told["rows"]
     assert (row["kind"], row["directory"], row["requests"]) == ("WRITE", "/", 0), "the requests were told before"
     assert row["copying"] > 0
@@ -106,11 +109,11 @@ def test_what_a_copy_was_used_for(served: Served) -> None:
         reply = observed(served, recording, wire.request(wire.SETATTR, served.node(name), body))
         while reply is None:
             reply = done(served.dispatcher, served.dispatcher.slow.pop(0))
-    uses = {each["use"]: each["count"] for each in recording.take()["copy_ups"]}
+    uses = {each["use"]: each["count"] for each in recording.take(whole=True)["copy_ups"]}
     assert uses == {"attributes": 1, "unchanged": 1}
     observed(served, recording, wire.request(wire.UNLINK, ROOT, b"suid\0"))
     observed(served, recording, wire.write(served.node(b"f"), 0, b"new"))
-    assert {each["use"] for each in recording.take()["copy_ups"]} == {"removed", "data"}
+    assert {each["use"] for each in recording.take(whole=True)["copy_ups"]} == {"removed", "data"}
 
 
 def test_what_is_known_from_before_and_what_was_forgotten(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +121,26 @@ def test_what_is_known_from_before_and_what_was_forgotten(served: Served, monkey
     recording.begin()
     for name in (b"f", b"f", b"none", b"none"):
         observed(served, recording, wire.request(wire.LOOKUP, ROOT, name + b"\0"))
-    found = {row["reason"]: row["requests"] for row in recording.take()["rows"]}
+    found = {row["reason"]: row["requests"] for row in recording.take(whole=True)["rows"]}
     assert found == {"first": 1, "again": 1, "missing": 1, "missing again": 1}
-    assert not recording.take()["forgot"]
+    assert not recording.take(whole=True)["forgot"]
     monkeypatch.setattr(activity, "NAMES_MAX", 2)
     observed(served, recording, wire.request(wire.LOOKUP, ROOT, b"other\0"))
     observed(served, recording, wire.request(wire.LOOKUP, ROOT, b"f\0"))
-    told = recording.take()
+    told = recording.take(whole=True)
     assert told["forgot"]
     assert {row["reason"]: row["requests"] for row in told["rows"]} == {"missing": 1, "first": 1}
+
+
+def test_a_bug_ends_the_recording_and_not_the_daemon(
+    served: Served, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    Activity(served.session, served.union).begin()
+    monkeypatch.setattr(Activity, "served", broken)
+    with expect_log("recording of requests failed"):
+        calls_of_a_turn(served)
+    assert served.session.observers == ()
+    assert served.union.ledger.listeners == ()

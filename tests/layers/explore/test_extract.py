@@ -68,6 +68,9 @@ def test_nothing_is_overwritten_or_left_of_a_damaged_layer(scratch: Path) -> Non
         layers[0].tar = layers[0].tar[:40_000]  # it has changed since it was indexed
         with pytest.raises(Refused):
             extract(tree, layers, ROOT, 0, str(scratch / "new"))
+        layers[0].tar = trees.tar_of([(name, header, data_.upper()) for name, header, data_ in BASE])
+        with pytest.raises(Refused, match="the tar has changed since it was indexed"):
+            extract(tree, layers, tree.find(b"d"), 0, str(scratch / "new"))
     assert os.listdir(scratch) == ["there"]
 
 

@@ -49,6 +49,8 @@ NODES_MAX: Final = 50_000
 NAMES_MAX: Final = 100_000
 COPIES_MAX: Final = 100_000
 """What is remembered at most, some 200 bytes each; then all of it is forgotten, and `forgot` is set."""
+PROGRAMS_MAX: Final = 20_000
+"""Processes that are remembered at most."""
 FILES_MAX: Final = 50
 """Files with the most requests that an answer lists."""
 
@@ -455,15 +457,20 @@ class Activity:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def take(self) -> dict[str, Any]:
-        """The rows since the last call; files and copy-ups since the beginning. To be called on the union's thread."""
+    def take(self, *, whole: bool) -> dict[str, Any]:
+        """The rows since the last call; and if `whole`, files and copy-ups since the beginning, which takes longer."""
         self._take_answers()
+        if len(self._programs) > PROGRAMS_MAX:
+            self._programs.clear()
         rows = []
         for directory in self._active:
             rows += [_as_json(row, directory.path) for row in directory.rows.values()]
             directory.rows = {}
         self._active = []
-        return {"rows": rows, "files": self._files(), "copy_ups": self._copies(), "forgot": self.forgot}
+        found: dict[str, Any] = {"rows": rows, "forgot": self.forgot}
+        if whole:
+            found["files"], found["copy_ups"] = self._files(), self._copies()
+        return found
 
     def _files(self) -> list[dict[str, Any]]:
         """The files with the most requests."""

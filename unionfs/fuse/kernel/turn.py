@@ -50,16 +50,28 @@ def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until:
 def _observed(dispatcher: Dispatcher, request: memoryview, length: int) -> bytes | memoryview | None:
     """Serve a request, and let the log and the observers record it."""
     session = dispatcher.session
-    for observer in session.observers:
-        observer.is_to_be_served(request, length)
+    try:
+        for observer in session.observers:
+            observer.is_to_be_served(request, length)
+    except Exception as bug:  # noqa: BLE001  it must not end the daemon
+        _stop_observing(dispatcher, bug)
     began = perf_counter()
     if session.options.debug:
         reply = dispatcher.handle_and_log(request, length)
     else:
         reply = dispatcher.handle(request, length)
-    for observer in session.observers:
-        observer.served(dispatcher, request, length, reply, began)
+    try:
+        for observer in session.observers:
+            observer.served(dispatcher, request, length, reply, began)
+    except Exception as bug:  # noqa: BLE001  it must not end the daemon
+        _stop_observing(dispatcher, bug)
     return reply
+
+
+def _stop_observing(dispatcher: Dispatcher, bug: Exception) -> None:
+    log.error("recording of requests failed and has ended", exc_info=bug)
+    for observer in dispatcher.session.observers:
+        observer.end()
 
 
 def _serve_after_forgets(
