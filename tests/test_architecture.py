@@ -172,10 +172,12 @@ ALLOWED = {
             *(
                 "unionfs.core.options",
                 "unionfs.core.owners",
+                "unionfs.core.attrs",
                 "unionfs.core.complete",
                 "unionfs.core.freeze",
                 "unionfs.core.hardlinks",
                 "unionfs.core.pointers",
+                "unionfs.core.union",
                 "unionfs.fuse.branch_client",
                 "unionfs.fuse.options",
                 "unionfs.mount_parent.client",

@@ -73,7 +73,7 @@ def _complete_in_bash(scripts: Path, line: str) -> list[str]:
     ("line", "offered"),
     [
         ("unionfs mou", ["mount"]),
-        ("unionfs st", ["start", "stats", "stop"]),
+        ("unionfs st", ["start", "stats", "status", "stop"]),
         ("unionfs mount --wr", ["--writeback"]),
         ("unionfs mount --whiteout ", ["aufs", "fuse-overlayfs", "overlay"]),
         ("unionfs mount --lower a --durability vol", ["volatile"]),

@@ -24,7 +24,8 @@ from unionfs.printable import printable
 _DESCRIPTION: Final = """\
 Make an image: the container's image, and on top of it a layer with the container's changes. Files equal to those of the
 image are left out. The image of a running container shows one instant, and no process is stopped: the container is
-frozen (see unionfs freeze). Where that is not possible it is paused meanwhile, except with --no-pause.
+frozen (see unionfs freeze; it has no keeper any more then). Where that is not possible, and with --pause, it is paused
+meanwhile, except with --no-pause.
 
 The new image has the container's command, variables, user and working directory; -c changes them. Volumes
 are not part of it. For a container made of directories, each directory becomes a layer of the image."""

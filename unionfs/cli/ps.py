@@ -108,7 +108,7 @@ def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
 def _image(container: Container) -> str:
     """The image's name, or the directories."""
     config = container.config
-    return config.image.name if config.image else ":".join(config.rootfs.lowers)
+    return config.image.name if config.image else ":".join(container.base)
 
 
 def _short(text: str) -> str:

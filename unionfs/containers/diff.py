@@ -7,19 +7,22 @@ with the container's ids.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from unionfs import store_files
+from unionfs.changes import compare, listing, record
 from unionfs.changes import journal as journals
-from unionfs.changes import listing, record
 from unionfs.changes.ids import ShownIds
 from unionfs.changes.listing import Changes
 from unionfs.changes.objects import Branches
 from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
-from unionfs.containers.ids import id_map_of, ids_outside
+from unionfs.containers.ids import id_map_of, ids_outside, shown_ids
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints
 from unionfs.drivers.driver import is_whole
@@ -43,6 +46,22 @@ def costs_of(container: Container) -> list[CopiedUp]:
     from unionfs.changes import cost
 
     return cost.load(_in_branches(container, lambda branches: cost.dump(cost.costs(branches))))
+
+
+def digests(container: Container, found: Changes) -> dict[bytes, str]:
+    """The SHA-256 of each regular file with new content, as sha256:HEX, by path. Raises: as `changes_of`."""
+
+    def look(branches: Branches) -> bytes:
+        told = {}
+        for change in found.changes:
+            new = change.new
+            if new is not None and stat.S_ISREG(new.mode) and (change.old is None or compare.CONTENT in change.what):
+                with open(branches.open_data(new.data), "rb") as file:
+                    told[os.fsdecode(change.path)] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return json.dumps(told).encode()
+
+    told = json.loads(_in_branches(container, look)) if found.changes else {}
+    return {os.fsencode(path): digest for path, digest in told.items()}
 
 
 def save_list(container: Container, found: Changes) -> None:
@@ -72,16 +91,18 @@ def saved_list(container: Container) -> Changes | None:
         raise ContainerError("reading the changes", path, f"bad content: {error}") from error
 
 
-def branches_of(container: Container, ids: ShownIds) -> Branches:
-    """Open the branches of its union. Raises: OSError."""
+def branches_of(container: Container, ids: ShownIds, *, since_fork: bool = False) -> Branches:
+    """Open the branches of its union. `since_fork`: what it was forked from counts as unchanged. Raises: OSError."""
+    kept = container.inherited if since_fork and container.inherited else len(container.base)
+    never_run = not os.path.lexists(container.mountpoint_lower)
     return Branches(
         container.upper,
-        container.branches,
+        container.config.rootfs.lowers if never_run else container.branches,
         ids=ids,
         hidden=container.facts.hidden,
         skip_unreadable=container.facts.skip_unreadable,
         is_whole=is_whole(container.config.rootfs.driver),
-        frozen=len(container.frozen),
+        frozen=max(0, len(container.config.rootfs.lowers) - kept),
     )
 
 
@@ -97,15 +118,14 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
     complete_upper(container, "listing the changes")
     if (found := _in_empty_upper(container, look)) is not None:
         return found
-    id_map = id_map_of(container)
-    ids = ShownIds.inside(container.facts.unmapped_as_root) if id_map else ids_outside(container)
+    ids = shown_ids(container)
 
     def body() -> bytes:
         with branches_of(container, ids) as branches:
             return look(branches)
 
     try:
-        return userns.call(id_map, body)
+        return userns.call(id_map_of(container), body)
     except OSError as error:
         raise ContainerError.of("listing the changes", error) from error
 

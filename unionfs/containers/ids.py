@@ -22,6 +22,11 @@ def id_map_of(container: Container) -> idmap.NamespaceMap | None:
     return idmap.NamespaceMap(uid_map, gid_map, "" if len(uid_map) > 1 else "it was made with one id")
 
 
+def shown_ids(container: Container) -> ShownIds:
+    """The translation for a process with the ids of `id_map_of`. Call it outside of such a process."""
+    return ShownIds.inside(container.facts.unmapped_as_root) if id_map_of(container) else ids_outside(container)
+
+
 def ids_outside(container: Container) -> ShownIds:
     """The translation from ids on disk, outside of the container's user namespace, to ids in the container."""
     facts = container.facts

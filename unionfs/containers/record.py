@@ -67,11 +67,12 @@ class Container(NamedTuple):
     facts: Facts = Facts()
     state: State = State()
     parent: str = ""  # id of the container that it was forked from
+    inherited: int = 0  # its lowers at that moment, the last of those it has now
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("parent",)
+        return ("parent", "inherited")
 
     @property
     def directory(self) -> str:

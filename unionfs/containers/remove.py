@@ -32,6 +32,12 @@ def remove(store: ContainerStore, container: Container, *, volumes: bool = False
         raise ContainerError.of("removing the container", error) from error
 
 
+def remove_leftovers(store: ContainerStore, container: Container) -> None:
+    """Delete the files of a container that is hidden already (ContainerStore.hide). Raises: OSError, LaunchError."""
+    id_map, driver = id_map_of(container), container.config.rootfs.driver
+    store.finish_removals(container.id, lambda path: _remove_mapped(id_map, path, driver))
+
+
 def remove_broken(store: ContainerStore, container_id: str) -> None:
     """Remove a container whose record cannot be read. Raises: ContainerError, LaunchError."""
     id_map = my_ids()

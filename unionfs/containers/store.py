@@ -25,6 +25,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
 _FROZEN: Final = "upper."
+_ID: Final = re.compile("[0-9a-f]{32}")
 
 
 def outcome(fd: int) -> int | None:
@@ -66,9 +68,10 @@ class ContainerStore:
         self.root: Final = os.path.abspath(root) if root else store_files.default_root()
         self.containers: Final = os.path.join(self.root, "containers")
 
-    def add(self, container: Container) -> Container:
+    def add(self, container: Container, prepare: Callable[[str], None] | None = None) -> Container:
         """Make the directory of a new container (`record.new`), with empty upper, work and
-        merged directories, and a random name unless it has a name.
+        merged directories, and a random name unless it has a name. `prepare` gets the path of the upper before it is
+        used.
 
         Raises: ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
@@ -90,6 +93,8 @@ class ContainerStore:
             # The root of the merged tree shows the upper's mode, so the upper gets the lower's.
             mode = stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
             os.chmod(os.path.join(new, "upper"), mode)
+            if prepare is not None:
+                prepare(os.path.join(new, "upper"))
             self._write(new, container)
             os.rename(new, container.directory)
         return container
@@ -194,6 +199,13 @@ class ContainerStore:
             self._write(current.directory, current)
         return current
 
+    def adopt(self, container: Container, parent: str) -> None:
+        """Record another container (its id) as the one that the forks of this one were forked from."""
+        with self._locked():
+            for one in self.list():
+                if one.parent == container.id:
+                    self._write(one.directory, one._replace(parent=parent))
+
     def claim(self, container: Container) -> Container:
         """Record that this process prepares the container. Raises: ContainerError if it is running or being
         prepared."""
@@ -281,25 +293,30 @@ class ContainerStore:
         failed. `mine`: this process has claimed the container or is its monitor.
         Raises: ContainerError if it is running, OSError of `remove_tree`.
         """
+        self.hide(container, mine=mine)
+        self.finish_removals(container.id, remove_tree)
+
+    def hide(self, container: Container, *, mine: bool = False) -> None:
+        """Let the container disappear, for `finish_removals`. Raises: ContainerError if it is running."""
         with self._locked():
             current = self.load(container.id)
             if current.is_running() and not mine:
                 hint = f"end it first: unionfs stop {current.name}, or rm --force"
                 raise ContainerError("", "", f"still running: {current.name}", hint=hint)
             self._hide(current.id)
-        self._finish_removals(current.id, remove_tree)
 
     def remove_broken(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Like `remove`, for a container whose record cannot be read; it may be running."""
         with self._locked():
             self._hide(container_id)
-        self._finish_removals(container_id, remove_tree)
+        self.finish_removals(container_id, remove_tree)
 
     def _hide(self, container_id: str) -> None:
         """Let a container disappear: its directory, or as much of it as others do not use. Preconditions: the lock is
         held."""
         directory = os.path.join(self.containers, container_id)
-        used = self._used(container_id)
+        was_frozen = any(name.startswith(_FROZEN) for name in os.listdir(directory))
+        used = self._used(container_id) if was_frozen else set()
         if used is not None and not any(path.startswith(directory + os.sep) for path in used):
             os.rename(directory, os.path.join(self.containers, _REMOVING + container_id))
             return
@@ -326,16 +343,17 @@ class ContainerStore:
         if not kept:
             os.rmdir(directory)
 
-    def _finish_removals(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
+    def finish_removals(self, container_id: str, remove_tree: Callable[[str], None]) -> None:
         """Delete a container, then remains of earlier ones; failures of the latter are ignored. Raises: OSError."""
         for name in sorted(os.listdir(self.containers)):
             if name.startswith(_REMOVING + container_id):
                 remove_tree(os.path.join(self.containers, name))
         with self._locked():
-            without = [one for one in self._ids() if not os.path.lexists(os.path.join(self.containers, one, _RECORD))]
-            for one in without:
-                with contextlib.suppress(OSError):
-                    self._thin_out(one, self._used(one))
+            for one in self._ids():
+                is_ours = _ID.fullmatch(one) and not os.path.lexists(os.path.join(self.containers, one, _RECORD))
+                if is_ours:
+                    with contextlib.suppress(OSError):
+                        self._thin_out(one, self._used(one))
         for name in os.listdir(self.containers):
             if name.startswith(_REMOVING):
                 with contextlib.suppress(OSError):

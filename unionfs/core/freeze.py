@@ -78,7 +78,7 @@ class Freeze:
         self._upper_name = self._name_of(upper)
         os.mkdir(self._name, 0o700, dir_fd=self._parent_fd)
         self._fresh_fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent_fd)
-        _copy_attributes(root_fd, self._fresh_fd)
+        copy_attributes(root_fd, self._fresh_fd)
         staging = self._tree.staging
         with _alone(staging):
             staging.write_frozen([self._name, *staging.frozen])
@@ -174,7 +174,7 @@ class Freeze:
 def freeze_unmounted(options: Options, name: bytes = b"") -> str:
     """Freeze the upper of a union that is not mounted; b"": under its own name with a number. Returns the path of the
     directory that is a lower now. Raises OptionError, OSError; EEXIST for a `name` that exists."""
-    union = Union(options)
+    union = Union(options._replace(keeps_umask=True))
     try:
         upper = os.path.basename(os.path.normpath(os.fsencode(options.upper or "")))
         for number in count(1):
@@ -200,7 +200,7 @@ def _alone(staging: Staging) -> FileFd:
     return lock
 
 
-def _copy_attributes(source_fd: int, target_fd: int) -> None:
+def copy_attributes(source_fd: int, target_fd: int) -> None:
     """Give a directory the owner, mode, times and attributes of another, but not its marks."""
     source, target = proc_path(source_fd), proc_path(target_fd)
     st = os.stat(source)

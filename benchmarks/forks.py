@@ -1,0 +1,87 @@
+"""Measure freeze, fork, merge and drop of containers, by the number of files that the container has changed.
+
+    python -m benchmarks.forks [--files 1 10000 100000] [--rounds 5]
+
+As root, so that no user namespace is made; containers that do not run, in a temporary store. Prints one JSON line per
+number of files, with the median milliseconds in this process: `freeze` of the changes, `fork` of a frozen container,
+`merge_shared` (a fork's branches become the parent's), `merge_copied` (its files are copied, because the parent has
+changed the directory's mode), `drop`, and `cp` of the changed files (cp -a --reflink=auto) to compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from unionfs.containers import forks, freeze, merge, record
+from unionfs.containers.config import ContainerConfig, RootFilesystem
+from unionfs.containers.record import Container
+from unionfs.containers.store import ContainerStore
+from unionfs.launcher.spec import Process
+
+_PER_DIRECTORY = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, nargs="+", default=[1, 10_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--directory", help="where the store is made (default: the temporary directory)")
+    arguments = parser.parse_args()
+    for files in arguments.files:
+        took: dict[str, list[float]] = {}
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory(prefix="unionfs-bench-", dir=arguments.directory) as directory:
+                _round(Path(directory), files, took)
+        medians = {case: round(statistics.median(values), 1) for case, values in took.items()}
+        print(json.dumps({"files": files, **medians}), flush=True)
+
+
+def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
+    def timed(case: str, body: Callable[[], object]) -> None:
+        began = time.monotonic()
+        body()
+        took.setdefault(case, []).append((time.monotonic() - began) * 1000)
+
+    store, base = ContainerStore(str(top / "root")), top / "base"
+    (base / "d").mkdir(parents=True)
+    config = ContainerConfig(Process(("true",)), RootFilesystem((str(base),)))
+    main_ = store.add(record.new(store.root, config, "main"))
+    _fill(main_, "frozen", files)
+    timed("freeze", lambda: freeze.freeze(main_))
+    for name in ("shared", "copied"):
+        timed("fork", lambda name=name: forks.fork(store.find("main"), name))  # type: ignore[misc]
+        _fill(store.find(name), name, files)
+    timed(
+        "cp", lambda: subprocess.run(["cp", "-a", "--reflink=auto", store.find("shared").upper, top / "cp"], check=True)
+    )
+    timed("merge_shared", lambda: merge.merge(store.find("shared"), store.find("main")))
+    os.mkdir(os.path.join(store.find("main").upper, "d"), 0o700)
+    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main")))
+    forks.fork(store.find("main"), "dropped")
+    _fill(store.find("dropped"), "dropped", files)
+    timed("drop", lambda: forks.drop(store.find("dropped")))
+    shutil.rmtree(top / "cp")
+    while any(name.startswith(".removing") for name in os.listdir(store.containers)):
+        time.sleep(0.05)
+
+
+def _fill(container: Container, name: str, files: int) -> None:
+    """Write small files into the upper of a container that does not run."""
+    for first in range(0, files, _PER_DIRECTORY):
+        directory = Path(container.upper, "d", f"{name}{first}")
+        directory.mkdir(parents=True)
+        for number in range(first, min(first + _PER_DIRECTORY, files)):
+            (directory / f"f{number}").write_bytes(b"%d" % number)
+
+
+if __name__ == "__main__":
+    main()

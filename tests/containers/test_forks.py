@@ -1,0 +1,450 @@
+"""Forks, freezes, merges and removals of containers, in random order, against plain directories; and merges that are
+killed at each of their steps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import stat
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.timing import limit, wait_until
+from unionfs import Union
+from unionfs.containers import forks, freeze, merge, record, replay
+from unionfs.containers.config import ContainerConfig, RootFilesystem
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.merge import OURS, THEIRS, ConflictError, parent_of
+from unionfs.containers.record import Container
+from unionfs.containers.remove import remove
+from unionfs.containers.store import ContainerStore
+from unionfs.launcher.spec import Process
+from unionfs.syscalls import files
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the containers of root need no user namespace")
+
+Plain = dict[str, tuple[str, int, str]]
+"""A tree: kind, mode and content or target by path."""
+
+
+class World:
+    """A store with containers, and a plain directory for each."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.top = tmp_path
+        self.base = tmp_path / "base"
+        self.store = ContainerStore(str(tmp_path / "root"))
+        self.count = 0
+
+    def make(self, name: str, *lines: str) -> Container:
+        self.base.mkdir()
+        edit(self.base, *lines)
+        config = ContainerConfig(Process(("true",)), RootFilesystem((str(self.base),)))
+        shutil.copytree(self.base, self.plain(name), symlinks=True)
+        return self.store.add(record.new(self.store.root, config, name))
+
+    def plain(self, name: str) -> Path:
+        return self.top / "plain" / name
+
+    def find(self, name: str) -> Container:
+        return self.store.find(name)
+
+    def fork(self, name: str, new: str) -> Container:
+        made = forks.fork(self.find(name), new)
+        copy(self.plain(name), self.plain(new))
+        return made
+
+    def edit(self, name: str, *lines: str) -> None:
+        """Make changes in a container and its plain directory."""
+        one = self.find(name)
+        with Union(one.config.rootfs.lowers, upper=one.upper, work=one.work) as union:
+            edit(union, *lines)
+        edit(self.plain(name), *lines)
+
+    def shown(self, name: str) -> Plain:
+        one = self.find(name)
+        with Union((one.upper, *one.config.rootfs.lowers)) as union:
+            return dict(_look(union, ""))
+
+    def check(self, *names: str) -> None:
+        for name in names:
+            assert self.shown(name) == look(self.plain(name)), name
+
+
+def edit(tree: Union | Path, *lines: str) -> None:
+    """Make changes: `+PATH=TEXT`, `/PATH` (a directory), `-PATH`, `A>B` (renamed), `PATH:MODE`, `A&B` (linked)."""
+    at = (lambda path: path) if isinstance(tree, Union) else (lambda path: os.path.join(tree, path))
+    os_ = tree if isinstance(tree, Union) else os
+    for line in lines:
+        if line.startswith("+"):
+            path, _, text = line[1:].partition("=")
+            with tree.open(path, "w") if isinstance(tree, Union) else open(at(path), "w") as file:
+                file.write(text)
+        elif line.startswith("/"):
+            os_.mkdir(at(line[1:]))
+        elif line.startswith("-"):
+            path = at(line[1:])
+            if stat.S_ISDIR(os_.lstat(path).st_mode):
+                (tree.rmtree if isinstance(tree, Union) else shutil.rmtree)(path)
+            else:
+                os_.remove(path)
+        elif ">" in line:
+            os_.rename(*map(at, line.split(">")))
+        elif "&" in line:
+            os_.link(*map(at, line.split("&")))
+        else:
+            path, _, mode = line.partition(":")
+            os_.chmod(at(path), int(mode, 8))
+
+
+def _look(tree: Union | Path, path: str) -> Iterator[tuple[str, tuple[str, int, str]]]:
+    os_, top = (tree, "") if isinstance(tree, Union) else (os, f"{tree}/")
+    for name in os_.listdir(top + path or "."):
+        here = f"{path}/{name}" if path else name
+        st = os_.lstat(top + here)
+        if stat.S_ISDIR(st.st_mode):
+            yield here, ("dir", st.st_mode & 0o7777, "")
+            yield from _look(tree, here)
+        else:
+            with tree.open(here) if isinstance(tree, Union) else open(top + here) as file:
+                yield here, ("file", st.st_mode & 0o7777, file.read())
+
+
+def look(tree: Path) -> Plain:
+    return dict(_look(tree, ""))
+
+
+def copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True, timeout=limit(60))
+
+
+def changed(new: Plain, old: Plain) -> dict[str, tuple[str, int, str] | None]:
+    return {path: new.get(path) for path in {*new, *old} if new.get(path) != old.get(path)}
+
+
+def _above(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def conflict(fork: Plain, parent: Plain, base: Plain) -> bool:
+    """Whether two trees conflict, by the table of docs/forks.md."""
+    theirs, ours = changed(fork, base), changed(parent, base)
+    for path, new in theirs.items():
+        if path in ours and ours[path] != new:
+            return True
+        is_dir = new is not None and new[0] == "dir"
+        if not is_dir and any(ours[there] is not None for there in ours if there.startswith(path + "/")):
+            return True
+        if new is not None and any(there in ours and (ours[there] or ("",))[0] != "dir" for there in _above(path)):
+            return True
+    return False
+
+
+def merged(fork: Plain, parent: Plain, base: Plain) -> Plain:
+    result = dict(parent)
+    for path, new in changed(fork, base).items():
+        result.pop(path, None)
+        if new is not None:
+            result[path] = new
+    return result
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+_BASE = ("/d", "/d/e", "+d/x=x", "+d/y=y", "+d/e/z=z", "+f=f", "/g", "+g/1=1", "+g/2=2", "+h=h")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_forks_and_merges(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    world.make("0", *_BASE)
+    before = look(world.base)
+    names, count = ["0"], 0
+    outcomes = Counter[str]()
+    for step in range(60):
+        name = chance.choice(names)
+        what = chance.choice(("edit", "edit", "fork", "fork", "freeze", "merge", "merge", "drop"))
+        if what == "edit":
+            world.edit(name, *_random_edit(chance, look(world.plain(name)), f"{seed}.{step}"))
+        elif what == "fork" and len(names) < 6:
+            count += 1
+            world.fork(name, str(count))
+            names.append(str(count))
+        elif what == "freeze":
+            freeze.freeze(world.find(name))
+        elif what == "drop" and name != "0" and len(names) > 3:
+            remove(world.store, world.find(name))
+            names.remove(name)
+        elif what == "merge" and name != "0":
+            into = chance.choice(names)
+            if into != name:
+                outcomes[_merge(world, chance, name, into)] += 1
+                names = [one.name for one in world.store.list()]
+        world.check(*names)
+    for name in reversed(names):
+        remove(world.store, world.find(name))
+    assert os.listdir(world.store.containers) == [".lock"]
+    assert look(world.base) == before
+    assert outcomes["merged"] > 0 < outcomes["refused"]
+
+
+def _merge(world: World, chance: random.Random, name: str, into: str) -> str:
+    base = _common(world, name, into)
+    fork, parent = look(world.plain(name)), look(world.plain(into))
+    try:
+        merge.merge(world.find(name), world.find(into), keep=chance.random() < 0.3)
+    except ConflictError:
+        assert conflict(fork, parent, base)
+        return "refused"
+    assert not conflict(fork, parent, base)
+    expected = merged(fork, parent, base)
+    assert world.shown(into) == expected
+    write(expected, world.plain(into))
+    return "merged"
+
+
+def _common(world: World, *names: str) -> Plain:
+    """What two containers have in common: the branches that both have."""
+    one, other = (world.find(name).config.rootfs.lowers for name in names)
+    common = [lower for at, lower in enumerate(one) if one[at:] == other[len(other) - len(one) + at :]]
+    with Union(common) as union:
+        return dict(_look(union, ""))
+
+
+def write(tree: Plain, target: Path) -> None:
+    """Make a plain directory of a tree."""
+    shutil.rmtree(target)
+    target.mkdir()
+    for path, (kind, mode, text) in sorted(tree.items()):
+        (target / path).mkdir() if kind == "dir" else (target / path).write_text(text)
+        (target / path).chmod(mode)
+
+
+def _random_edit(chance: random.Random, tree: Plain, text: str) -> Iterator[str]:
+    for number in range(chance.randint(1, 3)):
+        directories = ["", *(f"{path}/" for path, (kind, _, _) in tree.items() if kind == "dir")]
+        path = chance.choice(sorted(tree) or [""])
+        new = chance.choice(directories) + chance.choice("abcdefgh")
+        what = chance.choice(("write", "write", "make", "remove", "rename", "chmod"))
+        if what == "write" and tree.get(new, ("file",))[0] == "file":
+            yield f"+{new}={text}.{number}"
+            tree[new] = ("file", 0, "")
+        elif what == "make" and new not in tree:
+            yield f"/{new}"
+            tree[new] = ("dir", 0, "")
+        elif what == "remove" and path:
+            yield f"-{path}"
+            tree = {there: line for there, line in tree.items() if not (there + "/").startswith(path + "/")}
+        elif what == "rename" and path and new not in tree and not (new + "/").startswith(path + "/"):
+            yield f"{path}>{new}"
+            moved = {there: line for there, line in tree.items() if (there + "/").startswith(path + "/")}
+            tree = {there: line for there, line in tree.items() if there not in moved}
+            tree |= {new + there[len(path) :]: line for there, line in moved.items()}
+        elif what == "chmod" and path:
+            yield f"{path}:{chance.choice(('700', '755', '711', '750'))}"
+
+
+CONFLICTS = (
+    # the fork's changes, the parent's, whether they conflict
+    (("+f=1",), ("+f=2",), True),
+    (("+f=1",), ("+f=1",), False),
+    (("+new=1",), ("+new=2",), True),
+    (("+new=1",), ("/new", "+new/x=x"), True),
+    (("/new", "+new/x=1"), ("/new", "+new/y=2"), False),
+    (("/new", "new:700"), ("/new", "new:711"), True),
+    (("-f",), ("+f=2",), True),
+    (("+f=1",), ("-f",), True),
+    (("-f",), ("-f",), False),
+    (("-d",), ("+d/x=2",), True),
+    (("+d/x=1",), ("-d",), True),
+    (("-d",), ("-d",), False),
+    (("-d",), ("+d/e/new=2",), True),
+    (("-d", "+d=file"), ("+d/x=2",), True),
+    (("+d/x=1",), ("-d", "+d=file"), True),
+    (("d>moved",), ("+d/x=2",), True),
+    (("d>moved",), ("-d",), False),
+    (("d>moved",), ("d>other",), False),
+    (("f>moved",), ("+f=2",), True),
+    (("f>moved",), ("f:600",), True),
+    (("f:600",), ("+f=2",), True),
+    (("f:600",), ("f:640",), True),
+    (("f:600",), ("f:600",), False),
+    (("d:700",), ("+d/x=2",), False),
+    (("+d/x=1",), ("d:700",), False),
+    (("d:700",), ("d:711",), True),
+    (("-d", "/d", "+d/n=1"), ("+d/other=2",), False),
+    (("-d", "/d", "+d/n=1"), ("+d/x=2",), True),
+    (("+d/x=1",), ("+d/y=2",), False),
+)
+
+
+@pytest.mark.parametrize(("fork", "parent", "is_conflict"), CONFLICTS)
+def test_what_conflicts(world: World, fork: tuple[str, ...], parent: tuple[str, ...], is_conflict: bool) -> None:
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    base = look(world.plain("a"))
+    world.edit("b", *fork)
+    world.edit("a", *parent)
+    trees = look(world.plain("b")), look(world.plain("a")), base
+    assert conflict(*trees) == is_conflict
+    if is_conflict:
+        with pytest.raises(ConflictError, match="nothing was changed"):
+            merge.merge(world.find("b"), world.find("a"))
+        world.check("a", "b")
+        merge.merge(world.find("b"), world.find("a"), choice=OURS, keep=True)
+        world.check("b")
+        shown = world.shown("a")
+        for path, line in changed(trees[1], base).items():
+            assert shown.get(path) == line
+        merge.merge(world.find("b"), world.find("a"), choice=THEIRS)
+    else:
+        merge.merge(world.find("b"), world.find("a"))
+    shown = world.shown("a")
+    for path, new in changed(trees[0], base).items():
+        assert shown.get(path) == new
+    assert [one.name for one in world.store.list()] == ["a"]
+
+
+def test_some_paths_and_hard_links(world: World) -> None:
+    world.make("a", *_BASE, "h&g/link")
+    world.fork("a", "b")
+    world.edit("b", "+one=1", "one&two", "g/link&three", "+d/x=1", "+d/e/z=1", "+f=1")
+    merge.merge(world.find("b"), world.find("a"), paths=[b"/one", b"/two", b"/three", b"/d/e"])
+    shown = world.shown("a")
+    assert (shown["one"], shown["d/e/z"], shown["d/x"], shown["f"]) == tuple(
+        ("file", 0o644, text) for text in ("1", "1", "x", "f")
+    )
+    one = world.find("a")
+    with Union((one.upper, *one.config.rootfs.lowers)) as union:
+        assert union.stat("one").st_ino == union.stat("two").st_ino
+        assert union.stat("three").st_nlink == 3
+    merge.merge(world.find("b"), world.find("a"))
+    assert world.shown("a")["f"] == ("file", 0o644, "1")
+
+
+def test_no_space_in_the_middle_of_a_merge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    world.edit("b", "+d/x=1", "-g", "+d/y=1")
+    world.edit("a", "d:700")
+    with monkeypatch.context() as patched:
+        patched.setattr(replay, "copy_data", full)
+        with pytest.raises(ContainerError, match="No space left on device"):
+            merge.merge(world.find("b"), world.find("a"))
+    world.check("a", "b")
+    assert not os.path.lexists(os.path.join(world.find("a").directory, "merging"))
+    merge.merge(world.find("b"), world.find("a"))
+    assert world.shown("a")["d/y"] == ("file", 0o644, "1")
+
+
+def test_a_container_that_is_gone(world: World) -> None:
+    """Branches stay as long as a fork has them; a fork of a merged fork belongs to what that was merged into."""
+    world.make("a", *_BASE)
+    world.edit("a", "+f=a")
+    world.fork("a", "b")
+    world.edit("b", "+f=b")
+    world.fork("b", "c")
+    world.edit("c", "+f=c")
+    remove(world.store, world.find("a"))
+    world.check("b", "c")
+    with pytest.raises(ContainerError, match="is gone"):
+        parent_of(world.find("b"))
+    assert [(row.container.name, row.depth, row.changed) for row in forks.tree(world.store.root)] == [
+        ("b", 0, {"C": 1}),
+        ("c", 1, {"C": 1}),
+    ]
+    with pytest.raises(ContainerError, match="name taken"):
+        world.fork("c", "b")
+    with pytest.raises(ContainerError, match="into itself"):
+        merge.merge(world.find("c"), world.find("c"))
+    world.fork("b", "d")
+    merge.merge(world.find("c"), parent_of(world.find("c")))
+    assert parent_of(world.find("d")).name == "b"
+    world.check("d")
+    for name in ("b", "d"):
+        forks.drop(world.find(name))
+    wait_until(lambda: os.listdir(world.store.containers) == [".lock"], "all is removed")
+
+
+_STEPS = ((os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (files, "renameat2"))
+
+
+def _killed_at(number: int, body: Callable[[], object]) -> bool:
+    """Run `body` in a process that is killed before its step of this number. Returns whether it was."""
+    if (child := os.fork()) == 0:
+        left = number
+
+        def counting(call: Callable[..., object]) -> Callable[..., object]:
+            def counted(*arguments: object, **named: object) -> object:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), 9)
+                return call(*arguments, **named)
+
+            return counted
+
+        for module, name in _STEPS:
+            setattr(module, name, counting(getattr(module, name)))
+        try:
+            body()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+
+
+@pytest.mark.parametrize("parent", ["+d/y=2", "d:700"], ids=["shared", "copied"])
+def test_a_merge_that_is_killed(world: World, parent: str) -> None:
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    world.edit("b", "+d/x=1", "-g", "f>moved", "+new=1")
+    world.edit("a", parent)
+    old, fork, base = look(world.plain("a")), look(world.plain("b")), look(world.base)
+    new = merged(fork, old, base)
+    copy(Path(world.store.root), world.top / "saved")
+    seen = []
+    for number in range(200):
+        shutil.rmtree(world.store.root)
+        copy(world.top / "saved", Path(world.store.root))
+        killed = _killed_at(number, lambda: merge.merge(world.find("b"), world.find("a")))
+        seen.append(world.shown("a") == new)
+        assert world.shown("a") in (old, new), number
+        if "b" in [one.name for one in world.store.list()]:
+            assert world.shown("b") == fork, number
+            merge.merge(world.find("b"), world.find("a"))
+        assert world.shown("a") == new, number
+        if not killed:
+            break
+    assert seen == sorted(seen)
+    assert len(seen) > 10
+    assert True in seen[:-1]
+
+
+def test_a_freeze_that_is_killed(world: World) -> None:
+    world.make("a", *_BASE)
+    world.edit("a", "+d/x=1", "-g")
+    copy(Path(world.store.root), world.top / "saved")
+    for number in range(100):
+        shutil.rmtree(world.store.root)
+        copy(world.top / "saved", Path(world.store.root))
+        killed = _killed_at(number, lambda: freeze.freeze(world.find("a")))
+        world.check("a")
+        world.fork("a", f"b{number}")
+        world.check(f"b{number}")
+        if not killed:
+            break
+    assert number > 5

@@ -1,0 +1,132 @@
+"""Merge the changes of a fork into those that its parent has made since: which of them conflict.
+
+Both are lists of changes of the same base (`listing`). What conflicts (docs/forks.md has the same as a table): a path
+that both changed to different results; a path that one deleted or replaced while the other changed it or something
+below it. Equal results, deletions by both, and different names in one directory do not conflict; a directory conflicts
+only if both changed its mode, owner or attributes. Times alone never conflict. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from unionfs.changes.compare import MTIME
+from unionfs.changes.listing import ADDED, DELETED, Change
+from unionfs.changes.lowers import Stack
+from unionfs.changes.objects import Branches, BranchPath, Object
+from unionfs.trees import walk
+
+_WORDS: Final = {ADDED: "added", DELETED: "deleted"}
+
+
+class Conflict(NamedTuple):
+    """A change of the fork that the parent's changes contradict."""
+
+    path: bytes  # of the fork's change
+    fork: str  # what the fork did there
+    parent_path: bytes  # of the parent's change: `path`, or above or below it
+    parent: str  # what the parent did there
+
+
+Equal = Callable[[Object, Object], bool]
+"""Whether an object of the fork and one of the parent are equal in all but times."""
+
+
+def is_passage(change: Change) -> bool:
+    """Whether a directory is listed only for what is below it."""
+    new, old = change.new, change.old
+    return new is not None and old is not None and new.is_dir and old.is_dir and set(change.what) <= {MTIME}
+
+
+def own(changes: Iterable[Change]) -> list[Change]:
+    """The changes without directories that are listed only for what is below them."""
+    return [change for change in changes if not is_passage(change)]
+
+
+def conflicts(fork: Iterable[Change], parent: Iterable[Change], equal: Equal) -> list[Conflict]:
+    """The changes of the fork that conflict with those of the parent, in the order of `fork`."""
+    theirs, ours = own(fork), {change.path: change for change in own(parent)}
+    below: dict[bytes, Change] = {}  # a directory -> what the parent made or changed somewhere below it
+    for change in ours.values():
+        if change.new is not None:
+            for path in above(change.path):
+                below.setdefault(path, change)
+    return [found for change in theirs if (found := _conflict(change, ours, below, equal)) is not None]
+
+
+def above(path: bytes) -> Iterator[bytes]:
+    """The directories above a path, the nearest first, without the root."""
+    while path := path.rpartition(b"/")[0]:
+        yield path
+
+
+def _conflict(change: Change, ours: dict[bytes, Change], below: dict[bytes, Change], equal: Equal) -> Conflict | None:
+    there = ours.get(change.path)
+    if there is not None and not _agree(change, there, equal):
+        return _told(change, there)
+    if change.new is None or not change.new.is_dir:
+        there = below.get(change.path)
+        if there is not None:
+            return _told(change, there)
+    if change.new is None:
+        return None
+    for path in above(change.path):
+        there = ours.get(path)
+        if there is not None and (there.new is None or not there.new.is_dir):
+            return _told(change, there)
+    return None
+
+
+def _agree(change: Change, there: Change, equal: Equal) -> bool:
+    if change.new is None or there.new is None:
+        return change.new is there.new
+    return equal(change.new, there.new)
+
+
+def _told(change: Change, there: Change) -> Conflict:
+    return Conflict(change.path, _words(change), there.path, _words(there))
+
+
+def _words(change: Change) -> str:
+    return _WORDS.get(change.kind) or f"changed ({', '.join(change.what)})"
+
+
+def can_lie_on_top(fork: Branches, parent: Iterable[Change]) -> bool:
+    """Whether the fork's own branches can be put on top of the parent's: none of them has an entry, changed or only
+    copied up, that would hide one of the parent's changes."""
+    top: Stack = tuple(BranchPath(branch, b"") for branch in range(fork.own))
+    known: dict[bytes, Stack | None] = {b"": top}
+    for change in own(parent):
+        names = change.path[1:].split(b"/")
+        if names == [b""]:  # the mode of the root
+            return False
+        path, stack = b"", top
+        for at, name in enumerate(names):
+            path = path + b"/" + name
+            is_last = at == len(names) - 1
+            if is_last or path not in known:
+                below = _own_entry(fork, stack, name)
+                if below is None or (is_last and below):
+                    return False
+                if not is_last:
+                    known[path] = below
+            found = known.get(path, ())
+            if is_last or not found:
+                break
+            stack = found
+    return True
+
+
+def _own_entry(fork: Branches, stack: Stack, name: bytes) -> Stack | None:
+    """The directories of the fork's own branches under a name; () where there is no entry, None for anything that hides
+    what is below it."""
+    found = []
+    for directory in stack:
+        entry = fork.entry(directory, name)
+        said = walk.outcome(entry)
+        if said == walk.DIRECTORY and entry.path is not None:
+            found.append(entry.path)
+        elif said != walk.ABSENT:
+            return None
+    return tuple(found)

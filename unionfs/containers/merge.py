@@ -1,0 +1,341 @@
+"""Merge a fork into the container that it was forked from, or into another one on the same branches.
+
+The changes of both since their common branches are compared (changes.merging). If the fork's branches hide nothing that
+the parent has changed, they become lowers of the parent, on top of its own: no file is copied. Otherwise, or for some
+paths only, the wanted changes are made in a new branch (containers.replay).
+
+What decides is the parent's record, which is written once, by a rename: before that the parent is as it was, afterwards
+it has all changes. If the command is killed after that, the same command again ends it. A parent that runs is paused
+meanwhile, and shows the changes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from unionfs.changes import compare, listing
+from unionfs.changes import record as change_records
+from unionfs.changes.listing import Change, Changes
+from unionfs.changes.merging import Conflict, above, can_lie_on_top, conflicts, is_passage
+from unionfs.changes.merging import own as without_passages
+from unionfs.changes.objects import Branches, BranchPath, Object
+from unionfs.containers import diff, freeze, pause
+from unionfs.containers.branches import ask_daemon
+from unionfs.containers.errors import ContainerError
+from unionfs.containers.ids import id_map_of, shown_ids
+from unionfs.containers.record import Container
+from unionfs.containers.remove import remove
+from unionfs.containers.rootfs import mountpoints, union_options
+from unionfs.containers.store import ContainerStore
+from unionfs.core.options import OptionError
+from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.fuse import branch_client
+from unionfs.fuse.branch_client import BranchError
+from unionfs.launcher import userns
+from unionfs.trees.remove import remove_path
+
+_WHAT: Final = "merge"
+_STAGING: Final = "merging"
+
+REFUSE: Final = "refuse"
+THEIRS: Final = "theirs"
+OURS: Final = "ours"
+"""What is done with changes that conflict: nothing is merged, the fork's are taken, the parent's stay."""
+
+
+class ConflictError(ContainerError):
+    """Nothing was merged, since changes conflict."""
+
+    def __init__(self, fork: Container, parent: Container, found: list[Conflict]) -> None:
+        hint = f"--theirs takes those of {fork.name}, --ours keeps those of {parent.name}, paths select some"
+        why = f"{len(found)} of its changes conflict with those of {parent.name} (nothing was changed)"
+        super().__init__(_WHAT, fork.name, why, hint=hint)
+        self.conflicts = found
+
+
+class Merged(NamedTuple):
+    """The result of a merge."""
+
+    changes: list[Change]  # that the parent has now
+    conflicts: list[Conflict]  # decided by `choice`
+    copied: bool  # whether the changes were copied; else the parent has the fork's branches
+    fork_stays: bool
+
+
+def parent_of(fork: Container) -> Container:
+    """The container that it was forked from. Raises: ContainerError."""
+    for one in ContainerStore(fork.root).list():
+        if one.id == fork.parent:
+            return one
+    why = "the container that it was forked from is gone" if fork.parent else "it was not forked"
+    raise ContainerError(_WHAT, fork.name, why, hint="--into CONTAINER names another one on the same branches")
+
+
+def merge(
+    fork: Container,
+    parent: Container,
+    *,
+    choice: str = REFUSE,
+    paths: Sequence[bytes] = (),
+    keep: bool = False,
+    dry_run: bool = False,
+) -> Merged:
+    """Merge the fork's changes, all or those at and below `paths` (absolute), into the parent. A fork that was merged
+    as a whole is removed unless `keep`. Raises: ConflictError, ContainerError, LaunchError, OSError."""
+    _check(fork, parent)
+    store = ContainerStore(fork.root)
+    with _claimed(store, fork):
+        if freeze.has_changes(fork):
+            freeze.freeze_stopped(fork)
+            diff.forget_list(fork)
+            fork = store.load(fork.id)
+            fork = store.set_lowers(fork, fork.config.rootfs.lowers)
+        with _still(store, parent) as target:
+            done = _Merge(fork, target, choice, paths, dry_run=dry_run).run()
+        stays = keep or dry_run or bool(paths)
+        if not stays:
+            store.adopt(fork, parent.id)
+    if not stays:
+        remove(store, fork)
+    return done._replace(fork_stays=stays)
+
+
+def _check(fork: Container, parent: Container) -> None:
+    if fork.id == parent.id:
+        raise ContainerError(_WHAT, fork.name, "a container cannot be merged into itself")
+    if fork.is_running():
+        hint = f"unionfs stop {fork.name} ends it"
+        raise ContainerError(_WHAT, fork.name, "it is running", hint=hint)
+    for one in (fork, parent):
+        if not freeze.can_freeze(one):
+            raise ContainerError(_WHAT, one.name, "its root filesystem is made by another driver or transport")
+    if _common(fork, parent) == 0 or fork.facts.uid_map != parent.facts.uid_map:
+        raise ContainerError(_WHAT, fork.name, f"it is not on the same branches as {parent.name}")
+
+
+def _common(fork: Container, parent: Container) -> int:
+    """The number of lowers, the last of both, that both have."""
+    pairs = zip(reversed(fork.config.rootfs.lowers), reversed(parent.config.rootfs.lowers), strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), _shorter(fork, parent))
+
+
+def _shorter(fork: Container, parent: Container) -> int:
+    return min(len(fork.config.rootfs.lowers), len(parent.config.rootfs.lowers))
+
+
+@contextlib.contextmanager
+def _claimed(store: ContainerStore, container: Container) -> Iterator[None]:
+    """Keep a container that does not run from being started."""
+    store.claim(container)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ContainerError):
+            store.unclaim(container, container.state.exit_code)
+
+
+@contextlib.contextmanager
+def _still(store: ContainerStore, parent: Container) -> Iterator[Container]:
+    """Context in which the parent's changes are all in its frozen branches."""
+    if parent.status == "running":
+        with pause.paused(parent, _WHAT, stopped=True):
+            yield freeze.freeze(parent)
+        return
+    with _claimed(store, parent):
+        if freeze.has_changes(parent):
+            freeze.freeze_stopped(parent)
+            diff.forget_list(parent)
+        yield store.set_lowers(parent, store.load(parent.id).config.rootfs.lowers)
+
+
+class _Merge:
+    """One merge. The fork and the parent do not change meanwhile."""
+
+    def __init__(
+        self, fork: Container, parent: Container, choice: str, paths: Sequence[bytes], *, dry_run: bool
+    ) -> None:
+        self.fork: Final = fork
+        self.parent: Final = parent
+        self.choice: Final = choice
+        self.paths: Final = paths
+        self.dry_run: Final = dry_run
+        self.ids: Final = shown_ids(parent)
+        common = _common(fork, parent)
+        self.above_fork: Final = fork.config.rootfs.lowers[: len(fork.config.rootfs.lowers) - common]
+        self.above_parent: Final = parent.config.rootfs.lowers[: len(parent.config.rootfs.lowers) - common]
+        self.base: Final = fork.config.rootfs.lowers[len(self.above_fork) :]
+
+    def run(self) -> Merged:
+        missing = [path for path in self.above_fork if path not in self.above_parent]
+        if not missing:  # nothing was changed, or an earlier merge was killed when all was recorded
+            self.show()
+            return Merged([], [], copied=False, fork_stays=True)
+        staging = os.path.join(self.parent.directory, _STAGING)
+        try:
+            answer = userns.call(id_map_of(self.parent), lambda: self.work(staging))
+        except OSError as error:
+            self.clear(staging)
+            raise ContainerError.of(_WHAT, error) from error
+        first, _, rest = answer.partition(b"\n")
+        told = json.loads(first)
+        if "why" in told:
+            self.clear(staging)
+            raise ContainerError(_WHAT, self.fork.name, told["why"])
+        found = [Conflict(*_conflict(row)) for row in told["conflicts"]]
+        if found and self.choice == REFUSE:
+            raise ConflictError(self.fork, self.parent, found)
+        merged = Merged(change_records.load(rest).changes, found, copied=told["copied"], fork_stays=True)
+        if not self.dry_run and (merged.changes or not told["copied"]):
+            self.record(missing if not told["copied"] else [self.place(staging)])
+            self.show()
+        self.clear(staging)
+        return merged
+
+    def clear(self, staging: str) -> None:
+        def body() -> bytes:
+            remove_path(staging)
+            return b""
+
+        if os.path.lexists(staging):
+            userns.call(id_map_of(self.parent), body)
+
+    # -- in a process with the ids of the containers -----------------------------------------------------------------
+
+    def work(self, staging: str) -> bytes:
+        """Compare, and make a branch of the changes if it is needed. Returns a line of JSON, and the changes."""
+        if os.path.lexists(staging):  # of a merge that was killed
+            remove_path(staging)
+        with self.opened(self.above_fork) as fork:
+            theirs = listing.changes(fork)
+            theirs.changes = listing.without(theirs.changes, mountpoints(self.fork))
+            with self.opened(self.above_parent) as parent:
+                ours = listing.changes(parent).changes if self.above_parent else []
+            with self.opened((*self.above_fork, *self.above_parent)) as both:
+                wanted = self.selected(theirs.changes)
+                found = conflicts(wanted, ours, self.equality(both))
+            told = {"conflicts": [_plain(one) for one in found], "copied": False}
+            if found and self.choice == REFUSE:
+                return json.dumps(told).encode() + b"\n" + change_records.dump(Changes())
+            if found and self.choice == OURS:
+                left = {one.path for one in found}
+                wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
+            is_whole = not self.paths and not found
+            root = any(one.path == b"/" for one in theirs.changes)
+            told["copied"] = not (is_whole and not root and can_lie_on_top(fork, ours))
+            if told["copied"] and not self.dry_run and (why := self.replay(staging, fork, theirs, wanted)):
+                return json.dumps({"why": why}).encode() + b"\n"
+        return json.dumps(told).encode() + b"\n" + change_records.dump(Changes(without_passages(wanted)))
+
+    def opened(self, above_base: Sequence[str]) -> Branches:
+        """The branches above the base, all of which hold changes, and the base."""
+        first, *others = above_base or self.base
+        facts = self.parent.facts
+        lowers = (*others, *self.base) if above_base else others
+        return Branches(
+            first,
+            lowers,
+            ids=self.ids,
+            hidden=facts.hidden,
+            skip_unreadable=facts.skip_unreadable,
+            has_upper=bool(above_base),
+            frozen=len(others) if above_base else 0,
+        )
+
+    def equality(self, both: Branches) -> Callable[[Object, Object], bool]:
+        """Whether two objects are equal but for times. `both`: the fork's own branches, then the parent's, the base."""
+        own_fork, own_parent = len(self.above_fork), len(self.above_parent)
+
+        def equal(new: Object, there: Object) -> bool:
+            one = _moved(new, own_fork, own_parent)
+            other = there._replace(
+                place=BranchPath(there.place.branch + own_fork, there.place.rel),
+                data=BranchPath(there.data.branch + own_fork, there.data.rel),
+            )
+            return not {*compare.differences(both, one, other)} - {compare.MTIME}
+
+        return equal
+
+    def selected(self, changes: list[Change]) -> list[Change]:
+        """The changes at and below the wanted paths, and the directories that lead to them."""
+        if not self.paths:
+            return changes
+        return [
+            one
+            for one in changes
+            if any(path in (one.path, *above(one.path)) or path == b"/" for path in self.paths)
+            or (is_passage(one) and any(one.path in above(path) for path in self.paths))
+        ]
+
+    def replay(self, staging: str, fork: Branches, theirs: Changes, wanted: list[Change]) -> str:
+        """Make the changes in a new branch. Returns why it is not possible, or ""."""
+        from unionfs.containers.replay import replay  # late: it imports most of the core
+        from unionfs.core.union import Union
+
+        if len(self.parent.facts.uid_map) == 1 and self.parent.facts.uid_map[0].length == 1:
+            return "with one id only all changes of a fork can be merged, and only without conflicts"
+        os.mkdir(staging, 0o700)
+        for name in ("upper", "work"):
+            os.mkdir(os.path.join(staging, name), 0o755)
+        try:
+            options = union_options(self.parent, self.parent.branches, staging, FUSE)
+            union = Union(options._replace(keeps_umask=True))
+        except OptionError as error:
+            return str(error)
+        try:
+            replay(union, fork, wanted, theirs.unchanged_links)
+        finally:
+            union.close()
+        return ""
+
+    # -- the result --------------------------------------------------------------------------------------------------
+
+    def place(self, staging: str) -> str:
+        """Give the new branch its name beside the parent's upper. Returns its path."""
+        number = 1
+        while os.path.lexists(path := os.path.join(self.parent.directory, f"upper.m{number}")):
+            number += 1
+        os.rename(os.path.join(staging, "upper"), path)
+        return path
+
+    def record(self, new: list[str]) -> None:
+        ContainerStore(self.parent.root).set_lowers(self.parent, (*new, *self.parent.config.rootfs.lowers))
+
+    def show(self) -> None:
+        """Let a parent that runs show the lowers of its record."""
+        if self.parent.status != "running":
+            return
+        wanted = ContainerStore(self.parent.root).load(self.parent.id).config.rootfs.lowers
+
+        def ask(union: branch_client.Served, _: str) -> None:
+            shown = {line.path for line in branch_client.listed(union)}
+            for path in reversed(wanted):
+                if path not in shown:
+                    branch_client.add(union, path, force=True)
+
+        try:
+            ask_daemon(self.parent, ask, _WHAT)
+        except BranchError as error:
+            why = f"the changes are recorded, and show when {self.parent.name} is started again: {error}"
+            raise ContainerError(_WHAT, self.fork.name, why) from error
+
+
+def _moved(new: Object, own_fork: int, own_parent: int) -> Object:
+    """The object with the places that it has among the branches of both."""
+
+    def place(at: BranchPath) -> BranchPath:
+        return at if at.branch < own_fork else BranchPath(at.branch + own_parent, at.rel)
+
+    return new._replace(place=place(new.place), data=place(new.data))
+
+
+def _plain(one: Conflict) -> list[str]:
+    return [os.fsdecode(value) if isinstance(value, bytes) else value for value in one]
+
+
+def _conflict(row: list[str]) -> tuple[bytes, str, bytes, str]:
+    path, fork, parent_path, parent = row
+    return os.fsencode(path), fork, os.fsencode(parent_path), parent
