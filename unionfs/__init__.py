@@ -2,8 +2,9 @@
 containers on it.
 
 As a library (docs/library.md): `Union` is a union in this process, `mount` mounts a union for all programs,
-`list_changes` lists the changes of an upper. The names in `__all__` are public and stable; all modules of this package
-are private, and are imported when the first of these names is used.
+`list_changes` lists the changes of an upper, `Session` is a view of this machine that can be forked. The names in
+`__all__` are public and stable; all modules of this package are private, and are imported when the first of these
+names is used.
 
 The main packages: `core` is the union itself; `fuse` passes requests to it; `daemon` joins both; `launcher` runs a
 process in a root filesystem; `api` implements `__all__`; `cli` is the command line. See ARCHITECTURE.md.
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from unionfs.api.changes import list_changes as list_changes
     from unionfs.api.mounting import Mounted as Mounted
     from unionfs.api.mounting import mount as mount
+    from unionfs.api.sessions import AsyncSession as AsyncSession
+    from unionfs.api.sessions import MergeConflict as MergeConflict
+    from unionfs.api.sessions import MergeConflictError as MergeConflictError
+    from unionfs.api.sessions import Session as Session
+    from unionfs.api.sessions import SessionChange as SessionChange
+    from unionfs.api.sessions import SessionError as SessionError
     from unionfs.api.union import Union as Union
     from unionfs.core.options import OptionError as OptionError
     from unionfs.fuse.mounting import MountError as MountError
@@ -25,10 +32,16 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncSession",
     "Change",
+    "MergeConflict",
+    "MergeConflictError",
     "MountError",
     "Mounted",
     "OptionError",
+    "Session",
+    "SessionChange",
+    "SessionError",
     "Side",
     "Union",
     "__version__",
@@ -37,10 +50,16 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AsyncSession": "unionfs.api.sessions",
     "Change": "unionfs.api.changes",
+    "MergeConflict": "unionfs.api.sessions",
+    "MergeConflictError": "unionfs.api.sessions",
     "MountError": "unionfs.fuse.mounting",
     "Mounted": "unionfs.api.mounting",
     "OptionError": "unionfs.core.options",
+    "Session": "unionfs.api.sessions",
+    "SessionChange": "unionfs.api.sessions",
+    "SessionError": "unionfs.api.sessions",
     "Side": "unionfs.api.changes",
     "Union": "unionfs.api.union",
     "list_changes": "unionfs.api.changes",

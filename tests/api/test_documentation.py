@@ -48,6 +48,7 @@ def test_the_types_are_right_for_a_user(tmp_path: Path) -> None:
         "    assert_type(union.stat(b'a'), os.stat_result)\n"
         "    assert_type(union.changes(), list[unionfs.Change])\n"
         "    assert_type(unionfs.mount([], '/mnt'), unionfs.Mounted)\n"
+        "    assert_type(unionfs.Session('a').changes(), list[unionfs.SessionChange])\n"
         "    assert_type(unionfs.__version__, str)\n"
         "    assert_type(layers.open('image.tar'), layers.Image)\n"
     )

@@ -13,10 +13,16 @@ import pytest
 import unionfs
 
 _UNIONFS = [
+    "AsyncSession",
     "Change",
+    "MergeConflict",
+    "MergeConflictError",
     "MountError",
     "Mounted",
     "OptionError",
+    "Session",
+    "SessionChange",
+    "SessionError",
     "Side",
     "Union",
     "__version__",

@@ -124,6 +124,8 @@ def test_json_is_the_last_line(user: User, place: Path) -> None:
         "size": 2,
         "old_size": 5,
         "changed": ["content", "mtime"],
+        "mode": f"{(place / 'a').stat().st_mode & 0o7777:04o}",
+        "digest": "sha256:4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865",
     }
     odd = changes[f"{place}/b\N{REPLACEMENT CHARACTER}"]
     assert (odd["kind"], odd["size"]) == ("A", 1)

@@ -11,8 +11,10 @@ from unionfs.cli.errors import CommandError
 from unionfs.containers import background, running
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.launch_spec import make_spec
+from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher.run import join
+from unionfs.launcher.spec import Process
 
 _DESCRIPTION: Final = """\
 Run COMMAND in a running container, beside the container's own command, with the container's variables, user and working
@@ -45,6 +47,11 @@ def _parser() -> Parser:
     return parser
 
 
+def run_in(container: Container, process: Process) -> int:
+    """Run a process in a running container. Returns its exit code. Raises: ContainerError, LaunchError."""
+    return join(make_spec(container, process, id_map_of(container)), running.enter(container, "exec"))
+
+
 def _exec(arguments: argparse.Namespace) -> int:
     words = list(arguments.words)
     if words[:1] == ["--"]:
@@ -62,10 +69,10 @@ def _exec(arguments: argparse.Namespace) -> int:
         interactive=arguments.interactive and not arguments.detach,
         terminal=arguments.tty,
     )
+    if not arguments.detach:
+        return run_in(container, process)
     spec = make_spec(container, process, id_map_of(container))
     namespaces = running.enter(container, "exec")
-    if not arguments.detach:
-        return join(spec, namespaces)
     keep = (*namespaces.fds, namespaces.root_fd)
     background.run(container, lambda ready: join(spec, namespaces, ready, attached=False), keep)
     return 0

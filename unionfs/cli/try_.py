@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import socket
+import stat
 import sys
 from argparse import Namespace
 from importlib import import_module
@@ -44,10 +45,18 @@ examples:
   unionfs try apt-get install hello          list what the package would install
   unionfs try --apply make install           apply the changes if the command succeeds
   unionfs try --keep new -- ./configure.sh   then: unionfs diff new; unionfs apply new; unionfs rm new
+  unionfs try --name s -- ./configure        begin a session; the next try --name s goes on in it
+  unionfs try --fork s --name t -- make      begin another one with what s shows
+
+With --only, /tmp, /run and /var/tmp are empty and in memory, unless DIR is below them.
+
+A session ends its processes with the command that began it; its changes stay. Options for mounts and network are those
+with which it was begun. unionfs tree, merge and drop manage forks.
 
 Without a terminal, changes are listed, one on a line as KIND SIZE PATH, and discarded unless a flag says otherwise.
---json prints, as the last line, one object: command, exit_code, changes (as in `unionfs diff --json`), done
-(applied, kept, dropped, or nothing), name (of the kept changes), and error (why they are not applied).
+--json prints, as the last line, one object: command, exit_code, changes (as in `unionfs diff --json`, with mode, and
+digest of new content), done (applied, kept, dropped, or nothing), name and apply (of kept changes: the command that
+applies them), and error (why they are not applied).
 
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed or the changes could not be applied,
 126 if the command cannot be executed, 127 if it was not found."""
@@ -61,9 +70,38 @@ _QUESTION: Final = "[a]pply to this machine, [k]eep for later, [d]rop, or [l]ist
 def main(argv: list[str]) -> int:
     """Run `unionfs try ARGV`."""
     arguments = _parser().parse(argv)
+    arguments.keep = arguments.keep or arguments.name
     store, config = ContainerStore(arguments.root), config_of(arguments)
+    if arguments.fork:
+        origin = store.find(arguments.fork)
+        if origin.config.kind != "try":
+            raise CommandError(f"try: {origin.name} is no session of try", hint=f"unionfs fork {origin.name} forks it")
+        if arguments.dry_run:
+            print(f"fork {printable(origin.name)}")
+            return 0
+        from unionfs.containers import forks
+
+        made = forks.fork(origin, arguments.keep or "")
+        return _try(_with_process(made, config), arguments)
+    if arguments.name and any(one.name == arguments.name for one in store.list()):
+        return _join(store.find(arguments.name), config, arguments)
     container = run.make_or_describe(store, config, arguments.keep or "", dry_run=arguments.dry_run)
     return 0 if container is None else _try(container, arguments)
+
+
+def _join(session: Container, config: ContainerConfig, arguments: Namespace) -> int:
+    """Run the command in a session that exists: beside the command that runs in it, or alone."""
+    if session.config.kind != "try":
+        raise CommandError(f"try: {session.name} is no session of try", hint="choose another name")
+    if session.status == "running":
+        from unionfs.cli import exec as exec_
+
+        return exec_.run_in(session, config.process)
+    return _try(_with_process(session, config), arguments)
+
+
+def _with_process(session: Container, config: ContainerConfig) -> Container:
+    return session._replace(config=session.config._replace(process=config.process, session=config.session))
 
 
 def _parser() -> Parser:
@@ -75,12 +113,17 @@ def _parser() -> Parser:
     then.add_argument("--apply", action="store_true", help="apply the changes if the command succeeds")
     then.add_argument("--keep", metavar="NAME", help="keep the changes as NAME, for unionfs diff, apply and rm")
     then.add_argument("--discard", action="store_true", help="discard the changes (the default without a terminal)")
+    then.add_argument("--name", metavar="NAME", help="as --keep; in a session that exists, run a further command")
+    add("--fork", metavar="SESSION", help="begin with what SESSION shows, which was kept or is running")
+    add("--only", metavar="DIR", help="the command may change files below DIR only; the rest is read-only")
+    add("--write", metavar="DIR", action="append", help="DIR is not protected: as -v DIR:DIR")
     add(
         "--force",
         action="store_true",
         help="with --apply: replace even files that were changed on this machine meanwhile",
     )
     add("--json", action="store_true", help="list the changes as JSON")
+    add("-q", "--quiet", action="store_true", help="do not list the changes")
     add(
         "-v",
         "--volume",
@@ -106,8 +149,11 @@ def config_of(arguments: Namespace) -> ContainerConfig:
     if not words:
         raise CommandError("try: no command given", hint="for a shell: unionfs try bash")
     store = VolumeStore(ContainerStore(arguments.root).root)
-    volumes = tuple(volume_from(text, store) for text in arguments.volume or ())
+    written = [os.path.realpath(directory) for directory in arguments.write or ()]
+    texts = [*(arguments.volume or ()), *(f"{directory}:{directory}" for directory in written)]
+    volumes = tuple(volume_from(text, store) for text in texts)
     workdir = _working_directory(arguments.workdir)
+    only = _only(arguments.only)
     if not any(workdir == volume.target or workdir.startswith(volume.target + "/") for volume in volumes):
         host_view.check_shown(workdir)
     environment = dict(os.environ)
@@ -120,12 +166,23 @@ def config_of(arguments: Namespace) -> ContainerConfig:
             interactive=True,
             terminal=os.isatty(0) and os.isatty(1),
         ),
-        rootfs=RootFilesystem(lowers=("/",), transport=arguments.transport, keeper=not arguments.no_keeper),
+        rootfs=RootFilesystem(("/",), transport=arguments.transport, keeper=not arguments.no_keeper, only=only),
         mounts=Mounts(volumes=volumes),
         network=Network(private=arguments.network == "none"),
         kind="try",
+        session=bool(arguments.name),
         hostname=socket.gethostname(),
     )
+
+
+def _only(directory: str | None) -> str:
+    if directory is None:
+        return ""
+    real = os.path.realpath(directory)
+    if not os.path.isdir(real):
+        raise CommandError(f"try: --only {directory}: there is no such directory")
+    host_view.check_shown(real)
+    return real.rstrip("/")
 
 
 def _working_directory(asked: str | None) -> str:
@@ -139,15 +196,19 @@ def _working_directory(asked: str | None) -> str:
 
 
 def _try(container: Container, arguments: Namespace) -> int:
-    exit_code = start.run(container, notes.warn, _while_it_runs, debug=arguments.debug)
+    again = container.state.started is not None
+    exit_code = start.run(container, notes.warn, _while_it_runs, again=again, debug=arguments.debug)
     from unionfs.containers import diff
 
     store = ContainerStore(container.root)
-    container = store.load(container.id)
-    outcome = _Outcome(store, container, exit_code)
+    container = _with_process(store.load(container.id), container.config)
+    digests: dict[bytes, str] = {}
+    outcome = _Outcome(store, container, exit_code, digests)
     try:
         found = diff.changes_of(container)
         diff.save_list(container, found)
+        if arguments.json:
+            digests.update(diff.digests(container, found))
         return outcome.conclude(found.changes, arguments)
     except (KeyboardInterrupt, *FAILURES):
         outcome.tell_kept()
@@ -163,26 +224,29 @@ def _while_it_runs() -> None:
 class _Outcome:
     """What happens after the command: the changes are listed, and applied, kept or discarded."""
 
-    def __init__(self, store: ContainerStore, container: Container, exit_code: int) -> None:
+    def __init__(self, store: ContainerStore, container: Container, exit_code: int, digests: dict[bytes, str]) -> None:
+        """`digests`: of files with new content, by path."""
         self._store: Final = store
         self._container: Final = container
         self._command: Final = container.config.process.command
         self._exit_code: Final = exit_code
+        self._digests: Final = digests
         self._exists = True  # false once its changes are applied or discarded
 
     def conclude(self, changes: list[Change], arguments: Namespace) -> int:
         """List and handle the changes. Returns the exit code. Raises: CommandError if they could not be applied."""
-        asks = not (arguments.apply or arguments.keep or arguments.discard or arguments.json)
+        asks = not (arguments.apply or arguments.keep or arguments.discard or arguments.json or arguments.quiet)
         asks = asks and sys.stdin.isatty() and sys.stdout.isatty()
-        if not arguments.json:
+        if not (arguments.json or arguments.quiet):
             _show(changes)
-        if not changes:
+        if not changes and not arguments.name:
             self._drop()
             return self._report(changes, arguments, "nothing")
         if asks:
             return self._ask(changes)
         if arguments.keep:
-            self.tell_kept()
+            if not arguments.quiet:
+                self.tell_kept()
             return self._report(changes, arguments, "kept")
         if not arguments.apply:
             self._drop()
@@ -257,22 +321,32 @@ class _Outcome:
 
     def _report(self, changes: list[Change], arguments: Namespace, done: str, error: str = "") -> int:
         if arguments.json:
-            from unionfs.cli import output
-
             shown: dict[str, Any] = {
                 "command": [
                     os.fsencode(word).decode(errors="replace") for word in self._container.config.process.command
                 ],
                 "exit_code": self._exit_code,
-                "changes": output.as_json(changes),
+                "changes": self._with_digests(changes),
                 "done": done,
             }
             if done == "kept":
                 shown["name"] = self._container.name
+                shown["apply"] = ["unionfs", "apply", "--root", self._container.root, self._container.name]
             if error:
                 shown["error"] = error
             print(json.dumps(shown))
         return self._exit_code
+
+    def _with_digests(self, changes: list[Change]) -> list[dict[str, Any]]:
+        from unionfs.cli import output
+
+        rows = output.as_json(changes)
+        for row, change in zip(rows, changes, strict=True):
+            if change.new is not None:
+                row["mode"] = f"{stat.S_IMODE(change.new.mode):04o}"
+            if change.path in self._digests:
+                row["digest"] = self._digests[change.path]
+        return rows
 
 
 def _show(changes: list[Change]) -> None:

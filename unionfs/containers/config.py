@@ -35,11 +35,12 @@ class RootFilesystem(NamedTuple):
     keeper: bool = True  # daemon_options.DaemonOptions.keeper
     restacked: bool = False  # `unionfs branch` has changed the lowers: they are not those of the image
     partial_from: int = 0  # core.options.Options.partial_from; 0: files are copied up whole
+    only: str = ""  # a directory: the rest is read-only
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("passthrough", "keeper", "restacked", "partial_from")
+        return ("passthrough", "keeper", "restacked", "partial_from", "only")
 
     @property
     def shows_host(self) -> bool:
@@ -92,6 +93,12 @@ class ContainerConfig(NamedTuple):
     runtime: str = ""  # the OCI runtime that runs the container; empty: our own launcher
     logged: bool = False  # the command's output is stored
     remove: bool = False  # the container is removed when the command has ended
+    session: bool = False  # of `unionfs try --name`: further commands join while one runs
+
+    @staticmethod
+    def later_fields() -> tuple[str, ...]:
+        """The fields that records of earlier versions do not have."""
+        return ("session",)
 
     @property
     def mounts_on_rootfs(self) -> bool:

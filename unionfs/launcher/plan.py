@@ -97,7 +97,8 @@ def requested_mounts(spec: Spec) -> list[Tmpfs | Bind]:
 def _tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
     """Return the tmpfs mounts with their options, including those of a read-only root; none where a bind goes."""
     bound = {bind.target for bind in spec.binds}
-    scratch = [Tmpfs(target) for target in SCRATCH_OF_READ_ONLY] if spec.read_only else []
+    wanted_scratch = [target for target in SCRATCH_OF_READ_ONLY if not spec.only.startswith(target + "/")]
+    scratch = [Tmpfs(target) for target in wanted_scratch] if spec.read_only else []
     wanted = {tmpfs.target: tmpfs for tmpfs in reversed((*spec.tmpfs, *scratch))}
     targets = dict.fromkeys(tmpfs.target for tmpfs in (*spec.tmpfs, *scratch))
     return [Tmpfs(target, _with_mode(target, wanted[target].options)) for target in targets if target not in bound]
