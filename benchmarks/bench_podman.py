@@ -95,9 +95,9 @@ class Podman:
         """Run one command; return what it printed. Raises: ChildError."""
         return self._run(["podman", *self._store, "--runtime", "runc", *words], check=check)
 
-    def buildah(self, *words: str | Path) -> str:
+    def buildah(self, verb: str, *words: str | Path) -> str:
         """Run one command of buildah on the same store. Raises: ChildError."""
-        return self._run(["buildah", *self._store, *words], check=True)
+        return self._run(["buildah", *self._store, verb, "--runtime", "runc", *words], check=True)
 
     def _run(self, argv: Sequence[str | Path], *, check: bool) -> str:
         env = {"CONTAINERS_CONF": f"{self._where}/containers.conf", **_LINGER}
