@@ -232,3 +232,48 @@ def _read_by_handle(stack: Stack, ids: list[int]) -> list[bytes]:
         told.append(union.read(nodeid, 0, 99))
         union.forget(nodeid)
     return told
+
+
+def test_an_open_file_keeps_what_was_written_to_it_after_it_lost_its_names(tmp_path: Path) -> None:
+    """A write to a nameless lower file puts a copy into the hard-link index, for its other name. Then that goes, too,
+    and daemons die before any step of that."""
+    for at in range(1, 99):
+        stack = Stack(tmp_path / str(at), "h1=link h2==h1", upper="", caching=True)
+        record = _kept(stack)
+
+        def write(stack: Stack = stack) -> bytes:
+            stack.u.open("h1")
+            stack.u.unlink("h1")
+            stack.u.pwrite(1, 0, b"LI")
+            return _kernel_of(stack.u)
+
+        kernel = cast(bytes, expect(in_child(write)))
+        dead = in_child(partial(_unlink, stack, record, kernel, at))
+        assert dead.error is None, dead.error
+        if dead.status != KILLED:
+            assert at > 3
+            return
+        data, left = cast(tuple[bytes, list[bytes]], expect(in_child(partial(_unlink, stack, record, kernel, 0))))
+        assert data == b"LInk", f"step {at}"
+        assert left == [], f"step {at}"
+
+
+def _unlink(stack: Stack, record: NodeRecord, kernel: bytes, at: int) -> tuple[bytes, list[bytes]]:
+    """Take over, and remove the second name, or die before step `at` of that. Returns the content, and what is left in
+    the work directory in the end."""
+    driver = stack.u
+    vars(driver).update(pickle.loads(kernel))
+    changes = takeover.take_over(stack.union)
+    faults = Faults()
+    faults.install()
+    if at:
+        record.begin(_UNIQUE)
+        faults.arm("kill", at)
+        driver.unlink("h2")
+        faults.disarm()
+    elif not changes.get(_UNIQUE) and driver.exists("h2"):
+        driver.unlink("h2")
+    data = driver.pread(1, 0, 99)
+    driver.close(1)
+    driver.forget_all()
+    return data, [name for _, _, names in os.walk(os.fsencode(stack.work)) for name in names]

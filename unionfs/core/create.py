@@ -170,17 +170,19 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
     names.added(tree, parent, name, stat.S_IFMT(st.st_mode), st.st_ino)
     tree.nodes.register_inode(node, (st.st_dev, st.st_ino))
     links = node.rare()
+    orphan = None
     parent.children[name] = node
     if links.dead:
         links.dead = False
         node.parent, node.name = parent, name
         if node.home is staging.here:
-            waiting = node.leaf
+            orphan = node.leaf
             node.home, node.leaf = up, name
-            staging.dispose(waiting)
     else:
         links.others.append((parent, name))
     tree.nodes.renamed(node)
+    if orphan is not None:  # not before the name is recorded, or the next daemon would find neither
+        staging.dispose(orphan)
     tree.record_own_change(node)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final
 
 from unionfs import markers
@@ -32,7 +32,7 @@ class HardLinks:
     """The index in memory and on disk."""
 
     def __init__(self, staging: Staging, upper: BranchDir) -> None:
-        """Read the index, dropping entries that no name leads to any more. Raises OSError."""
+        """Read the index. `sweep` is to follow, when the nodes are known. Raises OSError."""
         self._staging = staging
         self.place: BranchDir = staging.index
         self._ino_of: dict[bytes, int] = {}  # key -> upper inode number
@@ -52,8 +52,12 @@ class HardLinks:
                 self._searched.add(key)
             elif not text.isdigit():  # what was announced is settled now, before links are made or removed again
                 self._write(key, b"%d" % self._remaining[key])
-        for key, ino in list(self._ino_of.items()):
+        for key, ino in self._ino_of.items():
             self._key_of[ino] = key
+
+    def sweep(self, used: Set[bytes] = frozenset()) -> None:
+        """Drop the entries that no name leads to any more, but for those that nodes use."""
+        for key in self._ino_of.keys() - used:
             self.drop_if_unused(key)
         for key in [key for key in self._remaining if not self._remaining[key]]:
             if key not in self._ino_of:

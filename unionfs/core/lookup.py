@@ -216,13 +216,13 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
     if st.st_nlink > 1:
         known = tree.nodes.by_inode.get((st.st_dev, st.st_ino))
         if known is not None:
-            if known.is_dead and known.home is tree.staging.here:
-                tree.staging.dispose(known.leaf)
-                known.home, known.leaf = up, name
-                st = up.stat_entry(name)
-            elif known.home is tree.links.place:
+            orphan = known.leaf if known.is_dead and known.home is tree.staging.here else None
+            if orphan is not None or known.home is tree.links.place:
                 known.home, known.leaf = up, name
             _add_name(tree, known, parent, name)
+            if orphan is not None:  # not before the name is recorded, or the next daemon would find neither
+                tree.staging.dispose(orphan)
+                st = up.stat_entry(name)
             return make(Resolved, (known, st))
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)

@@ -93,7 +93,7 @@ def name_gone(
         tree.links.cover(key, st.st_nlink)
     if key is not None and node.is_up:
         with contextlib.suppress(OSError):  # the name is gone; what stays in the index is swept by the next mount
-            _release_index(tree, node, key)
+            release_index(tree, node, key)
     tree.nodes.renamed(node)
     tree.record_own_change(node)
 
@@ -116,7 +116,7 @@ def _find_other_home(tree: UnionState, node: FileNode) -> None:
         node.home, node.leaf = tree.links.place, key
 
 
-def _release_index(tree: UnionState, node: FileNode, key: bytes) -> None:
+def release_index(tree: UnionState, node: FileNode, key: bytes) -> None:
     """Remove an indexed inode from the index if no name leads to it any more; it may still be in use."""
     if tree.links.remaining(key, 0) > 0:
         return

@@ -14,7 +14,7 @@ import stat
 from functools import partial
 from typing import Final
 
-from unionfs.core import external_changes, inodes, lookup
+from unionfs.core import external_changes, inodes, lookup, remove
 from unionfs.core.branch import BranchDir
 from unionfs.core.handle_table import Nameless
 from unionfs.core.handover import OpenBranches
@@ -85,6 +85,8 @@ def take_over(union: Union) -> dict[int, bool]:
                 remake(tree, nodeid)
             except OSError as exc:
                 log_warning("node %d %r of the daemon before is lost: %s", nodeid, there.names, exc)
+    if tree.upper is not None:
+        _sweep_index(tree)
     return changes
 
 
@@ -147,6 +149,19 @@ def _clear_staging(tree: UnionState) -> list[int]:
     return orphans
 
 
+def _sweep_index(tree: UnionState) -> None:
+    """Drop the entries of the hard-link index that nothing leads to. Files that are in use only become orphans."""
+    used = {}
+    for node in tree.nodes.by_inode.values():
+        if node.links is not None and node.links.key is not None:
+            used[node.links.key] = node
+    for key, node in used.items():
+        if node.is_dead and node.home is tree.links.place:
+            remove.release_index(tree, node, key)
+            tree.nodes.renamed(node)
+    tree.links.sweep(used.keys())
+
+
 def _adopt(tree: UnionState, nodeid: int) -> None:
     """Make the node of an orphan; remove the orphan if its node is not known, or has a name after all."""
     staging, node = tree.staging, tree.nodes.find(nodeid)
@@ -186,7 +201,7 @@ def _ino_at(tree: UnionState, parent: int, name: bytes) -> int:
         return 0
     ids, nodes.recorded_ids = nodes.recorded_ids, {}
     try:
-        found = lookup.find(tree, directory, name)
+        found = _find(tree, directory, name)
     except OSError:
         return 0
     finally:
@@ -347,11 +362,15 @@ def _in_index(tree: UnionState, there: RecordedNode, key: bytes) -> Node:
 
 
 def _in_lower(tree: UnionState, there: RecordedNode, place: BranchDir, path: list[bytes]) -> Node:
-    """Make the node of the lower file at `path` below `place`."""
+    """Make the node of the lower file at `path` below `place`, or of its copy in the hard-link index."""
     *above, leaf = path
     for name in above:
         place = place.child(name)
     st = place.stat_entry(leaf)
+    if st.st_nlink > 1 and tree.links_or_none is not None:
+        key = inodes.link_key(place.branch, st)
+        if tree.links.upper_ino(key) is not None:
+            return _in_index(tree, there, key)
     node = FileNode(there.nodeid, tree.root, leaf, place, leaf, there.ino, st.st_mode)
     if st.st_nlink > 1 and tree.links_or_none is not None:
         node.rare().key = inodes.link_key(place.branch, st)

@@ -106,6 +106,7 @@ class UnionState(DataFiles):
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
             self._links = HardLinks(self._staging, self.upper.root)
+            self._links.sweep()
         if viewed is None:
             if given is None:
                 self._find_overrides(lowers)
@@ -250,7 +251,8 @@ class UnionState(DataFiles):
         self._links = links
 
     def read_links(self) -> None:
-        """Read the hard-link index again: a daemon that has died has changed it."""
+        """Read the hard-link index again, without dropping entries: a daemon that has died has changed it, and files
+        in it may be open."""
         if self._staging is not None and self.upper is not None:
             self._links = HardLinks(self._staging, self.upper.root)
 
