@@ -160,9 +160,21 @@ def test_what_is_open_goes_on_in_another_version(stand: Stand) -> None:
     stand.unmount()
 
 
+_NEW_RECORD: Edits = {
+    "unionfs/core/record_version.py": (
+        '_READABLE: Final = (2,)\n"""Versions that this program reads and continues with."""\n\n'
+        "WRITTEN: Final = _NAME | 2 << _SHIFT",
+        "_READABLE: Final = (2, 3)\n\nWRITTEN: Final = _NAME | 3 << _SHIFT",
+    )
+}
+"""A version whose new records have another version; it reads those of before, too."""
+
+
 def test_the_new_version_is_kept_and_replaced_as_the_old_one(stand: Stand) -> None:
+    """The record of nodes stays in the older version, which the version before can read again."""
     keeper = chaos.keeper(f"{stand.base}/")
-    stand.install("2.0")
+    places = str(stand.installed.place), str(stand.installed.make("2.0", _NEW_RECORD))
+    stand.agent.call(exchange, *places)
     assert stand.upgrade().returncode == 0
     assert stand.keeper()["pid"] == keeper
     for _ in range(3):
@@ -172,6 +184,15 @@ def test_the_new_version_is_kept_and_replaced_as_the_old_one(stand: Stand) -> No
         assert stand.run(read, "f") == b"hello"
     found = stand.stats()
     assert (found["version"], stand.keeper()["replaced"]) == ("2.0", 3)
+    replacements = stand.keeper()["replacements"]
+    assert isinstance(replacements, list)
+    assert [each["reason"] for each in replacements] == ["an upgrade", *["killed by signal 9 (Killed)"] * 3]
+    assert all(each["waited_s"] > 0 for each in replacements)
+    assert sum(each["waited_s"] for each in replacements) == pytest.approx(stand.keeper()["waited_total_s"])
+    stand.wait_until_loaded()
+    stand.agent.call(exchange, *places)
+    assert stand.upgrade().returncode == 0
+    assert stand.stats()["version"] == "1.0"
     assert len(stand.daemons()) == 2  # nothing else is left
     stand.unmount()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,7 +19,8 @@ transport, protocol, compiled (true or false), code (compiled or Python, and why
 (requests by the kernel's opcode names without FUSE_), copy_ups (files, directories, others, reflinked, bytes, saved,
 seconds), nodes, views (offered: whether read-only unions of the same lowers become views of this one; mounted: number
 of views in the mount table of the caller; nodes: of the views; no_view: why this union is not a view), keeper (null
-without one; pid, alive, replaced: how often a daemon died, last_reason, waited_s: the longest wait, upgrades: how many
+without one; pid, alive, replaced: how often a daemon died, last_reason, waited_s: the longest wait, waited_total_s,
+replacements: the last 16 times that another daemon continued, each with time, reason and waited_s, upgrades: how many
 succeeded, version_before, not_upgraded: why the last one failed), passthrough (null without it; open: open files,
 plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared parts of that; pss: own part and
 its share of the shared part), cpu_s (processor seconds of the daemon) and descriptors (of the daemon: open, and the
@@ -118,16 +120,24 @@ def _keeper(keeper: dict[str, Any] | None) -> str:
         return f"{alive}; it does not know the branches as they are now: if the daemon dies, the mount ends"
     said = [alive]
     if keeper["replaced"]:
-        why = f"the last one was {printable(keeper['last_reason'])}"
-        said.append(f"replaced the daemon {_times(keeper['replaced'])}, {why}")
+        said.append(f"replaced the daemon {_times(keeper['replaced'])}{_why(keeper)}")
     if keeper["upgrades"]:
         before = f", last from version {printable(keeper['version_before'])}" if keeper["version_before"] else ""
         said.append(f"upgraded {_times(keeper['upgrades'])}{before}")
     if len(said) > 1:
-        said.append(f"longest wait {keeper['waited_s'] * 1000:.0f} ms")
+        total = f", {keeper['waited_total_s'] * 1000:.0f} ms in all" if "waited_total_s" in keeper else ""
+        said.append(f"longest wait {keeper['waited_s'] * 1000:.0f} ms{total}")
     if keeper["not_upgraded"]:
         said.append(f"the last upgrade failed: {printable(keeper['not_upgraded'])}")
     return "; ".join(said)
+
+
+def _why(keeper: dict[str, Any]) -> str:
+    """Say why daemons were replaced: each reason with its count. Daemons of earlier versions say the last one only."""
+    reasons = Counter(str(each["reason"]) for each in keeper.get("replacements", ()))
+    if not reasons:
+        return f", the last one was {printable(keeper['last_reason'])}"
+    return ", of late: " + ", ".join(f"{printable(reason)} {_times(count)}" for reason, count in reasons.items())
 
 
 def _times(count: int) -> str:

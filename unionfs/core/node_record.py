@@ -60,10 +60,12 @@ _CLOSING: Final = 8  # a backing id that is being given back
 _PLAIN_OPENS: Final = 9
 _FORGETTING: Final = 10  # unique << _FORGET_BITS | number of its lines that are begun
 _FORGET_BITS: Final = 20
+_FORGET_UNIQUE: Final = (1 << 41) - 1  # with the bits above less than 62 bits: quick in compiled code
 _HAS_VIEW: Final = 11
 _HAS_HANDLES: Final = 12
 _OUTDATED: Final = 14  # not zero: the union has other branches than the keeper knows
 _LEDGER: Final = 16  # 8 words
+_WAITS: Final = 32  # WAITS + 1 words
 _RING_AT: Final = 63
 _RING: Final = 64  # uniques of the last changes; with DONE, or 0 for one that failed
 _RING_SIZE: Final = 64
@@ -75,8 +77,10 @@ _NOTIFYING: Final = 512  # ids of threads that wait in a notification of the ker
 _NOTIFYING_MOST: Final = 128
 _NOTED: Final = 1024  # unique << _NOTED_BITS | number of the notes; the notes: node ids, or with OPENED an open
 _NOTED_BITS: Final = 14
-_NOTED_UNIQUE: Final = (1 << (64 - _NOTED_BITS)) - 1
+_NOTED_UNIQUE: Final = (1 << 47) - 1  # as _FORGET_UNIQUE
 _NOTES_MOST: Final = 12288  # more than entries fit a listing of 1 MiB
+
+WAITS: Final = 16  # times without a daemon that are recorded one by one
 
 _IDS_AHEAD: Final = 1024  # ids are reserved by so many at once
 
@@ -172,6 +176,8 @@ class NodeRecord:
         """The number of requests by opcode."""
         self.ledger: Any = self._words[_LEDGER : _LEDGER + 8]
         """The counters of core.ledger."""
+        self.waits: Any = self._words[_WAITS : _WAITS + WAITS + 1]
+        """The last WAITS times without a daemon, by number, and the sum of all, in microseconds; see fuse.life."""
         self._start = _HEADER  # of the area in use
         self._end = _HEADER
         self._used = 0  # bytes of entries that count
@@ -226,14 +232,14 @@ class NodeRecord:
         node had before, each as the parent of a name without a byte, and, with parent 0, what a directory shows."""
         parent, name = names[0]
         more = len(names) - 1
-        length = len(name)
-        at = self._end
-        size = _FIXED + ((length + 7) & ~7)
         tail = b""
         if more:
             tail = b"".join(
                 [_NAME.pack(above, len(other)) + other + bytes(-len(other) & 7) for above, other in names[1:]]
             )
+        length = len(name)
+        at = self._end
+        size = _FIXED + ((length + 7) & ~7)
         whole = size + len(tail)
         if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
@@ -431,12 +437,12 @@ class NodeRecord:
 
     def forgetting(self, unique: int, line: int) -> None:
         """The line of a FORGET or BATCH_FORGET is about to be done, counted from 0."""
-        self._words[_FORGETTING] = (unique << _FORGET_BITS | line + 1) & ((1 << 64) - 1)
+        self._words[_FORGETTING] = (unique & _FORGET_UNIQUE) << _FORGET_BITS | line + 1
 
     def forgotten_lines(self, unique: int) -> int:
         """Return how many lines of such a message have been begun: none is done twice."""
         word: int = self._words[_FORGETTING]
-        is_it = word >> _FORGET_BITS == unique & ((1 << (64 - _FORGET_BITS)) - 1)
+        is_it = word >> _FORGET_BITS == unique & _FORGET_UNIQUE
         return word & ((1 << _FORGET_BITS) - 1) if is_it else 0
 
     @property

@@ -82,6 +82,7 @@ def keep(
         life.continues = True
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == LEFT:
             life.ended = "has left"
+            life.note("an upgrade that failed")
             continue
         if not life.end(status, record):
             with suppress(Exception):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from unionfs.core.node_record import WAITS
+
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
     from unionfs.fuse.upgrade import Channel
@@ -44,6 +46,8 @@ class Life:
         self.record = record  # immutable
         self.deaths = 0  # of daemons before this one
         self.reason = ""  # of the last death
+        self.replaced = 0  # how often another daemon has continued, after a death or an upgrade
+        self.replacements: list[tuple[float, str]] = []  # the last of them: time.time(), why; oldest first
         self.continues = False  # whether a daemon has served before
         self.ended = ""  # how that has ended, after its name, for people
         self.died_at = 0.0  # time.monotonic of it, or of the end of a daemon that has left
@@ -77,9 +81,32 @@ class Life:
         """Note that the daemon begins to serve. In a daemon only."""
         longest = record.longest_wait_us
         if self.died_at:
-            longest = max(longest, int((time.monotonic() - self.died_at) * 1e6))
+            waited_us = int((time.monotonic() - self.died_at) * 1e6)
+            record.waits[self.replaced % WAITS] = waited_us
+            record.waits[WAITS] += waited_us
+            longest = max(longest, waited_us)
         record.begin_life(self.deaths, longest)
         self.waited_s = longest / 1e6
+
+    def note(self, why: str) -> None:
+        """Note that another daemon is to continue, and why. In the keeper."""
+        self.replaced += 1
+        self.replacements = [*self.replacements, (time.time(), why)][-WAITS:]
+        self.record.waits[self.replaced % WAITS] = 0
+
+    @property
+    def waited_total_s(self) -> float:
+        """The sum of all times without a daemon."""
+        return float(self.record.waits[WAITS]) / 1e6
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return the last replacements, oldest first: time (time.time()), reason, waited_s: how long no daemon
+        served."""
+        first = self.replaced - len(self.replacements) + 1
+        return [
+            {"time": round(when, 3), "reason": why, "waited_s": self.record.waits[number % WAITS] / 1e6}
+            for number, (when, why) in enumerate(self.replacements, first)
+        ]
 
     def watch(self, tell: Callable[[str], None]) -> None:
         """Start a thread that tells when the keeper has been killed."""
@@ -99,8 +126,8 @@ class Life:
 
     def values(self) -> dict[str, Any]:
         """Return what another version needs, for `of_values`."""
-        counts = ("deaths", "died_at", "waited_s", "upgrades")
-        words = ("keeper", "reason", "version_before", "not_upgraded", "unreaped")
+        counts = ("deaths", "died_at", "waited_s", "upgrades", "replaced")
+        words = ("keeper", "reason", "version_before", "not_upgraded", "unreaped", "replacements")
         return {name: getattr(self, name) for name in (*counts, *words)}
 
     @classmethod
@@ -144,6 +171,7 @@ class Life:
         self.deaths += 1
         self.died_at = time.monotonic()
         self.reason = how_it_ended(status)
+        self.note(self.reason)
         self.ended = f"was {self.reason}"
         if record.serving != self._last:
             self._last, self._repeated, self._crashed = record.serving, 0, 0

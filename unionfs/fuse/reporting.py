@@ -144,6 +144,8 @@ class Reporter:
             "replaced": life.deaths,
             "last_reason": life.reason,
             "waited_s": round(life.waited_s, 6),
+            "waited_total_s": round(life.waited_total_s, 6),
+            "replacements": life.described(),
             "upgrades": life.upgrades,
             "version_before": life.version_before,
             "not_upgraded": life.not_upgraded,

@@ -175,6 +175,7 @@ def upgrade(
     """
     after = Life.of_values(life.values(), record)
     after.upgrades, after.not_upgraded = life.upgrades + 1, ""
+    after.note("an upgrade")
     try:
         executed = program()(after)
         successor = _Successor(executed, mask)
@@ -200,6 +201,7 @@ def upgrade(
     channel.close()
     after.unreaped = [*life.unreaped, daemon]
     life.upgrades, life.version_before, life.not_upgraded = after.upgrades, after.version_before, ""
+    life.replaced, life.replacements = after.replaced, after.replacements
     after.died_at = life.died_at
     _become(executed._replace(values={**executed.values, "life": after.values()}), successor, mask)
     return successor.pid, successor.channel, None
