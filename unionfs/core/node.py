@@ -275,7 +275,13 @@ class NodeTable:
         if node.slot:
             record.count(node.slot, node.nlookup)
         elif node.nodeid != ROOT:
-            self._write(record, node)
+            above = node.parent
+            is_plain = above is not None and (above.slot or above.nodeid == ROOT) and not self._former
+            if is_plain and above is not None and isinstance(node, FileNode) and node.links is None:  # most nodes
+                node.slot = record.put(0, node.nodeid, node.nlookup, node.ino, [(above.nodeid, node.name)])
+                record.compact_if_due()
+            else:
+                self._write(record, node)
         record.note(node.nodeid)
 
     def forgotten(self, node: Node) -> None:
