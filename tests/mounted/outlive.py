@@ -8,6 +8,8 @@ It mounts a union in DIR, has these at work on it until N daemons were killed (1
     files       random reads, writes, maps, truncations and copies, compared with a plain file after each (random_io)
     pages       a store of pages as databases have: pages in place, a log that is synced, a rename at each checkpoint
     calls       thousands of random system calls on a tree, and the same in a plain directory: each result is compared
+    postgres    a PostgreSQL server, restarted after 400 transactions of two pgbench clients, whose sums are checked;
+                only if `initdb` and `pgbench` are found, and for root as the user `postgres`
 
 It fails if any program saw an error or anything that it had not written, if a lower was changed, or a process is left.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import pwd
 import random
 import shutil
 import sqlite3
@@ -126,12 +129,59 @@ def _calls(plain: Path) -> int:
     return done
 
 
+def _run(*argv: str) -> str:
+    """Run a program of PostgreSQL. Returns what it printed; AssertionError with what it said if it failed."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=limit(_END_S), check=False)
+    assert done.returncode == 0, f"{argv[0]}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _postgres(_plain: Path) -> int:
+    """Returns the number of transactions."""
+    done, place = 0, os.getcwd()
+    database = ("-h", place, "-U", "test", "postgres")
+    _run("initdb", "--pgdata=data", "--username=test", "--auth=trust", "--no-sync")
+    server = ("pg_ctl", "--pgdata=data", "--log=server.log", "--wait")
+    while not _is_over():
+        _run(*server, "start", "-o", f"-k {place} -c listen_addresses= -c shared_buffers=8MB")
+        if not done:
+            _run("pgbench", "--initialize", "--quiet", *database)
+        _run("pgbench", "--client=2", "--transactions=200", "--no-vacuum", *database)
+        done += 400
+        sums = "select (select sum(delta) from pgbench_history), (select count(*) from pgbench_history), "
+        sums += "(select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches)"
+        delta, count, *balances = _run("psql", "-At", "-c", sums, *database).strip().split("|")
+        assert int(count) == done
+        assert balances == [delta, delta]
+        _run(*server, "stop", "--mode=immediate" if done % 800 else "--mode=fast")  # the next start has to recover
+    return done
+
+
+_POSTGRES: Final = "postgres"
 _WORK: Final[dict[str, Callable[[Path], int]]] = {
     "sqlite": _sqlite,
     "files": _files,
     "pages": _pages,
     "calls": _calls,
+    _POSTGRES: _postgres,
 }
+
+
+def _is_possible(name: str) -> bool:
+    if name != _POSTGRES:
+        return True
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam(_POSTGRES)  # the server refuses to run as root
+        except KeyError:
+            return False
+    return all(shutil.which(program, path=_path()) for program in ("initdb", "pg_ctl", "pgbench", "psql"))
+
+
+def _path() -> str:
+    """Where programs are found: Debian has those of PostgreSQL in a directory for each version."""
+    versions = sorted(map(os.fspath, Path("/usr/lib/postgresql").glob("*/bin")))
+    return os.pathsep.join([*versions[-1:], os.environ["PATH"]])
 
 
 def _work(name: str, place: str, plain: str) -> None:
@@ -144,9 +194,15 @@ def _start(name: str, base: Path) -> subprocess.Popen[str]:
     place, plain = base / "merged" / name, base / "plain" / name
     for directory in (place, plain):
         directory.mkdir()
+    user = _POSTGRES if name == _POSTGRES and os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(place, user)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.mounted.outlive", "--work", name, place, plain],
-        env={**os.environ, "OVER": os.fspath(base / "over")},
+        env={**os.environ, "OVER": os.fspath(base / "over"), "PATH": _path()},
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
         cwd=users.CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -167,7 +223,8 @@ def run(base: Path, kills: int, between: str, options: list[str]) -> bool:
     before = trees.snapshot(base / "lower")
     branches = [f"--{name}={base / name}" for name in ("lower", "upper", "work")]
     _unionfs("mount", *branches, f"--log={base / 'log'}", *options, os.fspath(base / "merged"))
-    working = {name: _start(name, base) for name in _WORK}
+    base.chmod(0o755)
+    working = {name: _start(name, base) for name in _WORK if _is_possible(name)}
     killer = chaos.Killer(chaos.keeper(f"{base}/"), between, seed=int(time.time())).start()
     began, is_right = time.monotonic(), True
     try:
