@@ -35,11 +35,11 @@ Ctrl-L  the layer alone: what it changes
 /       find a name; n and N: next, previous
 Ctrl-F  filter: changes, layer, size, owner, set-id,
         world-writable, name, content type
-Ctrl-U  without what is unchanged     Ctrl-R  without what was removed
+Ctrl-U  show or hide unchanged        Ctrl-R  show or hide removed
 Ctrl-B  owner and mode                Ctrl-O  by size, by name
-w       what is wasted, and why       v       compare with the version below
-y       copy the path                 Ctrl-E, e  extract a file or directory
-s       a shell on the merged view, read-only
+w       wasted bytes, with causes     v       compare with layer below
+y       copy the path                 s       read-only shell
+Ctrl-E, e  extract a file or a directory
 """
 _WASTED_MAX: Final = 1000
 
@@ -62,6 +62,19 @@ class Dialog(ModalScreen[T]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+
+class _Check(Checkbox):
+    """A checkbox that is readable without colours: with an X only if it is on."""
+
+    def __init__(self, label: str, value: bool, *, id: str) -> None:
+        super().__init__(label, value, id=id)
+        self.BUTTON_INNER = "X" if value else " "
+
+    def watch_value(self) -> None:
+        """Draw the new value."""
+        self.BUTTON_INNER = "X" if self.value else " "
+        super().watch_value()
 
 
 class Lines(Dialog[None]):
@@ -137,10 +150,10 @@ class FilterDialog(Dialog[Filter]):
                 yield Label("content type")
                 yield Select([(kind, kind) for kind in TYPES], id="filter-type", value=now.type or Select.NULL)
             with Horizontal():
-                yield Checkbox("set-id", now.set_id, id="filter-set-id")
-                yield Checkbox("world-writable", now.world_writable, id="filter-world")
+                yield _Check("set-id", now.set_id, id="filter-set-id")
+                yield _Check("world-writable", now.world_writable, id="filter-world")
             for number, change in enumerate(CHANGES):
-                yield Checkbox(WORDS[change], change in now.changes, id=f"filter-change{number}")
+                yield _Check(WORDS[change], change in now.changes, id=f"filter-change{number}")
             with Horizontal():
                 yield Button("Filter", variant="primary", id="apply")
                 yield Button("Show everything", id="clear")
