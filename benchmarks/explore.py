@@ -94,7 +94,7 @@ def _make_image(layout: Path, entries: int, layers: int) -> None:
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for count in range(entries // layers):
-                name = f"usr/lib/part{count % 40}/package{number}-{count // 10}/file-{count}.py"
+                name = f"usr/lib/part{count // 10 % 40}/package{number}-{count // 10}/file-{count}.py"
                 if known and chance.random() < 0.05:
                     name = chance.choice(known)
                     if chance.random() < 0.3:
