@@ -36,6 +36,8 @@ _SUBJECTS = [
     for one in (Subject("kernel", "root", "scattered"), Subject("kernel", "user", "scattered"))
 ]
 
+_as_ordinary_user = pytest.mark.parametrize("stand", _SUBJECTS[1:], indirect=True)
+
 Edits = dict[str, tuple[str, str]]
 
 
@@ -52,7 +54,7 @@ class Installed:
     def make(self, version: str, edits: Edits | None = None) -> Path:
         """Make an installation aside. `edits`: in the file, what is replaced by what; such a one is not compiled."""
         made = self._top / version
-        shutil.copytree(CHECKOUT / "unionfs", made / "unionfs", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / "unionfs", made / "unionfs")  # with bytecode, which is not valid for what is edited
         (made / f"unionfs-{version}.dist-info").mkdir()
         for name, (old, new) in (edits or {}).items():
             text = (made / name).read_text()
@@ -257,6 +259,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
 }
 
 
+@_as_ordinary_user
 @pytest.mark.parametrize("case", _REFUSALS)
 def test_a_version_that_cannot_continue_is_not_taken(stand: Stand, case: str) -> None:
     edits, why = _REFUSALS[case]
@@ -306,6 +309,7 @@ def _rename_and_write(argv: list[str], env: dict[str, str], code: int) -> str:
     return done.stderr
 
 
+@_as_ordinary_user
 @pytest.mark.parametrize("case", _FAILURES)
 def test_a_version_that_fails_while_it_takes_over_gives_the_mount_back(stand: Stand, case: str) -> None:
     edits, why = _FAILURES[case]
@@ -322,6 +326,7 @@ def test_a_version_that_fails_while_it_takes_over_gives_the_mount_back(stand: St
     stand.unmount()
 
 
+@_as_ordinary_user
 @pytest.mark.parametrize("case", ["starting", "taking over"])
 def test_a_version_that_hangs_is_not_waited_for(stand: Stand, case: str) -> None:
     """The version that runs waits for a second only, here."""
@@ -343,6 +348,7 @@ def test_a_version_that_hangs_is_not_waited_for(stand: Stand, case: str) -> None
     stand.unmount()
 
 
+@_as_ordinary_user
 def test_a_keeper_that_cannot_be_replaced_leaves_a_daemon_that_goes_on(stand: Stand) -> None:
     argv, env, *_ = _turns(stand)
     edits: Edits = {"unionfs/daemon_upgrade.py": ("    channel.kept()\n", "    os._exit(1)\n")}
@@ -382,6 +388,7 @@ _KILLED = {
 }
 
 
+@_as_ordinary_user
 @pytest.mark.parametrize("victim", _KILLED)
 def test_a_process_is_killed_meanwhile(stand: Stand, victim: str) -> None:
     keeper = chaos.keeper(f"{stand.base}/")
@@ -397,6 +404,7 @@ def test_a_process_is_killed_meanwhile(stand: Stand, victim: str) -> None:
     stand.unmount()
 
 
+@_as_ordinary_user
 def test_an_upgrade_while_one_is_under_way_is_refused(stand: Stand) -> None:
     stand.install("2.0", _SLOW)
     argv = [*stand.user.unionfs_cmd, "upgrade", str(stand.merged)]
@@ -413,6 +421,7 @@ def _both(argv: list[str], env: dict[str, str]) -> list[tuple[int, str]]:
     return [(one.returncode, said) for one in both for said in [one.communicate(timeout=limit(60))[1]]]
 
 
+@_as_ordinary_user
 def test_an_unmount_meanwhile_ends_everything(stand: Stand) -> None:
     stand.install("2.0", _SLOW)
     argv = [*stand.user.unionfs_cmd, "upgrade", str(stand.merged)]
@@ -434,6 +443,7 @@ def _unmount_meanwhile(argv: list[str], env: dict[str, str], keeper: int) -> int
     return asking.wait(limit(60))
 
 
+@_as_ordinary_user
 def test_mounts_that_cannot_be_handed_over_are_refused(stand: Stand) -> None:
     for options, why in (
         (["--no-keeper"], "it has no keeper: it was mounted with --no-keeper"),
