@@ -185,7 +185,13 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     up_st = links.place.stat_entry(key)
     node = tree.nodes.by_inode.get((up_st.st_dev, up_st.st_ino))
     if node is not None:
+        orphan = node.leaf if node.is_dead and node.home is tree.staging.here else None
+        if orphan is not None:
+            node.home, node.leaf = links.place, key
         _add_name(tree, node, parent, name)
+        if orphan is not None:  # as in _from_upper_file
+            tree.staging.dispose(orphan)
+            up_st = links.place.stat_entry(key)
         return make(Resolved, (node, up_st))
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
     number = tree.nodes.id_for(parent, name, shown, True)

@@ -32,9 +32,10 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     low = lookup.find_low(parent, name)
     up = placement.ensure_dir(tree, parent) if low is not None else parent.upper
     assert up is not None
-    leaf = tree.staging.orphan_name(node.nodeid)
     entry = lookup.upper_entry(tree, parent, name)
     keep = entry is not None and is_last_known(node, up, name)
+    # Not to where the object may be already: rename(2) of two names of one file does nothing.
+    leaf = tree.staging.orphan_name(node.nodeid) if keep else tree.staging.new_name()
     if entry is None:
         announce_hiding(tree, node, up, name, st)
         hide_low(tree, up, name)
