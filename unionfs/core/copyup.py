@@ -32,9 +32,10 @@ from unionfs.core.union_state import UnionState, refuse
 INLINE_MAX: Final = 1 << 20
 """Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
 
-AT_ONCE: Final = 4096
-"""Bytes that one read and one write copy."""
+AT_ONCE: Final = 64 << 10
+"""Bytes that one read and one write copy, if there is no hole among them: that is quicker than sharing them."""
 
+_BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _pread: Final = os.pread  # compiled code has no need to look it up at each call
 
 
@@ -200,13 +201,13 @@ def _share(tree: UnionState, node: FileNode, st: Stat, wanted: int | None, despi
 
 
 def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wanted: int | None, despite: int) -> bool:
-    """`ensure` for a file of so few bytes that it has no hole and its copying needs no cancelling."""
+    """`ensure` for a file of so few bytes that their copying needs no cancelling."""
     since, lower = perf_counter(), node.home.branch.path
     src = tree.source_fd(node) if length else None
     flags = _flags(node, src, despite)
     leaf, dst, mode = placement.make_copy(tree, st, wanted)
     try:
-        copied = _copy_few(src, dst, length) if src is not None else 0
+        copied = _copy_few(src, dst, length, st.st_size) if src is not None else 0
         if tree.is_strict and copied:
             os.fdatasync(dst.fd)
         kept_mode = _complete(tree, node, src, dst, leaf, length, st, mode, flags)
@@ -218,8 +219,12 @@ def _copy_at_once(tree: UnionState, node: FileNode, st: Stat, length: int, wante
     return kept_mode and mode == wanted
 
 
-def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
-    """Copy the first `length` bytes. Returns how many were copied."""
+def _copy_few(src: FileFd, dst: FileFd, length: int, size: int) -> int:
+    """Copy the first `length` bytes of a file of `size`. Returns how many were copied."""
+    if size > _BLOCK and _has_hole(src, size):
+        copy = Copy(src.fd, dst.fd, length)
+        copy.run()
+        return copy.copied
     copied = 0
     data = _pread(src.fd, length, 0)
     while data:
@@ -227,6 +232,14 @@ def _copy_few(src: FileFd, dst: FileFd, length: int) -> int:
         copied += written
         data = data[written:]
     return copied
+
+
+def _has_hole(src: FileFd, size: int) -> bool:
+    """Whether a file of `size` bytes has holes, by lseek(2): st_blocks counts blocks for attributes, too."""
+    try:
+        return os.lseek(src.fd, 0, os.SEEK_HOLE) < size
+    except OSError:
+        return False  # a filesystem that cannot tell
 
 
 def _length(st: Stat, size: int | None) -> int:

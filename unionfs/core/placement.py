@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from time import perf_counter
+from typing import Final
 
 from unionfs.core import copy_metadata, inode_flags, inodes, names
 from unionfs.core.attrs import IFMT, IFREG
@@ -20,6 +21,9 @@ from unionfs.core.marks import NO_FLAGS, path_at
 from unionfs.core.node import DirNode, FileNode, Node
 from unionfs.core.union_state import UnionState, refuse
 
+_open: Final = os.open  # compiled code has no need to look these up at each call
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
 
 def make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, FileFd, int]:
     """An empty file for the copy of one with attributes `st`: its name in the staging directory, a descriptor, and the
@@ -29,8 +33,8 @@ def make_copy(tree: UnionState, st: Stat, wanted: int | None) -> tuple[bytes, Fi
     mode = st.st_mode & 0o7777 if wanted is None else wanted
     if not _may_have_at_once(staging.here.branch, mode) or not tree.clear_umask(mode):
         mode = -1
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | tree.noatime_flag
-    return leaf, FileFd(os.open(leaf, flags, mode if mode >= 0 else 0o600, dir_fd=staging.fd()), True), mode
+    fd = _open(leaf, _CREATE | tree.noatime_flag, mode if mode >= 0 else 0o600, dir_fd=staging.fd())
+    return leaf, FileFd(fd, True), mode
 
 
 def _may_have_at_once(branch: Branch, mode: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+GETFLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS; it gives 4 bytes
 COMPLETE: Final = 0x7501  # _IO('u', 1): on the root directory of a union, bring all data to its upper
 KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE, <linux/falloc.h>
 PUNCH_HOLE: Final = 2
@@ -34,7 +35,7 @@ UTIME_NOW: Final = (1 << 30) - 1  # utimensat(2)
 UTIME_OMIT: Final = (1 << 30) - 2
 
 FLAG_READS: Final = {0x80086601: 4, 0x801C581F: 28}
-"""Commands that read an inode's flags, and the bytes each gives: FS_IOC_GETFLAGS (an int in spite of its number,
+"""Commands that read an inode's flags, and the bytes each gives: FS_IOCGETFLAGS (an int in spite of its number,
 ioctl_iflags(2)) and FS_IOC_FSGETXATTR (struct fsxattr, <linux/fs.h>)."""
 
 FLAG_WRITES: Final = {0x40086602: 4, 0x401C5820: 28}
@@ -51,7 +52,6 @@ BTRFS: Final = 0x9123683E
 TMPFS: Final = 0x01021994
 F2FS: Final = 0xF2F52010
 
-_GETFLAGS: Final = 0x80086601
 _SETFLAGS: Final = 0x40086602
 _FICLONE: Final = 0x40049409  # ioctl_ficlonerange(2)
 _SYS_OPENAT2: Final = 437  # the same number on every architecture (new system calls since Linux 5.0)
@@ -68,6 +68,8 @@ class _OpenHow(ctypes.Structure):
 
 
 _libc.syscall.restype = ctypes.c_long
+_fchmodat2 = _libc["syscall"]  # another function object, whose arguments need no objects of ctypes
+_fchmodat2.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.syncfs.argtypes = (ctypes.c_int,)
@@ -159,8 +161,8 @@ def protection_in(command: int, flags: bytes) -> int:
 
 
 def inode_flags(fd: int) -> int:
-    """Return the inode's flags (FS_IOC_GETFLAGS). Raises: as `get_flags`; EBADF for an O_PATH descriptor."""
-    return int.from_bytes(get_flags(fd, _GETFLAGS), sys.byteorder)
+    """Return the inode's flags (FS_IOCGETFLAGS). Raises: as `get_flags`; EBADF for an O_PATH descriptor."""
+    return int.from_bytes(get_flags(fd, GETFLAGS), sys.byteorder)
 
 
 def set_inode_flags(fd: int, flags: int) -> None:
@@ -198,14 +200,7 @@ def find_xattr(target: bytes | int, name: bytes, *, follow: bool = False) -> byt
 def chmod_nofollow(dir_fd: int, name: bytes, mode: int) -> None:
     """Change the mode of `name` without following a symlink (fchmodat2(2), else through /proc/self/fd). Raises:
     EOPNOTSUPP on a symlink."""
-    result = _libc.syscall(
-        ctypes.c_long(_SYS_FCHMODAT2),
-        ctypes.c_int(dir_fd),
-        ctypes.c_char_p(name),
-        ctypes.c_uint(mode),
-        ctypes.c_uint(AT_SYMLINK_NOFOLLOW),
-    )
-    if result == 0:
+    if _fchmodat2(_SYS_FCHMODAT2, dir_fd, name, mode, AT_SYMLINK_NOFOLLOW) == 0:
         return
     if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
         raise _fail(name)
