@@ -146,10 +146,10 @@ def partial_files(tree: UnionState) -> Iterator[FileNode]:
                 for name, code in list(tree.up_names(here).items()):
                     kind = (code & 0xF) << 12
                     if kind == stat.S_IFDIR:
-                        node = lookup.find(tree, here, name)
-                        if node is not None and isinstance(node[0], DirNode):
-                            node[0].nlookup += 1
-                            pending.append(node[0])
+                        found = lookup.find(tree, here, name)
+                        if found is not None and isinstance(found.node, DirNode):
+                            found.node.nlookup += 1
+                            pending.append(found.node)
                     elif kind == stat.S_IFREG:
                         yield from _partial_file(tree, here, name)
             finally:

@@ -27,7 +27,7 @@ from unionfs.core import (
     placement,
     sparse_copyup,
 )
-from unionfs.core.attrs import ATTRIBUTES, IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller, make
+from unionfs.core.attrs import ATTRIBUTES, IFCHR, IFDIR, IFLNK, IFMT, IFREG, Caller
 from unionfs.core.branch import BranchDir
 from unionfs.core.fds import FileFd
 from unionfs.core.lookup import Resolved
@@ -321,4 +321,4 @@ def _new_file_node(tree: UnionState, parent: DirNode, name: bytes, held: FileFd 
     if held is not None:
         tree.fds.keep(node, held)
     names.added(tree, parent, name, st.st_mode & IFMT, st.st_ino)
-    return make(Resolved, (node, st))
+    return Resolved(node, st)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from unionfs.core import marks, partial
 from unionfs.core.branch import BranchDir
@@ -17,6 +17,10 @@ from unionfs.core.lower import LowerTree
 from unionfs.core.node import FileNode
 from unionfs.core.owner_override import open_as_owner
 from unionfs.core.partial import Partial
+
+_open: Final = os.open  # compiled code has no need to look these up at each call
+_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_O_NOATIME: Final = os.O_NOATIME
 
 
 def _refuse(code: int, name: bytes) -> NoReturn:
@@ -51,7 +55,7 @@ class DataFiles:
     def _open_to_read(self, node: FileNode) -> FileFd:
         if not node.has_data or not node.leaf:  # no leaf: removed externally
             _refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = _FLAGS
         links = node.links
         if links is not None and links.partial is not None and links.partial.has_own:
             held = self._open_partial(node, links.partial)
@@ -79,7 +83,7 @@ class DataFiles:
         place, leaf = data
         if not leaf:
             raise partial.missing_error()
-        held = self._open_lower(place, leaf, os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        held = self._open_lower(place, leaf, _FLAGS)
         part = node.links.partial if node.links is not None else None
         if part is not None and part.record is not None:
             st = os.fstat(held.fd)
@@ -89,7 +93,7 @@ class DataFiles:
 
     def _open_partial(self, node: FileNode, part: Partial) -> FileFd:
         """Open a file of the upper that has a part of its data, with the lower file that has the others."""
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = _FLAGS
         try:
             held = FileFd(self._open_upper(node, os.O_RDWR | flags), writable=True)
         except OSError as exc:
@@ -131,7 +135,7 @@ class DataFiles:
         links = node.links
         if links is None or links.data is None:
             return self.read_fd(node)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = os.O_RDONLY | _FLAGS
         return FileFd(self._open_upper(node, flags))
 
     def _open_upper(self, node: FileNode, flags: int) -> int:
@@ -146,7 +150,7 @@ class DataFiles:
     def _open_lower(place: BranchDir, leaf: bytes, flags: int) -> FileFd:
         """Open a lower file without changing its atime, if permitted (open(2): O_NOATIME is for the owner)."""
         try:
-            return FileFd(os.open(leaf, os.O_RDONLY | os.O_NOATIME | flags, dir_fd=place.fd()))
+            return FileFd(_open(leaf, _O_NOATIME | flags, dir_fd=place.fd()))
         except PermissionError:
             return FileFd(os.open(leaf, os.O_RDONLY | flags, dir_fd=place.fd()))
 
@@ -160,7 +164,7 @@ class DataFiles:
             _refuse(errno.ESTALE if node.has_data else errno.EINVAL, node.name)
         if node.links is not None and node.links.partial is not None:
             return self.partial_fd(node)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        flags = os.O_RDWR | _FLAGS
         appends = False
         try:
             fd = self._open_upper(node, flags)

@@ -153,7 +153,7 @@ def _recheck_name(
     if old is not None:
         detach_name(old, parent, name)
     try:
-        node, st = lookup.resolve(tree, parent, name)
+        now = lookup.resolve(tree, parent, name)
     except OSError as exc:
         if old is None:
             return
@@ -162,6 +162,7 @@ def _recheck_name(
         else:
             attach_name(old, parent, name)
         return
+    node, st = now.node, now.st
     if old is None:
         found.append(Invalidation(parent.nodeid, name))  # the kernel may have cached that it is missing
         tree.drop_unused(node)

@@ -107,6 +107,8 @@ class HandleTable:
         """Remove the record of an object of which a node is being made: of that at this place, or of the file of
         several names with its inode number. Returns the id that it had, 0 if none is remembered. The slot of its entry
         in the record goes to `taken`."""
+        if not self._nodes:
+            return 0
         nodeid = self._ids.get((parent, name), 0)
         if nodeid and self._nodes[nodeid].ino != ino:
             self.drop(nodeid)

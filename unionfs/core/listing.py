@@ -14,13 +14,16 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+_hash: Final = xxh3_64_intdigest  # compiled code has no need to look it up at each call
+
 FIRST: Final = 3
 """The least cookie of an entry; 1 and 2 are "." and "..", 0 starts a listing (readdir in fuse.h, telldir(3))."""
 
 
 def cookie_of(name: bytes) -> int:
     """Return the cookie of a name: its hash, in 63 bits so that it fits off_t, and at least FIRST."""
-    return max(xxh3_64_intdigest(name) >> 1, FIRST)
+    cookie: int = _hash(name) >> 1
+    return max(cookie, FIRST)
 
 
 class Listing:
@@ -78,7 +81,7 @@ class Listing:
         return names[at + 1 : at + 1 + most]
 
     def _merge_fresh(self) -> None:
-        if len(self.fresh) < 16 and not len(self.gone) > len(self.names) // 2:
+        if len(self.fresh) < 16 and self.names and not len(self.gone) > len(self.names) // 2:
             for name in self.fresh:
                 self._insert(name)
             self.fresh.clear()
@@ -90,11 +93,14 @@ class Listing:
         merged.sort()
         self.gone.clear()
         self.fresh.clear()
-        self.cookies = array("Q")
+        cookies: list[int] = []
         previous = 0
         for cookie, _ in merged:
-            previous = max(cookie, previous + 1)  # two names of one hash: the second moves up by one
-            self.cookies.append(previous)
+            previous = (
+                cookie if cookie > previous else previous + 1
+            )  # two names of one hash: the second moves up by one
+            cookies.append(previous)
+        self.cookies = array("Q", cookies)
         self.names = [name for _, name in merged]
 
     def _insert(self, name: bytes) -> None:

@@ -9,11 +9,11 @@ import errno
 import functools
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import Final, final
 
 from unionfs import markers
 from unionfs.core import inodes, marks, partial
-from unionfs.core.attrs import IFDIR, IFMT, IFREG, make
+from unionfs.core.attrs import IFDIR, IFMT, IFREG
 from unionfs.core.branch import BranchDir, Stat
 from unionfs.core.lower import Found, LowDir
 from unionfs.core.node import DirNode, FileNode, Node
@@ -26,11 +26,15 @@ _DOT: Final = ord(".")
 _DOTS: Final = frozenset((b".", b".."))
 
 
-class Resolved(NamedTuple):
-    """A node and its attributes as just read from its branch."""
+@final
+class Resolved:
+    """A node and its attributes as just read from its branch. Immutable."""
 
-    node: Node
-    st: Stat
+    __slots__ = ("node", "st")
+
+    def __init__(self, node: Node, st: Stat) -> None:
+        self.node = node
+        self.st = st
 
 
 def check_name(name: bytes) -> None:
@@ -54,7 +58,7 @@ def find(tree: UnionState, parent: DirNode, name: bytes) -> Resolved | None:
     """As `resolve`, but None for a missing name. ENOENT only if the name is removed externally during the lookup."""
     child = parent.children.get(name)
     if child is not None:
-        return make(Resolved, (child, tree.stat(child)))
+        return Resolved(child, tree.stat(child))
     if len(name) > markers.NAME_MAX:
         refuse(errno.ENAMETOOLONG, name)
     if markers.is_reserved(name) or parent.dead:
@@ -139,7 +143,7 @@ def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> R
         ino = tree.inodes.shown(found.low.stack[0].branch.fs_index, st.st_ino)
         directory = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, None, found.low, ino)
         tree.nodes.add(directory)
-        return make(Resolved, (directory, st))
+        return Resolved(directory, st)
     st = found.st if found.st is not None else found.place.stat_entry(found.name)
     if st.st_nlink > 1:
         linked = _known_link(tree, parent, name, found, st)
@@ -151,7 +155,7 @@ def _from_low(tree: UnionState, parent: DirNode, name: bytes, found: Found) -> R
     if st.st_nlink > 1:
         _register(tree, node, found.place, st)
     tree.nodes.add(node)
-    return make(Resolved, (node, st))
+    return Resolved(node, st)
 
 
 def _register(tree: UnionState, node: FileNode, place: BranchDir, st: Stat) -> None:
@@ -170,7 +174,7 @@ def _known_link(tree: UnionState, parent: DirNode, name: bytes, found: Found, st
     if node is None:
         return None
     _add_name(tree, node, parent, name)
-    return make(Resolved, (node, tree.stat(node)))
+    return Resolved(node, tree.stat(node))
 
 
 def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: Stat) -> Resolved | None:
@@ -192,7 +196,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
         if orphan is not None:  # as in _from_upper_file
             tree.staging.dispose(orphan)
             up_st = links.place.stat_entry(key)
-        return make(Resolved, (node, up_st))
+        return Resolved(node, up_st)
     shown = tree.inodes.shown(found.place.branch.fs_index, st.st_ino)
     number = tree.nodes.id_for(parent, name, shown, True)
     node = FileNode(number, parent, name, links.place, key, shown, up_st.st_mode)
@@ -200,7 +204,7 @@ def _indexed(tree: UnionState, parent: DirNode, name: bytes, found: Found, st: S
     find_data(tree, node, up_st)
     tree.nodes.register_inode(node, (up_st.st_dev, up_st.st_ino))
     tree.nodes.add(node)
-    return make(Resolved, (node, up_st))
+    return Resolved(node, up_st)
 
 
 def _add_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
@@ -229,7 +233,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
             if orphan is not None:  # not before the name is recorded, or the next daemon would find neither
                 tree.staging.dispose(orphan)
                 st = up.stat_entry(name)
-            return make(Resolved, (known, st))
+            return Resolved(known, st)
         key = tree.links.key_of(st.st_ino)
     ino, is_metacopy = _upper_marks(tree, up, name, st, key)
     number = tree.nodes.id_for(parent, name, ino, True)
@@ -241,7 +245,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
     if is_metacopy:
         find_data(tree, node, st)
     tree.nodes.add(node)
-    return make(Resolved, (node, st))
+    return Resolved(node, st)
 
 
 def find_data(tree: UnionState, node: FileNode, st: Stat) -> None:
@@ -334,7 +338,7 @@ def _from_upper_dir(tree: UnionState, parent: DirNode, name: bytes, st: Stat) ->
     ino, _ = _upper_marks(tree, parent.upper, name, st, None)
     node = DirNode(tree.nodes.id_for(parent, name, ino), parent, name, up, low, ino)
     tree.nodes.add(node)
-    return make(Resolved, (node, st))
+    return Resolved(node, st)
 
 
 def merged_with(tree: UnionState, parent: DirNode, name: bytes, up: BranchDir) -> LowDir | None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, final
 
 from unionfs import markers
 from unionfs.core import marks
-from unionfs.core.attrs import IFDIR, make
+from unionfs.core.attrs import IFDIR
 from unionfs.core.branch import Branch, BranchDir, Stat
 from unionfs.core.namecache import NameCache
 
@@ -31,14 +31,19 @@ _BYTES_PER_NAME: Final = 32  # of st_size of a directory, roughly, on ext4 and t
 _STAT_EVERY: Final = 32  # wasted probes before the size of a directory is read
 
 
-class Found(NamedTuple):
-    """The result of a lookup in the lowers: a file in `place`, or (kind S_IFDIR) the merged directory `low`."""
+@final
+class Found:
+    """The result of a lookup in the lowers: a file in `place`, or (kind S_IFDIR) the merged directory `low`.
+    Immutable."""
 
-    kind: int
-    place: BranchDir
-    name: bytes
-    low: LowDir | None
-    st: Stat | None  # attributes if the walk happened to fetch them
+    __slots__ = ("kind", "place", "name", "low", "st")
+
+    def __init__(self, kind: int, place: BranchDir, name: bytes, low: LowDir | None, st: Stat | None) -> None:
+        self.kind = kind
+        self.place = place
+        self.name = name
+        self.low = low
+        self.st = st  # attributes if the walk happened to fetch them
 
 
 class _Walk:
@@ -89,7 +94,7 @@ class LowDir:
         kind = (code & 0xF) << KIND_SHIFT
         positions = self.stacks[code >> _STACK_SHIFT]
         if kind != IFDIR:
-            return make(Found, (kind, self.stack[positions[0]], name, None, None))
+            return Found(kind, self.stack[positions[0]], name, None, None)
         return self.tree.walk_one(self, [self.stack[position] for position in positions], name)[0]
 
     def _probe(self, name: bytes) -> Found | None:
@@ -108,6 +113,12 @@ class LowDir:
         """Scan every branch directory and remember all names. Raises EACCES like `find`."""
         if self.names is not None:
             self.cached_use = True
+            return self.names
+        if len(self.stack) == 1:
+            lines = self.tree.entries(self.stack[0], [])
+            self.stacks = [(0,)]
+            self.names = {name: (ino << _INO_SHIFT) | (kind >> KIND_SHIFT) for name, kind, ino in lines}
+            self.tree.cache.add(self, len(self.names))
             return self.names
         names: dict[bytes, int] = {}
         stacks: list[tuple[int, ...]] = [(0,)]
@@ -131,7 +142,7 @@ class LowDir:
                 if kind != stat.S_IFDIR and position != last:
                     closed.add(name)
             closed.update(hidden)
-        for name, code in names.items() if last else ():
+        for name, code in names.items():
             positions = tuple(merging.get(name, (code >> _STACK_SHIFT,)))
             index = index_of.get(positions)
             if index is None:
@@ -152,10 +163,12 @@ class LowDir:
         self.stacks = []
         self.wasted = 0
 
-    def listing(self) -> Iterator[tuple[bytes, int, int]]:
+    def listing(self) -> list[tuple[bytes, int, int]]:
         """List (name, kind, ino as the branch numbers it) of all entries; `ino` still lacks its filesystem's index."""
-        for name, code in self.load().items():
-            yield name, (code & 0xF) << KIND_SHIFT, (code >> _INO_SHIFT) & 0xFFFFFFFFFFFFFFFF
+        return [
+            (name, (code & 0xF) << KIND_SHIFT, (code >> _INO_SHIFT) & 0xFFFFFFFFFFFFFFFF)
+            for name, code in self.load().items()
+        ]
 
     def place_of(self, code: int, stacks: list[tuple[int, ...]]) -> BranchDir:
         """Return the branch directory of an entry `code` that was packed with `stacks`."""
@@ -241,7 +254,7 @@ class LowerTree:
             if not stat.S_ISDIR(st.st_mode):
                 if walk.stack or marks.is_whiteout(place, name, st):
                     break
-                return make(Found, (stat.S_IFMT(st.st_mode), place, name, None, st)), walk.calls
+                return Found(stat.S_IFMT(st.st_mode), place, name, None, st), walk.calls
             if self._enter(walk, parent, place, st, last=position == last):
                 break
         if not walk.stack:
@@ -329,8 +342,9 @@ class LowerTree:
             return True
         return self.skip_unreadable and exc.errno in (errno.EACCES, errno.EPERM)
 
-    def entries(self, place: BranchDir, hidden: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    def entries(self, place: BranchDir, hidden: list[bytes]) -> list[tuple[bytes, int, int]]:
         """List (name, kind, ino) of the real entries of one branch directory; whiteouts go into `hidden`."""
+        found: list[tuple[bytes, int, int]] = []
         try:
             for name, kind, ino in place.scan():
                 if markers.is_reserved(name):
@@ -344,9 +358,10 @@ class LowerTree:
                         hidden.append(name)
                         continue
                 if kind == stat.S_IFREG and place.branch.overrides is not None:
-                    yield name, place.branch.overrides.kind_of(place, name), ino
+                    found.append((name, place.branch.overrides.kind_of(place, name), ino))
                     continue
-                yield name, kind, ino
+                found.append((name, kind, ino))
         except OSError as exc:
             if not self._is_skipped(exc):
                 raise
+        return found

@@ -267,6 +267,15 @@ class NodeTable:
 
     # -- the record ------------------------------------------------------------------------------------------------
 
+    def count_lookup(self, node: Node) -> None:
+        """Count a lookup of a node, and record it. To be called before the kernel knows."""
+        if isinstance(node, FileNode):  # compiled code adds to a field of either class by its name otherwise
+            node.nlookup += 1
+        else:
+            node.nlookup += 1
+        if self.record is not None:
+            self.told(node)
+
     def told(self, node: Node) -> None:
         """Record that a node was looked up once more. To be called before the kernel knows."""
         record = self.record
@@ -274,6 +283,9 @@ class NodeTable:
             return
         if node.slot:
             record.count(node.slot, node.nlookup)
+        elif isinstance(node, FileNode) and node.links is None and node.parent.slot and not self._former:
+            node.slot = record.put_named(0, node.nodeid, node.nlookup, node.ino, node.parent.nodeid, node.name, [])
+            record.compact_if_due()
         elif node.nodeid != ROOT:
             above = node.parent
             is_plain = above is not None and (above.slot or above.nodeid == ROOT) and not self._former

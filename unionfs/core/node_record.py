@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from unionfs.core import record_version
 from unionfs.core.recorded_rename import Rename
+from unionfs.markers import NAME_MAX
 
 LINKED: Final = 1  # a file that stands in NodeTable.by_inode: its other names lead to it
 DEAD: Final = 2  # no name is left; the "name" says where the object is:
@@ -93,7 +94,7 @@ _WRITERS: Final = 32  # bits by which the number of writers is shifted in an ent
 _FIELDS: Final = Struct("=QQQQQ")
 _NAME: Final = Struct("=QQ")
 _FIXED: Final = 8 + _FIELDS.size
-_pack: Final = _FIELDS.pack_into
+_NAMED: Final = [Struct(f"=QQQQQ{8 * words}s").pack_into for words in range(NAME_MAX // 8 + 1)]  # with a name
 
 
 class DamagedError(Exception):
@@ -230,25 +231,23 @@ class NodeRecord:
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
         node had before, each as the parent of a name without a byte, and, with parent 0, what a directory shows."""
-        parent, name = names[0]
-        more = len(names) - 1
-        tail = b""
-        if more:
-            tail = b"".join(
-                [_NAME.pack(above, len(other)) + other + bytes(-len(other) & 7) for above, other in names[1:]]
-            )
-        length = len(name)
-        at = self._end
-        size = _FIXED + ((length + 7) & ~7)
-        whole = size + len(tail)
+        more = [_NAME.pack(above, len(other)) + other + bytes(-len(other) & 7) for above, other in names[1:]]
+        return self.put_named(flags, nodeid, nlookup, ino, *names[0], more)
+
+    def put_named(
+        self, flags: int, nodeid: int, nlookup: int, ino: int, parent: int, name: bytes, more: list[bytes]
+    ) -> int:
+        """As `put`, with the names behind the first one encoded."""
+        tail = b"".join(more) if more else b""
+        at, padded = self._end, (len(name) + 7) & ~7
+        whole = _FIXED + padded + len(tail)
         if at + whole + 8 > _AREAS_END:
             self._words[_FULL] = 1
             return 0
-        mm = self._mm
-        _pack(mm, at + 8, nodeid, nlookup, ino, parent, length | more << 32)
-        mm[at + _FIXED : at + _FIXED + length] = name
+        pack = _NAMED[padded >> 3] if padded <= NAME_MAX else Struct(f"=QQQQQ{padded}s").pack_into
+        pack(self._mm, at + 8, nodeid, nlookup, ino, parent, len(name) | len(more) << 32, name)
         if more:
-            mm[at + size : at + whole] = tail
+            self._mm[at + _FIXED + padded : at + whole] = tail
         self._words[at >> 3] = whole << 8 | flags | LIVE
         self._end = at + whole
         self._used += whole

@@ -24,7 +24,8 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove a name that is not a directory's (unlink(2)). ENOENT, EISDIR, EROFS."""
     lookup.check_name(name)
     placement.require_upper(tree)
-    node, st = lookup.resolve(tree, parent, name)
+    found = lookup.resolve(tree, parent, name)
+    node, st = found.node, found.st
     if isinstance(node, DirNode):
         tree.drop_unused(node)
         refuse(errno.EISDIR, name)
@@ -142,7 +143,7 @@ def rmdir(tree: UnionState, parent: DirNode, name: bytes) -> None:
     """Remove an empty merged directory (rmdir(2)). ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""
     lookup.check_name(name)
     placement.require_upper(tree)
-    node, _ = lookup.resolve(tree, parent, name)
+    node = lookup.resolve(tree, parent, name).node
     if isinstance(node, FileNode):
         tree.drop_unused(node)
         refuse(errno.ENOTDIR, name)

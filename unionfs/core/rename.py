@@ -58,12 +58,14 @@ def rename(tree: UnionState, parent: DirNode, name: bytes, new_parent: DirNode, 
         refuse(errno.EINVAL, new_name)
     if new_parent.dead:
         refuse(errno.ENOENT, new_name)
-    src = _End(parent, name, *lookup.resolve(tree, parent, name))
+    found = lookup.resolve(tree, parent, name)
+    src = _End(parent, name, found.node, found.st)
     dst: _End | None = None
     record, is_done = tree.nodes.record, False
     try:
         try:
-            dst = _End(new_parent, new_name, *lookup.resolve(tree, new_parent, new_name))
+            found = lookup.resolve(tree, new_parent, new_name)
+            dst = _End(new_parent, new_name, found.node, found.st)
         except FileNotFoundError:
             if flags & files.RENAME_EXCHANGE:
                 raise

@@ -352,10 +352,10 @@ class UnionState(DataFiles):
         """
         if self.watcher is not None:
             self.watcher.track(node, st)
-        node.no_xattrs = False  # what is remembered of them is as old as the attributes that the kernel has
         before: Any = st
         blocks = -1
         if isinstance(node, FileNode):
+            node.no_xattrs = False  # what is remembered of them is as old as the attributes that the kernel has
             lower = not node.home.branch.writable
             nlink = st.st_nlink if node.links is None else self._nlink(node, st)
             if node.links is not None and node.links.data is not None:
@@ -364,6 +364,7 @@ class UnionState(DataFiles):
                 elif node.links.partial is not None:
                     blocks = max(st.st_blocks, min(node.links.partial.lower_blocks, -(-st.st_size >> 12) << 3))
         else:
+            node.no_xattrs = False
             lower = node.upper is None
             nlink = 0 if node.dead else self._dir_nlink(node, st)
             if node.shown_as is not None:
@@ -413,7 +414,10 @@ class UnionState(DataFiles):
             low_count = node.low.nlink(node.low.stat()) - 2
             if low_count <= 0 and node.up_names is None:
                 return st.st_nlink
-            node.subdirs = sum(1 for _, kind, _ in self.visible(node) if kind == stat.S_IFDIR)
+            if low_count >= 0 and node.up_names is not None and not node.up_names and not node.hidden:
+                node.subdirs = low_count  # just copied up
+            else:
+                node.subdirs = sum(1 for _, kind, _ in self.visible(node) if kind == stat.S_IFDIR)
         return 2 + node.subdirs
 
     # -- names of a directory --------------------------------------------------------------------------------------
@@ -444,6 +448,17 @@ class UnionState(DataFiles):
             for name, kind, ino in low.listing():
                 if name not in names and name not in hidden:
                     shown.append((name, kind, ino))
+        return shown
+
+    def visible_names(self, node: DirNode) -> list[bytes]:
+        """List the names of `visible`."""
+        names, low = self.up_names(node), node.low
+        shown = list(names)
+        if low is not None:
+            hidden = node.hidden
+            if not shown and not hidden:
+                return list(low.load())
+            shown += [name for name in low.load() if name not in names and name not in hidden]
         return shown
 
     def low_ino(self, node: DirNode, place: BranchDir, name: bytes, code: int) -> int:

@@ -188,6 +188,7 @@ _READ: Final = 15
 _WRITE: Final = 16
 _RELEASE: Final = 18
 _SETXATTR: Final = 21
+_GETXATTR: Final = 22
 _REMOVEXATTR: Final = 24
 _FORGET: Final = 2
 _BATCH_FORGET: Final = 42
@@ -429,6 +430,8 @@ class Dispatcher:
                 return handlers.write(self, unique, nodeid, head, buf, without_extensions)
             if opcode == _MKNOD:
                 return handlers.mknod(self, unique, nodeid, head, buf, without_extensions)
+            if opcode == _GETXATTR:
+                return handlers.getxattr(self, unique, nodeid, head, buf, without_extensions)
             reply: Reply = serve(self, unique, nodeid, head, buf, without_extensions)
             return reply
         except UnsupportedError:

@@ -37,6 +37,10 @@ _HOW: Final = abi.WRITE_CACHE | abi.WRITE_KILL_SUIDGID
 _PARENT: Final = b"..\0"
 _OF_HANDLES: Final = (b".\0", _PARENT)
 """The names that the kernel looks up to find a node by its id alone (open_by_handle_at(2)); needs EXPORT_SUPPORT."""
+_POSIX_ACL: Final = int(abi.Init.POSIX_ACL)
+_SETXATTR_EXT: Final = int(abi.Init.SETXATTR_EXT)
+_WRITEBACK_CACHE: Final = int(abi.Init.WRITEBACK_CACHE)
+"""Of abi.Init, as numbers: `&` of an IntFlag runs a microsecond of Python."""
 _SELINUX: Final = b"security.selinux"
 _CAPABILITY: Final = b"security.capability"
 _ACL: Final = b"system.posix_acl_access"
@@ -168,7 +172,7 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         return None
     if change == _CLEAR_ALONE and self.capability_removed == (nodeid, head[6]) and status.keeps_set_id_bits(head[6]):
         change = _NO_CHANGE
-    if change.mtime_ns is not None and change.size is None and self.session.flags & abi.Init.WRITEBACK_CACHE:
+    if change.mtime_ns is not None and change.size is None and self.session.flags & _WRITEBACK_CACHE:
         return _set_times(self, unique, nodeid, change, *decode.held_back_times(buf))  # may come before that SETATTR
     self.capability_removed = (0, 0)
     if change.mode is not None and change.mode & _SET_ID:  # only this can set bits that a write must clear
@@ -202,7 +206,7 @@ def _set(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, _outcom
 def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
     flags, how = abi.OPEN_IN.unpack_from(buf, BODY)
     if self.opens is None:
-        if not self.session.flags & abi.Init.WRITEBACK_CACHE:
+        if not self.session.flags & _WRITEBACK_CACHE:
             return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
         # write(2) will succeed whatever the file: what it forbids can be refused here only.
         self.union.check_open(nodeid, flags)
@@ -444,7 +448,7 @@ def readdirplus(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: mem
 
 
 def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
-    extended = bool(self.session.flags & abi.Init.SETXATTR_EXT)
+    extended = bool(self.session.flags & _SETXATTR_EXT)
     name, value, flags, clear_sgid = decode.setxattr(buf, end, extended=extended)
     if self.must_wait(unique, nodeid, None, buf, ATTRIBUTES):
         return None
@@ -454,7 +458,7 @@ def setxattr(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
         mode = self.union.getattr(nodeid).mode
         if mode & stat.S_ISGID:
             self.union.setattr(nodeid, AttrChange(mode=stat.S_IMODE(mode) & ~stat.S_ISGID))
-    if name == _ACL and not self.session.flags & abi.Init.POSIX_ACL:
+    if name == _ACL and not self.session.flags & _POSIX_ACL:
         # Without POSIX_ACL the kernel does not know that the ACL changed the mode: invalidate its attributes.
         self.slow += (encode.notify_inval_inode(nodeid, -1, 0), encode.empty(unique))
         return None

@@ -9,13 +9,14 @@ import errno
 import os
 from typing import Final
 
+from unionfs.core.attrs import IFDIR
 from unionfs.core.union import Union
 from unionfs.fuse.kernel import abi, encode
 
 _DIRENT: Final = abi.DIRENT.size
 _DIRENTPLUS: Final = abi.DIRENTPLUS.size
 _LEAST: Final = _DIRENTPLUS + 8  # bytes of a line
-_DOTS: Final = frozenset((b".", b".."))
+_DOT_DOT: Final = 2  # the cookie of ".."; that of "." is less
 
 
 def readdir(union: Union, nodeid: int, cookie: int, size: int) -> list[bytes]:
@@ -49,8 +50,8 @@ def readdirplus(union: Union, encoder: encode.Encoder, nodeid: int, cookie: int,
                 if room < 0:
                     break
                 line = None
-                if name in _DOTS:
-                    line = _without_entry(union, nodeid, before, after)
+                if after <= _DOT_DOT:
+                    line = encode.bare_direntplus(name, after, union.dot_ino(nodeid, after), IFDIR)
                 else:
                     try:
                         entry = union.find(nodeid, name)

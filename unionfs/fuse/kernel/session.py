@@ -123,7 +123,7 @@ class Session:
         self.tuning = tuning  # immutable
         self.encoder = encode.Encoder(options.timeout_s)  # immutable
         self.minor = 0  # set once, by init
-        self.flags = Init(0)  # set once, by init
+        self.flags = 0  # of Init; set once, by init
         self.over = False  # set once, by DESTROY
         self.counts: Any = [0] * _OPS  # requests by opcode; Dispatcher only
         self.has_resend = False  # set once, by init: whether the kernel sends requests again
@@ -148,7 +148,7 @@ class Session:
         """Return what another process needs to go on with the connection, for `continued`."""
         return {
             "minor": self.minor,
-            "flags": int(self.flags),
+            "flags": self.flags,
             "max_write": MAX_WRITE,
             "generation": self.encoder.generation,
             "view_generation": self.view_generation,
@@ -158,7 +158,7 @@ class Session:
     def continued(cls, options: ServeOptions, tuning: Tuning, state: dict[str, int]) -> Session:
         """Make the session of a connection that another version has negotiated. Raises: UnsupportedError."""
         made = cls(options, tuning)
-        made.minor, made.flags, made.has_resend = state["minor"], Init(state["flags"]), True
+        made.minor, made.flags, made.has_resend = state["minor"], state["flags"], True
         if state["minor"] > abi.MINOR:
             raise UnsupportedError(
                 errno.EPROTONOSUPPORT, f"the mount speaks FUSE {made.protocol}, this program {abi.VERSION}.{abi.MINOR}"
@@ -235,7 +235,7 @@ class Session:
             )
         self.minor = min(minor, abi.MINOR)
         self.has_resend = bool(offered & Init.HAS_RESEND)
-        self.flags = Init(offered) & self._wanted()
+        self.flags = int(Init(offered) & self._wanted())
         if self.flags & Init.EXPORT_SUPPORT:  # a handle of an earlier mount must not lead to another file of this one
             self.encoder.set_generation(int.from_bytes(os.urandom(4), "little") | 1)
         return encode.data(
