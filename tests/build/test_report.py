@@ -18,7 +18,8 @@ RUN rm /big
 """
 
 
-def test_what_makes_an_image_large(builder: Builder, scratch: Path) -> None:
+def test_what_makes_an_image_large(user_builder: Builder, scratch: Path) -> None:
+    builder = user_builder
     context = builder.context(_TEXT, {"big": "x" * 4096})
     done = builder("build", "-t", "t:1", "--json", "--html", scratch / "page.html", context)
     copied, owned, cache, removed = json.loads(done.stdout)["steps"]
