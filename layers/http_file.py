@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 import httpx
 
 from layers import proxies
-from layers.compression import Readable
 from layers.connection import redirect_target
 from layers.errors import LayerError
 from layers.origins import join
@@ -21,7 +21,7 @@ _REDIRECTS_MAX: Final = 10
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Readable]:
+def opened(url: str) -> Iterator[Body]:
     """Open the file at an http or https URL; a name and password in the URL are sent to its own origin only.
 
     Raises: LayerError when the server does not send it, or not all of it.
@@ -36,7 +36,7 @@ def opened(url: str) -> Iterator[Readable]:
             if answer.status_code != 200:
                 why = f"the server answered {answer.status_code} ({answer.reason_phrase})"
                 raise LayerError("fetching a file", shown, why)
-            yield _Body(answer)
+            yield Body(answer)
     except httpx.HTTPError as error:
         raise LayerError("fetching a file", shown, str(error) or type(error).__name__) from None
 
@@ -63,10 +63,11 @@ def _client(url: httpx.URL, shown: str) -> httpx.Client:
         raise LayerError("fetching a file", shown, f"the proxy: {error}") from None
 
 
-class _Body:
+class Body:
     """The body of an answer as a Readable, not decompressed."""
 
     def __init__(self, answer: httpx.Response) -> None:
+        self.modified_s: Final = _seconds(answer.headers.get("Last-Modified", ""))  # since 1970; None: it is not known
         self._chunks = answer.iter_raw()
         self._left = b""
 
@@ -75,3 +76,10 @@ class _Body:
             self._left = next(self._chunks, b"")
         data, self._left = self._left[:size], self._left[size:]
         return data
+
+
+def _seconds(date: str) -> int | None:
+    """A date of a header (RFC 9110, 5.6.7); None for anything else."""
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(int(parsedate_to_datetime(date).timestamp()), 0)
+    return None

@@ -40,6 +40,9 @@ def fetch(url: str, checksum: str, into: str, place: Place, stack: ExitStack, *,
         while data := body.read(_READ):
             hash_.update(data)
             file.write(data)
+        modified_s = body.modified_s
+    if modified_s is not None:  # Dockerfile reference, "ADD": the time of the server
+        os.utime(os.path.join(os.fsencode(into), name), (modified_s, modified_s))
     if checksum and checksum != f"sha256:{hash_.hexdigest()}":
         why = f"{url} has the checksum sha256:{hash_.hexdigest()}"
         raise ContainerfileError(place, why, hint=f"expected {checksum}")
