@@ -18,10 +18,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from layers import build_records, image, unpacked
+from layers import digest as digests
 from layers import manifest as manifests
 from layers import reference as references
 from layers.attributes import Options
-from layers.build_records import KEY, Step
+from layers.build_records import KEY, Step, StepLayer
+from layers.compression import CountingReader, decompressed
 from layers.digest import Digest
 from layers.errors import LayerError, Refused
 from layers.image import Remote
@@ -66,12 +68,36 @@ async def fetch_layer(store: Store, text: str, step: Step, options: Options, rem
     async with image.open_registries(reference, remote) as registries:
         await image.fetch_blobs(store, reference, registries, [layer.descriptor])
     if build_records.has_layer(store, layer):
+        _compare(store, layer, options)
         return
     pending = unpacked.Pending(store, options)
     with store.open_blob(layer.descriptor.digest) as blob:
         pending.run(blob, layer.diff_id)
+    assert pending.result is not None
+    unresolved = pending.result.unresolved
+    if unresolved.links or any(unresolved.directories):
+        pending.drop()
+        why = f"the layer {layer.diff_id} depends on layers beneath it, as no layer of unionfs build does"
+        raise Refused(_READING, text, why)
     with LayerTrees() as branches:
         pending.place(layer.diff_id, [], branches)
+
+
+def _compare(store: Store, layer: StepLayer, options: Options) -> None:
+    """Compare the data of a blob with a diff id under which a layer is unpacked already, perhaps another one.
+
+    Raises: Refused.
+    """
+    hash_, size = digests.hasher(layer.diff_id), 0
+    with store.open_blob(layer.descriptor.digest) as blob:
+        counted = CountingReader(blob)
+        for data in decompressed(counted):
+            size += len(data)
+            options.limits.check_bytes(counted.count, size)
+            hash_.update(data)
+    found = digests.finished(layer.diff_id, hash_)
+    if found != layer.diff_id:
+        raise Refused(_READING, layer.descriptor.digest, f"the tar is {found}, the cache says {layer.diff_id}")
 
 
 async def push(store: Store, text: str, steps: Mapping[str, Step], remote: Remote, progress: Progress) -> Digest:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from layers import build_records
-from layers.build_records import Step
+from layers.build_records import Step, StepLayer
 from layers.digest import Digest
 from layers.store import Store
 from unionfs.build.registry_cache import RegistryCache
@@ -55,6 +55,12 @@ class Cache:
         if step is not None:
             self.used[step_key] = step
         return step
+
+    def find_layer(self, step_key: str) -> tuple[Step, StepLayer] | None:
+        """Likewise, of a step that always has a layer. A record without one is another's mistake, and counts for
+        nothing."""
+        step = self.find(step_key)
+        return (step, step.layer) if step is not None and step.layer is not None else None
 
     def put(self, step_key: str, step: Step) -> None:
         """Raises: OSError."""
