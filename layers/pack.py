@@ -29,6 +29,7 @@ from unionfs import markers
 OnShrunk = Callable[[str], None] | None
 """Gets the path of a file that became shorter while it was read."""
 
+EPOCH_VARIABLE: Final = "SOURCE_DATE_EPOCH"
 _BLOCK: Final = 512  # unit of st_blocks (stat(2))
 
 
@@ -61,11 +62,14 @@ class Epoch(NamedTuple):
         return own if self.of_all else min(time_ns, own)
 
 
-def source_date_epoch() -> Epoch | None:
-    """$SOURCE_DATE_EPOCH, in seconds (reproducible-builds.org). Raises LayerError when it is not a number."""
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+def source_date_epoch(text: str | None = None) -> Epoch | None:
+    """The value of $SOURCE_DATE_EPOCH, in seconds (reproducible-builds.org); None: that of the environment.
+
+    Raises: LayerError when it is not a number.
+    """
+    text = os.environ.get(EPOCH_VARIABLE, "") if text is None else text
     if text and not (text.isdecimal() and text.isascii()):
-        raise LayerError("packing", "SOURCE_DATE_EPOCH", f"{text[:40]!r} is not a number of seconds")
+        raise LayerError("packing", EPOCH_VARIABLE, f"{text[:40]!r} is not a number of seconds")
     return Epoch(int(text)) if text else None
 
 

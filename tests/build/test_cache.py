@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def cached(done: str) -> int:
     return done.count("--> Using cache")
 
 
+@pytest.mark.parametrize("builder", ["root", "one-id"], indirect=True)
 def test_equal_builds_do_nothing_and_give_the_same_image(builder: Builder) -> None:
     build = builder
     context = build.context(TEXT, {"one": "1"})
@@ -47,31 +49,64 @@ def test_equal_builds_do_nothing_and_give_the_same_image(builder: Builder) -> No
     assert build.is_clean()
 
 
-@pytest.mark.parametrize(
-    ("change", "steps"),
-    [("content", 1), ("mode", 4), ("name", 4), ("argument", 5), ("no-cache", 0), ("a later step", 7), ("none", 8)],
-)
-def test_what_makes_a_difference(user_builder: Builder, change: str, steps: int) -> None:
+def test_what_makes_a_difference(user_builder: Builder) -> None:
     """ARG counts in RUN and where its value goes. A stage that is done again does not matter to another one if what is
     copied of it is the same."""
     build = user_builder
-    context = build.context(TEXT, {"one": change})
+    context = build.context(TEXT, {"one": "what makes a difference"})
     build("build", context)
-    flags: list[str] = []
-    match change:
-        case "content":
-            (context / "one").write_text("other")
-        case "mode":
-            (context / "one").chmod(0o600)
-        case "name":
-            (context / "Containerfile").write_text(TEXT.replace("COPY one /", "COPY one /one"))
-        case "argument":
-            flags = ["--build-arg", "VERSION=2"]
-        case "no-cache":
-            flags = ["--no-cache"]
-        case "a later step":
-            (context / "Containerfile").write_text(TEXT.replace("RUN cat /two\n", "RUN cat /two /work/../two\n"))
-    assert cached(build("build", *flags, context).stdout) == steps
+    one, file = context / "one", context / "Containerfile"
+
+    def content() -> None:
+        one.write_text("other")
+
+    def mode() -> None:
+        one.chmod(0o600)
+
+    def name() -> None:
+        file.write_text(TEXT.replace("COPY one /", "COPY one /one"))
+
+    def a_later_step() -> None:
+        file.write_text(TEXT.replace("RUN cat /two\n", "RUN cat /two /work/../two\n"))
+
+    def nothing() -> None:
+        pass
+
+    cases: list[tuple[Callable[[], None], tuple[str, ...], int]] = [
+        (content, (), 1),
+        (mode, (), 4),
+        (name, (), 4),
+        (nothing, ("--build-arg", "VERSION=2"), 5),
+        (a_later_step, (), 7),
+        (nothing, (), 8),
+        (nothing, ("--no-cache",), 0),
+    ]
+    for change, flags, steps in cases:
+        change()
+        done = build("build", *flags, context)
+        assert (change.__name__, flags, cached(done.stdout)) == (change.__name__, flags, steps)
+        one.write_text("what makes a difference")
+        one.chmod(0o644)
+        file.write_text(TEXT)
+
+
+def test_a_context_that_changes_during_a_step_is_not_cached(user_builder: Builder) -> None:
+    build = user_builder
+    context = build.context(
+        "FROM tiny:1\nRUN --mount=type=bind,target=/c cat /c/one > /got; echo 2 > /host/one\n", {"one": "1"}
+    )
+    done = build("build", "-v", f"{context}:/host", context)
+    assert "files of the context have changed during this step" in done.stderr
+    (context / "one").write_text("1")
+    assert cached(build("build", "-v", f"{context}:/host", context).stdout) == 0
+
+
+def test_proxies_count_only_if_arg_declares_them(user_builder: Builder) -> None:
+    for declared in ("", "ARG HTTP_PROXY\n"):
+        text = f"FROM tiny:1\n{declared}RUN echo proxy $HTTP_PROXY\n"
+        _, done = [user_builder.build(text, "--build-arg", f"HTTP_PROXY={value}") for value in ("one", "two")]
+        assert ("proxy two\n" in done.stdout) == bool(declared)
+        assert ("HTTP_PROXY=two" in user_builder.history()) == bool(declared)
 
 
 def test_a_stage_done_again_with_the_same_result_leaves_what_follows_alone(user_builder: Builder) -> None:
@@ -132,7 +167,11 @@ def test_a_layer_that_is_gone_is_made_again(user_builder: Builder) -> None:
     assert build.sh("cat /x") == "unique-to-this-test\n"
 
 
-@pytest.mark.parametrize("flags", [("--timestamp", "1000000000"), ()])
+@pytest.mark.parametrize(
+    ("builder", "flags"),
+    [("root", ("--timestamp", "1000000000")), ("ordinary", ()), ("one-id", ())],
+    indirect=["builder"],
+)
 def test_reproducible(builder: Builder, stores: dict[str, Path], flags: tuple[str, ...]) -> None:
     """Two builds that share nothing but their input give the same digests."""
     text = (
@@ -140,19 +179,22 @@ def test_reproducible(builder: Builder, stores: dict[str, Path], flags: tuple[st
     )
     env = {} if flags else {"SOURCE_DATE_EPOCH": "1000000000"}
     found = []
-    for _ in range(2):
-        context = builder.context(text, {"one": "1"})
+    contexts = [builder.context(text, {"one": "1"}) for _ in range(2)]
+    for context in contexts:
         builder("build", "--no-cache", "-t", "t:1", *flags, context, env=env)
         config = builder.config()
         assert config["created"] == "2001-09-09T01:46:40Z"
         found.append(builder("build", "-q", *flags, context, env=env).stdout)
     assert found[0] == found[1]
+    if not flags:
+        argument = builder("build", "-q", "--build-arg", "SOURCE_DATE_EPOCH=1000000000", contexts[1])
+        assert (argument.stdout, argument.stderr) == (found[0], ""), "as with BuildKit, without ARG"
     newest = builder.sh("stat -c %Y /w/f /w/d /w /a").split()
     assert set(newest) == {"1000000000"}, "the directory of the store has the times of the blob"
     assert (BASE in text, stores != {}) == (True, True)
 
 
-def test_digests_are_remembered_unless_a_file_has_just_changed(tmp_path: Path) -> None:
+def test_digests_are_remembered_unless_a_file_has_just_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     path.write_text("1")
     opened = []
@@ -169,8 +211,8 @@ def test_digests_are_remembered_unless_a_file_has_just_changed(tmp_path: Path) -
     first = known.of((b"f",), look(), open_file)
     assert known.of((b"f",), look(), open_file) == first
     assert len(opened) == 2, "it is too new to be remembered"
-    while time.time_ns() - path.stat().st_ctime_ns < 2.1e9:
-        time.sleep(0.1)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3 * 10**9)
     for _ in range(3):
         assert known.of((b"f",), look(), open_file) == first
     assert len(opened) == 3

@@ -23,7 +23,8 @@ from tests.support.timing import limit
 
 
 def test_odd_names_links_sockets_and_fifos(builder: Builder) -> None:
-    context = builder.context("FROM tiny:1\nCOPY . /c/\n", {"plain": "p", "dir/inner": "i"})
+    files = {"plain": "p", "dir/inner": "i", "a/x": "first", "b/x": "second", "c/": ""}
+    context = builder.context("FROM tiny:1\nCOPY . /c/\nCOPY a/x b/x c/y /d/\n", files)
     odd = [b"new\nline", b"tab\there", "ümläut".encode(), b"\xff\xfe not utf-8", b"-dash", b"*star", b" space ", b"$A"]
     for name in odd:
         (Path(os.fsdecode(os.fsencode(context) + b"/" + name))).write_text("x")
@@ -34,9 +35,11 @@ def test_odd_names_links_sockets_and_fifos(builder: Builder) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(os.fspath(context / "sock"))
     os.link(context / "plain", context / "same")
+    os.link(context / "a/x", context / "c/y")
     builder.user.own(context)
     builder("build", "-t", "t:1", context)
-    (layer,) = builder.layers()
+    layer, named = builder.layers()
+    assert (named["/d/x"].content, named["/d/y"].content) == ("second", "first"), "the link is not to what replaced it"
     assert {f"/c/{os.fsdecode(name).strip('./')}" for name in odd} <= set(layer)
     assert layer["/c/absolute"].content == "/etc/passwd"
     assert layer["/c/out"].content == "../../../etc"
@@ -66,6 +69,7 @@ def test_ignore_files(user_builder: Builder) -> None:
     assert "/c/d" not in layer
 
 
+@pytest.mark.parametrize("builder", ["ordinary", "one-id"], indirect=True)
 def test_a_tar_from_a_pipe(builder: Builder, scratch: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as tar:
@@ -120,6 +124,7 @@ def server(scratch: Path) -> Iterator[str]:
 def test_urls(user_builder: Builder, scratch: Path, server: str) -> None:
     build = user_builder
     (scratch / "www/file").write_text("fetched")
+    os.utime(scratch / "www/file", (1_000_000_000, 1_000_000_000))
     (scratch / "www/Containerfile").write_text("FROM tiny:1\nRUN echo of the web > /web\n")
     with tarfile.open(scratch / "www/archive.tar.gz", "w:gz") as tar:
         tar.add(scratch / "www/file", "in/file")
@@ -130,6 +135,7 @@ def test_urls(user_builder: Builder, scratch: Path, server: str) -> None:
     first, second, third = build.layers()
     assert (first["/a/file"].content, first["/a/file"].mode) == ("fetched", 0o600)
     assert second["/b/in/file"].content == "fetched"
+    assert build.sh("stat -c %Y /a/file") == "1000000000\n", "the time that the server says"
     assert third["/c"].mode == 0o644
     (scratch / "www/file").unlink()
     done = build.build(f"FROM tiny:1\nADD --checksum=sha256:{digest} {server}/file /a/\n")
@@ -224,7 +230,7 @@ def test_what_is_printed(user_builder: Builder, scratch: Path) -> None:
     assert (quiet.stdout.count("\n"), quiet.stdout[:7], quiet.stderr) == (1, "sha256:", "")
     warned = build("build", "--build-arg", "NOSUCH=1", context)
     assert "no ARG declares NOSUCH" in warned.stderr
-    for words in (("--nosuch",), ("--network", "some"), ("--timestamp", "now"), ()):
+    for words in (("--nosuch",), ("--network", "some"), ("--timestamp", "now"), ("--jobs=-1",), ()):
         assert build("build", *words, check=False).returncode == 125
     missing = build("build", scratch / "nosuch", check=False)
     assert (missing.returncode, "opening the context failed" in missing.stderr) == (125, True)

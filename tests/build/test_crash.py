@@ -1,4 +1,6 @@
-"""A build that is killed, or interrupted, at each step: the store is whole, and the next build is right."""
+"""A build that is killed or interrupted at each step, or for which the disk is full: the store is whole, and the next
+build is right.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.conftest import Builder
+from tests.build.conftest import BASE, Builder
+from tests.support import process
 from tests.support.timing import limit
 
 TEXT = """\
@@ -46,20 +49,20 @@ def test_killed(builder: Builder, number: signal.Signals, steps: tuple[str, ...]
     words = ["build", "--no-cache", "-t", "t:killed", "--secret", "id=s,env=HOME", context]
     env = {"UNIONFS_ROOT": os.fspath(builder.root)}
     for step in steps:
-        process = builder.user.popen([*builder.user.unionfs_cmd, *map(str, words)], env=env)
-        assert process.stdout is not None
-        assert any(f": {step}" in line for line in process.stdout), step
+        running = builder.user.popen([*builder.user.unionfs_cmd, *map(str, words)], env=env)
+        assert running.stdout is not None
+        assert any(f": {step}" in line for line in running.stdout), step
         if number == signal.SIGKILL:
-            process.kill()
+            running.kill()
         else:
-            os.killpg(process.pid, number)
-        process.communicate(timeout=limit(60))
+            os.killpg(running.pid, number)
+        running.communicate(timeout=limit(60))
         deadline = time.monotonic() + limit(40)
         while _builds(builder) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert _builds(builder) == [], "no container outlives its build"
         if number == signal.SIGINT:
-            assert process.returncode == 130
+            assert running.returncode == 130
             assert _left(builder) == []
     assert "t/killed" not in builder("images").stdout
     builder("build", "-t", "t:1", "--secret", "id=s,env=HOME", context)
@@ -79,3 +82,29 @@ def _builds(builder: Builder) -> list[str]:
         if b"unionfs:build " in mounts and os.fsencode(builder.root) in mounts:
             found.append(command.decode(errors="replace"))
     return found
+
+
+def test_a_full_disk(user_builder: Builder, tiny_tar: Path, scratch: Path) -> None:
+    """COPY, the command of RUN, and packing what it has written fail with an error that says so; nothing is left."""
+    small = scratch / "small"
+    small.mkdir()
+    process.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", small])
+    user_builder.user.own(small)
+    build = Builder(user_builder.user, small / "store", scratch)
+    build("import", "-q", tiny_tar, BASE)
+    big = {"big": os.urandom(3 << 20)}
+    room = os.statvfs(small)
+    (small / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize - (5 << 20)))
+    for line, status, said in (
+        ("COPY big /big", 125, "Containerfile:2: building failed"),
+        ("RUN head -c 3500000 /dev/urandom > /big", 125, "RUN head -c 3500000 /dev/urandom > /big: building failed"),
+        ("RUN head -c 9000000 /dev/urandom > /big", 1, "it returned 1"),
+    ):
+        done = build.build(f"FROM tiny:1\n{line}\n", files=big, check=False)
+        assert (done.returncode, said in done.stderr, "No space left on device" in done.stderr) == (status, True, True)
+        assert status == 1 or "unionfs image prune removes what no image needs" in done.stderr
+        assert _left(build) == []
+    (small / "filler").unlink()
+    build.build("FROM tiny:1\nCOPY big /big\nRUN wc -c < /big > /size\n", files=big)
+    assert build.sh("cat /size") == f"{3 << 20}\n"
+    assert build.is_clean()

@@ -1,4 +1,6 @@
-"""--cache-to and --cache-from: another machine's steps are used, and a registry that lies gives nothing."""
+"""Builds and registries: steps of another machine are used (--cache-to, --cache-from), a registry that lies gives
+nothing, and podman runs what was pushed.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ from layers.progress import Silent
 from layers.store import Store
 from tests.build.conftest import BASE, Builder, made_builder
 from tests.layers import registries
+from tests.support import podmans, process
+from tests.support.users import User
 
 TEXT = """\
 FROM tiny:1 AS made
 ARG VERSION=1
-RUN head -c 9 /dev/urandom > /made; chown 5:60 /made
+RUN head -c 9 /dev/urandom > /made; chown 5:60 /made; touch /data/kept/deep/new; rm /data/file; ln /etc/motd /hard
 FROM tiny:1
 ENV A=b
 WORKDIR /w
@@ -71,27 +75,32 @@ def test_caches_that_are_none(
 ) -> None:
     """The build goes on without a cache that is missing, that is an image, or of which a layer is another one."""
     builder = made_builder(request, "root", stores, tiny_tar, scratch)
-    context = builder.context("FROM tiny:1\nRUN echo honest > /said\n")
+    context = builder.context("FROM tiny:1\nRUN echo honest > /said\nCOPY one /\n", {"one": "1"})
     builder("push", "-q", BASE, f"{registry.host}/image:1")
     first = builder("build", "--cache-to", f"{registry.host}/cache:1", context)
     store = Store(str(builder.root))
 
-    def lie() -> None:
-        steps = trio.run(build_cache.fetch_steps, store, f"{registry.host}/cache:1", Remote())
-        ((key, step),) = [(key, step) for key, step in steps.items() if step.layer is not None]
-        assert step.layer is not None
-        lied = step._replace(layer=step.layer._replace(diff_id=Digest("sha256:" + "0" * 64)))
+    base = Digest(builder.config(BASE)["rootfs"]["diff_ids"][0])
+    lies: dict[str, Callable[[StepLayer], StepLayer | None]] = {
+        "nowhere": lambda layer: layer._replace(diff_id=Digest("sha256:" + "0" * 64)),
+        "base": lambda layer: layer._replace(diff_id=base),  # which every store has, unpacked
+        "none": lambda layer: None,
+    }
+    steps = trio.run(build_cache.fetch_steps, store, f"{registry.host}/cache:1", Remote())
+    for name, lie in lies.items():
+        lied = {key: one._replace(layer=lie(one.layer)) for key, one in steps.items() if one.layer is not None}
+        assert len(lied) == 2
         with store.adding():
-            trio.run(build_cache.push, store, f"{registry.host}/lie:1", {**steps, key: lied}, Remote(), Silent())
-
-    lie()
+            trio.run(build_cache.push, store, f"{registry.host}/{name}:1", lied, Remote(), Silent())
     there = _elsewhere(builder, scratch, "there")
-    names = ["lie:1", "image:1", "nosuch:1"]
+    names = ["nowhere:1", "base:1", "none:1", "image:1", "nosuch:1"]
     words = [word for name in names for word in ("--cache-from", f"{registry.host}/{name}")]
     done = there("build", "-t", "t:1", *words, context)
     assert "--> Using cache" not in done.stdout
     told = done.stderr
-    assert "lie:1 is not used any more" in told
+    assert "nowhere:1 is not used any more" in told
+    assert "base:1 is not used any more" in told
+    assert f"the cache says {base}" in told
     assert "image:1 is not used" in told
     assert "it is no cache of unionfs build" in told
     assert "nosuch:1 is not used" in told
@@ -100,6 +109,35 @@ def test_caches_that_are_none(
     assert first.returncode == 0
     failed = there("build", "--cache-to", f"{registry.host}/cache@sha256:{'0' * 64}", context, check=False)
     assert (failed.returncode, "sending the cache" in failed.stderr) == (125, True)
+
+
+@pytest.mark.parametrize("builder", ["one-id"], indirect=True)
+def test_podman_runs_what_was_pushed(
+    builder: Builder, ordinary_user: User, registry: registries.Registry, run_dir: Path
+) -> None:
+    podmans.need_podman()
+    builder.build(
+        """
+        FROM tiny:1
+        RUN rm /data/file && ln /etc/motd /hard && chown 5:60 /hard && chmod 640 /hard
+        COPY --chown=games:tty one /copied
+        ENV A=b
+        USER games
+        WORKDIR /data
+        CMD ["sh", "-c", "stat -c '%a %u:%g' /etc/motd /copied; ls; cat /copied; echo $A; id -u; pwd"]
+        """,
+        files={"one": "1\n"},
+    )
+    name = f"{registry.host}/built:1"
+    builder("push", "-q", "t:1", name)
+    process.run(["skopeo", "inspect", "--tls-verify=false", f"docker://{name}"], timeout_s=60)
+    where = run_dir / "pb"  # podman wants its runroot short
+    where.mkdir()
+    with podmans.podman_store(ordinary_user, where, podmans.our_program(where, ordinary_user)) as podman:
+        pulled = podman("pull", "-q", "--tls-verify=false", name)
+        said = podman("run", "--rm", "--network=none", name)
+    assert f"sha256:{pulled}" == builder.config()["manifest"]["config"]["digest"]
+    assert said == "640 5:60\n644 5:5\ndir\ngone\nkept\nlink\nsymlink\n1\nb\n5\n/data"
 
 
 _LAYER = Descriptor(OCI_LAYER, Digest("sha256:" + "1" * 64), 10)

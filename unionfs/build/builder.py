@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple
 
-from layers import lookup, make_image
+from layers import lookup, make_image, pack
 from layers.config import ImageConfig
 from layers.digest import Digest
 from layers.make_image import ImageOptions
@@ -28,7 +28,7 @@ from unionfs.build import registry_cache, stages
 from unionfs.build.cache import Cache
 from unionfs.build.context import Context
 from unionfs.build.copy_layer import own_options
-from unionfs.build.jobs import Job, call
+from unionfs.build.jobs import Job, call, failures
 from unionfs.build.options import NOTE, BuildOptions, Event, Told
 from unionfs.build.run_step import FailedStep, FailedStepError
 from unionfs.build.source import Place
@@ -63,7 +63,7 @@ def build(
 
     Raises: ContainerfileError, ContainerError, LaunchError.
     """
-    with images.failures(), _swept(store), ExitStack() as stack:
+    with failures(), _swept(store), ExitStack() as stack:
         stack.enter_context(store.using())
         directory = stack.enter_context(_directory(store))
         context = open_context(store, directory, stack)
@@ -154,7 +154,9 @@ def _platform_arguments(target: Platform) -> dict[str, str]:
 def _warn_of_unused(plan: Plan, options: BuildOptions, told: Told) -> None:
     """Name the arguments of --build-arg that no ARG declares, as docker does."""
     declared = plan.declared
-    unused = [name for name in options.arguments if name not in declared and name not in PROXIES]
+    unused = [
+        name for name in options.arguments if name not in declared and name not in (*PROXIES, pack.EPOCH_VARIABLE)
+    ]
     if unused:
         told.event(Event(NOTE, f"warning: no ARG declares {', '.join(sorted(unused))}"))
 

@@ -124,6 +124,7 @@ class _Copy:
         self._now_ns: Final = time.time_ns()
         self._made: Final[dict[Path, bool]] = {}  # directories of the layer -> whether they are new; added to only
         self._links: Final[dict[tuple[int, int], Path]] = {}  # files with several names: their first copies
+        self._linked: Final[dict[Path, tuple[int, int]]] = {}  # the same by path
 
     def items(self, sources: Sequence[Source]) -> Iterator[Item]:
         is_directory = self._to.path.endswith(("/", "/.", "/.."))
@@ -197,11 +198,13 @@ class _Copy:
             self._made[at] = known is None or not known.is_dir
         first = self._links.get(found.inode) if taken.tree is not None and not found.is_dir else None
         entry = self._entry(taken, at)
+        if (replaced := self._linked.pop(at, None)) is not None:  # a later source of this COPY has the same name
+            del self._links[replaced]
         if first is not None and first != at:
             yield Item(entry._replace(kind=LINK, link=first, target=b"", size=0, xattrs=()))
             return
         if taken.tree is not None and found.nlink > 1 and not found.is_dir:
-            self._links[found.inode] = at
+            self._links[found.inode], self._linked[at] = at, found.inode
         yield Item(entry, _data(taken) if found.kind == FILE and found.size else None)
 
     def _is_replaced(self, known: Node, at: Path) -> bool:

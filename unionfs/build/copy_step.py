@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from layers.build_records import Step
+from layers.build_records import Step, StepLayer
 from unionfs.build import accounts, cache, copy_arguments, copy_layer, copy_sources, fetched, settings
 from unionfs.build.copy_arguments import Arguments
 from unionfs.build.copy_layer import Kit, Made
@@ -57,16 +57,16 @@ def copy(work: Work, made: Instruction) -> None:
     if arguments.from_:
         return _copy_from(work, made, arguments)
     by_checksum = _key(work, made, arguments, arguments.urls, arguments.checksum) if arguments.checksum else ""
-    if by_checksum and (step := work.build.cache.find(by_checksum)) is not None:
-        return _found(work, made, step)  # what the URL has is known, so nothing is fetched
+    if by_checksum and (known := work.build.cache.find_layer(by_checksum)) is not None:
+        return _found(work, made, *known)  # what the URL has is known, so nothing is fetched
     with ExitStack() as stack:
         sources = _sources(work, made, arguments, stack)
         archives = [arguments.unpacks and fetched.holds_archive(source) for source in sources]
         content = copy_sources.digest(sources, arguments.mode)
         key = _key(work, made, arguments, content, archives)
-        step = work.build.cache.find(key)
-        if step is not None:
-            return _found(work, made, step)
+        known = work.build.cache.find_layer(key)
+        if known is not None:
+            return _found(work, made, *known)
         work.need_execution()
         store = work.build.store
 
@@ -79,17 +79,20 @@ def copy(work: Work, made: Instruction) -> None:
                 return json.dumps(_layer(work, arguments, opened)).encode("ascii")
 
         layer = Made(*json.loads(_call(made, make)))
-    return _made(work, made, layer, content, tuple(filter(None, (key, by_checksum))))
+        keys = tuple(filter(None, (key, by_checksum)))
+        if arguments.names and not work.is_unchanged(content, lambda: copy_sources.digest(sources, arguments.mode)):
+            keys = ()
+    return _made(work, made, layer, content, keys)
 
 
 def _copy_from(work: Work, made: Instruction, arguments: Arguments) -> None:
     """Of a stage or an image. Its files are read where their owners exist; if it is the stage or image that it was,
     they are not read at all."""
     origin = work.origin(made, arguments.from_)
-    quick = _key(work, made, arguments, origin.id, [arguments.names, arguments.excluded])
-    step = work.build.cache.find(quick)
-    if step is not None:
-        return _found(work, made, step)
+    quick = _key(work, made, arguments, origin.id, [arguments.names, arguments.excluded, arguments.texts])
+    known = work.build.cache.find_layer(quick)
+    if known is not None:
+        return _found(work, made, *known)
     work.need_execution()
     store = work.build.store
 
@@ -99,14 +102,14 @@ def _copy_from(work: Work, made: Instruction, arguments: Arguments) -> None:
             chosen = copy_sources.choose(tree, arguments.names, excluded, made.place, origin.shown)
             sources: list[Source] = [*chosen, *arguments.texts]
             content = copy_sources.digest(sources, arguments.mode)
-            is_known = work.build.cache.find(_key(work, made, arguments, content, [])) is not None
+            is_known = work.build.cache.find_layer(_key(work, made, arguments, content, [])) is not None
             return json.dumps([content, None if is_known else _layer(work, arguments, sources)]).encode("ascii")
 
     content, layer = json.loads(_call(made, make))
     key = _key(work, made, arguments, content, [])
-    if layer is None and (step := work.build.cache.find(key)) is not None:
-        work.build.cache.put(quick, step)
-        return _found(work, made, step)
+    if layer is None and (known := work.build.cache.find_layer(key)) is not None:
+        work.build.cache.put(quick, known[0])
+        return _found(work, made, *known)
     return _made(work, made, Made(*layer), content, (key, quick))
 
 
@@ -153,18 +156,18 @@ def _call(made: Instruction, make: Callable[[], bytes]) -> bytes:
         raise ContainerError("", str(made.place), str(error), hint=error.hint) from None
 
 
-def _found(work: Work, made: Instruction, step: Step) -> None:
-    assert step.layer is not None
-    work.add_known(step.layer)
+def _found(work: Work, made: Instruction, step: Step, layer: StepLayer) -> None:
+    work.add_known(layer)
     work.with_history(_id(work, made, step.id), step.created, _history(made, step.notes.get("content")), is_empty=False)
-    work.ended(is_cached=True, layer=step.layer, notes=step.notes)
+    work.ended(is_cached=True, layer=layer, notes=step.notes)
 
 
 def _made(work: Work, made: Instruction, layer: Made, content: str, keys: tuple[str, ...]) -> None:
-    created = work.now()
+    """Add the layer, and record it under `keys`."""
+    created, identifier = work.now(), keys[0] if keys else cache.new_id()
     notes = {"content": content, "entries": layer.entries}
-    work.add_copied(layer, work.recorder(keys, keys[0], created, notes))
-    work.with_history(_id(work, made, keys[0]), created, _history(made, content), is_empty=False)
+    work.add_copied(layer, work.recorder(keys, identifier, created, notes))
+    work.with_history(_id(work, made, identifier), created, _history(made, content), is_empty=False)
     work.ended(is_cached=False)
 
 

@@ -45,7 +45,7 @@ def of_context(root_fd: int, containerfile: str, named: str = "", *, is_foreign:
 
 def _parsed(data: bytes, name: str) -> Patterns:
     """A comment is a line that begins with #, without a blank before it."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").splitlines()
+    lines = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").split("\n")
     try:
         return Patterns(line for line in lines if not line.startswith("#"))
     except PatternError as error:

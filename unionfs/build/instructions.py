@@ -131,9 +131,14 @@ def _check(made: Instruction, escape: str) -> None:
 def trigger(made: Instruction, escape: str) -> Instruction:
     """The instruction that ONBUILD keeps for later. Raises: ContainerfileError."""
     keyword, _, rest = made.rest.partition(" ")
-    if keyword.upper() in _NOT_TRIGGERED:
-        raise ContainerfileError(made.place, f"ONBUILD cannot be followed by {keyword.upper()}")
+    check_trigger(keyword.upper(), made.place)
     return parse_line(made.line._replace(keyword=keyword.upper(), rest=rest.strip()), escape)
+
+
+def check_trigger(keyword: str, place: Place) -> None:
+    """Raises: ContainerfileError if ONBUILD cannot keep this instruction; a stranger's image may say that it does."""
+    if keyword in _NOT_TRIGGERED:
+        raise ContainerfileError(place, f"ONBUILD cannot be followed by {keyword}")
 
 
 class From(NamedTuple):

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from unionfs.containers import forked_calls, images
@@ -23,6 +24,12 @@ from unionfs.launcher.idmap import NamespaceMap
 from unionfs.syscalls.namespaces import set_parent_death_signal
 
 _READ: Final = 1 << 20
+_IF_FULL: Final = "the filesystem of the store is full: unionfs image prune removes what no image needs"
+
+
+def failures() -> AbstractContextManager[None]:
+    """As `images.failures`, in the words of a build."""
+    return images.failures("building", _IF_FULL)
 
 
 class Job:
@@ -41,7 +48,7 @@ class Job:
             os.close(self._result_fd)
             self._receiver.close()
             try:
-                with images.failures():
+                with failures():
                     data = body()
                 with open(write_fd, "wb", closefd=False) as pipe:
                     pipe.write(data)
@@ -111,7 +118,7 @@ def call(body: Callable[[], bytes]) -> bytes:
     Raises: as `Job.result`.
     """
     if my_ids() is None:
-        with images.failures():
+        with failures():
             return body()
     job = with_ids(body)
     try:

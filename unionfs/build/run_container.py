@@ -73,6 +73,7 @@ class Run(NamedTuple):
     script: tuple[str, str] | None = None  # name and text of a heredoc that is executed as a program
     limits: tuple[Limit, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()  # variables with the values of secrets: in no record
 
 
 class Around(NamedTuple):
@@ -117,7 +118,7 @@ def run(wanted: Run, around: Around) -> int:
 def _container(wanted: Run, around: Around, id_map: idmap.NamespaceMap | None) -> Container:
     process = Process(
         command=wanted.command,
-        environment=wanted.environment,
+        environment=(*wanted.environment, *wanted.secrets),
         user=wanted.user,
         workdir=wanted.workdir,
         no_new_privileges=False,  # sudo and su are used in builds, as docker lets them

@@ -61,13 +61,13 @@ def execute(work: Work, made: Instruction) -> None:
     mounts = _mounts(work, made)
     network = _network(work, made)
     arguments = {name: value for name, value in sorted(work.state.arguments.items()) if name not in work.state.env}
-    counted = {name: value for name, value in arguments.items() if name not in PROXIES}
     options = work.build.options
+    shown_by_mounts = [_key_of(work, made, mount) for mount in mounts]
     key = cache.key(
-        *(work.state.id, "RUN", command, script, counted, work.state.workdir, work.state.settings.user),
-        *([_key_of(work, made, mount) for mount in mounts], network, options.volumes, work.common),
+        *(work.state.id, "RUN", command, script, arguments, work.state.workdir, work.state.settings.user),
+        *(shown_by_mounts, network, options.volumes, work.common),
     )
-    shown = [f"{name}={value}" for name, value in counted.items()]
+    shown = [f"{name}={value}" for name, value in arguments.items()]
     prefix = f"|{len(shown)} {' '.join(shown)} " if shown else ""
     history = f"{prefix}{' '.join(command)}"
     step = work.build.cache.find(key)
@@ -79,12 +79,11 @@ def execute(work: Work, made: Instruction) -> None:
     work.collect()
     given = {name: options.arguments[name] for name in PROXIES if name in options.arguments}
     secrets = {
-        mount.env: options.secrets[mount.id]
+        mount.env: options.secrets[mount.id].decode(errors="surrogateescape")
         for mount in mounts
         if mount.type == SECRET and mount.env and mount.id in options.secrets
     }
     environment = {**given, **arguments, **work.state.env}
-    environment |= {name: value.decode(errors="surrogateescape") for name, value in secrets.items()}
     directory = os.path.join(work.build.directory(), f"run-{os.urandom(6).hex()}")
     os.mkdir(directory, 0o700)
     with ExitStack() as stack:
@@ -99,10 +98,12 @@ def execute(work: Work, made: Instruction) -> None:
             script,
             options.limits,
             options.volumes,
+            tuple(secrets.items()),
         )
         _run(work, made, wanted, directory)
+    is_fit = work.is_unchanged(shown_by_mounts, lambda: [_key_of(work, made, mount) for mount in mounts])
     created, identifier = work.now(), cache.new_id()
-    work.add_run(directory, work.recorder((key,), identifier, created, {}))
+    work.add_run(directory, work.recorder((key,) if is_fit else (), identifier, created, {}))
     work.with_history(identifier, created, history, is_empty=False)
     return work.ended(is_cached=False)
 
@@ -125,7 +126,12 @@ def _run(work: Work, made: Instruction, wanted: Run, directory: str) -> None:
         raise ContainerError("", str(made.place), str(error), hint=error.hint, status=error.status) from None
     if code:
         shell = work.state.shell[0] if made.words is None else ""
-        kept = work.keep(directory, wanted, shell) if work.build.options.keep_failed else ""
+        kept = ""
+        if work.build.options.keep_failed:
+            try:
+                kept = work.keep(directory, wanted, shell)
+            except ContainerError as error:  # the name is in use, or the disk is full: the command's failure counts
+                work.note(f"warning: no container is kept: {error}")
         raise FailedStep(made.place, made.line.text, code, kept).error()
 
 
@@ -168,7 +174,7 @@ def _network(work: Work, made: Instruction) -> Network:
 
 def _mounts(work: Work, made: Instruction) -> list[MountFlag]:
     try:
-        found = stages.run_mounts(made, work.state.variables)
+        found = stages.run_mounts(made, work.state.variables, work.build.plan.escape)
     except WordError as error:
         raise ContainerfileError(made.place, str(error)) from None
     for mount in found:

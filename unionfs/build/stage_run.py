@@ -61,7 +61,7 @@ def _begin(build: Build, stage: Stage) -> tuple[State, tuple[StageLayer, ...]]:
     """The state and the layers that a stage begins with."""
     if stage.parent is not None:
         result = build.results[stage.parent]
-        return result.state._replace(arguments={}, has_own_command=False), result.layers
+        return result.state._replace(has_own_command=False), result.layers  # arguments are inherited
     if stage.base == SCRATCH:
         platform = build.options.platform or own_platform()
         return of_scratch(platform, cache.key(SCRATCH, platform)), ()
@@ -92,7 +92,9 @@ def _triggers(state: State, stage: Stage, escape: str) -> list[Instruction]:
     found: list[Instruction] = []
     for text in kept if isinstance(kept, list) else ():
         document = lines.split(str(text), f"ONBUILD of {stage.base}")
-        found += [instructions.parse_line(line, escape) for line in document.lines]
+        for line in document.lines:
+            instructions.check_trigger(line.keyword, line.place)
+            found.append(instructions.parse_line(line, escape))
     return found
 
 

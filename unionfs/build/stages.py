@@ -106,12 +106,12 @@ def froms(made: Instruction) -> list[str]:
     return []
 
 
-def run_mounts(made: Instruction, variables: Mapping[str, str] | None = None) -> list[MountFlag]:
+def run_mounts(made: Instruction, variables: Mapping[str, str] | None = None, escape: str = "\\") -> list[MountFlag]:
     """The --mount flags of RUN; variables in them are replaced if they are given. Raises: ContainerfileError."""
     found = []
     for text in made.flags.all("mount"):
         try:
-            found.append(parse_mount(text if variables is None else replace(text, variables)))
+            found.append(parse_mount(text if variables is None else replace(text, variables, escape)))
         except ValueError as error:
             raise ContainerfileError(made.place, f"--mount={text}: {error}") from None
     return found

@@ -14,7 +14,8 @@ PROXIES: Final = tuple(
     for word in ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
     for name in (word.upper(), word)
 )
-"""Arguments that RUN gets without ARG, that are in no history and that no step depends on (Dockerfile reference)."""
+"""Arguments that RUN gets without ARG; then they are in no history, and no step depends on them (Dockerfile reference,
+"Predefined ARGs")."""
 
 
 class State(NamedTuple):

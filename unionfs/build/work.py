@@ -23,9 +23,11 @@ from unionfs.build.copy_layer import Made, compress, own_options
 from unionfs.build.instructions import Instruction
 from unionfs.build.jobs import Job, call, with_ids
 from unionfs.build.options import CACHED, DONE, NOTE, STEP, BuildOptions, Event, Told
-from unionfs.build.run_container import Run
+from unionfs.build.run_container import DIFF, Run
+from unionfs.build.source import ContainerfileError
 from unionfs.build.stages import Plan, Stage
 from unionfs.build.state import State
+from unionfs.containers.errors import ContainerError
 
 
 class NotCachedError(Exception):
@@ -97,9 +99,20 @@ class _Slot:
     descriptor: Descriptor | None = None
     diff_id: str = ""
     is_new: bool = True
+    text: str = ""  # of the step that makes it
     job: Job | None = None  # packs it; None once that was waited for
     complete: Callable[[bytes], tuple[str, StepLayer]] | None = None
     recorded: Callable[[StepLayer], None] | None = None
+
+    def packed(self) -> bytes:
+        """Wait for the job, and return its result. Raises: ContainerError that names the step, which may be an earlier
+        one than that in work; OSError."""
+        job, self.job = self.job, None
+        assert job is not None
+        try:
+            return job.result()
+        except ContainerError as error:
+            raise ContainerError("", self.text, str(error), hint=error.hint, status=error.status) from None
 
     def put_in_place(self, data: bytes) -> None:
         """Complete the layer with what its job has returned. Raises: ContainerError, OSError."""
@@ -154,7 +167,8 @@ class Work:
             run_layer.put_in_place(store, directory, packed)
             return self.build.cache.directory(packed.layer.diff_id), packed.layer
 
-        slot = _Slot(os.path.join(directory, "diff"), job=with_ids(pack), complete=complete, recorded=recorded)
+        where = os.path.join(directory, DIFF)
+        slot = _Slot(where, text=self._text, job=with_ids(pack), complete=complete, recorded=recorded)
         self._slots.append(slot)
 
     def add_copied(self, made: Made, recorded: Callable[[StepLayer], None]) -> None:
@@ -169,7 +183,8 @@ class Work:
             media_type, digest, size = json.loads(data)
             return directory, StepLayer(Descriptor(media_type, digest, size), made.diff_id, made.tar_size)
 
-        self._slots.append(_Slot(directory, job=with_ids(pack), complete=complete, recorded=recorded))
+        slot = _Slot(directory, text=self._text, job=with_ids(pack), complete=complete, recorded=recorded)
+        self._slots.append(slot)
 
     def collect(self, *, wait: bool = False) -> None:
         """Put the new layers in place and record their steps, if all are packed by now; with `wait`, once they are.
@@ -183,9 +198,8 @@ class Work:
         packed: list[tuple[_Slot, bytes]] = []
         try:
             for slot in pending:
-                job, slot.job = slot.job, None
-                assert job is not None
-                packed.append((slot, job.result()))
+                data = slot.packed()
+                packed.append((slot, data))
         finally:
             for slot, data in packed:
                 slot.put_in_place(data)
@@ -239,6 +253,17 @@ class Work:
     def note(self, text: str) -> None:
         self.tell(NOTE, text)
 
+    def is_unchanged(self, content: object, look: Callable[[], object]) -> bool:
+        """Whether `look` still finds `content` in the context; if not, a note says so. A step has then read what may be
+        neither what was there before nor what is there now, so no key fits its result."""
+        try:
+            is_same = look() == content
+        except (ContainerError, OSError):  # a file is gone
+            is_same = False
+        if not is_same:
+            self.note("warning: files of the context have changed during this step, so its result is not cached")
+        return is_same
+
     def ended(self, *, is_cached: bool, layer: StepLayer | None = None, notes: Mapping[str, Any] | None = None) -> None:
         """Report the end of the current step, and note it. `layer` and `notes` are those of the record, if there is
         one."""
@@ -274,9 +299,13 @@ class Work:
         """What --from names. Raises: ContainerfileError."""
         stage = self.build.plan.source(self.stage, name, made.place)
         if stage is not None:
-            result = self.build.results[stage.number]
-            return Origin(result.directories, result.state.id, f"the stage {stage.shown}")
-        base = self.build.bases[name, ""]
+            result = self.build.results.get(stage.number)
+            if result is not None:
+                return Origin(result.directories, result.state.id, f"the stage {stage.shown}")
+        base = self.build.bases.get((name, ""))
+        if base is None:  # only what is written in the Containerfile is known before the build begins
+            why = f"from={name} stands in a trigger of ONBUILD or comes from a variable, which is not supported"
+            raise ContainerfileError(made.place, why, hint="name the stage or image in the Containerfile itself")
         return Origin(tuple(reversed(base.directories)), base.descriptor.digest, f"the image {name}")
 
 

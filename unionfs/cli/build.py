@@ -194,7 +194,7 @@ def _parser() -> Parser:
     add(
         "--jobs",
         metavar="COUNT",
-        type=int,
+        type=_count,
         default=0,
         help="maximum number of stages built at once (default: the number of processors)",
     )
@@ -231,9 +231,13 @@ def _options(arguments: Namespace) -> BuildOptions:
     if arguments.network == "default":
         arguments.network = "host"
     arguments.publish, arguments.dns = (), ()
-    epoch = pack.source_date_epoch() if arguments.timestamp is None else Epoch(arguments.timestamp, of_all=True)
+    given = dict(found for text in arguments.build_arg if (found := _argument(text)) is not None)
+    if arguments.timestamp is None:
+        epoch = pack.source_date_epoch(given.get(pack.EPOCH_VARIABLE))  # an argument of BuildKit, too
+    else:
+        epoch = Epoch(arguments.timestamp, of_all=True)
     return BuildOptions(
-        arguments=dict(found for text in arguments.build_arg if (found := _argument(text)) is not None),
+        arguments=given,
         secrets=dict(_secret(text) for text in arguments.secret),
         target=arguments.target,
         platform=parse_platform(arguments.platform) if arguments.platform else None,
@@ -309,7 +313,8 @@ def _secret(text: str) -> tuple[str, bytes]:
         variable = name
     unknown = values.keys() - {"id", "src", "source", "env", "type"}
     if not name or unknown or (source and variable):
-        raise CommandError(f"build: bad secret: {text}", hint="expected id=NAME,src=FILE or id=NAME,env=VARIABLE")
+        hint = "expected id=NAME,src=FILE or id=NAME,env=VARIABLE"
+        raise CommandError(f"build: bad secret: {text}", hint=hint, status=OWN_FAILURE)
     if not source and not variable:
         variable = name if name in os.environ else ""
         source = "" if variable else name
@@ -339,6 +344,12 @@ def _volume(text: str, root: str) -> Volume:
             f"build: bad volume: {text}: {why}", hint=f"a directory here is ./{found.name}", status=OWN_FAILURE
         )
     return found
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of stages")
+    return int(text)
 
 
 def _seconds(text: str) -> int:

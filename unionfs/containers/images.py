@@ -200,9 +200,12 @@ def owners_here() -> str:
     return owners.MAPPED if count > 1 else owners.NOTED
 
 
+_FULL: Final = "layers gc removes unused layers; a second try continues with the layers that were fetched"
+
+
 @contextmanager
-def failures() -> Iterator[None]:
-    """Convert LayerError and OSError to ContainerError."""
+def failures(what: str = "working on images", if_full: str = _FULL) -> Iterator[None]:
+    """Convert LayerError and OSError to ContainerError, `if_full` being the hint for a full disk."""
     try:
         yield
     except LayerError as error:
@@ -211,9 +214,8 @@ def failures() -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "layers gc removes unused layers; a second try continues with the layers that were fetched"
-        hint = hint if full else ELSEWHERE if error.errno == errno.EROFS else ""
-        raise ContainerError.of("working on images", error, hint=hint) from error
+        hint = if_full if full else ELSEWHERE if error.errno == errno.EROFS else ""
+        raise ContainerError.of(what, error, hint=hint) from error
 
 
 @contextmanager
