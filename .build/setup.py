@@ -33,7 +33,8 @@ CORE = """acl attrs backing branch content copy_metadata copyup create data_file
     handle_table hardlinks inode_flags inodes ledger listing lookup lower marks metadata namecache names node
     node_record owner_override owners ownership partial placement readdir remove rename sparse_copyup staging union
     union_state view"""
-KERNEL = "abi activity busy_poll data decode device dispatch encode handlers handshake listing opens turn views"
+KERNEL = """abi activity activity_sums busy_poll data decode device dispatch encode handlers handshake listing opens
+    turn views"""
 SOURCES = [
     "unionfs/markers.py",
     "unionfs/id_ranges.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections import Counter
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -74,7 +75,7 @@ def observed(served: Served, recording: Activity, request: bytes) -> bytes | Non
     buf = memoryview(request)
     recording.is_to_be_served(buf, len(buf))
     reply = served.dispatcher.handle(buf, len(buf))
-    recording.served(served.dispatcher, buf, len(buf), reply, 0.0)
+    recording.served(served.dispatcher, buf, len(buf), reply, 0.0, monotonic())
     return None if reply is None else bytes(reply)
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import errno
 import logging
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Final
 
 from unionfs.fuse.kernel import abi, encode
 from unionfs.fuse.kernel.busy_poll import BusyPoll
+from unionfs.fuse.kernel.decode import BODY
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.kernel.dispatch import Dispatcher
 
 log = logging.getLogger(__name__)
 
+_clock: Final = monotonic
 _FULL: Final = (-errno.ENOSPC, -errno.EDQUOT)
 _REQUESTS_BETWEEN: Final = 64
 """How many requests may come before a refusal for want of space is sent."""
 _ERROR_SIZE: Final = abi.OUT_HEADER.size
+_SETATTR_SIZE: Final = BODY + abi.SETATTR_IN.size
 
 
 def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until: float, sleeps: bool) -> None:
@@ -30,42 +33,48 @@ def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until:
     `sleeps`: sleep while there is no request; else return. Raises: Gone, and what a signal handler raises in a sleep.
     """
     request, slow, session = device.request, dispatcher.slow, dispatcher.session
-    observes = session.options.debug or len(session.observers) > 0  # they are changed between two turns
+    is_logged = session.options.debug
+    observes = is_logged or len(session.observers) > 0  # they are changed between two turns
     while not session.over:
         length = busy_poll.look(device) if sleeps else 0
         if not length:
             length = device.sleep() if sleeps else device.receive()
         if not length:
             return
-        reply = _observed(dispatcher, request, length) if observes else dispatcher.handle(request, length)
+        if observes:
+            reply, now = _observed(dispatcher, request, length, is_logged=is_logged)
+        else:
+            reply, now = dispatcher.handle(request, length), 0.0
         if reply is not None:
             if len(reply) == _ERROR_SIZE and abi.OUT_HEADER.unpack_from(reply)[1] in _FULL:
                 reply = _serve_after_forgets(device, dispatcher, bytes(request[:length]), reply)
             if reply is not None:
                 answer(device, reply)
-        if slow or monotonic() > until:
+        if slow or (now or _clock()) > until:
             return
 
 
-def _observed(dispatcher: Dispatcher, request: memoryview, length: int) -> bytes | memoryview | None:
-    """Serve a request, and let the log and the observers record it."""
-    session = dispatcher.session
+def _observed(
+    dispatcher: Dispatcher, request: memoryview, length: int, *, is_logged: bool
+) -> tuple[bytes | memoryview | None, float]:
+    """Serve a request, and let the log and the observers record it. Returns its reply, and when it was there."""
+    observers = dispatcher.session.observers
+    if length >= _SETATTR_SIZE:  # it is for a SETATTR only
+        try:
+            for observer in observers:
+                observer.is_to_be_served(request, length)
+        except Exception as bug:  # noqa: BLE001  it must not end the daemon
+            _stop_observing(dispatcher, bug)
+            observers = ()
+    began = _clock()
+    reply = dispatcher.handle_and_log(request, length) if is_logged else dispatcher.handle(request, length)
+    now = _clock()
     try:
-        for observer in session.observers:
-            observer.is_to_be_served(request, length)
+        for observer in observers:
+            observer.served(dispatcher, request, length, reply, began, now)
     except Exception as bug:  # noqa: BLE001  it must not end the daemon
         _stop_observing(dispatcher, bug)
-    began = perf_counter()
-    if session.options.debug:
-        reply = dispatcher.handle_and_log(request, length)
-    else:
-        reply = dispatcher.handle(request, length)
-    try:
-        for observer in session.observers:
-            observer.served(dispatcher, request, length, reply, began)
-    except Exception as bug:  # noqa: BLE001  it must not end the daemon
-        _stop_observing(dispatcher, bug)
-    return reply
+    return reply, now
 
 
 def _stop_observing(dispatcher: Dispatcher, bug: Exception) -> None:
