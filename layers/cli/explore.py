@@ -68,7 +68,7 @@ def main(argv: list[str], unions: Unions = lambda text, root: None) -> int:
         elif not sys.stdout.isatty() or not sys.stdin.isatty() or os.environ.get("TERM", "") in _DUMB:
             _print(opened)
         else:
-            _run(opened, arguments)
+            return _run(opened, arguments)
     return 0
 
 
@@ -151,9 +151,9 @@ def _print(opened: Sequence[_Opened]) -> None:
         print("\n".join(words.summary(one.tree, one.stack.layers)))
 
 
-def _run(opened: Sequence[_Opened], arguments: Namespace) -> None:
+def _run(opened: Sequence[_Opened], arguments: Namespace) -> int:
     try:
-        from layers.screen.app import ExplorerApp, Side
+        from layers.screen.app import TERMINATED, ExplorerApp, Side
     except ModuleNotFoundError as error:
         hint = "pip install 'unionfs[explore]'; without it: layers explore ... | cat, or --html FILE"
         raise LayerError("explore", "", f"the Python package {error.name} is missing", hint=hint) from None
@@ -162,8 +162,11 @@ def _run(opened: Sequence[_Opened], arguments: Namespace) -> None:
     ]  # fmt: skip
     app = ExplorerApp(sides)
     app.run()
+    if app.return_code == TERMINATED:
+        return TERMINATED
     if app.return_code:
         raise LayerError("explore", "", "the screen has ended with an error")
+    return 0
 
 
 def _shell(opened: _Opened, arguments: Namespace, level: int) -> None:

@@ -16,6 +16,8 @@ MARK: Final = "mark"  # no entry, but a whiteout or opaque mark
 
 DIFF_MAX: Final = 64 << 10
 """Bytes of a file that is compared as text; larger files are compared by size and digest."""
+LINES_MAX: Final = 4000
+"""Lines of such a file: finding the differences takes time by the square of their number."""
 
 
 class Version(NamedTuple):
@@ -86,5 +88,7 @@ def text_difference(old: bytes, new: bytes, *, context: int = 2) -> list[str] | 
         try:
             texts.append(data.decode().splitlines())
         except UnicodeDecodeError:
+            return None
+        if len(texts[-1]) > LINES_MAX:
             return None
     return list(difflib.unified_diff(texts[0], texts[1], n=context, lineterm=""))[2:]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import IO, Any, Final
 
 from layers.entry import DIRECTORY, FILE, LINK, OPAQUE, SYMLINK, WHITEOUT, Entry
+from layers.errors import Refused
 from layers.explore.columns import Columns, text, write
 from layers.pieces import HEAD, Piece
 from layers.safe_open import Path
@@ -20,10 +21,13 @@ _DIGEST: Final = 16  # bytes of an XXH3-128
 _NO_CONTENT: Final = bytes(_DIGEST)
 _NO_HEAD: Final = bytes(HEAD)
 _FORMAT: Final = 12  # the bits of S_IFMT begin here
+TEXT_MAX: Final = 1 << 30
+"""Bytes of the paths and attributes of a layer, which are kept in memory: some 200 for each of the most entries."""
 
 
 def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the columns of a layer to an empty file; returns what they say of it. Raises the errors of the pieces.
+    """Write the columns of a layer to an empty file; returns what they say of it. Raises: Refused beyond TEXT_MAX; the
+    errors of the pieces.
 
     `about` is filled by the caller as the pieces are read (such as the digest of a tar), and written with the columns.
     """
@@ -58,6 +62,8 @@ def write_layer(pieces: Iterable[Piece], file: IO[bytes], about: dict[str, Any] 
             counts["files"] += 1
         extra_ends.append(len(extras))
         stored_here += piece.stored
+        if len(paths) + len(extras) > TEXT_MAX:
+            raise Refused("reading a layer", "", f"its names and attributes take more than {TEXT_MAX} bytes")
     told = {**(about or {}), "records": len(path_ends) - 1, "stored": stored_here, "counts": counts}
     blobs = {"paths": paths, "extras": extras, "content": contents, "head": heads}
     write(file, told, {**numbers, "path": path_ends, "extra": extra_ends, **blobs})

@@ -183,11 +183,6 @@ class Explorer:
             entry = self.tree.shown(node, self.base)
         return self.tree.is_directory(entry)
 
-    def _size(self, node: int) -> tuple[int, int]:
-        """Return bytes and files of a path; for a removed path, those before its removal."""
-        level = self.level if self.tree.shown(node, self.level) >= 0 else self.base
-        return self.tree.size(node, level)
-
     def _row_of(self, node: int) -> int:
         try:
             return self._nodes.index(node)
@@ -195,15 +190,20 @@ class Explorer:
             return -1
 
     def _children(self, node: int) -> list[int]:
-        tree, level = self.tree, self.level
-        found = tree.children(node, self.base, level)
-        if self._let_through is not None:
-            found = [child for child in found if child in self._let_through]
-        if self.order == BY_SIZE:
-            found.sort(key=lambda child: (not self._is_directory(child), -self._size(child)[0]))
-        else:
-            found.sort(key=lambda child: not self._is_directory(child))  # they come sorted by name
-        return found
+        tree, base, level, by_size = self.tree, self.base, self.level, self.order == BY_SIZE
+        found: list[tuple[bool, int, int]] = []
+        for child in tree.children(node, base, level):
+            if self.is_filtered_out(child):
+                continue
+            at, entry = level, tree.shown(child, level)
+            if entry < 0:  # removed: as it was before
+                at, entry = base, tree.shown(child, base)
+            is_directory, size = tree.is_directory(entry), 0
+            if by_size:
+                size = tree.size(child, at)[0] if is_directory else tree.stored[entry]
+            found.append((not is_directory, -size, child))
+        found.sort()  # children are numbered by name
+        return [child for _, _, child in found]
 
     def _below(self, node: int, depth: int) -> tuple[list[int], list[int]]:
         """Return the rows below a directory, including those of open directories in it."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, Final
 
 from layers.entry import DIRECTORY, LINK, OPAQUE, WHITEOUT
+from layers.errors import Refused
 from layers.explore.columns import write
 from layers.explore.layer_index import LACKING, LayerIndex
 
@@ -29,13 +30,16 @@ WASTED: Final = (REPLACED, REMOVED, SAME)
 NEVER: Final = 0xFFFF  # `by` of an entry that shows in the topmost layer
 IMPLIED: Final = 0xFFFFFFFF  # `record` of a directory that no layer has an entry of, but something below it
 LAYERS_MAX: Final = 0xFFFE
+NODES_MAX: Final = 10_000_000
+"""Paths of a tree, of up to 400 bytes of memory each. One entry of a tar can have 2,000 directories in its path."""
 
 _DIRECTORY: Final = DIRECTORY >> 12
 _MARKS: Final = (WHITEOUT, OPAQUE)
 
 
 def write_tree(layers: Sequence[LayerIndex], file: IO[bytes], about: dict[str, Any]) -> None:
-    """Merge `layers`, bottom first, and write the columns to an empty file. Raises: ValueError for too many layers."""
+    """Merge `layers`, bottom first, and write the columns to an empty file. Raises: ValueError for too many layers;
+    Refused beyond NODES_MAX."""
     if len(layers) > LAYERS_MAX:
         raise ValueError(f"{len(layers)} layers")
     builder = _Builder(layers)
@@ -73,6 +77,8 @@ class _Builder:
         found = below.get(name)
         if found is None:
             found = below[name] = len(self._names)
+            if found >= NODES_MAX:
+                raise Refused("merging layers", "", f"they have more than {NODES_MAX} paths")
             self._names.append(name)
             self._parents.append(node)
             self._below.append(None)
@@ -342,27 +348,28 @@ class _Builder:
 
     def _duplicates(self, columns: dict[str, Any], old_numbers: array[int]) -> dict[str, array[int]]:
         """Return groups of visible files with the same data, those that waste most first."""
-        groups: dict[int, int] = {}  # hash -> its first entry, or less than 0: -1 - index into `found`
-        found: list[array[int]] = []
-        layers = self._layers
+        buckets = [array("I") for _ in range(256)]  # by the first byte of the digest: entry, record of its data
+        layers, data_of = self._layers, self._data_of
         by, layer_of, record_of, stored = columns["by"], columns["layer"], columns["record"], columns["stored"]
         for entry, old in enumerate(old_numbers):
             if by[entry] != NEVER or not stored[entry]:
                 continue
-            data = self._data_of.get(old)
+            data = data_of.get(old) if data_of else None
             record = record_of[entry] if data is None else self._record[data]
             content = layers[layer_of[entry]].content(record)
-            if not content:
-                continue
-            key = hash((content, stored[entry]))
-            known = groups.get(key)
-            if known is None:
-                groups[key] = entry
-            elif known < 0:
-                found[-1 - known].append(entry)
-            else:
-                found.append(array("I", [known, entry]))
-                groups[key] = -len(found)
+            if content:
+                buckets[content[0]].extend((entry, record))
+        found: list[array[int]] = []
+        for bucket in buckets:  # one after the other: a dictionary of all would take 150 bytes for each
+            groups: dict[tuple[bytes, int], array[int]] = {}
+            for entry, record in zip(bucket[::2], bucket[1::2], strict=True):
+                key = layers[layer_of[entry]].content(record), stored[entry]
+                group = groups.get(key)
+                if group is None:
+                    groups[key] = array("I", [entry])
+                else:
+                    group.append(entry)
+            found += [group for group in groups.values() if len(group) > 1]
         found.sort(key=lambda group: (-(len(group) - 1) * stored[group[0]], group[0]))
         members, at = array("I"), array("I", [0])
         for group in found:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Protocol
 
@@ -13,6 +15,7 @@ from textual import events, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
+from textual.notifications import SeverityLevel
 from textual.widgets import DataTable, Footer, Static
 from textual.worker import get_current_worker
 
@@ -32,7 +35,8 @@ from unionfs.printable import printable, printable_line
 
 LEAST_WIDTH: Final = 60
 LEAST_HEIGHT: Final = 16
-_NAME_MAX: Final = 40
+TERMINATED: Final = 128 + signal.SIGTERM
+"""The return code after SIGTERM, as of a program that it has ended."""
 
 
 class Layer(words.Layer, Readable, Protocol):
@@ -71,7 +75,8 @@ class ExplorerApp(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?"),
-        Binding("q,ctrl+c", "quit", "Quit", key_display="q", priority=False),
+        Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),  # in a line of input it would copy
         Binding("ctrl+z", "suspend_process", show=False),
         Binding("tab", "app.focus_next", "Pane", show=True),
         Binding("slash", "find", "Find", key_display="/"),
@@ -109,13 +114,26 @@ class ExplorerApp(App[None]):
                     pane.can_focus = True
                     yield Static(id="text")
             for number, side in enumerate(self.sides):
-                yield TreePane(side.explorer, printable_line(side.title), number)
+                yield TreePane(side.explorer, Text(printable_line(side.title)), number)
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
         self._fill_layers()
         self.pane.focus()
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # after Ctrl-Z
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, None, TERMINATED)
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = False,
+    ) -> None:
+        """Show a message, never as markup: it may have a name with brackets in it."""
+        super().notify(message, title=title, severity=severity, timeout=timeout, markup=False)
 
     @property
     def side(self) -> Side:
@@ -163,6 +181,7 @@ class ExplorerApp(App[None]):
             at = int((event.widget.id or "tree0").removeprefix("tree"))
             if at != self._at:
                 self._at = at
+                self._matches = []
                 self._fill_layers()
             self._tell_entry()
         elif event.widget.id == "layers":
@@ -213,7 +232,7 @@ class ExplorerApp(App[None]):
         side, explorer = self.side, self.side.explorer
         said = f"layers 0 to {explorer.level}" if explorer.whole else f"what layer {explorer.level} changes"
         said += "" if explorer.filter.is_open else ", filtered"
-        self.pane.border_title = f"{printable_line(side.title)}: {said}"
+        self.pane.border_title = Text(f"{printable_line(side.title)}: {said}")
 
     # -- what the keys do --
 
@@ -255,15 +274,28 @@ class ExplorerApp(App[None]):
         self.push_screen(Ask("find a name"), self._find)
 
     def _find(self, wanted: str | None) -> None:
-        if not wanted:
+        if wanted:
+            self._look_for(self._at, wanted)
+
+    @work(thread=True, exclusive=True, group="find")
+    def _look_for(self, at: int, wanted: str) -> None:
+        worker = get_current_worker()
+        matches: list[int] = []
+        for node in self.sides[at].explorer.find(wanted.encode("utf-8", "surrogateescape")):
+            matches.append(node)
+            if worker.is_cancelled or len(matches) == _MATCHES_MAX:
+                break
+        if not worker.is_cancelled:
+            self.call_from_thread(self._found, at, wanted, matches)
+
+    def _found(self, at: int, wanted: str, matches: list[int]) -> None:
+        if at != self._at:  # the numbers are of the other tree
             return
-        found = self.side.explorer.find(wanted.encode("utf-8", "surrogateescape"))
-        self._matches = list(_first(found))
-        self._match = -1
-        if not self._matches:
-            self.notify(f"no name has {printable(wanted)} in it", severity="warning")
-        else:
+        self._matches, self._match = matches, -1
+        if matches:
             self.action_found(1)
+        else:
+            self.notify(f"no name has {printable(wanted)} in it", severity="warning")
 
     def action_found(self, step: int) -> None:
         if not self._matches:
@@ -403,8 +435,3 @@ class ExplorerApp(App[None]):
 
 
 _MATCHES_MAX: Final = 10_000
-
-
-def _first(found: Iterator[int]) -> Iterator[int]:
-    for _, node in zip(range(_MATCHES_MAX), found, strict=False):
-        yield node

@@ -37,7 +37,7 @@ Ctrl-F  filter: changes, layer, size, owner, set-id,
         world-writable, name, content type
 Ctrl-U  show or hide unchanged        Ctrl-R  show or hide removed
 Ctrl-B  owner and mode                Ctrl-O  by size, by name
-w       wasted bytes, with causes     v       compare with layer below
+w       wasted bytes, with causes     v       compare versions
 y       copy the path                 s       read-only shell
 Ctrl-E, e  extract a file or a directory
 """
@@ -55,10 +55,7 @@ class Dialog(ModalScreen[T]):
     Dialog > Vertical { width: 90%; max-width: 100; height: auto; max-height: 90%; border: round $accent;
         background: $surface; padding: 0 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Close"),
-        Binding("ctrl+c", "app.quit", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Close")]
 
     def action_leave(self) -> None:
         self.dismiss(None)
@@ -88,7 +85,7 @@ class Lines(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as window:
-            window.border_title = self._title
+            window.border_title = Text(self._title)
             with VerticalScroll():
                 yield Static(Text("\n".join(self._lines)))
 
@@ -109,7 +106,7 @@ class Ask(Dialog[str]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as window:
-            window.border_title = self._title
+            window.border_title = Text(self._title)
             yield Input(self._text)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

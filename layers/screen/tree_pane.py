@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -58,7 +59,7 @@ class TreePane(ScrollView, can_focus=True):
             super().__init__()
             self.pane = pane
 
-    def __init__(self, explorer: Explorer, title: str, number: int) -> None:
+    def __init__(self, explorer: Explorer, title: Text, number: int) -> None:
         super().__init__(id=f"tree{number}")
         self.explorer = explorer  # immutable
         self.cursor = 0
@@ -77,6 +78,7 @@ class TreePane(ScrollView, can_focus=True):
         """Redraw after the rows of the explorer have changed."""
         self.virtual_size = Size(0, len(self.explorer))
         self._place(self.cursor)
+        self.refresh()
 
     def go_to(self, node: int) -> bool:
         """Open the directories above a node and put the cursor on it. False if it is not visible."""
@@ -84,6 +86,7 @@ class TreePane(ScrollView, can_focus=True):
         self.virtual_size = Size(0, len(self.explorer))
         if row >= 0:
             self._place(row)
+            self.refresh()
             self.scroll_to(y=row - self.size.height // 3, animate=False, force=True)  # with what is above it
         return row >= 0
 
@@ -124,9 +127,12 @@ class TreePane(ScrollView, can_focus=True):
     # -- keys and mouse --
 
     def _place(self, row: int) -> None:
+        """Put the cursor on a row. Only the two rows are drawn, or all if the pane scrolls."""
+        before = self.cursor
         self.cursor = max(0, min(row, len(self.explorer) - 1))
         self.scroll_to_region(Region(0, self.cursor, 1, 1), animate=False, force=True)
-        self.refresh()
+        self.refresh_line(before)
+        self.refresh_line(self.cursor)
         self.post_message(self.Moved(self))
 
     def action_move(self, step: int) -> None:

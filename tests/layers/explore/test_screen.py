@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Checkbox, DataTable, Input, Static
 
+from layers import gc
+from layers.cli import stacks
+from layers.explore.indexes import open_tree
 from layers.explore.model import BY_NAME
 from layers.screen.app import ExplorerApp, Side
 from layers.screen.dialogs import FilterDialog, Lines, WasteDialog
 from layers.screen.tree_pane import TreePane
+from layers.store import Store
+from tests.layers import images, trees
 from tests.layers.explore.building import Member, of_tars, tree_of
 
 SMALL, LARGE = (80, 24), (200, 60)
@@ -40,9 +46,10 @@ TOP: tuple[Member, ...] = (
 Body = Callable[[ExplorerApp, Pilot[None]], Awaitable[None]]
 
 
-def drive(body: Body, *stacks: tuple[tuple[Member, ...], ...], size: tuple[int, int] = SMALL) -> None:
-    """Run `body` with the app of these stacks, each of layers bottom first."""
-    from contextlib import ExitStack
+def drive(
+    body: Body, *images_: tuple[tuple[Member, ...], ...], size: tuple[int, int] = SMALL, title: str = "image"
+) -> None:
+    """Run `body` with the app of these images, each of layers bottom first."""
 
     async def run() -> None:
         app = ExplorerApp(sides)
@@ -52,11 +59,11 @@ def drive(body: Body, *stacks: tuple[tuple[Member, ...], ...], size: tuple[int, 
 
     with ExitStack() as keep:
         sides = []
-        for number, members in enumerate(stacks or ((BASE, TOP),)):
+        for number, members in enumerate(images_ or ((BASE, TOP),)):
             layers = of_tars(*members)
             for at, layer in enumerate(layers):
                 layer.created_by = f"RUN step {at}"
-            sides.append(Side(f"image {number}", keep.enter_context(tree_of(layers)), layers))
+            sides.append(Side(f"{title} {number}", keep.enter_context(tree_of(layers)), layers))
         asyncio.run(run())
 
 
@@ -299,3 +306,54 @@ def test_an_empty_layer_and_help_are_shown() -> None:
         assert type(app.screen).__name__ != "Lines"
 
     drive(body, ((),))
+
+
+def test_names_with_brackets_are_no_markup(scratch: Path) -> None:
+    name = "[/] [@click=app.quit]x[bold"
+
+    async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
+        await keys(pilot, "j", "y")
+        assert any(name in one.message for one in app._notifications)
+        await keys(pilot, "v")
+        assert isinstance(app.screen, Lines)
+        await keys(pilot, "escape", "e")
+        app.screen.query_one(Input).value = os.fspath(scratch / "[/]out")
+        await keys(pilot, "enter", "slash", *"[/]x", "enter")
+        drawn = "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+        assert "[/]out" in drawn
+        assert "no name has [/]x in it" in drawn
+        assert app.is_running
+
+    below, above = ((f"d/{name}", {}, data) for data in (b"old", b"new"))
+    drive(body, ((below,), (above,)), size=LARGE, title="[/] [red]title")
+
+
+def test_an_image_that_is_removed_meanwhile_is_still_shown(scratch: Path) -> None:
+    images.layout(scratch / "images", [trees.tar_of(list(one)) for one in (BASE, TOP)], name="docker.io/library/t:1")
+    store = Store(os.fspath(scratch))
+
+    async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
+        store.untag("docker.io/library/t:1")
+        gc.collect(store)
+        assert os.listdir(store.indexes) == []
+        await keys(pilot, "slash", *"changed", "enter")
+        assert "=> layer 1" in told(app)
+        await keys(pilot, "v")
+        assert type(app.screen).__name__ != "Lines"
+        await keys(pilot, "e")
+        app.screen.query_one(Input).value = os.fspath(scratch / "out")
+        await keys(pilot, "enter")
+        assert len([one for one in app._notifications if "blob" in one.message]) == 2
+        assert not (scratch / "out").exists()
+        await keys(pilot, "g", "w")
+        assert isinstance(app.screen, WasteDialog)
+
+    async def run(side: Side) -> None:
+        app = ExplorerApp([side])
+        async with app.run_test(size=SMALL) as pilot:
+            await pilot.pause()
+            await body(app, pilot)
+
+    with ExitStack() as keep:
+        stack = stacks.of_image(store, store.find("t:1"))
+        asyncio.run(run(Side("t", open_tree(stack.layers, store, keep), stack.layers)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,15 @@ class Terminal:
         self.type("C-u", "stty -a | tr ';' '\\n' | grep -cE '(^| )(icanon|echo|isig)( |$)'", "Enter")
         self.wait_for(r"^[1-3]$")
 
+    def pid_of(self, program: str) -> int:
+        """The process id of a program on the terminal."""
+        tty = self._tmux("display-message", "-p", "#{pane_tty}").strip()
+        listed = subprocess.run(
+            ["ps", "-t", tty.removeprefix("/dev/"), "-o", "pid=,args="], check=True, capture_output=True, text=True
+        )
+        (found,) = (line.split()[0] for line in listed.stdout.splitlines() if line.split()[1] == program)
+        return int(found)
+
     def close(self) -> None:
         self._tmux("kill-server")
 
@@ -102,8 +112,17 @@ def test_keys_ctrl_z_resize_and_ctrl_c_leave_the_terminal_right(terminal: Termin
     terminal.is_right()
     terminal.type("clear; fg; echo ended $?", "Enter")
     terminal.wait_for("hidden: layer 1 replaces it")
+    terminal.type("/")
+    terminal.wait_for("find a name")
     terminal.type("C-c")
     terminal.wait_for("^ended 0")
+    terminal.is_right()
+
+
+def test_sigterm_leaves_the_terminal_right(terminal: Terminal) -> None:
+    start(terminal)
+    os.kill(terminal.pid_of(sys.executable), signal.SIGTERM)
+    terminal.wait_for("^ended 143")
     terminal.is_right()
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layers import size_report
-from layers.explore import details, waste
+from layers.errors import Refused
+from layers.explore import details, layer_index, tree_build, waste
 from layers.explore.filters import Filter, matching
 from layers.explore.tree_build import NEVER
 from layers.explore.tree_index import ADDED, BELOW, CHANGED, METADATA, REMOVED_HERE, ROOT, SAME_HERE, TreeIndex
@@ -241,3 +242,18 @@ def test_an_empty_stack_and_an_empty_layer_are_trees() -> None:
         assert (len(tree), tree.size(ROOT, 0), list(waste.hidden(tree))) == (1, (0, 0), [])
     with tree_of([Layer(trees.tar_of([("a" * 200 + "/" * 1, {"type": b"5"}, b"")]))]) as tree:
         assert tree.by[0] == NEVER
+
+
+def test_a_stack_of_too_many_paths_or_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: tuple[Member, ...] = (("/".join("abcdefgh"), {}, b"1"),)
+    monkeypatch.setattr(tree_build, "NODES_MAX", 8)
+    with pytest.raises(Refused, match="more than 8 paths"), tree_of(of_tars(deep)):
+        pass
+    monkeypatch.setattr(layer_index, "TEXT_MAX", 14)
+    with pytest.raises(Refused, match="more than 14 bytes"), tree_of(of_tars(deep)):
+        pass
+
+
+def test_texts_of_many_lines_are_not_compared() -> None:
+    assert details.text_difference(b"a\n" * details.LINES_MAX, b"a\n") is not None
+    assert details.text_difference(b"a\n" * (details.LINES_MAX + 1), b"a\n") is None
