@@ -133,6 +133,19 @@ def test_what_is_known_from_before_and_what_was_forgotten(served: Served, monkey
     assert {row["reason"]: row["requests"] for row in told["rows"]} == {"missing": 1, "first": 1}
 
 
+def test_beyond_the_most_rows_requests_are_counted_without_a_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "ROWS_MAX", 1)
+    recording = Activity(served.session, served.union)
+    for _ in range(2):
+        for name in (b"none", b"f", b"f", b"none", b"none"):
+            observed(served, recording, wire.request(wire.LOOKUP, ROOT, name + b"\0"))
+        rows = recording.take(whole=True)["rows"]
+        assert sum(row["requests"] for row in rows) == 5
+        assert [row["directory"] for row in rows] == ["/"] + [""] * (len(rows) - 1)
+
+
 def test_a_bug_ends_the_recording_and_not_the_daemon(
     served: Served, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

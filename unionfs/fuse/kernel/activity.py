@@ -51,6 +51,8 @@ NODES_MAX: Final = 50_000
 NAMES_MAX: Final = 100_000
 COPIES_MAX: Final = 100_000
 """What is remembered at most, some 200 bytes each; then all of it is forgotten, and `forgot` is set."""
+ROWS_MAX: Final = 100_000
+"""Sums that are kept between two answers; beyond, a request is counted without program and directory."""
 PROGRAMS_MAX: Final = 20_000
 """Processes that are remembered at most."""
 FILES_MAX: Final = 50
@@ -138,6 +140,9 @@ class Activity:
         self._seen: dict[int, Seen] = {}
         self._directories: dict[str, Directory] = {}
         self._active: list[Directory] = []  # those with rows
+        self._rows = 0  # since the last `take`
+        self._elsewhere = Directory("")  # what is beyond ROWS_MAX is counted here
+        self._nobody = Program(0)
         self._programs: dict[int, Program] = {}
         self._names = 0
         self._late: dict[int, Late] = {}  # by unique
@@ -148,7 +153,7 @@ class Activity:
         self._is_unchanging = False  # whether the request in hand sets attributes to what they are
         self._hot: list[dict[str, Any]] = []  # of nodes that were forgotten
         # What the last request was about, which the next one often is about, too: found without a dictionary.
-        self._program = Program(0)
+        self._program = self._nobody
         self._node = -1
         self._seen_last = Seen(b"", Directory(""), is_directory=False)
         self._key = -1
@@ -302,10 +307,20 @@ class Activity:
     def _row(self, directory: Directory, key: int, program: Program) -> Row:
         row = directory.rows.get(key)
         if row is None:
-            if not directory.rows:
-                self._active.append(directory)
-            row = directory.rows[key] = Row(key & 0xFF, key >> 8 & 0xFF, program)
+            row = self._new_row(directory, key, program)
         self._key, self._row_directory, self._row_last = key, directory, row
+        return row
+
+    def _new_row(self, directory: Directory, key: int, program: Program) -> Row:
+        self._rows += 1
+        if self._rows > ROWS_MAX:
+            directory, program, key = self._elsewhere, self._nobody, key & 0xFFFF
+            row = directory.rows.get(key)
+            if row is not None:
+                return row
+        if not directory.rows:
+            self._active.append(directory)
+        row = directory.rows[key] = Row(key & 0xFF, key >> 8 & 0xFF, program)
         return row
 
     def _of_lookup(
@@ -464,6 +479,7 @@ class Activity:
             rows += [_as_json(row, directory.path) for row in directory.rows.values()]
             directory.rows = {}
         self._active = []
+        self._rows = 0
         self._key = -1
         found: dict[str, Any] = {"rows": rows, "forgot": self.forgot}
         if whole:
