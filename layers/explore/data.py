@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Final, Protocol
 
 import xxhash
@@ -85,15 +85,25 @@ def first_name(index: LayerIndex, record: int) -> int:
 
     Raises: Refused where the layer has no such file.
     """
-    if index.kind_of(record) != LINK:
-        return record
-    wanted = bytes.fromhex(index.extra(record)["link"])
-    for at in range(len(index) - 1, -1, -1):
-        if index.kind_of(at) == FILE and index.path(at) == wanted:
-            return at
-    raise Refused(
-        "reading a file", os.fsdecode(index.path(record)), "the file that it is a name of is in another layer"
-    )
+    return first_names(index, [record])[record] if index.kind_of(record) == LINK else record
+
+
+def first_names(index: LayerIndex, links: Iterable[int]) -> dict[int, int]:
+    """Return for records of hard links that of the file that each leads to. Reads all paths of the layer once.
+
+    Raises: Refused where the layer has no such file.
+    """
+    targets = {record: bytes.fromhex(index.extra(record)["link"]) for record in links}
+    wanted = set(targets.values())
+    files: dict[bytes, int] = {}
+    for at in range(len(index)) if wanted else ():
+        if index.kind_of(at) == FILE and (path := index.path(at)) in wanted:
+            files[path] = at  # the last of a path is the one that shows
+    for record, target in targets.items():
+        if target not in files:
+            why = "the file that it is a name of is in another layer"
+            raise Refused("reading a file", os.fsdecode(index.path(record)), why)
+    return {record: files[target] for record, target in targets.items()}
 
 
 def _zeros(count: int) -> Iterator[bytes]:

@@ -59,7 +59,7 @@ def extract(tree: TreeIndex, layers: Sequence[Readable], node: int, level: int, 
 def _make(tree: TreeIndex, top: int, level: int, path: str) -> tuple[list[_File], list[tuple[str, int, int]], int]:
     """Make directories and symlinks. Returns the files to write, the directories with mode and mtime, and the number of
     what is left out."""
-    files: list[_File] = []
+    found: list[tuple[str, int, int]] = []  # place, layer, record
     directories: list[tuple[str, int, int]] = []
     left_out = 0
     todo = [(top, path)]
@@ -80,14 +80,26 @@ def _make(tree: TreeIndex, top: int, level: int, path: str) -> tuple[list[_File]
         elif one.kind == SYMLINK:
             os.symlink(one.target, place)
         elif one.kind in (FILE, LINK):
-            layer = tree.layer_of[entry]
-            index = tree.layers[layer]
-            record = data.first_name(index, tree.record_of[entry])
-            data.refuse_lacking(index, record)
-            files.append(_File(place, layer, record, index.mode[record] & _PERMISSIONS))
+            found.append((place, tree.layer_of[entry], tree.record_of[entry]))
         else:
             left_out += 1
-    return files, directories, left_out
+    return _files(tree, found), directories, left_out
+
+
+def _files(tree: TreeIndex, found: Sequence[tuple[str, int, int]]) -> list[_File]:
+    """Return what to write at each place for a record of a layer."""
+    data_of: dict[tuple[int, int], int] = {}
+    for layer in {layer for _, layer, _ in found}:
+        index = tree.layers[layer]
+        links = [record for _, of, record in found if of == layer and index.kind_of(record) == LINK]
+        data_of |= {(layer, link): file for link, file in data.first_names(index, links).items()}
+    files = []
+    for place, layer, name in found:
+        record = data_of.get((layer, name), name)
+        index = tree.layers[layer]
+        data.refuse_lacking(index, record)
+        files.append(_File(place, layer, record, index.mode[record] & _PERMISSIONS))
+    return files
 
 
 def _write(tree: TreeIndex, layers: Sequence[Readable], layer: int, files: Iterable[_File]) -> int:
