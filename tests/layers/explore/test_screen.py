@@ -309,11 +309,11 @@ def test_an_empty_layer_and_help_are_shown() -> None:
 
 
 def test_names_with_brackets_are_no_markup(scratch: Path) -> None:
-    name = "[/] [@click=app.quit]x[bold"
+    name = "[/x] [@click=app.quit]y[bold"
 
     async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
-        await keys(pilot, "j", "y")
-        assert any(name in one.message for one in app._notifications)
+        await keys(pilot, "slash", *"click", "enter", "y")
+        assert [one.message for one in app._notifications] == [f"copied: /d/{name}"]
         await keys(pilot, "v")
         assert isinstance(app.screen, Lines)
         await keys(pilot, "escape", "e")
@@ -324,8 +324,8 @@ def test_names_with_brackets_are_no_markup(scratch: Path) -> None:
         assert "no name has [/]x in it" in drawn
         assert app.is_running
 
-    below, above = ((f"d/{name}", {}, data) for data in (b"old", b"new"))
-    drive(body, ((below,), (above,)), size=LARGE, title="[/] [red]title")
+    image: tuple[tuple[Member, ...], ...] = tuple(((f"d/{name}", {}, data),) for data in (b"old", b"new"))
+    drive(body, image, size=LARGE, title="[/] [red]title")
 
 
 def test_an_image_that_is_removed_meanwhile_is_still_shown(scratch: Path) -> None:
