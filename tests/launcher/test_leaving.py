@@ -95,6 +95,7 @@ def running(
             user.unionfs("rm", "--force", directory.name, check=False)
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_for_the_command(running: Running, number: signal.Signals) -> None:
     running.front.send_signal(number)
@@ -158,6 +159,7 @@ def test_the_container_cannot_end_the_daemon(running: Running) -> None:
     running.end()
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, number: signal.Signals) -> None:
     ended = set()
@@ -180,6 +182,7 @@ def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, 
     assert ended <= ({-signal.SIGKILL} if number == signal.SIGKILL else {130, 1, -signal.SIGINT})
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 @pytest.mark.parametrize("limit", range(8, 40, 4))
 def test_too_few_descriptors_at_any_point(user: User, debian: Path, tidy: None, limit: int) -> None:
     command = [*user.unionfs_cmd, "run", "--rm", os.fspath(debian), "true"]

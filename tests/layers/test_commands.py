@@ -103,6 +103,7 @@ def test_the_whole_way_round(
     assert list((root / "layers").iterdir()) == []
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_directories_and_tars(user: User, rootfs: Path, scratch: Path) -> None:
     tree, again = scratch / "tree", scratch / "again"
     layers(user, "unpack", rootfs, tree)
@@ -134,6 +135,7 @@ def test_directories_and_tars(user: User, rootfs: Path, scratch: Path) -> None:
     assert "new" in names
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_failures_have_their_codes(user: User, root: Path, rootfs: Path, scratch: Path) -> None:
     at = ("--root", root)
     (scratch / "bad.tar").write_bytes(trees.tar_of([("../evil", {}, b"")]))
@@ -153,6 +155,7 @@ def test_failures_have_their_codes(user: User, root: Path, rootfs: Path, scratch
     assert list((root / "aside").iterdir()) == []
 
 
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_login_and_logout(user: User, root: Path, rootfs: Path, scratch: Path) -> None:
     with registries.Registry(scratch / "registry", password=True) as locked:
         name = f"{locked.host}/x:1"

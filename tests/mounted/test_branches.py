@@ -30,6 +30,9 @@ _SUBJECTS = [
 ]
 
 
+_as_ordinary_user = pytest.mark.parametrize("stand", _SUBJECTS[1:], indirect=True)
+
+
 @pytest.fixture(params=_SUBJECTS)
 def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubject]:
     """A union of two lowers and an upper, and a directory `more` beside them; as root and as an ordinary user."""
@@ -129,6 +132,7 @@ def _look_across_changes(branch: list[str], merged: str, more: str) -> None:
     same(read("d/g"), b"top")
 
 
+@_as_ordinary_user
 def test_a_working_directory_goes_on(stand: MountedSubject) -> None:
     words = [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand)), str(stand.lowers[0])
     stand.run(_work_in_a_directory, *words)
@@ -174,6 +178,7 @@ def _mount_inside(branch: list[str], merged: str, more: str) -> None:
     same(sorted(os.listdir(places[0])), ["e", "g", "low"])
 
 
+@_as_ordinary_user
 def test_what_the_upper_keeps_is_listed(stand: MountedSubject) -> None:
     top, merged = str(stand.lowers[0]), str(stand.merged)
     _branch(stand, "add", merged, str(_more(stand)))
@@ -204,6 +209,7 @@ def _changes_stay() -> None:
     same(os.path.exists("h2"), False)
 
 
+@_as_ordinary_user
 def test_what_cannot_be_a_branch(stand: MountedSubject) -> None:
     merged, base = str(stand.merged), str(stand.base)
     stand.agent.call(_make_bad_ones, base)
@@ -240,6 +246,7 @@ def _make_bad_ones(base: str) -> None:
     os.mkdir(f"{base}/closed", 0)
 
 
+@_as_ordinary_user
 def test_a_removed_directory_can_be_removed_by_its_name(stand: MountedSubject) -> None:
     merged, more = str(stand.merged), str(_more(stand))
     _branch(stand, "add", merged, more)
@@ -249,6 +256,7 @@ def test_a_removed_directory_can_be_removed_by_its_name(stand: MountedSubject) -
     stand.unmount()
 
 
+@_as_ordinary_user
 def test_words_of_aufs(stand: MountedSubject) -> None:
     more, merged, top = str(_more(stand)), str(stand.merged), str(stand.lowers[0])
     _remount(stand, f"add:1:{more}")
@@ -274,6 +282,7 @@ def _remount(stand: MountedSubject, words: str, fails_with: str = "") -> None:
     )  # fmt: skip
 
 
+@_as_ordinary_user
 def test_a_daemon_that_dies_afterwards_ends_the_mount(stand: MountedSubject) -> None:
     """Its keeper knows only the branches that the union began with, and must not show those."""
     _branch(stand, "add", str(stand.merged), str(_more(stand)))
@@ -289,6 +298,7 @@ def _kill(pid: int) -> None:
     os.kill(pid, 9)
 
 
+@_as_ordinary_user
 def test_programs_meanwhile_see_the_old_or_the_new(stand: MountedSubject) -> None:
     words = [*stand.user.unionfs_cmd, "branch"], str(stand.merged), str(_more(stand))
     found = stand.run(_read_meanwhile, *words, timeout_s=180)
@@ -342,6 +352,7 @@ def _read_meanwhile(branch: list[str], merged: str, more: str) -> list[str]:
     return wrong[:20]
 
 
+@_as_ordinary_user
 def test_a_union_without_an_upper(stand: MountedSubject) -> None:
     stand.unmount()
     stand.read_only = True

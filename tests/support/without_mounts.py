@@ -28,7 +28,8 @@ _MOUNTING: Final = (
 """Files of these rooms that mount, or that run commands which do."""
 _LONG: Final = (
     *("tests/core/test_against_model.py", "tests/core/test_crash.py"),
-    *("tests/core/test_limits.py", "tests/layers/test_faults.py"),
+    *("tests/core/test_limits.py", "tests/core/test_partial.py", "tests/core/test_takeover.py"),
+    "tests/layers/test_faults.py",
     *("tests/changes/test_with_the_core.py", "tests/layers/test_roundtrip.py", "tests/snapshotter/test_store.py"),
 )
 """Files of these rooms that would take more than the minutes that there are."""
