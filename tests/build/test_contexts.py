@@ -149,6 +149,11 @@ def test_urls(user_builder: Builder, scratch: Path, server: str) -> None:
     assert build.sh("cat /web") == "of the web\n"
 
 
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def git_server(scratch: Path) -> Iterator[tuple[str, Path]]:
     """The address of a git server, and the repository `repo` that it serves."""
@@ -163,7 +168,7 @@ def git_server(scratch: Path) -> Iterator[tuple[str, Path]]:
     argv = ["git", "daemon", "--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={scratch}/served"]
     daemon = subprocess.Popen([*argv, "--reuseaddr", os.fspath(scratch / "served")], start_new_session=True)
     deadline = time.monotonic() + limit(30)
-    while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
+    while not _answers(port) and time.monotonic() < deadline:
         time.sleep(0.05)
     yield f"git://127.0.0.1:{port}/repo.git", repository
     os.killpg(daemon.pid, signal.SIGKILL)

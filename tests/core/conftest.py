@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.core.stack import Stack, Whiteout
+from tests.support import scratch
+
+_MEMORY: Final = "/dev/shm"
 
 MakeStack = Callable[..., Stack]
 
@@ -19,6 +24,26 @@ def no_umask() -> Iterator[None]:
     before = os.umask(0)
     yield
     os.umask(before)
+
+
+@pytest.fixture
+def ram_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, for tests that make thousands of trees; tmp_path where tmpfs has no attributes for users
+    (before Linux 6.6)."""
+    try:
+        made = Path(tempfile.mkdtemp(dir=_MEMORY))
+    except OSError:
+        yield tmp_path
+        return
+    try:
+        os.setxattr(made, "user.unionfs.test", b"1")
+        os.removexattr(made, "user.unionfs.test")
+    except OSError:
+        made.rmdir()
+        yield tmp_path
+        return
+    yield made
+    scratch.remove(made)
 
 
 @pytest.fixture(params=["aufs", "overlay"])

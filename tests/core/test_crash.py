@@ -231,8 +231,8 @@ class Trial:
 
 
 @every_scenario(0)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_kills(Trial(tmp_path, SCENARIOS[name], whiteout))
+def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_kills(Trial(ram_path, SCENARIOS[name], whiteout))
 
 
 def check_kills(trial: Trial) -> None:
@@ -253,15 +253,15 @@ def check_kills(trial: Trial) -> None:
 
 
 @every_scenario(1)
-def test_an_error_at_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_an_error_at_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """The caller gets the error and everything is as it was, also for whoever tries again in the same union."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "fail")
+    check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "fail")
 
 
 @every_scenario(0, one_in=3)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """As above, while removing and renaming still work: a full disk."""
-    check_errors(Trial(tmp_path, SCENARIOS[name], whiteout), "full")
+    check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "full")
 
 
 def check_errors(trial: Trial, fault: Fault) -> None:
@@ -292,9 +292,9 @@ def check_errors(trial: Trial, fault: Fault) -> None:
 
 # What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in a third, too.
 @every_scenario(1, one_in=3)
-def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
+def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """Not even cleaning up works; the next who opens the branches must."""
-    check_dying(Trial(tmp_path, SCENARIOS[name], whiteout))
+    check_dying(Trial(ram_path, SCENARIOS[name], whiteout))
 
 
 def check_dying(trial: Trial) -> None:

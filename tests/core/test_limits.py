@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.children import expect, in_child
 from tests.core.conftest import MakeStack
 from tests.core.snapshots import merged, snapshot
 from tests.core.stack import Stack, Whiteout
 from tests.core.union_driver import UnionDriver
+from tests.support import process
+from tests.support.users import CHECKOUT
 from unionfs.core.attrs import ROOT, Caller
 from unionfs.core.union import Union
 
@@ -218,28 +219,29 @@ def test_many_lowers(count: int, make: MakeStack) -> None:
 
 
 def test_few_descriptors(tmp_path: Path) -> None:
-    """More directories and files known than descriptors allowed: they are a cache (DESIGN.md, section 2)."""
+    """More directories and files known than descriptors allowed: they are a cache (DESIGN.md, section 2). In a process
+    of its own, which has no descriptors of other tests."""
+    script = f"from tests.core import test_limits as own; own.use_few_descriptors(own.Path({str(tmp_path / 's')!r}))"
+    process.run([sys.executable, "-c", script], cwd=CHECKOUT)
 
-    def run() -> int:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-        stack = Stack(
-            tmp_path / "s",
-            " ".join(f"d{i}/e{i}/f{i}={i}" for i in range(300)),
-            upper=" ".join(f"u{i}/f={i}" for i in range(300)),
-            caching=True,
-        )
-        u: UnionDriver = stack.u
-        for i in range(300):
-            assert u.read(f"d{i}/e{i}/f{i}") == b"%d" % i
-            u.write(f"d{i}/e{i}/f{i}", 0, b"X")
-            u.rename(f"u{i}/f", f"d{i}/g")
-        for i in reversed(range(300)):
-            assert u.read(f"d{i}/e{i}/f{i}")[:1] == b"X"
-            assert set(u.names(f"d{i}")) == {b"e%d" % i, b"g"}
-        stack.finish()
-        return 1
 
-    assert expect(in_child(run)) == 1
+def use_few_descriptors(base: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    stack = Stack(
+        base,
+        " ".join(f"d{i}/e{i}/f{i}={i}" for i in range(300)),
+        upper=" ".join(f"u{i}/f={i}" for i in range(300)),
+        caching=True,
+    )
+    u: UnionDriver = stack.u
+    for i in range(300):
+        assert u.read(f"d{i}/e{i}/f{i}") == b"%d" % i
+        u.write(f"d{i}/e{i}/f{i}", 0, b"X")
+        u.rename(f"u{i}/f", f"d{i}/g")
+    for i in reversed(range(300)):
+        assert u.read(f"d{i}/e{i}/f{i}")[:1] == b"X"
+        assert set(u.names(f"d{i}")) == {b"e%d" % i, b"g"}
+    stack.finish()
 
 
 def test_forgotten_directories_are_closed(tmp_path: Path) -> None:

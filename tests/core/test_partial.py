@@ -494,20 +494,20 @@ def trial(name: str, whiteout: Whiteout, base: Path) -> Trial:
 
 
 @every_scenario(0, SCENARIOS)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_kills(trial(name, whiteout, tmp_path))
+def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_kills(trial(name, whiteout, ram_path))
 
 
 @every_scenario(1, SCENARIOS)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_errors(trial(name, whiteout, tmp_path), "full")
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_errors(trial(name, whiteout, ram_path), "full")
 
 
 @every_scenario(0, SCENARIOS)
-def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_dying(trial(name, whiteout, tmp_path))
+def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_dying(trial(name, whiteout, ram_path))
 
 
 @every_scenario(1, SCENARIOS)
-def test_another_daemon_continues(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_takeover(trial(name, whiteout, tmp_path))
+def test_another_daemon_continues(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_takeover(trial(name, whiteout, ram_path))

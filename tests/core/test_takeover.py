@@ -127,8 +127,8 @@ def _continue(
 
 
 @every_scenario(0, one_in=3)
-def test_dies_before_any_step(name: str, whiteout: Whiteout, tmp_path: Path) -> None:
-    check_takeover(Trial(tmp_path, SCENARIOS[name], whiteout))
+def test_dies_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+    check_takeover(Trial(ram_path, SCENARIOS[name], whiteout))
 
 
 def check_takeover(trial: Trial) -> None:
@@ -160,8 +160,8 @@ def check_takeover(trial: Trial) -> None:
         stack._driver = None
 
 
-def test_a_directory_that_a_copy_up_went_through_shows_its_own_attributes(tmp_path: Path) -> None:
-    stack = Stack(tmp_path, "d/e/f d/g=content", upper="", caching=True)
+def test_a_directory_that_a_copy_up_went_through_shows_its_own_attributes(ram_path: Path) -> None:
+    stack = Stack(ram_path, "d/e/f d/g=content", upper="", caching=True)
     _kept(stack)
 
     def live() -> tuple[list[Attrs], bytes]:
@@ -201,9 +201,9 @@ def _doubts(trial: Trial) -> int:
     return 3 if trial.scenario.verb[0] in ("create", "mkdir", "symlink", "mknod", "link") else 0
 
 
-def test_a_file_that_lost_its_known_names_is_found_by_its_handle(tmp_path: Path) -> None:
+def test_a_file_that_lost_its_known_names_is_found_by_its_handle(ram_path: Path) -> None:
     """One in a lower, and one in the upper, of which another name is left; also when the record was compacted."""
-    stack = Stack(tmp_path, "low=beneath c/low==low", upper="u=above c/u2==u", caching=True)
+    stack = Stack(ram_path, "low=beneath c/low==low", upper="u=above c/u2==u", caching=True)
     record = _kept(stack)
     stack.union.keep_handles()
 
@@ -234,11 +234,11 @@ def _read_by_handle(stack: Stack, ids: list[int]) -> list[bytes]:
     return told
 
 
-def test_an_open_file_keeps_what_was_written_to_it_after_it_lost_its_names(tmp_path: Path) -> None:
+def test_an_open_file_keeps_what_was_written_to_it_after_it_lost_its_names(ram_path: Path) -> None:
     """A write to a nameless lower file puts a copy into the hard-link index, for its other name. Then that goes, too,
     and daemons die before any step of that."""
     for at in range(1, 99):
-        stack = Stack(tmp_path / str(at), "h1=link h2==h1", upper="", caching=True)
+        stack = Stack(ram_path / str(at), "h1=link h2==h1", upper="", caching=True)
         record = _kept(stack)
 
         def write(stack: Stack = stack) -> bytes:
