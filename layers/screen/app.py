@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Protocol
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events, work
 from textual.app import App, ComposeResult
@@ -69,6 +70,7 @@ class ExplorerApp(App[None]):
     #layers:focus { border: round $accent; }
     #details { height: 1fr; border: round $surface-lighten-2; }
     #details:focus { border: round $accent; }
+    #text { min-height: 100%; }
     #small { display: none; height: 1fr; }
     .too-small #panes, .too-small Footer { display: none; }
     .too-small #small { display: block; }
@@ -102,6 +104,7 @@ class ExplorerApp(App[None]):
         self._at = 0  # the side that has the focus
         self._matches: list[int] = []
         self._match = -1
+        self._fits = False  # whether the details have needed no more rows than their pane has
 
     # -- panes --
 
@@ -200,7 +203,12 @@ class ExplorerApp(App[None]):
         self._tell(words.entry(side.tree, side.layers, node, explorer.level, explorer.base))
 
     def _tell(self, lines: Sequence[str]) -> None:
-        self.query_one("#text", Static).update(Text("\n".join(lines)))
+        """Show lines in the pane of details. The screen is laid out again, which takes 9 ms, only where they need more
+        rows than the pane has, or those before did: two rows together have more cells than one is wide."""
+        size = self.query_one("#details").size
+        fits = sum(1 + 2 * cell_len(line) // max(size.width, 1) for line in lines) <= size.height
+        self.query_one("#text", Static).update(Text("\n".join(lines)), layout=not (fits and self._fits))
+        self._fits = fits
 
     def _view(self, level: int | None = None, *, whole: bool | None = None, wanted: Filter | None = None) -> None:
         """Show another level, the changes from another base, or another filter. A filter is applied in a thread."""

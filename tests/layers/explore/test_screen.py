@@ -308,6 +308,24 @@ def test_an_empty_layer_and_help_are_shown() -> None:
     drive(body, ((),))
 
 
+def test_names_with_brackets_are_no_markup() -> None:
+    name = "[/x] [@click=app.quit]y[bold"
+
+    async def body(app: ExplorerApp, pilot: Pilot[None]) -> None:
+        await keys(pilot, "slash", *"click", "enter", "y")
+        assert [one.message for one in app._notifications] == [f"copied: /d/{name}"]
+        await keys(pilot, "v")
+        assert isinstance(app.screen, Lines)
+        await keys(pilot, "escape", "slash", *"[/]x", "enter")
+        assert any(one.message == "no name has [/]x in it" for one in app._notifications)
+        assert not any(one.markup for one in app._notifications)
+        assert "[/] [red]title 0" in app.screen._compositor.render_strips()[0].text
+        assert app.is_running
+
+    image: tuple[tuple[Member, ...], ...] = tuple(((f"d/{name}", {}, data),) for data in (b"old", b"new"))
+    drive(body, image, size=LARGE, title="[/] [red]title")
+
+
 def test_an_image_that_is_removed_meanwhile_is_still_shown(scratch: Path) -> None:
     images.layout(scratch / "images", [trees.tar_of(list(one)) for one in (BASE, TOP)], name="docker.io/library/t:1")
     store = Store(os.fspath(scratch))
