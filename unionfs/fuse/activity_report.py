@@ -21,7 +21,7 @@ from unionfs.fuse.calls import EndedError
 from unionfs.fuse.traffic import Observation, Traffic
 
 OBSERVERS_MAX: Final = 4
-"""Recordings of one mount at once. Each takes about 1.3 microseconds of the union's thread for a request."""
+"""Recordings of one mount at once. Each takes time of the union's thread for each request (docs/profile.md)."""
 
 SHORTEST_S: Final = 0.05
 LONGEST_S: Final = 3600.0

@@ -202,7 +202,7 @@ class Activity:
     ) -> None:
         """Record a request that the dispatcher has handled from `began` to `now`, with its reply if there is one yet.
 
-        It runs for each request: compiled, in some 300 nanoseconds.
+        It runs for each request: compiled, in some 400 nanoseconds with the clock.
         """
         if length < BODY:
             return
