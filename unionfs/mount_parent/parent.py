@@ -29,6 +29,9 @@ NAME: Final = "unionfs-parent"
 """The name in /proc/PID/comm and /proc/PID/cmdline."""
 
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
+_LATER: Final = ("unionfs.daemon", "unionfs.daemon_state", "unionfs.fuse.kernel.activity")
+"""What daemons and their keepers import later, besides daemon_service.LATE_MODULES: loaded here, its memory is shared.
+"""
 _BACKLOG: Final = 64
 _FAREWELL_S: Final = 2.0
 _DAY_S: Final = 86400.0  # poll(2) takes 24 days
@@ -68,7 +71,7 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
 def _import_all() -> None:
     from unionfs import daemon_service
 
-    for module in (*daemon_service.MODULES, *_COMMANDS):
+    for module in (*daemon_service.MODULES, *daemon_service.LATE_MODULES, *_LATER, *_COMMANDS):
         with suppress(ImportError):
             import_module(module)
 
