@@ -203,7 +203,7 @@ def test_a_daemon_has_what_its_caller_has(root: Caller) -> None:
             command_line = (process / "cmdline").read_bytes().strip(b"\0").replace(b"\0", b" ").decode()
             assert command_line.endswith(f"-o lowerdir={mountpoint}.lower {mountpoint}")
     assert seen[0] == seen[1]
-    assert seen[1][3] == (5, 2 << 13 | 7)
+    assert seen[1][3] == (os.getpriority(os.PRIO_PROCESS, 0) + 5, 2 << 13 | 7)
 
 
 def test_a_daemon_has_the_environment_of_its_caller(root: Caller) -> None:
