@@ -138,3 +138,13 @@ def test_terminals_belong_to_no_group_that_is_not_mapped() -> None:
 
 def test_no_capability_at_all_is_said() -> None:
     assert "keep capabilities: none" in plan.make(Spec("/r", Process(("true",), capabilities=()))).describe()
+
+
+def test_one_directory_stays_writable() -> None:
+    lines = plan.make(Spec("/r", Process(("true",)), read_only=True, only="/var/tmp/in")).describe()
+    at = lines.index("keep /var/tmp/in writable")
+    assert lines[at + 1] == "make / read-only"
+    assert [line for line in lines if line.startswith("mount tmpfs")][-2:] == [
+        "mount tmpfs on /run (mode=755)",
+        "mount tmpfs on /tmp (mode=1777)",
+    ]

@@ -28,12 +28,11 @@ def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap
     network, rootfs = config.network, config.rootfs
     borrows_resolver = rootfs.shows_host and not network.private and os.path.exists("/etc/resolv.conf")
     in_memory = (path for path in _RUNTIME_DIRECTORIES if rootfs.shows_host and os.path.ismount(path))
-    only = (Bind(container.merged + rootfs.only, rootfs.only),) if rootfs.only else ()
     return Spec(
         rootfs=container.merged,
         process=process._replace(environment=_environment(container, process)),
         hostname=container.hostname,
-        binds=(*etc.binds(container), *volume_mounts.binds(container), *only),
+        binds=(*etc.binds(container), *volume_mounts.binds(container)),
         # It may lead into /run, which is another filesystem and not part of a view of the host.
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if borrows_resolver else (),
         tmpfs=(*config.mounts.tmpfs, *map(Tmpfs, in_memory)),

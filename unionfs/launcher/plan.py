@@ -96,7 +96,7 @@ def requested_mounts(spec: Spec) -> list[Tmpfs | Bind]:
 
 def _tmpfs_mounts(spec: Spec) -> list[Tmpfs]:
     """Return the tmpfs mounts with their options, including those of a read-only root; none where a bind goes."""
-    bound = {bind.target for bind in spec.binds}
+    bound = {spec.only, *(bind.target for bind in spec.binds)}
     wanted_scratch = [target for target in SCRATCH_OF_READ_ONLY if not spec.only.startswith(target + "/")]
     scratch = [Tmpfs(target) for target in wanted_scratch] if spec.read_only else []
     wanted = {tmpfs.target: tmpfs for tmpfs in reversed((*spec.tmpfs, *scratch))}
@@ -133,6 +133,7 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
         *((steps.Loopback(),) if spec.own_network else ()),
         *((steps.Directory(spec.process.workdir),) if spec.process.workdir != "/" else ()),
         *(steps.MakeReadOnly(one.target) for one in mounts if isinstance(one, Tmpfs) and one.is_read_only()),
+        *((steps.KeepWritable(spec.only),) if spec.only else ()),
         *((steps.MakeReadOnly("/"),) if spec.read_only else ()),
     )
 

@@ -90,7 +90,7 @@ class Spec(NamedTuple):
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
     network_helper: NetworkHelper | None = None  # connects that namespace; None: no connection
     read_only: bool = False
-    only: str = ""  # with read_only: a directory that is bound writable; what is above it gets no tmpfs
+    only: str = ""  # with read_only: a directory that stays writable; what is above it gets no tmpfs
     namespace_socket: str = ""  # path of the socket of `launcher.namespace_socket`; empty: none
     mountpoints: str = ""  # a file to which created mountpoints are appended, each ended by NUL; empty: none
     runtime: str = ""  # an OCI runtime (crun, runc) that makes the container; empty: we do

@@ -425,6 +425,20 @@ class MakeReadOnly(NamedTuple):
         set_attributes(os.path.realpath(self.path), MOUNT_ATTR_RDONLY)
 
 
+class KeepWritable(NamedTuple):
+    """Make a directory a mount of its own, which stays writable when the root is made read-only. It is found in the
+    container's root: the container may have replaced it by a symlink, which must not lead to the host's files."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"keep {self.path} writable"
+
+    def execute(self) -> None:
+        path = directory_at(self.path)
+        open_tree(path).attach(path)
+
+
 class Hostname(NamedTuple):
     """Set the hostname of our UTS namespace."""
 
