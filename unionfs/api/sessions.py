@@ -7,6 +7,7 @@ cannot do in its own process. `AsyncSession` has the same methods as coroutines 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ T = TypeVar("T")
 StrPath = str | os.PathLike[str]
 
 _CONFLICTS: Final = 1  # exit code of `unionfs merge`
+_ENDING_S: Final = 10.0  # for a command that was told to end
 
 
 class SessionError(Exception):
@@ -73,7 +75,8 @@ class _Named:
         return f"<{type(self).__name__} {self.name!r}>"
 
     def _command(self, verb: str, *words: str) -> list[str]:
-        return [sys.executable, "-m", "unionfs", verb, *self._root, *words]
+        # -P: no module is imported from the working directory, whose files may be anybody's.
+        return [sys.executable, "-P", "-m", "unionfs", verb, *self._root, *words]
 
     def _run(
         self,
@@ -123,9 +126,11 @@ class Session(_Named):
         cwd: StrPath | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the session, made if there is none, and wait for its end. `options`: further ones of
-        `unionfs try` (`--network=none`). `timeout`: seconds until it is killed. `cwd`: its working directory.
+        `unionfs try` (`--network=none`). `timeout`: seconds until it gets SIGTERM, and SIGKILL 10 seconds later. `cwd`:
+        its working directory.
 
-        Returns its exit code (125 if unionfs failed) and output. Raises: subprocess.TimeoutExpired.
+        Returns its exit code (125 if unionfs failed) and output; bytes that are not UTF-8 are surrogate escapes (PEP
+        383). Raises: subprocess.TimeoutExpired.
         """
         done: subprocess.CompletedProcess[str] = _do(self._run(command, options, stdin, timeout, cwd))
         return done
@@ -193,17 +198,19 @@ class AsyncSession(_Named):
 
 
 def _do(call: _Call) -> Any:
-    process = subprocess.Popen(
-        call.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=call.cwd
-    )
-    with process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(call.argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=call.cwd) as process:
         try:
-            out, err = process.communicate(call.stdin or "", timeout=call.timeout_s)
+            out, err = process.communicate(_bytes(call.stdin), timeout=call.timeout_s)
         except BaseException:
-            process.terminate()  # it ends the command, and cleans up
-            process.communicate()
+            process.terminate()  # it passes it on to the command, and cleans up
+            try:
+                process.communicate(timeout=_ENDING_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # then the command is killed
+                process.communicate()
             raise
-    return call.parse(subprocess.CompletedProcess(call.argv, process.returncode, out, err))
+    return _result(call, process.returncode, out, err)
 
 
 async def _do_async(call: _Call) -> Any:
@@ -211,14 +218,34 @@ async def _do_async(call: _Call) -> Any:
     process = await asyncio.create_subprocess_exec(*call.argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=call.cwd)
     try:
         async with asyncio.timeout(call.timeout_s):
-            out, err = await process.communicate((call.stdin or "").encode())
+            out, err = await process.communicate(_bytes(call.stdin))
     except BaseException:
-        process.terminate()
-        await asyncio.shield(process.communicate())
+        await asyncio.shield(_end(process))
         raise
     code = process.returncode
     assert code is not None
-    return call.parse(subprocess.CompletedProcess(call.argv, code, out.decode(), err.decode()))
+    return _result(call, code, out, err)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """As `_do` ends a process."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.communicate(), _ENDING_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def _bytes(text: str | None) -> bytes:
+    return (text or "").encode(errors="surrogateescape")
+
+
+def _result(call: _Call, code: int, out: bytes, err: bytes) -> Any:
+    texts = (said.decode(errors="surrogateescape") for said in (out, err))
+    return call.parse(subprocess.CompletedProcess(call.argv, code, *texts))
 
 
 def _checked(parse: Callable[[str], T]) -> Callable[[subprocess.CompletedProcess[str]], T]:
