@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Box
+from tests.support.machine import lacks_keeper
 from tests.support.timing import wait_until
 from tests.support.users import User
 
@@ -25,16 +26,13 @@ def test_a_container_that_runs_is_forked_and_gets_the_changes(box: Box) -> None:
         "mkdir /srv/d; echo 1 > /srv/d/f; chown 7 /srv/d; sleep 1000",
     )
     wait_until(lambda: box("exec", "main", "stat", "-c", "%u", "/srv/d").stdout == "7\n", "the directory")
+    notes = []
     for name in ("one", "two"):
-        box(
-            "fork",
-            "main",
-            name,
-            "--",
-            "sh",
-            "-c",
-            f"echo {name} > /srv/d/f; echo {name} > /srv/{name}; chown 8 /srv/{name}",
-        )
+        script = f"echo {name} > /srv/d/f; echo {name} > /srv/{name}; chown 8 /srv/{name}"
+        notes.append(box("fork", "main", name, "--", "sh", "-c", script).stderr)
+    if not lacks_keeper():
+        assert "note: main has no keeper until it is started again" in notes[0]
+    assert notes[1] == ""  # it had nothing new to be frozen
     refused = box("fork", "main", "one", check=False)
     assert "name taken: one" in refused.stderr
     box("exec", "main", "sh", "-c", "echo later > /srv/later; echo 2 > /srv/d/other")
@@ -64,6 +62,9 @@ def test_a_container_that_runs_is_forked_and_gets_the_changes(box: Box) -> None:
         for line in ("C /srv", "A /srv/d", "A /srv/d/f", "A /srv/d/other", "A /srv/later", "A /srv/one", "A /srv/two")
     )
     box("fork", "main", "three", "--", "sleep", "1000")
+    unnamed = box("fork", "three", "--", "true").stdout.strip()
+    assert box("start", "-a", unnamed).stdout == ""
+    box("drop", unnamed)
     box("drop", "main")
     box("start", "three")
     refused = box("merge", "three", check=False)
@@ -102,15 +103,21 @@ def test_sessions(box: Box, user: User) -> None:
     wait_until(lambda: json.loads(box("status", "--json", "s").stdout)["status"] == "running", "the session")
     joined = box("try", "-q", "--name", "s", "--", "sh", "-c", f"cat {place}/a; echo 2 > {place}/b; touch {place}/end")
     assert joined.stdout == "1\n"
-    assert waiting.wait(60) == 0
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
     box("try", "-q", "--fork", "s", "--name", "t", "--", "sh", "-c", f"echo 3 > {place}/b")
     box("merge", "t")
+    assert box("try", "--dry-run", "--name", "s", "--", "touch", place / "dry").stdout == "run it in the session s\n"
+    box("fork", "s", "u")
+    refused = box("try", "-q", "--name", "u", "--", "no-such-command", check=False)
+    assert refused.returncode == 127
+    box("drop", "u")
     (place / "a").write_text("of the machine\n")
     user.own(place / "a")
     status = json.loads(box("status", "--json", "s").stdout)
     assert [Path(each["path"]).name for each in status["beneath"]] == ["a"]
     refused = box("apply", "s", check=False)
-    assert f"{place}/a: was added, removed or replaced on this machine since" in refused.stderr
+    assert f"{place}/a: was changed on this machine since" in refused.stderr
     (place / "a").unlink()
     box("apply", "s")
     assert sorted(path.name for path in place.iterdir()) == ["a", "b", "end", "in"]
@@ -121,6 +128,21 @@ def test_sessions(box: Box, user: User) -> None:
     assert refused.stdout.splitlines()[-1].endswith(f"{place}/in/x")
     box("try", "-q", "--write", place / "in", "--", "sh", "-c", f"echo x > {place}/in/x")
     assert (place / "in" / "x").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_the_directory_of_only_is_found_in_the_session(box: Box, user: User) -> None:
+    """If a session has a symlink there, it leads to the session's files, and never to the machine's."""
+    place = user.home / "found"
+    for name in ("in", "out"):
+        (place / name).mkdir(parents=True)
+    user.own(place)
+    box("try", "-q", "--name", "o", "--only", place / "in", "--", "true")
+    box("try", "-q", "--name", "p", "--", "sh", "-c", f"rmdir {place}/in; ln -s {place}/out {place}/in")
+    box("merge", "p", "--into", "o")
+    box("try", "-q", "--name", "o", "--", "sh", "-c", f"echo x > {place}/in/x")
+    assert list((place / "out").iterdir()) == []
+    assert f"A {place}/out/x" in box("diff", "o").stdout
 
 
 def _environment(user: User) -> dict[str, str]:

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     container = store.find(arguments.name)
     owner = take_over.owner_of(container)
     if not owner:
-        _apply(container, arguments, lambda: remove(store, container))
+        with store.changing(container) as current:
+            _apply(current, arguments, lambda: remove(store, current))
         return 0
     with take_over.taken_over(container, owner) as taken:
         _apply(taken, arguments, lambda: take_over.end_journal(taken), owner)

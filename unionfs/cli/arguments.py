@@ -39,8 +39,11 @@ class Parser(argparse.ArgumentParser):
         if not short_help:
             self.add_argument("--help", action="help", help="show this help message and exit")
 
-    def parse(self, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-        """The values of all flags; a positional that looks like a flag needs `--` before it."""
+    def parse(
+        self, argv: Sequence[str], environment: Mapping[str, str] = os.environ, *, whole: Sequence[str] = ()
+    ) -> argparse.Namespace:
+        """The values of all flags; a positional that looks like a flag needs `--` before it. `whole`: the arguments of
+        the verb, if `argv` is only a part of them."""
         for action in self._actions:
             for option in action.option_strings:
                 variable = variable_of(option)
@@ -49,7 +52,7 @@ class Parser(argparse.ArgumentParser):
                     action.required = False
         values = self.parse_args(argv)
         if hasattr(values, "root"):
-            self._leave_to_owner(values.root, argv)
+            self._leave_to_owner(values.root, whole or argv)
         return values
 
     def _leave_to_owner(self, root: str | None, argv: Sequence[str]) -> None:

@@ -24,8 +24,9 @@ from unionfs.printable import printable
 _DESCRIPTION: Final = """\
 Make an image: the container's image, and on top of it a layer with the container's changes. Files equal to those of the
 image are left out. The image of a running container shows one instant, and no process is stopped: the container is
-frozen (see unionfs freeze; it has no keeper any more then). Where that is not possible, and with --pause, it is paused
-meanwhile, except with --no-pause.
+frozen (see unionfs freeze). Then its mount has no keeper until it is started again: if its daemon is killed, the
+container ends. With --pause, and where freezing is not possible, it is paused instead and keeps its keeper; with
+--no-pause never.
 
 The new image has the container's command, variables, user and working directory; -c changes them. Volumes
 are not part of it. For a container made of directories, each directory becomes a layer of the image."""
@@ -68,14 +69,24 @@ def main(argv: list[str]) -> int:
         if "@" in name:
             raise CommandError(failed("commit", arguments.name, "a digest cannot be given"), status=2)
     if container.status == "running" and not arguments.pause and freeze.can_freeze(container):
-        try:
-            frozen = freeze.freeze(container)
-        except ContainerError:
-            pass  # it is paused instead
-        else:
+        frozen = _frozen(container)
+        if frozen is not None:
             return images.with_ids(lambda: _commit(arguments, Store(store.root), frozen, name, frozen_only=True))
-    with pause.paused(container, "commit", stopped=arguments.pause is not False):
-        return images.with_ids(lambda: _commit(arguments, Store(store.root), container, name))
+    with (
+        store.changing(container) as current,
+        pause.paused(current, "commit", stopped=arguments.pause is not False),
+    ):
+        return images.with_ids(lambda: _commit(arguments, Store(store.root), current, name))
+
+
+def _frozen(container: Container) -> Container | None:
+    """The running container with all its changes in frozen branches; None if it is to be paused."""
+    if not freeze.has_changes(container):
+        return container if container.frozen else None
+    try:
+        return freeze.freeze(container, warn=notes.warn)
+    except ContainerError:
+        return None
 
 
 def _commit(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from unionfs.cli import each
+from unionfs.cli import each, notes
 from unionfs.cli.arguments import Parser
 from unionfs.containers import forks
 from unionfs.containers.store import ContainerStore
@@ -15,7 +14,8 @@ _DESCRIPTION = """\
 Make a second container on what CONTAINER shows at this moment, running or not: a container of run or create, or the
 changes that try has kept. The container is frozen (see unionfs freeze), and both share its branches, so a fork takes no
 time and no space, however large the container is. Each has its own changes from then on, and is started, entered,
-compared, merged and removed by itself. A fork can be forked.
+compared, merged and removed by itself. A fork can be forked. If CONTAINER runs and has changes, its mount has no keeper
+until it is started again: if its daemon is killed, the container ends.
 
 The fork is not started: unionfs start NAME runs the container's command in it, or COMMAND if one is given. Volumes are
 shared; processes and memory are not part of a fork."""
@@ -36,15 +36,14 @@ def main(argv: list[str]) -> int:
     parser.usage = "unionfs fork [OPTIONS] CONTAINER [NAME] [-- COMMAND [ARG...]]"
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     parser.add_argument("name", metavar="NAME", nargs="?", default="", help="of the fork (default: a random one)")
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     each.add_root(parser)
-    arguments = parser.parse(argv)
-    name, command = arguments.name, arguments.command
-    if command[:1] == ["--"]:
-        del command[0]
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, command = parser.parse(argv[:end], whole=argv), argv[end + 1 :]
+    if end < len(argv) and not command:
+        parser.error("there is no command after --")
     container = ContainerStore(arguments.root).find(arguments.container)
-    made = forks.fork(container, name, command)
+    made = forks.fork(container, arguments.name, command, notes.warn)
     told = {"id": made.id, "name": made.name, "parent": container.name}
     print(json.dumps(told) if arguments.json else printable(made.name))
     return 0

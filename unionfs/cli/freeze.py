@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from unionfs.cli import notes
 from unionfs.cli.arguments import Parser
 from unionfs.cli.branch import is_mountpoint
 from unionfs.cli.errors import CommandError
@@ -25,8 +26,8 @@ them. Of a container, running or not, the directory is named upper.NAME, and cou
 
 _EPILOG: Final = """\
 Files that are open for writing are copied up at their next write. A mount whose upper was frozen has no keeper any
-more: if its daemon is killed, the mount ends. Refused with --watch, --passthrough or --transport pyfuse3, on mounts
-that podman or another program has made by the -o form.
+more: if its daemon is killed, the mount ends. A container has one again when it is started again. Refused with --watch,
+--passthrough or --transport pyfuse3, on mounts that podman or another program has made by the -o form.
 
 --json prints one object: path."""
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     try:
         if not is_mountpoint(arguments.mountpoint):
             container = ContainerStore(arguments.root).find(arguments.mountpoint)
-            path = freeze.freeze(container, arguments.name).config.rootfs.lowers[0]
+            path = freeze.freeze(container, arguments.name, notes.warn).config.rootfs.lowers[0]
             print(json.dumps({"path": path}) if arguments.json else printable(path))
             return 0
         path = branch_client.freeze(branch_client.at(arguments.mountpoint), arguments.mountpoint, arguments.name)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from unionfs.changes.merging import Conflict
-from unionfs.cli import each, output
+from unionfs.cli import each, notes, output
 from unionfs.cli.arguments import Parser
 from unionfs.containers import merge
 from unionfs.containers.merge import OURS, REFUSE, THEIRS, ConflictError
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
             paths=paths,
             keep=arguments.keep,
             dry_run=arguments.dry_run,
+            warn=notes.warn,
         )
     except ConflictError as error:
         if arguments.json:

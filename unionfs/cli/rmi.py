@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from layers import digest as digests
 from layers import gc, lookup, reference
@@ -60,7 +61,7 @@ def _remove(arguments: argparse.Namespace) -> int:
                 raise
             meant = _meant(store, named, text)
             if not arguments.force:
-                _check_unused(store, named, meant, set(used))
+                _check_unused(store, named, meant, {os.path.realpath(path) for path in used})
             for one in meant:
                 if one.name:
                     store.untag(one.name)
@@ -95,7 +96,7 @@ def _check_unused(store: Store, named: StoredImage, meant: list[StoredImage], us
         found = lookup.unpacked_layers(store, named.descriptor)
     except LayerError:
         return  # a container whose record cannot be read cannot be run either
-    if found and found[-1].directory in used:
+    if found and os.path.realpath(found[-1].directory) in used:
         hint = "unionfs ps -a lists containers; --force removes the name nevertheless"
         raise ContainerError("removing an image", named.name, "a container uses it", hint=hint)
 

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import sys
+import time
 from argparse import Namespace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -16,8 +17,9 @@ from unionfs.cli import notes, parents, run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, format_failure
 from unionfs.cli.mount_flags import volume_from
-from unionfs.containers import host_view, start
+from unionfs.containers import host_view, running, start
 from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
+from unionfs.containers.errors import AlreadyRunningError, ContainerError, NotRunningError
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
@@ -50,8 +52,8 @@ examples:
 
 With --only, /tmp, /run and /var/tmp are empty and in memory, unless DIR is below them.
 
-A session ends its processes with the command that began it; its changes stay. Options for mounts and network are those
-with which it was begun. unionfs tree, merge and drop manage forks.
+A session ends its processes with the command that began it; its changes stay. A command that joins lists no changes.
+Options for mounts and network are those with which it was begun. unionfs tree, merge and drop manage forks.
 
 Without a terminal, changes are listed, one on a line as KIND SIZE PATH, and discarded unless a flag says otherwise.
 --json prints, as the last line, one object: command, exit_code, changes (as in `unionfs diff --json`, with mode, and
@@ -60,6 +62,8 @@ applies them), and error (why they are not applied).
 
 exit codes: the command's own, 128+N if signal N killed it, 125 if unionfs failed or the changes could not be applied,
 126 if the command cannot be executed, 127 if it was not found."""
+
+_ASK_AGAIN_S: Final = 0.05
 
 _ROWS: Final = 100
 """Maximum number of listed changes; the others are only counted, so that the command's output stays in view."""
@@ -81,23 +85,61 @@ def main(argv: list[str]) -> int:
             return 0
         from unionfs.containers import forks
 
-        made = forks.fork(origin, arguments.keep or "")
-        return _try(_with_process(made, config), arguments)
-    if arguments.name and any(one.name == arguments.name for one in store.list()):
-        return _join(store.find(arguments.name), config, arguments)
-    container = run.make_or_describe(store, config, arguments.keep or "", dry_run=arguments.dry_run)
-    return 0 if container is None else _try(container, arguments)
+        made = forks.fork(origin, arguments.keep or "", warn=notes.warn)
+        return _try(_with_process(made, config), arguments, is_new=True)
+    while True:
+        try:
+            return _run(store, config, arguments)
+        except AlreadyRunningError:  # another process has begun the session meanwhile
+            if not arguments.name:
+                raise
+
+
+def _run(store: ContainerStore, config: ContainerConfig, arguments: Namespace) -> int:
+    session = _session(store, arguments.name) if arguments.name else None
+    if session is not None and arguments.dry_run:
+        print(f"run it in the session {printable(session.name)}")
+        return 0
+    if session is not None:
+        return _join(session, config, arguments)
+    try:
+        container = run.make_or_describe(store, config, arguments.keep or "", dry_run=arguments.dry_run)
+    except ContainerError:
+        session = _session(store, arguments.name) if arguments.name else None
+        if session is None:
+            raise
+        return _join(session, config, arguments)
+    return 0 if container is None else _try(container, arguments, is_new=True)
+
+
+def _session(store: ContainerStore, name: str) -> Container | None:
+    """The session of this name, once it is started if another process does that; None if there is none."""
+    while True:
+        found = next((one for one in store.list() if one.name == name), None)
+        if found is None or found.status != "starting":
+            return found
+        time.sleep(_ASK_AGAIN_S)
 
 
 def _join(session: Container, config: ContainerConfig, arguments: Namespace) -> int:
     """Run the command in a session that exists: beside the command that runs in it, or alone."""
     if session.config.kind != "try":
         raise CommandError(f"try: {session.name} is no session of try", hint="choose another name")
-    if session.status == "running":
-        from unionfs.cli import exec as exec_
+    if session.status != "running":
+        return _try(_with_process(session, config), arguments, is_new=False)
+    from unionfs.cli import exec as exec_
 
+    store = ContainerStore(session.root)
+    try:
         return exec_.run_in(session, config.process)
-    return _try(_with_process(session, config), arguments)
+    except NotRunningError:
+        if store.load(session.id).is_process_one():
+            raise  # it was not begun as a session
+        running.wait(store, session)
+        again = _session(store, arguments.name)
+        if again is None:
+            raise
+        return _join(again, config, arguments)
 
 
 def _with_process(session: Container, config: ContainerConfig) -> Container:
@@ -181,7 +223,11 @@ def _only(directory: str | None) -> str:
     real = os.path.realpath(directory)
     if not os.path.isdir(real):
         raise CommandError(f"try: --only {directory}: there is no such directory")
-    host_view.check_shown(real)
+    try:
+        host_view.check_shown(real)
+    except ContainerError as error:
+        hint = f"the view is of the filesystem of /; --write {real} shows it unprotected"
+        raise CommandError(f"try: --only {directory}: it is on another filesystem than /", hint=hint) from error
     return real.rstrip("/")
 
 
@@ -195,20 +241,25 @@ def _working_directory(asked: str | None) -> str:
 # -- what to do with the changes ---------------------------------------------------------------------------------------
 
 
-def _try(container: Container, arguments: Namespace) -> int:
-    again = container.state.started is not None
-    exit_code = start.run(container, notes.warn, _while_it_runs, again=again, debug=arguments.debug)
+def _try(container: Container, arguments: Namespace, *, is_new: bool) -> int:
+    """`is_new`: it is removed if the command cannot be executed."""
+    exit_code = start.run(container, notes.warn, _while_it_runs, again=not is_new, debug=arguments.debug)
+    store = ContainerStore(container.root)
+    return _conclude(_with_process(store.load(container.id), container.config), exit_code, arguments)
+
+
+def _conclude(container: Container, exit_code: int, arguments: Namespace) -> int:
     from unionfs.containers import diff
 
     store = ContainerStore(container.root)
-    container = _with_process(store.load(container.id), container.config)
     digests: dict[bytes, str] = {}
     outcome = _Outcome(store, container, exit_code, digests)
     try:
-        found = diff.changes_of(container)
-        diff.save_list(container, found)
-        if arguments.json:
-            digests.update(diff.digests(container, found))
+        with store.changing(container) as current:  # a fork may have frozen it meanwhile
+            found = diff.changes_of(current)
+            diff.save_list(current, found)
+            if arguments.json:
+                digests.update(diff.digests(current, found))
         return outcome.conclude(found.changes, arguments)
     except (KeyboardInterrupt, *FAILURES):
         outcome.tell_kept()
@@ -295,10 +346,11 @@ class _Outcome:
         from unionfs.cli import apply as applying
         from unionfs.containers.apply import is_begun, prepare
 
-        if is_begun(self._container):
-            applying.carry_on(self._container, self._remove, force=force)
-        else:
-            applying.put_in_place(prepare(self._container), self._remove, force=force)
+        with self._store.changing(self._container) as current:
+            if is_begun(current):
+                applying.carry_on(current, self._remove, force=force)
+            else:
+                applying.put_in_place(prepare(current), self._remove, force=force)
         self._exists = False
 
     def _remove(self) -> None:

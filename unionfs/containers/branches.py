@@ -37,6 +37,11 @@ def listed(container: Container) -> list[BranchLine]:
 
 def add(container: Container, path: str, position: int | None, *, force: bool) -> list[BranchLine]:
     """As branch_client.add. Raises as `listed`."""
+    with ContainerStore(container.root).changing(container) as current:
+        return _add(current, path, position, force=force)
+
+
+def _add(container: Container, path: str, position: int | None, *, force: bool) -> list[BranchLine]:
     _check(container)
     path = os.path.realpath(path)
     lowers = list(container.config.rootfs.lowers)
@@ -59,6 +64,11 @@ def add(container: Container, path: str, position: int | None, *, force: bool) -
 
 def remove(container: Container, path: str, *, force: bool) -> list[BranchLine]:
     """As branch_client.remove. Raises as `listed`."""
+    with ContainerStore(container.root).changing(container) as current:
+        return _remove(current, path, force=force)
+
+
+def _remove(container: Container, path: str, *, force: bool) -> list[BranchLine]:
     _check(container)
     lowers = list(container.config.rootfs.lowers)
     lower = _known(container, path)
@@ -74,6 +84,11 @@ def remove(container: Container, path: str, *, force: bool) -> list[BranchLine]:
 
 def move(container: Container, path: str, position: int) -> list[BranchLine]:
     """As branch_client.move. Raises as `listed`."""
+    with ContainerStore(container.root).changing(container) as current:
+        return _move(current, path, position)
+
+
+def _move(container: Container, path: str, position: int) -> list[BranchLine]:
     _check(container)
     lowers = list(container.config.rootfs.lowers)
     lower = _known(container, path)

@@ -65,11 +65,12 @@ def digests(container: Container, found: Changes) -> dict[bytes, str]:
 
 
 def save_list(container: Container, found: Changes) -> None:
-    """Store the list: `apply` applies only its changes, and only if the machine's files are as in the list."""
+    """Store the list: `apply` applies only its changes, and only if the machine's files are as in the list. It is valid
+    for the lowers that the container has now, since it names branches by their positions."""
     new = os.path.join(container.directory, f".{_LISTED}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
-    store_files.write_file(new, record.dump(found))
+    store_files.write_file(new, json.dumps(container.config.rootfs.lowers).encode() + b"\n" + record.dump(found))
     os.rename(new, os.path.join(container.directory, _LISTED))
 
 
@@ -80,11 +81,13 @@ def forget_list(container: Container) -> None:
 
 
 def saved_list(container: Container) -> Changes | None:
-    """The stored list, if any. Raises: ContainerError if it is broken."""
+    """The stored list, if it is valid for the container's lowers. Raises: ContainerError if it is broken."""
     path = os.path.join(container.directory, _LISTED)
     try:
         with open(store_files.open_file(path, os.O_RDONLY), "rb") as file:
-            return record.load(file.read())
+            lowers, _, rest = file.read().rpartition(b"\n")  # earlier versions stored no lowers
+        is_valid = not lowers or tuple(json.loads(lowers)) == container.config.rootfs.lowers
+        return record.load(rest) if is_valid else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -106,15 +109,17 @@ def branches_of(container: Container, ids: ShownIds, *, since_fork: bool = False
     )
 
 
+def refuse_applied(container: Container, what: str) -> None:
+    """Raises: ContainerError if some or all changes are applied: then the upper does not hold them any more. `what`:
+    the verb."""
+    if journals.is_begun(container.journal):
+        hint = f"unionfs apply {container.name} applies the rest; unionfs rm {container.name} discards it"
+        raise ContainerError(what, container.name, "some or all of its changes are already applied", hint=hint)
+
+
 def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> bytes:
     """Call `look` with the container's branches in a process that may read all of them, and return its result."""
-    if journals.is_begun(container.journal):
-        raise ContainerError(
-            "listing the changes",
-            container.name,
-            "some or all of them are already applied",
-            hint=f"unionfs apply {container.name} applies the rest; unionfs rm {container.name} discards it",
-        )
+    refuse_applied(container, "listing the changes")
     complete_upper(container, "listing the changes")
     if (found := _in_empty_upper(container, look)) is not None:
         return found

@@ -44,6 +44,13 @@ class NotRunningError(ContainerError):
     """The container is not running (any more)."""
 
 
+class AlreadyRunningError(ContainerError):
+    """The container is running, or another process prepares or changes it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("", "", f"already running: {name}", hint=f"unionfs stop {name} ends it")
+
+
 class BrokenRecordError(ContainerError):
     """The record of a container cannot be read."""
 

@@ -21,26 +21,31 @@ from unionfs.containers.diff import branches_of
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, shown_ids
 from unionfs.containers.record import Container
-from unionfs.containers.remove import remove_leftovers
-from unionfs.containers.rootfs import mountpoints
+from unionfs.containers.remove import remove_leftovers, take_back
+from unionfs.containers.rootfs import mountpoints, note_mountpoints
 from unionfs.containers.store import ContainerStore
 from unionfs.launcher import userns
 
 _BLOCK: Final = 512  # of st_blocks (stat(2))
 
 
-def fork(container: Container, name: str = "", command: Sequence[str] = ()) -> Container:
+def fork(
+    container: Container, name: str = "", command: Sequence[str] = (), warn: freeze.Warn = lambda _: None
+) -> Container:
     """Make a second container on what this one shows now. `command`: instead of its own. Raises: ContainerError,
     LaunchError, OSError."""
-    if container.status == "running" or freeze.has_changes(container):
-        container = freeze.freeze(container)
+    freeze.check(container, "fork")
+    if freeze.has_changes(container):
+        container = freeze.freeze(container, warn=warn)
     config = container.config._replace(remove=False)
     if command:
         config = config._replace(process=config.process._replace(command=tuple(command)), entrypoint=())
     made = record.new(container.root, config, name, container.facts)
     state = made.state._replace(began_ns=container.state.began_ns)
     made = made._replace(parent=container.id, inherited=len(config.rootfs.lowers), state=state)
-    return ContainerStore(container.root).add(made, lambda upper: _make_alike(container, upper))
+    made = ContainerStore(container.root).add(made, lambda upper: _make_alike(container, upper))
+    note_mountpoints(made, mountpoints(container))
+    return made
 
 
 def _make_alike(container: Container, upper: str) -> None:
@@ -81,7 +86,12 @@ def tree(root: str | None) -> list[Row]:
     rows: list[Row] = []
 
     def add(one: Container, depth: int) -> None:
-        rows.append(_row(one, depth))
+        try:
+            rows.append(_row(one, depth))
+        except ContainerError:
+            if os.path.lexists(one.directory):
+                raise
+            return  # it was removed meanwhile
         for child in below.get(one.id, ()):
             add(child, depth + 1)
 
@@ -125,6 +135,7 @@ def drop(container: Container) -> None:
     """Remove a container at once; its files are deleted by a process that goes on afterwards. Raises: ContainerError,
     OSError."""
     store = ContainerStore(container.root)
+    take_back(container)
     store.hide(container)
     if os.fork():
         return

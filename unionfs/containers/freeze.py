@@ -7,8 +7,8 @@ in the work directory.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
 from typing import Final
 
 from unionfs.containers import diff
@@ -22,12 +22,15 @@ from unionfs.containers.store import ContainerStore
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.fuse import branch_client
-from unionfs.fuse.branch_client import BranchError
+from unionfs.fuse.branch_client import BranchError, Served
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher import userns
 
 _WHAT: Final = "freeze"
 _PREFIX: Final = "upper."
+
+Warn = Callable[[str], None]
+"""Prints a line that begins with `note: `."""
 
 
 def can_freeze(container: Container) -> bool:
@@ -36,39 +39,57 @@ def can_freeze(container: Container) -> bool:
     return rootfs.driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT and not rootfs.passthrough
 
 
-def freeze(container: Container, name: str = "") -> Container:
+def check(container: Container, what: str) -> None:
+    """Raises: ContainerError if the container cannot be frozen. `what`: the verb."""
+    if container.status == "starting":
+        raise ContainerError(what, container.name, "it is being started or changed", hint="try again")
+    if not can_freeze(container):
+        raise ContainerError(what, container.name, "its root filesystem is made by another driver or transport")
+    diff.refuse_applied(container, what)
+
+
+def freeze(container: Container, name: str = "", warn: Warn = lambda _: None) -> Container:
     """Freeze the container. `name`: the new branch is upper.NAME; "": upper with a number. Returns the record, whose
     first lower is the new branch. Raises: ContainerError, LaunchError, OSError."""
-    if container.status == "starting":
-        raise ContainerError(_WHAT, container.name, "it is being started", hint="try again")
-    if not can_freeze(container):
-        raise ContainerError(_WHAT, container.name, "its root filesystem is made by another driver or transport")
     if name and ("/" in name or "\0" in name):
         raise ContainerError(_WHAT, container.name, f"{name!r} is no name for a directory")
-    complete_upper(container, _WHAT)
+    with ContainerStore(container.root).changing(container) as current:
+        return freeze_held(current, name, warn)
+
+
+def freeze_held(container: Container, name: str = "", warn: Warn = lambda _: None) -> Container:
+    """As `freeze`. Preconditions: within ContainerStore.changing."""
+    check(container, _WHAT)
     store = ContainerStore(container.root)
     leaf = _PREFIX + name if name else ""
     if container.status == "running":
+        complete_upper(container, _WHAT)
         try:
-            path = ask_daemon(container, lambda union, root: branch_client.freeze(union, root, leaf), _WHAT)
+            had_keeper = ask_daemon(container, lambda union, root: _freeze_mounted(union, root, leaf), _WHAT)
         except BranchError as error:
             raise ContainerError(_WHAT, container.name, str(error)) from error
+        if had_keeper:
+            warn(f"note: {container.name} has no keeper until it is started again: if its daemon is killed, it ends")
     else:
         store.claim(container)  # so that it is not started meanwhile
         try:
-            path = freeze_stopped(container, leaf)
+            freeze_stopped(container, leaf)
         finally:
             store.unclaim(container, container.state.exit_code)
     diff.forget_list(container)
-    current = store.load(container.id)
-    new = os.path.join(container.directory, os.path.basename(path))
-    lowers = current.config.rootfs.lowers
-    return store.set_lowers(container, lowers if new in lowers else (new, *lowers))
+    return store.set_lowers(container, store.load(container.id).config.rootfs.lowers)
 
 
-def freeze_stopped(container: Container, leaf: str = "") -> str:
-    """Freeze a container that this process has claimed. Returns the path of the branch. Raises: ContainerError,
-    LaunchError."""
+def _freeze_mounted(union: Served, root: str, leaf: str) -> bool:
+    """Freeze a mounted union. Returns whether it has lost its keeper by that."""
+    had_keeper = branch_client.has_keeper(union)
+    branch_client.freeze(union, root, leaf)
+    return had_keeper
+
+
+def freeze_stopped(container: Container, leaf: str = "") -> None:
+    """Freeze a container that this process has claimed. Raises: ContainerError, LaunchError."""
+    complete_upper(container, _WHAT)
 
     def body() -> bytes:
         from unionfs.core import freeze as core_freeze  # late: it imports most of the core
@@ -76,21 +97,21 @@ def freeze_stopped(container: Container, leaf: str = "") -> str:
         make_mountpoint_lower(container)
         options = union_options(container, container.branches, container.directory, FUSE)
         try:
-            return json.dumps([core_freeze.freeze_unmounted(options, os.fsencode(leaf)), ""]).encode()
+            core_freeze.freeze_unmounted(options, os.fsencode(leaf))
         except OptionError as error:
-            return json.dumps(["", str(error)]).encode()
+            return str(error).encode(errors="surrogateescape")
+        return b""
 
     try:
-        path, why = json.loads(userns.call(id_map_of(container), body))
+        why = userns.call(id_map_of(container), body).decode(errors="surrogateescape")
     except OSError as error:
         raise ContainerError.of(_WHAT, error, subject=container.name) from error
     if why:
         raise ContainerError(_WHAT, container.name, why)
-    return str(path)
 
 
 def has_changes(container: Container) -> bool:
-    """Whether the upper of a container that does not run has anything in it."""
+    """Whether the container's upper has anything in it."""
     try:
         return bool(os.listdir(container.upper))
     except OSError:

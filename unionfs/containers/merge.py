@@ -25,11 +25,12 @@ from unionfs.changes.merging import own as without_passages
 from unionfs.changes.objects import Branches, BranchPath, Object
 from unionfs.containers import diff, freeze, pause
 from unionfs.containers.branches import ask_daemon
+from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, shown_ids
 from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
-from unionfs.containers.rootfs import mountpoints, union_options
+from unionfs.containers.rootfs import mountpoints, note_mountpoints, union_options
 from unionfs.containers.store import ContainerStore
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
@@ -83,24 +84,30 @@ def merge(
     paths: Sequence[bytes] = (),
     keep: bool = False,
     dry_run: bool = False,
+    warn: freeze.Warn = lambda _: None,
 ) -> Merged:
     """Merge the fork's changes, all or those at and below `paths` (absolute), into the parent. A fork that was merged
     as a whole is removed unless `keep`. Raises: ConflictError, ContainerError, LaunchError, OSError."""
-    _check(fork, parent)
     store = ContainerStore(fork.root)
-    with _claimed(store, fork):
-        if freeze.has_changes(fork):
-            freeze.freeze_stopped(fork)
-            diff.forget_list(fork)
-            fork = store.load(fork.id)
-            fork = store.set_lowers(fork, fork.config.rootfs.lowers)
-        with _still(store, parent) as target:
-            done = _Merge(fork, target, choice, paths, dry_run=dry_run).run()
-        stays = keep or dry_run or bool(paths)
-        if not stays:
-            store.adopt(fork, parent.id)
-    if not stays:
-        remove(store, fork)
+    stays = keep or dry_run or bool(paths)
+    with contextlib.ExitStack() as locks:
+        for one in sorted({fork.id, parent.id}):  # in one order, or two merges could wait for each other
+            locks.enter_context(store.changing(store.load(one)))
+        fork, parent = store.load(fork.id), store.load(parent.id)
+        _check(fork, parent)
+        with _claimed(store, fork):
+            if dry_run:
+                complete_upper(fork, _WHAT)
+            elif freeze.has_changes(fork):
+                freeze.freeze_stopped(fork)
+                diff.forget_list(fork)
+                fork = store.load(fork.id)
+                fork = store.set_lowers(fork, fork.config.rootfs.lowers)
+            with _still(store, parent, warn, dry_run=dry_run) as target:
+                done = _Merge(fork, target, choice, paths, dry_run=dry_run).run()
+            if not stays:
+                store.adopt(fork, parent.id)
+                remove(store, fork, mine=True)
     return done._replace(fork_stays=stays)
 
 
@@ -111,8 +118,7 @@ def _check(fork: Container, parent: Container) -> None:
         hint = f"unionfs stop {fork.name} ends it"
         raise ContainerError(_WHAT, fork.name, "it is running", hint=hint)
     for one in (fork, parent):
-        if not freeze.can_freeze(one):
-            raise ContainerError(_WHAT, one.name, "its root filesystem is made by another driver or transport")
+        freeze.check(one, _WHAT)
     if _common(fork, parent) == 0 or fork.facts.uid_map != parent.facts.uid_map:
         raise ContainerError(_WHAT, fork.name, f"it is not on the same branches as {parent.name}")
 
@@ -139,14 +145,16 @@ def _claimed(store: ContainerStore, container: Container) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _still(store: ContainerStore, parent: Container) -> Iterator[Container]:
-    """Context in which the parent's changes are all in its frozen branches."""
+def _still(store: ContainerStore, parent: Container, warn: freeze.Warn, *, dry_run: bool) -> Iterator[Container]:
+    """Context in which the parent does not change. Its changes are all in frozen branches, except with `dry_run`."""
     if parent.status == "running":
         with pause.paused(parent, _WHAT, stopped=True):
-            yield freeze.freeze(parent)
+            yield freeze.freeze_held(parent, warn=warn) if freeze.has_changes(parent) and not dry_run else parent
         return
     with _claimed(store, parent):
-        if freeze.has_changes(parent):
+        if dry_run:
+            complete_upper(parent, _WHAT)
+        elif freeze.has_changes(parent):
             freeze.freeze_stopped(parent)
             diff.forget_list(parent)
         yield store.set_lowers(parent, store.load(parent.id).config.rootfs.lowers)
@@ -165,9 +173,14 @@ class _Merge:
         self.dry_run: Final = dry_run
         self.ids: Final = shown_ids(parent)
         common = _common(fork, parent)
-        self.above_fork: Final = fork.config.rootfs.lowers[: len(fork.config.rootfs.lowers) - common]
-        self.above_parent: Final = parent.config.rootfs.lowers[: len(parent.config.rootfs.lowers) - common]
-        self.base: Final = fork.config.rootfs.lowers[len(self.above_fork) :]
+        lowers = fork.config.rootfs.lowers
+        above_fork = lowers[: len(lowers) - common]
+        above_parent = parent.config.rootfs.lowers[: len(parent.config.rootfs.lowers) - common]
+        # Of a container, and not added by `unionfs branch`: the parent would take its own changes below for unchanged.
+        self.can_share: Final = len(above_fork) <= len(fork.frozen)
+        self.above_fork: Final = (fork.upper, *above_fork) if dry_run else above_fork
+        self.above_parent: Final = (parent.upper, *above_parent) if dry_run else above_parent
+        self.base: Final = lowers[len(above_fork) :]
 
     def run(self) -> Merged:
         missing = [path for path in self.above_fork if path not in self.above_parent]
@@ -190,6 +203,8 @@ class _Merge:
             raise ConflictError(self.fork, self.parent, found)
         merged = Merged(change_records.load(rest).changes, found, copied=told["copied"], fork_stays=True)
         if not self.dry_run and (merged.changes or not told["copied"]):
+            if not told["copied"]:
+                note_mountpoints(self.parent, mountpoints(self.fork))
             self.record(missing if not told["copied"] else [self.place(staging)])
             self.show()
         self.clear(staging)
@@ -225,7 +240,7 @@ class _Merge:
                 wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
             is_whole = not self.paths and not found
             root = any(one.path == b"/" for one in theirs.changes)
-            told["copied"] = not (is_whole and not root and can_lie_on_top(fork, ours))
+            told["copied"] = not (is_whole and not root and self.can_share and can_lie_on_top(fork, ours))
             if told["copied"] and not self.dry_run and (why := self.replay(staging, fork, theirs, wanted)):
                 return json.dumps({"why": why}).encode() + b"\n"
         return json.dumps(told).encode() + b"\n" + change_records.dump(Changes(without_passages(wanted)))
@@ -303,18 +318,22 @@ class _Merge:
 
     def record(self, new: list[str]) -> None:
         ContainerStore(self.parent.root).set_lowers(self.parent, (*new, *self.parent.config.rootfs.lowers))
+        diff.forget_list(self.parent)
 
     def show(self) -> None:
         """Let a parent that runs show the lowers of its record."""
-        if self.parent.status != "running":
+        current = ContainerStore(self.parent.root).load(self.parent.id)
+        if current.status != "running":
             return
-        wanted = ContainerStore(self.parent.root).load(self.parent.id).config.rootfs.lowers
+        wanted = current.config.rootfs.lowers
 
         def ask(union: branch_client.Served, _: str) -> None:
-            shown = {line.path for line in branch_client.listed(union)}
-            for path in reversed(wanted):
-                if path not in shown:
-                    branch_client.add(union, path, force=True)
+            shown = {os.path.realpath(line.path) for line in branch_client.listed(union)}
+            known = next((at for at, path in enumerate(wanted) if os.path.realpath(path) in shown), None)
+            if known is None:
+                raise BranchError("it shows none of its recorded branches")
+            for path in reversed(wanted[:known]):
+                branch_client.add(union, path, force=True)
 
         try:
             ask_daemon(self.parent, ask, _WHAT)

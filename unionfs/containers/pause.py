@@ -54,7 +54,8 @@ def paused(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         os.close(over_read)
     try:
         if not os.read(ready_read, 1):
-            raise ContainerError(what, container.name, "it cannot be paused", hint="use --no-pause")
+            hint = "use --no-pause" if what == "commit" else ""
+            raise ContainerError(what, container.name, "it cannot be paused", hint=hint)
         complete_upper(container, what)
         yield
     finally:

@@ -187,9 +187,12 @@ def process_started(pid: int) -> str | None:
 
 
 def to_json(container: Container) -> str:
-    """The text of its record. Bytes that are not UTF-8 are stored as lone surrogates, escaped by JSON."""
+    """The text of its record. Bytes that are not UTF-8 are stored as lone surrogates, escaped by JSON. Lowers in the
+    store are relative to it, so that they are found if it is moved."""
     record = json_values.encode(container)
     del record["root"]
+    rootfs, within = record["config"]["rootfs"], container.root + os.sep
+    rootfs["lowers"] = [lower.removeprefix(within) if lower.startswith(within) else lower for lower in rootfs["lowers"]]
     return json.dumps({"version": VERSION, **record}, indent=1) + "\n"
 
 
@@ -203,6 +206,7 @@ def from_json(root: str, container_id: str, text: str) -> Container:
     if version != VERSION:
         raise ValueError(f"it has version {version}, and this unionfs reads version {VERSION}")
     container = json_values.decode(Container, {**record, "root": root})
+    container = container.with_lowers(tuple(os.path.join(root, lower) for lower in container.config.rootfs.lowers))
     config = container.config
     if container.id != container_id:
         raise ValueError("it is the record of another container")

@@ -14,22 +14,27 @@ from unionfs.launcher import idmap, userns
 from unionfs.trees.remove import remove_path
 
 
-def remove(store: ContainerStore, container: Container, *, volumes: bool = False) -> None:
-    """Remove the container, and with `volumes` its anonymous volumes.
+def remove(store: ContainerStore, container: Container, *, volumes: bool = False, mine: bool = False) -> None:
+    """Remove the container, and with `volumes` its anonymous volumes. `mine`: as in ContainerStore.remove.
 
     Raises: ContainerError, LaunchError.
     """
     id_map, driver = id_map_of(container), container.config.rootfs.driver
     try:
-        if os.path.lexists(container.journal):
-            from unionfs.changes import apply as applying
-
-            applying.take_back(container.journal)
-        store.remove(container, lambda path: _remove_mapped(id_map, path, driver))
+        take_back(container)
+        store.remove(container, lambda path: _remove_mapped(id_map, path, driver), mine=mine)
         for name in anonymous_names(container) if volumes else ():
             VolumeStore(store.root).remove(name, lambda path: _remove_mapped(id_map, path, driver))
     except OSError as error:
         raise ContainerError.of("removing the container", error) from error
+
+
+def take_back(container: Container) -> None:
+    """Remove what a killed apply has built on this machine, and not put in place. Raises: OSError."""
+    if os.path.lexists(container.journal):
+        from unionfs.changes import apply as applying
+
+        applying.take_back(container.journal)
 
 
 def remove_leftovers(store: ContainerStore, container: Container) -> None:

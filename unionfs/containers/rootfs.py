@@ -52,6 +52,15 @@ def mountpoints(container: Container) -> frozenset[bytes]:
         return frozenset()
 
 
+def note_mountpoints(container: Container, paths: frozenset[bytes]) -> None:
+    """Record further mountpoints that branches of the container have. Raises: OSError."""
+    new = paths - mountpoints(container)
+    if new:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with open(store_files.open_file(mountpoints_file(container), flags, 0o644), "ab") as file:
+            file.write(b"".join(path + b"\0" for path in sorted(new)))
+
+
 def make_mountpoint_lower(container: Container) -> None:
     """Make the lowest branch, if the container has one. Raises: OSError."""
     if not container.facts.mountpoint_lower:

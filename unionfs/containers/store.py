@@ -4,6 +4,7 @@
     ROOT/containers/ID/outcome          its exit code, for `wait` on a container that is removed when it ends
     ROOT/containers/ID/{upper,work,merged}
     ROOT/containers/ID/upper.NAME       was its upper once (core.freeze); work/frozen lists them
+    ROOT/containers/ID/changing         locked while its branches are changed
     ROOT/containers/.lock               taken while records are created, changed or removed
 
 ROOT is `$XDG_DATA_HOME/unionfs` or `--root DIR`. The lock is in ROOT, and not in `$XDG_RUNTIME_DIR`, so
@@ -33,13 +34,14 @@ from typing import Any, Final
 
 from unionfs import store_files
 from unionfs.containers import names, record
-from unionfs.containers.errors import BrokenRecordError, ContainerError, NoSuchContainerError
+from unionfs.containers.errors import AlreadyRunningError, BrokenRecordError, ContainerError, NoSuchContainerError
 from unionfs.containers.record import Container, process_started
 from unionfs.trees.remove import remove_path
 
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
 _OUTCOME: Final = "outcome"
+_CHANGING: Final = "changing"
 _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
@@ -65,7 +67,8 @@ class ContainerStore:
     """All containers of one root directory. Several processes may use the same root at once."""
 
     def __init__(self, root: str | None = None) -> None:
-        self.root: Final = os.path.abspath(root) if root else store_files.default_root()
+        # Without links: records name branches of other containers by their paths, which must be equal for all commands.
+        self.root: Final = os.path.realpath(root or store_files.default_root())
         self.containers: Final = os.path.join(self.root, "containers")
 
     def add(self, container: Container, prepare: Callable[[str], None] | None = None) -> Container:
@@ -153,13 +156,17 @@ class ContainerStore:
 
     def _find_id(self, reference: str) -> str:
         """The only id that begins with `reference`, also of a container with a broken record."""
-        matches = [one for one in self._ids() if reference and one.startswith(reference)]
+        matches = [one for one in self._ids() if reference and one.startswith(reference) and self._has_record(one)]
         if len(matches) == 1:
             return matches[0]
         if not matches:
             raise NoSuchContainerError(reference, hint="unionfs ps -a lists all")
         ids = ", ".join(one[:12] for one in matches)
         raise ContainerError("", "", f"ambiguous id: {reference}", hint=f"it may be any of {ids}")
+
+    def _has_record(self, container_id: str) -> bool:
+        """Whether it is a container, and not the branches of one that was removed."""
+        return os.path.lexists(os.path.join(self.containers, container_id, _RECORD))
 
     def list(self, broken: Callable[[BrokenRecordError], None] = lambda _: None) -> list[Container]:
         """All containers, oldest first. For a broken record `broken` is called, and the container is left out."""
@@ -199,11 +206,33 @@ class ContainerStore:
             self._write(current.directory, current)
         return current
 
-    def adopt(self, container: Container, parent: str) -> None:
-        """Record another container (its id) as the one that the forks of this one were forked from."""
+    @contextlib.contextmanager
+    def changing(self, container: Container) -> Iterator[Container]:
+        """Context in which no other process changes the branches of a container, running or not. Waits for those that
+        do. Yields its record, read then. Raises: NoSuchContainerError."""
+        try:
+            lock = store_files.open_file(os.path.join(container.directory, _CHANGING), os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            raise NoSuchContainerError(container.name) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield self.load(container.id)
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # forked processes may have it, too
+            os.close(lock)
+
+    def adopt(self, container: Container, heir: str) -> None:
+        """Let the forks of a container, which was merged into `heir` (an id), be forks of the heir. Those that the heir
+        comes from itself become forks of what the container was forked from."""
         with self._locked():
-            for one in self.list():
+            known = {one.id: one for one in self.list()}
+            line, at = {heir}, heir  # the heir and what it was forked from
+            while at in known and known[at].parent not in line:
+                at = known[at].parent
+                line.add(at)
+            for one in known.values():
                 if one.parent == container.id:
+                    parent = container.parent if one.id in line else heir
                     self._write(one.directory, one._replace(parent=parent))
 
     def claim(self, container: Container) -> Container:
@@ -212,8 +241,7 @@ class ContainerStore:
         with self._locked():
             current = self.load(container.id)
             if current.is_running():
-                hint = f"unionfs stop {current.name} ends it"
-                raise ContainerError("", "", f"already running: {current.name}", hint=hint)
+                raise AlreadyRunningError(current.name)
             pid = os.getpid()
             claimed = _changed(current, status="starting", pid=pid, pid_started=process_started(pid), monitor=None)
             self._write(claimed.directory, claimed)
@@ -350,8 +378,7 @@ class ContainerStore:
                 remove_tree(os.path.join(self.containers, name))
         with self._locked():
             for one in self._ids():
-                is_ours = _ID.fullmatch(one) and not os.path.lexists(os.path.join(self.containers, one, _RECORD))
-                if is_ours:
+                if _ID.fullmatch(one) and not self._has_record(one):
                     with contextlib.suppress(OSError):
                         self._thin_out(one, self._used(one))
         for name in os.listdir(self.containers):

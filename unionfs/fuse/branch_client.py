@@ -95,6 +95,18 @@ def freeze(union: Served, mountpoint: str, name: str) -> str:
     return next(line.path for line in found if line.role == "lower")
 
 
+def has_keeper(union: Served) -> bool:
+    """Return whether another daemon would replace this one if it died. Raises: BranchError."""
+    from unionfs.fuse.reporting import NoAnswerError, ask
+
+    try:
+        found = next(ask(union.connection, "stats", union.owner), {})
+    except NoAnswerError as why:
+        raise BranchError(str(why)) from why
+    keeper = found.get("keeper") or {}
+    return bool(keeper.get("alive")) and not keeper.get("outdated")
+
+
 def _of_known(union: Served, details: dict[str, Any]) -> list[BranchLine]:
     """Ask for a change of a branch, which is named by its directory, or by its path if that does not exist any more."""
     path = details["path"]
