@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 from unionfs.cli import each, notes
@@ -36,10 +37,12 @@ def main(argv: list[str]) -> int:
     parser.usage = "unionfs fork [OPTIONS] CONTAINER [NAME] [-- COMMAND [ARG...]]"
     parser.add_argument("container", metavar="CONTAINER", help="a name, an id, or the beginning of an id")
     parser.add_argument("name", metavar="NAME", nargs="?", default="", help="of the fork (default: a random one)")
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     each.add_root(parser)
     end = argv.index("--") if "--" in argv else len(argv)
-    arguments, command = parser.parse(argv[:end], whole=argv), argv[end + 1 :]
+    arguments = parser.parse(argv[:end], whole=argv)
+    command = [*arguments.command, *argv[end + 1 :]]
     if end < len(argv) and not command:
         parser.error("there is no command after --")
     container = ContainerStore(arguments.root).find(arguments.container)
