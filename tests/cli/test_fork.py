@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_container_that_runs_is_forked_and_gets_the_changes(box: Box) -> None:
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_sessions(box: Box, user: User) -> None:
-    place = user.home / "place"
+    place = Path(tempfile.mkdtemp(prefix="sessions-", dir=user.home))
     (place / "in").mkdir(parents=True)
     (place / "kept").write_text("old\n")
     user.own(place)
