@@ -39,6 +39,18 @@ def test_what_makes_an_image_large(user_builder: Builder, scratch: Path) -> None
     assert "mkdir -p /var/cache/apt" in why.stdout
 
 
+def test_an_image_built_on_a_stage(builder: Builder) -> None:
+    """The steps of the stage that it begins with are steps of the image."""
+    text = "FROM tiny:1 AS base\nCOPY big /big\nFROM tiny:1 AS other\nFROM base\nRUN chown 5:60 /big\nCMD true\n"
+    context = builder.context(text, {"big": "x" * 4096})
+    steps = json.loads(builder("build", "--json", context).stdout)["steps"]
+    assert [(one["stage"], one["number"], one["text"].split()[0]) for one in steps] == [
+        *((1, 2, "COPY"), (3, 2, "RUN"), (3, 3, "CMD"))
+    ]
+    assert [(one["added"], one["hidden_later"]) for one in steps] == [(4096, 4096), (4096, 0), (0, 0)]
+    assert "step 3/2, RUN chown 5:60 /big: 4096 bytes" in builder("build", "--report", context).stdout
+
+
 def test_on_a_terminal(user_builder: Builder, scratch: Path) -> None:
     """The step in work is on one line; what a command has printed is shown if it fails."""
     context = user_builder.context("FROM tiny:1\nRUN echo quiet\nRUN echo loud; exit 4\n")

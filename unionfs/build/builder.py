@@ -49,7 +49,7 @@ class Built(NamedTuple):
     digest: Digest  # of its manifest
     id: Digest  # of its configuration
     results: Mapping[int, StageResult]  # of the stages that were built, by number
-    target: int  # the number of the stage that the image is
+    stages: tuple[int, ...]  # that the image consists of: each is built on the one before
 
 
 OpenContext = Callable[[Store, Callable[[], str], ExitStack], Context]
@@ -278,7 +278,17 @@ def _image(made: Build, results: Mapping[int, StageResult], target: Stage, names
     digest = image_id = Digest("")
     for name in names or ("",):
         digest, image_id = make_image.put_image(store, config, blobs, name)
-    return Built(digest, image_id, results, target.number)
+    return Built(digest, image_id, results, _chain(made.plan, target))
+
+
+def _chain(plan: Plan, target: Stage) -> tuple[int, ...]:
+    """The numbers of the stages that an image consists of, the first one first."""
+    found: list[int] = []
+    number: int | None = target.number
+    while number is not None:
+        found.insert(0, number)
+        number = plan.stages[number].parent
+    return tuple(found)
 
 
 def _squashed(
@@ -299,4 +309,4 @@ def _squashed(
     found = store.find(digest)
     for name in names[1:]:
         store.tag(found.descriptor, name)
-    return Built(digest, image_id, results, target.number)
+    return Built(digest, image_id, results, _chain(made.plan, target))

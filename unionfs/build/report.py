@@ -6,7 +6,7 @@ Preconditions: in a process with all ids of the files of layers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
@@ -33,7 +33,8 @@ _HINT_FROM: Final = 1 << 10  # bytes; less is not worth a line
 class StepReport(NamedTuple):
     """One step."""
 
-    number: int  # as in the messages of the build; FROM is the first
+    stage: int  # its place in the file: the first is 1
+    number: int  # of the step in its stage, as in the messages of the build; FROM is the first
     text: str
     is_cached: bool
     seconds: float
@@ -46,9 +47,13 @@ class StepReport(NamedTuple):
     hints: tuple[str, ...] = ()
 
 
-def of_stage(result: StageResult) -> list[StepReport]:
-    """The steps of a stage that was built. Raises: ContainerError, OSError."""
-    directories = [layer.directory for layer in result.layers]
+def of_image(results: Mapping[int, StageResult], stages: Sequence[int]) -> list[StepReport]:
+    """The steps of an image that consists of these stages, by number, each built on the one before.
+
+    Raises: ContainerError, OSError.
+    """
+    directories = [layer.directory for layer in results[stages[-1]].layers]
+    notes = [(stage, note) for stage in stages for note in results[stage].notes]
 
     def look() -> bytes:
         with ExitStack() as stack:
@@ -58,11 +63,11 @@ def of_stage(result: StageResult) -> list[StepReport]:
         return json.dumps([_facts(measured, number) for number in range(len(directories))]).encode("ascii")
 
     facts = json.loads(call(look))
-    first = len(directories) - sum(note.layer is not None for note in result.notes)
+    first = len(directories) - sum(note.layer is not None for _, note in notes)
     found: list[StepReport] = []
     number = first
-    for note in result.notes:
-        step = StepReport(note.number, note.text, note.is_cached, note.seconds, note.layer is not None)
+    for stage, note in notes:
+        step = StepReport(stage + 1, note.number, note.text, note.is_cached, note.seconds, note.layer is not None)
         if note.layer is not None:
             added, files, equal, hidden, hints = facts[number]
             step = step._replace(added=added, files=files, blob=note.layer.descriptor.size)

@@ -17,7 +17,7 @@ _TEXT_MAX = 60
 
 def show(built: Built, *, as_json: bool) -> None:
     """Print it: a table, or one JSON object with the image's id and its steps."""
-    steps = report.of_stage(built.results[built.target])
+    steps = report.of_image(built.results, built.stages)
     if as_json:
         print(
             json.dumps({"id": built.id, "digest": built.digest, "steps": [step._asdict() for step in steps]}),
@@ -26,7 +26,7 @@ def show(built: Built, *, as_json: bool) -> None:
         return
     rows = [
         (
-            str(step.number),
+            _label(built, step),
             printable(step.text if len(step.text) <= _TEXT_MAX else step.text[: _TEXT_MAX - 1] + "~"),
             "cached" if step.is_cached else f"{step.seconds:.1f} s",
             *(
@@ -40,7 +40,12 @@ def show(built: Built, *, as_json: bool) -> None:
     image_flags.print_table(("#", "STEP", "TIME", "ADDED", "FILES", "HIDDEN LATER"), rows)
     for step in steps:
         for hint in step.hints:
-            print(printable_line(f"step {step.number}, {step.text[:_TEXT_MAX]}: {hint}"))
+            print(printable_line(f"step {_label(built, step)}, {step.text[:_TEXT_MAX]}: {hint}"))
+
+
+def _label(built: Built, step: report.StepReport) -> str:
+    """The number of a step, with that of its stage if the image consists of several."""
+    return str(step.number) if len(built.stages) == 1 else f"{step.stage}/{step.number}"
 
 
 def write_page(built: Built, store: Store, path: str, title: str) -> None:
