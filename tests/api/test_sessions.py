@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import unionfs
+from tests.support.timing import limit
 from unionfs.api import sessions
 
 pytestmark = pytest.mark.usefixtures("fuse_device")
@@ -22,6 +23,6 @@ def test_a_command_of_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\udcff", "")
     monkeypatch.setattr(sessions, "_ENDING_S", 0.5)
     with pytest.raises(subprocess.TimeoutExpired):
-        session.run(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], timeout=3)
+        session.run(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], timeout=limit(3))
     assert session.changes() == []
     session.drop()

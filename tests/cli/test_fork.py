@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Box
 from tests.support.machine import lacks_keeper
-from tests.support.timing import wait_until
+from tests.support.timing import limit, wait_until
 from tests.support.users import User
 
 
@@ -104,7 +104,7 @@ def test_sessions(box: Box, user: User) -> None:
     wait_until(lambda: json.loads(box("status", "--json", "s").stdout)["status"] == "running", "the session")
     joined = box("try", "-q", "--name", "s", "--", "sh", "-c", f"cat {place}/a; echo 2 > {place}/b; touch {place}/end")
     assert joined.stdout == "1\n"
-    waiting.communicate(timeout=60)
+    waiting.communicate(timeout=limit(60))
     assert waiting.returncode == 0
     box("try", "-q", "--fork", "s", "--name", "t", "--", "sh", "-c", f"echo 3 > {place}/b")
     box("merge", "t")
