@@ -24,6 +24,7 @@ _MOUNTING: Final = (
     *("tests/core/test_ordinary_user.py", "tests/core/test_trees.py"),
     *("tests/layers/test_archive.py", "tests/layers/test_commands.py", "tests/layers/test_killed.py"),
     *("tests/layers/test_others.py", "tests/layers/test_verbs.py", "tests/snapshotter/test_server.py"),
+    "tests/layers/explore/test_terminal.py",
 )
 """Files of these rooms that mount, or that run commands which do."""
 _LONG: Final = (
