@@ -29,7 +29,7 @@ from layers.explore.filters import CHANGES, Filter
 from layers.explore.model import BY_NAME, BY_SIZE, Explorer
 from layers.explore.tree_index import REMOVED_HERE, SAME_HERE, TreeIndex
 from layers.screen import words
-from layers.screen.dialogs import Ask, FilterDialog, Lines, WasteDialog, help_lines
+from layers.screen.dialogs import Ask, Dialog, FilterDialog, Lines, WasteDialog, help_lines
 from layers.screen.tree_pane import TreePane
 from unionfs.output_file import OutputFile
 from unionfs.printable import printable, printable_line
@@ -75,27 +75,28 @@ class ExplorerApp(App[None]):
     .too-small #panes, .too-small Footer { display: none; }
     .too-small #small { display: block; }
     """
+    # priority: the app handles every key before it takes the next, so that what is typed after / goes to the dialog.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("question_mark", "help", "Help", key_display="?"),
-        Binding("q", "quit", "Quit"),
-        Binding("ctrl+c", "quit", show=False, priority=True),  # in a line of input it would copy
-        Binding("ctrl+z", "suspend_process", show=False),
-        Binding("tab", "app.focus_next", "Pane", show=True),
-        Binding("slash", "find", "Find", key_display="/"),
-        Binding("n", "found(1)", show=False),
-        Binding("N", "found(-1)", show=False),
-        Binding("ctrl+f,F", "filter", "Filter"),
-        Binding("ctrl+a", "whole", "Whole"),
-        Binding("ctrl+l", "alone", "Layer"),
-        Binding("ctrl+u", "without('same')", show=False),
-        Binding("ctrl+r", "without('removed')", show=False),
-        Binding("ctrl+b,a", "attributes", show=False),
-        Binding("ctrl+o,o", "order", show=False),
-        Binding("w", "wasted", "Wasted"),
-        Binding("v", "compare", "Compare"),
-        Binding("y", "copy_path", show=False),
-        Binding("ctrl+e,e", "extract", "Extract"),
-        Binding("s", "shell", show=False),
+        Binding("question_mark", "help", "Help", key_display="?", priority=True),
+        Binding("q", "quit", "Quit", priority=True),
+        Binding("ctrl+c", "interrupt", show=False, priority=True),  # in a line of input it would copy
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
+        Binding("tab", "app.focus_next", show=False, priority=True),
+        Binding("slash", "find", "Find", key_display="/", priority=True),
+        Binding("n", "found(1)", show=False, priority=True),
+        Binding("N", "found(-1)", show=False, priority=True),
+        Binding("ctrl+f,F", "filter", "Filter", priority=True),
+        Binding("ctrl+a", "whole", "Whole", priority=True),
+        Binding("ctrl+l", "alone", "Layer", priority=True),
+        Binding("ctrl+u", "without('same')", show=False, priority=True),
+        Binding("ctrl+r", "without('removed')", show=False, priority=True),
+        Binding("ctrl+b,a", "attributes", show=False, priority=True),
+        Binding("ctrl+o,o", "order", show=False, priority=True),
+        Binding("w", "wasted", "Wasted", priority=True),
+        Binding("v", "compare", "Compare", priority=True),
+        Binding("y", "copy_path", show=False, priority=True),
+        Binding("ctrl+e,e", "extract", "Extract", priority=True),
+        Binding("s", "shell", show=False, priority=True),
     ]
 
     def __init__(self, sides: Sequence[Side]) -> None:
@@ -244,6 +245,13 @@ class ExplorerApp(App[None]):
 
     # -- what the keys do --
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The keys of the panes do nothing while a dialog is open, Ctrl-C excepted."""
+        return action == "interrupt" or not isinstance(self.screen, Dialog)
+
+    def action_interrupt(self) -> None:
+        self.exit()
+
     def action_help(self) -> None:
         self.push_screen(Lines("keys", help_lines()))
 
@@ -340,7 +348,7 @@ class ExplorerApp(App[None]):
         return self.side.layers[layer], layer, self.side.tree.record_of[entry]
 
     def _file(self, entry: int) -> bool:
-        """Whether an entry has data; if not, the user is told."""
+        """Whether an entry has data. Shows a message if it has none."""
         if entry >= 0 and self.side.tree.layer_entry(entry).kind in (FILE, LINK):
             return True
         self.notify("only files can be compared, and files and directories extracted", severity="warning")
@@ -412,7 +420,7 @@ class ExplorerApp(App[None]):
         self.call_from_thread(self.notify, f"{human(size)} written to {printable(path)}")
 
     def _extract_directory(self, side: Side, entry: int, path: str) -> None:
-        """In a thread: extract a directory, and tell the user."""
+        """In a thread: extract a directory, and show a message with what was written."""
         tree = side.tree
         level = side.explorer.level if tree.by[entry] > side.explorer.level else side.explorer.base
         try:

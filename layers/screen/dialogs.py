@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Final, TypeVar
 
 from rich.text import Text
-from textual import work
+from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -108,6 +108,15 @@ class Ask(Dialog[str]):
         with Vertical() as window:
             window.border_title = Text(self._title)
             yield Input(self._text)
+
+    def on_key(self, event: events.Key) -> None:
+        """Take what was typed before the line of input had the focus."""
+        line = self.query_one(Input)
+        if not line.has_focus:
+            if event.is_printable and event.character is not None:
+                line.insert_text_at_cursor(event.character)
+            elif event.key == "enter":
+                self.dismiss(line.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)

@@ -40,16 +40,16 @@ class TreePane(ScrollView, can_focus=True):
     TreePane > .tree--cursor { text-style: reverse; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down,j", "move(1)", "Down", show=False),
-        Binding("up,k", "move(-1)", "Up", show=False),
-        Binding("pagedown,f", "page(1)", "Page down", show=False),
-        Binding("pageup,b", "page(-1)", "Page up", show=False),
-        Binding("home,g", "go(0)", "Top", show=False),
-        Binding("end,G", "go(-1)", "End", show=False),
-        Binding("space,enter", "turn", "Open", show=True),
-        Binding("right,l", "open", "Open", show=False),
-        Binding("left,h", "close", "Close", show=False),
-        Binding("ctrl+@,C", "close_all", "Close all", show=False),
+        Binding("down,j", "move(1)", "Down", show=False, priority=True),
+        Binding("up,k", "move(-1)", "Up", show=False, priority=True),
+        Binding("pagedown,f", "page(1)", "Page down", show=False, priority=True),
+        Binding("pageup,b", "page(-1)", "Page up", show=False, priority=True),
+        Binding("home,g", "go(0)", "Top", show=False, priority=True),
+        Binding("end,G", "go(-1)", "End", show=False, priority=True),
+        Binding("space,enter", "turn", "Open", show=True, priority=True),
+        Binding("right,l", "open", "Open", show=False, priority=True),
+        Binding("left,h", "close", "Close", show=False, priority=True),
+        Binding("ctrl+@,C", "close_all", "Close all", show=False, priority=True),
     ]
 
     class Moved(Message):

@@ -97,10 +97,8 @@ def test_keys_ctrl_z_resize_and_ctrl_c_leave_the_terminal_right(terminal: Termin
     text = start(terminal)
     assert "old/" in text
     assert r"bad\x1b[31m" in text
-    terminal.type("/")
-    terminal.wait_for("find a name")
-    terminal.type("passwd", "Enter")
-    terminal.wait_for("layer 0 has|hidden: layer 1 replaces it")
+    terminal.type("/passwd", "Enter")  # at once: the dialog gets what is typed before it is drawn
+    terminal.wait_for("hidden: layer 1 replaces it")
     terminal.resize(70, 20)
     terminal.wait_for("^╭.{68}╮$")
     terminal.resize(40, 8)
