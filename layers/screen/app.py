@@ -247,7 +247,7 @@ class ExplorerApp(App[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The keys of the panes do nothing while a dialog is open, Ctrl-C excepted."""
-        return action == "interrupt" or not isinstance(self.screen, Dialog)
+        return True if action == "interrupt" or not isinstance(self.screen, Dialog) else None  # None: shown as disabled
 
     def action_interrupt(self) -> None:
         self.exit()
