@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import mount_flags, network_flags, notes, parents, remote_flags, signals
+from unionfs.cli import as_me_flags, mount_flags, network_flags, notes, parents, remote_flags, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.partial_flags import add_partial_from
@@ -50,6 +50,7 @@ examples:
   unionfs run --rm -it / bash                          a shell on a copy-on-write view of this machine
   unionfs run --name web --lower app --lower debian python3 /srv/app.py
   unionfs run --rm -v .:/src -w /src debian make
+  unionfs run --as-me debian make                      as this user, here, in the home of this machine
 
 signals are forwarded to the command, except SEGV, BUS, FPE and ILL: `unionfs kill -s` sends them.
 
@@ -87,12 +88,14 @@ def make(arguments: Namespace) -> Container | None:
         raise CommandError("run: no root filesystem given", hint="see unionfs run --help")
     store, name = ContainerStore(arguments.root), arguments.name or ""
     if arguments.lower or _is_directory(words[0], store.root):
-        return make_or_describe(store, _config_on_directories(arguments, words), name, dry_run=arguments.dry_run)
+        config = as_me_flags.apply(_config_on_directories(arguments, words), arguments)
+        return make_or_describe(store, config, name, dry_run=arguments.dry_run)
     from layers.store import Store
 
     images, config = Store(store.root), _config(arguments)  # invalid flags are reported before anything is pulled
     with images.using():
         config = _config_on_image(config, arguments, words, _image(arguments, words[0], images))
+        config = as_me_flags.apply(config, arguments)
         return make_or_describe(store, config, name, dry_run=arguments.dry_run)
 
 
@@ -287,6 +290,7 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         default="",
         help="user and group of the command, by names or numbers of the container (default: the image's, or root)",
     )
+    as_me_flags.add(made)
     add("-l", "--label", metavar="NAME=VALUE", action="append", help="store a label with the container")
     add("-h", "--hostname", metavar="NAME", help="the hostname in the container (default: its id)")
     add(

@@ -77,6 +77,26 @@ class Network(NamedTuple):
     nameservers: tuple[str, ...] = ()  # instead of the host's
 
 
+class Group(NamedTuple):
+    """A group of the host, as a user is in it."""
+
+    name: str
+    gid: int
+
+
+class Me(NamedTuple):
+    """The user of the host as whom a container's command runs (`--as-me`), and what it brings along."""
+
+    name: str
+    uid: int
+    groups: tuple[Group, ...]  # the primary group first; not empty
+    full_name: str
+    home: str
+    shell: str
+    workdir: str
+    environment: tuple[tuple[str, str], ...]  # of the caller; an image's own variables have priority
+
+
 class ContainerConfig(NamedTuple):
     """The configuration of a container."""
 
@@ -94,11 +114,12 @@ class ContainerConfig(NamedTuple):
     logged: bool = False  # the command's output is stored
     remove: bool = False  # the container is removed when the command has ended
     session: bool = False  # of `unionfs try --name`: further commands join while one runs
+    me: Me | None = None  # None: the command runs as `process.user`
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("session",)
+        return ("session", "me")
 
     @property
     def mounts_on_rootfs(self) -> bool:

@@ -10,14 +10,19 @@ import os
 from typing import Final
 
 from unionfs import store_files
+from unionfs.containers import accounts
 from unionfs.containers.record import Container
 from unionfs.launcher.spec import Bind
 
-_DIRECTORY: Final = "etc"
+_DIRECTORY: Final = accounts.DIRECTORY
 
 
 def binds(container: Container) -> tuple[Bind, ...]:
     """The bind mounts of these files. A view of the host's own `/` on the host's network needs none."""
+    return (*accounts.binds(container), *_network_binds(container))
+
+
+def _network_binds(container: Container) -> tuple[Bind, ...]:
     network = container.config.network
     if network.private and not network.uplink:
         return ()
@@ -31,12 +36,14 @@ def binds(container: Container) -> tuple[Bind, ...]:
 def write(container: Container, uplink_nameserver: str = "") -> None:
     """Write the files that `binds` names. The nameservers are those of the configuration, else that of the uplink,
     else the host's. Raises: OSError."""
-    wanted = binds(container)
+    wanted = _network_binds(container)
     if not wanted:
         return
     network = container.config.network
     added = [f"{address} {name}" for name, address in network.hosts]
-    hosts = [_text_of("/etc/hosts") or "127.0.0.1 localhost", f"127.0.1.1 {container.hostname}", *added, ""]
+    # A user of a cluster keeps the machine's name, at the address that the other machines know.
+    own = () if container.config.me else (f"127.0.1.1 {container.hostname}",)
+    hosts = [_text_of("/etc/hosts") or "127.0.0.1 localhost", *own, *added, ""]
     content = {
         "hosts": "\n".join(hosts),
         "hostname": f"{container.hostname}\n",

@@ -6,12 +6,12 @@ import os
 from typing import Final
 
 from unionfs.containers import etc, volume_mounts
-from unionfs.containers.config import ContainerConfig
+from unionfs.containers.config import ContainerConfig, Me
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints_file
 from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.launcher import idmap
-from unionfs.launcher.spec import SEARCH_PATH, Bind, NetworkHelper, Process, Spec, Tmpfs
+from unionfs.launcher.spec import SEARCH_PATH, Bind, Caller, NetworkHelper, Process, Spec, Tmpfs
 from unionfs.syscalls import seccomp
 
 _RUNTIME_DIRECTORIES: Final = ("/run", "/tmp", "/var/tmp")
@@ -24,7 +24,13 @@ def bundle_of(container: Container) -> str:
 
 def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap | None) -> Spec:
     """The Spec for running `process` in the container. Raises: LaunchError if no uplink program is installed."""
-    config = container.config
+    config, me = container.config, container.config.me
+    if process.user != config.process.user:
+        me = None  # `exec --user` names another one
+    if me and process.workdir == config.process.workdir:
+        process = process._replace(workdir=me.workdir)
+    if me and id_map:
+        id_map = id_map._replace(keeps_groups=True)
     network, rootfs = config.network, config.rootfs
     borrows_resolver = rootfs.shows_host and not network.private and os.path.exists("/etc/resolv.conf")
     in_memory = (path for path in _RUNTIME_DIRECTORIES if rootfs.shows_host and os.path.ismount(path))
@@ -47,6 +53,7 @@ def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap
         mountpoints=mountpoints_file(container),
         runtime=config.runtime,
         bundle=bundle_of(container),
+        caller=_caller(me) if me else None,
         namespace_socket=container.namespace_socket if config.kind == "run" or config.session else "",
     )
 
@@ -55,7 +62,24 @@ def _environment(container: Container, process: Process) -> tuple[tuple[str, str
     usual = {"PATH": SEARCH_PATH, "HOSTNAME": container.hostname, "container": "unionfs"}
     if process.terminal:
         usual["TERM"] = "xterm"
-    return tuple({**usual, **dict(process.environment)}.items())
+    mine = container.config.me.environment if container.config.me else ()
+    return tuple({**usual, **dict(mine), **dict(process.environment)}.items())
+
+
+def _caller(me: Me) -> Caller:
+    """The user, with the umask and the descriptors of this process."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    numbers = (int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2)
+    return Caller(me.uid, me.groups[0].gid, umask, tuple(fd for fd in numbers if _is_inheritable(fd)))
+
+
+def _is_inheritable(fd: int) -> bool:
+    """Whether our caller left the descriptor to us: all that we open are closed by exec (PEP 446)."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # that of the listing itself
+        return False
 
 
 def uplink_program(config: ContainerConfig) -> str:
@@ -76,6 +100,6 @@ def uplink_nameserver(config: ContainerConfig) -> str:
 
 def is_supervised(config: ContainerConfig, id_map: idmap.NamespaceMap | None) -> bool:
     """Whether ids that a container with one id lacks are emulated: only by our own union and launcher."""
-    if id_map is None or not id_map.limited:
+    if id_map is None or not id_map.limited or config.me:
         return False
     return config.rootfs.driver == FUSE and not config.runtime and seccomp.is_available()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from unionfs.containers import etc, logs, rootfs, volume_mounts
+from unionfs.containers import accounts, etc, logs, rootfs, volume_mounts
 from unionfs.containers.errors import ContainerError, NoSuchContainerError
 from unionfs.containers.ids import my_ids
 from unionfs.containers.launch_spec import bundle_of, is_supervised, make_spec, uplink_nameserver
@@ -47,7 +47,7 @@ def run(
     Raises: ContainerError, LaunchError; also when the command was not found or cannot be executed.
     """
     config, id_map = container.config, my_ids()
-    if id_map and id_map.limited:
+    if id_map and id_map.limited and not config.me:
         warn(_limits_note(id_map.limited, supervised=is_supervised(config, id_map)))
     process = config.process if interactive is None else config.process._replace(interactive=interactive)
     spec = make_spec(container, process, id_map)
@@ -117,6 +117,8 @@ class _AroundCommand:
             began_ns=container.state.began_ns or _file_clock_ns(container.directory),
         )
         rootfs.mount_rootfs(container, rootfs_mounts, self._warn_of_union, debug=self._debug, parents=self._parents)
+        if container.config.me:
+            accounts.write(container, container.config.me)
         try:
             volume_mounts.make_and_populate(container)
         except OSError as error:

@@ -23,6 +23,7 @@ from unionfs.syscalls.namespaces import (
     join_new_session_keyring,
     limit_bounding_set,
     set_no_new_privileges,
+    setns,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def describe(spec: Spec) -> tuple[str, ...]:
     return (
         "take a new terminal" if spec.process.terminal else "keep standard output and error",
         *(() if spec.process.interactive or spec.process.terminal else ("read standard input from /dev/null",)),
-        f"become {_describe_user(spec.process.user)}",
+        f"stay user {spec.caller.uid}, with all groups"
+        if spec.caller
+        else f"become {_describe_user(spec.process.user)}",
         *(f"limit {limit}" for limit in spec.process.limits),
         f"keep capabilities: {', '.join(spec.process.capabilities).lower() or 'none'}",
         *privileges,
@@ -52,42 +55,50 @@ def exec_command(
     supervisor: socket.socket | None = None,
     *,
     is_first: bool = True,
+    own_ids_fd: int = -1,
 ) -> NoReturn:
     """Execute the command in this process. Never returns.
 
     With a `console` it gets a new terminal, which is the container's console if `is_first`. At the other end of
-    `supervisor` is the process that answers system calls about ids that the container does not have.
+    `supervisor` is the process that answers system calls about ids that the container does not have. `own_ids_fd`: the
+    user namespace that a `spec.caller` enters (`launcher.own_ids`); -1: it has its ids already.
     Raises: LaunchError; this process is then half changed and must exit.
     """
     identity = _resolve_identity(spec)
+    owner = identity.uid if own_ids_fd < 0 else 0  # as our user namespace has it
     os.setsid()
     if console:
         from unionfs.launcher import terminal
 
-        terminal.open_terminal(console, identity.uid, is_console=is_first)
+        terminal.open_terminal(console, owner, is_console=is_first)
     else:
         if capture:
             capture.redirect_output()
         if not spec.process.interactive:
             os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
-        chown_pipes(identity.uid)
-    os.umask(0o022)
+        chown_pipes(owner)
+    os.umask(spec.caller.umask if spec.caller else 0o022)
     try:
         os.chdir(spec.process.workdir)
     except OSError as error:
         raise LaunchError.of("changing to the working directory", error) from None
-    join_new_session_keyring()
+    if not spec.caller:
+        join_new_session_keyring()  # a caller's own one may hold its Kerberos tickets
     if supervisor:
         from unionfs.launcher.supervisor import install_filter
 
         install_filter(supervisor, identity.groups)
     resources.apply(spec.process.limits)
+    if own_ids_fd >= 0:
+        setns(own_ids_fd)  # with all capabilities in it, until _change_identity drops them
     _change_identity(spec, identity)
-    _close_on_exec()
+    _close_on_exec(spec.caller.descriptors if spec.caller else ())
     _execute(spec.process.command, {"HOME": identity.home, **dict(spec.process.environment)})
 
 
 def _resolve_identity(spec: Spec) -> users.Account:
+    if spec.caller:
+        return users.Account(spec.caller.uid, spec.caller.gid, (), "/")
     identity = users.look_up(spec.process.user)
     id_map = spec.id_map
     if id_map is None or spec.supervised:
@@ -101,7 +112,9 @@ def _resolve_identity(spec: Spec) -> users.Account:
 def _change_identity(spec: Spec, identity: users.Account) -> None:
     kept = capabilities.mask(spec.process.capabilities)
     limit_bounding_set(kept)
-    if spec.id_map is None or not spec.id_map.limited:  # denied where the map has one id; see install_filter
+    if not spec.caller and (
+        spec.id_map is None or not spec.id_map.limited
+    ):  # denied where the map has one id; see install_filter
         os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)
@@ -145,11 +158,11 @@ def chown_pipes(uid: int) -> None:
                 os.fchown(fd, uid, -1)
 
 
-def _close_on_exec() -> None:
-    """Mark all descriptors above 2 close-on-exec, also those that our caller left open."""
+def _close_on_exec(inherited: tuple[int, ...]) -> None:
+    """Mark all descriptors above 2 close-on-exec, also those that our caller left open, except `inherited`."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one of the listing itself is gone already
-            if int(name) > 2:
+            if int(name) > 2 and int(name) not in inherited:
                 os.set_inheritable(int(name), False)
 
 

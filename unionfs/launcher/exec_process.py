@@ -17,7 +17,7 @@ from unionfs.launcher.capture import Capture
 from unionfs.launcher.channel import INIT, STARTED, Sender
 from unionfs.launcher.errors import OWN_FAILURE, LaunchError
 from unionfs.launcher.namespace_socket import Namespaces
-from unionfs.launcher.spec import Spec
+from unionfs.launcher.spec import Caller, Spec
 from unionfs.launcher.terminal import ConsoleSocket
 from unionfs.launcher.userns import reset_signals
 from unionfs.syscalls.namespaces import set_command_line, set_dumpable, set_parent_death_signal, set_process_name
@@ -50,6 +50,7 @@ class ExecProcess(NamedTuple):
         set_process_name(NAME)
         set_command_line(NAME)
         supervisor_socket = self._start_supervisor(cleanup) if self.spec.supervised else None
+        own_ids_fd = self._make_own_ids(self.spec.caller) if self.spec.caller else -1
         self.namespaces.enter()
         set_dumpable(False)
         exec_status_read, exec_status_write = os.pipe()
@@ -60,7 +61,13 @@ class ExecProcess(NamedTuple):
             os.close(exec_status_read)
             self._run_command(
                 init.InitContext(
-                    self.sender, -1, exec_status_write, self.console, self.capture, supervisor=supervisor_socket
+                    self.sender,
+                    -1,
+                    exec_status_write,
+                    self.console,
+                    self.capture,
+                    supervisor=supervisor_socket,
+                    own_ids_fd=own_ids_fd,
                 )
             )
         os.close(exec_status_write)
@@ -90,6 +97,12 @@ class ExecProcess(NamedTuple):
         cleanup.callback(userns.end, pid)
         return supervisor_socket
 
+    def _make_own_ids(self, caller: Caller) -> int:
+        from unionfs.launcher import own_ids
+
+        self.namespaces.enter_user_namespace()
+        return own_ids.make(caller)
+
     def _hang_up_with(self, parent_fd: int) -> None:
         """Send SIGHUP to the command when the process at `parent_fd`, which asked for it, ends."""
         set_parent_death_signal(signal.SIGHUP)
@@ -102,7 +115,14 @@ class ExecProcess(NamedTuple):
         status = OWN_FAILURE
         try:
             reset_signals()
-            command.exec_command(self.spec, context.console, context.capture, context.supervisor, is_first=False)
+            command.exec_command(
+                self.spec,
+                context.console,
+                context.capture,
+                context.supervisor,
+                is_first=False,
+                own_ids_fd=context.own_ids_fd,
+            )
         except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
             if isinstance(error, LaunchError):
                 status = error.status

@@ -38,11 +38,15 @@ class SubordinateRange(NamedTuple):
 
 
 class NamespaceMap(NamedTuple):
-    """The uid_map and gid_map of a user namespace. `limited`: why they map one id only; empty: they map more."""
+    """The uid_map and gid_map of a user namespace. `limited`: why they map one id only; empty: they map more.
+
+    `keeps_groups`: its processes keep the supplementary groups of the process that makes it, though none is mapped.
+    """
 
     uids: IdRanges
     gids: IdRanges
     limited: str = ""
+    keeps_groups: bool = False
 
     def has_uid(self, uid: int) -> bool:
         return to_outside(self.uids, uid) is not None

@@ -56,6 +56,7 @@ class InitContext(NamedTuple):
     capture: Capture | None = None  # the command's output; None: our own descriptors
     namespace_server: NamespaceServer | None = None  # gets the mount namespace and the root
     supervisor: socket.socket | None = None  # to the supervisor of a container with one id
+    own_ids_fd: int = -1  # the user namespace of a command that keeps its user's ids (own_ids); -1: none
     reported_fd: int = -1  # a pipe that is at its end once the launching process was told of init's pid; -1: no pipe
 
     def wait_until_reported(self) -> None:
@@ -123,7 +124,7 @@ def _run_command(spec: Spec, context: InitContext) -> NoReturn:
     status = OWN_FAILURE
     try:
         reset_signals()
-        command.exec_command(spec, context.console, context.capture, context.supervisor)
+        command.exec_command(spec, context.console, context.capture, context.supervisor, own_ids_fd=context.own_ids_fd)
     except Exception as error:  # noqa: BLE001 - a forked child must not run its parent's handlers
         if isinstance(error, LaunchError):
             status = error.status

@@ -89,6 +89,7 @@ class Monitor:
         self._namespace_server: NamespaceServer | None = None  # set once, by _run
         self._supervisor_socket: socket.socket | None = None  # None: no supervisor; set once, by _run
         self._supervisor: tuple[int, int] | None = None  # its pidfd and pid; set once, by _run
+        self._own_ids_fd = -1  # see InitContext; set once, by _run
         self._started = False  # changed by _handle_exec_status only
 
     def run(self) -> int:
@@ -131,6 +132,10 @@ class Monitor:
                 supervisor_pid, self._supervisor_socket = supervisor.start()
                 cleanup.callback(userns.end, supervisor_pid)
                 self._supervisor = os.pidfd_open(supervisor_pid), supervisor_pid
+            if self._spec.caller:
+                from unionfs.launcher import own_ids
+
+                self._own_ids_fd = own_ids.make(self._spec.caller)  # before the pid namespace, too: it forks
             unshare(plans.flags(self._plan.inner))
             if network_helper:
                 network_helper.connect()
@@ -160,6 +165,7 @@ class Monitor:
                 self._capture,
                 self._namespace_server,
                 self._supervisor_socket,
+                self._own_ids_fd,
                 reported_read,
             )
             if self._spec.runtime:

@@ -81,7 +81,8 @@ class Plan(NamedTuple):
 def make(spec: Spec) -> Plan:
     """Return the plan for `spec`."""
     network_too = ("network",) if spec.own_network else ()
-    inner = ("pid", *network_too) if spec.runtime else ("pid", "uts", "ipc", *network_too)
+    ipc_too = () if spec.caller else ("ipc",)  # processes of one job share memory across containers
+    inner = ("pid", *network_too) if spec.runtime else ("pid", "uts", *ipc_too, *network_too)
     network = (spec.network_helper.describe(),) if spec.network_helper else ()
     if spec.runtime:
         words = (f"write an OCI bundle into {spec.bundle}", f"have {spec.runtime} run it")
@@ -145,8 +146,11 @@ def _dev(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
         steps.Dev(),
         *((steps.OwnDevices(paths),) if spec.id_map is None else map(steps.Device, paths)),
         steps.Terminals(tty_group),
-        steps.Tmpfs("/dev/shm", _SHM),
-        steps.MessageQueues(),
+        *(
+            (steps.BindTree("/dev/shm", "/dev/shm", read_only=False), steps.HostMessageQueues())
+            if spec.caller
+            else (steps.Tmpfs("/dev/shm", _SHM), steps.MessageQueues())
+        ),
         *(steps.Link(path, target) for path, target in LINKS),
     )
 

@@ -78,6 +78,15 @@ class Process(NamedTuple):
     limits: tuple[Limit, ...] = ()  # all others are inherited
 
 
+class Caller(NamedTuple):
+    """The user who starts a container whose command keeps ids, groups, umask, keyring and descriptors (`--as-me`)."""
+
+    uid: int  # of the host, and of the command
+    gid: int
+    umask: int
+    descriptors: tuple[int, ...]  # above 2, open in the launching process, which the command inherits
+
+
 class Spec(NamedTuple):
     """A container: a process, and the root filesystem, mounts and namespaces around it."""
 
@@ -97,3 +106,4 @@ class Spec(NamedTuple):
     bundle: str = ""  # path of the runtime's OCI bundle, a directory that we make; it must not exist
     supervised: bool = False  # the map has one id; a `launcher.supervisor` answers system calls about other ids
     id_map: NamespaceMap | None = None  # None: we are root and need no user namespace
+    caller: Caller | None = None  # whom the command runs as, with the host's IPC; None: as `process.user`

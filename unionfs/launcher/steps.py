@@ -349,6 +349,20 @@ class MessageQueues(NamedTuple):
         mount("mqueue", directory_at("/dev/mqueue"), "mqueue", _MS_RESTRICTED)
 
 
+class HostMessageQueues(NamedTuple):
+    """Bind the host's message queues, if it shows them. For a container in the host's ipc namespace."""
+
+    def describe(self) -> str:
+        return "bind /dev/mqueue on /dev/mqueue, if there is one"
+
+    def open_on_host(self) -> Callable[[], None]:
+        if not os.path.isdir("/dev/mqueue"):
+            return lambda: None
+        tree = open_tree("/dev/mqueue")
+        tree.set_attributes(_RESTRICTED)
+        return lambda: tree.attach(directory_at("/dev/mqueue"))
+
+
 class Link(NamedTuple):
     """Make a symlink."""
 

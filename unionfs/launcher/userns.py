@@ -23,7 +23,8 @@ _GO = b"g"
 def fork(id_map: idmap.NamespaceMap | None, kinds: int, body: Callable[[], int]) -> int:
     """Fork a child with new namespaces of `kinds` (CLONE_NEW*) that exits with what `body` returns. Returns its pid.
 
-    With an `id_map` the child is root of a new user namespace with these ids. When this returns the child has its
+    With an `id_map` the child has all capabilities in a new user namespace with these ids, and is its first user,
+    which is root but for `own_ids`. When this returns the child has its
     namespaces and ids. It leads a session of its own and has every signal at its default. An exception that escapes
     from `body` is a bug: traceback, exit 125.
     Raises: LaunchError when the namespaces or the map are refused; no child is left then.
@@ -148,9 +149,10 @@ def _enter(id_map: idmap.NamespaceMap | None, kinds: int, own: _Ends) -> bool:
     may_continue = os.read(own.read_fd, 1) == _GO
     own.close()
     if may_continue and id_map:
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        if not id_map.limited:
+        uid, gid = id_map.uids[0].inside, id_map.gids[0].inside
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        if not id_map.limited and not id_map.keeps_groups:
             os.setgroups([])
     return may_continue
 

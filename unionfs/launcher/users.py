@@ -31,7 +31,7 @@ def look_up(user: str, root_fd: int | None = None) -> Account:
 
     Raises: LaunchError as `resolve` does.
     """
-    return resolve(user, _read("/etc/passwd", root_fd), _read("/etc/group", root_fd))
+    return resolve(user, read("/etc/passwd", root_fd), read("/etc/group", root_fd))
 
 
 def resolve(user: str, passwd: str, group: str) -> Account:
@@ -75,7 +75,7 @@ def _number(text: str) -> int | None:
     return int(text) if int(text) <= _LARGEST_ID else None
 
 
-def _read(path: str, root_fd: int | None) -> str:
+def read(path: str, root_fd: int | None) -> str:
     """Read a file of the container; a missing one is empty.
 
     An image may have anything at this path: only a regular file is read, and at most `_LARGEST_FILE` bytes of it.
