@@ -33,3 +33,14 @@ def test_a_mark_of_another_process_is_not_believed(user: User, debian: Path, tid
     environment = {"_UNIONFS_PROTECTED": "1"}
     command = [*user.unionfs_cmd, "run", "--rm", "--lower", os.fspath(debian), "env"]
     assert "_UNIONFS" not in user.run(command, env=environment).stdout
+
+
+def test_the_process_keeps_its_name(user: User) -> None:
+    """ps(1) and pgrep(1) show the name, which execve(2) makes the last part of the path: a descriptor's number."""
+    code = """
+from unionfs.launcher import own_executable
+own_executable.protect_if_writable()
+own_executable.protect()
+print(open("/proc/self/comm").read(), end="")
+"""
+    assert user.run([sys.executable, "-c", code]).stdout.strip() == Path(sys.executable).name

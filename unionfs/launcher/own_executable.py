@@ -25,11 +25,13 @@ def protect() -> None:
 
     Preconditions: nothing was done yet that the same command line would not do again.
     """
-    if os.environ.get(_MARK) == str(os.getpid()):
+    pid, _, name = os.environ.get(_MARK, "").partition(":")
+    if pid == str(os.getpid()):
+        _write_comm(name)  # execve(2) has made it the number of the descriptor
         return
     os.environ.pop(_MARK, None)
     path = os.path.realpath("/proc/self/exe")
-    os.environ[_MARK] = str(os.getpid())
+    os.environ[_MARK] = f"{os.getpid()}:{_comm()}"
     arguments = [sys.executable, *sys.orig_argv[1:]]
     try:
         tree = open_tree(path, recursive=False)
@@ -43,8 +45,19 @@ def protect() -> None:
 
 def protect_if_writable() -> None:
     """Like `protect`, for a process that may write to its interpreter; others leave containers no way to it."""
-    if os.access("/proc/self/exe", os.W_OK):
+    if _MARK in os.environ or os.access("/proc/self/exe", os.W_OK):
         protect()
+
+
+def _comm() -> str:
+    """The name of this process, as ps(1) and pgrep(1) show it."""
+    with open("/proc/self/comm", errors="surrogateescape") as comm:
+        return comm.read().rstrip("\n")
+
+
+def _write_comm(name: str) -> None:
+    with open("/proc/self/comm", "w", errors="surrogateescape") as comm:
+        comm.write(name)
 
 
 def _sealed_copy(path: str) -> int:
