@@ -183,7 +183,7 @@ ALLOWED = {
                 "unionfs.mount_parent.client",
             ),
         ),
-        ("trio",),
+        ("trio", "yaml"),
         not_even=("argparse", "layers.cli"),
     ),
     "unionfs.build": Row(

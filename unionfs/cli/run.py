@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import as_me_flags, mount_flags, network_flags, notes, parents, remote_flags, signals
+from unionfs.cli import as_me_flags, device_flags, mount_flags, network_flags, notes, parents, remote_flags, signals
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.partial_flags import add_partial_from
@@ -227,6 +227,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
             partial_from=arguments.partial_from,
         ),
         mounts=mount_flags.mounts_of(arguments),
+        devices=device_flags.devices_of(arguments),
         network=network_flags.network_of(arguments),
         hostname=_hostname(arguments.hostname),
         stop_signal=arguments.stop_signal or "SIGTERM",
@@ -291,6 +292,7 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="user and group of the command, by names or numbers of the container (default: the image's, or root)",
     )
     as_me_flags.add(made)
+    device_flags.add(made)
     add("-l", "--label", metavar="NAME=VALUE", action="append", help="store a label with the container")
     add("-h", "--hostname", metavar="NAME", help="the hostname in the container (default: its id)")
     add(

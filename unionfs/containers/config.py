@@ -67,6 +67,13 @@ class Mounts(NamedTuple):
     tmpfs: tuple[Tmpfs, ...] = ()
 
 
+class DeviceNames(NamedTuple):
+    """The devices of a container, resolved at each start (`containers.devices`)."""
+
+    names: tuple[str, ...] = ()  # VENDOR/CLASS=NAME, or paths
+    directories: tuple[str, ...] = ()  # of descriptions; empty: cdi.DIRECTORIES
+
+
 class Network(NamedTuple):
     """The network of a container: the host's unless `private`."""
 
@@ -115,11 +122,12 @@ class ContainerConfig(NamedTuple):
     remove: bool = False  # the container is removed when the command has ended
     session: bool = False  # of `unionfs try --name`: further commands join while one runs
     me: Me | None = None  # None: the command runs as `process.user`
+    devices: DeviceNames = DeviceNames()
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("session", "me")
+        return ("session", "me", "devices")
 
     @property
     def mounts_on_rootfs(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from unionfs.containers import etc, record, volume_mounts
+from unionfs.containers import devices, etc, record, volume_mounts
 from unionfs.containers.config import ContainerConfig
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import my_ids
@@ -25,6 +25,8 @@ def new(store: ContainerStore, config: ContainerConfig, name: str = "") -> Conta
     Raises: ContainerError for a directory, volume or driver that cannot be used.
     """
     check_sources(config)
+    if config.devices.names:
+        devices.find(*config.devices)  # errors come before the container is made
     id_map = my_ids()
     facts = Facts(
         uid_map=id_map.uids if id_map else (),

@@ -6,7 +6,8 @@ import os
 from typing import Final
 
 from unionfs.containers import etc, volume_mounts
-from unionfs.containers.config import ContainerConfig, Me
+from unionfs.containers.config import ContainerConfig, DeviceNames, Me
+from unionfs.containers.devices import Devices
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints_file
 from unionfs.drivers.driver import DEFAULT as FUSE
@@ -23,7 +24,10 @@ def bundle_of(container: Container) -> str:
 
 
 def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap | None) -> Spec:
-    """The Spec for running `process` in the container. Raises: LaunchError if no uplink program is installed."""
+    """The Spec for running `process` in the container.
+
+    Raises: LaunchError if no uplink program is installed, ContainerError for a device that cannot be resolved.
+    """
     config, me = container.config, container.config.me
     if process.user != config.process.user:
         me = None  # `exec --user` names another one
@@ -31,14 +35,18 @@ def make_spec(container: Container, process: Process, id_map: idmap.NamespaceMap
         process = process._replace(workdir=me.workdir)
     if me and id_map:
         id_map = id_map._replace(keeps_groups=True)
+    given = _devices(config.devices)
     network, rootfs = config.network, config.rootfs
     borrows_resolver = rootfs.shows_host and not network.private and os.path.exists("/etc/resolv.conf")
     in_memory = (path for path in _RUNTIME_DIRECTORIES if rootfs.shows_host and os.path.ismount(path))
     return Spec(
         rootfs=container.merged,
-        process=process._replace(environment=_environment(container, process)),
+        process=process._replace(environment=(*_environment(container, process), *given.environment)),
         hostname=container.hostname,
-        binds=(*etc.binds(container), *volume_mounts.binds(container)),
+        binds=(*etc.binds(container), *given.binds, *volume_mounts.binds(container)),
+        devices=given.nodes,
+        hooks=given.hooks,
+        groups=given.groups,
         # It may lead into /run, which is another filesystem and not part of a view of the host.
         provided=(Bind("/etc/resolv.conf", "/etc/resolv.conf"),) if borrows_resolver else (),
         tmpfs=(*config.mounts.tmpfs, *map(Tmpfs, in_memory)),
@@ -64,6 +72,14 @@ def _environment(container: Container, process: Process) -> tuple[tuple[str, str
         usual["TERM"] = "xterm"
     mine = container.config.me.environment if container.config.me else ()
     return tuple({**usual, **dict(mine), **dict(process.environment)}.items())
+
+
+def _devices(wanted: DeviceNames) -> Devices:
+    if not wanted.names:
+        return Devices()
+    from unionfs.containers import devices
+
+    return devices.find(*wanted)
 
 
 def _caller(me: Me) -> Caller:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import socket
 import stat
@@ -88,6 +89,8 @@ def exec_command(
         from unionfs.launcher.supervisor import install_filter
 
         install_filter(supervisor, identity.groups)
+    if is_first:
+        _run_start_hooks(spec)
     resources.apply(spec.process.limits)
     if own_ids_fd >= 0:
         setns(own_ids_fd)  # with all capabilities in it, until _change_identity drops them
@@ -100,6 +103,7 @@ def _resolve_identity(spec: Spec) -> users.Account:
     if spec.caller:
         return users.Account(spec.caller.uid, spec.caller.gid, (), "/")
     identity = users.look_up(spec.process.user)
+    identity = identity._replace(groups=(*identity.groups, *spec.groups))
     id_map = spec.id_map
     if id_map is None or spec.supervised:
         return identity
@@ -123,6 +127,15 @@ def _change_identity(spec: Spec, identity: users.Account) -> None:
     clear_ambient_set()
     if spec.process.no_new_privileges:
         set_no_new_privileges()
+
+
+def _run_start_hooks(spec: Spec) -> None:
+    """Run the hooks whose programs are in the container. Raises: LaunchError."""
+    for hook in (hook for name, hook in spec.hooks if name == "startContainer"):
+        from unionfs.launcher import hook_process, hooks  # the monitor has imported both
+
+        if why := hooks.run(hook, json.dumps(hook_process.state(spec, "created", 1)).encode()):
+            raise LaunchError("", "", f"the startContainer hook {hook.path} failed: {why}")
 
 
 def _execute(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
+    from unionfs.launcher.hook_process import HookProcess
     from unionfs.launcher.namespace_socket import NamespaceServer
     from unionfs.launcher.terminal import ConsoleSocket
 
@@ -57,6 +58,7 @@ class InitContext(NamedTuple):
     namespace_server: NamespaceServer | None = None  # gets the mount namespace and the root
     supervisor: socket.socket | None = None  # to the supervisor of a container with one id
     own_ids_fd: int = -1  # the user namespace of a command that keeps its user's ids (own_ids); -1: none
+    hooks: HookProcess | None = None  # runs the container's hooks; None: there are none
     reported_fd: int = -1  # a pipe that is at its end once the launching process was told of init's pid; -1: no pipe
 
     def wait_until_reported(self) -> None:
@@ -83,6 +85,8 @@ def run(spec: Spec, plan: Plan, context: InitContext) -> NoReturn:
         if mountpoints_fd >= 0:
             os.write(mountpoints_fd, b"".join(os.fsencode(path) + b"\0" for path in steps.created_mountpoints()))
             os.close(mountpoints_fd)
+        if context.hooks:
+            context.hooks.run_early()
         if context.namespace_server:
             context.namespace_server.send_from_init()
         context.wait_until_reported()

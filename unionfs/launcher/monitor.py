@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import socket
 
     from unionfs.launcher.capture import Capture
+    from unionfs.launcher.hook_process import HookProcess
     from unionfs.launcher.namespace_socket import NamespaceServer
     from unionfs.launcher.terminal import ConsoleSocket
 
@@ -89,6 +90,7 @@ class Monitor:
         self._namespace_server: NamespaceServer | None = None  # set once, by _run
         self._supervisor_socket: socket.socket | None = None  # None: no supervisor; set once, by _run
         self._supervisor: tuple[int, int] | None = None  # its pidfd and pid; set once, by _run
+        self._hooks_process: HookProcess | None = None  # None: no hooks; set once, by _run
         self._own_ids_fd = -1  # see InitContext; set once, by _run
         self._started = False  # changed by _handle_exec_status only
 
@@ -115,6 +117,11 @@ class Monitor:
         os.chdir("/")
         mount(None, "/", None, MS_REC | MS_SLAVE)  # the host's unmounts reach us, our mounts do not reach the host
         with contextlib.ExitStack() as cleanup:
+            if self._spec.hooks:
+                from unionfs.launcher.hook_process import HookProcess
+
+                self._hooks_process = HookProcess(self._spec)
+                cleanup.callback(self._hooks_process.end)
             lifeline_read, lifeline_write = os.pipe()
             rootfs_mounts = RootfsMounts(lifeline_read)
             cleanup.callback(unmount_all, rootfs_mounts, lifeline_write)
@@ -166,6 +173,7 @@ class Monitor:
                 self._namespace_server,
                 self._supervisor_socket,
                 self._own_ids_fd,
+                self._hooks_process,
                 reported_read,
             )
             if self._spec.runtime:
@@ -174,6 +182,8 @@ class Monitor:
                 oci_init.run(self._spec, context)
             init.run(self._spec, self._plan, context)
         self._sender.send(INIT, str(pid))
+        if self._hooks_process:
+            self._hooks_process.tell_init(pid)
         os.close(reported_write)
         os.close(reported_read)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -228,6 +238,8 @@ class Monitor:
             if self._namespace_server:
                 self._namespace_server.receive_from_init()
             self._hooks.started(init_pid)
+            if self._hooks_process:
+                self._hooks_process.started()
             self._sender.send(STARTED)
 
 

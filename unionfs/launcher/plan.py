@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from unionfs.id_ranges import IdRange
-from unionfs.launcher import command, steps
+from unionfs.launcher import command, device_steps, steps
 from unionfs.launcher.idmap import NamespaceMap
-from unionfs.launcher.spec import Bind, Spec, Tmpfs
+from unionfs.launcher.spec import Bind, DeviceNode, Spec, Tmpfs
 from unionfs.syscalls.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     network: tuple[str, ...]  # how the network is connected, as text
     steps: tuple[steps.Step | steps.HostStep, ...]
     command: tuple[str, ...]  # how the command is started, as text
+    hooks: tuple[str, ...] = ()  # which hooks are run, as text
 
     def describe(self, preparation: Iterable[str] = ()) -> list[str]:
         """Return one line for each action; `preparation` has those that prepare the root filesystem."""
@@ -74,6 +75,7 @@ class Plan(NamedTuple):
             f"make namespaces: {', '.join(self.inner)}",
             *self.network,
             *(step.describe() for step in self.steps),
+            *self.hooks,
             *self.command,
         ]
 
@@ -87,7 +89,8 @@ def make(spec: Spec) -> Plan:
     if spec.runtime:
         words = (f"write an OCI bundle into {spec.bundle}", f"have {spec.runtime} run it")
         return Plan(spec.id_map, ("mount", "cgroup"), inner, network, (), words)
-    return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec))
+    hooks = tuple(f"run the {name} hook {hook.path}" for name, hook in spec.hooks)
+    return Plan(spec.id_map, ("mount", "cgroup"), inner, network, _steps(spec), command.describe(spec), hooks)
 
 
 def requested_mounts(spec: Spec) -> list[Tmpfs | Bind]:
@@ -141,10 +144,10 @@ def _steps(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
 
 def _dev(spec: Spec) -> tuple[steps.Step | steps.HostStep, ...]:
     tty_group = spec.id_map is None or spec.id_map.has_gid(_TTY_GROUP)
-    paths = tuple(f"/dev/{name}" for name in DEVICES)
+    nodes = (*(DeviceNode(f"/dev/{name}", f"/dev/{name}") for name in DEVICES), *spec.devices)
     return (
         steps.Dev(),
-        *((steps.OwnDevices(paths),) if spec.id_map is None else map(steps.Device, paths)),
+        *((device_steps.OwnDevices(nodes),) if spec.id_map is None else map(device_steps.Device, nodes)),
         steps.Terminals(tty_group),
         *(
             (steps.BindTree("/dev/shm", "/dev/shm", read_only=False), steps.HostMessageQueues())

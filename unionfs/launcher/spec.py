@@ -17,6 +17,9 @@ SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 """PATH of a container that sets none."""
 
 
+HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+"""Points of a container's life, in their order, as the OCI runtime specification names them."""
+
 PASTA: Final = "pasta"
 SLIRP: Final = "slirp4netns"
 
@@ -64,6 +67,26 @@ class Tmpfs(NamedTuple):
         return next((word for word in reversed(self.options.split(",")) if word in ("ro", "rw")), "rw") == "ro"
 
 
+class DeviceNode(NamedTuple):
+    """Show the device node `source` of the host at `target`. Mode, owner and group are the host's unless they are
+    given; without root they always are."""
+
+    source: str
+    target: str  # absolute and normal; made if it is missing
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Hook(NamedTuple):
+    """A program that is run at one point of a container's life, with its state as standard input."""
+
+    path: str  # absolute
+    args: tuple[str, ...]
+    env: tuple[str, ...]  # NAME=VALUE, all of its environment
+    timeout_s: int | None
+
+
 class Process(NamedTuple):
     """A command, its user, working directory, environment, capabilities and limits."""
 
@@ -96,6 +119,9 @@ class Spec(NamedTuple):
     binds: tuple[Bind, ...] = ()
     provided: tuple[Bind, ...] = ()  # files copied to `target` only where the container has none there
     tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[DeviceNode, ...] = ()  # besides plan.DEVICES
+    hooks: tuple[tuple[str, Hook], ...] = ()  # with the point of life at which each is run: one of HOOKS
+    groups: tuple[int, ...] = ()  # further groups of the command, as far as the id map has them
     own_network: bool = False  # a network namespace with nothing but a loopback; else the host's network
     network_helper: NetworkHelper | None = None  # connects that namespace; None: no connection
     read_only: bool = False

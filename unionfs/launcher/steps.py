@@ -56,7 +56,6 @@ _created: Final[list[str]] = []  # see `created_mountpoints`; a process executes
 _SIOCGIFFLAGS: Final = 0x8913  # netdevice(7), <linux/sockios.h>
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
-_STAGING_DIRECTORY: Final = "/dev"  # in the host's root, in our mount namespace, from which no mount propagates
 _IFREQ: Final = struct.Struct("16sh22x")  # struct ifreq: name, flags, and room for the rest of the union
 
 
@@ -209,65 +208,6 @@ class BindTree(NamedTuple):
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if self.read_only else 0)
         tree.set_attributes(attributes, recursive=True)
         return lambda: attach_at(tree, self.target)
-
-
-class Device(NamedTuple):
-    """Bind a device node of the host: in a user namespace mknod(2) of devices fails."""
-
-    path: str
-
-    def describe(self) -> str:
-        return f"bind {self.path} on {self.path}"
-
-    def open_on_host(self) -> Callable[[], None]:
-        node = open_tree(self.path)
-        node.set_attributes(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
-        return lambda: attach_at(node, self.path)
-
-
-class OwnDevices(NamedTuple):
-    """Make new device nodes: with bound ones, root of the container could change mode or owner of the machine's nodes.
-
-    They are made in a tmpfs that is unmounted afterwards, and bound one by one: /dev itself is mounted nodev, or a
-    container with CAP_MKNOD could use any device. Where mknod(2) fails (root within another container), the host's
-    nodes are bound read-only: then they can be read and written, but mode, owner and times cannot be changed.
-    """
-
-    paths: tuple[str, ...]
-
-    def describe(self) -> str:
-        return f"make the device nodes {', '.join(self.paths)}"
-
-    def open_on_host(self) -> Callable[[], None]:
-        bound = [open_tree(path) for path in self.paths]
-        mount("tmpfs", _STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=64k")
-        try:
-            nodes = [
-                self._make_node(os.path.basename(path), node) for path, node in zip(self.paths, bound, strict=True)
-            ]
-        finally:
-            umount2(_STAGING_DIRECTORY, MNT_DETACH)
-        return lambda: self._attach(nodes)
-
-    def _make_node(self, name: str, bound: DetachedMount) -> DetachedMount:
-        """Return a mount of a new node with the attributes of `bound`; if mknod(2) fails, `bound` itself, read-only."""
-        original, node = os.fstat(bound.fd), os.path.join(_STAGING_DIRECTORY, name)
-        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
-        try:
-            os.mknod(node, original.st_mode, original.st_rdev)
-        except PermissionError:
-            bound.set_attributes(attributes | MOUNT_ATTR_RDONLY)
-            return bound
-        bound.close()
-        os.chown(node, original.st_uid, original.st_gid)
-        os.chmod(node, stat.S_IMODE(original.st_mode))
-        own = open_tree(node)
-        own.set_attributes(attributes)
-        return own
-
-    def _attach(self, nodes: list[DetachedMount]) -> None:
-        for path, node in zip(self.paths, nodes, strict=True):
-            attach_at(node, path)
 
 
 class ProvideFile(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from unionfs.id_ranges import IdRange, IdRanges
 from unionfs.launcher import resources as limits
 from unionfs.launcher.resources import Limit
+from unionfs.launcher.spec import HOOKS, Hook
 from unionfs.oci import mount_options
 from unionfs.oci.errors import OciError
 from unionfs.oci.fields import Field
@@ -22,7 +23,6 @@ from unionfs.oci.fields import Field
 VERSION: Final = "1.2.0"
 """The newest version of the specification whose fields are known here."""
 NAMESPACES: Final = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
-HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 CAPABILITY_SETS: Final = ("bounding", "effective", "inheritable", "permitted", "ambient")
 
 LIMITS: Final = {**limits.NUMBERS, "as": resource.RLIMIT_AS}
@@ -87,15 +87,6 @@ class Device(NamedTuple):
     mode: int
     uid: int
     gid: int
-
-
-class Hook(NamedTuple):
-    """A program that is run at one point of a container's life, with its state as standard input."""
-
-    path: str
-    args: tuple[str, ...]
-    env: tuple[str, ...]
-    timeout_s: int | None
 
 
 class Config(NamedTuple):

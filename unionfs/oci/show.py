@@ -6,6 +6,7 @@ import os
 from typing import Any, Final
 
 from unionfs.launcher import capabilities
+from unionfs.launcher.spec import HOOKS
 from unionfs.oci import apparmor, config, mount_options, seccomp, state
 from unionfs.oci.cgroups import Cgroup, hierarchies
 from unionfs.oci.errors import OciError
@@ -75,7 +76,7 @@ def features() -> dict[str, Any]:
     return {
         "ociVersionMin": _OLDEST,
         "ociVersionMax": config.VERSION,
-        "hooks": list(config.HOOKS),
+        "hooks": list(HOOKS),
         "mountOptions": list(mount_options.WORDS),
         "linux": {
             "namespaces": list(config.NAMESPACES),
