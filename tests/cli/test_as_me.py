@@ -80,8 +80,8 @@ def test_the_command_is_the_users(me: User, debian: Callable[[User], Path], run_
     (user.home / "made").unlink()
 
 
-def test_root_is_root(root_user: User, debian: Callable[[User], Path]) -> None:
-    told = root_user.unionfs("run", "--as-me", debian(root_user), "sh", "-c", "id; pwd; echo $HOME")
+def test_root_is_root_also_on_a_view_of_this_machine(root_user: User) -> None:
+    told = root_user.unionfs("run", "--as-me", "/", "sh", "-c", "id; pwd; echo $HOME")
     home = str(root_user.home)
     assert told.stdout.splitlines() == ["uid=0(root) gid=0(root) groups=0(root)", home, home]
 
@@ -118,6 +118,16 @@ def test_what_exclude_each_other(me: User) -> None:
         refused = me.unionfs("run", *words, "/", "true", check=False)
         assert refused.returncode == 125
         assert "--as-me" in refused.stderr
+
+
+def test_where_user_namespaces_are_refused_the_administrator_is_asked(me: User) -> None:
+    refusing = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
+    own = ("unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", refusing, "sh")
+    refused = me.run([*own, *me.unionfs_cmd, "run", "--as-me", "/", "true"], check=False)
+    assert refused.returncode == 125
+    assert refused.stderr.splitlines()[1:] == [
+        f"  ask the administrator of {os.uname().nodename} for: sysctl -w user.max_user_namespaces=15000"
+    ]
 
 
 def test_directories_of_the_system_are_the_images(tmp_path: Path) -> None:

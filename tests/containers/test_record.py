@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +86,16 @@ def test_a_field_that_is_missing_is_named() -> None:
     del values["config"]["network"]["uplink"]
     with pytest.raises(ValueError, match=r"^'config\.network\.uplink' is missing$"):
         record.from_json("/store", ID, json.dumps(values))
+
+
+def test_abandoned_is_what_should_have_been_removed_and_ran_on_this_machine() -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = {}
+    for where, here, removes in (("here", boot, True), ("kept", boot, False), ("elsewhere", "another-boot", True)):
+        config = ContainerConfig(Process(("true",)), RootFilesystem(("/",)), remove=removes)
+        dead = State("running", pid=2**22 + 1, pid_started=f"{here}:1", monitor=2**22 + 2, monitor_started=f"{here}:1")
+        found[where] = record.new("/store", config)._replace(state=dead).is_abandoned()
+    assert found == {"here": True, "kept": False, "elsewhere": False}
+    alive = State("running", pid=os.getpid(), pid_started=record.process_started(os.getpid()))
+    config = ContainerConfig(Process(("true",)), RootFilesystem(("/",)), remove=True)
+    assert not record.new("/store", config)._replace(state=alive).is_abandoned()

@@ -33,6 +33,12 @@ def _is_made_of(container: Container, wanted: str) -> bool:
     return image is not None and wanted in (image.name, image.name.partition(":")[0], image.digest)
 
 
+def _is_abandoned(container: Container, wanted: str) -> bool:
+    if wanted not in ("true", "false"):
+        raise CommandError(f"ps: bad filter: abandoned={wanted}", hint="expected true or false", status=USAGE)
+    return container.is_abandoned() == (wanted == "true")
+
+
 _FILTERS: Final[dict[str, Callable[[Container, str], bool]]] = {
     "id": lambda one, text: one.id.startswith(text),
     "name": lambda one, text: re.search(text, one.name) is not None,
@@ -41,6 +47,7 @@ _FILTERS: Final[dict[str, Callable[[Container, str], bool]]] = {
     "ancestor": _is_made_of,
     "label": _has_label,
     "volume": _uses_volume,
+    "abandoned": _is_abandoned,
     "driver": lambda one, text: one.config.rootfs.driver == text,
 }
 

@@ -23,7 +23,7 @@ status (created, starting, running or exited), exit_code (null if it was killed 
 it is running)."""
 
 _COLUMN_MAX: Final = 30
-_PAST: Final = ("status=", "exited=")  # filters that select containers that are not running
+_PAST: Final = ("status=", "exited=", "abandoned=")  # filters that select containers that are not running
 
 
 def main(argv: list[str]) -> int:

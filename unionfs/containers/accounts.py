@@ -31,7 +31,7 @@ def binds(container: Container) -> tuple[Bind, ...]:
 
 
 def write(container: Container, me: Me) -> None:
-    """Write the files that `binds` names. Preconditions: the root filesystem is mounted, and `etc` exists.
+    """Write the files that `binds` names. Preconditions: the root filesystem is mounted.
 
     Raises: LaunchError.
     """
@@ -43,6 +43,7 @@ def write(container: Container, me: Me) -> None:
             texts = (passwd(me, users.read("/etc/passwd", root_fd)), group(me, users.read("/etc/group", root_fd)))
         finally:
             os.close(root_fd)
+        os.makedirs(os.path.join(container.directory, DIRECTORY), 0o755, exist_ok=True)
         for bind, text in zip(binds(container), texts, strict=True):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(bind.source)

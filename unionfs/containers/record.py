@@ -155,6 +155,13 @@ class Container(NamedTuple):
             return False
         return _lives(state.pid, state.pid_started) or _lives(state.monitor, state.monitor_started)
 
+    def is_abandoned(self) -> bool:
+        """Whether it was to be removed at its end, and all processes that could do so were killed since this machine
+        has booted. Of another machine's container, in a store that both have, nothing is known: it is not."""
+        started = self.state.monitor_started or self.state.pid_started
+        here = started is not None and started.partition(":")[0] == _boot()
+        return self.config.remove and here and self.state.status in _LIVELY and not self.is_running()
+
     def is_process_one(self) -> bool:
         """Whether `pid` is still the recorded process."""
         return self.state.status == "running" and _lives(self.state.pid, self.state.pid_started)
@@ -177,13 +184,18 @@ def process_started(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = _boot()
     except (FileNotFoundError, ProcessLookupError):
         return None
     if fields[0] in (b"Z", b"X"):
         return None
     return f"{boot}:{fields[19].decode()}"
+
+
+def _boot() -> str:
+    """The id of this boot of this machine (proc_sys_kernel(5))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def to_json(container: Container) -> str:

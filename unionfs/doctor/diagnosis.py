@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from unionfs.doctor.machine import FUSE, TUN, Machine
 from unionfs.fuse.options import DEFAULT_TRANSPORT
+from unionfs.launcher import namespace_settings
 
 OK: Final = "ok"
 LACKING: Final = "lacking"
@@ -91,15 +92,10 @@ def _namespaces(machine: Machine) -> Finding:
 
 
 def _open_namespaces(machine: Machine) -> str:
-    settings = machine.settings
     if machine.is_root:
         return "give this container CAP_SYS_ADMIN (docker: --privileged)"
-    if settings.get("kernel.unprivileged_userns_clone") == "0":
-        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
-    if settings.get("user.max_user_namespaces") == "0":
-        return "sudo sysctl -w user.max_user_namespaces=15000"
-    if settings.get("kernel.apparmor_restrict_unprivileged_userns", "0") != "0":
-        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    if change := namespace_settings.change_that_allows(machine.settings):
+        return f"sudo sysctl -w {change}"
     if machine.has_seccomp:
         return "allow unshare and mount in the surrounding container (docker: --security-opt seccomp=unconfined)"
     return ""

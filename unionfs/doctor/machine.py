@@ -17,18 +17,11 @@ from importlib import import_module
 from typing import Final
 
 from unionfs import compiled
-from unionfs.launcher import idmap, userns
+from unionfs.launcher import idmap, namespace_settings, userns
 from unionfs.launcher.errors import LaunchError
 from unionfs.store_files import default_root
 from unionfs.syscalls.mounts import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, new_mount
 from unionfs.syscalls.namespaces import CLONE_NEWNS, CLONE_NEWPID, unshare
-
-SETTINGS: Final = (
-    "kernel.unprivileged_userns_clone",
-    "user.max_user_namespaces",
-    "kernel.apparmor_restrict_unprivileged_userns",
-)
-"""The sysctls by which distributions disable user namespaces."""
 
 MODULES: Final = ("trio", "xxhash", "pyfuse3")
 FUSE: Final = "/dev/fuse"
@@ -47,7 +40,7 @@ class Machine:
     kernel: tuple[int, int]
     packages: str  # "apt", "dnf", "pacman", "zypper", "apk" or ""
     namespaces: str  # why making namespaces, or mounting in them, fails
-    settings: dict[str, str]  # SETTINGS that exist
+    settings: dict[str, str]  # namespace_settings.SETTINGS that exist
     has_seccomp: bool
     subordinate_ids: tuple[int, int]  # how many user and group ids
     free_ids: int  # the first id of a range that no user has
@@ -79,7 +72,7 @@ def examine(root: str | None) -> Machine:
         kernel=_kernel_version(),
         packages=_package_manager(),
         namespaces=_attempt(anybody, CLONE_NEWNS, _try_mounting),
-        settings={name: value for name in SETTINGS if (value := _setting(name))},
+        settings=namespace_settings.read(),
         has_seccomp=re.search(r"^Seccomp:\s*[12]", _text("/proc/self/status"), re.MULTILINE) is not None,
         subordinate_ids=(_count(idmap.SUBUID, name, uid), _count(idmap.SUBGID, name, uid)),
         free_ids=first_free(_text(idmap.SUBUID) + _text(idmap.SUBGID)),
@@ -215,10 +208,6 @@ def _package_manager() -> str:
     return next(
         (known for name, known in names.items() if any(os.access(f"{d}/{name}", os.X_OK) for d in directories)), ""
     )
-
-
-def _setting(name: str) -> str:
-    return _text(f"/proc/sys/{name.replace('.', '/')}").strip()
 
 
 def _count(path: str, name: str, uid: int) -> int:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from unionfs.launcher import idmap
+from unionfs.launcher import idmap, namespace_settings
 from unionfs.launcher.errors import OWN_FAILURE, SEE_DOCTOR, LaunchError
 from unionfs.syscalls.namespaces import CLONE_NEWUSER, unshare
 
@@ -161,7 +161,9 @@ def _map_ids(pid: int, id_map: idmap.NamespaceMap | None, parent: _Ends) -> None
     """In the parent: wait for the child's namespaces, write its id maps, tell it to continue."""
     code = int(os.read(parent.read_fd, 16) or b"%d" % errno.EIO)
     if code:
-        raise LaunchError("making namespaces", "", _why_refused(code, id_map), hint=SEE_DOCTOR)
+        change = namespace_settings.change_that_allows(namespace_settings.read()) if id_map else ""
+        hint = f"ask the administrator of {os.uname().nodename} for: sysctl -w {change}" if change else SEE_DOCTOR
+        raise LaunchError("making namespaces", "", _why_refused(code, id_map), hint=hint)
     if id_map:
         idmap.write(pid, id_map)
     os.write(parent.write_fd, _GO)
