@@ -132,9 +132,9 @@ def _change_identity(spec: Spec, identity: users.Account) -> None:
 def _run_start_hooks(spec: Spec) -> None:
     """Run the hooks whose programs are in the container. Raises: LaunchError."""
     for hook in (hook for name, hook in spec.hooks if name == "startContainer"):
-        from unionfs.launcher import hook_process, hooks  # the monitor has imported both
+        from unionfs.launcher import hooks  # the monitor has imported it
 
-        if why := hooks.run(hook, json.dumps(hook_process.state(spec, "created", 1)).encode()):
+        if why := hooks.run(hook, json.dumps(hooks.state(spec, "created", 1)).encode()):
             raise LaunchError("", "", f"the startContainer hook {hook.path} failed: {why}")
 
 

@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import socket
-from typing import Any, Final
+from typing import Final
 
 from unionfs.launcher import bundle, hooks, userns
 from unionfs.launcher.errors import LaunchError
@@ -141,11 +141,4 @@ class _Server:
         return [hook for name, hook in self._spec.hooks if name == point]
 
     def _state(self, status: str) -> bytes:
-        return json.dumps(state(self._spec, status, self._init_pid)).encode()
-
-
-def state(spec: Spec, status: str, pid: int) -> dict[str, Any]:
-    """The state of a container, as hooks get it. Pure."""
-    name = os.path.basename(os.path.dirname(spec.bundle))
-    found = {"ociVersion": "1.0.2", "id": name, "status": status, "bundle": spec.bundle}
-    return found if status == "stopped" else {**found, "pid": pid}
+        return json.dumps(hooks.state(self._spec, status, self._init_pid)).encode()

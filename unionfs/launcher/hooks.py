@@ -1,6 +1,6 @@
 """Run one hook of a container: a program that gets the container's state as its standard input.
 
-Source: OCI runtime specification, config.md "POSIX-platform Hooks".
+Source: OCI runtime specification, config.md "POSIX-platform Hooks", runtime.md "State".
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from typing import Any
 
-from unionfs.launcher.spec import Hook
+from unionfs.launcher.spec import Hook, Spec
 
 
 def run(hook: Hook, state: bytes) -> str:
@@ -37,3 +38,10 @@ def run(hook: Hook, state: bytes) -> str:
         return ""
     ended = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
     return f"{ended}, stdout and stderr: {said[-4096:].decode(errors='replace').strip()}"
+
+
+def state(spec: Spec, status: str, pid: int) -> dict[str, Any]:
+    """The state of a container, as hooks get it. Pure."""
+    name = os.path.basename(os.path.dirname(spec.bundle))
+    found = {"ociVersion": "1.0.2", "id": name, "status": status, "bundle": spec.bundle}
+    return found if status == "stopped" else {**found, "pid": pid}
