@@ -93,7 +93,7 @@ def test_a_mount_is_completed(user: User, branches: tuple[Path, Path, Path], tra
 @pytest.mark.transport(DEFAULT_TRANSPORT)
 def test_umount_completes(user: User, branches: tuple[Path, Path, Path]) -> None:
     lower, upper, mountpoint = branches
-    user.unionfs("mount", "--lower", lower, "--upper", upper, *OPTIONS, mountpoint)
+    user.unionfs("mount", "--lower", lower, "--upper", upper, *OPTIONS, "--durability", "strict", mountpoint)
     user.python(CHANGE, mountpoint)
     user.unionfs("umount", mountpoint)
     assert marks(upper / "big") != []

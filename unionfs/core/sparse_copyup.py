@@ -18,6 +18,7 @@ from unionfs.core.ledger import FILE
 from unionfs.core.marks import path_at
 from unionfs.core.node import FileNode, names_of
 from unionfs.core.union_state import UnionState, refuse
+from unionfs.partial_record import Record
 
 SPARSE_FROM: Final = 64 << 10
 """Files of so many bytes are copied up without data if only their attributes or names change."""
@@ -50,16 +51,17 @@ def copy(tree: UnionState, node: FileNode, st: Stat, wanted: int | None, despite
     tree.staging.announce_partial()
     leaf, dst, mode = placement.make_copy(tree, st, wanted)
     try:
-        record = partial.Record(st.st_size, st.st_size, st.st_mtime_ns, st.st_ino)
-        made = partial.make(dst.fd, redirect, record)
-        if made is None:
-            tree.staging.dispose(leaf)
-            return None
-        kept_mode = copy_metadata.give(tree, source, home, st, tree.staging.here, leaf, dst.fd, listed, mode)
-        if flags:
-            inode_flags.carry(dst.fd, flags)
-        if tree.is_strict:
-            os.fsync(dst.fd)
+        with dst:
+            record = Record(st.st_size, st.st_size, st.st_mtime_ns, st.st_ino)
+            made = partial.make(dst.fd, redirect, record)
+            if made is None:
+                tree.staging.dispose(leaf)
+                return None
+            kept_mode = copy_metadata.give(tree, source, home, st, tree.staging.here, leaf, dst.fd, listed, mode)
+            if flags:
+                inode_flags.carry(dst.fd, flags)
+            if tree.is_strict:
+                os.fsync(dst.fd)
         placement.publish_file(tree, node, leaf, st)
     except BaseException:
         tree.staging.dispose(leaf)
