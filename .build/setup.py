@@ -37,6 +37,7 @@ KERNEL = """abi activity activity_sums busy_poll data decode device dispatch enc
     turn views"""
 SOURCES = [
     "unionfs/markers.py",
+    "unionfs/partial_record.py",
     "unionfs/id_ranges.py",
     "unionfs/posix_acl.py",
     "unionfs/trees/open_beneath.py",

@@ -23,13 +23,13 @@ GROUND_FLOOR = (
     *("unionfs.markers", "unionfs.syscalls", "unionfs.trees", "unionfs.id_ranges", "unionfs.posix_acl"),
     *("unionfs.compiled", "unionfs.standard_descriptors", "unionfs.output_file", "unionfs.printable"),
     "unionfs.log_lines",
-    *("unionfs.store_files", "unionfs.write_all", "unionfs.detach"),
+    *("unionfs.store_files", "unionfs.write_all", "unionfs.detach", "unionfs.partial_record"),
 )
 CORE_DOOR = tuple(
     f"unionfs.core.{name}"
     for name in (
         *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
-        "partial",
+        *("partial", "fill"),
     )
 )
 
@@ -54,6 +54,7 @@ FACES = {
 
 ALLOWED = {
     "unionfs.markers": Row(()),
+    "unionfs.partial_record": Row(()),
     "unionfs.compiled": Row((), ("xxhash",)),
     "unionfs.standard_descriptors": Row(()),
     "unionfs.output_file": Row(()),

@@ -4,7 +4,7 @@
                                all data are the lower's. One byte once some may be the upper's own: the kernel's overlay
                                refuses such a file (Linux 6.6 or newer: EIO)
     trusted.overlay.redirect   the path of the lower file in the union of the lowers
-    user.unionfs.partial       a Record: what the union itself needs to know
+    user.unionfs.partial       a Record (unionfs.partial_record): what the union itself needs to know
 
 Without the privilege for `trusted.` the first two are `user.`. The upper's file has its full size and is sparse. Below
 `limit` a byte is the upper's own where its file has data (lseek(2), SEEK_DATA), and the lower's where it has a hole.
@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from unionfs import markers
+from unionfs.partial_record import Before, Record, decode, encode
 from unionfs.syscalls import files, statx
 
 SHIFT: Final = 16
@@ -36,28 +37,7 @@ _REDIRECT: Final = "overlay.redirect"
 _METACOPY: Final = "overlay.metacopy"
 _PREFIXES: Final = ("trusted.", "user.")
 _PAGE: Final = 4096
-_VERSION: Final = b"1"
 _SEEK: Final = (files.EXT4, files.XFS, files.BTRFS, files.TMPFS, files.F2FS)
-
-
-class Before(NamedTuple):
-    """What filling a file changes besides its data, to be put back afterwards."""
-
-    mtime_ns: int
-    mode: int  # as on disk
-    capability: bytes  # security.capability; empty: none
-
-
-class Record(NamedTuple):
-    """The value of markers.PARTIAL_XATTR."""
-
-    limit: int  # bytes from here on are never the lower's
-    size: int  # of the lower file when it was copied up, in bytes
-    mtime_ns: int  # likewise
-    ino: int  # likewise
-    own_ino: int = 0  # inode number of the upper's file, when it got its first block; 0: it has none
-    born_ns: int = 0  # its birth time; 0: the filesystem has none
-    before: Before | None = None  # set while the file is being filled
 
 
 class Marks(NamedTuple):
@@ -279,31 +259,6 @@ def read_marks(read: Callable[[str], bytes | None], names: Sequence[str]) -> Mar
             raise OSError(errno.EIO, "the file has only a part of its data, and no record of the others")
         return Marks(prefix, redirect, has_own, decode(value) if value is not None else None)
     return None
-
-
-def encode(record: Record) -> bytes:
-    """Encode a record as the value of the attribute: decimal numbers, a capability in hexadecimal."""
-    text = b"%s %d %d %d %d %d %d" % (_VERSION, *record[:6])
-    if record.before is None:
-        return text
-    mtime_ns, mode, capability = record.before
-    return text + b" %d %d %s" % (mtime_ns, mode, capability.hex().encode() or b"-")
-
-
-def decode(value: bytes) -> Record:
-    """Decode a record. EIO if it is damaged or of another version."""
-    words = value.split(b" ")
-    try:
-        if words[0] != _VERSION or len(words) not in (7, 10):
-            raise ValueError
-        numbers = [int(word) for word in words[1:7]]
-        before = None
-        if len(words) == 10:
-            capability = b"" if words[9] == b"-" else bytes.fromhex(words[9].decode())
-            before = Before(int(words[7]), int(words[8]), capability)
-    except ValueError:
-        raise OSError(errno.EIO, f"a record of a partial file cannot be read: {value[:80]!r}") from None
-    return Record(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], before)
 
 
 def make(fd: int, redirect: bytes, record: Record) -> Marks | None:
