@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from layers import owners
 from layers.compression import Readable
+from layers.data_place import CHANGED, MISSING, data_place
 from layers.entry import DIRECTORY, OPAQUE, WHITEOUT
 from layers.errors import Refused
 from layers.fingerprint import read_xattrs
@@ -39,7 +40,7 @@ def of_directory(branch: LayerTree, beneath: View | None, dialect: str | None) -
     for path, node in View([branch]).walk():
         yield from _owner(branch, path)
         if node.kind == stat.S_IFREG and node.size:
-            yield from _data(branch, path)
+            yield from _data(branch, path, beneath)
         if node.is_dir:
             yield from _directory(branch, path, beneath, dialect)
 
@@ -120,13 +121,25 @@ def _bad_redirect(branch: LayerTree, path: Path) -> Iterator[Finding]:
             yield Finding(b"/".join(path), f"a redirect that is not followed: {value[:100]!r}")
 
 
-def _data(branch: LayerTree, path: Path) -> Iterator[Finding]:
-    """Report a file whose data are, in whole or in part, in a layer beneath."""
+def _data(branch: LayerTree, path: Path, beneath: View | None) -> Iterator[Finding]:
+    """Report a file whose data are, in whole or in part, in a layer beneath, and whether they are still there."""
     found = branch.xattrs(path)
-    if markers.is_partial(found):
-        yield Finding(b"/".join(path), "has only a part of its data: no other reader than its union can use it")
-    elif any(mark in found for mark in markers.METACOPY_XATTRS):
-        yield Finding(b"/".join(path), "has its data in a layer beneath (metacopy)")
+    if not any(mark in found for mark in markers.METACOPY_XATTRS):
+        return
+    where = b"/".join(path)
+    try:
+        place = data_place(View([branch, *beneath.branches]), path) if beneath is not None else None
+    except OSError as error:
+        yield Finding(where, error.strerror or str(error))
+        return
+    if place is not None and place.fault == MISSING:
+        yield Finding(where, "its data are missing: no layer beneath has the file that it was copied up from")
+    elif place is not None and place.fault == CHANGED:
+        yield Finding(where, "its data are lost: the file beneath that it was copied up from has changed since")
+    elif markers.is_partial(found):
+        yield Finding(where, "has only a part of its data: no other reader than its union can use it")
+    else:
+        yield Finding(where, "has its data in a layer beneath (metacopy)")
 
 
 def _owner(branch: LayerTree, path: Path) -> Iterator[Finding]:

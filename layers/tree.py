@@ -122,11 +122,6 @@ class Node(NamedTuple):
         return self.sources[0]
 
 
-def _partial(path: Path) -> LayerError:
-    hint = "unionfs complete MOUNTPOINT, while the union that wrote it is mounted, brings all of its data"
-    return LayerError("reading", os.fsdecode(b"/".join(path)), "the file has only a part of its data", hint=hint)
-
-
 @dataclass(slots=True)
 class LayerTrees:
     """The open layer directories, one object for each directory. Use it in a `with`.
@@ -230,10 +225,16 @@ class View(walk.Reader[LayerPath, os.stat_result]):
             if any(mark in names for mark in markers.METACOPY_XATTRS):
                 xattrs = place.branch.xattrs(place.path)
                 if markers.is_partial(xattrs):
-                    raise _partial(place.path)
+                    self._meet_partial(place)
                 redirect = markers.sane_redirect(xattrs)
                 return Entry(place, st, kind, redirect=redirect, metacopy=True)
         return Entry(place, st, kind)
+
+    def _meet_partial(self, place: LayerPath) -> None:
+        """A file has only a part of its data. Raises: LayerError."""
+        hint = "unionfs complete MOUNTPOINT, while the union that wrote it is mounted, brings all of its data"
+        path = os.fsdecode(b"/".join(place.path))
+        raise LayerError("reading", path, "the file has only a part of its data", hint=hint)
 
     def roots(self) -> list[LayerPath]:
         """The sources of the root: the roots of the branches, top first, down to the first opaque one."""
@@ -288,6 +289,13 @@ class View(walk.Reader[LayerPath, os.stat_result]):
         return Node(
             kind, mode, uid, gid, st.st_mtime_ns, size, numbers, inode, st.st_nlink, sources, data or place
         )  # fmt: skip
+
+
+class MarkedView(View):
+    """A view for questions about marks and names: a file that has a part of its data is like one that has none."""
+
+    def _meet_partial(self, place: LayerPath) -> None:
+        pass
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from layers.data_place import DataPlace, data_place
 from layers.entry import WORDS
 from layers.safe_open import Path
-from layers.tree import LayerPath, LayerTree, View
+from layers.tree import LayerPath, LayerTree, MarkedView, View
 from unionfs import markers
 from unionfs.trees import walk
 
@@ -49,11 +50,13 @@ class Verdict:
     place: str = ""  # path of that file within the branch, where a redirect changed it
     marks: list[Mark] = field(default_factory=list)
     because: str = ""  # why the union does not show its file
+    data: DataPlace | None = None  # of the file that shows; None: all of its data are here
+    lower: int | None = None  # then: the position of the branch that has the others; None: they are missing
 
 
 def explain(view: View, path: Path) -> list[Verdict]:
     """A verdict for each branch, top first. Raises: OSError for directories that may not be read."""
-    explanation = _Explanation(view)
+    explanation = _Explanation(MarkedView(view.branches))
     sources = explanation.roots()
     for depth, name in enumerate(path):
         sources = explanation.step(sources, name, is_last=depth == len(path) - 1)
@@ -119,6 +122,10 @@ class _Explanation:
             verdict.shows = MERGES if depth else PROVIDES
             verdict.because = ""
             verdict.holds = "directory" if self._is_directory else self._held(source.branch, source.path)
+            if verdict.shows == PROVIDES and not self._is_directory:
+                verdict.data = data_place(self._view, path)
+                if verdict.data is not None and verdict.data.lower is not None:
+                    verdict.lower = self._number(verdict.data.lower.branch)
             if source.path != path:
                 verdict.place = "/" + _text(source.path)
         for verdict, branch in zip(self.verdicts, self._branches, strict=True):

@@ -24,6 +24,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dialect", choices=("aufs", "overlay"), help="report marks of the other one (default: both are right)"
     )
+    parser.add_argument(
+        "--beneath",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a directory beneath the layer, topmost first: find marks without effect, and files whose data, which are "
+        "there, have changed or are missing",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subjects.add_root(parser)
     arguments = parser.parse_args(argv)
@@ -36,7 +44,8 @@ def main(argv: list[str]) -> int:
             continue
         with subjects.directories(subject, arguments) as directories, LayerTrees() as branches:
             for depth, directory in enumerate(directories):
-                beneath = branches.view(directories[depth + 1 :]) if len(directories) > 1 else None
+                lowers = [*directories[depth + 1 :], *arguments.beneath]
+                beneath = branches.view(lowers) if len(directories) > 1 or arguments.beneath else None
                 for one in lint.of_directory(branches.open(directory), beneath, arguments.dialect):
                     found.append((directory, one))
     if arguments.json:

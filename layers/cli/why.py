@@ -68,6 +68,10 @@ def main(argv: list[str]) -> int:
 def _detail(effect: Effect, path: Path) -> str:
     if effect.piece is not None:
         text = what(effect.piece.entry, effect.piece.stored)
+        if effect.piece.metacopy:
+            text += ", its data in a layer beneath"
+        elif effect.piece.partial:
+            text += ", the rest in a layer beneath"
         if effect.what == COVERS:
             text = f"{path_text(effect.at)}: {text}"
     else:

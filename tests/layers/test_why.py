@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from layers import why
+from layers import lint, why
 from layers.tree import LayerTrees
 from layers.why import HIDDEN, HIDES, MERGES, PROVIDES
+from unionfs import partial_record
 
 
 def _stack(scratch: Path, *branches: str) -> list[str]:
@@ -100,3 +101,34 @@ def _put(branch: Path, word: str) -> None:
         place.mkdir() if word.endswith("/") else place.touch()
     except (FileExistsError, NotADirectoryError):
         pass
+
+
+@pytest.mark.parametrize("fault", ["", "missing", "changed"])
+def test_data_of_a_file_in_several_branches(scratch: Path, fault: str) -> None:
+    stack = _stack(scratch, "", "", "d/old")
+    top, lower = Path(stack[0]) / "new", Path(stack[2]) / "d/old"
+    lower.write_bytes(b"l" * 300_000)
+    st = lower.stat()
+    with top.open("wb") as file:
+        file.write(b"own." * 1024)
+        file.truncate(300_000)
+    record = partial_record.Record(300_000, st.st_size, st.st_mtime_ns + (fault == "changed"), st.st_ino)
+    for name, value in (
+        ("user.overlay.metacopy", b"\x01"),
+        ("user.overlay.redirect", b"/d/gone" if fault == "missing" else b"/d/old"),
+        ("user.unionfs.partial", partial_record.encode(record)),
+    ):
+        os.setxattr(top, name, value)
+    with LayerTrees() as branches:
+        view = branches.view(stack)
+        verdict = why.explain(view, (b"new",))[0]
+        found = list(lint.of_directory(branches.open(stack[0]), view.below(1), None))
+    assert verdict.data is not None
+    assert (verdict.shows, verdict.data.size, verdict.data.own, verdict.data.fault) == (PROVIDES, 300_000, 4096, fault)
+    assert verdict.lower == (None if fault == "missing" else 2)
+    words = {"missing": "are missing", "changed": "has changed since", "": "only a part of its data"}
+    assert [(one.path, words[fault] in one.what) for one in found] == [(b"new", True)]
+    os.setxattr(top, "user.unionfs.partial", b"9 strange")
+    with LayerTrees() as branches:
+        (strange,) = lint.of_directory(branches.open(stack[0]), branches.view(stack[1:]), None)
+    assert ("cannot be read" in strange.what) == (fault != "missing")

@@ -17,6 +17,7 @@ from unionfs.cli import notes, parents, run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, format_failure
 from unionfs.cli.mount_flags import volume_from
+from unionfs.cli.partial_flags import add_partial_from
 from unionfs.containers import host_view, running, start
 from unionfs.containers.config import ContainerConfig, Mounts, Network, RootFilesystem
 from unionfs.containers.errors import AlreadyRunningError, ContainerError, NotRunningError
@@ -177,6 +178,7 @@ def _parser() -> Parser:
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
     run.add_no_keeper(parser)
+    add_partial_from(parser)
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
@@ -208,7 +210,13 @@ def config_of(arguments: Namespace) -> ContainerConfig:
             interactive=True,
             terminal=os.isatty(0) and os.isatty(1),
         ),
-        rootfs=RootFilesystem(("/",), transport=arguments.transport, keeper=not arguments.no_keeper, only=only),
+        rootfs=RootFilesystem(
+            ("/",),
+            transport=arguments.transport,
+            keeper=not arguments.no_keeper,
+            partial_from=arguments.partial_from,
+            only=only,
+        ),
         mounts=Mounts(volumes=volumes),
         network=Network(private=arguments.network == "none"),
         kind="try",

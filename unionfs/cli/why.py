@@ -11,6 +11,7 @@ from layers import why
 from unionfs.cli import each, stats
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, failed
+from unionfs.cli.units import human_size
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.why import Question, answer, normal, of_container, of_directories
 from unionfs.fuse import mounting
@@ -29,7 +30,9 @@ examples:
 
 --json prints one object: path, shown (true or false), kind, and branches, a list with branch (0 on top), role (upper,
 lower or mountpoints), directory, shows (provides, merges, hides, hidden or absent), holds (the type of its object
-at PATH, or null), marks (kind, dialect and path of each) and because (the reason).
+at PATH, or null), marks (kind, dialect and path of each) and because (the reason). A file whose data are, in whole or
+in part, in a branch below has data: size, own (bytes here), branch and at (where the others are, or null), fault
+(missing or changed, or empty).
 
 exit codes: 0 PATH exists, 1 PATH does not exist, or failure, 2 invalid command line."""
 
@@ -105,7 +108,7 @@ def _print(question: Question, verdicts: list[dict[str, Any]], *, everything: bo
 
 def _sentence(one: dict[str, Any]) -> str:
     if one["shows"] == why.PROVIDES:
-        return f"provides the {one['holds']}"
+        return f"provides the {one['holds']}" + _data(one.get("data"))
     if one["shows"] == why.MERGES:
         return "its directory shows through"
     if one["shows"] == why.HIDES:
@@ -113,3 +116,16 @@ def _sentence(one: dict[str, Any]) -> str:
     if one["shows"] == why.HIDDEN:
         return f"its {one['holds']} is hidden: {one['because']}"
     return "has a mark on the way to it" if one["marks"] else "has nothing there"
+
+
+def _data(place: dict[str, Any] | None) -> str:
+    """Say where the data of the file that shows are, unless they are all in its branch."""
+    if place is None:
+        return ""
+    here = f", {human_size(place['own'])} of its {human_size(place['size'])} of data"
+    if place["branch"] is None:
+        return f"{here}; the others are missing: its lower file is gone"
+    there = f"{here}; the others are in branch {place['branch']}"
+    if place["fault"]:
+        return f"{there}, whose file has changed since and is not read"
+    return there

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from layers import why
+from layers.data_place import DataPlace
 from layers.tree import LayerTrees
 from layers.why import Verdict
-from unionfs.containers.complete import complete_upper
+from unionfs.containers.complete import complete_names
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
@@ -63,7 +64,7 @@ def answer(question: Question) -> list[dict[str, Any]]:
         ).encode()
 
     if question.container is not None:
-        complete_upper(question.container, "why")
+        complete_names(question.container, "why")
     id_map = id_map_of(question.container) if question.container else None
     found: list[dict[str, Any]] = json.loads(userns.call(id_map, look))
     return found
@@ -79,4 +80,15 @@ def _as_json(verdict: Verdict, role: str) -> dict[str, Any]:
         **({"at": verdict.place} if verdict.place else {}),
         "marks": [mark._asdict() for mark in verdict.marks],
         "because": verdict.because,
+        **({"data": _data_as_json(verdict.data, verdict.lower)} if verdict.data else {}),
+    }
+
+
+def _data_as_json(data: DataPlace, lower: int | None) -> dict[str, Any]:
+    return {
+        "size": data.size,
+        "own": data.own,
+        "branch": lower,
+        "at": "/" + os.fsdecode(b"/".join(data.lower.path)) if data.lower is not None else None,
+        "fault": data.fault,
     }

@@ -52,16 +52,17 @@ def complete(tree: UnionState) -> bool:
         return tree.staging.was_alone() and _Search(tree, links).run()
 
 
-def complete_upper(options: Options, patience_s: float = 10.0) -> bool:
-    """Complete the upper of a union that is not mounted, names and data. Waits up to `patience_s` seconds for its
-    daemon to end. Returns whether it is complete. Raises OptionError, OSError; EIO if data are missing."""
+def complete_upper(options: Options, patience_s: float = 10.0, *, with_data: bool = True) -> bool:
+    """Complete the upper of a union that is not mounted: names and, unless not `with_data`, data. Waits up to
+    `patience_s` seconds for its daemon to end. Returns whether it is complete. Raises OptionError, OSError; EIO if data
+    are missing."""
     deadline = time.monotonic() + patience_s
     while True:
         if options.work is None or hardlinks.is_complete(options.work):
             return True
         tree = UnionState(options)
         try:
-            if complete(tree) and complete_data(tree):
+            if complete(tree) and (not with_data or complete_data(tree)):
                 return True
             if not tree.upper_in_use or time.monotonic() > deadline:
                 return False
