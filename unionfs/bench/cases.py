@@ -28,6 +28,10 @@ RENAME: Final = "rename"
 LINK: Final = "link"
 CHMOD_TREE: Final = "chmod -R"
 APPEND_TREE: Final = "append to each"
+CHOWN_TREE: Final = "chown -R"
+RANDOM: Final = "random"
+SEQUENTIAL: Final = "sequential"
+READ_AFTER: Final = "read after"
 SHARED: Final = "shared"
 
 TRIGGERS: Final = {
@@ -41,6 +45,10 @@ TRIGGERS: Final = {
     LINK: "link",
     CHMOD_TREE: "chmod -R",
     APPEND_TREE: "append 1 byte to each",
+    CHOWN_TREE: "chown -R",
+    RANDOM: "write 4 kB at random places",
+    SEQUENTIAL: "write 64 kB after 64 kB",
+    READ_AFTER: "read the whole file after writes of 4 kB at random places",
     SHARED: "read through two mounts",
 }
 """The changes of a lower file, in words."""
@@ -57,6 +65,7 @@ _LINKED_SIZE: Final = 64 * KB
 _SMALL: Final = 1 * KB  # of each file of a storm
 _SHARED_SIZE: Final = 64 * MB
 _LAYERS_FILE: Final = 4 * KB
+_LARGE: Final = 16 * MB  # of each file of a tree of large ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,10 @@ class RunSize:
     sparse: Sequence[int] = (1 * MB, 16 * MB, 256 * MB, 1 * GB)
     links: Sequence[int] = (1, 10, 100, 1000)
     shared_size: int = _SHARED_SIZE
+    part_size: int = 256 * MB
+    parts: Sequence[float] = (0.1, 1, 10, 50, 100)  # percent of a file that is written
+    large_files: Sequence[int] = (1, 8, 32)
+    large_size: int = _LARGE
     rounds: int = 5
     minutes: float = 9.0
     filesystems: Sequence[str] = field(default=("ext4", "xfs", "btrfs", "tmpfs"))
@@ -130,6 +143,9 @@ QUICK: Final = RunSize(
     sparse=(1 * MB, 64 * MB),
     links=(1, 100),
     shared_size=16 * MB,
+    part_size=16 * MB,
+    parts=(1, 10, 100),
+    large_files=(1, 4),
     rounds=2,
     minutes=0.9,
 )
@@ -163,6 +179,8 @@ def all_series(run_size: RunSize) -> list[Series]:
     cold = [size for size in run_size.sizes if size <= run_size.cold_to]
     title = "4 kB written in the middle of a file that is not in the page cache, by its size"
     found.append(Series("size-cold", title, "file size", list(_by_size(cold, MIDDLE)), unit="B", cache=COLD))
+    found += [_parts(run_size, name, trigger) for name, trigger in _PARTS]
+    found.append(_chown(run_size.large_files, run_size.large_size))
     points = [Point(depth, "/".join(["d"] * depth) + f"/f{depth}", APPEND, 4 * KB) for depth in run_size.depths]
     found.append(
         Series(
@@ -218,6 +236,26 @@ def _storm(name: str, trigger: str, counts: Sequence[int]) -> Series:
         per_file=True,
         rounds=3,
     )
+
+
+_PARTS: Final = (("random", RANDOM), ("sequential", SEQUENTIAL), ("read-after", READ_AFTER))
+
+
+def _parts(run_size: RunSize, name: str, trigger: str) -> Series:
+    points = [Point(percent, "f", trigger, run_size.part_size) for percent in run_size.parts]
+    return Series(
+        name,
+        f"{TRIGGERS[trigger]} of a file of {words(run_size.part_size)}, by the share that is written",
+        "percent of the file",
+        [Group(["part"], [point]) for point in points],
+        rounds=3,
+    )
+
+
+def _chown(counts: Sequence[int], size: int) -> Series:
+    groups = [Group([f"large-{count}"], [Point(count, "tree", CHOWN_TREE, count * size, count)]) for count in counts]
+    title = f"{TRIGGERS[CHOWN_TREE]} of files of {words(size)}, by their number: time for each file"
+    return Series("chown", title, "files", groups, per_file=True, rounds=3)
 
 
 def _layers(run_size: RunSize) -> Series:

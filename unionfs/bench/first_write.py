@@ -12,10 +12,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ from unionfs.bench.cases import COLD, Point
 from unionfs.syscalls import extents, files
 
 _BLOCK: Final = 4096
+_RECORD: Final = 64 << 10  # what is written at once in sequence
 _READ: Final = 1 << 20
 _ATTRIBUTE: Final = "user.bench"
 _NEW: Final = ".new"  # what a renamed file has at the end of its name
@@ -59,7 +62,13 @@ def act(target: Target, point: Point, cache: str, *, count: bool) -> dict[str, A
         return {"resident": _resident_share(merged, second)}
     for path in _files_of(lower):
         (_cool_down if cache == COLD else _warm_up)(path)
-    change = _CHANGES[point.trigger]
+    change = _change_of(point)
+    if point.trigger == cases.READ_AFTER:
+        if target.fetch is not None:
+            target.fetch(lower, merged)
+            target = replace(target, fetch=None)
+        _write_at_random(merged, point.x)
+        _cool_down(merged)
     began = time.perf_counter_ns()
     if target.fetch is not None:
         Path(merged).parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +147,50 @@ def _chmod_tree(top: str) -> None:
             os.chmod(f"{directory}/{name}", 0o600)
 
 
+def _chown_tree(top: str) -> None:
+    """Give a tree to its present owner, as `chown -R` does."""
+    _chown(top)
+    for directory, below, names in os.walk(top):
+        for name in (*below, *names):
+            _chown(f"{directory}/{name}")
+
+
+def _write_at_random(path: str, percent: float) -> None:
+    """Write a share of a file's blocks, each once, in the same random order every time."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        blocks = os.fstat(fd).st_size // _BLOCK
+        chosen = random.Random(1).sample(range(blocks), max(1, int(blocks * percent / 100)))
+        for block in chosen:
+            os.pwrite(fd, b"x" * _BLOCK, block * _BLOCK)
+    finally:
+        os.close(fd)
+
+
+def _write_in_sequence(path: str, percent: float) -> None:
+    """Write a share of a file from its start."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        for at in range(0, max(1, int(os.fstat(fd).st_size * percent / 100)), _RECORD):
+            os.pwrite(fd, b"x" * _RECORD, at)
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        while os.read(fd, _READ):
+            pass
+    finally:
+        os.close(fd)
+
+
+def _change_of(point: Point) -> Callable[[str], None]:
+    by_share = {cases.RANDOM: _write_at_random, cases.SEQUENTIAL: _write_in_sequence}.get(point.trigger)
+    return _CHANGES[point.trigger] if by_share is None else partial(by_share, percent=point.x)
+
+
 def _append_tree(top: str) -> None:
     for directory, _, names in os.walk(top):
         for name in names:
@@ -155,6 +208,8 @@ _CHANGES: Final[dict[str, Callable[[str], None]]] = {
     cases.LINK: _link,
     cases.CHMOD_TREE: _chmod_tree,
     cases.APPEND_TREE: _append_tree,
+    cases.CHOWN_TREE: _chown_tree,
+    cases.READ_AFTER: _read,
 }
 _REPEATABLE: Final = (cases.APPEND, cases.MIDDLE)
 

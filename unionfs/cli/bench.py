@@ -147,6 +147,8 @@ def _limited(run_size: RunSize, size: int | None, files: int | None) -> RunSize:
             sparse=[one for one in run_size.sparse if one <= size] or [max(size, 8 * cases.KB)],
             triggers_size=min(run_size.triggers_size, size),
             shared_size=min(run_size.shared_size, size),
+            part_size=min(run_size.part_size, size),
+            large_size=min(run_size.large_size, size),
         )
     if files is not None:
         run_size = dataclasses.replace(
@@ -155,6 +157,7 @@ def _limited(run_size: RunSize, size: int | None, files: int | None) -> RunSize:
             links=[one for one in run_size.links if one <= files] or [files],
             layers=[one for one in run_size.layers if one <= files] or [files],
             depths=[one for one in run_size.depths if one <= files] or [files],
+            large_files=[one for one in run_size.large_files if one <= files] or [files],
         )
     return run_size
 
