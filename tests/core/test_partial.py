@@ -237,7 +237,7 @@ def test_against_bytes_in_memory(seed: int, make: MakeStack) -> None:
 
 
 def _random_step(chance: random.Random, stack: Stack, want: bytearray) -> None:
-    kind = chance.choice(("write",) * 6 + ("truncate", "remount", "remount", "chmod", "fill", "punch"))
+    kind = chance.choice(("write",) * 6 + ("truncate", "remount", "chmod", "fill", "killed", "punch"))
     size = len(want)
     offset = chance.choice((chance.randrange(size + 1), chance.randrange(size + 1) & -BLOCK, size))
     if kind == "write":
@@ -260,6 +260,12 @@ def _random_step(chance: random.Random, stack: Stack, want: bytearray) -> None:
         if job is not None:
             job.copy()
             stack.union.copyup_commit(job)
+    elif kind == "killed":
+        job = stack.union.copyup_begin(stack.u.node("d/big"), None, chance.choice((DATA, WHOLE)))
+        if job is not None:
+            job.copy()
+            del job  # without a commit
+        stack.remount()
     elif chance.random() < 0.3 and offset < size:
         length = min(9000, size - offset)
         stack.u.fallocate("d/big", 3, offset, length)
@@ -290,6 +296,33 @@ def _filled(stack: Stack) -> list[int]:
         assert stack.union.copyup_begin(stack.u.node("d/big"), None, DATA) is None, "a change waits once"
     stack.u.close(handle)
     return found
+
+
+def test_more_comes_while_nothing_else_is_to_do(make: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill, "_AT_ONCE", 20 * BLOCK)
+    stack = prepared(make)
+    told: list[bool] = []
+    stack.union.when_growing(lambda: told.append(True))
+    stack.u.chmod("d/big", 0o600)
+    assert stack.union.fill_begin() is None, "only its attributes were changed"
+    handle = stack.u.open("d/big")
+    stack.u.write("d/big", 9, b"own")
+    monkeypatch.setattr(fill, "_ROOM", 1 << 60)
+    assert stack.union.fill_begin() is None, "there is no room"
+    monkeypatch.setattr(fill, "_ROOM", 1)
+    stack.u.write("d/big", 5 * BLOCK, b"own")
+    copied = []
+    while (job := stack.union.fill_begin()) is not None:
+        job.copy()
+        stack.union.copyup_commit(job)
+        copied.append(job.copied)
+    assert copied == [20 * BLOCK, 20 * BLOCK, SIZE - 42 * BLOCK]
+    assert told == [True, True]
+    assert stack.upper is not None
+    want = content()[:9] + b"own" + content()[12 : 5 * BLOCK] + b"own" + content()[5 * BLOCK + 3 :]
+    assert (stack.upper / "d/big").read_bytes() == want
+    assert marks_of(stack.upper / "d/big") == {}
+    stack.u.close(handle)
 
 
 def test_filling_changes_neither_times_nor_privileges(make: MakeStack) -> None:

@@ -1,7 +1,8 @@
 """Bring blocks of a lower file to the upper's partial file (core.partial): those that are written, or all.
 
 A file that is written gets the blocks of a lower that the bytes lie in. From an eighth of its blocks on, each further
-change waits for some more, copied in a thread, until it is whole. A whole file loses its marks once its data are on the
+change waits for some more, copied in a thread, until it is whole; a transport may bring more while no requests come. A
+whole file loses its marks once its data are on the
 device. What filling would change besides the data (times, privileges) is recorded on disk before, and put back.
 
 Knows nodes and branches.
@@ -21,12 +22,14 @@ from unionfs.core.attrs import ATTRIBUTES, WHOLE
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.node import FileNode
-from unionfs.core.partial import Before, Partial, Record
+from unionfs.core.partial import Partial
 from unionfs.core.union_state import UnionState, refuse
+from unionfs.partial_record import Before, Record
 from unionfs.syscalls import files
 
 _FILL_FROM: Final = 8  # when one block in so many is the upper's own, the rest follows
 _AT_ONCE: Final = 8 << 20  # bytes that a change waits for
+_ROOM: Final = 8  # without being asked, a file is completed if that takes at most one in so many of the free bytes
 
 
 class Fill:
@@ -80,6 +83,29 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
     if not part.has_own or not part.missing or (len(part.bits) - part.missing) * _FILL_FROM < len(part.bits):
         return None
     return _begin(tree, node, part, size, settles=False)
+
+
+def begin_idle(tree: UnionState) -> Fill | None:
+    """Begin to bring some more of a file that has got blocks, for a worker thread, while there is nothing else to do.
+    None: no file lacks data that the upper has room for. What the copying raises is for `give_up`. Raises OSError."""
+    while tree.growing:
+        nodeid = next(iter(tree.growing))
+        node = tree.nodes.find(nodeid)
+        part = _partial(tree, node) if isinstance(node, FileNode) and not node.is_dead else None
+        if part is not None and part.missing and part.bits and isinstance(node, FileNode):
+            try:
+                if _has_room(part, tree.partial_fd(node)):
+                    return _begin(tree, node, part, None, settles=False)
+            except BaseException:
+                tree.growing.discard(nodeid)
+                raise
+        tree.growing.discard(nodeid)
+    return None
+
+
+def _has_room(part: Partial, held: FileFd) -> bool:
+    space = os.fstatvfs(held.fd)
+    return held.lower is not None and (part.missing << part.shift) * _ROOM <= space.f_bavail * space.f_frsize
 
 
 def prepare(tree: UnionState, node: FileNode, size: int | None, need: int) -> None:
@@ -234,6 +260,10 @@ def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: byt
         tree.ledger.count_more((missing - part.missing) << part.shift, perf_counter() - since)
         if not part.missing:
             settle_later(tree, part, held)
+        elif node.nodeid not in tree.growing:
+            tree.growing.add(node.nodeid)
+            if tree.when_growing is not None:
+                tree.when_growing()
     return min(reached, end) - offset
 
 

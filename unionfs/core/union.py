@@ -22,6 +22,7 @@ from unionfs.core import (
     create,
     emulated_owners,
     external_changes,
+    fill,
     inode_flags,
     lookup,
     metadata,
@@ -559,6 +560,19 @@ class Union:
     def next_partial(self) -> int | None:
         """Return the next file of the upper that lacks data, for `copyup_begin`; None, once, after the last one."""
         return self._partial_search.next(self._tree)
+
+    def when_growing(self, call: Callable[[], None]) -> None:
+        """Call this when a file of which the upper has a part gets more of it, for `fill_begin`."""
+        self._tree.when_growing = call
+
+    def fill_begin(self) -> Fill | None:
+        """Begin to bring more of such files for a worker thread, then `copyup_commit` or `copyup_abort`; None: nothing
+        is left. Raises OSError; the next call does not begin with the same file again."""
+        return fill.begin_idle(self._tree)
+
+    def give_up_filling(self, job: Fill) -> None:
+        """Bring no more of this file until it gets blocks again."""
+        self._tree.growing.discard(job.node.nodeid)
 
     # -- copy-up, for transports that copy in another thread --------------------------------------------------------
 

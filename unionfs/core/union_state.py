@@ -34,6 +34,8 @@ from unionfs.core.staging import RunLater, Staging, frozen_lowers
 from unionfs.syscalls import mountinfo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unionfs.core.watching import Watcher
 
 _fstat: Final = os.fstat
@@ -132,6 +134,8 @@ class UnionState(DataFiles):
         self.egid = os.getegid()  # immutable
         self.is_strict = options.durability == "strict"  # immutable
         self.writes_blocks = bool(options.partial_from) and not options.passthrough  # immutable: partial copy-ups
+        self.growing: set[int] = set()  # node ids of partial files that have got blocks; see fill.begin_idle
+        self.when_growing: Callable[[], None] | None = None  # set once, by Union.when_growing
         self.unshareable: set[int] = set()  # st_dev of lowers whose data the upper's filesystem cannot share
         self.noatime_flag: int = 0 if options.atime else os.O_NOATIME  # immutable: added to open(2) of upper files
         self.rename_whiteout: bool | None = None  # whether RENAME_WHITEOUT works in the upper; None: not tried

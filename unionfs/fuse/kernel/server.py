@@ -28,6 +28,7 @@ from unionfs.fuse.kernel import data, encode, turn
 from unionfs.fuse.kernel.busy_poll import BusyPoll
 from unionfs.fuse.kernel.device import Device, Gone
 from unionfs.fuse.kernel.dispatch import CopyUpJob, Dispatcher
+from unionfs.fuse.kernel.idle_fill import IdleFill
 from unionfs.fuse.kernel.session import Session, Tuning
 from unionfs.fuse.kernel.workers import Workers
 from unionfs.fuse.options import ServeOptions
@@ -124,6 +125,7 @@ class _Engine:
         self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
         """Work that has ended, with its outcome or error; filled by the threads."""
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rung by them afterwards
+        self._idle_fill = IdleFill(dispatcher.union, self._session, self._calls, self._start_one)  # immutable
 
     def begin(self) -> None:
         """Begin what the daemon before has left to do."""
@@ -197,6 +199,10 @@ class _Engine:
                     self._work(item)
             elif not self._workers.run(partial(self._answer, item)):
                 self._answer(item)
+
+    def _start_one(self, item: CopyUpJob) -> None:
+        self._dispatcher.slow.append(item)
+        self._start()
 
     def _work(self, item: CopyUpJob | data.ThreadTask) -> None:
         """In a thread: do what the loop finishes."""
@@ -277,6 +283,7 @@ class _Engine:
     def end(self) -> None:
         """Cancel copy-ups and wait for all threads: the caller closes the descriptor."""
         self._calls.end()
+        self._idle_fill.end()
         for waiting in self._session.waiting.values():
             waiting.cancel()
         if self._dispatcher.completion is not None:
