@@ -54,8 +54,8 @@ def _has_changed(value: bytes, lower: LayerPath) -> bool:
 def _data_bytes(place: LayerPath, size: int) -> int:
     """Count the bytes of a file that are no holes (lseek(2)), or what is allocated if it cannot be opened to read."""
     fd = place.branch.open_path(place.path)
+    found, at = 0, 0
     try:
-        found, at = 0, 0
         with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
             while at < size:
                 start = os.lseek(file.fileno(), at, os.SEEK_DATA)

@@ -31,6 +31,8 @@ WANT = CONTENT[:700_000] + b"own" + CONTENT[700_003:]
 CHANGE = """
 import mmap, os, sys
 os.chdir(sys.argv[1])
+os.link("meta", "linked")
+os.unlink("linked")
 os.chmod("meta", 0o640)
 os.rename("meta", "moved")
 fd = os.open("big", os.O_RDWR)
@@ -97,7 +99,7 @@ def test_umount_completes(user: User, branches: tuple[Path, Path, Path]) -> None
     user.python(CHANGE, mountpoint)
     user.unionfs("umount", mountpoint)
     assert marks(upper / "big") != []
-    user.unionfs("mount", "--lower", lower, "--upper", upper, mountpoint)
+    user.unionfs("mount", "--lower", lower, "--upper", upper, "--watch", mountpoint)
     assert digest(user, mountpoint / "big") == sha256(WANT).hexdigest()
     user.unionfs("umount", "--complete", mountpoint)
     assert (upper / "big").read_bytes() == WANT

@@ -24,7 +24,7 @@ from tests.core.stack import Stack, Whiteout
 from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills, every_scenario
 from tests.core.test_takeover import check_takeover
 from unionfs.core import fill, partial, sparse_copyup
-from unionfs.core.attrs import DATA, WHOLE
+from unionfs.core.attrs import DATA, WHOLE, Invalidation
 from unionfs.core.complete import complete_upper
 from unionfs.syscalls import files
 
@@ -322,6 +322,27 @@ def test_more_comes_while_nothing_else_is_to_do(make: MakeStack, monkeypatch: py
     want = content()[:9] + b"own" + content()[12 : 5 * BLOCK] + b"own" + content()[5 * BLOCK + 3 :]
     assert (stack.upper / "d/big").read_bytes() == want
     assert marks_of(stack.upper / "d/big") == {}
+    stack.u.close(handle)
+
+
+def test_the_watch_does_not_take_filling_for_a_change_by_others(make: MakeStack) -> None:
+    stack = prepared(make)
+    stale: list[Invalidation] = []
+    stack.union.watch(stale.extend, lambda _: None)
+    handle = stack.u.open("d/big")
+    stack.u.write("d/big", 9, b"own")
+    stack.union.process_events()
+    stale.clear()
+    job = stack.union.copyup_begin(stack.u.node("d/big"), None, WHOLE)
+    assert job is not None
+    job.copy()
+    stack.union.process_events()
+    stack.union.copyup_commit(job)
+    stack.union.process_events()
+    assert stale == []
+    assert stack.union.copyup_begin(stack.u.node("d/big"), None, WHOLE) is None
+    stack.u.fallocate("d/big", 3, 0, 20)
+    assert stack.u.read("d/big", 0, SIZE) == bytes(20) + content()[20:]
     stack.u.close(handle)
 
 

@@ -138,6 +138,7 @@ def sync_fd(tree: UnionState, node: Node) -> FileFd | None:
         return None if place is None else _open_dir(place)
     if not (node.is_up or node.home.branch.was_upper) or not stat.S_ISREG(tree.stat(node).st_mode):
         return None
+    fill.settle_synced(tree, node)
     return tree.upper_fd(node)
 
 

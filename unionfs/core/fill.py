@@ -92,14 +92,16 @@ def begin_idle(tree: UnionState) -> Fill | None:
         nodeid = next(iter(tree.growing))
         node = tree.nodes.find(nodeid)
         part = _partial(tree, node) if isinstance(node, FileNode) and not node.is_dead else None
-        if part is not None and part.missing and part.bits and isinstance(node, FileNode):
-            try:
-                if _has_room(part, tree.partial_fd(node)):
-                    return _begin(tree, node, part, None, settles=False)
-            except BaseException:
-                tree.growing.discard(nodeid)
-                raise
         tree.growing.discard(nodeid)
+        if part is None or not isinstance(node, FileNode) or not part.has_own:
+            continue
+        held = tree.partial_fd(node)
+        if not part.missing:
+            _settle_now(tree, part, held)
+        elif _has_room(part, held):
+            job = _begin(tree, node, part, None, settles=False)
+            tree.growing.add(nodeid)
+            return job
     return None
 
 
@@ -164,6 +166,8 @@ def _begin_blocks(tree: UnionState, node: FileNode, part: Partial) -> None:
 def _begin(tree: UnionState, node: FileNode, part: Partial, size: int | None, *, settles: bool) -> Fill:
     if not part.has_own:
         part.start()
+    if tree.watcher is not None:
+        tree.watcher.seen.pop(node.nodeid, None)  # until `commit` or `abort` it changes by us
     held = tree.partial_fd(node)
     end = part.limit if size is None else min(size, part.limit)
     runs = part.missing_runs(end, part.limit if settles else _AT_ONCE)
@@ -192,11 +196,19 @@ def commit(tree: UnionState, job: Fill) -> None:
             part.is_recorded = False
         partial.remove_marks(held.fd, part.prefix)
         part.is_settled = True
-        if job.node.links is not None and job.node.links.partial is part:
+        if _leads_to(tree, job.node, held):
             _become_whole(tree, job.node)
     elif not part.missing:
-        settle_later(tree, part, held)
+        settle_later(tree, job.node, part, held)
     tree.record_own_change(job.node)
+
+
+def _leads_to(tree: UnionState, node: FileNode, held: FileFd) -> bool:
+    """Whether the node is still that of this file of the upper: somebody may have replaced it (Union.watch)."""
+    if node.links is None or node.links.partial is None or not node.leaf:
+        return False
+    st, ours = tree.stat(node), os.fstat(held.fd)
+    return (st.st_dev, st.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def abort(tree: UnionState, job: Fill) -> None:
@@ -214,7 +226,32 @@ def _put_back(job: Fill) -> None:
             partial.write_record(job.held.fd, job.part.record)
 
 
-def settle_later(tree: UnionState, part: Partial, held: FileFd) -> None:
+def settle_later(tree: UnionState, node: FileNode, part: Partial, held: FileFd) -> None:
+    """Have a whole file's data written to the device and its marks removed: once there is nothing else to do, since
+    that would slow other writes down, or now if the transport does not know."""
+    if tree.when_growing is None:
+        _settle_now(tree, part, held)
+    else:
+        _will_grow(tree, node)
+
+
+def settle_synced(tree: UnionState, node: FileNode) -> None:
+    """Remove the marks of a file that is whole, if it is, now that its data are to be written to the device anyway."""
+    part = _partial(tree, node)
+    if part is not None and part.has_own and part.bits and not part.missing:
+        with contextlib.suppress(OSError):  # the next daemon tries again
+            _settle_now(tree, part, tree.partial_fd(node))
+
+
+def _will_grow(tree: UnionState, node: FileNode) -> None:
+    """Let `begin_idle` come to the file."""
+    if node.nodeid not in tree.growing:
+        tree.growing.add(node.nodeid)
+        if tree.when_growing is not None:
+            tree.when_growing()
+
+
+def _settle_now(tree: UnionState, part: Partial, held: FileFd) -> None:
     """Write a whole file's data to the device and remove its marks, in a thread if there is one."""
     settle = functools.partial(_settle, part, held, tree.options.durability != "volatile")
     run = tree.staging.run_later
@@ -258,12 +295,10 @@ def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: byt
             refuse(errno.ENOSPC, node.name)
     if part.missing != missing:
         tree.ledger.count_more((missing - part.missing) << part.shift, perf_counter() - since)
-        if not part.missing:
-            settle_later(tree, part, held)
-        elif node.nodeid not in tree.growing:
-            tree.growing.add(node.nodeid)
-            if tree.when_growing is not None:
-                tree.when_growing()
+        if part.missing:
+            _will_grow(tree, node)
+        else:
+            settle_later(tree, node, part, held)
     return min(reached, end) - offset
 
 
@@ -324,7 +359,7 @@ def truncate(tree: UnionState, node: FileNode, size: int) -> None:
     with contextlib.suppress(OSError):  # done before the file grows again; until then its size says the same
         _record_limit(part, held)
     if not part.missing and part.is_recorded:
-        settle_later(tree, part, held)
+        settle_later(tree, node, part, held)
 
 
 def _record_limit(part: Partial, held: FileFd) -> None:

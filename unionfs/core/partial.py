@@ -333,7 +333,11 @@ def identity(fd: int) -> tuple[int, int]:
 
 def remove_marks(fd: int, prefix: str) -> None:
     """Remove the marks of a file all of whose data are its own and on disk. Raises OSError."""
-    _change(fd, functools.partial(os.removexattr, fd, prefix + _METACOPY))  # the others mean nothing without it
+    try:
+        _change(fd, functools.partial(os.removexattr, fd, prefix + _METACOPY))  # the others mean nothing without it
+    except OSError as exc:
+        if exc.errno != errno.ENODATA:  # another thread has removed it
+            raise
     for name in (prefix + _REDIRECT, markers.PARTIAL_XATTR):
         with contextlib.suppress(OSError):
             _change(fd, functools.partial(os.removexattr, fd, name))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from unionfs.core.attrs import VIEW, WHOLE, Entry, Invalidation
+from unionfs.core.attrs import ATTRIBUTES, VIEW, WHOLE, Entry, Invalidation
 from unionfs.core.ledger import Cause
 from unionfs.core.node_record import OPENED, NodeRecord, Notes
 from unionfs.core.union import Union
@@ -66,10 +66,10 @@ def _row(
     encoder: Callable[[Dispatcher, int, int, Any], bytes],
     *,
     extra: int = 0,
-    copies_up: Callable[[Dispatcher, int, tuple[Any, ...]], tuple[int, int | None]] | None = None,
+    copies_up: Callable[[tuple[Any, ...]], int] | None = None,
 ) -> Row:
     """The common case. `extra`: bytes a request has at least beside its layout; `copies_up`: which file must be in the
-    upper branch first, and how many of its bytes will be wanted (None: all).
+    upper branch first, for a change of its attributes or names.
     """
 
     def serve(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> bytes:
@@ -79,7 +79,7 @@ def _row(
         self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int
     ) -> bytes | None:
         args = decoder(head, buf, end)
-        if copies_up is not None and self.must_wait(unique, *copies_up(self, nodeid, args), buf):
+        if copies_up is not None and self.must_wait(unique, copies_up(args), None, buf, ATTRIBUTES):
             return None
         return encoder(self, unique, nodeid, verb(self.union, nodeid, *args))
 
@@ -108,8 +108,9 @@ def _data(self: Dispatcher, unique: int, nodeid: int, payload: bytes) -> bytes:
 # -- which file a request needs in the upper branch ------------------------------------------------------------------
 
 
-def _the_linked(self: Dispatcher, nodeid: int, args: tuple[Any, ...]) -> tuple[int, int | None]:
-    return args[0], None
+def _the_linked(args: tuple[Any, ...]) -> int:
+    linked: int = args[0]
+    return linked
 
 
 # -- verbs whose arguments come in another order on the wire ---------------------------------------------------------
