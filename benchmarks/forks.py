@@ -4,8 +4,10 @@
 
 As root, so that no user namespace is made; containers that do not run, in a temporary store. Prints one JSON line per
 number of files, with the median milliseconds in this process: `freeze` of the changes, `fork` of a frozen container,
-`merge_shared` (a fork's branches become the parent's), `merge_copied` (its files are copied, because the parent has
-changed the directory's mode), `drop`, and `cp` of the changed files (cp -a --reflink=auto) to compare with.
+`merge_shared` (a fork's branches become the parent's), `merge_moved` (the parent has changed the directory's mode, so
+the files go to a new branch), `merge_copied` (as well, and the fork is kept; the copies are synced), `drop`, and to
+compare with `cp` of the changed files (cp -a --reflink=auto), and `cp_synced` (with `sync -f`). `..._processor` is the
+processor time, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -47,9 +49,10 @@ def main() -> None:
 
 def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
     def timed(case: str, body: Callable[[], object]) -> None:
-        began = time.monotonic()
+        began, processor = time.monotonic(), _processor_s()
         body()
         took.setdefault(case, []).append((time.monotonic() - began) * 1000)
+        took.setdefault(f"{case}_processor", []).append((_processor_s() - processor) * 1000)
 
     store, base = ContainerStore(str(top / "root")), top / "base"
     (base / "d").mkdir(parents=True)
@@ -57,21 +60,28 @@ def _round(top: Path, files: int, took: dict[str, list[float]]) -> None:
     main_ = store.add(record.new(store.root, config, "main"))
     _fill(main_, "frozen", files)
     timed("freeze", lambda: freeze.freeze(main_))
-    for name in ("shared", "copied"):
+    for name in ("shared", "moved", "copied"):
         timed("fork", lambda name=name: forks.fork(store.find("main"), name))  # type: ignore[misc]
         _fill(store.find(name), name, files)
-    timed(
-        "cp", lambda: subprocess.run(["cp", "-a", "--reflink=auto", store.find("shared").upper, top / "cp"], check=True)
-    )
+    os.sync()
+    for case, then in (("cp", ":"), ("cp_synced", 'sync -f "$2"')):
+        argv = ["sh", "-c", f'cp -a --reflink=auto "$1" "$2"; {then}', "sh", store.find("shared").upper, top / case]
+        timed(case, lambda argv=argv: subprocess.run(argv, check=True))  # type: ignore[misc]
+        os.sync()
     timed("merge_shared", lambda: merge.merge(store.find("shared"), store.find("main")))
     os.mkdir(os.path.join(store.find("main").upper, "d"), 0o700)
-    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main")))
+    timed("merge_moved", lambda: merge.merge(store.find("moved"), store.find("main")))
+    timed("merge_copied", lambda: merge.merge(store.find("copied"), store.find("main"), keep=True))
     forks.fork(store.find("main"), "dropped")
     _fill(store.find("dropped"), "dropped", files)
     timed("drop", lambda: forks.drop(store.find("dropped")))
-    shutil.rmtree(top / "cp")
     while any(name.startswith(".removing") for name in os.listdir(store.containers)):
         time.sleep(0.05)
+
+
+def _processor_s() -> float:
+    """The processor time of this process and its children, in the kernel, too."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _fill(container: Container, name: str, files: int) -> None:

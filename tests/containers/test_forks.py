@@ -17,13 +17,14 @@ import pytest
 
 from tests.support.timing import limit, wait_until
 from unionfs import Union
-from unionfs.containers import forks, freeze, merge, record, replay
+from unionfs.containers import branch_files, branches, forks, freeze, merge, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.merge import OURS, THEIRS, ConflictError, parent_of
 from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
+from unionfs.fuse.branch_client import BranchError
 from unionfs.launcher.spec import Process
 from unionfs.syscalls import files
 
@@ -174,13 +175,15 @@ def test_random_forks_and_merges(world: World, seed: int) -> None:
     outcomes = Counter[str]()
     for step in range(60):
         name = chance.choice(names)
-        what = chance.choice(("edit", "edit", "fork", "fork", "freeze", "merge", "merge", "drop"))
+        what = chance.choice(("edit", "edit", "fork", "fork", "freeze", "merge", "merge", "drop", "branch"))
         if what == "edit":
             world.edit(name, *_random_edit(chance, look(world.plain(name)), f"{seed}.{step}"))
         elif what == "fork" and len(names) < 6:
             count += 1
             world.fork(name, str(count))
             names.append(str(count))
+        elif what == "branch":
+            _add_or_remove_branch(world, name, str(step))
         elif what == "freeze":
             freeze.freeze(world.find(name))
         elif what == "drop" and name != "0" and len(names) > 3:
@@ -197,6 +200,27 @@ def test_random_forks_and_merges(world: World, seed: int) -> None:
     assert os.listdir(world.store.containers) == [".lock"]
     assert look(world.base) == before
     assert outcomes["merged"] > 0 < outcomes["refused"]
+
+
+def _add_or_remove_branch(world: World, name: str, new: str) -> None:
+    """Remove the branch that was added to a container, or add one with a file of the root."""
+    one = world.find(name)
+    added = [Path(lower) for lower in one.config.rootfs.lowers if Path(lower).parent == world.top / "added"]
+    if not added:
+        there = world.top / "added" / new
+        there.mkdir(parents=True)
+        (there / f"branch{new}").write_text(new)
+        branches.add(one, str(there), None, force=False)
+        (world.plain(name) / f"branch{new}").write_text(new)
+        return
+    try:
+        branches.remove(one, str(added[0]), force=False)
+    except BranchError as refused:
+        assert refused.pointers  # noqa: PT017 - it is refused in some states only
+        return
+    file = world.plain(name) / f"branch{added[0].name}"
+    if look(world.plain(name)).get(file.name) == ("file", 0o644, added[0].name):
+        file.unlink()
 
 
 def _merge(world: World, chance: random.Random, name: str, into: str) -> str:
@@ -333,6 +357,37 @@ def test_some_paths_and_hard_links(world: World) -> None:
     assert world.shown("a")["f"] == ("file", 0o644, "1")
 
 
+@pytest.mark.parametrize("stays", ["", "keep", "forked"])
+def test_files_are_moved_if_the_fork_is_removed(world: World, stays: str) -> None:
+    """They keep inode and number of names; copies are made if the fork, or a fork of it, still needs them."""
+    world.make("a", *_BASE)
+    world.fork("a", "b")
+    world.edit("b", "+d/x=1", "+d/new=1", "+one=1", "one&d/two", "h&d/h2", "g>moved")
+    with Union(world.find("b").config.rootfs.lowers, upper=world.find("b").upper, work=world.find("b").work) as union:
+        union.symlink("nowhere", "d/link")
+        union.setxattr("d/new", "user.x", b"1")
+    numbers = {name: os.lstat(os.path.join(world.find("b").upper, "d", name)).st_ino for name in ("x", "new", "two")}
+    if stays == "forked":
+        world.fork("b", "c")
+    world.edit("a", "d:700", "+g/1=changed")
+    done = merge.merge(world.find("b"), world.find("a"), keep=stays == "keep", choice=THEIRS)
+    assert done.copied
+    one = world.find("a")
+    with Union((one.upper, *one.config.rootfs.lowers)) as union:
+        shown = {name: union.lstat(f"d/{name}") for name in ("x", "new", "two", "h2", "link")}
+        assert {name: shown[name].st_nlink for name in shown} == {"x": 1, "new": 1, "two": 2, "h2": 2, "link": 1}
+        assert shown["two"].st_ino == union.stat("one").st_ino
+        assert shown["h2"].st_ino == union.stat("h").st_ino
+        assert (union.readlink("d/link"), union.getxattr("d/new", "user.x")) == ("nowhere", b"1")
+        assert stat.S_IMODE(union.stat("d").st_mode) == 0o700
+        assert sorted(union.listdir("moved")) == ["1", "2"]
+    merged_upper = one.config.rootfs.lowers[0]
+    moved = {name: os.lstat(os.path.join(merged_upper, "d", name)).st_ino for name in numbers}
+    assert [moved[name] == numbers[name] for name in numbers] == [not stays] * len(numbers)
+    if stays == "forked":
+        remove(world.store, world.find("c"))
+
+
 def test_no_space_in_the_middle_of_a_merge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -342,9 +397,9 @@ def test_no_space_in_the_middle_of_a_merge(world: World, monkeypatch: pytest.Mon
     world.edit("b", "+d/x=1", "-g", "+d/y=1")
     world.edit("a", "d:700")
     with monkeypatch.context() as patched:
-        patched.setattr(replay, "copy_data", full)
+        patched.setattr(branch_files, "set_attributes", full)
         with pytest.raises(ContainerError, match="No space left on device"):
-            merge.merge(world.find("b"), world.find("a"))
+            merge.merge(world.find("b"), world.find("a"), keep=True)
     world.check("a", "b")
     assert not os.path.lexists(os.path.join(world.find("a").directory, "merging"))
     merge.merge(world.find("b"), world.find("a"))
@@ -380,7 +435,7 @@ def test_a_container_that_is_gone(world: World) -> None:
     wait_until(lambda: os.listdir(world.store.containers) == [".lock"], "all is removed")
 
 
-_STEPS = ((os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (files, "renameat2"))
+_STEPS = ((os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (files, "renameat2"), (os, "link"))
 
 
 def _killed_at(number: int, body: Callable[[], object]) -> bool:

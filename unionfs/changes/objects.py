@@ -168,11 +168,14 @@ class Branches(walk.Reader[BranchPath, Object]):
     def _root_fd(self, branch: int) -> int:
         return self.dir_fd(BranchPath(branch, b""))
 
+    def parent_fd(self, place: BranchPath) -> int:
+        """As `dir_fd`, of the directory that an object is in."""
+        return self.dir_fd(BranchPath(place.branch, place.rel.rpartition(b"/")[0]))
+
     def open_data(self, place: BranchPath) -> int:
         """A descriptor for reading a regular file. Raises OSError; ELOOP or ENXIO if it is none."""
-        parent, _, name = place.rel.rpartition(b"/")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.open(name, flags, dir_fd=self.dir_fd(BranchPath(place.branch, parent)))
+        return os.open(place.rel.rpartition(b"/")[2], flags, dir_fd=self.parent_fd(place))
 
     def open_path(self, place: BranchPath) -> int:
         """An O_PATH descriptor of the object at `place`, which may be a symlink."""
@@ -289,17 +292,17 @@ class Branches(walk.Reader[BranchPath, Object]):
 
         Labels and signatures of security modules are no users' attributes: they belong to the machine.
         """
-        fd = self.open_path(place)
-        try:
-            found = fd_xattrs(fd, private=private)
-            if not private and self._has_overrides(place.branch):
-                aside = {markers.shown_xattr(name): value for name, value in fd_xattrs(fd, private=True).items()}
-                found |= {name: value for name, value in aside.items() if name is not None and _is_users(name)}
-            return found
-        finally:
-            os.close(fd)
+        path = b"/proc/self/fd/%d" % self.parent_fd(place)  # the *xattr calls have no *at form before Linux 6.13
+        if place.rel:
+            path += b"/" + place.rel.rpartition(b"/")[2]
+        found = _xattrs(path, private=private, follow=not place.rel)
+        if not private and self.has_overrides(place.branch):
+            aside = _xattrs(path, private=True, follow=not place.rel)
+            shown = {markers.shown_xattr(name): value for name, value in aside.items()}
+            found |= {name: value for name, value in shown.items() if name is not None and _is_users(name)}
+        return found
 
-    def _has_overrides(self, branch: int) -> bool:
+    def has_overrides(self, branch: int) -> bool:
         """Whether attributes say what the files of a branch should be (core.overrides); its root says so."""
         known = self._overridden.get(branch)
         if known is None:
@@ -351,7 +354,7 @@ class Branches(walk.Reader[BranchPath, Object]):
         uid, gid = self.ids.shown_owner(st.st_uid, st.st_gid, of_lower=place.branch != UPPER)
         mode, rdev = st.st_mode, st.st_rdev
         value = next((marks[name] for name in _OVERRIDES if name in marks), None) if marks else None
-        override = markers.read_override(value) if value is not None and self._has_overrides(place.branch) else None
+        override = markers.read_override(value) if value is not None and self.has_overrides(place.branch) else None
         if override is not None:  # its ids are in the user namespace of the union, as ours are
             uid, gid, mode = override.uid, override.gid, stat.S_IFMT(mode) | override.mode
             if stat.S_ISREG(mode) and override.kind not in (0, stat.S_IFDIR, stat.S_IFREG):
@@ -375,9 +378,12 @@ def incomplete(place: BranchPath) -> OSError:
 
 def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
     """The extended attributes of what `fd` (O_PATH will do) is open on; see Branches.xattrs."""
-    path = f"/proc/self/fd/{fd}"  # the *xattr calls have no *at form before Linux 6.13
+    return _xattrs(b"/proc/self/fd/%d" % fd, private=private)
+
+
+def _xattrs(path: bytes, *, private: bool, follow: bool = True) -> dict[str, bytes]:
     try:
-        names = os.listxattr(path)
+        names = os.listxattr(path, follow_symlinks=follow)
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
             return {}
@@ -387,7 +393,7 @@ def fd_xattrs(fd: int, *, private: bool = False) -> dict[str, bytes]:
         if markers.is_private_xattr(name) != private or not (private or _is_users(name)):
             continue
         try:
-            found[name] = os.getxattr(path, name)
+            found[name] = os.getxattr(path, name, follow_symlinks=follow)
         except OSError as exc:
             if exc.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EOVERFLOW):
                 raise  # EOVERFLOW: capabilities of another user namespace

@@ -44,7 +44,8 @@ def still_there(then: Changes, now: Changes) -> Changes:
 def _plain(one: Object | None) -> list[Any] | None:
     if one is None:
         return None
-    return [_plain_place(value) if isinstance(value, BranchPath) else value for value in one]
+    place, *others, data = one
+    return [_plain_place(place), *others, _plain_place(data)]
 
 
 def _plain_place(place: BranchPath) -> list[Any]:
@@ -54,8 +55,8 @@ def _plain_place(place: BranchPath) -> list[Any]:
 def _object(values: list[Any] | None) -> Object | None:
     if values is None:
         return None
-    saved = Object(*values)
-    return saved._replace(place=_place(saved.place), data=_place(saved.data))
+    place, *others, data = values
+    return Object._make([_place(place), *others, _place(data)])
 
 
 def _place(values: Any) -> BranchPath:

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of one verb. An invalid command line raises CommandError with exit code 2."""
 
     acts_as_owner = True  # root acts on the store of another user (--root) as that user
+    flags_between = False  # flags may stand between the words of a list: `NAME --into CONTAINER PATH`
 
     def __init__(self, verb: str, description: str, epilog: str | None = None, *, short_help: bool = True) -> None:
         """`short_help`: -h is --help, and no flag of the verb's own."""
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
                 if option.startswith("--") and option != "--help" and variable in environment:
                     action.default = self._default_from(action, variable, environment[variable])
                     action.required = False
-        values = self.parse_args(argv)
+        values = self.parse_intermixed_args(argv) if self.flags_between else self.parse_args(argv)
         if hasattr(values, "root"):
             self._leave_to_owner(values.root, whole or argv)
         return values

@@ -38,6 +38,7 @@ exit codes: 0 merged, 1 conflicts or another failure, with everything as it was.
 def main(argv: list[str]) -> int:
     """Run `unionfs merge ARGV`."""
     parser = Parser("merge", _DESCRIPTION, _EPILOG)
+    parser.flags_between = True
     add = parser.add_argument
     add("name", metavar="NAME", help="the fork")
     add("paths", metavar="PATH", nargs="*", help="merge only what is at and below these, and keep the fork")

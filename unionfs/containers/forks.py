@@ -34,9 +34,16 @@ def fork(
 ) -> Container:
     """Make a second container on what this one shows now. `command`: instead of its own. Raises: ContainerError,
     LaunchError, OSError."""
+    with ContainerStore(container.root).changing(container) as current:
+        return _fork(current, name, command, warn)
+
+
+def _fork(container: Container, name: str, command: Sequence[str], warn: freeze.Warn) -> Container:
+    """Preconditions: within ContainerStore.changing; else another freeze could take the changes meanwhile."""
     freeze.check(container, "fork")
+    ContainerStore(container.root).check_name(name)  # before the container is frozen for nothing
     if freeze.has_changes(container):
-        container = freeze.freeze(container, warn=warn)
+        container = freeze.freeze_held(container, warn=warn)
     config = container.config._replace(remove=False)
     if command:
         config = config._replace(process=config.process._replace(command=tuple(command)), entrypoint=())

@@ -60,7 +60,6 @@ def freeze(container: Container, name: str = "", warn: Warn = lambda _: None) ->
 def freeze_held(container: Container, name: str = "", warn: Warn = lambda _: None) -> Container:
     """As `freeze`. Preconditions: within ContainerStore.changing."""
     check(container, _WHAT)
-    store = ContainerStore(container.root)
     leaf = _PREFIX + name if name else ""
     if container.status == "running":
         complete_upper(container, _WHAT)
@@ -71,12 +70,21 @@ def freeze_held(container: Container, name: str = "", warn: Warn = lambda _: Non
         if had_keeper:
             warn(f"note: {container.name} has no keeper until it is started again: if its daemon is killed, it ends")
     else:
-        store.claim(container)  # so that it is not started meanwhile
-        try:
-            freeze_stopped(container, leaf)
-        finally:
-            store.unclaim(container, container.state.exit_code)
+        with ContainerStore(container.root).claimed(container):
+            _freeze_unmounted(container, leaf)
+    return _record(container)
+
+
+def freeze_claimed(container: Container) -> Container:
+    """As `freeze`. Preconditions: within ContainerStore.claimed."""
+    _freeze_unmounted(container, "")
+    return _record(container)
+
+
+def _record(container: Container) -> Container:
+    """Record the lowers after a freeze. Returns the record."""
     diff.forget_list(container)
+    store = ContainerStore(container.root)
     return store.set_lowers(container, store.load(container.id).config.rootfs.lowers)
 
 
@@ -87,8 +95,8 @@ def _freeze_mounted(union: Served, root: str, leaf: str) -> bool:
     return had_keeper
 
 
-def freeze_stopped(container: Container, leaf: str = "") -> None:
-    """Freeze a container that this process has claimed. Raises: ContainerError, LaunchError."""
+def _freeze_unmounted(container: Container, leaf: str) -> None:
+    """Freeze a container that this process has claimed."""
     complete_upper(container, _WHAT)
 
     def body() -> bytes:

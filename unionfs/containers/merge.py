@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from unionfs.changes import compare, listing
@@ -95,16 +95,11 @@ def merge(
             locks.enter_context(store.changing(store.load(one)))
         fork, parent = store.load(fork.id), store.load(parent.id)
         _check(fork, parent)
-        with _claimed(store, fork):
-            if dry_run:
-                complete_upper(fork, _WHAT)
-            elif freeze.has_changes(fork):
-                freeze.freeze_stopped(fork)
-                diff.forget_list(fork)
-                fork = store.load(fork.id)
-                fork = store.set_lowers(fork, fork.config.rootfs.lowers)
+        with store.claimed(fork):
+            fork = _frozen(fork, dry_run=dry_run)
             with _still(store, parent, warn, dry_run=dry_run) as target:
-                done = _Merge(fork, target, choice, paths, dry_run=dry_run).run()
+                given_up = set() if stays else store.only_of(fork)
+                done = _Merge(fork, target, choice, paths, given_up, dry_run=dry_run).run()
             if not stays:
                 store.adopt(fork, parent.id)
                 remove(store, fork, mine=True)
@@ -133,15 +128,13 @@ def _shorter(fork: Container, parent: Container) -> int:
     return min(len(fork.config.rootfs.lowers), len(parent.config.rootfs.lowers))
 
 
-@contextlib.contextmanager
-def _claimed(store: ContainerStore, container: Container) -> Iterator[None]:
-    """Keep a container that does not run from being started."""
-    store.claim(container)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ContainerError):
-            store.unclaim(container, container.state.exit_code)
+def _frozen(container: Container, *, dry_run: bool) -> Container:
+    """The record of a claimed container whose changes are all in frozen branches, except with `dry_run`."""
+    if dry_run:
+        complete_upper(container, _WHAT)
+    elif freeze.has_changes(container):
+        return freeze.freeze_claimed(container)
+    return container
 
 
 @contextlib.contextmanager
@@ -151,25 +144,29 @@ def _still(store: ContainerStore, parent: Container, warn: freeze.Warn, *, dry_r
         with pause.paused(parent, _WHAT, stopped=True):
             yield freeze.freeze_held(parent, warn=warn) if freeze.has_changes(parent) and not dry_run else parent
         return
-    with _claimed(store, parent):
-        if dry_run:
-            complete_upper(parent, _WHAT)
-        elif freeze.has_changes(parent):
-            freeze.freeze_stopped(parent)
-            diff.forget_list(parent)
-        yield store.set_lowers(parent, store.load(parent.id).config.rootfs.lowers)
+    with store.claimed(parent):
+        yield _frozen(parent, dry_run=dry_run)
 
 
 class _Merge:
     """One merge. The fork and the parent do not change meanwhile."""
 
     def __init__(
-        self, fork: Container, parent: Container, choice: str, paths: Sequence[bytes], *, dry_run: bool
+        self,
+        fork: Container,
+        parent: Container,
+        choice: str,
+        paths: Sequence[bytes],
+        given_up: Collection[str],
+        *,
+        dry_run: bool,
     ) -> None:
+        """`given_up`: branches of the fork that are removed after the merge."""
         self.fork: Final = fork
         self.parent: Final = parent
         self.choice: Final = choice
         self.paths: Final = paths
+        self.given_up: Final = given_up
         self.dry_run: Final = dry_run
         self.ids: Final = shown_ids(parent)
         common = _common(fork, parent)
@@ -232,6 +229,9 @@ class _Merge:
             with self.opened((*self.above_fork, *self.above_parent)) as both:
                 wanted = self.selected(theirs.changes)
                 found = conflicts(wanted, ours, self.equality(both))
+            if missing := [path for path in self.paths if not any(_is_at(one.path, path) for one in theirs.changes)]:
+                why = f"it has changed nothing at or below {os.fsdecode(missing[0])}"
+                return json.dumps({"why": why}).encode() + b"\n"
             told = {"conflicts": [_plain(one) for one in found], "copied": False}
             if found and self.choice == REFUSE:
                 return json.dumps(told).encode() + b"\n" + change_records.dump(Changes())
@@ -241,8 +241,10 @@ class _Merge:
             is_whole = not self.paths and not found
             root = any(one.path == b"/" for one in theirs.changes)
             told["copied"] = not (is_whole and not root and self.can_share and can_lie_on_top(fork, ours))
-            if told["copied"] and not self.dry_run and (why := self.replay(staging, fork, theirs, wanted)):
-                return json.dumps({"why": why}).encode() + b"\n"
+            if told["copied"] and not self.dry_run:
+                changed = {change.path for change in ours}
+                if why := self.replay(staging, fork, theirs, wanted, changed):
+                    return json.dumps({"why": why}).encode() + b"\n"
         return json.dumps(told).encode() + b"\n" + change_records.dump(Changes(without_passages(wanted)))
 
     def opened(self, above_base: Sequence[str]) -> Branches:
@@ -281,13 +283,17 @@ class _Merge:
         return [
             one
             for one in changes
-            if any(path in (one.path, *above(one.path)) or path == b"/" for path in self.paths)
+            if any(_is_at(one.path, path) for path in self.paths)
             or (is_passage(one) and any(one.path in above(path) for path in self.paths))
         ]
 
-    def replay(self, staging: str, fork: Branches, theirs: Changes, wanted: list[Change]) -> str:
-        """Make the changes in a new branch. Returns why it is not possible, or ""."""
-        from unionfs.containers.replay import replay  # late: it imports most of the core
+    def replay(
+        self, staging: str, fork: Branches, theirs: Changes, wanted: list[Change], changed: Collection[bytes]
+    ) -> str:
+        """Make the changes in a new branch. `changed`: paths that the parent has changed. Returns why it is not
+        possible, or ""."""
+        from unionfs.containers.branch_files import BranchFiles  # late: these import most of the core
+        from unionfs.containers.replay import replay
         from unionfs.core.union import Union
 
         if len(self.parent.facts.uid_map) == 1 and self.parent.facts.uid_map[0].length == 1:
@@ -301,7 +307,9 @@ class _Merge:
         except OptionError as error:
             return str(error)
         try:
-            replay(union, fork, wanted, theirs.unchanged_links)
+            given_up = {at for at, path in enumerate(self.above_fork) if path in self.given_up}
+            new_files = BranchFiles(os.path.join(staging, "upper"), fork, given_up, changed)
+            replay(union, fork, wanted, theirs.unchanged_links, new_files)
         finally:
             union.close()
         return ""
@@ -340,6 +348,11 @@ class _Merge:
         except BranchError as error:
             why = f"the changes are recorded, and show when {self.parent.name} is started again: {error}"
             raise ContainerError(_WHAT, self.fork.name, why) from error
+
+
+def _is_at(path: bytes, top: bytes) -> bool:
+    """Whether a path is `top` or below it."""
+    return path == top or path.startswith(top.rstrip(b"/") + b"/")
 
 
 def _moved(new: Object, own_fork: int, own_parent: int) -> Object:

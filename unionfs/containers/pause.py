@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from unionfs.containers import running
@@ -34,25 +34,21 @@ def paused(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
         complete_upper(container, what)
         yield
         return
-    namespaces = running.enter(container, what)
-    firsts = _first_of_runtime(container)
     ready_read, ready_write = os.pipe()
     over_read, over_write = os.pipe()
 
-    def be_helper() -> int:
+    def help_pause(namespaces: Namespaces, firsts: list[int]) -> int:
         os.close(ready_read)
         os.close(over_write)
         return _help(namespaces, ready_write, over_read, firsts if stopped else [], stopped=stopped)
 
+    helper = None
     try:
-        helper = userns.fork(None, 0, be_helper)
-    finally:
-        namespaces.close()
-        for fd in firsts:
-            os.close(fd)
-        os.close(ready_write)
-        os.close(over_read)
-    try:
+        try:
+            helper = _fork_helper(container, what, help_pause)
+        finally:
+            os.close(ready_write)
+            os.close(over_read)
         if not os.read(ready_read, 1):
             hint = "use --no-pause" if what == "commit" else ""
             raise ContainerError(what, container.name, "it cannot be paused", hint=hint)
@@ -61,7 +57,8 @@ def paused(container: Container, what: str, *, stopped: bool) -> Iterator[None]:
     finally:
         os.close(over_write)
         os.close(ready_read)
-        os.waitpid(helper, 0)
+        if helper is not None:
+            os.waitpid(helper, 0)
 
 
 def signal_all(container: Container, number: int) -> None:
@@ -69,10 +66,8 @@ def signal_all(container: Container, number: int) -> None:
 
     For SIGCONT, and for SIGSTOP, which would else stop only process 1. Raises: ContainerError, LaunchError.
     """
-    namespaces = running.enter(container, "sending a signal")
-    firsts = _first_of_runtime(container)
 
-    def be_helper() -> int:
+    def help_signal(namespaces: Namespaces, firsts: list[int]) -> int:
         _enter(namespaces)
         _signal(firsts, number)
         child = os.fork()  # only a child is in the pid namespace
@@ -87,13 +82,20 @@ def signal_all(container: Container, number: int) -> None:
         finally:
             os._exit(0)
 
+    os.waitpid(_fork_helper(container, "sending a signal", help_signal), 0)
+
+
+def _fork_helper(container: Container, what: str, body: Callable[[Namespaces, list[int]], int]) -> int:
+    """Fork a process that calls `body` with the container's namespaces and `_first_of_runtime`. Returns its pid."""
+    namespaces = running.enter(container, what)
+    firsts: list[int] = []
     try:
-        helper = userns.fork(None, 0, be_helper)
+        firsts = _first_of_runtime(container)
+        return userns.fork(None, 0, lambda: body(namespaces, firsts))
     finally:
         namespaces.close()
         for fd in firsts:
             os.close(fd)
-    os.waitpid(helper, 0)
 
 
 def _first_of_runtime(container: Container) -> list[int]:

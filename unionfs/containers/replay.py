@@ -1,8 +1,8 @@
 """Make changes of one stack of branches in the union of another, by ordinary operations of the core.
 
 Used when some changes of a fork are merged, or all where its branches would hide changes of the parent. Each changed
-path gets the fork's state: what is in the way is removed. Files are copied, sharing their data where the filesystem
-can; names of one file stay names of one file. Runs with the ids of the container.
+path gets the fork's state: what is in the way is removed. Files with nothing in their way do not need the core
+(containers.branch_files). Names of one file stay names of one file. Runs with the ids of the container.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Final
 
 from unionfs.changes.compare import CONTENT, MODE, MTIME, OWNER, TYPE, XATTRS
 from unionfs.changes.listing import Change
-from unionfs.changes.merging import is_passage
+from unionfs.changes.merging import own
 from unionfs.changes.objects import Branches, Object
 from unionfs.changes.stage import copy_data
+from unionfs.containers.branch_files import BranchFiles
 from unionfs.core.attrs import ROOT, AttrChange, Caller, Entry
 from unionfs.core.union import Union
 
@@ -24,11 +25,15 @@ _ALL: Final = (OWNER, XATTRS, MODE, MTIME)
 
 
 def replay(
-    union: Union, branches: Branches, changes: Iterable[Change], unchanged_links: Mapping[tuple[int, int], bytes]
+    union: Union,
+    branches: Branches,
+    changes: Iterable[Change],
+    unchanged_links: Mapping[tuple[int, int], bytes],
+    new_files: BranchFiles,
 ) -> None:
-    """Make the changes, whose objects are in `branches`, in `union`. `unchanged_links`: as in listing.Changes. Raises
-    OSError; then a part of them is made."""
-    _Replay(union, branches, changes, unchanged_links).run()
+    """Make the changes, whose objects are in `branches`, in `union`. `unchanged_links`: as in listing.Changes.
+    `new_files`: of the union's upper. Raises OSError; then a part of them is made."""
+    _Replay(union, branches, changes, unchanged_links, new_files).run()
 
 
 def _has_data_of(there: Entry | None, old: Object | None) -> bool:
@@ -45,6 +50,7 @@ class _Replay:
         branches: Branches,
         changes: Iterable[Change],
         unchanged_links: Mapping[tuple[int, int], bytes],
+        new_files: BranchFiles,
     ) -> None:
         self.unchanged_links = unchanged_links  # immutable
         self.union = union  # immutable
@@ -53,19 +59,22 @@ class _Replay:
         self.directories = {  # the fork's directories, by path: also those listed only for what is below them
             change.path: change.new for change in self.changes if change.new is not None and change.new.is_dir
         }
+        self.new_files = new_files  # immutable
         self.links: dict[tuple[int, int], int] = {}  # a file with several names -> the node of its copy
         self.times: list[tuple[bytes, Object]] = []  # directories whose times are set at the end
+        self.has_copied = False
         self.caller = Caller(os.geteuid(), os.getegid())
 
     def run(self) -> None:
-        for change in self.changes:
-            if not is_passage(change):
-                self.change(change)
+        for change in self.new_files.take(own(self.changes)):
+            self.change(change)
+        self.has_copied |= self.new_files.make(self.bring_up, self.make)
         for path, new in reversed(self.times):
             entry = self.find(path)
             if entry is not None:
                 self.union.setattr(entry.nodeid, AttrChange(mtime_ns=new.mtime_ns))
-        self.union.syncfs()
+        if self.has_copied:  # before the record says that they are there
+            self.union.syncfs()
 
     def change(self, change: Change) -> None:
         new = change.new
@@ -114,6 +123,11 @@ class _Replay:
         assert made is not None
         return made.nodeid
 
+    def bring_up(self, path: bytes) -> None:
+        """Let a directory be in the upper: made as the fork has it if it is missing, else copied up."""
+        nodeid = self.parent(path + b"/")
+        self.union.setattr(nodeid, AttrChange(mtime_ns=self.union.getattr(nodeid).mtime_ns))
+
     def remove(self, path: bytes, entry: Entry) -> None:
         parent, name = self.parent(path), path.rpartition(b"/")[2]
         if not stat.S_ISDIR(entry.attrs.mode):
@@ -154,6 +168,7 @@ class _Replay:
         return self.links.get(key)
 
     def copy(self, nodeid: int, new: Object) -> None:
+        self.has_copied = True
         source = self.branches.open_data(new.data)
         try:
             with self.union.write_fd(nodeid) as target:

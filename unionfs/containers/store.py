@@ -78,17 +78,13 @@ class ContainerStore:
 
         Raises: ContainerError for a bad or taken name, OSError as the filesystem reports it.
         """
-        if container.name:
-            names.check(container.name)
         with self._locked():
             self._sweep()
             if container.parent:
                 self.load(container.parent)  # or its branches would be removed
-            taken = {known.name for known in self.list()}
-            if container.name in taken:
-                hint = f"remove that container (unionfs rm {container.name}) or choose another name"
-                raise ContainerError("", "", f"name taken: {container.name}", hint=hint)
-            container = container._replace(name=container.name or names.choose(taken))
+            self.check_name(container.name)
+            name = container.name or names.choose({known.name for known in self.list()})
+            container = container._replace(name=name)
             new = os.path.join(self.containers, _NEW + container.id)
             os.mkdir(new, 0o700)
             for part in ("upper", "work", "merged"):
@@ -101,6 +97,14 @@ class ContainerStore:
             self._write(new, container)
             os.rename(new, container.directory)
         return container
+
+    def check_name(self, name: str) -> None:
+        """Raises: ContainerError if a new container may not have this name; "" is any name."""
+        if name:
+            names.check(name)
+        if name in {known.name for known in self.list()}:
+            hint = f"remove that container (unionfs rm {name}) or choose another name"
+            raise ContainerError("", "", f"name taken: {name}", hint=hint)
 
     def load(self, container_id: str) -> Container:
         """The container with exactly this id. Raises: NoSuchContainerError, BrokenRecordError."""
@@ -253,6 +257,16 @@ class ContainerStore:
                 os.close(fd)
         return claimed
 
+    @contextlib.contextmanager
+    def claimed(self, container: Container) -> Iterator[None]:
+        """Context in which a container that does not run is not started. Raises: as `claim`."""
+        self.claim(container)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(NoSuchContainerError):  # it was removed meanwhile
+                self.unclaim(container, container.state.exit_code)
+
     def open_outcome(self, container: Container) -> int | None:
         """A descriptor for `outcome`; None if there is no such file yet."""
         try:
@@ -350,6 +364,12 @@ class ContainerStore:
             return
         os.unlink(os.path.join(directory, _RECORD))
         self._thin_out(container_id, used)
+
+    def only_of(self, container: Container) -> set[str]:
+        """The lowers of a container that are in its own directory, and that no other container has."""
+        used = self._used(container.id)
+        own = {path for path in container.config.rootfs.lowers if os.path.dirname(path) == container.directory}
+        return set() if used is None else own - used
 
     def _used(self, besides: str) -> set[str] | None:
         """The lowers of all containers but one; None if they are not known, because a record cannot be read."""

@@ -1,0 +1,142 @@
+"""Give a new branch the files of a fork that nothing of the parent stands in the way of, without the core: as further
+names of the fork's files if the fork is removed after the merge, else as copies.
+
+A branch that was frozen is never written again, so a file of it may be in the new branch as it is, with its attributes.
+When the fork is removed it has as many names as before. If the command is killed before, the new branch is removed.
+Runs with the ids of the container.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from unionfs import markers
+from unionfs.changes.compare import CONTENT, TYPE
+from unionfs.changes.listing import Change
+from unionfs.changes.objects import Branches, Object, fd_xattrs
+from unionfs.changes.owners import Owner
+from unionfs.changes.stage import set_attributes
+from unionfs.core.copydata import Copy
+from unionfs.trees.open_beneath import open_beneath
+
+_CANNOT_LINK: Final = (errno.EXDEV, errno.EMLINK, errno.EPERM)
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Prepare = Callable[[bytes], None]
+"""Makes the directory at a path, or copies it up."""
+Make = Callable[[bytes, Object], None]
+"""Makes the object at a path by operations of the core."""
+
+
+class BranchFiles:
+    """The files of one new branch."""
+
+    def __init__(self, upper: str, fork: Branches, given_up: Collection[int], parent: Collection[bytes]) -> None:
+        """`upper`: the new branch. `given_up`: the branches of `fork` that are removed after the merge. `parent`: the
+        paths that the parent has changed."""
+        self._upper = upper  # immutable
+        self._fork = fork  # immutable
+        self._given_up = given_up  # immutable
+        self._parent = parent  # immutable
+        self._todo: list[Change] = []
+
+    def take(self, changes: Sequence[Change]) -> list[Change]:
+        """Note the changes that `make` is to make. Returns the others."""
+        names: Counter[tuple[int, int]] = Counter()  # of a file of the fork, as far as `make` can make them
+        for change in changes:
+            if change.new is not None and self._is_free(change):
+                names[change.new.dev, change.new.ino] += 1
+        others = []
+        for change in changes:
+            new = change.new
+            if new is not None and new.nlink == names[new.dev, new.ino] and self._can_make(new):
+                self._todo.append(change)
+            else:
+                others.append(change)
+        return others
+
+    def _can_make(self, new: Object) -> bool:
+        return self._is_given_up(new) or self._can_copy(new)
+
+    def _can_copy(self, new: Object) -> bool:
+        return new.kind == stat.S_IFREG and new.nlink == 1 and not self._fork.has_overrides(new.data.branch)
+
+    def _is_free(self, change: Change) -> bool:
+        """Whether the change makes a file where the parent shows none, or the one of their common branches."""
+        new, old = change.new, change.old
+        if new is None or new.is_dir or change.path in self._parent:
+            return False
+        return old is None or (not old.is_dir and bool({CONTENT, TYPE} & set(change.what)))
+
+    def _is_given_up(self, new: Object) -> bool:
+        branch = new.place.branch
+        return branch in self._given_up and new.data == new.place and not self._fork.has_overrides(branch)
+
+    def make(self, prepare: Prepare, make: Make) -> bool:
+        """Make the files; `make` makes those that can be neither linked nor copied here. Returns whether data were
+        copied here. Raises OSError."""
+        root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory, dir_fd, has_copied = None, -1, False
+        try:
+            for change in self._todo:
+                assert change.new is not None
+                above, _, name = change.path.rpartition(b"/")
+                if above != directory:
+                    prepare(above)
+                    if dir_fd >= 0:
+                        os.close(dir_fd)
+                        dir_fd = -1
+                    dir_fd = open_beneath(root_fd, above[1:], os.O_PATH | os.O_DIRECTORY)
+                    directory = above
+                if self._is_given_up(change.new) and self._link(change.new, dir_fd, name):
+                    continue
+                if self._can_copy(change.new):
+                    self._copy(change.new, dir_fd, name)
+                    has_copied = True
+                else:
+                    make(change.path, change.new)
+        finally:
+            if dir_fd >= 0:
+                os.close(dir_fd)
+            os.close(root_fd)
+        return has_copied
+
+    def _link(self, new: Object, dir_fd: int, name: bytes) -> bool:
+        """Give a file of the fork a name in the new branch. Returns False if that is not possible."""
+        source_fd = self._fork.parent_fd(new.place)
+        leaf = new.rel.rpartition(b"/")[2]
+        if new.kind == stat.S_IFREG:
+            marks = os.listxattr(os.fsencode(f"/proc/self/fd/{source_fd}/") + leaf, follow_symlinks=False)
+            if any(markers.is_private_xattr(mark) and mark != markers.ORIGIN_XATTR for mark in marks):
+                return False
+        try:
+            os.link(leaf, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            return False
+        return True
+
+    def _copy(self, new: Object, dir_fd: int, name: bytes) -> None:
+        source = self._fork.open_data(new.data)
+        try:
+            target = os.open(name, _NEW, 0o600, dir_fd=dir_fd)
+            try:
+                st = os.fstat(source)
+                if st.st_size:
+                    Copy(source, target, st.st_size).run()
+                times = (st.st_atime_ns, new.mtime_ns)
+                wanted = self._xattrs(new, source)
+                set_attributes(target, Owner(new.uid, new.gid), stat.S_IMODE(new.mode), wanted, times)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _xattrs(self, new: Object, source_fd: int) -> dict[str, bytes]:
+        return fd_xattrs(source_fd) if new.data == new.place else self._fork.xattrs(new.place)
