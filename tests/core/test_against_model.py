@@ -331,3 +331,10 @@ def test_the_time_of_a_directory_that_a_symlink_replaced(tmp_path: Path) -> None
     """Once the plain directory's fault: it gave the time to what the symlink leads to."""
     lowers = ["a/ a/a->../b", "a/a/ b/ b/c/:0755 a/a/c/:0755@12.000000003"]
     replay(tmp_path, lowers, "./", "aufs", caching=False, steps=[])
+
+
+@pytest.mark.parametrize("whiteout", ["aufs", "overlay"])
+def test_a_hard_link_in_a_directory_that_was_moved_into_a_new_one(tmp_path: Path, whiteout: Whiteout) -> None:
+    """Names of copied-up files were not looked for below directories that only the upper has."""
+    moved = [("mkdir", b"new", 0o755), ("rename", b"d", b"new/d", 0), ("write", b"y", 0, b"data"), ("freeze",)]
+    replay(tmp_path, ["d/x=1 y==d/x"], "", whiteout, caching=False, steps=[*moved, ("unlink", b"y"), ("remount",)])

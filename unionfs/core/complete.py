@@ -183,7 +183,7 @@ def _partial_file(tree: UnionState, here: DirNode, name: bytes) -> Iterator[File
 
 
 class _Search:
-    """A walk through the directories of the union that have lowers."""
+    """A walk through the directories of the union. One that only the upper has may hold a renamed one with lowers."""
 
     def __init__(self, tree: UnionState, links: HardLinks) -> None:
         self.tree = tree
@@ -215,15 +215,14 @@ class _Search:
         return self.failed is None
 
     def _directory(self, here: DirNode) -> list[DirNode]:
-        """Link the missing names of one directory. Returns its subdirectories that have lowers."""
-        if here.low is None:
-            return []
+        """Link the missing names of one directory. Returns its subdirectories."""
         if here.upper is None:
-            return self._entries(here, here.low)
+            return self._entries(here)
         with OwnerOverride(here.upper, with_parents=True):  # its mode, or one above it, may forbid writing
-            return self._entries(here, here.low)
+            return self._entries(here)
 
-    def _entries(self, here: DirNode, low: LowDir) -> list[DirNode]:
+    def _entries(self, here: DirNode) -> list[DirNode]:
+        low = here.low
         directories = []
         up_names = self.tree.up_names(here)
         for name, kind, ino in self.tree.visible(here):
@@ -232,7 +231,7 @@ class _Search:
                     node = lookup.resolve(self.tree, here, name).node
                     if isinstance(node, DirNode):
                         directories.append(node)
-                elif name not in up_names and self._may_be_missing(low, name, ino):
+                elif low is not None and name not in up_names and self._may_be_missing(low, name, ino):
                     self._file(here, name)
             except OSError as exc:
                 self.failed = exc.with_traceback(None)
