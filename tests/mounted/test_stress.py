@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,9 @@ def test_at_once_as_alone(subject: Subject, seed: int, scratch: Path, request: p
         lowers = [union.agent.call(trees.snapshot, lower) for lower in union.lowers]
         union.mount()
         want = native.run(stress.together, seed, _WORKERS, 0, _COUNT, fallocates, timeout_s=time_s)
-        got = union.run(stress.together, seed, _WORKERS, _MEDDLERS, _COUNT, fallocates, timeout_s=time_s)
+        changes_branches = subject == _SUBJECTS[0]
+        with _branches_come_and_go(union, user) if changes_branches else nullcontext():
+            got = union.run(stress.together, seed, _WORKERS, _MEDDLERS, _COUNT, fallocates, timeout_s=time_s)
         for number in range(_WORKERS):
             calls = operations.generate(seed + number, _COUNT, with_fallocate=fallocates)
             for call, on_plain, on_union in zip(calls, want[number], got[number], strict=True):
@@ -80,13 +84,48 @@ def test_at_once_as_alone(subject: Subject, seed: int, scratch: Path, request: p
         assert union.run(stress.problems, stress.SHARED) == []
         before = union.run(trees.snapshot, stress.SHARED)
         union.remount()
-        told = trees.differences(before, union.run(trees.snapshot, stress.SHARED), ignore=lambda f, _: f == "ctime_ns")
+        ignored = ("ctime_ns", "ino") if changes_branches else ("ctime_ns",)  # a freeze may change numbers
+        told = trees.differences(before, union.run(trees.snapshot, stress.SHARED), ignore=lambda f, _: f in ignored)
         assert told == [], "\n".join(told)
         union.run(_remove_everything)
         assert union.complaints() == []
         union.unmount()
         for lower, as_made in zip(union.lowers, lowers, strict=True):
             assert trees.differences(as_made, union.agent.call(trees.snapshot, lower)) == []
+
+
+@contextmanager
+def _branches_come_and_go(union: MountedSubject, user: User) -> Iterator[None]:
+    """Context in which a branch that has directories of the tree, but no files in them, is added and removed, and the
+    upper frozen, again and again."""
+    more = union.base / "more"
+    union.agent.call(os.mkdir, str(more))
+    union.agent.call(trees.make, trees.parse(f"{stress.SHARED}/ {stress.worker_dir(0)}/top/ elsewhere/f=1"), more)
+    is_over = threading.Event()
+    rounds: list[int] = []
+    wrong: list[str] = []
+
+    def change() -> None:
+        while not is_over.is_set() and not wrong:
+            for words in (
+                ("branch", "add", "--append", union.merged, more),
+                ("freeze", union.merged),
+                ("branch", "rm", union.merged, more),
+            ):
+                done = user.run([*user.unionfs_cmd, *words], timeout_s=60, check=False)
+                if done.returncode and not (words[0] == "freeze" and "is removed, in use" in done.stderr):
+                    wrong.append(done.stderr)
+            rounds.append(1)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+    assert wrong == []
+    assert rounds
 
 
 def _remove_everything() -> None:

@@ -32,7 +32,7 @@ from unionfs.core.staging import log_warning
 from unionfs.core.union import Union
 from unionfs.core.union_state import Leaving
 
-SLICE_S: Final = 0.004
+SLICE_S: Final = 0.002
 """Requests may have to wait so long while directories are taken over."""
 
 Lower = Branch

@@ -1,0 +1,113 @@
+"""Measure how long requests wait while a branch of a mounted union is added and removed.
+
+    python -m benchmarks.branches [--files 10000] [--directories 100 1] [--rounds 10]
+
+A program asks for a new name every millisecond, which the daemon must answer, while a branch that has the name of each
+directory comes and goes; all files were asked for before, so that kernel and daemon know them. Prints one JSON line per
+number of directories: the milliseconds that a change took (median), and the longest and 99th percentile of the
+waits during the changes, and without them (`idle`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from unionfs.fuse import branch_client
+
+_EVERY_S = 0.001
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--directories", type=int, nargs="+", default=[100, 1])
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    for directories in arguments.directories:
+        with tempfile.TemporaryDirectory(prefix="unionfs-bench-") as top:
+            told = _measure(Path(top), arguments.files, directories, arguments.rounds)
+        print(json.dumps({"files": arguments.files, "directories": directories, **told}), flush=True)
+
+
+def _measure(top: Path, files: int, directories: int, rounds: int) -> dict[str, float]:
+    for name in ("lower", "upper", "work", "added", "merged"):
+        (top / name).mkdir()
+    for number in range(directories):
+        (top / "lower" / f"d{number}").mkdir()
+        (top / "added" / f"d{number}").mkdir()
+        (top / "added" / f"d{number}" / "new").touch()
+    for number in range(files):
+        (top / "lower" / f"d{number % directories}" / f"f{number}").touch()
+    merged = str(top / "merged")
+    command = [os.path.join(os.path.dirname(sys.executable), "unionfs"), "mount", "--lower", str(top / "lower")]
+    subprocess.run([*command, "--upper", str(top / "upper"), "--work", str(top / "work"), merged], check=True)
+    try:
+        for directory, _, names in os.walk(merged):
+            for name in names:
+                os.lstat(os.path.join(directory, name))
+        idle = _waits(merged, lambda: time.sleep(1))
+        took: list[float] = []
+
+        def change() -> None:
+            for _ in range(rounds):
+                for verb in (branch_client.add, branch_client.remove):
+                    began = time.monotonic()
+                    verb(branch_client.at(merged), str(top / "added"))
+                    took.append((time.monotonic() - began) * 1000)
+
+        waits = _waits(merged, change)
+    finally:
+        subprocess.run(["umount", "-l", merged], check=True)
+    return {
+        "change": round(statistics.median(took), 1),
+        "longest": round(waits[-1], 1),
+        "p99": round(waits[len(waits) * 99 // 100], 2),
+        "idle_longest": round(idle[-1], 1),
+        "idle_p99": round(idle[len(idle) * 99 // 100], 2),
+    }
+
+
+def _waits(merged: str, body: Callable[[], object]) -> list[float]:
+    """The milliseconds that requests waited while `body` ran, sorted."""
+    stop_read, stop_write = os.pipe()
+    result_read, result_write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.close(stop_write)
+            os.set_blocking(stop_read, False)
+            waits = []
+            for number in range(1_000_000):
+                began = time.monotonic()
+                os.path.lexists(f"{merged}/no{os.getpid()}.{number}")
+                waits.append((time.monotonic() - began) * 1000)
+                time.sleep(_EVERY_S)
+                try:
+                    if os.read(stop_read, 1) == b"":
+                        break
+                except BlockingIOError:
+                    continue
+            with open(result_write, "w", encoding="ascii") as file:
+                json.dump(sorted(waits), file)
+        finally:
+            os._exit(0)
+    os.close(stop_read)
+    os.close(result_write)
+    body()
+    os.close(stop_write)
+    with open(result_read, encoding="ascii") as file:
+        waits = json.load(file)
+    os.waitpid(child, 0)
+    return list(waits)
+
+
+if __name__ == "__main__":
+    main()
