@@ -175,6 +175,7 @@ ALLOWED = {
                 "unionfs.core.owners",
                 "unionfs.core.attrs",
                 "unionfs.core.complete",
+                "unionfs.core.copydata",
                 "unionfs.core.freeze",
                 "unionfs.core.hardlinks",
                 "unionfs.core.pointers",
