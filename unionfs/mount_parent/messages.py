@@ -16,13 +16,13 @@ _PIECE = 65536
 
 
 def send(end: _socket.socket, message: bytes, descriptors: Sequence[int] = ()) -> None:
-    """Send one message. Raises: OSError."""
+    """Send one message. Raises: OSError, also in a process that SIGPIPE would kill: BrokenPipeError."""
     data = len(message).to_bytes(_LENGTH_BYTES, sys.byteorder) + message
     fds = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in descriptors)
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)] if fds else []
-    rest = data[end.sendmsg([data], ancillary) :]
+    rest = data[end.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL) :]
     if rest:  # sending 0 bytes fails after the receiver has received all and closed
-        end.sendall(rest)
+        end.sendall(rest, _socket.MSG_NOSIGNAL)
 
 
 def receive(end: _socket.socket) -> tuple[bytes, list[int]]:
