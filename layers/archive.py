@@ -134,7 +134,7 @@ def open_archive(path: str, keep: ExitStack, name: str = "") -> tuple[Store, Sto
     store = Store(keep.enter_context(tempfile.TemporaryDirectory(prefix="layers-")))
     with store.adding(), open(path, "rb") as source:
         blobs = load_blobs(store, source, Options(), Silent())
-    return store, only_image([StoredImage(*one) for one in blobs if not name or one[0] == name], path)
+    return store, only_image([StoredImage(*one, store.root) for one in blobs if not name or one[0] == name], path)
 
 
 def only_image(found: list[StoredImage], where: str) -> StoredImage:

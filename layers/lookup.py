@@ -5,6 +5,7 @@ Imports nothing that fetching or unpacking needs: this is on the way of each con
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from typing import Any, Final, NamedTuple
@@ -14,10 +15,11 @@ from layers import digest as digests
 from layers import manifest as manifests
 from layers.config import ImageConfig
 from layers.digest import Digest
-from layers.errors import Refused
+from layers.errors import NotFound, Refused
 from layers.manifest import Descriptor, Index, Manifest, Platform
 from layers.store import Store
 from unionfs import store_files
+from unionfs.trees.open_beneath import open_beneath
 
 RECORD: Final = "layer.json"
 DIFF: Final = "diff"
@@ -32,25 +34,66 @@ class Layer(NamedTuple):
 
 
 def find_layer(store: Store, diff_id: Digest, chain_id: Digest) -> Layer | None:
-    """The unpacked layer, or None. Raises: Refused when its record is damaged."""
+    """The unpacked layer, here or in a further store, or None. Raises: Refused when its record is damaged, or its
+    directory in a further store is not one that may be used."""
     for digest in (diff_id, chain_id):
         key = digests.encoded(digest)
-        directory = os.path.join(store.layers, key)
-        try:
-            fd = store_files.open_file(os.path.join(directory, RECORD), os.O_RDONLY, shared=True)
-            with open(fd, "rb") as file:
-                record = json.loads(file.read(store_files.TEXT_MAX))
-            if not isinstance(record, dict):
-                raise ValueError
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (ValueError, RecursionError):
-            hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
-            raise Refused("reading a layer", directory, f"its {RECORD} is damaged", hint=hint) from None
-        # A layer under its diff id serves every stack, one under a chain id only that stack.
-        if record.get("diff_id") == diff_id:
-            return Layer(key, os.path.join(directory, DIFF), record)
+        for place in (store, *store.further):
+            record = _record(place, key)
+            # A layer under its diff id serves every stack, one under a chain id only that stack.
+            if record is not None and record.get("diff_id") == diff_id:
+                directory = os.path.join(place.layers, key, DIFF)
+                if place is not store:
+                    check_foreign(place.root, directory)
+                return Layer(key, directory, record)
     return None
+
+
+def _record(store: Store, key: str) -> dict[str, Any] | None:
+    """The content of layer.json; None if there is no such layer. Raises: Refused."""
+    directory = os.path.join(store.layers, key)
+    try:
+        fd = store_files.open_file(os.path.join(directory, RECORD), os.O_RDONLY, shared=True)
+        with open(fd, "rb") as file:
+            record = json.loads(file.read(store_files.TEXT_MAX))
+        if not isinstance(record, dict):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        hint = f"its owner lets others in: chmod 755 {store.root} {store.layers} {store.layers}/*"
+        raise Refused("reading a layer", directory, "it is not open to this user", hint=hint) from None
+    except (ValueError, RecursionError):
+        hint = f"rm -r {directory}   (it is unpacked again when it is needed)"
+        raise Refused("reading a layer", directory, f"its {RECORD} is damaged", hint=hint) from None
+    return record
+
+
+def check_foreign(root: str, directory: str) -> None:
+    """Check that `directory`, layers/HEX/diff of the further store at `root`, is one: reached without a symbolic link,
+    which could lead to files of the user, and in a directory of whom `layers` belongs to. Raises: Refused, NotFound."""
+    what = "using a layer of a further store"
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    owners = set()
+    try:
+        fd = os.open(root, flags)
+        try:
+            for name in os.path.relpath(directory, root).split(os.sep):
+                below = open_beneath(fd, os.fsencode(name), flags)
+                os.close(fd)
+                fd = below
+                if name != DIFF:
+                    owners.add(os.fstat(fd).st_uid)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        raise NotFound(what, directory, "its owner has removed it", hint="pull the image again") from None
+    except OSError as error:
+        is_other = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        why = "it is no directory, or reached through a symbolic link" if is_other else error.strerror or str(error)
+        raise Refused(what, directory, why) from None
+    if len(owners) > 1:
+        raise Refused(what, os.path.dirname(directory), "it belongs to another user than the store")
 
 
 def read(

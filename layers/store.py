@@ -13,13 +13,17 @@ A process that adds an image holds the store's lock shared, from before the firs
 gc holds it exclusively, so it never removes a blob that is about to be named. index.json is replaced atomically.
 
 Names are written in full (docker.io/library/debian:12). A name that another tool wrote is matched as it was written.
+
+A store may have further stores, whose images are found and read after its own. They belong to others: they are only
+read, take no lock, and may be changed meanwhile. Whatever is added is written to the store itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
@@ -36,25 +40,30 @@ from unionfs.trees.remove import remove_tree
 if TYPE_CHECKING:  # every `unionfs run IMAGE` imports this module
     from layers.compression import Readable
 
-_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_LAYOUT_VERSION: Final = "1.0.0"
+_LAYOUT: Final = b'{"imageLayoutVersion":"%s"}' % _LAYOUT_VERSION.encode()
 _INDEX_MAX: Final = 64 << 20  # names of some 100,000 images
 _READ: Final = 1 << 20
 _SWEPT_MAX: Final = 20  # attempts to write a file that other processes sweep away meanwhile
+_NO_BLOB: Final = "pull the image again; for one that was made on an image of another store: --image-store DIR"
 _PRIVATE: Final = 0o700  # other users must not reach set-id files of images
 
 
 class StoredImage(NamedTuple):
-    """An image of the store: its name as written (empty: none), and the descriptor of its manifest or index."""
+    """An image of a store: its name as written (empty: none), and the descriptor of its manifest or index."""
 
     name: str
     descriptor: Descriptor
+    root: str  # of the store
 
 
 class Store:
     """The images of one root directory. Several processes may use it at once."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, further: Sequence[str] = ()) -> None:
+        """`further`: root directories of stores of others, in the order in which images are searched."""
         self.root: Final = os.path.abspath(root)
+        self.further: Final = tuple(Store(other) for other in further)
         self.images: Final = os.path.join(self.root, "images")
         self.layers: Final = os.path.join(self.root, "layers")
         self.indexes: Final = os.path.join(self.root, "indexes")
@@ -62,18 +71,40 @@ class Store:
         self.aside: Final = os.path.join(self.root, "aside")
         self._locks: Final = os.path.join(self.root, "locks")
         self._index: Final = os.path.join(self.images, "index.json")
+        self._layout: Final = os.path.join(self.images, "oci-layout")
 
     def prepare(self) -> None:
         """Make the directories that are missing. Raises: OSError as the disk does."""
         for directory in (self.layers, self.partial, self.aside, self._locks):
             os.makedirs(directory, _PRIVATE, exist_ok=True)
         os.makedirs(os.path.join(self.images, "blobs", "sha256"), 0o755, exist_ok=True)
-        layout = os.path.join(self.images, "oci-layout")
-        if not os.path.exists(layout):
-            self._replace(layout, _LAYOUT)
+        if not os.path.exists(self._layout):
+            self._replace(self._layout, _LAYOUT)
         with self._index_locked():
             if not os.path.exists(self._index):
                 self._write_index(())
+
+    def check_further(self) -> None:
+        """Check that this directory is a store of others that can be read. Raises: Refused."""
+        what = "opening a further image store"
+        try:
+            with open(store_files.open_file(self._layout, os.O_RDONLY, shared=True), "rb") as file:
+                version = json.loads(file.read(_READ))["imageLayoutVersion"]
+        except (FileNotFoundError, NotADirectoryError):
+            why = "it has no images/oci-layout, so it is no store, or nothing was pulled into it yet"
+            raise Refused(what, self.root, why) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise Refused(what, self.root, "its images/oci-layout is damaged") from None
+        except OSError as error:
+            hint = f"its owner lets others in: chmod 755 {self.root} {self.layers}"
+            raise Refused(what, self.root, error.strerror or str(error), hint=hint) from error
+        if version != _LAYOUT_VERSION:
+            why = f"its layout has version {version!r:.40}; this program reads {_LAYOUT_VERSION}"
+            raise Refused(what, self.root, why, hint="a newer program has written it: upgrade unionfs")
+
+    def layer_mode(self) -> int:
+        """The mode of the directory of a layer: for all users if `layers/` is open to them, else for its owner only."""
+        return 0o755 if os.stat(self.layers).st_mode & 0o005 == 0o005 else _PRIVATE
 
     # -- locks --
 
@@ -140,19 +171,26 @@ class Store:
         return os.path.join(self.indexes, digests.encoded(digest) + ending)
 
     def has(self, digest: Digest, size: int | None = None) -> bool:
-        """Whether the blob exists (then it is complete), and has the given size, if one is given."""
+        """Whether the blob exists, here or in a further store (then it is complete), and has the given size, if one is
+        given."""
+        return self.has_own(digest, size) or any(other.has_own(digest, size) for other in self.further)
+
+    def has_own(self, digest: Digest, size: int | None = None) -> bool:
+        """As `has`, without the further stores."""
         try:
             found = os.stat(self.blob_path(digest)).st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return size is None or found == size
 
     def open_blob(self, digest: Digest) -> IO[bytes]:
         """Open a blob for reading. Raises NotFound."""
-        try:
-            return open(store_files.open_file(self.blob_path(digest), os.O_RDONLY, shared=True), "rb")
-        except FileNotFoundError:
-            raise NotFound("reading a blob", digest, "it is not in the store", hint="pull the image again") from None
+        for store in (self, *self.further):
+            try:
+                return open(store_files.open_file(store.blob_path(digest), os.O_RDONLY, shared=True), "rb")
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+        raise NotFound("reading a blob", digest, "it is not in the store", hint=_NO_BLOB)
 
     def read_blob(self, digest: Digest, limit: int = MAX_MANIFEST) -> bytes:
         """Read a blob of at most `limit` bytes and verify it. Raises NotFound, Refused."""
@@ -169,7 +207,7 @@ class Store:
     def put(self, data: bytes) -> Digest:
         """Add a small blob. Preconditions: within `adding`."""
         digest = digests.of(data)
-        if not self.has(digest, len(data)):
+        if not self.has_own(digest, len(data)):
             self._replace(self.blob_path(digest), data)
         return digest
 
@@ -187,7 +225,7 @@ class Store:
 
     def put_stream(self, source: Readable, digest: Digest, size: int) -> None:
         """Add a blob of any size from `source`. Raises Refused when its size or digest differs."""
-        if self.has(digest, size):
+        if self.has_own(digest, size):
             return
         aside = self.new_aside()
         hash_ = digests.hasher(digest)
@@ -236,20 +274,37 @@ class Store:
     # -- names --
 
     def list_images(self) -> list[StoredImage]:
-        """All images, also those without a name. Raises Refused when index.json is damaged."""
+        """All images of the store itself, also those without a name. Raises Refused when index.json is damaged."""
         try:
             with open(store_files.open_file(self._index, os.O_RDONLY, shared=True), "rb") as file:
                 data = file.read(_INDEX_MAX + 1)
         except FileNotFoundError:
             return []
         # Other tools write no media type, or null for no images.
-        index = manifests.parse(data, manifests.OCI_INDEX, limit=_INDEX_MAX)
+        what = "reading the store's index.json"
+        try:
+            index = manifests.parse(data, manifests.OCI_INDEX, limit=_INDEX_MAX)
+        except Refused as error:
+            raise Refused(what, self._index, error.why, hint=error.hint) from error
         if not isinstance(index, Index):
-            raise Refused("reading the store's index.json", self._index, "it is not an index")
-        return [StoredImage(entry.annotations.get(REF_NAME, ""), entry) for entry in index.manifests]
+            raise Refused(what, self._index, "it is not an index")
+        return [StoredImage(entry.annotations.get(REF_NAME, ""), entry, self.root) for entry in index.manifests]
 
     def find(self, text: str) -> StoredImage:
-        """Find an image by name, id or digest. Raises NotFound, and Malformed for a text that cannot be a name."""
+        """Find an image by name, id or digest, here or else in a further store. Raises NotFound, and Malformed for a
+        text that cannot be a name."""
+        try:
+            return self.find_own(text)
+        except NotFound as error:
+            missing = error
+        for other in self.further:
+            other.check_further()
+            with contextlib.suppress(NotFound):
+                return other.find_own(text)
+        raise missing
+
+    def find_own(self, text: str) -> StoredImage:
+        """As `find`, without the further stores."""
         known = self.list_images()
         for image in known:
             if image.name and image.name == text:

@@ -50,7 +50,7 @@ class Pending:
         """Unpack the tar in `source`. Raises: Refused, also when its digest is not `diff_id`; OSError."""
         from layers import unpack
 
-        os.mkdir(self._aside, 0o700)
+        os.mkdir(self._aside, self._store.layer_mode())
         try:
             os.mkdir(os.path.join(self._aside, lookup.DIFF), 0o755)
             made = store_files.open_file(os.path.join(self._aside, _FINGERPRINTS), os.O_WRONLY | os.O_CREAT, 0o644)

@@ -23,6 +23,11 @@ class OutputFile:
         self.file: IO[bytes] = open(self._aside or path, "xb" if self._aside else "wb")  # noqa: SIM115 - see __exit__
         self._is_wanted = True
 
+    @property
+    def path(self) -> str:
+        """Where `file` is until the block ends: for programs that write it themselves."""
+        return self._aside or self._place
+
     def abandon(self) -> None:
         """Discard the new file, and leave the old one, if any, as it is."""
         self._is_wanted = False

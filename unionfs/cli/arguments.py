@@ -1,7 +1,8 @@
 """The argparse parser of every verb, with `UNIONFS_*` defaults from the environment and our exit codes.
 
-The environment variable of `--foo-bar` is UNIONFS_FOO_BAR. For a flag that may be repeated it holds a list separated by
-colons; for one without a value, 1, yes, true or on switch it on, and 0, no, false, off or nothing leave it off.
+The environment variable of `--foo-bar` is UNIONFS_FOO_BAR, and that of `--image-store` is UNIONFS_IMAGE_STORES. For a
+flag that may be repeated it holds a list separated by colons; for one without a value, 1, yes, true or on switch it on,
+and 0, no, false, off or nothing leave it off.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from unionfs import store_files
 from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.cli.examples import EXAMPLES
 
+_PLURALS: Final = {"--image-store": "--image-stores"}  # a list, as podman's additionalimagestores
 _ON = ("1", "yes", "true", "on")
 _OFF = ("", "0", "no", "false", "off")
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -114,6 +116,7 @@ class _Overridable(list[Any]):
 
 def variable_of(option: str) -> str:
     """The environment variable that sets the default of `option`."""
+    option = _PLURALS.get(option, option)
     return "UNIONFS_" + option.lstrip("-").replace("-", "_").upper()
 
 

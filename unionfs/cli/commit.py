@@ -11,13 +11,14 @@ from typing import Any, Final
 from layers import compare, reference
 from layers.make_image import Committed, ImageOptions
 from layers.store import Store
-from unionfs.cli import each, image_flags, notes
+from unionfs.cli import each, image_flags, notes, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.progress import shown
 from unionfs.containers import commit, freeze, images, pause
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
+from unionfs.containers.rootfs import image_file_shown
 from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
@@ -60,10 +61,12 @@ def main(argv: list[str]) -> int:
     add("-q", "--quiet", action="store_true", help="show no progress")
     add("--iidfile", metavar="FILE", help="write the image's id to FILE, too")
     each.add_root(parser)
+    store_flags.add_image_stores(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
     container = store.find(arguments.container)
     commit.check(container)
+    image_store = Store(store.root, (*store_flags.image_stores(arguments), *_store_of_base(container)))
     with images.failures():
         name = str(reference.parse(arguments.name)) if arguments.name else ""
         if "@" in name:
@@ -71,12 +74,18 @@ def main(argv: list[str]) -> int:
     if container.status == "running" and not arguments.pause and freeze.can_freeze(container):
         frozen = _frozen(container)
         if frozen is not None:
-            return images.with_ids(lambda: _commit(arguments, Store(store.root), frozen, name, frozen_only=True))
+            return images.with_ids(lambda: _commit(arguments, image_store, frozen, name, frozen_only=True))
     with (
         store.changing(container) as current,
         pause.paused(current, "commit", stopped=arguments.pause is not False),
     ):
-        return images.with_ids(lambda: _commit(arguments, Store(store.root), current, name))
+        return images.with_ids(lambda: _commit(arguments, image_store, current, name))
+
+
+def _store_of_base(container: Container) -> tuple[str, ...]:
+    """The further store that has the container's image, if it is in one."""
+    image = container.config.image
+    return (image.store,) if image is not None and image.store else ()
 
 
 def _frozen(container: Container) -> Container | None:
@@ -99,7 +108,7 @@ def _commit(
         changes=arguments.change,
         compression=arguments.compression,
     )
-    with shown(quiet=arguments.quiet) as progress:
+    with image_file_shown(container), shown(quiet=arguments.quiet) as progress:
         made = commit.commit(container, images, wanted, progress, notes.note_shrunk, frozen_only=frozen_only)
     if arguments.iidfile:
         with open(arguments.iidfile, "w", encoding="ascii") as file:

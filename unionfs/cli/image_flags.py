@@ -18,6 +18,7 @@ from layers.errors import EXIT_CODES
 from layers.image import Remote
 from layers.limits import Limits
 from layers.store import Store
+from unionfs.cli import store_flags
 from unionfs.cli.arguments import Parser, size_in_bytes
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images
@@ -39,6 +40,7 @@ def add_root(parser: Parser) -> None:
         "--root", metavar="DIR", help="the store of images and containers (default: $XDG_DATA_HOME/unionfs)"
     )
     parser.set_defaults(root=default_root())
+    store_flags.add_image_stores(parser)
 
 
 def add_debug(parser: Parser) -> None:
@@ -46,7 +48,7 @@ def add_debug(parser: Parser) -> None:
 
 
 def store_of(arguments: argparse.Namespace) -> Store:
-    return Store(arguments.root)
+    return Store(arguments.root, store_flags.image_stores(arguments))
 
 
 def remote(arguments: argparse.Namespace) -> Remote:

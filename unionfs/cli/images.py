@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -28,6 +28,7 @@ class _Line(NamedTuple):
     created: str
     size: int  # of the unpacked layers if they exist, else of the blobs
     labels: Mapping[str, str]
+    store: str  # the root directory of the store that has it
 
     @property
     def name(self) -> str:
@@ -41,7 +42,7 @@ List the images of the store, or those of one name. IMAGE ID is the beginning of
 its configuration, as in Docker; every verb accepts it as a name.
 
 --format takes json, table, or a line such as '{{.Repository}}:{{.Tag}} {{.ID}}'; the other fields are Digest,
-CreatedSince, CreatedAt and Size.
+CreatedSince, CreatedAt, Size and Store. With --image-store a column says in which store an image is.
 
 filters (--filter KEY=VALUE; an image must match all of them):
   dangling=true|false      images without a name, or with one
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
     with images.failures():
         store = image_flags.store_of(arguments)
         filters = [_filter(store, text) for text in arguments.filter]
-        lines = [_line(store, named) for named in store.list_images() if _is_wanted(named, arguments.name)]
+        lines = [_line(store, named) for named in _all(store) if _is_wanted(named, arguments.name)]
     lines = [line for line in lines if all(wanted(line) for wanted in filters)]
     lines.sort(key=_SORTS["name"])  # type: ignore[arg-type]
     if arguments.sort != "name":
@@ -95,10 +96,23 @@ def main(argv: list[str]) -> int:
         columns |= {"CREATED": "CreatedSince", "SIZE": "Size"}
         if not arguments.digests:
             del columns["DIGEST"]
+        if store.further:
+            columns["STORE"] = "Store"
         shown_lines = [_fields(line, whole=arguments.no_trunc) for line in lines]
         rows = [tuple(fields[column] for column in columns.values()) for fields in shown_lines]
         image_flags.print_table(tuple(columns), rows, heading=not arguments.noheading)
     return 0
+
+
+def _all(store: Store) -> Iterator[StoredImage]:
+    """The images of the store and of further ones. A further one that cannot be read is left out with a warning."""
+    yield from store.list_images()
+    for other in store.further:
+        try:
+            other.check_further()
+            yield from other.list_images()
+        except LayerError as error:
+            image_flags.warn(f"{error}" + (f"\n  {error.hint}" if error.hint else ""))
 
 
 def _fields(line: _Line, *, whole: bool) -> dict[str, str]:
@@ -111,6 +125,7 @@ def _fields(line: _Line, *, whole: bool) -> dict[str, str]:
         "CreatedSince": _ago(line.created),
         "CreatedAt": printable(line.created),
         "Size": showing.human(line.size),
+        "Store": printable(line.store),
     }
 
 
@@ -171,7 +186,8 @@ def _line(store: Store, named: StoredImage) -> _Line:
             {},
             named.descriptor.size,
         )  # an artifact, or damaged: listed, so that it can be removed by its name
-    return _Line(repository, tag, store.id_of(named.descriptor), named.descriptor.digest, created, size, labels)
+    digest = named.descriptor.digest
+    return _Line(repository, tag, store.id_of(named.descriptor), digest, created, size, labels, named.root)
 
 
 def _unpacked_size(store: Store, diff_ids: tuple[digests.Digest, ...]) -> int | None:

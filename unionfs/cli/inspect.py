@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from unionfs.cli import each
+from unionfs.cli import each, store_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, FAILURES, CommandError, format_failure
 from unionfs.containers.errors import NoSuchContainerError
@@ -25,12 +25,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--type", choices=("container", "image"), help="search only containers or only images")
     parser.add_argument("--json", action="store_true", help="no effect: the output is always JSON")
     each.add_root(parser)
+    store_flags.add_image_stores(parser)
     arguments = parser.parse(argv)
     store = ContainerStore(arguments.root)
+    further = store_flags.image_stores(arguments)
     found, status = [], 0
     for name in arguments.names:
         try:
-            found.append(_one(store, name, arguments.type))
+            found.append(_one(store, further, name, arguments.type))
         except FAILURES as error:
             print(format_failure(error), file=sys.stderr)
             status = FAILED
@@ -38,14 +40,14 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _one(store: ContainerStore, name: str, kind: str | None) -> dict[str, Any]:
+def _one(store: ContainerStore, further: tuple[str, ...], name: str, kind: str | None) -> dict[str, Any]:
     if kind != "image":
         try:
             return of_container(store.find(name))
         except NoSuchContainerError:
             if kind == "container":
                 raise
-    return _of_image(store, name, wanted=kind)
+    return _of_image(store, further, name, wanted=kind)
 
 
 def of_container(container: Container) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def of_container(container: Container) -> dict[str, Any]:
         },
         "Image": image.digest if image else "",
         "ImageName": image.name if image else "",
+        "ImageStore": (image.store or container.root) if image else "",
         "Kind": config.kind,
         "LogPath": container.log,
         "GraphDriver": {
@@ -122,14 +125,14 @@ def of_container(container: Container) -> dict[str, Any]:
     return shown
 
 
-def _of_image(store: ContainerStore, name: str, *, wanted: str | None) -> dict[str, Any]:
+def _of_image(store: ContainerStore, further: tuple[str, ...], name: str, *, wanted: str | None) -> dict[str, Any]:
     from layers import lookup
     from layers.errors import LayerError, NotFound
     from layers.store import Store
     from unionfs.cli import image_flags
     from unionfs.containers import images
 
-    known = Store(store.root)
+    known = Store(store.root, further)
     try:
         found = known.find(name)
     except (NotFound, LayerError) as error:

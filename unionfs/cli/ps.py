@@ -18,7 +18,8 @@ from unionfs.containers.store import ContainerStore
 from unionfs.printable import printable
 
 _EPILOG: Final = """\
---json prints one list of objects: id, name, kind (run or try), image, lowers, command, created (seconds since 1970),
+--json prints one list of objects: id, name, kind (run or try), image,
+image_store (the directory of the store that has the image), lowers, command, created (seconds since 1970),
 status (created, starting, running or exited), exit_code (null if it was killed or has not ended) and pid (null unless
 it is running)."""
 
@@ -81,6 +82,7 @@ def _fields(container: Container) -> dict[str, Any]:
         "ID": container.id[:12],
         "Names": container.name,
         "Image": _text(_image(container)),
+        "ImageStore": _image_store(container),
         "Command": shlex.join(map(_text, container.config.process.command)),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(container.created)),
         "RunningFor": f"{human_duration(time.time() - container.created)} ago",
@@ -106,9 +108,17 @@ def _row(container: Container, *, whole: bool) -> tuple[str, ...]:
 
 
 def _image(container: Container) -> str:
-    """The image's name, or the directories."""
+    """The image's name, its file, or the directories."""
     config = container.config
+    if config.rootfs.file is not None:
+        return config.rootfs.file.path
     return config.image.name if config.image else ":".join(container.base)
+
+
+def _image_store(container: Container) -> str:
+    """The root of the store that has its image; empty without an image."""
+    image = container.config.image
+    return _text(image.store or container.root) if image else ""
 
 
 def _short(text: str) -> str:
@@ -135,6 +145,7 @@ def _as_json(container: Container) -> dict[str, Any]:
         "name": container.name,
         "kind": container.config.kind,
         "image": config.image.name if config.image else "",
+        "image_store": _image_store(container),
         "lowers": [_text(lower) for lower in container.config.rootfs.lowers],
         "command": [_text(word) for word in container.config.process.command],
         "created": container.created,

@@ -59,6 +59,9 @@ def _remove(arguments: argparse.Namespace) -> int:
                 if arguments.force:
                     continue
                 raise
+            if named.root != store.root:
+                why = f"it is in the further store {named.root}, which is only read"
+                raise ContainerError("removing an image", text, why, hint=f"its owner removes it: unionfs rmi {text}")
             meant = _meant(store, named, text)
             if not arguments.force:
                 _check_unused(store, named, meant, {os.path.realpath(path) for path in used})

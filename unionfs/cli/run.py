@@ -6,10 +6,22 @@ import argparse
 import functools
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from unionfs.cli import as_me_flags, device_flags, mount_flags, network_flags, notes, parents, remote_flags, signals
+from unionfs import store_files
+from unionfs.cli import (
+    as_me_flags,
+    device_flags,
+    mount_flags,
+    network_flags,
+    notes,
+    parents,
+    remote_flags,
+    signals,
+    store_flags,
+)
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.cli.partial_flags import add_partial_from
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
     from layers.image import Remote
     from layers.progress import Progress
     from layers.store import Store
+    from unionfs.containers.image_mount import FromFile
     from unionfs.containers.images import Unpacked
 
 _DESCRIPTION: Final = """\
@@ -86,15 +99,26 @@ def make(arguments: Namespace) -> Container | None:
         del words[0]
     if not arguments.lower and not words:
         raise CommandError("run: no root filesystem given", hint="see unionfs run --help")
+    further = store_flags.image_stores(arguments)
+    images_root = os.path.realpath(arguments.root or store_files.default_root())
+    arguments.root = _root_of_containers(arguments)
     store, name = ContainerStore(arguments.root), arguments.name or ""
-    if arguments.lower or _is_directory(words[0], store.root):
+    if not arguments.lower and (path := _image_file(words[0], images_root, further)) is not None:
+        from unionfs.containers import image_mount
+
+        config = _config(arguments)
+        config = _config_on_image(config, arguments, words, image_mount.read(path), store.root)
+        config = as_me_flags.apply(config, arguments)
+        return make_or_describe(store, config, name, dry_run=arguments.dry_run)
+    if arguments.lower or _is_directory(words[0], images_root, further):
         config = as_me_flags.apply(_config_on_directories(arguments, words), arguments)
         return make_or_describe(store, config, name, dry_run=arguments.dry_run)
     from layers.store import Store
 
-    images, config = Store(store.root), _config(arguments)  # invalid flags are reported before anything is pulled
-    with images.using():
-        config = _config_on_image(config, arguments, words, _image(arguments, words[0], images))
+    config = _config(arguments)  # invalid flags are reported before anything is pulled
+    images = Store(images_root, further)
+    with _image(arguments, words[0], images) as image:
+        config = _config_on_image(config, arguments, words, image, store.root)
         config = as_me_flags.apply(config, arguments)
         return make_or_describe(store, config, name, dry_run=arguments.dry_run)
 
@@ -107,7 +131,15 @@ def make_or_describe(store: ContainerStore, config: ContainerConfig, name: str, 
     return None
 
 
-def _is_directory(word: str, root: str) -> bool:
+def _root_of_containers(arguments: Namespace) -> str | None:
+    """The root of the store of containers: in the scratch directory, if there is one. Raises: ContainerError."""
+    from unionfs.containers import scratch
+
+    directory = arguments.scratch or scratch.default()
+    return scratch.store_in(directory) if directory else arguments.root
+
+
+def _is_directory(word: str, root: str, further: tuple[str, ...]) -> bool:
     """Whether `word` is a directory, and not an image."""
     if word in (".", "..") or word.startswith(("/", "./", "../")):
         return True
@@ -116,10 +148,25 @@ def _is_directory(word: str, root: str) -> bool:
     from layers.store import Store
     from unionfs.containers import images
 
-    return not images.is_known(Store(root), word)
+    return not images.is_known(Store(root, further), word)
 
 
-def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
+def _image_file(word: str, root: str, further: tuple[str, ...]) -> str | None:
+    """The path of an image file, if the word is one, and not the name of an image of the store."""
+    if not os.path.isfile(word):
+        return None
+    from layers import image_file
+    from layers.store import Store
+    from unionfs.containers import images
+
+    if not image_file.is_image(word) and not word.endswith(image_file.ENDINGS):
+        return None
+    return None if "/" not in word and images.is_known(Store(root, further), word) else word
+
+
+@contextmanager
+def _image(arguments: Namespace, name: str, store: Store) -> Iterator[Unpacked]:
+    """Context with the image, in which its layers are not removed from the user's own store."""
     from unionfs.containers import images
 
     def note(text: str) -> None:
@@ -133,7 +180,13 @@ def _image(arguments: Namespace, name: str, store: Store) -> Unpacked:
 
             platform = parse_platform(arguments.platform)
         shown, remote = functools.partial(_shown, arguments), functools.partial(_remote, arguments)
-        return images.unpacked(store, name, images.Fetch(shown, note, arguments.pull, platform, remote))
+        fetch = images.Fetch(shown, note, arguments.pull, platform, remote)
+        found = images.of_others(store, name, fetch)
+    if found is not None:
+        yield found
+        return
+    with store.using():
+        yield images.unpacked(store, name, fetch)
 
 
 def _shown(arguments: Namespace) -> AbstractContextManager[Progress]:
@@ -165,13 +218,15 @@ def _config_on_directories(arguments: Namespace, words: list[str]) -> ContainerC
 
 
 def _config_on_image(
-    config: ContainerConfig, arguments: Namespace, words: list[str], image: Unpacked
+    config: ContainerConfig, arguments: Namespace, words: list[str], image: Unpacked | FromFile, root: str
 ) -> ContainerConfig:
     """Fill in the image's settings that the command line does not set. Raises: CommandError."""
     from unionfs.containers import images
 
     settings, process, mounts = image.settings, config.process, config.mounts
     entrypoint, rest = images.command_of(settings, arguments.entrypoint, words[1:])
+    if arguments.entrypoint == "" and image.without_entrypoint:
+        entrypoint = image.without_entrypoint
     if not (*entrypoint, *rest):
         hint = f"for a shell: unionfs run -it {image.name} sh"
         raise CommandError(f"run: no command given, and the image {image.name} has none", hint=hint)
@@ -182,9 +237,9 @@ def _config_on_image(
             user=process.user or settings.user,
             workdir=process.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
         ),
-        rootfs=config.rootfs._replace(lowers=image.lowers),
+        rootfs=config.rootfs._replace(lowers=image.lowers, file=image.file),
         mounts=mounts._replace(anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
-        image=image.facts,
+        image=image.facts(root),
         entrypoint=entrypoint,
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(config.labels)}.items()),
@@ -375,6 +430,13 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add_no_keeper(made)
     add_partial_from(made)
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
+    store_flags.add_image_stores(made)
+    add(
+        "--scratch",
+        metavar="DIR",
+        help="keep the container and its changes in DIR/unionfs-UID, and only images in the store; other verbs find it "
+        "with --root DIR/unionfs-UID (default: $SLURM_TMPDIR or $TMPDIR in a job of a scheduler)",
+    )
     add("--dry-run", action="store_true", help="only print the steps")
     add("--debug", action="store_true", help="log everything to the container's daemon.log; show tracebacks")
     remote_flags.add(made)

@@ -104,6 +104,8 @@ def _check(container: Container) -> None:
     if container.config.rootfs.driver != FUSE:
         why = f"its root filesystem is made by the driver {container.config.rootfs.driver}"
         raise ContainerError(_WHAT, container.name, why)
+    if container.config.rootfs.file is not None:
+        raise ContainerError(_WHAT, container.name, "its image is a file, whose directories are its branches")
     if container.status == "starting":
         raise ContainerError(_WHAT, container.name, "it is being started", hint="try again")
 

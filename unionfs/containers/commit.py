@@ -94,7 +94,7 @@ def _base(store: Store, container: Container, options: Options, on_shrunk: OnShr
     image = container.config.image
     if image is not None:
         digest = Digest(image.digest)
-        if store.has(digest):  # its name may belong to another image now
+        if store.has_own(digest):  # its name may belong to another image now
             size = os.stat(store.blob_path(digest)).st_size
             store.tag(Descriptor(image.media_type, digest, size), "")
         return digest, []

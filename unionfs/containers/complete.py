@@ -13,7 +13,7 @@ from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
 from unionfs.containers.root_access import in_running
-from unionfs.containers.rootfs import union_options
+from unionfs.containers.rootfs import image_file_shown, union_options
 from unionfs.core import hardlinks
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
@@ -52,8 +52,9 @@ def _complete(container: Container, what: str, *, with_data: bool) -> None:
 def _complete_ended(container: Container, *, with_data: bool) -> bytes:
     from unionfs.core import complete  # late: it imports most of the core
 
-    union = union_options(container, container.branches, container.directory, FUSE)
-    complete.complete_upper(union, with_data=with_data)
+    with image_file_shown(container):
+        union = union_options(container, container.branches, container.directory, FUSE)
+        complete.complete_upper(union, with_data=with_data)
     return b""
 
 

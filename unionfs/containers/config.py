@@ -20,6 +20,22 @@ class Image(NamedTuple):
     digest: str  # of the manifest
     media_type: str  # of the manifest
     exposed_ports: tuple[str, ...] = ()  # EXPOSE of the image; without effect
+    store: str = ""  # root of the store that has its layers, if it is another one than the container's
+
+    @staticmethod
+    def later_fields() -> tuple[str, ...]:
+        """The fields that records of earlier versions do not have."""
+        return ("store",)
+
+
+class ImageFile(NamedTuple):
+    """An image that is one file: a squashfs, in bytes of the file."""
+
+    path: str  # absolute
+    offset: int
+    size: int
+    identity: str  # layers.image_file.Found.identity
+    directories: tuple[str, ...] = ("",)  # in the squashfs, which are lowers, the topmost first
 
 
 class RootFilesystem(NamedTuple):
@@ -36,11 +52,12 @@ class RootFilesystem(NamedTuple):
     restacked: bool = False  # `unionfs branch` has changed the lowers: they are not those of the image
     partial_from: int = 0  # core.options.Options.partial_from; 0: files are copied up whole
     only: str = ""  # a directory: the rest is read-only
+    file: ImageFile | None = None  # its directories, mounted at Container.image_mountpoint, are the last lowers
 
     @staticmethod
     def later_fields() -> tuple[str, ...]:
         """The fields that records of earlier versions do not have."""
-        return ("passthrough", "keeper", "restacked", "partial_from", "only")
+        return ("passthrough", "keeper", "restacked", "partial_from", "only", "file")
 
     @property
     def shows_host(self) -> bool:

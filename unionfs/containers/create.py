@@ -36,7 +36,12 @@ def new(store: ContainerStore, config: ContainerConfig, name: str = "") -> Conta
         hidden=(os.path.realpath(store.root),),
         mountpoint_lower=config.mounts_on_rootfs,
     )
-    return record.new(store.root, config, name, facts)
+    container = record.new(store.root, config, name, facts)
+    file = config.rootfs.file
+    if file is None:
+        return container
+    mountpoint = container.image_mountpoint
+    return container.with_lowers(tuple(os.path.join(mountpoint, one).rstrip("/") for one in file.directories))
 
 
 def create(store: ContainerStore, config: ContainerConfig, name: str = "") -> Container:
@@ -78,11 +83,12 @@ def _describe_unions(container: Container) -> list[str]:
 
 def check_sources(config: ContainerConfig) -> None:
     """Raises: ContainerError if a lower is not a directory, or a volume does not exist."""
-    for lower in config.rootfs.lowers:
+    for lower in () if config.rootfs.file is not None else config.rootfs.lowers:  # it is opened when it is mounted
         try:
             check_directory("a lower directory", lower)
         except OptionError as error:
-            raise ContainerError("run", "", str(error)) from error
+            hint = "pull the image again, and make a new container of it" if config.image is not None else ""
+            raise ContainerError("run", "", str(error), hint=hint) from error
     for volume in config.mounts.volumes:
         if volume.name:
             continue

@@ -24,7 +24,7 @@ from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, ids_outside, shown_ids
 from unionfs.containers.record import Container
-from unionfs.containers.rootfs import mountpoints
+from unionfs.containers.rootfs import image_file_shown, mountpoints
 from unionfs.drivers.driver import is_whole
 from unionfs.launcher import userns
 
@@ -126,7 +126,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
     ids = shown_ids(container)
 
     def body() -> bytes:
-        with branches_of(container, ids) as branches:
+        with image_file_shown(container), branches_of(container, ids) as branches:
             return look(branches)
 
     try:
@@ -138,7 +138,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
 def _in_empty_upper(container: Container, look: Callable[[Branches], bytes]) -> bytes | None:
     """The result of `look` if the container's upper is empty, without another process; else None."""
     try:
-        if container.frozen or os.listdir(container.upper):
+        if container.frozen or container.config.rootfs.file is not None or os.listdir(container.upper):
             return None
         with branches_of(container, ids_outside(container)) as branches:
             return look(branches)

@@ -36,13 +36,17 @@ Warn = Callable[[str], None]
 def can_freeze(container: Container) -> bool:
     """Whether a container that runs can be frozen."""
     rootfs = container.config.rootfs
-    return rootfs.driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT and not rootfs.passthrough
+    is_served = rootfs.driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT and not rootfs.passthrough
+    return is_served and rootfs.file is None
 
 
 def check(container: Container, what: str) -> None:
     """Raises: ContainerError if the container cannot be frozen. `what`: the verb."""
     if container.status == "starting":
         raise ContainerError(what, container.name, "it is being started or changed", hint="try again")
+    if container.config.rootfs.file is not None:
+        hint = f"unionfs commit {container.name} IMAGE makes an image of the store of it"
+        raise ContainerError(what, container.name, "its image is a file, mounted for this container only", hint=hint)
     if not can_freeze(container):
         raise ContainerError(what, container.name, "its root filesystem is made by another driver or transport")
     diff.refuse_applied(container, what)

@@ -48,12 +48,21 @@ class Unpacked(NamedTuple):
     descriptor: Descriptor  # of the manifest
     settings: Settings
     lowers: tuple[str, ...]  # top first
+    store: str  # root of the store that has the image
 
     @property
-    def facts(self) -> config.Image:
-        """The values of a container's record."""
-        exposed = self.settings.exposed_ports
-        return config.Image(self.name, self.descriptor.digest, self.descriptor.media_type, tuple(exposed))
+    def file(self) -> None:
+        """There is no image file."""
+
+    @property
+    def without_entrypoint(self) -> tuple[str, ...]:
+        """What executes the command if the image's entrypoint is not wanted: nothing."""
+        return ()
+
+    def facts(self, root: str) -> config.Image:
+        """The values of the record of a container in the store at `root`."""
+        exposed, store = tuple(self.settings.exposed_ports), "" if self.store == root else self.store
+        return config.Image(self.name, self.descriptor.digest, self.descriptor.media_type, exposed, store)
 
 
 class Fetch(NamedTuple):
@@ -73,6 +82,19 @@ def is_known(store: Store, name: str) -> bool:
     except LayerError:
         return False
     return True
+
+
+def of_others(store: Store, name: str, fetch: Fetch) -> Unpacked | None:
+    """The image if only further stores have it, with all its layers: then nothing is written, also not a lock, since
+    this store cannot protect what others may remove. None otherwise. Raises: ContainerError."""
+    if not store.further or fetch.when == ALWAYS:
+        return None
+    with failures():
+        found = _look_up(store, name, fetch.platform)
+    own = store.root + os.sep
+    if found is None or found.store == store.root or any(lower.startswith(own) for lower in found.lowers):
+        return None
+    return found
 
 
 def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
@@ -97,7 +119,8 @@ def unpacked(store: Store, name: str, fetch: Fetch) -> Unpacked:
 def _look_up(store: Store, name: str, platform: Platform | None) -> Unpacked | None:
     """The image if the store has it, with its layers unpacked; else None."""
     try:
-        descriptor, _, image_config = lookup.read(store, store.find(name).descriptor, platform)
+        found = store.find(name)
+        descriptor, _, image_config = lookup.read(store, found.descriptor, platform)
     except NotFound:
         return None
     if platform is not None and not _is_for(image_config.platform, platform):
@@ -105,7 +128,8 @@ def _look_up(store: Store, name: str, platform: Platform | None) -> Unpacked | N
     layers = lookup.unpacked_layers(store, descriptor)
     if len(layers) != len(image_config.diff_ids):
         return None
-    return Unpacked(name, descriptor, image_config.settings, tuple(layer.directory for layer in reversed(layers)))
+    lowers = tuple(layer.directory for layer in reversed(layers))
+    return Unpacked(name, descriptor, image_config.settings, lowers, found.root)
 
 
 def _is_for(has: Platform, wanted: Platform) -> bool:

@@ -96,6 +96,11 @@ class Container(NamedTuple):
         return os.path.join(self.directory, "mountpoint-lower")
 
     @property
+    def image_mountpoint(self) -> str:
+        """Where its image file is mounted, in namespaces of its own (containers.image_mount)."""
+        return os.path.join(self.directory, "image")
+
+    @property
     def namespace_socket(self) -> str:
         """The path of its namespace socket (launcher.namespace_socket)."""
         return os.path.join(self.directory, "namespaces")
@@ -125,8 +130,9 @@ class Container(NamedTuple):
     def frozen(self) -> tuple[str, ...]:
         """The first of the lowers that were the upper of a container once (core.freeze): they hold changes, too."""
         within = os.path.join(self.root, "containers") + os.sep
-        lowers = self.config.rootfs.lowers
-        return lowers[: next((at for at, lower in enumerate(lowers) if not lower.startswith(within)), len(lowers))]
+        lowers, image = self.config.rootfs.lowers, self.image_mountpoint
+        is_frozen = [lower.startswith(within) and not f"{lower}/".startswith(f"{image}/") for lower in lowers]
+        return lowers[: next((at for at, frozen in enumerate(is_frozen) if not frozen), len(lowers))]
 
     @property
     def base(self) -> tuple[str, ...]:

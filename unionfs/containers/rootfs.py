@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from unionfs import store_files
-from unionfs.containers import etc, volume_mounts
+from unionfs.containers import etc, foreign_layers, volume_mounts
 from unionfs.containers.record import Container
 from unionfs.core.options import OptionError, Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
@@ -106,6 +106,11 @@ def mount_rootfs(
 
     Our daemon is forked by one of `parents`, which is removed from the list, or by this process.
     """
+    foreign_layers.check_and_watch(container, rootfs_mounts)
+    if container.config.rootfs.file is not None:
+        from unionfs.containers import image_mount  # late: few containers need it
+
+        image_mount.mount_for(container, rootfs_mounts)
     mount_union(container, rootfs_mounts, container.branches, container.directory, warn, debug, parents)
 
 
@@ -196,6 +201,19 @@ def _ownership(driver: str) -> _Ownership:
             "owners_kept": True,
         }
     return {"owners": None, "overrides": "", "owners_kept": False}
+
+
+@contextlib.contextmanager
+def image_file_shown(container: Container) -> Iterator[None]:
+    """Context in which a process that reads the branches of a container sees those in its image file, if it has one.
+    Preconditions and errors: those of image_mount.shown."""
+    if container.config.rootfs.file is None:
+        yield
+        return
+    from unionfs.containers import image_mount
+
+    with image_mount.shown(container):
+        yield
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
@@ -82,15 +83,15 @@ class ContainerStore:
             self._sweep()
             if container.parent:
                 self.load(container.parent)  # or its branches would be removed
-            self.check_name(container.name)
-            name = container.name or names.choose({known.name for known in self.list()})
-            container = container._replace(name=name)
+            taken = self.check_name(container.name)
+            container = container._replace(name=container.name or names.choose(taken))
             new = os.path.join(self.containers, _NEW + container.id)
             os.mkdir(new, 0o700)
             for part in ("upper", "work", "merged"):
                 os.mkdir(os.path.join(new, part), 0o755)
             # The root of the merged tree shows the upper's mode, so the upper gets the lower's.
-            mode = stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
+            is_file = container.config.rootfs.file is not None  # not mounted yet
+            mode = 0o755 if is_file else stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
             os.chmod(os.path.join(new, "upper"), mode)
             if prepare is not None:
                 prepare(os.path.join(new, "upper"))
@@ -98,13 +99,15 @@ class ContainerStore:
             os.rename(new, container.directory)
         return container
 
-    def check_name(self, name: str) -> None:
-        """Raises: ContainerError if a new container may not have this name; "" is any name."""
+    def check_name(self, name: str) -> set[str]:
+        """The names of all containers. Raises: ContainerError if a new one may not have this name; "" is any name."""
         if name:
             names.check(name)
-        if name in {known.name for known in self.list()}:
+        taken = self._names()
+        if name in taken:
             hint = f"remove that container (unionfs rm {name}) or choose another name"
             raise ContainerError("", "", f"name taken: {name}", hint=hint)
+        return taken
 
     def load(self, container_id: str) -> Container:
         """The container with exactly this id. Raises: NoSuchContainerError, BrokenRecordError."""
@@ -185,6 +188,16 @@ class ContainerStore:
             except PermissionError:
                 pass  # of another user
         return sorted(found, key=lambda container: (container.created, container.id))
+
+    def _names(self) -> set[str]:
+        """The names of all containers, without checking their records: the lock is held meanwhile, and hundreds of
+        containers may be made at once."""
+        found = set()
+        for container_id in self._ids():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                data = store_files.read_file(os.path.join(self.containers, container_id, _RECORD))
+                found.add(json.loads(data)["name"])
+        return found
 
     def _ids(self) -> Sequence[str]:
         try:

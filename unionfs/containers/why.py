@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from layers import why
@@ -15,6 +16,7 @@ from unionfs.containers.complete import complete_names
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
+from unionfs.containers.rootfs import image_file_shown
 from unionfs.drivers.driver import is_whole
 from unionfs.launcher import userns
 
@@ -56,7 +58,7 @@ def answer(question: Question) -> list[dict[str, Any]]:
     """A verdict for each branch, as JSON objects. Raises: OSError, LaunchError."""
 
     def look() -> bytes:
-        with LayerTrees() as branches:
+        with _shown(question.container), LayerTrees() as branches:
             path = tuple(os.fsencode(part) for part in question.path.split("/") if part)
             verdicts = why.explain(branches.view(question.directories), path)
         return json.dumps(
@@ -68,6 +70,10 @@ def answer(question: Question) -> list[dict[str, Any]]:
     id_map = id_map_of(question.container) if question.container else None
     found: list[dict[str, Any]] = json.loads(userns.call(id_map, look))
     return found
+
+
+def _shown(container: Container | None) -> AbstractContextManager[None]:
+    return nullcontext() if container is None else image_file_shown(container)
 
 
 def _as_json(verdict: Verdict, role: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class RootfsMounts:
         self.lifeline_fd: Final = lifeline_fd  # for daemons: a pipe that is at its end when they must leave
         self.mounts: list[str] = []  # mountpoints, to be detached at the end; appended to only
         self.daemons: dict[int, int] = {}  # pidfd -> pid of the daemons behind these mounts; added to only
+        self.watched: dict[int, Callable[[int], LaunchError | None]] = {}  # what ends the container: see `Monitor`
 
     def add(self, mountpoint: str, daemon: tuple[int, int] | None = None) -> None:
         """Record a mount at `mountpoint`, and the pid and a pidfd of the daemon that serves it, if there is one."""
@@ -151,9 +152,10 @@ class Monitor:
 
                 self._namespace_server = NamespaceServer(self._spec.namespace_socket)
                 cleanup.callback(self._namespace_server.close)
-            init_pid, exec_status_fd = self._start_init(lifeline_read, (lifeline_write, *rootfs_mounts.daemons))
+            not_for_init = (lifeline_write, *rootfs_mounts.daemons, *rootfs_mounts.watched)
+            init_pid, exec_status_fd = self._start_init(lifeline_read, not_for_init)
             cleanup.callback(userns.end, init_pid)  # and with it everything in the container
-            return self._watch(init_pid, exec_status_fd, set(rootfs_mounts.daemons))
+            return self._watch(init_pid, exec_status_fd, rootfs_mounts)
 
     def _start_init(self, lifeline_read: int, not_for_init: tuple[int, ...]) -> tuple[int, int]:
         """Fork init, and report its pid. Return it and the read end of `InitContext.exec_status_fd`."""
@@ -197,13 +199,15 @@ class Monitor:
         os.close(lifeline_read)
         return pid, exec_status_read
 
-    def _watch(self, init_pid: int, exec_status_fd: int, daemons: set[int]) -> int:
-        """Wait until init ends, and kill it when the launching process or a daemon has ended."""
+    def _watch(self, init_pid: int, exec_status_fd: int, rootfs_mounts: RootfsMounts) -> int:
+        """Wait until init ends, and kill it when the launching process or a daemon has ended, or when the function of a
+        `watched` descriptor, called when that is readable, returns why."""
+        daemons, watched = set(rootfs_mounts.daemons), rootfs_mounts.watched
         init_fd = os.pidfd_open(init_pid)
         poll = select.poll()
         servers = {self._namespace_server.fileno()} if self._namespace_server else set()
         supervisors = {self._supervisor[0]} if self._supervisor else set()
-        for fd in (init_fd, exec_status_fd, self._launcher_fd, *daemons, *servers, *supervisors):
+        for fd in (init_fd, exec_status_fd, self._launcher_fd, *daemons, *watched, *servers, *supervisors):
             poll.register(fd, select.POLLIN)
         exec_pending = True
         while True:
@@ -225,6 +229,9 @@ class Monitor:
                 return 128 + signal.SIGKILL
             if self._namespace_server and ready & servers:
                 self._namespace_server.serve()
+            for fd in ready & watched.keys():
+                if (failure := watched[fd](fd)) is not None:
+                    raise failure
             if ready & daemons:
                 raise LaunchError(
                     "running the container", self._spec.rootfs, "the daemon of its root filesystem ended unexpectedly"

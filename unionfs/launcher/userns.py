@@ -56,8 +56,9 @@ def end(pid: int) -> None:
             os.waitpid(pid, 0)
 
 
-def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes]) -> bytes:
-    """Call `function` in a child that is root of a user namespace with these ids, and return its result.
+def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes], kinds: int = 0) -> bytes:
+    """Call `function` in a child that is root of a user namespace with these ids, and of new namespaces of `kinds`, and
+    return its result.
 
     For work on files of subordinate ids. Without an `id_map` the caller is root, and `function` is called here.
     Raises: OSError that `function` raised (errno and first file name only), LaunchError when the child could not be
@@ -78,7 +79,7 @@ def call(id_map: idmap.NamespaceMap | None, function: Callable[[], bytes]) -> by
 
     with open(read_fd, "rb") as pipe:
         try:
-            pid = fork(id_map, 0, body)
+            pid = fork(id_map, kinds, body)
         finally:
             os.close(write_fd)
         outcome = pipe.read()
