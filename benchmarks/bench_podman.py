@@ -93,7 +93,11 @@ class Podman:
 
     def __call__(self, *words: str | Path, check: bool = True) -> str:
         """Run one command; return what it printed. Raises: ChildError."""
-        return self._run(["podman", *self._store, "--runtime", "runc", *words], check=check)
+        return self._run(self.argv(*words), check=check)
+
+    def argv(self, *words: str | Path) -> list[str | Path]:
+        """The whole command, which needs CONTAINERS_CONF, too."""
+        return ["podman", *self._store, "--runtime", "runc", *words]
 
     def buildah(self, verb: str, *words: str | Path) -> str:
         """Run one command of buildah on the same store. Raises: ChildError."""

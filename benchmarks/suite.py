@@ -48,7 +48,7 @@ FILES: Final = (
 )
 """The benchmark files without `bench_`, in the order of the table."""
 
-ALONE: Final = ("unpack", "drivers", "messages", "podman", "build")
+ALONE: Final = ("unpack", "drivers", "messages", "podman", "build", "start")
 """The benchmark files that measure no mounts, and are run by themselves only."""
 
 SYSTEMS: Final = (
