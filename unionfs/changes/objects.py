@@ -234,6 +234,9 @@ class Branches(walk.Reader[BranchPath, Object]):
             found = self._object(place, st)
             return Entry(place, found, found.kind)
         marks = self.xattrs(place, private=True)
+        if not marks:
+            found = self._object(place, st)
+            return Entry(place, found, found.kind)
         if (
             st.st_size == 0
             and any(mark in marks for mark in markers.WHITEOUT_XATTRS)

@@ -110,7 +110,7 @@ class BranchFiles:
         """Give a file of the fork a name in the new branch. Returns False if that is not possible."""
         source_fd = self._fork.parent_fd(new.place)
         leaf = new.rel.rpartition(b"/")[2]
-        if new.kind == stat.S_IFREG:
+        if new.kind == stat.S_IFREG and not new.size:  # it may have marks: data that are missing would have a size
             marks = os.listxattr(os.fsencode(f"/proc/self/fd/{source_fd}/") + leaf, follow_symlinks=False)
             if any(markers.is_private_xattr(mark) and mark != markers.ORIGIN_XATTR for mark in marks):
                 return False

@@ -148,6 +148,27 @@ def _still(store: ContainerStore, parent: Container, warn: freeze.Warn, *, dry_r
         yield _frozen(parent, dry_run=dry_run)
 
 
+class _Told(NamedTuple):
+    """What came of the work on the files."""
+
+    changes: Sequence[Change] = ()
+    conflicts: Sequence[Conflict] = ()
+    copied: bool = False
+    why: str = ""  # it was not possible
+
+    def dump(self) -> bytes:
+        """As a line of JSON, and the changes."""
+        first = {"conflicts": [_plain(one) for one in self.conflicts], "copied": self.copied, "why": self.why}
+        return json.dumps(first).encode() + b"\n" + change_records.dump(Changes(list(self.changes)))
+
+    @staticmethod
+    def load(data: bytes) -> _Told:
+        first, _, rest = data.partition(b"\n")
+        told = json.loads(first)
+        found = [Conflict(*_conflict(row)) for row in told["conflicts"]]
+        return _Told(change_records.load(rest).changes, found, told["copied"], told["why"])
+
+
 class _Merge:
     """One merge. The fork and the parent do not change meanwhile."""
 
@@ -186,26 +207,30 @@ class _Merge:
             return Merged([], [], copied=False, fork_stays=True)
         staging = os.path.join(self.parent.directory, _STAGING)
         try:
-            answer = userns.call(id_map_of(self.parent), lambda: self.work(staging))
+            told = self.worked(staging)
         except OSError as error:
             self.clear(staging)
             raise ContainerError.of(_WHAT, error) from error
-        first, _, rest = answer.partition(b"\n")
-        told = json.loads(first)
-        if "why" in told:
+        if told.why:
             self.clear(staging)
-            raise ContainerError(_WHAT, self.fork.name, told["why"])
-        found = [Conflict(*_conflict(row)) for row in told["conflicts"]]
-        if found and self.choice == REFUSE:
-            raise ConflictError(self.fork, self.parent, found)
-        merged = Merged(change_records.load(rest).changes, found, copied=told["copied"], fork_stays=True)
-        if not self.dry_run and (merged.changes or not told["copied"]):
-            if not told["copied"]:
+            raise ContainerError(_WHAT, self.fork.name, told.why)
+        if told.conflicts and self.choice == REFUSE:
+            raise ConflictError(self.fork, self.parent, list(told.conflicts))
+        merged = Merged(list(told.changes), list(told.conflicts), copied=told.copied, fork_stays=True)
+        if not self.dry_run and (merged.changes or not told.copied):
+            if not told.copied:
                 note_mountpoints(self.parent, mountpoints(self.fork))
-            self.record(missing if not told["copied"] else [self.place(staging)])
+            self.record(missing if not told.copied else [self.place(staging)])
             self.show()
         self.clear(staging)
         return merged
+
+    def worked(self, staging: str) -> _Told:
+        """As `work`, in a process with the ids of the containers if this one has not got them."""
+        id_map = id_map_of(self.parent)
+        if id_map is None:
+            return self.work(staging)
+        return _Told.load(userns.call(id_map, lambda: self.work(staging).dump()))
 
     def clear(self, staging: str) -> None:
         def body() -> bytes:
@@ -217,8 +242,8 @@ class _Merge:
 
     # -- in a process with the ids of the containers -----------------------------------------------------------------
 
-    def work(self, staging: str) -> bytes:
-        """Compare, and make a branch of the changes if it is needed. Returns a line of JSON, and the changes."""
+    def work(self, staging: str) -> _Told:
+        """Compare, and make a branch of the changes if it is needed."""
         if os.path.lexists(staging):  # of a merge that was killed
             remove_path(staging)
         with self.opened(self.above_fork) as fork:
@@ -231,21 +256,20 @@ class _Merge:
                 found = conflicts(wanted, ours, self.equality(both))
             if missing := [path for path in self.paths if not any(_is_at(one.path, path) for one in theirs.changes)]:
                 why = f"it has changed nothing at or below {os.fsdecode(missing[0])}"
-                return json.dumps({"why": why}).encode() + b"\n"
-            told = {"conflicts": [_plain(one) for one in found], "copied": False}
+                return _Told(why=why)
             if found and self.choice == REFUSE:
-                return json.dumps(told).encode() + b"\n" + change_records.dump(Changes())
+                return _Told(conflicts=found)
             if found and self.choice == OURS:
                 left = {one.path for one in found}
                 wanted = [one for one in wanted if not left & {one.path, *above(one.path)}]
             is_whole = not self.paths and not found
             root = any(one.path == b"/" for one in theirs.changes)
-            told["copied"] = not (is_whole and not root and self.can_share and can_lie_on_top(fork, ours))
-            if told["copied"] and not self.dry_run:
+            copied = not (is_whole and not root and self.can_share and can_lie_on_top(fork, ours))
+            if copied and not self.dry_run:
                 changed = {change.path for change in ours}
                 if why := self.replay(staging, fork, theirs, wanted, changed):
-                    return json.dumps({"why": why}).encode() + b"\n"
-        return json.dumps(told).encode() + b"\n" + change_records.dump(Changes(without_passages(wanted)))
+                    return _Told(why=why)
+        return _Told(without_passages(wanted), found, copied)
 
     def opened(self, above_base: Sequence[str]) -> Branches:
         """The branches above the base, all of which hold changes, and the base."""

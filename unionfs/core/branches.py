@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core import inodes, lookup, marks, mountpoints, overrides
@@ -39,6 +39,18 @@ Lower = Branch
 """A lower, for modules that only hand it on."""
 
 Tell = Callable[[list[Invalidation]], None]
+
+_NO_NODE: Final = 0  # no node has this id
+_TOLD_AT_ONCE: Final = 256  # invalidations; making thousands would take longer than a slice
+
+
+class _Looked(NamedTuple):
+    """What was found out of a child before its directory is replaced."""
+
+    child: Node
+    found: Found | None  # what the new stack has under its name
+    place: BranchDir | None  # where the child was then
+    leads: bool | None  # as `_leads_to`; None: to be asked when the directory is replaced
 
 
 def lowers(union: Union) -> list[Branch]:
@@ -162,12 +174,12 @@ class Restack:
         while not node.dead and tree.nodes.find(node.nodeid) is node:
             if node.low is not None and node.low.tree is tree.lowers:
                 return
-            known: dict[bytes, tuple[Node, Found | None]] = {}
+            known: dict[bytes, _Looked] = {}
             names: set[bytes] = set()
             low = self._new_low(node)
             if not _is_same(node.low, low):
                 for name, child in list(node.children.items()):
-                    known[name] = child, _find(low, name)
+                    known[name] = self._look(node, name, child, low)
                     yield
                 yield from _names_that_may_appear(node.low, low, names)
                 if not _is_same(low, self._new_low(node)):
@@ -175,7 +187,8 @@ class Restack:
             if node.low is not None and node.low.tree is tree.lowers:
                 return
             if low is not None or node.upper is not None:
-                self._switch(node, low, known, names)
+                self._switch(node, low, known)
+                yield from self._tell_of_names(node, names)
             elif node.parent is not None:
                 self._tell([self._lose_name(node, node.parent, node.name)])
             return
@@ -200,11 +213,22 @@ class Restack:
             low.stack = tuple([known.get(_key(place), place) for place in low.stack])
         return low
 
-    def _switch(
-        self, node: DirNode, low: LowDir | None, known: dict[bytes, tuple[Node, Found | None]], names: set[bytes]
-    ) -> None:
-        """Let a directory show its new stack from now on. `known`: what that has under the names of the children, as
-        far as they were looked up; `names`: other names that may appear."""
+    def _look(self, node: DirNode, name: bytes, child: Node, low: LowDir | None) -> _Looked:
+        """Find out whether a name will lead to its child, as far as that can be known now."""
+        found = _find(low, name)
+        if isinstance(child, FileNode) and child.links is not None:
+            return _Looked(child, found, None, None)
+        return _Looked(child, found, _place_of(child), self._leads_to(node, name, child, found))
+
+    def _tell_of_names(self, node: DirNode, names: set[bytes]) -> Iterator[None]:
+        """Have the kernel ask again for names that may have appeared in a directory."""
+        pending = [name for name in names if name not in node.children]
+        for first in range(0, len(pending), _TOLD_AT_ONCE):
+            self._tell([Invalidation(node.nodeid, name) for name in pending[first : first + _TOLD_AT_ONCE]])
+            yield
+
+    def _switch(self, node: DirNode, low: LowDir | None, known: dict[bytes, _Looked]) -> None:
+        """Let a directory show its new stack from now on. `known`: what was found out of the children."""
         tree, old = self._tree, node.low
         if old is not None and low is not None and _is_same(old, low):
             old.tree, old.parent = tree.lowers, low.parent  # it keeps its remembered names
@@ -216,12 +240,15 @@ class Restack:
         node.low, node.order, node.subdirs, node.shown_as, node.no_xattrs = low, None, -1, None, False
         stale = [Invalidation(node.nodeid, b"", data=True)]
         for name, child in list(node.children.items()):
-            before, found = known.get(name, (None, None))
-            if before is not child:
-                found = _find(low, name)
-            if not self._leads_to(node, name, child, found):
+            looked = known.get(name)
+            if looked is None or looked.child is not child:
+                leads = self._leads_to(node, name, child, _find(low, name))
+            elif looked.leads is None or looked.place is not _place_of(child):
+                leads = self._leads_to(node, name, child, looked.found)
+            else:
+                leads = looked.leads
+            if not leads:
                 stale.append(self._lose_name(child, node, name))
-        stale += [Invalidation(node.nodeid, name) for name in names if name not in node.children]
         if tree.watcher is not None:
             tree.watcher.seen.pop(node.nodeid, None)
             tree.watcher.watch(node)
@@ -296,12 +323,15 @@ class Restack:
             return  # the view goes on to show it
         if tree.nodes.handle_table is not None:
             tree.nodes.handle_table.drop_in(branch)
-        leaving = Leaving(branch, {node.nodeid for node in tree.nodes.all() if _uses(node, branch)})
-        users = leaving.users
+        leaving = Leaving(branch, {_NO_NODE})  # so that it is not closed before all its users are known
         tree.leaving.append(leaving)
-        if not users:
+        for node in tree.nodes.all():
+            if _uses(node, branch) and tree.nodes.find(node.nodeid) is node:
+                leaving.users.add(node.nodeid)
+            yield
+        leaving.users.discard(_NO_NODE)
+        if not leaving.users:
             tree.close_lower(leaving)
-        yield
 
 
 def _uses(node: Node, branch: Branch) -> bool:
@@ -311,6 +341,13 @@ def _uses(node: Node, branch: Branch) -> bool:
     if node.home.branch is branch:
         return True
     return node.links is not None and node.links.data is not None and node.links.data[0].branch is branch
+
+
+def _place_of(node: Node) -> BranchDir | None:
+    """Where a file with one name, or the part of a directory in the upper, is."""
+    if isinstance(node, DirNode):
+        return node.upper
+    return node.home if node.links is None else None
 
 
 def _find(low: LowDir | None, name: bytes) -> Found | None:
