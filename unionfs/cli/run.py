@@ -29,7 +29,7 @@ from unionfs.containers import background, create, start
 from unionfs.containers.config import ContainerConfig, Mounts, RootFilesystem
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
-from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
+from unionfs.core.options import DURABILITIES, PARTIAL_FROM, WHITEOUT_FORMATS
 from unionfs.drivers.driver import DEFAULT, NAMES
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import resources
@@ -237,13 +237,22 @@ def _config_on_image(
             user=process.user or settings.user,
             workdir=process.workdir if arguments.workdir else "/" + settings.working_dir.lstrip("/"),
         ),
-        rootfs=config.rootfs._replace(lowers=image.lowers, file=image.file),
+        rootfs=config.rootfs._replace(
+            lowers=image.lowers,
+            file=image.file,
+            partial_from=_partial_from(arguments, by_default=PARTIAL_FROM if image.file is None else 0),
+        ),
         mounts=mounts._replace(anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
         image=image.facts(root),
         entrypoint=entrypoint,
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(config.labels)}.items()),
     )
+
+
+def _partial_from(arguments: Namespace, *, by_default: int) -> int:
+    asked: int | None = arguments.partial_from
+    return by_default if asked is None else asked
 
 
 def _targets(mounts: Mounts) -> list[str]:
@@ -279,7 +288,7 @@ def _config(arguments: Namespace) -> ContainerConfig:
             durability=arguments.durability,
             passthrough=_passthrough(arguments),
             keeper=not arguments.no_keeper,
-            partial_from=arguments.partial_from,
+            partial_from=_partial_from(arguments, by_default=0),
         ),
         mounts=mount_flags.mounts_of(arguments),
         devices=device_flags.devices_of(arguments),
@@ -428,7 +437,8 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="let the kernel itself read and write the files of the image (see unionfs mount); for root of the machine",
     )
     add_no_keeper(made)
-    add_partial_from(made)
+    # Nothing changes the layers of images, and only verbs that complete it read the upper of a container.
+    add_partial_from(made, default=None, by_default="16M for images, 0 for directories and files")
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     store_flags.add_image_stores(made)
     add(

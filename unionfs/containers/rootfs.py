@@ -168,7 +168,8 @@ def union_options(container: Container, lowers: tuple[str, ...], directory: str,
     """The union of a directory that has upper/ and work/. Preconditions: as root of the container's user namespace.
     Raises: OptionError."""
     facts, rootfs = container.facts, container.config.rootfs
-    can_complete = driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT
+    is_root = directory == container.directory  # not an overlay volume, whose lower may be changed by others
+    can_complete = is_root and driver == FUSE and rootfs.transport == DEFAULT_TRANSPORT
     partial_from = rootfs.partial_from if can_complete else 0
     return Options(
         lowers=lowers,
