@@ -1,10 +1,12 @@
-"""What does a container cost by each storage driver: until its first command has run, at the first write to a large
-file of a layer, and on the disk?
+"""What does a container cost by each storage driver: until its first command has run, at the first write to files of a
+layer, on the disk, and when it is removed? Does a second container find in the page cache what a first one has read?
 
-A store with one image, a minimal Debian with a file of 100 MB on top; Btrfs on a file of its own if root can mount it.
-`first` is the first container of the image on this store, which has to copy or convert what later ones find; `next` is
-each later one, the median of the rounds. `write` opens the large file and writes one byte, as the container sees it.
-`disk` is what one more container takes, changes aside. Not part of the suite: containers are compared, not mounts.
+A store with one image, a minimal Debian with files of 1 kB to 100 MB on top; Btrfs on a file of its own if root can
+mount it. `first` is the first container of the image on this store, which has to copy or convert what later ones find;
+`next` is each later one, the median of the rounds. `write` opens a file and writes one byte, as the container sees it,
+and `small` does that to 500 files. `remove` is `unionfs rm` of a container that has done all that. `disk` is what one
+more container takes, changes aside, and `changed` what these changes take. Not part of the suite: containers are
+compared, not mounts.
 """
 
 from __future__ import annotations
@@ -27,11 +29,25 @@ from unionfs.syscalls.btrfs import is_on_btrfs
 DRIVERS: Final = ("fuse", "overlay", "vfs", "btrfs")
 _ROUNDS: Final = 5
 _LARGE: Final = 100
+_MEDIUM: Final = 10
+_SMALL: Final = 500
+_MAKE: Final = """
+dd if=/dev/urandom of=/large bs=1M count={large} 2>/dev/null
+dd if=/dev/urandom of=/medium bs=1M count={medium} 2>/dev/null
+mkdir /small; i=0; while [ $i -lt {small} ]; do head -c 1000 /dev/urandom > /small/$i; i=$((i+1)); done
+rm /etc/issue
+"""  # the last is a whiteout
 _WRITE: Final = """
 import time, os
-began = time.perf_counter()
-fd = os.open("/large", os.O_WRONLY); os.pwrite(fd, b"x", 0); os.close(fd)
-print(time.perf_counter() - began)
+def write(*paths):
+    began = time.perf_counter()
+    for path in paths:
+        fd = os.open(path, os.O_WRONLY); os.pwrite(fd, b"x", 0); os.close(fd)
+    print(time.perf_counter() - began)
+write("/small/0")  # the directories
+write("/medium")
+write("/large")
+write(*(f"/small/{number}" for number in range(1, 500)))
 """
 
 
@@ -51,7 +67,7 @@ def _unionfs(root: Path, *words: str, stdin: Any = None) -> str:
 def _fill(root: Path, megabytes: int) -> None:
     with rootfs.debian_tar().open("rb") as tar:
         _unionfs(root, "import", "--compression", "none", "-", "base:1", stdin=tar)
-    script = f"dd if=/dev/urandom of=/large bs=1M count={megabytes} 2>/dev/null; rm /etc/issue"  # a whiteout as well
+    script = _MAKE.format(large=megabytes, medium=_MEDIUM, small=_SMALL)
     _unionfs(root, "run", "--name", "make", "base:1", "sh", "-c", script)
     _unionfs(root, "commit", "--compression", "none", "-q", "make", "bench:1")
     _unionfs(root, "rm", "make")
@@ -80,19 +96,57 @@ def measured(root: Path, driver: str, rounds: int) -> dict[str, Any]:
     before = _used(root)
     later = [_started(root, driver, f"{driver}-{number}") for number in range(rounds)]
     disk = (_used(root) - before) / rounds
-    writes = []
+    writes, removals, changed = [], [], 0.0
     for _ in range(rounds):
-        command = ("run", "--rm", "--driver", driver, "bench:1", "python3", "-c", _WRITE)
-        writes.append(float(_unionfs(root, *command)))
+        before = _used(root)
+        command = ("run", "--name", "changed", "--driver", driver, "bench:1", "python3", "-c", _WRITE)
+        writes.append([float(line) * 1000 for line in _unionfs(root, *command).split()])
+        changed += (_used(root) - before) / rounds
+        began = time.perf_counter()
+        _unionfs(root, "rm", "changed")
+        removals.append(time.perf_counter() - began)
     names = [f"{driver}-first", *(f"{driver}-{number}" for number in range(rounds))]
     _unionfs(root, "rm", *names)
+    _, medium, large, small = (statistics.median(times) for times in zip(*writes, strict=True))
     return {
         "driver": driver,
         "first_s": round(first, 3),
         "next_s": round(statistics.median(later), 3),
-        "write_ms": round(statistics.median(writes) * 1000, 2),
+        "medium_ms": round(medium, 2),
+        "write_ms": round(large, 2),
+        "small_ms": round(small, 1),
+        "remove_s": round(statistics.median(removals), 3),
         "disk_mb": round(disk / 1e6, 2),
+        "changed_mb": round(changed / 1e6, 2),
+        "cached": _share_cached(root, driver),
     }
+
+
+def _share_cached(root: Path, driver: str) -> float:
+    """Return which share of the large file a second container finds in the page cache while a first one, which has read
+    it, runs."""
+    script = "cat /large > /dev/null; touch /read; sleep 600"
+    _unionfs(root, "run", "-d", "--name", "reader", "--driver", driver, "bench:1", "sh", "-c", script)
+    try:
+        _unionfs(root, "exec", "reader", "sh", "-c", "while [ ! -e /read ]; do sleep 0.1; done")
+        command = (
+            "run",
+            "--rm",
+            "--driver",
+            driver,
+            "bench:1",
+            "fincore",
+            "-b",
+            "-n",
+            "-r",
+            "-o",
+            "RES,SIZE",
+            "/large",
+        )
+        resident, size = _unionfs(root, *command).split()
+    finally:
+        _unionfs(root, "rm", "-f", "reader")
+    return int(resident) / int(size)
 
 
 @contextmanager
@@ -129,12 +183,16 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(found))
         return 0
-    print("| driver | first container | next ones | first write, 100 MB file | disk for one more |")
-    print("|---|---|---|---|---|")
+    print(
+        "| driver | first container | next ones | write to 10 MB | to 100 MB | to 500 of 1 kB | remove | disk "
+        "| with these changes | page cache shared |"
+    )
+    print("|---" * 10 + "|")
     for one in found:
         print(
-            f"| {one['driver']} | {one['first_s']:.2f} s | {one['next_s']:.2f} s | {one['write_ms']:.2f} ms "
-            f"| {one['disk_mb']:.1f} MB |"
+            f"| {one['driver']} | {one['first_s']:.2f} s | {one['next_s']:.2f} s | {one['medium_ms']:.1f} ms "
+            f"| {one['write_ms']:.1f} ms | {one['small_ms']:.0f} ms | {one['remove_s']:.2f} s "
+            f"| {one['disk_mb']:.1f} MB | {one['changed_mb']:.1f} MB | {one['cached'] * 100:.0f} % |"
         )
     return 0
 

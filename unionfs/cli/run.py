@@ -223,7 +223,8 @@ def _config_on_image(
     """Fill in the image's settings that the command line does not set. Raises: CommandError."""
     from unionfs.containers import images
 
-    settings, process, mounts = image.settings, config.process, config.mounts
+    settings, process, mounts, facts = image.settings, config.process, config.mounts, image.facts(root)
+    is_ours = image.file is None and not facts.store  # nobody changes its layers while the container exists
     entrypoint, rest = images.command_of(settings, arguments.entrypoint, words[1:])
     if arguments.entrypoint == "" and image.without_entrypoint:
         entrypoint = image.without_entrypoint
@@ -240,10 +241,10 @@ def _config_on_image(
         rootfs=config.rootfs._replace(
             lowers=image.lowers,
             file=image.file,
-            partial_from=_partial_from(arguments, by_default=PARTIAL_FROM if image.file is None else 0),
+            partial_from=_partial_from(arguments, by_default=PARTIAL_FROM if is_ours else 0),
         ),
         mounts=mounts._replace(anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
-        image=image.facts(root),
+        image=facts,
         entrypoint=entrypoint,
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(config.labels)}.items()),
@@ -437,8 +438,8 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         help="let the kernel itself read and write the files of the image (see unionfs mount); for root of the machine",
     )
     add_no_keeper(made)
-    # Nothing changes the layers of images, and only verbs that complete it read the upper of a container.
-    add_partial_from(made, default=None, by_default="16M for images, 0 for directories and files")
+    # Only verbs that complete it read the upper of a container.
+    add_partial_from(made, default=None, by_default="16M for images of the store, otherwise 0")
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     store_flags.add_image_stores(made)
     add(
