@@ -346,6 +346,24 @@ def test_the_watch_does_not_take_filling_for_a_change_by_others(make: MakeStack)
     stack.u.close(handle)
 
 
+def test_after_completion_files_are_copied_whole_for_a_while(make: MakeStack) -> None:
+    stack = prepared(make)
+    (stack.lowers[0] / "d" / "other").write_bytes(content())
+    stack.watch()
+    stack.u.write("d/big", 9, b"own")
+    handle = stack.u.open("d/big")
+    while (nodeid := stack.union.next_partial()) is not None:
+        job = stack.union.copyup_begin(nodeid, None, WHOLE)
+        assert job is not None
+        job.copy()
+        stack.union.copyup_commit(job)
+    stack.u.chmod("d/other", 0o600)
+    assert stack.upper is not None
+    assert marks_of(stack.upper / "d/other") == marks_of(stack.upper / "d/big") == {}
+    assert (stack.upper / "d/other").read_bytes() == content()
+    stack.u.close(handle)
+
+
 def test_filling_changes_neither_times_nor_privileges(make: MakeStack) -> None:
     stack = prepared(make)
     stack.u.chmod("d/big", 0o4755)

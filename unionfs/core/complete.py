@@ -34,6 +34,9 @@ from unionfs.core.union_state import UnionState
 
 _HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
 _ASK_AGAIN_S: Final = 0.05
+_WHOLE_S: Final = 30.0
+"""So long after the data of a mounted union were asked for, no file is copied up without all of its data: whoever asked
+reads the upper now, or freezes it."""
 
 
 def complete(tree: UnionState) -> bool:
@@ -112,7 +115,9 @@ class PartialSearch:
 
     def next(self, tree: UnionState) -> int | None:
         """Return the node id of the next file, which is to be completed before the next call; None, once, when there is
-        no more. Raises OSError."""
+        no more. For a while afterwards files are copied up whole, so that the caller can read the upper. Raises
+        OSError."""
+        tree.whole_until = time.monotonic() + _WHOLE_S
         if tree.links_or_none is None or not tree.staging.has_partial():
             return None
         while True:

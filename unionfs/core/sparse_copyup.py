@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Final
 
 from unionfs import markers
@@ -27,6 +27,8 @@ SPARSE_FROM: Final = 64 << 10
 def is_possible(tree: UnionState, node: FileNode, length: int, need: int) -> bool:
     """Whether a lower file, of which a change needs `length` bytes, may be copied up without data; `need`: see
     core.fill."""
+    if tree.whole_until and monotonic() < tree.whole_until:
+        return False
     if need == ATTRIBUTES:
         least = SPARSE_FROM if tree.options.metacopy else 0
     else:

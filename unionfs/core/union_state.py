@@ -134,6 +134,7 @@ class UnionState(DataFiles):
         self.egid = os.getegid()  # immutable
         self.is_strict = options.durability == "strict"  # immutable
         self.writes_blocks = bool(options.partial_from) and not options.passthrough  # immutable: partial copy-ups
+        self.whole_until = 0.0  # time.monotonic: until then all files are copied up whole; see core.complete
         self.growing: set[int] = set()  # node ids of partial files that have got blocks; see fill.begin_idle
         self.when_growing: Callable[[], None] | None = None  # set once, by Union.when_growing
         self.unshareable: set[int] = set()  # st_dev of lowers whose data the upper's filesystem cannot share
