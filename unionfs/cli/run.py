@@ -223,8 +223,10 @@ def _config_on_image(
     """Fill in the image's settings that the command line does not set. Raises: CommandError."""
     from unionfs.containers import images
 
-    settings, process, mounts, facts = image.settings, config.process, config.mounts, image.facts(root)
-    is_ours = image.file is None and not facts.store  # nobody changes its layers while the container exists
+    settings, process, mounts = image.settings, config.process, config.mounts
+    is_ours = (
+        isinstance(image, images.Unpacked) and image.store == root
+    )  # nobody changes its layers while the container exists
     entrypoint, rest = images.command_of(settings, arguments.entrypoint, words[1:])
     if arguments.entrypoint == "" and image.without_entrypoint:
         entrypoint = image.without_entrypoint
@@ -244,7 +246,7 @@ def _config_on_image(
             partial_from=_partial_from(arguments, by_default=PARTIAL_FROM if is_ours else 0),
         ),
         mounts=mounts._replace(anonymous=(*mounts.anonymous, *images.volumes_of(settings, _targets(mounts)))),
-        image=facts,
+        image=image.facts(root),
         entrypoint=entrypoint,
         stop_signal=arguments.stop_signal or settings.stop_signal or "SIGTERM",
         labels=tuple({**settings.labels, **dict(config.labels)}.items()),
