@@ -329,6 +329,13 @@ class Union:
         """Return where a node is in the union, and in which branch. ESTALE for an unknown node."""
         return metadata.place_of(self._tree, self._nodes.get(nodeid))
 
+    def name_of(self, nodeid: int) -> tuple[int, bytes, bool]:
+        """Return one name of a node, or the last it had: the directory (node id, 0 above the root), the name in it, and
+        whether the node is a directory. ESTALE for an unknown node."""
+        node = self._nodes.get(nodeid)
+        parent = node.parent
+        return 0 if parent is None else parent.nodeid, node.name, isinstance(node, DirNode)
+
     @_as_owner
     def extended_stat(self, nodeid: int) -> ExtendedStat:
         """Return the statx(2) fields beyond `getattr`: birth time, and attributes such as immutable."""

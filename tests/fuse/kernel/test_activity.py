@@ -133,6 +133,18 @@ def test_what_is_known_from_before_and_what_was_forgotten(served: Served, monkey
     assert {row["reason"]: row["requests"] for row in told["rows"]} == {"missing": 1, "first": 1}
 
 
+def test_what_is_in_a_renamed_directory_is_shown_under_its_new_path(served: Served) -> None:
+    recording = Activity(served.session, served.union)
+    recording.begin()
+    directory = served.node(b"d")
+    observed(served, recording, wire.request(wire.GETATTR, served.node(b"a", directory), bytes(16)))
+    observed(served, recording, wire.request(wire.RENAME, ROOT, struct.pack("=Q", ROOT) + b"d\0e\0"))
+    observed(served, recording, wire.request(wire.GETATTR, served.node(b"b", directory), bytes(16)))
+    told = recording.take(whole=True)
+    assert {each["path"] for each in told["files"]} == {"/d/a", "/e/b"}
+    assert {row["directory"] for row in told["rows"]} == {"/d", "/", "/e"}
+
+
 def test_beyond_the_most_rows_requests_are_counted_without_a_place(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

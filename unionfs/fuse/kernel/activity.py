@@ -138,10 +138,11 @@ class Activity:
             "partial": union.options.metacopy,
         }
         self._seen: dict[int, Seen] = {}
-        self._directories: dict[str, Directory] = {}
+        self._directories: dict[bytes, Directory] = {}  # by path
+        self._are_paths_current = True  # whether no directory was renamed: else paths of directories may be former ones
         self._active: list[Directory] = []  # those with rows
         self._rows = 0  # since the last `take`
-        self._elsewhere = Directory("")  # what is beyond ROWS_MAX is counted here
+        self._elsewhere = Directory(b"")  # what is beyond ROWS_MAX is counted here
         self._nobody = Program(0)
         self._programs: dict[int, Program] = {}
         self._names = 0
@@ -155,7 +156,7 @@ class Activity:
         # What the last request was about, which the next one often is about, too: found without a dictionary.
         self._program = self._nobody
         self._node = -1
-        self._seen_last = Seen(b"", Directory(""), is_directory=False)
+        self._seen_last = Seen(Directory(b""), b"", is_directory=False)
         self._key = -1
         self._row_last = Row(0, 0, self._program)
         self._row_directory = self._seen_last.directory
@@ -254,8 +255,8 @@ class Activity:
             return XATTR
         if kind == _IN_DIRECTORY:
             seen.reason = CHANGED_BEFORE
-            if self._copied_at and opcode in _REMOVING:
-                self._removed(opcode, seen, request, length)
+            if opcode in _REMOVING and (self._copied_at or opcode != _UNLINK):
+                self._removed(opcode, seen.directory, request, length)
         elif opcode == _SETATTR:
             seen.answered, seen.reason = now, NO_REASON
         return NO_REASON
@@ -281,10 +282,31 @@ class Activity:
             self._directories.clear()
             self._names = 0
             self.forgot = True
-        path, is_directory = self._path(nodeid)
-        seen = Seen(path, self._directory(path, is_directory), is_directory=is_directory)
-        self._seen[nodeid] = seen
+        seen = self._seen[nodeid] = self._new(nodeid)
         return seen
+
+    def _new(self, nodeid: int) -> Seen:
+        """What is recorded of a node, found by the directory that it is in: building its whole path would take longer
+        than the rest of a request's recording."""
+        unknown = Seen(self._directory(b""), b"", is_directory=False)
+        if not nodeid or nodeid >= VIEW:
+            return unknown
+        try:
+            parent, name, is_directory = self._union.name_of(nodeid)
+            if not parent:
+                return Seen(self._directory(b"/"), b"", is_directory=True)
+            above = self._seen.get(parent)
+            if above is None:
+                above = self._see(parent)
+            directory = above.directory
+            if not (above.is_directory and self._are_paths_current):
+                path = self._path(nodeid)[0]
+                directory = self._directory(path[: path.rfind(b"/")] or b"/")
+        except OSError:  # forgotten
+            return unknown
+        if is_directory:
+            directory = self._directory(directory.path_of(name))
+        return Seen(directory, name, is_directory=is_directory)
 
     def _path(self, nodeid: int) -> tuple[bytes, bool]:
         """The path of a node with a slash before it; empty if it is unknown."""
@@ -296,13 +318,14 @@ class Activity:
             return b"", False
         return b"/" + found.path, found.is_directory
 
-    def _directory(self, path: bytes, is_directory: bool) -> Directory:
-        name = path if is_directory or not path else path[: path.rfind(b"/")] or b"/"
-        text = name.decode(errors="replace")  # bytes that are no UTF-8 cannot be told apart
-        found = self._directories.get(text)
+    def _directory(self, path: bytes) -> Directory:
+        found = self._directories.get(path)
         if found is None:
-            found = self._directories[text] = Directory(text)
+            found = self._directories[path] = Directory(path)
         return found
+
+    def _directory_of(self, path: bytes, is_directory: bool) -> Directory:
+        return self._directory(path if is_directory or not path else path[: path.rfind(b"/")] or b"/")
 
     def _row(self, directory: Directory, key: int, program: Program) -> Row:
         row = directory.rows.get(key)
@@ -400,7 +423,7 @@ class Activity:
                 self._copied_at.clear()
                 self.forgot = True
             path, is_directory = self._path(nodeid)
-            copied = Copied(path, self._directory(path, is_directory), late.program)
+            copied = Copied(path, self._directory_of(path, is_directory), late.program)
             self._copied[nodeid] = self._copied_at[path] = copied
             copied.is_unchanged = self._is_unchanging
         if _needs_data(head, request):
@@ -441,10 +464,10 @@ class Activity:
         for entry in self._copied_now:
             path = b"/" + entry.path
             program = self._programs.get(entry.cause.pid) or Program(entry.cause.pid)
-            copied = Copied(path, self._directory(path, is_directory=False), program)
+            copied = Copied(path, self._directory_of(path, is_directory=False), program)
             copied.size, copied.seconds = entry.copied, entry.seconds
             self._copied_at[path] = copied
-            if path == seen.path:
+            if path == seen.path():
                 self._copied[nodeid] = copied
                 copied.is_unchanged = self._is_unchanging
                 copied.needs_data = _needs_data(head, request)
@@ -453,17 +476,18 @@ class Activity:
                 copied.needs_data = opcode in _NEED_DATA
         self._copied_now.clear()
 
-    def _removed(self, opcode: int, seen: Seen, request: memoryview, length: int) -> None:
+    def _removed(self, opcode: int, directory: Directory, request: memoryview, length: int) -> None:
         """Note that a name may have been removed, or replaced by a rename(2)."""
-        parts = bytes(request[BODY:length]).split(b"\0")
         if opcode == _UNLINK:
-            directory, name = seen.path, parts[0]
+            gone = directory.path_of(bytes(request[BODY:length]).partition(b"\0")[0])
         else:
             fixed = abi.RENAME_IN.size if opcode == _RENAME else abi.RENAME2_IN.size
             (to,) = _entry_id(request, BODY)
-            parts = bytes(request[BODY + fixed : length]).split(b"\0")
-            directory, name = self._path(to)[0], parts[1] if len(parts) > 1 else b""
-        copied = self._copied_at.pop((directory if directory != b"/" else b"") + b"/" + name, None)
+            old, new, *_ = *bytes(request[BODY + fixed : length]).split(b"\0"), b"", b""
+            gone = self._change_node(to).directory.path_of(new)
+            if directory.path_of(old) in self._directories or gone in self._directories:
+                self._are_paths_current = False
+        copied = self._copied_at.pop(gone, None)
         if copied is not None:
             copied.is_removed = True
 
@@ -476,7 +500,8 @@ class Activity:
             self._programs.clear()
         rows = []
         for directory in self._active:
-            rows += [_as_json(row, directory.path) for row in directory.rows.values()]
+            path = _text(directory.path)
+            rows += [_as_json(row, path) for row in directory.rows.values()]
             directory.rows = {}
         self._active = []
         self._rows = 0
@@ -488,11 +513,11 @@ class Activity:
 
     def _files(self) -> list[dict[str, Any]]:
         """The files with the most requests."""
-        files = [seen for seen in self._seen.values() if seen.path and not seen.is_directory]
+        files = [seen for seen in self._seen.values() if seen.name and not seen.is_directory]
         ordered = sorted(files, key=_count_of)[-FILES_MAX:]
         found = [
             {
-                "path": seen.path.decode(errors="replace"),
+                "path": _text(seen.path()),
                 "requests": seen.count,
                 "seconds": seen.seconds,
                 "writes": seen.writes,
@@ -513,7 +538,7 @@ class Activity:
                 use = "removed"
             elif copied.is_unchanged and not copied.needs_data:
                 use = "unchanged"
-            key = (copied.program.name, copied.directory.path, use)
+            key = (copied.program.name, _text(copied.directory.path), use)
             one = sums.get(key)
             if one is None:
                 one = sums[key] = {
@@ -532,6 +557,10 @@ def _count_data(opcode: int, seen: Seen, size: int) -> None:
     seen.reason = WRITTEN_BEFORE
     seen.writes += 1
     seen.written += size
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="replace")  # bytes that are no UTF-8 cannot be told apart
 
 
 def _count_of(seen: Seen) -> int:

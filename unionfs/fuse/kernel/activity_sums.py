@@ -38,19 +38,23 @@ class Program:
 class Directory:
     """A directory of the union."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path  # immutable
+    def __init__(self, path: bytes) -> None:
+        self.path = path  # immutable; with a slash before it
         self.rows: dict[int, Row] = {}
         self.found: dict[bytes, float] = {}  # names that were looked up and found -> when
         self.missing: set[bytes] = set()  # names that were looked up and not found
+
+    def path_of(self, name: bytes) -> bytes:
+        """The path of a name in this directory."""
+        return (self.path if self.path != b"/" else b"") + b"/" + name
 
 
 class Seen:
     """A node that requests were about."""
 
-    def __init__(self, path: bytes, directory: Directory, *, is_directory: bool) -> None:
-        self.path = path  # immutable
+    def __init__(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         self.directory = directory  # immutable; of a directory, itself
+        self.name = name  # immutable; empty if it is unknown
         self.is_directory = is_directory  # immutable
         self.count = 0
         self.seconds = 0.0
@@ -58,6 +62,12 @@ class Seen:
         self.written = 0  # bytes
         self.answered = 0.0  # when its attributes were told; 0: not yet
         self.reason = 0  # READ_BEFORE, WRITTEN_BEFORE or CHANGED_BEFORE: since its attributes were told
+
+    def path(self) -> bytes:
+        """The path; empty if it is unknown. Not stored: of most nodes nobody asks for it."""
+        if self.is_directory:
+            return self.directory.path
+        return self.directory.path_of(self.name) if self.name else b""
 
 
 class Copied:
