@@ -50,6 +50,11 @@ write("/large")
 write(*(f"/small/{number}" for number in range(1, 500)))
 """
 
+_COOL: Final = """
+import os
+fd = os.open("/large", os.O_RDONLY); os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+"""
+
 
 def _unionfs(root: Path, *words: str, stdin: Any = None) -> str:
     environment = {
@@ -123,29 +128,17 @@ def measured(root: Path, driver: str, rounds: int) -> dict[str, Any]:
 
 
 def _share_cached(root: Path, driver: str) -> float:
-    """Return which share of the large file a second container finds in the page cache while a first one, which has read
-    it, runs."""
-    script = "cat /large > /dev/null; touch /read; sleep 600"
-    _unionfs(root, "run", "-d", "--name", "reader", "--driver", driver, "bench:1", "sh", "-c", script)
+    """Return which share of the large file one container finds in the page cache after another one has read it."""
+    names = ("reader", "finder")
+    for name in names:
+        _unionfs(root, "run", "-d", "--name", name, "--driver", driver, "bench:1", "sleep", "600")
     try:
-        _unionfs(root, "exec", "reader", "sh", "-c", "while [ ! -e /read ]; do sleep 0.1; done")
-        command = (
-            "run",
-            "--rm",
-            "--driver",
-            driver,
-            "bench:1",
-            "fincore",
-            "-b",
-            "-n",
-            "-r",
-            "-o",
-            "RES,SIZE",
-            "/large",
-        )
-        resident, size = _unionfs(root, *command).split()
+        _unionfs(root, "exec", "finder", "python3", "-c", _COOL)  # making a copy has left its pages
+        _unionfs(root, "exec", "reader", "sh", "-c", "cat /large > /dev/null")
+        found = _unionfs(root, "exec", "finder", "fincore", "-b", "-n", "-r", "-o", "RES,SIZE", "/large")
     finally:
-        _unionfs(root, "rm", "-f", "reader")
+        _unionfs(root, "rm", "-f", *names)
+    resident, size = found.split()
     return int(resident) / int(size)
 
 

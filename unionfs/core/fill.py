@@ -28,7 +28,8 @@ from unionfs.partial_record import Before, Record
 from unionfs.syscalls import files
 
 _FILL_FROM: Final = 8  # when one block in so many is the upper's own, the rest follows
-_AT_ONCE: Final = 8 << 20  # bytes that a change waits for
+_AT_ONCE: Final = 8 << 20  # bytes that are brought at once, and that a change waits for ...
+_AT_ONCE_MOST: Final = 64 << 20  # ... of a large file more: each piece is handed to a thread and back
 _ROOM: Final = 8  # without being asked, a file is completed if that takes at most one in so many of the free bytes
 
 
@@ -74,7 +75,7 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
     if part is None or need == ATTRIBUTES:
         return None
     if need == WHOLE or not tree.writes_blocks:
-        return _begin(tree, node, part, size, settles=True)
+        return _begin(tree, node, part, size, part.limit, settles=True)
     if size is not None or part.has_just_grown:  # a truncation needs no data, and a change waits only once
         part.has_just_grown = False
         return None
@@ -82,7 +83,8 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
         tree.partial_fd(node)  # finds out which blocks it has
     if not part.has_own or not part.missing or (len(part.bits) - part.missing) * _FILL_FROM < len(part.bits):
         return None
-    return _begin(tree, node, part, size, settles=False)
+    most = max(_AT_ONCE, min(part.limit // _FILL_FROM, _AT_ONCE_MOST))
+    return _begin(tree, node, part, size, most, settles=False)
 
 
 def begin_idle(tree: UnionState) -> Fill | None:
@@ -99,7 +101,7 @@ def begin_idle(tree: UnionState) -> Fill | None:
         if not part.missing:
             _settle_now(tree, part, held)
         elif _has_room(part, held):
-            job = _begin(tree, node, part, None, settles=False)
+            job = _begin(tree, node, part, None, _AT_ONCE, settles=False)
             tree.growing.add(nodeid)
             return job
     return None
@@ -116,7 +118,7 @@ def prepare(tree: UnionState, node: FileNode, size: int | None, need: int) -> No
     if part is None or need == ATTRIBUTES:
         return
     if need == WHOLE or not tree.writes_blocks:
-        job = _begin(tree, node, part, size, settles=True)
+        job = _begin(tree, node, part, size, part.limit, settles=True)
         try:
             job.copy()
         except BaseException:
@@ -163,14 +165,14 @@ def _begin_blocks(tree: UnionState, node: FileNode, part: Partial) -> None:
     tree.fds.drop(node)  # it may lead to the lower file
 
 
-def _begin(tree: UnionState, node: FileNode, part: Partial, size: int | None, *, settles: bool) -> Fill:
+def _begin(tree: UnionState, node: FileNode, part: Partial, size: int | None, most: int, *, settles: bool) -> Fill:
     if not part.has_own:
         part.start()
     if tree.watcher is not None:
         tree.watcher.seen.pop(node.nodeid, None)  # until `commit` or `abort` it changes by us
     held = tree.partial_fd(node)
     end = part.limit if size is None else min(size, part.limit)
-    runs = part.missing_runs(end, part.limit if settles else _AT_ONCE)
+    runs = part.missing_runs(end, most)
     st = os.fstat(held.fd)
     before = Before(st.st_mtime_ns, st.st_mode & 0o7777, files.find_xattr(held.fd, partial.CAPABILITY) or b"")
     job = Fill(node, part, held, runs, before)
