@@ -81,6 +81,7 @@ class BranchFiles:
         """Make the files; `make` makes those that can be neither linked nor copied here. Returns whether data were
         copied here. Raises OSError."""
         root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._todo.sort(key=lambda change: change.path.rpartition(b"/")[0])  # so each directory is opened once
         directory, dir_fd, has_copied = None, -1, False
         try:
             for change in self._todo:

@@ -50,7 +50,7 @@ class _Looked(NamedTuple):
     child: Node
     found: Found | None  # what the new stack has under its name
     place: BranchDir | None  # where the child was then
-    leads: bool | None  # as `_leads_to`; None: to be asked when the directory is replaced
+    leads: bool  # `_leads_to` said so; False: it is asked again when the directory is replaced
 
 
 def lowers(union: Union) -> list[Branch]:
@@ -217,7 +217,7 @@ class Restack:
         """Find out whether a name will lead to its child, as far as that can be known now."""
         found = _find(low, name)
         if isinstance(child, FileNode) and child.links is not None:
-            return _Looked(child, found, None, None)
+            return _Looked(child, found, None, False)
         return _Looked(child, found, _place_of(child), self._leads_to(node, name, child, found))
 
     def _tell_of_names(self, node: DirNode, names: set[bytes]) -> Iterator[None]:
@@ -242,12 +242,10 @@ class Restack:
         for name, child in list(node.children.items()):
             looked = known.get(name)
             if looked is None or looked.child is not child:
-                leads = self._leads_to(node, name, child, _find(low, name))
-            elif looked.leads is None or looked.place is not _place_of(child):
-                leads = self._leads_to(node, name, child, looked.found)
-            else:
-                leads = looked.leads
-            if not leads:
+                looked = _Looked(child, _find(low, name), None, False)
+            elif looked.leads and looked.place is _place_of(child):
+                continue
+            if not self._leads_to(node, name, child, looked.found):
                 stale.append(self._lose_name(child, node, name))
         if tree.watcher is not None:
             tree.watcher.seen.pop(node.nodeid, None)
