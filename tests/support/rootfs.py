@@ -45,19 +45,20 @@ class NoRootfsError(Exception):
     """A root filesystem cannot be made here; the message says why."""
 
 
-def debian_tar() -> Path:
-    """The tar of a minimal Debian with python3, dpkg, apt, useradd and su. Takes half a minute the first time.
+def debian_tar(*packages: str) -> Path:
+    """The tar of a minimal Debian with python3, dpkg, apt, useradd, su and `packages`. Takes half a minute at first.
 
     Raises: NoRootfsError when mmdebstrap is missing or fails (most often: no network).
     """
     cache = _cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
-    recipe = hashlib.sha256("\0".join(_RECIPE).encode()).hexdigest()[:12]
+    wanted = (*_RECIPE[:-1], f"--include={','.join(packages)}", _RECIPE[-1]) if packages else _RECIPE
+    recipe = hashlib.sha256("\0".join(wanted).encode()).hexdigest()[:12]
     tar = cache / f"debian-{_SUITE}-{recipe}.tar"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once make it once
         if not tar.exists():
-            _make(tar)
+            _make(tar, wanted)
     return tar
 
 
@@ -96,7 +97,7 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unionfs-tests"
 
 
-def _make(tar: Path) -> None:
+def _make(tar: Path, recipe: tuple[str, ...]) -> None:
     if not shutil.which("mmdebstrap"):
         raise NoRootfsError("mmdebstrap is not installed")
     # In /var/tmp and not in the cache: mmdebstrap's own helpers must be able to write there under another user id.
@@ -104,7 +105,7 @@ def _make(tar: Path) -> None:
         part = Path(aside) / "part.tar"
         try:
             made = subprocess.run(
-                [*_RECIPE, os.fspath(part)],
+                [*recipe, os.fspath(part)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

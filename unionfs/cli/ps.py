@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="only containers with this id, name, status, exited, ancestor, label, volume or driver",
+        help="only containers with this id, name, status, exited, ancestor, label, volume or driver; "
+        "abandoned=true: with --rm, and killed on this machine before they removed themselves",
     )
     parser.add_argument("--format", metavar="FORMAT", help="json, table, or a line such as '{{.Names}} {{.Status}}'")
     parser.add_argument("--json", action="store_true", help="print JSON")
