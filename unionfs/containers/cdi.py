@@ -133,9 +133,11 @@ def is_name(text: str) -> bool:
 def resolve(names: Iterable[str], directories: Sequence[str] = DIRECTORIES) -> Edits:
     """What a container needs for the devices of these names. Raises: ContainerError for a name that no description
     has, or several of one directory, with the directories that were read and the files that cannot be used."""
-    found, used = Edits(), set()
+    found, used, wanted = Edits(), set(), dict.fromkeys(names)
+    if not wanted:
+        return found
     read = _Read(directories)
-    for name in dict.fromkeys(names):
+    for name in wanted:
         path, description, device = read.find(name)
         if path not in used:
             used.add(path)
