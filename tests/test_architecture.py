@@ -94,12 +94,16 @@ ALLOWED = {
     **{f"unionfs.mount_parent.{name}": Row(("unionfs.mount_parent",)) for name in ("identity", "messages", "client")},
     "unionfs.mount_parent": Row(
         (
-            *(*GROUND_FLOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse.detachment"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse"),
             *("unionfs.daemon_options", "unionfs.daemon_service", "unionfs.daemon_start"),
+            *("unionfs.daemon_continued", "unionfs.daemon_keeper", "unionfs.process_properties"),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.daemon_options": Row(("unionfs.core.options", "unionfs.fuse.mounting", "unionfs.fuse.options")),
+    "unionfs.process_properties": Row((*GROUND_FLOOR, "unionfs.mount_parent.client")),
+    "unionfs.daemon_options": Row(
+        ("unionfs.core.options", "unionfs.fuse.keeper_channel", "unionfs.fuse.mounting", "unionfs.fuse.options")
+    ),
     "unionfs.daemon_start": Row(
         ("unionfs.daemon", "unionfs.daemon_options", "unionfs.fuse.mounting", "unionfs.mount_parent.client")
     ),
@@ -114,7 +118,17 @@ ALLOWED = {
         not_even=("argparse",),
     ),
     "unionfs.daemon_keeper": Row(
-        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
+        (
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
+            "unionfs.process_properties",
+        ),
+        not_even=("argparse",),
+    ),
+    "unionfs.daemon_continued": Row(
+        (
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.daemon_service", "unionfs.daemon_state"),
+            *("unionfs.fuse", "unionfs.mount_parent.identity"),
+        ),
         not_even=("argparse",),
     ),
     "unionfs.daemon": Row(
@@ -126,8 +140,8 @@ ALLOWED = {
     ),
     "unionfs.daemon_upgrade": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.daemon_keeper", "unionfs.daemon_service"),
-            *("unionfs.daemon_state", "unionfs.fuse", "unionfs.mount_parent.identity"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_continued", "unionfs.daemon_keeper"),
+            *("unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
         ),
         not_even=("argparse",),
     ),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from unionfs import daemon_keeper, daemon_service
 from unionfs.core.options import OptionError
 from unionfs.core.union import Union
-from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_options import DaemonOptions, Forked, StartError
 from unionfs.daemon_service import Service
 from unionfs.detach import above_stdio, detach
 from unionfs.fuse import control_socket, mounting
@@ -36,6 +36,7 @@ from unionfs.mount_parent.client import FAILED, READY
 if TYPE_CHECKING:
     from logging import Logger
 
+    from unionfs.fuse.keeper_channel import Channel
     from unionfs.fuse.watching import Notifier
 
 _NEEDED: Final = {"pyfuse3": ("trio", "pyfuse3")}
@@ -60,7 +61,7 @@ def fork(options: DaemonOptions) -> list[str]:
     child = os.fork()
     if child == 0:
         os.close(read_fd)
-        _run_daemon(options, _Report(write_fd))
+        _run_daemon(options, write_fd)
     os.close(write_fd)
     with open(read_fd, "rb") as pipe:
         report = os.fsdecode(pipe.read())
@@ -91,14 +92,14 @@ class _Report:
                 pipe.write(os.fsencode("\0".join(fields)))
 
 
-def _run_daemon(options: DaemonOptions, report: _Report) -> NoReturn:
+def _run_daemon(options: DaemonOptions, write_fd: int) -> NoReturn:
     """Run the daemon in the forked child: detach, serve, exit."""
-    status = 1
+    report, status = _Report(write_fd), 1
     try:
         os.setsid()
         if os.fork() != 0:
             os._exit(0)  # reparented, so that its starter need not reap it
-        _detach(options, report.fd)()
+        _detach(options, write_fd)()
         _serve(options, lambda warning: report.send(READY, str(os.getpid()), warning))
         status = 0
     except BaseException as bug:  # noqa: BLE001 - the starter may wait for a report
@@ -114,13 +115,9 @@ def _internal_error(bug: BaseException) -> StartError:
     return StartError(f"internal error: {type(bug).__name__}: {bug}", "--foreground --debug shows where")
 
 
-def become(options: DaemonOptions, warn: Warn, report_fd: int, tell: Callable[[str], None]) -> NoReturn:
-    """Serve in this process, which was forked for that, and end it. Raises StartError until the mount can be used.
-
-    `tell` is called with a warning or "" once it can be; it raises OSError when the caller has gone. `report_fd` is
-    kept open for it.
-    """
-    replace_stdio = _detach(options, report_fd)
+def become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
+    """Serve in this process, which was forked for that, and end it. Raises StartError until the mount can be used."""
+    replace_stdio = _detach(options, *forked.descriptors, forked.channel.fileno())
     is_told, status = False, 1
 
     def ready(warning: str) -> None:
@@ -129,10 +126,10 @@ def become(options: DaemonOptions, warn: Warn, report_fd: int, tell: Callable[[s
             warn(warning)
         replace_stdio()
         is_told = True  # the caller does not read the output of this process any more
-        tell(warning)
+        forked.tell(warning)
 
     try:
-        _serve(options, ready)
+        _serve(options, ready, forked.channel)
         status = 0
     except BaseException as bug:
         if not is_told:
@@ -142,8 +139,8 @@ def become(options: DaemonOptions, warn: Warn, report_fd: int, tell: Callable[[s
     os._exit(status)
 
 
-def _detach(options: DaemonOptions, report_fd: int | None) -> Callable[[], None]:
-    keep = {report_fd, options.lifeline_fd, mounting.inherited_fd(options.mountpoint)}
+def _detach(options: DaemonOptions, *others: int) -> Callable[[], None]:
+    keep = {*others, options.lifeline_fd, options.held_fd, mounting.inherited_fd(options.mountpoint)}
     if options.debug and options.log is None:
         keep.add(2)
     try:
@@ -152,8 +149,9 @@ def _detach(options: DaemonOptions, report_fd: int | None) -> Callable[[], None]
         raise StartError(f"opening the log failed: {options.log}: {error.strerror}") from error
 
 
-def _serve(options: DaemonOptions, ready: Warn) -> None:
-    """Open and mount the union, call `ready` with a warning or "", serve, close."""
+def _serve(options: DaemonOptions, ready: Warn, parent: Channel | None = None) -> None:
+    """Open and mount the union, call `ready` with a warning or "", serve, close. `parent`: of mounts, which may keep
+    it."""
     _check_transport(options.transport)
     _check_passthrough(options)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -173,7 +171,7 @@ def _serve(options: DaemonOptions, ready: Warn) -> None:
         if options.exclusive and union.upper_in_use:
             why = f"another union has the upper {options.union.upper} for writing"
             raise StartError(f"mount failed: {options.mountpoint}: {why}", code=errno.EBUSY)
-        _mount_and_serve(options, mountpoint, union, _notifier(options, union), ready)
+        _mount_and_serve(options, mountpoint, union, _notifier(options, union), ready, parent)
     finally:
         union.close()
 
@@ -203,7 +201,12 @@ def _warnings(union: Union, notifier: Notifier | None) -> str:
 
 
 def _mount_and_serve(
-    options: DaemonOptions, mountpoint: str, union: Union, notifier: Notifier | None, ready: Warn
+    options: DaemonOptions,
+    mountpoint: str,
+    union: Union,
+    notifier: Notifier | None,
+    ready: Warn,
+    parent: Channel | None,
 ) -> None:
     shutdown = GracefulShutdown()
     try:
@@ -237,7 +240,7 @@ def _mount_and_serve(
             traffic.death_helper = service.helper
             if notifier is not None:
                 notifier.pause()
-            daemon_keeper.start(service)
+            daemon_keeper.start(service, parent)
         service.serve(notifier)
 
 

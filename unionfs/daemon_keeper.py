@@ -1,4 +1,5 @@
-"""The keeper of a daemon's mount: this process stays as the keeper, and a process that it forks is the daemon.
+"""The keeper of a daemon's mount: the parent of mounts that has forked this process; or else this process stays as the
+keeper, and a process that it forks is the daemon.
 
 Knows what a daemon serves (daemon_service) and what its keeper and the record of nodes need of that. Does not mount.
 """
@@ -12,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from unionfs import daemon_service, process_properties
 from unionfs.core import takeover
 from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.daemon_service import Service, import_late_modules
@@ -21,12 +23,16 @@ from unionfs.fuse.life import DIED, Life
 if TYPE_CHECKING:
     from logging import Logger
 
+    from unionfs.fuse.detachment import Mounted
+    from unionfs.fuse.keeper_channel import Channel
     from unionfs.fuse.kernel.session import Kept
     from unionfs.fuse.upgrade import Program
 
 
-def start(service: Service) -> None:
-    """Leave this process as the keeper, and return in a daemon that it forks; or without one, if that is impossible.
+def start(service: Service, parent: Channel | None) -> None:
+    """Have the parent of mounts at the other end of `parent` keep the mount, and return. If there is none, or it
+    cannot, leave this process as the keeper, and return in a daemon that it forks; or without one, if that is
+    impossible.
 
     Raises: DamagedError, in a daemon that cannot continue.
     """
@@ -43,7 +49,40 @@ def start(service: Service) -> None:
     service.kept = kept
     takeover.keep_record(service.union, kept.record)
     service.traffic.keep(kept)
-    stay(service, kept)
+    if parent is None or daemon_service.why_not_upgraded(service.options, service.traffic):
+        stay(service, kept)
+        return
+    try:
+        life = Life(os.getppid())
+        life.channel, life.is_parent = parent, True
+        give(service, kept, parent)
+    except OSError as error:  # the parent has ended, or no descriptor is left
+        _logger().warning("a keeper of its own: the parent of mounts cannot keep it: %s", error)
+        stay(service, kept)
+        return
+    show_in_process_list(service.mounted.connection)
+    begin(service, kept, life)
+
+
+def give(service: Service, kept: Kept, parent: Channel) -> None:
+    """Give the parent of mounts all that another daemon needs to continue. Raises: OSError."""
+    from unionfs.daemon_state import describe, shown
+
+    values = describe(service, kept)
+    places = process_properties.open_namespaces()
+    try:
+        parent.give([*values["descriptors"], *places, 2])
+    finally:
+        for fd in places:
+            os.close(fd)
+    parent.keep(
+        {
+            **values,
+            "shown": " ".join(shown()),
+            "properties": process_properties.read(0),
+            "environment": [*os.environb.items()],
+        }
+    )
 
 
 def stay(service: Service, kept: Kept, **continued: Any) -> None:
@@ -52,21 +91,36 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
     Raises: DamagedError, in a daemon that cannot continue.
     """
 
-    def give_up(why: str) -> None:
-        _logger().error("no daemon can continue (%s): the union is unmounted", why)
-        service.mounted.unmount()
-
+    show_in_process_list(service.mounted.connection, keeper=True)
+    give_up = partial(given_up, service.mounted)
     life = keeper.keep(kept.record, give_up, partial(_described, service, kept), **continued)
-    show_in_process_list(service.mounted.connection)
     if life.continues:
-        try:
-            took_ms = take_over(service, kept, life)
-        except DamagedError:
-            raise
-        except Exception:  # noqa: BLE001 - the keeper tries again
-            _logger().exception("the takeover fails")
-            os._exit(DIED)
-        _logger().warning("the daemon before %s; this one continues after %.1f ms", life.ended, took_ms)
+        continue_after(service, kept, life)
+    else:
+        show_in_process_list(service.mounted.connection)
+        begin(service, kept, life)
+
+
+def given_up(mounted: Mounted, why: str) -> None:
+    """Unmount, since no daemon can continue, for the reason `why`."""
+    _logger().error("no daemon can continue (%s): the union is unmounted", why)
+    mounted.unmount()
+
+
+def continue_after(service: Service, kept: Kept, life: Life) -> None:
+    """Continue where another daemon has ended. Does not return if that fails.
+
+    Raises: DamagedError: no daemon can continue.
+    """
+    show_in_process_list(service.mounted.connection)
+    try:
+        took_ms = take_over(service, kept, life)
+    except DamagedError:
+        raise
+    except Exception:  # noqa: BLE001 - the keeper tries again
+        _logger().exception("the takeover fails")
+        os._exit(DIED)
+    _logger().warning("the daemon before %s; this one continues after %.1f ms", life.ended, took_ms)
     begin(service, kept, life)
 
 
@@ -88,6 +142,8 @@ def take_over(service: Service, kept: Kept, life: Life) -> float:
 def begin(service: Service, kept: Kept, life: Life) -> None:
     """Note that this daemon begins to serve."""
     service.life = life
+    if life.is_parent and life.channel is not None:
+        service.shutdown.pass_on = life.channel.pass_on
     life.begin(kept.record)
     life.watch(_logger().warning)
 

@@ -82,12 +82,16 @@ class Service:
             self.mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
             raise
         finally:
+            if self.life is not None:
+                self.life.over()
             self.shutdown.serving_ended()
 
     def serve(self, notifier: Notifier | None = None) -> None:
         """Serve until the mount ends, or the daemon is to end."""
         transport = import_module(TRANSPORTS[self.options.transport])
-        self.helper.keeper = self.life.keeper if self.life is not None else None
+        if self.life is not None:
+            self.helper.keeper = self.life.keeper
+            self.helper.parent = self.life.channel if self.life.is_parent else None
         if notifier is not None:
             self.helper.start()
         self.shutdown.listen(self.mounted, self.options.lifeline_fd)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs.daemon_options import DaemonOptions, Forked, StartError
 from unionfs.fuse import mounting
 from unionfs.mount_parent import client
 
@@ -18,10 +18,11 @@ Warn = Callable[[str], None]
 
 
 class Started(NamedTuple):
-    """A running daemon; its mount can be used."""
+    """A running daemon; its mount can be used. The descriptors are the caller's to close."""
 
     pid: int
-    pidfd: int  # the caller's to close
+    pidfd: int
+    ended: int  # readable when no daemon serves the mount any more; the same as `pidfd` if another never can
 
 
 def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client.Parent | None = None) -> Started:
@@ -35,7 +36,7 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
     if _forked is not None:
         from unionfs import daemon
 
-        daemon.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked.report_fd, _forked.tell)
+        daemon.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
     reply = _ask_parent(options, parent) or _fork(options)
     verdict, *fields = reply.fields
     if verdict == client.READY:
@@ -43,7 +44,8 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
         if warning:
             warn(warning)
         try:
-            return Started(int(pid), reply.descriptors[0] if reply.descriptors else os.pidfd_open(int(pid)))
+            pidfd, *more = reply.descriptors or [os.pidfd_open(int(pid))]
+            return Started(int(pid), pidfd, more[0] if more else pidfd)
         except OSError as error:
             raise StartError(client.ENDED, client.ENDED_HINT) from error
     if verdict == client.FAILED:
@@ -81,14 +83,6 @@ def _fork(options: DaemonOptions) -> client.Reply:
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
     return client.Reply(daemon.fork(options._replace(started_by=started_by)), [])
-
-
-class Forked(NamedTuple):
-    """The caller of a process that was forked to become a daemon, as that process knows it. Immutable."""
-
-    parent: int  # pid of the process that has forked it
-    report_fd: int  # kept open until the mount can be used
-    tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone
 
 
 _forked: Forked | None = None  # set once, by `become_at_start`

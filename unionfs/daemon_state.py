@@ -42,30 +42,41 @@ class Described:
 
     def __call__(self, life: Life) -> Program:
         """Return what is executed. `life`: as it will be then, but for `version_before`. Raises: OSError."""
-        service, kept = self._service, self._kept
-        life.version_before = service.version or ""
-        assert isinstance(service.traffic, Session)
-        branches = takeover.opened(service.union)
-        with open("/proc/self/cmdline", "rb") as file:
-            shown = os.fsdecode(file.read()).rstrip("\0").split("\0")
-        values = {
-            "options": plain(service.options._replace(union=service.union.options)),  # with frozen branches
-            "branches": handover.to_values(branches),
-            "mounted": service.mounted.values(),
-            "session": service.traffic.state(),
-            "device": service.fd,
-            "record": kept.record.fd,
-            "view_record": None if kept.view_record is None else kept.view_record.fd,
-            "control": service.control_fd,
-            "since": service.since,
-            "life": life.values(),
-            "facts": identity.facts(),
-        }
-        view_fd = None if kept.view_record is None else kept.view_record.fd
-        fds = [service.fd, kept.record.fd, *branches.descriptors()]
-        fds += [fd for fd in (view_fd, service.control_fd, service.options.lifeline_fd) if fd is not None]
+        life.version_before = self._service.version or ""
+        values = describe(self._service, self._kept)
         flag = "-I" if sys.flags.isolated else "-P"
-        return Program([sys.executable, flag, _ENTRY], shown, {**values, "descriptors": fds}, fds)
+        program = [sys.executable, flag, _ENTRY]
+        return Program(program, shown(), {**values, "life": life.values()}, values["descriptors"])
+
+
+def shown() -> list[str]:
+    """Return the words of the command line that this process shows. Raises: OSError."""
+    with open("/proc/self/cmdline", "rb") as file:
+        return os.fsdecode(file.read()).rstrip("\0").split("\0")
+
+
+def describe(service: Service, kept: Kept) -> dict[str, Any]:
+    """Return what `daemon_continued.make` needs but `life`: values for marshal. "descriptors" lists all that they
+    name. Raises: OSError."""
+    assert isinstance(service.traffic, Session)
+    branches = takeover.opened(service.union)
+    options = service.options
+    view_fd = None if kept.view_record is None else kept.view_record.fd
+    fds = [service.fd, kept.record.fd, *branches.descriptors()]
+    more = (view_fd, service.control_fd, options.lifeline_fd, options.held_fd)
+    return {
+        "options": plain(options._replace(union=service.union.options)),  # with frozen branches
+        "branches": handover.to_values(branches),
+        "mounted": service.mounted.values(),
+        "session": service.traffic.state(),
+        "device": service.fd,
+        "record": kept.record.fd,
+        "view_record": view_fd,
+        "control": service.control_fd,
+        "since": service.since,
+        "facts": identity.facts(),
+        "descriptors": [*fds, *(fd for fd in more if fd is not None)],
+    }
 
 
 def plain(value: Any) -> Any:

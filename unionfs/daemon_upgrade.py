@@ -12,20 +12,13 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from unionfs import daemon_keeper, daemon_service
-from unionfs.core import handover, takeover
-from unionfs.core.node_record import NodeRecord
-from unionfs.core.union import Union
+from unionfs import daemon_continued, daemon_keeper, daemon_service
 from unionfs.daemon_service import Service
-from unionfs.daemon_state import RefusedError, options_of
-from unionfs.fuse import upgrade
-from unionfs.fuse.detachment import Mounted
-from unionfs.fuse.kernel.session import Kept, Session
+from unionfs.daemon_state import RefusedError
+from unionfs.fuse import keeper_channel, upgrade
+from unionfs.fuse.keeper_channel import Channel
+from unionfs.fuse.kernel.session import Kept
 from unionfs.fuse.life import Life
-from unionfs.fuse.shutdown import GracefulShutdown
-from unionfs.fuse.upgrade import Channel
-from unionfs.mount_parent import identity
-from unionfs.syscalls.namespaces import set_command_line
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -34,8 +27,8 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> NoReturn:
     """Continue the mount that a keeper hands over. `arguments`: the number of the descriptor with the values."""
     try:
-        values = upgrade.read_state(int(arguments[0]))
-        channel = upgrade.channel_of(values["channel"])
+        values = keeper_channel.read_state(int(arguments[0]))
+        channel = keeper_channel.channel_of(values["channel"])
     except (OSError, ValueError, LookupError) as bad:
         error = f"{bad} is missing" if isinstance(bad, LookupError) else bad
         sys.stderr.write(f"unionfs: upgrade failed: {error}; this is executed by the keeper of a mount\n")
@@ -46,11 +39,8 @@ def main(arguments: list[str]) -> NoReturn:
             service = _become_keeper(values, channel)
         else:
             service = _become_daemon(values, channel)
-        try:
-            with service.until_its_end():
-                service.serve()
-        finally:
-            service.union.close()
+        with daemon_continued.serving(service):
+            service.serve()
         status = 0
     except BaseException:  # noqa: BLE001 - this process ends here
         _logger().exception("the daemon ends because of a bug")
@@ -120,32 +110,8 @@ def _make(values: dict[str, Any]) -> _Continued:
     parts raise."""
     for fd in values["descriptors"]:
         os.set_inheritable(fd, False)
-    options = options_of(values["options"])
-    shutdown = GracefulShutdown()
-    _check_facts(values["facts"])
-    set_command_line("\0".join(sys.argv[2:]))
-    daemon_service.prepare(options)
-    union = Union(options.union, handover.from_values(values["branches"]))
-    service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
-    session = Session.continued(options.serve, daemon_service.tuning(), values["session"])
-    service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
-    session.death_helper = service.helper
-    daemon_service.offer_view(service)
-    view_record = None if values["view_record"] is None else NodeRecord(values["view_record"])
-    kept = service.kept = Kept(NodeRecord(values["record"]), view_record)
-    takeover.keep_record(union, kept.record)
-    session.keep(kept)
-    daemon_service.tune_garbage_collection()
-    daemon_service.import_late_modules(service)
+    service, kept = daemon_continued.make(values, "\0".join(sys.argv[2:]))
     return _Continued(service, kept, Life.of_values(values["life"], kept.record))
-
-
-def _check_facts(before: list[tuple[str, str]]) -> None:
-    """Check that executing has changed nothing of what this process may do. Raises: RefusedError."""
-    own = identity.facts()
-    lost = [what for what, value in before if (what, value) not in own]
-    if lost:
-        raise RefusedError(f"executing it changes what the daemon may do: not the same {lost[0]}")
 
 
 def _logger() -> Logger:

@@ -21,15 +21,21 @@ def detach(keep: Set[int | None], log: str | None = None) -> Callable[[], None]:
     Returns what replaces the standard descriptors, by `log` or /dev/null: until then errors can be printed.
     Raises: OSError when `log` cannot be opened.
     """
+    let_go(keep)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    null_fd = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    out_fd = null_fd if log is None else above_stdio(_open_log(log))
+    return partial(_replace_stdio, null_fd, out_fd, keep)
+
+
+def let_go(keep: Set[int | None]) -> None:
+    """The same but for the standard descriptors and blocked signals: nothing is opened."""
     os.umask(0)
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd >= _FIRST_AFTER_STDIO and fd not in keep:
             with suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(fd)
-    null_fd = above_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-    out_fd = null_fd if log is None else above_stdio(_open_log(log))
     _reset_signals()
-    return partial(_replace_stdio, null_fd, out_fd, keep)
 
 
 def _reset_signals() -> None:
@@ -44,7 +50,6 @@ def _reset_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _replace_stdio(null_fd: int, out_fd: int, keep: Set[int | None]) -> None:

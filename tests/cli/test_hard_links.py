@@ -105,7 +105,7 @@ def test_a_container_whose_daemon_was_killed(user: User, lower: Path) -> None:
 def _kill(daemons: set[int]) -> None:
     """Kill a keeper and then its daemon, so that no other daemon continues."""
     assert len(daemons) == 2
-    for pid in sorted(daemons, key=lambda pid: not Path(f"/proc/{pid}/comm").read_text().startswith("unionfs-k:")):
+    for pid in sorted(daemons, key=lambda pid: Path(f"/proc/{pid}/comm").read_text().startswith("unionfs:")):
         os.kill(pid, signal.SIGKILL)
 
 

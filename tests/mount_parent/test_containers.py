@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount_parent.callers import PATIENCE_S, Caller, caller_of, ends
-from tests.support import process
+from tests.support import chaos, process
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -36,7 +36,7 @@ class Running:
 
     front: subprocess.Popen[str]
     monitor: int
-    daemons: list[int]  # their keepers
+    daemons: list[int]  # or the keepers that they have beside them
 
     @property
     def daemon(self) -> int:
@@ -67,7 +67,9 @@ def _container(caller: Caller, *flags: str, env: Mapping[str, str] | None = None
         assert front.stdout.readline() == "ready\n"
         children = Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split()
         (monitor,) = (int(pid) for pid in children if _name(pid) == "unionfs-monitor")
-        yield Running(front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith("unionfs-k:")])
+        yield Running(
+            front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith(("unionfs:", "unionfs-k:"))]
+        )
     finally:
         _, said = front.communicate("\n", timeout=limit(process.DEFAULT_TIMEOUT_S))
         print(said, file=sys.stderr)
@@ -142,7 +144,8 @@ def test_a_daemon_is_as_one_that_the_monitor_has_forked(caller: Caller) -> None:
     for env in (_ALONE, {}):
         with _container(caller, env=env) as running:
             assert running.started_by() == ("unionfs-monitor" if env else "unionfs-parent")
-            daemon, monitor = Path(f"/proc/{running.daemon}"), Path(f"/proc/{running.monitor}")
+            served = _name(running.daemon).replace("unionfs-k:", "unionfs:")
+            daemon, monitor = Path(f"/proc/{chaos.wait_for_daemon(served)}"), Path(f"/proc/{running.monitor}")
             status = dict(line.split(":", 1) for line in (daemon / "status").read_text().splitlines())
             told = ["Umask", "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"]
             told += ["Seccomp", "SigBlk", "SigIgn", "SigCgt", "Cpus_allowed"]
@@ -159,17 +162,29 @@ def test_a_daemon_is_as_one_that_the_monitor_has_forked(caller: Caller) -> None:
     assert {"user", "cgroup", "pid"} <= {*seen[1][1]}
 
 
-@pytest.mark.parametrize("victim", ["monitor", "keeper"])
-def test_the_container_ends_when_its_monitor_or_keeper_is_killed(caller: Caller, victim: str) -> None:
+def test_the_container_ends_when_its_monitor_is_killed(caller: Caller) -> None:
     _leave_parent(caller)
     with _container(caller) as running:
         assert running.started_by() == "unionfs-parent"
-        killed, other = running.monitor, running.daemon
-        if victim == "keeper":
-            killed, other = other, killed
-        os.kill(killed, signal.SIGKILL)
-        assert ends(other)
+        os.kill(running.monitor, signal.SIGKILL)
+        assert ends(running.daemon)
     assert running.front.returncode == 125
+
+
+def test_the_container_outlives_its_daemon(caller: Caller) -> None:
+    """The parent enters its namespaces again. When the container has ended, no daemon is left."""
+    _leave_parent(caller)
+    with _container(caller) as running:
+        assert running.started_by() == "unionfs-parent"
+        mount = _name(running.daemon)
+        now = running.daemon
+        before = [os.readlink(f"/proc/{now}/ns/{kind}") for kind in ("user", "mnt", "cgroup")]
+        for _ in range(3):
+            os.kill(now, signal.SIGKILL)
+            now = chaos.wait_for_daemon(mount, after=now)
+            assert [os.readlink(f"/proc/{now}/ns/{kind}") for kind in ("user", "mnt", "cgroup")] == before
+    assert running.front.returncode == 0
+    assert ends(now)
 
 
 def test_nothing_is_left_when_the_front_is_killed(caller: Caller) -> None:

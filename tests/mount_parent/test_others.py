@@ -15,6 +15,7 @@ import pytest
 
 from tests.fuse.daemons import daemon_of
 from tests.mount_parent.callers import Caller, ends
+from tests.support import chaos, machine
 from tests.support.users import CHECKOUT, User
 
 ABSENT = "itself: there was no parent"
@@ -193,7 +194,7 @@ def test_in_a_chroot_the_mount_is_an_ordinary_one(root: Caller) -> None:
         subprocess.run(["umount", "-l", top], check=True)
 
 
-def test_other_code_is_another_caller_and_changed_code_ends_the_parent(root: Caller) -> None:
+def test_other_code_is_another_caller_and_changed_code_ends_the_parent_with_its_mounts(root: Caller) -> None:
     copy = root.directory / "code"
     shutil.copytree(CHECKOUT / "unionfs", copy / "unionfs")
     there = {"PYTHONPATH": os.fspath(copy)}
@@ -207,6 +208,13 @@ def test_other_code_is_another_caller_and_changed_code_ends_the_parent(root: Cal
     assert root.started_by(root.mount("fourth", env=there)) == (
         f"itself: {theirs}: its code or its surroundings have changed"
     )
+    third = root.directory / "third"
+    if not machine.lacks_keeper():
+        mount = Path(f"/proc/{root.stats(third)['pid']}/comm").read_text().strip()
+        os.kill(before := chaos.wait_for_daemon(mount), 9)  # the next one is of the code before
+        chaos.wait_for_daemon(mount, after=before)
+        assert root.started_by(third) == theirs
+    assert root.unionfs("umount", third).returncode == 0
     assert ends(int(theirs.split()[1]))
     last = root.started_by(root.mount("fifth", env=there))
     assert last.startswith("parent ")

@@ -170,7 +170,7 @@ class MountedSubject:
         assert done.returncode == 0, f"mount failed ({done.returncode}): {done.stderr}"
         assert self._mount_line(), f"the mount command succeeded, but {self.merged} is no mount"
         if chaos.is_wanted() and self._keeper and self.subject.transport == "kernel":
-            self._killer = chaos.Killer(chaos.keeper(f"{self.base}/")).start()
+            self._killer = chaos.Killer(chaos.mount(f"{self.base}/")).start()
 
     def mount_argv(self) -> list[str]:
         """The command that mounts, as the subject's own user calls it."""

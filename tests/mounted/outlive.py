@@ -225,7 +225,7 @@ def run(base: Path, kills: int, between: str, options: list[str]) -> bool:
     _unionfs("mount", *branches, f"--log={base / 'log'}", *options, os.fspath(base / "merged"))
     base.chmod(0o755)
     working = {name: _start(name, base) for name in _WORK if _is_possible(name)}
-    killer = chaos.Killer(chaos.keeper(f"{base}/"), between, seed=int(time.time())).start()
+    killer = chaos.Killer(chaos.mount(f"{base}/"), between, seed=int(time.time())).start()
     began, is_right = time.monotonic(), True
     try:
         while killer.kills < kills and all(one.poll() is None for one in working.values()):

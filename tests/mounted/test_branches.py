@@ -288,7 +288,7 @@ def test_a_daemon_that_dies_afterwards_ends_the_mount(stand: MountedSubject) -> 
     _branch(stand, "add", str(stand.merged), str(_more(stand)))
     told = stand.agent.call(command, [*stand.user.unionfs_cmd, "stats", str(stand.merged)]).stdout
     assert "it does not know the branches as they are now: if the daemon dies, the mount ends" in told
-    stand.agent.call(_kill, chaos.wait_for_daemon(chaos.keeper(f"{stand.base}/")))
+    stand.agent.call(_kill, chaos.wait_for_daemon(chaos.mount(f"{stand.base}/")))
     assert stand.wait_for_daemons() == {}
     assert not stand.is_mounted()
     assert [line for line in stand.complaints() if "its branches were changed while it was mounted" in line] != []

@@ -42,15 +42,15 @@ def stand(request: pytest.FixtureRequest, scratch: Path) -> Iterator[MountedSubj
         yield built
 
 
-def _keeper(stand: MountedSubject) -> int:
-    return chaos.keeper(f"{stand.base}/")
+def _mount(stand: MountedSubject) -> str:
+    return chaos.mount(f"{stand.base}/")
 
 
-def kill_daemon(keeper: int) -> None:
-    """Kill the daemon of a keeper, and wait until there is another one."""
-    before = chaos.wait_for_daemon(keeper)
+def kill_daemon(mount: str) -> None:
+    """Kill the daemon of a mount, and wait until there is another one."""
+    before = chaos.wait_for_daemon(mount)
     os.kill(before, signal.SIGKILL)
-    chaos.wait_for_daemon(keeper, after=before)
+    chaos.wait_for_daemon(mount, after=before)
 
 
 def _stats(stand: MountedSubject) -> dict[str, object]:
@@ -60,14 +60,14 @@ def _stats(stand: MountedSubject) -> dict[str, object]:
 
 
 def test_what_is_open_goes_on(stand: MountedSubject) -> None:
-    keeper = _keeper(stand)
+    mount = _mount(stand)
     # The agent's child kills the daemon: it runs as the daemon's user.
-    stand.run(_use_across_a_death, keeper)
+    stand.run(_use_across_a_death, mount)
     stand.unmount()
 
 
-def _use_across_a_death(keeper: int) -> None:
-    use_across(partial(kill_daemon, keeper))
+def _use_across_a_death(mount: str) -> None:
+    use_across(partial(kill_daemon, mount))
 
 
 def use_across(change_daemon: Callable[[], None]) -> None:
@@ -118,7 +118,7 @@ def use_across(change_daemon: Callable[[], None]) -> None:
 
 
 def test_a_database_under_kills(stand: MountedSubject) -> None:
-    killer = chaos.Killer(_keeper(stand), "30-120").start()
+    killer = chaos.Killer(_mount(stand), "30-120").start()
     try:
         stand.run(transactions, timeout_s=120)
     finally:
@@ -145,8 +145,7 @@ def transactions() -> None:
 
 
 def test_a_killed_keeper_leaves_a_daemon_that_goes_on(stand: MountedSubject) -> None:
-    keeper = _keeper(stand)
-    chaos.wait_for_daemon(keeper)
+    keeper = chaos.keeper_of(_mount(stand))
     stand.agent.call(os.kill, keeper, signal.SIGKILL)
     deadline = time.monotonic() + limit(10)
     while "the keeper" not in stand.log.read_text():
@@ -212,7 +211,7 @@ def test_a_takeover_that_fails_again_and_again_ends_the_mount(stand: MountedSubj
     )
     stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
     stand.mount()
-    stand.agent.call(os.kill, chaos.wait_for_daemon(_keeper(stand)), signal.SIGKILL)
+    stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)
     assert stand.wait_for_daemons() == {}
     assert not stand.is_mounted()
     assert "no daemon can continue" in stand.log.read_text()

@@ -47,51 +47,51 @@ def _passed(stand: MountedSubject) -> dict[str, int]:
 
 
 def test_open_files_across_deaths(stand: MountedSubject) -> None:
-    stand.run(_use_across_deaths, chaos.keeper(f"{stand.base}/"), timeout_s=60)
+    stand.run(_use_across_deaths, chaos.mount(f"{stand.base}/"), timeout_s=60)
     assert _passed(stand) == {"open": 0, "plain": 0}
 
 
-def _use_across_deaths(keeper: int) -> None:
+def _use_across_deaths(mount: str) -> None:
     early = os.open("f", os.O_RDONLY)
     ino = os.fstat(early).st_ino
     gone = os.open("gone", os.O_RDONLY)
     os.unlink("gone")
-    kill_daemon(keeper)
+    kill_daemon(mount)
     same(os.pread(early, 99, 0), b"hello")
     same(os.pread(gone, 99, 0), b"removed")
     # The lower's file is open: what opens the copy gets the node by another number.
     writer = os.open("f", os.O_RDWR)
-    kill_daemon(keeper)
+    kill_daemon(mount)
     same(os.pwrite(writer, b"HELLO!", 0), 6)
     for _ in range(2):
         late = os.open("f", os.O_RDONLY)
         same((os.pread(late, 99, 0), os.pread(early, 99, 0)), (b"HELLO!", b"hello"))
         same({os.fstat(fd).st_ino for fd in (early, late, writer)}, {ino})
         same((os.fstat(early).st_size, os.stat("f").st_size), (6, 6))
-        kill_daemon(keeper)
+        kill_daemon(mount)
         os.close(late)
     fails(errno.ESTALE, os.open, f"/proc/self/fd/{early}", os.O_RDONLY)
     os.close(early)
-    kill_daemon(keeper)
+    kill_daemon(mount)
     os.pwrite(writer, b"!", 6)
     os.close(writer)
     same(read("f"), b"HELLO!!")
-    kill_daemon(keeper)
+    kill_daemon(mount)
     with open("f", "r+b") as again, open("one", "rb") as one:
         again.write(b"hallo")
         again.flush()
         os.truncate("two", 0)
-        kill_daemon(keeper)
+        kill_daemon(mount)
         write("two", b"NEW")
         same((one.read(), read("one"), read("f")), (b"1", b"NEW", b"hallo!!"))
     with open("big", "r+b") as big:
-        kill_daemon(keeper)
+        kill_daemon(mount)
         big.seek(3 << 20)
         big.write(b"end")
-    kill_daemon(keeper)
+    kill_daemon(mount)
     same((os.stat("big").st_size, read("big")[-4:]), ((3 << 20) + 3, b"zend"))
     nameless = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600)
-    kill_daemon(keeper)
+    kill_daemon(mount)
     os.write(nameless, b"nameless")
     same(os.pread(nameless, 99, 0), b"nameless")
     for fd in (nameless, gone):
@@ -101,7 +101,7 @@ def _use_across_deaths(keeper: int) -> None:
 
 
 def test_files_opened_and_closed_under_kills(stand: MountedSubject) -> None:
-    killer = chaos.Killer(chaos.keeper(f"{stand.base}/"), "30-100").start()
+    killer = chaos.Killer(chaos.mount(f"{stand.base}/"), "30-100").start()
     try:
         stand.run(_open_and_close, timeout_s=120)
         stand.run(transactions, timeout_s=120)

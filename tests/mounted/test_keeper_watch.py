@@ -45,18 +45,18 @@ def _until(seen: Callable[[], object], wanted: object) -> None:
 
 
 def test_what_changes_without_a_daemon_is_seen(stand: MountedSubject) -> None:
-    stand.run(_change_while_stopped, chaos.keeper(f"{stand.base}/"), stand.lowers[0], timeout_s=60)
+    stand.run(_change_while_stopped, chaos.mount(f"{stand.base}/"), stand.lowers[0], timeout_s=60)
     stand.unmount()
 
 
-def _change_while_stopped(keeper: int, low: Path) -> None:
+def _change_while_stopped(mount: str, low: Path) -> None:
     """The daemon is stopped while somebody changes a lower, and then killed: it has told nothing of that."""
     for _ in range(2):
         for path in ("f", "g", "d/x", "d/y", "d/e/z", "gone", "swap"):
             read(path)
         same([os.path.exists(path) for path in ("new", "d/new", "d/x2")], [False] * 3)
         os.listdir("d")
-    daemon = chaos.wait_for_daemon(keeper)
+    daemon = chaos.wait_for_daemon(mount)
     os.kill(daemon, signal.SIGSTOP)
     (low / "f").write_bytes(b"longer than hello")
     (low / "g").write_bytes(b"two")
@@ -67,7 +67,7 @@ def _change_while_stopped(keeper: int, low: Path) -> None:
     (low / "swap").unlink()
     (low / "swap").mkdir()
     os.kill(daemon, signal.SIGKILL)
-    chaos.wait_for_daemon(keeper, after=daemon)
+    chaos.wait_for_daemon(mount, after=daemon)
     _until(lambda: (read("f"), read("g"), os.stat("g").st_mode & 0o777), (b"longer than hello", b"two", 0o600))
     _until(lambda: sorted(os.listdir("d")), ["e", "new", "x2", "y"])
     _until(lambda: [os.path.exists(path) for path in ("gone", "d/new", "d/x")], [False, True, False])
@@ -75,22 +75,22 @@ def _change_while_stopped(keeper: int, low: Path) -> None:
     # The next daemon watches.
     (low / "d/e/z").write_bytes(b"33")
     _until(lambda: read("d/e/z"), b"33")
-    kill_daemon(keeper)
+    kill_daemon(mount)
     (low / "d/e/late").write_bytes(b"late")
     _until(lambda: os.path.exists("d/e/late") and read("d/e/late"), b"late")
 
 
 def test_what_was_made_since_the_mount_is_there(stand: MountedSubject) -> None:
     """The keeper has read the root directory when it began to watch."""
-    stand.run(_make_and_kill, chaos.keeper(f"{stand.base}/"), timeout_s=60)
+    stand.run(_make_and_kill, chaos.mount(f"{stand.base}/"), timeout_s=60)
     stand.unmount()
 
 
-def _make_and_kill(keeper: int) -> None:
+def _make_and_kill(mount: str) -> None:
     for number in range(3):
         os.mkdir(f"made{number}")
         (Path(f"made{number}") / "in").write_bytes(b"%d" % number)
-        kill_daemon(keeper)
+        kill_daemon(mount)
         time.sleep(0.1)  # until the kernel has been told to drop what it knows
         same((os.listdir(f"made{number}"), read(f"made{number}/in")), (["in"], b"%d" % number))
         same(max(name for name in os.listdir(".") if name.startswith("made")), f"made{number}")
@@ -101,7 +101,7 @@ def test_nobody_waits_for_ever_under_kills(stand: MountedSubject) -> None:
     # The kernel begins with a root directory that nobody may enter, and drops the answer to its first GETATTR if the
     # directory is reported as changed meanwhile (fs/fuse: fuse_change_attributes), as a daemon that takes over does.
     stand.run(os.getcwd)
-    killer = chaos.Killer(chaos.keeper(f"{stand.base}/"), "20-100").start()
+    killer = chaos.Killer(chaos.mount(f"{stand.base}/"), "20-100").start()
     try:
         stand.run(_work_on_both_sides, stand.lowers[0], stand.upper, timeout_s=60)
     finally:
@@ -139,9 +139,9 @@ def _work(number: int, until: float, low: Path, upper: Path, failed: list[str]) 
 @pytest.mark.parametrize("stand", _SUBJECTS[:1], indirect=True)
 def test_the_mount_ends_with_keeper_and_daemon(stand: MountedSubject) -> None:
     """Even if the last daemon waits itself, to tell the kernel of a change."""
-    keeper = chaos.keeper(f"{stand.base}/")
-    daemon = chaos.wait_for_daemon(keeper)
-    stand.agent.call(os.kill, keeper, signal.SIGKILL)
+    mount = chaos.mount(f"{stand.base}/")
+    daemon = chaos.wait_for_daemon(mount)
+    stand.agent.call(os.kill, chaos.keeper_of(mount), signal.SIGKILL)
     stand.run(read, "f")
     stand.agent.call(_work_until_the_end, stand.lowers[0], stand.upper, daemon, cwd=stand.merged, timeout_s=60)
     stand.give_up()

@@ -174,15 +174,16 @@ _NEW_RECORD: Edits = {
 
 def test_the_new_version_is_kept_and_replaced_as_the_old_one(stand: Stand) -> None:
     """The record of nodes stays in the older version, which the version before can read again."""
-    keeper = chaos.keeper(f"{stand.base}/")
+    mount = chaos.mount(f"{stand.base}/")
+    keeper = chaos.keeper_of(mount)
     places = str(stand.installed.place), str(stand.installed.make("2.0", _NEW_RECORD))
     stand.agent.call(exchange, *places)
     assert stand.upgrade().returncode == 0
     assert stand.keeper()["pid"] == keeper
     for _ in range(3):
-        before = chaos.wait_for_daemon(keeper)
+        before = chaos.wait_for_daemon(mount)
         stand.agent.call(os.kill, before, signal.SIGKILL)
-        chaos.wait_for_daemon(keeper, after=before)
+        chaos.wait_for_daemon(mount, after=before)
         assert stand.run(read, "f") == b"hello"
     found = stand.stats()
     assert (found["version"], stand.keeper()["replaced"]) == ("2.0", 3)
@@ -237,7 +238,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
         "the new version refuses: DamagedError: its version is 2, and this program reads 8 and 9",
     ),
     "its values have another format": (
-        {"unionfs/fuse/upgrade.py": ("FORMAT: Final = 1", "FORMAT: Final = 2")},
+        {"unionfs/fuse/keeper_channel.py": ("FORMAT: Final = 1", "FORMAT: Final = 2")},
         "the values of the mount have format 1; this version reads 2",
     ),
     "it lacks an option": (
@@ -245,7 +246,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
         "unexpected keyword argument 'busy_poll'",
     ),
     "it crashes at import": (
-        {"unionfs/daemon_upgrade.py": ("from unionfs.core import handover, takeover", "import absent")},
+        {"unionfs/daemon_upgrade.py": ("from unionfs.daemon_service import Service", "import absent")},
         "ModuleNotFoundError: No module named 'absent'",
     ),
     "it is killed": (
@@ -289,7 +290,7 @@ _FAILURES: dict[str, tuple[Edits, str]] = {
         "the new version: killed by signal 9 (Killed); the previous version continues",
     ),
     "it is killed when it has taken over": (
-        {"unionfs/fuse/upgrade.py": ("        self.send(_SERVES)\n", "        os.kill(os.getpid(), 9)\n")},
+        {"unionfs/fuse/keeper_channel.py": ("        self.send(SERVES)\n", "        os.kill(os.getpid(), 9)\n")},
         "the new version: killed by signal 9 (Killed); the previous version continues",
     ),
 }
@@ -364,9 +365,9 @@ def test_a_keeper_that_cannot_be_replaced_leaves_a_daemon_that_goes_on(stand: St
 _SLOW: Edits = {"unionfs/upgrade_entry.py": ("import sys\n\n\n", "import sys\nimport time\n\ntime.sleep(2)\n\n")}
 
 
-def _kill_meanwhile(argv: list[str], env: dict[str, str], keeper: int, victim: str) -> tuple[int, str]:
+def _kill_meanwhile(argv: list[str], env: dict[str, str], mount: str, victim: str) -> tuple[int, str]:
     """Kill a process during an upgrade to a version that is slow to start. Returns the exit code and what was said."""
-    daemon = chaos.wait_for_daemon(keeper)
+    daemon, keeper = chaos.wait_for_daemon(mount), chaos.keeper_of(mount)
     asking = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{keeper}/task/{keeper}/children")
     deadline = time.monotonic() + limit(20)
@@ -391,10 +392,10 @@ _KILLED = {
 @_as_ordinary_user
 @pytest.mark.parametrize("victim", _KILLED)
 def test_a_process_is_killed_meanwhile(stand: Stand, victim: str) -> None:
-    keeper = chaos.keeper(f"{stand.base}/")
+    mount = chaos.mount(f"{stand.base}/")
     stand.install("2.0", _SLOW)
     argv = [*stand.user.unionfs_cmd, "upgrade", str(stand.merged)]
-    code, said = stand.run(_kill_meanwhile, argv, {**stand.user.env, **stand._env}, keeper, victim, timeout_s=120)
+    code, said = stand.run(_kill_meanwhile, argv, {**stand.user.env, **stand._env}, mount, victim, timeout_s=120)
     assert code == 1
     assert _KILLED[victim] in said
     found = stand.keeper()
@@ -425,13 +426,14 @@ def _both(argv: list[str], env: dict[str, str]) -> list[tuple[int, str]]:
 def test_an_unmount_meanwhile_ends_everything(stand: Stand) -> None:
     stand.install("2.0", _SLOW)
     argv = [*stand.user.unionfs_cmd, "upgrade", str(stand.merged)]
-    code = stand.agent.call(_unmount_meanwhile, argv, {**stand.user.env, **stand._env}, chaos.keeper(f"{stand.base}/"))
+    code = stand.agent.call(_unmount_meanwhile, argv, {**stand.user.env, **stand._env}, chaos.mount(f"{stand.base}/"))
     assert code == 1
     assert stand.wait_for_daemons() == {}
     assert not stand.is_mounted()
 
 
-def _unmount_meanwhile(argv: list[str], env: dict[str, str], keeper: int) -> int:
+def _unmount_meanwhile(argv: list[str], env: dict[str, str], mount: str) -> int:
+    keeper = chaos.keeper_of(mount)
     asking = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{keeper}/task/{keeper}/children")
     deadline = time.monotonic() + limit(20)

@@ -25,54 +25,54 @@ def is_wanted() -> bool:
     return bool(_BETWEEN)
 
 
-def keeper(word: str) -> int:
-    """The keeper whose command line contains `word`. It begins some milliseconds after the mount."""
+def mount(word: str) -> str:
+    """The name of the process that serves the mount whose command line contains `word`, as soon as it has a keeper."""
     deadline = time.monotonic() + limit(10)
     while time.monotonic() < deadline:
         for comm in Path("/proc").glob("[0-9]*/comm"):
             with suppress(OSError):
-                if not comm.read_text().startswith("unionfs-k:"):
-                    continue
-                if word.encode() in (comm.parent / "cmdline").read_bytes():
-                    return int(comm.parent.name)
+                name = comm.read_text().strip()
+                if name.startswith("unionfs:") and word.encode() in (comm.parent / "cmdline").read_bytes():
+                    return name
         time.sleep(0.01)
-    raise AssertionError(f"no keeper has {word} in its command line")
+    raise AssertionError(f"no daemon has {word} in its command line")
 
 
-def daemon_of(keeper: int) -> int | None:
-    """The daemon that a keeper has now; None at the moment in which there is none."""
-    try:
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-    except OSError:
-        return None
-    for child in children:
-        try:
-            status = Path(f"/proc/{child}/stat").read_text()
-        except OSError:
-            continue
-        name, _, fields = status.partition(" (")[2].rpartition(") ")
-        if name.startswith("unionfs:") and fields[0] not in "ZX":
-            return int(child)
+def daemon_of(mount: str) -> int | None:
+    """The daemon that a mount has now; None at the moment in which there is none."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if comm.read_text().strip() == mount and _state_and_parent(int(comm.parent.name))[0] not in "ZX":
+                return int(comm.parent.name)
     return None
 
 
-def wait_for_daemon(keeper: int, after: int = 0) -> int:
-    """The daemon of a keeper, as soon as it has one, another one than `after`."""
+def keeper_of(mount: str) -> int:
+    """The keeper of a mount."""
+    return int(_state_and_parent(wait_for_daemon(mount))[1])
+
+
+def _state_and_parent(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:2]
+
+
+def wait_for_daemon(mount: str, after: int = 0) -> int:
+    """The daemon of a mount, as soon as it has one, another one than `after`."""
     deadline = time.monotonic() + limit(10)
-    while (found := daemon_of(keeper)) in (None, after):
-        assert time.monotonic() < deadline, f"process {keeper} has no daemon"
+    while (found := daemon_of(mount)) in (None, after):
+        assert time.monotonic() < deadline, f"{mount} has no daemon"
         time.sleep(0.002)
     assert found is not None
     return found
 
 
 class Killer:
-    """Kills the daemons of a keeper, from `start` to `stop`."""
+    """Kills the daemons of a mount, from `start` to `stop`."""
 
-    def __init__(self, keeper: int, between_ms: str = _BETWEEN, seed: int = 1) -> None:
+    def __init__(self, mount: str, between_ms: str = _BETWEEN, seed: int = 1) -> None:
         low, _, high = between_ms.partition("-")
         self._between_s = int(low) / 1000, int(high) / 1000
-        self._keeper = keeper
+        self._mount = mount
         self._random = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._kill, daemon=True)
@@ -90,7 +90,7 @@ class Killer:
 
     def _kill(self) -> None:
         while not self._over.wait(self._random.uniform(*self._between_s)):
-            daemon = daemon_of(self._keeper)
+            daemon = daemon_of(self._mount)
             if daemon is not None:
                 with suppress(ProcessLookupError):
                     os.kill(daemon, signal.SIGKILL)

@@ -141,7 +141,8 @@ def mount_for(container: Container, rootfs_mounts: RootfsMounts) -> None:
     except OSError as error:
         server.end()
         raise LaunchError.of(_WHAT, error) from error
-    rootfs_mounts.add(container.image_mountpoint, (server.pid, os.pidfd_open(server.pid)))
+    pidfd = os.pidfd_open(server.pid)
+    rootfs_mounts.add(container.image_mountpoint, (server.pid, pidfd, pidfd))
 
 
 @contextlib.contextmanager
@@ -160,9 +161,9 @@ def shown(container: Container) -> Iterator[None]:
         yield
     finally:
         mounts.umount2(container.image_mountpoint, mounts.MNT_DETACH | mounts.UMOUNT_NOFOLLOW)
-        for pidfd, pid in made.daemons.items():
-            os.close(pidfd)
-            os.waitpid(pid, 0)
+        for daemon in made.daemons.values():
+            os.close(daemon.pidfd)
+            os.waitpid(daemon.pid, 0)
 
 
 class _Server:

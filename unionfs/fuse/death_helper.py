@@ -20,6 +20,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from unionfs.fuse.keeper_channel import ENDING, Channel
 from unionfs.syscalls import mounts, namespaces
 
 _DEATH_SIGNAL: Final = signal.SIGUSR2
@@ -33,6 +34,7 @@ class DeathHelper:
     def __init__(self, connection: int | None) -> None:
         """`connection`: aborted if no other daemon answers; None: never aborted."""
         self.keeper: int | None = None  # its pid; set once
+        self.parent: Channel | None = None  # likewise: the connection to it, if it is the parent of mounts
         self._is_started = False
         self._abort_fd: int | None = None
         if connection is not None:
@@ -60,8 +62,9 @@ class DeathHelper:
         """In the helper, which shares nothing with the daemon's other threads."""
         with suppress(OSError), open("/proc/self/comm", "w") as comm:
             comm.write(_NAME)
+        kept = {self._abort_fd, self.parent.fileno() if self.parent is not None else None}
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd != self._abort_fd:  # above all the connection's, which would keep it open
+            if fd not in kept:  # above all the connection's, which would keep it open
                 with suppress(OSError):
                     os.close(fd)
         keeper = None
@@ -75,6 +78,9 @@ class DeathHelper:
         if keeper is not None and not select.select([keeper], [], [], 0)[0]:
             while _runs(daemon):  # for some microseconds more
                 time.sleep(_LOOK_AGAIN_S)
+            if self.parent is not None:  # which may have other ids than this process
+                self.parent.send(ENDING)
+                return
             with suppress(OSError):
                 signal.pidfd_send_signal(keeper, signal.SIGCHLD)
         elif self._abort_fd is not None:

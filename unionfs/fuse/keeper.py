@@ -19,20 +19,22 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from unionfs.fuse import upgrade
+from unionfs.fuse import keeper_channel, upgrade
 from unionfs.fuse.daemon_end import status_of
 from unionfs.fuse.life import DIED, LEFT, UPGRADE, Life
 
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
-    from unionfs.fuse.upgrade import Channel, Program
+    from unionfs.fuse.keeper_channel import Channel
+    from unionfs.fuse.upgrade import Program
 
 _IDLE_S: Final = 0.3
 _LOOK_AGAIN_S: Final = 0.005
 """While threads of a daemon are ending."""
 
-_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_SIGNALS: Final = {signal.SIGCHLD, *_FORWARDED, UPGRADE}
+FORWARDED: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals that a keeper passes on to its daemon."""
+_SIGNALS: Final = {signal.SIGCHLD, *FORWARDED, UPGRADE}
 _SI_KERNEL: Final = 0x80  # sent by the kernel, to the daemon as well: Ctrl-C, or the end of the session
 
 
@@ -62,7 +64,7 @@ def keep(
     while True:
         if channel is None:
             record.serve(0)  # a daemon that dies before its first request dies of none
-            channel, theirs = upgrade.connected()
+            channel, theirs = keeper_channel.connected()
             daemon = os.fork()
             if daemon == 0:
                 life.channel = theirs
@@ -74,20 +76,33 @@ def keep(
             daemon, channel, status = upgrade.upgrade(daemon, channel, record, life, program, mask)
             if status is None:
                 continue
-        life.unreaped = [one for one in (*life.unreaped, daemon) if not _is_reaped(one)]
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (DIED, LEFT):
+        life.unreaped = [one for one in (*life.unreaped, daemon) if not is_reaped(one)]
+        if is_over(status):
             os._exit(os.WEXITSTATUS(status))
         channel.close()
         channel = None
-        life.continues = True
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == LEFT:
-            life.ended = "has left"
-            life.note("an upgrade that failed")
-            continue
-        if not life.end(status, record):
+        if why := judge(life, status, record, "an upgrade that failed"):
             with suppress(Exception):
-                give_up(_why(life, record))
+                give_up(why)
             os._exit(1)
+
+
+def is_over(status: int) -> bool:
+    """Whether a daemon that has ended so has ended with its mount."""
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (DIED, LEFT)
+
+
+def judge(life: Life, status: int, record: NodeRecord, why_left: str) -> str:
+    """Note the end of a daemon whose mount goes on. `why_left`: why it has left, if it has.
+
+    Returns why no other daemon can continue; "" if one is to.
+    """
+    life.continues = True
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == LEFT:
+        life.ended = "has left"
+        life.note(why_left, record)
+        return ""
+    return "" if life.end(status, record) else _why(life, record)
 
 
 def _why(life: Life, record: NodeRecord) -> str:
@@ -116,13 +131,14 @@ def _wait(pid: int, record: NodeRecord, when_idle: Callable[[], object]) -> int 
                 was_idle = True
                 with suppress(Exception):  # it is called again when it is needed, and then reports the error
                     when_idle()
-        elif info.si_signo in _FORWARDED and info.si_code != _SI_KERNEL:
+        elif info.si_signo in FORWARDED and info.si_code != _SI_KERNEL:
             os.kill(pid, info.si_signo)
         elif info.si_signo == UPGRADE and info.si_pid == pid:
             return None
 
 
-def _is_reaped(pid: int) -> bool:
+def is_reaped(pid: int) -> bool:
+    """Wait for a child that may have ended. Returns whether it has."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:

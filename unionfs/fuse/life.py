@@ -15,10 +15,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.core.node_record import WAITS
+from unionfs.fuse.keeper_channel import ASKS, OVER
 
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
-    from unionfs.fuse.upgrade import Channel
+    from unionfs.fuse.keeper_channel import Channel
 
 DIED: Final = 75
 """Exit status of a daemon that an exception has ended."""
@@ -41,9 +42,10 @@ _END_S: Final = 1.0
 class Life:
     """What one daemon knows of its keeper and of the daemons before it."""
 
-    def __init__(self, keeper: int, record: NodeRecord) -> None:
-        self.keeper = keeper  # immutable: its pid
-        self.record = record  # immutable
+    def __init__(self, keeper: int, record: NodeRecord | None = None) -> None:
+        self.keeper = keeper  # its pid; changed in a process that becomes the keeper
+        self.is_parent = False  # whether that is the parent of mounts
+        self._record = record  # set once, by `begin` in a daemon at the latest
         self.deaths = 0  # of daemons before this one
         self.reason = ""  # of the last death
         self.replaced = 0  # how often another daemon has continued, after a death or an upgrade
@@ -60,6 +62,7 @@ class Life:
         self.version_before = ""  # the version that has served before the last upgrade
         self.not_upgraded = ""  # why the last upgrade has failed; "" if it has not
         self.channel: Channel | None = None  # to the keeper; in a daemon only
+        self.is_let_go = False  # whether the keeper keeps the mount no more; set once, by a thread of the daemon
         self.awaits_keeper = False  # whether the keeper is still becoming the version of this daemon
         self._last = 0  # request in hand at the last death
         self._repeated = 0  # how often in a row it was,
@@ -70,7 +73,13 @@ class Life:
     @property
     def is_alive(self) -> bool:
         """Whether the keeper lives. In a daemon only."""
-        return os.getppid() == self.keeper
+        return os.getppid() == self.keeper and not self.is_let_go
+
+    @property
+    def record(self) -> NodeRecord:
+        """The record of nodes. In a daemon, and in a keeper of one mount."""
+        assert self._record is not None
+        return self._record
 
     @property
     def is_kept(self) -> bool:
@@ -79,6 +88,7 @@ class Life:
 
     def begin(self, record: NodeRecord) -> None:
         """Note that the daemon begins to serve. In a daemon only."""
+        self._record = record
         longest = record.longest_wait_us
         if self.died_at:
             waited_us = int((time.monotonic() - self.died_at) * 1e6)
@@ -88,11 +98,11 @@ class Life:
         record.begin_life(self.deaths, longest)
         self.waited_s = longest / 1e6
 
-    def note(self, why: str) -> None:
+    def note(self, why: str, record: NodeRecord) -> None:
         """Note that another daemon is to continue, and why. In the keeper."""
         self.replaced += 1
         self.replacements = [*self.replacements, (time.time(), why)][-WAITS:]
-        self.record.waits[self.replaced % WAITS] = 0
+        record.waits[self.replaced % WAITS] = 0
 
     @property
     def waited_total_s(self) -> float:
@@ -109,20 +119,27 @@ class Life:
         ]
 
     def watch(self, tell: Callable[[str], None]) -> None:
-        """Start a thread that tells when the keeper has been killed."""
+        """Start a thread that tells when the keeper has been killed, or keeps the mount no more."""
         threading.Thread(target=self._watch, args=(tell,), name="keeper", daemon=True).start()
 
     def _watch(self, tell: Callable[[str], None]) -> None:
+        is_killed = True
         with suppress(OSError):
             fd = os.pidfd_open(self.keeper)
             try:
                 if self.is_alive:
                     poll = select.poll()
                     poll.register(fd, select.POLLIN)
-                    poll.poll()
+                    if self.is_parent and self.channel is not None:
+                        poll.register(self.channel, 0)  # for POLLHUP, which always counts
+                    is_killed = fd in dict(poll.poll())
             finally:
                 os.close(fd)
-        tell(f"the keeper (process {self.keeper}) was killed: if this daemon dies, the mount ends")
+        if self.is_let_go:
+            return  # the mount has ended
+        self.is_let_go = True
+        what = "was killed" if is_killed else "keeps this mount no more"
+        tell(f"the keeper (process {self.keeper}) {what}: if this daemon dies, the mount ends")
 
     def values(self) -> dict[str, Any]:
         """Return what another version needs, for `of_values`."""
@@ -139,6 +156,14 @@ class Life:
                 setattr(life, name, values[name])
         return life
 
+    def over(self) -> None:
+        """Note that the mount has ended, and wait until the parent of mounts has let go of it: who waits for the end of
+        this daemon may then unmount the branches' filesystems. In a daemon only."""
+        if self.is_parent and self.channel is not None and not self.is_let_go:
+            self.is_let_go = True
+            if self.channel.send(OVER):
+                self.channel.receive(_END_S)
+
     def wait_for_keeper(self) -> None:
         """Wait until the keeper has loaded its code, or has died. In a daemon only, before it says that it is another
         version: then the files may be replaced again."""
@@ -152,8 +177,10 @@ class Life:
         """Have the keeper start another version. Returns why that is impossible; "" if this daemon is to leave now. In
         a daemon only, in one thread at a time."""
         killed = "the keeper was killed"
-        if self.channel is None:
+        if self.channel is None or self.is_let_go:
             return killed
+        if self.is_parent:
+            return self.channel.wait_for_verdict() if self.channel.send(ASKS) else killed
         try:
             fd = os.pidfd_open(self.keeper)
             try:
@@ -171,7 +198,7 @@ class Life:
         self.deaths += 1
         self.died_at = time.monotonic()
         self.reason = how_it_ended(status)
-        self.note(self.reason)
+        self.note(self.reason, record)
         self.ended = f"was {self.reason}"
         if record.serving != self._last:
             self._last, self._repeated, self._crashed = record.serving, 0, 0

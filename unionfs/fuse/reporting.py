@@ -153,7 +153,8 @@ class Reporter:
 
     def _upgrade(self, client: socket.socket) -> None:
         """Answer with `refused` and why; or with `upgrades`, how many there were, and leave the mount to the daemon of
-        the other version, which tells by `stats` whether there is one more."""
+        the other version, which tells by `stats` whether there is one more. With `again` it has only left the mount to
+        a keeper of its own, from the parent of mounts: the next daemon is to be asked."""
         life, leave = self.life, self.leave
         why = self.no_upgrade
         if life is None or leave is None:
@@ -173,7 +174,7 @@ class Reporter:
             _send(client, {"refused": life.not_upgraded})
             return
         with suppress(OSError):  # also when the client has gone
-            _send(client, {"upgrades": upgrades})
+            _send(client, {"upgrades": upgrades, **({"again": True} if life.is_parent else {})})
         leave()
 
     def _watch(self) -> dict[str, int] | None:

@@ -16,6 +16,7 @@ import _thread
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from unionfs.fuse.detachment import Mounted
@@ -44,6 +45,7 @@ class GracefulShutdown:
         self._unmounting = threading.Lock()  # held while a process of ours unmounts; protects `is_leaving`
         self.has_begun_to_end = False  # set once: a signal has come; protected by `_unmounting`
         self.is_leaving = False  # set once, by `leave`: another daemon continues
+        self.pass_on: Callable[[int], None] = _to_keeper  # gives a signal to the daemon that continues; set once
         self._main = threading.get_ident()  # immutable
         self.has_interrupted = False  # set once: KeyboardInterrupt from serving is a requested stop
         exit_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -84,7 +86,7 @@ class GracefulShutdown:
         number = signal.sigwait(self._signals)
         with self._unmounting:
             if self.is_leaving:
-                os.kill(os.getppid(), number)  # the keeper passes it on to the daemon that continues
+                self.pass_on(number)
                 return
             self.has_begun_to_end = True
             has_unmounted = mounted.unmount()
@@ -99,6 +101,10 @@ class GracefulShutdown:
             _thread.interrupt_main(signal.SIGINT)
             signal.pthread_kill(self._main, WAKE)
             self._over.wait(_RETRY_S)
+
+
+def _to_keeper(number: int) -> None:
+    os.kill(os.getppid(), number)  # the keeper passes it on
 
 
 def _terminate_at_end_of(lifeline_fd: int) -> None:

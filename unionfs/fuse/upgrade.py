@@ -8,7 +8,7 @@
     keeper     executes the program itself: its pid, its child and its descriptors stay; then it says "kept"
 
 Until "leave" the daemon serves, and until "serves" the keeper can have a daemon of its own version continue. Words, the
-marshalled values and exit statuses are what versions have in common: FORMAT changes with their meaning. A successor
+marshalled values (fuse.keeper_channel) and exit statuses are what versions have in common. A successor
 that finds a record of an older version writes that version until all processes of the mount are its own.
 
 The program is the one that the keeper was started from: the same interpreter, and the package in the same directory,
@@ -17,9 +17,7 @@ which an installation has replaced. The request names no path, so a process in a
 
 from __future__ import annotations
 
-import _socket
 import logging
-import marshal
 import os
 import select
 import signal
@@ -28,38 +26,25 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from unionfs.fuse.daemon_end import status_of
+from unionfs.fuse.keeper_channel import ABLE, GO, LEAVE, SERVES, UNABLE, Channel, connected, state_of
 from unionfs.fuse.life import LEFT, Life, how_it_ended
 
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
 
-FORMAT: Final = 1
-"""Version of the values that a successor is given."""
-
 DAEMON: Final = "daemon"
 KEEPER: Final = "keeper"
 """Roles of an executed program."""
-
-_ABLE: Final = b"able"
-_UNABLE: Final = b"unable "  # and why
-_LEAVE: Final = b"leave"
-_GO: Final = b"go "  # and when the daemon before has ended, by time.monotonic
-_SERVES: Final = b"serves"
-_KEPT: Final = b"kept"
 
 _START_S: Final = 30.0
 """For a successor to say that it is able: it starts Python."""
 _TAKEOVER_S: Final = 60.0
 """For a successor to continue; meanwhile programs wait."""
-_VERDICT_S: Final = 120.0
-"""For a keeper to tell its daemon: more than it waits itself."""
 _LOOK_AGAIN_S: Final = 0.005
 _END_S: Final = 5.0
 """For a successor that has closed its channel to end."""
-_MESSAGE_MAX: Final = 4096
 _LINE_MAX: Final = 500
 _ERRORS_MAX: Final = 1 << 16
-_MARSHAL_VERSION: Final = 4  # all versions of Python that we run on read it
 
 log = logging.getLogger(__name__)
 
@@ -71,93 +56,6 @@ class Program(NamedTuple):
     shown: list[str]  # the command line that the process is to show
     values: dict[str, Any]  # for marshal
     descriptors: list[int]  # that it goes on with
-
-
-class Channel:
-    """One end of the connection of a keeper with its daemon."""
-
-    def __init__(self, end: _socket.socket) -> None:
-        self._end = end  # immutable
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._end.fileno()
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        self._end.close()
-
-    def send(self, message: bytes) -> bool:
-        """Send a message. Returns False if the other process has gone."""
-        try:
-            self._end.send(message[:_MESSAGE_MAX])
-        except OSError:
-            return False
-        return True
-
-    def receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
-        """Wait for a message. Returns b"" if the other process has gone; None after `seconds`, or when the process
-        `other_pidfd` has ended."""
-        poll = select.poll()
-        poll.register(self._end, select.POLLIN)
-        if other_pidfd >= 0:
-            poll.register(other_pidfd, select.POLLIN)
-        if self._end.fileno() not in dict(poll.poll(seconds * 1000)):
-            return None
-        try:
-            return self._end.recv(_MESSAGE_MAX)
-        except OSError:
-            return b""
-
-    # -- of a daemon
-
-    def wait_for_verdict(self) -> str:
-        """Wait until the keeper has tried an upgrade. Returns why it is impossible; "" if this daemon is to leave."""
-        said = self.receive(_VERDICT_S)
-        if said == _LEAVE:
-            return ""
-        return os.fsdecode(said.removeprefix(_UNABLE)) if said else "the keeper does not answer"
-
-    def wait_until_kept(self) -> bool:
-        """Wait until the keeper has become one of this version, or has said that it cannot. Returns False if it has
-        ended, or does not say anything."""
-        return self.receive(_START_S) == _KEPT
-
-    # -- of a keeper that was executed
-
-    def kept(self) -> None:
-        """Say that this process is the keeper."""
-        self.send(_KEPT)
-
-    # -- of a successor
-
-    def refuse(self, why: str) -> None:
-        """Say that this process cannot continue."""
-        self.send(_UNABLE + os.fsencode(why))
-
-    def offer(self) -> float | None:
-        """Say that this process can continue, and wait until it is to do so. Returns when the daemon before has ended,
-        by time.monotonic; None if it is not to continue."""
-        self.send(_ABLE)
-        said = self._end.recv(_MESSAGE_MAX)
-        return float(said.removeprefix(_GO)) if said.startswith(_GO) else None
-
-    def serves(self) -> None:
-        """Say that this process continues."""
-        self.send(_SERVES)
-
-
-def connected() -> tuple[Channel, Channel]:
-    """Return both ends of a new connection. The descriptors are closed by execve(2)."""
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    return Channel(ours), Channel(theirs)
-
-
-def channel_of(fd: int) -> Channel:
-    """Return the end of a connection that was inherited. Raises: OSError."""
-    end = _socket.socket(fileno=fd)
-    os.set_inheritable(fd, False)
-    return Channel(end)
 
 
 def upgrade(
@@ -175,7 +73,7 @@ def upgrade(
     """
     after = Life.of_values(life.values(), record)
     after.upgrades, after.not_upgraded = life.upgrades + 1, ""
-    after.note("an upgrade")
+    after.note("an upgrade", record)
     try:
         executed = program()(after)
         successor = _Successor(executed, mask)
@@ -185,7 +83,7 @@ def upgrade(
     if why:
         successor.end()
         return _refuse(daemon, channel, life, why)
-    channel.send(_LEAVE)
+    channel.send(LEAVE)
     status = _wait_for_end(daemon, record)
     life.died_at = time.monotonic()
     if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != LEFT:
@@ -223,7 +121,7 @@ def _wait_for_end(daemon: int, record: NodeRecord) -> int:
 def _refuse(daemon: int, channel: Channel, life: Life, why: str) -> tuple[int, Channel, None]:
     life.not_upgraded = why
     log.warning("no upgrade: %s", why)
-    channel.send(_UNABLE + os.fsencode(why))
+    channel.send(UNABLE + os.fsencode(why))
     return daemon, channel, None
 
 
@@ -237,7 +135,7 @@ class _Successor:
         self._status: int | None = None  # set once: how it has ended
         stderr = os.dup(2)
         values = {"role": DAEMON, "channel": theirs.fileno(), "stderr": stderr, **program.values}
-        state = _state(values)
+        state = state_of(values)
         try:
             self.pid = os.fork()  # immutable
             if self.pid == 0:
@@ -259,13 +157,13 @@ class _Successor:
             os.close(pidfd)
         if is_over:
             return "the daemon ended before the new version could continue"
-        return "" if said == _ABLE else self._why(said, _START_S)
+        return "" if said == ABLE else self._why(said, _START_S)
 
     def take_over(self, ended_at: float) -> str:
         """Have it continue. Returns why it does not; "" if it serves."""
-        self.channel.send(_GO + repr(ended_at).encode())
+        self.channel.send(GO + repr(ended_at).encode())
         said = self.channel.receive(_TAKEOVER_S)
-        if said == _SERVES:
+        if said == SERVES:
             os.close(self._errors)
             return ""
         return self._why(said, _TAKEOVER_S)
@@ -274,7 +172,7 @@ class _Successor:
         if said is None:
             return f"the new version did not answer within {seconds:.0f} s"
         if said:
-            return os.fsdecode(said.removeprefix(_UNABLE))
+            return os.fsdecode(said.removeprefix(UNABLE))
         status = self._end(_END_S)
         lines = os.pread(self._errors, _ERRORS_MAX, 0).decode(errors="replace").strip().splitlines()
         return f"the new version: {how_it_ended(status)}{': ' + lines[-1][:_LINE_MAX] if lines else ''}"
@@ -294,32 +192,6 @@ class _Successor:
             os.close(pidfd)
             self._status = os.waitpid(self.pid, 0)[1]
         return self._status
-
-
-def _state(values: dict[str, Any]) -> int:
-    """Return a descriptor of memory with the values."""
-    fd = os.memfd_create("unionfs-state", os.MFD_CLOEXEC)
-    data = marshal.dumps({"format": FORMAT, **values}, _MARSHAL_VERSION)
-    os.ftruncate(fd, len(data))
-    os.pwrite(fd, data, 0)
-    return fd
-
-
-def read_state(fd: int) -> dict[str, Any]:
-    """Return the values in a descriptor's memory, and close it. Raises: ValueError, OSError."""
-    try:
-        data = os.pread(fd, os.fstat(fd).st_size, 0)
-    finally:
-        os.close(fd)
-    try:
-        values = marshal.loads(data)
-    except (ValueError, EOFError, TypeError):
-        values = None
-    if not isinstance(values, dict) or "format" not in values:
-        raise ValueError("these are no values of a mount")
-    if values["format"] != FORMAT:
-        raise ValueError(f"the values of the mount have format {values['format']}; this version reads {FORMAT}")
-    return values
 
 
 def _execute(program: Program, state: int, more: list[int]) -> NoReturn:
@@ -345,7 +217,7 @@ def _become(program: Program, successor: _Successor, mask: Iterable[int]) -> Non
     fds = [successor.channel.fileno()]
     role = {"role": KEEPER, "channel": fds[0], "daemon": successor.pid, "mask": [int(number) for number in mask]}
     try:
-        state = _state({**role, **program.values})
+        state = state_of({**role, **program.values})
         _replace_process(program, state, fds)
     except OSError as error:
         for fd in (*fds, *program.descriptors):

@@ -15,6 +15,7 @@ from unionfs.syscalls.mountinfo import Mount
 
 _PATIENCE_S: Final = 180.0
 """For another daemon to answer: more than all that keeper and successor wait for each other."""
+_STEPS: Final = 2  # a parent of mounts first has another process keep the mount
 _AGAIN_S: Final = 0.02
 _UNKNOWN: Final = "unknown question"  # what daemons say that know no upgrades
 _TOO_OLD: Final = "its daemon is of a version that cannot be upgraded: unmount it, and mount it again"
@@ -65,11 +66,14 @@ def request(target: Target) -> Outcome:
     """Have a union continue in the version that is installed now. Never raises."""
     before: dict[str, Any] = {}
     try:
-        before = _stats(target) or {}
-        for answer in ask(target.connection, "upgrade", target.owner):
+        before = after = _stats(target) or {}
+        for _ in range(_STEPS):
+            answer = next(ask(target.connection, "upgrade", target.owner), {})
             if "refused" in answer:
                 return _outcome(target, before, before, str(answer["refused"]))
-        after = _wait_for_another(target, before)
+            after = _wait_for_another(target, after)
+            if not answer.get("again"):
+                break
     except NoAnswerError as error:
         return _outcome(target, before, {}, _TOO_OLD if _UNKNOWN in str(error) else str(error))
     keeper = after.get("keeper") or {}

@@ -39,21 +39,34 @@ NAME: Final = "unionfs-monitor"
 _TIMEOUT_S: Final = 30  # time limit for a daemon that still writes data, before and after its lifeline is closed
 
 
+class Daemon(NamedTuple):
+    """A daemon behind a mount of the root filesystem."""
+
+    pid: int
+    pidfd: int
+    ended: int  # readable when it serves no more, and no other daemon in its place
+
+
 class RootfsMounts:
     """The mounts and daemons that `prepare` makes. Each is added at once, so that it is removed whatever fails next."""
 
     def __init__(self, lifeline_fd: int) -> None:
         self.lifeline_fd: Final = lifeline_fd  # for daemons: a pipe that is at its end when they must leave
         self.mounts: list[str] = []  # mountpoints, to be detached at the end; appended to only
-        self.daemons: dict[int, int] = {}  # pidfd -> pid of the daemons behind these mounts; added to only
         self.watched: dict[int, Callable[[int], LaunchError | None]] = {}  # what ends the container: see `Monitor`
+        self.daemons: dict[int, Daemon] = {}
+        """Descriptor that is readable when a mount is served no more -> its daemon; added to only."""
 
-    def add(self, mountpoint: str, daemon: tuple[int, int] | None = None) -> None:
-        """Record a mount at `mountpoint`, and the pid and a pidfd of the daemon that serves it, if there is one."""
+    def add(self, mountpoint: str, daemon: tuple[int, int, int] | None = None) -> None:
+        """Record a mount at `mountpoint`, and the daemon that serves it (see Daemon), if there is one."""
         self.mounts.append(mountpoint)
         if daemon is not None:
-            pid, pidfd = daemon
-            self.daemons[pidfd] = pid
+            made = Daemon(*daemon)
+            self.daemons[made.ended] = made
+
+    def descriptors(self) -> set[int]:
+        """Return the descriptors of all daemons."""
+        return {fd for daemon in self.daemons.values() for fd in (daemon.pidfd, daemon.ended)}
 
 
 class Hooks(NamedTuple):
@@ -152,7 +165,7 @@ class Monitor:
 
                 self._namespace_server = NamespaceServer(self._spec.namespace_socket)
                 cleanup.callback(self._namespace_server.close)
-            not_for_init = (lifeline_write, *rootfs_mounts.daemons, *rootfs_mounts.watched)
+            not_for_init = (lifeline_write, *rootfs_mounts.descriptors(), *rootfs_mounts.watched)
             init_pid, exec_status_fd = self._start_init(lifeline_read, not_for_init)
             cleanup.callback(userns.end, init_pid)  # and with it everything in the container
             return self._watch(init_pid, exec_status_fd, rootfs_mounts)
@@ -257,24 +270,25 @@ def unmount_all(rootfs_mounts: RootfsMounts, lifeline_write: int) -> None:
             umount2(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
     left = _wait_for(rootfs_mounts.daemons, _TIMEOUT_S)
     os.close(lifeline_write)
-    for pidfd in _wait_for(left, _TIMEOUT_S):
+    for ended in _wait_for(left, _TIMEOUT_S):
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    for pidfd, pid in rootfs_mounts.daemons.items():
-        os.close(pidfd)
+            signal.pidfd_send_signal(rootfs_mounts.daemons[ended].pidfd, signal.SIGKILL)
+    for fd in rootfs_mounts.descriptors():
+        os.close(fd)
+    for daemon in rootfs_mounts.daemons.values():
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+            os.waitpid(daemon.pid, 0)
 
 
-def _wait_for(pidfds: Iterable[int], timeout_s: float) -> list[int]:
-    """Wait for processes to end. Return the pidfds of those that have not ended in time."""
-    left, deadline = list(pidfds), time.monotonic() + timeout_s
+def _wait_for(descriptors: Iterable[int], timeout_s: float) -> list[int]:
+    """Wait for daemons to end, by RootfsMounts.daemons. Return those that have not ended in time."""
+    left, deadline = list(descriptors), time.monotonic() + timeout_s
     while left and (remaining := deadline - time.monotonic()) > 0:
         poll = select.poll()
-        for pidfd in left:
-            poll.register(pidfd, select.POLLIN)
+        for fd in left:
+            poll.register(fd, select.POLLIN)
         ended = {fd for fd, _ in poll.poll(remaining * 1000)}
-        left = [pidfd for pidfd in left if pidfd not in ended]
+        left = [fd for fd in left if fd not in ended]
     return left
 
 

@@ -34,7 +34,8 @@ REFUSED = b"-"  # followed by the reason
 RETIRED = b"!"  # the same, and the name of the socket is free again
 
 EXIT = "exit"  # reply: the command line was run; its exit code
-READY = "ready"  # reply: mounted; the daemon's pid, a warning or ""; with a pidfd of it
+READY = "ready"
+"""Reply: mounted; the daemon's pid, a warning or ""; with a pidfd of it, and a pipe at its end when the mount ends."""
 FAILED = "failed"  # reply: not mounted; message, hint, errno
 UNABLE = "unable"  # reply: nothing was done; why
 

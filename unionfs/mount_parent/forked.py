@@ -11,36 +11,24 @@ from __future__ import annotations
 import marshal
 import os
 import pickle
-import resource
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from unionfs import daemon_start
-from unionfs.daemon_options import DaemonOptions, StartError
+from unionfs import daemon_start, process_properties
+from unionfs.daemon_options import DaemonOptions, Forked, StartError
+from unionfs.fuse.keeper_channel import Channel
 from unionfs.mount_parent import client, messages
-from unionfs.syscalls.namespaces import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWNS,
-    CLONE_NEWUSER,
-    io_priority,
-    set_command_line,
-    set_io_priority,
-    setns,
-)
+from unionfs.process_properties import UnableError
+from unionfs.syscalls.namespaces import set_command_line
 
 RunCommand = Callable[[list[str]], int]
 
 _PATIENCE_S: Final = 10.0
 """Time limit for the request of an accepted caller."""
-_KINDS: Final = {"user": CLONE_NEWUSER, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_NEWNS}
 _FDS: Final = len(client.NAMESPACES) + 2  # namespaces, root, working directory; then those of the request
-
-
-class UnableError(Exception):
-    """A property of the caller cannot be taken over. Nothing was done."""
 
 
 class Request(NamedTuple):
@@ -61,8 +49,9 @@ class Origin(NamedTuple):
     run_command: RunCommand  # runs a command line without the program's name, and returns its exit code
 
 
-def run(end: socket.socket, caller: int, origin: Origin) -> NoReturn:
-    """Carry out the request of the caller, the process at the other end of `end`, and end this process."""
+def run(end: socket.socket, caller: int, origin: Origin, channel: Channel) -> NoReturn:
+    """Carry out the request of the caller, the process at the other end of `end`, and end this process. `channel`: to
+    the parent, which may keep the mount."""
     status = 1
     try:
         end.settimeout(_PATIENCE_S)
@@ -70,11 +59,14 @@ def run(end: socket.socket, caller: int, origin: Origin) -> NoReturn:
         end.settimeout(None)
         os.setsid()
         _take_over(request, caller)
-        daemon_start.become_at_start(daemon_start.Forked(origin.pid, end.fileno(), _Teller(end, request.kind)))
+        ended, held = os.pipe()
+        teller = _Teller(end, request.kind, ended)
+        daemon_start.become_at_start(Forked(origin.pid, channel, (end.fileno(), ended), teller))
         if request.kind == client.COMMAND:
+            os.close(held)
             _reply(end, client.EXIT, str(_run_command(request, origin.run_command)))
         else:
-            _start(end, request)
+            _start(end, request, held)
         status = 0
     except UnableError as why:
         _reply(end, client.UNABLE, str(why))
@@ -101,9 +93,10 @@ def _reply(end: socket.socket, *fields: str, descriptors: Sequence[int] = ()) ->
 class _Teller:
     """Reports to the caller that the mount can be used."""
 
-    def __init__(self, end: socket.socket, kind: str) -> None:
+    def __init__(self, end: socket.socket, kind: str, ended: int) -> None:
         self._end = end  # immutable
         self._kind = kind  # immutable
+        self._ended = ended  # immutable: see daemon_start.Started
 
     def __call__(self, warning: str) -> None:
         """Raises: OSError if the caller has ended."""
@@ -111,8 +104,9 @@ class _Teller:
             _reply(self._end, client.EXIT, "0")
         else:
             pidfd = os.pidfd_open(os.getpid())  # the caller is not our parent, so our pid may be reused
-            _reply(self._end, client.READY, str(os.getpid()), warning, descriptors=[pidfd])
+            _reply(self._end, client.READY, str(os.getpid()), warning, descriptors=[pidfd, self._ended])
             os.close(pidfd)
+        os.close(self._ended)
         self._end.close()
 
 
@@ -130,8 +124,8 @@ def _run_command(request: Request, run_command: RunCommand) -> int:
             stream.flush()
 
 
-def _start(end: socket.socket, request: Request) -> None:
-    options: DaemonOptions = pickle.loads(request.subject)
+def _start(end: socket.socket, request: Request, held_fd: int) -> None:
+    options: DaemonOptions = pickle.loads(request.subject)._replace(held_fd=held_fd)
     if options.lifeline_fd is not None:
         options = options._replace(lifeline_fd=request.descriptors[0])
     _show(["unionfs", "mount", options.mountpoint])
@@ -154,48 +148,19 @@ def _take_over(request: Request, caller: int) -> None:
     step = "its namespaces"
     try:
         *namespaces, root, here = request.places
-        for kind, namespace in zip(client.NAMESPACES, namespaces, strict=True):
-            _enter(kind, namespace)
+        process_properties.enter(namespaces)
         if _place_of_root() != _place(root):
             raise UnableError("it has another root directory")
         step = "its working directory"
         os.fchdir(here)
-        step = "its priority"
-        _take_priority(caller)
-        step = "its processors"
-        processors = os.sched_getaffinity(caller)
-        if processors != os.sched_getaffinity(0):
-            os.sched_setaffinity(0, processors)
-        step = "its oom_score_adj"
-        _take_oom_score(caller)
-        step = "its limits"
-        for limit in _LIMITS:
-            wanted = resource.prlimit(caller, limit)
-            if wanted != resource.getrlimit(limit):
-                resource.setrlimit(limit, wanted)
-        step = "its umask"
-        os.umask(_umask_of(caller))
+        step = "what it hands down"
+        wanted = process_properties.read(caller)
     except (OSError, ValueError) as error:
         raise UnableError(f"{step} cannot be taken over: {error}") from error
+    process_properties.take(wanted)
     os.environb.clear()
     os.environb.update(request.environment)
     time.tzset()
-
-
-def _enter(kind: str, namespace: int) -> None:
-    """Enter a namespace of the caller, unless this process is in it; a user namespace as its root, like the caller.
-
-    Raises: OSError; EPERM for a namespace that the caller's user may not enter, either.
-    """
-    if os.fstat(namespace).st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino:
-        return
-    setns(namespace, _KINDS[kind])
-    if kind == "user":
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        with open("/proc/self/setgroups", encoding="ascii") as setgroups:
-            if setgroups.read().strip() == "allow":
-                os.setgroups([])
 
 
 def _place_of_root() -> tuple[int, int, bytes]:
@@ -212,34 +177,3 @@ def _place(fd: int) -> tuple[int, int, bytes]:
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
         mount = next(line for line in info if line.startswith(b"mnt_id:"))
     return status.st_dev, status.st_ino, mount
-
-
-_LIMITS: Final = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
-
-
-def _take_priority(caller: int) -> None:
-    policy, parameters = os.sched_getscheduler(caller), os.sched_getparam(caller)
-    if (policy, parameters) != (os.sched_getscheduler(0), os.sched_getparam(0)):
-        os.sched_setscheduler(0, policy, parameters)
-    nice = os.getpriority(os.PRIO_PROCESS, caller)
-    if nice != os.getpriority(os.PRIO_PROCESS, 0):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    for_io = io_priority(caller)
-    if for_io != io_priority(0):
-        set_io_priority(for_io)
-
-
-def _take_oom_score(caller: int) -> None:
-    with open(f"/proc/{caller}/oom_score_adj", "rb") as theirs, open("/proc/self/oom_score_adj", "r+b", 0) as ours:
-        wanted = theirs.read()
-        if wanted != ours.read():
-            ours.seek(0)
-            ours.write(wanted)
-
-
-def _umask_of(pid: int) -> int:
-    with open(f"/proc/{pid}/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    raise ValueError("/proc/PID/status has no Umask")

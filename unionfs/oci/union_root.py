@@ -82,7 +82,8 @@ def mount(union: UnionRoot, mountpoint: str, log: str) -> int:
         raise OciError(f"mounting the union {mountpoint}: {error}") from error
     except OSError as error:
         raise OciError.of("preparing the union", error) from error
-    os.close(started.pidfd)
+    for fd in {started.pidfd, started.ended}:
+        os.close(fd)
     return started.pid
 
 

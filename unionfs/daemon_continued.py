@@ -1,0 +1,64 @@
+"""Make a mount that another process has served, of its description (daemon_state): no path is opened.
+
+The other process may be one of another version (daemon_upgrade), or a daemon of this one that has died
+(mount_parent.kept).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from unionfs import daemon_service
+from unionfs.core import handover, takeover
+from unionfs.core.node_record import NodeRecord
+from unionfs.core.union import Union
+from unionfs.daemon_service import Service
+from unionfs.daemon_state import RefusedError, options_of
+from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.kernel.session import Kept, Session
+from unionfs.fuse.shutdown import GracefulShutdown
+from unionfs.mount_parent import identity
+from unionfs.syscalls.namespaces import set_command_line
+
+
+def make(values: dict[str, Any], shown: str) -> tuple[Service, Kept]:
+    """Make the service that is described, whose descriptors have their numbers here, and change nothing: a daemon may
+    serve it. `shown`: the command line. Raises: RefusedError, and what the parts raise."""
+    options = options_of(values["options"])
+    shutdown = GracefulShutdown()
+    _check_facts(values["facts"])
+    set_command_line(shown)
+    daemon_service.prepare(options)
+    union = Union(options.union, handover.from_values(values["branches"]))
+    service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
+    session = Session.continued(options.serve, daemon_service.tuning(), values["session"])
+    service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
+    session.death_helper = service.helper
+    daemon_service.offer_view(service)
+    view_record = None if values["view_record"] is None else NodeRecord(values["view_record"])
+    kept = service.kept = Kept(NodeRecord(values["record"]), view_record)
+    takeover.keep_record(union, kept.record)
+    session.keep(kept)
+    daemon_service.tune_garbage_collection()
+    daemon_service.import_late_modules(service)
+    return service, kept
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[None]:
+    """End what is mounted as it must be when the body, which serves, ends."""
+    try:
+        with service.until_its_end():
+            yield
+    finally:
+        service.union.close()
+
+
+def _check_facts(before: list[tuple[str, str]]) -> None:
+    """Check that this process may do what the one before might. Raises: RefusedError."""
+    own = identity.facts()
+    lost = [what for what, value in before if (what, value) not in own]
+    if lost:
+        raise RefusedError(f"it may not do what the daemon before might: not the same {lost[0]}")

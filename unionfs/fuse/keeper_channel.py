@@ -1,0 +1,222 @@
+"""The connection of a keeper with its daemon: messages, descriptors, and values in memory.
+
+Words, the marshalled values and FORMAT are what versions have in common (fuse.upgrade). A parent of mounts
+(mount_parent) is the keeper of several: what a daemon has to say to it comes by this connection, too.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import marshal
+import os
+import select
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+FORMAT: Final = 1
+"""Version of the values that a successor is given."""
+
+GIVEN: Final = b"given"
+"""From a daemon to a parent of mounts that is to keep its mount: descriptors, for the next KEEP."""
+KEEP: Final = b"keep"
+"""Likewise: the mount's description, values in memory. It replaces the one before."""
+ENDING: Final = b"ending"
+"""Likewise, from the daemon's helper: its main thread has ended."""
+ASKS: Final = b"asks"
+"""Likewise: the daemon asks for an upgrade."""
+OVER: Final = b"over"
+"""Likewise: the mount has ended. The parent closes what it has of it, and then the connection."""
+SIGNAL: Final = b"signal "
+"""Likewise: the number of a signal for the daemon that continues."""
+
+ABLE: Final = b"able"
+UNABLE: Final = b"unable "  # and why
+LEAVE: Final = b"leave"
+GO: Final = b"go "  # and when the daemon before has ended, by time.monotonic
+SERVES: Final = b"serves"
+_KEPT: Final = b"kept"
+
+_VERDICT_S: Final = 120.0
+"""For a keeper to tell its daemon: more than it waits itself."""
+_START_S: Final = 30.0
+"""For a keeper that executes another version to load it."""
+_MESSAGE_MAX: Final = 4096
+_FD_BYTES: Final = 4  # sizeof(int)
+_FDS_MOST: Final = 200
+"""Descriptors of one message; the kernel allows 253 (SCM_MAX_FD)."""
+_MARSHAL_VERSION: Final = 4  # all versions of Python that we run on read it
+
+
+class Channel:
+    """One end of the connection of a keeper with its daemon."""
+
+    def __init__(self, end: _socket.socket) -> None:
+        self._end = end  # changed by `move`
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._end.fileno()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._end.close()
+
+    def send(self, message: bytes) -> bool:
+        """Send a message. Returns False if the other process has gone."""
+        try:
+            self._end.send(message[:_MESSAGE_MAX])
+        except OSError:
+            return False
+        return True
+
+    def receive(self, seconds: float, other_pidfd: int = -1) -> bytes | None:
+        """Wait for a message. Returns b"" if the other process has gone; None after `seconds`, or when the process
+        `other_pidfd` has ended."""
+        poll = select.poll()
+        poll.register(self._end, select.POLLIN)
+        if other_pidfd >= 0:
+            poll.register(other_pidfd, select.POLLIN)
+        if self._end.fileno() not in dict(poll.poll(seconds * 1000)):
+            return None
+        try:
+            return self._end.recv(_MESSAGE_MAX)
+        except OSError:
+            return b""
+
+    def move(self, lowest: int) -> None:
+        """Have the descriptor be at least `lowest`. Raises: OSError."""
+        moved = fcntl.fcntl(self._end, fcntl.F_DUPFD_CLOEXEC, lowest)
+        self._end.close()
+        self._end = _socket.socket(fileno=moved)
+
+    # -- descriptors
+
+    def give(self, descriptors: Sequence[int]) -> None:
+        """Send descriptors, which stay ours. Raises: OSError."""
+        for at in range(0, len(descriptors), _FDS_MOST):
+            self._send_with(GIVEN, descriptors[at : at + _FDS_MOST])
+
+    def keep(self, values: dict[str, Any]) -> None:
+        """Send a mount's description, whose descriptors have been given. Raises: OSError."""
+        state = state_of(values)
+        try:
+            self._send_with(KEEP, [state])
+        finally:
+            os.close(state)
+
+    def _send_with(self, message: bytes, descriptors: Sequence[int]) -> None:
+        rights = b"".join(fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in descriptors)
+        self._end.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+
+    def take(self) -> tuple[bytes, list[int]] | None:
+        """Return the next message, and the descriptors that came with it; b"" if the other process has gone. None:
+        there is no message now. Raises: OSError; EMFILE where there was no room for all descriptors."""
+        room = _socket.CMSG_SPACE(_FDS_MOST * _FD_BYTES)
+        try:
+            message, ancillary, flags, _ = self._end.recvmsg(
+                _MESSAGE_MAX, room, _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return b"", []
+        fds = [
+            int.from_bytes(sent[at : at + _FD_BYTES], sys.byteorder)
+            for _, kind, sent in ancillary
+            if kind == _socket.SCM_RIGHTS
+            for at in range(0, len(sent) - _FD_BYTES + 1, _FD_BYTES)
+        ]
+        if flags & _socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return message, fds
+
+    def pass_on(self, number: int) -> None:
+        """Have the daemon that continues get a signal."""
+        self.send(SIGNAL + str(number).encode())
+
+    # -- of a parent of mounts that keeps them
+
+    def leave(self) -> None:
+        """Have the daemon leave the mount to another one, which it has asked for."""
+        self.send(LEAVE)
+
+    # -- of a daemon
+
+    def wait_for_verdict(self) -> str:
+        """Wait until the keeper has tried an upgrade. Returns why it is impossible; "" if this daemon is to leave."""
+        said = self.receive(_VERDICT_S)
+        if said == LEAVE:
+            return ""
+        return os.fsdecode(said.removeprefix(UNABLE)) if said else "the keeper does not answer"
+
+    def wait_until_kept(self) -> bool:
+        """Wait until the keeper has become one of this version, or has said that it cannot. Returns False if it has
+        ended, or does not say anything."""
+        return self.receive(_START_S) == _KEPT
+
+    # -- of a keeper that was executed
+
+    def kept(self) -> None:
+        """Say that this process is the keeper."""
+        self.send(_KEPT)
+
+    # -- of a successor
+
+    def refuse(self, why: str) -> None:
+        """Say that this process cannot continue."""
+        self.send(UNABLE + os.fsencode(why))
+
+    def offer(self) -> float | None:
+        """Say that this process can continue, and wait until it is to do so. Returns when the daemon before has ended,
+        by time.monotonic; None if it is not to continue."""
+        self.send(ABLE)
+        said = self._end.recv(_MESSAGE_MAX)
+        return float(said.removeprefix(GO)) if said.startswith(GO) else None
+
+    def serves(self) -> None:
+        """Say that this process continues."""
+        self.send(SERVES)
+
+
+def connected() -> tuple[Channel, Channel]:
+    """Return both ends of a new connection. The descriptors are closed by execve(2)."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    return Channel(ours), Channel(theirs)
+
+
+def channel_of(fd: int) -> Channel:
+    """Return the end of a connection that was inherited. Raises: OSError."""
+    end = _socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    return Channel(end)
+
+
+def state_of(values: dict[str, Any]) -> int:
+    """Return a descriptor of memory with the values."""
+    fd = os.memfd_create("unionfs-state", os.MFD_CLOEXEC)
+    data = marshal.dumps({"format": FORMAT, **values}, _MARSHAL_VERSION)
+    os.ftruncate(fd, len(data))
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+def read_state(fd: int) -> dict[str, Any]:
+    """Return the values in a descriptor's memory, and close it. Raises: ValueError, OSError."""
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+    try:
+        values = marshal.loads(data)
+    except (ValueError, EOFError, TypeError):
+        values = None
+    if not isinstance(values, dict) or "format" not in values:
+        raise ValueError("these are no values of a mount")
+    if values["format"] != FORMAT:
+        raise ValueError(f"the values of the mount have format {values['format']}; this version reads {FORMAT}")
+    return values

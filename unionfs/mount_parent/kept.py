@@ -1,0 +1,242 @@
+"""The mounts that a parent of mounts keeps, and the processes that continue with them.
+
+A daemon that the parent has forked gives it a description: plain values, and descriptors, of the connection, the
+branches, the record of nodes, its namespaces. When the daemon dies, the parent forks the next one, which enters these
+namespaces, takes over the properties that the values say, makes the union of the descriptors, and continues from the
+record (core.takeover). So nothing is opened by path, and a parent has one process for all of its mounts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from unionfs import daemon_continued, daemon_keeper, process_properties
+from unionfs.core.node_record import NodeRecord
+from unionfs.detach import let_go
+from unionfs.fuse import keeper, keeper_channel
+from unionfs.fuse.daemon_end import status_of
+from unionfs.fuse.detachment import Mounted
+from unionfs.fuse.keeper_channel import Channel
+from unionfs.fuse.life import DIED, Life
+from unionfs.mount_parent.client import NAMESPACES
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from unionfs.daemon_service import Service
+    from unionfs.fuse.kernel.session import Kept
+
+DAEMON: Final = "daemon"
+KEEPER: Final = "keeper"
+"""Roles of a process that goes on with a mount: serve it, or be a keeper of its own for it."""
+
+_OWN: Final = len(NAMESPACES) + 1  # descriptors behind those that the values name: namespaces, standard error
+
+
+class _Given(NamedTuple):
+    """The description of a mount. Immutable."""
+
+    values: bytes  # marshalled
+    descriptors: list[int]  # ours, in the order of "descriptors" in the values, then namespaces and standard error
+    record: int  # the descriptor of the record of nodes; one of them
+
+    def close(self) -> None:
+        for fd in self.descriptors:
+            os.close(fd)
+
+
+class Child:
+    """A process that the parent has forked, and the mount that it serves."""
+
+    def __init__(self, pid: int, channel: Channel | None) -> None:
+        self.pid = pid  # changed by `fork`
+        self.channel = channel  # None: it can ask for nothing; changed by `fork` and `let_go`
+        self.is_ending = False  # its main thread has ended, and threads may wait for answers of the next daemon
+        self.life: Life | None = None  # set once, by its first description
+        self._given: _Given | None = None  # None: it is not kept
+        self._received: list[int] = []  # descriptors for the next description
+        self._leaves_for = ""  # the role of the next process, if this one leaves the mount to it
+        self._signals: list[int] = []  # for that
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether another process can go on with the mount."""
+        return self._given is not None
+
+    def take_messages(self) -> bool:
+        """Do what the child asks for. Returns False if it will say nothing more."""
+        while self.channel is not None:
+            try:
+                taken = self.channel.take()
+                if taken is None:
+                    return True
+                message, fds = taken
+                self._received += fds
+                if message == keeper_channel.KEEP:
+                    self._keep(self._received.pop())
+                elif message == keeper_channel.ENDING:
+                    self.is_ending = True
+                elif message == keeper_channel.ASKS:
+                    self._leaves_for = KEEPER
+                    self.channel.leave()
+                elif message == keeper_channel.OVER:
+                    self.let_go()
+                elif message.startswith(keeper_channel.SIGNAL):
+                    self._signals.append(int(message.removeprefix(keeper_channel.SIGNAL)))
+                elif not message:
+                    return False
+            except Exception:  # noqa: BLE001 - no descriptor is left, or it is not a daemon of ours
+                self.let_go()
+        return False
+
+    def _keep(self, state: int) -> None:
+        values = keeper_channel.read_state(state)
+        numbers = values["descriptors"]
+        received, self._received = self._received, []
+        if len(received) != len(numbers) + _OWN:
+            self._received = received
+            raise ValueError("descriptors are missing")
+        if self._given is not None:
+            self._given.close()
+        self._given = _Given(marshal.dumps(values), received, received[numbers.index(values["record"])])
+        if self.life is None:
+            self.life = Life(os.getpid())
+            self.life.is_parent = True
+
+    def let_go(self) -> None:
+        """Keep the mount no more. The daemon learns it, and goes on."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        if self._given is not None:
+            self._given.close()
+            self._given = None
+        for fd in self._received:
+            os.close(fd)
+        self._received = []
+
+    def status(self) -> int | None:
+        """Return the wait status of the process if it has ended; None: it has not, or threads of it are ending."""
+        try:
+            if self._given is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                return status if ended else None
+            return status_of(self.pid, NodeRecord(self._given.record))[0]
+        except ChildProcessError:
+            return 0
+
+    def go_on(self, status: int) -> None:
+        """Note that the process has ended, and fork another one if the mount goes on: then `pid` is that one. Raises:
+        OSError if that is impossible."""
+        given, life = self._given, self.life
+        if given is None or life is None or keeper.is_over(status):
+            self.let_go()
+            return
+        record = NodeRecord(given.record)
+        role, self._leaves_for = self._leaves_for or DAEMON, ""
+        if not os.WIFEXITED(status):
+            role = DAEMON
+        life.died_at = time.monotonic()
+        why = keeper.judge(life, status, record, "a keeper of its own")
+        record.serve(0)  # a daemon that dies before its first request dies of none
+        self._fork(given, life, "" if why else role, why)
+
+    def _fork(self, given: _Given, life: Life, role: str, why: str = "") -> None:
+        """Fork a process that goes on in a role; "": that unmounts, for the reason `why`. Raises: OSError."""
+        ours, theirs = keeper_channel.connected()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, keeper.FORWARDED)
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                life.channel = theirs
+                _Successor(given, life).run(role, why)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        if self.channel is not None:
+            self.channel.close()
+        self.channel, self.is_ending = ours, False
+        signals, self._signals = self._signals, []
+        for number in signals:
+            with suppress(OSError):
+                os.kill(self.pid, number)
+        if role != DAEMON:
+            self.let_go()
+
+
+class _Successor:
+    """In a process that goes on with a mount."""
+
+    def __init__(self, given: _Given, life: Life) -> None:
+        self._given = given  # immutable
+        self._life = life  # immutable
+
+    def run(self, role: str, why: str) -> NoReturn:
+        """Go on as Child._fork says, and end this process."""
+        status = DIED  # as a daemon that has failed to take over: there is another one, or the union is unmounted
+        try:
+            values = marshal.loads(self._given.values)
+            self._take_over(values)
+            if role:
+                service, kept = daemon_continued.make(values, values["shown"])
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # GracefulShutdown has blocked the others
+                status = 1
+                self._serve(role, service, kept)
+            else:
+                _give_up(values, why)
+            status = 0
+        except BaseException:  # noqa: BLE001 - this process ends here
+            _logger().exception("the daemon ends because of a bug")
+        finally:
+            os._exit(status)
+
+    def _serve(self, role: str, service: Service, kept: Kept) -> None:
+        with daemon_continued.serving(service):
+            if role == DAEMON:
+                daemon_keeper.continue_after(service, kept, self._life)
+            else:
+                self._life.keeper, self._life.is_parent, self._life.channel = os.getpid(), False, None
+                daemon_keeper.stay(service, kept, life=self._life)
+            service.serve()
+
+    def _take_over(self, values: dict[str, Any]) -> None:
+        """Have what the daemon before had, and nothing else."""
+        numbers = values["descriptors"]
+        channel = self._life.channel
+        assert channel is not None
+        lowest = max(numbers) + 1
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest) for fd in self._given.descriptors]
+        channel.move(lowest)
+        let_go({*moved, channel.fileno()})
+        for number, fd in zip(numbers, moved, strict=False):
+            os.dup2(fd, number, inheritable=False)
+        *namespaces, stderr = moved[len(numbers) :]
+        os.setsid()
+        process_properties.enter(namespaces)
+        os.dup2(stderr, 2)
+        os.chdir("/")
+        process_properties.take(values["properties"])
+        os.environb.clear()
+        os.environb.update(values["environment"])
+        time.tzset()
+        for fd in moved:
+            os.close(fd)
+
+
+def _give_up(values: dict[str, Any], why: str) -> None:
+    from unionfs import log_lines
+
+    log_lines.start(debug=False)
+    daemon_keeper.given_up(Mounted.continued(**values["mounted"]), why)
+
+
+def _logger() -> Logger:
+    import logging
+
+    return logging.getLogger(__name__)
