@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unionfs import daemon_service, process_properties
-from unionfs.core import takeover
+from unionfs.core import handover, takeover
 from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs.core.union import Union
 from unionfs.daemon_service import Service, import_late_modules
 from unionfs.fuse import keeper, mounting
 from unionfs.fuse.life import DIED, Life
@@ -64,8 +65,29 @@ def start(service: Service, parent: Channel | None) -> None:
     begin(service, kept, life)
 
 
-def give(service: Service, kept: Kept, parent: Channel) -> None:
-    """Give the parent of mounts all that another daemon needs to continue. Raises: OSError."""
+def tell(service: Service, kept: Kept, life: Life) -> bool:
+    """Give the keeper the branches as they are now, in any thread. Returns whether it has them."""
+    from unionfs.daemon_state import describe
+
+    assert life.channel is not None
+    with life.asking:
+        try:
+            if life.is_parent:
+                give(service, kept, life.channel, acknowledge=True)
+            else:
+                life.channel.give(takeover.opened(service.union).descriptors())
+                life.channel.keep(describe(service, kept))
+                if not life.call():
+                    return False
+        except OSError as error:
+            _logger().warning("the keeper does not get the branches: %s", error)
+            return False
+        return life.channel.wait_until_kept()
+
+
+def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = False) -> None:
+    """Give the parent of mounts all that another daemon needs to continue. `acknowledge`: it is to say that it has it.
+    Raises: OSError."""
     from unionfs.daemon_state import describe, shown
 
     values = describe(service, kept)
@@ -81,6 +103,7 @@ def give(service: Service, kept: Kept, parent: Channel) -> None:
             "shown": " ".join(shown()),
             "properties": process_properties.read(0),
             "environment": [*os.environb.items()],
+            "acknowledge": acknowledge,
         }
     )
 
@@ -92,8 +115,8 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
     """
 
     show_in_process_list(service.mounted.connection, keeper=True)
-    give_up = partial(given_up, service.mounted)
-    life = keeper.keep(kept.record, give_up, partial(_described, service, kept), **continued)
+    give_up, learn = partial(given_up, service.mounted), partial(_learn, service, kept)
+    life = keeper.keep(kept.record, give_up, partial(_described, service, kept), learn=learn, **continued)
     if life.continues:
         continue_after(service, kept, life)
     else:
@@ -105,6 +128,16 @@ def given_up(mounted: Mounted, why: str) -> None:
     """Unmount, since no daemon can continue, for the reason `why`."""
     _logger().error("no daemon can continue (%s): the union is unmounted", why)
     mounted.unmount()
+
+
+def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int]) -> None:
+    """In the keeper: have the next daemons serve the branches of now. Raises: what the parts raise."""
+    from unionfs.daemon_state import options_of
+
+    given = handover.from_values(values["branches"]).with_descriptors(fds)
+    service.union = Union(options_of(values["options"]).union, given)
+    service.traffic.view_offer = None  # its view would show the branches of before
+    takeover.keep_record(service.union, kept.record)
 
 
 def continue_after(service: Service, kept: Kept, life: Life) -> None:
@@ -144,6 +177,8 @@ def begin(service: Service, kept: Kept, life: Life) -> None:
     service.life = life
     if life.is_parent and life.channel is not None:
         service.shutdown.pass_on = life.channel.pass_on
+    if life.channel is not None and not (service.options.watch or service.options.serve.passthrough):
+        service.tell_keeper = partial(tell, service, kept, life)
     life.begin(kept.record)
     life.watch(_logger().warning)
 

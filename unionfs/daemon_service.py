@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
@@ -49,7 +49,7 @@ class Service:
         self, options: DaemonOptions, union: Union, mounted: Mounted, fd: int, shutdown: GracefulShutdown
     ) -> None:
         self.options = options  # immutable
-        self.union = union  # immutable
+        self.union = union  # replaced by a keeper, when the branches have changed
         self.mounted = mounted  # immutable
         self.fd = fd  # immutable: of /dev/fuse
         self.shutdown = shutdown  # immutable
@@ -59,6 +59,8 @@ class Service:
         self.since = time.monotonic()  # of the mount; set once
         self.kept: Kept | None = None  # set once, where there is a keeper
         self.life: Life | None = None  # set once, in a daemon that has a keeper
+        self.tell_keeper: Callable[[], bool] | None = None
+        """Has the keeper know the mount as it is now, and returns whether it does; set once, where it can."""
         self.version: str | None = None  # of this code; set once, soon: later the files may be another version's
         self.is_serving = False  # set once
 
@@ -162,7 +164,7 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
     from unionfs.fuse.reporting import Reporter
 
     options, traffic, life = service.options, service.traffic, service.life
-    branches = BranchControl(service.union, traffic, connection, life.record if life is not None else None)
+    branches = BranchControl(service.union, traffic, connection, life, service.tell_keeper)
     reporter = Reporter(
         union=service.union,
         traffic=traffic,

@@ -17,10 +17,11 @@ from tests.mounted.checking import read, same, write
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.stands import kernel_subjects, unmounted
 from tests.mounted.test_branches import _command
+from tests.mounted.test_keeper import kill_daemon
 from tests.support import chaos
 from tests.support.timing import limit
 
-pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a mount with other branches has no keeper")
+pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a death while branches change ends the mount")
 
 _SUBJECTS = kernel_subjects("scattered")
 
@@ -50,6 +51,45 @@ def test_programs_go_on(stand: MountedSubject) -> None:
     assert stand.complaints() == []
     assert stand.lowers_changed() == []
     stand.unmount()
+
+
+@pytest.mark.parametrize("keeper", ["its own", "any"])
+def test_it_outlives_its_daemon(stand: MountedSubject, keeper: str) -> None:
+    """Files keep what they show, inode numbers included; those that are open go on, also without a name."""
+    if keeper == "its own":
+        stand.unmount()
+        stand._env = {"UNIONFS_LINGER": "0"}
+        stand.mount()
+    argv = [*stand.user.unionfs_cmd, "freeze", str(stand.merged)]
+    stand.run(_use_across_deaths, argv, chaos.mount(f"{stand.base}/"), timeout_s=120)
+    assert stand.lowers_changed() == []
+    stand.unmount()
+
+
+def _use_across_deaths(freeze: list[str], mount: str) -> None:
+    opened = {name: os.open(name, os.O_RDWR) for name in ("f", "d/g", "d/e/x", "h1")}
+    os.write(opened["f"], b"FILE")
+    os.write(opened["h1"], b"LINK")
+    removed = os.open("removed", os.O_RDWR | os.O_CREAT)
+    os.write(removed, b"removed")
+    os.unlink("removed")
+    os.mkdir("made")
+    for turn in range(3):
+        same(subprocess.run(freeze, check=False, stdout=subprocess.DEVNULL).returncode, 0)
+        before = {name: (os.fstat(fd).st_ino, os.pread(fd, 99, 0)) for name, fd in opened.items()}
+        for changes in (False, True):
+            if changes:  # copied up from the frozen directory
+                os.pwrite(opened["f"], b"%04d" % turn, 0)
+                write(f"made/{turn}", b"made")
+                os.rename("d/e", "d/E")
+                os.rename("d/E", "d/e")
+                before["f"] = before["f"][0], b"%04d" % turn
+            kill_daemon(mount)
+            for name, fd in opened.items():
+                same((os.fstat(fd).st_ino, os.pread(fd, 99, 0)), before[name])
+                same((os.stat(name).st_ino, read(name)), before[name])
+            same(os.pread(removed, 99, 0), b"removed")
+            same(sorted(os.listdir("made")), [str(number) for number in range(turn + changes)])
 
 
 def _without_inos(found: trees.Snapshot) -> trees.Snapshot:

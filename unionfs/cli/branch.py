@@ -31,7 +31,8 @@ _EPILOG: Final = """\
 A branch on which the upper depends is removed with --force only: copies of its files stay, with other inode numbers
 after the next mount; renamed directories lose its content; names of hard links that only it has disappear.
 
-A mount whose branches were changed has no keeper any more: if its daemon is killed, the mount ends.
+If the daemon is killed while branches are changed, the mount ends; afterwards another daemon continues, but not with
+--watch, with --passthrough, or while views of its former branches are mounted (unionfs stats says so).
 
 --json prints one list of objects: position, role (upper, lower), path."""
 

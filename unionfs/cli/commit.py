@@ -25,9 +25,8 @@ from unionfs.printable import printable
 _DESCRIPTION: Final = """\
 Make an image: the container's image, and on top of it a layer with the container's changes. Files equal to those of the
 image are left out. The image of a running container shows one instant, and no process is stopped: the container is
-frozen (see unionfs freeze). Then its mount has no keeper until it is started again: if its daemon is killed, the
-container ends. With --pause, and where freezing is not possible, it is paused instead and keeps its keeper; with
---no-pause never.
+frozen (see unionfs freeze). With --pause, and where freezing is not possible, it is paused instead; with --no-pause
+never.
 
 The new image has the container's command, variables, user and working directory; -c changes them. Volumes
 are not part of it. For a container made of directories, each directory becomes a layer of the image."""

@@ -15,8 +15,7 @@ _DESCRIPTION = """\
 Make a second container on what CONTAINER shows at this moment, running or not: a container of run or create, or the
 changes that try has kept. The container is frozen (see unionfs freeze), and both share its branches, so a fork takes no
 time and no space, however large the container is. Each has its own changes from then on, and is started, entered,
-compared, merged and removed by itself. A fork can be forked. If CONTAINER runs and has changes, its mount has no keeper
-until it is started again: if its daemon is killed, the container ends.
+compared, merged and removed by itself. A fork can be forked.
 
 The fork is not started: unionfs start NAME runs the container's command in it, or COMMAND if one is given. Volumes are
 shared; processes and memory are not part of a fork."""

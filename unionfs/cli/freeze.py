@@ -25,9 +25,9 @@ path. The work directory lists frozen directories, so that the next mount of the
 them. Of a container, running or not, the directory is named upper.NAME, and counts as a part of its changes."""
 
 _EPILOG: Final = """\
-Files that are open for writing are copied up at their next write. A mount whose upper was frozen has no keeper any
-more: if its daemon is killed, the mount ends. A container has one again when it is started again. Refused with --watch,
---passthrough or --transport pyfuse3, on mounts that podman or another program has made by the -o form.
+Files that are open for writing are copied up at their next write. If the daemon is killed in the moment of the freeze,
+the mount ends; before and afterwards another daemon continues. Refused with --watch, --passthrough or --transport
+pyfuse3, on mounts that podman or another program has made by the -o form.
 
 --json prints one object: path."""
 

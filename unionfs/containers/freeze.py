@@ -93,10 +93,10 @@ def _record(container: Container) -> Container:
 
 
 def _freeze_mounted(union: Served, root: str, leaf: str) -> bool:
-    """Freeze a mounted union. Returns whether it has lost its keeper by that."""
+    """Freeze a mounted union. Returns whether it has lost its keeper by that: where that does not learn branches."""
     had_keeper = branch_client.has_keeper(union)
     branch_client.freeze(union, root, leaf)
-    return had_keeper
+    return had_keeper and not branch_client.has_keeper(union)
 
 
 def _freeze_unmounted(container: Container, leaf: str) -> None:

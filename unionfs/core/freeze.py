@@ -127,6 +127,9 @@ class Freeze:
         tree = self._tree
         staging, frozen = tree.staging, tree.upper
         assert frozen is not None
+        for nodeid in list(tree.nodes.recorded):  # what the daemon before has left is found in the old stack only
+            with suppress(OSError):
+                tree.nodes.known(nodeid)
         if not complete.complete(tree):
             raise OptionError(errno.EBUSY, "the upper lacks names of hard links, or another daemon uses it")
         with _alone(staging):

@@ -8,7 +8,7 @@ numbers do not collide. In a view (core.view) another bit is flipped. Knows bran
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from unionfs import markers
 from unionfs.core.attrs import VIEW_MARK
@@ -19,12 +19,26 @@ _FS_SHIFT: Final = 56
 _INO_MASK: Final = (1 << _FS_SHIFT) - 1
 
 
+class Numbering(NamedTuple):
+    """The numbering of a union, for another process. Immutable."""
+
+    devices: tuple[tuple[int, int], ...]
+    filesystems: tuple[tuple[bytes, int], ...]
+    kept: tuple[tuple[int, int], ...]
+
+
 class Inodes:
     """The numbering of one union."""
 
-    def __init__(self, branches: Iterable[Branch]) -> None:
+    def __init__(self, branches: Iterable[Branch], given: Numbering | None = None) -> None:
         self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; changed by `add` only
         self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; likewise
+        self.kept: dict[int, int] = {}
+        """Numbers that are shown as others: of objects that have come to the place of known ones when the branches
+        changed (core.kept_numbers, which replaces it)."""
+        if given is not None:
+            self._index_of_dev, self._index_of_fsid = dict(given.devices), dict(given.filesystems)
+            self.kept = dict(given.kept)
         self._mark = 0  # bits that are flipped in every number; set once, by `marked`
         for branch in branches:
             self.add(branch)
@@ -33,6 +47,11 @@ class Inodes:
         """Number the filesystem of one more branch. Numbers are never used again."""
         branch.fs_index = self._index_of_dev.setdefault(branch.dev, len(self._index_of_dev)) & 0xFF
         self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
+
+    def numbering(self) -> Numbering:
+        """Return what another process needs to give the same numbers."""
+        devices, filesystems = self._index_of_dev.items(), self._index_of_fsid.items()
+        return Numbering(tuple(devices), tuple(filesystems), tuple(self.kept.items()))
 
     def marked(self) -> Inodes:
         """Return the numbering of a view: the same with VIEW_MARK flipped."""
@@ -43,9 +62,10 @@ class Inodes:
     def shown(self, fs_index: int, ino: int) -> int:
         """Return the number users see for inode `ino` of a filesystem. Never 0: readers of directories skip entries
         with number 0."""
-        if fs_index == 0:
-            return (ino or 1) ^ self._mark
-        return ((fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK)) ^ self._mark
+        number = (fs_index << _FS_SHIFT) | ((ino ^ (ino >> _FS_SHIFT)) & _INO_MASK) if fs_index else ino or 1
+        if self.kept:
+            number = self.kept.get(number, number)
+        return number ^ self._mark
 
     def of_origin(self, origin: bytes) -> int | None:
         """Return the number that an origin mark gives; None if its filesystem is not in this union."""

@@ -331,6 +331,11 @@ def _upper_marks(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: by
     return (shown if shown is not None else tree.inodes.shown(up.branch.fs_index, st.st_ino)), is_metacopy
 
 
+def upper_number(tree: UnionState, up: BranchDir, name: bytes, st: Stat, key: bytes | None) -> int:
+    """Return the inode number users see for an object of the upper. `key`: in the hard-link index, if it has one."""
+    return _upper_marks(tree, up, name, st, key)[0]
+
+
 def _from_upper_dir(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -> Resolved:
     assert parent.upper is not None
     up = parent.upper.child(name)

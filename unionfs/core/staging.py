@@ -55,6 +55,7 @@ class OpenStaging(NamedTuple):
     name: bytes  # of that directory
     opened_ns: int
     upper_in_use: bool
+    frozen: tuple[bytes, ...] = ()  # see Staging.frozen
 
 
 class Staging:
@@ -75,6 +76,7 @@ class Staging:
             self.here = root.child(given.name)
             self._live_fd, self._opened_ns, self.upper_in_use = given.live_fd, given.opened_ns, given.upper_in_use
             self.index = root.child(INDEX)
+            self.frozen = list(given.frozen)
             return
         lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
         try:
@@ -99,7 +101,8 @@ class Staging:
     def opened(self) -> OpenStaging:
         """Return what another process needs to go on in our place. The descriptors stay ours."""
         root_fd = self.branch.root.fd()
-        return OpenStaging(root_fd, self._live_fd, self.here.name, self._opened_ns, self.upper_in_use)
+        name, frozen = self.here.name, tuple(self.frozen)
+        return OpenStaging(root_fd, self._live_fd, name, self._opened_ns, self.upper_in_use, frozen)
 
     def _make(self, name: bytes) -> BranchDir:
         """Make this daemon's empty directory: the spare one that an earlier daemon left, or a new one."""

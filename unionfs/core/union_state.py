@@ -96,14 +96,15 @@ class UnionState(DataFiles):
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # replaced by read_links and set_links only
         lowers: list[Branch] = []
-        if given is not None:
-            lowers, self.upper, self._staging = handover.take(options, given, self.fds)
-        elif viewed is None:
-            lowers = [self._open_branch("a lower", path, writable=False) for path in options.lowers]
         # All lowers so far, by Branch.number; core.branches adds to it.
         self.opened: list[Branch] = lowers if viewed is None else viewed.opened
-        for number, branch in enumerate(lowers):
-            branch.number = number
+        if given is not None:
+            taken = handover.take(options, given, self.fds)
+            lowers, self.opened, self.upper, self._staging = taken.lowers, taken.opened, taken.upper, taken.staging
+        elif viewed is None:
+            lowers += [self._open_branch("a lower", path, writable=False) for path in options.lowers]
+            for number, branch in enumerate(lowers):
+                branch.number = number
         if options.upper is not None and given is None:
             self.upper = self._open_branch("the upper", options.upper, writable=True)
             self._staging = self._open_staging(self.upper)
@@ -112,7 +113,8 @@ class UnionState(DataFiles):
         if viewed is None:
             if given is None:
                 self._find_overrides(lowers)
-            self.inodes = Inodes([*lowers, *([self.upper] if self.upper else [])])
+            numbering = given.numbering if given is not None else None
+            self.inodes = Inodes([*self.opened, *([self.upper] if self.upper else [])], numbering)
             if self._staging is not None and self.upper is not None:
                 self._staging.branch.fs_index = self.upper.fs_index
             for branch in lowers if given is None else ():
@@ -124,7 +126,8 @@ class UnionState(DataFiles):
             self.lowers = viewed.lowers
             viewed.is_viewed = True
         self.is_viewed: bool = False  # set by its view, which goes on to show the lowers that it began with
-        self.is_restacked = False  # set by core.branches: directories that were known keep their inode numbers
+        self.is_restacked = given is not None and given.is_restacked
+        """Set by core.branches and core.freeze: directories that were known keep their inode numbers."""
         self.leaving: list[Leaving] = []  # removed lowers that are in use; changed by core.branches and `_dispose`
         self.backing = Backing(lowers, self.upper, atime=options.atime) if options.passthrough else None
         self.nodes = NodeTable()
@@ -169,7 +172,8 @@ class UnionState(DataFiles):
     def hand_over(self) -> OpenBranches:
         """Return what another process needs to go on with the branches. The descriptors stay ours."""
         staging = self._staging.opened() if self._staging is not None else None
-        return handover.branches(self.lowers.branches, self.upper, staging)
+        stack, is_restacked = list(self.lowers.branches), self.is_restacked
+        return handover.branches(stack, self.upper, staging, self.opened, self.inodes, is_restacked=is_restacked)
 
     def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
         try:

@@ -13,22 +13,24 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.core import branches, pointers
 from unionfs.core.freeze import Freeze
+from unionfs.core.kept_numbers import KeptNumbers
 from unionfs.core.options import OptionError
 from unionfs.fuse.calls import EndedError
 from unionfs.fuse.death_helper import DeathHelper
 
 if TYPE_CHECKING:
     from unionfs.core.ledger import CopiedUp
-    from unionfs.core.node_record import NodeRecord
     from unionfs.core.pointers import Pointer
     from unionfs.core.union import Union
     from unionfs.fuse.calls import Calls
+    from unionfs.fuse.life import Life
     from unionfs.fuse.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,17 @@ class RefusedError(Exception):
 class BranchControl:
     """Changes the branches of one union. In the threads that answer the control socket; one change at a time."""
 
-    def __init__(self, union: Union, traffic: Traffic, connection: int, record: NodeRecord | None) -> None:
-        """`record`: of the nodes, if there is a keeper, which does not know of other branches."""
+    def __init__(
+        self, union: Union, traffic: Traffic, connection: int, life: Life | None, tell_keeper: Callable[[], bool] | None
+    ) -> None:
+        """`life`: if there is a keeper. `tell_keeper` has it know the branches of now, and returns whether it does;
+        None: it does not learn others."""
         self._union = union  # immutable
         self._traffic = traffic  # immutable
         self._connection = connection  # immutable
-        self._record = record  # immutable
+        self._life = life  # immutable
+        self._record = life.record if life is not None else None  # immutable
+        self._tell_keeper = tell_keeper  # immutable
         self._lock = threading.Lock()
         self._has_helper = False  # set once, by the first change
 
@@ -155,6 +162,15 @@ class BranchControl:
             return False
 
         calls.do(work)
+        self._keep(calls)
+
+    def _keep(self, calls: Calls) -> None:
+        """After a change: have the keeper know the branches. Until then a death ends the mount."""
+        if self._record is None or self._tell_keeper is None or self._record.has_view:
+            return  # the view goes on to show the branches of before
+        calls.do(KeptNumbers(self._union).work)
+        if self._tell_keeper():
+            self._record.outdate(False)
 
     def _index(self, at: int | None, count: int) -> int:
         """Return the index among `count` lowers that a position means; None: the top, -1: the bottom."""
@@ -184,6 +200,8 @@ class BranchControl:
         until = time.monotonic() + _TOLD_S
         while not calls.has_told() and time.monotonic() < until:
             time.sleep(_POLL_S)
+        if calls.has_told():
+            self._keep(calls)
         log.info("the lowers are now %s", ", ".join(repr(lower) for lower in self._union.options.lowers))
 
     def _prepare(self) -> None:
@@ -194,7 +212,11 @@ class BranchControl:
             self._traffic.view_offer.withdraw()
         if not self._has_helper:
             self._has_helper = True
-            DeathHelper(self._connection).start()  # it aborts the connection: no other daemon would answer
+            helper = DeathHelper(self._connection)  # it aborts the connection where no other daemon would answer
+            if self._life is not None:
+                helper.keeper, helper.record = self._life.keeper, self._record
+                helper.parent = self._life.channel if self._life.is_parent else None
+            helper.start()
 
     def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:
         """Raise RefusedError if the upper keeps something of a branch."""

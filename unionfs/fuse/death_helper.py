@@ -18,10 +18,13 @@ import select
 import signal
 import time
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from unionfs.fuse.keeper_channel import ENDING, Channel
 from unionfs.syscalls import mounts, namespaces
+
+if TYPE_CHECKING:
+    from unionfs.core.node_record import NodeRecord
 
 _DEATH_SIGNAL: Final = signal.SIGUSR2
 _NAME: Final = "unionfs-abort"  # the helper's name in /proc/PID/comm
@@ -34,6 +37,7 @@ class DeathHelper:
     def __init__(self, connection: int | None) -> None:
         """`connection`: aborted if no other daemon answers; None: never aborted."""
         self.keeper: int | None = None  # its pid; set once
+        self.record: NodeRecord | None = None  # likewise: if it says that no other daemon can answer, none is told
         self.parent: Channel | None = None  # likewise: the connection to it, if it is the parent of mounts
         self._is_started = False
         self._abort_fd: int | None = None
@@ -75,7 +79,8 @@ class DeathHelper:
         if os.getppid() == daemon:
             # The signal comes when the parent thread ends; getppid(2) stays the same while other threads live.
             signal.sigwait({_DEATH_SIGNAL})
-        if keeper is not None and not select.select([keeper], [], [], 0)[0]:
+        is_outdated = self.record is not None and self.record.is_outdated
+        if keeper is not None and not is_outdated and not select.select([keeper], [], [], 0)[0]:
             while _runs(daemon):  # for some microseconds more
                 time.sleep(_LOOK_AGAIN_S)
             if self.parent is not None:  # which may have other ids than this process

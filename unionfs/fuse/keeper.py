@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.fuse import keeper_channel, upgrade
 from unionfs.fuse.daemon_end import status_of
@@ -46,12 +46,14 @@ def keep(
     daemon: int = 0,
     channel: Channel | None = None,
     mask: Iterable[int] | None = None,
+    learn: Callable[[dict[str, Any], list[int]], None] | None = None,
 ) -> Life:
     """Fork the daemon, and stay as its keeper. Returns in the daemon, and again in each that replaces it.
 
     `give_up` is called, with the reason, before the keeper ends because no daemon can continue: it unmounts.
     `make_program` is called once, a moment after a daemon has begun to serve: it imports, and later the files may be
-    another version's. It returns a function that returns what is executed for an upgrade. The other arguments are for a
+    another version's. It returns a function that returns what is executed for an upgrade. `learn` is called with values
+    and descriptors that the daemon has sent, since its branches have changed. The other arguments are for a
     process that became the keeper by an upgrade: what is known of the daemons before, the daemon that serves and its
     channel, the signal mask of the next ones.
     Preconditions: this is the only thread.
@@ -72,6 +74,11 @@ def keep(
                 return life
             theirs.close()
         status = _wait(daemon, record, program)
+        if status is None and learn is not None and (sent := channel.take_description()) is not None:
+            with suppress(Exception):  # the record says that the keeper does not know the branches
+                learn(*sent)
+                channel.kept()
+            continue
         if status is None:
             daemon, channel, status = upgrade.upgrade(daemon, channel, record, life, program, mask)
             if status is None:
@@ -115,7 +122,7 @@ def _why(life: Life, record: NodeRecord) -> str:
 
 def _wait(pid: int, record: NodeRecord, when_idle: Callable[[], object]) -> int | None:
     """Wait for the end of the daemon, and pass signals on to it. `when_idle` is called after a moment without any.
-    Returns its wait status; None: it asks for an upgrade."""
+    Returns its wait status; None: it asks for an upgrade, or has sent a description."""
     was_idle = False
     while True:
         status, is_ending = status_of(pid, record)

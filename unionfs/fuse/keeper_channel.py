@@ -139,6 +139,16 @@ class Channel:
         """Have the daemon that continues get a signal."""
         self.send(SIGNAL + str(number).encode())
 
+    def take_description(self) -> tuple[dict[str, Any], list[int]] | None:
+        """Return values and descriptors that `keep` and `give` have sent; None if there are none now. Raises: OSError,
+        ValueError."""
+        fds: list[int] = []
+        while (taken := self.take()) is not None and taken[0]:
+            fds += taken[1]
+            if taken[0] == KEEP:
+                return read_state(fds.pop()), fds
+        return None
+
     # -- of a parent of mounts that keeps them
 
     def leave(self) -> None:

@@ -62,6 +62,7 @@ class Life:
         self.version_before = ""  # the version that has served before the last upgrade
         self.not_upgraded = ""  # why the last upgrade has failed; "" if it has not
         self.channel: Channel | None = None  # to the keeper; in a daemon only
+        self.asking = threading.Lock()  # held while a daemon waits for an answer of its keeper
         self.is_let_go = False  # whether the keeper keeps the mount no more; set once, by a thread of the daemon
         self.awaits_keeper = False  # whether the keeper is still becoming the version of this daemon
         self._last = 0  # request in hand at the last death
@@ -179,19 +180,23 @@ class Life:
         killed = "the keeper was killed"
         if self.channel is None or self.is_let_go:
             return killed
-        if self.is_parent:
-            return self.channel.wait_for_verdict() if self.channel.send(ASKS) else killed
+        with self.asking:
+            is_asked = self.channel.send(ASKS) if self.is_parent else self.call()
+            return self.channel.wait_for_verdict() if is_asked else killed
+
+    def call(self) -> bool:
+        """Have a keeper that is no parent of mounts look at the channel, where a daemon asks for an upgrade if it has
+        sent nothing. In a daemon only. Returns False if it has been killed."""
         try:
             fd = os.pidfd_open(self.keeper)
             try:
-                if not self.is_alive:
-                    return killed
-                signal.pidfd_send_signal(fd, UPGRADE)
+                if self.is_alive:
+                    signal.pidfd_send_signal(fd, UPGRADE)
+                return self.is_alive
             finally:
                 os.close(fd)
         except OSError:
-            return killed
-        return self.channel.wait_for_verdict()
+            return False
 
     def end(self, status: int, record: NodeRecord) -> bool:
         """Note the death of a daemon. In the keeper only. Returns whether there is to be another one."""

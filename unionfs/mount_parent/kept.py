@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from unionfs import daemon_continued, daemon_keeper, process_properties
-from unionfs.core.node_record import NodeRecord
+from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.detach import let_go
 from unionfs.fuse import keeper, keeper_channel
 from unionfs.fuse.daemon_end import status_of
@@ -36,6 +36,8 @@ DAEMON: Final = "daemon"
 KEEPER: Final = "keeper"
 """Roles of a process that goes on with a mount: serve it, or be a keeper of its own for it."""
 
+_FIRST: Final = ("environment", "facts", "mounted", "properties", "shown")
+"""Values that stay as they were described first, with the namespaces, before the daemon had served anybody."""
 _OWN: Final = len(NAMESPACES) + 1  # descriptors behind those that the values name: namespaces, standard error
 
 
@@ -103,11 +105,18 @@ class Child:
             self._received = received
             raise ValueError("descriptors are missing")
         if self._given is not None:
+            before = marshal.loads(self._given.values)
+            values.update({name: before[name] for name in _FIRST})
+            values["options"] = {**before["options"], "union": values["options"]["union"]}
+            for fd, first in zip(received[-_OWN:], self._given.descriptors[-_OWN:], strict=True):
+                os.dup2(first, fd, inheritable=False)
             self._given.close()
         self._given = _Given(marshal.dumps(values), received, received[numbers.index(values["record"])])
         if self.life is None:
             self.life = Life(os.getpid())
             self.life.is_parent = True
+        if values["acknowledge"] and self.channel is not None:
+            self.channel.kept()
 
     def let_go(self) -> None:
         """Keep the mount no more. The daemon learns it, and goes on."""
@@ -128,7 +137,7 @@ class Child:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
                 return status if ended else None
             return status_of(self.pid, NodeRecord(self._given.record))[0]
-        except ChildProcessError:
+        except (ChildProcessError, DamagedError):
             return 0
 
     def go_on(self, status: int) -> None:

@@ -196,8 +196,7 @@ class _Parent:
     def _look_at(self, pidfd: int) -> None:
         """See whether a child has ended, and go on with its mount."""
         child = self._children[pidfd]
-        before = child.pid
-        status = child.status()
+        before, status = child.pid, child.status()
         if status is None:
             return
         del self._children[pidfd]
@@ -206,14 +205,14 @@ class _Parent:
             self._hear_no_more(fd)
         try:
             child.go_on(status)
-        except OSError:  # no process, or no descriptor
+            if child.pid != before:
+                self._wait_for(child)
+        except Exception:  # noqa: BLE001 - no process, no descriptor, a damaged record: other mounts are to go on
             child.let_go()
         if is_reaped(before):
             self._close(pidfd)
         else:
             self._old[pidfd] = before
-        if child.pid != before:
-            self._wait_for(child)
 
     def _close(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
