@@ -215,6 +215,7 @@ def _mount_and_serve(
         raise StartError(str(error), error.hint, error.errno or 0) from error
     mounted = Mounted(mountpoint)
     service = Service(options, union, mounted, fd, shutdown)
+    service.notifier = notifier
     with service.until_its_end():
         os.chdir("/")
         traffic = service.traffic = _negotiate(options, fd)
@@ -241,7 +242,7 @@ def _mount_and_serve(
             if notifier is not None:
                 notifier.pause()
             daemon_keeper.start(service, parent)
-        service.serve(notifier)
+        service.serve()
 
 
 def _negotiate(options: DaemonOptions, fd: int) -> Traffic:

@@ -16,6 +16,7 @@ from unionfs.core.node_record import NodeRecord
 from unionfs.core.union import Union
 from unionfs.daemon_service import Service
 from unionfs.daemon_state import RefusedError, options_of
+from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.kernel.session import Kept, Session
 from unionfs.fuse.shutdown import GracefulShutdown
@@ -35,6 +36,12 @@ def make(values: dict[str, Any], shown: str) -> tuple[Service, Kept]:
     service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
     session = Session.continued(options.serve, daemon_service.tuning(), values["session"])
     service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
+    if options.watch:
+        from unionfs.fuse.watching import Notifier
+
+        service.notifier = Notifier(union)
+        service.notifier.pause()  # it would notice what the daemon that serves writes
+        service.helper = DeathHelper(service.mounted.connection)
     session.death_helper = service.helper
     daemon_service.offer_view(service)
     view_record = None if values["view_record"] is None else NodeRecord(values["view_record"])

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from unionfs import daemon_service, process_properties
+from unionfs import process_properties
 from unionfs.core import handover, takeover
 from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.union import Union
@@ -50,7 +50,7 @@ def start(service: Service, parent: Channel | None) -> None:
     service.kept = kept
     takeover.keep_record(service.union, kept.record)
     service.traffic.keep(kept)
-    if parent is None or daemon_service.why_not_upgraded(service.options, service.traffic):
+    if parent is None:
         stay(service, kept)
         return
     try:
@@ -177,7 +177,8 @@ def begin(service: Service, kept: Kept, life: Life) -> None:
     service.life = life
     if life.is_parent and life.channel is not None:
         service.shutdown.pass_on = life.channel.pass_on
-    if life.channel is not None and not (service.options.watch or service.options.serve.passthrough):
+    options = service.options
+    if life.channel is not None and (life.is_parent or not (options.watch or options.serve.passthrough)):
         service.tell_keeper = partial(tell, service, kept, life)
     life.begin(kept.record)
     life.watch(_logger().warning)

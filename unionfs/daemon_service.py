@@ -56,6 +56,7 @@ class Service:
         self.traffic: Traffic = Tally()  # replaced once, when the protocol is negotiated
         self.helper = DeathHelper(None)  # replaced once
         self.control_fd: int | None = None  # set once
+        self.notifier: Notifier | None = None  # with --watch; set once
         self.since = time.monotonic()  # of the mount; set once
         self.kept: Kept | None = None  # set once, where there is a keeper
         self.life: Life | None = None  # set once, in a daemon that has a keeper
@@ -88,8 +89,9 @@ class Service:
                 self.life.over()
             self.shutdown.serving_ended()
 
-    def serve(self, notifier: Notifier | None = None) -> None:
+    def serve(self) -> None:
         """Serve until the mount ends, or the daemon is to end."""
+        notifier = self.notifier
         transport = import_module(TRANSPORTS[self.options.transport])
         if self.life is not None:
             self.helper.keeper = self.life.keeper
@@ -127,11 +129,8 @@ def why_not_kept(options: DaemonOptions, traffic: Traffic) -> str:
 
 def why_not_upgraded(options: DaemonOptions, traffic: Traffic) -> str:
     """Return why no other version can continue the mount; "" if one can, where there is a keeper."""
-    if why := why_not_kept(options, traffic):
-        return f"it has no keeper: {why}"
-    if options.watch or options.serve.passthrough:
-        return f"a mount with --{'watch' if options.watch else 'passthrough'} cannot be handed over"
-    return ""
+    why = why_not_kept(options, traffic)
+    return f"it has no keeper: {why}" if why else ""
 
 
 def tuning() -> Tuning:

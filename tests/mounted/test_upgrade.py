@@ -447,17 +447,48 @@ def _unmount_meanwhile(argv: list[str], env: dict[str, str], mount: str) -> int:
 
 @_as_ordinary_user
 def test_mounts_that_cannot_be_handed_over_are_refused(stand: Stand) -> None:
-    for options, why in (
-        (["--no-keeper"], "it has no keeper: it was mounted with --no-keeper"),
-        (["--watch"], "a mount with --watch cannot be handed over"),
-    ):
-        stand.unmount()
-        stand._more = options
-        stand.mount()
-        done = stand.upgrade()
-        assert done.returncode == 1
-        assert done.stderr == f"unionfs: upgrade failed: {stand.merged}: {why}\n"
     stand.unmount()
+    stand._more = ["--no-keeper"]
+    stand.mount()
+    done = stand.upgrade()
+    assert done.returncode == 1
+    why = "it has no keeper: it was mounted with --no-keeper"
+    assert done.stderr == f"unionfs: upgrade failed: {stand.merged}: {why}\n"
+    stand.unmount()
+
+
+@pytest.mark.parametrize("option", ["--watch", "--passthrough"])
+def test_a_mount_with_this_option_goes_on_in_another_version(stand: Stand, option: str) -> None:
+    if option == "--passthrough" and stand.user.uid != 0:
+        pytest.skip("passthrough needs root of the machine")
+    stand.unmount()
+    stand._more = [option]
+    stand.mount()
+    stand.wait_until_loaded()
+    stand.run(_write_across_upgrades, *_turns(stand), timeout_s=240)
+    assert (stand.keeper()["upgrades"], stand.keeper()["alive"]) == (3, True)
+    if option == "--watch":
+        stand.agent.call(write, f"{stand.lowers[1]}/from outside", b"1")
+        stand._lowers_as_made = stand._look_at_lowers()
+        deadline = time.monotonic() + limit(20)
+        while stand.run(os.path.exists, "from outside") is False:
+            assert time.monotonic() < deadline
+    else:
+        assert stand.stats()["passthrough"] == {"open": 0, "plain": 0}
+    stand.unmount()
+
+
+def _write_across_upgrades(argv: list[str], env: dict[str, str], place: str, other: str) -> None:
+    opened, removed = os.open("f", os.O_RDWR), os.open("removed", os.O_RDWR | os.O_CREAT)
+    os.write(removed, b"removed")
+    os.unlink("removed")
+    for turn in range(3):
+        _upgrade_in_turns(argv, env, place, other)
+        os.pwrite(opened, b"%05d" % turn, 0)
+        same(read("f"), b"%05d" % turn)
+        same(os.pread(removed, 99, 0), b"removed")
+        write(f"made{turn}", b"made")
+        same(read(f"made{turn}"), b"made")
 
 
 def test_a_stranger_gets_no_upgrade(stand: Stand, root_user: User, ordinary_user: User) -> None:

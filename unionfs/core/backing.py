@@ -27,19 +27,26 @@ class Backing:
 
     def __init__(self, lowers: list[Branch], upper: Branch | None, *, atime: bool) -> None:
         """`atime`: reading may move the access times of the upper's files. Raises OptionError."""
-        self._roots = {
-            id(branch): _private(branch, mounts.MOUNT_ATTR_RDONLY) for branch in lowers
-        }  # changed by add and close
+        self._branches: list[Branch] = []  # that have a private mount; changed by add and close
+        for branch in lowers:
+            self.add(branch)
         if upper is not None and not atime:
-            self._roots[id(upper)] = _private(upper, 0)
+            self._add(upper, 0)
 
     def add(self, branch: Branch) -> None:
         """Add one more lower. Raises OptionError."""
-        self._roots[id(branch)] = _private(branch, mounts.MOUNT_ATTR_RDONLY)
+        self._add(branch, mounts.MOUNT_ATTR_RDONLY)
+
+    def _add(self, branch: Branch, attributes: int) -> None:
+        if branch.private is None:  # else another process has made it
+            branch.private = _private(branch, attributes)
+        self._branches.append(branch)
 
     def close(self) -> None:
         """Drop the mounts. No method may be called afterwards."""
-        self._roots.clear()
+        for branch in self._branches:
+            branch.private = None
+        self._branches.clear()
 
     def open(self, node: FileNode) -> FileFd:
         """Open the file that holds the node's data now (O_PATH). Raises: ESTALE if it was removed externally, EINVAL
@@ -54,7 +61,7 @@ class Backing:
         return self._open(place, leaf)
 
     def _open(self, place: BranchDir, leaf: bytes) -> FileFd:
-        root = self._roots.get(id(place.branch))
+        root = place.branch.private
         if root is None:
             return FileFd(os.open(leaf, _OPEN, dir_fd=place.fd()))
         return FileFd(open_beneath(root.fd, b"/".join((*place.path_components(), leaf)), _OPEN))

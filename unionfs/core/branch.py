@@ -82,6 +82,7 @@ class Branch:
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
         self.number = 0  # set once by UnionState: of all branches that the union has had as lowers
         self.masks: Mask | None = None  # changed by `hide` only
+        self.private: FileFd | None = None  # a private copy of its mount; changed by core.backing and core.handover
         self.overrides: Overrides | None = None  # set once by core.overrides
         self.has_flags: bool | None = None  # set once by core.inode_flags: whether the filesystem has inode flags
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from unionfs.core.branch import Branch
-from unionfs.core.fds import FdCache
+from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.inodes import Inodes, Numbering
 from unionfs.core.options import OptionError, Options
 from unionfs.core.overrides import Overrides
@@ -27,6 +27,7 @@ class OpenBranch(NamedTuple):
     path: str = ""  # for messages
     number: int = -1  # Branch.number of a lower; -1: its position
     was_upper: bool = False
+    private_fd: int = -1  # a private copy of its mount, under passthrough (core.backing); -1: there is none
 
 
 class OpenBranches(NamedTuple):
@@ -42,18 +43,24 @@ class OpenBranches(NamedTuple):
     def with_descriptors(self, descriptors: list[int]) -> OpenBranches:
         """Return the same with others, in the order of `descriptors`."""
         fds = iter(descriptors)
-        lowers, others = ([one._replace(fd=next(fds)) for one in some] for some in (self.lowers, self.others))
+
+        def with_next(branch: OpenBranch) -> OpenBranch:
+            fd = next(fds)
+            return branch._replace(fd=fd, private_fd=next(fds) if branch.private_fd >= 0 else -1)
+
+        lowers, others = (tuple(map(with_next, some)) for some in (self.lowers, self.others))
         upper, staging = self.upper, self.staging
         if upper is not None and staging is not None:
-            upper = upper._replace(fd=next(fds))
+            upper = with_next(upper)
             staging = staging._replace(root_fd=next(fds), live_fd=next(fds))
-        return self._replace(lowers=tuple(lowers), others=tuple(others), upper=upper, staging=staging)
+        return self._replace(lowers=lowers, others=others, upper=upper, staging=staging)
 
     def descriptors(self) -> list[int]:
         """Return all descriptors."""
-        fds = [branch.fd for branch in (*self.lowers, *self.others)]
-        if self.upper is not None and self.staging is not None:
-            fds += [self.upper.fd, self.staging.root_fd, self.staging.live_fd]
+        uppers = [self.upper] if self.upper is not None else []
+        fds = [fd for one in (*self.lowers, *self.others, *uppers) for fd in (one.fd, one.private_fd) if fd >= 0]
+        if self.staging is not None:
+            fds += [self.staging.root_fd, self.staging.live_fd]
         return fds
 
 
@@ -82,7 +89,8 @@ def _describe(branch: Branch) -> OpenBranch:
     kept = branch.overrides
     values = None if kept is None else (kept.xattrs, kept.floor, kept.stands_in)
     fd, hidden = branch.root.fd(), tuple(branch.hidden_places())
-    return OpenBranch(fd, hidden, values, branch.path, branch.number, branch.was_upper)
+    private_fd = -1 if branch.private is None else branch.private.fd
+    return OpenBranch(fd, hidden, values, branch.path, branch.number, branch.was_upper, private_fd)
 
 
 class Taken(NamedTuple):
@@ -119,6 +127,8 @@ def _take(path: str, given: OpenBranch, fds: FdCache, *, writable: bool) -> Bran
     for components in given.hidden:
         branch.hide(components)
     branch.number, branch.was_upper = given.number, given.was_upper
+    if given.private_fd >= 0:
+        branch.private = FileFd(given.private_fd)
     if given.overrides is not None:
         xattrs, floor, stands_in = given.overrides
         branch.overrides = Overrides(xattrs, floor)
