@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def _keepers(user: User) -> list[str]:
 @pytest.mark.skipif(machine.lacks_keeper() != "", reason=machine.lacks_keeper())
 @pytest.mark.parametrize("flags", [(), ("--no-keeper",)])
 def test_a_container_has_a_keeper_unless_told(user: User, debian: Path, tidy: None, flags: tuple[str, ...]) -> None:
+    user = replace(user, env={**user.env, "UNIONFS_LINGER": "0"})  # a parent of mounts would be the keeper
     user.unionfs("create", "--name", "c", *flags, debian, "sleep", "1000")
     try:
         (directory,) = containers(user)
