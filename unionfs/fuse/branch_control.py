@@ -168,9 +168,14 @@ class BranchControl:
         """After a change: have the keeper know the branches. Until then a death ends the mount."""
         if self._record is None or self._tell_keeper is None or self._record.has_view:
             return  # the view goes on to show the branches of before
-        calls.do(KeptNumbers(self._union).work)
-        if self._tell_keeper():
-            self._record.outdate(False)
+        try:
+            calls.do(KeptNumbers(self._union).work)
+            if self._tell_keeper():
+                self._record.outdate(False)
+        except EndedError:
+            raise
+        except Exception:  # the change is made: without a keeper that knows it, the mount goes on
+            log.exception("the keeper does not learn the branches")
 
     def _index(self, at: int | None, count: int) -> int:
         """Return the index among `count` lowers that a position means; None: the top, -1: the bottom."""
