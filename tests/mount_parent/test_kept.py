@@ -84,27 +84,26 @@ def test_mounts_outlive_their_daemons(caller: Caller) -> None:
     mounts = [_mount(caller, name) for name in ("second", "third")]
     names = [_name(caller, mountpoint) for mountpoint in mounts]
     argv = ["sh", "-c", 'cd "$1"; exec python3 -c "$2"', "sh", os.fspath(mounts[0]), _USE]
-    program = caller.user.popen(argv, env=caller.env)
-    assert program.stdout is not None
-    assert program.stdin is not None
-    assert program.stdout.readline() == "open\n"
 
     def seen() -> list[list[object]]:
         return [_seen(chaos.wait_for_daemon(name), at) for name, at in zip(names, mounts, strict=True)]
 
-    before = seen()
-    other = chaos.wait_for_daemon(names[1])
-    for _ in range(3):
-        _kill(names[0])
-        program.stdin.write("look\n")
-        program.stdin.flush()
-        assert program.stdout.readline() == "b'second' b'removed' ['file']\n"
-    for was, now in zip(before, seen(), strict=True):
-        for one, two in zip(was, now, strict=True):
-            assert one == two
-    assert chaos.wait_for_daemon(names[1]) == other
-    program.stdin.close()
-    assert program.wait() == 0
+    with caller.user.popen(argv, env=caller.env) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        assert program.stdout.readline() == "open\n"
+        before, other = seen(), chaos.wait_for_daemon(names[1])
+        for _ in range(3):
+            _kill(names[0])
+            program.stdin.write("look\n")
+            program.stdin.flush()
+            assert program.stdout.readline() == "b'second' b'removed' ['file']\n"
+        for was, now in zip(before, seen(), strict=True):
+            for one, two in zip(was, now, strict=True):
+                assert one == two
+        assert chaos.wait_for_daemon(names[1]) == other
+        program.stdin.close()
+        assert program.wait() == 0
     found = _keeper(caller, mounts[0])
     assert (found["pid"], found["alive"], found["replaced"]) == (parent, True, 3)
     assert [one["reason"] for one in found["replacements"]] == ["killed by signal 9 (Killed)"] * 3

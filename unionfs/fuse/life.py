@@ -133,7 +133,9 @@ class Life:
                     poll.register(fd, select.POLLIN)
                     if self.is_parent and self.channel is not None:
                         poll.register(self.channel, 0)  # for POLLHUP, which always counts
-                    is_killed = fd in dict(poll.poll())
+                    poll.poll()
+                    if not self.is_let_go:  # its descriptors are closed a moment before it is seen to end
+                        is_killed = bool(select.select([fd], [], [], _END_S)[0])
             finally:
                 os.close(fd)
         if self.is_let_go:
