@@ -29,7 +29,7 @@ CORE_DOOR = tuple(
     f"unionfs.core.{name}"
     for name in (
         *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
-        *("partial", "fill"),
+        *("partial", "fill", "kept_numbers"),
     )
 )
 
@@ -120,7 +120,7 @@ ALLOWED = {
     "unionfs.daemon_keeper": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
-            "unionfs.process_properties",
+            *("unionfs.core.handover", "unionfs.process_properties", "unionfs.version"),
         ),
         not_even=("argparse",),
     ),

@@ -24,9 +24,10 @@ from unionfs.mount_parent import identity
 from unionfs.syscalls.namespaces import set_command_line
 
 
-def make(values: dict[str, Any], shown: str) -> tuple[Service, Kept]:
+def make(values: dict[str, Any], shown: str, version: str | None = None) -> tuple[Service, Kept]:
     """Make the service that is described, whose descriptors have their numbers here, and change nothing: a daemon may
-    serve it. `shown`: the command line. Raises: RefusedError, and what the parts raise."""
+    serve it. `shown`: the command line. `version`: of this code; None: that of the files, since it was executed now.
+    Raises: RefusedError, and what the parts raise."""
     options = options_of(values["options"])
     shutdown = GracefulShutdown()
     _check_facts(values["facts"])
@@ -35,6 +36,7 @@ def make(values: dict[str, Any], shown: str) -> tuple[Service, Kept]:
     union = Union(options.union, handover.from_values(values["branches"]))
     service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
     session = Session.continued(options.serve, daemon_service.tuning(), values["session"])
+    service.version = version
     service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
     if options.watch:
         from unionfs.fuse.watching import Notifier

@@ -88,8 +88,11 @@ def tell(service: Service, kept: Kept, life: Life) -> bool:
 def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = False) -> None:
     """Give the parent of mounts all that another daemon needs to continue. `acknowledge`: it is to say that it has it.
     Raises: OSError."""
+    from unionfs import version
     from unionfs.daemon_state import describe, shown
 
+    if service.version is None:
+        service.version = version.installed()
     values = describe(service, kept)
     places = process_properties.open_namespaces()
     try:
@@ -103,6 +106,7 @@ def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = F
             "shown": " ".join(shown()),
             "properties": process_properties.read(0),
             "environment": [*os.environb.items()],
+            "version": service.version,
             "acknowledge": acknowledge,
         }
     )

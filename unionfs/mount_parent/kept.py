@@ -36,7 +36,7 @@ DAEMON: Final = "daemon"
 KEEPER: Final = "keeper"
 """Roles of a process that goes on with a mount: serve it, or be a keeper of its own for it."""
 
-_FIRST: Final = ("environment", "facts", "mounted", "properties", "shown")
+_FIRST: Final = ("environment", "facts", "mounted", "properties", "shown", "version")
 """Values that stay as they were described first, with the namespaces, before the daemon had served anybody."""
 _OWN: Final = len(NAMESPACES) + 1  # descriptors behind those that the values name: namespaces, standard error
 
@@ -193,7 +193,7 @@ class _Successor:
             values = marshal.loads(self._given.values)
             self._take_over(values)
             if role:
-                service, kept = daemon_continued.make(values, values["shown"])
+                service, kept = daemon_continued.make(values, values["shown"], values["version"])
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # GracefulShutdown has blocked the others
                 status = 1
                 self._serve(role, service, kept)
