@@ -5,7 +5,8 @@
     ROOT/containers/ID/{upper,work,merged}
     ROOT/containers/ID/upper.NAME       was its upper once (core.freeze); work/frozen lists them
     ROOT/containers/ID/changing         locked while its branches are changed
-    ROOT/containers/.lock               taken while records are created, changed or removed
+    ROOT/containers/ID/record.lock      locked while its state is changed, beside .lock, which is shared then
+    ROOT/containers/.lock               locked while containers are made, renamed or removed; hundreds may start at once
 
 ROOT is `$XDG_DATA_HOME/unionfs` or `--root DIR`. The lock is in ROOT, and not in `$XDG_RUNTIME_DIR`, so
 that all sessions of the owner use the same lock. Files are opened by `unionfs.store_files`: the owner may have replaced
@@ -43,6 +44,7 @@ _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
 _OUTCOME: Final = "outcome"
 _CHANGING: Final = "changing"
+_RECORD_LOCK: Final = "record.lock"
 _UNKNOWN: Final = " " * 8
 _REMOVING: Final = ".removing-"
 _NEW: Final = ".new-"
@@ -208,7 +210,7 @@ class ContainerStore:
     def update(self, container: Container, **changes: Any) -> Container:
         """Write `changes` of the state to the record and return the new value. Other fields stay as they are on
         disk."""
-        with self._locked():
+        with self._record_locked(container.id):
             current = _changed(self.load(container.id), **changes)
             self._write(current.directory, current)
         return current
@@ -255,7 +257,7 @@ class ContainerStore:
     def claim(self, container: Container) -> Container:
         """Record that this process prepares the container. Raises: ContainerError if it is running or being
         prepared."""
-        with self._locked():
+        with self._record_locked(container.id):
             current = self.load(container.id)
             if current.is_running():
                 raise AlreadyRunningError(current.name)
@@ -409,9 +411,9 @@ class ContainerStore:
         for name in sorted(os.listdir(self.containers)):
             if name.startswith(_REMOVING + container_id):
                 remove_tree(os.path.join(self.containers, name))
-        with self._locked():
-            for one in self._ids():
-                if _ID.fullmatch(one) and not self._has_record(one):
+        if self._without_record():
+            with self._locked():
+                for one in self._without_record():
                     with contextlib.suppress(OSError):
                         self._thin_out(one, self._used(one))
         for name in os.listdir(self.containers):
@@ -419,15 +421,35 @@ class ContainerStore:
                 with contextlib.suppress(OSError):
                     remove_tree(os.path.join(self.containers, name))
 
+    def _without_record(self) -> Sequence[str]:
+        """The ids of removed containers of which branches are left."""
+        return [one for one in self._ids() if _ID.fullmatch(one) and not self._has_record(one)]
+
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _record_locked(self, container_id: str) -> Iterator[None]:
+        """For a change of one record that needs no other one: others may be changed meanwhile, but no container is
+        made, renamed or removed. Raises: NoSuchContainerError."""
+        path = os.path.join(self.containers, container_id, _RECORD_LOCK)
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                lock = store_files.open_file(path, os.O_RDWR | os.O_CREAT)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NoSuchContainerError(container_id) from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
         try:
             os.makedirs(self.containers, 0o700, exist_ok=True)
         except OSError as error:
             raise ContainerError.of("keeping containers", error, hint=ELSEWHERE) from error
         lock = store_files.open_file(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
             yield
         finally:
             os.close(lock)
