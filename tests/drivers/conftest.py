@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import btrfs, tiny
+from tests.support import btrfs, thin_devices, tiny
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -78,14 +78,15 @@ def house_for(
 
     def make(driver: str) -> House:
         on_btrfs = driver == "btrfs"
-        key = (user.kind, on_btrfs)
-        place = request.getfixturevalue("btrfs_dir") / user.kind if on_btrfs else user.home / "drivers"
-        house = House(user, stores.get(key, place), driver)
+        owner: User = request.getfixturevalue("root_user") if driver == "devicemapper" else user
+        key = (owner.kind, on_btrfs)
+        place = request.getfixturevalue("btrfs_dir") / owner.kind if on_btrfs else owner.home / "drivers"
+        house = House(owner, stores.get(key, place), driver)
         used.append(house)
         if key not in stores:
             place.mkdir(exist_ok=True)
-            user.own(place)
-            _fill(House(user, place, "fuse"), tiny_tar)
+            owner.own(place)
+            _fill(House(owner, place, "fuse"), tiny_tar)
             stores[key] = place
         return house
 
@@ -97,10 +98,12 @@ def house_for(
         assert [name for name in os.listdir(house.root / "containers") if not name.startswith(".lock")] == []
 
 
-@pytest.fixture(params=["fuse", "overlay", "vfs", "btrfs"])
-def house(request: pytest.FixtureRequest, house_for: Callable[[str], House]) -> House:
-    """A house for each driver."""
-    return house_for(request.param)
+@pytest.fixture(params=["fuse", "overlay", "vfs", "btrfs", *(["devicemapper"] if thin_devices.KERNEL_HAS else [])])
+def house(request: pytest.FixtureRequest, house_for: Callable[[str], House]) -> Iterator[House]:
+    """A house for each driver; that for devicemapper is root's. Afterwards no device is left."""
+    yield house_for(request.param)
+    if request.param == "devicemapper":
+        assert thin_devices.left() == []
 
 
 def _fill(house: House, tar: Path) -> None:

@@ -12,7 +12,7 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import images, pause
 from unionfs.containers.record import Container
-from unionfs.containers.rootfs import image_file_shown
+from unionfs.containers.rootfs import image_file_shown, read_upper
 from unionfs.containers.store import ContainerStore
 from unionfs.drivers.driver import is_whole
 from unionfs.output_file import OutputFile
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _write(container: Container, sink: IO[bytes], shown: str) -> int:
     rootfs = container.config.rootfs
+    read_upper(container)
     with image_file_shown(container), LayerTrees() as branches:
         view = branches.view([container.upper, *(() if is_whole(rootfs.driver) else rootfs.lowers)])
         with images.writing_to("export", shown):

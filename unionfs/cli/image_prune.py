@@ -12,7 +12,7 @@ from layers.store import Store, StoredImage
 from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
-from unionfs.drivers import btrfs
+from unionfs.drivers import btrfs, devicemapper
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
@@ -50,6 +50,7 @@ def _prune(arguments: argparse.Namespace) -> int:
                 removed.append(named.name or str(named.descriptor.digest))
         freed = gc.collect(store, used, bases, builds_too=True)
         btrfs.sweep(store.root)
+        devicemapper.sweep(store.root)
     if arguments.json:
         found = {"images": removed, "blobs": freed.blobs, "layers": freed.layers, "size": freed.size}
         print(json.dumps(found | {"steps": freed.steps}, indent=1))

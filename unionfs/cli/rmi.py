@@ -14,7 +14,7 @@ from unionfs.cli import image_flags
 from unionfs.cli.arguments import Parser
 from unionfs.containers import images
 from unionfs.containers.errors import ContainerError
-from unionfs.drivers import btrfs
+from unionfs.drivers import btrfs, devicemapper
 from unionfs.printable import printable
 
 _DESCRIPTION = """\
@@ -111,5 +111,6 @@ def _free(store: Store, used: list[str], bases: list[Descriptor]) -> None:
         print("space is freed later: another process is adding images (layers gc)")
         return
     btrfs.sweep(store.root)
+    devicemapper.sweep(store.root)
     for digest in freed.blobs:
         print(f"deleted {digest}")

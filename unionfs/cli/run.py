@@ -30,7 +30,7 @@ from unionfs.containers.config import ContainerConfig, Mounts, RootFilesystem
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.core.options import DURABILITIES, PARTIAL_FROM, WHITEOUT_FORMATS
-from unionfs.drivers.driver import DEFAULT, NAMES
+from unionfs.drivers.driver import DEFAULT, NAMES, DriverError
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import resources
 from unionfs.launcher.capabilities import chosen
@@ -103,6 +103,8 @@ def make(arguments: Namespace) -> Container | None:
     images_root = os.path.realpath(arguments.root or store_files.default_root())
     arguments.root = _root_of_containers(arguments)
     store, name = ContainerStore(arguments.root), arguments.name or ""
+    if arguments.pool:
+        _use_pool(arguments, store.root)
     if not arguments.lower and (path := _image_file(words[0], images_root, further)) is not None:
         from unionfs.containers import image_mount
 
@@ -121,6 +123,21 @@ def make(arguments: Namespace) -> Container | None:
         config = _config_on_image(config, arguments, words, image, store.root)
         config = as_me_flags.apply(config, arguments)
         return make_or_describe(store, config, name, dry_run=arguments.dry_run)
+
+
+def _use_pool(arguments: Namespace, root: str) -> None:
+    if arguments.driver != "devicemapper":
+        raise mount_flags.bad("driver", arguments.driver, "--pool is for devicemapper")
+    if arguments.dry_run:
+        return
+    from unionfs.drivers import devicemapper
+
+    try:
+        devicemapper.use_pool(root, os.path.abspath(arguments.pool))
+    except DriverError as error:
+        raise CommandError(f"run: {error}", hint=error.hint) from error
+    except OSError as error:
+        raise CommandError.of("choosing the pool", error) from error
 
 
 def make_or_describe(store: ContainerStore, config: ContainerConfig, name: str, *, dry_run: bool) -> Container | None:
@@ -417,7 +434,13 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
         choices=NAMES,
         default=DEFAULT,
         help="how the root filesystem is made: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
-        f"snapshot (default: {DEFAULT})",
+        f"snapshot; devicemapper, a snapshot of a block device, for root only (default: {DEFAULT})",
+    )
+    add(
+        "--pool",
+        metavar="DEVICE",
+        help="the thin pool of all devices of this store with --driver devicemapper, chosen once (default: files in "
+        "the store)",
     )
     add(
         "--runtime",

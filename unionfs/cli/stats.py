@@ -24,7 +24,10 @@ replacements: the last 16 times that another daemon continued, each with time, r
 succeeded, version_before, not_upgraded: why the last one failed), passthrough (null without it; open: open files,
 plain: opens without it so far), memory_bytes (of the daemon: resident; own and shared parts of that; pss: own part and
 its share of the shared part), cpu_s (processor seconds of the daemon) and descriptors (of the daemon: open, and the
-most it may have)."""
+most it may have).
+
+with --pool: where, data, data_max, metadata, metadata_max and disk (bytes; disk: of the files, null for a DEVICE), mode
+(of the kernel: rw, ro, out_of_data_space, Fail), devices (number by kind) and problem (why no container can begin)."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
@@ -34,9 +37,17 @@ def main(argv: list[str]) -> int:
     from unionfs.fuse.reporting import add_mounts
 
     parser = Parser("stats", "Print statistics of a mounted union: messages by kind, copy-ups, memory.", _EPILOG)
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    parser.add_argument("--pool", action="store_true", help="of the thin pool of --driver devicemapper instead")
+    parser.add_argument("--root", metavar="DIR", help="the store of that pool (default: $XDG_DATA_HOME/unionfs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
+    if arguments.pool == (arguments.mountpoint is not None):
+        parser.error("either MOUNTPOINT or --pool")
+    if arguments.pool:
+        from unionfs.cli import stats_of_pool
+
+        return stats_of_pool.show(arguments.root, as_json=arguments.json)
     found = next(ask_daemon(arguments.mountpoint, "stats"), None)
     if found is None:
         raise CommandError(f"stats failed: {arguments.mountpoint}: its daemon ended without an answer")

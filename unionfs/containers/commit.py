@@ -24,7 +24,7 @@ from layers.store import Store
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.images import owners_here
 from unionfs.containers.record import Container
-from unionfs.containers.rootfs import mountpoints
+from unionfs.containers.rootfs import mountpoints, read_upper
 from unionfs.drivers.driver import is_whole
 
 
@@ -57,6 +57,7 @@ def commit(
     """
     options = Options(owners=owners_here())
     whole = is_whole(container.config.rootfs.driver)
+    read_upper(container)
     wanted = dataclasses.replace(
         wanted,
         created_by=shlex.join(container.config.process.command),

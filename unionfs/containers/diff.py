@@ -24,7 +24,7 @@ from unionfs.containers.complete import complete_upper
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.ids import id_map_of, ids_outside, shown_ids
 from unionfs.containers.record import Container
-from unionfs.containers.rootfs import image_file_shown, mountpoints
+from unionfs.containers.rootfs import image_file_shown, mountpoints, read_upper
 from unionfs.drivers.driver import is_whole
 from unionfs.launcher import userns
 
@@ -121,6 +121,7 @@ def _in_branches(container: Container, look: Callable[[Branches], bytes]) -> byt
     """Call `look` with the container's branches in a process that may read all of them, and return its result."""
     refuse_applied(container, "listing the changes")
     complete_upper(container, "listing the changes")
+    read_upper(container)
     if (found := _in_empty_upper(container, look)) is not None:
         return found
     ids = shown_ids(container)

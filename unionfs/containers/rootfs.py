@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from unionfs import store_files
 from unionfs.containers import etc, foreign_layers, volume_mounts
+from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.core.options import OptionError, Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
@@ -185,6 +186,21 @@ def union_options(container: Container, lowers: tuple[str, ...], directory: str,
         hidden=facts.hidden,
         **_ownership(driver),
     )
+
+
+def read_upper(container: Container) -> None:
+    """Let this process, which ends with the verb, read the container's upper, if its driver has it on a device. Raises:
+    ContainerError."""
+    if container.config.rootfs.driver != "devicemapper":
+        return
+    from unionfs.drivers import devicemapper
+
+    try:
+        devicemapper.show_upper(container.directory)
+    except DriverError as error:
+        raise ContainerError("", "", str(error), hint=error.hint) from error
+    except OSError as error:
+        raise ContainerError.of("mounting the container's device", error, subject=container.name) from error
 
 
 class _Ownership(TypedDict):

@@ -69,6 +69,7 @@ def _findings(machine: Machine) -> Iterator[Finding]:
         yield _fusermount(machine)
     yield _cgroups(machine)
     yield _tun_device(machine)
+    yield _thin_pools(machine)
     yield Finding("code", OK, machine.code)
 
 
@@ -132,6 +133,14 @@ def _tun_device(machine: Machine) -> Finding:
     why = "`run --network private` needs it; all else works"
     mend = "sudo modprobe tun" if missing else f"sudo chmod 666 {TUN}"
     return Finding(name, LIMITED, f"{TUN}: {machine.tun_device}", why, mend)
+
+
+def _thin_pools(machine: Machine) -> Finding:
+    name = "device mapper"
+    if not machine.thin_pools:
+        return Finding(name, OK, "the kernel has thin pools, for `run --driver devicemapper` by root")
+    why = "only `run --driver devicemapper` needs it; all else works"
+    return Finding(name, LIMITED, machine.thin_pools, why, "install a kernel with CONFIG_DM_THIN_PROVISIONING")
 
 
 def _fuse_mount(machine: Machine) -> Finding:

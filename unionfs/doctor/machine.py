@@ -54,6 +54,7 @@ class Machine:
     cgroups: str  # "v2", "hybrid", "v1" or "none"
     state: str  # the directory of containers
     state_xattrs: str
+    thin_pools: str  # why the kernel has no thin pools
     modules: dict[str, str]  # why each of MODULES cannot be imported
     code: str  # whether the hot modules are compiled, as text
 
@@ -86,6 +87,7 @@ def examine(root: str | None) -> Machine:
         cgroups=_cgroups(),
         state=state,
         state_xattrs=_try_xattrs(state),
+        thin_pools=_why_no_thin_pools(),
         modules={name: _try_import(name) for name in MODULES},
         code=compiled.code_in_use(),
     )
@@ -188,6 +190,14 @@ def _why_no_fusermount() -> str:
         if os.access(path, os.X_OK):
             return "" if os.stat(path).st_mode & 0o4000 else f"{path} is not set-user-id root"
     return "fusermount3 is not installed"
+
+
+def _why_no_thin_pools() -> str:
+    release = os.uname().release
+    listed = _text(f"/lib/modules/{release}/modules.dep") + _text(f"/lib/modules/{release}/modules.builtin")
+    if os.path.isdir("/sys/module/dm_thin_pool") or "/dm-thin-pool.ko" in listed:
+        return ""
+    return f"Linux {release} has no module dm_thin_pool"
 
 
 def _user_name(uid: int) -> str:

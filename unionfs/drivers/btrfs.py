@@ -23,7 +23,7 @@ from typing import Final
 
 from unionfs import store_files
 from unionfs.drivers import merged_copy, vfs
-from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
+from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts, of_store
 from unionfs.syscalls import btrfs
 from unionfs.trees.remove import remove_path
 
@@ -41,15 +41,11 @@ def check(root: str, lowers: Sequence[str]) -> None:
 
 def mount(request: MountRequest, rootfs_mounts: RootfsMounts) -> None:
     sweep(request.root)
-    of_store = tuple(lower for lower in request.union.lowers if _is_of_store(lower, request.root))
-    others = tuple(lower for lower in request.union.lowers if lower not in of_store)
-    if of_store and request.union.lowers == (
-        *of_store,
-        *others[-1:],
-    ):  # the last one may be the container's lower with mountpoints
-        vfs.fill(request, lambda path: _snapshot(request, of_store, path), others)
+    layers, others = of_store(request.root, request.union.lowers)
+    if layers:
+        vfs.fill(request, lambda path: _snapshot(request, layers, path), others)
     else:
-        vfs.fill(request, btrfs.create, request.union.lowers)
+        vfs.fill(request, btrfs.create, others)
     vfs.show(request, rootfs_mounts)
 
 
@@ -106,10 +102,6 @@ def _shared(request: MountRequest, lowers: tuple[str, ...]) -> str:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
             raise
     return subvolume
-
-
-def _is_of_store(lower: str, root: str) -> bool:
-    return os.path.dirname(os.path.dirname(lower)) == os.path.join(root, "layers")
 
 
 def _is_being_made(name: str) -> bool:

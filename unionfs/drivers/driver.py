@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # keep this module small: every command that lists containers
     from unionfs.core.options import Options
     from unionfs.mount_parent.client import Parent
 
-NAMES: Final = ("fuse", "overlay", "vfs", "btrfs")
+NAMES: Final = ("fuse", "overlay", "vfs", "btrfs", "devicemapper")
 DEFAULT: Final = "fuse"
 
 
@@ -90,4 +90,16 @@ def by_name(name: str) -> Driver:
 
 def is_whole(name: str) -> bool:
     """Driver.is_whole, without importing the driver."""
-    return name in ("vfs", "btrfs")
+    return name in ("vfs", "btrfs", "devicemapper")
+
+
+def of_store(root: str, lowers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lowers that are layers of the store, which never change, and the lowest one if it is none: it may be the
+    container's, with mountpoints. If there are more others, all are others: whiteouts of layers hide entries of them.
+    """
+    layers = os.path.join(root, "layers")
+    found = tuple(lower for lower in lowers if os.path.dirname(os.path.dirname(lower)) == layers)
+    others = tuple(lowers[len(found) :])
+    if tuple(lowers) == (*found, *others) and len(others) <= 1:
+        return found, others
+    return (), tuple(lowers)

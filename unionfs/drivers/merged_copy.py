@@ -1,4 +1,4 @@
-"""Copy a whole union of directories: the tree with which the drivers vfs and btrfs begin.
+"""Copy a whole union of directories: the tree with which the drivers vfs, btrfs and devicemapper begin.
 
 Data are shared with the layers if the filesystem supports it (reflink). The copy keeps owners, modes, times,
 attributes, holes and hard links. Paths are opened in pieces beneath a descriptor, without following links.
@@ -6,16 +6,19 @@ attributes, holes and hard links. Paths are opened in pieces beneath a descripto
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
 
 from unionfs.changes.ids import ShownIds
 from unionfs.changes.lowers import Found, Stack, lookup, names
-from unionfs.changes.objects import Branches, Object
+from unionfs.changes.objects import Branches, BranchPath, Entry, Object
 from unionfs.changes.owners import Owner
 from unionfs.changes.stage import copy_data, set_attributes
+from unionfs.trees import walk
 from unionfs.trees.open_beneath import open_beneath
+from unionfs.trees.remove import remove_tree
 
 
 def add(
@@ -27,8 +30,8 @@ def add(
 ) -> None:
     """Add to the directory `target` the entries of the union of `lowers` (top first) that `target` lacks.
 
-    An existing entry stays as it is; missing entries are added to an existing directory. A directory gets its
-    attributes when it is made. Raises: OSError; entries that were added before stay.
+    An existing entry stays as it is; missing entries are added to an existing directory, which keeps its times. A
+    directory gets its attributes when it is made. Raises: OSError; entries that were added before stay.
     """
     ids = ShownIds.inside(unmapped_as_root)
     with Branches(lowers[0], lowers[1:], ids=ids, hidden=hidden, has_upper=False) as branches:
@@ -39,12 +42,27 @@ def add(
             os.close(root_fd)
 
 
+def put_on_top(layer: str, target: str) -> None:
+    """Change the directory `target`, which has no marks, to what a union of `layer` on top of it shows.
+
+    Raises: OSError, with a part of the changes made; EINVAL for marks that need other layers (redirect, metacopy).
+    """
+    with Branches(layer, (), has_upper=False) as branches:
+        root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _Addition(branches, root_fd, on_top=True).run(is_new=True)
+        finally:
+            os.close(root_fd)
+
+
 class _Addition:
-    def __init__(self, branches: Branches, root_fd: int) -> None:
+    def __init__(self, branches: Branches, root_fd: int, *, on_top: bool = False) -> None:
         self._branches = branches  # immutable
         self._root_fd = root_fd  # immutable
+        self._on_top = on_top  # immutable: entries of the target are replaced, and hidden by whiteouts
         self._links: dict[tuple[int, int], bytes] = {}  # inode of a lower -> the path of its first copied name
         self._made: list[tuple[bytes, Object]] = []  # directories, each after its parent
+        self._times: list[tuple[bytes, tuple[int, int]]] = []  # of existing directories to which entries were added
         self._todo: list[tuple[bytes, Stack]] = []
 
     def run(self, *, is_new: bool) -> None:
@@ -56,6 +74,12 @@ class _Addition:
         self._todo.append((b"", top))
         while self._todo:
             self._directory(*self._todo.pop())
+        for rel, times_ns in self._times:
+            fd = self._open(rel)
+            try:
+                os.utime(fd, ns=times_ns)
+            finally:
+                os.close(fd)
         for rel, directory in reversed(self._made):  # times last: making an entry changes them
             fd = self._open(rel)
             try:
@@ -66,9 +90,14 @@ class _Addition:
     def _directory(self, rel: bytes, stack: Stack) -> None:
         fd = self._open(rel)
         try:
+            before = os.fstat(fd)
             there = {os.fsencode(name) for name in os.listdir(fd)}
+            if self._on_top:
+                there = {name for name in there if not self._clear(fd, name, rel, stack[0])}
             for name in names(self._branches, stack):
                 path = rel + b"/" + name if rel else name
+                if self._on_top and name not in there:
+                    self._entry(stack[0], name)
                 found = lookup(self._branches, stack, name)
                 if found is None:
                     continue
@@ -78,8 +107,33 @@ class _Addition:
                     continue
                 if found.object.is_dir:
                     self._todo.append((path, found.stack))
+            if os.fstat(fd).st_mtime_ns != before.st_mtime_ns:
+                self._times.append((rel, (before.st_atime_ns, before.st_mtime_ns)))
         finally:
             os.close(fd)
+
+    def _clear(self, fd: int, name: bytes, rel: bytes, directory: BranchPath) -> bool:
+        """Remove an entry of the target that the layer's directory hides or replaces. Returns whether it did."""
+        entry = self._entry(directory, name)
+        is_below_opaque = not rel and bool(self._branches.root(directory.branch).opaque)
+        said = walk.outcome(entry)
+        if not is_below_opaque:
+            if said == walk.ABSENT:
+                return False
+            if said == walk.DIRECTORY and _is_directory(fd, name):
+                assert entry.object is not None
+                self._made.append((rel + b"/" + name if rel else name, entry.object))
+                return False
+        remove_tree(fd, name)
+        return True
+
+    def _entry(self, directory: BranchPath, name: bytes) -> Entry:
+        """The entry of the layer. Raises: EINVAL for marks that need other layers."""
+        entry = self._branches.entry(directory, name)
+        if entry.redirect is not None or entry.metacopy:
+            path = os.path.join(self._branches.paths[directory.branch], directory.rel, name)
+            raise OSError(errno.EINVAL, "a mark that needs other layers", os.fsdecode(path))
+        return entry
 
     def _make(self, dir_fd: int, name: bytes, path: bytes, found: Found) -> None:
         source = found.object
