@@ -215,7 +215,14 @@ ALLOWED = {
         ("trio",),
         not_even=("argparse", "layers.cli"),
     ),
-    "unionfs.bench": Row((*GROUND_FLOOR, "unionfs.bench"), ("rich", "matplotlib"), not_even=("argparse",)),
+    "unionfs.bench": Row(
+        (
+            *(*GROUND_FLOOR, "unionfs.bench", "unionfs.drivers.device_tools", "unionfs.drivers.driver"),
+            "unionfs.drivers.thin_pool",
+        ),
+        ("rich", "matplotlib"),
+        not_even=("argparse",),
+    ),
     "unionfs.profiles": Row(
         (*GROUND_FLOOR, "unionfs.profiles", "layers.screen.page_assets", "layers.cli.showing"), not_even=("argparse",)
     ),

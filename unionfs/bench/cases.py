@@ -20,6 +20,7 @@ BIG: Final = 256 * MB
 
 APPEND: Final = "append"
 MIDDLE: Final = "middle"
+SYNCED: Final = "synced"
 TRUNCATE: Final = "truncate"
 CHMOD: Final = "chmod"
 CHOWN: Final = "chown"
@@ -50,12 +51,14 @@ TRIGGERS: Final = {
     SEQUENTIAL: "write 64 kB after 64 kB",
     READ_AFTER: "read the whole file after writes of 4 kB at random places",
     SHARED: "read through two mounts",
+    SYNCED: "write 4 kB in the middle, fsync",
 }
 """The changes of a lower file, in words."""
 
 WARM: Final = "warm"
 COLD: Final = "cold"
 
+THIN: Final = "thin"  # filesystems.THIN
 MAIN: Final = "main"
 """Stands for the first filesystem of a run."""
 
@@ -158,6 +161,9 @@ def all_series(run_size: RunSize) -> list[Series]:
         groups = list(_by_size(run_size.sizes, MIDDLE))
         title = "4 kB written in the middle of a file, by its size"
         found.append(Series(f"size-{ground}", title, "file size", groups, unit="B", ground=ground))
+        if THIN in run_size.filesystems:  # a block device copies when data are written to it, not to the page cache
+            groups = list(_by_size(run_size.sizes, SYNCED))
+            found.append(Series(f"sync-{ground}", f"{title}, and fsync", "file size", groups, unit="B", ground=ground))
     found.append(_storm("storm", CHMOD_TREE, run_size.storm))
     found.append(
         Series(

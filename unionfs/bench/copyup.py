@@ -204,6 +204,8 @@ class _Run:
         size = self._need(all_series, contestants) * 5 // 4
         with filesystems.ready(name, self.directory, size) as filesystem:
             what = filesystem.fstype if name in (filesystems.HERE, filesystems.TMPFS) else f"{name} in a loop file"
+            if name == filesystems.THIN:
+                what = f"{filesystem.fstype} on a device of a thin pool in a loop file"
             self.send("ground", {name: what})
             may_reflink = filesystem.may_reflink
             for series in all_series:
@@ -335,6 +337,9 @@ class _Run:
             )
             _write_out(filesystem.root)
 
+            # Of blocks that two devices share, the filesystem knows nothing.
+            count = number == 0 and system != systems.THIN_SNAPSHOT
+
             def all_points() -> list[dict[str, Any]]:
                 for one in (here, second):
                     if one is not None and one.enter is not None:
@@ -342,7 +347,7 @@ class _Run:
                 if target.fetch is None:
                     first_write.make_first_change(target.merged / trees.FIRST_CHANGED)
                 return [
-                    _act(_target_of(target, filesystem, group, point), point, series.cache, number)
+                    _act(_target_of(target, filesystem, group, point), point, series.cache, count=count)
                     for point in group.points
                 ]
 
@@ -358,9 +363,9 @@ def _target_of(target: Target, filesystem: BranchFilesystem, group: Group, point
     return target
 
 
-def _act(target: Target, point: Point, cache: str, number: int) -> dict[str, Any]:
+def _act(target: Target, point: Point, cache: str, *, count: bool) -> dict[str, Any]:
     try:
-        return first_write.act(target, point, cache, count=number == 0)
+        return first_write.act(target, point, cache, count=count)
     except OSError as why:
         return {"failed": why.strerror or str(why)}
 

@@ -1,4 +1,5 @@
-"""Make filesystems to put branches on: ext4, xfs and btrfs in loop files, tmpfs, or the directory of the run as it is.
+"""Make filesystems to put branches on: ext4, xfs and btrfs in loop files, ext4 on a device of a thin pool, tmpfs, or
+the directory of the run as it is.
 
 A loop file reads and writes its file directly where it can, so that nothing is cached twice. All are mounted in the
 run's own mount namespace and vanish with it; the loop device is freed by the kernel when its filesystem is unmounted.
@@ -17,12 +18,18 @@ from typing import Final
 
 from unionfs.bench.child import FailedError
 from unionfs.bench.run_directory import detach
+from unionfs.drivers import device_tools
+from unionfs.drivers.driver import DriverError
+from unionfs.drivers.thin_pool import BASE, CONTAINER, Pool
 from unionfs.syscalls import files, mountinfo, mounts
 
 HERE: Final = "here"
 """The filesystem that the run's directory is on."""
 
 TMPFS: Final = "tmpfs"
+
+THIN: Final = "thin"
+"""ext4 on a device of a thin pool, as the storage driver devicemapper makes it."""
 
 _MKFS: Final = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-i", "8192", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"),
@@ -34,7 +41,7 @@ _PACKAGES: Final = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-prog
 _MKFS_S: Final = 120
 _LEAST: Final = 1 << 30  # xfs and btrfs want to be large; the file has holes
 
-FILESYSTEMS: Final = (*_MKFS, TMPFS, HERE)
+FILESYSTEMS: Final = (*_MKFS, TMPFS, THIN, HERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,48 @@ def why_missing(name: str) -> str | None:
         return None if os.geteuid() == 0 else "this user may not mount it (no user namespaces)"
     if not is_machine_root():
         return "only root mounts loop files"
+    if name == THIN:
+        return why_no_thin_pools()
     tool = _MKFS[name][0]
     if not shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
         return f"{tool} is not installed (package {_PACKAGES[name]})"
     if not Path("/dev/loop-control").exists():
         return "there are no loop devices"
     return None if kernel_has(name) else f"this kernel has no {name}"
+
+
+def why_no_thin_pools() -> str | None:
+    """Say why there are no thin pools here; None: there are."""
+    if not is_machine_root():
+        return "only root makes thin pools"
+    if not device_tools.load_thin_pool():
+        return "this kernel has no dm_thin_pool"
+    try:
+        device_tools.check()
+    except DriverError as error:
+        return f"{error} ({error.hint})"
+    return None
+
+
+@contextlib.contextmanager
+def thin_snapshot(root: Path, place: Path) -> Iterator[None]:
+    """Context with a snapshot of the THIN filesystem at `root` mounted at `place`. Raises: FailedError, OSError."""
+    pool, key = _pool_of(root), os.fspath(place)
+    try:
+        pool.begin(key, CONTAINER, (), "base")
+        pool.finish(key)
+        pool.mount(key, key)
+        yield
+        detach(place)
+        pool.remove(key)
+    except DriverError as error:
+        raise FailedError(str(error)) from error
+    finally:
+        detach(place)
+
+
+def _pool_of(root: Path) -> Pool:
+    return Pool(os.fspath(root.parent))
 
 
 def kernel_has(fstype: str) -> bool:
@@ -133,7 +176,7 @@ def ready(name: str, run: Path, size: int) -> Iterator[BranchFilesystem]:
             filesystem = BranchFilesystem(name, fstype_of(run), root)
         else:
             _mount(name, run, root, size)
-            filesystem = BranchFilesystem(name, name, root)
+            filesystem = BranchFilesystem(name, fstype_of(root), root)
         filesystem.lowers.mkdir()
         yield filesystem
     finally:
@@ -141,11 +184,22 @@ def ready(name: str, run: Path, size: int) -> Iterator[BranchFilesystem]:
             detach(root)
         shutil.rmtree(root, ignore_errors=True)
         (run / "image").unlink(missing_ok=True)
+        shutil.rmtree(run / "devicemapper", ignore_errors=True)
 
 
 def _mount(name: str, run: Path, root: Path, size: int) -> None:
     if name == TMPFS:
         mounts.mount("tmpfs", os.fspath(root), "tmpfs", mounts.MS_NOATIME, f"size={size},mode=755")
+        return
+    if name == THIN:
+        try:
+            pool = _pool_of(root)
+            pool.begin("base", BASE, (), None)
+            pool.format("base")
+            pool.finish("base")
+            pool.mount("base", os.fspath(root))
+        except DriverError as error:
+            raise FailedError(str(error)) from error
         return
     image = run / "image"
     with image.open("wb") as file:

@@ -111,6 +111,15 @@ def _middle(path: str) -> None:
         os.close(fd)
 
 
+def _synced(path: str) -> None:
+    _middle(path)
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _truncate(path: str) -> None:
     os.truncate(path, os.stat(path).st_size // 2)
 
@@ -200,6 +209,7 @@ def _append_tree(top: str) -> None:
 _CHANGES: Final[dict[str, Callable[[str], None]]] = {
     cases.APPEND: _append,
     cases.MIDDLE: _middle,
+    cases.SYNCED: _synced,
     cases.TRUNCATE: _truncate,
     cases.CHMOD: _chmod,
     cases.CHOWN: _chown,
@@ -211,7 +221,7 @@ _CHANGES: Final[dict[str, Callable[[str], None]]] = {
     cases.CHOWN_TREE: _chown_tree,
     cases.READ_AFTER: _read,
 }
-_REPEATABLE: Final = (cases.APPEND, cases.MIDDLE)
+_REPEATABLE: Final = (cases.APPEND, cases.MIDDLE, cases.SYNCED)
 
 
 # -- what stands in for copy-up ----------------------------------------------------------------------------------------

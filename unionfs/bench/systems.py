@@ -8,6 +8,7 @@
     overlayfs               the kernel's, mounted by root
     overlayfs rootless      the kernel's, mounted in a user namespace
     btrfs snapshot          the lower is a subvolume and what is changed a snapshot of it: block by block
+    thin snapshot           the same of a block device: the lower's filesystem is on a device of a thin pool
     reflink                 the file is copied by sharing its data (FICLONE), then changed: block by block
     copy                    the file is copied, then changed: what a storage driver without copy-up does (vfs)
     cp                      the same by the command `cp -p --reflink=auto`, its start included
@@ -54,6 +55,7 @@ UNIONFS_FUSE: Final = "unionfs-fuse"
 OVERLAYFS: Final = "overlayfs"
 OVERLAYFS_ROOTLESS: Final = "overlayfs rootless"
 SNAPSHOT: Final = "btrfs snapshot"
+THIN_SNAPSHOT: Final = "thin snapshot"
 REFLINK: Final = "reflink"
 COPY: Final = "copy"
 CP: Final = "cp"
@@ -68,13 +70,14 @@ SYSTEMS: Final = (
     OVERLAYFS,
     OVERLAYFS_ROOTLESS,
     SNAPSHOT,
+    THIN_SNAPSHOT,
     REFLINK,
     COPY,
     CP,
 )
 """The systems whose copy-up, or what stands in for it, is measured, in the order of tables and pictures."""
 
-COPYING: Final = (SNAPSHOT, REFLINK, COPY, CP)
+COPYING: Final = (SNAPSHOT, THIN_SNAPSHOT, REFLINK, COPY, CP)
 """These are no unions and have no layers."""
 
 _OURS: Final = (OURS, OURS_PARTIAL, OURS_PYFUSE3, OURS_PASSTHROUGH, OURS_WITHOUT_KEEPER)
@@ -128,6 +131,8 @@ def why_missing(system: str) -> str | None:
     """Say why `system` cannot be measured on this machine; None: it can."""
     if system in (FUSE_OVERLAYFS, UNIONFS_FUSE, CP) and not shutil.which(system):
         return f"{system} is not installed"
+    if system == THIN_SNAPSHOT:
+        return filesystems.why_no_thin_pools()
     if system == OURS_PYFUSE3:
         from importlib.util import find_spec
 
@@ -153,6 +158,8 @@ def why_not_on(system: str, filesystem: BranchFilesystem, *, may_reflink: bool) 
     """Say why `system` cannot work on this filesystem; None: it can."""
     if system == SNAPSHOT and filesystem.fstype != "btrfs":
         return f"{filesystem.fstype} has no snapshots"
+    if system == THIN_SNAPSHOT and filesystem.name != filesystems.THIN:
+        return f"{filesystem.name} is not on a device of a thin pool"
     if system == SNAPSHOT and not shutil.which("btrfs"):
         return "btrfs-progs is not installed"
     if system == REFLINK and not may_reflink:
@@ -206,6 +213,11 @@ def mounted(system: str, branches: Branches, timeout_s: float, *, foreground: bo
         if not filesystems.subvolume("snapshot", branches.lowers[0], branches.merged):
             raise FailedError("btrfs subvolume snapshot failed")
         yield Mounted(branches.merged, branches.merged)
+    elif system == THIN_SNAPSHOT:
+        root = branches.lowers[0].parent.parent  # BranchFilesystem.lowers is below it
+        with filesystems.thin_snapshot(root, branches.merged):
+            lower = branches.merged / branches.lowers[0].relative_to(root)
+            yield Mounted(lower, lower)
     elif system == OVERLAYFS_ROOTLESS:
         yield Mounted(branches.merged, branches.upper, enter=lambda: _mount_rootless_overlay(branches))
     elif system == NATIVE:
