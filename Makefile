@@ -2,6 +2,7 @@
 # make test     all tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
 # make test-quick   those that need neither mounts nor namespaces, in less than three minutes
 # make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine, as root
+# make test-guests  what needs another kernel, in a virtual machine: thin pools. As root; a job of CI of its own
 # make check    style, types, architecture
 # make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout
@@ -9,7 +10,7 @@
 # Each first makes the machine ready (.ci/setup): it installs what is missing, as root or through sudo, makes a virtual
 # environment, and does nothing when both are there. VENV and PYTHON choose other places than .ci/setup would.
 
-.PHONY: demo test test-quick test-cluster check bench clean setup
+.PHONY: demo test test-quick test-cluster test-guests check bench clean setup
 .DEFAULT_GOAL := test
 
 VENV ?=
@@ -38,6 +39,10 @@ test-quick:
 test-cluster: SETUP = --cluster
 test-cluster:
 	@$(IN_VENV) python -m pytest --durations=10 tests/cluster/jobs.py $(ARGS)
+
+test-guests: SETUP = --guests
+test-guests:
+	@$(IN_VENV) tests/guests/boot "$$venv" tests/guests/drivers.job $(ARGS)
 
 check:
 	@$(IN_VENV) \
