@@ -13,10 +13,14 @@ from tests.support.users import User
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)
 def test_of_a_container(box: Box) -> None:
-    box("run", "--name", "w", "debian:1", "sh", "-c", "rm /etc/issue; echo x >> /etc/passwd; chmod 700 /root")
+    box("run", "--name", "w", "debian:1", "sh", "-c", "rm /etc/issue; echo x >> /etc/passwd; chmod 700 /root /bin/bash")
     told = json.loads(box("why", "--json", "w:/etc/passwd").stdout)
     assert (told["shown"], told["kind"], told["path"]) == (True, "file", "/etc/passwd")
     assert [(one["role"], one["shows"]) for one in told["branches"][:2]] == [("upper", "provides"), ("lower", "hidden")]
+    large = json.loads(box("why", "--json", "w:/usr/bin/bash").stdout)["branches"][0]
+    assert large["shows"] == "provides"
+    if "data" in large:  # else the filesystem has shared them
+        assert (large["data"]["own"], large["data"]["at"], large["data"]["fault"]) == (0, "/usr/bin/bash", "")
     gone = box("why", "w:/etc/issue", check=False)
     assert gone.returncode == 1
     assert "there is no /etc/issue" in gone.stdout
