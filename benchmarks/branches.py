@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from unionfs.fuse import branch_client
+from unionfs.control import branch_client
 
 _EVERY_S = 0.001
 

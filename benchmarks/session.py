@@ -114,14 +114,15 @@ def _processor_clock(pid: int) -> int:
 
 def _messages(merged: Path) -> dict[str, int] | None:
     """How many requests our daemon has received, by kind; None: the mount is of another system."""
-    from unionfs.fuse import mounting, reporting
+    from unionfs.control import client
+    from unionfs.fuse import mounting
 
     union = mounting.union_at(os.fspath(merged))
     if union is None:
         return None
     try:
-        answer = next(reporting.ask(union.minor, "stats", union.user_id), None)
-    except (reporting.NoAnswerError, OSError):
+        answer = next(client.ask(union.minor, "stats", union.user_id), None)
+    except (client.NoAnswerError, OSError):
         return None
     return None if answer is None else dict(answer["messages"])
 

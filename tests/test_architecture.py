@@ -80,6 +80,8 @@ ALLOWED = {
     "unionfs.fuse.via_pyfuse3": Row(
         (*GROUND_FLOOR, *CORE_DOOR, "unionfs.fuse"), ("trio", "pyfuse3"), not_even=("argparse", "unionfs.fuse.kernel")
     ),
+    "unionfs.control": Row((*GROUND_FLOOR, *CORE_DOOR, "unionfs.control", "unionfs.fuse"), not_even=("argparse",)),
+    "unionfs.daemon": Row(()),
     "unionfs.changes": Row((*GROUND_FLOOR, "unionfs.changes"), ("xxhash",), not_even=("argparse",)),
     "unionfs.snapshotter": Row(
         (
@@ -94,63 +96,80 @@ ALLOWED = {
     **{f"unionfs.mount_parent.{name}": Row(("unionfs.mount_parent",)) for name in ("identity", "messages", "client")},
     "unionfs.mount_parent": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.mount_parent", "unionfs.daemon", "unionfs.fuse"),
-            *("unionfs.daemon_options", "unionfs.daemon_service", "unionfs.daemon_start"),
-            *("unionfs.daemon_continued", "unionfs.daemon_keeper", "unionfs.process_properties"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.mount_parent", "unionfs.daemon.process", "unionfs.fuse"),
+            *("unionfs.daemon.options", "unionfs.daemon.mounted_union", "unionfs.daemon.start"),
+            *("unionfs.daemon.continued", "unionfs.daemon.keeper_process", "unionfs.process_properties"),
         ),
         not_even=("argparse",),
     ),
     "unionfs.process_properties": Row((*GROUND_FLOOR, "unionfs.mount_parent.client")),
-    "unionfs.daemon_options": Row(
+    "unionfs.daemon.options": Row(
         ("unionfs.core.options", "unionfs.fuse.keeper_channel", "unionfs.fuse.mounting", "unionfs.fuse.options")
     ),
-    "unionfs.daemon_start": Row(
-        ("unionfs.daemon", "unionfs.daemon_options", "unionfs.fuse.mounting", "unionfs.mount_parent.client")
+    "unionfs.daemon.start": Row(
+        ("unionfs.daemon.process", "unionfs.daemon.options", "unionfs.fuse.mounting", "unionfs.mount_parent.client")
     ),
-    "unionfs.daemon_service": Row(
-        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_options", "unionfs.fuse", "unionfs.version"), not_even=("argparse",)
+    "unionfs.daemon.mounted_union": Row(
+        (*GROUND_FLOOR, *CORE_DOOR, "unionfs.control", "unionfs.daemon.options", "unionfs.fuse", "unionfs.version"),
+        not_even=("argparse",),
     ),
-    "unionfs.daemon_state": Row(
+    "unionfs.daemon.state": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.core.owners"),
-            *("unionfs.daemon_options", "unionfs.daemon_service", "unionfs.fuse", "unionfs.mount_parent.identity"),
+            *(
+                "unionfs.daemon.options",
+                "unionfs.daemon.mounted_union",
+                "unionfs.fuse",
+                "unionfs.mount_parent.identity",
+            ),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.daemon_keeper": Row(
+    "unionfs.daemon.keeper_process": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon.mounted_union", "unionfs.daemon.state", "unionfs.fuse"),
             *("unionfs.core.handover", "unionfs.process_properties", "unionfs.version"),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.daemon_continued": Row(
+    "unionfs.daemon.continued": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.core.handover", "unionfs.daemon_service", "unionfs.daemon_state"),
+            *(
+                *GROUND_FLOOR,
+                *CORE_DOOR,
+                "unionfs.core.handover",
+                "unionfs.daemon.mounted_union",
+                "unionfs.daemon.state",
+            ),
             *("unionfs.fuse", "unionfs.mount_parent.identity"),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.daemon": Row(
+    "unionfs.daemon.process": Row(
         (
-            *(*GROUND_FLOOR, "unionfs.core", "unionfs.daemon_options", "unionfs.daemon_service"),
-            *("unionfs.daemon_keeper", "unionfs.fuse", "unionfs.mount_parent.client"),
+            *(*GROUND_FLOOR, "unionfs.core", "unionfs.daemon.options", "unionfs.daemon.mounted_union"),
+            *(
+                "unionfs.control.listening",
+                "unionfs.daemon.keeper_process",
+                "unionfs.fuse",
+                "unionfs.mount_parent.client",
+            ),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.daemon_upgrade": Row(
+    "unionfs.daemon.upgrade": Row(
         (
-            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon_continued", "unionfs.daemon_keeper"),
-            *("unionfs.daemon_service", "unionfs.daemon_state", "unionfs.fuse"),
+            *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.daemon.continued", "unionfs.daemon.keeper_process"),
+            *("unionfs.daemon.mounted_union", "unionfs.daemon.state", "unionfs.fuse"),
         ),
         not_even=("argparse",),
     ),
-    "unionfs.upgrade_entry": Row(("unionfs.compiled", "unionfs.daemon_upgrade")),
+    "unionfs.upgrade_entry": Row(("unionfs.compiled", "unionfs.daemon.upgrade")),
     "unionfs.api": Row(
         (
             *(*GROUND_FLOOR, *CORE_DOOR, "unionfs.api", "unionfs.changes"),
-            *("unionfs.daemon_options", "unionfs.daemon_start"),
-            *("unionfs.fuse.mounting", "unionfs.fuse.unmounting", "unionfs.fuse.reporting", "unionfs.fuse.options"),
+            *("unionfs.daemon.options", "unionfs.daemon.start"),
+            *("unionfs.fuse.mounting", "unionfs.fuse.unmounting", "unionfs.control.client", "unionfs.fuse.options"),
         ),
         ("_typeshed",),
         not_even=("argparse",),
@@ -158,7 +177,7 @@ ALLOWED = {
     "unionfs.drivers": Row(
         (
             *(*GROUND_FLOOR, "unionfs.drivers", "unionfs.changes"),
-            *("unionfs.core.options", "unionfs.daemon_options", "unionfs.daemon_start", "unionfs.mount_parent.client"),
+            *("unionfs.core.options", "unionfs.daemon.options", "unionfs.daemon.start", "unionfs.mount_parent.client"),
             *("unionfs.fuse.mounting", "unionfs.fuse.options"),
         ),
         not_even=("argparse",),
@@ -166,7 +185,7 @@ ALLOWED = {
     "unionfs.oci": Row(
         (
             *(*GROUND_FLOOR, "unionfs.oci", "unionfs.launcher", "unionfs.core.options"),
-            *("unionfs.daemon_options", "unionfs.daemon_start", "unionfs.fuse.mounting"),
+            *("unionfs.daemon.options", "unionfs.daemon.start", "unionfs.fuse.mounting"),
         ),
         not_even=("argparse",),
     ),
@@ -194,7 +213,7 @@ ALLOWED = {
                 "unionfs.core.hardlinks",
                 "unionfs.core.pointers",
                 "unionfs.core.union",
-                "unionfs.fuse.branch_client",
+                "unionfs.control.branch_client",
                 "unionfs.fuse.options",
                 "unionfs.mount_parent.client",
             ),
@@ -457,6 +476,6 @@ def test_the_checks_themselves_refuse_what_they_should() -> None:
     assert "unionfs.core.union_state" in union
     handlers = _run_time_imports(BY_NAME["unionfs.fuse.kernel.handlers"])
     assert "unionfs.fuse.kernel.dispatch" not in handlers, "it is imported for types only"
-    assert "unionfs.fuse.watching" in _run_time_imports(BY_NAME["unionfs.daemon"]), "in a function"
+    assert "unionfs.fuse.watching" in _run_time_imports(BY_NAME["unionfs.daemon.process"]), "in a function"
     text = "see core.attic, `unionfs.core.copyup.ensure`, unionfs.fuse.attic, core.copyup.attic, fuse.h, layers.tree"
     assert list(_dangling(text)) == ["core.attic", "unionfs.fuse.attic", "core.copyup.attic"]

@@ -18,9 +18,9 @@ def main() -> None:
     from unionfs import compiled
 
     compiled.use_compiled()
-    from unionfs import daemon_upgrade
+    from unionfs.daemon import upgrade
 
-    daemon_upgrade.main(sys.argv[1:])
+    upgrade.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

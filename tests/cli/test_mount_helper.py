@@ -14,7 +14,7 @@ from tests.support.mountinfo import mount_at
 from tests.support.users import User
 from unionfs.cli import mount_helper
 from unionfs.cli.errors import CommandError
-from unionfs.daemon_options import DaemonOptions
+from unionfs.daemon.options import DaemonOptions
 from unionfs.fuse.options import DEFAULT_TRANSPORT, FOREVER_S
 
 

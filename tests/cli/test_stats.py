@@ -18,7 +18,7 @@ from tests.cli.conftest import as_ordinary_user
 from tests.support.mounts import mounted
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.fuse import reporting
+from unionfs.control import server
 from unionfs.syscalls.mountinfo import topmost_at
 
 
@@ -279,13 +279,13 @@ def test_a_question_right_after_mounting_is_answered(user: User, lower: Path, tr
 @as_ordinary_user
 def test_a_silent_client_does_not_delay_others(user: User, mountpoint: Path) -> None:
     """All but one place taken by silent askers, stats are told at once; and the silent lose their places."""
-    with _ringing(user, mountpoint, reporting._CLIENTS - 1) as silent:
+    with _ringing(user, mountpoint, server._CLIENTS - 1) as silent:
         assert stats(user, mountpoint)["pid"]
         with socket.socket(socket.AF_UNIX) as end:
             end.connect(f"\0{_name_of_bell(mountpoint)}")
             assert end.recv(1) == b"", "told to go in the end, without an answer"
         out, _ = silent.communicate("\n", timeout=limit(30))
-        assert out.split() == ["0"] * (reporting._CLIENTS - 1)
+        assert out.split() == ["0"] * (server._CLIENTS - 1)
 
 
 def test_strangers_cannot_take_the_places_of_others(
@@ -296,8 +296,8 @@ def test_strangers_cannot_take_the_places_of_others(
         (scratch / name).mkdir()
     with (
         mounted([scratch / "lower"], scratch / "mnt", user=root_user, transport="kernel") as mnt,
-        _ringing(ordinary_user, mnt, 3 * reporting._CLIENTS) as silent,
+        _ringing(ordinary_user, mnt, 3 * server._CLIENTS) as silent,
     ):
         assert stats(root_user, mnt)["pid"]
         out, _ = silent.communicate("\n", timeout=limit(30))
-        assert out.split().count("open") <= reporting._STRANGERS
+        assert out.split().count("open") <= server._STRANGERS

@@ -25,8 +25,8 @@ tail -n 1 /count > /last
 
 _ASK = """
 import sys
-from unionfs.fuse.reporting import NoAnswerError, ask
-from unionfs.fuse.upgrade_request import own_targets, request
+from unionfs.control.client import NoAnswerError, ask
+from unionfs.control.upgrade_client import own_targets, request
 
 for target in own_targets():
     try:

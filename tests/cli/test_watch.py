@@ -16,7 +16,7 @@ from tests.support.mounts import mounted
 from tests.support.rootfs import unpack
 from tests.support.timing import limit
 from tests.support.users import User
-from unionfs.fuse import rates
+from unionfs.control import rates
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from unionfs.containers.merge import OURS, THEIRS, ConflictError, parent_of
 from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.store import ContainerStore
-from unionfs.fuse.branch_client import BranchError
+from unionfs.control.branch_client import BranchError
 from unionfs.launcher.spec import Process
 from unionfs.syscalls import files
 

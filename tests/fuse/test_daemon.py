@@ -320,8 +320,8 @@ def test_it_serves_in_the_foreground_until_ctrl_c(place: Place) -> None:
 _WITH_LIFELINE = """
 import os, sys
 from unionfs.core.options import Options
-from unionfs.daemon_options import DaemonOptions
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions
+from unionfs.daemon.start import start
 lower, mountpoint, transport = sys.argv[1:]
 read_fd, write_fd = os.pipe()
 options = Options(lowers=(lower,))
@@ -436,8 +436,8 @@ _WITHOUT_TRIO = """
 import sys
 sys.modules["trio"] = None  # as if it were not installed
 from unionfs.core.options import Options
-from unionfs.daemon_options import DaemonOptions, StartError
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions, StartError
+from unionfs.daemon.start import start
 lower, mountpoint, transport = sys.argv[1:]
 try:
     start(DaemonOptions(Options(lowers=(lower,)), mountpoint, transport, watch=True))

@@ -246,7 +246,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
         "unexpected keyword argument 'busy_poll'",
     ),
     "it crashes at import": (
-        {"unionfs/daemon_upgrade.py": ("from unionfs.daemon_service import Service", "import absent")},
+        {"unionfs/daemon/upgrade.py": ("from unionfs.daemon.mounted_union import Service", "import absent")},
         "ModuleNotFoundError: No module named 'absent'",
     ),
     "it is killed": (
@@ -282,11 +282,11 @@ def test_a_version_that_cannot_continue_is_not_taken(stand: Stand, case: str) ->
 
 _FAILURES: dict[str, tuple[Edits, str]] = {
     "it raises": (
-        {"unionfs/daemon_keeper.py": ("    began = time.perf_counter()\n", "    began = 1 / 0\n")},
+        {"unionfs/daemon/keeper_process.py": ("    began = time.perf_counter()\n", "    began = 1 / 0\n")},
         "the new version refuses: ZeroDivisionError: division by zero; the previous version continues",
     ),
     "it is killed": (
-        {"unionfs/daemon_keeper.py": ("    began = time.perf_counter()\n", "    os.kill(os.getpid(), 9)\n")},
+        {"unionfs/daemon/keeper_process.py": ("    began = time.perf_counter()\n", "    os.kill(os.getpid(), 9)\n")},
         "the new version: killed by signal 9 (Killed); the previous version continues",
     ),
     "it is killed when it has taken over": (
@@ -339,9 +339,9 @@ def test_a_version_that_hangs_is_not_waited_for(stand: Stand, case: str) -> None
     argv, env, *_ = _turns(stand)
     sleeps: Edits = {
         "unionfs/upgrade_entry.py": ("import sys\n\n\n", "import sys, time\n\ntime.sleep(99)\n\n"),
-        "unionfs/daemon_keeper.py": ("    began = time.perf_counter()\n", "    began = time.sleep(99)\n"),
+        "unionfs/daemon/keeper_process.py": ("    began = time.perf_counter()\n", "    began = time.sleep(99)\n"),
     }
-    hanging = "unionfs/upgrade_entry.py" if case == "starting" else "unionfs/daemon_keeper.py"
+    hanging = "unionfs/upgrade_entry.py" if case == "starting" else "unionfs/daemon/keeper_process.py"
     stand.install("3.0", {hanging: sleeps[hanging]})
     said = stand.run(_rename_and_write, argv, env, 1, timeout_s=120)
     assert "the new version did not answer within 1 s" in said
@@ -352,7 +352,7 @@ def test_a_version_that_hangs_is_not_waited_for(stand: Stand, case: str) -> None
 @_as_ordinary_user
 def test_a_keeper_that_cannot_be_replaced_leaves_a_daemon_that_goes_on(stand: Stand) -> None:
     argv, env, *_ = _turns(stand)
-    edits: Edits = {"unionfs/daemon_upgrade.py": ("    channel.kept()\n", "    os._exit(1)\n")}
+    edits: Edits = {"unionfs/daemon/upgrade.py": ("    channel.kept()\n", "    os._exit(1)\n")}
     stand.install("3.0", edits)
     said = stand.run(_rename_and_write, argv, env, 0, timeout_s=120)
     assert "upgraded, but its keeper was killed" in said

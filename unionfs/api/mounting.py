@@ -82,7 +82,7 @@ class Mounted:
 
     def stats(self) -> dict[str, Any]:
         """The statistics of the daemon: the object that `unionfs stats --json` prints. Raises: MountError: ENOTCONN."""
-        from unionfs.fuse.reporting import NoAnswerError, add_mounts, ask
+        from unionfs.control.client import NoAnswerError, add_mounts, ask
 
         why = "its daemon has ended"
         there = self._seen()

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from unionfs.core.options import OptionError, Options
-from unionfs.daemon_options import DaemonOptions, StartError
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions, StartError
+from unionfs.daemon.start import start
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import ServeOptions
 

@@ -9,8 +9,9 @@ from typing import Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
-from unionfs.fuse import branch_client, mounting
-from unionfs.fuse.branch_client import BOTTOM, BranchError, BranchLine
+from unionfs.control import branch_client
+from unionfs.control.branch_client import BOTTOM, BranchError, BranchLine
+from unionfs.fuse import mounting
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\

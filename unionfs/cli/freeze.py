@@ -11,8 +11,8 @@ from unionfs.cli.branch import is_mountpoint
 from unionfs.cli.errors import CommandError
 from unionfs.containers import freeze
 from unionfs.containers.store import ContainerStore
-from unionfs.fuse import branch_client
-from unionfs.fuse.branch_client import BranchError
+from unionfs.control import branch_client
+from unionfs.control.branch_client import BranchError
 from unionfs.printable import printable
 
 _DESCRIPTION: Final = """\

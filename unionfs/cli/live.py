@@ -13,8 +13,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
+from unionfs.control.client import NoAnswerError, ask
 from unionfs.fuse import mounting
-from unionfs.fuse.reporting import NoAnswerError, ask
 from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mountinfo import Mount
@@ -30,7 +30,7 @@ class Target(NamedTuple):
     mount: Mount
 
     def ask(self, question: str) -> Iterator[dict[str, Any]]:
-        """The answers of its daemon (unionfs.fuse.reporting). Raises: NoAnswerError."""
+        """The answers of its daemon (unionfs.control.server). Raises: NoAnswerError."""
         return ask(self.mount.minor, question, self.mount.user_id)
 
     def stats(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from unionfs.cli.errors import USAGE, CommandError, failed
 from unionfs.cli.partial_flags import add_partial_from
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS, OptionError, Options, make_work
 from unionfs.core.owners import OwnerTranslation
-from unionfs.daemon_options import DaemonOptions, StartError
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions, StartError
+from unionfs.daemon.start import start
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, TRANSPORTS, ServeOptions
 from unionfs.printable import printable_line
@@ -55,9 +55,9 @@ def run(options: DaemonOptions, *, foreground: bool) -> int:
     """Mount a union; return when it can be used, or with `foreground` when it is unmounted."""
     try:
         if foreground:
-            from unionfs import daemon
+            from unionfs.daemon import process
 
-            daemon.serve(options, warn=_warn)
+            process.serve(options, warn=_warn)
         else:
             parents.leave(start(options, warn=_warn).pid)
     except StartError as error:

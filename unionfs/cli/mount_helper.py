@@ -21,7 +21,7 @@ from unionfs.cli.errors import CommandError
 from unionfs.cli.mount import branches, run
 from unionfs.core.options import PARTIAL_FROM
 from unionfs.core.owners import IdTranslation, OwnerTranslation, parse_ranges
-from unionfs.daemon_options import DaemonOptions
+from unionfs.daemon.options import DaemonOptions
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import MountError, MountOptions
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_MODES, DEFAULT_TRANSPORT, FOREVER_S, ServeOptions

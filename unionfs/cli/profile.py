@@ -18,8 +18,8 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, CommandError, failed
 from unionfs.cli.live import Target
 from unionfs.cli.units import human_size
-from unionfs.fuse import activity_client
-from unionfs.fuse.reporting import NoAnswerError
+from unionfs.control import activity_client
+from unionfs.control.client import NoAnswerError
 from unionfs.output_file import OutputFile
 from unionfs.printable import printable, printable_line
 from unionfs.profiles import causes, page

@@ -34,7 +34,7 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 def main(argv: list[str]) -> int:
     """Run `unionfs stats ARGV`."""
-    from unionfs.fuse.reporting import add_mounts
+    from unionfs.control.client import add_mounts
 
     parser = Parser("stats", "Print statistics of a mounted union: messages by kind, copy-ups, memory.", _EPILOG)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
@@ -60,11 +60,11 @@ def main(argv: list[str]) -> int:
 
 
 def ask_daemon(path: str, question: str) -> Iterator[dict[str, Any]]:
-    """Ask the daemon of the union at `path`, and yield its answer line by line (unionfs.fuse.reporting).
+    """Ask the daemon of the union at `path`, and yield its answer line by line (unionfs.control.server).
 
     Raises: CommandError.
     """
-    from unionfs.fuse.reporting import NoAnswerError, ask
+    from unionfs.control.client import NoAnswerError, ask
 
     mountpoint = mounting.resolve_mountpoint(path)
     mounted = mounting.union_at(mountpoint)

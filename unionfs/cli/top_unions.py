@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from unionfs.cli import live
 from unionfs.cli.units import human_size
-from unionfs.fuse import rates
-from unionfs.fuse.rates import Rates
-from unionfs.fuse.reporting import NoAnswerError
+from unionfs.control import rates
+from unionfs.control.client import NoAnswerError
+from unionfs.control.rates import Rates
 from unionfs.printable import printable
 
 _HEADS: Final = (

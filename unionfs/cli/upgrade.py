@@ -8,8 +8,8 @@ from typing import Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILED, CommandError, format_failure
+from unionfs.control.upgrade_client import Outcome, Target, own_targets, request, target_of
 from unionfs.fuse import mounting
-from unionfs.fuse.upgrade_request import Outcome, Target, own_targets, request, target_of
 from unionfs.printable import printable, printable_line
 
 _EPILOG: Final = """\

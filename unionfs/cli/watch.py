@@ -13,9 +13,9 @@ from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError, failed
 from unionfs.cli.live import Target
 from unionfs.cli.units import human_size as human
-from unionfs.fuse import activity_client, rates
-from unionfs.fuse.rates import Rates
-from unionfs.fuse.reporting import NoAnswerError
+from unionfs.control import activity_client, rates
+from unionfs.control.client import NoAnswerError
+from unionfs.control.rates import Rates
 from unionfs.printable import printable
 from unionfs.profiles.recording import Recording, Row
 

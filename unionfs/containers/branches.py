@@ -15,11 +15,11 @@ from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
 from unionfs.containers.root_access import in_running
 from unionfs.containers.store import ContainerStore
+from unionfs.control import branch_client
+from unionfs.control.branch_client import BranchError, BranchLine, Served
 from unionfs.core.options import is_inside
 from unionfs.core.pointers import pointers_at
 from unionfs.drivers.driver import DEFAULT as FUSE
-from unionfs.fuse import branch_client
-from unionfs.fuse.branch_client import BranchError, BranchLine, Served
 from unionfs.launcher import userns
 
 _WHAT = "changing the branches"

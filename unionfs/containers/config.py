@@ -48,7 +48,7 @@ class RootFilesystem(NamedTuple):
     whiteout: str = "aufs"
     durability: str = "normal"
     passthrough: bool = False  # core.options.Options.passthrough
-    keeper: bool = True  # daemon_options.DaemonOptions.keeper
+    keeper: bool = True  # DaemonOptions.keeper
     restacked: bool = False  # `unionfs branch` has changed the lowers: they are not those of the image
     partial_from: int = 0  # core.options.Options.partial_from; 0: files are copied up whole
     only: str = ""  # a directory: the rest is read-only

@@ -19,10 +19,10 @@ from unionfs.containers.ids import id_map_of
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import make_mountpoint_lower, union_options
 from unionfs.containers.store import ContainerStore
+from unionfs.control import branch_client
+from unionfs.control.branch_client import BranchError, Served
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
-from unionfs.fuse import branch_client
-from unionfs.fuse.branch_client import BranchError, Served
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher import userns
 

@@ -32,10 +32,10 @@ from unionfs.containers.record import Container
 from unionfs.containers.remove import remove
 from unionfs.containers.rootfs import mountpoints, note_mountpoints, union_options
 from unionfs.containers.store import ContainerStore
+from unionfs.control import branch_client
+from unionfs.control.branch_client import BranchError
 from unionfs.core.options import OptionError
 from unionfs.drivers.driver import DEFAULT as FUSE
-from unionfs.fuse import branch_client
-from unionfs.fuse.branch_client import BranchError
 from unionfs.launcher import userns
 from unionfs.trees.remove import remove_path
 

@@ -1,6 +1,6 @@
 """The branches of a union as descriptors and values, with which another process goes on: nothing is opened by path.
 
-A daemon hands them to its successor of another version (unionfs.daemon_state). What was found out when the branches
+A daemon hands them to its successor of another version (unionfs.daemon.state). What was found out when the branches
 were opened is handed over too: paths have other meanings in the mount namespace of a daemon, and tests write.
 """
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from unionfs.core.options import OptionError
-from unionfs.daemon_options import DaemonOptions, StartError
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions, StartError
+from unionfs.daemon.start import start
 from unionfs.drivers.driver import DriverError, MountRequest, RootfsMounts
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import ServeOptions

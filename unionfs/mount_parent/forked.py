@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from unionfs import daemon_start, process_properties
-from unionfs.daemon_options import DaemonOptions, Forked, StartError
+from unionfs import process_properties
+from unionfs.daemon import start
+from unionfs.daemon.options import DaemonOptions, Forked, StartError
 from unionfs.fuse.keeper_channel import Channel
 from unionfs.mount_parent import client, messages
 from unionfs.process_properties import UnableError
@@ -61,7 +62,7 @@ def run(end: socket.socket, caller: int, origin: Origin, channel: Channel) -> No
         _take_over(request, caller)
         ended, held = os.pipe()
         teller = _Teller(end, request.kind, ended)
-        daemon_start.become_at_start(Forked(origin.pid, channel, (end.fileno(), ended), teller))
+        start.become_at_start(Forked(origin.pid, channel, (end.fileno(), ended), teller))
         if request.kind == client.COMMAND:
             os.close(held)
             _reply(end, client.EXIT, str(_run_command(request, origin.run_command)))
@@ -96,7 +97,7 @@ class _Teller:
     def __init__(self, end: socket.socket, kind: str, ended: int) -> None:
         self._end = end  # immutable
         self._kind = kind  # immutable
-        self._ended = ended  # immutable: see daemon_start.Started
+        self._ended = ended  # immutable: see start.Started
 
     def __call__(self, warning: str) -> None:
         """Raises: OSError if the caller has ended."""
@@ -130,7 +131,7 @@ def _start(end: socket.socket, request: Request, held_fd: int) -> None:
         options = options._replace(lifeline_fd=request.descriptors[0])
     _show(["unionfs", "mount", options.mountpoint])
     try:
-        daemon_start.start(options)
+        start.start(options)
     except StartError as error:
         _reply(end, client.FAILED, str(error), error.hint, str(error.code))
 

@@ -16,8 +16,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from unionfs import daemon_continued, daemon_keeper, process_properties
+from unionfs import process_properties
 from unionfs.core.node_record import DamagedError, NodeRecord
+from unionfs.daemon import continued, keeper_process
 from unionfs.detach import let_go
 from unionfs.fuse import keeper, keeper_channel
 from unionfs.fuse.daemon_end import status_of
@@ -29,7 +30,7 @@ from unionfs.mount_parent.client import NAMESPACES
 if TYPE_CHECKING:
     from logging import Logger
 
-    from unionfs.daemon_service import Service
+    from unionfs.daemon.mounted_union import Service
     from unionfs.fuse.kernel.session import Kept
 
 DAEMON: Final = "daemon"
@@ -193,7 +194,7 @@ class _Successor:
             values = marshal.loads(self._given.values)
             self._take_over(values)
             if role:
-                service, kept = daemon_continued.make(values, values["shown"], values["version"])
+                service, kept = continued.make(values, values["shown"], values["version"])
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # GracefulShutdown has blocked the others
                 status = 1
                 self._serve(role, service, kept)
@@ -206,12 +207,12 @@ class _Successor:
             os._exit(status)
 
     def _serve(self, role: str, service: Service, kept: Kept) -> None:
-        with daemon_continued.serving(service):
+        with continued.serving(service):
             if role == DAEMON:
-                daemon_keeper.continue_after(service, kept, self._life)
+                keeper_process.continue_after(service, kept, self._life)
             else:
                 self._life.keeper, self._life.is_parent, self._life.channel = os.getpid(), False, None
-                daemon_keeper.stay(service, kept, life=self._life)
+                keeper_process.stay(service, kept, life=self._life)
             service.serve()
 
     def _take_over(self, values: dict[str, Any]) -> None:
@@ -242,7 +243,7 @@ def _give_up(values: dict[str, Any], why: str) -> None:
     from unionfs import log_lines
 
     log_lines.start(debug=False)
-    daemon_keeper.given_up(Mounted.continued(**values["mounted"]), why)
+    keeper_process.given_up(Mounted.continued(**values["mounted"]), why)
 
 
 def _logger() -> Logger:

@@ -29,8 +29,8 @@ NAME: Final = "unionfs-parent"
 """The name in /proc/PID/comm and /proc/PID/cmdline."""
 
 _COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
-_LATER: Final = ("unionfs.daemon", "unionfs.daemon_state", "unionfs.fuse.kernel.activity", "unionfs.version")
-"""What daemons and their keepers import later, besides daemon_service.LATE_MODULES: loaded here, its memory is shared.
+_LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse.kernel.activity", "unionfs.version")
+"""What daemons and their keepers import later, besides mounted_union.LATE_MODULES: loaded here, its memory is shared.
 """
 _BACKLOG: Final = 64
 
@@ -72,10 +72,10 @@ def run(first: int, linger_s: float, idle_s: float, run_command: RunCommand) -> 
 
 
 def _import_all() -> None:
-    from unionfs import daemon_service
+    from unionfs.daemon import mounted_union
 
     import_module("unionfs.mount_parent.loop")
-    for module in (*daemon_service.MODULES, *daemon_service.LATE_MODULES, *_LATER, *_COMMANDS):
+    for module in (*mounted_union.MODULES, *mounted_union.LATE_MODULES, *_LATER, *_COMMANDS):
         with suppress(ImportError):
             import_module(module)
 

@@ -17,8 +17,8 @@ import os
 from typing import Final, NamedTuple
 
 from unionfs.core.options import OptionError, Options, make_work
-from unionfs.daemon_options import DaemonOptions, StartError
-from unionfs.daemon_start import start
+from unionfs.daemon.options import DaemonOptions, StartError
+from unionfs.daemon.start import start
 from unionfs.fuse.mounting import MountOptions
 from unionfs.launcher import idmap
 from unionfs.oci.config import Config, load

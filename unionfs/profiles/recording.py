@@ -1,4 +1,4 @@
-"""The sums of what a daemon tells about its requests (fuse.activity_report), and a time line of them. Pure."""
+"""The sums of what a daemon tells about its requests (control.activity_server), and a time line of them. Pure."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from unionfs.daemon_options import DaemonOptions, Forked, StartError
+from unionfs.daemon.options import DaemonOptions, Forked, StartError
 from unionfs.fuse import mounting
 from unionfs.mount_parent import client
 
@@ -34,9 +34,9 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
     Raises: StartError.
     """
     if _forked is not None:
-        from unionfs import daemon
+        from unionfs.daemon import process
 
-        daemon.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
+        process.become(options._replace(started_by=f"parent {_forked.parent}"), warn, _forked)
     reply = _ask_parent(options, parent) or _fork(options)
     verdict, *fields = reply.fields
     if verdict == client.READY:
@@ -79,10 +79,10 @@ def _pickled(options: DaemonOptions) -> bytes:
 
 
 def _fork(options: DaemonOptions) -> client.Reply:
-    from unionfs import daemon
+    from unionfs.daemon import process
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
-    return client.Reply(daemon.fork(options._replace(started_by=started_by)), [])
+    return client.Reply(process.fork(options._replace(started_by=started_by)), [])
 
 
 _forked: Forked | None = None  # set once, by `become_at_start`

@@ -12,9 +12,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from unionfs import daemon_continued, daemon_keeper, daemon_service
-from unionfs.daemon_service import Service
-from unionfs.daemon_state import RefusedError
+from unionfs.daemon import continued, keeper_process, mounted_union
+from unionfs.daemon.mounted_union import Service
+from unionfs.daemon.state import RefusedError
 from unionfs.fuse import keeper_channel, upgrade
 from unionfs.fuse.keeper_channel import Channel
 from unionfs.fuse.kernel.session import Kept
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> NoReturn:
             service = _become_keeper(values, channel)
         else:
             service = _become_daemon(values, channel)
-        with daemon_continued.serving(service):
+        with continued.serving(service):
             service.serve()
         status = 0
     except BaseException:  # noqa: BLE001 - this process ends here
@@ -59,11 +59,11 @@ class _Continued(NamedTuple):
 def _become_keeper(values: dict[str, Any], channel: Channel) -> Service:
     """Be the keeper of a daemon that serves. Returns in the next daemon."""
     service, kept, life = _make(values)
-    daemon_keeper.show_in_process_list(service.mounted.connection, keeper=True)
+    keeper_process.show_in_process_list(service.mounted.connection, keeper=True)
     life.continues = True
     channel.kept()
     mask = [signal.Signals(number) for number in values["mask"]]
-    daemon_keeper.stay(service, kept, life=life, daemon=values["daemon"], channel=channel, mask=mask)
+    keeper_process.stay(service, kept, life=life, daemon=values["daemon"], channel=channel, mask=mask)
     return service
 
 
@@ -71,7 +71,7 @@ def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
     """Continue when the daemon before has ended. Ends this process if that is not to be."""
     try:
         service, kept, life = _make(values)
-        for module in daemon_service.MODULES:
+        for module in mounted_union.MODULES:
             import_module(module)
     except Exception as error:  # noqa: BLE001 - the version before goes on
         channel.refuse(_why(error))
@@ -84,8 +84,8 @@ def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
     os.close(values["stderr"])
     life.died_at = ended_at
     try:
-        daemon_keeper.show_in_process_list(service.mounted.connection)
-        took_ms = daemon_keeper.take_over(service, kept, life)
+        keeper_process.show_in_process_list(service.mounted.connection)
+        took_ms = keeper_process.take_over(service, kept, life)
     except Exception as error:  # noqa: BLE001 - the version before goes on
         _logger().exception("the takeover fails")
         channel.refuse(_why(error))
@@ -93,7 +93,7 @@ def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
     _logger().info(
         "version %s continues where %s has left, after %.1f ms", service.version, life.version_before, took_ms
     )
-    daemon_keeper.begin(service, kept, life)
+    keeper_process.begin(service, kept, life)
     life.awaits_keeper = True
     channel.serves()
     return service
@@ -110,7 +110,7 @@ def _make(values: dict[str, Any]) -> _Continued:
     parts raise."""
     for fd in values["descriptors"]:
         os.set_inheritable(fd, False)
-    service, kept = daemon_continued.make(values, "\0".join(sys.argv[2:]))
+    service, kept = continued.make(values, "\0".join(sys.argv[2:]))
     return _Continued(service, kept, Life.of_values(values["life"], kept.record))
 
 

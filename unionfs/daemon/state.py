@@ -1,4 +1,4 @@
-"""A mount described for another version of this program, which continues it (daemon_upgrade).
+"""A mount described for another version of this program, which continues it (daemon.upgrade).
 
 The description is plain values and descriptors; fuse.upgrade has the rest of what versions have in common. Values that
 a version does not know are a reason to refuse: an option that was asked for must not be lost.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unionfs.core import handover, takeover
 from unionfs.core.options import Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
-from unionfs.daemon_options import DaemonOptions
+from unionfs.daemon.options import DaemonOptions
 from unionfs.fuse.kernel.session import Kept, Session
 from unionfs.fuse.life import Life
 from unionfs.fuse.mounting import MountOptions
@@ -23,9 +23,9 @@ from unionfs.id_ranges import IdRange
 from unionfs.mount_parent import identity
 
 if TYPE_CHECKING:
-    from unionfs.daemon_service import Service
+    from unionfs.daemon.mounted_union import Service
 
-_ENTRY: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "upgrade_entry.py")
+_ENTRY: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "upgrade_entry.py")
 """What a keeper executes: the file has this name in all versions."""
 
 
@@ -56,7 +56,7 @@ def shown() -> list[str]:
 
 
 def describe(service: Service, kept: Kept) -> dict[str, Any]:
-    """Return what `daemon_continued.make` needs but `life`: values for marshal. "descriptors" lists all that they
+    """Return what `continued.make` needs but `life`: values for marshal. "descriptors" lists all that they
     name. Raises: OSError."""
     assert isinstance(service.traffic, Session)
     branches = takeover.opened(service.union)

@@ -1,6 +1,6 @@
 """The daemon: open a union, mount it, and serve it through a transport until it is unmounted.
 
-Knows `core.union` and the transports by name. Does not know command lines or who starts it (`daemon_start`); prints
+Knows `core.union` and the transports by name. Does not know command lines or who starts it (`daemon.start`); prints
 nothing and raises StartError.
 
 Order: branches are opened and checked, the mount is made, the caller gets the pid, and only then the transport is
@@ -18,13 +18,14 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from unionfs import daemon_keeper, daemon_service
+from unionfs.control import listening
 from unionfs.core.options import OptionError
 from unionfs.core.union import Union
-from unionfs.daemon_options import DaemonOptions, Forked, StartError
-from unionfs.daemon_service import Service
+from unionfs.daemon import keeper_process, mounted_union
+from unionfs.daemon.mounted_union import Service
+from unionfs.daemon.options import DaemonOptions, Forked, StartError
 from unionfs.detach import above_stdio, detach
-from unionfs.fuse import control_socket, mounting
+from unionfs.fuse import mounting
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.mounting import MountError
@@ -222,26 +223,26 @@ def _mount_and_serve(
         if mounted.connection is not None:
             mounting.set_read_ahead(mounted.connection)
         union.learn_mounts()
-        is_kept = not daemon_service.why_not_kept(options, traffic)
-        daemon_keeper.show_in_process_list(mounted.connection, keeper=is_kept)
-        service.control_fd = None if mounted.connection is None else control_socket.open_listening(mounted.connection)
+        is_kept = not mounted_union.why_not_kept(options, traffic)
+        keeper_process.show_in_process_list(mounted.connection, keeper=is_kept)
+        service.control_fd = None if mounted.connection is None else listening.open_listening(mounted.connection)
         ready(_warnings(union, notifier))
         service.helper = DeathHelper(mounted.connection if notifier is not None else None)
         mounted.leave_namespace()
-        daemon_service.offer_view(service)
-        daemon_service.prepare(options)
+        mounted_union.offer_view(service)
+        mounted_union.prepare(options)
         if options.started_by != IN_FOREGROUND:
             _logger().info("started by %s", options.started_by)
         if options.no_view:
             _logger().info("not a view: %s", options.no_view)
         import_module(TRANSPORTS[options.transport])
-        daemon_service.tune_garbage_collection()
+        mounted_union.tune_garbage_collection()
         service.since = time.monotonic()
         if is_kept:
             traffic.death_helper = service.helper
             if notifier is not None:
                 notifier.pause()
-            daemon_keeper.start(service, parent)
+            keeper_process.start(service, parent)
         service.serve()
 
 
@@ -253,7 +254,7 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
     from unionfs.fuse.kernel.handshake import negotiate
 
     try:
-        return negotiate(fd, options.serve, daemon_service.tuning())
+        return negotiate(fd, options.serve, mounted_union.tuning())
     except OSError as error:
         raise StartError(f"mount failed: {options.mountpoint}: {error.strerror}") from error
     except Gone:

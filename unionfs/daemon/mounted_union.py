@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from unionfs.core.union import Union
-from unionfs.daemon_options import DaemonOptions
+from unionfs.daemon.options import DaemonOptions
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.life import DIED, LEFT, Life
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 MODULES: Final = (
     *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
-    *("unionfs.fuse.reporting", "unionfs.fuse.upgrade", "unionfs.fuse.view_offer", "unionfs.log_lines"),
+    *("unionfs.control.server", "unionfs.fuse.upgrade", "unionfs.fuse.view_offer", "unionfs.log_lines"),
 )
 """What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
-LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.fuse.reporting", "unionfs.syscalls.file_handles")
+LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.control.server", "unionfs.syscalls.file_handles")
 """What a daemon imports a moment after its start: not before the mount's first requests, and not so late that the files
 may be another version's."""
 _IMPORT_AFTER_MS: Final = 1000
@@ -159,8 +159,8 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
     import_late_modules(service)
     if service.life is not None:
         service.life.wait_for_keeper()
-    from unionfs.fuse.branch_control import BranchControl
-    from unionfs.fuse.reporting import Reporter
+    from unionfs.control.branch_server import BranchControl
+    from unionfs.control.server import Reporter
 
     options, traffic, life = service.options, service.traffic, service.life
     branches = BranchControl(service.union, traffic, connection, life, service.tell_keeper)

@@ -1,12 +1,10 @@
-"""The control socket of a running daemon, server and client: statistics, copy-up traces, branches.
+"""The server of the control socket: statistics, copy-up traces, branches, upgrades.
 
-Each daemon listens on a socket named after its FUSE connection (fuse.control_socket). A request is one line of JSON:
-`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "activity"}` (see fuse.activity_report), `{"ask": "upgrade"}`,
-`{"ask": "branches"}`, or `{"ask": "change"}` with what fuse.branch_control takes and, beside its bytes, the descriptor
-of a directory (SCM_RIGHTS in unix(7)). The answer is one line, or for `trace` one for each copy-up until the client
-closes. Only the daemon's own user and root get answers.
-The client accepts root, its own user and the user who mounted the union only: any process may listen under the socket's
-name.
+Each daemon listens on a socket named after its FUSE connection (control.listening). A request is one line of JSON:
+`{"ask": "stats"}`, `{"ask": "trace"}`, `{"ask": "activity"}` (see control.activity_server), `{"ask": "upgrade"}`,
+`{"ask": "branches"}`, or `{"ask": "change"}` with what control.branch_server takes and, beside its bytes, the
+descriptor of a directory (SCM_RIGHTS in unix(7)). The answer is one line, or for `trace` one for each copy-up until the
+client closes. Only the daemon's own user and root get answers.
 
 The answering threads read counters while the union's thread changes them: the numbers of one answer may differ by a
 request. Knows sockets and JSON. Does not know the transport's protocol or how numbers are displayed.
@@ -22,21 +20,19 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from unionfs import compiled
+from unionfs.control import activity_server, listening
+from unionfs.control.branch_server import BranchControl, RefusedError
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
-from unionfs.fuse import activity_report, control_socket
-from unionfs.fuse.branch_control import BranchControl, RefusedError
 from unionfs.fuse.life import Life
 from unionfs.fuse.traffic import Traffic
-from unionfs.fuse.view_name import is_view
-from unionfs.syscalls import mountinfo, peers
-from unionfs.syscalls.mountinfo import Mount
+from unionfs.syscalls import peers
 
 _CLIENTS: Final = 16
 """Connections of the daemon's user and root at once; more have to wait."""
@@ -56,13 +52,6 @@ _QUESTION_TIMEOUT_S: Final = 3.0
 
 _TIMEOUT_S: Final = 30.0
 """For a slow reader, and for a name that another daemon still has."""
-
-_CONNECT_TIMEOUT_S: Final = 10.0
-"""For a daemon to listen under a connection's name."""
-
-
-class NoAnswerError(Exception):
-    """The daemon could not be asked, or refused to answer. `str()` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +172,7 @@ class Reporter:
 
     def serve(self, fd: int, connection: int) -> None:
         """Answer requests for ever, in threads that end with the process. `fd` is from
-        `control_socket.open_listening`."""
+        `listening.open_listening`."""
         server = socket.socket(fileno=fd)
         if not _bind(server, connection):
             return
@@ -219,7 +208,7 @@ class Reporter:
                 elif wanted == "trace":
                     self._trace(client)
                 elif wanted == "activity":
-                    activity_report.serve(client, question, self.union, self.traffic, _send)
+                    activity_server.serve(client, question, self.union, self.traffic, _send)
                 elif wanted in ("branches", "change") and self.branches is not None:
                     self._branches(self.branches, client, question, fds)
                 elif wanted == "upgrade":
@@ -274,14 +263,14 @@ class Reporter:
 def _bind(server: socket.socket, connection: int) -> bool:
     """Bind and listen if that is not done yet; an ending daemon that had the same connection number may have the name.
     Returns False after _TIMEOUT_S."""
-    import logging  # late: a client does not need it
+    import logging  # late: most daemons need it never
 
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             if not server.getsockname():
-                server.bind(control_socket.address(connection))
-                server.listen(control_socket.BACKLOG)
+                server.bind(listening.address(connection))
+                server.listen(listening.BACKLOG)
             return True
         except OSError as exc:
             if time.monotonic() > deadline:
@@ -289,86 +278,6 @@ def _bind(server: socket.socket, connection: int) -> bool:
                     "cannot listen on the control socket of FUSE connection %d: %s", connection, exc.strerror
                 )
                 return False
-            time.sleep(0.02)
-
-
-def ask(
-    connection: int,
-    question: str,
-    owner: int | None = None,
-    details: dict[str, Any] | None = None,
-    fds: Sequence[int] = (),
-) -> Iterator[dict[str, Any]]:
-    """Send `question`, with `details` and descriptors, to the daemon of a FUSE connection, which `owner` mounted, and
-    yield its answers line by line.
-
-    Raises: NoAnswerError.
-    """
-    with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
-        for line in _until_reset(lines):
-            yield parsed(line)
-
-
-@contextmanager
-def conversation(
-    connection: int,
-    question: str,
-    owner: int | None = None,
-    details: dict[str, Any] | None = None,
-    fds: Sequence[int] = (),
-) -> Iterator[socket.socket]:
-    """Send a question as `ask` does; the connection, on which the answers come as lines for `parsed`.
-
-    Raises: NoAnswerError.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
-        _connect(daemon, connection)
-        peer = peers.peer_of(daemon)
-        if not peers.is_trusted(peer.uid, owner):
-            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
-        with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
-            line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
-            sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
-            daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
-        yield daemon
-
-
-def add_mounts(stats: dict[str, Any], there: Mount) -> None:
-    """Add to the answer to `stats` of the daemon that serves the mount `there` what the mount table says: `is_view`,
-    and how many views are mounted in this mount namespace."""
-    stats["is_view"] = is_view(there)
-    stats["views"]["mounted"] = sum(each.minor == there.minor and is_view(each) for each in mountinfo.mounts())
-
-
-def parsed(line: bytes) -> dict[str, Any]:
-    """One line of an answer. Raises: NoAnswerError, also if the daemon refuses to answer."""
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise NoAnswerError("its daemon's answer is no JSON object")
-    if "error" in answer:
-        raise NoAnswerError(str(answer["error"]))
-    return answer
-
-
-def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
-    with suppress(ConnectionResetError):
-        yield from lines
-
-
-def _connect(daemon: socket.socket, connection: int) -> None:
-    """Connect to the daemon, with retries for _CONNECT_TIMEOUT_S: an ending daemon may still have its name. In another
-    network namespace no retry succeeds. Raises: NoAnswerError."""
-    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
-    while True:
-        try:
-            daemon.connect(control_socket.address(connection))
-            return
-        except OSError as exc:
-            if time.monotonic() > deadline:
-                raise NoAnswerError(f"its daemon does not answer: {exc.strerror}") from None
             time.sleep(0.02)
 
 

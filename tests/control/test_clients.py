@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from unionfs.fuse import control_socket, mounting, reporting, unmounting
+from unionfs.control import client, listening
+from unionfs.fuse import mounting, unmounting
 from unionfs.syscalls import mountinfo, peers
 from unionfs.syscalls.namespaces import set_process_name
 
@@ -35,7 +36,7 @@ def _impostor(uid: int) -> Iterator[int]:
             os.setresuid(uid, uid, uid)
             set_process_name(mounting.process_name(_CONNECTION))
             with socket.socket(socket.AF_UNIX) as server:
-                server.bind(control_socket.address(_CONNECTION))
+                server.bind(listening.address(_CONNECTION))
                 server.listen()
                 os.write(tell, b"r")
                 while True:
@@ -59,11 +60,9 @@ def _impostor(uid: int) -> Iterator[int]:
 def test_a_stranger_that_bound_the_name_is_not_believed() -> None:
     with _impostor(_STRANGER) as pid:
         for owner in (None, 0, _OWNER):
-            with pytest.raises(
-                reporting.NoAnswerError, match=f"process {pid} of user {_STRANGER}, which did not mount"
-            ):
-                list(reporting.ask(_CONNECTION, "stats", owner))
-        assert list(reporting.ask(_CONNECTION, "stats", _STRANGER)) == [{"mountpoint": "/mnt", "pid": 1}]
+            with pytest.raises(client.NoAnswerError, match=f"process {pid} of user {_STRANGER}, which did not mount"):
+                list(client.ask(_CONNECTION, "stats", owner))
+        assert list(client.ask(_CONNECTION, "stats", _STRANGER)) == [{"mountpoint": "/mnt", "pid": 1}]
 
 
 @needs_root
@@ -92,5 +91,5 @@ def test_the_mount_table_has_the_owner_of_a_mount() -> None:
 
 def test_a_malformed_answer_of_a_daemon_is_an_error_in_one_line() -> None:
     for line in (b"\xff\n", b"[1]\n", b"{\n"):
-        with pytest.raises(reporting.NoAnswerError, match="no JSON object"):
-            reporting.parsed(line)
+        with pytest.raises(client.NoAnswerError, match="no JSON object"):
+            client.parsed(line)

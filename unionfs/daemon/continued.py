@@ -1,6 +1,6 @@
-"""Make a mount that another process has served, of its description (daemon_state): no path is opened.
+"""Make a mount that another process has served, of its description (daemon.state): no path is opened.
 
-The other process may be one of another version (daemon_upgrade), or a daemon of this one that has died
+The other process may be one of another version (daemon.upgrade), or a daemon of this one that has died
 (mount_parent.kept).
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from unionfs import daemon_service
 from unionfs.core import handover, takeover
 from unionfs.core.node_record import NodeRecord
 from unionfs.core.union import Union
-from unionfs.daemon_service import Service
-from unionfs.daemon_state import RefusedError, options_of
+from unionfs.daemon import mounted_union
+from unionfs.daemon.mounted_union import Service
+from unionfs.daemon.state import RefusedError, options_of
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.kernel.session import Kept, Session
@@ -32,10 +32,10 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
     shutdown = GracefulShutdown()
     _check_facts(values["facts"])
     set_command_line(shown)
-    daemon_service.prepare(options)
+    mounted_union.prepare(options)
     union = Union(options.union, handover.from_values(values["branches"]))
     service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
-    session = Session.continued(options.serve, daemon_service.tuning(), values["session"])
+    session = Session.continued(options.serve, mounted_union.tuning(), values["session"])
     service.version = version
     service.traffic, service.control_fd, service.since = session, values["control"], values["since"]
     if options.watch:
@@ -45,13 +45,13 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
         service.notifier.pause()  # it would notice what the daemon that serves writes
         service.helper = DeathHelper(service.mounted.connection)
     session.death_helper = service.helper
-    daemon_service.offer_view(service)
+    mounted_union.offer_view(service)
     view_record = None if values["view_record"] is None else NodeRecord(values["view_record"])
     kept = service.kept = Kept(NodeRecord(values["record"]), view_record)
     takeover.keep_record(union, kept.record)
     session.keep(kept)
-    daemon_service.tune_garbage_collection()
-    daemon_service.import_late_modules(service)
+    mounted_union.tune_garbage_collection()
+    mounted_union.import_late_modules(service)
     return service, kept
 
 

@@ -1,7 +1,8 @@
 """The keeper of a daemon's mount: the parent of mounts that has forked this process; or else this process stays as the
 keeper, and a process that it forks is the daemon.
 
-Knows what a daemon serves (daemon_service) and what its keeper and the record of nodes need of that. Does not mount.
+Knows what a daemon serves (daemon.mounted_union) and what its keeper and the record of nodes need of that. Does not
+mount.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unionfs import process_properties
 from unionfs.core import handover, takeover
 from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.union import Union
-from unionfs.daemon_service import Service, import_late_modules
+from unionfs.daemon.mounted_union import Service, import_late_modules
 from unionfs.fuse import keeper, mounting
 from unionfs.fuse.life import DIED, Life
 
@@ -67,7 +68,7 @@ def start(service: Service, parent: Channel | None) -> None:
 
 def tell(service: Service, kept: Kept, life: Life) -> bool:
     """Give the keeper the branches as they are now, in any thread. Returns whether it has them."""
-    from unionfs.daemon_state import describe
+    from unionfs.daemon.state import describe
 
     assert life.channel is not None
     with life.asking:
@@ -89,7 +90,7 @@ def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = F
     """Give the parent of mounts all that another daemon needs to continue. `acknowledge`: it is to say that it has it.
     Raises: OSError."""
     from unionfs import version
-    from unionfs.daemon_state import describe, shown
+    from unionfs.daemon.state import describe, shown
 
     if service.version is None:
         service.version = version.installed()
@@ -136,7 +137,7 @@ def given_up(mounted: Mounted, why: str) -> None:
 
 def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int]) -> None:
     """In the keeper: have the next daemons serve the branches of now. Raises: what the parts raise."""
-    from unionfs.daemon_state import options_of
+    from unionfs.daemon.state import options_of
 
     given = handover.from_values(values["branches"]).with_descriptors(fds)
     service.union = Union(options_of(values["options"]).union, given)
@@ -162,7 +163,7 @@ def continue_after(service: Service, kept: Kept, life: Life) -> None:
 
 
 def _described(service: Service, kept: Kept) -> Callable[[Life], Program]:
-    from unionfs.daemon_state import Described
+    from unionfs.daemon.state import Described
 
     import_late_modules(service)  # for the daemons after this one
     return Described(service, kept)

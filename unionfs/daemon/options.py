@@ -41,7 +41,7 @@ class DaemonOptions(NamedTuple):
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
     held_fd: int | None = None  # kept open as long as the mount is served, for a process that waits for its end
-    started_by: str = "itself"  # text about the process that forked the daemon; set by daemon_start
+    started_by: str = "itself"  # text about the process that forked the daemon; set by daemon.start
 
 
 class Forked(NamedTuple):

@@ -1,4 +1,4 @@
-"""The control socket of a daemon (see fuse.reporting). It listens before the mount is announced.
+"""The control socket of a daemon (see control.server). It listens before the mount is announced.
 
 An abstract Unix socket (unix(7)) named after the FUSE connection: it vanishes with the daemon and needs no directory.
 Any process may bind such a name, so both sides check the other's user (syscalls.peers). A client

@@ -1,4 +1,4 @@
-"""The client of the request `activity` of the control socket (fuse.activity_report)."""
+"""The client of the request `activity` of the control socket (control.activity_server)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from unionfs.fuse import reporting
+from unionfs.control import client
 
 
 class Recording:
@@ -20,7 +20,7 @@ class Recording:
         """What the daemon sends, until it has sent the last line or has ended. Raises: NoAnswerError."""
         with self._connection.makefile("rb") as lines, suppress(ConnectionResetError):
             for line in lines:
-                yield reporting.parsed(line)
+                yield client.parsed(line)
 
     def end(self) -> None:
         """In any thread: ask for the last line."""
@@ -31,5 +31,5 @@ class Recording:
 @contextmanager
 def record(connection: int, owner: int | None, interval: float) -> Iterator[Recording]:
     """Have the daemon of a FUSE connection, which `owner` mounted, record. Raises: NoAnswerError."""
-    with reporting.conversation(connection, "activity", owner, {"interval": interval}) as daemon:
+    with client.conversation(connection, "activity", owner, {"interval": interval}) as daemon:
         yield Recording(daemon)

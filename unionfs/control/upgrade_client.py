@@ -1,4 +1,4 @@
-"""Ask for the upgrade of a mount, and learn what became of it. The other end is fuse.reporting, in the daemon."""
+"""Ask for the upgrade of a mount, and learn what became of it. The other end is control.server, in the daemon."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from unionfs.control.client import NoAnswerError, ask
 from unionfs.fuse.mounting import FSTYPE, process_name
-from unionfs.fuse.reporting import NoAnswerError, ask
 from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mountinfo import Mount

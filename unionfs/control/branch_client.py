@@ -1,4 +1,4 @@
-"""Ask the daemon of a mounted union to change its branches (fuse.branch_control): the caller's side.
+"""Ask the daemon of a mounted union to change its branches (control.branch_server): the caller's side.
 
 Opens the directory and passes it as a descriptor, so that it is found in the caller's mount namespace and with the
 caller's rights. Knows the mount table. Does not know the core.
@@ -97,7 +97,7 @@ def freeze(union: Served, mountpoint: str, name: str) -> str:
 
 def has_keeper(union: Served) -> bool:
     """Return whether another daemon would replace this one if it died. Raises: BranchError."""
-    from unionfs.fuse.reporting import NoAnswerError, ask
+    from unionfs.control.client import NoAnswerError, ask
 
     try:
         found = next(ask(union.connection, "stats", union.owner), {})
@@ -133,7 +133,7 @@ def _mounts_below(union: Served, path: str) -> Iterator[list[str]]:
 
 
 def _answer(union: Served, question: str, details: dict[str, Any], fds: tuple[int, ...]) -> list[BranchLine]:
-    from unionfs.fuse.reporting import NoAnswerError, ask
+    from unionfs.control.client import NoAnswerError, ask
 
     try:
         found = next(ask(union.connection, question, union.owner, details, fds), None)

@@ -1,0 +1,1 @@
+"""The control socket, with real sockets and processes of several users."""

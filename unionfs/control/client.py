@@ -1,0 +1,106 @@
+"""Ask the daemon of a mounted union, through its control socket (control.server).
+
+Accepts answers of root, its own user and the user who mounted the union only: any process may listen under the socket's
+name.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from unionfs.control import listening
+from unionfs.fuse.view_name import is_view
+from unionfs.syscalls import mountinfo, peers
+from unionfs.syscalls.mountinfo import Mount
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+"""For a daemon to listen under a connection's name."""
+
+
+class NoAnswerError(Exception):
+    """The daemon could not be asked, or refused to answer. `str()` says why."""
+
+
+def ask(
+    connection: int,
+    question: str,
+    owner: int | None = None,
+    details: dict[str, Any] | None = None,
+    fds: Sequence[int] = (),
+) -> Iterator[dict[str, Any]]:
+    """Send `question`, with `details` and descriptors, to the daemon of a FUSE connection, which `owner` mounted, and
+    yield its answers line by line.
+
+    Raises: NoAnswerError.
+    """
+    with conversation(connection, question, owner, details, fds) as daemon, daemon.makefile("rb") as lines:
+        for line in _until_reset(lines):
+            yield parsed(line)
+
+
+@contextmanager
+def conversation(
+    connection: int,
+    question: str,
+    owner: int | None = None,
+    details: dict[str, Any] | None = None,
+    fds: Sequence[int] = (),
+) -> Iterator[socket.socket]:
+    """Send a question as `ask` does; the connection, on which the answers come as lines for `parsed`.
+
+    Raises: NoAnswerError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as daemon:
+        _connect(daemon, connection)
+        peer = peers.peer_of(daemon)
+        if not peers.is_trusted(peer.uid, owner):
+            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
+        with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
+            line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
+            sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
+            daemon.sendall(line[sent:], socket.MSG_NOSIGNAL)
+        yield daemon
+
+
+def add_mounts(stats: dict[str, Any], there: Mount) -> None:
+    """Add to the answer to `stats` of the daemon that serves the mount `there` what the mount table says: `is_view`,
+    and how many views are mounted in this mount namespace."""
+    stats["is_view"] = is_view(there)
+    stats["views"]["mounted"] = sum(each.minor == there.minor and is_view(each) for each in mountinfo.mounts())
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """One line of an answer. Raises: NoAnswerError, also if the daemon refuses to answer."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NoAnswerError("its daemon's answer is no JSON object")
+    if "error" in answer:
+        raise NoAnswerError(str(answer["error"]))
+    return answer
+
+
+def _until_reset(lines: Iterable[bytes]) -> Iterator[bytes]:
+    with suppress(ConnectionResetError):
+        yield from lines
+
+
+def _connect(daemon: socket.socket, connection: int) -> None:
+    """Connect to the daemon, with retries for _CONNECT_TIMEOUT_S: an ending daemon may still have its name. In another
+    network namespace no retry succeeds. Raises: NoAnswerError."""
+    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+    while True:
+        try:
+            daemon.connect(listening.address(connection))
+            return
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                raise NoAnswerError(f"its daemon does not answer: {exc.strerror}") from None
+            time.sleep(0.02)
