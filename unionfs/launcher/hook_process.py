@@ -68,7 +68,7 @@ class HookProcess:
         self._send(_STARTED)
 
     def end(self) -> None:
-        """In the monitor, when all has ended: have the last hooks run, and wait for the process."""
+        """In the monitor, when the container has ended: have the last hooks run, and wait for the process."""
         self._socket.close()
         os.waitpid(self._pid, 0)
 

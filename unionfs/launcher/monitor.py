@@ -135,10 +135,11 @@ class Monitor:
                 from unionfs.launcher.hook_process import HookProcess
 
                 self._hooks_process = HookProcess(self._spec)
-                cleanup.callback(self._hooks_process.end)
             lifeline_read, lifeline_write = os.pipe()
             rootfs_mounts = RootfsMounts(lifeline_read)
             cleanup.callback(unmount_all, rootfs_mounts, lifeline_write)
+            if self._hooks_process:
+                cleanup.callback(self._hooks_process.end)  # before unmounting: its mount namespace has the mounts, too
             self._hooks.prepare(rootfs_mounts)
             network_helper = None
             if self._spec.network_helper:
