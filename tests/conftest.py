@@ -169,7 +169,7 @@ def debian(run_dir: Path, debian_tar: Path) -> Callable[[users.User], Path]:
     def tree_of(user: users.User) -> Path:
         if user.name not in trees:
             try:
-                trees[user.name] = rootfs.unpack(debian_tar, run_dir / f"debian-{user.name}", user)
+                trees[user.name] = rootfs.unpack(debian_tar, run_dir / f"debian-of-{user.name}", user)
             except rootfs.NoRootfsError as why:
                 pytest.skip(str(why))
         return trees[user.name]

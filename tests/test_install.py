@@ -148,7 +148,7 @@ def test_the_base_needs_neither_compiler_nor_headers(archives: Archives) -> None
     metadata = _metadata(archives.wheel)
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert sorted(re.split(r"[<>=]", text)[0] for text in required) == [
-        *("httpx", "rich", "shtab", "trio", "xxhash", "zstandard")
+        *("httpx", "pyyaml", "rich", "shtab", "trio", "xxhash", "zstandard")
     ]
     assert "pyfuse3" in metadata.get_all("Provides-Extra", [])
     assert metadata["License-Expression"] == "MIT"

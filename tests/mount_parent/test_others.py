@@ -203,7 +203,7 @@ def test_other_code_is_another_caller_and_changed_code_ends_the_parent_with_its_
     theirs = root.started_by(root.mount("third", env=there))
     assert theirs.startswith("parent ")
     assert theirs != f"parent {root.parent()}"
-    with (copy / "unionfs" / "daemon.py").open("a") as source:
+    with (copy / "unionfs" / "daemon" / "process.py").open("a") as source:
         source.write("# another version\n")
     assert root.started_by(root.mount("fourth", env=there)) == (
         f"itself: {theirs}: its code or its surroundings have changed"

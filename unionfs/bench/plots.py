@@ -27,7 +27,7 @@ STYLES: Final = {  # colour (told apart also by those who see few colours: Okabe
     systems.OVERLAYFS: ("#009e73", "D"),
     systems.OVERLAYFS_ROOTLESS: ("#66c2a5", "d"),
     systems.SNAPSHOT: ("#cc79a7", "P"),
-    systems.THIN_SNAPSHOT: ("#8b5a2b", "p"),
+    systems.THIN_SNAPSHOT: ("#8b5a2b", "<"),
     systems.REFLINK: ("#8c6bb1", "X"),
     systems.COPY: ("#777777", "*"),
     systems.CP: ("#b0b0b0", "p"),

@@ -259,6 +259,7 @@ def _mounted_by_command(system: str, branches: Branches, timeout_s: float, foreg
     argv = _mount_argv(system, branches, foreground)
     merged = os.fspath(branches.merged)
     with (branches.base / "log").open("w+b") as log:
+        earlier = _processes()
         began = time.perf_counter()
         command = subprocess.Popen(
             argv,
@@ -273,13 +274,13 @@ def _mounted_by_command(system: str, branches: Branches, timeout_s: float, foreg
         try:
             _wait_until_mounted(command, argv[0], branches, timeout_s, foreground)
             mount_s = time.perf_counter() - began
-            daemons = _daemons_of(merged, timeout_s)
+            daemons = _daemons_of(merged, earlier, timeout_s)
             yield Mounted(branches.merged, branches.upper, daemons[0] if daemons else None, mount_s)
             child.call(lambda: _unmount(merged), timeout_s)
             if not all(_has_ended(pid, timeout_s) for pid in daemons):
                 raise FailedError(f"{Path(argv[0]).name} does not end after its mount has gone")
         finally:
-            left = _daemons_of(merged)
+            left = _daemons_of(merged, earlier)
             while mountinfo.topmost_at(merged) is not None:
                 detach(branches.merged)
             if command.returncode is None:  # not reaped, so the number is still its own
@@ -328,8 +329,13 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
         os.close(fd)
 
 
-def _daemons_of(merged: str, timeout_s: float = 0.0) -> list[int]:
-    """The processes that serve `merged`. Ours has the connection's number as its name, and is waited for: its keeper
+def _processes() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+
+
+def _daemons_of(merged: str, earlier: set[int], timeout_s: float = 0.0) -> list[int]:
+    """The processes that serve `merged`, of those that are not `earlier`: a daemon or its helper that is still ending
+    may have the number of this connection. Ours has the connection's number as its name, and is waited for: its keeper
     forks it a moment after the mount. Others have `merged` as an argument, which those that start a daemon, and our
     keepers, have, too. Other filesystems may have the number of a connection that has ended before its daemon."""
     wanted, mount = os.fsencode(merged), mountinfo.topmost_at(merged)
@@ -337,12 +343,12 @@ def _daemons_of(merged: str, timeout_s: float = 0.0) -> list[int]:
     deadline = time.monotonic() + timeout_s
     while True:
         named, found = [], []
-        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        for pid in sorted(_processes() - earlier):  # a daemon before the helpers that it forks
             with contextlib.suppress(OSError):
-                if (cmdline.parent / "comm").read_text() == name:
-                    named.append(int(cmdline.parent.name))
-                if wanted in cmdline.read_bytes().split(b"\0"):
-                    found.append(int(cmdline.parent.name))
+                if Path(f"/proc/{pid}/comm").read_text() == name:
+                    named.append(pid)
+                if wanted in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(pid)
         if named or name is None or time.monotonic() > deadline:
             return named or found
         time.sleep(_POLL_S)

@@ -264,7 +264,7 @@ def _negotiate(options: DaemonOptions, fd: int) -> Traffic:
 def _logger() -> Logger:
     import logging
 
-    return logging.getLogger(__name__)
+    return logging.getLogger(__package__)
 
 
 def _check_transport(name: str) -> None:
