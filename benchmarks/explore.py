@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from layers.cli import stacks
+from layers.cli.explore import set_frame_rate
 from layers.explore.indexes import open_tree
 from layers.explore.tree_index import TreeIndex
-from layers.screen.app import ExplorerApp, Side
 from layers.screen.page import page
 from layers.store import Store
 
@@ -67,7 +67,7 @@ def main() -> None:
                 _tell(case, seconds=round(time.monotonic() - began, 3), paths=len(tree))
         with ExitStack() as keep:
             tree = open_tree(stack.layers, store, keep)
-            took, cpu_ms = _keys(Side("t", tree, stack.layers), arguments.keys)
+            took, cpu_ms = _keys(tree, stack, arguments.keys)
             median_ms, p95_ms = statistics.median(took), took[len(took) * 95 // 100]
             _tell("a key", median_ms=round(median_ms, 1), p95_ms=round(p95_ms, 1), cpu_ms=round(cpu_ms, 1))
             _tell_page(tree, stack)
@@ -85,14 +85,17 @@ def _tell_page(tree: TreeIndex, stack: stacks.Stack) -> None:
     _tell("page", bytes=size, seconds=round(time.monotonic() - began, 3))
 
 
-def _keys(side: Side, count: int) -> tuple[list[float], float]:
+def _keys(tree: TreeIndex, stack: stacks.Stack, count: int) -> tuple[list[float], float]:
     """Milliseconds from each key to the last byte of what it draws, sorted; and of processor time for a key. Keys that
     draw nothing (down on the last row) are left out of the first."""
     pid, terminal = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 200, 0, 0))
         os.environ.update(TERM="xterm-256color", COLORTERM="truecolor")
-        ExplorerApp([side]).run()
+        set_frame_rate()
+        from layers.screen.app import ExplorerApp, Side
+
+        ExplorerApp([Side("t", tree, stack.layers)]).run()
         os._exit(0)
     took = []
     try:
