@@ -112,8 +112,10 @@ def systems(user: User, owner: User, directory: Path, tar: Path, stack: ExitStac
     own.mkdir()
     user.own(own)
     owner.own(shared)
-    for store, who in ((own, user), (shared, owner)):
-        who.run([program, "import", "--root", store, "-q", "--compression", "none", tar, BASE], timeout_s=_TIMEOUT_S)
+    for store, its_owner in ((own, user), (shared, owner)):
+        its_owner.run(
+            [program, "import", "--root", store, "-q", "--compression", "none", tar, BASE], timeout_s=_TIMEOUT_S
+        )
     owner.run([program, "save", "-q", "--root", shared, "--format", "squashfs", BASE, owner.home / "i"], timeout_s=300)
     shutil.copy(owner.home / "i", file)
     user.own(file)

@@ -91,7 +91,7 @@ class Columns:
             hash_.update(whole[start : min(start + _READ, size)])
         if hash_.intdigest() != int.from_bytes(whole[16:24], "little"):
             raise Damaged("its checksum is another")
-        self._map.madvise(mmap.MADV_DONTNEED)  # what is looked at comes back from the page cache
+        self._map.madvise(mmap.MADV_DONTNEED)  # pages that are read again come from the page cache
         header = json.loads(bytes(whole[_FIXED : _FIXED + length]))
         if header["order"] != sys.byteorder:
             raise Damaged("it was written on a machine of another byte order")
