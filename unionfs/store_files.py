@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import pwd
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from unionfs.syscalls import peers
@@ -73,6 +74,21 @@ def open_file(path: str, flags: int, mode: int = 0o600, *, shared: bool = False)
         os.close(fd)
         raise
     return fd
+
+
+@contextlib.contextmanager
+def hold_lock(path: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold flock(2) on a file that is never removed while it is in use, and is made if missing. Waits without a limit.
+
+    Processes forked meanwhile may have the descriptor too, so the lock is given up by name. Raises: as `open_file`.
+    """
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
 
 def read_file(path: str, limit: int = TEXT_MAX) -> bytes:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from layers import build_records
 from layers.store import Store
+from unionfs import store_files
 from unionfs.build import cache, copy_sources, stages
 from unionfs.build.instructions import Instruction
 from unionfs.build.lines import announces
@@ -236,7 +237,7 @@ def _cache(store: Store, mount: MountFlag) -> Iterator[str]:
         return
     for number in range(_OWN_CACHES_MAX):
         path = os.path.join(parent, f"{name}-{number}" if number else name)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = store_files.open_file(f"{path}.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if mount.sharing == "private" else 0))
         except BlockingIOError:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -229,16 +228,9 @@ class ContainerStore:
     def changing(self, container: Container) -> Iterator[Container]:
         """Context in which no other process changes the branches of a container, running or not. Waits for those that
         do. Yields its record, read then. Raises: NoSuchContainerError."""
-        try:
-            lock = store_files.open_file(os.path.join(container.directory, _CHANGING), os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:
-            raise NoSuchContainerError(container.name) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            self._hold(stack, container.directory, _CHANGING, container.name)
             yield self.load(container.id)
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # forked processes may have it, too
-            os.close(lock)
 
     def adopt(self, container: Container, heir: str) -> None:
         """Let the forks of a container, which was merged into `heir` (an id), be forks of the heir. Those that the heir
@@ -429,30 +421,26 @@ class ContainerStore:
     def _record_locked(self, container_id: str) -> Iterator[None]:
         """For a change of one record that needs no other one: others may be changed meanwhile, but no container is
         made, renamed or removed. Raises: NoSuchContainerError."""
-        path = os.path.join(self.containers, container_id, _RECORD_LOCK)
-        with self._locked(fcntl.LOCK_SH):
-            try:
-                lock = store_files.open_file(path, os.O_RDWR | os.O_CREAT)
-            except (FileNotFoundError, NotADirectoryError):
-                raise NoSuchContainerError(container_id) from None
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(lock)
+        with self._locked(shared=True), contextlib.ExitStack() as stack:
+            self._hold(stack, os.path.join(self.containers, container_id), _RECORD_LOCK, container_id)
+            yield
+
+    @staticmethod
+    def _hold(stack: contextlib.ExitStack, directory: str, lock: str, shown: str) -> None:
+        """Hold a lock of a container until the stack is left. Raises: NoSuchContainerError with the name `shown`."""
+        try:
+            stack.enter_context(store_files.hold_lock(os.path.join(directory, lock)))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoSuchContainerError(shown) from None
 
     @contextlib.contextmanager
-    def _locked(self, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    def _locked(self, *, shared: bool = False) -> Iterator[None]:
         try:
             os.makedirs(self.containers, 0o700, exist_ok=True)
         except OSError as error:
             raise ContainerError.of("keeping containers", error, hint=ELSEWHERE) from error
-        lock = store_files.open_file(os.path.join(self.containers, _LOCK), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, kind)
+        with store_files.hold_lock(os.path.join(self.containers, _LOCK), shared=shared):
             yield
-        finally:
-            os.close(lock)
 
     def _write(self, directory: str, container: Container) -> None:
         """Replace the record atomically."""

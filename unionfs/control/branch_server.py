@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from unionfs.core.pointers import Pointer
     from unionfs.core.union import Union
     from unionfs.fuse.calls import Calls
-    from unionfs.fuse.life import Life
+    from unionfs.fuse.daemon_history import DaemonHistory
     from unionfs.fuse.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -57,15 +57,20 @@ class BranchControl:
     """Changes the branches of one union. In the threads that answer the control socket; one change at a time."""
 
     def __init__(
-        self, union: Union, traffic: Traffic, connection: int, life: Life | None, tell_keeper: Callable[[], bool] | None
+        self,
+        union: Union,
+        traffic: Traffic,
+        connection: int,
+        history: DaemonHistory | None,
+        tell_keeper: Callable[[], bool] | None,
     ) -> None:
-        """`life`: if there is a keeper. `tell_keeper` has it know the branches of now, and returns whether it does;
+        """`history`: if there is a keeper. `tell_keeper` has it know the branches of now, and returns whether it does;
         None: it does not learn others."""
         self._union = union  # immutable
         self._traffic = traffic  # immutable
         self._connection = connection  # immutable
-        self._life = life  # immutable
-        self._record = life.record if life is not None else None  # immutable
+        self._history = history  # immutable
+        self._record = history.record if history is not None else None  # immutable
         self._tell_keeper = tell_keeper  # immutable
         self._lock = threading.Lock()
         self._has_helper = False  # set once, by the first change
@@ -218,9 +223,9 @@ class BranchControl:
         if not self._has_helper:
             self._has_helper = True
             helper = DeathHelper(self._connection)  # it aborts the connection where no other daemon would answer
-            if self._life is not None:
-                helper.keeper, helper.record = self._life.keeper, self._record
-                helper.parent = self._life.channel if self._life.is_parent else None
+            if self._history is not None:
+                helper.keeper, helper.record = self._history.keeper, self._record
+                helper.parent = self._history.channel if self._history.is_parent else None
             helper.start()
 
     def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:

@@ -30,7 +30,7 @@ from unionfs.control import activity_server, listening
 from unionfs.control.branch_server import BranchControl, RefusedError
 from unionfs.core.ledger import CopiedUp
 from unionfs.core.union import Union
-from unionfs.fuse.life import Life
+from unionfs.fuse.daemon_history import DaemonHistory
 from unionfs.fuse.traffic import Traffic
 from unionfs.syscalls import peers
 
@@ -66,7 +66,7 @@ class Reporter:
     since: float  # time.monotonic of the mount
     version: str = ""  # of the daemon
     no_view: str = ""  # why the union is not a view
-    life: Life | None = None  # None: without a keeper
+    history: DaemonHistory | None = None  # None: without a keeper
     branches: BranchControl | None = None  # None: they cannot be changed
     no_upgrade: str = ""  # why no other version can continue
     leave: Callable[[], None] | None = None  # leaves the mount to the daemon of another version
@@ -123,47 +123,47 @@ class Reporter:
 
     def _keeper(self) -> dict[str, Any] | None:
         """Describe the keeper, and how often and why it has replaced the daemon."""
-        life = self.life
-        if life is None:
+        history = self.history
+        if history is None:
             return None
         return {
-            "pid": life.keeper,
-            "alive": life.is_alive,
-            "outdated": life.record.is_outdated,
-            "replaced": life.deaths,
-            "last_reason": life.reason,
-            "waited_s": round(life.waited_s, 6),
-            "waited_total_s": round(life.waited_total_s, 6),
-            "replacements": life.described(),
-            "upgrades": life.upgrades,
-            "version_before": life.version_before,
-            "not_upgraded": life.not_upgraded,
+            "pid": history.keeper,
+            "alive": history.is_alive,
+            "outdated": history.record.is_outdated,
+            "replaced": history.deaths,
+            "last_reason": history.reason,
+            "waited_s": round(history.waited_s, 6),
+            "waited_total_s": round(history.waited_total_s, 6),
+            "replacements": history.described(),
+            "upgrades": history.upgrades,
+            "version_before": history.version_before,
+            "not_upgraded": history.not_upgraded,
         }
 
     def _upgrade(self, client: socket.socket) -> None:
         """Answer with `refused` and why; or with `upgrades`, how many there were, and leave the mount to the daemon of
         the other version, which tells by `stats` whether there is one more. With `again` it has only left the mount to
         a keeper of its own, from the parent of mounts: the next daemon is to be asked."""
-        life, leave = self.life, self.leave
+        history, leave = self.history, self.leave
         why = self.no_upgrade
-        if life is None or leave is None:
+        if history is None or leave is None:
             why = why or "it has no keeper"
-        elif life.record.is_outdated:
+        elif history.record.is_outdated:
             why = "its branches were changed while it was mounted, and its keeper does not know them"
-        if life is None or leave is None or why:
+        if history is None or leave is None or why:
             _send(client, {"refused": why})
             return
         if not self.upgrading.acquire(blocking=False):
             _send(client, {"refused": "an upgrade is under way"})
             return
-        upgrades = life.upgrades
-        life.not_upgraded = life.ask_for_upgrade()
-        if life.not_upgraded:
+        upgrades = history.upgrades
+        history.not_upgraded = history.ask_for_upgrade()
+        if history.not_upgraded:
             self.upgrading.release()
-            _send(client, {"refused": life.not_upgraded})
+            _send(client, {"refused": history.not_upgraded})
             return
         with suppress(OSError):  # also when the client has gone
-            _send(client, {"upgrades": upgrades, **({"again": True} if life.is_parent else {})})
+            _send(client, {"upgrades": upgrades, **({"again": True} if history.is_parent else {})})
         leave()
 
     def _watch(self) -> dict[str, int] | None:

@@ -178,7 +178,8 @@ class NodeRecord:
         self.ledger: Any = self._words[_LEDGER : _LEDGER + 8]
         """The counters of core.ledger."""
         self.waits: Any = self._words[_WAITS : _WAITS + WAITS + 1]
-        """The last WAITS times without a daemon, by number, and the sum of all, in microseconds; see fuse.life."""
+        """The last WAITS times without a daemon, by number, and the sum of all, in microseconds; see
+        fuse.daemon_history."""
         self._start = _HEADER  # of the area in use
         self._end = _HEADER
         self._used = 0  # bytes of entries that count

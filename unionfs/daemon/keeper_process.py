@@ -20,7 +20,7 @@ from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.union import Union
 from unionfs.daemon.mounted_union import Service, import_late_modules
 from unionfs.fuse import keeper, mounting
-from unionfs.fuse.life import DIED, Life
+from unionfs.fuse.daemon_history import DIED, DaemonHistory
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -55,35 +55,35 @@ def start(service: Service, parent: Channel | None) -> None:
         stay(service, kept)
         return
     try:
-        life = Life(os.getppid())
-        life.channel, life.is_parent = parent, True
+        history = DaemonHistory(os.getppid())
+        history.channel, history.is_parent = parent, True
         give(service, kept, parent)
     except OSError as error:  # the parent has ended, or no descriptor is left
         _logger().warning("a keeper of its own: the parent of mounts cannot keep it: %s", error)
         stay(service, kept)
         return
     show_in_process_list(service.mounted.connection)
-    begin(service, kept, life)
+    begin(service, kept, history)
 
 
-def tell(service: Service, kept: Kept, life: Life) -> bool:
+def tell(service: Service, kept: Kept, history: DaemonHistory) -> bool:
     """Give the keeper the branches as they are now, in any thread. Returns whether it has them."""
     from unionfs.daemon.state import describe
 
-    assert life.channel is not None
-    with life.asking:
+    assert history.channel is not None
+    with history.asking:
         try:
-            if life.is_parent:
-                give(service, kept, life.channel, acknowledge=True)
+            if history.is_parent:
+                give(service, kept, history.channel, acknowledge=True)
             else:
-                life.channel.give(takeover.opened(service.union).descriptors())
-                life.channel.keep(describe(service, kept))
-                if not life.call():
+                history.channel.give(takeover.opened(service.union).descriptors())
+                history.channel.keep(describe(service, kept))
+                if not history.call():
                     return False
         except OSError as error:
             _logger().warning("the keeper does not get the branches: %s", error)
             return False
-        return life.channel.wait_until_kept()
+        return history.channel.wait_until_kept()
 
 
 def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = False) -> None:
@@ -121,12 +121,12 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
 
     show_in_process_list(service.mounted.connection, keeper=True)
     give_up, learn = partial(given_up, service.mounted), partial(_learn, service, kept)
-    life = keeper.keep(kept.record, give_up, partial(_described, service, kept), learn=learn, **continued)
-    if life.continues:
-        continue_after(service, kept, life)
+    history = keeper.keep(kept.record, give_up, partial(_described, service, kept), learn=learn, **continued)
+    if history.continues:
+        continue_after(service, kept, history)
     else:
         show_in_process_list(service.mounted.connection)
-        begin(service, kept, life)
+        begin(service, kept, history)
 
 
 def given_up(mounted: Mounted, why: str) -> None:
@@ -145,48 +145,48 @@ def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int])
     takeover.keep_record(service.union, kept.record)
 
 
-def continue_after(service: Service, kept: Kept, life: Life) -> None:
+def continue_after(service: Service, kept: Kept, history: DaemonHistory) -> None:
     """Continue where another daemon has ended. Does not return if that fails.
 
     Raises: DamagedError: no daemon can continue.
     """
     show_in_process_list(service.mounted.connection)
     try:
-        took_ms = take_over(service, kept, life)
+        took_ms = take_over(service, kept, history)
     except DamagedError:
         raise
     except Exception:  # noqa: BLE001 - the keeper tries again
         _logger().exception("the takeover fails")
         os._exit(DIED)
-    _logger().warning("the daemon before %s; this one continues after %.1f ms", life.ended, took_ms)
-    begin(service, kept, life)
+    _logger().warning("the daemon before %s; this one continues after %.1f ms", history.ended, took_ms)
+    begin(service, kept, history)
 
 
-def _described(service: Service, kept: Kept) -> Callable[[Life], Program]:
+def _described(service: Service, kept: Kept) -> Callable[[DaemonHistory], Program]:
     from unionfs.daemon.state import Described
 
     import_late_modules(service)  # for the daemons after this one
     return Described(service, kept)
 
 
-def take_over(service: Service, kept: Kept, life: Life) -> float:
+def take_over(service: Service, kept: Kept, history: DaemonHistory) -> float:
     """Continue where another daemon has ended. Returns how long that took, in milliseconds."""
     began = time.perf_counter()
-    kept.changes, kept.refused, kept.continues = takeover.take_over(service.union), life.refused, True
+    kept.changes, kept.refused, kept.continues = takeover.take_over(service.union), history.refused, True
     kept.unanswered = takeover.unanswered(service.union)
     return (time.perf_counter() - began) * 1e3
 
 
-def begin(service: Service, kept: Kept, life: Life) -> None:
+def begin(service: Service, kept: Kept, history: DaemonHistory) -> None:
     """Note that this daemon begins to serve."""
-    service.life = life
-    if life.is_parent and life.channel is not None:
-        service.shutdown.pass_on = life.channel.pass_on
+    service.history = history
+    if history.is_parent and history.channel is not None:
+        service.shutdown.pass_on = history.channel.pass_on
     options = service.options
-    if life.channel is not None and (life.is_parent or not (options.watch or options.serve.passthrough)):
-        service.tell_keeper = partial(tell, service, kept, life)
-    life.begin(kept.record)
-    life.watch(_logger().warning)
+    if history.channel is not None and (history.is_parent or not (options.watch or options.serve.passthrough)):
+        service.tell_keeper = partial(tell, service, kept, history)
+    history.begin(kept.record)
+    history.watch(_logger().warning)
 
 
 def show_in_process_list(connection: int | None, *, keeper: bool = False) -> None:

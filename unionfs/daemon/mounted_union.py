@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from unionfs.core.union import Union
 from unionfs.daemon.options import DaemonOptions
+from unionfs.fuse.daemon_history import DIED, LEFT, DaemonHistory
 from unionfs.fuse.death_helper import DeathHelper
 from unionfs.fuse.detachment import Mounted
-from unionfs.fuse.life import DIED, LEFT, Life
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.fuse.shutdown import GracefulShutdown
 from unionfs.fuse.traffic import Tally, Traffic
@@ -59,7 +59,7 @@ class Service:
         self.notifier: Notifier | None = None  # with --watch; set once
         self.since = time.monotonic()  # of the mount; set once
         self.kept: Kept | None = None  # set once, where there is a keeper
-        self.life: Life | None = None  # set once, in a daemon that has a keeper
+        self.history: DaemonHistory | None = None  # set once, in a daemon that has a keeper
         self.tell_keeper: Callable[[], bool] | None = None
         """Has the keeper know the mount as it is now, and returns whether it does; set once, where it can."""
         self.version: str | None = None  # of this code; set once, soon: later the files may be another version's
@@ -72,12 +72,12 @@ class Service:
         try:
             yield
         except BaseException:
-            life = self.life
+            history = self.history
             if self.shutdown.is_leaving:
                 os._exit(LEFT)
             if self.shutdown.has_interrupted:
                 return
-            if life is not None and life.is_kept:
+            if history is not None and history.is_kept:
                 _logger().exception("the daemon ends because of a bug")
                 os._exit(DIED)
             if not self.is_serving:  # a transport closes it itself
@@ -85,17 +85,17 @@ class Service:
             self.mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
             raise
         finally:
-            if self.life is not None:
-                self.life.over()
+            if self.history is not None:
+                self.history.over()
             self.shutdown.serving_ended()
 
     def serve(self) -> None:
         """Serve until the mount ends, or the daemon is to end."""
         notifier = self.notifier
         transport = import_module(TRANSPORTS[self.options.transport])
-        if self.life is not None:
-            self.helper.keeper = self.life.keeper
-            self.helper.parent = self.life.channel if self.life.is_parent else None
+        if self.history is not None:
+            self.helper.keeper = self.history.keeper
+            self.helper.parent = self.history.channel if self.history.is_parent else None
         if notifier is not None:
             self.helper.start()
         self.shutdown.listen(self.mounted, self.options.lifeline_fd)
@@ -157,13 +157,13 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
     asked.register(control_fd, select.POLLIN)
     asked.poll(_IMPORT_AFTER_MS)
     import_late_modules(service)
-    if service.life is not None:
-        service.life.wait_for_keeper()
+    if service.history is not None:
+        service.history.wait_for_keeper()
     from unionfs.control.branch_server import BranchControl
     from unionfs.control.server import Reporter
 
-    options, traffic, life = service.options, service.traffic, service.life
-    branches = BranchControl(service.union, traffic, connection, life, service.tell_keeper)
+    options, traffic, history = service.options, service.traffic, service.history
+    branches = BranchControl(service.union, traffic, connection, history, service.tell_keeper)
     reporter = Reporter(
         union=service.union,
         traffic=traffic,
@@ -173,7 +173,7 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
         since=service.since,
         version=service.version or "",
         no_view=options.no_view,
-        life=life,
+        history=history,
         branches=branches,
         no_upgrade=why_not_upgraded(options, traffic),
         leave=service.leave,

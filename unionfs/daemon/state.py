@@ -14,8 +14,8 @@ from unionfs.core import handover, takeover
 from unionfs.core.options import Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
 from unionfs.daemon.options import DaemonOptions
+from unionfs.fuse.daemon_history import DaemonHistory
 from unionfs.fuse.kernel.session import Kept, Session
-from unionfs.fuse.life import Life
 from unionfs.fuse.mounting import MountOptions
 from unionfs.fuse.options import ServeOptions
 from unionfs.fuse.upgrade import Program
@@ -40,13 +40,13 @@ class Described:
         self._service = service  # immutable
         self._kept = kept  # immutable
 
-    def __call__(self, life: Life) -> Program:
-        """Return what is executed. `life`: as it will be then, but for `version_before`. Raises: OSError."""
-        life.version_before = self._service.version or ""
+    def __call__(self, history: DaemonHistory) -> Program:
+        """Return what is executed. `history`: as it will be then, but for `version_before`. Raises: OSError."""
+        history.version_before = self._service.version or ""
         values = describe(self._service, self._kept)
         flag = "-I" if sys.flags.isolated else "-P"
         program = [sys.executable, flag, _ENTRY]
-        return Program(program, shown(), {**values, "life": life.values()}, values["descriptors"])
+        return Program(program, shown(), {**values, "life": history.values()}, values["descriptors"])
 
 
 def shown() -> list[str]:
@@ -56,7 +56,7 @@ def shown() -> list[str]:
 
 
 def describe(service: Service, kept: Kept) -> dict[str, Any]:
-    """Return what `continued.make` needs but `life`: values for marshal. "descriptors" lists all that they
+    """Return what `continued.make` needs but `history`: values for marshal. "descriptors" lists all that they
     name. Raises: OSError."""
     assert isinstance(service.traffic, Session)
     branches = takeover.opened(service.union)

@@ -16,9 +16,9 @@ from unionfs.daemon import continued, keeper_process, mounted_union
 from unionfs.daemon.mounted_union import Service
 from unionfs.daemon.state import RefusedError
 from unionfs.fuse import keeper_channel, upgrade
+from unionfs.fuse.daemon_history import DaemonHistory
 from unionfs.fuse.keeper_channel import Channel
 from unionfs.fuse.kernel.session import Kept
-from unionfs.fuse.life import Life
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -53,48 +53,48 @@ class _Continued(NamedTuple):
 
     service: Service
     kept: Kept
-    life: Life
+    history: DaemonHistory
 
 
 def _become_keeper(values: dict[str, Any], channel: Channel) -> Service:
     """Be the keeper of a daemon that serves. Returns in the next daemon."""
-    service, kept, life = _make(values)
+    service, kept, history = _make(values)
     keeper_process.show_in_process_list(service.mounted.connection, keeper=True)
-    life.continues = True
+    history.continues = True
     channel.kept()
     mask = [signal.Signals(number) for number in values["mask"]]
-    keeper_process.stay(service, kept, life=life, daemon=values["daemon"], channel=channel, mask=mask)
+    keeper_process.stay(service, kept, history=history, daemon=values["daemon"], channel=channel, mask=mask)
     return service
 
 
 def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
     """Continue when the daemon before has ended. Ends this process if that is not to be."""
     try:
-        service, kept, life = _make(values)
+        service, kept, history = _make(values)
         for module in mounted_union.MODULES:
             import_module(module)
     except Exception as error:  # noqa: BLE001 - the version before goes on
         channel.refuse(_why(error))
         os._exit(1)
-    life.channel = channel
+    history.channel = channel
     ended_at = channel.offer()
     if ended_at is None:
         os._exit(0)
     os.dup2(values["stderr"], 2)
     os.close(values["stderr"])
-    life.died_at = ended_at
+    history.died_at = ended_at
     try:
         keeper_process.show_in_process_list(service.mounted.connection)
-        took_ms = keeper_process.take_over(service, kept, life)
+        took_ms = keeper_process.take_over(service, kept, history)
     except Exception as error:  # noqa: BLE001 - the version before goes on
         _logger().exception("the takeover fails")
         channel.refuse(_why(error))
         os._exit(1)
     _logger().info(
-        "version %s continues where %s has left, after %.1f ms", service.version, life.version_before, took_ms
+        "version %s continues where %s has left, after %.1f ms", service.version, history.version_before, took_ms
     )
-    keeper_process.begin(service, kept, life)
-    life.awaits_keeper = True
+    keeper_process.begin(service, kept, history)
+    history.awaits_keeper = True
     channel.serves()
     return service
 
@@ -111,7 +111,7 @@ def _make(values: dict[str, Any]) -> _Continued:
     for fd in values["descriptors"]:
         os.set_inheritable(fd, False)
     service, kept = continued.make(values, "\0".join(sys.argv[2:]))
-    return _Continued(service, kept, Life.of_values(values["life"], kept.record))
+    return _Continued(service, kept, DaemonHistory.of_values(values["life"], kept.record))
 
 
 def _logger() -> Logger:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -133,9 +132,7 @@ def _layers(pool: Pool, layers: Sequence[str]) -> str:
         return keys[-1][0] if keys else BASE
     if problem := pool.usage().problem:
         raise _full(pool, problem)
-    fd = store_files.open_file(os.path.join(pool.place, "fill.lock"), os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with store_files.hold_lock(os.path.join(pool.place, "fill.lock")):
         mountpoint = os.path.join(pool.place, "filling")
         os.makedirs(mountpoint, 0o700, exist_ok=True)
         pool.remove(*pool.unfinished())  # of processes that were killed: this one alone makes devices of layers now
@@ -149,8 +146,6 @@ def _layers(pool: Pool, layers: Sequence[str]) -> str:
                     merged_copy.put_on_top(of[0], mountpoint)
             origin = key
         return origin
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -231,12 +230,8 @@ class Pool:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         os.makedirs(self.place, 0o700, exist_ok=True)
-        fd = store_files.open_file(os.path.join(self.place, "lock"), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with store_files.hold_lock(os.path.join(self.place, "lock")):
             yield
-        finally:
-            os.close(fd)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[dict[str, Any]]:

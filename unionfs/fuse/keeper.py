@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from unionfs.fuse import keeper_channel, upgrade
 from unionfs.fuse.daemon_end import status_of
-from unionfs.fuse.life import DIED, LEFT, UPGRADE, Life
+from unionfs.fuse.daemon_history import DIED, LEFT, UPGRADE, DaemonHistory
 
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
@@ -41,13 +41,13 @@ _SI_KERNEL: Final = 0x80  # sent by the kernel, to the daemon as well: Ctrl-C, o
 def keep(
     record: NodeRecord,
     give_up: Callable[[str], None],
-    make_program: Callable[[], Callable[[Life], Program]],
-    life: Life | None = None,
+    make_program: Callable[[], Callable[[DaemonHistory], Program]],
+    history: DaemonHistory | None = None,
     daemon: int = 0,
     channel: Channel | None = None,
     mask: Iterable[int] | None = None,
     learn: Callable[[dict[str, Any], list[int]], None] | None = None,
-) -> Life:
+) -> DaemonHistory:
     """Fork the daemon, and stay as its keeper. Returns in the daemon, and again in each that replaces it.
 
     `give_up` is called, with the reason, before the keeper ends because no daemon can continue: it unmounts.
@@ -58,7 +58,7 @@ def keep(
     channel, the signal mask of the next ones.
     Preconditions: this is the only thread.
     """
-    life = life or Life(os.getpid(), record)
+    history = history or DaemonHistory(os.getpid(), record)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     mask = before if mask is None else mask
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones are not sent, and the child is not to be waited for
@@ -69,9 +69,9 @@ def keep(
             channel, theirs = keeper_channel.connected()
             daemon = os.fork()
             if daemon == 0:
-                life.channel = theirs
+                history.channel = theirs
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                return life
+                return history
             theirs.close()
         status = _wait(daemon, record, program)
         if status is None and learn is not None and (sent := channel.take_description()) is not None:
@@ -80,15 +80,15 @@ def keep(
                 channel.kept()
             continue
         if status is None:
-            daemon, channel, status = upgrade.upgrade(daemon, channel, record, life, program, mask)
+            daemon, channel, status = upgrade.upgrade(daemon, channel, record, history, program, mask)
             if status is None:
                 continue
-        life.unreaped = [one for one in (*life.unreaped, daemon) if not is_reaped(one)]
+        history.unreaped = [one for one in (*history.unreaped, daemon) if not is_reaped(one)]
         if is_over(status):
             os._exit(os.WEXITSTATUS(status))
         channel.close()
         channel = None
-        if why := judge(life, status, record, "an upgrade that failed"):
+        if why := judge(history, status, record, "an upgrade that failed"):
             with suppress(Exception):
                 give_up(why)
             os._exit(1)
@@ -99,25 +99,25 @@ def is_over(status: int) -> bool:
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (DIED, LEFT)
 
 
-def judge(life: Life, status: int, record: NodeRecord, why_left: str) -> str:
+def judge(history: DaemonHistory, status: int, record: NodeRecord, why_left: str) -> str:
     """Note the end of a daemon whose mount goes on. `why_left`: why it has left, if it has.
 
     Returns why no other daemon can continue; "" if one is to.
     """
-    life.continues = True
+    history.continues = True
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == LEFT:
-        life.ended = "has left"
-        life.note(why_left, record)
+        history.ended = "has left"
+        history.note(why_left, record)
         return ""
-    return "" if life.end(status, record) else _why(life, record)
+    return "" if history.end(status, record) else _why(history, record)
 
 
-def _why(life: Life, record: NodeRecord) -> str:
+def _why(history: DaemonHistory, record: NodeRecord) -> str:
     if record.is_full:
-        return f"{life.reason}, and the record of nodes is full"
+        return f"{history.reason}, and the record of nodes is full"
     if record.is_outdated:
-        return f"{life.reason}, and its branches were changed while it was mounted"
-    return life.reason
+        return f"{history.reason}, and its branches were changed while it was mounted"
+    return history.reason
 
 
 def _wait(pid: int, record: NodeRecord, when_idle: Callable[[], object]) -> int | None:

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from unionfs.fuse.daemon_end import status_of
+from unionfs.fuse.daemon_history import LEFT, DaemonHistory, how_it_ended
 from unionfs.fuse.keeper_channel import ABLE, GO, LEAVE, SERVES, UNABLE, Channel, connected, state_of
-from unionfs.fuse.life import LEFT, Life, how_it_ended
 
 if TYPE_CHECKING:
     from unionfs.core.node_record import NodeRecord
@@ -62,8 +62,8 @@ def upgrade(
     daemon: int,
     channel: Channel,
     record: NodeRecord,
-    life: Life,
-    program: Callable[[], Callable[[Life], Program]],
+    history: DaemonHistory,
+    program: Callable[[], Callable[[DaemonHistory], Program]],
     mask: Iterable[int],
 ) -> tuple[int, Channel, int | None]:
     """Try an upgrade. In the keeper; its `daemon` serves, and waits for the verdict at `channel`.
@@ -71,36 +71,36 @@ def upgrade(
     Returns the daemon that serves now, its channel, and None; or the daemon that has ended, its channel and its wait
     status. Does not return where this process becomes a keeper of the other version.
     """
-    after = Life.of_values(life.values(), record)
-    after.upgrades, after.not_upgraded = life.upgrades + 1, ""
+    after = DaemonHistory.of_values(history.values(), record)
+    after.upgrades, after.not_upgraded = history.upgrades + 1, ""
     after.note("an upgrade", record)
     try:
         executed = program()(after)
         successor = _Successor(executed, mask)
     except Exception as error:  # noqa: BLE001 - the keeper must go on, whatever the files are by now
-        return _refuse(daemon, channel, life, f"the new version cannot be started: {type(error).__name__}: {error}")
+        return _refuse(daemon, channel, history, f"the new version cannot be started: {type(error).__name__}: {error}")
     why = successor.wait_until_able(daemon)
     if why:
         successor.end()
-        return _refuse(daemon, channel, life, why)
+        return _refuse(daemon, channel, history, why)
     channel.send(LEAVE)
     status = _wait_for_end(daemon, record)
-    life.died_at = time.monotonic()
+    history.died_at = time.monotonic()
     if not os.WIFEXITED(status) or os.WEXITSTATUS(status) != LEFT:
         successor.end()
-        life.not_upgraded = f"the daemon {how_it_ended(status)} before the new version could continue"
+        history.not_upgraded = f"the daemon {how_it_ended(status)} before the new version could continue"
         return daemon, channel, status
-    why = successor.take_over(life.died_at)
+    why = successor.take_over(history.died_at)
     if why:
         successor.end()
-        life.not_upgraded = f"{why}; the previous version continues"
-        log.error("the upgrade has failed: %s", life.not_upgraded)
+        history.not_upgraded = f"{why}; the previous version continues"
+        log.error("the upgrade has failed: %s", history.not_upgraded)
         return daemon, channel, status
     channel.close()
-    after.unreaped = [*life.unreaped, daemon]
-    life.upgrades, life.version_before, life.not_upgraded = after.upgrades, after.version_before, ""
-    life.replaced, life.replacements = after.replaced, after.replacements
-    after.died_at = life.died_at
+    after.unreaped = [*history.unreaped, daemon]
+    history.upgrades, history.version_before, history.not_upgraded = after.upgrades, after.version_before, ""
+    history.replaced, history.replacements = after.replaced, after.replacements
+    after.died_at = history.died_at
     _become(executed._replace(values={**executed.values, "life": after.values()}), successor, mask)
     return successor.pid, successor.channel, None
 
@@ -118,8 +118,8 @@ def _wait_for_end(daemon: int, record: NodeRecord) -> int:
         os.close(pidfd)
 
 
-def _refuse(daemon: int, channel: Channel, life: Life, why: str) -> tuple[int, Channel, None]:
-    life.not_upgraded = why
+def _refuse(daemon: int, channel: Channel, history: DaemonHistory, why: str) -> tuple[int, Channel, None]:
+    history.not_upgraded = why
     log.warning("no upgrade: %s", why)
     channel.send(UNABLE + os.fsencode(why))
     return daemon, channel, None

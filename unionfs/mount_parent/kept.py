@@ -22,9 +22,9 @@ from unionfs.daemon import continued, keeper_process
 from unionfs.detach import let_go
 from unionfs.fuse import keeper, keeper_channel
 from unionfs.fuse.daemon_end import status_of
+from unionfs.fuse.daemon_history import DIED, DaemonHistory
 from unionfs.fuse.detachment import Mounted
 from unionfs.fuse.keeper_channel import Channel
-from unionfs.fuse.life import DIED, Life
 from unionfs.mount_parent.client import NAMESPACES
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Child:
         self.pid = pid  # changed by `fork`
         self.channel = channel  # None: it can ask for nothing; changed by `fork` and `let_go`
         self.is_ending = False  # its main thread has ended, and threads may wait for answers of the next daemon
-        self.life: Life | None = None  # set once, by its first description
+        self.history: DaemonHistory | None = None  # set once, by its first description
         self._given: _Given | None = None  # None: it is not kept
         self._received: list[int] = []  # descriptors for the next description
         self._leaves_for = ""  # the role of the next process, if this one leaves the mount to it
@@ -113,9 +113,9 @@ class Child:
                 os.dup2(first, fd, inheritable=False)
             self._given.close()
         self._given = _Given(marshal.dumps(values), received, received[numbers.index(values["record"])])
-        if self.life is None:
-            self.life = Life(os.getpid())
-            self.life.is_parent = True
+        if self.history is None:
+            self.history = DaemonHistory(os.getpid())
+            self.history.is_parent = True
         if values["acknowledge"] and self.channel is not None:
             self.channel.kept()
 
@@ -144,28 +144,28 @@ class Child:
     def go_on(self, status: int) -> None:
         """Note that the process has ended, and fork another one if the mount goes on: then `pid` is that one. Raises:
         OSError if that is impossible."""
-        given, life = self._given, self.life
-        if given is None or life is None or keeper.is_over(status):
+        given, history = self._given, self.history
+        if given is None or history is None or keeper.is_over(status):
             self.let_go()
             return
         record = NodeRecord(given.record)
         role, self._leaves_for = self._leaves_for or DAEMON, ""
         if not os.WIFEXITED(status):
             role = DAEMON
-        life.died_at = time.monotonic()
-        why = keeper.judge(life, status, record, "a keeper of its own")
+        history.died_at = time.monotonic()
+        why = keeper.judge(history, status, record, "a keeper of its own")
         record.serve(0)  # a daemon that dies before its first request dies of none
-        self._fork(given, life, "" if why else role, why)
+        self._fork(given, history, "" if why else role, why)
 
-    def _fork(self, given: _Given, life: Life, role: str, why: str = "") -> None:
+    def _fork(self, given: _Given, history: DaemonHistory, role: str, why: str = "") -> None:
         """Fork a process that goes on in a role; "": that unmounts, for the reason `why`. Raises: OSError."""
         ours, theirs = keeper_channel.connected()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, keeper.FORWARDED)
         try:
             self.pid = os.fork()
             if self.pid == 0:
-                life.channel = theirs
-                _Successor(given, life).run(role, why)
+                history.channel = theirs
+                _Successor(given, history).run(role, why)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
@@ -183,9 +183,9 @@ class Child:
 class _Successor:
     """In a process that goes on with a mount."""
 
-    def __init__(self, given: _Given, life: Life) -> None:
+    def __init__(self, given: _Given, history: DaemonHistory) -> None:
         self._given = given  # immutable
-        self._life = life  # immutable
+        self._history = history  # immutable
 
     def run(self, role: str, why: str) -> NoReturn:
         """Go on as Child._fork says, and end this process."""
@@ -209,16 +209,16 @@ class _Successor:
     def _serve(self, role: str, service: Service, kept: Kept) -> None:
         with continued.serving(service):
             if role == DAEMON:
-                keeper_process.continue_after(service, kept, self._life)
+                keeper_process.continue_after(service, kept, self._history)
             else:
-                self._life.keeper, self._life.is_parent, self._life.channel = os.getpid(), False, None
-                keeper_process.stay(service, kept, life=self._life)
+                self._history.keeper, self._history.is_parent, self._history.channel = os.getpid(), False, None
+                keeper_process.stay(service, kept, history=self._history)
             service.serve()
 
     def _take_over(self, values: dict[str, Any]) -> None:
         """Have what the daemon before had, and nothing else."""
         numbers = values["descriptors"]
-        channel = self._life.channel
+        channel = self._history.channel
         assert channel is not None
         lowest = max(numbers) + 1
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest) for fd in self._given.descriptors]

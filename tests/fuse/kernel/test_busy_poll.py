@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from unionfs.fuse.kernel.busy_poll import LOOKS, BusyPoll
+from unionfs.fuse.kernel.busy_poll import POLLS, BusyPoll
 from unionfs.fuse.kernel.device import Device
 
 
@@ -62,12 +62,12 @@ def test_without_a_free_processor_there_is_no_polling() -> None:
 def test_looking_in_vain_becomes_rare() -> None:
     device, busy_poll = Looked(), automatic()
     looks = [device.looks_of(busy_poll) for _ in range(100_000)]
-    assert looks[:9] == [LOOKS] * 9
+    assert looks[:9] == [POLLS] * 9
     assert looks[9:73] == [0] * 64
-    assert looks[73:76] == [LOOKS] * 3
+    assert looks[73:76] == [POLLS] * 3
     assert looks[76:204] == [0] * 128, "each pause is twice as long"
-    assert looks.count(LOOKS) == 63
-    last = len(looks) - looks[::-1].index(LOOKS)
+    assert looks.count(POLLS) == 63
+    last = len(looks) - looks[::-1].index(POLLS)
     assert len(looks) - last <= 8192, "but there is a longest one"
 
 
@@ -111,7 +111,7 @@ def test_two_finds_in_three_are_worth_the_looking() -> None:
     for _ in range(200):
         assert device.looks_of(busy_poll, False, True) == 2
         assert device.looks_of(busy_poll, False, True) == 2
-        assert device.looks_of(busy_poll) == LOOKS
+        assert device.looks_of(busy_poll) == POLLS
 
 
 def test_one_find_in_four_is_not() -> None:
@@ -120,7 +120,7 @@ def test_one_find_in_four_is_not() -> None:
     assert len([looks for looks in looked if looks > 2]) < 50
 
 
-@pytest.mark.parametrize(("mode", "looks"), [("on", LOOKS), ("off", 0)])
+@pytest.mark.parametrize(("mode", "looks"), [("on", POLLS), ("off", 0)])
 def test_on_and_off_depend_on_nothing(mode: str, looks: int) -> None:
     device, others = Looked(), Others()
     busy_poll = BusyPoll(mode, lambda: mode == "off", others)

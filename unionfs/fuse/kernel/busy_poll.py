@@ -2,7 +2,7 @@
 
 Waking up costs more than serving a request, most of all in virtual machines: the processor has gone to sleep and its
 caches are cold. A program that got its answer sends the next request within 200 microseconds in more than 95 of 100
-cases. So before it sleeps the daemon reads the device up to `LOOKS` times, which takes about this time, and offers its
+cases. So before it sleeps the daemon reads the device up to `POLLS` times, which takes about this time, and offers its
 processor to other threads in between (sched_yield(2)).
 
     on      always poll
@@ -22,7 +22,7 @@ from typing import Final
 from unionfs.fuse.kernel.device import Device
 from unionfs.fuse.options import BUSY_POLL_AUTO, BUSY_POLL_OFF
 
-LOOKS: Final = 160
+POLLS: Final = 160
 """Maximum number of reads for one request."""
 _MAX_CREDIT: Final = 16
 _COST_OF_FAILURE: Final = 2  # of credit; a success adds 1
@@ -59,7 +59,7 @@ class BusyPoll:
         length = device.receive()
         if length:
             return length
-        for _ in range(LOOKS - 1):
+        for _ in range(POLLS - 1):
             _yield()
             length = device.receive()
             if length:

@@ -39,7 +39,7 @@ _DEATHS_OF_ONE: Final = 10
 _END_S: Final = 1.0
 
 
-class Life:
+class DaemonHistory:
     """What one daemon knows of its keeper and of the daemons before it."""
 
     def __init__(self, keeper: int, record: NodeRecord | None = None) -> None:
@@ -151,13 +151,13 @@ class Life:
         return {name: getattr(self, name) for name in (*counts, *words)}
 
     @classmethod
-    def of_values(cls, values: dict[str, Any], record: NodeRecord) -> Life:
+    def of_values(cls, values: dict[str, Any], record: NodeRecord) -> DaemonHistory:
         """Undo `values`, of this or another version."""
-        life = cls(values["keeper"], record)
-        for name in life.values():
+        history = cls(values["keeper"], record)
+        for name in history.values():
             if name in values:
-                setattr(life, name, values[name])
-        return life
+                setattr(history, name, values[name])
+        return history
 
     def over(self) -> None:
         """Note that the mount has ended, and wait until the parent of mounts has let go of it: who waits for the end of
