@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from unionfs.cli import run
+from unionfs.cli import container_flags, run
 
 _DESCRIPTION: Final = """\
 Make a container like `unionfs run`, but do not run it; print its id. `unionfs start` runs it; `unionfs cp` can copy
@@ -13,7 +13,7 @@ files before that."""
 
 def main(argv: list[str]) -> int:
     """Run `unionfs create ARGV`."""
-    container = run.make(run.parser("create", _DESCRIPTION, "exit codes: 0 made, 125 failed.").parse(argv))
+    container = run.make(container_flags.parser("create", _DESCRIPTION, "exit codes: 0 made, 125 failed.").parse(argv))
     if container is not None:
         print(container.id)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from unionfs.cli import mount_flags, run
+from unionfs.cli import container_flags, mount_flags
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import CommandError
 from unionfs.containers import background, running
@@ -63,7 +63,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     own = container.config.process
     process = own._replace(
         command=tuple(words[1:]),
-        environment=tuple({**dict(own.environment), **dict(run.environment(arguments))}.items()),
+        environment=tuple({**dict(own.environment), **dict(container_flags.environment(arguments))}.items()),
         user=own.user if arguments.user is None else arguments.user,
         workdir=mount_flags.inside("working directory", arguments.workdir) if arguments.workdir else own.workdir,
         interactive=arguments.interactive and not arguments.detach,

@@ -13,7 +13,7 @@ from argparse import Namespace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from unionfs.cli import notes, parents, run
+from unionfs.cli import container_flags, notes, parents, run
 from unionfs.cli.arguments import Parser
 from unionfs.cli.errors import FAILURES, OWN_FAILURE, CommandError, format_failure
 from unionfs.cli.mount_flags import volume_from
@@ -177,7 +177,7 @@ def _parser() -> Parser:
     add("-w", "--workdir", metavar="DIR", help="the working directory (default: the current one)")
     add("--network", choices=("host", "none"), default="host", help="this machine's network, or none (default: host)")
     add("--transport", choices=tuple(TRANSPORTS), default=DEFAULT_TRANSPORT, help=f"default: {DEFAULT_TRANSPORT}")
-    run.add_no_keeper(parser)
+    container_flags.add_no_keeper(parser)
     add_partial_from(parser)
     add("--root", metavar="DIR", help="the store of containers (default: $XDG_DATA_HOME/unionfs)")
     add("--dry-run", action="store_true", help="only print the steps")
