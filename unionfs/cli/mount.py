@@ -130,7 +130,8 @@ def _parser() -> Parser:
         choices=BUSY_POLL_MODES,
         default=BUSY_POLL_AUTO,
         help="poll for the next request for some 200 microseconds before sleeping, which keeps a processor busy; auto: "
-        "while that finds requests and no other process wants the processor (default: auto; kernel transport only)",
+        "while that saves as much time as it costs, and no other process wants the processor "
+        "(default: auto; kernel transport only)",
     )
     add("--writeback", action="store_true", help="let the kernel collect small writes in its cache")
     add(

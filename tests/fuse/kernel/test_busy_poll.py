@@ -1,129 +1,140 @@
-"""Busy polling: how often it looks for a request without sleeping, by what that was worth and who wants to run."""
+"""Busy polling: when the daemon polls for a request, by what sleeping and polling cost and who wants the processor."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import pytest
 
-from unionfs.fuse.kernel.busy_poll import POLLS, BusyPoll
+from unionfs.fuse.kernel.busy_poll import BLOCK, KEPT, MOST_REST, POLLS, REST, BusyPoll
 from unionfs.fuse.kernel.device import Device
 
+_US = 1e-6
 
-class Looked:
-    """A device that has a request or none, as told, and counts how often it was asked."""
 
-    def __init__(self) -> None:
-        self.answers: list[bool] = []  # those still to be given; then there is nothing for ever
-        self.looks = 0
+class FakeDevice:
+    """A device, its clocks and the other threads. Each request comes `think` microseconds after the one before."""
+
+    def __init__(self, think: float, wake: float) -> None:
+        """`think`: until the next request is there; `wake`: how much longer a sleeper waits for it. In microseconds."""
+        self.think = think
+        self.wake = wake
+        self.cost_of_sleep = 4.0  # processor time in microseconds
+        self.now = 0.0
+        self.used = 0.0
+        self.preemptions = 0
+        self.preempts = False  # whether each poll is preempted once
+        self.polls = 0
+        self.clock_reads = 0
+        self._arrives = 0.0
 
     def receive(self) -> int:
-        self.looks += 1
-        return 40 if self.answers and self.answers.pop(0) else 0
+        self.polls += 1
+        self.now += 2 * _US
+        self.used += 2 * _US
+        if self.now < self._arrives:
+            return 0
+        return self._give()
 
-    def looks_of(self, busy_poll: BusyPoll, *answers: bool) -> int:
-        """How often one call looks, when nothing comes but what is in `answers`."""
-        before = self.looks
-        self.answers = list(answers)
-        busy_poll.look(cast(Device, self))
-        return self.looks - before
+    def sleep(self) -> int:
+        self.now = max(self.now, self._arrives) + self.wake * _US
+        self.used += self.cost_of_sleep * _US
+        return self._give()
 
+    def _give(self) -> int:
+        self.preemptions += self.preempts
+        self._arrives = self.now + self.think * _US
+        return 40
 
-class Others:
-    """Other threads, which have taken the processor as often as told."""
+    def clock(self) -> float:
+        self.clock_reads += 1
+        return self.now
 
-    def __init__(self) -> None:
-        self.preemptions = 0
-        self.asked = 0
+    def busy_poll(self, mode: str = "auto", *, is_unlimited: bool = True) -> BusyPoll:
+        return BusyPoll(mode, lambda: is_unlimited, lambda: self.preemptions, self.clock, lambda: self.used)
 
-    def __call__(self) -> int:
-        self.asked += 1
-        return self.preemptions
-
-
-def automatic(others: Others | None = None) -> BusyPoll:
-    return BusyPoll("auto", lambda: True, others or Others())
-
-
-def test_a_request_that_comes_ends_the_looking() -> None:
-    device, busy_poll = Looked(), automatic()
-    device.answers = [False, False, True, True]
-    assert busy_poll.look(cast(Device, device)) == 40
-    assert device.looks == 3
-    assert busy_poll.look(cast(Device, device)) == 40
-    assert device.looks == 4
+    def polled(self, busy_poll: BusyPoll, count: int) -> list[bool]:
+        """For each of `count` requests, whether the device was polled for it."""
+        polled = []
+        for _ in range(count):
+            before = self.polls
+            assert busy_poll.wait(cast(Device, self)) == 40
+            polled.append(self.polls > before)
+        return polled
 
 
-def test_without_a_free_processor_there_is_no_polling() -> None:
-    device, busy_poll = Looked(), BusyPoll("auto", lambda: False, Others())
-    assert [device.looks_of(busy_poll, True) for _ in range(100)] == [0] * 100
+def blocks(polled: list[bool]) -> list[bool]:
+    """For each whole block, whether it was polled for; all requests of a block are treated alike."""
+    found = [set(polled[at : at + BLOCK]) for at in range(0, len(polled) - BLOCK + 1, BLOCK)]
+    assert all(len(block) == 1 for block in found)
+    return [True in block for block in found]
 
 
-def test_looking_in_vain_becomes_rare() -> None:
-    device, busy_poll = Looked(), automatic()
-    looks = [device.looks_of(busy_poll) for _ in range(100_000)]
-    assert looks[:9] == [POLLS] * 9
-    assert looks[9:73] == [0] * 64
-    assert looks[73:76] == [POLLS] * 3
-    assert looks[76:204] == [0] * 128, "each pause is twice as long"
-    assert looks.count(POLLS) == 63
-    last = len(looks) - looks[::-1].index(POLLS)
-    assert len(looks) - last <= 8192, "but there is a longest one"
+def test_it_polls_where_waking_is_expensive() -> None:
+    device = FakeDevice(think=10, wake=30)
+    polled = blocks(device.polled(device.busy_poll(), BLOCK * 2 * (2 + KEPT)))
+    assert polled == [False, True, *[True] * KEPT] * 2, "and measures again after some blocks"
 
 
-def test_looking_is_rare_while_others_want_the_processor() -> None:
-    """Also if it finds requests: a program beside it, or another daemon, had to wait for it."""
-    device, others = Looked(), Others()
-    busy_poll = automatic(others)
-    looked = 0
-    for _ in range(10_000):
-        others.preemptions += 1
-        looked += device.looks_of(busy_poll, False, True) > 0
-    assert looked < 40
+def test_it_sleeps_where_waking_is_cheap() -> None:
+    device = FakeDevice(think=20, wake=5)
+    trials = [at for at, is_polled in enumerate(blocks(device.polled(device.busy_poll(), BLOCK * 1000))) if is_polled]
+    rests = [next_one - at - 2 for at, next_one in pairwise(trials)]
+    assert rests[:6] == [REST, 2 * REST, 4 * REST, 8 * REST, 16 * REST, MOST_REST], "each rest is twice as long"
+    assert set(rests[5:]) == {MOST_REST}, "but there is a longest one"
 
 
-def test_polling_begins_again_after_a_pause() -> None:
-    device, others = Looked(), Others()
-    busy_poll = automatic(others)
-    for _ in range(2000):
-        others.preemptions += 1
-        device.looks_of(busy_poll, False, True)
-    for _ in range(2000):
-        device.looks_of(busy_poll, False, True)
-    assert [device.looks_of(busy_poll, False, True) for _ in range(100)] == [2] * 100
-    others.preemptions += 1
-    looks = [device.looks_of(busy_poll, False, True) for _ in range(10)]
-    assert looks == [2] * 10, "once is no reason to end it"
+def test_it_polls_for_a_program_that_asks_again_at_once() -> None:
+    """Polling then takes no more processor time than falling asleep and waking up."""
+    device = FakeDevice(think=2, wake=3)
+    assert sum(blocks(device.polled(device.busy_poll(), BLOCK * 66))) == 64
 
 
-def test_requests_that_are_there_already_say_nothing_about_looking() -> None:
-    device, others = Looked(), Others()
-    busy_poll = automatic(others)
-    asked = others.asked
+def test_it_learns_that_the_program_asks_more_slowly_now() -> None:
+    device = FakeDevice(think=10, wake=30)
+    busy_poll = device.busy_poll()
+    device.polled(busy_poll, BLOCK * (2 + KEPT))
+    device.think, device.wake = 100, 5
+    assert blocks(device.polled(busy_poll, BLOCK * (2 + REST))) == [False, True, *[False] * REST]
+
+
+def test_polls_in_vain_end_it_at_once() -> None:
+    device = FakeDevice(think=10, wake=30)
+    busy_poll = device.busy_poll()
+    device.polled(busy_poll, BLOCK * 3)
+    device.think = 2 * POLLS + 100
+    assert blocks(device.polled(busy_poll, BLOCK * (1 + REST))) == [True, *[False] * REST]
+
+
+def test_other_threads_that_want_the_processor_end_it_at_once() -> None:
+    """Also if the polls find requests: a program beside it, or another daemon, had to wait for it."""
+    device = FakeDevice(think=10, wake=30)
+    busy_poll = device.busy_poll()
+    device.polled(busy_poll, BLOCK * 3)
+    device.preempts = True
+    polled = blocks(device.polled(busy_poll, BLOCK * 1000))
+    assert polled[: 1 + REST] == [True, *[False] * REST]
+    assert sum(polled) < 16
+
+
+def test_a_vain_poll_reads_the_device_so_often() -> None:
+    device = FakeDevice(think=10_000, wake=30)
+    busy_poll = device.busy_poll("on")
+    device.polled(busy_poll, 1)
+    before = device.polls
+    device.polled(busy_poll, 1)
+    assert device.polls - before == POLLS
+
+
+@pytest.mark.parametrize(("mode", "is_unlimited", "polls"), [("on", False, 5), ("off", True, 0), ("auto", False, 0)])
+def test_otherwise_nothing_is_measured(mode: str, is_unlimited: bool, polls: int) -> None:
+    """`auto` without a free processor is as `off`."""
+    device = FakeDevice(think=9, wake=30)  # which a read takes 2 of
+    busy_poll = device.busy_poll(mode, is_unlimited=is_unlimited)
+    device.polled(busy_poll, 1)
     for _ in range(200):
-        others.preemptions += 1
-        assert device.looks_of(busy_poll, True) == 1
-    assert others.asked == asked
-
-
-def test_two_finds_in_three_are_worth_the_looking() -> None:
-    device, busy_poll = Looked(), automatic()
-    for _ in range(200):
-        assert device.looks_of(busy_poll, False, True) == 2
-        assert device.looks_of(busy_poll, False, True) == 2
-        assert device.looks_of(busy_poll) == POLLS
-
-
-def test_one_find_in_four_is_not() -> None:
-    device, busy_poll = Looked(), automatic()
-    looked = [device.looks_of(busy_poll, False, number % 4 == 0) for number in range(4000)]
-    assert len([looks for looks in looked if looks > 2]) < 50
-
-
-@pytest.mark.parametrize(("mode", "looks"), [("on", POLLS), ("off", 0)])
-def test_on_and_off_depend_on_nothing(mode: str, looks: int) -> None:
-    device, others = Looked(), Others()
-    busy_poll = BusyPoll(mode, lambda: mode == "off", others)
-    for _ in range(200):
-        others.preemptions += 1
-        assert device.looks_of(busy_poll) == looks
+        before = device.polls
+        assert busy_poll.wait(cast(Device, device)) == 40
+        assert device.polls - before == polls
+    assert device.clock_reads == 0

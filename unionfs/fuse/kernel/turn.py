@@ -36,9 +36,7 @@ def serve(device: Device, busy_poll: BusyPoll, dispatcher: Dispatcher, *, until:
     is_logged = session.options.debug
     observes = is_logged or len(session.observers) > 0  # they are changed between two turns
     while not session.over:
-        length = busy_poll.look(device) if sleeps else 0
-        if not length:
-            length = device.sleep() if sleeps else device.receive()
+        length = busy_poll.wait(device) if sleeps else device.receive()
         if not length:
             return
         if observes:
