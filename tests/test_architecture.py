@@ -225,7 +225,7 @@ ALLOWED = {
         (
             *(*GROUND_FLOOR, "unionfs.build", "unionfs.containers", "unionfs.launcher", "layers"),
             *(
-                "unionfs.drivers.driver",
+                "unionfs.drivers.names",
                 "unionfs.core.complete",
                 "unionfs.core.hardlinks",
                 "unionfs.mount_parent.client",

@@ -29,7 +29,7 @@ from unionfs.containers.ids import my_ids
 from unionfs.containers.launch_spec import make_spec, uplink_nameserver
 from unionfs.containers.record import Container, Facts
 from unionfs.core import hardlinks
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import idmap
 from unionfs.launcher.capture import OutputSink
 from unionfs.launcher.errors import LaunchError

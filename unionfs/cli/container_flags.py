@@ -21,7 +21,7 @@ from unionfs.cli.errors import CommandError
 from unionfs.cli.partial_flags import add_partial_from
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.core.options import DURABILITIES, WHITEOUT_FORMATS
-from unionfs.drivers.driver import DEFAULT, NAMES
+from unionfs.drivers.names import FUSE, NAMES
 from unionfs.fuse.options import DEFAULT_TRANSPORT, TRANSPORTS
 from unionfs.launcher import resources
 from unionfs.launcher.capabilities import chosen
@@ -186,9 +186,9 @@ def parser(verb: str, description: str, epilog: str) -> Parser:
     add(
         "--driver",
         choices=NAMES,
-        default=DEFAULT,
+        default=FUSE,
         help="how the root filesystem is made: fuse, our union; overlay, the kernel's; vfs, a copy; btrfs, a "
-        f"snapshot; devicemapper, a snapshot of a block device, for root only (default: {DEFAULT})",
+        f"snapshot; devicemapper, a snapshot of a block device, for root only (default: {FUSE})",
     )
     add(
         "--pool",
@@ -290,8 +290,8 @@ def _capabilities(added: Iterable[str], dropped: Iterable[str]) -> tuple[str, ..
 
 def _passthrough(arguments: Namespace) -> bool:
     """Whether --passthrough is given. Raises: CommandError if the driver is not our own union."""
-    if arguments.passthrough and arguments.driver != DEFAULT:
-        raise mount_flags.bad("driver", arguments.driver, f"--passthrough is for {DEFAULT}, our own union")
+    if arguments.passthrough and arguments.driver != FUSE:
+        raise mount_flags.bad("driver", arguments.driver, f"--passthrough is for {FUSE}, our own union")
     return bool(arguments.passthrough)
 
 

@@ -19,7 +19,7 @@ from unionfs.control import branch_client
 from unionfs.control.branch_client import BranchError, BranchLine, Served
 from unionfs.core.options import is_inside
 from unionfs.core.pointers import pointers_at
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import userns
 
 _WHAT = "changing the branches"

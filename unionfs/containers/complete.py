@@ -16,7 +16,7 @@ from unionfs.containers.root_access import in_running
 from unionfs.containers.rootfs import image_file_shown, union_options
 from unionfs.core import hardlinks
 from unionfs.core.options import OptionError
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import userns
 from unionfs.syscalls import files
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from unionfs.drivers.driver import DEFAULT
+from unionfs.drivers.names import FUSE
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher.spec import Port, Process, Tmpfs
 
@@ -42,7 +42,7 @@ class RootFilesystem(NamedTuple):
     """The branches of a root filesystem, and how their union is made."""
 
     lowers: tuple[str, ...]  # host paths, absolute, the topmost first
-    driver: str = DEFAULT  # one of drivers.driver.NAMES
+    driver: str = FUSE  # one of drivers.names.NAMES
     read_only: bool = False
     transport: str = DEFAULT_TRANSPORT
     whiteout: str = "aufs"

@@ -14,8 +14,8 @@ from unionfs.containers.record import Container, Facts
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore
 from unionfs.core.options import OptionError, check_directory
-from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, by_name
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import plan as plans
 
 

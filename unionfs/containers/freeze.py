@@ -22,7 +22,7 @@ from unionfs.containers.store import ContainerStore
 from unionfs.control import branch_client
 from unionfs.control.branch_client import BranchError, Served
 from unionfs.core.options import OptionError
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher import userns
 

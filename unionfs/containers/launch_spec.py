@@ -10,7 +10,7 @@ from unionfs.containers.config import ContainerConfig, DeviceNames, Me
 from unionfs.containers.devices import Devices
 from unionfs.containers.record import Container
 from unionfs.containers.rootfs import mountpoints_file
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import idmap
 from unionfs.launcher.spec import SEARCH_PATH, Bind, Caller, NetworkHelper, Process, Spec, Tmpfs
 from unionfs.syscalls import seccomp

@@ -35,7 +35,7 @@ from unionfs.containers.store import ContainerStore
 from unionfs.control import branch_client
 from unionfs.control.branch_client import BranchError
 from unionfs.core.options import OptionError
-from unionfs.drivers.driver import DEFAULT as FUSE
+from unionfs.drivers.names import FUSE
 from unionfs.launcher import userns
 from unionfs.trees.remove import remove_path
 

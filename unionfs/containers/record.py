@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from unionfs.containers import json_values, names
 from unionfs.containers.config import ContainerConfig
-from unionfs.drivers import driver as drivers
+from unionfs.drivers.names import NAMES
 from unionfs.id_ranges import IdRanges
 
 VERSION: Final = 1
@@ -232,7 +232,7 @@ def from_json(root: str, container_id: str, text: str) -> Container:
         raise ValueError("'name' is not allowed as a name")
     for field, value, allowed in (
         ("config.kind", config.kind, KINDS),
-        ("config.rootfs.driver", config.rootfs.driver, drivers.NAMES),
+        ("config.rootfs.driver", config.rootfs.driver, NAMES),
         ("state.status", container.state.status, _STATUSES),
     ):
         if value not in allowed:

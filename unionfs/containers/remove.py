@@ -10,6 +10,7 @@ from unionfs.containers.record import Container
 from unionfs.containers.store import ContainerStore
 from unionfs.containers.volumes import VolumeStore, anonymous_names
 from unionfs.drivers import driver as drivers
+from unionfs.drivers.names import NAMES
 from unionfs.launcher import idmap, userns
 from unionfs.trees.remove import remove_path
 
@@ -47,7 +48,7 @@ def remove_broken(store: ContainerStore, container_id: str) -> None:
     """Remove a container whose record cannot be read. Raises: ContainerError, LaunchError."""
     id_map = my_ids()
     try:
-        store.remove_broken(container_id, lambda path: _remove_mapped(id_map, path, *drivers.NAMES))
+        store.remove_broken(container_id, lambda path: _remove_mapped(id_map, path, *NAMES))
     except OSError as error:
         raise ContainerError.of("removing the container", error) from error
 

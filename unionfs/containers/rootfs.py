@@ -21,8 +21,8 @@ from unionfs.containers.errors import ContainerError
 from unionfs.containers.record import Container
 from unionfs.core.options import OptionError, Options
 from unionfs.core.owners import IdTranslation, OwnerTranslation
-from unionfs.drivers.driver import DEFAULT as FUSE
 from unionfs.drivers.driver import DriverError, MountRequest, by_name, is_whole
+from unionfs.drivers.names import FUSE
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 from unionfs.launcher import idmap
 from unionfs.launcher.errors import LaunchError

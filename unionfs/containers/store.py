@@ -37,7 +37,6 @@ from unionfs import store_files
 from unionfs.containers import names, record
 from unionfs.containers.errors import AlreadyRunningError, BrokenRecordError, ContainerError, NoSuchContainerError
 from unionfs.containers.record import Container, process_started
-from unionfs.trees.remove import remove_path
 
 _RECORD: Final = "container.json"
 _LOCK: Final = ".lock"
@@ -452,6 +451,8 @@ class ContainerStore:
 
     def _sweep(self) -> None:
         """Remove the remains of a killed create(). Preconditions: the lock is held."""
+        from unionfs.trees.remove import remove_path  # imports ctypes, which no listing needs
+
         for name in os.listdir(self.containers):
             if name.startswith(_NEW):
                 aside = os.path.join(self.containers, name)

@@ -1,19 +1,15 @@
-"""The interface of drivers, which check a root filesystem before a container is made and then mount it; and their
-names."""
+"""The interface of drivers, which check a root filesystem before a container is made and then mount it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # keep this module small: every command that lists containers imports it
+if TYPE_CHECKING:
     from unionfs.core.options import Options
     from unionfs.mount_parent.client import Parent
-
-NAMES: Final = ("fuse", "overlay", "vfs", "btrfs", "devicemapper")
-DEFAULT: Final = "fuse"
 
 
 class DriverError(Exception):
@@ -83,7 +79,7 @@ class Driver(Protocol):
 
 
 def by_name(name: str) -> Driver:
-    """The driver. Preconditions: one of NAMES."""
+    """The driver. Preconditions: one of names.NAMES."""
     module: Driver = import_module(f"unionfs.drivers.{name}")
     return module
 
