@@ -1,5 +1,6 @@
 # make demo     the main job on real input: a container without root on a layered Debian, and what it changed
 # make test     all tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
+# make test-all     the same, and every case of the long series of like cases, of which each run takes a third
 # make test-quick   those that need neither mounts nor namespaces, in less than three minutes
 # make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine, as root
 # make test-guests  what needs another kernel, in a virtual machine: thin pools. As root; a job of CI of its own
@@ -10,7 +11,7 @@
 # Each first makes the machine ready (.ci/setup): it installs what is missing, as root or through sudo, makes a virtual
 # environment, and does nothing when both are there. VENV and PYTHON choose other places than .ci/setup would.
 
-.PHONY: demo test test-quick test-cluster test-guests check bench clean setup
+.PHONY: demo test test-all test-quick test-cluster test-guests check bench clean setup
 .DEFAULT_GOAL := test
 
 VENV ?=
@@ -32,6 +33,10 @@ SPREAD = --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=
 test: SETUP = --tests
 test:
 	@$(IN_VENV) python -m pytest $(or $(ARGS),$(SPREAD))
+
+test-all: SETUP = --tests
+test-all:
+	@$(IN_VENV) UNIONFS_TESTS_SHARE=all UNIONFS_TESTS_EXECUTE=1 python -m pytest $(SPREAD) $(ARGS)
 
 test-quick:
 	@$(IN_VENV) python -m pytest --without-mounts $(SPREAD) $(ARGS)

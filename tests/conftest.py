@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -25,7 +26,7 @@ import hypothesis
 import pytest
 
 import unionfs.core.union  # noqa: F401 - now, so that the tests' own process has Python, of which they replace parts
-from tests.support import dispositions, machine, mounts, rootfs, timing, users
+from tests.support import dispositions, machine, mounts, rootfs, share, timing, users
 from tests.support import scratch as scratch_dirs
 
 dispositions.reset_ignored()  # before anything is started
@@ -54,6 +55,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: without_mounts.is_without_mounts(item.path.relative_to(config.rootpath).as_posix()))
 
 
+_TOGETHER = "tests/bench/"
+"""The files of this directory share a run of all benchmarks."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With --dist=loadfile: a file's tests stay on one worker, and so do all of `_TOGETHER`."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _TOGETHER if nodeid.startswith(_TOGETHER) else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    """What is there stays: collections of garbage need not go through it, and forked processes need not copy it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_report_header() -> str:
+    """Which part of the long series this run takes."""
+    return share.told()
+
+
 @pytest.fixture(autouse=True)
 def _usual_umask() -> Iterator[None]:
     """A union sets the umask of its process as its callers' requests have it: no test meets another one's."""
@@ -77,6 +105,7 @@ def run_dir() -> Iterator[Path]:
         print(f"removed what an aborted run left: {swept}")
     with scratch_dirs.run_dir() as run:
         yield run
+        users.end_servers()
         left = users.left_after(lambda: scratch_dirs.processes_below(run))
         assert left == {}, "the tests are over, but commands that they started still run"
 
@@ -126,6 +155,7 @@ def ordinary_user(run_dir: Path) -> Iterator[users.User]:
     try:
         with users.new_ordinary_user(run_dir) as made:
             yield made
+            made.end_server()
             left = users.left_after(lambda: users.processes_of(made.name))
             assert left == {}, "the tests are over, but commands of their ordinary user still run"
     except users.CannotMakeUserError as why:

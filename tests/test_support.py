@@ -55,6 +55,23 @@ def test_output_that_is_not_utf8_is_returned_whole(ordinary_user: User) -> None:
     assert os.fsencode(ordinary_user.run(["printf", "%b", r"a\0377b"]).stdout) == b"a\xffb"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stdin"), [(["--version"], None), (["nosuch"], None), (["import", "-", "x"], "x")]
+)
+def test_a_command_server_runs_commands_as_programs_do(
+    user: User, scratch: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], stdin: str | None
+) -> None:
+    def run() -> tuple[int, str, str]:
+        done = user.run([*user.unionfs_cmd, *arguments], stdin=stdin, env=env, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    user.own(scratch)
+    env = {"UNIONFS_ROOT": os.fspath(scratch / "store")}
+    by_server = run()
+    monkeypatch.setenv("UNIONFS_TESTS_EXECUTE", "1")
+    assert by_server == run()
+
+
 _IGNORING = """
 import os, signal, sys
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:

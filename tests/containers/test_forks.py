@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import share
 from tests.support.timing import limit, wait_until
 from unionfs import Union
 from unionfs.containers import branch_files, branches, forks, freeze, merge, record
@@ -473,6 +474,8 @@ def test_a_merge_that_is_killed(world: World, parent: str) -> None:
     copy(Path(world.store.root), world.top / "saved")
     seen = []
     for number in range(200):
+        if not share.has(number):
+            continue
         shutil.rmtree(world.store.root)
         copy(world.top / "saved", Path(world.store.root))
         killed = _killed_at(number, lambda: merge.merge(world.find("b"), world.find("a")))
@@ -485,8 +488,8 @@ def test_a_merge_that_is_killed(world: World, parent: str) -> None:
         if not killed:
             break
     assert seen == sorted(seen)
-    assert len(seen) > 10
-    assert True in seen[:-1]
+    assert number > 10
+    assert True in seen[:-1] or not share.EVERYTHING
 
 
 def test_a_freeze_that_is_killed(world: World) -> None:

@@ -19,6 +19,7 @@ from tests.core.children import KILLED, expect, in_child
 from tests.core.faults import Fault, Faults
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
+from tests.support import share
 
 LOWERS = [
     "f=content{user.k=v} big=z*9000 d/a=1 d/s/b=2 e/x=3 hid=old hidd/y=5 l->target p<fifo>:0600 "
@@ -120,18 +121,15 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-_DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-
-
-def every_scenario(turn: int, scenarios: dict[str, Scenario] | None = None, *, one_in: int = 1) -> pytest.MarkDecorator:
-    """Each scenario in both formats if we look deep; else they take turns, by scenario and by test. `one_in`: a third
-    of the scenarios, if it is 3."""
+def in_turns(turn: int, scenarios: dict[str, Scenario] | None = None, *, one_in: int = 3) -> pytest.MarkDecorator:
+    """One scenario in `one_in`, by the share of the run (tests.support.share) and by `turn`; the formats take turns,
+    too. Every scenario in both formats if the share is everything."""
     formats = ("aufs", "overlay")
     chosen = [
         pytest.param(name, whiteout, id=f"{name}-{whiteout}")
         for number, name in enumerate(scenarios or SCENARIOS)
-        if _DEEP or number % one_in == 0
-        for whiteout in (formats if _DEEP else (formats[(number + turn) % 2],))
+        if share.has(number + turn, one_in=one_in)
+        for whiteout in (formats if share.EVERYTHING else (formats[(number + turn + share.NUMBER // one_in) % 2],))
     ]
     return pytest.mark.parametrize(("name", "whiteout"), chosen)
 
@@ -230,7 +228,7 @@ class Trial:
         return f"step {at} of {self.log}"
 
 
-@every_scenario(0)
+@in_turns(0)
 def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_kills(Trial(ram_path, SCENARIOS[name], whiteout))
 
@@ -252,13 +250,13 @@ def check_kills(trial: Trial) -> None:
             empty(stack)
 
 
-@every_scenario(1)
+@in_turns(1)
 def test_an_error_at_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """The caller gets the error and everything is as it was, also for whoever tries again in the same union."""
     check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "fail")
 
 
-@every_scenario(0, one_in=3)
+@in_turns(2, one_in=9)
 def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """As above, while removing and renaming still work: a full disk."""
     check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "full")
@@ -290,8 +288,8 @@ def check_errors(trial: Trial, fault: Fault) -> None:
         empty(stack)
 
 
-# What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in a third, too.
-@every_scenario(1, one_in=3)
+# What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in fewer, too.
+@in_turns(5, one_in=9)
 def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     """Not even cleaning up works; the next who opens the branches must."""
     check_dying(Trial(ram_path, SCENARIOS[name], whiteout))

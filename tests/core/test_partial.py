@@ -21,7 +21,7 @@ from tests.core.kernel_overlay import Overlay, why_not
 from tests.core.native import Native
 from tests.core.snapshots import Snapshot, differences, snapshot
 from tests.core.stack import Stack, Whiteout
-from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills, every_scenario
+from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills, in_turns
 from tests.core.test_takeover import check_takeover
 from unionfs.core import fill, partial, sparse_copyup
 from unionfs.core.attrs import DATA, WHOLE, Invalidation
@@ -565,21 +565,21 @@ def trial(name: str, whiteout: Whiteout, base: Path) -> Trial:
     return Trial(base, SCENARIOS[name], whiteout, lowers=LOWERS, upper="", in_part=True)
 
 
-@every_scenario(0, SCENARIOS)
+@in_turns(0, SCENARIOS)
 def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_kills(trial(name, whiteout, ram_path))
 
 
-@every_scenario(1, SCENARIOS)
+@in_turns(1, SCENARIOS)
 def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_errors(trial(name, whiteout, ram_path), "full")
 
 
-@every_scenario(0, SCENARIOS)
+@in_turns(2, SCENARIOS)
 def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_dying(trial(name, whiteout, ram_path))
 
 
-@every_scenario(1, SCENARIOS)
+@in_turns(3, SCENARIOS)
 def test_another_daemon_continues(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_takeover(trial(name, whiteout, ram_path))

@@ -12,6 +12,7 @@ from tests.core.differential import Pair, steps
 from tests.core.drivers import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.core.snapshots import inos_of, merged, snapshot
 from tests.core.stack import Whiteout
+from tests.support import share
 from unionfs.core.attrs import ROOT
 
 FORMATS: tuple[Whiteout, Whiteout] = ("aufs", "overlay")
@@ -43,9 +44,11 @@ TARGETS = [
 @pytest.mark.parametrize("source", SOURCES)
 def test_everything_over_everything(source: str, flags: int, tmp_path: Path) -> None:
     """Results, errnos and trees as natively; again after a remount, and as a lower. A refused rename leaves the pair as
-    it was, so the next target uses it too; formats of marks and ways of using node ids take turns."""
+    it was, so the next target uses it too; formats of marks and ways of using node ids take turns, and the targets."""
     pair: Pair | None = None
     for number, target in enumerate(TARGETS):
+        if not share.has(number + SOURCES.index(source)):
+            continue
         if pair is None:
             pair = Pair(tmp_path / str(number), LOWERS, UPPER, FORMATS[number % 2], caching=bool(number & 2))
         before = pair.check()

@@ -19,7 +19,7 @@ from tests.core.children import KILLED, expect, in_child
 from tests.core.faults import Faults
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout, litter
-from tests.core.test_crash import SCENARIOS, Trial, every_scenario
+from tests.core.test_crash import SCENARIOS, Trial, in_turns
 from tests.core.union_driver import UnionDriver
 from unionfs.core import takeover
 from unionfs.core.attrs import ROOT, Attrs
@@ -126,7 +126,7 @@ def _continue(
     return seen, data, litter(stack.work), nodes
 
 
-@every_scenario(0, one_in=3)
+@in_turns(8, one_in=9)
 def test_dies_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
     check_takeover(Trial(ram_path, SCENARIOS[name], whiteout))
 

@@ -56,12 +56,12 @@ def run(
             out, err = process.communicate(stdin, timeout=limit(timeout_s))
         except subprocess.TimeoutExpired:
             out, err, held = _end(process)
-            raise ChildError(_story(command, f"did not end within {limit(timeout_s):g} s{held}", out, err)) from None
+            raise ChildError(story(command, f"did not end within {limit(timeout_s):g} s{held}", out, err)) from None
         except BaseException:
             _end(process)
             raise
     if check and process.returncode != 0:
-        raise ChildError(_story(command, f"ended with {process.returncode}", out, err))
+        raise ChildError(story(command, f"ended with {process.returncode}", out, err))
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -85,5 +85,6 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str, str]:
     return out, err, ""
 
 
-def _story(command: list[str], what: str, out: str, err: str) -> str:
+def story(command: list[str], what: str, out: str, err: str) -> str:
+    """The message of a ChildError."""
     return f"{' '.join(command)}: {what}\n--- stdout\n{out}\n--- stderr\n{err}".encode(errors="replace").decode()

@@ -24,14 +24,17 @@ _RECIPE = (
     "--quiet",
     "--variant=minbase",
     "--format=tar",
-    # apt and dpkg come with minbase; passwd brings useradd and su.
-    "--include=python3-minimal,passwd",
+    # apt and dpkg come with minbase; passwd brings useradd and su. Without usr-is-merged, usrmerge would bring all of
+    # Perl: a third of the bytes and of the files.
+    "--include=python3-minimal,passwd,usr-is-merged",
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
     # No device nodes: a user namespace could not unpack them, and a container gets a /dev of its own.
     "--skip=output/dev",
     "--aptopt=Acquire::Languages none",
     "--dpkgopt=path-exclude=/usr/share/man/*",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/lib/*/gconv/*",
     _SUITE,
 )
 _BUILD_TIMEOUT_S = 600

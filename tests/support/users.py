@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support import process
+from tests.support import command_server, process
 from tests.support.timing import limit
 from unionfs import compiled
 
@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 _CODE = ("unionfs", "layers", "tests", "benchmarks")
 _NAME_PREFIX = "unionfs-"
+_servers: dict[tuple[str, ...], command_server.CommandServer] = {}  # by the prefix of their users
 
 
 class CannotMakeUserError(Exception):
@@ -65,16 +66,34 @@ class User:
     ) -> subprocess.CompletedProcess[str]:
         """Run `argv` as this user, in its home unless `cwd` says otherwise; `env` is added to its environment.
 
+        Our own commands are run by a command server (tests.support.command_server) where that makes no difference.
         Raises: process.ChildError as process.run does.
         """
+        whole_env = {**self.env, **(env or {})}
+        command = command_server.wanted(argv)
+        server = self._server() if command else None
+        if command and server and server.is_for(whole_env, stdin):
+            where = os.fspath(cwd or self.home)
+            return server.run(command, stdin=stdin, cwd=where, env=whole_env, timeout_s=timeout_s, check=check)
         return process.run(
             [*self.prefix, *argv],
             stdin=stdin,
             cwd=cwd or self.home,
-            env={**self.env, **(env or {})},
+            env=whole_env,
             timeout_s=timeout_s,
             check=check,
         )
+
+    def _server(self) -> command_server.CommandServer | None:
+        """The command server of this user; None if its commands have a mount namespace of their own."""
+        if self.prefix not in _servers and self.prefix[:1] in ((), ("setpriv",)):
+            _servers[self.prefix] = command_server.CommandServer(self.prefix, self.env)
+        return _servers.get(self.prefix)
+
+    def end_server(self) -> None:
+        """End the command server of this user, if there is one."""
+        if server := _servers.pop(self.prefix, None):
+            server.close()
 
     def unionfs(
         self,
@@ -156,9 +175,19 @@ def new_ordinary_user(run_dir: Path) -> Iterator[User]:
         code = readable_code(run_dir)
         _refuse_unless_usable(prefix, code, home)
         env = _environment(name, home, os.fspath(runtime), os.fspath(code))
-        yield User("ordinary", name, entry.pw_uid, entry.pw_gid, home, prefix, env)
+        made = User("ordinary", name, entry.pw_uid, entry.pw_gid, home, prefix, env)
+        try:
+            yield made
+        finally:
+            made.end_server()
     finally:
         _remove_account(name)
+
+
+def end_servers() -> None:
+    """End the command servers of all users."""
+    for prefix in list(_servers):
+        _servers.pop(prefix).close()
 
 
 def readable_code(run_dir: Path) -> Path:
