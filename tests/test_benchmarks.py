@@ -1,4 +1,7 @@
-"""Every benchmark runs at its smallest, on real mounts, so that none can rot; the suite does what its tables claim."""
+"""Benchmarks run at their smallest, on real mounts, so that none can rot; the suite does what its tables claim.
+
+They take turns (tests.support.share).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 from benchmarks import bench_unpack, plots, report, session, suite
 from benchmarks.materials import Materials
 from benchmarks.workload import Context, Scale
-from tests.support import mountinfo, process
+from tests.support import mountinfo, process, share
 from tests.support.podmans import need_podman
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
@@ -62,7 +65,7 @@ def test_the_suite_knows_every_file() -> None:
     )
 
 
-@pytest.mark.parametrize("name", suite.FILES)
+@pytest.mark.parametrize("name", share.of(suite.FILES))
 def test_it_runs_on_every_system(name: str, scratch: Path, fuse_device: Path) -> None:
     found = _suite(scratch, "--only", name, "--rounds", "1", "--pyfuse3", "--passthrough", "--no-keeper")
     unexpected = [one for one in found["left_out"] if one["why"] not in _EXPECTED]

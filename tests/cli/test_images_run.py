@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import Box, as_ordinary_user
 from tests.launcher.terminals import terminal
+from tests.layers.http_server import Handler, HttpServer
 from tests.support.timing import limit
 from tests.support.users import User
 
@@ -93,11 +94,19 @@ def test_commands_that_cannot_be_executed(box: Box, command: str, code: int) -> 
     assert box("ps", "-a", "-q").stdout == ""
 
 
+class Empty(Handler):
+    """A registry without images."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+
 @as_ordinary_user
 def test_images_that_are_not_there(box: Box) -> None:
     done = box("run", "--pull", "never", "nosuch:1", "true", check=False)
     assert (done.returncode, "no such image: nosuch:1" in done.stderr) == (125, True)
-    done = box("run", "localhost:1/nosuch", "true", check=False)
+    with HttpServer(Empty) as registry:
+        done = box("run", f"{registry.host}/nosuch", "true", check=False)
     assert done.returncode == 125
     assert "is not in the store: pulling it" in done.stderr
     assert box("run", "NoSuch:::", "true", check=False).returncode == 125

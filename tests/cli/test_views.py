@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.daemons import Daemon, daemon_of
+from tests.support import share
 from tests.support.mountinfo import detach, mount_at
 from tests.support.timing import limit
 from tests.support.users import User
@@ -516,9 +517,9 @@ def test_another_daemon_that_does_not_answer_costs_no_view(place: Place, union: 
 
 
 def test_a_union_that_is_unmounted_meanwhile(place: Place) -> None:
-    """Twenty times; either a view or an ordinary mount is there then, and its content is right."""
+    """After delays, in turns (tests.support.share): either a view or an ordinary mount is there, its content right."""
     kinds = set()
-    for number in range(20):
+    for number in share.of(range(20)):
         union = place.mount("mnt", upper="up")
         device = _device(union)
         with place.user.popen(

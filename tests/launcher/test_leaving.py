@@ -15,7 +15,7 @@ import pytest
 from tests.fuse.daemons import parent_of
 from tests.launcher.conftest import containers, processes, wait_until_gone
 from tests.mount_parent.callers import caller_of
-from tests.support import chaos, process
+from tests.support import chaos, process, share
 from tests.support.timing import limit
 from tests.support.users import User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
@@ -71,12 +71,12 @@ def parent(user: User, scratch: Path, debian: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(params=["kept", "removed"])
-def running(
-    request: pytest.FixtureRequest, user: User, debian: Path, flags: Path, tidy: None, parent: dict[str, str]
-) -> Iterator[Running]:
+def running(request: pytest.FixtureRequest, user: User, debian: Path, flags: Path, tidy: None) -> Iterator[Running]:
     """A container that would run for a day: one that is kept, whose daemon a parent of mounts has forked, or one that
     is removed, which has forked its daemon itself."""
-    how, env = (["--name", "kept"], parent) if request.param == "kept" else (["--rm"], {"UNIONFS_LINGER": "0"})
+    how, env = ["--rm"], {"UNIONFS_LINGER": "0"}
+    if request.param == "kept":
+        how, env = ["--name", "kept"], request.getfixturevalue("parent")
     argv = [*user.unionfs_cmd, "run", *how, "-v", f"{flags}:/x", os.fspath(debian), "sh", "-c", _COMMAND]
     front = user.popen(argv, env={**user.env, **env})
     try:
@@ -170,7 +170,7 @@ def test_the_container_cannot_end_the_daemon(running: Running) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ended_at_any_moment(user: User, debian: Path, flags: Path, tidy: None, number: signal.Signals) -> None:
     ended = set()
-    for delay_ms in (*range(40, 400, 40), *range(400, 1000, 150)):
+    for delay_ms in share.of((*range(40, 400, 40), *range(400, 1000, 150))):
         front = user.popen([*user.unionfs_cmd, "run", "--rm", "-v", f"{flags}:/x", debian, "sh", "-c", _COMMAND])
         time.sleep(delay_ms / 1000)
         front.send_signal(number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.http_server import Handler, HttpServer
 from tests.layers.parties import Answer, MemoryRegistry, Party, Request, TokenParty, path_of
+from tests.support import share
 from tests.support.timing import limit
 from unionfs.__main__ import main
 
@@ -254,7 +256,7 @@ def test_registry_and_token_server_get_what_is_theirs(every_world: World, verb: 
     assert every_world.thief.requests == []
 
 
-@pytest.mark.parametrize(("verb", "detour"), [(verb, detour) for verb in DETOURS for detour in DETOURS[verb]])
+@pytest.mark.parametrize(("verb", "detour"), share.of((verb, detour) for verb in DETOURS for detour in DETOURS[verb]))
 def test_where_a_registry_sends_us_gets_nothing(world: World, verb: str, detour: Detour) -> None:
     send_away(world, detour)
     run(world, verb)
@@ -344,9 +346,10 @@ def test_a_token_server_that_asks_for_more_gets_no_answer(world_with_tokens: Wor
     assert world_with_tokens.thief.requests == []
 
 
-@pytest.mark.parametrize("mirror_asks", ["basic", "bearer"])
-@pytest.mark.parametrize("how", ["--mirror", "registries.conf"])
-@pytest.mark.parametrize("has_own", [False, True])
+@pytest.mark.parametrize(
+    ("mirror_asks", "how", "has_own"),
+    share.of(itertools.product(["basic", "bearer"], ["--mirror", "registries.conf"], [False, True])),
+)
 def test_a_mirror_gets_what_is_kept_for_its_own_name(
     every_world: World, mirror_asks: str, how: str, has_own: bool
 ) -> None:

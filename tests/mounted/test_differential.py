@@ -1,7 +1,8 @@
 """The same few thousand random system calls on a plain directory and on a union: same results, same errnos, same tree.
 
-The union's tree is scattered over an upper and three lowers; the plain directory holds the merged tree. A failure names
-the first call that differs and what was done to the names in it before; the seed is in the test's name.
+The cases take turns (tests.support.share). The union's tree is scattered over an upper and three lowers; the plain
+directory holds the merged tree. A failure names the first call that differs and what was done to the names in it
+before; the seed is in the test's name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tests.mounted import operations, trees
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.operations import Operation
 from tests.mounted.subjects import NATIVE, OURS, PASSTHROUGH, Subject, unavailable
+from tests.support import share
 from tests.support.users import User
 
 _COUNT = 4000
@@ -35,7 +37,7 @@ def _cases() -> Sequence[object]:
     passed = Subject(PASSTHROUGH, "root", "scattered", "aufs")
     marks = [pytest.mark.transport("kernel"), pytest.mark.runs_as("root")]
     cases += [pytest.param(passed, seed, id=f"{passed}-{seed}", marks=marks) for seed in extra or (6, 7)]
-    return cases
+    return cases if extra else share.of(cases)
 
 
 def _build(text: str, branches: Sequence[Path]) -> None:

@@ -362,7 +362,7 @@ def test_a_keeper_that_cannot_be_replaced_leaves_a_daemon_that_goes_on(stand: St
     stand.unmount()
 
 
-_SLOW: Edits = {"unionfs/upgrade_entry.py": ("import sys\n\n\n", "import sys\nimport time\n\ntime.sleep(2)\n\n")}
+_SLOW: Edits = {"unionfs/upgrade_entry.py": ("import sys\n\n\n", "import sys\nimport time\n\ntime.sleep(0.8)\n\n")}
 
 
 def _kill_meanwhile(argv: list[str], env: dict[str, str], mount: str, victim: str) -> tuple[int, str]:
