@@ -1,6 +1,7 @@
 # make demo     the main job on real input: a container without root on a layered Debian, and what it changed
-# make test     all tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
-# make test-all     the same, and every case of the long series of like cases, of which each run takes a third
+# make test     the tests, one process for each processor (ARGS="tests/core -k rename" chooses some, one after the other)
+# make test-all     the same without turns: `make test` takes a third of the long series of like cases, and each test as
+#               half of the users and on half of the transports that it is for, others in the next commit
 # make test-quick   those that need neither mounts nor namespaces, in less than three minutes
 # make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine, as root
 # make test-guests  what needs another kernel, in a virtual machine: thin pools. As root; a job of CI of its own
@@ -32,7 +33,7 @@ SPREAD = --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=
 
 test: SETUP = --tests
 test:
-	@$(IN_VENV) python -m pytest $(or $(ARGS),$(SPREAD))
+	@$(IN_VENV) python -m pytest $(or $(ARGS),--in-turns $(SPREAD))
 
 test-all: SETUP = --tests
 test-all:

@@ -31,7 +31,12 @@ from tests.support import scratch as scratch_dirs
 
 dispositions.reset_ignored()  # before anything is started
 os.environ.setdefault("UNIONFS_LINGER", "1")  # parents of mounts end soon after the tests (unionfs.mount_parent)
-pytest_plugins = ["tests.support.logcheck", "tests.support.report", "tests.support.without_mounts"]
+pytest_plugins = [
+    "tests.support.logcheck",
+    "tests.support.report",
+    "tests.support.turns",
+    "tests.support.without_mounts",
+]
 
 # A shared machine may be slow at any moment: no test is judged by its time (see the guard in pyproject.toml). A failure
 # is made small but not explained: explaining traces every line, which takes longer than the guard allows.

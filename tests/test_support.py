@@ -10,10 +10,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import mountinfo, process
+from tests.support import mountinfo, process, share, turns
 from tests.support import scratch as scratch_dirs
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User, processes_of
@@ -70,6 +71,16 @@ def test_a_command_server_runs_commands_as_programs_do(
     by_server = run()
     monkeypatch.setenv("UNIONFS_TESTS_EXECUTE", "1")
     assert by_server == run()
+
+
+def test_turns_take_each_combination_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    group: list[Any] = [object() for _ in range(5)]
+    taken: list[object] = []
+    for number in range(5):
+        monkeypatch.setattr(share, "NUMBER", number)
+        dropped = turns._dropped("test", group)
+        taken += [one for one in group if one not in dropped]
+    assert [taken.count(one) for one in group] == [2] * 5
 
 
 _IGNORING = """

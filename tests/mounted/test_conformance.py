@@ -107,6 +107,7 @@ def test_check(session: Session, name: str) -> None:
     session.run(name, 0)
 
 
+@pytest.mark.no_turns
 def test_tree_is_the_same_after_a_remount(session: Session) -> None:
     """What the mount shows is on disk and nowhere else: inode numbers, link groups and change times included.
 
@@ -137,12 +138,14 @@ def test_after_remount(session: Session, name: str) -> None:
         session.run(name, stage)
 
 
+@pytest.mark.no_turns
 def test_lowers_are_untouched(session: Session) -> None:
     """Whatever was done on the mount, no bit of a lower changed, nor its change time."""
     told = session.stand.lowers_changed()
     assert not told, "\n".join(told)
 
 
+@pytest.mark.no_turns
 def test_log_is_quiet(session: Session) -> None:
     """Nothing that programs do is a reason for the daemon to warn."""
     told = session.stand.complaints()

@@ -45,11 +45,6 @@ def run_dir() -> Iterator[Path]:
     """The directory of this run. At the end it is removed, with everything that still runs or is mounted in it."""
     run = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=base_dir()))
     run.chmod(0o755)
-    if os.geteuid() == 0:
-        # As below the / of systemd: mount namespaces that others make meanwhile, podman's among them, have copies of
-        # the mounts of this run, which go when these go.
-        for argv in (["--bind", os.fspath(run), os.fspath(run)], ["--make-shared", os.fspath(run)]):
-            subprocess.run(["mount", *argv], check=True, timeout=limit(60))
     lock_fd = os.open(_lock_of(run), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
     try:
@@ -80,6 +75,14 @@ def processes_below(run: Path) -> dict[int, str]:
             if os.fsencode(f"{run}/") in command:
                 found[int(cmdline.parent.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
+
+
+def make_shared(directory: Path) -> None:
+    """Have what is unmounted below `directory` leave the mount namespaces that others make meanwhile, podman's among
+    them, as it does below the / of systemd. Does nothing unless we are root; `remove` undoes it."""
+    if os.geteuid() == 0:
+        for argv in (["--bind", os.fspath(directory), os.fspath(directory)], ["--make-shared", os.fspath(directory)]):
+            subprocess.run(["mount", *argv], check=True, timeout=limit(60))
 
 
 def remove(tree: Path) -> None:
