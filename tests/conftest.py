@@ -26,6 +26,7 @@ import hypothesis
 import pytest
 
 import unionfs.core.union  # noqa: F401 - now, so that the tests' own process has Python, of which they replace parts
+from tests.mounted.agent import Agent
 from tests.support import dispositions, machine, mounts, rootfs, share, timing, users
 from tests.support import scratch as scratch_dirs
 
@@ -119,6 +120,15 @@ def run_dir() -> Iterator[Path]:
 def readable_code(run_dir: Path) -> Path:
     """The directory with our packages and the tests that every user can read: the checkout, or a copy of it."""
     return users.readable_code(run_dir)
+
+
+@pytest.fixture(scope="session")
+def small_process(run_dir: Path) -> Iterator[Agent]:
+    """A process that forks ten times as fast as this one, since it has not collected the tests: for thousands of
+    forks."""
+    agent = Agent((), run_dir / "small-process.log", {**os.environ, "PYTHONPATH": os.fspath(users.CHECKOUT)})
+    yield agent
+    agent.close()
 
 
 @pytest.fixture

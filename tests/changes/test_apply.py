@@ -26,6 +26,7 @@ from tests.changes.test_listing import with_parents
 from tests.core.flatten import flatten
 from tests.core.layers_at_random import layers
 from tests.core.trees import tree
+from tests.mounted.agent import Agent
 from tests.support import process, share
 from tests.support.timing import limit
 from unionfs.changes import apply as applying
@@ -150,9 +151,13 @@ KILL = (
 )
 
 
-def test_killed_at_every_step(tmp_path: Path) -> None:
+def test_killed_at_every_step(tmp_path: Path, small_process: Agent) -> None:
     """Each path holds the old or the new, whole; the second apply completes; nothing is left behind. The steps take
     turns (tests.support.share)."""
+    small_process.call(_kill_at_every_step, tmp_path, timeout_s=250)
+
+
+def _kill_at_every_step(tmp_path: Path) -> None:
     before, upper = KILL
     old = content(tree(tmp_path / "old", "./ " + before))
     done = setting(tmp_path / "reference", before, upper)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -19,6 +19,7 @@ from tests.core.children import KILLED, expect, in_child
 from tests.core.faults import Fault, Faults
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
+from tests.mounted.agent import Agent
 from tests.support import share
 
 LOWERS = [
@@ -228,9 +229,19 @@ class Trial:
         return f"step {at} of {self.log}"
 
 
+LIMIT_S = 250
+"""Time limit of a trial, which forks for each step."""
+
+
+def run_trial(check: Callable[..., None], name: str, whiteout: Whiteout, base: Path, *arguments: object) -> None:
+    """As a job: check a scenario of this file."""
+    os.umask(0)
+    check(Trial(base, SCENARIOS[name], whiteout), *arguments)
+
+
 @in_turns(0)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_kills(Trial(ram_path, SCENARIOS[name], whiteout))
+def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
+    small_process.call(run_trial, check_kills, name, whiteout, ram_path, timeout_s=LIMIT_S)
 
 
 def check_kills(trial: Trial) -> None:
@@ -251,15 +262,15 @@ def check_kills(trial: Trial) -> None:
 
 
 @in_turns(1)
-def test_an_error_at_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+def test_an_error_at_any_step(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
     """The caller gets the error and everything is as it was, also for whoever tries again in the same union."""
-    check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "fail")
+    small_process.call(run_trial, check_errors, name, whiteout, ram_path, "fail", timeout_s=LIMIT_S)
 
 
 @in_turns(2, one_in=9)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
     """As above, while removing and renaming still work: a full disk."""
-    check_errors(Trial(ram_path, SCENARIOS[name], whiteout), "full")
+    small_process.call(run_trial, check_errors, name, whiteout, ram_path, "full", timeout_s=LIMIT_S)
 
 
 def check_errors(trial: Trial, fault: Fault) -> None:
@@ -290,9 +301,11 @@ def check_errors(trial: Trial, fault: Fault) -> None:
 
 # What stays on disk then is what a kill leaves; that errors of the cleaning up do no harm shows in fewer, too.
 @in_turns(5, one_in=9)
-def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
+def test_a_filesystem_that_fails_from_any_step_on(
+    name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent
+) -> None:
     """Not even cleaning up works; the next who opens the branches must."""
-    check_dying(Trial(ram_path, SCENARIOS[name], whiteout))
+    small_process.call(run_trial, check_dying, name, whiteout, ram_path, timeout_s=LIMIT_S)
 
 
 def check_dying(trial: Trial) -> None:

@@ -21,8 +21,9 @@ from tests.core.kernel_overlay import Overlay, why_not
 from tests.core.native import Native
 from tests.core.snapshots import Snapshot, differences, snapshot
 from tests.core.stack import Stack, Whiteout
-from tests.core.test_crash import Scenario, Trial, check_dying, check_errors, check_kills, in_turns
+from tests.core.test_crash import LIMIT_S, Scenario, Trial, check_dying, check_errors, check_kills, in_turns
 from tests.core.test_takeover import check_takeover
+from tests.mounted.agent import Agent
 from unionfs.core import fill, partial, sparse_copyup
 from unionfs.core.attrs import DATA, WHOLE, Invalidation
 from unionfs.core.complete import complete_upper
@@ -38,6 +39,10 @@ overlay = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    _make_small(monkeypatch)
+
+
+def _make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "SHIFT", 12)
     monkeypatch.setattr(sparse_copyup, "SPARSE_FROM", BLOCK)
 
@@ -561,25 +566,31 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def trial(name: str, whiteout: Whiteout, base: Path) -> Trial:
-    return Trial(base, SCENARIOS[name], whiteout, lowers=LOWERS, upper="", in_part=True)
+def run_trial(check: Callable[..., None], name: str, whiteout: Whiteout, base: Path, *arguments: object) -> None:
+    """As a job: check a scenario of this file."""
+    os.umask(0)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _make_small(monkeypatch)
+        check(Trial(base, SCENARIOS[name], whiteout, lowers=LOWERS, upper="", in_part=True), *arguments)
 
 
 @in_turns(0, SCENARIOS)
-def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_kills(trial(name, whiteout, ram_path))
+def test_killed_before_any_step(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
+    small_process.call(run_trial, check_kills, name, whiteout, ram_path, timeout_s=LIMIT_S)
 
 
 @in_turns(1, SCENARIOS)
-def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_errors(trial(name, whiteout, ram_path), "full")
+def test_no_space_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
+    small_process.call(run_trial, check_errors, name, whiteout, ram_path, "full", timeout_s=LIMIT_S)
 
 
 @in_turns(2, SCENARIOS)
-def test_a_filesystem_that_fails_from_any_step_on(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_dying(trial(name, whiteout, ram_path))
+def test_a_filesystem_that_fails_from_any_step_on(
+    name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent
+) -> None:
+    small_process.call(run_trial, check_dying, name, whiteout, ram_path, timeout_s=LIMIT_S)
 
 
 @in_turns(3, SCENARIOS)
-def test_another_daemon_continues(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_takeover(trial(name, whiteout, ram_path))
+def test_another_daemon_continues(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
+    small_process.call(run_trial, check_takeover, name, whiteout, ram_path, timeout_s=LIMIT_S)

@@ -19,8 +19,9 @@ from tests.core.children import KILLED, expect, in_child
 from tests.core.faults import Faults
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout, litter
-from tests.core.test_crash import SCENARIOS, Trial, in_turns
+from tests.core.test_crash import LIMIT_S, Trial, in_turns, run_trial
 from tests.core.union_driver import UnionDriver
+from tests.mounted.agent import Agent
 from unionfs.core import takeover
 from unionfs.core.attrs import ROOT, Attrs
 from unionfs.core.node_record import NodeRecord
@@ -127,8 +128,8 @@ def _continue(
 
 
 @in_turns(8, one_in=9)
-def test_dies_before_any_step(name: str, whiteout: Whiteout, ram_path: Path) -> None:
-    check_takeover(Trial(ram_path, SCENARIOS[name], whiteout))
+def test_dies_before_any_step(name: str, whiteout: Whiteout, ram_path: Path, small_process: Agent) -> None:
+    small_process.call(run_trial, check_takeover, name, whiteout, ram_path, timeout_s=LIMIT_S)
 
 
 def check_takeover(trial: Trial) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from tests.support import share
 from unionfs import markers
 from unionfs.launcher.caller import Caller, CallerGoneError
 from unionfs.launcher.supervisor import INTERCEPTED, Supervisor
@@ -128,7 +129,7 @@ def _arguments(name: str, address: int) -> tuple[int, ...]:
     }.get(name, (33, 33, 33))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", INTERCEPTED)
+@pytest.mark.parametrize("name", share.of(INTERCEPTED))
 def test_each_call_leaves_what_took_its_number_alone(
     held: tuple[int, Call], other: tuple[int, int], proc_fd: int, name: str
 ) -> None:

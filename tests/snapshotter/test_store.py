@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.core.children import KILLED, expect, in_child
+from tests.mounted.agent import Agent
 from tests.support import share
 from unionfs.core.attrs import ROOT
 from unionfs.core.options import Options
@@ -267,9 +268,13 @@ def memory(scratch: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("verb", _VERBS)
-def test_a_call_killed_at_any_line_was_done_or_not(verb: str, memory: Path) -> None:
+def test_a_call_killed_at_any_line_was_done_or_not(verb: str, memory: Path, small_process: Agent) -> None:
     """A process that dies before a line: the next one finds the old or the new, and no garbage. The lines take turns
     (tests.support.share)."""
+    small_process.call(_kill_at_any_line, verb, memory, timeout_s=250)
+
+
+def _kill_at_any_line(verb: str, memory: Path) -> None:
     line = 0
     outcomes = set()
     with opened(memory / "before") as store:
