@@ -152,12 +152,11 @@ KILL = (
 
 
 def test_killed_at_every_step(tmp_path: Path, small_process: Agent) -> None:
-    """Each path holds the old or the new, whole; the second apply completes; nothing is left behind. The steps take
-    turns (tests.support.share)."""
     small_process.call(_kill_at_every_step, tmp_path, timeout_s=250)
 
 
 def _kill_at_every_step(tmp_path: Path) -> None:
+    """Each path holds the old or the new; the second apply completes; nothing is left behind. The steps take turns."""
     before, upper = KILL
     old = content(tree(tmp_path / "old", "./ " + before))
     done = setting(tmp_path / "reference", before, upper)
