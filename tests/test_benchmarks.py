@@ -19,7 +19,7 @@ import pytest
 from benchmarks import bench_unpack, plots, report, session, suite
 from benchmarks.materials import Materials
 from benchmarks.workload import Context, Scale
-from tests.support import mountinfo, process, share
+from tests.support import mountinfo, process, share, tiny
 from tests.support.podmans import need_podman
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
@@ -129,6 +129,7 @@ def test_podman_jobs_and_our_own_commands(scratch: Path, fuse_device: Path) -> N
     need_podman()
     argv = [sys.executable, "-m", "benchmarks.bench_podman", "--rounds", "1", "--jobs", "run,diff", "--json"]
     argv += ["--systems", "ours;fuse-overlayfs", "--commands=try true,--version,ps"]
+    argv += ["--tar", os.fspath(tiny.make(scratch / "tiny.tar"))]
     done = process.run(argv, cwd=CHECKOUT, env=_env(scratch), timeout_s=_TIMEOUT_S)
     assert done.stderr == ""  # the output of diff is the same on both
     found = json.loads(done.stdout)

@@ -13,6 +13,7 @@ from tests.layers import registries, trees
 from tests.support import process
 from tests.support.records import write_record
 from tests.support.users import User
+from unionfs.cli import entry
 
 ROOTFS = trees.tar_of(
     [
@@ -22,8 +23,6 @@ ROOTFS = trees.tar_of(
         ("home/user/file", {"uid": 1000, "gid": 1000}, b"mine"),
     ]
 )
-
-_LAYERS = ("-c", "import sys; from unionfs.cli.layers import main; sys.exit(main())")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def root(scratch: Path, user: User) -> Path:
 
 def layers(user: User, *words: object, status: int = 0) -> str:
     """Run `layers WORDS`; its output."""
-    done = user.run([user.unionfs_cmd[0], *_LAYERS, *map(str, words)], check=False)
+    done = user.run(["layers", *map(str, words)], check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + (done.stderr if status else "")
 
@@ -149,10 +148,20 @@ def test_failures_have_their_codes(user: User, root: Path, rootfs: Path, scratch
     assert "unionfs pull missing:1" in layers(user, "inspect", *at, "missing:1", status=5)
     assert "no command" in layers(user, "nonsense", status=2)
     assert "--help" in layers(user, "pack", status=2)
-    port = registries.free_port()
-    assert "reaching a registry" in unionfs(user, "search", f"127.0.0.1:{port}", status=6)
     assert "no such file" in layers(user, "unpack", "./missing", scratch / "out", status=5).lower()
     assert list((root / "aside").iterdir()) == []
+
+
+def test_a_registry_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("layers.session.trio.sleep", sleep)
+    assert entry.run(["search", f"127.0.0.1:{registries.free_port()}"]) == 6
+    assert "reaching a registry" in capsys.readouterr().err
+    assert pauses
 
 
 @pytest.mark.parametrize("user", ["ordinary"], indirect=True)

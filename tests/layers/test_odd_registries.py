@@ -22,7 +22,7 @@ from layers.registry import Registry
 from layers.store import Store
 from tests.layers import images, registries, trees
 from tests.layers.parties import Answer, MemoryRegistry, Party, Request, TokenParty, path_of
-from tests.support import process
+from tests.support import process, share
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="layers with other owners need root"),
@@ -155,7 +155,7 @@ TAKEN: Final = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TAKEN)
+@pytest.mark.parametrize("case", share.of(TAKEN))
 def test_what_others_take_is_taken(place: Place, case: str) -> None:
     verb, change = TAKEN[case]
     place.registry.detour = lambda request: change(place, request)
@@ -192,7 +192,7 @@ def test_a_manifest_is_stored_whichever_success_is_said(place: Place, status: in
 
 
 @pytest.mark.parametrize("token_server_refuses", [False, True])
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 429, 500, 503])
+@pytest.mark.parametrize("status", share.of([400, 401, 403, 404, 405, 429, 500, 503]))
 def test_a_blob_whose_mount_is_refused_is_uploaded(place: Place, status: int, token_server_refuses: bool) -> None:
     place.fill()
     process.run(["skopeo", "copy", f"oci:{place.layout}:t", f"oci:{place.store.images}:{place.registry.host}/known:1"])
@@ -215,7 +215,7 @@ def test_a_blob_whose_mount_is_refused_is_uploaded(place: Place, status: int, to
 # What is tried again, and what is not.
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 500, 503])
+@pytest.mark.parametrize("status", share.of([400, 404, 413, 500, 503]))
 @pytest.mark.parametrize("size", [100, 1000, 100_000])
 def test_an_upload_that_is_refused_at_its_end_is_sent_once_more(
     place: Place, status: int, size: int, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ from layers.tarread import entry_of
 from layers.tree import LayerTrees
 from tests.layers import trees
 from tests.layers.trees import Dir, File, Link, Node, Symlink, Thing
-from tests.support import process
+from tests.support import process, share
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners and devices need root")
 
@@ -184,7 +184,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("compression", share.of(["none", "gzip", "zstd"]))
 def test_a_large_layer_needs_little_memory(scratch: Path, compression: str) -> None:
     things: dict[str, Thing] = {f"many/{n // 100}/{n}": File(b"x" * 500) for n in range(2_000)}
     things["large"] = File(os.urandom(1 << 20) * 120)

@@ -249,7 +249,7 @@ def assert_nothing_more_is_known(world: World) -> None:
     assert known(world.thief) == set()
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", share.of(VERBS))
 def test_registry_and_token_server_get_what_is_theirs(every_world: World, verb: str) -> None:
     assert run(every_world, verb) == 0
     assert_nothing_more_is_known(every_world)

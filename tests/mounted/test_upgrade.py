@@ -26,7 +26,7 @@ from tests.mounted.checking import read, same, write
 from tests.mounted.mounted_subject import MountedSubject
 from tests.mounted.subjects import Subject, unavailable
 from tests.mounted.test_keeper import transactions, use_across
-from tests.support import chaos
+from tests.support import chaos, share
 from tests.support.timing import limit
 from tests.support.users import CHECKOUT, User
 from unionfs import compiled
@@ -261,7 +261,7 @@ _REFUSALS: dict[str, tuple[Edits, str]] = {
 
 
 @_as_ordinary_user
-@pytest.mark.parametrize("case", _REFUSALS)
+@pytest.mark.parametrize("case", share.of(_REFUSALS))
 def test_a_version_that_cannot_continue_is_not_taken(stand: Stand, case: str) -> None:
     edits, why = _REFUSALS[case]
     before = stand.stats()
