@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
 from tests.core.trees import MTIME_NS
 from tests.support.timing import limit
+from unionfs.core.attrs import DATA
+from unionfs.core.complete import complete_upper
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounting a small filesystem")
 
@@ -124,6 +127,36 @@ def test_copy_up_in_steps_of_a_file_that_does_not_fit(stack: Stack, small: Path)
     del step
     assert free(small) > room - MIB
     assert len(stack.u.read("huge", 0, 30 * MIB)) == 9 * MIB
+    stack.finish()
+
+
+def test_blocks_of_a_file_that_does_not_fit(stack: Stack, small: Path) -> None:
+    """Blocks are copied as long as there is room; what is refused changes nothing, and is not tried in vain."""
+    stack.metacopy, stack.partial_from = True, MIB
+    want = bytearray(b"data" * (3 * MIB // 4))
+    stack.u.write("big", 0, b"x")
+    want[:1] = b"x"
+    fill(small, 10 << 16)
+    chance = random.Random(1)
+    codes: set[int] = set()
+    for _ in range(100):
+        offset, data = chance.randrange(2 * MIB), chance.randbytes(chance.choice((1, 4096, 70_000)))
+        assert stack.union.copyup_begin(stack.u.node("big"), None, DATA) is None, "the rest has no room"
+        written = 0
+        try:
+            written = stack.u.write("big", offset, data)
+        except OSError as exc:
+            codes.add(exc.errno or 0)
+        want[offset : offset + written] = data[:written]
+        assert stack.u.read("big", 0, 3 * MIB) == want
+    assert codes == {errno.ENOSPC}
+    stack.close()
+    assert errno_of(lambda: complete_upper(stack.options)) == errno.ENOSPC
+    assert stack.u.read("big", 0, 3 * MIB) == want
+    stack.close()
+    make_room(small)
+    assert complete_upper(stack.options)
+    assert (small / "upper/big").read_bytes() == want
     stack.finish()
 
 

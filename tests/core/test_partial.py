@@ -27,6 +27,7 @@ from tests.mounted.agent import Agent
 from unionfs.core import fill, partial, sparse_copyup
 from unionfs.core.attrs import DATA, WHOLE, Invalidation
 from unionfs.core.complete import complete_upper
+from unionfs.core.copydata import Copy
 from unionfs.syscalls import files
 
 SIZE = 200_000
@@ -301,6 +302,48 @@ def _filled(stack: Stack) -> list[int]:
         assert stack.union.copyup_begin(stack.u.node("d/big"), None, DATA) is None, "a change waits once"
     stack.u.close(handle)
     return found
+
+
+def test_filling_that_fails_fails_no_change(
+    make: MakeStack, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """A quota, say. It takes no space, and is not tried again until it is asked for."""
+    stack = prepared(make)
+    for block in range(0, 20, 2):
+        stack.u.write("d/big", block * BLOCK, b"w" * BLOCK)
+    copy_data = Copy.copy_data
+
+    def limited(self: Copy, start: int, end: int) -> int:
+        if start > 4 * BLOCK:
+            copy_data(self, start, start + 100)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return copy_data(self, start, end)
+
+    monkeypatch.setattr(Copy, "copy_data", limited)
+    handle = stack.u.open("d/big")
+    job = stack.union.copyup_begin(stack.u.node("d/big"), None, DATA)
+    assert job is not None
+    job.copy()
+    with expect_log("b'd/big' is not completed: Disk quota exceeded"):
+        stack.union.copyup_commit(job)
+    assert stack.upper is not None
+    assert bytes_in(stack.upper / "d/big") == 12 * BLOCK
+    for _ in range(2):
+        assert stack.union.copyup_begin(stack.u.node("d/big"), None, DATA) is None
+    assert stack.union.fill_begin() is None
+    stack.u.close(handle)
+    stack.u.write("d/big", 5 * BLOCK + 1, b"w")
+    want = bytearray(content())
+    for block in range(0, 20, 2):
+        want[block * BLOCK : (block + 1) * BLOCK] = b"w" * BLOCK
+    want[5 * BLOCK + 1 : 5 * BLOCK + 2] = b"w"
+    for _ in range(2):
+        assert stack.u.read("d/big", 0, SIZE) == want
+        stack.remount()
+    monkeypatch.setattr(Copy, "copy_data", copy_data)
+    stack.close()
+    assert complete_upper(stack.options)
+    assert (stack.upper / "d/big").read_bytes() == want
 
 
 def test_more_comes_while_nothing_else_is_to_do(make: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ import os
 from time import perf_counter
 from typing import Final
 
-from unionfs.core import partial
+from unionfs.core import partial, placement
 from unionfs.core.attrs import ATTRIBUTES, WHOLE
 from unionfs.core.copydata import Copy
 from unionfs.core.fds import FileFd
 from unionfs.core.node import FileNode
 from unionfs.core.partial import Partial
+from unionfs.core.staging import log_warning
 from unionfs.core.union_state import UnionState, refuse
 from unionfs.partial_record import Before, Record
 from unionfs.syscalls import files
@@ -46,17 +47,30 @@ class Fill:
         self.before = before  # immutable
         self.settles = False  # set once: all data are to be on the device afterwards, and the marks to go
         self.size: int | None = None  # set once: the file is to be truncated to this before the marks go
+        self.failure: OSError | None = None  # set by `copy`: why it has left out the runs after `filled`
+        self.filled = 0  # set by `copy`: how many of the runs are there
         self._copy = Copy(held.lower.fd if held.lower is not None else -1, held.fd, part.limit)
 
     def copy(self) -> None:
-        """Copy the data, in any thread. Raises OSError; EINTR after `cancel`."""
+        """Copy the data, in any thread. Raises OSError; EINTR after `cancel`. What no change has asked for is left out
+        if it fails."""
         for start, end in self.runs:
-            if self.held.lower is None:
-                raise partial.missing_error()
-            if self._copy.copy_data(start, end) < end:
-                raise partial.missing_error()
+            try:
+                self._copy_run(start, end)
+            except OSError as exc:
+                with contextlib.suppress(OSError):  # a block of which a part is there needs space to be read again
+                    files.fallocate(self.held.fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, end - start)
+                if self.settles or self._copy.cancelled:
+                    raise
+                self.failure = OSError(exc.errno, exc.strerror or str(exc))
+                break
+            self.filled += 1
         if self.settles:
             os.fdatasync(self.held.fd)
+
+    def _copy_run(self, start: int, end: int) -> None:
+        if self.held.lower is None or self._copy.copy_data(start, end) < end:
+            raise partial.missing_error()
 
     def cancel(self) -> None:
         """Make a running `copy` stop soon. May be called from any thread."""
@@ -83,8 +97,14 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
         tree.partial_fd(node)  # finds out which blocks it has
     if not part.has_own or not part.missing or (len(part.bits) - part.missing) * _FILL_FROM < len(part.bits):
         return None
+    if part.is_stuck or not _has_room(part, tree.partial_fd(node), 1):
+        return None
     most = max(_AT_ONCE, min(part.limit // _FILL_FROM, _AT_ONCE_MOST))
-    return _begin(tree, node, part, size, most, settles=False)
+    try:
+        return _begin(tree, node, part, size, most, settles=False)
+    except OSError as exc:  # the change itself may succeed
+        _get_stuck(node, part, exc)
+        return None
 
 
 def begin_idle(tree: UnionState) -> Fill | None:
@@ -100,16 +120,23 @@ def begin_idle(tree: UnionState) -> Fill | None:
         held = tree.partial_fd(node)
         if not part.missing:
             _settle_now(tree, part, held)
-        elif _has_room(part, held):
+        elif not part.is_stuck and _has_room(part, held, _ROOM):
             job = _begin(tree, node, part, None, _AT_ONCE, settles=False)
             tree.growing.add(nodeid)
             return job
     return None
 
 
-def _has_room(part: Partial, held: FileFd) -> bool:
+def _has_room(part: Partial, held: FileFd, times: int) -> bool:
+    """Whether a file's missing data are there, and `times` as much is free."""
     space = os.fstatvfs(held.fd)
-    return held.lower is not None and (part.missing << part.shift) * _ROOM <= space.f_bavail * space.f_frsize
+    return held.lower is not None and (part.missing << part.shift) * times <= space.f_bavail * space.f_frsize
+
+
+def _get_stuck(node: FileNode, part: Partial, failure: OSError) -> None:
+    """Complete a file no more without being asked, until it is opened anew: quotas and bad disks are seen by trying."""
+    part.is_stuck = True
+    log_warning("%r is not completed: %s", placement.path_of(node), failure.strerror or str(failure))
 
 
 def prepare(tree: UnionState, node: FileNode, size: int | None, need: int) -> None:
@@ -187,8 +214,10 @@ def commit(tree: UnionState, job: Fill) -> None:
     """Count the copied blocks as the file's own; a whole one loses its marks. Raises OSError."""
     part, held = job.part, job.held
     _put_back(job)
-    for start, end in job.runs:
+    for start, end in job.runs[: job.filled]:
         part.take(start, end)
+    if job.failure is not None:
+        _get_stuck(job.node, part, job.failure)
     tree.ledger.count_more(job.copied)
     part.has_just_grown = True
     if job.settles:
@@ -292,9 +321,9 @@ def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: byt
     reached = at + (os.pwritev(held.fd, (left, data, right), at) if left or right else os.pwrite(held.fd, data, at))
     part.take(at, reached)
     if reached < end + len(right):
-        reached = _cut_short(part, held, reached)
+        reached, code = _cut_short(part, held, reached)
         if reached <= offset:
-            refuse(errno.ENOSPC, node.name)
+            refuse(code, node.name)
     if part.missing != missing:
         tree.ledger.count_more((missing - part.missing) << part.shift, perf_counter() - since)
         if part.missing:
@@ -330,20 +359,23 @@ def _read_lower(held: FileFd, start: int, end: int) -> bytes:
     return data
 
 
-def _cut_short(part: Partial, held: FileFd, reached: int) -> int:
+def _cut_short(part: Partial, held: FileFd, reached: int) -> tuple[int, int]:
     """After a write that ended at `reached`, for want of space: complete the block it ended in, or make it a hole
-    again. Returns up to where the write counts."""
+    again. Returns up to where the write counts, and the errno of what comes after that."""
     block = reached >> part.shift
     if part.is_own(block):
-        return reached
+        return reached, errno.ENOSPC
     start, stop = part.bounds(block)
-    with contextlib.suppress(OSError):
+    code = errno.ENOSPC
+    try:
         rest = _read_lower(held, reached, stop)
         if os.pwrite(held.fd, rest, reached) == len(rest):
             part.take(start, stop)
-            return reached
+            return reached, code
+    except OSError as exc:
+        code = exc.errno or code  # EDQUOT, say
     files.fallocate(held.fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, stop - start)
-    return start
+    return start, code
 
 
 def truncate(tree: UnionState, node: FileNode, size: int) -> None:

@@ -54,7 +54,7 @@ class Partial:
 
     __slots__ = (
         "prefix", "record", "has_redirect", "has_own", "is_lost", "lower_blocks", "limit", "shift", "bits", "missing",
-        "is_settled", "is_recorded", "has_just_grown",
+        "is_settled", "is_recorded", "has_just_grown", "is_stuck",
     )  # fmt: skip
 
     def __init__(self, marks: Marks, size: int, lower_blocks: int) -> None:
@@ -73,6 +73,7 @@ class Partial:
         self.missing = count  # blocks that are the lower's
         self.is_recorded = True  # whether `limit` is on disk; if not, the file's size says so, and it must not grow
         self.has_just_grown = False  # some blocks were filled, and no change has been made since
+        self.is_stuck = False  # set once: completing it, which no change had asked for, has failed
         self.is_settled = False  # set once, from any thread: the marks are gone, all data are on disk
 
     # -- which bytes are whose -------------------------------------------------------------------------------------
