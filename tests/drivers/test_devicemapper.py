@@ -99,8 +99,8 @@ def test_a_killed_container_leaves_no_device(dm: House) -> None:
 
 
 def test_killed_at_each_step(scratch: Path, user: User) -> None:
-    """A process that makes layers and a container is killed after each program that it runs; the next one, on the same
-    store, finds all old or all new, and completes it. No device is lost, in the record or in the pool."""
+    """A process that makes layers and a container is killed before or after a program that it runs, at every fifth of
+    them; the next process completes what is there. No device is lost, in the record or in the pool."""
     layers = [scratch / "layers" / key / "tree" for key in ("one", "two")]
     for number, layer in enumerate(layers):
         (layer / "d").mkdir(parents=True)
@@ -111,18 +111,16 @@ def test_killed_at_each_step(scratch: Path, user: User) -> None:
     upper, work = (os.fspath(container / name) for name in ("upper", "work"))
     union = Options(lowers=tuple(map(os.fspath, layers)), upper=upper, work=work)
     request = MountRequest(union, os.fspath(container), os.fspath(scratch), "c", os.devnull, "kernel")
-    place = scratch / "devicemapper"
-    steps = 0
-    while _forked(lambda: _mount_until(request, steps)) == -signal.SIGKILL:  # noqa: B023
-        steps += 1
-        if not steps % 4:  # often enough for all states; each begins with what the last one left
-            assert _forked(lambda: _check_whole(request)) == 0
-            devicemapper.remove(request.directory)
-    assert steps > 10
-    assert thin_devices.left() == []
-    record = json.loads((place / "devices.json").read_text())["devices"]
-    assert {one["state"] for one in record.values()} == {READY}
-    assert thin_devices.numbers(place / "meta") == {one["number"] for one in record.values()}
+    place, pool, at = scratch / "devicemapper", Pool(os.fspath(scratch)), 0
+    while _forked(lambda: _mount_until(request, at)) == -signal.SIGKILL:  # noqa: B023
+        assert _forked(lambda: _check_whole(request)) == 0
+        record = json.loads((place / "devices.json").read_text())["devices"]
+        assert [one["state"] for one in record.values()] == [READY] * 4  # the base, two layers, the container
+        assert thin_devices.left() == []
+        assert thin_devices.numbers(place / "meta") == {one["number"] for one in record.values()}
+        pool.remove(*record)
+        at += 5
+    assert at > 30  # there are so many programs in a row
 
 
 def _forked(body: Callable[[], None]) -> int:
@@ -140,12 +138,15 @@ def _forked(body: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _mount_until(request: MountRequest, steps: int) -> None:
-    left, run = [steps], device_tools.run
+def _mount_until(request: MountRequest, at: int) -> None:
+    left, run = [at], device_tools.run
 
     def counted(program: str, *words: str) -> str:
+        is_last = left[0] == 0
+        if is_last and at % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         told = run(program, *words)
-        if left[0] == 0:
+        if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
         return told

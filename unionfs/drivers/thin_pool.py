@@ -294,8 +294,12 @@ class Pool:
             _table_of(_name_of(fd), known["device"])
         else:
             fd = _open_released(self._name("pool"), self._activate)
+            self._release_loops()
         self._pool, self._number = _name_of(fd), _number_of(fd)
         return fd
+
+    def _files(self) -> tuple[str, str]:
+        return os.path.join(self.place, "meta"), os.path.join(self.place, "data")
 
     def _is_own(self) -> bool:
         return self._pool == self._name("pool")
@@ -323,7 +327,7 @@ class Pool:
         self._write("pool.json", known)
 
     def _activate(self) -> None:
-        meta, data = (os.path.join(self.place, name) for name in ("meta", "data"))
+        meta, data = self._files()
         for path in (meta, data):
             self._wait_until_detached(path)
         with open(store_files.open_file(meta, os.O_RDONLY), "rb") as file:
@@ -348,6 +352,13 @@ class Pool:
         except ToolError as error:
             hint = f"thin_repair may mend {path}; without it, the containers of this driver are lost"
             raise DriverError(f"{path} is damaged: {error}", hint) from error
+
+    def _release_loops(self) -> None:
+        """Have the loop devices of the active pool go with it, where a process was killed before it asked for that."""
+        for path in self._files():
+            for loop in _loops_of(path):
+                if _text(f"/sys/block/{os.path.basename(loop)}/loop/autoclear") == "0":
+                    device_tools.run("losetup", "--detach", loop)
 
     def _wait_until_detached(self, path: str) -> None:
         """A pool that is just being removed may still write."""
