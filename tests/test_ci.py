@@ -1,4 +1,5 @@
-"""`.ci/run`: what fails is tried once more, what passes then is named, and more than three of those are a failure."""
+"""`.ci/run`: what fails is tried once more, what passes then is named, and more than three of those are a failure.
+`.ci/run --guests` runs the tests of the virtual machine alone."""
 
 from __future__ import annotations
 
@@ -58,3 +59,11 @@ def test_what_fails_twice_has_failed(tmp_path: Path) -> None:
     assert "flaky: test_it.py::test_flaky[0]\n" in done.stdout
     assert "flaky: test_it.py::test_broken" not in done.stdout
     assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
+
+
+def test_the_second_job(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(CHECKOUT / ".ci/run", tmp_path / ".ci/run")
+    (tmp_path / "Makefile").write_text("test-guests:\n\t@echo guests: $(ARGS); exit 3\n")
+    done = process.run([tmp_path / ".ci/run", "--guests"], check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (2, ["guests: tests"])

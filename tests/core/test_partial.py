@@ -279,7 +279,8 @@ def _random_step(chance: random.Random, stack: Stack, want: bytearray) -> None:
 
 
 def test_from_an_eighth_on_a_change_waits_for_more(make: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill, "_AT_ONCE", 10 * BLOCK)
+    for name in ("_AT_ONCE", "_AT_ONCE_MOST"):
+        monkeypatch.setattr(fill, name, 10 * BLOCK)
     stack = prepared(make)
     for block in range(6):
         stack.u.write("d/big", block * BLOCK, b"w" * BLOCK)

@@ -50,5 +50,6 @@ _HINTS: Final = {
     errno.ENOTTY: "it must be the mountpoint of a union that is served by the kernel transport",
     errno.EIO: "the daemon's log (unionfs mount --log) names the file: its lower file is missing or has changed",
     errno.ENOSPC: "the filesystem of the upper directory is full",
+    errno.EDQUOT: "a quota for the upper directory is used up",
     errno.EPERM: "only root and the user who mounted the union may ask for it",
 }

@@ -30,7 +30,7 @@ from unionfs.syscalls import files
 
 _FILL_FROM: Final = 8  # when one block in so many is the upper's own, the rest follows
 _AT_ONCE: Final = 8 << 20  # bytes that are brought at once, and that a change waits for ...
-_AT_ONCE_MOST: Final = 64 << 20  # ... of a large file more: each piece is handed to a thread and back
+_AT_ONCE_MOST: Final = 128 << 20  # ... of a large file half of it: each piece is handed to a thread and back
 _ROOM: Final = 8  # without being asked, a file is completed if that takes at most one in so many of the free bytes
 
 
@@ -58,8 +58,8 @@ class Fill:
             try:
                 self._copy_run(start, end)
             except OSError as exc:
-                with contextlib.suppress(OSError):  # a block of which a part is there needs space to be read again
-                    files.fallocate(self.held.fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, end - start)
+                with contextlib.suppress(OSError):
+                    partial.punch(self.held.fd, start, end)
                 if self.settles or self._copy.cancelled:
                     raise
                 self.failure = OSError(exc.errno, exc.strerror or str(exc))
@@ -99,7 +99,7 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
         return None
     if part.is_stuck or not _has_room(part, tree.partial_fd(node), 1):
         return None
-    most = max(_AT_ONCE, min(part.limit // _FILL_FROM, _AT_ONCE_MOST))
+    most = max(_AT_ONCE, min(part.limit // 2, _AT_ONCE_MOST))
     try:
         return _begin(tree, node, part, size, most, settles=False)
     except OSError as exc:  # the change itself may succeed
@@ -317,11 +317,15 @@ def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: byt
         return os.pwrite(held.fd, data, offset)
     since, missing = perf_counter(), part.missing
     left, right = _left_edge(part, held, offset), _right_edge(part, held, end)
-    at = offset - len(left)
-    reached = at + (os.pwritev(held.fd, (left, data, right), at) if left or right else os.pwrite(held.fd, data, at))
+    at, until = offset - len(left), end + len(right)
+    try:
+        reached = at + (os.pwritev(held.fd, (left, data, right), at) if left or right else os.pwrite(held.fd, data, at))
+    except OSError:
+        _clear(part, held, at, until)
+        raise
     part.take(at, reached)
-    if reached < end + len(right):
-        reached, code = _cut_short(part, held, reached)
+    if reached < until:
+        reached, code = _cut_short(part, held, reached, until)
         if reached <= offset:
             refuse(code, node.name)
     if part.missing != missing:
@@ -359,23 +363,29 @@ def _read_lower(held: FileFd, start: int, end: int) -> bytes:
     return data
 
 
-def _cut_short(part: Partial, held: FileFd, reached: int) -> tuple[int, int]:
-    """After a write that ended at `reached`, for want of space: complete the block it ended in, or make it a hole
-    again. Returns up to where the write counts, and the errno of what comes after that."""
-    block = reached >> part.shift
-    if part.is_own(block):
-        return reached, errno.ENOSPC
-    start, stop = part.bounds(block)
-    code = errno.ENOSPC
-    try:
-        rest = _read_lower(held, reached, stop)
-        if os.pwrite(held.fd, rest, reached) == len(rest):
-            part.take(start, stop)
-            return reached, code
-    except OSError as exc:
-        code = exc.errno or code  # EDQUOT, say
-    files.fallocate(held.fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, stop - start)
-    return start, code
+def _cut_short(part: Partial, held: FileFd, reached: int, until: int) -> tuple[int, int]:
+    """After a write that ended at `reached` instead of `until`, for want of space: complete the block it ended in, or
+    make it a hole again. Returns up to where the write counts, and the errno of what comes after that."""
+    block, code = reached >> part.shift, errno.ENOSPC
+    if not part.is_own(block):
+        start, stop = part.bounds(block)
+        try:
+            rest = _read_lower(held, reached, stop)
+            if os.pwrite(held.fd, rest, reached) == len(rest):
+                part.take(start, stop)
+        except OSError as exc:
+            code = exc.errno or code  # EDQUOT, say
+        if not part.is_own(block):
+            reached = start
+    _clear(part, held, reached, until)
+    return reached, code
+
+
+def _clear(part: Partial, held: FileFd, start: int, end: int) -> None:
+    """Make the blocks in a range that are still the lower's holes again, after a write that failed."""
+    for block in range(start >> part.shift, -(-end >> part.shift)):
+        if not part.is_own(block):
+            partial.punch(held.fd, *part.bounds(block))
 
 
 def truncate(tree: UnionState, node: FileNode, size: int) -> None:

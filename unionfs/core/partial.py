@@ -363,11 +363,28 @@ def load(part: Partial, fd: int, lower_fd: int) -> None:
     if record.own_ino != os.fstat(fd).st_ino or record.born_ns != identity(fd)[0]:
         raise OSError(errno.EIO, "a copy of a file that has a part of its data")
     for start, end in part.load(fd):
-        data = os.pread(lower_fd, end - start, start) if lower_fd >= 0 else b""
-        if len(data) < end - start or os.pwrite(fd, data, start) < len(data):
-            raise missing_error()
+        _bring(fd, lower_fd, start, end)
     part.load(fd)
     if record.before is not None:
         put_back(fd, record.before)
         part.record = record._replace(before=None)
         write_record(fd, part.record)
+
+
+def _bring(fd: int, lower_fd: int, start: int, end: int) -> None:
+    """Bring the lower file's data to a hole. Raises OSError, and it is a hole again."""
+    data = os.pread(lower_fd, end - start, start) if lower_fd >= 0 else b""
+    if len(data) < end - start:
+        raise missing_error()
+    try:
+        if os.pwrite(fd, data, start) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        punch(fd, start, end)
+        raise
+
+
+def punch(fd: int, start: int, end: int) -> None:
+    """Make a range a hole again, after a write there has failed: ext4 leaves zeros in a part of what it had no room
+    for, and they would be the file's own. Raises OSError."""
+    files.fallocate(fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, end - start)
