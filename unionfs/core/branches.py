@@ -96,7 +96,7 @@ def open_lower(union: Union, fd: int, path: str, hidden: tuple[tuple[bytes, ...]
     for components in hidden:
         branch.hide(components)
     mountpoints.hide_paths(branch, tree.options.hidden)
-    mountpoints.hide_mounts(branch)
+    mountpoints.hide_mounts([branch])
     return branch
 
 

@@ -33,19 +33,22 @@ def hide_paths(branch: Branch, paths: Iterable[str]) -> None:
         branch.hide(_below(root, os.path.realpath(os.fsencode(path))))
 
 
-def hide_mounts(branch: Branch) -> None:
-    """Hide every directory of the branch that is a mountpoint now. Files that are mountpoints are not hidden."""
+def hide_mounts(branches: Iterable[Branch]) -> None:
+    """Hide every directory of the branches that is a mountpoint now. Files that are mountpoints are not hidden."""
     try:
         mounts = mountinfo.mounts()
     except OSError:
         return
-    root = _root_path(branch)
-    own = mountinfo.fd_mount_id(branch.root.fd())
-    for mount in mounts:
-        path = os.fsencode(mount.mountpoint)
-        components = _below(root, path) if mount.parent_id == own else ()
-        if components and _is_directory_there(path):
-            branch.hide(components)
+    for branch in branches:
+        root = _root_path(branch)
+        own = mountinfo.fd_mount_id(branch.root.fd())
+        for mount in mounts:
+            if mount.parent_id != own:
+                continue
+            path = os.fsencode(mount.mountpoint)
+            components = _below(root, path)
+            if components and _is_directory_there(path):
+                branch.hide(components)
 
 
 def _is_directory_there(path: bytes) -> bool:

@@ -123,8 +123,7 @@ class Union:
 
     def learn_mounts(self) -> None:
         """Hide mountpoints inside the lowers, by the mount table. To be called once the union itself is mounted."""
-        for branch in self._tree.lowers.branches:
-            mountpoints.hide_mounts(branch)
+        mountpoints.hide_mounts(self._tree.lowers.branches)
 
     # -- external changes to the branches ----------------------------------------------------------------------------
 

@@ -117,9 +117,10 @@ class UnionState(DataFiles):
             self.inodes = Inodes([*self.opened, *([self.upper] if self.upper else [])], numbering)
             if self._staging is not None and self.upper is not None:
                 self._staging.branch.fs_index = self.upper.fs_index
-            for branch in lowers if given is None else ():
-                mountpoints.hide_paths(branch, options.hidden)
-                mountpoints.hide_mounts(branch)
+            if given is None:
+                for branch in lowers:
+                    mountpoints.hide_paths(branch, options.hidden)
+                mountpoints.hide_mounts(lowers)
             self.lowers = LowerTree(lowers, self.cache, skip_unreadable=options.skip_unreadable)
         else:
             self.inodes = viewed.inodes.marked()
