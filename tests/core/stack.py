@@ -174,7 +174,7 @@ def litter(work: Path) -> list[str]:
     found = []
     for directory, _, files in os.walk(work):
         relative = Path(directory).relative_to(work)
-        if "index" in relative.parts:
-            continue  # the index of copied-up hard links is meant to stay
-        found += [str(relative / name) for name in files if name != "frozen"]
+        if {"index", "frozen"} & set(relative.parts):
+            continue  # the index of copied-up hard links and the list of frozen branches are meant to stay
+        found += [str(relative / name) for name in files]
     return sorted(found)

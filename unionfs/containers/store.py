@@ -131,12 +131,13 @@ class ContainerStore:
 
     def _with_frozen(self, container: Container) -> Container:
         """The container with the lowers that a freeze has made, and could not record any more."""
+        there = os.path.join(container.work, "frozen")
         try:
-            listed = store_files.read_file(os.path.join(container.work, "frozen")).split(b"\0")
+            listed = [os.readlink(os.path.join(there, name)) for name in sorted(os.listdir(there), reverse=True)]
         except OSError:
             return container
         lowers = container.config.rootfs.lowers
-        frozen = [os.path.join(container.directory, os.path.basename(os.fsdecode(name))) for name in listed if name]
+        frozen = [os.path.join(container.directory, os.path.basename(name)) for name in listed]
         new = [path for path in frozen if path not in lowers and os.path.basename(path).startswith(_FROZEN)]
         return container.with_lowers((*new, *lowers)) if new else container
 
@@ -270,8 +271,13 @@ class ContainerStore:
         try:
             yield
         finally:
-            with contextlib.suppress(NoSuchContainerError):  # it was removed meanwhile
+            try:
                 self.unclaim(container, container.state.exit_code)
+            except NoSuchContainerError:  # it was removed meanwhile
+                pass
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # on a full disk the claim ends with this process (Container.is_running)
 
     def open_outcome(self, container: Container) -> int | None:
         """A descriptor for `outcome`; None if there is no such file yet."""

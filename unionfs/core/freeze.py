@@ -81,7 +81,7 @@ class Freeze:
         copy_attributes(root_fd, self._fresh_fd)
         staging = self._tree.staging
         with _alone(staging):
-            staging.write_frozen([self._name, *staging.frozen])
+            staging.add_frozen(self._name)
             self._is_listed = True
 
     def _name_of(self, upper: Branch) -> bytes:
@@ -110,7 +110,7 @@ class Freeze:
             self._staging_fd = -1
         if self._is_listed and not self._is_done:
             with suppress(OSError), _alone(self._tree.staging):  # an empty directory in the list changes nothing
-                self._tree.staging.write_frozen(self._tree.staging.frozen[1:])
+                self._tree.staging.drop_frozen()
                 self._is_listed = False
         if self._fresh_fd >= 0:
             if not self._is_done and not self._is_listed:

@@ -4,8 +4,8 @@
     work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
     work/spare                an empty directory that the next daemon takes as its own: a full disk has room for it
     work/index/KEY            the hard-link index (see core.hardlinks)
-    work/frozen               names of directories beside the upper, each ended by NUL, the topmost first: they were the
-                              upper once, and are lowers now, above all others (core.freeze)
+    work/frozen/NNNNNNNN      links with names of directories beside the upper, the topmost last: they were the upper
+                              once, and are lowers now, above all others (core.freeze)
     work/index/partial        an empty file: the upper may have files without all of their data (see core.partial)
 
 Each daemon builds in its own subdirectory, so two daemons on one upper do not disturb each other; the next daemon
@@ -28,7 +28,6 @@ from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache, FileFd
 from unionfs.core.owner_override import OwnerOverride, rename
 from unionfs.trees.remove import remove_tree
-from unionfs.write_all import write_all
 
 RunLater = Callable[[Callable[[], None]], None]
 """Runs a function that may take long in any thread, some time after the current request."""
@@ -93,7 +92,7 @@ class Staging:
                 os.mkdir(INDEX, 0o700, dir_fd=root.fd())
             # Changed by our own changes to the directory: every daemon makes and removes a directory in it.
             self._opened_ns = os.stat(lock).st_mtime_ns
-            self.frozen = read_frozen(root.fd())  # changed by write_frozen only
+            self.frozen = read_frozen(root.fd())  # topmost first; changed by add_frozen and drop_frozen only
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
@@ -203,23 +202,26 @@ class Staging:
         self.index = self.branch.root.child(INDEX)
         self._note_time()
 
-    def write_frozen(self, names: list[bytes]) -> None:
-        """Replace the list of frozen directories atomically, in any thread. Raises OSError with everything as it was.
-        Preconditions: as for renew_index."""
-        root_fd, leaf = (
-            self.branch.root.fd(),
-            FROZEN + b".new",
-        )  # not in `here`, whose descriptor is the union's thread's
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(leaf, flags, 0o600, dir_fd=root_fd)
-        try:
-            write_all(fd, b"".join(name + b"\0" for name in names))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(leaf, FROZEN, src_dir_fd=root_fd, dst_dir_fd=root_fd)
-        self.frozen = names
+    def add_frozen(self, name: bytes) -> None:
+        """Add a directory to the list of frozen ones, as the topmost, in any thread. Raises OSError with everything as
+        it was. Preconditions: as for renew_index.
+
+        A link has no data: filesystems bring it to the device before what is renamed later, so nothing waits for that.
+        """
+        root_fd = self.branch.root.fd()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(FROZEN, 0o700, dir_fd=root_fd)
+        last = max((int(entry) for entry, _ in _frozen_links(root_fd)), default=0)
+        os.symlink(name, b"%s/%08d" % (FROZEN, last + 1), dir_fd=root_fd)
+        self.frozen = [name, *self.frozen]
         self._note_time()
+
+    def drop_frozen(self) -> None:
+        """Undo `add_frozen`."""
+        root_fd = self.branch.root.fd()
+        entry, _ = max(_frozen_links(root_fd))
+        os.unlink(FROZEN + b"/" + entry, dir_fd=root_fd)
+        self.frozen = self.frozen[1:]
 
     def _note_time(self) -> None:
         self._opened_ns = os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns
@@ -296,12 +298,20 @@ class Staging:
 
 def read_frozen(root_fd: int) -> list[bytes]:
     """Read the names of the frozen directories in the work directory `root_fd`. Raises OSError."""
+    return [name for _, name in sorted(_frozen_links(root_fd), reverse=True)]
+
+
+def _frozen_links(root_fd: int) -> list[tuple[bytes, bytes]]:
+    """Read the links in the list of frozen directories: their names, which are numbers, and what they contain."""
     try:
-        fd = os.open(FROZEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root_fd)
+        fd = os.open(FROZEN, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except FileNotFoundError:
         return []
-    with open(fd, "rb") as file:
-        return [name for name in file.read().split(b"\0") if name]
+    try:
+        entries = [os.fsencode(entry) for entry in os.listdir(fd) if entry.isdecimal()]
+        return [(entry, os.readlink(entry, dir_fd=fd)) for entry in entries]
+    finally:
+        os.close(fd)
 
 
 def frozen_lowers(upper: str, work: str) -> list[str]:
