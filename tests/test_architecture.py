@@ -29,7 +29,7 @@ CORE_DOOR = tuple(
     f"unionfs.core.{name}"
     for name in (
         *("union", "view", "attrs", "ledger", "options", "node_record", "takeover", "branches", "pointers", "freeze"),
-        *("partial", "fill", "kept_numbers"),
+        *("partial", "fill", "kept_numbers", "frozen_names"),
     )
 )
 
@@ -210,6 +210,7 @@ ALLOWED = {
                 "unionfs.core.complete",
                 "unionfs.core.copydata",
                 "unionfs.core.freeze",
+                "unionfs.core.frozen_names",
                 "unionfs.core.hardlinks",
                 "unionfs.core.pointers",
                 "unionfs.core.union",

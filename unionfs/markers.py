@@ -48,6 +48,9 @@ ORIGIN_XATTR: Final = "user.unionfs.origin"
 PARTIAL_XATTR: Final = "user.unionfs.partial"
 """On a file of the upper whose data are, in whole or in part, still a lower file's (see core.partial)."""
 
+NAMES_XATTR: Final = "user.unionfs.names"
+"""On the root of a frozen branch of a container: the names in it (core.frozen_names)."""
+
 FLAGS_XATTR: Final = "user.unionfs.flags"
 """On a directory of the upper with lower content: users have set its inode flags, and those of the lower no longer
 hold; which of immutable and append-only the union enforces, as a decimal number (core.inode_flags)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ import pytest
 from tests.core.differential import Pair, replay, steps
 from tests.core.snapshots import fingerprint, snapshot
 from tests.core.stack import Stack
+from unionfs import markers
+from unionfs.core import frozen_names
 from unionfs.core.attrs import ROOT
+from unionfs.core.branch import Branch
+from unionfs.core.fds import FdCache
 from unionfs.core.freeze import Freeze
 from unionfs.core.options import OptionError, Options
 from unionfs.core.union import Union
@@ -91,7 +96,28 @@ def test_the_next_union_has_what_was_frozen(tmp_path: Path) -> None:
     stack.finish()
 
 
-@pytest.mark.parametrize("step", ["renew_index", "write_frozen", "renameat2"])
+def test_only_a_frozen_branch_itself_has_a_record_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "frozen" / "d").mkdir(parents=True)
+    (tmp_path / "frozen" / "d" / "f").touch()
+    frozen, copy = str(tmp_path / "frozen"), str(tmp_path / "copy")
+    assert frozen_names.record(frozen)
+    subprocess.run(["cp", "-a", frozen, copy], check=True)
+    os.mkdir(os.path.join(copy, "new"))
+    assert markers.NAMES_XATTR in os.listxattr(copy)
+    with_record = Branch(frozen, FdCache(9), writable=False).root
+    assert with_record.lacks(b"new")
+    assert with_record.child(b"d").lacks(b"g")
+    assert not with_record.child(b"d").lacks(b"f")
+    assert Branch(copy, FdCache(9), writable=False).root.recorded is None
+    Branch(frozen, FdCache(9), writable=True)  # as an upper it changes
+    assert os.listxattr(frozen) == []
+    for number in range(1000):
+        (tmp_path / "frozen" / str(number)).touch()
+    assert not frozen_names.record(frozen)
+    assert os.listxattr(frozen) == []
+
+
+@pytest.mark.parametrize("step", ["renew_index", "add_frozen", "renameat2"])
 def test_a_failure_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     stack = Stack(tmp_path, "x=1 y==x s->x", upper="a=1 d/b=2", caching=True)
     stack.u.write(b"x", 0, b"2")
@@ -125,7 +151,7 @@ def _errno_of_freezing(stack: Stack) -> int | None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("step", ["renew_index", "write_frozen", "renameat2"])
+@pytest.mark.parametrize("step", ["renew_index", "add_frozen", "renameat2"])
 def test_a_death_at_any_step_loses_nothing(tmp_path: Path, step: str, after: bool) -> None:
     """Whoever opens the union again, with the same options as before, sees the same."""
     stack = Stack(tmp_path, "x=1 y==x s->x d/e=3", upper="a=1 d/b=2")

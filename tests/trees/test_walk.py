@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from layers import tree as layers_tree
 from unionfs.changes import objects
+from unionfs.core import frozen_names
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache
 from unionfs.core.lower import LowDir, LowerTree
@@ -258,6 +259,10 @@ def test_the_core_and_the_walk_show_the_same(stack: list[Layer]) -> None:
         assert by_the_core(tops, is_scanned=True) == expected
         assert by_changes(tops) == expected
         assert by_layers(tops) == expected
+        for top in tops:
+            assert frozen_names.record(os.fspath(top))
+        assert by_the_core(tops, is_scanned=False) == expected
+        assert by_the_core(tops, is_scanned=True) == expected
 
 
 def test_what_contradicting_marks_mean() -> None:

@@ -21,6 +21,7 @@ from unionfs.containers.rootfs import make_mountpoint_lower, union_options
 from unionfs.containers.store import ContainerStore
 from unionfs.control import branch_client
 from unionfs.control.branch_client import BranchError, Served
+from unionfs.core import frozen_names
 from unionfs.core.options import OptionError
 from unionfs.drivers.names import FUSE
 from unionfs.fuse.options import DEFAULT_TRANSPORT
@@ -95,7 +96,7 @@ def _record(container: Container) -> Container:
 def _freeze_mounted(union: Served, root: str, leaf: str) -> bool:
     """Freeze a mounted union. Returns whether it has lost its keeper by that: where that does not learn branches."""
     had_keeper = branch_client.has_keeper(union)
-    branch_client.freeze(union, root, leaf)
+    frozen_names.record(branch_client.freeze(union, root, leaf))
     return had_keeper and not branch_client.has_keeper(union)
 
 
@@ -109,7 +110,7 @@ def _freeze_unmounted(container: Container, leaf: str) -> None:
         make_mountpoint_lower(container)
         options = union_options(container, container.branches, container.directory, FUSE)
         try:
-            core_freeze.freeze_unmounted(options, os.fsencode(leaf))
+            frozen_names.record(core_freeze.freeze_unmounted(options, os.fsencode(leaf)))
         except OptionError as error:
             return str(error).encode(errors="surrogateescape")
         return b""

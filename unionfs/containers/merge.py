@@ -34,6 +34,7 @@ from unionfs.containers.rootfs import mountpoints, note_mountpoints, union_optio
 from unionfs.containers.store import ContainerStore
 from unionfs.control import branch_client
 from unionfs.control.branch_client import BranchError
+from unionfs.core import frozen_names
 from unionfs.core.options import OptionError
 from unionfs.drivers.names import FUSE
 from unionfs.launcher import userns
@@ -336,6 +337,7 @@ class _Merge:
             replay(union, fork, wanted, theirs.unchanged_links, new_files)
         finally:
             union.close()
+        frozen_names.record(os.path.join(staging, "upper"))
         return ""
 
     # -- the result --------------------------------------------------------------------------------------------------

@@ -9,12 +9,15 @@ its descriptor can be closed and opened again at any time.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from unionfs.core import frozen_names
 from unionfs.core.fds import FdCache, FileFd
+from unionfs.core.frozen_names import RecordedDir, kind_of
 from unionfs.syscalls import files
 from unionfs.trees.open_beneath import open_beneath
 
@@ -81,6 +84,10 @@ class Branch:
         self.fsid = b"%x" % os.fstatvfs(fd).f_fsid  # immutable: survives a reboot where the filesystem has a UUID
         self.fs_index = 0  # set once by core.inodes: which of the union's filesystems this is
         self.number = 0  # set once by UnionState: of all branches that the union has had as lowers
+        if writable:
+            frozen_names.forget(fd)
+        else:
+            self.root.recorded = frozen_names.read(fd)
         self.masks: Mask | None = None  # changed by `hide` only
         self.private: FileFd | None = None  # a private copy of its mount; changed by core.backing and core.handover
         self.overrides: Overrides | None = None  # set once by core.overrides
@@ -123,6 +130,7 @@ class BranchDir:
         "has_xattr_whiteouts",
         "inheritable",
         "flags_mark",
+        "recorded",
     )
 
     def __init__(self, branch: Branch, parent: BranchDir | None, name: bytes) -> None:
@@ -135,6 +143,7 @@ class BranchDir:
         self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
         self.flags_mark = -1  # belongs to core.marks and core.inode_flags; -1: not read yet, -2: there is none
         self.inheritable = -1  # belongs to core.inode_flags: flags that new entries may inherit; -1: not read yet
+        self.recorded: RecordedDir | None = None  # set once: what the branch's record says of it
 
     def fd(self) -> int:
         """Return an O_PATH descriptor of the directory. The cache may close it: use it at once.
@@ -168,11 +177,21 @@ class BranchDir:
     def child(self, name: bytes) -> BranchDir:
         """Return the directory `name` below this one, without opening or checking it."""
         child = BranchDir(self.branch, self, name)
+        if self.recorded is not None:
+            child.recorded = self.recorded.below.get(name)
         mask = self.mask
         if mask is not None:
             child.mask = mask.below.get(name)
             child.sealed = child.mask is not None and child.mask.leaf
         return child
+
+    def lacks(self, name: bytes) -> bool:
+        """Whether the record of the branch says that there is no entry `name`, marks included."""
+        return self.recorded is not None and name not in self.recorded.names
+
+    def has_directories(self) -> bool:
+        """Whether there are directories in this one, on filesystems that count them in st_nlink."""
+        return self.stat().st_nlink != 2 if self.recorded is None else bool(self.recorded.below)
 
     def is_sealed(self, name: bytes) -> bool:
         """Whether `name` in this directory must not be accessed."""
@@ -197,6 +216,8 @@ class BranchDir:
 
     def stat_entry(self, name: bytes) -> Stat:
         """Return the attributes of the entry `name`, overrides applied. Raises as lstat(2) does."""
+        if self.lacks(name):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         st = _stat(name, dir_fd=self.fd(), follow_symlinks=False)
         overrides = self.branch.overrides
         return st if overrides is None else overrides.shown_stat(self, name, st)
@@ -233,6 +254,8 @@ class BranchDir:
         """
         if self.sealed:
             return []
+        if self.recorded is not None:
+            return [(name, (code & 0xF) << 12, code >> 4) for name, code in self.recorded.names.items()]
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             fd = os.open(b".", flags | os.O_NOATIME, dir_fd=self.fd())
@@ -240,7 +263,7 @@ class BranchDir:
             fd = os.open(b".", flags, dir_fd=self.fd())
         try:
             with os.scandir(fd) as entries:
-                return [(entry.name.encode(_ENCODING, _ERRORS), _kind_of(entry), entry.inode()) for entry in entries]
+                return [(entry.name.encode(_ENCODING, _ERRORS), kind_of(entry), entry.inode()) for entry in entries]
         finally:
             os.close(fd)
 
@@ -252,14 +275,3 @@ class BranchDir:
             names.append(at.name)
             at = at.parent
         return tuple(reversed(names))
-
-
-def _kind_of(entry: os.DirEntry[str]) -> int:
-    """Return the S_IFMT bits of a directory entry; calls stat(2) only for types that scandir does not tell."""
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

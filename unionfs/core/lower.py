@@ -106,7 +106,7 @@ class LowDir:
         if self.wasted < _STAT_EVERY:
             return False
         if self.weight < 0:
-            self.weight = sum(place.stat().st_size for place in self.stack) // _BYTES_PER_NAME
+            self.weight = sum(place.stat().st_size for place in self.stack if place.recorded is None) // _BYTES_PER_NAME
         return self.wasted * 2 >= self.weight
 
     def load(self) -> dict[bytes, int]:
@@ -186,7 +186,7 @@ class LowDir:
         if len(self.stack) == 1 or top.st_nlink < 2:
             return top.st_nlink
         if self.subdirs < 0:
-            if all(place.stat().st_nlink == 2 for place in self.stack[1:]):
+            if not any(place.has_directories() for place in self.stack[1:]):
                 return top.st_nlink
             self.subdirs = sum(1 for code in self.load().values() if code & 0xF == stat.S_IFDIR >> KIND_SHIFT)
         return 2 + self.subdirs
@@ -233,10 +233,10 @@ class LowerTree:
         walk = _Walk(name)
         last = len(candidates) - 1
         for position, place in enumerate(candidates):
-            if place.sealed:
-                continue
-            if place.is_sealed(name):
-                walk.stack.append(place.child(name))
+            ends = self._step_in_memory(walk, parent, place, last=position == last)
+            if ends is not None:
+                if ends:
+                    break
                 continue
             walk.calls += 1
             try:
@@ -263,11 +263,29 @@ class LowerTree:
         low = LowDir(self, parent, name, tuple(walk.stack))
         return Found(stat.S_IFDIR, top.parent or top, name, low, walk.top_st), walk.calls
 
-    def _enter(self, walk: _Walk, parent: LowDir, place: BranchDir, st: Stat, *, last: bool) -> bool:
-        """Add the directory found in `place` to the stack; True if the walk ends with it."""
+    def _step_in_memory(self, walk: _Walk, parent: LowDir, place: BranchDir, *, last: bool) -> bool | None:
+        """Search one directory, if that needs no system call for the entry. Returns whether the walk ends there; None:
+        the entry must be read."""
+        name = walk.name
+        if place.sealed:
+            return False
+        if place.is_sealed(name):
+            walk.stack.append(place.child(name))
+            return False
+        if place.recorded is None:
+            return None
+        if name not in place.recorded.names:
+            return not last and marks.has_aufs_whiteout(place, name)
+        return (
+            self._enter(walk, parent, place, None, last=last) if walk.stack and name in place.recorded.below else None
+        )
+
+    def _enter(self, walk: _Walk, parent: LowDir, place: BranchDir, st: Stat | None, *, last: bool) -> bool:
+        """Add the directory found in `place` to the stack; True if the walk ends with it. `st`: its attributes, unless
+        it is not the first and recorded."""
         name = walk.name
         child = place.child(name)
-        if st.st_dev != place.branch.dev and place.is_elsewhere(st, name):
+        if st is not None and st.st_dev != place.branch.dev and place.is_elsewhere(st, name):
             child.sealed = True
         if not walk.stack:
             walk.top_st = child.sealed_stat() if child.sealed else st

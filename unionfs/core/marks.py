@@ -51,6 +51,9 @@ def read_dir_marks(place: BranchDir, *, bottom: bool = False) -> DirMarks:
     matters only to its redirect."""
     if place.sealed:
         return NO_MARKS
+    if place.recorded is not None and not place.recorded.has_marks:
+        place.flags_mark = NO_FLAGS
+        return DirMarks(markers.OPAQUE_NAME in place.recorded.names, None)
     fd = place.fd()
     opaque = False
     redirect = None
@@ -115,7 +118,7 @@ def _exists(dir_fd: int, name: bytes) -> bool:
 def has_aufs_whiteout(place: BranchDir, name: bytes) -> bool:
     """Whether `.wh.NAME` stands beside `name` in `place`."""
     mark = markers.whiteout_name(name)
-    return mark is not None and not place.sealed and _exists(place.fd(), mark)
+    return mark is not None and not place.sealed and not place.lacks(mark) and _exists(place.fd(), mark)
 
 
 def is_whiteout(place: BranchDir, name: bytes, st: Stat) -> bool:
