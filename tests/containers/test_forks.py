@@ -3,7 +3,6 @@ killed at each of their steps."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -12,13 +11,15 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.support import share
+from tests.support.small_filesystem import MIB, fill, make_room, small_filesystem
 from tests.support.timing import limit, wait_until
 from unionfs import Union
-from unionfs.containers import branch_files, branches, forks, freeze, merge, record
+from unionfs.containers import branches, forks, freeze, merge, record
 from unionfs.containers.config import ContainerConfig, RootFilesystem
 from unionfs.containers.errors import ContainerError
 from unionfs.containers.merge import OURS, THEIRS, ConflictError, parent_of
@@ -38,10 +39,10 @@ Plain = dict[str, tuple[str, int, str]]
 class World:
     """A store with containers, and a plain directory for each."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, root: Path | None = None) -> None:
         self.top = tmp_path
         self.base = tmp_path / "base"
-        self.store = ContainerStore(str(tmp_path / "root"))
+        self.store = ContainerStore(str(root or tmp_path / "root"))
         self.count = 0
 
     def make(self, name: str, *lines: str) -> Container:
@@ -389,22 +390,30 @@ def test_files_are_moved_if_the_fork_is_removed(world: World, stays: str) -> Non
         remove(world.store, world.find("c"))
 
 
-def test_no_space_in_the_middle_of_a_merge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    world.make("a", *_BASE)
-    world.fork("a", "b")
-    world.edit("b", "+d/x=1", "-g", "+d/y=1")
-    world.edit("a", "d:700")
-    with monkeypatch.context() as patched:
-        patched.setattr(branch_files, "set_attributes", full)
-        with pytest.raises(ContainerError, match="No space left on device"):
-            merge.merge(world.find("b"), world.find("a"), keep=True)
-    world.check("a", "b")
-    assert not os.path.lexists(os.path.join(world.find("a").directory, "merging"))
-    merge.merge(world.find("b"), world.find("a"))
-    assert world.shown("a")["d/y"] == ("file", 0o644, "1")
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_no_space_in_the_middle_of_a_merge(tmp_path: Path, kind: Literal["tmpfs", "ext4"]) -> None:
+    """The disk is full at one step after the other: each time everything stays as it was."""
+    with small_filesystem(kind, tmp_path) as small:
+        world = World(tmp_path, small / "root")
+        world.make("a", *_BASE)
+        world.fork("a", "b")
+        world.edit("b", "-g", *(f"+d/{number}={str(number) * MIB}" for number in range(3)))
+        world.edit("a", "d:700", "+d/y=of the parent")
+        expected = merged(look(world.plain("b")), look(world.plain("a")), look(world.base))
+        refused = []
+        for leave in (0, *(4096 << number for number in range(0, 12, 2)), 3 * MIB):
+            fill(small, leave)
+            why = _refused(lambda: merge.merge(world.find("b"), world.find("a"), keep=True))
+            make_room(small)
+            if not why:
+                break
+            refused.append(why)
+            world.check("a", "b")
+            assert not os.path.lexists(os.path.join(world.find("a").directory, "merging"))
+            assert {one.status for one in world.store.list()} == {"created"}
+        assert world.shown("a") == expected
+        assert len(refused) > 4
+        assert all("No space left on device" in why for why in refused), refused
 
 
 def test_a_container_that_is_gone(world: World) -> None:
@@ -436,7 +445,32 @@ def test_a_container_that_is_gone(world: World) -> None:
     wait_until(lambda: os.listdir(world.store.containers) == [".lock"], "all is removed")
 
 
-_STEPS = ((os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (files, "renameat2"), (os, "link"))
+def _refused(body: Callable[[], object]) -> str:
+    """Run `body` in a process of its own. Returns the message of its error, or ""."""
+    read_fd, write_fd = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            body()
+        except (ContainerError, OSError) as error:
+            os.write(write_fd, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    with open(read_fd) as pipe:
+        why = pipe.read()
+    os.waitpid(child, 0)
+    return why
+
+
+_STEPS = (
+    (os, "rename"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (os, "mkdir"),
+    (files, "renameat2"),
+    (os, "link"),
+    (os, "setxattr"),
+)
 
 
 def _killed_at(number: int, body: Callable[[], object]) -> bool:

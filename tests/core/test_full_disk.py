@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,40 +15,17 @@ from tests.core.drivers import errno_of
 from tests.core.snapshots import Snapshot, differences, shape, snapshot
 from tests.core.stack import Stack, Whiteout
 from tests.core.trees import MTIME_NS
-from tests.support.timing import limit
+from tests.support.small_filesystem import MIB, fill, make_room, small_filesystem
 from unionfs.core.attrs import DATA
 from unionfs.core.complete import complete_upper
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounting a small filesystem")
 
-MIB = 1 << 20
-
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with some 8 MiB of room."""
-    where = tmp_path / "small"
-    where.mkdir()
-    if request.param == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "none", str(where)]
-    else:
-        image = tmp_path / "image"
-        with open(image, "wb") as file:
-            os.truncate(file.fileno(), 12 * MIB)
-        made = subprocess.run(
-            ["mkfs.ext4", "-q", "-b", "4096", "-m", "0", str(image)],
-            capture_output=True,
-            timeout=limit(60),
-            check=False,
-        )
-        if made.returncode != 0:
-            pytest.skip(f"mkfs.ext4 does not work here: {made.stderr.decode()}")
-        command = ["mount", "-o", "loop", str(image), str(where)]
-    mounted = subprocess.run(command, capture_output=True, text=True, timeout=limit(60), check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small {request.param}: {mounted.stderr.strip()}")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True, timeout=limit(60))
+    with small_filesystem(request.param, tmp_path) as where:
+        yield where
 
 
 @pytest.fixture
@@ -74,25 +50,6 @@ def stack(small: Path, tmp_path: Path, whiteout: Whiteout) -> Stack:
     made.upper, made.work = small / "upper", small / "work"
     made.watch()
     return made
-
-
-def fill(where: Path, leave: int = 0) -> None:
-    """Take all room but `leave` bytes, and all inodes but a few."""
-    with open(where / "filler", "wb") as file:
-        for size in (MIB, 65536, 4096, 1):
-            while (code := errno_of(lambda size=size: os.write(file.fileno(), b"\xff" * size))) == 0:  # type: ignore[misc]
-                continue
-            assert code == errno.ENOSPC
-        if leave:
-            os.truncate(file.fileno(), max(0, os.fstat(file.fileno()).st_size - leave))
-
-
-def make_room(where: Path) -> None:
-    """Remove what took all room. ext4 gives out blocks again once the journal is written, which it may not wait for."""
-    (where / "filler").unlink()
-    directory_fd = os.open(where, os.O_RDONLY)
-    os.fsync(directory_fd)
-    os.close(directory_fd)
 
 
 def free(where: Path) -> int:

@@ -67,7 +67,7 @@ def without(changes: Sequence[Change], mountpoints: Collection[bytes]) -> list[C
             continue
         kept.append(change)
         path = change.path
-        while path := path.rpartition(b"/")[0]:
+        while (path := path.rpartition(b"/")[0]) and path not in busy:
             busy.add(path)
     return sorted(kept, key=lambda change: change.path)
 
@@ -147,7 +147,7 @@ class _Comparison:
     def name(self, here: _Directory, name: bytes) -> None:
         """Compare one name of the two trees and note what is to be walked below it."""
         path = here.path + b"/" + name
-        old = lookup(self.branches, here.old, name)
+        old = lookup(self.branches, here.old, name) if here.old else None
         found = self.new(here, name)
         if found is None:
             if old is not None:

@@ -52,7 +52,8 @@ def conflicts(fork: Iterable[Change], parent: Iterable[Change], equal: Equal) ->
         if change.new is not None:
             for path in above(change.path):
                 below.setdefault(path, change)
-    return [found for change in theirs if (found := _conflict(change, ours, below, equal)) is not None]
+    replaced: dict[bytes, Change | None] = {}  # a directory of the fork -> what the parent did instead of one above
+    return [found for change in theirs if (found := _conflict(change, ours, below, replaced, equal)) is not None]
 
 
 def above(path: bytes) -> Iterator[bytes]:
@@ -61,7 +62,13 @@ def above(path: bytes) -> Iterator[bytes]:
         yield path
 
 
-def _conflict(change: Change, ours: dict[bytes, Change], below: dict[bytes, Change], equal: Equal) -> Conflict | None:
+def _conflict(
+    change: Change,
+    ours: dict[bytes, Change],
+    below: dict[bytes, Change],
+    replaced: dict[bytes, Change | None],
+    equal: Equal,
+) -> Conflict | None:
     there = ours.get(change.path)
     if there is not None and not _agree(change, there, equal):
         return _told(change, there)
@@ -71,11 +78,16 @@ def _conflict(change: Change, ours: dict[bytes, Change], below: dict[bytes, Chan
             return _told(change, there)
     if change.new is None:
         return None
-    for path in above(change.path):
-        there = ours.get(path)
-        if there is not None and (there.new is None or not there.new.is_dir):
-            return _told(change, there)
-    return None
+    directory = change.path.rpartition(b"/")[0]
+    if directory not in replaced:
+        replaced[directory] = next(filter(_is_replaced, map(ours.get, above(change.path))), None)
+    there = replaced[directory]
+    return None if there is None else _told(change, there)
+
+
+def _is_replaced(there: Change | None) -> bool:
+    """Whether a change leaves no directory."""
+    return there is not None and (there.new is None or not there.new.is_dir)
 
 
 def _agree(change: Change, there: Change, equal: Equal) -> bool:

@@ -24,6 +24,7 @@ from unionfs.changes.stage import set_attributes
 from unionfs.core.copydata import Copy
 from unionfs.trees.open_beneath import open_beneath
 
+_DEFAULT_ACL: Final = "system.posix_acl_default"
 _CANNOT_LINK: Final = (errno.EXDEV, errno.EMLINK, errno.EPERM)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -82,7 +83,7 @@ class BranchFiles:
         copied here. Raises OSError."""
         root_fd = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._todo.sort(key=lambda change: change.path.rpartition(b"/")[0])  # so each directory is opened once
-        directory, dir_fd, has_copied = None, -1, False
+        directory, dir_fd, inherits, has_copied = None, -1, False, False
         try:
             for change in self._todo:
                 assert change.new is not None
@@ -92,12 +93,12 @@ class BranchFiles:
                     if dir_fd >= 0:
                         os.close(dir_fd)
                         dir_fd = -1
-                    dir_fd = open_beneath(root_fd, above[1:], os.O_PATH | os.O_DIRECTORY)
-                    directory = above
+                    dir_fd = open_beneath(root_fd, above[1:], os.O_RDONLY | os.O_DIRECTORY)
+                    directory, inherits = above, _DEFAULT_ACL in os.listxattr(dir_fd)
                 if self._is_given_up(change.new) and self._link(change.new, dir_fd, name):
                     continue
                 if self._can_copy(change.new):
-                    self._copy(change.new, dir_fd, name)
+                    self._copy(change.new, dir_fd, name, inherits=inherits)
                     has_copied = True
                 else:
                     make(change.path, change.new)
@@ -123,21 +124,26 @@ class BranchFiles:
             return False
         return True
 
-    def _copy(self, new: Object, dir_fd: int, name: bytes) -> None:
+    def _copy(self, new: Object, dir_fd: int, name: bytes, *, inherits: bool) -> None:
+        """Copy a file of the fork. `inherits`: files that are made in its directory get an ACL."""
         source = self._fork.open_data(new.data)
         try:
             target = os.open(name, _NEW, 0o600, dir_fd=dir_fd)
             try:
-                st = os.fstat(source)
+                st, made = os.fstat(source), os.fstat(target)
                 if st.st_size:
                     Copy(source, target, st.st_size).run()
-                times = (st.st_atime_ns, new.mtime_ns)
-                wanted = self._xattrs(new, source)
-                set_attributes(target, Owner(new.uid, new.gid), stat.S_IMODE(new.mode), wanted, times)
+                if new.data != new.place:
+                    xattrs = self._fork.xattrs(new.place)
+                else:
+                    xattrs = fd_xattrs(source) if os.listxattr(source) else {}
+                mode, times = stat.S_IMODE(new.mode), (st.st_atime_ns, new.mtime_ns)
+                if xattrs or inherits or (made.st_uid, made.st_gid) != (new.uid, new.gid):
+                    set_attributes(target, Owner(new.uid, new.gid), mode, xattrs, times)
+                else:  # the same in fewer system calls
+                    os.fchmod(target, mode)
+                    os.utime(target, ns=times)
             finally:
                 os.close(target)
         finally:
             os.close(source)
-
-    def _xattrs(self, new: Object, source_fd: int) -> dict[str, bytes]:
-        return fd_xattrs(source_fd) if new.data == new.place else self._fork.xattrs(new.place)

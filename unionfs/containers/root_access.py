@@ -25,11 +25,8 @@ def reach(container: Container, body: Callable[[int], None], what: str, warn: Ca
             return
         except NotRunningError:  # it has ended meanwhile
             running.wait(store, container)
-    store.claim(container)  # so that it is not started meanwhile
-    try:
+    with store.claimed(container):
         _in_stopped(container, body, warn)
-    finally:
-        store.unclaim(container, container.state.exit_code)
 
 
 def in_running(container: Container, body: Callable[[int], None], what: str) -> None:
