@@ -5,7 +5,8 @@
 A program asks for a new name every millisecond, which the daemon must answer, while a branch that has the name of each
 directory comes and goes; all files were asked for before, so that kernel and daemon know them. Prints one JSON line per
 number of directories: the milliseconds that a change took (median), and the longest and 99th percentile of the
-waits during the changes, and without them (`idle`).
+waits during the changes, and without them (`idle`). `slice` is the processor time of the longest piece of work between
+two requests, in a union without a mount: other work on the machine changes it less.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from unionfs.control import branch_client
+from unionfs import compiled
+
+compiled.use_compiled()
+
+from unionfs.control import branch_client  # noqa: E402  all that may import a compiled module comes after `use_compiled`
+from unionfs.core import branches  # noqa: E402
+from unionfs.core.attrs import ROOT  # noqa: E402
+from unionfs.core.options import Options  # noqa: E402
+from unionfs.core.union import Union  # noqa: E402
 
 _EVERY_S = 0.001
 
@@ -47,6 +56,7 @@ def _measure(top: Path, files: int, directories: int, rounds: int) -> dict[str, 
         (top / "added" / f"d{number}" / "new").touch()
     for number in range(files):
         (top / "lower" / f"d{number % directories}" / f"f{number}").touch()
+    longest = _longest_slice(top, rounds)
     merged = str(top / "merged")
     command = [os.path.join(os.path.dirname(sys.executable), "unionfs"), "mount", "--lower", str(top / "lower")]
     subprocess.run([*command, "--upper", str(top / "upper"), "--work", str(top / "work"), merged], check=True)
@@ -73,7 +83,31 @@ def _measure(top: Path, files: int, directories: int, rounds: int) -> dict[str, 
         "p99": round(waits[len(waits) * 99 // 100], 2),
         "idle_longest": round(idle[-1], 1),
         "idle_p99": round(idle[len(idle) * 99 // 100], 2),
+        "slice": round(longest, 1),
     }
+
+
+def _longest_slice(top: Path, rounds: int) -> float:
+    """The milliseconds of processor time of the longest slice of the changes, all files known."""
+    union = Union(Options(lowers=(str(top / "lower"),), upper=str(top / "upper"), work=str(top / "work")))
+    for directory in union.readdir(ROOT, 2):
+        nodeid = union.lookup(ROOT, directory.name).nodeid
+        for line in union.readdir(nodeid, 2):
+            union.lookup(nodeid, line.name)
+    longest = 0.0
+    fd = os.open(top / "added", os.O_PATH | os.O_DIRECTORY)
+    for _ in range(rounds):
+        without = branches.lowers(union)
+        added = branches.open_lower(union, fd, str(top / "added"))
+        for stack in ([added, *without], without):
+            change, is_more = branches.Restack(union, stack, lambda _: None), True
+            while is_more:
+                began = time.thread_time()
+                is_more = change.work()
+                longest = max(longest, (time.thread_time() - began) * 1000)
+    os.close(fd)
+    union.close()
+    return longest
 
 
 def _waits(merged: str, body: Callable[[], object]) -> list[float]:
