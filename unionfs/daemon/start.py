@@ -22,7 +22,7 @@ class Started(NamedTuple):
 
     pid: int
     pidfd: int
-    ended: int  # readable when no daemon serves the mount any more; the same as `pidfd` if another never can
+    ended: int  # readable when no daemon serves the mount any more, and no other can
 
 
 def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client.Parent | None = None) -> Started:
@@ -43,11 +43,8 @@ def start(options: DaemonOptions, *, warn: Warn = lambda _: None, parent: client
         pid, warning = fields
         if warning:
             warn(warning)
-        try:
-            pidfd, *more = reply.descriptors or [os.pidfd_open(int(pid))]
-            return Started(int(pid), pidfd, more[0] if more else pidfd)
-        except OSError as error:
-            raise StartError(client.ENDED, client.ENDED_HINT) from error
+        pidfd, ended = reply.descriptors
+        return Started(int(pid), pidfd, ended)
     if verdict == client.FAILED:
         sentence, hint, code = fields
         raise StartError(sentence, hint, int(code))
@@ -82,7 +79,18 @@ def _fork(options: DaemonOptions) -> client.Reply:
     from unionfs.daemon import process
 
     started_by = "itself" if client.refusal is None else f"itself: {client.refusal}"
-    return client.Reply(process.fork(options._replace(started_by=started_by)), [])
+    ended, held = os.pipe()
+    try:
+        fields = process.fork(options._replace(started_by=started_by, held_fd=held))
+        if fields[0] == client.READY:
+            return client.Reply(fields, [os.pidfd_open(int(fields[1])), ended])
+    except OSError as error:
+        os.close(ended)
+        raise StartError(client.ENDED, client.ENDED_HINT) from error
+    finally:
+        os.close(held)
+    os.close(ended)
+    return client.Reply(fields, [])
 
 
 _forked: Forked | None = None  # set once, by `become_at_start`
