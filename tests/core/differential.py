@@ -52,6 +52,7 @@ class Pair:
         *,
         caching: bool = False,
         overrides: str = "",
+        keeps: bool = False,
     ) -> None:
         self.native = Native(flatten(base / "plain", [*reversed(lowers), upper]))
         self._hidden = base / "plain.hidden"
@@ -62,6 +63,7 @@ class Pair:
             whiteout=whiteout,
             caching=caching,
             overrides=overrides,
+            keeps=keeps,
         )
         self.steps: list[Step] = []
         self.handles: list[tuple[int, int]] = []  # (native, union), the same index for the same open file
@@ -69,6 +71,7 @@ class Pair:
         self._has_frozen = False
         self._start = f"{list(lowers)!r}, {upper!r}, {whiteout!r}, caching={caching}"
         self._start += f", overrides={overrides!r}" if overrides else ""
+        self._start += ", keeps=True" if keeps else ""
         self._adopt_nlinks()
         self.check()
 
@@ -127,6 +130,9 @@ class Pair:
     def _forget(self) -> None:
         self.union.forget_all()
         self._forgot()
+
+    def _take_over(self) -> None:
+        self.stack.take_over()
 
     def _remount(self) -> None:
         self.close_handles()
@@ -233,9 +239,10 @@ def replay(
     caching: bool,
     steps: list[Step],
     overrides: str = "",
+    keeps: bool = False,
 ) -> None:
     """Run steps that once failed."""
-    pair = Pair(base, lowers, upper, whiteout, caching=caching, overrides=overrides)
+    pair = Pair(base, lowers, upper, whiteout, caching=caching, overrides=overrides, keeps=keeps)
     for verb, *args in steps:
         pair.do(str(verb), *args)
         pair.check()

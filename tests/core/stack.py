@@ -14,9 +14,12 @@ from typing import Literal
 from tests.core.snapshots import fingerprint
 from tests.core.trees import tree
 from tests.core.union_driver import UnionDriver
+from unionfs.core import takeover, unfinished_change
 from unionfs.core.attrs import ROOT
 from unionfs.core.complete import complete_upper
 from unionfs.core.freeze import Freeze
+from unionfs.core.kept_numbers import KeptNumbers
+from unionfs.core.node_record import NodeRecord
 from unionfs.core.options import Options
 from unionfs.core.union import Union
 
@@ -40,8 +43,11 @@ class Stack:
         durability: str = "volatile",
         metacopy: bool = False,
         partial_from: int = 0,
+        keeps: bool = False,
     ) -> None:
+        """`keeps`: a record of nodes, for `take_over`."""
         self.base = base
+        self.keeps = keeps
         self.caching = caching
         self.durability = durability
         self.metacopy = metacopy
@@ -83,8 +89,25 @@ class Stack:
     def u(self) -> UnionDriver:
         """The driver; the Union is opened at first use."""
         if self._driver is None:
-            self._driver = UnionDriver(Union(self.options), caching=self.caching)
+            union = Union(self.options)
+            if self.keeps:
+                takeover.keep_record(union, NodeRecord())
+            self._driver = UnionDriver(union, caching=self.caching)
         return self._driver
+
+    def take_over(self) -> dict[int, bool]:
+        """As if the daemon had died now, and the next one continued. Returns what takeover.take_over does."""
+        before = self.union
+        record = before._tree.nodes.record
+        assert record is not None
+        given = takeover.opened(before)
+        given = given.with_descriptors([os.dup(fd) for fd in given.descriptors()])
+        union = Union(before.options, given)
+        takeover.keep_record(union, NodeRecord(record.fd))
+        unfinished_change.close(before)
+        changes = takeover.take_over(union)
+        self.u.union = union
+        return changes
 
     @property
     def union(self) -> Union:
@@ -132,6 +155,10 @@ class Stack:
         try:
             job.prepare()
             job.commit()
+            if self.keeps:
+                numbers = KeptNumbers(self.union)
+                while numbers.work():
+                    pass
         finally:
             job.close()
         self.lowers.insert(0, self.base / name)

@@ -52,6 +52,7 @@ class UnionMachine(RuleBasedStateMachine):
     pair: Pair
     here: Snapshot
     overrides = ""
+    keeps = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +72,9 @@ class UnionMachine(RuleBasedStateMachine):
             lowers,
             upper,
             cast(Whiteout, whiteout),
-            caching=caching,
+            caching=caching or self.keeps,
             overrides=self.overrides,
+            keeps=self.keeps,
         )
         self.started = True
         self.here = self.pair.check()
@@ -292,6 +294,24 @@ def test_with_overrides_too() -> None:
     before = os.umask(0)
     try:
         run_state_machine_as_test(WithOverrides, settings=settings(MODEL_SETTINGS, max_examples=_EXAMPLES // 4))
+    finally:
+        os.umask(before)
+
+
+class WithTakeovers(UnionMachine):
+    """The same while daemons die between two requests."""
+
+    keeps = True
+
+    @rule()
+    def take_over(self) -> None:
+        self.do("take_over")
+
+
+def test_with_takeovers_too() -> None:
+    before = os.umask(0)
+    try:
+        run_state_machine_as_test(WithTakeovers, settings=settings(MODEL_SETTINGS, max_examples=_EXAMPLES // 4))
     finally:
         os.umask(before)
 

@@ -1,6 +1,7 @@
 """Programs at work on a union while its daemons are killed again and again: to be started by hand.
 
-    python -m tests.mounted.outlive [--kills N] [--between MS-MS] [--directory DIR] [-- OPTIONS OF unionfs mount]
+    python -m tests.mounted.outlive [--kills N] [--between MS-MS] [--directory DIR] [--upgrades S] [--branches S]
+                                    [-- OPTIONS OF unionfs mount]
 
 It mounts a union in DIR, has these at work on it until N daemons were killed (1000), and says what came of each:
 
@@ -8,8 +9,12 @@ It mounts a union in DIR, has these at work on it until N daemons were killed (1
     files       random reads, writes, maps, truncations and copies, compared with a plain file after each (random_io)
     pages       a store of pages as databases have: pages in place, a log that is synced, a rename at each checkpoint
     calls       thousands of random system calls on a tree, and the same in a plain directory: each result is compared
+    build       a C program of 12 files, built by make and run, again and again
     postgres    a PostgreSQL server, restarted after 400 transactions of two pgbench clients, whose sums are checked;
                 only if `initdb` and `pgbench` are found, and for root as the user `postgres`
+
+With --upgrades the mount continues every S seconds in another of two installed versions; meanwhile nobody is killed.
+With --branches a lower is added or removed, or the upper frozen, every S seconds.
 
 It fails if any program saw an error or anything that it had not written, if a lower was changed, or a process is left.
 """
@@ -26,7 +31,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -35,6 +42,7 @@ from tests.fuse.kernel import random_io
 from tests.mounted import operations, trees
 from tests.support import chaos, users
 from tests.support.timing import limit
+from unionfs import compiled
 
 _PAGE: Final = 4096
 _PAGES: Final = 64
@@ -129,8 +137,30 @@ def _calls(plain: Path) -> int:
     return done
 
 
+def _build(_plain: Path) -> int:
+    """Returns the number of builds."""
+    done = 0
+    while not _is_over():
+        os.mkdir("program")
+        names = [f"f{number}" for number in range(12)]
+        for number, name in enumerate(names):
+            Path("program", f"{name}.h").write_text(f"int {name}(int);\n")
+            body = f'#include <stdio.h>\n#include "{name}.h"\nint {name}(int n) {{ return n * {number} + {done}; }}\n'
+            Path("program", f"{name}.c").write_text(body)
+        calls = "".join(f'printf("%d ", {name}(3)); ' for name in names)
+        headers = "".join(f'#include "{name}.h"\n' for name in names)
+        Path("program", "main.c").write_text(f"#include <stdio.h>\n{headers}int main(void) {{ {calls}return 0; }}\n")
+        objects = " ".join(f"{name}.o" for name in ("main", *names))
+        Path("program", "Makefile").write_text(f"program: {objects}\n\t$(CC) -o $@ $^\n")
+        _run("make", "-j2", "-C", "program")
+        assert _run("program/program").split() == [str(3 * number + done) for number in range(12)]
+        shutil.rmtree("program")
+        done += 1
+    return done
+
+
 def _run(*argv: str) -> str:
-    """Run a program of PostgreSQL. Returns what it printed; AssertionError with what it said if it failed."""
+    """Run a program. Returns what it printed; AssertionError with what it said if it failed."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=limit(_END_S), check=False)
     assert done.returncode == 0, f"{argv[0]}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -163,11 +193,14 @@ _WORK: Final[dict[str, Callable[[Path], int]]] = {
     "files": _files,
     "pages": _pages,
     "calls": _calls,
+    "build": _build,
     _POSTGRES: _postgres,
 }
 
 
 def _is_possible(name: str) -> bool:
+    if name == "build":
+        return shutil.which("make") is not None and shutil.which("cc") is not None
     if name != _POSTGRES:
         return True
     if os.geteuid() == 0:
@@ -210,36 +243,121 @@ def _start(name: str, base: Path) -> subprocess.Popen[str]:
     )
 
 
-def _unionfs(*arguments: str) -> str:
-    argv = [sys.executable, "-m", "unionfs", *arguments]
-    return subprocess.run(argv, cwd=users.CHECKOUT, check=True, capture_output=True, text=True).stdout
+class _Program:
+    """The program that mounts: this checkout, or an installation that takes turns with another version of it."""
+
+    def __init__(self, base: Path, *, is_installed: bool) -> None:
+        self._place = base / "installed" if is_installed else users.CHECKOUT
+        self._other = base / "other"
+        for version, place in (("1.0", self._place), ("2.0", self._other)) if is_installed else ():
+            shutil.copytree(users.CHECKOUT / "unionfs", place / "unionfs")
+            (place / f"unionfs-{version}.dist-info").mkdir()
+            if not compiled.why_not_usable():
+                shutil.copytree(users.CHECKOUT / compiled.COMPILED_DIR, place, dirs_exist_ok=True)
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command."""
+        argv = [sys.executable, "-m", "unionfs", *arguments]
+        return subprocess.run(argv, cwd=self._place, check=check, capture_output=True, text=True)
+
+    def exchange(self) -> None:
+        """Install the other version."""
+        aside = self._place.with_name("aside")
+        self._place.rename(aside)
+        self._other.rename(self._place)
+        aside.rename(self._other)
 
 
-def run(base: Path, kills: int, between: str, options: list[str]) -> bool:
+class _Changes:
+    """Changes of the mount, one every some seconds, in a thread."""
+
+    def __init__(
+        self, program: _Program, base: Path, killer: chaos.Killer, upgrades_s: float, branches_s: float
+    ) -> None:
+        self._program = program
+        self._killer = killer
+        self._base = base
+        self._merged = os.fspath(base / "merged")
+        self._every = {self._upgrade: upgrades_s, self._change: branches_s}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.told: Counter[str] = Counter()
+        self._turn = 0
+        self._is_added = False
+
+    def start(self) -> None:
+        """Start."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        due = {what: time.monotonic() + every for what, every in self._every.items() if every}
+        while not self._over.wait(0.05):
+            for what, when in due.items():
+                if time.monotonic() > when:
+                    what()
+                    due[what] = time.monotonic() + self._every[what]
+
+    def _upgrade(self) -> None:
+        self._program.exchange()
+        self._killer.is_paused = (
+            True  # a daemon that is killed while the other version is loaded is replaced by its own
+        )
+        time.sleep(1)
+        done = self._program.run("upgrade", self._merged, check=False)
+        self._killer.is_paused = False
+        self.told["upgrades" if done.returncode == 0 else f"not upgraded: {done.stdout}{done.stderr}"] += 1
+
+    def _change(self) -> None:
+        self._turn += 1
+        words = ["freeze", self._merged]
+        if self._turn % 21:
+            words = ["branch", "rm" if self._is_added else "add", self._merged, os.fspath(self._base / "more")]
+            self._is_added = not self._is_added
+        done = self._program.run(*words, check=False)
+        self.told[words[0] if done.returncode == 0 else f"{words[:2]}: {done.stderr}"] += 1
+
+
+def run(base: Path, arguments: argparse.Namespace) -> bool:
     """Mount, let them work, kill, and print what came of it. Returns whether all is as it should be."""
-    for name in ("lower", "upper", "work", "merged", "plain"):
+    kills, between, options = arguments.kills, arguments.between, arguments.options
+    program = _Program(base, is_installed=bool(arguments.upgrades))
+    for name in ("lower", "more", "upper", "work", "merged", "plain"):
         (base / name).mkdir()
+    trees.make(trees.parse("a=more b/new=1 files/new=2"), base / "more")
     trees.make(trees.parse("a=1 b/c=22 b/d/e=333 l->a"), base / "lower")
     before = trees.snapshot(base / "lower")
     branches = [f"--{name}={base / name}" for name in ("lower", "upper", "work")]
-    _unionfs("mount", *branches, f"--log={base / 'log'}", *options, os.fspath(base / "merged"))
+    program.run("mount", *branches, f"--log={base / 'log'}", *options, os.fspath(base / "merged"))
     base.chmod(0o755)
     working = {name: _start(name, base) for name in _WORK if _is_possible(name)}
     killer = chaos.Killer(chaos.mount(f"{base}/"), between, seed=int(time.time())).start()
+    changes = _Changes(program, base, killer, arguments.upgrades, arguments.branches)
+    changes.start()
     began, is_right = time.monotonic(), True
     try:
         while killer.kills < kills and all(one.poll() is None for one in working.values()):
             time.sleep(0.2)
     finally:
         (base / "over").touch()
+        changes.stop()
     for name, one in working.items():
         done, said = one.communicate(timeout=limit(_END_S))
         is_right = is_right and one.returncode == 0
         print(f"{name:8} {done.strip() or said}")
     print(f"kills    {killer.stop()} in {time.monotonic() - began:.0f} s")
-    print(*(line for line in _unionfs("stats", os.fspath(base / "merged")).splitlines() if line.startswith("keeper")))
-    _unionfs("umount", os.fspath(base / "merged"))
-    errors = [line for line in (base / "log").read_text().splitlines() if "ERROR" in line or "Traceback" in line]
+    told = program.run("stats", os.fspath(base / "merged")).stdout.splitlines()
+    print(*(line for line in told if line.startswith("keeper")))
+    for what, count in changes.told.items():
+        print(f"{count:8} {what}")
+        is_right = is_right and what in ("upgrades", "branch", "freeze")
+    program.run("umount", os.fspath(base / "merged"))
+    lines = (base / "log").read_text().splitlines()
+    errors = [line for at in range(len(lines)) if " ERROR " in lines[at] for line in lines[at : at + 20]]
     changed = trees.differences(before, trees.snapshot(base / "lower"))
     for line in (*errors, *changed):
         print(line)
@@ -255,10 +373,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--between", default="50-500", metavar="MS-MS", help="from one kill to the next: 50-500")
     parser.add_argument("--directory", help="where to mount (default: a new one below /var/tmp)")
+    parser.add_argument("--upgrades", type=float, default=0, metavar="S", help="another version every S seconds")
+    parser.add_argument("--branches", type=float, default=0, metavar="S", help="other branches every S seconds")
     parser.add_argument("options", nargs="*", help="options of unionfs mount")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory or "/var/tmp", prefix="outlive-") as base:
-        is_right = run(Path(base), arguments.kills, arguments.between, arguments.options)
+        is_right = run(Path(base), arguments)
     print("all is right" if is_right else "something is wrong")
     return 0 if is_right else 1
 

@@ -77,6 +77,7 @@ class Killer:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._kill, daemon=True)
         self.kills = 0  # changed by the thread; right after `stop`
+        self.is_paused = False  # whether it kills nobody for now
 
     def start(self) -> Killer:
         self._thread.start()
@@ -91,7 +92,7 @@ class Killer:
     def _kill(self) -> None:
         while not self._over.wait(self._random.uniform(*self._between_s)):
             daemon = daemon_of(self._mount)
-            if daemon is not None:
+            if daemon is not None and not self.is_paused:
                 with suppress(ProcessLookupError):
                     os.kill(daemon, signal.SIGKILL)
                     self.kills += 1
