@@ -21,8 +21,8 @@ from unionfs.core.node_record import (
     DamagedError,
     NodeRecord,
     OpenFile,
-    RecordedNode,
 )
+from unionfs.core.recorded_node import RecordedNode
 
 _MIB = 1 << 20
 _AREA = 128 << 10

@@ -22,8 +22,6 @@ from tests.mounted.subjects import Subject
 from tests.support import chaos
 from tests.support.timing import limit
 
-pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a death while branches change ends the mount")
-
 _SUBJECTS = [
     pytest.param(one, id=str(one), marks=[pytest.mark.transport(one.transport), pytest.mark.runs_as(one.runs_as)])
     for one in (Subject("kernel", "root", "scattered"), Subject("kernel", "user", "scattered"))
@@ -283,6 +281,7 @@ def _remount(stand: MountedSubject, words: str, fails_with: str = "") -> None:
 
 
 @_as_ordinary_user
+@pytest.mark.skipif(chaos.is_wanted(), reason="it counts deaths")
 @pytest.mark.parametrize("keeper", ["its own", "any"])
 def test_after_a_change_another_daemon_continues(stand: MountedSubject, keeper: str) -> None:
     """It shows the branches of now, with the inode numbers of before; also in another version."""

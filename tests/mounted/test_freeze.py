@@ -21,8 +21,6 @@ from tests.mounted.test_keeper import kill_daemon
 from tests.support import chaos
 from tests.support.timing import limit
 
-pytestmark = pytest.mark.skipif(chaos.is_wanted(), reason="a death while branches change ends the mount")
-
 _SUBJECTS = kernel_subjects("scattered")
 
 

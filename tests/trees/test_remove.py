@@ -18,6 +18,7 @@ from tests.core.children import as_user, expect, in_child
 from tests.core.conftest import needs_root
 from tests.core.trees import tree
 from tests.support.timing import limit
+from unionfs.core.branch import Branch
 from unionfs.core.fds import FdCache
 from unionfs.core.staging import Staging
 from unionfs.syscalls import files
@@ -141,7 +142,8 @@ def test_a_daemon_sweeps_a_deep_tree_of_a_dead_one_with_few_descriptors(scratch:
     _make_deep(work / "live-1-dead/t1", 3000, mode=0o755)
 
     def sweep() -> None:
-        Staging(str(work), FdCache(8)).close()
+        fds = FdCache(8)
+        Staging(str(work), fds, Branch(str(work), fds, writable=True)).close()
 
     expect(in_child(partial(_remove_with_few_descriptors, sweep)))
     assert sorted(os.listdir(work)) == ["index", "spare"]

@@ -32,8 +32,7 @@ _EPILOG: Final = """\
 A branch on which the upper depends is removed with --force only: copies of its files stay, with other inode numbers
 after the next mount; renamed directories lose its content; names of hard links that only it has disappear.
 
-If the daemon is killed while branches are changed, the mount ends; before and afterwards another daemon continues.
-Where it cannot afterwards, unionfs stats says so.
+If the daemon is killed while branches are changed, another one finishes the change.
 
 --json prints one list of objects: position, role (upper, lower), path."""
 

@@ -25,8 +25,7 @@ path. The work directory lists frozen directories, so that the next mount of the
 them. Of a container, running or not, the directory is named upper.NAME, and counts as a part of its changes."""
 
 _EPILOG: Final = """\
-Files that are open for writing are copied up at their next write. If the daemon is killed in the moment of the freeze,
-the mount ends; before and afterwards another daemon continues. Refused with --watch, --passthrough or --transport
+Files that are open for writing are copied up at their next write. Refused with --watch, --passthrough or --transport
 pyfuse3, on mounts that podman or another program has made by the -o form.
 
 --json prints one object: path."""

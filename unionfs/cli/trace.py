@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from unionfs.cli.arguments import Parser
 from unionfs.cli.stats import ask_daemon
+from unionfs.fuse import mounting
 from unionfs.printable import printable
 
 _EPILOG: Final = """\
@@ -25,11 +26,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
-    for entry in ask_daemon(arguments.mountpoint, "trace"):
-        if "listening" in entry:
-            print("waiting for copy-ups; Ctrl-C ends", file=sys.stderr, flush=True)
-        else:
-            print(json.dumps(entry) if arguments.json else _for_people(entry), flush=True)
+    is_new = True
+    while is_new or mounting.union_at(mounting.resolve_mountpoint(arguments.mountpoint)) is not None:
+        for entry in ask_daemon(arguments.mountpoint, "trace"):
+            if "listening" not in entry:
+                print(json.dumps(entry) if arguments.json else _for_people(entry), flush=True)
+            elif is_new:
+                print("waiting for copy-ups; Ctrl-C ends", file=sys.stderr, flush=True)
+                is_new = False
+        is_new = False  # another daemon continues, if one has died
     return 0
 
 

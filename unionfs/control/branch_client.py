@@ -7,9 +7,10 @@ caller's rights. Knows the mount table. Does not know the core.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from unionfs.fuse import mounting
 from unionfs.fuse.mounting import FSTYPE
@@ -17,6 +18,13 @@ from unionfs.syscalls import files, mountinfo
 
 BOTTOM = -1
 """The position below all branches."""
+
+_PATIENCE_S: Final = 60.0
+"""For daemons that die before they answer, while others continue."""
+
+
+class _EndedError(Exception):
+    """The daemon has ended without an answer."""
 
 
 class BranchError(Exception):
@@ -53,7 +61,11 @@ def at(path: str) -> Served:
 
 def listed(union: Served) -> list[BranchLine]:
     """List the branches, the topmost first. Raises: BranchError."""
-    return _answer(union, "branches", {}, ())
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        with suppress(_EndedError):  # another daemon may continue
+            return _answer(union, "branches", {}, ())
+    raise BranchError("its daemon ended without an answer")
 
 
 def add(union: Served, path: str, position: int | None = None, *, force: bool = False) -> list[BranchLine]:
@@ -66,7 +78,7 @@ def add(union: Served, path: str, position: int | None = None, *, force: bool = 
     try:
         hidden = list(_mounts_below(union, path))
         details = {"verb": "add", "path": os.path.realpath(path), "at": position, "force": force, "hidden": hidden}
-        return _answer(union, "change", details, (fd,))
+        return _change(union, details, (fd,))
     finally:
         os.close(fd)
 
@@ -91,7 +103,7 @@ def freeze(union: Served, mountpoint: str, name: str) -> str:
             files.syncfs(fd)
         finally:
             os.close(fd)
-    found = _answer(union, "change", {"verb": "freeze", "path": name, "at": None}, ())
+    found = _change(union, {"verb": "freeze", "path": name, "at": None}, ())
     return next(line.path for line in found if line.role == "lower")
 
 
@@ -113,9 +125,9 @@ def _of_known(union: Served, details: dict[str, Any]) -> list[BranchLine]:
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return _answer(union, "change", details, ())
+        return _change(union, details, ())
     try:
-        return _answer(union, "change", details | {"path": os.path.realpath(path)}, (fd,))
+        return _change(union, details | {"path": os.path.realpath(path)}, (fd,))
     finally:
         os.close(fd)
 
@@ -132,7 +144,22 @@ def _mounts_below(union: Served, path: str) -> Iterator[list[str]]:
             yield there.mountpoint[len(beneath) :].split("/")
 
 
+def _change(union: Served, details: dict[str, Any], fds: tuple[int, ...]) -> list[BranchLine]:
+    """Ask for a change. If the daemon dies meanwhile, the next one has made it, or it is asked again. Raises:
+    BranchError."""
+    before = listed(union)
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        with suppress(_EndedError):
+            return _answer(union, "change", details, fds)
+        found = listed(union)  # when it has finished the change
+        if found != before:
+            return found
+    raise BranchError("its daemon ended without an answer")
+
+
 def _answer(union: Served, question: str, details: dict[str, Any], fds: tuple[int, ...]) -> list[BranchLine]:
+    """Raises: BranchError, _EndedError."""
     from unionfs.control.client import NoAnswerError, ask
 
     try:
@@ -140,7 +167,7 @@ def _answer(union: Served, question: str, details: dict[str, Any], fds: tuple[in
     except NoAnswerError as why:
         raise BranchError(str(why)) from why
     if found is None:
-        raise BranchError("its daemon ended without an answer")
+        raise _EndedError
     if "refused" in found:
         raise BranchError(found["refused"], tuple((each["kind"], each["path"]) for each in found["pointers"]))
     return [BranchLine(each["position"], each["role"], each["path"]) for each in found["branches"]]

@@ -13,12 +13,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from unionfs.core import branches, pointers
+from unionfs.core import branches, pointers, unfinished_change
 from unionfs.core.freeze import Freeze
 from unionfs.core.kept_numbers import KeptNumbers
 from unionfs.core.options import OptionError
@@ -26,6 +27,7 @@ from unionfs.fuse.calls import EndedError
 from unionfs.fuse.death_helper import DeathHelper
 
 if TYPE_CHECKING:
+    from unionfs.core.attrs import Invalidation
     from unionfs.core.ledger import CopiedUp
     from unionfs.core.pointers import Pointer
     from unionfs.core.union import Union
@@ -72,11 +74,15 @@ class BranchControl:
         self._history = history  # immutable
         self._record = history.record if history is not None else None  # immutable
         self._tell_keeper = tell_keeper  # immutable
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()  # held while branches change, or the daemon asks for an upgrade
         self._has_helper = False  # set once, by the first change
 
     def described(self) -> list[dict[str, Any]]:
-        """Describe the branches from the top: position, role ("upper" or "lower"), path."""
+        """Describe the branches from the top: position, role ("upper" or "lower"), path. Not while they change."""
+        with self.lock:
+            return self._described()
+
+    def _described(self) -> list[dict[str, Any]]:
         options = self._union.options
         paths = [("upper", options.upper)] if options.upper is not None else []
         paths += [("lower", lower) for lower in options.lowers]
@@ -86,7 +92,7 @@ class BranchControl:
         """Make one change: `asked` has `verb` ("add", "rm", "mv"), `path`, `at` (a position or None), `force`, and for
         "add" `hidden`: what is mounted below the directory. `fds`: the directory, if it could be opened. For the verb
         "freeze" the path is a name. Raises: RefusedError."""
-        with self._lock:
+        with self.lock:
             try:
                 self._change(asked, fds)
             except EndedError:
@@ -97,9 +103,7 @@ class BranchControl:
                 raise RefusedError(f"{asked.get('path')}: {error.strerror}") from error
 
     def _change(self, asked: dict[str, Any], fds: list[int]) -> None:
-        calls = self._traffic.calls
-        if calls is None:
-            raise RefusedError("its transport does not change branches while it serves")
+        calls = self._calls()
         verb, path, at = asked.get("verb"), asked.get("path"), asked.get("at")
         if verb == "freeze" and isinstance(path, str):
             self._freeze(calls, os.fsencode(path))
@@ -130,6 +134,14 @@ class BranchControl:
             return
         self._restack(calls, stack)
 
+    def _calls(self) -> Calls:
+        """Return what has the union's thread work. Raises RefusedError."""
+        while self._traffic.calls is None and self._record is not None:  # the transport is starting
+            time.sleep(_POLL_S)
+        if self._traffic.calls is None:
+            raise RefusedError("its transport does not change branches while it serves")
+        return self._traffic.calls
+
     def _freeze(self, calls: Calls, name: bytes) -> None:
         """Make the upper a lower, under `name` beside it; b"": under its own name with a number."""
         numbers = count(1)
@@ -150,37 +162,91 @@ class BranchControl:
 
     def _commit(self, calls: Calls, job: Freeze) -> None:
         until = time.monotonic() + _QUIET_S
+        record, is_announced = self._record, self._announce(calls, job)
 
         def work() -> bool:
             if not calls.is_quiet():
                 if time.monotonic() > until:
                     raise RefusedError("its files are being changed all the time")
                 return True
-            was_outdated = self._record is not None and self._record.is_outdated
-            self._prepare()
-            try:
-                job.commit()
-            except BaseException:
-                if self._record is not None:
-                    self._record.outdate(was_outdated)
-                raise
+            self._prepare(is_announced)
+            job.commit()
+            if record is not None and is_announced:
+                is_known = False
+                try:
+                    numbers = KeptNumbers(self._union)
+                    while numbers.work():
+                        pass
+                    unfinished_change.announce(self._union, None)
+                    is_known = self._tell_keeper is not None and self._tell_keeper()
+                finally:
+                    record.outdate(not is_known)  # before a request sees the new branches
             return False
 
-        calls.do(work)
-        self._keep(calls)
+        with self._undone_if_it_fails():
+            calls.do(work)
+        if record is not None and record.is_outdated:
+            self._keep(calls)
+
+    def _announce(self, calls: Calls, change: list[branches.Lower] | Freeze) -> bool:
+        """Have the keeper know the change that is about to be made. Returns whether a death during it is survived."""
+        record, tell = self._record, self._tell_keeper
+        if record is None or tell is None:
+            return False
+        if record.is_changing:
+            self._keep(calls)  # the change before: the kernel took long to forget
+        if record.is_changing or record.is_outdated:
+            return False
+        unfinished_change.announce(self._union, change)
+        return tell()
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """If the body raises, and the branches are as they were, have the record and the union say so."""
+        before, record = self._union.options.lowers, self._record
+        was_outdated = record is not None and record.is_outdated
+        try:
+            yield
+        except EndedError:
+            raise
+        except BaseException:
+            if self._union.options.lowers == before:
+                unfinished_change.announce(self._union, None)
+                if record is not None:
+                    record.outdate(was_outdated)
+            raise
 
     def _keep(self, calls: Calls) -> None:
-        """After a change: have the keeper know the branches. Until then a death ends the mount."""
-        if self._record is None or self._tell_keeper is None or self._record.has_view:
-            return  # the view goes on to show the branches of before
+        """After a change: have the keeper know the branches."""
+        record, tell = self._record, self._tell_keeper
+        if record is None or tell is None:
+            return
         try:
             calls.do(KeptNumbers(self._union).work)
-            if self._tell_keeper():
-                self._record.outdate(False)
+            unfinished_change.announce(self._union, None)
+            if tell():
+                record.outdate(False)
         except EndedError:
             raise
         except Exception:  # the change is made: without a keeper that knows it, the mount goes on
             log.exception("the keeper does not learn the branches")
+
+    def finish(self, stale: list[Invalidation]) -> None:
+        """Finish a change of the lowers that a daemon has begun that has died, and this one has repeated: have the
+        kernel ask again for `stale`, and the keeper know the branches. In a thread of its own. Preconditions: `lock` is
+        held; it is released."""
+
+        with _released(self.lock), suppress(EndedError):
+            calls = self._calls()
+            calls.do(partial(self._tell, calls, stale))
+            self._wait_until_told(calls)
+            log.info("the lowers are now %s", ", ".join(map(repr, self._union.options.lowers)))
+
+    def _tell(self, calls: Calls, stale: list[Invalidation]) -> bool:
+        """On the union's thread."""
+        self._start_helper()
+        calls.begin_telling()(stale)
+        return False
 
     def _index(self, at: int | None, count: int) -> int:
         """Return the index among `count` lowers that a position means; None: the top, -1: the bottom."""
@@ -196,30 +262,42 @@ class BranchControl:
 
     def _restack(self, calls: Calls, stack: list[branches.Lower], copied_up: list[CopiedUp] | None = None) -> None:
         change: branches.Restack | None = None
+        is_announced = self._announce(calls, stack)
 
         def work() -> bool:
             nonlocal change
             if change is None:
                 if copied_up:
                     raise RefusedError(f"a file of it has just been copied up: {os.fsdecode(copied_up[0].path)}")
-                self._prepare()
+                self._prepare(is_announced)
                 change = branches.Restack(self._union, stack, calls.begin_telling())
             return change.work()
 
-        calls.do(work)
+        with self._undone_if_it_fails():
+            calls.do(work)
+        self._wait_until_told(calls)
+        log.info("the lowers are now %s", ", ".join(map(repr, self._union.options.lowers)))
+
+    def _wait_until_told(self, calls: Calls) -> None:
+        """Wait until the kernel has forgotten what is outdated, and have the keeper know the branches then."""
         until = time.monotonic() + _TOLD_S
         while not calls.has_told() and time.monotonic() < until:
             time.sleep(_POLL_S)
         if calls.has_told():
             self._keep(calls)
-        log.info("the lowers are now %s", ", ".join(repr(lower) for lower in self._union.options.lowers))
 
-    def _prepare(self) -> None:
+    def _prepare(self, is_announced: bool) -> None:
         """On the union's thread: what must be so before the first notification and the first new branch."""
-        if self._record is not None:
+        if self._record is not None and is_announced:
+            self._record.begin_changing()
+        elif self._record is not None:
             self._record.outdate()
         if self._traffic.view_offer is not None:
             self._traffic.view_offer.withdraw()
+        self._start_helper()
+
+    def _start_helper(self) -> None:
+        """On the union's thread."""
         if not self._has_helper:
             self._has_helper = True
             helper = DeathHelper(self._connection)  # it aborts the connection where no other daemon would answer
@@ -269,6 +347,14 @@ class BranchControl:
                 raise RefusedError(f"{path} lies in the {role}: it would change underneath")
             if here in _ancestors(root_fd):
                 raise RefusedError(f"the {role} lies in {path}: it would show up in itself")
+
+
+@contextmanager
+def _released(lock: threading.Lock) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _CopyUpsFrom:

@@ -150,15 +150,23 @@ class Reporter:
             why = why or "it has no keeper"
         elif history.record.is_outdated:
             why = "its branches were changed while it was mounted, and its keeper does not know them"
+        elif history.record.is_changing:
+            why = "its branches are being changed"
         if history is None or leave is None or why:
             _send(client, {"refused": why})
             return
         if not self.upgrading.acquire(blocking=False):
             _send(client, {"refused": "an upgrade is under way"})
             return
+        if self.branches is not None and not self.branches.lock.acquire(blocking=False):
+            self.upgrading.release()
+            _send(client, {"refused": "its branches are being changed"})
+            return
         upgrades = history.upgrades
         history.not_upgraded = history.ask_for_upgrade()
         if history.not_upgraded:
+            if self.branches is not None:
+                self.branches.lock.release()
             self.upgrading.release()
             _send(client, {"refused": history.not_upgraded})
             return

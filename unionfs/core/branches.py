@@ -317,7 +317,7 @@ class Restack:
     def _leave(self, branch: Branch) -> Iterator[None]:
         """Close a removed branch, now or when the last node that is in it is forgotten."""
         tree = self._tree
-        if tree.is_viewed:
+        if branch in tree.viewed_lowers:
             return  # the view goes on to show it
         if tree.nodes.handle_table is not None:
             tree.nodes.handle_table.drop_in(branch)

@@ -384,6 +384,7 @@ def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
             pass
         st = tree.stat(node)
         before = up.stat()
+        tree.hold_times(parent, before)
         if key is not None:
             tree.links.announce(key, 1, st.st_nlink + 1)
         os.link(node.leaf, name, src_dir_fd=node.home.fd(), dst_dir_fd=up.fd(), follow_symlinks=False)

@@ -33,6 +33,7 @@ def _cut_off(tree: UnionState, found: list[DirNode]) -> None:
         assert here.upper is not None
         if here.low is not None:
             before = here.upper.stat()
+            tree.hold_times(here, before)
             marks.set_opaque(marks.proc_path(here.upper.fd()), here.upper.fd(), tree.options.whiteout)
             tree.restore_times(here.upper.fd(), before)
             here.low = None

@@ -34,6 +34,7 @@ from unionfs.syscalls import files
 from unionfs.trees.remove import remove_tree
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_INDEX: Final = b"index"  # the name of the hard-link index of before in the staging directory
 _SHOWN: Final = (markers.OVERRIDE_PREFIX, markers.OVERRIDE_OLD_XATTR, markers.OVERRIDE_PRIVILEGED_XATTR)
 """Of the union's own attributes, those that say how an object is shown."""
 
@@ -101,6 +102,10 @@ class Freeze:
                     return name
         raise OptionError(errno.EXDEV, f"the upper {upper.path} is a mountpoint, and cannot change places with another")
 
+    def described(self) -> tuple[bytes, bytes, int]:
+        """Return what `take_back` needs. After `prepare`."""
+        return self._upper_name, self._name, os.fstat(self._fresh_fd).st_ino
+
     def close(self) -> None:
         """Clean up: after `commit` what it has left, else what `prepare` has made."""
         if self._staging_fd >= 0:
@@ -110,7 +115,7 @@ class Freeze:
             self._staging_fd = -1
         if self._is_listed and not self._is_done:
             with suppress(OSError), _alone(self._tree.staging):  # an empty directory in the list changes nothing
-                self._tree.staging.drop_frozen()
+                self._tree.staging.drop_frozen(self._name)
                 self._is_listed = False
         if self._fresh_fd >= 0:
             if not self._is_done and not self._is_listed:
@@ -152,7 +157,7 @@ class Freeze:
         """Do what is to be done on disk. Returns the name of the old hard-link index in the staging directory, and the
         new one."""
         staging = self._tree.staging
-        index = staging.renew_index()
+        index = staging.renew_index(_INDEX)
         try:
             links = HardLinks(staging, fresh.root)
             parent = self._parent_fd
@@ -172,6 +177,27 @@ class Freeze:
             fresh.overrides.floor = frozen.overrides.floor
             fresh.overrides.stands_in = frozen.overrides.stands_in
         return fresh
+
+
+def take_back(tree: UnionState, described: tuple[bytes, bytes, int]) -> None:
+    """Undo what a daemon that has died has done of a freeze: it has shown nothing of it. Can be repeated. Raises
+    OSError."""
+    upper_name, name, ino = described
+    staging, upper = tree.staging, tree.upper
+    assert upper is not None
+    lock = staging.lock_out_others()  # held to the end
+    parent_fd = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.root.fd())
+    try:
+        if os.stat(upper_name, dir_fd=parent_fd, follow_symlinks=False).st_ino == ino:
+            files.renameat2(parent_fd, upper_name, parent_fd, name, files.RENAME_EXCHANGE)
+        with suppress(FileNotFoundError):  # it was not moved
+            staging.restore_index(_INDEX)
+        with suppress(OSError):  # an empty directory in the list changes nothing
+            staging.drop_frozen(name)
+            os.rmdir(name, dir_fd=parent_fd)
+    finally:
+        os.close(parent_fd)
+        del lock
 
 
 def freeze_unmounted(options: Options, name: bytes = b"") -> str:
@@ -247,6 +273,7 @@ def _switch(tree: UnionState, frozen: Branch, fresh: Branch, lowers: LowerTree, 
     replaced: set[object] = {tree.lowers.root}
     before, tree.lowers, tree.upper = tree.links, lowers, fresh
     tree.staging.branch.overrides = fresh.overrides
+    tree.staging.set_upper(fresh)
     links.on_change = before.on_change
     tree.set_links(links)
     for file in list(tree.nodes.by_inode.values()):

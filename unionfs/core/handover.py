@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unionfs.core.branch import Branch
 from unionfs.core.fds import FdCache, FileFd
@@ -30,6 +30,16 @@ class OpenBranch(NamedTuple):
     private_fd: int = -1  # a private copy of its mount, under passthrough (core.backing); -1: there is none
 
 
+class OpenChange(NamedTuple):
+    """A change of the branches that is about to be made (core.unfinished_change). Immutable."""
+
+    order: tuple[int, ...] = ()  # the lowers from then on, top first, by Branch.number; -1: `added`
+    added: OpenBranch | None = None
+    freeze: tuple[bytes, bytes, int] | None = None
+    """A freeze instead: the upper's name in the directory above it, the name that it gets, and the inode number of the
+    empty directory that takes its place."""
+
+
 class OpenBranches(NamedTuple):
     """All branches of a union. Immutable."""
 
@@ -39,6 +49,8 @@ class OpenBranches(NamedTuple):
     others: tuple[OpenBranch, ...] = ()  # that have been lowers, and are still in use
     numbering: Numbering | None = None
     is_restacked: bool = False  # whether the lowers are others than at first
+    viewed: tuple[int, ...] = ()  # the lowers of its view, top first, by Branch.number; none: there was no view
+    change: OpenChange | None = None
 
     def with_descriptors(self, descriptors: list[int]) -> OpenBranches:
         """Return the same with others, in the order of `descriptors`."""
@@ -53,7 +65,10 @@ class OpenBranches(NamedTuple):
         if upper is not None and staging is not None:
             upper = with_next(upper)
             staging = staging._replace(root_fd=next(fds), live_fd=next(fds))
-        return self._replace(lowers=lowers, others=others, upper=upper, staging=staging)
+        change = self.change
+        if change is not None and change.added is not None:
+            change = change._replace(added=with_next(change.added))
+        return self._replace(lowers=lowers, others=others, upper=upper, staging=staging, change=change)
 
     def descriptors(self) -> list[int]:
         """Return all descriptors."""
@@ -61,7 +76,18 @@ class OpenBranches(NamedTuple):
         fds = [fd for one in (*self.lowers, *self.others, *uppers) for fd in (one.fd, one.private_fd) if fd >= 0]
         if self.staging is not None:
             fds += [self.staging.root_fd, self.staging.live_fd]
+        added = self.change.added if self.change is not None else None
+        if added is not None:
+            fds += [fd for fd in (added.fd, added.private_fd) if fd >= 0]
         return fds
+
+
+class Change:
+    """A change of the branches that is about to be made."""
+
+    def __init__(self, lowers: list[Branch], freeze: tuple[bytes, bytes, int] | None = None) -> None:
+        self.lowers = lowers  # immutable: those from then on, top first; none: it is a freeze
+        self.freeze = freeze  # immutable: see OpenChange
 
 
 def branches(
@@ -72,8 +98,11 @@ def branches(
     inodes: Inodes,
     *,
     is_restacked: bool,
+    viewed: list[Branch],
+    change: Change | None,
 ) -> OpenBranches:
     """Describe the branches. `opened`: all that have been lowers. The descriptors stay the caller's."""
+    opened = list(opened)
     others = [branch for branch in opened if branch not in lowers and branch.root.held is not None]
     return OpenBranches(
         tuple(map(_describe, lowers)),
@@ -82,7 +111,15 @@ def branches(
         tuple(map(_describe, others)),
         inodes.numbering(),
         is_restacked,
+        tuple([branch.number for branch in viewed]),
+        None if change is None else _describe_change(change, opened),
     )
+
+
+def _describe_change(change: Change, opened: list[Branch]) -> OpenChange:
+    order = tuple([branch.number if branch in opened else -1 for branch in change.lowers])
+    added = next((_describe(branch) for branch in change.lowers if branch not in opened), None)
+    return OpenChange(order, added, change.freeze)
 
 
 def _describe(branch: Branch) -> OpenBranch:
@@ -100,6 +137,8 @@ class Taken(NamedTuple):
     opened: list[Branch]  # all lowers so far, by Branch.number; one that is closed is represented by another
     upper: Branch | None
     staging: Staging | None
+    viewed: list[Branch]  # the lowers of its view, top first
+    change: Change | None
 
 
 def take(options: Options, given: OpenBranches, fds: FdCache) -> Taken:
@@ -111,15 +150,21 @@ def take(options: Options, given: OpenBranches, fds: FdCache) -> Taken:
         others = [_take(there.path, there, fds, writable=False) for there in given.others]
         if options.upper is not None and options.work is not None and given.upper is not None:
             upper = _take(options.upper, given.upper, fds, writable=True)
-            staging = Staging(options.work, fds, given.staging)
+            staging = Staging(options.work, fds, upper, given.staging)
             staging.branch.overrides = upper.overrides
+        added = given.change.added if given.change is not None else None
+        new = None if added is None else _take(added.path, added, fds, writable=False)
     except OSError as exc:
         raise OptionError(exc.errno or errno.EIO, f"a branch cannot be used any more: {exc.strerror}") from None
     for position, branch in enumerate(lowers):
         branch.number = position if branch.number < 0 else branch.number
     by_number = {branch.number: branch for branch in (*lowers, *others)}
     opened = [by_number.get(number, lowers[-1]) for number in range(max(by_number) + 1)]
-    return Taken(lowers, opened, upper, staging)
+    change = None
+    if given.change is not None:
+        stack = [opened[number] if number >= 0 else new for number in given.change.order]
+        change = Change([branch for branch in stack if branch is not None], given.change.freeze)
+    return Taken(lowers, opened, upper, staging, [opened[number] for number in given.viewed], change)
 
 
 def _take(path: str, given: OpenBranch, fds: FdCache, *, writable: bool) -> Branch:
@@ -146,13 +191,25 @@ def to_values(given: OpenBranches) -> dict[str, object]:
         "others": [branch._asdict() for branch in given.others],
         "numbering": None if numbering is None else numbering._asdict(),
         "is_restacked": given.is_restacked,
+        "viewed": list(given.viewed),
+        "change": None if given.change is None else _change_to_values(given.change),
     }
+
+
+def _change_to_values(change: OpenChange) -> dict[str, object]:
+    return {**change._asdict(), "added": None if change.added is None else change.added._asdict()}
+
+
+def _change_from_values(values: dict[str, Any]) -> OpenChange:
+    added = values["added"]
+    return OpenChange(**{**values, "added": None if added is None else OpenBranch(**added)})
 
 
 def from_values(values: dict[str, object]) -> OpenBranches:
     """Undo `to_values`, of this or an earlier version. Raises: TypeError, KeyError for other values."""
     lowers, upper, staging = values["lowers"], values["upper"], values["staging"]
     others, numbering = values.get("others") or [], values.get("numbering")
+    viewed, change = values.get("viewed"), values.get("change")
     if not isinstance(lowers, list) or not isinstance(others, list):
         raise TypeError("lowers")
     return OpenBranches(
@@ -162,4 +219,6 @@ def from_values(values: dict[str, object]) -> OpenBranches:
         tuple(OpenBranch(**branch) for branch in others),
         Numbering(**numbering) if isinstance(numbering, dict) else None,
         bool(values.get("is_restacked")),
+        tuple(viewed) if isinstance(viewed, list) else (),
+        _change_from_values(change) if isinstance(change, dict) else None,
     )

@@ -28,9 +28,9 @@ from unionfs.core.node_record import (
     LINKED,
     NAMES_MOST,
     NodeRecord,
-    RecordedNode,
 )
 from unionfs.core.partial import Partial
+from unionfs.core.recorded_node import RecordedNode
 
 _SHOWN: Final = Struct("=QQq")
 """What a directory shows of its `shown_as`, in the record: size, blocks, ctime."""

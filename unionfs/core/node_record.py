@@ -23,6 +23,7 @@ from struct import Struct
 from typing import Any, Final
 
 from unionfs.core import record_version
+from unionfs.core.recorded_node import RecordedNode
 from unionfs.core.recorded_rename import Rename
 from unionfs.markers import NAME_MAX
 
@@ -64,8 +65,9 @@ _FORGET_BITS: Final = 20
 _FORGET_UNIQUE: Final = (1 << 41) - 1  # with the bits above less than 62 bits: quick in compiled code
 _HAS_VIEW: Final = 11
 _HAS_HANDLES: Final = 12
-_OUTDATED: Final = 14  # not zero: the union has other branches than the keeper knows
+_OUTDATED: Final = 14  # CHANGING, or not zero: the union has other branches than the keeper knows
 _LEDGER: Final = 16  # 8 words
+_TIMES: Final = 24  # node id, or 0, atime and mtime of a directory whose times are about to be set back
 _WAITS: Final = 32  # WAITS + 1 words
 _RING_AT: Final = 63
 _RING: Final = 64  # uniques of the last changes; with DONE, or 0 for one that failed
@@ -83,6 +85,8 @@ _NOTES_MOST: Final = 12288  # more than entries fit a listing of 1 MiB
 
 WAITS: Final = 16  # times without a daemon that are recorded one by one
 
+_CHANGING: Final = 2  # versions that cannot continue such a change take it for outdated
+
 _IDS_AHEAD: Final = 1024  # ids are reserved by so many at once
 
 DONE: Final = 1 << 62
@@ -99,32 +103,6 @@ _NAMED: Final = [Struct(f"=QQQQQ{8 * words}s").pack_into for words in range(NAME
 
 class DamagedError(Exception):
     """The record cannot be read. `str()` says why."""
-
-
-class RecordedNode:
-    """What the record has of a node."""
-
-    __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names", "former", "shown")
-
-    def __init__(
-        self,
-        slot: int,
-        flags: int,
-        nodeid: int,
-        nlookup: int,
-        ino: int,
-        names: list[tuple[int, bytes]],
-        former: list[int],
-        shown: bytes,
-    ) -> None:
-        self.slot = slot  # changed by NodeTable.compact
-        self.flags = flags  # immutable
-        self.nodeid = nodeid  # immutable
-        self.nlookup = nlookup  # changed by NodeTable
-        self.ino = ino  # immutable
-        self.names = names  # (node id of the parent, name), the primary one first; changed by takeover only
-        self.former = former  # ids that the node had before, and that lead to it, too; immutable
-        self.shown = shown  # of `shown_as`; immutable
 
 
 class Notes:
@@ -191,6 +169,7 @@ class NodeRecord:
         self._ring = 0
         self._noted = 0  # notes for the request in hand
         self._noted_for = 0  # the request in hand, shifted as in _NOTED
+        self._holds_times = False
         self._reserved = 0  # ids below this are marked as given out
         self._before = (0, 0)  # the area that is being replaced
         if is_new:
@@ -223,11 +202,20 @@ class NodeRecord:
     @property
     def is_outdated(self) -> bool:
         """Whether the union has other branches than it began with: no daemon can continue from what the keeper has."""
-        return bool(self._words[_OUTDATED])
+        return self._words[_OUTDATED] not in (0, _CHANGING)
 
     def outdate(self, is_so: bool = True) -> None:
-        """The branches are about to be changed; not `is_so`: they were not, after all."""
+        """The branches are about to be changed; not `is_so`: they were not, or the keeper knows them."""
         self._words[_OUTDATED] = is_so
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the branches are being changed as the keeper knows, or it knows them already."""
+        return bool(self._words[_OUTDATED] == _CHANGING)
+
+    def begin_changing(self) -> None:
+        """The branches are about to be changed as the keeper knows: another daemon can continue."""
+        self._words[_OUTDATED] = _CHANGING
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
         """Add an entry. Returns its slot, never 0; 0 when there is no room. Behind the names may stand ids that the
@@ -324,8 +312,7 @@ class NodeRecord:
     @property
     def plain_opens(self) -> int:
         """The number of opens without a backing file."""
-        count: int = self._words[_PLAIN_OPENS]
-        return count
+        return int(self._words[_PLAIN_OPENS])
 
     def opened_plainly(self) -> None:
         """Count an open without a backing file."""
@@ -372,6 +359,8 @@ class NodeRecord:
 
     def serve(self, unique: int) -> None:
         """Record the request in hand, which has counted nothing yet."""
+        if self._holds_times:
+            self.release_times()
         self._noted = 0
         self._noted_for = (unique & _NOTED_UNIQUE) << _NOTED_BITS
         self._words[_SERVING] = unique
@@ -379,14 +368,12 @@ class NodeRecord:
     @property
     def lives(self) -> int:
         """The number of daemons that have begun to serve, the first one not counted."""
-        lives: int = self._words[_LIVES]
-        return lives
+        return int(self._words[_LIVES])
 
     @property
     def longest_wait_us(self) -> int:
         """The longest time without a daemon, in microseconds."""
-        longest: int = self._words[_LONGEST_WAIT]
-        return longest
+        return int(self._words[_LONGEST_WAIT])
 
     def begin_life(self, number: int, longest_wait_us: int) -> None:
         """A daemon begins to serve, `number` deaths after the first one."""
@@ -396,8 +383,7 @@ class NodeRecord:
     @property
     def serving(self) -> int:
         """The unique of the last request."""
-        unique: int = self._words[_SERVING]
-        return unique
+        return int(self._words[_SERVING])
 
     def begin(self, unique: int) -> None:
         """A change that must not be done twice begins."""
@@ -435,13 +421,27 @@ class NodeRecord:
                     words[at] |= DONE
         words[_RENAME] = 0
 
+    def hold_times(self, nodeid: int, atime_ns: int, mtime_ns: int) -> None:
+        """A directory is about to be changed, and its times to be set back to these; until the next request."""
+        self._words[_TIMES + 1], self._words[_TIMES + 2] = max(atime_ns, 0), max(mtime_ns, 0)
+        self._words[_TIMES], self._holds_times = nodeid, True
+
+    def held_times(self) -> tuple[int, int, int]:
+        """Return the arguments of `hold_times`; the node id is 0 if they are set back."""
+        nodeid, atime_ns, mtime_ns = self._words[_TIMES : _TIMES + 3]
+        return nodeid, atime_ns, mtime_ns
+
+    def release_times(self) -> None:
+        """They are set back."""
+        self._words[_TIMES], self._holds_times = 0, False
+
     def forgetting(self, unique: int, line: int) -> None:
         """The line of a FORGET or BATCH_FORGET is about to be done, counted from 0."""
         self._words[_FORGETTING] = (unique & _FORGET_UNIQUE) << _FORGET_BITS | line + 1
 
     def forgotten_lines(self, unique: int) -> int:
         """Return how many lines of such a message have been begun: none is done twice."""
-        word: int = self._words[_FORGETTING]
+        word = int(self._words[_FORGETTING])
         is_it = word >> _FORGET_BITS == unique & _FORGET_UNIQUE
         return word & ((1 << _FORGET_BITS) - 1) if is_it else 0
 

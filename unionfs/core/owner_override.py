@@ -3,7 +3,7 @@
 Copy-up places a file in a directory of mode 0555, rmdir checks whether a directory of mode 0000 is empty, a mark is
 read from an unreadable object, a file is opened again that was opened before its mode changed: the kernel did not
 check the owner's permission for that, or checked it before. Root, also of a user namespace, needs none of this
-(capabilities(7), CAP_DAC_OVERRIDE).
+(capabilities(7), CAP_DAC_OVERRIDE). If the daemon is killed meanwhile, `restore` gives the objects their modes again.
 """
 
 from __future__ import annotations
@@ -11,28 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
+from unionfs.core import mode_notes
 from unionfs.core.branch import BranchDir
+from unionfs.core.mode_notes import AddedBits
 from unionfs.syscalls import files
 
 _OWNER: Final = stat.S_IRWXU
-
-
-class _AddedBits:
-    """Context in which the object at `path`, with mode `mode`, also has the permission `bits`."""
-
-    def __init__(self, path: str, mode: int, bits: int) -> None:
-        self._path = path
-        self._mode = stat.S_IMODE(mode)
-        self._bits = bits
-
-    def __enter__(self) -> None:
-        os.chmod(self._path, self._mode | self._bits)
-
-    def __exit__(self, *exc: object) -> None:
-        os.chmod(self._path, self._mode)
 
 
 class OwnerOverride:
@@ -49,7 +36,7 @@ class OwnerOverride:
             self._places.append(at)
             at = at.parent
         self._places.reverse()
-        self._added: list[_AddedBits] = []  # in the order they were entered
+        self._added: list[AddedBits] = []  # in the order they were entered
 
     def __enter__(self) -> None:
         euid = os.geteuid()
@@ -59,7 +46,7 @@ class OwnerOverride:
             for place in self._places:
                 st = os.fstat(place.fd()) if place.branch.overrides is not None else place.stat()
                 if st.st_uid == euid and st.st_mode & _OWNER != _OWNER:
-                    added = _AddedBits(f"/proc/self/fd/{place.fd()}", st.st_mode, _OWNER)
+                    added = AddedBits(f"/proc/self/fd/{place.fd()}", st, _OWNER)
                     added.__enter__()
                     self._added.append(added)
         except BaseException:
@@ -74,14 +61,17 @@ class OwnerOverride:
 class _MovableEntry:
     """Context in which our own directory can be moved, with any mode; other objects can always be moved."""
 
-    def __init__(self, place: BranchDir, name: bytes) -> None:
+    def __init__(self, place: BranchDir, name: bytes, new_place: BranchDir, new_name: bytes) -> None:
+        self._new_place = new_place  # immutable
+        self._new_name = new_name  # immutable
         self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd())
-        self.added: _AddedBits | None = None
+        self.added: AddedBits | None = None
 
     def __enter__(self) -> None:
         st = os.fstat(self.fd)
         if stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid() and not st.st_mode & stat.S_IWUSR:
-            self.added = _AddedBits(f"/proc/self/fd/{self.fd}", st.st_mode, stat.S_IWUSR)
+            moved_to = os.readlink(b"/proc/self/fd/%d" % self._new_place.fd()) + b"/" + self._new_name
+            self.added = AddedBits(f"/proc/self/fd/{self.fd}", st, stat.S_IWUSR, moved_to)
             self.added.__enter__()
 
     def __exit__(self, *exc: object) -> None:
@@ -103,9 +93,9 @@ def rename(place: BranchDir, name: bytes, new_place: BranchDir, new_name: bytes,
         if exc.errno != errno.EACCES or os.geteuid() == 0:
             raise
     with ExitStack() as movable:
-        movable.enter_context(_MovableEntry(place, name))
+        movable.enter_context(_MovableEntry(place, name, new_place, new_name))
         if flags & files.RENAME_EXCHANGE:
-            movable.enter_context(_MovableEntry(new_place, new_name))
+            movable.enter_context(_MovableEntry(new_place, new_name, place, name))
         files.renameat2(place.fd(), name, new_place.fd(), new_name, flags)
 
 
@@ -114,7 +104,7 @@ def read_xattr_as_owner(path: str, name: str) -> bytes:
     st = os.stat(path)
     if st.st_uid != os.geteuid() or stat.S_ISLNK(st.st_mode):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    with _AddedBits(path, st.st_mode, stat.S_IRUSR):
+    with AddedBits(path, st, stat.S_IRUSR):
         return os.getxattr(path, name)
 
 
@@ -131,7 +121,22 @@ def open_as_owner(place: BranchDir, leaf: bytes, flags: int) -> int:
     path_fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     try:
         path = f"/proc/self/fd/{path_fd}"
-        with _AddedBits(path, st.st_mode, stat.S_IRUSR | stat.S_IWUSR):
+        with AddedBits(path, st, stat.S_IRUSR | stat.S_IWUSR):
             return os.open(path, flags & ~os.O_NOFOLLOW)
     finally:
         os.close(path_fd)
+
+
+def restore(place: mode_notes.Place) -> None:
+    """Give objects the modes again that they had before a daemon that has died changed them for a moment. Can be
+    repeated. Raises OSError."""
+    for note in mode_notes.read(place):
+        *above, leaf = note.components or [b"."]
+        at = note.branch.root
+        for name in above:
+            at = at.child(name)
+        with suppress(FileNotFoundError, NotADirectoryError), OwnerOverride(at, with_parents=True):
+            st = os.stat(leaf, dir_fd=at.fd(), follow_symlinks=False)
+            if st.st_ino == note.ino and not stat.S_ISLNK(st.st_mode):
+                files.chmod_nofollow(at.fd(), leaf, note.mode)
+        mode_notes.remove([(place.fd, note.leaf)])

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from unionfs import markers
+from unionfs.core.mode_notes import AddedBits
 from unionfs.partial_record import Before, Record, decode, encode
 from unionfs.syscalls import files, statx
 
@@ -310,11 +311,8 @@ def _change(fd: int, change: Callable[[], None]) -> None:
         st = os.fstat(fd)
         if exc.errno != errno.EACCES or st.st_uid != os.geteuid():
             raise
-    os.fchmod(fd, (st.st_mode & 0o7777) | 0o600)
-    try:
+    with AddedBits(f"/proc/self/fd/{fd}", st, 0o600):
         change()
-    finally:
-        os.fchmod(fd, st.st_mode & 0o7777)
 
 
 def mark_own(fd: int, prefix: str, record: Record) -> Record:

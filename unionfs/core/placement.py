@@ -108,6 +108,7 @@ def publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> Non
         tree.links.add(key, staging.fd(), leaf, new_ino)
         node.rare().key = key
     try:
+        tree.hold_times(parent, before)
         staging.publish(leaf, up, node.name)
     except OSError:
         if key is not None:
@@ -173,6 +174,8 @@ def _copy_dir(tree: UnionState, node: DirNode) -> BranchDir:
             up, name = node.parent.upper, node.name
         before = up.stat()
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
+        if not node.dead and node.parent is not None:
+            tree.hold_times(node.parent, before)
         staging.publish(leaf, up, name)
     except BaseException:
         staging.dispose(leaf)

@@ -147,6 +147,7 @@ def _prepare(tree: UnionState, node: Node, new_parent: DirNode, new_name: bytes)
     if node.low is None and lookup.find_low(new_parent, new_name) is not None:
         with OwnerOverride(node.upper):
             before = node.upper.stat()
+            tree.hold_times(node, before)
             marks.set_opaque(path, node.upper.fd(), tree.options.whiteout)
             tree.restore_times(node.upper.fd(), before)
 

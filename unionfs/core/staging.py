@@ -2,6 +2,7 @@
 
     work/live-PID-XXXX/tN     being built by the daemon that holds a lock on the directory
     work/live-PID-XXXX/oN     removed, but node N is still known to the kernel
+    work/live-PID-XXXX/mN     a mode that is changed for a moment (see core.mode_notes); nN likewise
     work/spare                an empty directory that the next daemon takes as its own: a full disk has room for it
     work/index/KEY            the hard-link index (see core.hardlinks)
     work/frozen/NNNNNNNN      links with names of directories beside the upper, the topmost last: they were the upper
@@ -23,10 +24,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
-from unionfs.core import marks
+from unionfs.core import marks, mode_notes
 from unionfs.core.branch import Branch, BranchDir
 from unionfs.core.fds import FdCache, FileFd
-from unionfs.core.owner_override import OwnerOverride, rename
+from unionfs.core.mode_notes import Place
+from unionfs.core.owner_override import OwnerOverride, rename, restore
 from unionfs.trees.remove import remove_tree
 
 RunLater = Callable[[Callable[[], None]], None]
@@ -60,9 +62,9 @@ class OpenStaging(NamedTuple):
 class Staging:
     """One daemon's part of a work directory."""
 
-    def __init__(self, path: str, fds: FdCache, given: OpenStaging | None = None) -> None:
-        """Open the work directory, remove the remains of dead daemons, make our own subdirectory; or go on with the one
-        that was `given`. Raises: OSError."""
+    def __init__(self, path: str, fds: FdCache, upper: Branch, given: OpenStaging | None = None) -> None:
+        """Open the work directory of an upper, remove the remains of dead daemons, make our own subdirectory; or go on
+        with the one that was `given`. Raises: OSError."""
         self.branch = Branch(path, fds, writable=True, fd=-1 if given is None else given.root_fd)
         self.run_later: RunLater | None = None  # set once by Union.set_run_later; None: all work is done at once
         self.upper_in_use = False  # set once: another running daemon works here
@@ -70,12 +72,14 @@ class Staging:
         self._has_partial = False  # whether PARTIAL is known to be there
         self.partial_count = 0  # files that were copied up without data
         self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
+        self._upper = upper  # changed by set_upper
         root = self.branch.root
         if given is not None:
             self.here = root.child(given.name)
             self._live_fd, self._opened_ns, self.upper_in_use = given.live_fd, given.opened_ns, given.upper_in_use
             self.index = root.child(INDEX)
             self.frozen = list(given.frozen)
+            mode_notes.begin(Place(self._live_fd, upper, self.branch))
             return
         lock = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root.fd())
         try:
@@ -96,6 +100,7 @@ class Staging:
         finally:
             os.close(lock)
         self.index = root.child(INDEX)
+        mode_notes.begin(Place(self._live_fd, upper, self.branch))
 
     def opened(self) -> OpenStaging:
         """Return what another process needs to go on in our place. The descriptors stay ours."""
@@ -127,10 +132,28 @@ class Staging:
                 self.upper_in_use = True
                 continue
             try:
+                self._restore_modes(root_fd, name)
                 self._clear(self.branch.root.child(name))
                 os.rename(name, _SPARE, src_dir_fd=root_fd, dst_dir_fd=root_fd)  # over an empty one, too
             except OSError:
                 remove_tree(root_fd, name)
+
+    def _restore_modes(self, root_fd: int, name: bytes) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+        try:
+            restore(Place(fd, self._upper, self.branch))
+        finally:
+            os.close(fd)
+
+    def restore_modes(self) -> None:
+        """Restore the modes that the daemon before has changed for a moment. Raises OSError."""
+        restore(Place(self._live_fd, self._upper, self.branch))
+
+    def set_upper(self, upper: Branch) -> None:
+        """Another directory is the upper now."""
+        self._upper = upper
+        mode_notes.end(self._live_fd)
+        mode_notes.begin(Place(self._live_fd, upper, self.branch))
 
     @staticmethod
     def _clear(place: BranchDir) -> None:
@@ -177,10 +200,10 @@ class Staging:
         upper may be wrong."""
         return not self.upper_in_use and os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns == self._opened_ns
 
-    def renew_index(self) -> bytes:
-        """Begin with an empty hard-link index. Returns the name here of the one before. Raises OSError with everything
-        as it was. Preconditions: others are locked out, and this daemon was alone."""
-        root, leaf = self.branch.root, self.new_name()
+    def renew_index(self, leaf: bytes) -> bytes:
+        """Begin with an empty hard-link index; the one before is renamed to `leaf` here. Returns that. Raises OSError
+        with everything as it was. Preconditions: others are locked out, and this daemon was alone."""
+        root = self.branch.root
         os.rename(INDEX, leaf, src_dir_fd=root.fd(), dst_dir_fd=self.here.fd())
         try:
             os.mkdir(INDEX, 0o700, dir_fd=root.fd())
@@ -193,6 +216,7 @@ class Staging:
     def restore_index(self, leaf: bytes) -> None:
         """Undo `renew_index`."""
         root_fd = self.branch.root.fd()
+        os.stat(leaf, dir_fd=self.here.fd(), follow_symlinks=False)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(INDEX, dir_fd=root_fd)
         os.rename(leaf, INDEX, src_dir_fd=self.here.fd(), dst_dir_fd=root_fd)
@@ -200,7 +224,7 @@ class Staging:
 
     def _has_new_index(self) -> None:
         self.index = self.branch.root.child(INDEX)
-        self._note_time()
+        self.note_time()
 
     def add_frozen(self, name: bytes) -> None:
         """Add a directory to the list of frozen ones, as the topmost, in any thread. Raises OSError with everything as
@@ -214,17 +238,24 @@ class Staging:
         last = max((int(entry) for entry, _ in _frozen_links(root_fd)), default=0)
         os.symlink(name, b"%s/%08d" % (FROZEN, last + 1), dir_fd=root_fd)
         self.frozen = [name, *self.frozen]
-        self._note_time()
+        self.note_time()
 
-    def drop_frozen(self) -> None:
-        """Undo `add_frozen`."""
+    def drop_frozen(self, name: bytes) -> None:
+        """Undo `add_frozen`, as far as it was done. Raises OSError."""
         root_fd = self.branch.root.fd()
-        entry, _ = max(_frozen_links(root_fd))
-        os.unlink(FROZEN + b"/" + entry, dir_fd=root_fd)
-        self.frozen = self.frozen[1:]
+        entry, topmost = max(_frozen_links(root_fd), default=(b"", b""))
+        if topmost == name:
+            os.unlink(FROZEN + b"/" + entry, dir_fd=root_fd)
+        self.frozen = [each for each in self.frozen if each != name]
 
-    def _note_time(self) -> None:
+    def note_time(self) -> None:
+        """From now on `was_alone` tells whether another daemon has used the work directory."""
         self._opened_ns = os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns
+
+    def let_go(self) -> int:
+        """Return the descriptor that holds the lock of this daemon's own subdirectory, to be closed by the caller."""
+        mode_notes.end(self._live_fd)
+        return self._live_fd
 
     def fd(self) -> int:
         """Return a descriptor of this daemon's own subdirectory."""
@@ -293,7 +324,7 @@ class Staging:
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.EROFS):
                 log_warning("cannot clean the work directory %s: %s", self.branch.path, exc)
-        os.close(self._live_fd)
+        os.close(self.let_go())
 
 
 def read_frozen(root_fd: int) -> list[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import stat
 from functools import partial
 from typing import Final
@@ -29,9 +30,9 @@ from unionfs.core.node_record import (
     LINKED,
     NodeRecord,
     Notes,
-    RecordedNode,
 )
 from unionfs.core.owner_override import OwnerOverride
+from unionfs.core.recorded_node import RecordedNode
 from unionfs.core.recorded_rename import Rename
 from unionfs.core.staging import log_warning
 from unionfs.core.union import Union
@@ -77,6 +78,7 @@ def take_over(union: Union) -> dict[int, bool]:
         if is_done:
             changes[rename.unique] = True
         record.end_rename(is_done)
+    _set_times_back(tree, record)
     for nodeid in orphans:
         _adopt(tree, nodeid)
     for nodeid, there in list(nodes.recorded.items()):
@@ -140,6 +142,8 @@ def _clear_staging(tree: UnionState) -> list[int]:
     orphans = []
     if tree.upper is not None:
         staging = tree.staging
+        staging.restore_modes()
+        staging.note_time()  # nothing is remembered of the upper yet
         for name, _, _ in staging.here.scan():
             if name.startswith(_ORPHAN):
                 orphans.append(int(name.removeprefix(_ORPHAN), 16))
@@ -147,6 +151,18 @@ def _clear_staging(tree: UnionState) -> list[int]:
                 staging.dispose(name)
         tree.read_links()
     return orphans
+
+
+def _set_times_back(tree: UnionState, record: NodeRecord) -> None:
+    """A copy-up, which is no change by a user, has changed the times of a directory when the daemon died."""
+    nodeid, atime_ns, mtime_ns = record.held_times()
+    if not nodeid:
+        return
+    with contextlib.suppress(OSError):
+        node = tree.nodes.directory(nodeid)
+        if node.upper is not None:
+            os.utime(b".", ns=(atime_ns, mtime_ns), dir_fd=node.upper.fd())
+    record.release_times()
 
 
 def _sweep_index(tree: UnionState) -> None:

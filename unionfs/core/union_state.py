@@ -95,12 +95,15 @@ class UnionState(DataFiles):
         self.upper: Branch | None = None  # changed by core.freeze only
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # replaced by read_links and set_links only
+        self.viewed_lowers: list[Branch] = []  # those of its view, which stay; set once, by its view or `given`
+        self.change: handover.Change | None = None  # of the branches, under way; core.unfinished_change only
         lowers: list[Branch] = []
         # All lowers so far, by Branch.number; core.branches adds to it.
         self.opened: list[Branch] = lowers if viewed is None else viewed.opened
         if given is not None:
             taken = handover.take(options, given, self.fds)
             lowers, self.opened, self.upper, self._staging = taken.lowers, taken.opened, taken.upper, taken.staging
+            self.change, self.viewed_lowers = taken.change, taken.viewed
         elif viewed is None:
             lowers += [self._open_branch("a lower", path, writable=False) for path in options.lowers]
             for number, branch in enumerate(lowers):
@@ -125,8 +128,10 @@ class UnionState(DataFiles):
         else:
             self.inodes = viewed.inodes.marked()
             self.lowers = viewed.lowers
-            viewed.is_viewed = True
-        self.is_viewed: bool = False  # set by its view, which goes on to show the lowers that it began with
+            if viewed.viewed_lowers and viewed.viewed_lowers != list(viewed.lowers.branches):
+                skips = options.skip_unreadable
+                self.lowers = LowerTree(viewed.viewed_lowers, self.cache, skip_unreadable=skips)
+            viewed.viewed_lowers = list(self.lowers.branches)
         self.is_restacked = given is not None and given.is_restacked
         """Set by core.branches and core.freeze: directories that were known keep their inode numbers."""
         self.leaving: list[Leaving] = []  # removed lowers that are in use; changed by core.branches and `_dispose`
@@ -173,8 +178,10 @@ class UnionState(DataFiles):
     def hand_over(self) -> OpenBranches:
         """Return what another process needs to go on with the branches. The descriptors stay ours."""
         staging = self._staging.opened() if self._staging is not None else None
-        stack, is_restacked = list(self.lowers.branches), self.is_restacked
-        return handover.branches(stack, self.upper, staging, self.opened, self.inodes, is_restacked=is_restacked)
+        return handover.branches(
+            list(self.lowers.branches), self.upper, staging, self.opened, self.inodes,
+            is_restacked=self.is_restacked, viewed=self.viewed_lowers, change=self.change,
+        )  # fmt: skip
 
     def _open_branch(self, role: str, path: str, *, writable: bool) -> Branch:
         try:
@@ -192,7 +199,7 @@ class UnionState(DataFiles):
                 "files are renamed from one to the other",
             )
         try:
-            staging = Staging(work, self.fds)
+            staging = Staging(work, self.fds, upper)
         except OSError as exc:
             code = exc.errno or errno.EIO
             raise OptionError(code, f"cannot write in the work directory {work}: {os.strerror(code)}") from None
@@ -541,6 +548,12 @@ class UnionState(DataFiles):
         except OSError:
             pass  # it is gone, or its filesystem has no handles: then the node's own is stale
 
+    def hold_times(self, node: DirNode, st: Stat) -> None:
+        """Have the next daemon do `restore_times` if this one dies before. The directory is about to be changed."""
+        record = self.nodes.record
+        if record is not None:
+            record.hold_times(node.nodeid, st.st_atime_ns, st.st_mtime_ns)
+
     def restore_times(self, fd: int, st: Stat) -> None:
         """Set the times of the directory `fd` back to those of `st`, since a copy-up into it is no change by a user.
 
@@ -550,3 +563,5 @@ class UnionState(DataFiles):
             os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=fd)
         except OSError:
             pass
+        if self.nodes.record is not None:
+            self.nodes.record.release_times()

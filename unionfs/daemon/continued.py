@@ -33,7 +33,8 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
     _check_facts(values["facts"])
     set_command_line(shown)
     mounted_union.prepare(options)
-    union = Union(options.union, handover.from_values(values["branches"]))
+    branches = handover.from_values(values["branches"])
+    union = Union(options.union, branches)
     service = Service(options, union, Mounted.continued(**values["mounted"]), values["device"], shutdown)
     session = Session.continued(options.serve, mounted_union.tuning(), values["session"])
     service.version = version
@@ -46,6 +47,8 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
         service.helper = DeathHelper(service.mounted.connection)
     session.death_helper = service.helper
     mounted_union.offer_view(service)
+    if branches.is_restacked and session.view_offer is not None:
+        session.view_offer.withdraw()
     view_record = None if values["view_record"] is None else NodeRecord(values["view_record"])
     kept = service.kept = Kept(NodeRecord(values["record"]), view_record)
     takeover.keep_record(union, kept.record)

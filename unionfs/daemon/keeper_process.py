@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unionfs import process_properties
-from unionfs.core import handover, takeover
+from unionfs.core import handover, takeover, unfinished_change
 from unionfs.core.node_record import DamagedError, NodeRecord
 from unionfs.core.union import Union
+from unionfs.daemon import mounted_union
 from unionfs.daemon.mounted_union import Service, import_late_modules
 from unionfs.fuse import keeper, mounting
 from unionfs.fuse.daemon_history import DIED, DaemonHistory
@@ -140,8 +141,16 @@ def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int])
     from unionfs.daemon.state import options_of
 
     given = handover.from_values(values["branches"]).with_descriptors(fds)
+    unfinished_change.close(service.union)
     service.union = Union(options_of(values["options"]).union, given)
-    service.traffic.view_offer = None  # its view would show the branches of before
+    if service.traffic.view_offer is not None:
+        mounted_union.offer_view(service)
+        service.traffic.view_offer.withdraw()
+    if service.options.watch:
+        from unionfs.fuse.watching import Notifier
+
+        service.notifier = Notifier(service.union)
+        service.notifier.pause()
     takeover.keep_record(service.union, kept.record)
 
 
@@ -172,8 +181,10 @@ def _described(service: Service, kept: Kept) -> Callable[[DaemonHistory], Progra
 def take_over(service: Service, kept: Kept, history: DaemonHistory) -> float:
     """Continue where another daemon has ended. Returns how long that took, in milliseconds."""
     began = time.perf_counter()
+    unfinished_change.undo_freeze(service.union)
     kept.changes, kept.refused, kept.continues = takeover.take_over(service.union), history.refused, True
     kept.unanswered = takeover.unanswered(service.union)
+    service.unfinished = unfinished_change.finish(service.union)
     return (time.perf_counter() - began) * 1e3
 
 
@@ -182,8 +193,7 @@ def begin(service: Service, kept: Kept, history: DaemonHistory) -> None:
     service.history = history
     if history.is_parent and history.channel is not None:
         service.shutdown.pass_on = history.channel.pass_on
-    options = service.options
-    if history.channel is not None and (history.is_parent or not (options.watch or options.serve.passthrough)):
+    if history.channel is not None:
         service.tell_keeper = partial(tell, service, kept, history)
     history.begin(kept.record)
     history.watch(_logger().warning)

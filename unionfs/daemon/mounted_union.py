@@ -28,6 +28,7 @@ from unionfs.fuse.traffic import Tally, Traffic
 if TYPE_CHECKING:
     from logging import Logger
 
+    from unionfs.core.attrs import Invalidation
     from unionfs.fuse.kernel.session import Kept, Tuning
     from unionfs.fuse.watching import Notifier
 
@@ -63,6 +64,8 @@ class Service:
         self.tell_keeper: Callable[[], bool] | None = None
         """Has the keeper know the mount as it is now, and returns whether it does; set once, where it can."""
         self.version: str | None = None  # of this code; set once, soon: later the files may be another version's
+        self.unfinished: list[Invalidation] | None = None
+        """Set once, if the daemon before has died while the lowers changed: see core.unfinished_change.finish."""
         self.is_serving = False  # set once
 
     @contextmanager
@@ -155,7 +158,7 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
     """In a thread: answer `unionfs stats` and `upgrade`."""
     asked = select.poll()
     asked.register(control_fd, select.POLLIN)
-    asked.poll(_IMPORT_AFTER_MS)
+    asked.poll(_IMPORT_AFTER_MS if service.unfinished is None else 0)
     import_late_modules(service)
     if service.history is not None:
         service.history.wait_for_keeper()
@@ -164,6 +167,9 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
 
     options, traffic, history = service.options, service.traffic, service.history
     branches = BranchControl(service.union, traffic, connection, history, service.tell_keeper)
+    if service.unfinished is not None:
+        branches.lock.acquire()
+        threading.Thread(target=branches.finish, args=[service.unfinished], name="branches", daemon=True).start()
     reporter = Reporter(
         union=service.union,
         traffic=traffic,
