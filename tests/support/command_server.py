@@ -63,6 +63,10 @@ class CommandServer:
         self._end.close()
         self._process.wait(timeout=limit(30))
 
+    def has_ended(self) -> bool:
+        """Whether a test has killed the server, among all processes of its user."""
+        return self._process.poll() is not None
+
     def is_for(self, env: Mapping[str, str], stdin: str | None) -> bool:
         """Whether a child of the server is like a program that the tests would execute."""
         changed = {name for name, _ in self._env.items() ^ env.items()}

@@ -86,9 +86,10 @@ class User:
 
     def _server(self) -> command_server.CommandServer | None:
         """The command server of this user; None if its commands have a mount namespace of their own."""
-        if self.prefix not in _servers and self.prefix[:1] in ((), ("setpriv",)):
-            _servers[self.prefix] = command_server.CommandServer(self.prefix, self.env)
-        return _servers.get(self.prefix)
+        server = _servers.get(self.prefix)
+        if (server is None or server.has_ended()) and self.prefix[:1] in ((), ("setpriv",)):
+            server = _servers[self.prefix] = command_server.CommandServer(self.prefix, self.env)
+        return server
 
     def end_server(self) -> None:
         """End the command server of this user, if there is one."""
