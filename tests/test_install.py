@@ -214,8 +214,8 @@ def test_with_a_compiler_the_wheel_is_compiled(archives: Archives, directory: Pa
     """Some modules: that all of them can be compiled shows when a checkout is made ready, by the same script."""
     if os.environ.get(compiled.PURE):
         pytest.skip(f"{compiled.PURE} is set: nothing is compiled")
-    with tarfile.open(archives.sdist) as opened:
-        opened.extractall(directory / "some", filter="data")
+    (directory / "some").mkdir()
+    subprocess.run(["tar", "-xf", archives.sdist, "-C", directory / "some"], check=True, timeout=limit(60))
     (source,) = (directory / "some").iterdir()
     script = source / ".build/setup.py"
     text, cut = re.subn(r'^(CORE|KERNEL) = """.*?"""', r'\1 = ""', script.read_text(), flags=re.DOTALL | re.MULTILINE)
