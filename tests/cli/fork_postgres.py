@@ -24,6 +24,8 @@ from typing import Final
 from tests.support.users import User, new_ordinary_user
 
 _BIN: Final = max(map(os.fspath, Path("/usr/lib/postgresql").glob("*/bin")), default="")
+_AS_USER: Final = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-ec")
+"""The server refuses to run as root, whom a session shows its user as."""
 _CLIENTS_S: Final = 60
 _SUMS: Final = (
     "select (select count(*) from pgbench_history), (select sum(delta) from pgbench_history), "
@@ -45,10 +47,10 @@ class _Run:
 
     def inside(self, session: str, script: str) -> str:
         """Run a script in the place of the database, in a session."""
-        return self.unionfs("try", "-q", "--name", session, "--", "sh", "-ec", f"cd {self.place}; {script}")
+        return self.unionfs("try", "-q", "--name", session, "--", *_AS_USER, f"cd {self.place}; {script}")
 
     def popen(self, session: str, script: str) -> subprocess.Popen[str]:
-        words = ["try", "-q", "--name", session, "--", "sh", "-ec", f"cd {self.place}; {script}"]
+        words = ["try", "-q", "--name", session, "--", *_AS_USER, f"cd {self.place}; {script}"]
         return self.user.popen([*self.user.unionfs_cmd, *words], env=self.environment)
 
     def server(self, script: str) -> str:
@@ -73,6 +75,8 @@ class _Run:
 
 
 def _rounds(run: _Run, rounds: int) -> None:
+    open_up = f"chown 1000:1000 {run.place}; chmod 711 {run.user.home}"
+    run.unionfs("try", "-q", "--name", "db", "--", "sh", "-ec", open_up)
     run.inside("db", "initdb -D data -U test -A trust --no-sync >/dev/null")
     end = run.place / "end"
     clients = run.server(
