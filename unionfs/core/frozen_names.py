@@ -53,9 +53,11 @@ def record(path: str) -> bool:
 
 def forget(fd: int) -> None:
     """Remove the record of a branch that is going to change. `fd` is its root, may be O_PATH."""
+    path = f"/proc/self/fd/{fd}"
     try:
-        os.removexattr(f"/proc/self/fd/{fd}", markers.NAMES_XATTR)
-    except OSError:  # it has none
+        if markers.NAMES_XATTR in os.listxattr(path):
+            os.removexattr(path, markers.NAMES_XATTR)
+    except OSError:  # no attributes here, or not our branch
         return
 
 
