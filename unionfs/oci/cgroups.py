@@ -231,12 +231,13 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
 
 def _delegate(mountpoint: str, directory: str, missing: Iterable[str]) -> None:
     """Let the groups from the root down to the parent of `directory` have controllers below them, as far as we may."""
-    at, new = mountpoint, set(missing)
-    for name in os.path.relpath(os.path.dirname(directory), mountpoint).split("/"):
+    new, below = set(missing), os.path.relpath(os.path.dirname(directory), mountpoint)
+    names = [] if below == "." else below.split("/")
+    for depth in range(len(names) + 1):
+        at = os.path.join(mountpoint, *names[:depth])
         if at in new:
             return
         _enable_controllers(at)
-        at = os.path.join(at, name)
 
 
 def _enable_controllers(directory: str) -> None:
