@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -41,6 +42,15 @@ def test_an_added_container_is_found_and_has_its_directories(store: ContainerSto
     made = create(store, "web")
     assert store.load(made.id) == store.find("web") == made
     assert all(os.path.isdir(path) for path in (made.upper, made.work, made.merged))
+
+
+def test_nothing_is_left_of_a_container_for_which_the_disk_has_no_space(store: ContainerStore) -> None:
+    def fill(upper: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), upper)
+
+    with pytest.raises(OSError, match="No space left"):
+        store.add(record.new(store.root, config("/")), fill)
+    assert os.listdir(store.containers) == [".lock"]
 
 
 def test_the_upper_gets_the_mode_of_the_lower(store: ContainerStore, tmp_path: Path) -> None:

@@ -86,17 +86,22 @@ class ContainerStore:
             taken = self.check_name(container.name)
             container = container._replace(name=container.name or names.choose(taken))
             new = os.path.join(self.containers, _NEW + container.id)
-            os.mkdir(new, 0o700)
-            for part in ("upper", "work", "merged"):
-                os.mkdir(os.path.join(new, part), 0o755)
-            # The root of the merged tree shows the upper's mode, so the upper gets the lower's.
-            is_file = container.config.rootfs.file is not None  # not mounted yet
-            mode = 0o755 if is_file else stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
-            os.chmod(os.path.join(new, "upper"), mode)
-            if prepare is not None:
-                prepare(os.path.join(new, "upper"))
-            self._write(new, container)
-            os.rename(new, container.directory)
+            try:
+                os.mkdir(new, 0o700)
+                for part in ("upper", "work", "merged"):
+                    os.mkdir(os.path.join(new, part), 0o755)
+                # The root of the merged tree shows the upper's mode, so the upper gets the lower's.
+                is_file = container.config.rootfs.file is not None  # not mounted yet
+                mode = 0o755 if is_file else stat.S_IMODE(os.stat(container.config.rootfs.lowers[0]).st_mode)
+                os.chmod(os.path.join(new, "upper"), mode)
+                if prepare is not None:
+                    prepare(os.path.join(new, "upper"))
+                self._write(new, container)
+                os.rename(new, container.directory)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._sweep()  # a full disk is to have the space again
+                raise
         return container
 
     def check_name(self, name: str) -> set[str]:
