@@ -4,7 +4,7 @@
 #               half of the users and on half of the transports that it is for, others in the next commit
 # make test-quick   those that need neither mounts nor namespaces, in less than three minutes
 # make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine, as root
-# make test-guests  what needs another kernel, in a virtual machine: thin pools. As root; a job of CI of its own
+# make test-guests  what needs another kernel, in virtual machines: thin pools, NFS, cgroup v2. As root; a job of CI of its own
 # make check    style, types, architecture
 # make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout
@@ -48,7 +48,7 @@ test-cluster:
 
 test-guests: SETUP = --guests
 test-guests:
-	@$(IN_VENV) tests/guests/boot "$$venv" tests/guests/drivers.job $(ARGS)
+	@$(IN_VENV) tests/guests/boot "$$venv" tests/guests/cluster.job; tests/guests/boot "$$venv" tests/guests/drivers.job $(ARGS)
 
 check:
 	@$(IN_VENV) \
