@@ -127,6 +127,7 @@ class Monitor:
 
     def _run(self) -> int:
         set_process_name(NAME)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a message to a launching process that was killed
         set_child_subreaper()  # daemons detach from us, but stay our children
         os.chdir("/")
         mount(None, "/", None, MS_REC | MS_SLAVE)  # the host's unmounts reach us, our mounts do not reach the host
