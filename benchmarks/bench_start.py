@@ -34,7 +34,7 @@ from unionfs.bench import facts
 from unionfs.bench.run_directory import run_directory
 
 _IMPORTS: Final = "import json, asyncio, http.client, email, xml.dom.minidom, sqlite3, unittest, decimal, ctypes"
-_TIMED: Final = f"a=$(date +%s%N); python3 -c '{_IMPORTS}'; b=$(date +%s%N); echo $((b - a))"
+_TIMED: Final = f"a=$(date +%s%N); python3 -c '{_IMPORTS}' || exit; b=$(date +%s%N); echo $((b - a))"
 _GROUP: Final = Path("/sys/fs/cgroup/cpuacct/unionfs-bench")
 _CH_RUN_FILE: Final = 'd=$(mktemp -d); squashfuse_ll "$0" $d && ch-run $d -- true && fusermount3 -u $d && rmdir $d'
 _JOIN: Final = 'echo $$ > "$0"; exec "$@"'
@@ -66,6 +66,12 @@ def _run(user: User, words: Sequence[str | Path], count: int, env: Mapping[str, 
     while time.monotonic() < deadline and any(map(_is_serving, (_GROUP / "cgroup.procs").read_text().split())):
         time.sleep(0.01)
     return seconds, (int((_GROUP / "cpuacct.usage").read_text()) - before) / 1e9
+
+
+def _cell(row: Sequence[tuple[float, float]]) -> str:
+    seconds, processor = zip(*row, strict=True)
+    spread = (max(seconds) - min(seconds)) / 2
+    return f"{median(seconds):.3f} ± {spread:.3f} s, {median(processor):.2f} s"
 
 
 def _is_serving(pid: str) -> bool:
@@ -143,22 +149,25 @@ def systems(user: User, owner: User, directory: Path, tar: Path, stack: ExitStac
     return found
 
 
-def imports(user: User, file: Path, directory: Path) -> dict[str, list[float]]:
-    """Seconds of Python's imports from the image file: [the first time, again]."""
+def imports(user: User, file: Path, directory: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of Python's imports from the image file, medians: [the first time, again]."""
     program = Path(sys.executable).with_name("unionfs")
-    script = f"{_TIMED}; {_TIMED}"
-    _drop_caches()
-    ours = user.run([program, "run", "--rm", "--root", directory / "own", file, "sh", "-c", script]).stdout
     place = directory / "alone"
     place.mkdir()
     user.own(place)
-    _drop_caches()
+    script = f"{_TIMED}; {_TIMED}"
     alone = 'squashfuse_ll "$1" "$2" && /usr/sbin/chroot "$2" sh -c "$3"; umount -l "$2"'
-    words = ["unshare", "-rm", "sh", "-c", alone, "sh", f"{file}", f"{place}", script]
-    return {
-        "ours": [int(line) / 1e9 for line in ours.split()],
-        "squashfuse_ll alone": [int(line) / 1e9 for line in user.run(words).stdout.split()],
+    systems: dict[str, list[str | Path]] = {
+        "ours": [program, "run", "--rm", "--root", directory / "own", file, "sh", "-c", script],
+        "squashfuse_ll alone": ["unshare", "-rm", "sh", "-c", alone, "sh", file, place, script],
     }
+    found: dict[str, list[list[float]]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, words in systems.items():
+            _drop_caches()
+            first, again = (int(line) / 1e9 for line in user.run(words).stdout.split())
+            found[name].append([first, again])
+    return {name: [median(row[at] for row in rows) for at in range(2)] for name, rows in found.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         user, owner = (stack.enter_context(new_ordinary_user(directory)) for _ in range(2))
         owner.home.chmod(0o755)
         stack.enter_context(_group())
-        known = systems(user, owner, directory, _with_dev(rootfs.debian_tar(), directory / "debian.tar"), stack)
+        known = systems(
+            user, owner, directory, _with_dev(rootfs.debian_tar("python3"), directory / "debian.tar"), stack
+        )
         cases: dict[str, tuple[int, Callable[[], None]]] = {
             "1, cold": (1, _drop_caches),
             "1, warm": (1, lambda: None),
@@ -183,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         env = {"UNIONFS_LINGER": "60", "CONTAINERS_CONF": f"{directory}/podman/containers.conf"}
         found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for _ in range(arguments.rounds):
-            for case, (count, before) in cases.items():
-                for name, words in known.items():
+            for name, words in known.items():
+                for case, (count, before) in cases.items():  # warm: what the same system has just read
                     before()
                     found.setdefault((case, name), []).append(_run(user, words, count, env))
         where = facts.machine()
@@ -192,10 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"| | {' | '.join(cases)} |\n|---{'|---:' * len(cases)}|")
         for name in known:
             rows = [found[case, name] for case in cases]
-            cells = [f"{median(s for s, _ in row):.3f} s, {median(p for _, p in row):.2f} s" for row in rows]
+            cells = [_cell(row) for row in rows]
             print(f"| {name} | {' | '.join(cells)} |")
         print("\n| Python's imports from the image file | first | again |\n|---|---:|---:|")
-        for name, (first, again) in imports(user, directory / "image.sqfs", directory).items():
+        for name, (first, again) in imports(user, directory / "image.sqfs", directory, arguments.rounds).items():
             print(f"| {name} | {first:.3f} s | {again:.3f} s |")
     return 0
 
