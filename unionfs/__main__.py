@@ -8,7 +8,7 @@ import os
 import sys
 
 from unionfs import standard_descriptors
-from unionfs.cli.mount_forms import mounts_in_background
+from unionfs.cli.mount_forms import mounts_in_background, runs_attached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ def _run(argv: list[str]) -> int:
 
         try:
             status = client.mount(argv)
+        except KeyboardInterrupt:
+            return 130
+        if status is not None:
+            return status
+    if runs_attached(argv[1:]):
+        from unionfs.mount_parent import client
+
+        try:
+            status = client.run(argv)
         except KeyboardInterrupt:
             return 130
         if status is not None:

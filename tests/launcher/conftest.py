@@ -110,8 +110,10 @@ def wait_until_gone(user: User) -> dict[int, str]:
 
 def processes(user: User) -> dict[int, str]:
     """The launcher's processes of `user`, init and daemons among them: pid -> name. They have the user's home. What
-    a parent of mounts has forked shows no environment, but a mountpoint in that directory."""
+    a parent of mounts has forked shows no environment, but a mountpoint in that directory, or a command line with a
+    path beside it."""
     home, mountpoint = f"HOME={user.home}".encode(), f"unionfs mount {user.home}/".encode()
+    beside = f"{user.home.parent}/".encode()
     found: dict[int, str] = {}
     parents: dict[int, int] = {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -127,6 +129,7 @@ def processes(user: User) -> dict[int, str]:
             continue
         parents[pid] = int(fields[1])
         is_users = home in environment or command_line.startswith(mountpoint) or name == "unionfs-init"
+        is_users |= command_line.startswith(b"unionfs run ") and beside in command_line
         if name.startswith("unionfs") and is_users:
             found[pid] = name
     # An init shows no environment; it is the user's if its parent is.

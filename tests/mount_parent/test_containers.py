@@ -35,6 +35,7 @@ class Running:
     """A container whose command has begun."""
 
     front: subprocess.Popen[str]
+    launcher: int  # the parent of the monitor: the front, or a process that the parent of mounts has forked for it
     monitor: int
     daemons: list[int]  # or the keepers that they have beside them
 
@@ -65,11 +66,11 @@ def _container(caller: Caller, *flags: str, env: Mapping[str, str] | None = None
     try:
         assert front.stdout is not None
         assert front.stdout.readline() == "ready\n"
-        children = Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split()
+        launcher = next((pid for pid in _held(front.pid) if _name(pid) == "unionfs"), front.pid)
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
         (monitor,) = (int(pid) for pid in children if _name(pid) == "unionfs-monitor")
-        yield Running(
-            front, monitor, [pid for pid in _held(monitor) if _name(pid).startswith(("unionfs:", "unionfs-k:"))]
-        )
+        daemons = [pid for pid in _held(monitor) if _name(pid).startswith(("unionfs:", "unionfs-k:"))]
+        yield Running(front, launcher, monitor, daemons)
     finally:
         _, said = front.communicate("\n", timeout=limit(process.DEFAULT_TIMEOUT_S))
         print(said, file=sys.stderr)
@@ -187,13 +188,17 @@ def test_the_container_outlives_its_daemon(caller: Caller) -> None:
     assert ends(now)
 
 
-def test_nothing_is_left_when_the_front_is_killed(caller: Caller) -> None:
+@pytest.mark.parametrize("killed", ["front", "launcher"])
+def test_nothing_is_left_when_the_front_or_its_launcher_is_killed(caller: Caller, killed: str) -> None:
     _leave_parent(caller)
     with _container(caller) as running:
         assert running.started_by() == "unionfs-parent"
-        running.front.kill()
+        os.kill(running.front.pid if killed == "front" else running.launcher, signal.SIGKILL)
         assert ends(running.daemon)
         assert ends(running.monitor)
+        assert ends(running.launcher)
+    assert running.front.returncode == (-signal.SIGKILL if killed == "front" else 125)
+    assert caller.unionfs("ps", "-aq", env=_store(caller)).stdout == ""
 
 
 def test_a_container_outlives_the_parent(caller: Caller) -> None:
@@ -243,13 +248,62 @@ def test_a_parent_refuses_a_process_in_a_container(caller: Caller) -> None:
 
 
 def test_no_connection_to_the_parent_is_left_while_a_container_runs(caller: Caller) -> None:
-    """Of all sockets that have its name, one is there: the one that listens."""
+    """Of all sockets that have its name, two are there: the one that listens, and the launcher's end of its connection
+    to the front, which neither the container nor the daemon has."""
     _leave_parent(caller)
     name = caller.address().replace(b"\0", b"@", 1).decode()
     with _container(caller) as running:
         assert running.started_by() == "unionfs-parent"
+        assert running.launcher != running.front.pid
         rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-        assert [row[3] for row in rows if row[-1] == name] == ["00010000"]
+        states = {row[3]: row[6] for row in rows if row[-1] == name}
+        assert sorted(states) == ["00000000", "00010000"]
+        assert _has_socket(running.launcher, states["00000000"])
+        inside = map(int, Path(f"/proc/{running.monitor}/task/{running.monitor}/children").read_text().split())
+        assert not any(_has_socket(pid, states["00000000"]) for pid in (*inside, *running.daemons))
+
+
+def _has_socket(pid: int, inode: str) -> bool:
+    return any(os.readlink(fd) == f"socket:[{inode}]" for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_a_container_is_as_one_that_its_front_has_started(caller: Caller) -> None:
+    """The process that a parent has forked has the front's environment, limits, priority and ignored signals."""
+    _leave_parent(caller)
+    script = (
+        "pwd; env | sort; ulimit -n; ulimit -c; umask; nice; grep -E 'Sig(Blk|Ign|Cgt)|Groups|Cpus' /proc/self/status"
+    )
+    before = "ulimit -n 333; ulimit -c 0; umask 027; trap '' HUP USR2; exec nice -n 3"
+    seen = []
+    for env in (_ALONE, {}):
+        argv = [
+            "sh",
+            "-c",
+            f'{before} "$@"',
+            "sh",
+            *_unionfs(caller, "run", "--rm", "-h", "h", "/", "sh", "-c", script),
+        ]
+        done = caller.user.run(argv, env={**caller.env, **_store(caller), **env})
+        seen.append((done.stdout, done.stderr))
+    assert seen[0] == seen[1]
+    assert "333" in seen[1][0]
+    assert caller.unionfs("ps", "-aq", env=_store(caller)).stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_signals_of_the_front_reach_the_command(ordinary: Caller, number: signal.Signals) -> None:
+    ordinary.user.own(ordinary.directory)
+    _leave_parent(ordinary)
+    script = "trap 'echo told; exit 9' TERM INT USR2; echo ready; while :; do sleep 0.1; done"
+    front = ordinary.user.popen(
+        _unionfs(ordinary, "run", "--rm", "/", "sh", "-c", script), env={**ordinary.env, **_store(ordinary)}
+    )
+    assert front.stdout is not None
+    assert front.stdout.readline() == "ready\n"
+    assert any(_name(pid) == "unionfs" for pid in _held(front.pid))
+    front.send_signal(number)
+    assert front.communicate(timeout=limit(PATIENCE_S)) == ("told\n", "")
+    assert front.returncode == 9
 
 
 _WITHOUT_IDS = """

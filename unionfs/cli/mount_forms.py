@@ -1,4 +1,4 @@
-"""Recognise command lines that mount, before anything else is imported."""
+"""Recognise command lines that mount or run a container, before anything else is imported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ MOUNT_HELPER_NAMES = ("fuse-overlayfs", "mount.unionfs", "mount.fuse.unionfs", "
 """If the program has one of these names (a symlink), it is the mount helper, with any arguments."""
 
 _NOT_IN_THE_BACKGROUND = frozenset(("-f", "-d", "--foreground", "--debug", "-h", "--help", "-V", "--version"))
+
+_RULING_OUT = frozenset(("--tty", "--detach", "--as-me", "--debug", "--help"))
+_RULED_OUT_BY = ("UNIONFS_TTY", "UNIONFS_DETACH", "UNIONFS_AS_ME", "UNIONFS_DEBUG")
 
 
 def is_mount_helper(program: str, arguments: Sequence[str]) -> bool:
@@ -39,3 +42,24 @@ def mounts_in_background(program: str, arguments: Sequence[str]) -> bool:
     if first == "mount":
         return True
     return ("/" in first or first.startswith("-o")) and any(word.startswith("-o") for word in arguments)
+
+
+def runs_attached(arguments: Sequence[str]) -> bool:
+    """Whether the command line runs a container without a terminal, waits for its end, and needs no descriptors of the
+    caller, which `--as-me` hands down.
+
+    False for some of these, whose command has an option that looks like one of those that rule it out.
+    """
+    if not arguments or arguments[0] != "run":
+        return False
+    if any(os.environ.get(name) for name in _RULED_OUT_BY):
+        return False
+    return not any(_rules_out(word) for word in arguments)
+
+
+def _rules_out(word: str) -> bool:
+    if word.startswith("--"):
+        return word.partition("=")[0] in _RULING_OUT
+    if word.startswith("-") and ("t" in word or "d" in word):
+        return True
+    return "/dev/fd/" in word or "/proc/self/" in word

@@ -20,7 +20,7 @@ def leave(first: int, idle_s: float = 0.0) -> None:
     except ValueError:
         told = f"{client.LINGER}={os.environ[client.LINGER]}: not a number of seconds; no parent is left behind"
         print(printable_line(f"unionfs: warning: {told}"), file=sys.stderr)
-    if client.refusal is not None and client.refusal.is_absent:
+    if client.may_leave_parent and client.refusal is not None and client.refusal.is_absent:
         from unionfs.cli import entry
         from unionfs.mount_parent import leave as leaving
 

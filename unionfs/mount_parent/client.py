@@ -1,12 +1,15 @@
-"""Ask the parent for a mount. Imports only modules that are part of the interpreter: every mount imports this one.
+"""Ask the parent for a mount, or for a container. Imports only modules that are part of the interpreter: every mount
+imports this one.
 
 The exchange: both ends check each other (identity); the parent says that it accepts; the client, or a process that it
 has forked, sends one request, with descriptors; the forked process answers when the mount can be used or has failed.
-Until the request is sent nothing is done, and an ordinary mount can be made instead.
+Until the request is sent nothing is done, and an ordinary mount can be made instead. For a container it answers twice:
+when it has begun, and when the container has ended.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` imports twice as much as all of this
 import _socket
 import marshal
 import os
@@ -28,12 +31,14 @@ them. All others are the parent's."""
 
 COMMAND = "command"  # the request is a command line of `unionfs`
 OPTIONS = "options"  # the request is a pickled DaemonOptions
+RUN = "run"  # the request is a command line of `unionfs run`, with the numbers of ignored and of blocked signals
 
 ACCEPTED = b"+"
 REFUSED = b"-"  # followed by the reason
 RETIRED = b"!"  # the same, and the name of the socket is free again
 
 EXIT = "exit"  # reply: the command line was run; its exit code
+BEGUN = "begun"  # reply to RUN: the command line is run; with a pidfd of the process. EXIT follows
 READY = "ready"
 """Reply: mounted; the daemon's pid, a warning or ""; with a pidfd of it, and a pipe at its end when the mount ends."""
 FAILED = "failed"  # reply: not mounted; message, hint, errno
@@ -60,6 +65,9 @@ class ParentEndedError(Exception):
 
 refusal: NoParentError | None = None
 """Why this process makes an ordinary mount, after it has asked."""
+
+may_leave_parent = True
+"""Whether this process may start a parent: not if a parent has forked it, since files of its modules may be newer."""
 
 
 def linger_s() -> float:
@@ -101,19 +109,27 @@ class Parent:
         `descriptors` are sent along. Raises: NoParentError, ParentEndedError.
         """
         try:
-            self._wait_until_accepted()
-            request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
-            _send(self._end, marshal.dumps(request), descriptors)
-            try:
-                reply, received = messages.receive(self._end)
-            except (OSError, EOFError):
-                raise ParentEndedError from None
+            return self.begin(kind, subject, descriptors)
         finally:
             self._end.close()
-        fields = os.fsdecode(reply).split("\0")
-        if fields[0] == UNABLE:
-            raise NoParentError(f"parent {self._pid}: {fields[1]}")
-        return Reply(fields, received)
+
+    def begin(self, kind: str, subject: Callable[[], object], descriptors: Sequence[int] = ()) -> Reply:
+        """The same; the connection stays open for `receive`."""
+        self._wait_until_accepted()
+        request: Any = (identity.code(), kind, subject(), [*os.environb.items()])
+        _send(self._end, marshal.dumps(request), descriptors)
+        reply = self.receive()
+        if reply.fields[0] == UNABLE:
+            raise NoParentError(f"parent {self._pid}: {reply.fields[1]}")
+        return reply
+
+    def receive(self) -> Reply:
+        """Wait for an answer of the forked process. Raises: ParentEndedError."""
+        try:
+            reply, received = messages.receive(self._end)
+        except (OSError, EOFError):
+            raise ParentEndedError from None
+        return Reply(os.fsdecode(reply).split("\0"), received)
 
     def _wait_until_accepted(self) -> None:
         """Raises: NoParentError."""
@@ -190,3 +206,84 @@ def mount(argv: list[str]) -> int | None:
     except ParentEndedError:
         sys.stderr.write(f"unionfs: {ENDED}\n  {ENDED_HINT}\n")
         return 1
+
+
+_NOT_FORWARDED = frozenset(
+    (
+        *(_signal.SIGKILL, _signal.SIGSTOP),  # cannot be caught
+        *(_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGURG, _signal.SIGWINCH),  # about this process
+        *(_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL),  # a fault of this process
+    )
+)
+"""As launcher.run, to which the others are forwarded, and which forwards them to the container."""
+_OWN_FAILURE = 125
+_FEW_DESCRIPTORS = 64
+"""With fewer, the one more of a process that the parent has forked could be missing when the container is removed."""
+
+
+def run(argv: list[str]) -> int | None:
+    """Run `argv`, a command line of `unionfs run` without a terminal, in a process of the parent, which is killed if
+    this one ends. Returns the exit code; None: this process must run it, for the reason in `refusal`."""
+    global refusal  # noqa: PLW0603 - one process runs one command line
+    signals = _Signals()
+    try:
+        if os.sysconf("SC_OPEN_MAX") < _FEW_DESCRIPTORS:
+            raise NoParentError("it may open few files")
+        parent = connect()
+        signals.catch()
+        reply = parent.begin(RUN, lambda: [[os.fsencode(word) for word in argv], *signals.inherited], (0, 1, 2))
+        signals.forward_to(reply.descriptors[0])
+        return int(parent.receive().fields[1])
+    except NoParentError as why:
+        signals.give_back()
+        refusal = why
+        return None
+    except ParentEndedError:
+        sys.stderr.write("unionfs: running the container failed: the process that ran it was killed\n")
+        return _OWN_FAILURE
+
+
+class _Signals:
+    """Signals of this process that are forwarded to another one."""
+
+    def __init__(self) -> None:
+        valid = _signal.valid_signals()
+        self.inherited = (  # immutable
+            [number for number in valid if _signal.getsignal(number) == _signal.SIG_IGN],
+            [int(number) for number in _signal.pthread_sigmask(_signal.SIG_BLOCK, [])],
+        )
+        self._before = {
+            number: _signal.getsignal(number) for number in valid - _NOT_FORWARDED - {*self.inherited[0]}
+        }  # immutable
+        self._pending: list[int] = []  # signals that came before `forward_to`
+        self._pidfd: int | None = None  # set once, by `forward_to`
+
+    def catch(self) -> None:
+        """Handle signals from now on, but those that are ignored."""
+        for number in self._before:
+            _signal.signal(number, self._handle)
+
+    def give_back(self) -> None:
+        """Handle signals as before, and those that have come."""
+        for number, handler in self._before.items():
+            _signal.signal(number, handler)
+        for number in self._pending:
+            os.kill(os.getpid(), number)
+
+    def forward_to(self, pidfd: int) -> None:
+        """Forward signals, and those that have come."""
+        self._pidfd = pidfd
+        pending, self._pending = self._pending, []
+        for number in pending:
+            self._handle(number, None)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self._pidfd is None:
+            self._pending.append(number)
+            return
+        try:
+            _signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return
+        if number == _signal.SIGTSTP and os.isatty(0):
+            os.kill(os.getpid(), _signal.SIGSTOP)  # Ctrl-Z: the shell waits for this process

@@ -1,5 +1,7 @@
 """A process that the parent has forked: it takes over the caller's properties, and carries out the request.
 
+For a container it becomes what `unionfs run` is without a parent, and is killed if the caller ends.
+
 A forked process must be like one that the caller starts. Ids, namespaces and the like are equal (identity).
 The other properties are taken over here: the namespaces that the caller has entered since, working directory,
 environment, limits, priorities, processors. If one cannot be taken over, the request is refused, and the caller makes
@@ -8,13 +10,16 @@ an ordinary mount. This process has the caller's own rights, so it enters nothin
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
 from unionfs import process_properties
@@ -23,12 +28,13 @@ from unionfs.daemon.options import DaemonOptions, Forked, StartError
 from unionfs.fuse.keeper_channel import Channel
 from unionfs.mount_parent import client, messages
 from unionfs.process_properties import UnableError
-from unionfs.syscalls.namespaces import set_command_line
+from unionfs.syscalls.namespaces import set_command_line, set_process_name
 
 RunCommand = Callable[[list[str]], int]
 
 _PATIENCE_S: Final = 10.0
 """Time limit for the request of an accepted caller."""
+_F_SETSIG: Final = 10  # fcntl(2)
 _FDS: Final = len(client.NAMESPACES) + 2  # namespaces, root, working directory; then those of the request
 
 
@@ -60,6 +66,10 @@ def run(end: socket.socket, caller: int, origin: Origin, channel: Channel) -> No
         end.settimeout(None)
         os.setsid()
         _take_over(request, caller)
+        if request.kind == client.RUN:
+            channel.close()
+            _run_container(end, request, origin.run_command)
+            os._exit(0)
         ended, held = os.pipe()
         teller = _Teller(end, request.kind, ended)
         start.become_at_start(Forked(origin.pid, channel, (end.fileno(), ended), teller))
@@ -115,6 +125,7 @@ def _run_command(request: Request, run_command: RunCommand) -> int:
     sys.argv = [os.fsdecode(word) for word in request.subject]
     for fd, given in enumerate(request.descriptors):
         os.dup2(given, fd)
+        os.close(given)
     _show(["unionfs", *sys.argv[1:]])
     try:
         return run_command(sys.argv[1:])
@@ -123,6 +134,51 @@ def _run_command(request: Request, run_command: RunCommand) -> int:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+
+
+def _run_container(end: socket.socket, request: Request, run_command: RunCommand) -> None:
+    """Run a command line of `unionfs run`. Raises: UnableError; OSError if the caller has ended."""
+    if os.access("/proc/self/exe", os.W_OK):
+        raise UnableError("its interpreter can be written to")  # see launcher.own_executable
+    command_line, ignored, blocked = request.subject
+    _end_with(end)
+    _take_signals(ignored, blocked)
+    for fd in (int(name) for name in os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != end.fileno() and fd not in request.descriptors:
+            with suppress(OSError):  # the one of the listing itself
+                os.close(fd)
+    client.refusal, client.may_leave_parent = None, False
+    set_process_name("unionfs")
+    pidfd = os.pidfd_open(os.getpid())
+    _reply(end, client.BEGUN, descriptors=[pidfd])
+    os.close(pidfd)
+    _reply(end, client.EXIT, str(_run_command(request._replace(subject=command_line), run_command)))
+
+
+def _end_with(end: socket.socket) -> None:
+    """Have this process killed when the other end is closed, as the caller is: nothing else is sent by it.
+
+    Raises: OSError if it is closed already.
+    """
+    fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(end, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
+    try:
+        if not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            raise BrokenPipeError
+    except BlockingIOError:
+        pass
+
+
+def _take_signals(ignored: Sequence[int], blocked: Sequence[int]) -> None:
+    """Ignore and block signals as the caller does."""
+    for number in signal.valid_signals():
+        is_ignored = signal.getsignal(number) == signal.SIG_IGN
+        if number in ignored and not is_ignored:
+            signal.signal(number, signal.SIG_IGN)
+        elif is_ignored and number not in ignored:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start(end: socket.socket, request: Request, held_fd: int) -> None:

@@ -28,7 +28,12 @@ from unionfs.syscalls.namespaces import set_command_line, set_process_name
 NAME: Final = "unionfs-parent"
 """The name in /proc/PID/comm and /proc/PID/cmdline."""
 
-_COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper")
+_OF_RUN: Final = (
+    *("layers.store", "layers.lookup", "unionfs.containers.images", "unionfs.containers.image_mount"),
+    *("unionfs.containers.scratch", "unionfs.launcher.namespace_socket", "unionfs.launcher.supervisor"),
+)
+"""What `unionfs run` imports late."""
+_COMMANDS: Final = ("unionfs.cli.mount", "unionfs.cli.mount_helper", "unionfs.cli.run", *_OF_RUN)
 _LATER: Final = ("unionfs.daemon.process", "unionfs.daemon.state", "unionfs.fuse.kernel.activity", "unionfs.version")
 """What daemons and their keepers import later, besides mounted_union.LATE_MODULES: loaded here, its memory is shared.
 """
