@@ -51,16 +51,13 @@ def run_at_once(user: User, words: Sequence[str], count: int, env: Mapping[str, 
     ]
 
 
-def left(user: User, store: Path, mounts: Sequence[str], groups: Sequence[str]) -> list[str]:
+def left(user: User, store: Path, groups: Sequence[str]) -> list[str]:
     """What containers have left, after the parent of mounts has ended: one line for each thing."""
     found = [f"process {pid}: {words}" for pid, words in left_after(lambda: processes_of(user.name), 30).items()]
-    found += [f"mount: {line}" for line in _mounts() if line not in mounts]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found += [f"mount: {line}" for line in mounts if str(store) in line]
     found += [f"control group: {path}" for path in _groups() if path not in groups]
     return found + [f"directory: {path}" for path in (store / "containers").iterdir() if path.name != ".lock"]
-
-
-def _mounts() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
 def _groups() -> list[str]:
@@ -84,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tar = rootfs.debian_tar()
         user.run([program, "import", "--root", store, "-q", "--compression", "none", tar, BASE], timeout_s=_TIMEOUT_S)
         words = [program, "run", "--rm", "--root", str(store), BASE, "true"]
-        mounts, groups = _mounts(), _groups()
+        groups = _groups()
         where = facts.machine()
         print(f"{where['cpu']}, {where['cpus']} CPUs, Linux {where['kernel']}\n")
         print("| containers | succeeded | all ended after | left |\n|---|---:|---:|---:|")
@@ -92,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         def row(name: str, count: int, body: Callable[[], tuple[float, list[str]]]) -> None:
             took, failed = body()
-            remains = left(user, store, mounts, groups)
+            remains = left(user, store, groups)
             bad.extend([*failed, *remains])
             cells = f"{count - len(failed)} of {count} | {took:.1f} s | {len(remains)}"
             print(f"| {name} | {cells} |", flush=True)
