@@ -6,7 +6,8 @@ with --layers a directory for each layer; and beside it
     .unionfs/config.json   {"version": 1, "id": DIGEST, "layers": [DIRECTORY, ...], "config": {...}}
 
 `config` is the image's configuration (OCI), `id` its digest, `layers` are the directories of layers, the lowest first;
-none if the root filesystem is at the root.
+none if the root filesystem is at the root. The same content follows the squashfs, at the next multiple of 4096 bytes,
+after a mark of eight bytes and its length: so a container starts without mounting the file only to read it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import stat
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from layers import config as configs
@@ -22,6 +24,7 @@ from layers import sif, squashfs
 from layers.config import ImageConfig
 from layers.digest import Digest
 from layers.errors import Refused
+from unionfs.write_all import write_all
 
 DIRECTORY: Final = ".unionfs"
 CONFIG: Final = f"{DIRECTORY}/config.json"
@@ -31,6 +34,9 @@ ENDINGS: Final = (".sqfs", ".squashfs", ".sif")
 """Of names of such files."""
 
 _VERSION: Final = 1
+_COPY: Final = Struct("<8sQ")  # before the copy of CONFIG: _MARK, and its length in bytes
+_MARK: Final = b"unionfs\n"
+_PADDED: Final = 4096  # a squashfs is padded to a multiple of it
 _WHAT: Final = "opening an image"
 _LAYER: Final = re.compile(r"layers/[0-9]{1,4}")
 
@@ -42,6 +48,7 @@ class Found(NamedTuple):
     size: int
     identity: str  # of the content: the superblock in hexadecimal digits, with its time, sizes and positions
     is_sif: bool
+    end: int  # where the file goes on behind the squashfs and its padding
 
 
 class Description(NamedTuple):
@@ -73,8 +80,28 @@ def examine(fd: int, path: str) -> Found:
     if os.pread(fd, len(sif.MAGIC), sif.MAGIC_AT) == sif.MAGIC:
         (offset, size), is_sif = sif.root_partition(fd, path), True
     start = os.pread(fd, squashfs.SIZE, offset)
-    squashfs.parse(start, size, path)
-    return Found(offset, size, start.hex(), is_sif)
+    used = squashfs.parse(start, size, path).bytes_used
+    return Found(offset, size, start.hex(), is_sif, offset + used + -used % _PADDED)
+
+
+def append_copy(fd: int, path: str, content: bytes) -> None:
+    """Write a copy of CONFIG behind a new squashfs. Raises: Refused, OSError."""
+    end = examine(fd, path).end
+    os.ftruncate(fd, end)
+    os.lseek(fd, end, os.SEEK_SET)
+    write_all(fd, _COPY.pack(_MARK, len(content)) + content)
+
+
+def read_copy(fd: int, found: Found) -> bytes | None:
+    """The copy of CONFIG; None if there is none, or a part of it. Raises: OSError."""
+    start = os.pread(fd, _COPY.size, found.end)
+    if len(start) < _COPY.size:
+        return None
+    mark, length = _COPY.unpack(start)
+    if mark != _MARK or length > CONFIG_MAX:
+        return None
+    content = os.pread(fd, length, found.end + _COPY.size)
+    return content if len(content) == length else None
 
 
 def describe(image_id: Digest, layers: tuple[str, ...], config: bytes) -> bytes:

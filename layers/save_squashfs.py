@@ -57,6 +57,8 @@ def save(store: Store, text: str, path: str, *, separate: bool, options: Options
             items = _whole(branches, lowers.lowers)
         progress.begin(_KEY, "saving", None)
         _make(command, latest, itertools.chain(_described(told), items), epoch, progress)
+        with open(path, "r+b") as file:
+            image_file.append_copy(file.fileno(), path, told)
         progress.end(_KEY, "saved")
 
 

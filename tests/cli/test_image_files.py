@@ -65,6 +65,11 @@ def test_a_container_of_a_file_shows_what_one_of_the_image_shows(user: User, fil
         listed = user.unionfs("run", "--rm", file, "sh", "-c", _LIST).stdout
         # Directories of a squashfs count their subdirectories, as layers on disk do; the root has one more.
         assert _without_root(listed) == _without_root(shown)
+    other = files[0].with_name("other.sqfs")  # as other programs write it: without the copy of the configuration
+    content = files[0].read_bytes()
+    other.write_bytes(content[: content.rindex(b"unionfs\n")])
+    user.own(other)
+    assert user.unionfs("run", "--rm", other).stdout == "red\nsecond\n"
     assert b"image" not in subprocess.run(["cat", "/proc/self/mounts"], capture_output=True, check=True).stdout
 
 

@@ -176,3 +176,21 @@ def test_the_description_is_read_as_it_was_written_and_newer_ones_are_refused() 
     ):
         with pytest.raises(Refused, match=why):
             image_file.parse(json.dumps(json.loads(data) | change).encode(), "f")
+
+
+def test_a_copy_of_the_configuration_follows_the_squashfs(tmp_path: Path, squash: bytes) -> None:
+    path = tmp_path / "plain.sqfs"
+    path.write_bytes(squash)
+    content = b'{"version": 1}' * 100
+    with path.open("r+b") as file:
+        found = image_file.examine(file.fileno(), str(path))
+        assert found.end % 4096 == 0
+        assert 0 <= found.end - len(squash) < 4096 or found.end == len(squash)
+        assert image_file.read_copy(file.fileno(), found) is None
+        for _ in range(2):  # another one replaces it
+            image_file.append_copy(file.fileno(), str(path), content)
+            assert image_file.read_copy(file.fileno(), found) == content
+            assert os.fstat(file.fileno()).st_size == found.end + 16 + len(content)
+        os.ftruncate(file.fileno(), found.end + 15 + len(content))
+        assert image_file.read_copy(file.fileno(), found) is None, "it was cut off"
+    assert path.read_bytes().startswith(squash)

@@ -75,12 +75,14 @@ def read(path: str) -> FromFile:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = image_file.examine(fd, path)
+            content = image_file.read_copy(fd, found)
         finally:
             os.close(fd)
         file = ImageFile(path, found.offset, found.size, found.identity)
         if found.is_sif:
             return FromFile(path, file, _settings_of_sif(path), _SIF_EXEC)
-        content = _read_configuration(file)
+        if content is None:
+            content = _read_configuration(file)
         if content is None:
             return FromFile(path, file, Settings())
         description = image_file.parse(content, path)
