@@ -170,7 +170,7 @@ def ordinary_user(run_dir: Path) -> Iterator[users.User]:
     try:
         with users.new_ordinary_user(run_dir) as made:
             yield made
-            made.end_server()
+            made.end_servers()
             left = users.left_after(lambda: users.processes_of(made.name))
             assert left == {}, "the tests are over, but commands of their ordinary user still run"
     except users.CannotMakeUserError as why:

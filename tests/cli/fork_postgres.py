@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.support.timing import limit
 from tests.support.users import User, new_ordinary_user
 
 _BIN: Final = max(map(os.fspath, Path("/usr/lib/postgresql").glob("*/bin")), default="")
@@ -105,7 +106,7 @@ def _rounds(run: _Run, rounds: int) -> None:
         assert run.inside("db", f"cat result{number}") == f"{number}\n"
         run.unionfs("drop", f"one{number}", f"two{number}")
     run.inside("db", f"touch {end}")
-    told, problems = serving.communicate(timeout=_CLIENTS_S + 60)
+    told, problems = serving.communicate(timeout=limit(_CLIENTS_S + 60))
     assert serving.returncode == 0, told + problems
     made = re.search(r"number of transactions actually processed: (\d+)", told)
     failed = re.search(r"number of failed transactions: (\d+)", told)

@@ -290,11 +290,11 @@ def test_a_container_is_as_one_that_its_front_has_started(caller: Caller) -> Non
     assert caller.unionfs("ps", "-aq", env=_store(caller)).stdout == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGXFSZ])
 def test_signals_of_the_front_reach_the_command(ordinary: Caller, number: signal.Signals) -> None:
     ordinary.user.own(ordinary.directory)
     _leave_parent(ordinary)
-    script = "trap 'echo told; exit 9' TERM INT USR2; echo ready; while :; do sleep 0.1; done"
+    script = "trap 'echo told; exit 9' TERM INT USR2 XFSZ; echo ready; while :; do sleep 0.1; done"
     front = ordinary.user.popen(
         _unionfs(ordinary, "run", "--rm", "/", "sh", "-c", script), env={**ordinary.env, **_store(ordinary)}
     )

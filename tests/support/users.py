@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 _CODE = ("unionfs", "layers", "tests", "benchmarks")
 _NAME_PREFIX = "unionfs-"
-_servers: dict[tuple[str, ...], command_server.CommandServer] = {}  # by the prefix of their users
+_servers: dict[tuple[str, tuple[str, ...]], command_server.CommandServer] = {}  # by name and prefix of their users
 
 
 class CannotMakeUserError(Exception):
@@ -86,15 +86,16 @@ class User:
 
     def _server(self) -> command_server.CommandServer | None:
         """The command server of this user; None if its commands have a mount namespace of their own."""
-        server = _servers.get(self.prefix)
+        key = (self.name, self.prefix)
+        server = _servers.get(key)
         if (server is None or server.has_ended()) and self.prefix[:1] in ((), ("setpriv",)):
-            server = _servers[self.prefix] = command_server.CommandServer(self.prefix, self.env)
+            server = _servers[key] = command_server.CommandServer(self.prefix, self.env)
         return server
 
-    def end_server(self) -> None:
-        """End the command server of this user, if there is one."""
-        if server := _servers.pop(self.prefix, None):
-            server.close()
+    def end_servers(self) -> None:
+        """End the command servers of this user, whatever stands before its commands."""
+        for key in [key for key in _servers if key[0] == self.name]:
+            _servers.pop(key).close()
 
     def unionfs(
         self,
@@ -180,7 +181,7 @@ def new_ordinary_user(run_dir: Path) -> Iterator[User]:
         try:
             yield made
         finally:
-            made.end_server()
+            made.end_servers()
     finally:
         _remove_account(name)
 

@@ -216,6 +216,8 @@ _NOT_FORWARDED = frozenset(
     )
 )
 """As launcher.run, to which the others are forwarded, and which forwards them to the container."""
+IGNORED_BY_PYTHON = frozenset((_signal.SIGPIPE, _signal.SIGXFSZ))
+"""At its start, whatever the caller does."""
 _OWN_FAILURE = 125
 _FEW_DESCRIPTORS = 64
 """With fewer, the one more of a process that the parent has forked could be missing when the container is removed."""
@@ -249,7 +251,7 @@ class _Signals:
     def __init__(self) -> None:
         valid = _signal.valid_signals()
         self.inherited = (  # immutable
-            [number for number in valid if _signal.getsignal(number) == _signal.SIG_IGN],
+            [number for number in valid - IGNORED_BY_PYTHON if _signal.getsignal(number) == _signal.SIG_IGN],
             [int(number) for number in _signal.pthread_sigmask(_signal.SIG_BLOCK, [])],
         )
         self._before = {

@@ -172,7 +172,7 @@ def _end_with(end: socket.socket) -> None:
 
 def _take_signals(ignored: Sequence[int], blocked: Sequence[int]) -> None:
     """Ignore and block signals as the caller does."""
-    for number in signal.valid_signals():
+    for number in signal.valid_signals() - client.IGNORED_BY_PYTHON:
         is_ignored = signal.getsignal(number) == signal.SIG_IGN
         if number in ignored and not is_ignored:
             signal.signal(number, signal.SIG_IGN)
