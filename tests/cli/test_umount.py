@@ -14,7 +14,7 @@ from tests.cli.conftest import as_ordinary_user
 from tests.fuse.daemons import Daemon, daemon_of
 from tests.support.mountinfo import mount_at
 from tests.support.timing import limit
-from tests.support.users import User
+from tests.support.users import LET_GO, User
 from unionfs.fuse.options import DEFAULT_TRANSPORT
 
 pytestmark = pytest.mark.transport(DEFAULT_TRANSPORT)
@@ -102,12 +102,9 @@ def test_lazy_detaches_the_mount_and_its_users_continue(user: User, mountpoint: 
         assert daemon.has_ended()
 
 
-_LET_OTHERS_GO = (
-    """awk -v keep="$0" '$3 ~ /^fuse/ && $2 != keep { print $2 }' /proc/self/mounts | xargs -r umount -l; """
-)
 _HOLD = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
-    _LET_OTHERS_GO + 'echo; read line; umount "$0"; read line',
+    LET_GO + 'echo; read line; umount "$0"; read line',
 )
 
 

@@ -91,7 +91,7 @@ def test_copy_up_in_steps_of_a_file_that_does_not_fit(stack: Stack, small: Path)
 def test_blocks_of_a_file_that_does_not_fit(
     stack: Stack, small: Path, expect_log: Callable[..., AbstractContextManager[list[str]]]
 ) -> None:
-    """Blocks are copied as long as there is room; what is refused changes nothing, and is not tried in vain."""
+    """Blocks are copied as long as there is room; a refused copy changes nothing, and is not tried again."""
     stack.metacopy, stack.partial_from = True, MIB
     want = bytearray(b"data" * (3 * MIB // 4))
     stack.u.write("big", 0, b"x")

@@ -13,7 +13,7 @@ It mounts a union in DIR, has these at work on it until N daemons were killed (1
     postgres    a PostgreSQL server, restarted after 400 transactions of two pgbench clients, whose sums are checked;
                 only if `initdb` and `pgbench` are found, and for root as the user `postgres`
 
-With --upgrades the mount continues every S seconds in another of two installed versions; meanwhile nobody is killed.
+With --upgrades the mount continues every S seconds in another of two installed versions; no daemon is killed meanwhile.
 With --branches a lower is added or removed, or the upper frozen, every S seconds.
 
 It fails if any program saw an error or anything that it had not written, if a lower was changed, or a process is left.

@@ -77,7 +77,7 @@ class Killer:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._kill, daemon=True)
         self.kills = 0  # changed by the thread; right after `stop`
-        self.is_paused = False  # whether it kills nobody for now
+        self.is_paused = False  # whether it kills no daemon for now
 
     def start(self) -> Killer:
         self._thread.start()

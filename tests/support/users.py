@@ -309,9 +309,12 @@ def _everybody_may_enter(directory: Path) -> bool:
     return all(stat.S_IMODE(place.stat().st_mode) & 0o5 == 0o5 for place in (directory, *directory.parents))
 
 
-LET_GO: Final = """awk '$3 ~ /^fuse/ { print $2 }' /proc/self/mounts | xargs -r umount -l 2>/dev/null || true; """
-"""What a shell executes as root in a new mount namespace, which has copies of the mounts of all other tests: those that
-unmount meanwhile would be told that it still shows them."""
+LET_GO: Final = (
+    """awk -v keep="$0" '$3 ~ /^fuse/ && $2 != keep { print $2 }' /proc/self/mounts """
+    "| xargs -r umount -l 2>/dev/null || true; "
+)
+"""What a shell executes as root in a new mount namespace, which has copies of the mounts of all other tests: `unionfs
+umount` in those would fail, since the namespace still shows them. Keeps the mount at the shell's $0."""
 
 WITHOUT_IDS: Final = (
     f'{LET_GO}mount -t tmpfs none /mnt && cp -a /etc/. /mnt && : >/mnt/subuid && mount --move /mnt /etc; exec "$@"'

@@ -1,4 +1,4 @@
-"""Busy polling: when the daemon polls for a request, by what sleeping and polling cost and who wants the processor."""
+"""Busy polling: when the daemon polls for a request, given the costs of sleeping and polling, and other threads."""
 
 from __future__ import annotations
 
