@@ -200,15 +200,33 @@ def _meet_the_fault() -> None:
     same(read("f"), b"hello")
 
 
-def test_a_takeover_that_fails_again_and_again_ends_the_mount(stand: MountedSubject, scratch: Path) -> None:
+_TAKEOVER = """
+from unionfs.core import takeover
+
+def take_over(union):
+    raise ZeroDivisionError
+
+takeover.take_over = take_over
+"""
+_FIRST_MOMENT = """
+from unionfs.fuse.kernel import server
+
+def begin(engine):
+    if engine._dispatcher.continues:
+        raise ZeroDivisionError
+
+server._Engine.begin = begin
+"""
+
+
+@pytest.mark.parametrize("fault", [_TAKEOVER, _FIRST_MOMENT], ids=["takeover", "first moment"])
+def test_daemons_that_fail_before_their_first_request_end_the_mount(
+    stand: MountedSubject, scratch: Path, fault: str
+) -> None:
     stand.unmount()
     broken = scratch / "broken"
     broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "from unionfs.core import takeover\n"
-        "def take_over(union):\n    raise ZeroDivisionError\n"
-        "takeover.take_over = take_over\n"
-    )
+    (broken / "sitecustomize.py").write_text(fault)
     stand._env = {"PYTHONPATH": f"{broken}:{stand.user.env['PYTHONPATH']}", "UNIONFS_PURE": "1"}
     stand.mount()
     stand.agent.call(os.kill, chaos.wait_for_daemon(_mount(stand)), signal.SIGKILL)

@@ -158,6 +158,7 @@ def mount_union(
             keeper=rootfs.keeper,
             parent=parent,
         )
+        rootfs_mounts.log = container.daemon_log
         by_name(driver).mount(request, rootfs_mounts)
     except OptionError as error:
         raise LaunchError("", "", str(error)) from error

@@ -29,7 +29,8 @@ UPGRADE: Final = signal.SIGUSR2
 """Asks the keeper for an upgrade, if its daemon sends it."""
 
 _ATTEMPTS: Final = 20
-"""After so many deaths in a row before a takeover was complete there is no further one."""
+"""After so many deaths in a row before a takeover was complete, or by a fault before a request came, there is no other
+daemon: it would have the same fault."""
 
 _CRASHES_OF_ONE: Final = 3
 """A request in hand at so many deaths in a row is answered EIO, """
@@ -69,7 +70,7 @@ class DaemonHistory:
         self._repeated = 0  # how often in a row it was,
         self._crashed = 0  # and how often of these the daemon was not killed from outside
         self._oom_kills = _oom_kills()
-        self._attempts = 0  # deaths in a row before a takeover was complete
+        self._attempts = 0  # deaths in a row as _ATTEMPTS has it
 
     @property
     def is_alive(self) -> bool:
@@ -212,11 +213,12 @@ class DaemonHistory:
         self._repeated += 1
         oom_kills_before, self._oom_kills = self._oom_kills, _oom_kills()
         is_outsiders = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        if not is_outsiders or self._oom_kills != oom_kills_before:
-            self._crashed += 1
+        is_crash = not is_outsiders or self._oom_kills != oom_kills_before
+        self._crashed += is_crash
         if self._last and (self._crashed >= _CRASHES_OF_ONE or self._repeated >= _DEATHS_OF_ONE):
             self.refused = self._last
-        self._attempts = 0 if record.lives >= self.deaths - 1 else self._attempts + 1
+        has_begun = record.lives >= self.deaths - 1 and bool(record.serving or not is_crash)
+        self._attempts = 0 if has_begun else self._attempts + 1
         return self._attempts < _ATTEMPTS and not record.is_full and not record.is_outdated
 
 

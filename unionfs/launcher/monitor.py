@@ -39,6 +39,10 @@ NAME: Final = "unionfs-monitor"
 _TIMEOUT_S: Final = 30  # time limit for a daemon that still writes data, before and after its lifeline is closed
 
 
+_LOG_END: Final = 8192
+"""So many bytes of a log are searched for an exception."""
+
+
 class Daemon(NamedTuple):
     """A daemon behind a mount of the root filesystem."""
 
@@ -56,6 +60,7 @@ class RootfsMounts:
         self.watched: dict[int, Callable[[int], LaunchError | None]] = {}  # what ends the container: see `Monitor`
         self.daemons: dict[int, Daemon] = {}
         """Descriptor that is readable when a mount is served no more -> its daemon; added to only."""
+        self.log = ""  # the path of what the daemons log, if they log to a file
 
     def add(self, mountpoint: str, daemon: tuple[int, int, int] | None = None) -> None:
         """Record a mount at `mountpoint`, and the daemon that serves it (see Daemon), if there is one."""
@@ -248,9 +253,8 @@ class Monitor:
                 if (failure := watched[fd](fd)) is not None:
                     raise failure
             if ready & daemons:
-                raise LaunchError(
-                    "running the container", self._spec.rootfs, "the daemon of its root filesystem ended unexpectedly"
-                )
+                why = f"the daemon of its root filesystem ended unexpectedly{_last_error(rootfs_mounts.log)}"
+                raise LaunchError("running the container", self._spec.rootfs, why)
 
     def _handle_exec_status(self, exec_status_fd: int, init_pid: int) -> None:
         """Read whether the command was executed: then exec has closed the write end, and there is nothing to read."""
@@ -292,6 +296,18 @@ def _wait_for(descriptors: Iterable[int], timeout_s: float) -> list[int]:
         ended = {fd for fd, _ in poll.poll(remaining * 1000)}
         left = [fd for fd in left if fd not in ended]
     return left
+
+
+def _last_error(log: str) -> str:
+    """Return ": " and the last exception in a log of daemons; "" if there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_END))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    kinds = ("Error", "Exception")
+    return next((f": {line}" for line in reversed(lines) if line.partition(":")[0].endswith(kinds)), "")
 
 
 def _hint_for(error: OSError) -> str:
