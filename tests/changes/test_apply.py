@@ -171,7 +171,7 @@ def _kill_at_every_step(tmp_path: Path) -> None:
         change = setting(base, before, upper)
         killed = in_child_killed_at(step, change.apply)
         assert_old_or_new(content(change.target), old, new, f"killed at step {step}")
-        if step // 3 % 3 == 0:  # somebody else is killed while carrying on
+        if step // 3 % 3 == 0:  # a second apply, which continues the first one, is killed, too
             in_child_killed_at(step // 2 + 1, change.apply)
             assert_old_or_new(content(change.target), old, new, f"killed at steps {step} and {step // 2 + 1}")
         change.apply()

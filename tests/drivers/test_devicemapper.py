@@ -100,7 +100,7 @@ def test_a_killed_container_leaves_no_device(dm: House) -> None:
 
 def test_killed_at_each_step(scratch: Path, user: User) -> None:
     """A process that makes layers and a container is killed before or after a program that it runs, at every fifth of
-    them; the next process completes what is there. No device is lost, in the record or in the pool."""
+    them; the next process completes the device. No device is lost, in the record or in the pool."""
     layers = [scratch / "layers" / key / "tree" for key in ("one", "two")]
     for number, layer in enumerate(layers):
         (layer / "d").mkdir(parents=True)

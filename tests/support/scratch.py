@@ -78,8 +78,8 @@ def processes_below(run: Path) -> dict[int, str]:
 
 
 def make_shared(directory: Path) -> None:
-    """Have what is unmounted below `directory` leave the mount namespaces that others make meanwhile, podman's among
-    them, as it does below the / of systemd. Does nothing unless we are root; `remove` undoes it."""
+    """Make `directory` a shared mount, as / is with systemd: then an unmount below it reaches the mount namespaces that
+    other programs, such as podman, have made meanwhile. Does nothing unless we are root; `remove` undoes it."""
     if os.geteuid() == 0:
         for argv in (["--bind", os.fspath(directory), os.fspath(directory)], ["--make-shared", os.fspath(directory)]):
             subprocess.run(["mount", *argv], check=True, timeout=limit(60))

@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "no_turns: in each run in all combinations, since it ends what others began")
+    config.addinivalue_line("markers", "no_turns: runs in all combinations of users and transports each time")
 
 
 @pytest.hookimpl(trylast=True)

@@ -208,7 +208,7 @@ class _Copy:
         yield Item(entry, _data(taken) if found.kind == FILE and found.size else None)
 
     def _is_replaced(self, known: Node, at: Path) -> bool:
-        """Whether a directory replaces what is there: a link that leads to no directory, as with podman."""
+        """Whether a directory replaces the link at `at`: one that leads to no directory, as with podman."""
         if known.kind != SYMLINK:
             return False
         try:

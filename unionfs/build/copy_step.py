@@ -172,7 +172,7 @@ def _made(work: Work, made: Instruction, layer: Made, content: str, keys: tuple[
 
 
 def _id(work: Work, made: Instruction, step_id: str) -> str:
-    """With --link a layer is the same upon every parent, but what comes after it is not."""
+    """With --link a layer is the same upon every parent, but the steps after it are not."""
     return cache.key(work.state.id, step_id) if made.flags.switch("link") else step_id
 
 

@@ -192,7 +192,7 @@ def _target(work: Work, mount: MountFlag) -> str:
 
 
 def _key_of(work: Work, made: Instruction, mount: MountFlag) -> list[object]:
-    """What a mount adds to the key of its step: all that it says, and of a bind what is there. No secret's value."""
+    """What a mount adds to the key of its step: its options, and the content of a bind's source. No secret's value."""
     content = ""
     if mount.type == BIND or mount.from_:
         content = work.origin(made, mount.from_).id if mount.from_ else _content_of_context(work, made, mount.source)

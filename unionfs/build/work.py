@@ -254,8 +254,8 @@ class Work:
         self.tell(NOTE, text)
 
     def is_unchanged(self, content: object, look: Callable[[], object]) -> bool:
-        """Whether `look` still finds `content` in the context; if not, a note says so. A step has then read what may be
-        neither what was there before nor what is there now, so no key fits its result."""
+        """Whether `look` still finds `content` in the context; if not, a note says so. A step may then have
+        read a mixture of the old and the new files, so no key fits its result."""
         try:
             is_same = look() == content
         except (ContainerError, OSError):  # a file is gone

@@ -3,7 +3,7 @@
 What is shown afterwards is what a union made anew over the new lowers shows. Directories are taken over one after the
 other, from the root down, in slices between requests: each shows the old stack or the new one, never some names of one
 and some of the other. A known object keeps its node if its names still lead to it. One that no name leads to any more
-is as removed while in use: it can be read and written by whatever has it open. A directory keeps its node, and the
+is as removed while in use: processes that have it open can read and write it. A directory keeps its node, and the
 inode number that it has shown, as long as there is a directory under its name.
 
 Knows everything in the core but requests. The kernel is told what it must ask for again, as for external changes. The

@@ -35,8 +35,8 @@ from unionfs.core.union_state import UnionState
 _HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
 _ASK_AGAIN_S: Final = 0.05
 _WHOLE_S: Final = 30.0
-"""So long after the data of a mounted union were asked for, no file is copied up without all of its data: whoever asked
-reads the upper now, or freezes it."""
+"""For so long after a process has asked for complete data, the mounted union copies up no file without all of its data:
+that process reads the upper meanwhile, or freezes it."""
 
 
 def complete(tree: UnionState) -> bool:

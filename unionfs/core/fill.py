@@ -235,7 +235,7 @@ def commit(tree: UnionState, job: Fill) -> None:
 
 
 def _leads_to(tree: UnionState, node: FileNode, held: FileFd) -> bool:
-    """Whether the node is still that of this file of the upper: somebody may have replaced it (Union.watch)."""
+    """Whether the node is still that of this file of the upper: another program may have replaced it (Union.watch)."""
     if node.links is None or node.links.partial is None or not node.leaf:
         return False
     st, ours = tree.stat(node), os.fstat(held.fd)
@@ -365,7 +365,7 @@ def _read_lower(held: FileFd, start: int, end: int) -> bytes:
 
 def _cut_short(part: Partial, held: FileFd, reached: int, until: int) -> tuple[int, int]:
     """After a write that ended at `reached` instead of `until`, for want of space: complete the block it ended in, or
-    make it a hole again. Returns up to where the write counts, and the errno of what comes after that."""
+    make it a hole again. Returns up to where the write counts, and the errno for the bytes after that."""
     block, code = reached >> part.shift, errno.ENOSPC
     if not part.is_own(block):
         start, stop = part.bounds(block)

@@ -2,9 +2,9 @@
 
 The shown tree stays the same, so nothing is invalidated. On disk it is one rename (RENAME_EXCHANGE): the directory
 of the upper and an empty one beside it change places. The work directory lists the frozen ones (core.staging), from
-before that rename on, so whoever opens the union again, also after a crash, gets the same stack: an empty directory in
-it changes nothing. What was written before is in the lower, which nothing changes afterwards; what is written later is
-copied up from it.
+before that rename on, so the union has the same stack when it is opened again, also after a crash: an empty directory
+in it changes nothing. What was written before is in the lower, which nothing changes afterwards; what is written later
+is copied up from it.
 
 Files that are open go on; those that were open for writing are copied up at their next write. Knows everything in the
 core but requests. The caller sees to it that no thread changes a file of the upper meanwhile.

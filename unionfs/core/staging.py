@@ -230,7 +230,7 @@ class Staging:
         """Add a directory to the list of frozen ones, as the topmost, in any thread. Raises OSError with everything as
         it was. Preconditions: as for renew_index.
 
-        A link has no data: filesystems bring it to the device before what is renamed later, so nothing waits for that.
+        There is no sync: a link has no data, and filesystems write it to the device before a later rename.
         """
         root_fd = self.branch.root.fd()
         with contextlib.suppress(FileExistsError):

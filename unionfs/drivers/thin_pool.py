@@ -85,7 +85,7 @@ class Usage(NamedTuple):
 
 
 class Pool:
-    """The pool of the store at `root`. Preconditions: root of the machine, and nobody else can write to the store."""
+    """The pool of the store at `root`. Preconditions: root of the machine, and no other user can write to the store."""
 
     def __init__(self, root: str) -> None:
         self.place: Final = os.path.join(root, "devicemapper")

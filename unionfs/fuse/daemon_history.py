@@ -161,8 +161,8 @@ class DaemonHistory:
         return history
 
     def over(self) -> None:
-        """Note that the mount has ended, and wait until the parent of mounts has let go of it: who waits for the end of
-        this daemon may then unmount the branches' filesystems. In a daemon only."""
+        """Note that the mount has ended, and wait until the parent of mounts has closed its descriptors: when this
+        daemon has ended, the branches' filesystems can be unmounted. In a daemon only."""
         if self.is_parent and self.channel is not None and not self.is_let_go:
             self.is_let_go = True
             if self.channel.send(OVER):

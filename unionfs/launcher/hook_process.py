@@ -37,8 +37,8 @@ class HookProcess:
     """The process, as the monitor and init see it. Each method is called at most once."""
 
     def __init__(self, spec: Spec) -> None:
-        """Fork the process. Preconditions: the container's pid namespace is not made yet; no pipe is open whose end
-        somebody waits for. Raises: LaunchError, OSError."""
+        """Fork the process. Preconditions: the container's pid namespace is not made yet; no pipe is open at
+        whose other end a process waits for end of file. Raises: LaunchError, OSError."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def serve() -> int:

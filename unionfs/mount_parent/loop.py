@@ -47,7 +47,7 @@ class Loop:
         self._children: dict[int, Child] = {}  # pidfd -> our daemon, or `first`
         self._channels: dict[int, Child] = {}  # descriptor of its channel -> a daemon that may say something
         self._old: dict[int, int] = {}  # pidfd -> pid; of daemons whose threads wait for answers of the next one
-        self._is_retired = False  # set once: it forks for nobody any more
+        self._is_retired = False  # set once: it forks no more daemons
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 

@@ -5,7 +5,7 @@ the daemons have given it, and else a socket and a pidfd of each, and nothing of
 standard descriptors are /dev/null, its environment is empty, and it has its own mount namespace (fuse.detachment), so
 it keeps none alive. It prints nothing, reads nothing from its clients, and waits only for new clients, and for the
 messages and ends of its daemons, which continue if it is killed. It ends `client.linger_s` after its last mount. If the
-files of its code have changed, it forks for nobody any more, and ends with the last mount that it keeps.
+files of its code have changed, it forks no more daemons, and ends with the last mount that it keeps.
 """
 
 from __future__ import annotations

@@ -583,7 +583,7 @@ def _needs_data(head: decode.Head, request: memoryview) -> bool:
 
 
 def _is_as_wanted(now: Attrs, change: AttrChange) -> bool:
-    """Whether a change of mode or owners alone wants what is there."""
+    """Whether a change of mode or owners alone wants the values that the object has already."""
     if change.size is not None or change.atime_ns is not None or change.mtime_ns is not None:
         return False
     if change.mode is None and change.uid is None and change.gid is None:

@@ -25,8 +25,8 @@ from unionfs.syscalls import files
 
 
 def new_room(size: int) -> mmap.mmap:
-    """Return a buffer of which only the pages that are used take memory; of a bytearray all do. Shared with processes
-    that are forked: pages that become private copies when they are written could not be had at once (Device.touch)."""
+    """Return a buffer of which only the pages that are used take memory; of a bytearray all do. Forked processes share
+    it: of private memory each would get its own copy of a page at the first write only, after Device.touch."""
     return mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
 
 

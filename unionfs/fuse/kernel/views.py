@@ -5,8 +5,8 @@ only that `fuse.view_offer` lets. Nothing else leads from the union to the view:
 asks again at every lookup of it, the view has no file handles, and inodes that the kernel still has have a random
 generation.
 
-The kernel must not cache listings of a view, since they change with the union. It caches those that it has read to the
-end, which an empty answer says; so the end is told by an answer that is too short for an entry.
+The kernel must not cache listings of a view, since they change with the union. It caches a listing when it has got the
+empty answer at its end. So a view's listing ends with an answer that is not empty, and too short for an entry.
 """
 
 from __future__ import annotations
