@@ -3,8 +3,8 @@
 # make test-all     the same without turns: `make test` takes a third of the long series of like cases, and each test as
 #               half of the users and on half of the transports that it is for, others in the next commit
 # make test-quick   those that need neither mounts nor namespaces, in less than three minutes
-# make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine, as root
-# make test-guests  what needs another kernel, in virtual machines: thin pools, NFS, cgroup v2. As root; a job of CI of its own
+# make test-cluster  jobs in containers on a Slurm cluster of three nodes on this machine. As root
+# make test-guests  what needs another kernel, in virtual machines: thin pools, NFS, cgroup v2. As root
 # make check    style, types, architecture
 # make bench    the benchmarks beside other union filesystems: a table, bench.json, plots (ARGS="--quick --only find")
 # make clean    remove what the others made in this checkout

@@ -1,5 +1,5 @@
 """`.ci/run`: what fails is tried once more, what passes then is named, and more than three of those are a failure.
-`.ci/run --guests` runs the tests of the virtual machine alone."""
+`.ci/run --cluster` and `.ci/run --guests` run the tests of those jobs alone."""
 
 from __future__ import annotations
 
@@ -61,9 +61,11 @@ def test_what_fails_twice_has_failed(tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in done.stdout.splitlines()[-1]
 
 
-def test_the_second_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["cluster", "guests"])
+def test_a_job_beside_the_tests(tmp_path: Path, job: str) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(CHECKOUT / ".ci/run", tmp_path / ".ci/run")
-    (tmp_path / "Makefile").write_text("test-guests:\n\t@echo guests: $(ARGS); exit 3\n")
-    done = process.run([tmp_path / ".ci/run", "--guests"], check=False)
-    assert (done.returncode, done.stdout.splitlines()) == (2, ["guests: tests"])
+    (tmp_path / "Makefile").write_text(f"test-{job}:\n\t@echo {job}; exit 3\n")
+    done = process.run([tmp_path / ".ci/run", f"--{job}"], check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (2, [job])
+    assert f"- run: .ci/run --{job}\n" in (CHECKOUT / ".github/workflows/ci.yml").read_text()
