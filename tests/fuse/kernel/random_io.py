@@ -1,11 +1,12 @@
 """Do the same random things to files on a mount and to plain ones, and compare them after each: for test_random_io.
 
-    random_io.py FILE MODEL SEED STEPS
+    random_io.py FILE MODEL SEED STEPS [SIZE]
 
-FILE is on the mount, MODEL on any other filesystem; beside each lies another one, with `.other` behind its name. Each
-step picks one of: read and write (at once or through a map that stays, by a descriptor of before the first change or by
-a new one), change the size, punch, zero, reserve, collapse and insert ranges, copy within the file and between the two,
-open anew, write through to the device. What the mount cannot do (EOPNOTSUPP) is done to neither.
+FILE is on the mount, MODEL on any other filesystem; beside each lies another one, with `.other` behind its name. SIZE
+is the largest that they become. Each step picks one of: read and write (at once or through a map that stays, by a
+descriptor of before the first change or by a new one), change the size, punch, zero, reserve, collapse and insert
+ranges, copy within the file and between the two, look for holes, read and write past the page cache, open anew, write
+through to the device. What the mount cannot do (EOPNOTSUPP) is done to neither.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import random
 import sys
 
-LARGEST = 300_000
 BLOCK = 4096
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE, _ZERO, _INSERT = 0x01, 0x02, 0x08, 0x10, 0x20  # FALLOC_FL_*, <linux/falloc.h>
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +26,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Pair:
     """A file and its model, both open, and another pair beside them."""
 
-    def __init__(self, path: str, model: str, seed: int) -> None:
+    def __init__(self, path: str, model: str, seed: int, largest: int) -> None:
+        self.largest = largest
         self.paths = (path, model)
         self.rng = random.Random(seed)
         self.before = [os.open(each, os.O_RDONLY) for each in self.paths]  # never opened anew
@@ -36,8 +37,8 @@ class Pair:
 
     def range(self) -> tuple[int, int]:
         """(offset, length) that may reach over the end."""
-        offset = self.rng.randrange(LARGEST)
-        return offset, self.rng.choice((1, 17, 4096, 10_000, 70_000, self.rng.randrange(1, LARGEST)))
+        offset = self.rng.randrange(self.largest)
+        return offset, self.rng.choice((1, 17, 4096, 10_000, 70_000, self.rng.randrange(1, self.largest)))
 
     def size(self) -> int:
         sizes = {os.fstat(fd).st_size for fd in self.fds}
@@ -57,7 +58,7 @@ class Pair:
 
     def append(self) -> None:
         data = self.rng.randbytes(self.rng.randrange(1, 5000))
-        if self.size() < LARGEST:
+        if self.size() < self.largest:
             for path in self.paths:
                 fd = os.open(path, os.O_WRONLY | os.O_APPEND)
                 os.write(fd, data)
@@ -86,7 +87,7 @@ class Pair:
                         view.flush()
 
     def truncate(self) -> None:
-        size = self.rng.randrange(LARGEST)
+        size = self.rng.randrange(self.largest)
         for fd in self.fds:
             os.ftruncate(fd, size)
 
@@ -144,7 +145,7 @@ class Pair:
 
     def copy(self) -> None:
         source, length = self.range()
-        target = self.rng.randrange(LARGEST)
+        target = self.rng.randrange(self.largest)
         if source + length <= target or target + length <= source:
             for fd in self.fds:
                 at, left = 0, min(length, max(0, os.fstat(fd).st_size - source))
@@ -156,7 +157,7 @@ class Pair:
     def copy_between(self) -> None:
         """copy_file_range(2) from the one file to the other, or back."""
         source, length = self.range()
-        target = self.rng.randrange(LARGEST)
+        target = self.rng.randrange(self.largest)
         pairs = list(zip(self.fds, self.others, strict=True))
         if self.rng.random() < 0.5:
             pairs = [(other, fd) for fd, other in pairs]
@@ -166,6 +167,39 @@ class Pair:
                 done = os.copy_file_range(from_fd, to_fd, left - at, source + at, target + at)
                 assert done > 0
                 at += done
+
+    def direct(self) -> None:
+        """Read or write blocks past the page cache, with O_DIRECT."""
+        offset, length = (BLOCK * (each // BLOCK) for each in self.range())
+        is_write = self.rng.random() < 0.5
+        for view in self.views:
+            view.flush()  # what a map has changed and direct writes are in no order
+        with mmap.mmap(-1, length or BLOCK) as room:
+            room[:] = data = self.rng.randbytes(len(room))
+            got = []
+            for path in self.paths:
+                fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+                if is_write:
+                    assert os.pwrite(fd, room, offset) == len(data)
+                else:
+                    done = os.preadv(fd, [room], offset)
+                    got.append(room[:done])
+                os.close(fd)
+            assert is_write or got[0] == got[1], f"read directly at {offset}"
+
+    def seek(self) -> None:
+        """What SEEK_HOLE says to be a hole has no data in the model, and the last hole is at the end."""
+        size, at = self.size(), 0
+        while at < size:
+            hole = os.lseek(self.fds[0], at, os.SEEK_HOLE)
+            assert at <= hole <= size
+            try:
+                at = os.lseek(self.fds[0], hole, os.SEEK_DATA) if hole < size else size
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no data up to the end
+                    raise
+                at = size
+            assert not os.pread(self.fds[1], at - hole, hole).strip(b"\0"), f"no hole from {hole} to {at}"
 
     def open_anew(self) -> None:
         for number, path in enumerate(self.paths):
@@ -181,20 +215,20 @@ class Pair:
         for fds in (self.fds, self.before):
             got, want = (os.pread(fd, size + 1, 0) for fd in fds)
             assert got == want, "the files differ"
-        got, want = (os.pread(fd, 2 * LARGEST, 0) for fd in self.others)
+        got, want = (os.pread(fd, 2 * self.largest, 0) for fd in self.others)
         assert got == want, "the other files differ"
 
 
 STEPS = [
     Pair.read, Pair.read, Pair.write, Pair.write, Pair.append, Pair.map_read, Pair.map_write, Pair.truncate,
     Pair.open_truncated, Pair.punch, Pair.reserve, Pair.copy, Pair.open_anew, Pair.sync, Pair.map_anew, Pair.use_map,
-    Pair.use_map, Pair.zero, Pair.keep_room, Pair.shift, Pair.copy_between, Pair.copy_between,
+    Pair.use_map, Pair.zero, Pair.keep_room, Pair.shift, Pair.copy_between, Pair.copy_between, Pair.direct, Pair.seek,
 ]  # fmt: skip
 
 
-def main(path: str, model: str, seed: int, steps: int) -> None:
+def main(path: str, model: str, seed: int, steps: int, largest: int = 300_000) -> None:
     """Raises: AssertionError naming the step after which the files differ."""
-    pair = Pair(path, model, seed)
+    pair = Pair(path, model, seed, largest)
     for number in range(steps):
         step = pair.rng.choice(STEPS)
         try:
@@ -207,4 +241,4 @@ def main(path: str, model: str, seed: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
