@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -93,6 +94,9 @@ def main(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at exit
         return 141
+    except MemoryError:
+        print(f"layers: {verb} failed: {os.strerror(errno.ENOMEM)}", file=sys.stderr)
+        return 1
     except OSError as error:
         _print_if_debugging(arguments)
         where = f"{printable(error.filename)}: " if error.filename is not None else ""

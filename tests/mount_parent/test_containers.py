@@ -331,3 +331,11 @@ def test_a_daemon_of_a_container_with_one_id_translates_owners(ordinary: Caller)
     assert "one user id only" in done.stderr
     logs = (ordinary.directory / "store/unionfs/containers").glob("*/daemon.log")
     assert sorted("started by parent" in log.read_text() for log in logs) == [False, True]
+
+
+@pytest.mark.parametrize("linger", ["1", "0"])
+def test_with_a_fault_handler_of_the_interpreter(caller: Caller, linger: str) -> None:
+    """Its signals are no handlers of Python's: they cannot be set again, and are not forwarded."""
+    env = {**caller.env, **_store(caller), "UNIONFS_LINGER": linger, "PYTHONFAULTHANDLER": "1"}
+    for _ in range(2):
+        caller.user.run(_unionfs(caller, "run", "--rm", "/", "true"), env=env)

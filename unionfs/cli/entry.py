@@ -5,6 +5,7 @@ Must stay fast: imports nothing that a verb may not need. Each `unionfs/cli/VERB
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from keyword import iskeyword
@@ -122,9 +123,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _drop_unwritten()
         return BROKEN_PIPE
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         _drop_unwritten()
-        print(format_failure(CommandError.of(verb or "unionfs", error)), file=sys.stderr)
+        failed = error if isinstance(error, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        print(format_failure(CommandError.of(verb or "unionfs", failed)), file=sys.stderr)
         if debug:
             _print_traceback()
         return OWN_FAILURE if verb in PASS_ON_CODES else FAILED

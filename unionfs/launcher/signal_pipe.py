@@ -22,7 +22,8 @@ def signals_readable(numbers: Iterable[int]) -> Iterator[int]:
 
     woken = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     own = {signal.SIGXFSZ}  # ignored by the interpreter itself
-    taken = [number for number in numbers if number in own or signal.getsignal(number) != signal.SIG_IGN]
+    kept = (signal.SIG_IGN, None)  # None: a handler that cannot be set again, such as faulthandler's
+    taken = [number for number in numbers if number in own or signal.getsignal(number) not in kept]
     before = {number: signal.signal(number, nothing) for number in taken}
     try:
         yield read_fd

@@ -254,9 +254,9 @@ class _Signals:
             [number for number in valid - IGNORED_BY_PYTHON if _signal.getsignal(number) == _signal.SIG_IGN],
             [int(number) for number in _signal.pthread_sigmask(_signal.SIG_BLOCK, [])],
         )
-        self._before = {
-            number: _signal.getsignal(number) for number in valid - _NOT_FORWARDED - {*self.inherited[0]}
-        }  # immutable
+        handlers = {number: _signal.getsignal(number) for number in valid - _NOT_FORWARDED - {*self.inherited[0]}}
+        # immutable. None: a handler that is no function of Python's and cannot be set again, such as faulthandler's
+        self._before = {number: handler for number, handler in handlers.items() if handler is not None}
         self._pending: list[int] = []  # signals that came before `forward_to`
         self._pidfd: int | None = None  # set once, by `forward_to`
 
