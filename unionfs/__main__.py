@@ -1,5 +1,5 @@
-"""The `unionfs` command. For a mount it asks the parent (unionfs.mount_parent) before it imports the modules of the
-command line; `unionfs.cli.entry` does all else.
+"""The `unionfs` command. It first asks the parent of mounts (unionfs.mount_parent) to do the work, before it imports
+the modules of the command line; if there is no parent, `unionfs.cli.entry` runs the command.
 """
 
 from __future__ import annotations

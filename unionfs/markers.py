@@ -52,8 +52,8 @@ NAMES_XATTR: Final = "user.unionfs.names"
 """On the root of a frozen branch of a container: the names in it (core.frozen_names)."""
 
 FLAGS_XATTR: Final = "user.unionfs.flags"
-"""On a directory of the upper with lower content: users have set its inode flags, and those of the lower no longer
-hold; which of immutable and append-only the union enforces, as a decimal number (core.inode_flags)."""
+"""On a directory of the upper with lower content whose inode flags a user has set, so that the lower's flags no longer
+count: which of immutable and append-only the union enforces, as a decimal number (core.inode_flags)."""
 
 OVERRIDE_XATTR: Final = "user.containers.override_stat"
 """Owner, mode, type and device that a file has in the union, as containers/storage and fuse-overlayfs
@@ -134,8 +134,8 @@ def is_private_xattr(name: str) -> bool:
 
 
 def is_partial(xattrs: Mapping[str, bytes]) -> bool:
-    """Whether a file with these attributes has a part of its data only, which no reader but its union can tell from the
-    others (core.partial)."""
+    """Whether a file with these attributes has only a part of its data (core.partial). Only its union knows which
+    part."""
     return any(xattrs.get(name) == METACOPY_PARTIAL for name in METACOPY_XATTRS)
 
 

@@ -12,7 +12,7 @@ _VERSION: Final = b"1"
 
 
 class Before(NamedTuple):
-    """What filling a file changes besides its data, to be put back afterwards."""
+    """The attributes that filling a file changes besides its data; they are restored afterwards."""
 
     mtime_ns: int
     mode: int  # as on disk

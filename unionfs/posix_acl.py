@@ -87,7 +87,7 @@ def mode_of(access: bytes, mode: int) -> int:
 
 
 def says_more(access: bytes) -> bool:
-    """Whether an ACL has entries that a mode cannot express, unlike a minimal one (acl(5), "minimum ACLs")."""
+    """Whether an ACL has entries that a mode cannot express; a minimal one (acl(5), "minimum ACLs") has none."""
     return any(entry[0] not in (_USER_OBJ, _GROUP_OBJ, _OTHER) for entry in _entries(access))
 
 

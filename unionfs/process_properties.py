@@ -1,7 +1,7 @@
 """Properties of a process that its children inherit: namespaces, limits, priorities, processors, umask.
 
-A process that another one has forked in advance takes them over from the process that it works for. They are read from
-a process, or were described as plain values, since that process may have ended.
+A process that was forked in advance (by a parent of mounts, by a keeper) takes them over from the process that it works
+for: from a running one, or from plain values that describe one that may have ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KINDS: Final = {"user": CLONE_NEWUSER, "cgroup": CLONE_NEWCGROUP, "mnt": CLONE_
 _LIMITS: Final = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 
 Properties = dict[str, Any]
-"""What `read` returns, for marshal."""
+"""The properties of a process as plain values that marshal can write."""
 
 
 class UnableError(Exception):

@@ -1,5 +1,5 @@
-"""Open descriptors 0, 1 and 2 if they are closed: else the next opened file gets such a number, and output goes
-there."""
+"""Open descriptors 0, 1 and 2 if they are closed: otherwise the next file that is opened gets such a number, and output
+is written into it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from typing import Final
 from unionfs.syscalls import peers
 
 TEXT_MAX: Final = 16 << 20
-"""Maximum size of a record in bytes; a larger one is not ours."""
+"""Maximum size of a record in bytes; a larger file is refused."""
 
 
 class OwnerError(Exception):
@@ -204,8 +204,8 @@ def refuse_foreign(root: str) -> None:
 def run_as_owner(root: str, words: Sequence[str]) -> None:
     """If this process is root and the store another user's: execute `words` with this interpreter as that user.
 
-    Does nothing for the own stores of root and of other users. Raises: OwnerError, also for an ordinary user on
-    the store of another user, who could make it name that user's own files.
+    Does nothing if the store is this user's own. Raises: OwnerError, also for an ordinary user on the store of another
+    user: its owner could have this user's files opened through links.
     """
     if os.geteuid() != 0:
         refuse_foreign(root)

@@ -1,4 +1,4 @@
-"""What the keeper of a mount executes for an upgrade (fuse.upgrade).
+"""The program that the keeper of a mount executes for an upgrade (fuse.upgrade).
 
 The arguments are the number of a descriptor with values, and the words that the process is to show as its command line.
 The file has this name in all versions.

@@ -174,7 +174,7 @@ def test_what_cannot_be_profiled_is_refused(ordinary_user: User, scratch: Path, 
     user = ordinary_user
     with union(user, scratch, transport="pyfuse3") as mnt:
         refused: list[tuple[Sequence[str | Path], int, str]] = [
-            ([mnt, "--for", "1"], 125, "its transport does not tell what its requests are about"),
+            ([mnt, "--for", "1"], 125, "its transport does not record the files and processes of its requests"),
             ([mnt], 125, "give either"),
             ([mnt, "--for", "1", "--", "true"], 125, "give either"),
             ([mnt, "true"], 125, "before COMMAND"),

@@ -60,7 +60,7 @@ def _impostor(uid: int) -> Iterator[int]:
 def test_a_stranger_that_bound_the_name_is_not_believed() -> None:
     with _impostor(_STRANGER) as pid:
         for owner in (None, 0, _OWNER):
-            with pytest.raises(client.NoAnswerError, match=f"process {pid} of user {_STRANGER}, which did not mount"):
+            with pytest.raises(client.NoAnswerError, match=f"process {pid} of user {_STRANGER}, who did not mount"):
                 list(client.ask(_CONNECTION, "stats", owner))
         assert list(client.ask(_CONNECTION, "stats", _STRANGER)) == [{"mountpoint": "/mnt", "pid": 1}]
 

@@ -213,8 +213,8 @@ def test_what_cannot_be_a_branch(stand: MountedSubject) -> None:
     stand.agent.call(_make_bad_ones, base)
     before = _stack(stand)
     for path, why in (
-        (f"{base}/upper", "lies in the upper: it would change underneath"),
-        (f"{base}/work", "lies in the work directory: it would change underneath"),
+        (f"{base}/upper", "lies in the upper: changes of the union would change it"),
+        (f"{base}/work", "lies in the work directory: changes of the union would change it"),
         (base, "the union is mounted inside of"),
         (merged, "lies in the union itself"),
         (f"{merged}/d", "lies in the union itself"),

@@ -62,7 +62,7 @@ class Mounted:
 
     @property
     def is_mounted(self) -> bool:
-        """Whether it is still mounted at its mountpoint. Does not ask the daemon."""
+        """Whether the union is still mounted at its mountpoint. Sends the daemon no request."""
         return self._seen() is not None
 
     def _seen(self) -> Mount | None:
@@ -120,7 +120,7 @@ def mount(
     Raises: MountError (EBUSY if another union has the upper for writing, or one is mounted there), OptionError.
     """
     options, made = options_of(lowers, upper, work, whiteout, durability)
-    told = {
+    settings = {
         "mountpoint": absolute(mountpoint),
         "read_only": read_only or upper is None,
         "allow_other": allow_other,
@@ -128,24 +128,24 @@ def mount(
         "log": None if log is None else absolute(log),
     }
     try:
-        return _start(options, told, stay=stay)
+        return _start(options, settings, stay=stay)
     except BaseException:
         forget_work(made)
         raise
 
 
-def _start(options: Options, told: dict[str, Any], *, stay: bool) -> Mounted:
+def _start(options: Options, settings: dict[str, Any], *, stay: bool) -> Mounted:
     ours, theirs = -1, -1
     try:
         if not stay:
             theirs, ours = os.pipe()
-        answer = _ask_starter(options, {**told, "lifeline_fd": None if stay else theirs}, theirs)
+        answer = _ask_starter(options, {**settings, "lifeline_fd": None if stay else theirs}, theirs)
         for warning in answer["warnings"]:
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
-        mountpoint = mounting.resolve_mountpoint(told["mountpoint"])
+        mountpoint = mounting.resolve_mountpoint(settings["mountpoint"])
         there = mounting.union_at(mountpoint)
         if there is None:
-            raise MountError("mount", told["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
+            raise MountError("mount", settings["mountpoint"], "it was unmounted at once", code=errno.ENOTCONN)
         _close_lifeline(there.minor)  # the lifeline of an earlier, ended mount with this number
         if not stay:
             _lifelines[there.minor], ours = ours, -1
@@ -162,13 +162,13 @@ def _close_lifeline(connection: int) -> None:
         os.close(fd)
 
 
-def _ask_starter(options: Options, told: dict[str, Any], lifeline_fd: int) -> dict[str, Any]:
+def _ask_starter(options: Options, settings: dict[str, Any], lifeline_fd: int) -> dict[str, Any]:
     """Have the daemon started. Raises: MountError."""
     fields = ("lowers", "upper", "work", "whiteout", "durability", "overrides_shared")
     union = {name: getattr(options, name) for name in fields}
     done = subprocess.run(
         [sys.executable, "-E", "-c", _CODE, json.dumps([os.path.abspath(entry) for entry in sys.path])],
-        input=json.dumps({**told, "union": union}).encode(),
+        input=json.dumps({**settings, "union": union}).encode(),
         capture_output=True,
         pass_fds=(lifeline_fd,) if lifeline_fd >= 0 else (),
         start_new_session=True,  # Ctrl-C is for this program only, which then closes the lifeline
@@ -179,9 +179,9 @@ def _ask_starter(options: Options, told: dict[str, Any], lifeline_fd: int) -> di
     except ValueError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         why = f"the daemon could not be started: {said[-1] if said else f'exit code {done.returncode}'}"
-        raise MountError("mount", told["mountpoint"], why, code=errno.EIO) from None
+        raise MountError("mount", settings["mountpoint"], why, code=errno.EIO) from None
     if "failed" in answer:
-        prefix = f"mount failed: {told['mountpoint']}: "
+        prefix = f"mount failed: {settings['mountpoint']}: "
         why = answer["failed"].removeprefix(prefix)
-        raise MountError("mount", told["mountpoint"], why, code=answer["code"] or errno.EIO, hint=answer["hint"])
+        raise MountError("mount", settings["mountpoint"], why, code=answer["code"] or errno.EIO, hint=answer["hint"])
     return answer

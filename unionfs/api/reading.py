@@ -82,7 +82,7 @@ class Reading:
 
     @contextmanager
     def _call(self, path: StrPath, other: StrPath | None = None) -> Iterator[Walk]:
-        """Context of one call with one or two paths, which errors name as the caller did."""
+        """Context of one call with one or two paths. Errors name the paths as the caller gave them."""
         try:
             with self._guard as core:
                 walk = Walk(core, self._access)
@@ -265,7 +265,7 @@ class Reading:
 
 
 def maker() -> Caller:
-    """The creator of new objects: this process, with its umask."""
+    """This process with its umask, as the caller that creates objects."""
     return Caller(os.geteuid(), os.getegid(), os.getpid(), _umask())
 
 

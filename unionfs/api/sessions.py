@@ -19,7 +19,7 @@ T = TypeVar("T")
 StrPath = str | os.PathLike[str]
 
 _CONFLICTS: Final = 1  # exit code of `unionfs merge`
-_ENDING_S: Final = 10.0  # for a command that was told to end
+_ENDING_S: Final = 10.0  # until a command that got SIGTERM gets SIGKILL
 
 
 class SessionError(Exception):
@@ -36,7 +36,7 @@ class MergeConflict(NamedTuple):
 
 
 class MergeConflictError(SessionError):
-    """Nothing was merged, since the changes in `conflicts` conflict."""
+    """Nothing was merged: `conflicts` lists the changes that contradict each other."""
 
     def __init__(self, why: str, conflicts: list[MergeConflict]) -> None:
         super().__init__(why)
@@ -54,7 +54,7 @@ class SessionChange(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A command, and what is made of its result."""
+    """A command, and the function that converts its result."""
 
     argv: list[str]
     parse: Callable[[subprocess.CompletedProcess[str]], Any]
@@ -75,7 +75,7 @@ class _Named:
         return f"<{type(self).__name__} {self.name!r}>"
 
     def _command(self, verb: str, *words: str) -> list[str]:
-        # -P: no module is imported from the working directory, whose files may be anybody's.
+        # -P: no module is imported from the working directory, whose files may belong to other users.
         return [sys.executable, "-P", "-m", "unionfs", verb, *self._root, *words]
 
     def _run(
@@ -136,7 +136,8 @@ class Session(_Named):
         return done
 
     def fork(self, name: str) -> Session:
-        """Make another session that begins with what this one shows now; both go on separately."""
+        """Make another session that begins with the files that this one shows now; later changes of one do not show in
+        the other."""
         made: Session = _do(self._fork(name))
         return made
 
@@ -268,5 +269,7 @@ def _changes_in(text: str) -> list[SessionChange]:
     return [_change(each) for each in json.loads(text)["changes"]]
 
 
-def _change(told: dict[str, Any]) -> SessionChange:
-    return SessionChange(told["kind"], told["path"], told["type"], told.get("size"), tuple(told.get("changed", ())))
+def _change(fields: dict[str, Any]) -> SessionChange:
+    return SessionChange(
+        fields["kind"], fields["path"], fields["type"], fields.get("size"), tuple(fields.get("changed", ()))
+    )

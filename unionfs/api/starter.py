@@ -18,10 +18,10 @@ from unionfs.fuse.options import ServeOptions
 
 def main() -> None:
     """Start the daemon, which inherits nothing of the calling program but a lifeline."""
-    told: dict[str, Any] = json.load(sys.stdin)
+    settings: dict[str, Any] = json.load(sys.stdin)
     warnings: list[str] = []
     try:
-        answer: dict[str, Any] = {"pid": start(_options(told), warn=warnings.append).pid, "warnings": warnings}
+        answer: dict[str, Any] = {"pid": start(_options(settings), warn=warnings.append).pid, "warnings": warnings}
     except StartError as error:
         answer = {"failed": str(error), "hint": error.hint, "code": error.code}
     except OptionError as error:
@@ -29,16 +29,16 @@ def main() -> None:
     json.dump(answer, sys.stdout)
 
 
-def _options(told: dict[str, Any]) -> DaemonOptions:
-    union = Options(**{**told["union"], "lowers": tuple(told["union"]["lowers"])})
-    read_only = told["read_only"]
+def _options(settings: dict[str, Any]) -> DaemonOptions:
+    union = Options(**{**settings["union"], "lowers": tuple(settings["union"]["lowers"])})
+    read_only = settings["read_only"]
     return DaemonOptions(
         union=union,
-        mountpoint=told["mountpoint"],
-        mount=MountOptions(read_only=read_only, allow_other=told["allow_other"]),
+        mountpoint=settings["mountpoint"],
+        mount=MountOptions(read_only=read_only, allow_other=settings["allow_other"]),
         serve=ServeOptions(read_only=read_only),
-        log=told["log"],
-        watch=told["watch"],
+        log=settings["log"],
+        watch=settings["watch"],
         exclusive=True,
-        lifeline_fd=told["lifeline_fd"],
+        lifeline_fd=settings["lifeline_fd"],
     )

@@ -82,10 +82,10 @@ def main(argv: list[str]) -> int:
     except FailedStepError as error:
         print(format_failure(error), file=sys.stderr)
         return error.status
-    return _tell(arguments, built, tags, store)
+    return _print_result(arguments, built, tags, store)
 
 
-def _tell(arguments: Namespace, built: Built, tags: tuple[str, ...], store: Store) -> int:
+def _print_result(arguments: Namespace, built: Built, tags: tuple[str, ...], store: Store) -> int:
     if arguments.iidfile:
         with OutputFile(arguments.iidfile) as output:
             output.file.write(built.id.encode("ascii"))

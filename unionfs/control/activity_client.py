@@ -17,13 +17,13 @@ class Recording:
         self._connection = connection  # immutable
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What the daemon sends, until it has sent the last line or has ended. Raises: NoAnswerError."""
+        """Yield the lines that the daemon sends, until it has sent the last one or has ended. Raises: NoAnswerError."""
         with self._connection.makefile("rb") as lines, suppress(ConnectionResetError):
             for line in lines:
                 yield client.parsed(line)
 
     def end(self) -> None:
-        """In any thread: ask for the last line."""
+        """Ask the daemon for the last line. May be called in any thread."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 

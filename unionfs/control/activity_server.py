@@ -1,4 +1,4 @@
-"""The request `activity` of the control socket: what a mount's requests are about, as it happens.
+"""The request `activity` of the control socket: reports the requests that a mount serves while it serves them.
 
 The client asks `{"ask": "activity", "interval": SECONDS}`. The daemon records from then on, and sends a line with
 `listening` and `settings`, then one line an interval, and a last one when the client has shut down its side of the
@@ -40,7 +40,7 @@ def serve(client: socket.socket, asked: dict[str, Any], union: Union, traffic: T
     calls = traffic.calls
     observation = traffic.observe(union)
     if calls is None or observation is None:
-        send(client, {"error": "its transport does not tell what its requests are about"})
+        send(client, {"error": "its transport does not record the files and processes of its requests"})
         return
     if not _places.acquire(blocking=False):
         send(client, {"error": f"{OBSERVERS_MAX} recordings of this union are being made already"})

@@ -20,7 +20,7 @@ BOTTOM = -1
 """The position below all branches."""
 
 _PATIENCE_S: Final = 60.0
-"""For daemons that die before they answer, while others continue."""
+"""Seconds during which a request is repeated, if the daemon dies before it answers and another one continues."""
 
 
 class _EndedError(Exception):
@@ -28,8 +28,8 @@ class _EndedError(Exception):
 
 
 class BranchError(Exception):
-    """The branches were not changed. `str()` says why; `pointers` names what the upper keeps of a branch that was to be
-    removed, as (kind, path)."""
+    """The branches were not changed. `str()` says why; `pointers` lists the objects of the upper that depend on the
+    branch that was to be removed, as (kind, path)."""
 
     def __init__(self, why: str, found: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(why)
@@ -84,7 +84,7 @@ def add(union: Served, path: str, position: int | None = None, *, force: bool = 
 
 
 def remove(union: Served, path: str, *, force: bool = False) -> list[BranchLine]:
-    """Remove a lower. `force`: although the upper keeps something of it. Returns the branches afterwards. Raises:
+    """Remove a lower. `force`: even if objects of the upper depend on it. Returns the branches afterwards. Raises:
     BranchError."""
     return _of_known(union, {"verb": "rm", "path": path, "at": None, "force": force})
 
@@ -97,7 +97,7 @@ def move(union: Served, path: str, position: int) -> list[BranchLine]:
 def freeze(union: Served, mountpoint: str, name: str) -> str:
     """Make the upper a lower, with an empty upper on top of it, in one moment. `name`: of the directory beside the
     upper that it becomes; "": the upper's own with a number. Returns its path. Raises: BranchError."""
-    with suppress(OSError):  # what programs have in the page cache, as far as it is dirty, belongs to that moment
+    with suppress(OSError):  # dirty pages belong to the frozen state, too
         fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files.syncfs(fd)
@@ -108,7 +108,7 @@ def freeze(union: Served, mountpoint: str, name: str) -> str:
 
 
 def has_keeper(union: Served) -> bool:
-    """Return whether another daemon would replace this one if it died. Raises: BranchError."""
+    """Whether another daemon would replace this one if it died. Raises: BranchError."""
     from unionfs.control.client import NoAnswerError, ask
 
     try:
@@ -145,7 +145,7 @@ def _mounts_below(union: Served, path: str) -> Iterator[list[str]]:
 
 
 def _change(union: Served, details: dict[str, Any], fds: tuple[int, ...]) -> list[BranchLine]:
-    """Ask for a change. If the daemon dies meanwhile, the next one has made it, or it is asked again. Raises:
+    """Ask for a change. If the daemon dies meanwhile, ask the next one, which may have made the change already. Raises:
     BranchError."""
     before = listed(union)
     until = time.monotonic() + _PATIENCE_S

@@ -1,7 +1,7 @@
-"""Change the branches of a mounted union: what `unionfs branch` asks its daemon for, through the control socket.
+"""Change the branches of a mounted union, on a request that `unionfs branch` sends to the control socket of its daemon.
 
 A request names a position or a directory; a directory to be added comes as a descriptor, so that the daemon needs no
-path to it: it may live in other namespaces than the caller. All that can block is done in the thread that answers the
+path to it: it may run in other namespaces than the caller. Work that can block is done in the thread that answers the
 socket; the stack itself is replaced by the union's thread, in slices.
 
 Positions count all branches from the top, as AUFS's do: with an upper that is 0, and the topmost lower 1.
@@ -37,18 +37,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TOLD_S: Final = 30.0
-"""A notification may have to wait for a copy-up."""
+_NOTIFY_TIMEOUT_S: Final = 30.0
+"""Seconds to wait for a notification, which may wait for a copy-up."""
 _POLL_S: Final = 0.002
 _QUIET_S: Final = 10.0
-"""For changes of files that are in threads to end before a freeze."""
+"""Seconds to wait, before a freeze, for changes of files that threads are making."""
 
 _SHOWN_MOST: Final = 1000
-"""Pointers that one refusal names."""
+"""Limit of the pointers that one refusal lists."""
 
 
 class RefusedError(Exception):
-    """The change was not made. `str()` says why; `pointers` is what the upper keeps of a branch to be removed."""
+    """The change was not made. `str()` says why; `pointers` lists the objects of the upper that depend on a branch to
+    be removed."""
 
     def __init__(self, why: str, found: list[Pointer] | None = None) -> None:
         super().__init__(why)
@@ -66,8 +67,8 @@ class BranchControl:
         history: DaemonHistory | None,
         tell_keeper: Callable[[], bool] | None,
     ) -> None:
-        """`history`: if there is a keeper. `tell_keeper` has it know the branches of now, and returns whether it does;
-        None: it does not learn others."""
+        """`history`: None without a keeper. `tell_keeper` sends the keeper the present branches, and returns whether
+        the keeper has acknowledged them; None: the keeper cannot learn other branches."""
         self._union = union  # immutable
         self._traffic = traffic  # immutable
         self._connection = connection  # immutable
@@ -78,7 +79,7 @@ class BranchControl:
         self._has_helper = False  # set once, by the first change
 
     def described(self) -> list[dict[str, Any]]:
-        """Describe the branches from the top: position, role ("upper" or "lower"), path. Not while they change."""
+        """Describe the branches from the top: position, role ("upper" or "lower"), path. Waits while they change."""
         with self.lock:
             return self._described()
 
@@ -90,8 +91,8 @@ class BranchControl:
 
     def change(self, asked: dict[str, Any], fds: list[int]) -> None:
         """Make one change: `asked` has `verb` ("add", "rm", "mv"), `path`, `at` (a position or None), `force`, and for
-        "add" `hidden`: what is mounted below the directory. `fds`: the directory, if it could be opened. For the verb
-        "freeze" the path is a name. Raises: RefusedError."""
+        "add" `hidden`: the mountpoints below the directory. `fds`: a descriptor of the directory, if it could be
+        opened. For the verb "freeze" the path is a name. Raises: RefusedError."""
         with self.lock:
             try:
                 self._change(asked, fds)
@@ -135,7 +136,7 @@ class BranchControl:
         self._restack(calls, stack)
 
     def _calls(self) -> Calls:
-        """Return what has the union's thread work. Raises RefusedError."""
+        """Return the object that runs functions on the union's thread. Raises RefusedError."""
         while self._traffic.calls is None and self._record is not None:  # the transport is starting
             time.sleep(_POLL_S)
         if self._traffic.calls is None:
@@ -157,7 +158,7 @@ class BranchControl:
                 continue
             finally:
                 job.close()
-            log.info("the upper of the past is now %r", self._union.options.lowers[0])
+            log.info("the former upper is now the lower %r", self._union.options.lowers[0])
             return
 
     def _commit(self, calls: Calls, job: Freeze) -> None:
@@ -167,7 +168,7 @@ class BranchControl:
         def work() -> bool:
             if not calls.is_quiet():
                 if time.monotonic() > until:
-                    raise RefusedError("its files are being changed all the time")
+                    raise RefusedError("threads change its files without a pause: try again")
                 return True
             self._prepare(is_announced)
             job.commit()
@@ -189,12 +190,13 @@ class BranchControl:
             self._keep(calls)
 
     def _announce(self, calls: Calls, change: list[branches.Lower] | Freeze) -> bool:
-        """Have the keeper know the change that is about to be made. Returns whether a death during it is survived."""
+        """Tell the keeper the change that is about to be made. Returns whether another daemon could continue if this
+        one died during it."""
         record, tell = self._record, self._tell_keeper
         if record is None or tell is None:
             return False
         if record.is_changing:
-            self._keep(calls)  # the change before: the kernel took long to forget
+            self._keep(calls)  # of the change before, for which the kernel has not yet dropped all names
         if record.is_changing or record.is_outdated:
             return False
         unfinished_change.announce(self._union, change)
@@ -202,7 +204,7 @@ class BranchControl:
 
     @contextmanager
     def _undone_if_it_fails(self) -> Iterator[None]:
-        """If the body raises, and the branches are as they were, have the record and the union say so."""
+        """If the body raises and the branches are unchanged, record that no change is under way."""
         before, record = self._union.options.lowers, self._record
         was_outdated = record is not None and record.is_outdated
         try:
@@ -217,7 +219,7 @@ class BranchControl:
             raise
 
     def _keep(self, calls: Calls) -> None:
-        """After a change: have the keeper know the branches."""
+        """After a change: send the keeper the new branches."""
         record, tell = self._record, self._tell_keeper
         if record is None or tell is None:
             return
@@ -228,24 +230,24 @@ class BranchControl:
                 record.outdate(False)
         except EndedError:
             raise
-        except Exception:  # the change is made: without a keeper that knows it, the mount goes on
-            log.exception("the keeper does not learn the branches")
+        except Exception:  # the change is made: the mount works, but ends with this daemon
+            log.exception("the keeper could not be sent the new branches")
 
     def finish(self, stale: list[Invalidation]) -> None:
-        """Finish a change of the lowers that a daemon has begun that has died, and this one has repeated: have the
-        kernel ask again for `stale`, and the keeper know the branches. In a thread of its own. Preconditions: `lock` is
-        held; it is released."""
+        """Finish a change of the lowers that a dead daemon had begun and this one has repeated: have the kernel drop
+        `stale`, and send the keeper the branches. In a thread of its own. Preconditions: `lock` is held; it is
+        released."""
 
         with _released(self.lock), suppress(EndedError):
             calls = self._calls()
-            calls.do(partial(self._tell, calls, stale))
-            self._wait_until_told(calls)
+            calls.do(partial(self._notify_kernel, calls, stale))
+            self._wait_until_notified(calls)
             log.info("the lowers are now %s", ", ".join(map(repr, self._union.options.lowers)))
 
-    def _tell(self, calls: Calls, stale: list[Invalidation]) -> bool:
+    def _notify_kernel(self, calls: Calls, stale: list[Invalidation]) -> bool:
         """On the union's thread."""
         self._start_helper()
-        calls.begin_telling()(stale)
+        calls.begin_notifying()(stale)
         return False
 
     def _index(self, at: int | None, count: int) -> int:
@@ -270,24 +272,25 @@ class BranchControl:
                 if copied_up:
                     raise RefusedError(f"a file of it has just been copied up: {os.fsdecode(copied_up[0].path)}")
                 self._prepare(is_announced)
-                change = branches.Restack(self._union, stack, calls.begin_telling())
+                change = branches.Restack(self._union, stack, calls.begin_notifying())
             return change.work()
 
         with self._undone_if_it_fails():
             calls.do(work)
-        self._wait_until_told(calls)
+        self._wait_until_notified(calls)
         log.info("the lowers are now %s", ", ".join(map(repr, self._union.options.lowers)))
 
-    def _wait_until_told(self, calls: Calls) -> None:
-        """Wait until the kernel has forgotten what is outdated, and have the keeper know the branches then."""
-        until = time.monotonic() + _TOLD_S
-        while not calls.has_told() and time.monotonic() < until:
+    def _wait_until_notified(self, calls: Calls) -> None:
+        """Wait until the kernel has dropped all outdated names, then send the keeper the branches."""
+        until = time.monotonic() + _NOTIFY_TIMEOUT_S
+        while not calls.has_notified() and time.monotonic() < until:
             time.sleep(_POLL_S)
-        if calls.has_told():
+        if calls.has_notified():
             self._keep(calls)
 
     def _prepare(self, is_announced: bool) -> None:
-        """On the union's thread: what must be so before the first notification and the first new branch."""
+        """On the union's thread: start the helper, and tell the keeper, before the first notification and the first new
+        branch."""
         if self._record is not None and is_announced:
             self._record.begin_changing()
         elif self._record is not None:
@@ -307,7 +310,7 @@ class BranchControl:
             helper.start()
 
     def _refuse_pointers(self, calls: Calls, branch: branches.Lower) -> None:
-        """Raise RefusedError if the upper keeps something of a branch."""
+        """Raise RefusedError if objects of the upper depend on a branch."""
         fds: tuple[int, ...] = ()
 
         def work() -> bool:
@@ -344,9 +347,9 @@ class BranchControl:
         for role, root_fd in branches.writable(self._union):
             root = os.fstat(root_fd)
             if here == (root.st_dev, root.st_ino) or (root.st_dev, root.st_ino) in above:
-                raise RefusedError(f"{path} lies in the {role}: it would change underneath")
+                raise RefusedError(f"{path} lies in the {role}: changes of the union would change it")
             if here in _ancestors(root_fd):
-                raise RefusedError(f"the {role} lies in {path}: it would show up in itself")
+                raise RefusedError(f"the {role} lies in {path}: the union would show it in itself")
 
 
 @contextmanager

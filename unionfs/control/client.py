@@ -1,4 +1,4 @@
-"""Ask the daemon of a mounted union, through its control socket (control.server).
+"""Send requests to the daemon of a mounted union, through its control socket (control.server).
 
 Accepts answers of root, its own user and the user who mounted the union only: any process may listen under the socket's
 name.
@@ -19,7 +19,7 @@ from unionfs.syscalls import mountinfo, peers
 from unionfs.syscalls.mountinfo import Mount
 
 _CONNECT_TIMEOUT_S: Final = 10.0
-"""For a daemon to listen under a connection's name."""
+"""Seconds to wait until a daemon listens under a connection's name."""
 
 
 class NoAnswerError(Exception):
@@ -59,7 +59,7 @@ def conversation(
         _connect(daemon, connection)
         peer = peers.peer_of(daemon)
         if not peers.is_trusted(peer.uid, owner):
-            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, which did not mount it, answers in its place")
+            raise NoAnswerError(f"process {peer.pid} of user {peer.uid}, who did not mount it, uses its socket's name")
         with suppress(OSError):  # an ending daemon may not read; its earlier answer can still be read
             line = json.dumps({"ask": question, **(details or {})}).encode() + b"\n"
             sent = socket.send_fds(daemon, [line], list(fds), socket.MSG_NOSIGNAL) if fds else 0
@@ -68,8 +68,8 @@ def conversation(
 
 
 def add_mounts(stats: dict[str, Any], there: Mount) -> None:
-    """Add to the answer to `stats` of the daemon that serves the mount `there` what the mount table says: `is_view`,
-    and how many views are mounted in this mount namespace."""
+    """Add facts of the mount table to the answer to `stats` of the daemon that serves the mount `there`: `is_view`, and
+    how many views are mounted in this mount namespace."""
     stats["is_view"] = is_view(there)
     stats["views"]["mounted"] = sum(each.minor == there.minor and is_view(each) for each in mountinfo.mounts())
 

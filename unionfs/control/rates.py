@@ -13,7 +13,7 @@ class Caused(NamedTuple):
     directory: str
     copy_ups: int
     size: int  # bytes copied
-    ms: float  # that the programs waited
+    ms: float  # of waiting of the programs
 
 
 class Rates(NamedTuple):
@@ -38,12 +38,12 @@ class Rates(NamedTuple):
 
 
 _UNKNOWN: Final = {"open": 0, "most": 0}
-"""What a daemon of an older version tells of its descriptors."""
+"""The fields about descriptors, which daemons of older versions do not send."""
 
 
 def between(old: Mapping[str, Any], new: Mapping[str, Any], traced: Sequence[Mapping[str, Any]] = ()) -> Rates:
     """Return the activity from the answer `old` to the answer `new` of one daemon; `traced` are the copy-ups meanwhile,
-    as `trace` tells them. After another daemon has continued (see fuse.keeper) its processor time begins at 0 again."""
+    as `trace` sends them. When another daemon has continued (see fuse.keeper), its processor time counts from 0."""
     counts = {kind: count - old["messages"].get(kind, 0) for kind, count in new["messages"].items()}
     messages = {kind: count for kind, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count > 0}
     before, after = old["copy_ups"], new["copy_ups"]
@@ -78,7 +78,7 @@ def caused(traced: Sequence[Mapping[str, Any]]) -> list[Caused]:
 
 def as_json(rates: Rates) -> dict[str, Any]:
     """The object that `--json` prints."""
-    told = {
+    values = {
         **rates._asdict(),
         "descriptors": {"open": rates.descriptors, "most": rates.descriptors_most},
         "seconds": round(rates.seconds, 3),
@@ -86,5 +86,5 @@ def as_json(rates: Rates) -> dict[str, Any]:
         "cpu_s": round(rates.cpu_s, 6),
         "caused": [one._asdict() for one in rates.caused],
     }
-    del told["descriptors_most"]
-    return told
+    del values["descriptors_most"]
+    return values

@@ -48,10 +48,10 @@ _TRACE_CHECK_S: Final = 0.2
 """How often a trace checks whether its reader has gone while nothing happens."""
 
 _QUESTION_TIMEOUT_S: Final = 3.0
-"""For a client to send its question."""
+"""Seconds to wait for a client's question."""
 
 _TIMEOUT_S: Final = 30.0
-"""For a slow reader, and for a name that another daemon still has."""
+"""Seconds to wait for a slow reader, and for a name that another daemon still has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,9 @@ class Reporter:
         }
 
     def _upgrade(self, client: socket.socket) -> None:
-        """Answer with `refused` and why; or with `upgrades`, how many there were, and leave the mount to the daemon of
-        the other version, which tells by `stats` whether there is one more. With `again` it has only left the mount to
-        a keeper of its own, from the parent of mounts: the next daemon is to be asked."""
+        """Answer `refused` with a reason; or `upgrades`, the number so far, and leave the mount to the daemon of
+        the other version, whose `stats` show whether the number has grown. With `again` the parent of mounts has only
+        given the mount to a keeper of its own: the client must send the request to the next daemon again."""
         history, leave = self.history, self.leave
         why = self.no_upgrade
         if history is None or leave is None:
@@ -271,7 +271,7 @@ class Reporter:
 def _bind(server: socket.socket, connection: int) -> bool:
     """Bind and listen if that is not done yet; an ending daemon that had the same connection number may have the name.
     Returns False after _TIMEOUT_S."""
-    import logging  # late: most daemons need it never
+    import logging  # late: most daemons never need it
 
     deadline = time.monotonic() + _TIMEOUT_S
     while True:

@@ -1,4 +1,4 @@
-"""Ask for the upgrade of a mount, and learn what became of it. The other end is control.server, in the daemon."""
+"""Ask the daemon of a mount for an upgrade, and learn the result. The other end is control.server, in the daemon."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unionfs.syscalls import mountinfo
 from unionfs.syscalls.mountinfo import Mount
 
 _PATIENCE_S: Final = 180.0
-"""For another daemon to answer: more than all that keeper and successor wait for each other."""
+"""Seconds to wait for the answer of another daemon: more than the keeper and the new daemon wait for each other."""
 _STEPS: Final = 2  # a parent of mounts first has another process keep the mount
 _AGAIN_S: Final = 0.02
-_UNKNOWN: Final = "unknown question"  # what daemons say that know no upgrades
+_UNKNOWN: Final = "unknown question"  # the error of daemons of versions without upgrades
 _TOO_OLD: Final = "its daemon is of a version that cannot be upgraded: unmount it, and mount it again"
 
 
@@ -30,9 +30,9 @@ class Target(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one mount. Immutable."""
+    """The result for one mount. Immutable."""
 
-    mountpoint: str  # as its daemon calls it, if it is in another mount namespace
+    mountpoint: str  # the path in the daemon's mount namespace, if that is another one
     version_before: str  # "" if it is not known
     version: str  # that serves now; "" if it is not known
     why: str  # why the previous version continues; "" after an upgrade

@@ -22,8 +22,8 @@ NOW: Final = -1 << 63
 ATTRIBUTES: Final = 0
 DATA: Final = 1
 WHOLE: Final = 2
-"""What a change needs of a file's copy in the upper: its own attributes and names; that bytes can be written or cut
-off; all of its data."""
+"""Degrees to which a change needs a file's copy in the upper: only its attributes and names; its data writable or
+truncatable; all of its data."""
 
 IFMT: Final = 0o170000
 IFCHR: Final = 0o020000
@@ -33,7 +33,8 @@ IFLNK: Final = 0o120000
 """The types within a mode (inode(7)), as `stat` has them: numbers that compiled code has no need to look up."""
 
 make: Final = tuple.__new__
-"""make(Entry, (nodeid, attrs)) is Entry(nodeid, attrs) at a fifth of the cost: for values made once a request."""
+"""make(Entry, (nodeid, attrs)) equals Entry(nodeid, attrs) and takes a fifth of the time; for values that each request
+makes."""
 
 
 class Attrs(NamedTuple):
@@ -86,11 +87,11 @@ class DirEntry(NamedTuple):
 
 
 class Invalidation(NamedTuple):
-    """A cached fact that the kernel must drop, because the branches were changed externally."""
+    """A cached name or node that the kernel must drop, because the branches have changed."""
 
     nodeid: int  # the directory that `name` is in, or with an empty name the node itself; 0: any name anywhere
     name: bytes
-    child: int = 0  # the node that `name` was and is not any more; 0: what it is now is to be asked
+    child: int = 0  # the node that `name` led to before; 0: not said, the kernel looks the name up again
     data: bool = False  # of a node: not only its attributes but its content
 
 

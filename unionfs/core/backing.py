@@ -38,7 +38,7 @@ class Backing:
         self._add(branch, mounts.MOUNT_ATTR_RDONLY)
 
     def _add(self, branch: Branch, attributes: int) -> None:
-        if branch.private is None:  # else another process has made it
+        if branch.private is None:  # else another process has made the private mount
             branch.private = _private(branch, attributes)
         self._branches.append(branch)
 

@@ -143,7 +143,7 @@ class BranchDir:
         self.has_xattr_whiteouts = False  # set by core.marks: empty files here may be whiteouts by attribute
         self.flags_mark = -1  # belongs to core.marks and core.inode_flags; -1: not read yet, -2: there is none
         self.inheritable = -1  # belongs to core.inode_flags: flags that new entries may inherit; -1: not read yet
-        self.recorded: RecordedDir | None = None  # set once: what the branch's record says of it
+        self.recorded: RecordedDir | None = None  # set once: this directory in the record of the branch's names
 
     def fd(self) -> int:
         """Return an O_PATH descriptor of the directory. The cache may close it: use it at once.

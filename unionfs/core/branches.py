@@ -1,13 +1,13 @@
 """Replace the lowers of a union that is in use: read-only branches are added, removed and moved.
 
-What is shown afterwards is what a union made anew over the new lowers shows. Directories are taken over one after the
-other, from the root down, in slices between requests: each shows the old stack or the new one, never some names of one
-and some of the other. A known object keeps its node if its names still lead to it. One that no name leads to any more
-is as removed while in use: processes that have it open can read and write it. A directory keeps its node, and the
-inode number that it has shown, as long as there is a directory under its name.
+Afterwards the union shows the same as a new union over the new lowers. Directories are moved to the new stack one after
+the other, from the root down, in slices between requests: each shows the old stack or the new one, never some names of
+one and some of the other. A known object keeps its node if its names still lead to it. An object to which no name leads
+any more is treated as removed while in use: processes that have it open can read and write it. A directory keeps its
+node and its inode number as long as there is a directory under its name.
 
-Knows everything in the core but requests. The kernel is told what it must ask for again, as for external changes. The
-upper is not touched.
+Knows everything in the core except requests. The kernel gets invalidations, as for external changes. The upper is not
+touched.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from unionfs.core.union import Union
 from unionfs.core.union_state import Leaving
 
 SLICE_S: Final = 0.002
-"""Requests may have to wait so long while directories are taken over."""
+"""Seconds that requests may have to wait while directories are moved to the new stack."""
 
 Lower = Branch
-"""A lower, for modules that only hand it on."""
+"""A lower, for modules that only pass it on."""
 
 Tell = Callable[[list[Invalidation]], None]
 
@@ -45,12 +45,12 @@ _TOLD_AT_ONCE: Final = 256  # invalidations; making thousands would take longer 
 
 
 class _Looked(NamedTuple):
-    """What was found out of a child before its directory is replaced."""
+    """The result of looking a child up in the new stack, before its directory is moved."""
 
     child: Node
-    found: Found | None  # what the new stack has under its name
+    found: Found | None  # the new stack's object under its name
     place: BranchDir | None  # where the child was then
-    leads: bool  # `_leads_to` said so; False: it is asked again when the directory is replaced
+    leads: bool  # the result of `_leads_to`; False: it is called again when the directory is moved
 
 
 def lowers(union: Union) -> list[Branch]:
@@ -101,7 +101,7 @@ def open_lower(union: Union, fd: int, path: str, hidden: tuple[tuple[bytes, ...]
 
 
 class Restack:
-    """One replacement of the lowers, under way. One at a time, on the union's thread."""
+    """One replacement of the lowers in progress. Only one at a time, on the union's thread."""
 
     def __init__(self, union: Union, branches: list[Branch], tell: Tell) -> None:
         """`branches`: the lowers from now on, top first, those that stay and those of `open_lower`. `tell` gets the
@@ -110,7 +110,7 @@ class Restack:
         self._branches = branches  # immutable
         self._tell = tell  # immutable
         self._steps = self._run()
-        self._lost: list[DirNode] = []  # that have lost their name; their children are to follow
+        self._lost: list[DirNode] = []  # directories that have lost their name; their children lose theirs next
 
     def work(self) -> bool:
         """Go on for some milliseconds. Returns whether more is to be done. Raises OSError, with nothing changed, if
@@ -120,7 +120,7 @@ class Restack:
 
     def _run(self) -> Iterator[None]:
         tree = self._tree
-        for nodeid in list(tree.nodes.recorded):  # what the daemon before has left is found in the old stack only
+        for nodeid in list(tree.nodes.recorded):  # nodes that the dead daemon has left are found in the old stack only
             with suppress(OSError):
                 tree.nodes.known(nodeid)
             yield
@@ -133,7 +133,7 @@ class Restack:
         before, tree.lowers, tree.is_restacked = tree.lowers, lowers, True  # from here on nothing fails
         tree.options = tree.options._replace(lowers=tuple(branch.path for branch in self._branches))
         yield from self._below(tree.root)
-        while stale := self._stale():  # moved from a directory that was to come to one that had been taken over
+        while stale := self._stale():  # renamed from a directory not yet moved into one that had been moved
             for node in stale:
                 yield from self._below(node)
         tree.cache.forget_if(self._is_outdated)
@@ -154,7 +154,7 @@ class Restack:
         ]
 
     def _below(self, top: DirNode) -> Iterator[None]:
-        """Take over a directory and all known ones below it. The one above it is taken over already."""
+        """Move a directory and all known ones below it to the new stack. Its parent has been moved already."""
         pending = [top]
         while pending:
             node = pending.pop()
@@ -169,7 +169,7 @@ class Restack:
             yield
 
     def _directory(self, node: DirNode) -> Iterator[None]:
-        """Take over one directory: look its children up in its new stack, in slices, and then replace that at once."""
+        """Move one directory: look its children up in its new stack, in slices, and then replace the stack at once."""
         tree = self._tree
         while not node.dead and tree.nodes.find(node.nodeid) is node:
             if node.low is not None and node.low.tree is tree.lowers:
@@ -214,21 +214,21 @@ class Restack:
         return low
 
     def _look(self, node: DirNode, name: bytes, child: Node, low: LowDir | None) -> _Looked:
-        """Find out whether a name will lead to its child, as far as that can be known now."""
+        """Find out whether a name will lead to its child in the new stack, as far as that can be known now."""
         found = _find(low, name)
         if isinstance(child, FileNode) and child.links is not None:
             return _Looked(child, found, None, False)
         return _Looked(child, found, _place_of(child), self._leads_to(node, name, child, found))
 
     def _tell_of_names(self, node: DirNode, names: set[bytes]) -> Iterator[None]:
-        """Have the kernel ask again for names that may have appeared in a directory."""
+        """Have the kernel look up again names that may have appeared in a directory."""
         pending = [name for name in names if name not in node.children]
         for first in range(0, len(pending), _TOLD_AT_ONCE):
             self._tell([Invalidation(node.nodeid, name) for name in pending[first : first + _TOLD_AT_ONCE]])
             yield
 
     def _switch(self, node: DirNode, low: LowDir | None, known: dict[bytes, _Looked]) -> None:
-        """Let a directory show its new stack from now on. `known`: what was found out of the children."""
+        """Let a directory show its new stack from now on. `known`: the results for its children."""
         tree, old = self._tree, node.low
         if old is not None and low is not None and _is_same(old, low):
             old.tree, old.parent = tree.lowers, low.parent  # it keeps its remembered names
@@ -262,7 +262,7 @@ class Restack:
             (child.home is up and child.leaf == name) or lookup.upper_entry(tree, parent, name) is not None
         ):
             if child.links is not None and child.links.data is not None:
-                with suppress(OSError):  # its data are gone: what has it open goes on to read them
+                with suppress(OSError):  # its data are gone: programs that have it open go on reading them
                     lookup.relocate_data(tree, child)
             return True
         if found is None or found.kind == IFDIR:
@@ -285,7 +285,7 @@ class Restack:
         return True
 
     def _has_same_data(self, child: FileNode) -> bool:
-        """Whether the data of a metacopy file of a lower, if it is one, are where they were."""
+        """Whether the data of a lower file, which may be a metacopy file, are at the same place as before."""
         data = child.links.data if child.links is not None else None
         if data is None:
             return True
@@ -297,12 +297,13 @@ class Restack:
         return leaf == data[1] and _key(place) == _key(data[0])
 
     def _lose_name(self, node: Node, parent: DirNode, name: bytes) -> Invalidation:
-        """Take a name from its node: it leads to another object now, or to none. Returns what the kernel must drop."""
+        """Take a name from its node, since it now leads to another object or to none. Returns the invalidation for the
+        kernel."""
         tree, stale = self._tree, Invalidation(parent.nodeid, name, node.nodeid)
         if isinstance(node, FileNode) and (node.links is None or not node.links.others):
             tree.nodes.unregister_inode(node)
             if not node.is_up:
-                node.rare().key = None  # what it becomes when it is copied up has no name
+                node.rare().key = None  # its copy in the upper will have no name
             node.rare()
         detach_name(node, parent, name)
         if isinstance(node, DirNode):
@@ -318,7 +319,7 @@ class Restack:
         """Close a removed branch, now or when the last node that is in it is forgotten."""
         tree = self._tree
         if branch in tree.viewed_lowers:
-            return  # the view goes on to show it
+            return  # the view still shows it
         if tree.nodes.handle_table is not None:
             tree.nodes.handle_table.drop_in(branch)
         leaving = Leaving(branch, {_NO_NODE})  # so that it is not closed before all its users are known
@@ -349,7 +350,8 @@ def _place_of(node: Node) -> BranchDir | None:
 
 
 def _find(low: LowDir | None, name: bytes) -> Found | None:
-    """Find a name in one directory of the lowers without reading all of it; None as well if it cannot be searched."""
+    """Find a name in one directory of the lowers without reading all of it; None also if the directory cannot be
+    searched."""
     if low is None:
         return None
     try:
@@ -372,8 +374,8 @@ def _is_same(one: LowDir | None, other: LowDir | None) -> bool:
 
 
 def _names_that_may_appear(old: LowDir | None, new: LowDir | None, names: set[bytes]) -> Iterator[None]:
-    """Add to `names` what the kernel may have as missing and the new stack may show: the names in a place that has
-    come, and those that are hidden by a place that has gone or moved."""
+    """Add to `names` those that the kernel may have cached as missing and the new stack may show: the names in an added
+    place, and those that a removed or moved place hid."""
     before = [_key(place) for place in old.stack] if old is not None else []
     after = [_key(place) for place in new.stack] if new is not None else []
     has_moved = [key for key in before if key in after] != [key for key in after if key in before]

@@ -1,12 +1,13 @@
-"""Complete the upper: the names of copied-up files that still show through from a lower, and data that are there.
+"""Complete the upper: give it the names of copied-up files that still show through from a lower, and the data that are
+still in a lower.
 
 A lower file with several names is copied up under one of them; the index (core.hardlinks) leads its other names to the
 copy. A reader of the upper that does not know the index would find the lower's file there. So the union gives the upper
-all these names when it is closed and when its root directory is synced (fsync(2)); readers do it for a daemon that was
-killed (`complete_upper`).
+all these names when it is closed and when its root directory is synced (fsync(2)); if the daemon was killed, readers of
+the upper do this (`complete_upper`).
 
-Files that were copied up without all of their data (core.partial) get them when they are asked for: `unionfs complete`,
-readers of the upper, the end of a container.
+Files that were copied up without all of their data (core.partial) get their data on request: by `unionfs complete`, by
+readers of the upper, at the end of a container.
 
 The names are found by reading the directories of the lowers, which is done only while the index counts names that the
 upper lacks.
@@ -35,8 +36,8 @@ from unionfs.core.union_state import UnionState
 _HOPELESS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # the next name would fail as well
 _ASK_AGAIN_S: Final = 0.05
 _WHOLE_S: Final = 30.0
-"""For so long after a process has asked for complete data, the mounted union copies up no file without all of its data:
-that process reads the upper meanwhile, or freezes it."""
+"""Seconds after a request for complete data during which the mounted union copies up no file without all of its data:
+the process that asked reads the upper meanwhile, or freezes it."""
 
 
 def complete(tree: UnionState) -> bool:
@@ -81,7 +82,7 @@ def complete_data(tree: UnionState) -> bool:
         return True
     is_done, failed = _complete_data(tree)
     if failed is not None:
-        raise failed  # here: its traceback would hold the lock
+        raise failed  # raised here: the traceback of the caught error would hold the lock
     return is_done
 
 
@@ -106,7 +107,7 @@ def _complete_data(tree: UnionState) -> tuple[bool, OSError | None]:
 
 
 class PartialSearch:
-    """A search for the files of a mounted union that have not all of their data, one at each call."""
+    """A search for the partial files of a mounted union, one at each call."""
 
     def __init__(self) -> None:
         self._found: Iterator[FileNode] | None = None
@@ -139,10 +140,10 @@ class PartialSearch:
 
 
 def partial_files(tree: UnionState) -> Iterator[FileNode]:
-    """Find the files of the upper that have not all of their data. They may be changed, and other requests served,
-    between two of them. Raises OSError."""
+    """Find the partial files of the upper. Between two results they may be changed, and other requests served. Raises
+    OSError."""
     pending = [tree.root]
-    tree.root.nlookup += 1  # what the search has in hand must not be forgotten
+    tree.root.nlookup += 1  # the node of the present directory must not be forgotten
     try:
         while pending:
             here = pending.pop()
@@ -188,7 +189,8 @@ def _partial_file(tree: UnionState, here: DirNode, name: bytes) -> Iterator[File
 
 
 class _Search:
-    """A walk through the directories of the union. One that only the upper has may hold a renamed one with lowers."""
+    """A walk through the directories of the union. A directory that only the upper has may contain a renamed one with
+    lowers."""
 
     def __init__(self, tree: UnionState, links: HardLinks) -> None:
         self.tree = tree

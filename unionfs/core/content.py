@@ -58,9 +58,9 @@ def write(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryvie
 
 
 def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memoryview, *, has_capability: bool) -> int:
-    """Write what the page cache held back, as `write` does, but keep a file capability, which the file may have if
-    `has_capability`: the branch's filesystem removes it at each write(2), and the kernel has removed the one that the
-    program's own write had to take."""
+    """Write pages of the page cache, as `write` does, but keep a file capability, which the file may have if
+    `has_capability`: the branch's filesystem removes it at each write(2), while the kernel has already removed the one
+    that the program's own write had to remove."""
     copyup.ensure(tree, node, despite=_APPEND, need=DATA)
     held = tree.write_fd(node)
     fd = held.fd
@@ -80,7 +80,7 @@ def write_back(tree: UnionState, node: FileNode, offset: int, data: bytes | memo
         with contextlib.suppress(OSError):  # not ours to set, without CAP_SETFCAP
             os.setxattr(fd, _CAPABILITY, capability)
     tree.record_own_change(node)
-    if changed:  # what is new is written all the same
+    if changed:  # the new pages are written all the same
         refuse(errno.EPERM, node.name)
     return written
 

@@ -92,7 +92,7 @@ def _kept_as(source: Branch, target: Branch, name: str) -> str | None:
     if source.overrides is not None:
         shown = source.overrides.shown_xattr(name)
     elif target.overrides is None and name == markers.OVERRIDE_XATTR:
-        return name  # says of one file of an ordinary branch what it should be: its copy should be that too
+        return name  # an override of a single file in an ordinary branch: the copy needs it, too
     else:
         shown = None if markers.is_private_xattr(name) else name
     if shown is None:

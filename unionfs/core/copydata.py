@@ -2,8 +2,8 @@
 descriptors.
 
 A reflink where the filesystem shares extents, else copy_file_range over the data between the holes, else read and
-write. Where to write is reserved before on ext4, which copies a quarter faster then, to the device, too: it need not
-reserve page by page. On xfs and tmpfs the same takes longer (benchmarks/README.md).
+write. On ext4 the target's blocks are reserved first: it then need not reserve page by page, and copies a quarter
+faster, also to the device. On xfs and tmpfs that takes longer (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final
 from unionfs.syscalls import files
 
 _CHUNK: Final = 1 << 20
-"""Bytes that one system call copies: a cancel is noticed in between, and a kernel that does not interrupt system calls
-(CONFIG_PREEMPT_NONE) lets the thread that answers requests wait for so much on one processor."""
+"""Bytes that one system call copies. Between two calls a cancel is noticed; and on one processor a kernel that does not
+preempt system calls (CONFIG_PREEMPT_NONE) lets the thread that answers requests wait for one call."""
 _BLOCK: Final = 4096  # no filesystem has smaller holes in files that have data, too
 _BUFFER: Final = 1 << 20
-_SMALL: Final = 64 << 10  # one read and one write beat finding out what the filesystem can do
+_SMALL: Final = 64 << 10  # one read and one write take less time than trying what the filesystem can do
 _WORTH_RESERVING: Final = 512 << 10  # below this the call takes longer than it saves
 _NOT_HERE: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EPERM)
 
@@ -42,7 +42,7 @@ class Copy:
         self.cancelled = False  # set from any thread, read between chunks
         self.copied = 0  # bytes of data moved
         self.reflinked = False  # set by share and run: no data were moved, the extents are shared
-        self._may_share = True  # false once it was tried in vain
+        self._may_share = True  # False after it has failed
 
     def run(self) -> None:
         """Copy. Raises OSError: ENOSPC, EIO, EDQUOT, EINTR when cancelled."""

@@ -30,7 +30,8 @@ from unionfs.core.staging import LARGE
 from unionfs.core.union_state import UnionState, refuse
 
 INLINE_MAX: Final = 1 << 20
-"""Bytes that are copied without a worker thread: they take less time than handing them over and back does twice."""
+"""Files of up to this many bytes are copied without a worker thread: that takes less time than handing work to a thread
+and back twice."""
 
 AT_ONCE: Final = 64 << 10
 """Bytes that one read and one write copy, if there is no hole among them: that is quicker than sharing them."""
@@ -59,7 +60,7 @@ class CopyUp:
         flags: int = 0,
     ) -> None:
         self.node = node  # immutable
-        self.cause = cause  # immutable: the request it is made for
+        self.cause = cause  # immutable: the request that needs the copy-up
         self.since = since  # immutable: perf_counter when it began
         self.leaf = leaf  # immutable: the name in the staging directory
         self.st = st  # immutable: attributes of the lower object
@@ -105,8 +106,8 @@ def needs_copy(node: FileNode) -> bool:
 
 
 def begin(tree: UnionState, node: FileNode, size: int | None = None, need: int = WHOLE) -> CopyUp | Fill | None:
-    """Begin a copy-up for a worker thread. None: nothing to copy, or so little that `ensure` does it at once, or done
-    here, since the data could be shared.
+    """Begin a copy-up for a worker thread. None: there is nothing to copy, or so little that `ensure` does it at once,
+    or the copy-up is done, since the data could be shared.
 
     `size`: the file is about to be truncated to this size, so no more bytes than that are copied. `need`: what the
     change needs of the copy (core.fill). Raises EROFS, what open(2) raises, and as `commit` does.
@@ -144,7 +145,7 @@ def ensure(
     despite: int = 0,
     need: int = WHOLE,
 ) -> bool:
-    """Copy the node up, if it is not, here and now. Raises EROFS, ENOSPC, EIO ... with everything as it was before;
+    """Copy the node up at once, if it is not yet in the upper. Raises EROFS, ENOSPC, EIO ... with nothing changed;
     EPERM for an immutable or append-only file, unless the change is allowed `despite` that (inode_flags.PROTECTED).
 
     `mode`: the file is about to get these permissions, so the copy may be made with them. Returns whether it was.
@@ -317,7 +318,7 @@ def _complete(
     if flags:
         inode_flags.carry(dst.fd, flags)
     if length < st.st_size:
-        os.utime(dst.fd)  # cut off already: what becomes visible is the truncated file, changed now
+        os.utime(dst.fd)  # truncated already: the file that becomes visible has been changed just now
     if tree.is_strict:
         os.fsync(dst.fd)
     return kept_mode
@@ -363,8 +364,8 @@ def read_target(node: FileNode) -> bytes:
 
 
 def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Make sure that the upper itself has an entry for this name of the node: a copy-up, or a link if the inode is up
-    already.
+    """Make sure that the upper itself has an entry for this name of the node: by a copy-up, or by a link if the inode
+    is in the upper already.
 
     Preconditions: `name` in `parent` is a visible name of the node.
     """
@@ -395,7 +396,7 @@ def give_name(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
 
 
 def _make_primary(node: FileNode, parent: DirNode, name: bytes) -> None:
-    """Let one of the node's known names be the one that it is copied up under."""
+    """Choose one of the node's known names as the name under which it is copied up."""
     links = node.rare()
     links.others = [pair for pair in links.others if pair != (parent, name)] + [(node.parent, node.name)]
     node.parent, node.name = parent, name

@@ -181,7 +181,7 @@ def make_link(tree: UnionState, node: FileNode, parent: DirNode, name: bytes) ->
     else:
         links.others.append((parent, name))
     tree.nodes.renamed(node)
-    if orphan is not None:  # not before the name is recorded, or the next daemon would find neither
+    if orphan is not None:  # after the record has the name: the next daemon must find one of the two
         staging.dispose(orphan)
     tree.record_own_change(node)
 

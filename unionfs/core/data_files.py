@@ -106,7 +106,7 @@ class DataFiles:
         held.partial = part
         links = node.links
         if links is not None and links.data is not None and not part.is_lost:
-            with contextlib.suppress(OSError):  # what is the upper's own can be used
+            with contextlib.suppress(OSError):  # the upper's own blocks can be read
                 held.lower = self._open_data(node, links.data)
         if part.has_own and not part.bits and part.limit:
             try:

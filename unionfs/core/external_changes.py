@@ -26,7 +26,7 @@ from unionfs.core.watching import FROM_LOWER, Watcher, fingerprint
 from unionfs.syscalls import inotify
 
 _SLICE_S: Final = 0.004
-"""Requests may have to wait so long while changes are processed."""
+"""Seconds that requests may have to wait while changes are processed."""
 
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 _NAMES_CHANGE: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_FROM | inotify.MOVED_TO
@@ -56,9 +56,9 @@ def process_events(tree: UnionState, watcher: Watcher) -> bool:
 
 
 def all_changed(tree: UnionState, watcher: Watcher, *, by_name: bool) -> None:
-    """Invalidate all that the kernel knows: no daemon has watched for a while, and what the kernel had of each node is
-    not known any more. It asks again for what programs use, which is then watched. `by_name`: it has no notification
-    for all names at once."""
+    """Invalidate all that the kernel knows: no daemon has watched for a while, and the attributes that the kernel has
+    of each node are not known any more. The kernel asks again for the names that programs use; these are watched then.
+    `by_name`: the kernel has no notification for all names at once."""
     nodes = tree.nodes
     _forget_names(tree, tree.root)
     known = {node.nodeid: [(parent.nodeid, name) for parent, name in names_of(node)] for node in nodes.all()}
@@ -188,7 +188,7 @@ def _is_unchanged(watcher: Watcher, parent: DirNode, old: Node | None, name: byt
 
 
 def _check_names(tree: UnionState, parent: DirNode, name: bytes, mask: int) -> None:
-    """Drop a directory's remembered names if they are outdated. Our own operations update them."""
+    """Drop a directory's remembered names if they are outdated. Operations of the union itself update them."""
     if mask & FROM_LOWER:
         _forget_names(tree, parent)
         return

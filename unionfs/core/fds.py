@@ -31,8 +31,8 @@ class FileFd:
         self.writable = writable  # immutable: opened O_RDWR
         self.appends = False  # set once: opened O_APPEND, since the file is append-only
         self.xattrs: list[str] | None = None  # extended attributes of a lower file; set once, when listed
-        self.partial: Partial | None = None  # set once: an upper file that has not all of its data, whose others ...
-        self.lower: FileFd | None = None  # ... are in this lower file; None: it is missing, or not the same any more
+        self.partial: Partial | None = None  # set once: which data of a partial upper file are its own; the others ...
+        self.lower: FileFd | None = None  # ... are in this lower file; None: that is missing or has changed
         self.used = True  # set by the owner at each use, cleared by the clock's hand
 
     def __enter__(self) -> FileFd:

@@ -1,9 +1,9 @@
-"""Bring blocks of a lower file to the upper's partial file (core.partial): those that are written, or all.
+"""Copy blocks of a lower file to the upper's partial file (core.partial): those that a write touches, or all.
 
-A file that is written gets the blocks of a lower that the bytes lie in. From an eighth of its blocks on, each further
-change waits for some more, copied in a thread, until it is whole; a transport may bring more while no requests come. A
-whole file loses its marks once its data are on the
-device. What filling would change besides the data (times, privileges) is recorded on disk before, and put back.
+A write first copies the lower's blocks that its bytes lie in. When the file has an eighth of its blocks, each further
+change waits for some more, copied in a thread, until the file is whole; a transport may copy more while no requests
+come. A whole file loses its marks once its data are on the device. The attributes that filling changes besides the data
+(times, privileges) are recorded on disk before, and restored.
 
 Knows nodes and branches.
 """
@@ -28,10 +28,10 @@ from unionfs.core.union_state import UnionState, refuse
 from unionfs.partial_record import Before, Record
 from unionfs.syscalls import files
 
-_FILL_FROM: Final = 8  # when one block in so many is the upper's own, the rest follows
-_AT_ONCE: Final = 8 << 20  # bytes that are brought at once, and that a change waits for ...
+_FILL_FROM: Final = 8  # when one block in this many is the upper's own, the rest follows
+_AT_ONCE: Final = 8 << 20  # bytes that are copied at once, and that a change waits for ...
 _AT_ONCE_MOST: Final = 128 << 20  # ... of a large file half of it: each piece is handed to a thread and back
-_ROOM: Final = 8  # without being asked, a file is completed if that takes at most one in so many of the free bytes
+_ROOM: Final = 8  # a file is completed without a request if it needs at most 1/N of the free space
 
 
 class Fill:
@@ -48,12 +48,12 @@ class Fill:
         self.settles = False  # set once: all data are to be on the device afterwards, and the marks to go
         self.size: int | None = None  # set once: the file is to be truncated to this before the marks go
         self.failure: OSError | None = None  # set by `copy`: why it has left out the runs after `filled`
-        self.filled = 0  # set by `copy`: how many of the runs are there
+        self.filled = 0  # set by `copy`: how many of the runs have been copied
         self._copy = Copy(held.lower.fd if held.lower is not None else -1, held.fd, part.limit)
 
     def copy(self) -> None:
-        """Copy the data, in any thread. Raises OSError; EINTR after `cancel`. What no change has asked for is left out
-        if it fails."""
+        """Copy the data, in any thread. Raises OSError; EINTR after `cancel`. Runs that no change needs are left out if
+        they fail."""
         for start, end in self.runs:
             try:
                 self._copy_run(start, end)
@@ -108,8 +108,8 @@ def begin(tree: UnionState, node: FileNode, size: int | None, need: int) -> Fill
 
 
 def begin_idle(tree: UnionState) -> Fill | None:
-    """Begin to bring some more of a file that has got blocks, for a worker thread, while there is nothing else to do.
-    None: no file lacks data that the upper has room for. What the copying raises is for `give_up`. Raises OSError."""
+    """Begin to copy some more of a file that has got blocks, for a worker thread, while there is nothing else to do.
+    None: no file lacks data that the upper has room for. An error of the copying goes to `give_up`. Raises OSError."""
     while tree.growing:
         nodeid = next(iter(tree.growing))
         node = tree.nodes.find(nodeid)
@@ -128,19 +128,20 @@ def begin_idle(tree: UnionState) -> Fill | None:
 
 
 def _has_room(part: Partial, held: FileFd, times: int) -> bool:
-    """Whether a file's missing data are there, and `times` as much is free."""
+    """Whether a file's lower file can be read, and `times` as many bytes as it lacks are free."""
     space = os.fstatvfs(held.fd)
     return held.lower is not None and (part.missing << part.shift) * times <= space.f_bavail * space.f_frsize
 
 
 def _get_stuck(node: FileNode, part: Partial, failure: OSError) -> None:
-    """Complete a file no more without being asked, until it is opened anew: quotas and bad disks are seen by trying."""
+    """Complete a file no more without a request, until it is opened anew: only an attempt shows a quota or a bad
+    disk."""
     part.is_stuck = True
     log_warning("%r is not completed: %s", placement.path_of(node), failure.strerror or str(failure))
 
 
 def prepare(tree: UnionState, node: FileNode, size: int | None, need: int) -> None:
-    """Make the file ready for a change, here and now. Raises OSError; EIO if a lower file is missing or has changed."""
+    """Make the file ready for a change, at once. Raises OSError; EIO if a lower file is missing or has changed."""
     part = _partial(tree, node)
     if part is None or need == ATTRIBUTES:
         return
@@ -182,7 +183,7 @@ def _record_of(tree: UnionState, node: FileNode, part: Partial, held: FileFd) ->
 
 
 def _begin_blocks(tree: UnionState, node: FileNode, part: Partial) -> None:
-    """Let a file of which all data are the lower's have blocks of its own from now on."""
+    """Prepare a file that has no data of its own for blocks of its own."""
     part.start()
     held = tree.partial_fd(node)
     if not partial.tells_holes(held.fd):
@@ -196,7 +197,7 @@ def _begin(tree: UnionState, node: FileNode, part: Partial, size: int | None, mo
     if not part.has_own:
         part.start()
     if tree.watcher is not None:
-        tree.watcher.seen.pop(node.nodeid, None)  # until `commit` or `abort` it changes by us
+        tree.watcher.seen.pop(node.nodeid, None)  # until `commit` or `abort` the changes of the file are our own
     held = tree.partial_fd(node)
     end = part.limit if size is None else min(size, part.limit)
     runs = part.missing_runs(end, most)
@@ -243,7 +244,7 @@ def _leads_to(tree: UnionState, node: FileNode, held: FileFd) -> bool:
 
 
 def abort(tree: UnionState, job: Fill) -> None:
-    """Give up: what was copied is the file's own after the next daemon's start, and equal to the lower's until then."""
+    """Give up. The copied blocks equal the lower's; the next daemon counts them as the file's own."""
     with contextlib.suppress(OSError):
         _put_back(job)
     tree.record_own_change(job.node)
@@ -258,8 +259,8 @@ def _put_back(job: Fill) -> None:
 
 
 def settle_later(tree: UnionState, node: FileNode, part: Partial, held: FileFd) -> None:
-    """Have a whole file's data written to the device and its marks removed: once there is nothing else to do, since
-    that would slow other writes down, or now if the transport does not know."""
+    """Have a whole file's data written to the device and its marks removed: when there is nothing else to do, since
+    that would slow other writes down; at once if the transport cannot tell."""
     if tree.when_growing is None:
         _settle_now(tree, part, held)
     else:
@@ -267,7 +268,7 @@ def settle_later(tree: UnionState, node: FileNode, part: Partial, held: FileFd) 
 
 
 def settle_synced(tree: UnionState, node: FileNode) -> None:
-    """Remove the marks of a file that is whole, if it is, now that its data are to be written to the device anyway."""
+    """Remove the marks of a file if it is whole, now that its data are written to the device anyway."""
     part = _partial(tree, node)
     if part is not None and part.has_own and part.bits and not part.missing:
         with contextlib.suppress(OSError):  # the next daemon tries again
@@ -275,7 +276,7 @@ def settle_synced(tree: UnionState, node: FileNode) -> None:
 
 
 def _will_grow(tree: UnionState, node: FileNode) -> None:
-    """Let `begin_idle` come to the file."""
+    """Enter the file for `begin_idle`."""
     if node.nodeid not in tree.growing:
         tree.growing.add(node.nodeid)
         if tree.when_growing is not None:
@@ -306,7 +307,7 @@ def _settle(part: Partial, held: FileFd, syncs: bool) -> None:
 def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: bytes | memoryview) -> int:
     """Write at `offset` of a partial file (pwrite(2)). Returns the bytes written. Preconditions: `prepare`d for DATA.
 
-    What the blocks at both ends lack is written with the data, by the same system call.
+    The missing parts of the blocks at both ends are written with the data, by the same system call.
     """
     part = held.partial
     assert part is not None
@@ -338,7 +339,8 @@ def write(tree: UnionState, node: FileNode, held: FileFd, offset: int, data: byt
 
 
 def _left_edge(part: Partial, held: FileFd, offset: int) -> bytes:
-    """Return what the file has in the block of `offset` before it, if that is the lower's."""
+    """Return the lower's data, then zeros beyond `limit`, from the beginning of the block of `offset` up to `offset`;
+    empty if the block is the upper's own."""
     block = offset >> part.shift
     if part.is_own(block):
         return b""
@@ -348,7 +350,8 @@ def _left_edge(part: Partial, held: FileFd, offset: int) -> bytes:
 
 
 def _right_edge(part: Partial, held: FileFd, end: int) -> bytes:
-    """Return what the file has from `end` on in the block of the byte before it, if that is the lower's."""
+    """Return the lower's data from `end` to the end of the block of the byte before `end`; empty if the block is the
+    upper's own."""
     block = (end - 1) >> part.shift
     return b"" if part.is_own(block) else _read_lower(held, end, part.bounds(block)[1])
 
@@ -364,8 +367,8 @@ def _read_lower(held: FileFd, start: int, end: int) -> bytes:
 
 
 def _cut_short(part: Partial, held: FileFd, reached: int, until: int) -> tuple[int, int]:
-    """After a write that ended at `reached` instead of `until`, for want of space: complete the block it ended in, or
-    make it a hole again. Returns up to where the write counts, and the errno for the bytes after that."""
+    """After a write that ended at `reached` instead of `until` for lack of space: complete the block in which it ended,
+    or make it a hole again. Returns the offset up to which the write counts, and the errno for the bytes after that."""
     block, code = reached >> part.shift, errno.ENOSPC
     if not part.is_own(block):
         start, stop = part.bounds(block)
@@ -400,14 +403,14 @@ def truncate(tree: UnionState, node: FileNode, size: int) -> None:
     os.ftruncate(held.fd, size)
     part.cut(size)
     part.is_recorded = False
-    with contextlib.suppress(OSError):  # done before the file grows again; until then its size says the same
+    with contextlib.suppress(OSError):  # written before the file grows again; until then its size gives the same limit
         _record_limit(part, held)
     if not part.missing and part.is_recorded:
         settle_later(tree, node, part, held)
 
 
 def _record_limit(part: Partial, held: FileFd) -> None:
-    """Let the disk know from where on no data are the lower's. Raises OSError."""
+    """Store on disk the offset from which on no data are the lower's. Raises OSError."""
     if part.record is not None:
         part.record = part.record._replace(limit=part.limit)
         partial.write_record(held.fd, part.record)

@@ -3,11 +3,11 @@
 The shown tree stays the same, so nothing is invalidated. On disk it is one rename (RENAME_EXCHANGE): the directory
 of the upper and an empty one beside it change places. The work directory lists the frozen ones (core.staging), from
 before that rename on, so the union has the same stack when it is opened again, also after a crash: an empty directory
-in it changes nothing. What was written before is in the lower, which nothing changes afterwards; what is written later
-is copied up from it.
+in it changes nothing. Data written before the freeze are in the lower, which nothing changes afterwards; files that are
+changed later are copied up from it.
 
-Files that are open go on; those that were open for writing are copied up at their next write. Knows everything in the
-core but requests. The caller sees to it that no thread changes a file of the upper meanwhile.
+Open files stay usable; those that were open for writing are copied up at their next write. Knows everything in the core
+except requests. Precondition: no other thread changes a file of the upper meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unionfs.syscalls import files
 from unionfs.trees.remove import remove_tree
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_INDEX: Final = b"index"  # the name of the hard-link index of before in the staging directory
+_INDEX: Final = b"index"  # the name in the staging directory of the former hard-link index
 _SHOWN: Final = (markers.OVERRIDE_PREFIX, markers.OVERRIDE_OLD_XATTR, markers.OVERRIDE_PRIVILEGED_XATTR)
 """Of the union's own attributes, those that say how an object is shown."""
 
@@ -43,15 +43,15 @@ class Freeze:
     """One freeze. `prepare` may run in any thread; then `commit` on the union's thread, and `close` in any."""
 
     def __init__(self, union: Union, name: bytes) -> None:
-        """`name`: of the directory beside the upper that is to be the lower. Raises OptionError."""
+        """`name`: of the directory beside the upper that the former upper becomes. Raises OptionError."""
         self._tree = union._tree  # immutable
         self._name = name  # immutable
-        self._parent_fd = -1  # the directory that the upper is in; set once by prepare
+        self._parent_fd = -1  # the parent directory of the upper; set once by prepare
         self._upper_name = b""  # likewise: its name there
         self._fresh_fd = -1  # the empty directory; likewise
         self._is_listed = False  # in the work directory; changed by prepare and close
         self._is_done = False  # set once by commit
-        self._old_index = b""  # likewise: what is left of the hard-link index, in the staging directory
+        self._old_index = b""  # likewise: the former hard-link index, in the staging directory
         self._staging_fd = -1  # likewise: of that directory
         options = self._tree.options
         if options.upper is None:
@@ -103,11 +103,11 @@ class Freeze:
         raise OptionError(errno.EXDEV, f"the upper {upper.path} is a mountpoint, and cannot change places with another")
 
     def described(self) -> tuple[bytes, bytes, int]:
-        """Return what `take_back` needs. After `prepare`."""
+        """Return the description for `take_back`. After `prepare`."""
         return self._upper_name, self._name, os.fstat(self._fresh_fd).st_ino
 
     def close(self) -> None:
-        """Clean up: after `commit` what it has left, else what `prepare` has made."""
+        """Remove the remains of `commit`, or without a `commit` all that `prepare` has made."""
         if self._staging_fd >= 0:
             with suppress(OSError):  # the end of the daemon removes it
                 remove_tree(self._staging_fd, self._old_index)
@@ -127,12 +127,12 @@ class Freeze:
         self._parent_fd = self._fresh_fd = -1
 
     def commit(self) -> str:
-        """Do it. Returns the path of the directory that is a lower now. Raises OSError, OptionError with everything as
-        it was."""
+        """Freeze the upper. Returns the path of the directory that is a lower now. Raises OSError, OptionError with
+        nothing changed."""
         tree = self._tree
         staging, frozen = tree.staging, tree.upper
         assert frozen is not None
-        for nodeid in list(tree.nodes.recorded):  # what the daemon before has left is found in the old stack only
+        for nodeid in list(tree.nodes.recorded):  # nodes that the dead daemon has left are found in the old stack only
             with suppress(OSError):
                 tree.nodes.known(nodeid)
         if not complete.complete(tree):
@@ -154,8 +154,8 @@ class Freeze:
         return path
 
     def _change_places(self, fresh: Branch) -> tuple[bytes, HardLinks]:
-        """Do what is to be done on disk. Returns the name of the old hard-link index in the staging directory, and the
-        new one."""
+        """Make the changes on disk. Returns the name of the old hard-link index in the staging directory, and the new
+        one."""
         staging = self._tree.staging
         index = staging.renew_index(_INDEX)
         try:
@@ -180,7 +180,7 @@ class Freeze:
 
 
 def take_back(tree: UnionState, described: tuple[bytes, bytes, int]) -> None:
-    """Undo what a daemon that has died has done of a freeze: it has shown nothing of it. Can be repeated. Raises
+    """Undo the steps of a freeze that a dead daemon had begun; no program has seen them. Can be repeated. Raises
     OSError."""
     upper_name, name, ino = described
     staging, upper = tree.staging, tree.upper
@@ -222,7 +222,8 @@ def freeze_unmounted(options: Options, name: bytes = b"") -> str:
 
 
 def _alone(staging: Staging) -> FileFd:
-    """Keep other daemons from the work directory as long as the result is open. Raises OptionError if one uses it."""
+    """Keep other daemons from using the work directory while the result is open. Raises OptionError if one uses it
+    already."""
     lock = staging.lock_out_others()
     if lock is None or not staging.was_alone():
         raise OptionError(errno.EBUSY, "another daemon uses the upper")
@@ -247,8 +248,9 @@ def copy_attributes(source_fd: int, target_fd: int) -> None:
 
 
 def _find_homes(tree: UnionState) -> None:
-    """Let each file that is reached by the hard-link index be reached by a name in the upper. Raises OptionError for
-    removed files that are in use and have other names: they must stay writable, and what the names lead to must not."""
+    """Have each node that reaches its file through the hard-link index reach it by a name in the upper. Raises
+    OptionError for removed files that are in use and have other names: through the node such a file must stay writable,
+    through the names it must not."""
     index, here = tree.links.place, tree.staging.here
     linked = set(tree.nodes.by_inode.values())  # all that have a key in the index, or had several names
     orphans = [tree.nodes.find(int(name[1:], 16)) for name, _, _ in here.scan() if name.startswith(b"o")]
@@ -266,7 +268,7 @@ def _find_homes(tree: UnionState) -> None:
 
 
 def _switch(tree: UnionState, frozen: Branch, fresh: Branch, lowers: LowerTree, links: HardLinks, path: str) -> None:
-    """Let the nodes, which are where they were, be in a lower. Nothing in here fails."""
+    """Record that the nodes, whose objects have not moved, are in a lower now. Nothing in here fails."""
     frozen.writable, frozen.was_upper, frozen.path, frozen.number = False, True, path, len(tree.opened)
     tree.opened.append(frozen)
     tree.options = tree.options._replace(lowers=(path, *tree.options.lowers))
@@ -309,7 +311,7 @@ def _switch_directory(tree: UnionState, node: DirNode, frozen: Branch) -> None:
 
 
 def _own_names(tree: UnionState, node: FileNode, before: HardLinks) -> None:
-    """Let a file be one of a lower, of several names if it has them. `before`: the index that it was in."""
+    """Record that a file is a lower's now, with several names if it has them. `before`: the index that it was in."""
     links = node.links
     assert links is not None
     is_indexed = links.key is not None and before.upper_ino(links.key) is not None

@@ -1,9 +1,9 @@
 """The names of a frozen branch, recorded in an attribute of its root directory, so that no directory of it is read.
 
-Nothing changes a branch that a container was frozen into. With tens of them, as after forks of forks, most of what a
-lookup asks the branches is whether they have a name that they do not have. The record answers that, and gives listings.
-It holds the type and inode number of each name, marks included, and which directories have attributes that are marks.
-It names its directory by inode number and birth time, so a copy of the branch, which may change, has no record.
+Nothing changes a frozen branch of a container. With tens of them, as after forks of forks, most system calls of a
+lookup ask a branch for a name that it does not have. The record answers these, and gives listings. It holds the type
+and inode number of each name, marks included, and which directories have attributes that are marks. It names its
+directory by inode number and birth time, so a copy of the branch, which may change, has no record.
 
 A branch with more names than fit into an attribute has none. Knows nothing of the union.
 """
@@ -70,7 +70,7 @@ def read(fd: int) -> RecordedDir | None:
     own = _identity(fd)
     if not value.startswith(own):
         return None
-    import zlib  # late: few mounts need them
+    import zlib  # late: few mounts need these modules
     from json import loads
 
     try:

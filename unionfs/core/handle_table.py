@@ -21,8 +21,8 @@ LIMIT: Final = 1 << 14
 
 
 class Nameless(NamedTuple):
-    """Where a file is that has lost all names the kernel knew, and has others: in a lower under `leaf` in `place`, or,
-    with a `handle` of its filesystem, in the upper."""
+    """The place of a file that has lost all names that the kernel knew, and has others: in a lower under `leaf` in
+    `place`, or, with a `handle` of its filesystem, in the upper."""
 
     place: BranchDir
     leaf: bytes
@@ -87,7 +87,7 @@ class HandleTable:
             self.drop(next(iter(self._nodes)))
 
     def drop(self, nodeid: int) -> None:
-        """Remove what is remembered of a node, if anything is."""
+        """Forget a node, if it is remembered."""
         slot = self._remove(nodeid)
         if slot and self._record is not None:
             self._record.drop(slot)
@@ -148,7 +148,7 @@ class HandleTable:
 
 
 def _entry_of(nameless: Nameless) -> tuple[int, bytes]:
-    """Return the flags of a nameless file's entry in the record, and what stands there for its name."""
+    """Return the flags of a nameless file's entry in the record, and the bytes that the entry has instead of a name."""
     if nameless.handle:
         return FORGOTTEN | LINKED | DEAD, nameless.handle
     place = nameless.place

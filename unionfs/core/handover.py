@@ -1,7 +1,9 @@
-"""The branches of a union as descriptors and values, with which another process goes on: nothing is opened by path.
+"""The branches of a union as descriptors and values, with which another process continues it: nothing is opened by
+path.
 
-A daemon hands them to its successor of another version (unionfs.daemon.state). What was found out when the branches
-were opened is handed over too: paths have other meanings in the mount namespace of a daemon, and tests write.
+A daemon hands them to its successor of another version (unionfs.daemon.state), together with the facts that were found
+out when the branches were opened: paths have other meanings in the mount namespace of a daemon, and some of these tests
+write to the branches.
 """
 
 from __future__ import annotations
@@ -46,14 +48,14 @@ class OpenBranches(NamedTuple):
     lowers: tuple[OpenBranch, ...]  # top first
     upper: OpenBranch | None
     staging: OpenStaging | None  # not None with an upper
-    others: tuple[OpenBranch, ...] = ()  # that have been lowers, and are still in use
+    others: tuple[OpenBranch, ...] = ()  # former lowers that are still in use
     numbering: Numbering | None = None
-    is_restacked: bool = False  # whether the lowers are others than at first
+    is_restacked: bool = False  # whether the lowers have changed since the mount
     viewed: tuple[int, ...] = ()  # the lowers of its view, top first, by Branch.number; none: there was no view
     change: OpenChange | None = None
 
     def with_descriptors(self, descriptors: list[int]) -> OpenBranches:
-        """Return the same with others, in the order of `descriptors`."""
+        """Return the same branches with other descriptors, in the order of `descriptors`."""
         fds = iter(descriptors)
 
         def with_next(branch: OpenBranch) -> OpenBranch:
@@ -131,7 +133,7 @@ def _describe(branch: Branch) -> OpenBranch:
 
 
 class Taken(NamedTuple):
-    """The branches, made. Immutable."""
+    """The branches as objects, made from OpenBranches. Immutable."""
 
     lowers: list[Branch]  # top first
     opened: list[Branch]  # all lowers so far, by Branch.number; one that is closed is represented by another

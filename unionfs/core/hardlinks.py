@@ -50,7 +50,7 @@ class HardLinks:
             self._remaining[key] = self._read_count(key, text, upper)
             if text.endswith(_SEARCHED):
                 self._searched.add(key)
-            elif not text.isdigit():  # what was announced is settled now, before links are made or removed again
+            elif not text.isdigit():  # announced changes are settled now, before links are made or removed again
                 self._write(key, b"%d" % self._remaining[key])
         for key, ino in self._ino_of.items():
             self._key_of[ino] = key
@@ -98,7 +98,7 @@ class HardLinks:
         return [key for key in found if key not in self._searched]
 
     def add(self, key: bytes, dir_fd: int, name: bytes, ino: int) -> None:
-        """Enter the upper inode `ino`, found at (dir_fd, name), as what `key` became."""
+        """Enter the upper inode `ino`, found at (dir_fd, name), as the copy of the lower inode `key`."""
         with contextlib.suppress(FileExistsError):
             os.link(name, key, src_dir_fd=dir_fd, dst_dir_fd=self.place.fd(), follow_symlinks=False)
         self._ino_of[key] = ino
@@ -124,7 +124,7 @@ class HardLinks:
     def cover(self, key: bytes, lower_nlink: int) -> None:
         """One name of the lower inode does not show through any more: it was hidden, or given to the upper.
 
-        Comes after the fact. Should the record fail, what was announced before still leads to the right count.
+        To be called after the change. If writing the count fails, the announcement still leads to the right count.
         """
         count = max(0, self._remaining.get(key, lower_nlink) - 1)
         self._remaining[key] = count
@@ -160,7 +160,7 @@ class HardLinks:
         return True
 
     def withdraw(self, key: bytes) -> None:
-        """The copy-up that entered `key` failed: take the entry out again. What was counted before stays."""
+        """The copy-up that entered `key` failed: take the entry out again. Earlier counts stay."""
         self._unlink(key)
         ino = self._ino_of.pop(key, None)
         if ino is not None:

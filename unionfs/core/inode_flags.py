@@ -1,8 +1,10 @@
-"""Inode flags (ioctl_iflags(2), chattr(1)): what immutable and append-only lowers forbid, and what a copy-up carries.
+"""Inode flags (ioctl_iflags(2), chattr(1)): changes that the flags of lowers forbid, and flags that a copy-up carries
+over.
 
-The upper's filesystem enforces the flags of its files and of directories that are its own. A directory with lower
-content could take no copies of what is in it if it had them: there the union enforces those of the lower, until a user
-sets other flags, which a mark on the upper's directory records. Those of a lower's file hold until it is copied up.
+The upper's filesystem enforces the flags of files and directories that exist in the upper alone. A directory with lower
+content must not have the flags immutable and append-only on disk, or nothing in it could be copied up: there the union
+enforces the lower's flags, until a user sets other ones, which a mark on the upper's directory records. The flags of a
+lower file count until it is copied up.
 """
 
 from __future__ import annotations
@@ -106,8 +108,8 @@ def refuse_new_entry(parent: DirNode, name: bytes) -> None:
 
 
 def refuse_removal(parent: DirNode, name: bytes, node: Node) -> None:
-    """Refuse that a directory loses a name of `node` (EPERM). Names that the upper has its filesystem protects, but of
-    a copied-up file with several names it may lack some."""
+    """Refuse to remove a name of `node` from a directory (EPERM). The upper's filesystem protects names that the upper
+    has, but of a copied-up file with several names the upper may lack some."""
     if enforced(parent) or enforced(node):
         refuse(errno.EPERM, name)
     if isinstance(node, FileNode) and node.is_up and _is_indexed(node) and of_file(node):
@@ -191,8 +193,8 @@ def lifted(place: BranchDir, leaf: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inherited(staging: BranchDir, up: BranchDir) -> Iterator[None]:
-    """Let what is made in the staging directory have the flags that it would inherit in `up`: which ones, only the
-    filesystem knows, so the staging directory gets them for the time. Raises OSError."""
+    """While this context lasts, give the staging directory the flags of `up`, so that objects made in it inherit the
+    flags that they would inherit in `up`: only the filesystem knows which ones. Raises OSError."""
     if up.inheritable < 0:
         up.inheritable = read_at(up, b".") & ~PROTECTED
     if not up.inheritable:

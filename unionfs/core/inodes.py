@@ -34,8 +34,8 @@ class Inodes:
         self._index_of_dev: dict[int, int] = {}  # st_dev -> filesystem index; changed by `add` only
         self._index_of_fsid: dict[bytes, int] = {}  # f_fsid in hexadecimal -> filesystem index; likewise
         self.kept: dict[int, int] = {}
-        """Numbers that are shown as others: of objects that have come to the place of known ones when the branches
-        changed (core.kept_numbers, which replaces it)."""
+        """Inode numbers that are shown as other numbers: those of objects that have replaced known ones when the
+        branches changed. core.kept_numbers replaces this dictionary."""
         if given is not None:
             self._index_of_dev, self._index_of_fsid = dict(given.devices), dict(given.filesystems)
             self.kept = dict(given.kept)
@@ -49,7 +49,7 @@ class Inodes:
         self._index_of_fsid.setdefault(branch.fsid, branch.fs_index)
 
     def numbering(self) -> Numbering:
-        """Return what another process needs to give the same numbers."""
+        """Return the values from which another process gives the same numbers."""
         devices, filesystems = self._index_of_dev.items(), self._index_of_fsid.items()
         return Numbering(tuple(devices), tuple(filesystems), tuple(self.kept.items()))
 

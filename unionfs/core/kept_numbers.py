@@ -2,7 +2,7 @@
 
 A known object keeps the number that it has shown, but a lookup would find another one: of the frozen copy, or of the
 topmost directory in the new stack. The next daemon finds objects by lookups, and accepts those that have the recorded
-number. So the numbers that lookups find are shown as those that were (`Inodes.kept`).
+number. So the numbers that lookups find are shown as the former ones (`Inodes.kept`).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Ledger:
             kept[4], kept[5], kept[6] = self.bytes, int(self.seconds * 1e9), max(0, self.saved)
 
     def count_more(self, copied: int, seconds: float = 0.0) -> None:
-        """Count bytes that a file copied up before without them has got."""
+        """Count bytes that were copied to a partial file after its copy-up."""
         self.bytes += copied
         self.saved -= copied
         self.seconds += seconds
@@ -78,7 +78,7 @@ class Ledger:
             kept[4], kept[5], kept[6] = self.bytes, int(self.seconds * 1e9), max(0, self.saved)
 
     def continue_(self) -> None:
-        """Go on from the numbers that the daemon before has kept."""
+        """Continue with the numbers that the daemon before has recorded."""
         self.files, self.directories, self.others, self.reflinked, self.bytes, nanoseconds, self.saved = self.kept[:7]
         self.seconds = nanoseconds / 1e9
 

@@ -230,7 +230,7 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
             if orphan is not None or known.home is tree.links.place:
                 known.home, known.leaf = up, name
             _add_name(tree, known, parent, name)
-            if orphan is not None:  # not before the name is recorded, or the next daemon would find neither
+            if orphan is not None:  # after the record has the name: the next daemon must find one of the two
                 tree.staging.dispose(orphan)
                 st = up.stat_entry(name)
             return Resolved(known, st)
@@ -249,9 +249,9 @@ def _from_upper_file(tree: UnionState, parent: DirNode, name: bytes, st: Stat) -
 
 
 def find_data(tree: UnionState, node: FileNode, st: Stat) -> None:
-    """Find the lower file that has the data of a file of the upper, if that has not all of them (see core.partial). If
-    the lower file is missing, or not the one that was copied up, what it should have cannot be read (EIO). Raises EIO
-    for marks that cannot be read."""
+    """Find the lower file that has the data of a partial file of the upper (core.partial). If the lower file is
+    missing, or is not the one that was copied up, these data cannot be read (EIO). Raises EIO for marks that cannot be
+    read."""
     found = _partial_marks(node) if st.st_mode & IFMT == IFREG else None
     if found is None:
         return
@@ -306,7 +306,7 @@ def _data_place(tree: UnionState, node: FileNode, redirect: bytes | None) -> tup
 def _is_source(data: tuple[BranchDir, bytes], found: partial.Marks) -> bool:
     """Whether a lower file is the one that a file of the upper was copied from."""
     if found.record is None:
-        return True  # the kernel's overlay keeps nothing to compare
+        return True  # the kernel's overlay stores no size or mtime to compare
     st = data[0].stat_entry(data[1])
     return (st.st_size, st.st_mtime_ns, st.st_ino) == found.record[1:4]
 

@@ -123,7 +123,7 @@ class LowDir:
         names: dict[bytes, int] = {}
         stacks: list[tuple[int, ...]] = [(0,)]
         index_of: dict[tuple[int, ...], int] = {(0,): 0}
-        closed: set[bytes] = set()  # names that lower branches may not add to
+        closed: set[bytes] = set()  # names that no lower branch may add to
         merging: dict[bytes, list[int]] = {}  # directories present in more than one branch
         last = len(self.stack) - 1
         for position, place in enumerate(self.stack):
@@ -264,8 +264,8 @@ class LowerTree:
         return Found(stat.S_IFDIR, top.parent or top, name, low, walk.top_st), walk.calls
 
     def _step_in_memory(self, walk: _Walk, parent: LowDir, place: BranchDir, *, last: bool) -> bool | None:
-        """Search one directory, if that needs no system call for the entry. Returns whether the walk ends there; None:
-        the entry must be read."""
+        """Search one directory if its names are in memory. Returns whether the walk ends there; None: the entry must be
+        read from the branch."""
         name = walk.name
         if place.sealed:
             return False

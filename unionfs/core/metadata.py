@@ -24,7 +24,8 @@ _NS = 1_000_000_000
 _AS_STORED = OwnerTranslation()
 _ACLS = (os.fsencode(posix_acl.ACCESS), os.fsencode(posix_acl.DEFAULT))
 _LISTED = (b"user.", b"trusted.", b"security.capability", *_ACLS)
-"""How the names begin that listxattr(2) lists on every filesystem; others, such as a label, may exist unlisted."""
+"""Prefixes of attributes that listxattr(2) lists on every filesystem; others, such as a label, may exist without being
+listed."""
 
 
 def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
@@ -63,7 +64,7 @@ def setattr_node(tree: UnionState, node: Node, change: AttrChange) -> None:
 
 
 def _is_touch(change: AttrChange) -> bool:
-    """Whether the change is none that append-only files forbid: times set to now (utimensat(2)), privileges dropped."""
+    """Whether append-only files allow the change: it sets times to now (utimensat(2)) or drops privileges."""
     return (
         change.mode is None and change.uid is None and change.gid is None and change.size is None
         and change.atime_ns in (None, NOW) and change.mtime_ns in (None, NOW)
@@ -207,7 +208,7 @@ def find_xattr(tree: UnionState, node: Node, name: bytes) -> bytes | None:
         text = os.fsdecode(name)
         if stored == text or markers.is_private_xattr(text):
             return None
-        value = _read_xattr(tree, node, name)  # set on the branch under the users' name
+        value = _read_xattr(tree, node, name)  # stored on the branch under its own name
     if value is not None and tree.owners is not None and name in _ACLS:
         return posix_acl.translated(value, tree.owners.users.shown, tree.owners.groups.shown)
     return value
@@ -379,7 +380,7 @@ def set_flags(tree: UnionState, node: Node, command: int, flags: bytes) -> None:
         else:
             files.set_flags(held.fd, command, flags)
     if isinstance(node, FileNode):
-        node.held = None  # opened before: the new flags may forbid what it allows
+        node.held = None  # opened anew at the next use: the new flags may forbid writing
     elif node.upper is not None:
         node.upper.inheritable = -1
     tree.record_own_change(node)

@@ -1,4 +1,4 @@
-"""Notes of modes that are changed for a moment, for the daemon that continues if this one dies in that moment.
+"""Record modes that are changed for a moment, so that the next daemon restores them if this one dies in that moment.
 
     work/live-PID-XXXX/mINO    a symlink: the mode in octal, "upper" or "work", and the object's path below that
 
@@ -23,7 +23,7 @@ _WORK: Final = b"work"
 
 
 class Place(NamedTuple):
-    """Where the notes of one union are. Immutable."""
+    """The directory with the notes of one union. Immutable."""
 
     fd: int  # of the directory; the union's
     upper: Branch
@@ -42,7 +42,7 @@ class Note(NamedTuple):
 
 class AddedBits:
     """Context in which the object at `path`, in /proc/self/fd, with attributes `st`, also has the permission `bits`.
-    `moved_to`: where it is moved in it."""
+    `moved_to`: its second path, if it is moved within the context."""
 
     def __init__(self, path: str, st: Stat, bits: int, moved_to: bytes = b"") -> None:
         self._path = path
@@ -65,18 +65,18 @@ _places: Final[list[Place]] = []  # of all unions of this process
 
 
 def begin(place: Place) -> None:
-    """Note modes of a union's objects from now on."""
+    """Begin to note modes of a union's objects."""
     _places.append(place)
 
 
 def end(fd: int) -> None:
-    """Do not any more: its directory is about to be closed."""
+    """Stop noting modes of a union's objects: its directory is about to be closed."""
     _places[:] = [place for place in _places if place.fd != fd]
 
 
 def write(path: str, ino: int, mode: int, moved_to: bytes = b"") -> list[tuple[int, bytes]]:
-    """Note the mode of the object behind a path in /proc/self/fd; `moved_to`: a second path of it. Returns what
-    `remove` takes."""
+    """Note the mode of the object behind a path in /proc/self/fd; `moved_to`: a second path of it. Returns the notes
+    for `remove`."""
     made: list[tuple[int, bytes]] = []
     with suppress(OSError):
         for letter, there in zip(_LETTERS, (os.readlink(os.fsencode(path)), moved_to), strict=True):
@@ -91,7 +91,7 @@ def write(path: str, ino: int, mode: int, moved_to: bytes = b"") -> list[tuple[i
 
 
 def remove(notes: list[tuple[int, bytes]]) -> None:
-    """Remove notes: the mode is what it was."""
+    """Remove notes, since the mode has been restored."""
     for fd, leaf in notes:
         with suppress(OSError):
             os.unlink(leaf, dir_fd=fd)

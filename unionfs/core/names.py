@@ -12,7 +12,8 @@ from unionfs.core.union_state import UnionState
 
 
 def show(tree: UnionState, directory: DirNode, st: Stat | None) -> None:
-    """Show a directory's size, blocks and ctime as they are in `st`, until a user changes it (None: he has)."""
+    """Show a directory's size, blocks and ctime as they are in `st`, until a user changes the directory. `st` None: a
+    user has changed it."""
     if directory.shown_as is not st:
         directory.shown_as = st
         tree.nodes.renamed(directory)

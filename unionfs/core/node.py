@@ -33,7 +33,7 @@ from unionfs.core.partial import Partial
 from unionfs.core.recorded_node import RecordedNode
 
 _SHOWN: Final = Struct("=QQq")
-"""What a directory shows of its `shown_as`, in the record: size, blocks, ctime."""
+"""The fields of a directory's `shown_as` in the record: size, blocks, ctime."""
 
 InodeKey = tuple[int, int]
 """(st_dev, st_ino) of the object that holds a file's data now."""
@@ -74,7 +74,7 @@ class FileNode:
         self.held: FileFd | None = None  # belongs to the descriptor cache
         self.links: Links | None = None
         self.has_data = mode & IFMT == IFREG  # immutable; opening a device of a branch would act on this machine
-        # A list had none that users see, since the kernel last got the attributes; changed by metadata and with `home`.
+        # Whether the last list of extended attributes had none that users see; changed by metadata and with `home`.
         self.no_xattrs = False
         self.slot = 0  # of its entry in the record; belongs to NodeTable
 
@@ -153,13 +153,13 @@ class NodeTable:
         self.handle_table: HandleTable | None = None  # set once, if file handles are wanted
         self.record: NodeRecord | None = None  # set once, where another daemon is to continue when this one dies
         self.recorded: dict[int, RecordedNode] = {}
-        """Nodes that the daemon before has left, by id, until they are made again; see core.takeover."""
+        """Recorded nodes of the daemon before, by id, until they are made again; see core.takeover."""
         self.recorded_nameless: list[RecordedNode] = []  # forgotten ones; emptied by core.takeover
         self.recorded_ids: dict[tuple[int, bytes], int] = {}  # place (id of the parent, name) -> id of such a node
         self._recorded_below: dict[int, int] = {}  # id -> number of such nodes of which it is the parent
         self._recorded_former: dict[int, int] = {}  # id that such a node had before -> its id
         self.remake: Callable[[int], Node] | None = None  # makes such a node; set once, by core.takeover
-        self.forget_recorded: Callable[[int, int], None] | None = None  # takes a FORGET of one; set once, likewise
+        self.forget_recorded: Callable[[int, int], None] | None = None  # handles a FORGET of one; set once, likewise
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -243,7 +243,7 @@ class NodeTable:
         return node
 
     def all(self) -> list[Node]:
-        """Return all nodes; one that was renumbered more than once."""
+        """Return all nodes; a renumbered one stands in the result more than once."""
         return list(self._nodes.values())
 
     def renumber(self, node: Node) -> None:
@@ -302,7 +302,7 @@ class NodeTable:
             self.record.count(node.slot, node.nlookup)
 
     def renamed(self, node: Node) -> None:
-        """Record that the names of a node have changed, or where it is without one."""
+        """Record that the names of a node have changed, or the place of a node without a name."""
         record = self.record
         if record is not None and node.slot:
             slot = node.slot

@@ -34,15 +34,15 @@ IN_INDEX: Final = 8  # KEY in the hard-link index
 IN_LOWERS: Final = 16  # PATH of a directory in the union of the lowers
 FORGOTTEN: Final = 32  # the kernel has forgotten it: file handles may still lead to it
 LIVE: Final = 64  # in every entry that counts
-OPEN: Final = 128  # an open file under passthrough: its numbers stand in the fields for other things, see `put_open`
+OPEN: Final = 128  # an open file under passthrough: the fields have other meanings, see `put_open`
 
 NAMES_MOST: Final = 32
-"""Names of one node in the record at most. Others are found again by its inode."""
+"""Limit of the names of one node in the record. Further names are found again by its inode."""
 
 SIZE: Final = 1 << 30
-"""Bytes of address space; memory is used for what is written only. Some ten million nodes."""
+"""Bytes of address space, for some ten million nodes; only written pages use memory."""
 REQUEST_ROOM: Final = 2 << 20
-"""The end of that: the buffer of requests. The last one stays there, and may be a FORGET that is half done."""
+"""Bytes at the end for the buffer of requests. The last request stays there; it may be a half-done FORGET."""
 
 _HEADER: Final = 128 << 10
 _AREAS_END: Final = SIZE - REQUEST_ROOM
@@ -54,7 +54,7 @@ _KIND: Final = 0  # see core.record_version
 _AREA: Final = 1  # offset of the area in use
 _NEXT_ID: Final = 2  # no id from here on was given out
 _SERVING: Final = 3  # unique of the request in hand
-_FULL: Final = 4  # not zero: something is missing
+_FULL: Final = 4  # not zero: the record is incomplete
 _LIVES: Final = 5  # takeovers that are complete
 _LONGEST_WAIT: Final = 6
 _BACKING: Final = 7  # the last backing id that the kernel has given
@@ -85,7 +85,7 @@ _NOTES_MOST: Final = 12288  # more than entries fit a listing of 1 MiB
 
 WAITS: Final = 16  # times without a daemon that are recorded one by one
 
-_CHANGING: Final = 2  # versions that cannot continue such a change take it for outdated
+_CHANGING: Final = 2  # versions that cannot continue such a change treat the record as outdated
 
 _IDS_AHEAD: Final = 1024  # ids are reserved by so many at once
 
@@ -106,7 +106,7 @@ class DamagedError(Exception):
 
 
 class Notes:
-    """What a request has counted, of which the kernel may have got no answer."""
+    """The lookups and opens that a request has counted, whose answer the kernel may not have got."""
 
     __slots__ = ("_unique", "notes")
 
@@ -115,12 +115,12 @@ class Notes:
         self.notes = notes or []  # node ids of lookups and, with OPENED, of opens
 
     def are_for(self, unique: int) -> bool:
-        """Whether there are any, and they are those of this request."""
+        """Whether there are notes of this request."""
         return bool(self.notes) and unique & _NOTED_UNIQUE == self._unique
 
 
 class OpenFile:
-    """A node whose file the kernel reads and writes by itself, or by messages, open at least once."""
+    """An open node, whose file the kernel reads and writes by itself, or by messages."""
 
     __slots__ = ("nodeid", "backing_id", "identity", "count", "writers", "slot")
 
@@ -162,7 +162,7 @@ class NodeRecord:
         self._end = _HEADER
         self._used = 0  # bytes of entries that count
         self.compact_at = 0
-        """NodeTable makes a new area when `end` is above this."""
+        """When `end` is above this, NodeTable makes a new area."""
         self.opens: dict[int, OpenFile] = {}
         """Under passthrough the open files by node id; each has an entry."""
         self.put_again: Callable[[], None] | None = None  # puts all nodes again; set once, by NodeTable
@@ -205,7 +205,7 @@ class NodeRecord:
         return self._words[_OUTDATED] not in (0, _CHANGING)
 
     def outdate(self, is_so: bool = True) -> None:
-        """The branches are about to be changed; not `is_so`: they were not, or the keeper knows them."""
+        """Record that the branches are about to change; not `is_so`: they did not, or the keeper knows the new ones."""
         self._words[_OUTDATED] = is_so
 
     @property
@@ -214,7 +214,7 @@ class NodeRecord:
         return bool(self._words[_OUTDATED] == _CHANGING)
 
     def begin_changing(self) -> None:
-        """The branches are about to be changed as the keeper knows: another daemon can continue."""
+        """Record that a change of the branches begins that the keeper knows: another daemon can continue."""
         self._words[_OUTDATED] = _CHANGING
 
     def put(self, flags: int, nodeid: int, nlookup: int, ino: int, names: list[tuple[int, bytes]]) -> int:
@@ -247,7 +247,7 @@ class NodeRecord:
         self._words[(slot >> 3) + 2] = nlookup
 
     def note(self, note: int) -> None:
-        """Note what the request in hand has just counted: a lookup of a node, by its id, or an open (OPENED)."""
+        """Note a lookup of a node, by its id, or an open (OPENED), that the request in hand has just counted."""
         noted = self._noted
         if noted < _NOTES_MOST:
             words = self._words
@@ -275,7 +275,7 @@ class NodeRecord:
     def give_id(self, nodeid: int) -> None:
         """Mark an id as given out, before it is."""
         if nodeid >= self._reserved:
-            given: int = self._words[_NEXT_ID]  # another daemon may have given out more than this object knows
+            given: int = self._words[_NEXT_ID]  # another daemon may have reserved more ids
             if nodeid >= given:
                 given = self._words[_NEXT_ID] = nodeid + _IDS_AHEAD
             self._reserved = given
@@ -294,11 +294,11 @@ class NodeRecord:
         self.count(opened.slot, opened.count | opened.writers << _WRITERS)
 
     def backing_given(self, backing_id: int) -> None:
-        """The kernel has given a backing id. They are counted, so one that is missing is the next."""
+        """Record a backing id of the kernel. They are given in sequence, so a missing one is the next number."""
         self._words[_BACKING] = backing_id
 
     def backing_closing(self, backing_id: int) -> None:
-        """A backing id is given back, once nothing refers to it."""
+        """Record that a backing id, which no entry refers to any more, is about to be given back."""
         self._words[_CLOSING] = backing_id
 
     def lost_backing_ids(self) -> list[int]:
@@ -321,7 +321,7 @@ class NodeRecord:
     # -- areas -----------------------------------------------------------------------------------------------------
 
     def compact_if_due(self) -> None:
-        """Put all entries that count into a new area if half of this one is others'."""
+        """Put all entries that count into a new area if half of this one are entries of dropped nodes."""
         if self._end > self.compact_at:
             self.compact()
 
@@ -376,7 +376,7 @@ class NodeRecord:
         return int(self._words[_LONGEST_WAIT])
 
     def begin_life(self, number: int, longest_wait_us: int) -> None:
-        """A daemon begins to serve, `number` deaths after the first one."""
+        """Record that a daemon begins to serve, `number` deaths after the first one."""
         self._words[_LONGEST_WAIT] = longest_wait_us
         self._words[_LIVES] = number
 
@@ -386,20 +386,20 @@ class NodeRecord:
         return int(self._words[_SERVING])
 
     def begin(self, unique: int) -> None:
-        """A change that must not be done twice begins."""
+        """Record that a change begins which must not be done twice."""
         self._ring = (self._ring + 1) % _RING_SIZE
         self._words[_RING_AT] = self._ring
         self._words[_RING + self._ring] = unique
 
     def finish(self, is_done: bool) -> None:
-        """The change that began last is done, or has failed."""
+        """Record that the change that began last is done, or has failed."""
         at = _RING + self._ring
         self._words[at] = self._words[at] | DONE if is_done else 0
 
     def begin_rename(
         self, src: int, parent: int, name: bytes, new_parent: int, new_name: bytes, dst: int, flags: int
     ) -> None:
-        """A rename begins; the arguments are those of Rename."""
+        """Record that a rename begins; the arguments are those of Rename."""
         words, mm = self._words, self._mm
         at = (_RENAME + 8) * 8
         mm[at : at + len(name)] = name
@@ -413,7 +413,7 @@ class NodeRecord:
         words[_RENAME] = words[_RING + self._ring] & ~DONE or 1  # 1: not for a request
 
     def end_rename(self, is_done: bool) -> None:
-        """The rename is done, and its names are recorded, or it has failed."""
+        """Record that the rename is done and its names are recorded, or that it has failed."""
         words = self._words
         if is_done:
             for at in range(_RING, _RING + _RING_SIZE):
@@ -422,7 +422,7 @@ class NodeRecord:
         words[_RENAME] = 0
 
     def hold_times(self, nodeid: int, atime_ns: int, mtime_ns: int) -> None:
-        """A directory is about to be changed, and its times to be set back to these; until the next request."""
+        """Record the times to which a directory, which is about to be changed, is set back within this request."""
         self._words[_TIMES + 1], self._words[_TIMES + 2] = max(atime_ns, 0), max(mtime_ns, 0)
         self._words[_TIMES], self._holds_times = nodeid, True
 
@@ -432,11 +432,11 @@ class NodeRecord:
         return nodeid, atime_ns, mtime_ns
 
     def release_times(self) -> None:
-        """They are set back."""
+        """Record that the times have been set back."""
         self._words[_TIMES], self._holds_times = 0, False
 
     def forgetting(self, unique: int, line: int) -> None:
-        """The line of a FORGET or BATCH_FORGET is about to be done, counted from 0."""
+        """Record that a line of a FORGET or BATCH_FORGET, counted from 0, is about to be done."""
         self._words[_FORGETTING] = (unique & _FORGET_UNIQUE) << _FORGET_BITS | line + 1
 
     def forgotten_lines(self, unique: int) -> int:
@@ -451,7 +451,7 @@ class NodeRecord:
         return bool(self._words[_HAS_HANDLES])
 
     def handles_wanted(self) -> None:
-        """Forgotten nodes are remembered for file handles from now on."""
+        """Record that forgotten nodes are remembered for file handles from now on."""
         self._words[_HAS_HANDLES] = 1
 
     @property
@@ -460,14 +460,14 @@ class NodeRecord:
         return bool(self._words[_HAS_VIEW])
 
     def view_given(self) -> None:
-        """The view of the union is about to be given."""
+        """Record that the view of the union is about to be given."""
         self._words[_HAS_VIEW] = 1
 
     # -- threads that notify the kernel ----------------------------------------------------------------------------
 
     def begin_notifying(self, thread: int) -> int:
-        """A thread is about to notify the kernel, which may wait for answers. Returns a position for `end_notifying`,
-        0 if there is no room. From one thread at a time."""
+        """Record that a thread is about to notify the kernel, which may wait for answers of the daemon. Returns a
+        position for `end_notifying`, 0 if there is no room. From one thread at a time."""
         words = self._words
         for at in range(_NOTIFYING, _NOTIFYING + _NOTIFYING_MOST):
             if not words[at]:
@@ -476,7 +476,7 @@ class NodeRecord:
         return 0
 
     def end_notifying(self, position: int) -> None:
-        """The thread has notified the kernel."""
+        """Record that the thread has notified the kernel."""
         if position:
             self._words[position] = 0
 
@@ -487,8 +487,8 @@ class NodeRecord:
     # -- for a daemon that takes over ------------------------------------------------------------------------------
 
     def load(self) -> tuple[int, list[RecordedNode]]:
-        """Read what the daemon before has written, and continue behind it. Returns the first id that may be given out,
-        and the nodes in the order of writing; of two entries with one id the later is right.
+        """Read the record of the daemon before, and continue behind its last entry. Returns the first id that may be
+        given out, and the nodes in the order of writing; of two entries with one id the later is right.
 
         Raises: DamagedError.
         """

@@ -30,7 +30,7 @@ SHARED: Final = 0o755
 PRIVATE: Final = 0o700
 """The least mode on disk when only the daemon's user may read the branch."""
 
-_ROOT: Final = b"0:0:555"  # of an upper that no lower with overrides is beneath, as fuse-overlayfs marks it
+_ROOT: Final = b"0:0:555"  # on the root of an upper without lowers that have overrides; as fuse-overlayfs writes it
 _HAVE_ONE: Final = (stat.S_IFREG, stat.S_IFDIR)
 _ABSENT: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
 _ACL: Final = "system.posix_acl_"
@@ -165,7 +165,7 @@ def mark(upper: Branch, xattrs: tuple[str, ...], floor: int, value: bytes | None
 
 def can_give_away(place: BranchDir, leaf: bytes) -> bool:
     """Whether this process may chown files to other users. `leaf` is a free name in `place` for a test directory."""
-    os.mkdir(leaf, 0o700, dir_fd=place.fd())  # a disk that is full has room for this, if for anything
+    os.mkdir(leaf, 0o700, dir_fd=place.fd())  # even a full disk usually has room for an empty directory
     try:
         os.chown(leaf, 1, 1, dir_fd=place.fd(), follow_symlinks=False)
     except OSError:

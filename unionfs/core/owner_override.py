@@ -128,8 +128,7 @@ def open_as_owner(place: BranchDir, leaf: bytes, flags: int) -> int:
 
 
 def restore(place: mode_notes.Place) -> None:
-    """Give objects the modes again that they had before a daemon that has died changed them for a moment. Can be
-    repeated. Raises OSError."""
+    """Restore the modes that a dead daemon had changed for a moment. Can be repeated. Raises OSError."""
     for note in mode_notes.read(place):
         *above, leaf = note.components or [b"."]
         at = note.branch.root

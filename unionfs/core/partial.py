@@ -1,10 +1,10 @@
-"""Files of the upper whose data are, in whole or in part, still those of a lower file: what is on disk, and reading.
+"""Files of the upper whose data are, in whole or in part, still in a lower file: their form on disk, and reading.
 
     trusted.overlay.metacopy   as the kernel's overlay writes it (overlayfs.rst, "Metadata only copy up"): empty while
                                all data are the lower's. One byte once some may be the upper's own: the kernel's overlay
                                refuses such a file (Linux 6.6 or newer: EIO)
     trusted.overlay.redirect   the path of the lower file in the union of the lowers
-    user.unionfs.partial       a Record (unionfs.partial_record): what the union itself needs to know
+    user.unionfs.partial       a Record (unionfs.partial_record), for the union itself
 
 Without the privilege for `trusted.` the first two are `user.`. The upper's file has its full size and is sparse. Below
 `limit` a byte is the upper's own where its file has data (lseek(2), SEEK_DATA), and the lower's where it has a hole.
@@ -42,7 +42,7 @@ _SEEK: Final = (files.EXT4, files.XFS, files.BTRFS, files.TMPFS, files.F2FS)
 
 
 class Marks(NamedTuple):
-    """The marks of a file of the upper that has not all of its data."""
+    """The marks of a partial file of the upper."""
 
     prefix: str  # "trusted." or "user."
     redirect: bytes | None  # None: the lower file has the same path
@@ -67,7 +67,7 @@ class Partial:
         self.is_lost = lower_blocks < 0  # immutable
         self.lower_blocks = lower_blocks  # immutable
         limit = marks.record.limit if marks.record is not None else size
-        self.limit = min(limit, size)  # a truncation is recorded after the fact
+        self.limit = min(limit, size)  # a truncation is recorded after it was made
         self.shift = shift_for(self.limit)  # immutable
         count = -(-self.limit >> self.shift)
         self.bits = bytearray()  # a byte for each block, 1: the upper's own; filled by `load` and `start`
@@ -85,8 +85,8 @@ class Partial:
         self.missing = len(self.bits)
 
     def load(self, fd: int) -> list[tuple[int, int]]:
-        """Find out which blocks the upper's file has, by its extents. Returns (start, end) of what is missing in blocks
-        that it has in part, as a crash may leave them: to be filled before the file is used. Raises OSError."""
+        """Find out which blocks the upper's file has, by its extents. Returns (start, end) of the holes in blocks that
+        it has in part, as a crash may leave them: the caller fills these before the file is used. Raises OSError."""
         self.start()
         mixed: list[tuple[int, int]] = []
         at = 0
@@ -119,7 +119,7 @@ class Partial:
         return block << self.shift, min((block + 1) << self.shift, self.limit)
 
     def cut(self, size: int) -> None:
-        """Forget what was the lower's from `size` on: the file was truncated there."""
+        """Record that no data from `size` on are the lower's, since the file was truncated there."""
         if size >= self.limit:
             return
         self.limit = size
@@ -264,8 +264,8 @@ def read_marks(read: Callable[[str], bytes | None], names: Sequence[str]) -> Mar
 
 
 def make(fd: int, redirect: bytes, record: Record) -> Marks | None:
-    """Make an empty file one of which all data are the lower's. None, with the file in any state, where its filesystem
-    does not tell holes from data or has no room for the marks. Raises OSError."""
+    """Turn an empty file into a file without any data of its own. Returns None, with the file in any state, if its
+    filesystem does not distinguish holes from data or has no room for the marks. Raises OSError."""
     size = record.size
     if not tells_holes(fd):
         return None
@@ -288,7 +288,7 @@ def make(fd: int, redirect: bytes, record: Record) -> Marks | None:
 
 
 def tells_holes(fd: int) -> bool:
-    """Whether a file's filesystem is one of those known to tell exactly what is data and what a hole."""
+    """Whether a file's filesystem is one that is known to distinguish data from holes exactly."""
     return files.filesystem_type(fd) in _SEEK
 
 
@@ -333,7 +333,7 @@ def identity(fd: int) -> tuple[int, int]:
 def remove_marks(fd: int, prefix: str) -> None:
     """Remove the marks of a file all of whose data are its own and on disk. Raises OSError."""
     try:
-        _change(fd, functools.partial(os.removexattr, fd, prefix + _METACOPY))  # the others mean nothing without it
+        _change(fd, functools.partial(os.removexattr, fd, prefix + _METACOPY))  # this one first
     except OSError as exc:
         if exc.errno != errno.ENODATA:  # another thread has removed it
             raise
@@ -343,7 +343,7 @@ def remove_marks(fd: int, prefix: str) -> None:
 
 
 def put_back(fd: int, before: Before) -> None:
-    """Give a file back what filling it has changed besides its data. Raises OSError."""
+    """Restore the attributes of a file that filling it has changed. Raises OSError."""
     st = os.fstat(fd)
     if st.st_mode & 0o7777 != before.mode:
         os.fchmod(fd, before.mode)
@@ -354,8 +354,8 @@ def put_back(fd: int, before: Before) -> None:
 
 
 def load(part: Partial, fd: int, lower_fd: int) -> None:
-    """Find out which data of a file just opened are its own, and repair what a crash has left half done. Raises
-    OSError; EIO for a copy that another program has made: it may have filled the holes."""
+    """Find out which data of a file just opened are its own, and complete blocks that a crash has left in part. Raises
+    OSError; EIO for a copy that another program has made, which may have filled the holes."""
     record = part.record
     assert record is not None
     if record.own_ino != os.fstat(fd).st_ino or record.born_ns != identity(fd)[0]:
@@ -370,7 +370,7 @@ def load(part: Partial, fd: int, lower_fd: int) -> None:
 
 
 def _bring(fd: int, lower_fd: int, start: int, end: int) -> None:
-    """Bring the lower file's data to a hole. Raises OSError, and it is a hole again."""
+    """Copy the lower file's data into a hole. Raises OSError, after making it a hole again."""
     data = os.pread(lower_fd, end - start, start) if lower_fd >= 0 else b""
     if len(data) < end - start:
         raise missing_error()
@@ -383,6 +383,6 @@ def _bring(fd: int, lower_fd: int, start: int, end: int) -> None:
 
 
 def punch(fd: int, start: int, end: int) -> None:
-    """Make a range a hole again, after a write there has failed: ext4 leaves zeros in a part of what it had no room
-    for, and they would be the file's own. Raises OSError."""
+    """Make a range a hole again, after a write there has failed: if ext4 has no room, it leaves zeros in a part of the
+    range, and they would count as the file's own. Raises OSError."""
     files.fallocate(fd, files.PUNCH_HOLE | files.KEEP_SIZE, start, end - start)

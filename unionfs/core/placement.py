@@ -76,7 +76,8 @@ def path_of(node: Node) -> bytes:
 
 
 def publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> None:
-    """Rename the finished copy into place, or to where removed files wait, and let the node point to it."""
+    """Rename the finished copy into place, or into the staging directory if the file was removed meanwhile, and let the
+    node point to it."""
     staging = tree.staging
     key = node.links.key if node.links is not None else None
     if node.is_dead and key is not None and tree.links.remaining(key, 0) > 0:
@@ -99,7 +100,7 @@ def publish_file(tree: UnionState, node: FileNode, leaf: bytes, st: Stat) -> Non
     kind = st.st_mode & IFMT
     key = inodes.link_key(node.home.branch, st) if st.st_nlink > 1 or kind != IFREG else None
     before = up.stat()
-    new_ino = 0  # what a listing shows is the origin's number anyway
+    new_ino = 0  # a listing shows the origin's number anyway
     if key is not None:
         new = os.stat(leaf, dir_fd=staging.fd(), follow_symlinks=False)
         new_ino = new.st_ino

@@ -1,9 +1,9 @@
-"""List what an upper keeps of one lower: objects that were copied up from it, redirects into it, hard links that the
-index leads to it, data of files that have only attributes in the upper.
+"""List the objects of an upper that depend on one lower: objects that were copied up from it, redirects into it,
+entries of the hard-link index for its files, files whose data are in it.
 
-They are listed before a lower is removed. Opens the branches again, so that it can run in any thread. Reads every
-directory of the upper, and of the lower if the upper has marks of its filesystem. Knows branches and marks. Changes
-nothing.
+They are listed before a lower is removed. The branches are opened again, so that this can run in any thread. Reads
+every directory of the upper, and of the lower if the upper has marks of its filesystem. Knows branches and marks.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Pointer(NamedTuple):
 
 
 def pointers(upper_fd: int, index_fd: int, lower_fd: int) -> Iterator[Pointer]:
-    """List what the upper with the root `upper_fd` and the hard-link index `index_fd` keeps of the lower with the root
-    `lower_fd`, as O_PATH descriptors. What is renamed meanwhile may be missed. Raises OSError for what cannot be
-    read."""
+    """List the objects of the upper with the root `upper_fd` and the hard-link index `index_fd` that depend on the
+    lower with the root `lower_fd`; all are O_PATH descriptors. Objects that are renamed meanwhile may be missed. Raises
+    OSError for objects that cannot be read."""
     fds = FdCache(_FDS)
     upper, index, lower = (
         Branch("", fds, writable=writable, opened=proc_path(fd))

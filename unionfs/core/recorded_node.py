@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RecordedNode:
-    """What the record has of a node."""
+    """The entry of a node in the record."""
 
     __slots__ = ("slot", "flags", "nodeid", "nlookup", "ino", "names", "former", "shown")
 

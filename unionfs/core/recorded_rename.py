@@ -1,4 +1,4 @@
-"""A rename as the record of nodes has it while it is in progress."""
+"""A rename in progress, as the record of nodes describes it."""
 
 from __future__ import annotations
 

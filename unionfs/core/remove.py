@@ -35,7 +35,7 @@ def unlink(tree: UnionState, parent: DirNode, name: bytes) -> None:
     assert up is not None
     entry = lookup.upper_entry(tree, parent, name)
     keep = entry is not None and is_last_known(node, up, name)
-    # Not to where the object may be already: rename(2) of two names of one file does nothing.
+    # To an unused name: rename(2) onto another name of the same file does nothing.
     leaf = tree.staging.orphan_name(node.nodeid) if keep else tree.staging.new_name()
     if entry is None:
         announce_hiding(tree, node, up, name, st)

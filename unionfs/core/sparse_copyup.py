@@ -76,8 +76,8 @@ def copy(tree: UnionState, node: FileNode, st: Stat, wanted: int | None, despite
 
 
 def _path_below(node: FileNode, st: Stat) -> bytes | None:
-    """Return where a lower file is in the union of the lowers, as a redirect; None if none of its known names leads
-    there."""
+    """Return the path of a lower file in the union of the lowers, as a redirect; None if none of its known names leads
+    to it."""
     for parent, name in names_of(node):
         low = parent.low
         found = low.find(name) if low is not None else None
@@ -90,8 +90,8 @@ def _path_below(node: FileNode, st: Stat) -> bytes | None:
 
 
 def keep_source(tree: UnionState, node: FileNode) -> None:
-    """Before a file of the upper gets another name: let it find the lower file that has its data by that file's path.
-    The kernel's overlay leaves that out until then. Raises OSError."""
+    """Before a file of the upper gets another name: store in it the path of the lower file that has its data. Until
+    then the kernel's overlay omits that path. Raises OSError."""
     part = node.links.partial if node.links is not None else None
     if part is None or part.has_redirect or part.is_lost or node.parent.low is None:
         return

@@ -49,7 +49,7 @@ PARTIAL: Final = b"partial"
 
 
 class OpenStaging(NamedTuple):
-    """A daemon's part of a work directory, as it hands it to its successor. Immutable."""
+    """A daemon's part of a work directory, described for its successor. Immutable."""
 
     root_fd: int  # of the work directory
     live_fd: int  # of its own directory there; holds the lock
@@ -71,7 +71,7 @@ class Staging:
         self._serial = 0
         self._has_partial = False  # whether PARTIAL is known to be there
         self.partial_count = 0  # files that were copied up without data
-        self._is_root = os.geteuid() == 0  # immutable: no mode forbids us anything
+        self._is_root = os.geteuid() == 0  # immutable: whether this process may access files whatever their modes
         self._upper = upper  # changed by set_upper
         root = self.branch.root
         if given is not None:
@@ -94,7 +94,7 @@ class Staging:
             fcntl.flock(self._live_fd, fcntl.LOCK_EX)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(INDEX, 0o700, dir_fd=root.fd())
-            # Changed by our own changes to the directory: every daemon makes and removes a directory in it.
+            # Every daemon makes and removes a directory in it, which changes its mtime.
             self._opened_ns = os.stat(lock).st_mtime_ns
             self.frozen = read_frozen(root.fd())  # topmost first; changed by add_frozen and drop_frozen only
         finally:
@@ -103,7 +103,7 @@ class Staging:
         mode_notes.begin(Place(self._live_fd, upper, self.branch))
 
     def opened(self) -> OpenStaging:
-        """Return what another process needs to go on in our place. The descriptors stay ours."""
+        """Return the values with which another process can continue with this part. The descriptors stay ours."""
         root_fd = self.branch.root.fd()
         name, frozen = self.here.name, tuple(self.frozen)
         return OpenStaging(root_fd, self._live_fd, name, self._opened_ns, self.upper_in_use, frozen)
@@ -174,7 +174,7 @@ class Staging:
         return lock
 
     def announce_partial(self) -> None:
-        """Record that the upper may have files that lack data from now on. Raises OSError."""
+        """Record that the upper may have partial files from now on. Raises OSError."""
         self.partial_count += 1
         if not self._has_partial:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -196,8 +196,8 @@ class Staging:
             os.unlink(PARTIAL, dir_fd=self.index.fd())
 
     def was_alone(self) -> bool:
-        """Whether no other daemon has used the work directory since this one opened it: else what it remembers of the
-        upper may be wrong."""
+        """Whether no other daemon has used the work directory since this one opened it. If one has, this daemon's
+        memory of the upper may be wrong."""
         return not self.upper_in_use and os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns == self._opened_ns
 
     def renew_index(self, leaf: bytes) -> bytes:
@@ -249,7 +249,7 @@ class Staging:
         self.frozen = [each for each in self.frozen if each != name]
 
     def note_time(self) -> None:
-        """From now on `was_alone` tells whether another daemon has used the work directory."""
+        """Note the directory's mtime: from now on `was_alone` tells whether another daemon has used it."""
         self._opened_ns = os.stat(".", dir_fd=self.branch.root.fd()).st_mtime_ns
 
     def let_go(self) -> int:

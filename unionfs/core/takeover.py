@@ -1,9 +1,9 @@
 """Continue where a daemon has died or was replaced, from its record of nodes (core.node_record).
 
-Nodes are made again when they are asked for, by their names: the number of the record is accepted if the object there
-has the recorded inode number. Those that have no name left are found in the staging directory, as orphans, or in the
-lowers. At once are made: orphans, and files of several names, since other names must lead to them. What the dead daemon
-was building is removed; a rename that was in progress is looked at: it has been done or not.
+A node is made again when a request needs it, by its recorded names: the object under a name is accepted if it has the
+recorded inode number. Nodes without a name are found in the staging directory, as orphans, or in the lowers. Orphans
+and files of several names are made at once, since other names must lead to them. Objects that the dead daemon was
+building are removed; for a rename in progress, the names at both ends show whether it was done.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def keep_record(union: Union, record: NodeRecord) -> None:
 
 
 def opened(union: Union) -> OpenBranches:
-    """Return what another process needs to make the same union. The descriptors stay ours."""
+    """Return the values from which another process can make the same union. The descriptors stay ours."""
     return union._tree.hand_over()
 
 
 def take_over(union: Union) -> dict[int, bool]:
-    """Continue from the record of a daemon that has died. Returns the changes of which a request may come again, by its
-    unique: whether they are known to be done. Raises: node_record.DamagedError.
+    """Continue from the record of a daemon that has died. Returns the changes whose requests may come again: by unique,
+    whether the change is known to be done. Raises: node_record.DamagedError.
 
     Preconditions: nothing but the root is known. May be called again by the next daemon if this one dies meanwhile: all
     steps can be repeated.
@@ -65,7 +65,7 @@ def take_over(union: Union) -> dict[int, bool]:
     record = nodes.record
     assert record is not None
     nodes.load()
-    tree.cache.forget(tree.root)  # what the keeper has read of it, when it was mounted, is outdated
+    tree.cache.forget(tree.root)  # the names that the keeper has read are outdated
     nodes.remake, nodes.forget_recorded = partial(remake, tree), partial(_forget, tree)
     if tree.ledger.kept is not None:
         tree.ledger.continue_()
@@ -93,14 +93,14 @@ def take_over(union: Union) -> dict[int, bool]:
 
 
 def unanswered(union: Union) -> Notes:
-    """Return what the daemon that has died has counted for its last request: it is to be taken back if the kernel sends
-    that again. Nothing may have been looked up since."""
+    """Return the lookups and opens that the dead daemon has counted for its last request: they are taken back if the
+    kernel sends that request again. Nothing may have been looked up since."""
     record = union._tree.nodes.record
     return record.notes() if record is not None else Notes()
 
 
 def pause_watching(union: Union) -> None:
-    """End the watch for external changes until `resume_watching`, in a process that this one forks. Preconditions:
+    """End the watch for external changes; a process that this one forks calls `resume_watching`. Preconditions:
     Union.watch was called."""
     watcher = union._tree.watcher
     assert watcher is not None
@@ -108,8 +108,8 @@ def pause_watching(union: Union) -> None:
 
 
 def resume_watching(union: Union, *, everything: bool, by_name: bool) -> int:
-    """Watch again. `everything` that the kernel knows may have changed meanwhile; `by_name`: it has no notification for
-    all names at once. Returns the new descriptor, as Union.watch does."""
+    """Watch again. `everything`: all that the kernel knows may have changed meanwhile; `by_name`: the kernel has no
+    notification for all names at once. Returns the new descriptor, as Union.watch does."""
     tree = union._tree
     watcher = tree.watcher
     assert watcher is not None
@@ -121,7 +121,7 @@ def resume_watching(union: Union, *, everything: bool, by_name: bool) -> int:
 
 
 def _remember_nameless(tree: UnionState) -> None:
-    """Remember forgotten files for their handles that have lost the names by which they were known."""
+    """Remember, for file handles, forgotten files that have lost the names by which they were known."""
     nodes, table = tree.nodes, tree.nodes.handle_table
     pending, nodes.recorded_nameless = nodes.recorded_nameless, []
     for there in pending:
@@ -138,7 +138,7 @@ def _remember_nameless(tree: UnionState) -> None:
 
 
 def _clear_staging(tree: UnionState) -> list[int]:
-    """Remove what was being built. Returns the node ids of the orphans."""
+    """Remove unfinished objects. Returns the node ids of the orphans."""
     orphans = []
     if tree.upper is not None:
         staging = tree.staging
@@ -154,7 +154,8 @@ def _clear_staging(tree: UnionState) -> list[int]:
 
 
 def _set_times_back(tree: UnionState, record: NodeRecord) -> None:
-    """A copy-up, which is no change by a user, has changed the times of a directory when the daemon died."""
+    """Restore the times of a directory that a copy-up, which is no change by a user, had changed when the daemon
+    died."""
     nodeid, atime_ns, mtime_ns = record.held_times()
     if not nodeid:
         return
@@ -166,7 +167,7 @@ def _set_times_back(tree: UnionState, record: NodeRecord) -> None:
 
 
 def _sweep_index(tree: UnionState) -> None:
-    """Drop the entries of the hard-link index that nothing leads to. Files that are in use only become orphans."""
+    """Drop the entries of the hard-link index to which no name leads. Files that are still in use become orphans."""
     used = {}
     for node in tree.nodes.by_inode.values():
         if node.links is not None and node.links.key is not None:
@@ -209,7 +210,8 @@ def _was_done(tree: UnionState, rename: Rename) -> bool:
 
 
 def _ino_at(tree: UnionState, parent: int, name: bytes) -> int:
-    """Return the inode number of what a directory has under a name; 0: nothing. Makes no recorded node again."""
+    """Return the inode number of the object under a name of a directory; 0: there is none. Makes no recorded node
+    again."""
     nodes = tree.nodes
     try:
         directory = nodes.directory(parent)
@@ -267,7 +269,7 @@ def remake(tree: UnionState, nodeid: int) -> Node:
 
 
 def _named(tree: UnionState, parent: Node, there: RecordedNode) -> Node | None:
-    """Find a node by one of its names; None: it has none of them any more."""
+    """Find a node by one of its recorded names; None: none of them leads to it any more."""
     if there.flags & DEAD:
         return None
     for position, (above, name) in enumerate(there.names):

@@ -3,9 +3,9 @@
 The keeper gets the change as it is to be (`announce`), then the record of nodes says that it is under way
 (NodeRecord.begin_changing), and at last the keeper gets the new branches.
 
-Other lowers come in slices between requests, so programs may have seen both stacks. The next daemon makes all nodes
-from the old stack, in which those that are known have their names, and repeats the whole change. The kernel is asked to
-forget the same names again.
+Lowers are replaced in slices between requests, so programs may have seen both stacks. The next daemon makes all nodes
+from the old stack, in which the recorded names are valid, and repeats the whole change. The kernel gets the same
+invalidations again.
 
 A freeze is one slice: no request is answered between its first step on disk and the moment in which the keeper knows
 the new branches. So the next daemon undoes its steps, and continues with the old ones.
@@ -26,8 +26,8 @@ from unionfs.core.union import Union
 
 
 def announce(union: Union, change: list[Branch] | Freeze | None) -> None:
-    """Have takeover.opened describe the change that is about to be made: to these lowers, or a freeze that is prepared.
-    None: there is none any more."""
+    """Set the change that takeover.opened describes and that is about to be made: new lowers, or a prepared freeze.
+    None: no change is pending."""
     if isinstance(change, Freeze):
         union._tree.change = Change([], change.described())
     else:
@@ -35,7 +35,7 @@ def announce(union: Union, change: list[Branch] | Freeze | None) -> None:
 
 
 def undo_freeze(union: Union) -> None:
-    """Undo what a daemon that has died has done of a freeze. Before takeover.take_over. Can be repeated. Raises
+    """Undo the steps of a freeze that a dead daemon had begun. Before takeover.take_over. Can be repeated. Raises
     OSError."""
     tree = union._tree
     record, change = tree.nodes.record, tree.change
@@ -47,8 +47,8 @@ def undo_freeze(union: Union) -> None:
 
 
 def finish(union: Union) -> list[Invalidation] | None:
-    """Make the change of the lowers that a daemon has begun that has died. After takeover.take_over. Returns what the
-    kernel must ask for again, before the keeper is given the new branches; None: nothing was begun."""
+    """Make the change of the lowers that a dead daemon had begun. After takeover.take_over. Returns the invalidations
+    for the kernel, to be sent before the keeper is given the new branches; None: no change was begun."""
     tree = union._tree
     record, change = tree.nodes.record, tree.change
     assert record is not None
@@ -70,7 +70,7 @@ def finish(union: Union) -> list[Invalidation] | None:
 
 
 def close(union: Union) -> None:
-    """Close the descriptors of a union that a keeper serves no more, and leave its work directory as it is."""
+    """Close the descriptors of a union that a keeper no longer keeps, and leave its work directory as it is."""
     tree = union._tree
     staging = tree._staging
     branches = [*tree.opened, *tree.lowers.branches, *(tree.change.lowers if tree.change is not None else ())]

@@ -100,8 +100,8 @@ class Union:
         return len(self._nodes)
 
     def _override_for(self, nodeid: int, refused: PermissionError) -> OwnerOverride:
-        """Return a context in which the node's upper object is reachable. Raises `refused` for root, other errnos than
-        EACCES and lower objects: no mode of the upper can be the cause there."""
+        """Return a context in which the node's upper object is reachable. Raises `refused` for root, for other errnos
+        than EACCES and for lower objects: there no mode of the upper is the cause."""
         node = self._nodes.find(nodeid) if refused.errno == errno.EACCES and self._tree.euid != 0 else None
         place = node.home if isinstance(node, FileNode) else node.upper if node is not None else None
         if place is None or not place.branch.writable:
@@ -117,7 +117,7 @@ class Union:
         is_complete = complete.complete(self._tree)
         was_alone = is_complete or self._tree.staging.was_alone()
         self._tree.close()
-        if not was_alone:  # what this union remembers is not true any more; the upper itself is
+        if not was_alone:  # this union's memory is outdated; the upper itself is right
             with contextlib.suppress(OSError, OptionError):  # a path may lead nowhere in this mount namespace by now
                 complete.complete_upper(self.options, patience_s=0)
 
@@ -434,7 +434,7 @@ class Union:
 
     @_as_owner
     def write_back(self, nodeid: int, offset: int, data: bytes | memoryview, has_capability: bool = True) -> int:
-        """Write what the page cache held back: as `write`, but a capability, if the file may have one, stays."""
+        """Write pages of the page cache: as `write`, but a capability, if the file may have one, stays."""
         return content.write_back(self._tree, self._nodes.file(nodeid), offset, data, has_capability=has_capability)
 
     def read_fd(self, nodeid: int) -> FileFd:
@@ -480,7 +480,7 @@ class Union:
         return self._nodes.get(nodeid).nodeid != nodeid
 
     def renumber(self, nodeid: int) -> bool:
-        """Give the node another id, for the next lookup of a name of it; its ids so far go on to lead to it. Returns
+        """Give the node another id, for the next lookup of a name of it; its former ids still lead to it. Returns
         whether more than one of its names is known."""
         node = self._nodes.get(nodeid)
         before = node.nodeid
@@ -560,7 +560,7 @@ class Union:
             self._tree.record_own_change(node)
 
     def set_run_later(self, run: RunLater) -> None:
-        """Set `run`, to which slow work that no request waits for is given; it may run it in any thread."""
+        """Set the function `run`, which gets slow work for which no request waits, and may do it in any thread."""
         self._tree.set_run_later(run)
 
     def next_partial(self) -> int | None:
@@ -568,16 +568,16 @@ class Union:
         return self._partial_search.next(self._tree)
 
     def when_growing(self, call: Callable[[], None]) -> None:
-        """Call this when a file of which the upper has a part gets more of it, for `fill_begin`."""
+        """Set the function that is called when a partial file gets blocks, so that `fill_begin` has work."""
         self._tree.when_growing = call
 
     def fill_begin(self) -> Fill | None:
-        """Begin to bring more of such files for a worker thread, then `copyup_commit` or `copyup_abort`; None: nothing
-        is left. Raises OSError; the next call does not begin with the same file again."""
+        """Begin to copy more blocks of partial files in a worker thread, then call `copyup_commit` or `copyup_abort`;
+        None: nothing is left. Raises OSError; the next call does not begin with the same file again."""
         return fill.begin_idle(self._tree)
 
     def give_up_filling(self, job: Fill) -> None:
-        """Bring no more of this file until it gets blocks again."""
+        """Copy no more blocks of this file until a write gives it blocks again."""
         self._tree.growing.discard(job.node.nodeid)
 
     # -- copy-up, for transports that copy in another thread --------------------------------------------------------

@@ -1,7 +1,7 @@
 """The state of one union, which every operation works on: its branches, its nodes, its caches.
 
-Opens and closes the branches; holds no semantics but those that all operations share (attributes of a node, descriptors
-of its data).
+Opens and closes the branches. Has no semantics except those that all operations share (attributes of a node,
+descriptors of its data).
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class UnionState(DataFiles):
     """All state of one union. Used on one thread only."""
 
     def __init__(self, options: Options, viewed: UnionState | None = None, given: OpenBranches | None = None) -> None:
-        """Open all branches; for a view share those of the union `viewed` that it is of. With `given` go on with those
-        of a daemon that still serves them: nothing is written, and `read_links` must follow when that has ended. Raises
-        OptionError."""
+        """Open all branches; a view shares the branches of its union `viewed`. With `given` use the branches of a
+        daemon that still serves them: nothing is written, and `read_links` must follow when that daemon has ended.
+        Raises OptionError."""
         if viewed is None and given is None:
             options = _with_frozen(options)
             check_branches(options)
@@ -95,8 +95,8 @@ class UnionState(DataFiles):
         self.upper: Branch | None = None  # changed by core.freeze only
         self._staging: Staging | None = None  # immutable
         self._links: HardLinks | None = None  # replaced by read_links and set_links only
-        self.viewed_lowers: list[Branch] = []  # those of its view, which stay; set once, by its view or `given`
-        self.change: handover.Change | None = None  # of the branches, under way; core.unfinished_change only
+        self.viewed_lowers: list[Branch] = []  # the lowers of its view, which stay; set once, by its view or `given`
+        self.change: handover.Change | None = None  # of the branches, pending; core.unfinished_change only
         lowers: list[Branch] = []
         # All lowers so far, by Branch.number; core.branches adds to it.
         self.opened: list[Branch] = lowers if viewed is None else viewed.opened
@@ -176,7 +176,7 @@ class UnionState(DataFiles):
             found.stands_in = not overrides.can_give_away(self._staging.here, self._staging.new_name())
 
     def hand_over(self) -> OpenBranches:
-        """Return what another process needs to go on with the branches. The descriptors stay ours."""
+        """Return the values with which another process can continue with the branches. The descriptors stay ours."""
         staging = self._staging.opened() if self._staging is not None else None
         return handover.branches(
             list(self.lowers.branches), self.upper, staging, self.opened, self.inodes,
@@ -372,7 +372,7 @@ class UnionState(DataFiles):
         before: Any = st
         blocks = -1
         if isinstance(node, FileNode):
-            node.no_xattrs = False  # what is remembered of them is as old as the attributes that the kernel has
+            node.no_xattrs = False  # the remembered list is as old as the attributes that the kernel has
             lower = not node.home.branch.writable
             nlink = st.st_nlink if node.links is None else self._nlink(node, st)
             if node.links is not None and node.links.data is not None:
@@ -538,8 +538,8 @@ class UnionState(DataFiles):
         leaving.branch.root.held = None
 
     def _remember_nameless(self, node: FileNode, table: HandleTable) -> None:
-        """Remember where a file is that has lost the names the kernel knew, if it has others."""
-        from unionfs.syscalls import file_handles  # a mount waits for what is imported before
+        """Remember the place of a file that has lost all names that the kernel knew, if it has others."""
+        from unionfs.syscalls import file_handles  # imported late, since the mount would wait for the import
 
         try:
             if self.name_count(node):
@@ -549,7 +549,8 @@ class UnionState(DataFiles):
             pass  # it is gone, or its filesystem has no handles: then the node's own is stale
 
     def hold_times(self, node: DirNode, st: Stat) -> None:
-        """Have the next daemon do `restore_times` if this one dies before. The directory is about to be changed."""
+        """Record the times of a directory that is about to be changed, so that the next daemon restores them if this
+        one dies before `restore_times`."""
         record = self.nodes.record
         if record is not None:
             record.hold_times(node.nodeid, st.st_atime_ns, st.st_mtime_ns)

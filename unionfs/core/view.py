@@ -47,10 +47,10 @@ class View(Union):
         return None if found is None else make(Entry, (found.nodeid | VIEW, found.attrs))
 
     def keep_handles(self) -> None:
-        """Do nothing: file handles of a view are good for nothing, see `lookup_handle`."""
+        """Do nothing: a view has no file handles, see `lookup_handle`."""
 
     def lookup_handle(self, nodeid: int, parent: bool = False) -> Entry:
-        """Raise ESTALE: a process that cannot see the view gets nothing of it by a handle."""
+        """Raise ESTALE, so that a process that cannot see the view reaches nothing in it by a handle."""
         refuse(errno.ESTALE)
 
     def readdir(self, nodeid: int, cookie: int) -> Iterator[DirEntry]:
@@ -93,8 +93,8 @@ class View(Union):
 
     def complete_viewed(self) -> bool:
         """Give the upper of the viewed union the names of copied-up files that it lacks. Returns whether it has all.
-        What has failed is not tried again before another file was copied up: the search reads all directories. Raises
-        OSError."""
+        After a failure it is not tried again before another file was copied up, because the search reads all
+        directories. Raises OSError."""
         links = self._viewed.links_or_none
         missing = set(links.incomplete()) if links is not None else set()
         if not missing <= self._given_up:

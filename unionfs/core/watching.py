@@ -55,7 +55,7 @@ class Watcher:
         """
         self.invalidate = invalidate  # immutable
         self._shorten_timeouts = shorten_timeouts  # immutable
-        self.fd = inotify.init()  # readable when there is something to process_events; changed by pause and resume
+        self.fd = inotify.init()  # readable when there are events for `process_events`; changed by pause and resume
         self.seen: dict[int, int] = {}  # node id -> its fingerprint when last sent or changed
         self.due: dict[int, Due] = {}  # node id of a directory -> names to check; emptied by core.external_changes
         self.unwatched: set[int] = set()  # directories that may change unnoticed
@@ -168,14 +168,15 @@ class Watcher:
         return overflow
 
     def pause(self) -> None:
-        """End all watches, until `resume`: this process is to fork others, of which one at a time watches."""
+        """End all watches, until `resume` in a process that this one forks: only one process at a time watches."""
         os.close(self.fd)
         self.fd = -1
         self.seen, self.due, self.unwatched, self.redirected = {}, {}, set(), set()
         self._nodes, self._watches, self._upper, self._watched = {}, {}, set(), {}
 
     def resume(self) -> None:
-        """Watch again, at first nothing. If that is impossible (EMFILE), no directory can be watched."""
+        """Open a new inotify descriptor without watches. If that is impossible (EMFILE), no directory can be
+        watched."""
         try:
             self.fd = inotify.init()
         except OSError as exc:

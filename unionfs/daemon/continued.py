@@ -1,4 +1,4 @@
-"""Make a mount that another process has served, of its description (daemon.state): no path is opened.
+"""Continue a mount that another process has served, from its description (daemon.state): no path is opened.
 
 The other process may be one of another version (daemon.upgrade), or a daemon of this one that has died
 (mount_parent.kept).
@@ -25,9 +25,9 @@ from unionfs.syscalls.namespaces import set_command_line
 
 
 def make(values: dict[str, Any], shown: str, version: str | None = None) -> tuple[Service, Kept]:
-    """Make the service that is described, whose descriptors have their numbers here, and change nothing: a daemon may
-    serve it. `shown`: the command line. `version`: of this code; None: that of the files, since it was executed now.
-    Raises: RefusedError, and what the parts raise."""
+    """Make the described service, whose descriptors have the same numbers in this process. Changes nothing on disk,
+    since another daemon may still serve it. `shown`: the command line. `version`: of this code; None: that of the
+    files, since it was executed now. Raises: RefusedError, OSError, OptionError, DamagedError."""
     options = options_of(values["options"])
     shutdown = GracefulShutdown()
     _check_facts(values["facts"])
@@ -43,7 +43,7 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
         from unionfs.fuse.watching import Notifier
 
         service.notifier = Notifier(union)
-        service.notifier.pause()  # it would notice what the daemon that serves writes
+        service.notifier.pause()  # it would report the writes of the daemon that still serves as external changes
         service.helper = DeathHelper(service.mounted.connection)
     session.death_helper = service.helper
     mounted_union.offer_view(service)
@@ -60,7 +60,7 @@ def make(values: dict[str, Any], shown: str, version: str | None = None) -> tupl
 
 @contextmanager
 def serving(service: Service) -> Iterator[None]:
-    """End what is mounted as it must be when the body, which serves, ends."""
+    """End the mount correctly when the body, which serves it, ends."""
     try:
         with service.until_its_end():
             yield
@@ -69,8 +69,8 @@ def serving(service: Service) -> Iterator[None]:
 
 
 def _check_facts(before: list[tuple[str, str]]) -> None:
-    """Check that this process may do what the one before might. Raises: RefusedError."""
+    """Check that this process has the rights of the daemon before it. Raises: RefusedError."""
     own = identity.facts()
     lost = [what for what, value in before if (what, value) not in own]
     if lost:
-        raise RefusedError(f"it may not do what the daemon before might: not the same {lost[0]}")
+        raise RefusedError(f"it has other rights than the daemon before: not the same {lost[0]}")

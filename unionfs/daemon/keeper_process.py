@@ -1,8 +1,7 @@
-"""The keeper of a daemon's mount: the parent of mounts that has forked this process; or else this process stays as the
-keeper, and a process that it forks is the daemon.
+"""Start the keeper of a daemon's mount: the parent of mounts that has forked this process; if there is none, this
+process becomes the keeper, and a process that it forks becomes the daemon.
 
-Knows what a daemon serves (daemon.mounted_union) and what its keeper and the record of nodes need of that. Does not
-mount.
+Knows the service of a daemon (daemon.mounted_union), its keeper and the record of nodes. Does not mount.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def start(service: Service, parent: Channel | None) -> None:
-    """Have the parent of mounts at the other end of `parent` keep the mount, and return. If there is none, or it
-    cannot, leave this process as the keeper, and return in a daemon that it forks; or without one, if that is
-    impossible.
+    """Ask the parent of mounts at the other end of `parent` to keep the mount, and return. If there is no parent, or it
+    cannot, this process becomes the keeper, and this function returns in a daemon that it forks; if that is impossible,
+    too, it returns without a keeper.
 
     Raises: DamagedError, in a daemon that cannot continue.
     """
@@ -68,7 +67,7 @@ def start(service: Service, parent: Channel | None) -> None:
 
 
 def tell(service: Service, kept: Kept, history: DaemonHistory) -> bool:
-    """Give the keeper the branches as they are now, in any thread. Returns whether it has them."""
+    """Send the keeper the present branches, in any thread. Returns whether the keeper has acknowledged them."""
     from unionfs.daemon.state import describe
 
     assert history.channel is not None
@@ -82,14 +81,14 @@ def tell(service: Service, kept: Kept, history: DaemonHistory) -> bool:
                 if not history.call():
                     return False
         except OSError as error:
-            _logger().warning("the keeper does not get the branches: %s", error)
+            _logger().warning("the keeper could not be sent the branches: %s", error)
             return False
         return history.channel.wait_until_kept()
 
 
 def give(service: Service, kept: Kept, parent: Channel, *, acknowledge: bool = False) -> None:
-    """Give the parent of mounts all that another daemon needs to continue. `acknowledge`: it is to say that it has it.
-    Raises: OSError."""
+    """Send the parent of mounts all that another daemon needs to continue. `acknowledge`: the parent must acknowledge
+    it. Raises: OSError."""
     from unionfs import version
     from unionfs.daemon.state import describe, shown
 
@@ -131,13 +130,13 @@ def stay(service: Service, kept: Kept, **continued: Any) -> None:
 
 
 def given_up(mounted: Mounted, why: str) -> None:
-    """Unmount, since no daemon can continue, for the reason `why`."""
+    """Unmount, because no daemon can continue. `why`: the reason, for the log."""
     _logger().error("no daemon can continue (%s): the union is unmounted", why)
     mounted.unmount()
 
 
 def _learn(service: Service, kept: Kept, values: dict[str, Any], fds: list[int]) -> None:
-    """In the keeper: have the next daemons serve the branches of now. Raises: what the parts raise."""
+    """In the keeper: store the present branches for the next daemons. Raises: OSError, OptionError."""
     from unionfs.daemon.state import options_of
 
     given = handover.from_values(values["branches"]).with_descriptors(fds)

@@ -1,4 +1,4 @@
-"""A mounted union with what is needed to serve it, in a keeper and in each of its daemons.
+"""A mounted union with all objects that serving it needs, in a keeper and in each of its daemons.
 
 Does not know how it was mounted, or that another daemon has served it before.
 """
@@ -36,15 +36,15 @@ MODULES: Final = (
     *("unionfs.fuse.kernel.handshake", "unionfs.fuse.kernel.server"),
     *("unionfs.control.server", "unionfs.fuse.upgrade", "unionfs.fuse.view_offer", "unionfs.log_lines"),
 )
-"""What a daemon imports after its start, unless its options ask for other things: a parent of mounts has it loaded."""
+"""Modules that a daemon with usual options imports after its start; a parent of mounts has imported them before."""
 LATE_MODULES: Final = ("unionfs.core.handles", "unionfs.control.server", "unionfs.syscalls.file_handles")
-"""What a daemon imports a moment after its start: not before the mount's first requests, and not so late that the files
-may be another version's."""
+"""Modules that a daemon imports a moment after its start: after the mount's first requests, and before the files may be
+replaced by another version's."""
 _IMPORT_AFTER_MS: Final = 1000
 
 
 class Service:
-    """A mounted union with what is needed to serve it. In a keeper and in each of its daemons."""
+    """A mounted union with all objects that serving it needs. In a keeper and in each of its daemons."""
 
     def __init__(
         self, options: DaemonOptions, union: Union, mounted: Mounted, fd: int, shutdown: GracefulShutdown
@@ -62,7 +62,8 @@ class Service:
         self.kept: Kept | None = None  # set once, where there is a keeper
         self.history: DaemonHistory | None = None  # set once, in a daemon that has a keeper
         self.tell_keeper: Callable[[], bool] | None = None
-        """Has the keeper know the mount as it is now, and returns whether it does; set once, where it can."""
+        """Sends the keeper the mount's present state, and returns whether the keeper has acknowledged it; set once, if
+        the keeper can learn it."""
         self.version: str | None = None  # of this code; set once, soon: later the files may be another version's
         self.unfinished: list[Invalidation] | None = None
         """Set once, if the daemon before has died while the lowers changed: see core.unfinished_change.finish."""
@@ -70,8 +71,8 @@ class Service:
 
     @contextmanager
     def until_its_end(self) -> Iterator[None]:
-        """End what is mounted as it must be when the body ends, by an exception, too. Does not return in a daemon that
-        another one is to replace."""
+        """End the mount when the body ends, also by an exception. Does not return in a daemon that another one
+        replaces."""
         try:
             yield
         except BaseException:
@@ -85,7 +86,7 @@ class Service:
                 os._exit(DIED)
             if not self.is_serving:  # a transport closes it itself
                 os.close(self.fd)
-            self.mounted.unmount()  # does not wait for us: the connection has ended with its descriptor
+            self.mounted.unmount()  # it does not wait for this process: closing the descriptor has ended the connection
             raise
         finally:
             if self.history is not None:
@@ -93,7 +94,7 @@ class Service:
             self.shutdown.serving_ended()
 
     def serve(self) -> None:
-        """Serve until the mount ends, or the daemon is to end."""
+        """Serve until the mount ends, or until the daemon is asked to end."""
         notifier = self.notifier
         transport = import_module(TRANSPORTS[self.options.transport])
         if self.history is not None:
@@ -116,7 +117,7 @@ class Service:
 
 
 def prepare(options: DaemonOptions) -> None:
-    """Start what is asked for when something goes wrong: stack traces, the log."""
+    """Start the diagnostics that the options ask for: stack traces, the log."""
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # prints a stack trace; SIGUSR1 no longer kills
     _start_logging(options)
 
@@ -144,7 +145,8 @@ def tuning() -> Tuning:
 
 
 def offer_view(service: Service) -> None:
-    """Offer a view of the lowers, unless what others or the kernel change behind our back could make it wrong."""
+    """Offer a view of the lowers, unless changes by other programs, or by the kernel without a request, could make it
+    wrong."""
     options, serve, mounted = service.options, service.options.serve, service.mounted
     offers = options.view and options.union.upper is not None and mounted.connection is not None
     if not offers or serve.read_only or serve.writeback or options.watch or options.transport != "kernel":
@@ -188,7 +190,7 @@ def _report(service: Service, control_fd: int, connection: int) -> None:
 
 
 def import_late_modules(service: Service) -> None:
-    """Import what is imported late, and note the version of this code, if it is not known yet."""
+    """Import the LATE modules, and note the version of this code if it is not known yet."""
     from unionfs import version
 
     for module in LATE_MODULES:
@@ -201,7 +203,7 @@ def import_late_modules(service: Service) -> None:
 
 def tune_garbage_collection() -> None:
     """Make Python's cyclic garbage collection rare: each run visits all nodes, which are many, long-lived, and freed
-    by reference counts. There is no garbage yet: to look for it would only delay the first requests, by 5 to 15 ms."""
+    by reference counts. There is no garbage yet: a search for it would delay the first requests by 5 to 15 ms."""
     import gc
 
     gc.freeze()

@@ -40,14 +40,14 @@ class DaemonOptions(NamedTuple):
     exclusive: bool = False  # refuse an upper that another running daemon writes to, instead of warning
     debug: bool = False  # log everything; without a log file, to the caller's stderr
     lifeline_fd: int | None = None  # the daemon unmounts and exits at its end of file
-    held_fd: int | None = None  # kept open as long as the mount is served, for a process that waits for its end
+    held_fd: int | None = None  # open while the mount is served, for a process that waits for its end
     started_by: str = "itself"  # text about the process that forked the daemon; set by daemon.start
 
 
 class Forked(NamedTuple):
-    """What a process that was forked to become a daemon knows of its parent and of its caller. Immutable."""
+    """The parent and the caller of a process that was forked to become a daemon. Immutable."""
 
     parent: int  # pid of the process that has forked it
-    channel: Channel  # to that, which can be the keeper
+    channel: Channel  # connection to that process, which can be the keeper
     descriptors: tuple[int, ...]  # that `tell` needs
     tell: Callable[[str], None]  # called with a warning or "", once the mount can be used; OSError: the caller has gone

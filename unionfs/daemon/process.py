@@ -1,10 +1,10 @@
-"""The daemon: open a union, mount it, and serve it through a transport until it is unmounted.
+"""The daemon: opens a union, mounts it, and serves it through a transport until it is unmounted.
 
 Knows `core.union` and the transports by name. Does not know command lines or who starts it (`daemon.start`); prints
 nothing and raises StartError.
 
-Order: branches are opened and checked, the mount is made, the caller gets the pid, and only then the transport is
-imported: requests wait in the kernel until it answers them.
+Order: the branches are opened and checked, the union is mounted, the caller gets the pid, and only then the transport
+is imported: requests wait in the kernel until the transport answers them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from unionfs.fuse.watching import Notifier
 
 _NEEDED: Final = {"pyfuse3": ("trio", "pyfuse3")}
-"""Modules that a transport needs and that may not be installed."""
+"""Modules that a transport needs; they may be missing."""
 _EXTRAS: Final = ("pyfuse3",)  # modules outside of the base install; each is in the extra of the same name
 _UPPER_IN_USE: Final = (
     "another running daemon uses the same upper directory: each may not notice changes of the other "
@@ -117,23 +117,24 @@ def _internal_error(bug: BaseException) -> StartError:
 
 
 def become(options: DaemonOptions, warn: Warn, forked: Forked) -> NoReturn:
-    """Serve in this process, which was forked for that, and end it. Raises StartError until the mount can be used."""
+    """Serve in this process, which was forked to become the daemon, and end it. Raises StartError until the mount can
+    be used."""
     replace_stdio = _detach(options, *forked.descriptors, forked.channel.fileno())
-    is_told, status = False, 1
+    is_reported, status = False, 1
 
     def ready(warning: str) -> None:
-        nonlocal is_told
+        nonlocal is_reported
         if warning:
             warn(warning)
         replace_stdio()
-        is_told = True  # the caller does not read the output of this process any more
+        is_reported = True  # the caller does not read the output of this process any more
         forked.tell(warning)
 
     try:
         _serve(options, ready, forked.channel)
         status = 0
     except BaseException as bug:
-        if not is_told:
+        if not is_reported:
             raise bug if isinstance(bug, StartError) else _internal_error(bug) from bug
         if not isinstance(bug, BrokenPipeError):
             _logger().exception("the daemon ends because of a bug")

@@ -97,7 +97,7 @@ _forked: Forked | None = None  # set once, by `become_at_start`
 
 
 def become_at_start(forked: Forked) -> None:
-    """Let the first call of `start` make this process the daemon. Only in a process that was forked for that, alone and
-    leading no process group."""
+    """Let the first call of `start` make this process the daemon. Precondition: this process was forked to become a
+    daemon, has one thread and leads no process group."""
     global _forked  # noqa: PLW0603 - one process is one daemon
     _forked = forked

@@ -1,7 +1,7 @@
 """A mount described for another version of this program, which continues it (daemon.upgrade).
 
-The description is plain values and descriptors; fuse.upgrade has the rest of what versions have in common. Values that
-a version does not know are a reason to refuse: an option that was asked for must not be lost.
+The description consists of plain values and descriptors; fuse.upgrade has the rest of the format that versions share. A
+version refuses values that it does not know: an option of the mount must not be lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unionfs.daemon.mounted_union import Service
 
 _ENTRY: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "upgrade_entry.py")
-"""What a keeper executes: the file has this name in all versions."""
+"""The file that a keeper executes; it has this name in all versions."""
 
 
 class RefusedError(Exception):
@@ -34,14 +34,15 @@ class RefusedError(Exception):
 
 
 class Described:
-    """What a keeper's mount is, for another version. Made while the files are those of this version."""
+    """Describes a keeper's mount for another version. Made while the installed files are those of this version."""
 
     def __init__(self, service: Service, kept: Kept) -> None:
         self._service = service  # immutable
         self._kept = kept  # immutable
 
     def __call__(self, history: DaemonHistory) -> Program:
-        """Return what is executed. `history`: as it will be then, but for `version_before`. Raises: OSError."""
+        """Return the program to execute, with its arguments and descriptors. `history`: of the daemons as it will be
+        then, without `version_before`. Raises: OSError."""
         history.version_before = self._service.version or ""
         values = describe(self._service, self._kept)
         flag = "-I" if sys.flags.isolated else "-P"
@@ -56,8 +57,8 @@ def shown() -> list[str]:
 
 
 def describe(service: Service, kept: Kept) -> dict[str, Any]:
-    """Return what `continued.make` needs but `history`: values for marshal. "descriptors" lists all that they
-    name. Raises: OSError."""
+    """Return the arguments of `continued.make` without `history`, as values for marshal. "descriptors" lists all
+    descriptors that they name. Raises: OSError."""
     assert isinstance(service.traffic, Session)
     branches = takeover.opened(service.union)
     options = service.options

@@ -1,7 +1,7 @@
-"""What a keeper executes for an upgrade: continue a mount that another version of this program has served.
+"""Continue a mount that another version of this program has served; a keeper executes this for an upgrade.
 
-The first process so executed becomes the daemon, when it has said that it can; then the keeper becomes this version by
-executing it, too (fuse.upgrade). Nothing is opened by path, and nothing is changed before the daemon has ended.
+The first process that executes this becomes the daemon, after it has reported that it can continue; then the keeper
+executes this, too (fuse.upgrade). Nothing is opened by path, and nothing is changed before the former daemon has ended.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _become_keeper(values: dict[str, Any], channel: Channel) -> Service:
 
 
 def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
-    """Continue when the daemon before has ended. Ends this process if that is not to be."""
+    """Continue when the daemon before has ended. Ends this process if the keeper decides against it."""
     try:
         service, kept, history = _make(values)
         for module in mounted_union.MODULES:
@@ -91,7 +91,7 @@ def _become_daemon(values: dict[str, Any], channel: Channel) -> Service:
         channel.refuse(_why(error))
         os._exit(1)
     _logger().info(
-        "version %s continues where %s has left, after %.1f ms", service.version, history.version_before, took_ms
+        "version %s continues for version %s, after %.1f ms", service.version, history.version_before, took_ms
     )
     keeper_process.begin(service, kept, history)
     history.awaits_keeper = True
@@ -106,8 +106,8 @@ def _why(error: Exception) -> str:
 
 
 def _make(values: dict[str, Any]) -> _Continued:
-    """Make what the keeper has described, and change nothing: a daemon may serve it. Raises: RefusedError, and what the
-    parts raise."""
+    """Make the service that the keeper has described. Changes nothing on disk, since a daemon may still serve it.
+    Raises: as `continued.make`."""
     for fd in values["descriptors"]:
         os.set_inheritable(fd, False)
     service, kept = continued.make(values, "\0".join(sys.argv[2:]))

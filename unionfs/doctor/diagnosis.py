@@ -1,4 +1,4 @@
-"""From facts about the machine to what it lacks, why that matters, and the command that installs or enables it.
+"""Derive from the facts about the machine what it lacks, why that matters, and the command that installs or enables it.
 Pure."""
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class Pool:
                 self._write_record(record)
                 try:
                     with self._suspended(record, origin):
-                        self._tell(f"create_snap {number}{source}" if source else f"create_thin {number}")
+                        self._send_message(f"create_snap {number}{source}" if source else f"create_thin {number}")
                 except ToolError as error:
                     del record["devices"][key]
                     self._write_record(record)
@@ -371,7 +371,7 @@ class Pool:
             time.sleep(_PAUSE_S)
         raise DriverError(f"{path} is still attached to a loop device", "losetup --list, dmsetup ls")
 
-    def _tell(self, message: str) -> None:
+    def _send_message(self, message: str) -> None:
         device_tools.run("dmsetup", "message", self._pool, "0", message)
 
     # -- its devices -----------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ class Pool:
                     os.close(fd)
         for left in reversed(range(tries)):
             try:
-                self._tell(f"delete {number}")
+                self._send_message(f"delete {number}")
                 break
             except ToolError as error:
                 if os.strerror(errno.ENODATA) in error.said:  # it was not made, or is deleted already

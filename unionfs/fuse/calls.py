@@ -1,7 +1,7 @@
-"""Work that other threads have the union's thread do, in slices between requests.
+"""Work that other threads give to the union's thread, which does it in slices between requests.
 
-Knows neither transport: the union's thread calls `work` between two turns, and gives functions that wake it up and that
-tell the kernel what it must ask for again.
+Knows neither transport: the union's thread calls `work` between two turns, and provides functions that wake it up and
+that send invalidations to the kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unionfs.core.attrs import Invalidation
 
 Work = Callable[[], bool]
-"""Does a part of some work, for a few milliseconds. Returns whether more is to be done."""
+"""A function that does a part of some work, for a few milliseconds. Returns whether more is to be done."""
 
 _AGAIN_S: Final = 0.02
 """A wake-up may come just before the thread goes to sleep, so it is repeated until the work has begun."""
@@ -39,19 +39,19 @@ class Calls:
     def __init__(
         self,
         wake: Callable[[], None],
-        begin_telling: Callable[[], Callable[[list[Invalidation]], None]],
-        has_told: Callable[[], bool],
+        begin_notifying: Callable[[], Callable[[list[Invalidation]], None]],
+        has_notified: Callable[[], bool],
         is_quiet: Callable[[], bool],
     ) -> None:
         """`wake` is called in other threads: it has the union's thread call `work` soon."""
         self._wake = wake  # immutable
-        self.begin_telling = (
-            begin_telling  # immutable; on the union's thread: returns the function that sends invalidations
+        self.begin_notifying = (
+            begin_notifying  # immutable; on the union's thread: returns the function that sends invalidations
         )
         self.is_quiet = (
             is_quiet  # immutable; on the union's thread: whether no other thread changes a file of the upper
         )
-        self.has_told = has_told  # immutable; in any thread: whether all invalidations were sent
+        self.has_notified = has_notified  # immutable; in any thread: whether all invalidations were sent
         self._jobs: deque[_Job] = deque()
         self._is_over = False  # set once, by `end`
 
@@ -90,5 +90,5 @@ class Calls:
         job.ended.set()
 
     def end(self) -> None:
-        """There is no more work."""
+        """End all jobs, since the union has ended: `do` raises EndedError."""
         self._is_over = True

@@ -1,10 +1,10 @@
 """The end of a daemon as its keeper sees it, also if a thread of the daemon cannot end.
 
-A thread that notifies the kernel waits in write(2) while programs hold locks until the daemon answers them. If it is
-killed then, that thread cannot end, nor can the process, so that it cannot be waited for, and no daemon answers. The
-daemon's helper (fuse.death_helper) tells the keeper that the main thread has ended. If all threads that are left are in
-such a write, as the record of nodes says, the next daemon may begin: its answers let them end. Other threads are waited
-for: what they write must not reach a file after the next daemon has.
+A thread that notifies the kernel waits in write(2) while programs hold locks until the daemon answers them. If the
+daemon is killed then, that thread cannot end. So the process cannot end either, the keeper cannot wait for it, and no
+daemon answers. The daemon's helper (fuse.death_helper) tells the keeper that the main thread has ended. If all
+remaining threads are in such a write, as the record of nodes says, the next daemon may begin: its answers let them end.
+The keeper waits for all other threads: they must not write to a file after the next daemon has begun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a daemon and its keeper (fuse.keeper) know of each other, and of the daemons before.
+"""The state that a daemon and its keeper (fuse.keeper) have of each other, and of the daemons before.
 
 The exit statuses and UPGRADE are the same in all versions.
 """
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from unionfs.fuse.keeper_channel import Channel
 
 DIED: Final = 75
-"""Exit status of a daemon that an exception has ended."""
+"""Exit status of a daemon that ended by an exception."""
 LEFT: Final = 76
 """Exit status of a daemon that has left the mount to its successor."""
 UPGRADE: Final = signal.SIGUSR2
-"""Asks the keeper for an upgrade, if its daemon sends it."""
+"""The signal by which a daemon asks its keeper for an upgrade."""
 
 _ATTEMPTS: Final = 20
-"""After so many deaths in a row before a takeover was complete, or by a fault before a request came, there is no other
-daemon: it would have the same fault."""
+"""After this many deaths in a row before a takeover was complete, or by a fault before a request came, the keeper
+starts no other daemon: it would have the same fault."""
 
 _CRASHES_OF_ONE: Final = 3
-"""A request in hand at so many deaths in a row is answered EIO, """
+"""A request that was in hand at this many deaths in a row is answered EIO, """
 _DEATHS_OF_ONE: Final = 10
-"""or at so many that others have caused: who is killed again and again may have any request in hand."""
+"""or, if other processes killed the daemon, at this many: then the request need not be the cause."""
 
 _END_S: Final = 1.0
 
 
 class DaemonHistory:
-    """What one daemon knows of its keeper and of the daemons before it."""
+    """The state that one daemon has of its keeper and of the daemons before it."""
 
     def __init__(self, keeper: int, record: NodeRecord | None = None) -> None:
         self.keeper = keeper  # its pid; changed in a process that becomes the keeper
@@ -56,15 +56,13 @@ class DaemonHistory:
         self.died_at = 0.0  # time.monotonic of it, or of the end of a daemon that has left
         self.waited_s = 0.0  # the longest time without a daemon; changed by `begin`
         self.refused = 0  # unique of a request that is to be answered EIO; 0: none
-        self.unreaped: list[
-            int
-        ] = []  # daemons that have died, but for a thread that waits for an answer; in the keeper
+        self.unreaped: list[int] = []  # dead daemons of which a thread still waits for an answer; in the keeper
         self.upgrades = 0  # so far
         self.version_before = ""  # the version that has served before the last upgrade
         self.not_upgraded = ""  # why the last upgrade has failed; "" if it has not
         self.channel: Channel | None = None  # to the keeper; in a daemon only
         self.asking = threading.Lock()  # held while a daemon waits for an answer of its keeper
-        self.is_let_go = False  # whether the keeper keeps the mount no more; set once, by a thread of the daemon
+        self.is_let_go = False  # whether the keeper no longer keeps the mount; set once, by a thread of the daemon
         self.awaits_keeper = False  # whether the keeper is still becoming the version of this daemon
         self._last = 0  # request in hand at the last death
         self._repeated = 0  # how often in a row it was,
@@ -121,7 +119,7 @@ class DaemonHistory:
         ]
 
     def watch(self, tell: Callable[[str], None]) -> None:
-        """Start a thread that tells when the keeper has been killed, or keeps the mount no more."""
+        """Start a thread that calls `tell` when the keeper has been killed, or no longer keeps the mount."""
         threading.Thread(target=self._watch, args=(tell,), name="keeper", daemon=True).start()
 
     def _watch(self, tell: Callable[[str], None]) -> None:
@@ -146,7 +144,7 @@ class DaemonHistory:
         tell(f"the keeper (process {self.keeper}) {what}: if this daemon dies, the mount ends")
 
     def values(self) -> dict[str, Any]:
-        """Return what another version needs, for `of_values`."""
+        """Return the state as plain values, for `of_values` of another version."""
         counts = ("deaths", "died_at", "waited_s", "upgrades", "replaced")
         words = ("keeper", "reason", "version_before", "not_upgraded", "unreaped", "replacements")
         return {name: getattr(self, name) for name in (*counts, *words)}
@@ -169,8 +167,8 @@ class DaemonHistory:
                 self.channel.receive(_END_S)
 
     def wait_for_keeper(self) -> None:
-        """Wait until the keeper has loaded its code, or has died. In a daemon only, before it says that it is another
-        version: then the files may be replaced again."""
+        """Wait until the keeper has loaded its code, or has died. In a daemon only, before it reports the new version:
+        after that the files may be replaced again."""
         if self.awaits_keeper and self.channel is not None and not self.channel.wait_until_kept():
             until = time.monotonic() + _END_S  # its descriptors are closed before it is seen to end
             while self.is_alive and time.monotonic() < until:
@@ -178,8 +176,8 @@ class DaemonHistory:
         self.awaits_keeper = False
 
     def ask_for_upgrade(self) -> str:
-        """Have the keeper start another version. Returns why that is impossible; "" if this daemon is to leave now. In
-        a daemon only, in one thread at a time."""
+        """Have the keeper start another version. Returns why that is impossible; "" if this daemon must leave the mount
+        now. In a daemon only, in one thread at a time."""
         killed = "the keeper was killed"
         if self.channel is None or self.is_let_go:
             return killed
@@ -188,8 +186,8 @@ class DaemonHistory:
             return self.channel.wait_for_verdict() if is_asked else killed
 
     def call(self) -> bool:
-        """Have a keeper that is no parent of mounts look at the channel, where a daemon asks for an upgrade if it has
-        sent nothing. In a daemon only. Returns False if it has been killed."""
+        """Send UPGRADE to a keeper that is no parent of mounts, so that it reads the channel; if nothing is there, the
+        signal asks for an upgrade. In a daemon only. Returns False if the keeper has been killed."""
         try:
             fd = os.pidfd_open(self.keeper)
             try:
@@ -223,7 +221,7 @@ class DaemonHistory:
 
 
 def _oom_kills() -> int:
-    """Return how many processes the kernel has killed so far since there was no memory; 0 if that is not known."""
+    """Return how many processes the kernel has killed so far for lack of memory; 0 if that is not known."""
     try:
         with open("/proc/vmstat", "rb") as file:
             return next((int(line.split()[1]) for line in file if line.startswith(b"oom_kill ")), 0)

@@ -2,9 +2,8 @@
 
 A notification may wait in the kernel for a lock that a program holds until its request is answered. If the daemon is
 killed then, the waiting thread cannot end: it keeps the connection open, and the process cannot be waited for. So
-program and thread wait for each other for ever. The helper gets a signal when the daemon's main thread dies, which
-nothing delays. It tells the keeper, which has another daemon answer (fuse.daemon_end). Without a keeper it aborts the
-connection.
+program and thread wait for each other for ever. The helper gets a signal at once when the daemon's main thread dies. It
+tells the keeper, which has another daemon answer (fuse.daemon_end). Without a keeper it aborts the connection.
 
 Aborting needs write access to the connection's `abort` file in the FUSE control filesystem, which belongs to the user
 who mounted. Root mounts that filesystem privately; other users need it at /sys/fs/fuse/connections, where systemd
@@ -37,7 +36,7 @@ class DeathHelper:
     def __init__(self, connection: int | None) -> None:
         """`connection`: aborted if no other daemon answers; None: never aborted."""
         self.keeper: int | None = None  # its pid; set once
-        self.record: NodeRecord | None = None  # likewise: if it says that no other daemon can answer, none is told
+        self.record: NodeRecord | None = None  # likewise: if no daemon can continue from it, the keeper is not told
         self.parent: Channel | None = None  # likewise: the connection to it, if it is the parent of mounts
         self._is_started = False
         self._abort_fd: int | None = None
@@ -48,7 +47,8 @@ class DeathHelper:
                     break
 
     def start(self) -> None:
-        """Start the helper process of this daemon, unless it is started or could do nothing. On the main thread."""
+        """Start the helper process of this daemon, unless it runs already or could neither tell a keeper nor abort. On
+        the main thread."""
         if self._is_started or (self._abort_fd is None and self.keeper is None):
             return
         self._is_started = True

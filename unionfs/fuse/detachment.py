@@ -39,7 +39,8 @@ class Mounted:
 
     @classmethod
     def continued(cls, mountpoint: str, connection: int | None, since_ns: int, namespace: int | None) -> Mounted:
-        """Return what another process has known as its mount; `namespace` is None if it has not left that."""
+        """Return the mount of another process, made of its `values`; `namespace` is None if that process has not left
+        the mount's namespace."""
         made = cls.__new__(cls)
         made.mountpoint, made.connection, made.since_ns, made._namespace = mountpoint, connection, since_ns, namespace
         return made

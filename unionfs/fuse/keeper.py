@@ -1,13 +1,14 @@
 """A keeper: the process that has mounted a union stays as the parent of the daemon that serves it, and forks the next
 one when that dies.
 
-The keeper holds what the daemon had when it began: the connection's descriptor, so that the connection stays, the
-branches as they were opened, and the record of nodes in shared memory (core.node_record). So nothing is opened by
-path again, and namespaces, limits and ids are the same. The next daemon continues from the record (core.takeover) and
-asks the kernel to send again the requests that were not answered (FUSE_NOTIFY_RESEND, since Linux 6.9).
+The keeper has the descriptors with which the daemon began: of the connection, which therefore stays open, of the
+branches, and of the record of nodes in shared memory (core.node_record). So nothing is opened by path again, and
+namespaces, limits and ids are the same. The next daemon continues from the record (core.takeover) and asks the kernel
+to send again the requests that were not answered (FUSE_NOTIFY_RESEND, since Linux 6.9).
 
-The keeper ends with its daemon: an exit is no death, unless it is with DIED or LEFT. A keeper that is killed leaves a
-daemon that is not replaced. With LEFT a daemon leaves the mount to one of another version (fuse.upgrade).
+If its daemon exits with another status than DIED or LEFT, the mount has ended, and the keeper ends, too. If the keeper
+is killed, its daemon serves on, but is not replaced. With LEFT a daemon leaves the mount to one of another version
+(fuse.upgrade).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _IDLE_S: Final = 0.3
 _LOOK_AGAIN_S: Final = 0.005
-"""While threads of a daemon are ending."""
+"""Seconds between two looks at a daemon whose threads are ending."""
 
 FORWARDED: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that a keeper passes on to its daemon."""
@@ -51,12 +52,11 @@ def keep(
     """Fork the daemon, and stay as its keeper. Returns in the daemon, and again in each that replaces it.
 
     `give_up` is called, with the reason, before the keeper ends because no daemon can continue: it unmounts.
-    `make_program` is called once, a moment after a daemon has begun to serve: it imports, and later the files may be
-    another version's. It returns a function that returns what is executed for an upgrade. `learn` is called with values
-    and descriptors that the daemon has sent, since its branches have changed. The other arguments are for a
-    process that became the keeper by an upgrade: what is known of the daemons before, the daemon that serves and its
-    channel, the signal mask of the next ones.
-    Preconditions: this is the only thread.
+    `make_program` is called once, a moment after a daemon has begun to serve, since it imports modules, whose files may
+    later be another version's. It returns a function that returns the program to execute for an upgrade. `learn` is
+    called with values and descriptors that the daemon has sent after a change of its branches. The other arguments are
+    for a process that became the keeper by an upgrade: the history of the daemons before, the daemon that serves and
+    its channel, the signal mask of the next ones. Preconditions: this is the only thread.
     """
     history = history or DaemonHistory(os.getpid(), record)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -65,7 +65,7 @@ def keep(
     program = cache(make_program)
     while True:
         if channel is None:
-            record.serve(0)  # a daemon that dies before its first request dies of none
+            record.serve(0)  # no request causes a death before the first request
             channel, theirs = keeper_channel.connected()
             daemon = os.fork()
             if daemon == 0:
@@ -95,7 +95,7 @@ def keep(
 
 
 def is_over(status: int) -> bool:
-    """Whether a daemon that has ended so has ended with its mount."""
+    """Whether the mount has ended with a daemon that has this wait status."""
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) not in (DIED, LEFT)
 
 
@@ -121,8 +121,8 @@ def _why(history: DaemonHistory, record: NodeRecord) -> str:
 
 
 def _wait(pid: int, record: NodeRecord, when_idle: Callable[[], object]) -> int | None:
-    """Wait for the end of the daemon, and pass signals on to it. `when_idle` is called after a moment without any.
-    Returns its wait status; None: it asks for an upgrade, or has sent a description."""
+    """Wait for the end of the daemon, and pass signals on to it. `when_idle` is called after a moment without a signal.
+    Returns the daemon's wait status; None: it asks for an upgrade, or has sent a description."""
     was_idle = False
     while True:
         status, is_ending = status_of(pid, record)

@@ -1,7 +1,7 @@
 """The connection of a keeper with its daemon: messages, descriptors, and values in memory.
 
-Words, the marshalled values and FORMAT are what versions have in common (fuse.upgrade). A parent of mounts
-(mount_parent) is the keeper of several: what a daemon has to say to it comes by this connection, too.
+All versions share the words, the marshalled values and FORMAT (fuse.upgrade). A parent of mounts (mount_parent) is the
+keeper of several mounts: it gets all messages of a daemon by this connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 FORMAT: Final = 1
-"""Version of the values that a successor is given."""
+"""Version of the values that a successor gets."""
 
 GIVEN: Final = b"given"
 """From a daemon to a parent of mounts that is to keep its mount: descriptors, for the next KEEP."""
@@ -28,7 +28,7 @@ ENDING: Final = b"ending"
 ASKS: Final = b"asks"
 """Likewise: the daemon asks for an upgrade."""
 OVER: Final = b"over"
-"""Likewise: the mount has ended. The parent closes what it has of it, and then the connection."""
+"""Likewise: the mount has ended. The parent closes the mount's descriptors, and then the connection."""
 SIGNAL: Final = b"signal "
 """Likewise: the number of a signal for the daemon that continues."""
 
@@ -40,9 +40,9 @@ SERVES: Final = b"serves"
 _KEPT: Final = b"kept"
 
 _VERDICT_S: Final = 120.0
-"""For a keeper to tell its daemon: more than it waits itself."""
+"""Seconds that a daemon waits for its keeper's verdict: more than the keeper itself waits for a successor."""
 _START_S: Final = 30.0
-"""For a keeper that executes another version to load it."""
+"""Seconds that a daemon waits for a keeper to load the other version that it executes."""
 _MESSAGE_MAX: Final = 4096
 _FD_BYTES: Final = 4  # sizeof(int)
 _FDS_MOST: Final = 200
@@ -136,7 +136,7 @@ class Channel:
         return message, fds
 
     def pass_on(self, number: int) -> None:
-        """Have the daemon that continues get a signal."""
+        """Pass a signal to the daemon that continues."""
         self.send(SIGNAL + str(number).encode())
 
     def take_description(self) -> tuple[dict[str, Any], list[int]] | None:
@@ -172,24 +172,24 @@ class Channel:
     # -- of a keeper that was executed
 
     def kept(self) -> None:
-        """Say that this process is the keeper."""
+        """Tell the daemon that this process is the keeper."""
         self.send(_KEPT)
 
     # -- of a successor
 
     def refuse(self, why: str) -> None:
-        """Say that this process cannot continue."""
+        """Tell the keeper that this process cannot continue."""
         self.send(UNABLE + os.fsencode(why))
 
     def offer(self) -> float | None:
-        """Say that this process can continue, and wait until it is to do so. Returns when the daemon before has ended,
-        by time.monotonic; None if it is not to continue."""
+        """Tell the keeper that this process can continue, and wait for its decision. Returns when the daemon before has
+        ended, by time.monotonic; None if this process must not continue."""
         self.send(ABLE)
         said = self._end.recv(_MESSAGE_MAX)
         return float(said.removeprefix(GO)) if said.startswith(GO) else None
 
     def serves(self) -> None:
-        """Say that this process continues."""
+        """Tell the keeper that this process serves."""
         self.send(SERVES)
 
 

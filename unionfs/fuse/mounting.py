@@ -1,6 +1,6 @@
 """Obtain a mounted /dev/fuse descriptor, and unmount again.
 
-Knows mount(2), fusermount3(1) and inherited descriptors. Does not know what serves the mount.
+Knows mount(2), fusermount3(1) and inherited descriptors. Does not know the process that serves the mount.
 
 Root, of the machine or of a user namespace, calls mount(2); other users run the setuid helper fusermount3, which passes
 the descriptor back through the socket named by _FUSE_COMMFD. A mountpoint of the form /dev/fd/N is a descriptor that

@@ -21,10 +21,10 @@ class Observation(Protocol):
         """Begin to record. Returns False."""
 
     def end(self) -> bool:
-        """Record nothing more. Returns False."""
+        """End the recording. Returns False."""
 
     def take(self, *, whole: bool) -> dict[str, Any]:
-        """What was recorded: `rows` since the last call, and if `whole`, all else since the beginning."""
+        """Return the record: `rows` since the last call, and if `whole`, all else since the beginning."""
 
 
 class Traffic(Protocol):
@@ -33,7 +33,7 @@ class Traffic(Protocol):
     view_offer: ViewOffer | None  # set once, by the daemon, where the union's lowers can have a view
     calls: Calls | None  # set once, by a transport that can change a union while it serves it
     death_helper: DeathHelper | None  # set once, by the daemon, where another one is to continue
-    has_resend: bool  # whether the kernel sends again what was not answered, so that another daemon can continue
+    has_resend: bool  # whether the kernel resends unanswered requests, so that another daemon can continue
 
     @property
     def protocol(self) -> str:

@@ -18,12 +18,14 @@ from unionfs.fuse.view_name import is_view
 from unionfs.syscalls import mountinfo, peers
 
 _TIMEOUT_S: Final = 10.0
-"""A daemon without requests needs milliseconds; one that is writing a large file to a slow disk may need seconds."""
+"""Seconds to wait for a daemon's end: without requests it needs milliseconds; while it writes a large file to a slow
+disk it may need seconds."""
 _LAZY_TIMEOUT_S: Final = 1.0
 """After `--lazy` a daemon continues as long as the union is in use: wait only for one that is about to end. Without
 `--lazy`, the processes that keep the union in use are looked up after this time."""
 _HELD_TIMEOUT_S: Final = 4.0
-"""The same if other mount namespaces have it mounted, too: those of starting or ending programs release it soon."""
+"""The same if other mount namespaces have the union mounted, too: those of starting or ending programs release it
+soon."""
 _BUSY_S: Final = 0.5
 """How long unmounting a busy union is retried."""
 _BUSY_AGAIN_S: Final = 0.02
@@ -49,7 +51,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         except MountError as error:
             hint = error.hint
             if error.errno == errno.EBUSY:
-                hint = f"`fuser -vm {path}` lists who uses it; `unionfs umount --lazy {path}` does not wait for them"
+                hint = f"`fuser -vm {path}` lists its users; `unionfs umount --lazy {path}` does not wait for them"
             raise MountError("umount", path, error.strerror or "", code=error.errno or 0, hint=hint) from error
         if rest := [there for there in mountinfo.mounts() if there[2:4] == mounted[2:4]]:
             if not is_view(mounted) and (views := [there.mountpoint for there in rest if is_view(there)]):

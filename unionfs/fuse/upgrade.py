@@ -1,4 +1,4 @@
-"""An upgrade: another version continues to serve a mount, or the serving version continues and says why.
+"""An upgrade: another version continues to serve a mount, or the serving version continues and reports why.
 
     daemon     asks its keeper (a signal)                    `unionfs upgrade` has asked it
     keeper     executes the program in a child, the successor, with descriptors and values: nothing is opened by path
@@ -8,8 +8,8 @@
     keeper     executes the program itself: its pid, its child and its descriptors stay; then it says "kept"
 
 Until "leave" the daemon serves, and until "serves" the keeper can have a daemon of its own version continue. Words, the
-marshalled values (fuse.keeper_channel) and exit statuses are what versions have in common. A successor
-that finds a record of an older version writes that version until all processes of the mount are its own.
+marshalled values (fuse.keeper_channel) and exit statuses are the same in all versions. A successor that finds a record
+of an older version writes that version until all processes of the mount have its own version.
 
 The program is the one that the keeper was started from: the same interpreter, and the package in the same directory,
 which an installation has replaced. The request names no path, so a process in a container gains nothing by sending it.
@@ -37,12 +37,12 @@ KEEPER: Final = "keeper"
 """Roles of an executed program."""
 
 _START_S: Final = 30.0
-"""For a successor to say that it is able: it starts Python."""
+"""Seconds until a successor, which starts Python, must report that it is able."""
 _TAKEOVER_S: Final = 60.0
-"""For a successor to continue; meanwhile programs wait."""
+"""Seconds until a successor must serve; meanwhile programs wait."""
 _LOOK_AGAIN_S: Final = 0.005
 _END_S: Final = 5.0
-"""For a successor that has closed its channel to end."""
+"""Seconds until a successor that has closed its channel must end."""
 _LINE_MAX: Final = 500
 _ERRORS_MAX: Final = 1 << 16
 
@@ -50,12 +50,12 @@ log = logging.getLogger(__name__)
 
 
 class Program(NamedTuple):
-    """What is executed for an upgrade. Immutable."""
+    """The program that a keeper executes for an upgrade. Immutable."""
 
     arguments: list[str]  # the first is the file; the number of the descriptor with the values follows
     shown: list[str]  # the command line that the process is to show
     values: dict[str, Any]  # for marshal
-    descriptors: list[int]  # that it goes on with
+    descriptors: list[int]  # descriptors that it inherits
 
 
 def upgrade(
@@ -160,7 +160,7 @@ class _Successor:
         return "" if said == ABLE else self._why(said, _START_S)
 
     def take_over(self, ended_at: float) -> str:
-        """Have it continue. Returns why it does not; "" if it serves."""
+        """Have the successor continue. Returns why it does not; "" if it serves."""
         self.channel.send(GO + repr(ended_at).encode())
         said = self.channel.receive(_TAKEOVER_S)
         if said == SERVES:
@@ -178,13 +178,13 @@ class _Successor:
         return f"the new version: {how_it_ended(status)}{': ' + lines[-1][:_LINE_MAX] if lines else ''}"
 
     def end(self) -> None:
-        """End it, unless it has ended. Called once, unless it serves."""
+        """End the successor, unless it has ended. Called once, unless it serves."""
         self._end(0)
         self.channel.close()
         os.close(self._errors)
 
     def _end(self, seconds: float) -> int:
-        """Wait for its end up to `seconds`, and kill it then. Returns its wait status."""
+        """Wait up to `seconds` for the successor's end, then kill it. Returns its wait status."""
         if self._status is None:
             pidfd = os.pidfd_open(self.pid)
             select.select([pidfd], [], [], seconds)
@@ -195,7 +195,7 @@ class _Successor:
 
 
 def _execute(program: Program, state: int, more: list[int]) -> NoReturn:
-    """Execute the program; what prevents that is printed. In a process that was forked for that."""
+    """Execute the program, or print the error. In a process that was forked for this."""
     try:
         _replace_process(program, state, more)
     except OSError as error:
@@ -222,5 +222,5 @@ def _become(program: Program, successor: _Successor, mask: Iterable[int]) -> Non
     except OSError as error:
         for fd in (*fds, *program.descriptors):
             os.set_inheritable(fd, False)
-        log.warning("the keeper stays the version before: %s: %s", program.arguments[0], error.strerror)
+        log.warning("the keeper keeps its version: %s: %s", program.arguments[0], error.strerror)
         successor.channel.kept()

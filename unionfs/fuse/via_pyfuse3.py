@@ -44,7 +44,7 @@ _MAX_TASKS: Final = 1000
 
 _ACCESS_ACL: Final = b"system.posix_acl_access"
 _LAST_WORD_S: Final = 1.0
-"""How long the end of serving waits for a notification in progress."""
+"""Seconds that the end of serving waits for a notification in progress."""
 
 _INO_OFFSET: Final = object.__basicsize__ + 8 + 8 + 8
 """Offset of st_ino in EntryAttributes: after the object's head, fuse_entry_param's ino and generation, and st_dev."""

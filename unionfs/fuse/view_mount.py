@@ -30,11 +30,11 @@ from unionfs.fuse.view_name import ASKED, PREFIX, is_view, view_name
 from unionfs.syscalls import mountinfo, mounts
 
 _PATIENCE_MS: Final = 2000
-"""How long the daemons of all unions may take to answer: a lookup takes less than a millisecond."""
+"""Milliseconds that the daemons of all unions together may take to answer: a lookup takes less than one."""
 
 _ANSWER_S: Final = 0.5
-"""How long each of several may take to say when it was asked for. One that is stopped costs this time, and no view of
-another."""
+"""Seconds that each of several daemons may take to tell when its union was last asked for. A stopped daemon costs this
+time; the view of another union is still found."""
 
 _NO_ANSWER: Final = 4
 _NONE: Final = "no union that is mounted here has the same lowers and options"
@@ -130,8 +130,8 @@ def _ask(unions: list[mountinfo.Mount], name: str) -> dict[mountinfo.Mount, int]
 
 
 def _asked_ns(there: mountinfo.Mount, name: str, found: dict[mountinfo.Mount, int]) -> None:
-    """Enter when a union was last asked for, if it has the view `name`; -1 if it has not; 0 if that cannot be said (a
-    union without extended attributes)."""
+    """Enter when a union was last asked for, if it has the view `name`; -1 if it does not have it; 0 if that is unknown
+    (a union without extended attributes)."""
     try:
         found[there] = int(os.getxattr(there.mountpoint, ASKED + os.fsencode(name).removeprefix(PREFIX)))
     except OSError as error:
@@ -141,8 +141,8 @@ def _asked_ns(there: mountinfo.Mount, name: str, found: dict[mountinfo.Mount, in
 
 
 def _is_root_of_view(fd: int, there: mountinfo.Mount) -> bool:
-    """Whether a directory found under a view's name is the view's root: anybody may call a directory so, but not choose
-    its inode number."""
+    """Whether a directory found under a view's name is the view's root: any user may give a directory that name, but
+    not choose its inode number."""
     found, root = os.fstat(fd), os.stat(there.mountpoint)
     same = os.minor(found.st_dev) == there.minor and found.st_dev == root.st_dev
     return same and stat.S_ISDIR(found.st_mode) and found.st_ino ^ root.st_ino == VIEW_MARK

@@ -21,14 +21,15 @@ from unionfs.fuse.options import ServeOptions
 from unionfs.syscalls import mountinfo
 
 PREFIX: Final = b".unionfs-view-"
-"""What the names begin with, in the root directory of a union."""
+"""Prefix of the views' names, in the root directory of a union."""
 
 ASKED: Final = b"user" + PREFIX
-"""What the name of an extended attribute of a union's root begins with that no listing has, followed by what is left of
-the view's name: when the union was last asked for (fuse.view_offer), in nanoseconds of the monotonic clock."""
+"""Prefix of an extended attribute of a union's root, followed by the rest of the view's name; no listing has it. Its
+value: when the union was last asked for (fuse.view_offer), in nanoseconds of the monotonic clock."""
 
 _RULES: Final = 1
-"""To be changed with the meaning of a view's content or anything below: another version of us may serve the union."""
+"""Changes with the meaning of a view's content or of the digest: another version of this program may serve the
+union."""
 
 
 def view_name(root_fds: Iterable[int], union: Options, serve: ServeOptions, mount: MountOptions) -> bytes:

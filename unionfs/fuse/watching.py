@@ -1,5 +1,5 @@
 """Send invalidations to the kernel, from a thread of its own: for external changes to the branches (`--watch`), and for
-branches that come and go.
+branches that are added and removed.
 
 A notification may wait for the lock of a directory or page, held by a program that waits for an answer of the daemon.
 So the answering thread sends none: it goes on serving while the notifier's thread waits. For the same reason a daemon
@@ -79,7 +79,7 @@ class Notifier:
         self._shorten_timeouts()
 
     def pause(self) -> None:
-        """Watch no more until `resume`, which a process does that this one forks."""
+        """End the watch; a process that this one forks calls `resume`."""
         takeover.pause_watching(self._union)
         self._is_paused = True
 
@@ -130,7 +130,7 @@ class Notifier:
         return self.sent != self._queued
 
     @property
-    def has_told(self) -> bool:
+    def has_notified(self) -> bool:
         """Whether all invalidations have been sent."""
         return not self.is_sending and not self._held
 

@@ -1,7 +1,7 @@
 """Filters of system calls built by libseccomp, through its C interface (seccomp_rule_add(3), seccomp_load(3)).
 
-The library knows the numbers of system calls on every architecture and makes the BPF program. It is loaded when it is
-first asked for: all that starts containers depends on it, so that it is there where it is needed.
+The library knows the numbers of system calls on every architecture and makes the BPF program. It is loaded at the first
+use; Debian's packages that start containers depend on it.
 """
 
 from __future__ import annotations

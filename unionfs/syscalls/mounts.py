@@ -205,7 +205,8 @@ def _mounted_below(target: str) -> list[str]:
 
 
 def _remount(path: str, attributes: int) -> None:
-    """Add flags to one mount, keeping those it has: a user namespace may not clear what it did not set (mount(2)).
+    """Add flags to one mount and keep those it has: a user namespace may not clear flags that it did not set
+    (mount(2)).
 
     MOUNT_ATTR_{RDONLY,NOSUID,NODEV,NOEXEC}, MS_* and ST_* (statvfs(3)) of the same meaning are the same bits.
     """

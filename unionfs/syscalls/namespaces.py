@@ -118,7 +118,8 @@ def set_parent_death_signal(signal: int) -> None:
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Allow or deny other processes of the same user access through /proc and ptrace. exec(2) allows it again."""
+    """Allow or forbid other processes of the same user to access this one through /proc and ptrace. exec(2) allows it
+    again."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable))
 
 

@@ -1,4 +1,5 @@
-"""Tell whether this process may keep a processor busy, and whether others want the one that it runs on.
+"""Tell whether this process may keep a processor busy, and whether other threads wait for the processor that it runs
+on.
 
 A process may be confined to some of a machine's processors (sched_setaffinity(2)) and to a share of their time (the
 quotas of cgroups: cpu.max in the kernel's admin-guide/cgroup-v2, cpu.cfs_quota_us in scheduler/sched-bwc).
@@ -33,7 +34,8 @@ def is_unlimited(membership: str = "/proc/self/cgroup", mounted: str = "/sys/fs/
 
 def preemptions() -> int:
     """Return how often another thread was given the processor of the calling thread while that could have run
-    (ru_nivcsw of getrusage(2)): its time was over, or it offered the processor and there was one. Takes 1 microsecond.
+    (ru_nivcsw of getrusage(2)): its time slice was over, or it called sched_yield(2) while another one waited. Takes 1
+    microsecond.
     """
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 

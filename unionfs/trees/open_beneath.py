@@ -52,7 +52,7 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int = os.O_PATH) -> int
 
 
 def is_gone(error: OSError) -> bool:
-    """Whether opening a name that was listed failed because it was removed or replaced since, by others."""
+    """Whether opening a name that was listed before failed because another process has removed or replaced it."""
     return error.errno in _GONE
 
 

@@ -19,7 +19,8 @@ _DEPTH_MAX: Final = 16
 """Levels entered at once, one descriptor each. Directories further down are first moved to the top of the tree."""
 
 _CANNOT_MOVE: Final = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
-"""Another subvolume of btrfs; a full disk. Such a directory is emptied in place, with more descriptors."""
+"""Errnos of rename(2) into another subvolume of btrfs or on a full disk. Such a directory is emptied in place, with
+more descriptors."""
 
 _PROTECTED: Final = files.IMMUTABLE | files.APPEND
 

@@ -1,4 +1,4 @@
-"""inotify(7): who watches a file or directory is told what happens to it, from its first change on."""
+"""inotify(7): a watch on a file or directory reports every change, from the first one after its start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Watch:
         assert self.fd >= 0
         assert _libc.inotify_add_watch(self.fd, path.encode(), mask) > 0, os.strerror(ctypes.get_errno())
 
-    def told(self) -> list[str]:
+    def events(self) -> list[str]:
         """What happened since the last time: "EVENT name"."""
         found: list[str] = []
         try:
@@ -59,19 +59,19 @@ def a_watched_file_is_changed() -> None:
     """inotify(7): IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE of a file, from its first change on, by any process."""
     with watching("f") as watch:
         elsewhere(write, "f", b"x", 0)
-        same(watch.told(), ["MODIFY", "CLOSE_WRITE"])
+        same(watch.events(), ["MODIFY", "CLOSE_WRITE"])
         os.chmod("f", 0o600)
-        same(watch.told(), ["ATTRIB"])
+        same(watch.events(), ["ATTRIB"])
         os.truncate("f", 0)
-        same(watch.told(), ["MODIFY"])
+        same(watch.events(), ["MODIFY"])
         os.setxattr("f", "user.x", b"1")
         os.utime("f", (1, 1))
-        same(set(watch.told()), {"ATTRIB"})
+        same(set(watch.events()), {"ATTRIB"})
         os.link("f", "g")
         os.unlink("g")
-        same(set(watch.told()), {"ATTRIB"}, "the link count is an attribute")
+        same(set(watch.events()), {"ATTRIB"}, "the link count is an attribute")
         write("f", b"more", os.O_APPEND)
-        same(watch.told(), ["MODIFY", "CLOSE_WRITE"])
+        same(watch.events(), ["MODIFY", "CLOSE_WRITE"])
 
 
 @check("f=hello g=2")
@@ -79,41 +79,41 @@ def a_watched_file_moves_and_goes() -> None:
     """inotify(7): IN_MOVE_SELF; IN_ATTRIB for the link count; IN_DELETE_SELF when nothing holds it."""
     with watching("f") as watch:
         os.rename("f", "h")
-        same(watch.told(), ["MOVE_SELF"])
+        same(watch.events(), ["MOVE_SELF"])
         os.rename("g", "h")
-        same(watch.told(), ["ATTRIB", "DELETE_SELF"], "replaced")
+        same(watch.events(), ["ATTRIB", "DELETE_SELF"], "replaced")
     with watching("h") as watch:
         with opened("h"):
             os.unlink("h")
-            same(watch.told(), ["ATTRIB"])
-        same(watch.told(), ["DELETE_SELF"])
+            same(watch.events(), ["ATTRIB"])
+        same(watch.events(), ["DELETE_SELF"])
 
 
 @check("d/a=1 d/b=2 d/e/ out/")
 def a_watched_directory() -> None:
-    """inotify(7): what is made, moved, changed and removed in a directory is told with its name."""
+    """inotify(7): what is made, moved, changed and removed in a directory is events with its name."""
     with watching("d") as watch:
         write("d/new", b"x")
-        same(watch.told(), ["CREATE new", "MODIFY new", "CLOSE_WRITE new"])
+        same(watch.events(), ["CREATE new", "MODIFY new", "CLOSE_WRITE new"])
         write("d/a", b"x", 0)
-        same(watch.told(), ["MODIFY a", "CLOSE_WRITE a"])
+        same(watch.events(), ["MODIFY a", "CLOSE_WRITE a"])
         os.chmod("d/b", 0o600)
         os.mkdir("d/sub")
         os.symlink("x", "d/l")
         os.mkfifo("d/p")
         os.link("d/a", "d/c")
-        same(watch.told(), ["ATTRIB b", "CREATE sub", "CREATE l", "CREATE p", "CREATE c"])
+        same(watch.events(), ["ATTRIB b", "CREATE sub", "CREATE l", "CREATE p", "CREATE c"])
         os.rename("d/b", "d/b2")
         os.rename("d/b2", "out/b")
         os.rename("out/b", "d/b")
-        same(watch.told(), ["MOVED_FROM b", "MOVED_TO b2", "MOVED_FROM b2", "MOVED_TO b"])
+        same(watch.events(), ["MOVED_FROM b", "MOVED_TO b2", "MOVED_FROM b2", "MOVED_TO b"])
         os.unlink("d/a")
         os.rmdir("d/e")
-        same(watch.told(), ["DELETE a", "DELETE e"])
+        same(watch.events(), ["DELETE a", "DELETE e"])
         os.chmod("d", 0o700)
         os.rename("d", "moved")
         write("moved/after", b"x")
-        same(watch.told()[-3:], ["CREATE after", "MODIFY after", "CLOSE_WRITE after"])
+        same(watch.events()[-3:], ["CREATE after", "MODIFY after", "CLOSE_WRITE after"])
 
 
 @check("f=hello")
@@ -122,9 +122,9 @@ def reading_is_told() -> None:
     with watching("f", 0x31) as watch:
         for _ in range(2):
             same(read("f")[1:], b"ello")
-            told = watch.told()
-            same((told[0], told[-1]), ("OPEN", "CLOSE_NOWRITE"))
-            assert "ACCESS" in told, told
+            events = watch.events()
+            same((events[0], events[-1]), ("OPEN", "CLOSE_NOWRITE"))
+            assert "ACCESS" in events, events
             os.chmod("f", 0o600)
             write("f", b"H", 0)
-            watch.told()
+            watch.events()

@@ -1,4 +1,4 @@
-"""Our own engine for the kernel's FUSE protocol on /dev/fuse: one message in, one answer out, as few as possible.
+"""Our own engine for the kernel's FUSE protocol on /dev/fuse.
 
 Modules, from the bytes outwards: `abi` (numbers and layouts of <linux/fuse.h>), `decode` (request bytes to the
 arguments of a Union verb), `encode` (the verb's result to reply bytes), `session` (negotiated features, counters,

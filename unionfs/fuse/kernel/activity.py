@@ -1,4 +1,4 @@
-"""Records what the requests of one mount are about, for `unionfs profile` and `watch`.
+"""Records the requests of one mount with their files, programs and reasons, for `unionfs profile` and `watch`.
 
 Sums requests by opcode, reason, program and directory; remembers nodes, names and copy-ups to tell the reason: why the
 kernel asked instead of answering from its cache. `turn` calls `served` after each request, only while there is an
@@ -50,11 +50,12 @@ came before the recording."""
 NODES_MAX: Final = 50_000
 NAMES_MAX: Final = 100_000
 COPIES_MAX: Final = 100_000
-"""What is remembered at most, some 200 bytes each; then all of it is forgotten, and `forgot` is set."""
+"""Limit of the remembered nodes, names and copy-ups, some 200 bytes each; beyond it all are forgotten, and `forgot` is
+set."""
 ROWS_MAX: Final = 100_000
-"""Sums that are kept between two answers; beyond, a request is counted without program and directory."""
+"""Limit of the sums between two answers; beyond it, a request is counted without program and directory."""
 PROGRAMS_MAX: Final = 20_000
-"""Processes that are remembered at most."""
+"""Limit of the remembered processes."""
 FILES_MAX: Final = 50
 """Files with the most requests that an answer lists."""
 
@@ -97,7 +98,7 @@ def _kinds() -> bytes:
 
 
 _KINDS: Final = _kinds()
-"""What is recorded of a request, by its opcode."""
+"""The kind of a request, by its opcode."""
 
 _clock: Final = monotonic
 _read_in: Final = abi.READ_IN.unpack_from
@@ -114,7 +115,8 @@ _OPCODE_AT: Final = 4
 _SETATTR_END: Final = BODY + abi.SETATTR_IN.size
 _LOOK_AGAIN: Final = 4
 _LOOK_AT_LAST: Final = 32
-"""At these requests of a process its name is read again: it may have called execve(2) after the first one."""
+"""The process's requests, by number, at which its name is read again: it may have called execve(2) after the first
+one."""
 
 _COPYING: Final = 0
 _BLOCKED: Final = 1
@@ -139,10 +141,10 @@ class Activity:
         }
         self._seen: dict[int, Seen] = {}
         self._directories: dict[bytes, Directory] = {}  # by path
-        self._are_paths_current = True  # whether no directory was renamed: else paths of directories may be former ones
+        self._are_paths_current = True  # False once a directory was renamed
         self._active: list[Directory] = []  # those with rows
         self._rows = 0  # since the last `take`
-        self._elsewhere = Directory(b"")  # what is beyond ROWS_MAX is counted here
+        self._elsewhere = Directory(b"")  # counts requests beyond ROWS_MAX
         self._nobody = Program(0)
         self._programs: dict[int, Program] = {}
         self._names = 0
@@ -151,9 +153,10 @@ class Activity:
         self._copied: dict[int, Copied] = {}  # by node id
         self._copied_at: dict[bytes, Copied] = {}  # by path
         self._copied_now: list[CopiedUp] = []  # copy-ups of the request in hand; emptied after it
-        self._is_unchanging = False  # whether the request in hand sets attributes to what they are
+        self._is_unchanging = False  # whether the request in hand sets attributes to the values that they have
         self._hot: list[dict[str, Any]] = []  # of nodes that were forgotten
-        # What the last request was about, which the next one often is about, too: found without a dictionary.
+        # Node, directory and program of the last request, which the next one often has, too: found without a
+        # dictionary.
         self._program = self._nobody
         self._node = -1
         self._seen_last = Seen(Directory(b""), b"", is_directory=False)
@@ -169,7 +172,7 @@ class Activity:
         return False
 
     def end(self) -> bool:
-        """Record nothing more. Returns False."""
+        """End the recording. Returns False."""
         self._session.observers = tuple(each for each in self._session.observers if each is not self)
         ledger = self._union.ledger
         ledger.listeners = tuple(each for each in ledger.listeners if each != self.copied)
@@ -178,7 +181,7 @@ class Activity:
     # -- on the union's thread, for each request ---------------------------------------------------------------------
 
     def is_to_be_served(self, request: memoryview, length: int) -> None:
-        """Note, before a request is handled, whether it will copy a file up and change nothing. Only of a SETATTR."""
+        """Note, before a SETATTR is handled, whether it will copy a file up and change nothing."""
         if length < _SETATTR_END or request[_OPCODE_AT] != _SETATTR:
             return
         head = abi.IN_HEADER.unpack_from(request)
@@ -286,8 +289,8 @@ class Activity:
         return seen
 
     def _new(self, nodeid: int) -> Seen:
-        """What is recorded of a node, found by the directory that it is in: building its whole path would take longer
-        than the rest of a request's recording."""
+        """Make the record of a node, with the directory that it is in: building its whole path would take longer than
+        the rest of a request's recording."""
         unknown = Seen(self._directory(b""), b"", is_directory=False)
         if not nodeid or nodeid >= VIEW:
             return unknown
@@ -399,7 +402,7 @@ class Activity:
     # -- waits -------------------------------------------------------------------------------------------------------
 
     def _wait(self, dispatcher: Dispatcher, head: decode.Head, request: memoryview, now: float, late: Late) -> None:
-        """Note that a request is to be answered later, and for which copy-up it waits, if for any."""
+        """Note that a request is answered later, and the copy-up for which it waits, if any."""
         self._take_answers()  # so that they do not become many
         unique: int = head[2]
         slow = dispatcher.slow
@@ -430,7 +433,7 @@ class Activity:
             copied.needs_data = True
 
     def late(self, reply: bytes | memoryview) -> None:
-        """In any thread: note that an answer was sent."""
+        """Note that an answer was sent. May be called in any thread."""
         self._answers.append((abi.OUT_HEADER.unpack_from(reply)[2], _clock()))
 
     def _take_answers(self) -> None:
@@ -528,7 +531,7 @@ class Activity:
         return [*found, *self._hot]
 
     def _copies(self) -> list[dict[str, Any]]:
-        """The copied-up files by program, directory and what the copy was used for."""
+        """The copied-up files by program, directory and use of the copy."""
         sums: dict[tuple[str, str, str], dict[str, Any]] = {}
         for copied in self._copied.values():
             if copied.size < 0:

@@ -1,4 +1,4 @@
-"""What a recording of requests (`activity`) holds: its sums by program and directory, nodes, copy-ups, late answers.
+"""The values of a recording of requests (`activity`): sums by program and directory, nodes, copy-ups, late answers.
 
 Native classes when compiled, whose fields are changed for each request. Times are seconds. Knows /proc for the names of
 programs; does not know the protocol.
@@ -16,14 +16,14 @@ class Row:
         self.program = program  # immutable
         self.count = 0
         self.size = 0  # bytes of READ and WRITE
-        self.seconds = 0.0  # that the union's thread worked for it
-        self.copying = 0.0  # that requests waited for a copy-up that they caused
+        self.seconds = 0.0  # of work of the union's thread
+        self.copying = 0.0  # of waiting for a copy-up that the waiting request caused
         self.blocked = 0.0  # ... for a copy-up that another request had caused
         self.disk = 0.0  # ... for threads that read, wrote or synced data
 
 
 class Program:
-    """A process, by the name it had when it was looked at last."""
+    """A process, with the name that it had when that was last read."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid  # immutable
@@ -50,7 +50,7 @@ class Directory:
 
 
 class Seen:
-    """A node that requests were about."""
+    """A node that requests have named."""
 
     def __init__(self, directory: Directory, name: bytes, *, is_directory: bool) -> None:
         self.directory = directory  # immutable; of a directory, itself
@@ -60,11 +60,11 @@ class Seen:
         self.seconds = 0.0
         self.writes = 0
         self.written = 0  # bytes
-        self.answered = 0.0  # when its attributes were told; 0: not yet
-        self.reason = 0  # READ_BEFORE, WRITTEN_BEFORE or CHANGED_BEFORE: since its attributes were told
+        self.answered = 0.0  # when the kernel last got its attributes; 0: not yet
+        self.reason = 0  # READ_BEFORE, WRITTEN_BEFORE or CHANGED_BEFORE: since the kernel got its attributes
 
     def path(self) -> bytes:
-        """The path; empty if it is unknown. Not stored: of most nodes nobody asks for it."""
+        """The path; empty if it is unknown. Not stored: the paths of most nodes are never needed."""
         if self.is_directory:
             return self.directory.path
         return self.directory.path_of(self.name) if self.name else b""
@@ -85,7 +85,7 @@ class Copied:
 
 
 class Late:
-    """A request that is to be answered later."""
+    """A request that is answered later."""
 
     def __init__(self, began: float, kind: int, directory: Directory, key: int, program: Program) -> None:
         self.began = began  # immutable

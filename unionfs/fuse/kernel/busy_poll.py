@@ -72,7 +72,7 @@ class BusyPoll:
         self._costs: list[float] = []  # the processor time of these waits
         self._wait_asleep = 0.0  # medians of the last block of _SLEEP
         self._cost_asleep = 0.0
-        self._in_vain = 0  # polls of the block that found nothing
+        self._in_vain = 0  # polls of the block in which no request came
         self._preempted = 0  # when the block began
 
     def wait(self, device: Device) -> int:

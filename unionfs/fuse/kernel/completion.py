@@ -1,8 +1,8 @@
 """Complete the upper of a union that has views, a moment after it has begun to lack names of hard links.
 
-A daemon completes the upper when its union is unmounted (core.complete). While a view is used it lives on, and no
-request says that the union itself was unmounted; so the upper is completed without that. A thread waits for the moment,
-the loop does the work.
+A daemon completes the upper when its union is unmounted (core.complete). While a view is used the daemon lives on, and
+no request reports that the union itself was unmounted; so the upper is completed without waiting for that. A thread
+waits for the moment, the loop does the work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _DELAY_S: Final = 0.05
 _DELAY_MOST_S: Final = 5.0
 _DELAY_SHARE: Final = 20
-"""Searching for names reads all directories: it is done again after this many times its duration at the soonest."""
+"""A search for names reads all directories: the next one begins after at least this many times its duration."""
 
 
 class Completion:
@@ -31,7 +31,7 @@ class Completion:
         """`view`: of the union whose upper it is. `start` has the loop start a task."""
         self._view = view  # immutable
         self._start = start  # immutable
-        self._over = Event()  # set once: there is no more waiting
+        self._over = Event()  # set once: the daemon ends
         self._is_due = False  # whether a task is under way
         self._delay_s = _DELAY_S
         view.when_incomplete(self._begin)
@@ -53,7 +53,7 @@ class Completion:
         except OSError as error:
             log.warning("the upper may lack names of hard links: %s", error)
         self._delay_s = min(max(_DELAY_S, _DELAY_SHARE * (monotonic() - began)), _DELAY_MOST_S)
-        self._is_due = False  # what the search itself has recorded is no reason for another one
+        self._is_due = False  # the search's own changes of the index are no reason for another search
         return b""
 
     def end(self) -> None:

@@ -48,7 +48,7 @@ class ToRead(HasFd, Protocol):
 
 Reply = bytes | memoryview
 Work = Callable[[], Reply]
-"""Work for any thread, which also sends the answer that it returns (none if empty)."""
+"""Work for any thread. The thread sends the answer that the function returns (none if empty)."""
 
 
 class ThreadTask(NamedTuple):

@@ -39,7 +39,7 @@ class Device:
         room = memoryview(new_room(REQUEST_ROOM)) if request is None else request
         self.request: memoryview = room[:REQUEST_ROOM]  # overwritten by receive and sleep
         self.is_asleep = False  # whether `sleep` waits: a signal handler may then raise
-        self.is_interrupted = False  # set by a signal handler: there is no more sleep
+        self.is_interrupted = False  # set by a signal handler: `sleep` returns at once from then on
         self._read: Callable[[memoryview], int | None] = io.FileIO(fd, "rb", closefd=False).readinto
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -70,17 +70,17 @@ class Device:
         self._blocks = False
 
     def is_awake(self) -> None:
-        """Let `sleep` sleep again after `wake`."""
+        """End the effect of `wake`: `sleep` sleeps again."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._waker)
 
     def end(self) -> None:
-        """Close what the device has opened itself."""
+        """Close the descriptors that the device has opened itself."""
         os.close(self._waker)
 
     def touch(self) -> None:
-        """Have memory for all of `request`, which keeps its content. When a daemon is killed while the kernel makes
-        room for a request that it copies, the request fails with EIO, and no other daemon gets it."""
+        """Touch all pages of `request`, whose content stays, so that they have memory. If a daemon is killed while the
+        kernel allocates a page to copy a request into, the request fails with EIO, and no other daemon gets it."""
         for offset in range(0, len(self.request), _PAGE):
             self.request[offset] = self.request[offset]
 
@@ -160,7 +160,7 @@ class Device:
         return backing_id
 
     def close_backing(self, backing_id: int) -> bool:
-        """Give a backing id back; open files go on using its file. Returns whether there was one."""
+        """Give a backing id back; open files go on using its file. Returns whether the kernel had it."""
         try:
             fcntl.ioctl(self.fd, abi.DEV_IOC_BACKING_CLOSE, abi.BACKING_ID.pack(backing_id))
         except OSError:  # or the connection has ended

@@ -1,6 +1,7 @@
-"""One table: opcode -> how its request is decoded, which verb of the Union serves it, how the answer is encoded.
+"""One table: for each opcode a decoder of the request, the verb of the Union that serves it, an encoder of the answer.
 
-Bytes in, bytes out; no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides what waits.
+Takes and returns bytes; has no descriptor of the device. Knows decoders, encoders and the Union's verbs; decides which
+requests wait.
 
 Quick requests are answered at once. Slow work is put on `slow`: reads that must wait for a disk as work for any thread,
 large changes of content as a `ThreadTask` (see `finish_task`), copy-ups as a `CopyUpJob` (`finish`).
@@ -54,7 +55,7 @@ class Row(NamedTuple):
 
     fixed: int
     serve: Serve | None
-    """None: `error` is the answer, always."""
+    """None: `error` is always the answer."""
     error: int = errno.ENOSYS
     why: str = ""
 
@@ -167,7 +168,7 @@ TABLE: Final[dict[int, Row]] = {
     Op.FLUSH: _never(errno.ENOSYS, "nothing is held back that a close could fail to write"),
     Op.RELEASE: Row(abi.RELEASE_IN.size, handlers.release),
     Op.RELEASEDIR: Row(0, handlers.done, why="no open-file state"),
-    Op.ACCESS: _never(errno.ENOSYS, "access rights are checked by the kernel (default_permissions)"),
+    Op.ACCESS: _never(errno.ENOSYS, "the kernel checks access rights (default_permissions)"),
     Op.IOCTL: Row(abi.IOCTL_IN.size, handlers.ioctl),
     Op.POLL: _never(errno.ENOSYS, "regular files are always ready; pipes and sockets are the kernel's"),
     Op.BMAP: _never(errno.ENOSYS, "files have no blocks of a device"),
@@ -297,11 +298,11 @@ class Dispatcher:
         return reply
 
     def serve_again(self, request: bytes) -> Reply:
-        """Serve a request that was counted already. Returns its reply, or None as `handle` does."""
+        """Serve a request that was counted before. Returns its reply, or None as `handle` does."""
         return self.answer(_in_header(request), memoryview(request), len(request))
 
     def is_forget(self, buf: memoryview) -> bool:
-        """Whether a message tells that the kernel has forgotten nodes."""
+        """Whether a message is a FORGET or BATCH_FORGET."""
         return _in_header(buf)[1] in (int(Op.FORGET), int(Op.BATCH_FORGET))
 
     def answer(self, head: Head, buf: memoryview, end: int) -> Reply:
@@ -326,8 +327,8 @@ class Dispatcher:
         return reply
 
     def continue_serving(self, last: memoryview) -> None:
-        """Do what the daemon before has left, of which the kernel sends nothing again: FORGETs, if its `last` request
-        was such a one, and the names of hard links for its view. Before any other request."""
+        """Finish the work of the daemon before that no resent request covers: FORGETs, if its `last` request was one,
+        and the names of hard links for its view. Before any other request."""
         record = self.record
         assert record is not None
         if record.has_view:
@@ -346,7 +347,8 @@ class Dispatcher:
                 handlers.forget(self, unique, head[3], head, last, length)
 
     def take_back(self, unique: int) -> None:
-        """Undo what the daemon before has counted for this request, which is sent again: its answer was never given."""
+        """Take back the lookups and opens that the daemon before has counted for this request, which is sent again: the
+        kernel never got its answer."""
         if not self.unanswered.are_for(unique):
             return
         notes, self.unanswered = self.unanswered.notes, Notes()
@@ -358,8 +360,8 @@ class Dispatcher:
                 self.opens.take_back(note)
 
     def _serve_once(self, record: NodeRecord, head: Head, buf: memoryview, end: int) -> Reply:
-        """Serve a change that must not be done twice, and record it. If the daemon before has done it, find the
-        answer that it would have given."""
+        """Serve a change that must not be done twice, and record it. If the daemon before has done it, make the answer
+        that it would have given."""
         unique = head[2] & _UNIQUE
         before = self._changes.pop(unique, None) if head[2] != unique else None
         if before is not None and head[1] == _RELEASE:  # better counted too seldom than twice
@@ -383,8 +385,9 @@ class Dispatcher:
         return reply
 
     def _has_to_change(self, head: Head, buf: memoryview, end: int) -> bool:
-        """Whether a request that is served for the first time changes anything. Names the kernel has checked, but not
-        attributes: if one is missing that is to be removed, it must not be taken for removed just before a death."""
+        """Whether a request that is served for the first time changes anything. The kernel has checked names, but not
+        attributes: if the attribute to be removed is missing, the next daemon must not assume that this one has removed
+        it."""
         try:
             if head[1] == _REMOVEXATTR:
                 return self.union.find_xattr(head[3], decode.name_at(buf, BODY, end)) is not None
@@ -536,7 +539,7 @@ _MADE: Final[dict[int, int]] = {
     int(Op.SYMLINK): 0,
     int(Op.LINK): abi.LINK_IN.size,
 }
-"""Changes that are answered with the entry of a new name: what stands before that name."""
+"""Changes that are answered with the entry of a new name: the layout before that name."""
 
 _DONE_ALREADY: Final[dict[int, int]] = {
     **dict.fromkeys(_MADE, errno.EEXIST),
@@ -544,7 +547,8 @@ _DONE_ALREADY: Final[dict[int, int]] = {
     int(Op.SETXATTR): errno.EEXIST,
     int(Op.REMOVEXATTR): errno.ENODATA,
 }
-"""Changes that must not be done twice: the errno of the second time. The kernel has locked the directory meanwhile."""
+"""Changes that must not be done twice: the errno that the second time gives, since the kernel keeps the directory
+locked."""
 
 _ONCE: Final = frozenset((*_DONE_ALREADY, int(Op.TMPFILE), _RELEASE))
 

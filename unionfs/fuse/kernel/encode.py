@@ -179,7 +179,7 @@ class Encoder:
         self.set_id: set[int] = set()
         """Regular files whose attributes in the kernel have a set-id bit: replies add, the dispatcher removes."""
         self.written: set[int] = set()
-        """Files that the kernel writes by itself now (see `opens`): it may not cache their attributes."""
+        """Files that the kernel writes by itself at present (see `opens`): it may not cache their attributes."""
 
     def set_generation(self, generation: int) -> None:
         """Set the generation of the nodes, 32 bits, before the first entry."""

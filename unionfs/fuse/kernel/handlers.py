@@ -36,7 +36,7 @@ _SET_ID: Final = 0o6000
 _HOW: Final = abi.WRITE_CACHE | abi.WRITE_KILL_SUIDGID
 _PARENT: Final = b"..\0"
 _OF_HANDLES: Final = (b".\0", _PARENT)
-"""The names that the kernel looks up to find a node by its id alone (open_by_handle_at(2)); needs EXPORT_SUPPORT."""
+"""The names by which the kernel looks up a node by its id alone (open_by_handle_at(2)); needs EXPORT_SUPPORT."""
 _POSIX_ACL: Final = int(abi.Init.POSIX_ACL)
 _SETXATTR_EXT: Final = int(abi.Init.SETXATTR_EXT)
 _WRITEBACK_CACHE: Final = int(abi.Init.WRITEBACK_CACHE)
@@ -143,8 +143,9 @@ def write(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 
 def _write_back(self: Dispatcher, unique: int, nodeid: int, offset: int, pages: memoryview) -> Reply:
-    """Write pages of the kernel's cache. If an immutable or append-only file refuses them, they are dropped: else they
-    would be shown, and be written when the flag is gone and another byte of a page changes."""
+    """Write pages of the kernel's cache. If an immutable or append-only file refuses them, the kernel drops them:
+    otherwise readers would see them, and they would be written when the flag is gone and another byte of a page
+    changes."""
     try:
         return encode.written(
             unique, self.union.write_back(nodeid, offset, pages, nodeid not in self.without_privileges)
@@ -156,8 +157,8 @@ def _write_back(self: Dispatcher, unique: int, nodeid: int, offset: int, pages: 
 
 
 def _drop_pages(notify: Callable[[bytes], None], nodeid: int, offset: int = 0, length: int = 0) -> int:
-    """In a thread: let the kernel drop a node's pages, in a range (0: to the end), after it has written those that
-    programs have changed."""
+    """In a thread: have the kernel write out a node's dirty pages in a range (0: to the end) and drop all pages in
+    it."""
     notify(encode.notify_inval_inode(nodeid, offset, length))
     return 0
 
@@ -187,8 +188,8 @@ def setattr_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memory
 
 
 def _set_times(self: Dispatcher, unique: int, nodeid: int, change: AttrChange, is_flush: bool, is_touch: bool) -> bytes:
-    """Set times under WRITEBACK_CACHE. Append-only files take no times but now; a file that has become immutable or
-    append-only since it was written keeps those at which its pages reached it."""
+    """Set times under WRITEBACK_CACHE. Append-only files accept only the present time; a file that has become immutable
+    or append-only since a write keeps the times at which the pages were written to it."""
     try:
         return _set(self, unique, nodeid, change)
     except PermissionError:
@@ -208,11 +209,12 @@ def open_(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
     if self.opens is None:
         if not self.session.flags & _WRITEBACK_CACHE:
             return encode.error(unique, errno.ENOSYS)  # no open-file state: the kernel opens by itself from now on
-        # write(2) will succeed whatever the file: what it forbids can be refused here only.
+        # write(2) will succeed for any file: only here can flags of the file refuse it.
         self.union.check_open(nodeid, flags)
         return encode.opened(unique, 0, keeps_cache=True)
     if self.union.is_former(nodeid):
-        return _renumbered(self, unique, told=not unique & abi.UNIQUE_RESEND)  # its names lead to the present one
+        # its names lead to the present one
+        return _renumbered(self, unique, has_old_names=bool(unique & abi.UNIQUE_RESEND))
     plain = self.union.check_open(nodeid, flags)  # an append-only file: the kernel itself would write anywhere in it
     size = 0 if flags & os.O_TRUNC else None
     writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -240,14 +242,15 @@ def _truncated(
 
 
 def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool, *, plain: bool = False) -> Reply:
-    """Let the kernel open the file that holds the node's data now; `plain`: let it send what is read and written."""
+    """Let the kernel open the file that holds the node's data now; `plain`: let it send reads and writes as
+    messages."""
     opens = self.opens
     assert opens is not None
     file = self.union.backing_fd(nodeid)
     if opens.is_elsewhere(nodeid, file, plain=plain):  # see `opens`
         has_more_names = self.union.renumber(nodeid)
         self.forget_node(nodeid)
-        return _renumbered(self, unique, told=not has_more_names)
+        return _renumbered(self, unique, has_old_names=has_more_names)
     reply = encode.opened(unique, opens.open(nodeid, file, writes=writes, plain=plain))
     if not writes:
         return reply
@@ -255,10 +258,10 @@ def _opened(self: Dispatcher, unique: int, nodeid: int, writes: bool, *, plain: 
     return None
 
 
-def _renumbered(self: Dispatcher, unique: int, *, told: bool) -> Reply:
-    """Have the kernel look up a node again that has another number. Not `told`: other names of it may lead to the old
-    one in the kernel."""
-    if told or not self.session.has_epochs:
+def _renumbered(self: Dispatcher, unique: int, *, has_old_names: bool) -> Reply:
+    """Have the kernel look up a node again that has a new number. `has_old_names`: in the kernel other names of the
+    node may still lead to the old number."""
+    if not (has_old_names and self.session.has_epochs):
         return encode.error(unique, errno.ESTALE)
     self.slow += (encode.notify_inc_epoch(), encode.error(unique, errno.ESTALE))
     return None
@@ -292,15 +295,15 @@ def fallocate(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memor
 
 
 def lseek(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryview, end: int) -> Reply:
-    """Find data or a hole. The kernel does not write out before what a mapping, or write(2) with WRITEBACK_CACHE, has
-    put into a hole of the branch's file: it is made to, for the pages of that hole."""
+    """Find data or a hole. The kernel does not first write out dirty pages, of a mapping or of write(2) with
+    WRITEBACK_CACHE, in a hole of the branch's file: a notification makes it write the pages of that hole."""
     offset, whence = decode.lseek(head, buf, end)
     return _seek(self, unique, nodeid, offset, whence, 0)
 
 
 def _seek(self: Dispatcher, unique: int, nodeid: int, offset: int, whence: int, known: int, _outcome: int = 0) -> Reply:
-    """Answer LSEEK if it tells of no hole but before `known`, where the kernel has no newer pages; else after those in
-    the hole have been written."""
+    """Answer LSEEK at once if the result is no hole, or a hole before `known`, where the kernel has no newer pages;
+    else after the pages in the hole have been written."""
     found = _find(self, nodeid, offset, whence)
     begin = found if whence == os.SEEK_HOLE and found >= 0 else offset
     stop = found if whence == os.SEEK_DATA else _find(self, nodeid, begin, os.SEEK_DATA)  # of the hole
@@ -500,8 +503,8 @@ def ioctl(self: Dispatcher, unique: int, nodeid: int, head: Head, buf: memoryvie
 
 
 def _complete(self: Dispatcher, unique: int, head: Head, buf: memoryview) -> Reply:
-    """Complete the files of the upper that have not all of their data, one after the other: this request waits for each
-    and is served again. For root and the daemon's own user. EIO if data are missing, ENOSPC."""
+    """Complete the partial files of the upper, one after the other: this request waits for each and is served again.
+    For root and the daemon's own user. EIO if data are missing, ENOSPC."""
     if head[4] not in (0, os.geteuid()):
         return encode.error(unique, errno.EPERM)
     while (nodeid := self.union.next_partial()) is not None:

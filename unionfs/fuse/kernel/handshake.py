@@ -16,8 +16,8 @@ from unionfs.fuse.kernel.session import Session, Tuning, UnsupportedError
 from unionfs.fuse.options import ServeOptions
 
 _WAIT_MS: Final = 10_000
-"""INIT comes with the mount: without it after this time, another process reads the descriptor, or nothing is
-mounted."""
+"""Seconds to wait for INIT, which the kernel sends at the mount: if it does not come, another process reads the
+descriptor, or nothing is mounted."""
 
 
 def negotiate(fd: int, options: ServeOptions, tuning: Tuning | None = None) -> Session:

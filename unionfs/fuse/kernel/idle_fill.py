@@ -1,8 +1,8 @@
 """Complete files of which the upper has a part, while the union has nothing else to do.
 
 A thread notices that no requests have come for a while and has the loop begin a piece of a file, which a worker thread
-copies; then it asks for the next one, until a request comes or nothing is left. It runs only while there are such
-files.
+copies; then it asks for the next piece, until a request comes or nothing is left. The thread runs only while there are
+partial files to complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unionfs.fuse.kernel.session import Session
 log = logging.getLogger(__name__)
 
 _IDLE_S: Final = 10.0
-"""So long no request may have come."""
+"""Seconds without a request before a piece begins."""
 
 _NOTHING: Final = 0  # nothing is left to do
 _BUSY: Final = 1  # not now
@@ -48,7 +48,7 @@ class IdleFill:
         union.when_growing(self._begin)
 
     def _begin(self) -> None:
-        """A file has got blocks: wait for a time without requests."""
+        """Begin to wait for a time without requests, since a file has got blocks."""
         if not self._is_running:
             self._is_running = True
             try:
@@ -78,8 +78,8 @@ class IdleFill:
         return sum(self._session.counts)
 
     def _piece(self) -> bool:
-        """Begin to bring a piece. Returns that this call is done."""
-        if self._session.waiting:  # a copy-up takes so long; it may be of the same file
+        """Begin to copy a piece. Returns False: this call of `fuse.calls` is done."""
+        if self._session.waiting:  # a copy-up is in progress, perhaps of the same file
             self._found = _BUSY
             return False
         try:

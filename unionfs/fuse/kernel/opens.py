@@ -6,7 +6,7 @@ open by its lower file cannot be opened by the copy in the upper. Its node then 
 answered ESTALE, the kernel looks the name up again, finds the new number and opens that. Descriptors opened before keep
 the lower's data, as on the kernel's overlay.
 
-What is open stands in the record of nodes, where there is one: the kernel's opens and backing ids outlive a daemon.
+The record of nodes, where there is one, has the open files: the kernel's opens and backing ids outlive a daemon.
 Knows descriptors and the device. Does not know the union or the layout of messages.
 """
 
@@ -15,9 +15,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import Final, Protocol
+from typing import Final
 
 from unionfs.core.node_record import OPENED, OPENED_TO_WRITE, NodeRecord, OpenFile
+from unionfs.fuse.kernel.data import HasFd
 from unionfs.fuse.kernel.device import Device
 
 log = logging.getLogger(__name__)
@@ -26,17 +27,12 @@ PLAIN: Final = 0
 """No backing file: reads and writes are messages."""
 
 
-class HasFd(Protocol):
-    """A descriptor that stays open as long as a reference to this object exists."""
-
-    fd: int
-
-
 class Opens:
     """The open files of one mount. Used on the loop's thread only."""
 
     def __init__(self, device: Device, record: NodeRecord | None) -> None:
-        """`record`: where another daemon is to find them when this one dies; what is in it, is open."""
+        """`record`: where another daemon finds the open files when this one dies; the files that it has are open
+        already."""
         self._device = device  # immutable
         self._record = record  # immutable
         self._open: dict[int, OpenFile] = record.opens if record is not None else {}  # by node id
@@ -58,8 +54,8 @@ class Opens:
         return self._plain_opens if self._record is None else self._record.plain_opens
 
     def is_elsewhere(self, nodeid: int, file: HasFd, *, plain: bool = False) -> bool:
-        """Whether the node is open by another file than `file`, or by a file although it is to be opened `plain`, so
-        that it cannot be opened so."""
+        """Whether the node is open with another backing file than `file`, or with any backing file although the new
+        open is `plain`: then the kernel would refuse the new open."""
         found = self._open.get(nodeid)
         return found is not None and found.backing_id != PLAIN and (plain or found.identity != _identity(file))
 

@@ -37,10 +37,10 @@ from unionfs.fuse.watching import UNWATCHED_S, Notifier
 from unionfs.syscalls import processors
 
 _TURN_S: Final = 0.005
-"""How long requests may keep the loop from all else, in seconds."""
+"""Seconds for which the loop may serve requests before it does other work."""
 
 _LAST_TURN_MS: Final = 1
-"""How long the loop waits for one more request while a notification is to end."""
+"""Milliseconds that the loop waits for one more request until a notification ends."""
 
 
 def serve(
@@ -103,7 +103,7 @@ class _Engine:
         self._busy_poll = busy_poll  # immutable
         self._dispatcher = dispatcher  # immutable
         self._session = dispatcher.session  # immutable
-        self._notifier = notifier  # set once by _begin_telling, where there is no watch
+        self._notifier = notifier  # set once by _begin_notifying, where there is no watch
         self._record = dispatcher.record  # immutable
         self._record_lock = threading.Lock()
         if notifier is not None:
@@ -113,22 +113,22 @@ class _Engine:
             notifier.resume(everything=dispatcher.continues, by_name=not self._session.has_epochs)
             if notifier.fd >= 0:
                 device.add(notifier.fd)
-        self._has_events = False  # whether the notifier has changes to process
+        self._has_events = False  # whether the notifier has more changes to process
         self._main = threading.get_ident()  # immutable
-        self._calls = Calls(self._wake, self._begin_telling, self._has_told, self._is_quiet)  # immutable
+        self._calls = Calls(self._wake, self._begin_notifying, self._has_notified, self._is_quiet)  # immutable
         self._session.calls = self._calls
         self._workers = Workers()  # immutable
-        dispatcher.notify = self._tell
+        dispatcher.notify = self._notify_now
         self._away = 0  # copy-ups and tasks in threads
         self._changing = 0  # those of the tasks that may change a file of the upper
         self._telling = 0  # those that wait in the kernel for one of our answers
         self._ended: deque[tuple[CopyUpJob | data.ThreadTask, int, Exception | None]] = deque()
         """Work that has ended, with its outcome or error; filled by the threads."""
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # rung by them afterwards
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # the threads write to it afterwards
         self._idle_fill = IdleFill(dispatcher.union, self._session, self._calls, self._start_one)  # immutable
 
     def begin(self) -> None:
-        """Begin what the daemon before has left to do."""
+        """Begin the work that the daemon before has left."""
         self._start()
 
     def work(self) -> None:
@@ -148,16 +148,16 @@ class _Engine:
         self._device.wake()
         signal.pthread_kill(self._main, WAKE)
 
-    def _begin_telling(self) -> Callable[[list[Invalidation]], None]:
+    def _begin_notifying(self) -> Callable[[list[Invalidation]], None]:
         """Return the function that sends invalidations to the kernel."""
         if self._notifier is None:
             self._notifier = Notifier(self._dispatcher.union, watches=False)
             self._start_notifier(self._notifier)
         return self._notifier.tell
 
-    def _has_told(self) -> bool:
+    def _has_notified(self) -> bool:
         """In another thread: whether the kernel has got all invalidations."""
-        return self._notifier is None or self._notifier.has_told
+        return self._notifier is None or self._notifier.has_notified
 
     def _is_quiet(self) -> bool:
         """Whether no thread changes a file: copy-ups write to new files only."""
@@ -178,7 +178,7 @@ class _Engine:
             self._finish()
 
     def _start(self) -> None:
-        """Begin the work in `Dispatcher.slow`. Work that no thread can be started for is done here."""
+        """Begin the work in `Dispatcher.slow`. If no thread can be started, the work is done here."""
         slow = self._dispatcher.slow
         while slow:
             item = slow.pop(0)
@@ -205,7 +205,7 @@ class _Engine:
         self._start()
 
     def _work(self, item: CopyUpJob | data.ThreadTask) -> None:
-        """In a thread: do what the loop finishes."""
+        """In a thread: do work that the loop then finishes."""
         outcome, error = 0, None
         try:
             if isinstance(item, CopyUpJob):
@@ -252,14 +252,15 @@ class _Engine:
         for observer in self._session.observers:
             observer.late(reply)
 
-    def _tell(self, message: bytes) -> None:
+    def _notify_now(self, message: bytes) -> None:
         """In a thread: send a notification for which the kernel may wait for our answers."""
         with suppress(Gone), self._noted():
             self._device.notify(message)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """In a thread: have the record say that it waits in a notification, so that no death of ours waits for it."""
+        """In a thread: record that it waits in a notification, so that the keeper does not wait for this thread if the
+        daemon dies."""
         record, position = self._record, 0
         if record is not None:
             with self._record_lock:
@@ -299,7 +300,7 @@ class _Engine:
         self._device.end()
 
     def leave(self) -> None:
-        """Wait for what would keep the process from ending, and for nothing else."""
+        """Wait only for threads that would keep the process from ending."""
         if self._notifier is not None:
             self._notifier.stop()
         self._let_notifications_end()
@@ -314,7 +315,7 @@ class _Engine:
 
 
 def _fail() -> int:
-    """Stand in for work that no thread can be started for, and that must not be done on the loop's."""
+    """Replaces work for which no thread can be started, and which must not be done on the loop's thread."""
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 

@@ -62,11 +62,12 @@ SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, SUBMOUNTS, MAP_ALIGNMENT and HAS_I
 REQUEST_TIMEOUT."""
 
 _PASSTHROUGH: Final = Init.PASSTHROUGH | Init.ATOMIC_O_TRUNC
-"""Asked for by an option, since opens then are messages. An OPEN that truncates must say so: a lower file is then not
-copied up only to be cut off."""
+"""Requested only with an option, since opens are messages then. The OPEN must contain O_TRUNC: otherwise a lower file
+would be copied up and then truncated."""
 
 _STACK_DEPTH: Final = 1
-"""Branches are on filesystems that are not stacked themselves, so that another can be stacked on the mount."""
+"""Branches are on filesystems that are not stacked themselves, so that another filesystem can be stacked on the
+mount."""
 
 READDIRPLUS: Final = {
     "always": Init.DO_READDIRPLUS,
@@ -103,16 +104,16 @@ class Waiting:
 
 @dataclass(slots=True)
 class Kept:
-    """What a daemon needs that another one is to continue, or that continues from another one."""
+    """The state of a daemon that another one can continue, or that continues from another one."""
 
     record: NodeRecord  # immutable
     view_record: NodeRecord | None  # immutable: the nodes of the view, if one is offered
     continues: bool = False  # set once: this is not the first daemon
     changes: dict[int, bool] = field(default_factory=dict)
     """Requests that the daemon before has begun, by unique: whether they are known to be done."""
-    unanswered: Notes = field(default_factory=Notes)  # set once: what it has counted for its last request
+    unanswered: Notes = field(default_factory=Notes)  # set once: the counts of its last request
     refused: int = 0  # set once: unique of a request that is answered EIO; 0: none
-    is_left: bool = False  # set once, by another thread, before it interrupts: the next daemon answers what is open
+    is_left: bool = False  # set once, by another thread: the next daemon answers open requests
 
 
 class Session:
@@ -137,15 +138,15 @@ class Session:
         self.waiting: dict[int, Waiting] = {}  # by node id; changed by hold and release only
 
     def keep(self, kept: Kept) -> None:
-        """Count and record what is served so that another daemon can continue."""
+        """Record counts and requests from now on, so that another daemon can continue."""
         before, self.counts = self.counts, kept.record.counts
         for code, count in enumerate(before):
-            if count:  # else nothing is written: another process may be counting
+            if count:  # else nothing is written: another daemon may still write to the record
                 self.counts[code] += count
         self.kept = kept
 
     def state(self) -> dict[str, int]:
-        """Return what another process needs to go on with the connection, for `continued`."""
+        """Return the values with which another process continues the connection, for `continued`."""
         return {
             "minor": self.minor,
             "flags": self.flags,
@@ -166,7 +167,7 @@ class Session:
         if (unknown := made.flags & ~made._wanted()) or state["max_write"] > MAX_WRITE:
             what = f"flags {int(unknown):#x}" if unknown else f"requests of {state['max_write']} bytes"
             raise UnsupportedError(
-                errno.EPROTONOSUPPORT, f"the mount has negotiated {what}, which this program has not"
+                errno.EPROTONOSUPPORT, f"the mount has negotiated {what}, which this program does not have"
             )
         made.encoder.set_generation(state["generation"])
         made.view_generation = state["view_generation"]

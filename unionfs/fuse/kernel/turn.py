@@ -1,4 +1,4 @@
-"""One turn of the loop: requests from the device to the dispatcher, answers back, until something else is to be done.
+"""One turn of the loop: pass requests from the device to the dispatcher and send answers, until there is other work.
 
 A plain function, so that it can be compiled: a program that got its answer often asks again at once.
 """
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _clock: Final = monotonic
 _FULL: Final = (-errno.ENOSPC, -errno.EDQUOT)
 _REQUESTS_BETWEEN: Final = 64
-"""How many requests may come before a refusal for want of space is sent."""
+"""How many requests are read before a refusal for lack of space is sent."""
 _ERROR_SIZE: Final = abi.OUT_HEADER.size
 _SETATTR_SIZE: Final = BODY + abi.SETATTR_IN.size
 
@@ -86,8 +86,8 @@ def _serve_after_forgets(
 ) -> bytes | memoryview | None:
     """Serve a request that found the disk full once more, if a FORGET is read before its refusal is sent.
 
-    The kernel hands out requests before FORGETs. A program that removes a file to make room and writes at once would be
-    told that there is none, since a removed file keeps its space until its FORGET.
+    The kernel hands out requests before FORGETs. A program that removes a file to make room and writes at once would
+    get ENOSPC, since a removed file keeps its space until its FORGET.
     """
     has_forgotten = False
     for _ in range(_REQUESTS_BETWEEN):

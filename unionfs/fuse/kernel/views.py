@@ -39,8 +39,8 @@ _BETWEEN_UNIONS: Final = (int(Op.COPY_FILE_RANGE), int(Op.COPY_FILE_RANGE_64))
 
 
 def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None:
-    """Return the reply to a LOOKUP in the union's root, if it finds the view; None: the name means nothing special.
-    Makes the view at the first time."""
+    """Return the reply to a LOOKUP in the union's root, if it finds the view; None: the name is an ordinary one. The
+    first such LOOKUP makes the view."""
     offer = main.session.view_offer
     if offer is None or not offer.is_for(name, head[4], head[6]):
         return None
@@ -58,8 +58,8 @@ def root(main: Dispatcher, unique: int, name: bytes, head: Head) -> bytes | None
 
 
 def asked(main: Dispatcher, attribute: bytes, head: Head) -> bytes | None:
-    """Return the value of an extended attribute of the union's root whose name begins with ASKED: when the union was
-    last asked for. None if it is not the view's, or not for the process that asks."""
+    """Return the value of an extended attribute of the union's root whose name begins with ASKED: the time of the last
+    statfs(2) on the union. None if the name is not the view's, or the calling process may not have it."""
     offer = main.session.view_offer
     if offer is None or not offer.is_for(PREFIX + attribute.removeprefix(ASKED), head[4], head[6]):
         return None

@@ -20,7 +20,7 @@ _MOST: Final = 32
 """Threads at once; further work waits for one of them."""
 
 _IDLE_S: Final = 10.0
-"""A thread that gets no work for so long ends."""
+"""Seconds without work after which a thread ends."""
 
 
 class Workers:
