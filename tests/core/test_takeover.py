@@ -278,3 +278,32 @@ def _unlink(stack: Stack, record: NodeRecord, kernel: bytes, at: int) -> tuple[b
     driver.close(1)
     driver.forget_all()
     return data, [name for _, _, names in os.walk(os.fsencode(stack.work)) for name in names]
+
+
+def test_a_file_keeps_its_id_when_the_first_of_its_names_was_removed_and_the_daemon_died_before_it_recorded_that(
+    ram_path: Path,
+) -> None:
+    stack = Stack(ram_path, "e/a=link d/a==e/a", upper="e/", whiteout="aufs", caching=True)
+    _kept(stack)
+
+    def live() -> list[int]:
+        union = stack.union
+        above = [union.lookup(ROOT, name).nodeid for name in (b"e", b"d")]
+        return [*above, *(union.lookup(directory, b"a").nodeid for directory in above)]
+
+    e, d, file, same = cast(list[int], expect(in_child(live)))
+    assert file == same
+    assert stack.upper is not None
+    (stack.upper / "e" / ".wh.a").touch()
+
+    def forget_directory() -> bytes:
+        takeover.take_over(stack.union)
+        stack.union.forget(e)
+        return stack.union.read(file, 0, 9)
+
+    def read() -> tuple[bytes, int]:
+        takeover.take_over(stack.union)
+        return stack.union.read(file, 0, 9), stack.union.lookup(d, b"a").nodeid
+
+    assert expect(in_child(forget_directory)) == b"link"
+    assert expect(in_child(read)) == (b"link", file)

@@ -188,6 +188,7 @@ class NodeTable:
     def add(self, node: Node) -> None:
         """Add a new node, and make it its parent's child unless it has no name (root, unnamed file)."""
         self._nodes[node.nodeid] = node
+        there: RecordedNode | None = None
         if self.recorded:
             there = self.take_recorded(node.nodeid)
             if there is not None:
@@ -200,6 +201,8 @@ class NodeTable:
                         self._nodes[former] = node
         if node.parent is not None and not (isinstance(node, FileNode) and node.is_dead):
             node.parent.children[node.name] = node
+            if there is not None and there.names[0] != (node.parent.nodeid, node.name):
+                self.renamed(node)  # its first name may be gone, and nothing keeps the directory of that
         if self.handle_table is not None and self.handle_table.taken and not node.slot:
             node.slot = self.handle_table.taken.pop(node.nodeid, 0)
             self.renamed(node)
